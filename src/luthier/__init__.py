@@ -1,0 +1,52 @@
+"""Luthier: measure, fit, compare and ship adaptations of foundation models.
+
+Names load on first use, so `import luthier` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "attach": "core.adapt",
+    "detach": "core.adapt",
+    "enable": "core.adapt",
+    "disable": "core.adapt",
+    "disabled": "core.adapt",
+    "trainable": "core.adapt",
+    "describe": "core.adapt",
+    "rows": "core.adapt",
+    "prompt": "core.adapt",
+    "Form": "core.form",
+    "Component": "core.component",
+    "Site": "core.site",
+    "LuthierError": "core.errors",
+    "select": "core.select",
+    "merge": "core.merge",
+    "unmerge": "core.merge",
+    "save": "core.store",
+    "load": "core.store",
+    "export": "core.export",
+    "model": "models",
+    "train": "train",
+    "evaluate": "train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"luthier.{_PUBLIC[name]}"), name)
+    if name[:1].isupper():  # a component by its class name: lt.WeGeFT
+        from luthier.core.component import axes, find, names
+
+        for axis in axes():
+            if name.lower() in {n.replace("_", "") for n in names(axis)}:
+                return find(axis, name)
+    raise AttributeError(f"module 'luthier' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,1 @@
+"""What every method stands on. Nothing here knows a method by name."""

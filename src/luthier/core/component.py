@@ -1,0 +1,110 @@
+"""Components: frozen hyper-parameters found by discovery, never listed.
+
+An axis (`forms`, `ranks`, `objectives`, …) is a folder; a component is the one class in it whose lower-cased name
+is its file's (`forms/wegeft.py` holds `WeGeFT`). Folders named in `LUTHIER_PATH` add their own `<axis>/*.py` files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import pkgutil
+import types
+import typing
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from luthier.core.errors import LuthierError, near
+
+C = TypeVar("C", bound="Component")
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """Base of everything that a registry holds: a frozen dataclass whose docstring opens with its equation."""
+
+    paper: ClassVar[str] = ""
+    """Authors, year and identifier of the source."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Names of the statistics that `init` (or its twin on another axis) reads."""
+
+    @classmethod
+    def name(cls) -> str:
+        """The registry's name: the class's, in lower case."""
+        return cls.__name__.lower()
+
+    @classmethod
+    def equation(cls) -> str:
+        """The first line of the docstring."""
+        return (cls.__doc__ or "").strip().split("\n", 1)[0]
+
+    @classmethod
+    def settings(cls) -> dict[str, tuple[Any, dataclasses.Field]]:
+        """`{name: (type, field)}` of every hyper-parameter, in order."""
+        hints = typing.get_type_hints(cls)
+        return {f.name: (hints[f.name], f) for f in dataclasses.fields(cls)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hyper-parameters as JSON holds them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[C], values: dict[str, Any]) -> C:
+        """The component with these hyper-parameters; an unknown or ill-typed one raises `LuthierError`."""
+        known = cls.settings()
+        for key, value in values.items():
+            if key not in known:
+                hint = near(key, known)
+                raise LuthierError(f"{cls.name()} has no setting {key!r}{hint} It has: {', '.join(known)}.")
+            check_type(f"{cls.name()}.{key}", value, known[key][0])
+        return cls(**values)
+
+
+def check_type(label: str, value: Any, hint: Any) -> None:
+    """Raises unless the JSON `value` fits the annotation `hint` (int passes for float; tuples come as lists)."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    origins = tuple(typing.get_origin(option) or option for option in options)
+    if float in origins:
+        origins += (int,)
+    if any(origin is typing.Literal for origin in origins):
+        choices = [c for o in options if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)]
+        if value in choices or (value is None and type(None) in origins):
+            return
+        raise LuthierError(f"{label} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
+    if isinstance(value, bool) and bool not in origins or not isinstance(value, origins):
+        wanted = " or ".join("none" if o is type(None) else o.__name__ for o in origins)
+        raise LuthierError(f"{label} is {value!r} ({type(value).__name__}); expected {wanted}.")
+
+
+def plugin_folders(axis: str) -> list[str]:
+    """`<folder>/<axis>` for every folder of `LUTHIER_PATH`; an axis package appends them to its `__path__`."""
+    roots = [r for r in os.environ.get("LUTHIER_PATH", "").split(os.pathsep) if r]
+    return [str(Path(root) / axis) for root in roots if (Path(root) / axis).is_dir()]
+
+
+def names(axis: str) -> list[str]:
+    """The names on an axis, sorted. Files that open with `_` are private and hold no component."""
+    package = importlib.import_module(f"luthier.{axis}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def find(axis: str, name: str) -> type[Component]:
+    """The component `name` of an axis; an unknown name raises with near ones."""
+    known = names(axis)
+    file = {n.replace("_", ""): n for n in known}.get(name.lower().replace("_", "").replace("-", ""))
+    if file is None:
+        raise LuthierError(f"no {axis.rstrip('s')} named {name!r}{near(name, known)} There are: {', '.join(known)}.")
+    module = importlib.import_module(f"luthier.{axis}.{file}")
+    wanted = file.replace("_", "")
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Component) and value.__name__.lower() == wanted:
+            return value
+    raise LuthierError(f"{module.__file__} defines no Component class whose lower-cased name is {wanted!r}.")
+
+
+def axes() -> list[str]:
+    """The axes: the packages of `luthier` whose modules are components (they carry `AXIS`, a question)."""
+    root = importlib.import_module("luthier")
+    found = [m.name for m in pkgutil.iter_modules(root.__path__) if m.ispkg]
+    return [name for name in found if "AXIS" in vars(importlib.import_module(f"luthier.{name}"))]

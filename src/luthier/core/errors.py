@@ -1,0 +1,17 @@
+"""What Luthier raises: one exception that says what was found, what was expected and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LuthierError(ValueError):
+    """Bad input, told plainly. The command line prints it and exits with 2, without a traceback."""
+
+
+def near(word: str, words: Iterable[str], count: int = 3) -> str:
+    """`"; did you mean 'a' or 'b'?"` for the words nearest to `word`, or an empty string."""
+    folded = {w.lower(): w for w in words}
+    found = [folded[w] for w in difflib.get_close_matches(word.lower(), folded, n=count, cutoff=0.5)]
+    return "; did you mean " + " or ".join(repr(w) for w in found) + "?" if found else ""
