@@ -1,0 +1,371 @@
+"""Attach, detach, enable: an adapted model is still the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.attention import refresh_prefixes
+from luthier.core.call import Prompt
+from luthier.core.errors import LuthierError, near
+from luthier.core.form import Form, Stats
+from luthier.core.layer import block_lists, compute_dtype, stack_owner, weight_of
+from luthier.core.probe import unreached
+from luthier.core.select import Selection, select
+from luthier.core.site import Site
+from luthier.core.slot import Part, Slot, State
+from luthier.core.swap import adapters_of, prompting, swap, unswap
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def attach(
+    model: nn.Module,
+    form: Form,
+    where: str | Iterable[Site] | None = None,
+    name: str = "default",
+    *,
+    stats: Mapping[str, Stats] | None = None,
+    check: bool = True,
+) -> nn.Module:
+    """Attaches `form` at `where` (see `luthier.core.select`) under `name` and freezes the rest of the model.
+
+    The module classes change to subclasses of themselves; the model, its type and the base's keys stay.
+    `stats` gives, by path, the statistics that the form needs beyond the weights. With `check`, one small pass
+    makes sure that every kind of site takes part in the forward pass. Returns the model.
+
+    Raises `LuthierError` for a selector that matches nothing, a kind of site that the form cannot take, a name
+    that already acts there, and a site that the model bypasses; the model is then as it was.
+    """
+    if not NAME.fullmatch(name):
+        raise LuthierError(f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64).")
+    spoken = form.where if where is None else where
+    sites = select(model, spoken)
+    text = spoken if isinstance(spoken, str) else ", ".join(map(str, sites))
+    state = find_state(model) or _new_state(model)
+    _refuse(form, sites, name, state)
+    parts = [Part(name, each, text, sites) for each in form.parts()]
+    try:
+        for part in parts:
+            _place(model, state, part, stats or {})
+        _mark(model, state)
+        refresh_prefixes(model)
+        missed = unreached(model, state, sites) if check else []
+        if missed:
+            raise LuthierError(
+                f"{', '.join(missed)}: the model computes without calling these layers, so an adapter there "
+                "would do nothing. Choose other layers, or check=False if a later pass reaches them."
+            )
+    except BaseException:
+        _remove(model, state, parts)
+        raise
+    return model
+
+
+def _refuse(form: Form, sites: Selection, name: str, state: State) -> None:
+    wrong = [site for site in sites if site.kind not in form.kinds]
+    if wrong:
+        raise LuthierError(
+            f"{form.name()} acts on sites of kind {', '.join(form.kinds)}; {wrong[0]} is of kind "
+            f"{wrong[0].kind} (its default is where={form.where!r})."
+        )
+    if state.merged:
+        raise LuthierError("adapters are merged into the weights; unmerge before attaching another.")
+    taken = {key for part in state.parts if part.name == name for key in (s.key for s in part.sites)}
+    double = [site for site in sites if site.key in taken]
+    if double:
+        raise LuthierError(
+            f"adapter {name!r} already acts on {double[0]}; give the new one another name, or detach it first."
+        )
+
+
+def find_state(model: nn.Module) -> State | None:
+    """The state of an adapted model, also under a wrapper (torch.compile, DDP); None if it is not adapted."""
+    states = (vars(module).get("_luthier") for module in model.modules())
+    return next((s for s in states if s is not None), None)
+
+
+def state_of(model: nn.Module) -> State:
+    """The state of an adapted model; raises for one that carries no adapter."""
+    state = find_state(model)
+    if state is None:
+        raise LuthierError(f"this {type(model).__name__} carries no adapter; attach or load one first.")
+    return state
+
+
+def _new_state(model: nn.Module) -> State:
+    state = State(trained_before={n: p.requires_grad for n, p in model.named_parameters()})
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    vars(model)["_luthier"] = state
+    return state
+
+
+def _place(model: nn.Module, state: State, part: Part, stats: Mapping[str, Stats]) -> None:
+    """Creates the parameters of every group and hangs a slot on every module."""
+    state.parts.append(part)
+    owners = {path: stack_owner(model, path) for path in block_lists(model)}
+    for site in part.sites:
+        module = model.get_submodule(site.module)
+        params = _parameters(module, site, part, stats.get(site.path, {}))
+        owner = next((o for path, o in owners.items() if site.path.startswith(path + ".")), "")
+        for tied in _tied(model, site):
+            slot = Slot(part, tied, owner, params)
+            _hang(model.get_submodule(tied.module), slot, state)
+            part.slots.setdefault(part.form.group(site), slot)
+
+
+def _hang(module: nn.Module, slot: Slot, state: State) -> None:
+    slot.train(module.training)
+    adapters = swap(module, state, slot.site.module)
+    count = sum(other.name == slot.name for other in adapters.slots())
+    adapters.add_module(slot.name if not count else f"{slot.name}:{count}", slot)
+    adapters.refresh()
+
+
+def _tied(model: nn.Module, site: Site) -> list[Site]:
+    """The site, and for a parameter every other place where the model uses the same tensor."""
+    if site.kind != "param":
+        return [site]
+    tensor = model.get_parameter(site.path)
+    paths = (path for path, p in model.named_parameters(remove_duplicate=False) if p is tensor)
+    return [site, *(replace(site, path=path) for path in paths if path != site.path)]
+
+
+def _parameters(module: nn.Module, site: Site, part: Part, stats: Stats) -> dict[str, nn.Parameter]:
+    form, group = part.form, part.form.group(site)
+    first = part.slots.get(group)
+    if first is not None:
+        if (first.site.d_in, first.site.d_out) != (site.d_in, site.d_out) and not _fits(first, site, module):
+            raise LuthierError(
+                f"share={form.share!r}: {site} ({site.d_in} -> {site.d_out}) cannot share parameters with "
+                f"{first.site} ({first.site.d_in} -> {first.site.d_out})."
+            )
+        return {k: p for k, p in first._parameters.items() if p is not None}
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    with torch.device(device), torch.no_grad():
+        tensors = _initial(module, site, form, stats)
+    wide = torch.promote_types(compute_dtype(module), torch.float32)  # float32 masters on a bf16 base
+    return {
+        key: nn.Parameter(
+            tensor.to(wide) if tensor.is_floating_point() else tensor, key not in form.frozen
+        )
+        for key, tensor in tensors.items()
+    }
+
+
+def _fits(first: Slot, site: Site, module: nn.Module) -> bool:
+    """Whether the form would give this site parameters of the shapes that the first one has."""
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in first.form.init(site, {}).items()} if not first.form.needs else {}
+    return shapes == {k: v.shape for k, v in first._parameters.items() if v is not None}
+
+
+def _initial(module: nn.Module, site: Site, form: Form, stats: Stats) -> dict[str, Tensor]:
+    given = dict(stats)
+    if "weight" in form.needs:
+        raw = module.get_parameter(site.path.rpartition(".")[2]) if site.kind == "param" else weight_of(module)
+        given["weight"] = raw.mT if site.transposed and site.kind == "param" else raw
+    missing = [need for need in form.needs if need not in given]
+    if missing:
+        raise LuthierError(f"{form.name()} needs {', '.join(missing)} of {site}; measure it and pass stats=….")
+    if site.experts is None:
+        return form.init(site, given)
+    each = [form.init(site, {k: v[i] for k, v in given.items()}) for i in range(site.experts)]
+    return {key: torch.stack([tensors[key] for tensors in each]) for key in each[0]}
+
+
+def _mark(model: nn.Module, state: State) -> None:
+    """Gives roots, owners and blocks their part in resolving positions, where a form asks for them."""
+    for path in [p for p, m in model.named_modules() if (a := adapters_of(m)) and a.block is not None]:
+        adapters_of(model.get_submodule(path)).block = None  # type: ignore[union-attr]
+    if not any(slot.spot for part in state.parts for slot in part.slots.values()):
+        return
+    for path, blocks in block_lists(model).items():
+        owner = stack_owner(model, path)
+        swap(model.get_submodule(owner), state, owner).owner = owner
+        for index, block in enumerate(blocks):
+            swap(block, state, f"{path}.{index}").block = owner
+    swap(model, state, "").root = True
+    state.decoder = _decoder_path(model)
+
+
+def _decoder_path(model: nn.Module) -> str | None:
+    config = getattr(model, "config", None)
+    if not getattr(config, "is_encoder_decoder", False):
+        return None
+    decoder = model.get_decoder()  # type: ignore[operator]
+    return next((path for path, module in model.named_modules() if module is decoder), None)
+
+
+def detach(model: nn.Module, name: str | None = None) -> nn.Module:
+    """Takes an adapter off (all of them without a name); the last one gives classes and flags back."""
+    state = state_of(model)
+    if state.merged:
+        raise LuthierError("adapters are merged into the weights; unmerge before detaching.")
+    _remove(model, state, [part for part in state.parts if name in (None, _known(state, name, part))])
+    return model
+
+
+def _known(state: State, name: str | None, part: Part) -> str:
+    names = adapter_names(state)
+    if name is not None and name not in names:
+        raise LuthierError(f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}.")
+    return part.name
+
+
+def adapter_names(state: State) -> list[str]:
+    """The names attached, in order."""
+    return list(dict.fromkeys(part.name for part in state.parts))
+
+
+def _remove(model: nn.Module, state: State, parts: Sequence[Part]) -> None:
+    forms = {id(part.form) for part in parts}
+    for module in list(model.modules()):
+        adapters = adapters_of(module)
+        if adapters is None:
+            continue
+        for key, slot in list(adapters.named_children()):
+            if id(slot.form) in forms:
+                del adapters._modules[key]
+        adapters.refresh()
+    state.parts = [part for part in state.parts if part not in parts]
+    refresh_prefixes(model)
+    if not state.parts:
+        _restore(model, state)
+
+
+def _restore(model: nn.Module, state: State) -> None:
+    for module in list(model.modules()):
+        if (adapters := adapters_of(module)) and not adapters._modules:
+            unswap(module)
+    flags = state.trained_before
+    for path, parameter in model.named_parameters():
+        parameter.requires_grad_(flags.get(path, parameter.requires_grad))
+    for module in model.modules():
+        vars(module).pop("_luthier", None)
+
+
+def enable(model: nn.Module, name: str | Sequence[str] | None = None) -> nn.Module:
+    """Lets adapters act: those named, or all. Others stay as they are."""
+    return _switch(model, name, True)
+
+
+def disable(model: nn.Module, name: str | Sequence[str] | None = None) -> nn.Module:
+    """Silences adapters, those named or all; they stay attached and keep their parameters."""
+    return _switch(model, name, False)
+
+
+def _switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.Module:
+    state = state_of(model)
+    known = adapter_names(state)
+    wanted = known if name is None else [name] if isinstance(name, str) else list(name)
+    for each in wanted:
+        if each not in known:
+            raise LuthierError(f"no adapter named {each!r}{near(each, known)} There are: {', '.join(known)}.")
+    for slot in _slots(model):
+        slot.enabled = on if slot.name in wanted else slot.enabled
+    _refresh(model)
+    return model
+
+
+def _slots(model: nn.Module) -> list[Slot]:
+    return [module for module in model.modules() if isinstance(module, Slot)]
+
+
+def _refresh(model: nn.Module) -> None:
+    for module in model.modules():
+        if adapters := adapters_of(module):
+            adapters.refresh()
+    refresh_prefixes(model)
+
+
+@contextmanager
+def disabled(model: nn.Module, name: str | Sequence[str] | None = None):
+    """The base as it was, while the context lasts."""
+    before = {id(slot): slot.enabled for slot in _slots(model)}
+    disable(model, name)
+    try:
+        yield model
+    finally:
+        _set_enabled(model, before)
+
+
+def _set_enabled(model: nn.Module, flags: dict[int, bool]) -> None:
+    for slot in _slots(model):
+        slot.enabled = flags.get(id(slot), slot.enabled)
+    _refresh(model)
+
+
+@contextmanager
+def rows(model: nn.Module, names: Sequence[str | None]):
+    """A mixed batch: row i uses the adapter `names[i]`, None the base, while the context lasts."""
+    state = state_of(model)
+    known = adapter_names(state)
+    for name in names:
+        if name is not None and name not in known:
+            raise LuthierError(f"no adapter named {name!r}{near(name, known)} There are: {', '.join(known)}.")
+    before = {id(slot): slot.enabled for slot in _slots(model)}
+    _set_enabled(model, {id(slot): slot.name in names for slot in _slots(model)})
+    state.rows = tuple(names)
+    try:
+        yield model
+    finally:
+        state.rows = None
+        _set_enabled(model, before)
+
+
+@contextmanager
+def prompt(model: nn.Module, lengths: int | Sequence[int] | Tensor):
+    """Prompts end behind column `lengths` (one number, or one a row), for passes that carry no labels."""
+    end = lengths if isinstance(lengths, int | Tensor) else torch.tensor(lengths)
+    with prompting(state_of(model), Prompt(end)):
+        yield model
+
+
+@overload
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]: ...
+@overload
+def trainable(model: nn.Module, *, count: bool) -> int: ...
+def trainable(model: nn.Module, *, count: bool = False) -> dict[str, nn.Parameter] | int:
+    """The trained tensors by name, `<adapter>.<group>.<parameter>`; shared ones once. With `count`, their size."""
+    found = {key: p for key, p in tensors(model).items() if p.requires_grad}
+    return sum(p.numel() for p in found.values()) if count else found
+
+
+def tensors(model: nn.Module, name: str | None = None) -> dict[str, nn.Parameter]:
+    """Every tensor of the adapters (or of one), frozen ones included, by name."""
+    found: dict[str, nn.Parameter] = {}
+    parts = state_of(model).parts
+    for index, part in enumerate(parts):
+        before = sum(other.name == part.name for other in parts[:index])
+        prefix = part.name if not before else f"{part.name}:{before}"
+        if name in (None, part.name):
+            for group, slot in part.slots.items():
+                found |= {f"{prefix}.{group}.{k}": p for k, p in slot._parameters.items() if p is not None}
+    return found
+
+
+def describe(model: nn.Module) -> list[dict]:
+    """What is attached: one row a part and type of site, with counts of sites and parameters."""
+    rows_: list[dict] = []
+    for part in state_of(model).parts:
+        groups: dict[tuple, dict] = {}
+        for site in part.sites:
+            row = groups.setdefault(
+                (site.type, site.kind, site.d_in, site.d_out),
+                {"adapter": part.name, "form": part.form.name(), "type": site.type, "kind": site.kind,
+                 "d_in": site.d_in, "d_out": site.d_out, "sites": 0, "parameters": 0},
+            )  # fmt: skip
+            row["sites"] += 1
+            slot = part.slots[part.form.group(site)]
+            if slot.site.key == site.key:
+                row["parameters"] += sum(p.numel() for p in slot.parameters() if p.requires_grad)
+        rows_ += groups.values()
+    return rows_

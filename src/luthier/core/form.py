@@ -1,0 +1,128 @@
+"""The contract of a form: frozen hyper-parameters, a dict of tensors, and one pure function that joins them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from luthier.core.component import Component
+from luthier.core.errors import LuthierError
+from luthier.core.site import Site
+
+Params = Mapping[str, Tensor]
+"""Parameters of one site by name."""
+Stats = Mapping[str, Tensor]
+"""Statistics of one site by name: those that the form `needs`."""
+F = TypeVar("F", bound="Form")
+
+FACES = ("pre", "post", "weight", "cache")
+
+
+@dataclass(frozen=True)
+class Form(Component):
+    """What is added to a site, as exactly one of four faces.
+
+    A form is a dataclass with `init(self, site, stats) -> dict[str, Tensor]` and exactly one of
+
+        pre(self, p, x) -> x̂           the input that the layer gets instead of x [..., d_in]
+        post(self, p, x, y) -> ŷ       the output instead of y [..., d_out]; on a stream x is the module's input
+        weight(self, p, w) -> ŵ        the tensor instead of w (a linear layer's is [d_out, d_in])
+        cache(self, p) -> (k, v)       keys and values [heads, n, d_head] put before those of the attention
+
+    All are pure: the same p and x give the same result, whatever the model around them.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("affine",)
+    """Kinds of site that the form acts on."""
+    where: ClassVar[str] = "all-linear"
+    """Where it goes when nobody says."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Parameters that are stored but not trained."""
+    noise: ClassVar[tuple[str, ...]] = ("dropout",)
+    """Hyper-parameters that are zero outside training."""
+    linear: ClassVar[bool] = True
+    """The adapted map is linear in x, so that it folds into a weight."""
+    identity: ClassVar[bool] = True
+    """It starts as a no-op."""
+    face: ClassVar[str] = ""
+
+    positions: str = field(default="all", kw_only=True)
+    """Positions that are edited: all, or the first and last prompt tokens, as f7+l7, f3, l1.
+    A comma gives each group parameters of its own: f5,l5."""
+    share: str | None = field(default=None, kw_only=True)
+    """Who shares parameters: none (each site its own), type (one set per module type), all (one set)."""
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        defined = [face for face in FACES if face in vars(cls)]
+        if len(defined) > 1 or (defined and cls.face):
+            raise TypeError(f"{cls.__name__} must define exactly one of {', '.join(FACES)}")
+        if defined:
+            cls.face = defined[0]
+
+    def __post_init__(self) -> None:
+        from luthier.core.call import Positions
+
+        for group in self.positions.split(","):
+            Positions.parse(group)
+        if self.positions != "all" and self.face != "post":
+            raise LuthierError(
+                f"{self.name()} acts on whole layers, so positions={self.positions!r} cannot narrow it; "
+                "only forms that edit an output take positions."
+            )
+        if self.share not in (None, "type", "all"):
+            raise LuthierError(f"share is {self.share!r}; expected none, type or all.")
+
+    def init(self, site: Site, stats: Stats) -> dict[str, Tensor]:
+        """The parameters of one site before training, on the default device."""
+        raise NotImplementedError(f"{type(self).__name__} must define init")
+
+    def factors(self, p: Params, w: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(B, A) with ŵ = w + B A exactly, for a form whose change has low rank; else None."""
+        return None
+
+    def quiet(self: F) -> F:
+        """The form outside training: its noise is zero."""
+        own = {f.name for f in fields(self)}
+        return replace(self, **{name: 0.0 for name in self.noise if name in own})
+
+    def parts(self: F) -> list[F]:
+        """One form for each group of positions."""
+        return [replace(self, positions=group.strip()) for group in self.positions.split(",")]
+
+    def group(self, site: Site) -> str:
+        """Which sites have their parameters in common."""
+        return {None: site.path, "type": site.type, "all": "all"}[self.share]
+
+
+def face_of(form: Form):
+    """The function that a form's face names."""
+    return getattr(form, form.face)
+
+
+def kaiming(*shape: int) -> Tensor:
+    """Kaiming uniform with a = sqrt(5): uniform in ±1/sqrt(fan_in), the default of a linear layer."""
+    return torch.empty(*shape).uniform_(-1, 1) / math.sqrt(shape[-1])
+
+
+def orthogonal(rows: int, columns: int) -> Tensor:
+    """A random matrix with orthonormal rows."""
+    if rows > columns:
+        raise LuthierError(f"{rows} orthonormal rows do not fit in width {columns}; lower the rank.")
+    return torch.nn.init.orthogonal_(torch.empty(rows, columns))
+
+
+def dropout(x: Tensor, rate: float) -> Tensor:
+    """Dropout at `rate`; zero outside training (see `Form.noise`) and on the ids of a table."""
+    return functional.dropout(x, rate, training=True) if rate and isinstance(x, Tensor) else x
+
+
+def rank_scale(alpha: float, rank: int, rule: str) -> float:
+    """The scale s of a low-rank change: alpha / r ("lora"), or alpha / sqrt(r) ("rslora", arXiv 2312.03732)."""
+    return alpha / (math.sqrt(rank) if rule == "rslora" else rank)

@@ -1,0 +1,82 @@
+"""Reading a base model: its linear layers, blocks and widths, found by structure and not by architecture."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+
+def features(module: nn.Module) -> tuple[int, int] | None:
+    """(d_in, d_out) of a linear layer, from its attributes (a packed or sharded weight has other shapes)."""
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    if isinstance(module, nn.Linear):  # bitsandbytes, torchao and Falcon's layers are subclasses
+        return module.in_features, module.out_features
+    return None
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The dense weight [d_out, d_in] of a linear layer; a quantised one is probed with the identity."""
+    weight = module.get_parameter("weight")
+    d_in, d_out = features(module) or (0, 0)
+    if isinstance(module, Conv1D):
+        return weight.mT
+    if weight.is_floating_point() and tuple(weight.shape) == (d_out, d_in):
+        return weight
+    with torch.no_grad():
+        eye = torch.eye(d_in, dtype=compute_dtype(module), device=weight.device)
+        zero = torch.zeros(1, d_in, dtype=eye.dtype, device=weight.device)
+        base = type(module).forward
+        return (base(module, eye) - base(module, zero)).mT
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype that a layer computes in: its bias's or weight's, else float32 for packed weights."""
+    for tensor in module.parameters(recurse=False):
+        if tensor.is_floating_point():
+            return tensor.dtype
+    return torch.float32
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a linear layer keeps its weight packed."""
+    weight = module.get_parameter("weight")
+    plain = type(weight) is nn.Parameter or type(weight.data) is Tensor
+    return not (weight.is_floating_point() and plain) or "Params" in type(weight).__name__
+
+
+def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The stacks of blocks: the outermost module lists whose elements hold linear layers."""
+    found: dict[str, nn.ModuleList] = {}
+    for path, module in model.named_modules():
+        inside = any(path.startswith(outer + ".") for outer in found)
+        if isinstance(module, nn.ModuleList) and not inside and _holds_linear(module):
+            found[path] = module
+    return found
+
+
+def _holds_linear(blocks: nn.ModuleList) -> bool:
+    return len(blocks) > 0 and any(features(m) for m in blocks[0].modules())
+
+
+def width(module: nn.Module) -> int:
+    """Width of the residual stream through a module: the size that most of its linear layers share."""
+    votes: Counter[int] = Counter()
+    for child in module.modules():
+        votes.update(features(child) or ())
+    return votes.most_common(1)[0][0] if votes else 0
+
+
+def stack_owner(model: nn.Module, path: str) -> str:
+    """Path of the module that meets the attention mask and the cache of a stack: the innermost
+    `PreTrainedModel` above it, or the root."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        above = ".".join(parts[:end])
+        if isinstance(model.get_submodule(above), PreTrainedModel):
+            return above
+    return ""

@@ -1,0 +1,162 @@
+"""What an adapted module carries: a slot for each form on it, and the state that the whole model shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.call import Call, Positions, Prompt, edit
+from luthier.core.errors import LuthierError
+from luthier.core.form import Form, Params, face_of
+from luthier.core.select import Selection
+from luthier.core.site import Site
+
+
+@dataclass(eq=False)
+class Part:
+    """One form on its sites; an adapter is the parts of one name."""
+
+    name: str
+    form: Form
+    where: str
+    sites: Selection
+    slots: dict[str, Slot] = field(default_factory=dict)
+    """One slot for each group of sites that share parameters, by the group's name."""
+
+
+@dataclass(eq=False)
+class State:
+    """What the adapted modules of one model know in common."""
+
+    parts: list[Part] = field(default_factory=list)
+    calls: dict[str, Call | None] = field(default_factory=dict)
+    """The pass under way through each stack, by its owner's path."""
+    prompt: Prompt | None = None
+    """Where prompts end: told by `generate` or by the user."""
+    derived: Prompt | None = None
+    """Where prompts end: read off the labels of the pass under way."""
+    decoder: str | None = None
+    """Path of the decoder of an encoder-decoder."""
+    rows: tuple[str | None, ...] | None = None
+    """The adapter of each row, in a mixed batch."""
+    trained_before: dict[str, bool] = field(default_factory=dict)
+    merged: dict[str, Tensor | None] = field(default_factory=dict)
+    """Tensors as they were before merging, by path; None where there was none."""
+    reached: set[tuple[str, str]] | None = None
+    """Sites seen by a probing pass."""
+
+    def prompt_of(self, owner: str) -> Prompt:
+        """The prompt of a stack: a decoder's, behind an encoder, is its start token unless told."""
+        if self.decoder is None:
+            return self.prompt or self.derived or Prompt()
+        return (self.prompt or Prompt(end=1)) if owner == self.decoder else Prompt()
+
+    def row_mask(self, name: str, like: Tensor) -> Tensor:
+        """True for the rows of `like` that use the adapter `name`, shaped to broadcast over it."""
+        rows = self.rows or ()
+        if not rows or len(like) % len(rows):
+            raise LuthierError(f"{len(rows)} rows were given adapters, but the activation has {len(like)} rows.")
+        mask = torch.tensor([row == name for row in rows], device=like.device)
+        mask = mask.repeat_interleave(len(like) // len(rows))  # beams repeat each row
+        return mask.view(-1, *[1] * (like.dim() - 1))
+
+
+class Slot(nn.Module):
+    """The parameters of a form at a site (or at a group of sites that share them)."""
+
+    def __init__(self, part: Part, site: Site, owner: str, params: dict[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.name, self.site, self.owner = part.name, site, owner
+        self.form, self.quiet = part.form, part.form.quiet()
+        self.spot = Positions.parse(part.form.positions)
+        self.enabled = True
+        for key, tensor in params.items():
+            self.register_parameter(key, tensor)
+
+    def params(self, dtype: torch.dtype) -> Params:
+        """The parameters in the dtype of the activations: they are small, so they are cast and not x."""
+        return {k: v.to(dtype) for k, v in self._parameters.items() if v is not None}
+
+    def active(self) -> Form:
+        """The form as it acts now: without noise outside training."""
+        return self.form if self.training else self.quiet
+
+    def pre(self, state: State, x: Tensor) -> Tensor:
+        """The input that the layer gets."""
+        edited = face_of(self.active())(self.params(x.dtype), x)
+        return edited if state.rows is None else torch.where(state.row_mask(self.name, x), edited, x)
+
+    def post(self, state: State, x: Tensor, y: Tensor) -> Tensor:
+        """The output after the edit."""
+        face = face_of(self.active())
+        edited = edit(state.calls.get(self.owner), self.spot, face, self.params(y.dtype), x, y)
+        return edited if state.rows is None else torch.where(state.row_mask(self.name, y), edited, y)
+
+    def weight(self, w: Tensor) -> Tensor:
+        """The tensor that stands for w; experts, whatever their layout, meet the form one map at a time."""
+        params, site = self.params(w.dtype), self.site
+        face = _as_weight_face(self.active())
+        flipped = site.transposed and site.kind == "param"
+        w = w.mT if flipped else w
+        new = face(params, w) if site.experts is None else torch.vmap(face)(params, w)
+        return new.mT if flipped else new
+
+
+class Adapters(nn.Module):
+    """The slots of one module, sorted by what they do in its forward pass."""
+
+    def __init__(self, state: State, path: str) -> None:
+        super().__init__()
+        self.state, self.path = state, path
+        self.root = False
+        self.owner: str | None = None
+        """Set on the module that meets the mask and the cache of a stack: its own path."""
+        self.block: str | None = None
+        """Set on a block that hands its call on to a recomputation: the path of its owner."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Sorts the enabled slots anew; called after every change."""
+        slots = [slot for slot in self.slots() if slot.enabled]
+        self.inputs = [s for s in slots if s.site.kind == "input"]
+        self.params = [s for s in slots if s.site.kind == "param"]
+        self.caches = [s for s in slots if s.site.kind == "cache"]
+        rest = [s for s in slots if s.site.kind in ("affine", "stream", "embedding")]
+        self.pres = [s for s in rest if s.form.face == "pre"]
+        self.weights = [s for s in rest if s.form.face == "weight"]
+        self.posts = [s for s in rest if s.form.face == "post"]
+        self.live = bool(self.inputs or self.params or rest)
+
+    def slots(self) -> list[Slot]:
+        """Every slot, enabled or not, in the order of attachment."""
+        return list(self._modules.values())  # type: ignore[arg-type]
+
+
+class OneHot:
+    """Token ids as the one-hot rows they stand for: `x @ M` is a look-up, so a table is a linear layer."""
+
+    def __init__(self, ids: Tensor) -> None:
+        self.ids = ids
+
+    def __matmul__(self, matrix: Tensor) -> Tensor:
+        return nn.functional.embedding(self.ids, matrix)
+
+    def dim(self) -> int:
+        """As a tensor of ids has it; not an activation."""
+        return self.ids.dim()
+
+
+def _as_weight_face(form: Form):
+    """The form on the weight itself: any linear face is lowered by applying it to the identity."""
+    if form.face == "weight":
+        return form.weight  # type: ignore[attr-defined]
+
+    def lowered(p: Params, w: Tensor) -> Tensor:
+        eye = torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
+        if form.face == "pre":
+            return (face_of(form)(p, eye) @ w.mT).mT
+        return face_of(form)(p, eye, w.mT).mT
+
+    return lowered

@@ -1,0 +1,208 @@
+"""The class swap: an adapted module is still an instance of its class, under its own name."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from luthier.core.call import Prompt, read_call
+from luthier.core.errors import LuthierError
+from luthier.core.layer import weight_of
+from luthier.core.slot import Adapters, OneHot, State
+
+
+def adapters_of(module: nn.Module) -> Adapters | None:
+    """The slots of a module, or None if it is not adapted."""
+    found = module._modules.get("adapters")
+    return found if isinstance(found, Adapters) else None
+
+
+def swap(module: nn.Module, state: State, path: str) -> Adapters:
+    """Makes a module adapted, once, and returns its (still empty) slots."""
+    if found := adapters_of(module):
+        if found.state is not state:
+            raise LuthierError(f"{path!r} already carries adapters of another model; attach to that one.")
+        return found
+    shadow = vars(module)
+    if "forward" in shadow and "_old_forward" not in shadow:
+        raise LuthierError(
+            f"the forward of {path or 'the model'!r} was replaced on the instance (by a wrapper such as "
+            "accelerator.prepare), so an adapter would be bypassed; attach first, wrap afterwards."
+        )
+    module.__class__ = _adapted_class(type(module))
+    module.adapters = Adapters(state, path)
+    _follow_hooks(module)
+    return module.adapters
+
+
+def unswap(module: nn.Module) -> None:
+    """Gives a module its class back."""
+    del module.adapters
+    module.__class__ = type(module)._luthier_base  # type: ignore[assignment]
+    _follow_hooks(module)
+
+
+def _follow_hooks(module: nn.Module) -> None:
+    """accelerate's hooks keep the class's forward on the instance; keep that one current."""
+    if "_old_forward" in vars(module):
+        module._old_forward = types.MethodType(type(module).forward, module)
+
+
+@functools.cache
+def _adapted_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of `cls` that runs its adapters. It keeps the name: configurations, sharding policies and
+    pipelines go by it."""
+    base = cls.forward
+    names = tuple(inspect.signature(base).parameters)[1:]
+
+    @functools.wraps(base)
+    def forward(self, *args, **kwargs):
+        return _run(self, base, names, args, kwargs)
+
+    def __call__(self, *args, **kwargs):
+        adapters = self._modules["adapters"]
+        if adapters.block is not None:  # a recomputation in the backward pass must meet the same call
+            kwargs["luthier_call"] = adapters.state.calls.get(adapters.block)
+        return cls.__call__(self, *args, **kwargs)
+
+    body: dict[str, Any] = {"forward": forward, "__call__": __call__, "_luthier_base": cls}
+    if generate := vars_of(cls).get("generate"):
+        body["generate"] = _prompting(generate)
+    for key in ("__module__", "__qualname__", "__doc__"):
+        body[key] = getattr(cls, key)
+    return types.new_class(cls.__name__, (cls,), {}, lambda namespace: namespace.update(body))
+
+
+def vars_of(cls: type) -> dict[str, Any]:
+    """Attributes of a class, inherited ones included."""
+    return {key: value for parent in reversed(cls.__mro__) for key, value in vars(parent).items()}
+
+
+def _prompting(generate: Callable) -> Callable:
+    @functools.wraps(generate)
+    def prompted(self, *args, **kwargs):
+        named = dict(zip(("inputs",), args, strict=False)) | kwargs
+        with prompting(self.adapters.state, _prompt_of_generate(self.adapters.state, named)):
+            return generate(self, *args, **kwargs)
+
+    return prompted
+
+
+def _prompt_of_generate(state: State, named: dict[str, Any]) -> Prompt:
+    keys = ("decoder_input_ids",) if state.decoder is not None else ("input_ids", "inputs_embeds", "inputs")
+    entering = next((named[k] for k in keys if isinstance(named.get(k), Tensor)), None)
+    mask = named.get("attention_mask") if state.decoder is None else None
+    return Prompt(1 if entering is None else entering.shape[1], mask)
+
+
+@contextmanager
+def prompting(state: State, prompt: Prompt):
+    """The prompts of a batch end there while the context lasts; an outer one wins."""
+    before = state.prompt
+    state.prompt = before or prompt
+    try:
+        yield
+    finally:
+        state.prompt = before
+
+
+def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
+    adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
+    state = adapters.state
+    if adapters.block is not None and (call := kwargs.pop("luthier_call", None)) is not None:
+        state.calls[adapters.block] = call
+    if adapters.root:
+        state.derived = _read_prompt(module, dict(zip(names, args, strict=False)) | kwargs)
+    if adapters.owner is not None:
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        state.calls[adapters.owner] = read_call(arguments, state.prompt_of(adapters.owner))
+    if not adapters.live:
+        return base(module, *args, **kwargs)
+    return _adapted(module, adapters, base, names[0], args, kwargs)
+
+
+def _read_prompt(model: nn.Module, arguments: dict[str, Any]) -> Prompt | None:
+    """Where the prompts of a training batch end: at the first token in the loss of a causal model."""
+    labels, ids = arguments.get("labels"), arguments.get("input_ids", arguments.get("inputs_embeds"))
+    if not (isinstance(labels, Tensor) and isinstance(ids, Tensor) and labels.shape == ids.shape[:2]):
+        return None
+    if not (generative(model) and not labels.is_floating_point()):
+        return None
+    answer = labels != -100
+    end = torch.where(answer.any(1), answer.int().argmax(1), labels.shape[1])
+    return Prompt(end)
+
+
+def generative(model: nn.Module) -> bool:
+    """Whether the model generates text, so that its labels are the tokens themselves."""
+    from transformers import PreTrainedModel
+
+    return isinstance(model, PreTrainedModel) and model.can_generate()
+
+
+def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple, kwargs: dict) -> Any:
+    state = adapters.state
+    if state.reached is not None:
+        state.reached.update(s.site.key for s in adapters.slots())
+    x = args[0] if args else kwargs[first]
+    for slot in adapters.inputs:
+        x = slot.post(state, x, x)
+    entering = x
+    for slot in adapters.pres:
+        entering = slot.pre(state, entering)
+    args, kwargs = ((entering, *args[1:]), kwargs) if args else ((), {**kwargs, first: entering})
+    y = _through_weights(module, adapters, base, entering, args, kwargs)
+    if not adapters.posts:
+        return y
+    out = y[0] if isinstance(y, tuple) else y
+    for slot in adapters.posts:
+        out = slot.post(state, OneHot(x) if slot.site.kind == "embedding" else x, out)  # type: ignore[arg-type]
+    return (out, *y[1:]) if isinstance(y, tuple) else out
+
+
+def _through_weights(module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict) -> Any:
+    """The base pass, with the tensors that weight forms put in place of the layer's own."""
+    state = adapters.state
+    if state.rows is not None and (adapters.weights or adapters.params):
+        return _mixed_weights(module, adapters, base, x, args, kwargs)
+    if adapters.weights:
+        return _linear(module, adapters.weights, x)
+    with _substituted(module, adapters.params):
+        return base(module, *args, **kwargs)
+
+
+def _mixed_weights(module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict) -> Tensor:
+    """Each adapter's weight on all rows; every row keeps the result of its own."""
+    y = base(module, *args, **kwargs)
+    for name in dict.fromkeys(s.name for s in (*adapters.weights, *adapters.params)):
+        own = [s for s in adapters.weights if s.name == name]
+        with _substituted(module, [s for s in adapters.params if s.name == name]):
+            new = _linear(module, own, x) if own else base(module, *args, **kwargs)
+        y = torch.where(adapters.state.row_mask(name, y), new, y)
+    return y
+
+
+def _linear(module: nn.Module, slots: list, x: Tensor) -> Tensor:
+    weight = weight_of(module)
+    for slot in slots:
+        weight = slot.weight(weight)
+    return functional.linear(x, weight.to(x.dtype), module._parameters.get("bias"))
+
+
+@contextmanager
+def _substituted(module: nn.Module, slots: list):
+    """The module's parameters replaced by adapted ones: an instance attribute hides a registered tensor."""
+    with ExitStack() as stack:
+        for slot in slots:
+            name = slot.site.path.rpartition(".")[2]
+            vars(module)[name] = slot.weight(getattr(module, name))
+            stack.callback(vars(module).pop, name, None)
+        yield

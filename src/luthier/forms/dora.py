@@ -1,0 +1,50 @@
+"""DoRA: the direction of the weight moves by a low-rank change, its length is learned apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import zeros
+from torch.linalg import vector_norm
+
+from luthier.core.form import Form, kaiming, rank_scale
+
+
+@dataclass(frozen=True)
+class DoRA(Form):
+    """W' = m (W + s B A) / ‖W + s B A‖
+
+    The norm is taken over each row of W [d_out, d_in]; m [d_out] starts as the norms of W, so it starts as a
+    no-op. The norm counts as a constant in the gradient (section 4.3 of the paper). There is no dropout: the
+    normalised weight is one matrix, applied once.
+    """
+
+    paper = "Liu et al. 2024, arXiv 2402.09353"
+    kinds = ("affine", "param")
+    needs = ("weight",)
+
+    rank: int = 8
+    """Rank of the change of direction."""
+    alpha: float = 16.0
+    """Numerator of the scale s."""
+    scaling: Literal["lora", "rslora"] = "lora"
+    """Rule of the scale: alpha / rank, or alpha / sqrt(rank)."""
+
+    @property
+    def scale(self) -> float:
+        """s."""
+        return rank_scale(self.alpha, self.rank, self.scaling)
+
+    def init(self, site, stats):
+        length = vector_norm(stats["weight"].float(), dim=1)
+        return {
+            "A": kaiming(self.rank, site.d_in),
+            "B": zeros(site.d_out, self.rank),
+            "m": length.to(stats["weight"].dtype).clone(),
+        }
+
+    def weight(self, p, w):
+        """The new weight [d_out, d_in]."""
+        moved = w + self.scale * p["B"] @ p["A"]
+        return (p["m"] / vector_norm(moved.detach(), dim=1))[:, None] * moved
