@@ -47,7 +47,9 @@ class Architecture:
     config: str
     model: str
     settings: dict[str, Any]
-    kind: str = "decoder"  # decoder | encoder | seq2seq | image | speech | spectrogram | audio | clip
+    kind: str = (
+        "decoder"  # decoder | encoder | seq2seq | image | speech | spectrogram | audio | clip
+    )
     tags: tuple[str, ...] = field(default=())
 
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
@@ -86,7 +88,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture("Qwen2Config", "Qwen2ForCausalLM", GQA),
     "qwen3": Architecture("Qwen3Config", "Qwen3ForCausalLM", GQA),
     "gemma3": Architecture(
-        "Gemma3TextConfig", "Gemma3ForCausalLM", {**GQA, "sliding_window": 8, "num_hidden_layers": 6}
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {**GQA, "sliding_window": 8, "num_hidden_layers": 6},
     ),
     "mistral": Architecture("MistralConfig", "MistralForCausalLM", {**GQA, "sliding_window": None}),
     "mixtral": Architecture(
@@ -98,7 +102,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         {**GQA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
         tags=("experts",),
     ),
-    "phi3": Architecture("Phi3Config", "Phi3ForCausalLM", {**GQA, "original_max_position_embeddings": 128}),
+    "phi3": Architecture(
+        "Phi3Config", "Phi3ForCausalLM", {**GQA, "original_max_position_embeddings": 128}
+    ),
     "gpt2": Architecture(
         "GPT2Config",
         "GPT2LMHeadModel",
@@ -127,11 +133,18 @@ ARCHITECTURES: dict[str, Architecture] = {
         {**TEXT, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
     ),
     "bert": Architecture("BertConfig", "BertForSequenceClassification", ENCODER, "encoder"),
-    "roberta": Architecture("RobertaConfig", "RobertaForSequenceClassification", ENCODER, "encoder"),
+    "roberta": Architecture(
+        "RobertaConfig", "RobertaForSequenceClassification", ENCODER, "encoder"
+    ),
     "deberta_v2": Architecture(
         "DebertaV2Config",
         "DebertaV2ForSequenceClassification",
-        {**ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16},
+        {
+            **ENCODER,
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 16,
+        },
         "encoder",
     ),
     "distilbert": Architecture(
@@ -171,14 +184,22 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ast": Architecture(
         "ASTConfig",
         "ASTForAudioClassification",
-        {**{k: VISION[k] for k in list(VISION)[:4]}, "max_length": 32, "num_mel_bins": 16, "patch_size": 8},
+        {
+            **{k: VISION[k] for k in list(VISION)[:4]},
+            "max_length": 32,
+            "num_mel_bins": 16,
+            "patch_size": 8,
+        },
         "spectrogram",
     ),
     "wav2vec2": Architecture(
         "Wav2Vec2Config",
         "Wav2Vec2ForSequenceClassification",
         {
-            **{k: DECODER[k] for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")},
+            **{
+                k: DECODER[k]
+                for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+            },
             "num_attention_heads": 4,
             "conv_dim": (16, 16),
             "conv_stride": (5, 4),

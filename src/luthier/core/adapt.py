@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import overload
@@ -44,24 +45,35 @@ def attach(
     that already acts there, and a site that the model bypasses; the model is then as it was.
     """
     if not NAME.fullmatch(name):
-        raise LuthierError(f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64).")
+        raise LuthierError(
+            f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64)."
+        )
     spoken = form.where if where is None else where
     sites = select(model, spoken)
     text = spoken if isinstance(spoken, str) else ", ".join(map(str, sites))
-    state = find_state(model) or _new_state(model)
-    _refuse(form, sites, name, state)
     parts = [Part(name, each, text, sites) for each in form.parts()]
+
+    def start(module: nn.Module, site: Site, part: Part) -> dict[str, Tensor]:
+        return initial(module, site, part.form, (stats or {}).get(site.path, {}))
+
+    return place(model, parts, start, check=check)
+
+
+def place(
+    model: nn.Module, parts: Sequence[Part], start: Start, *, check: bool = True
+) -> nn.Module:
+    """Attaches `parts` (of one name) whose first tensors come from `start(module, site, part)`."""
+    state = find_state(model) or _new_state(model)
     try:
+        for part in {part.sites: part for part in parts}.values():
+            _refuse(part.form, part.sites, part.name, state)
         for part in parts:
-            _place(model, state, part, stats or {})
+            _place(model, state, part, start)
         _mark(model, state)
         refresh_prefixes(model)
-        missed = unreached(model, state, sites) if check else []
-        if missed:
-            raise LuthierError(
-                f"{', '.join(missed)}: the model computes without calling these layers, so an adapter there "
-                "would do nothing. Choose other layers, or check=False if a later pass reaches them."
-            )
+        if check:
+            for part in parts:
+                _refuse_bypassed(unreached(model, state, part.sites), part.sites)
     except BaseException:
         _remove(model, state, parts)
         raise
@@ -76,12 +88,31 @@ def _refuse(form: Form, sites: Selection, name: str, state: State) -> None:
             f"{wrong[0].kind} (its default is where={form.where!r})."
         )
     if state.merged:
-        raise LuthierError("adapters are merged into the weights; unmerge before attaching another.")
-    taken = {key for part in state.parts if part.name == name for key in (s.key for s in part.sites)}
+        raise LuthierError(
+            "adapters are merged into the weights; unmerge before attaching another."
+        )
+    taken = {
+        key for part in state.parts if part.name == name for key in (s.key for s in part.sites)
+    }
     double = [site for site in sites if site.key in taken]
     if double:
         raise LuthierError(
             f"adapter {name!r} already acts on {double[0]}; give the new one another name, or detach it first."
+        )
+
+
+def _refuse_bypassed(missed: list[str], sites: Selection) -> None:
+    """A layer that the model computes without is an error; a parameter among others is worth a warning."""
+    if not missed:
+        return
+    text = f"{', '.join(missed)}: a forward pass never meets these, so an adapter there would do nothing."
+    if all(site.kind == "param" for site in sites) and len(missed) < len(
+        {site.type for site in sites}
+    ):
+        warnings.warn(text, stacklevel=3)
+    else:
+        raise LuthierError(
+            f"{text} Choose other layers, or check=False if a later pass reaches them."
         )
 
 
@@ -95,7 +126,9 @@ def state_of(model: nn.Module) -> State:
     """The state of an adapted model; raises for one that carries no adapter."""
     state = find_state(model)
     if state is None:
-        raise LuthierError(f"this {type(model).__name__} carries no adapter; attach or load one first.")
+        raise LuthierError(
+            f"this {type(model).__name__} carries no adapter; attach or load one first."
+        )
     return state
 
 
@@ -107,23 +140,23 @@ def _new_state(model: nn.Module) -> State:
     return state
 
 
-def _place(model: nn.Module, state: State, part: Part, stats: Mapping[str, Stats]) -> None:
+def _place(model: nn.Module, state: State, part: Part, start: Start) -> None:
     """Creates the parameters of every group and hangs a slot on every module."""
     state.parts.append(part)
     owners = {path: stack_owner(model, path) for path in block_lists(model)}
     for site in part.sites:
         module = model.get_submodule(site.module)
-        params = _parameters(module, site, part, stats.get(site.path, {}))
+        params = _parameters(module, site, part, start)
         owner = next((o for path, o in owners.items() if site.path.startswith(path + ".")), "")
         for tied in _tied(model, site):
-            slot = Slot(part, tied, owner, params)
+            slot = Slot(part, tied, site, owner, params)
             _hang(model.get_submodule(tied.module), slot, state)
             part.slots.setdefault(part.form.group(site), slot)
 
 
 def _hang(module: nn.Module, slot: Slot, state: State) -> None:
     slot.train(module.training)
-    adapters = swap(module, state, slot.site.module)
+    adapters = swap(module, state, slot.site.module, reads=slot.site.kind == "param")
     count = sum(other.name == slot.name for other in adapters.slots())
     adapters.add_module(slot.name if not count else f"{slot.name}:{count}", slot)
     adapters.refresh()
@@ -138,11 +171,12 @@ def _tied(model: nn.Module, site: Site) -> list[Site]:
     return [site, *(replace(site, path=path) for path in paths if path != site.path)]
 
 
-def _parameters(module: nn.Module, site: Site, part: Part, stats: Stats) -> dict[str, nn.Parameter]:
+def _parameters(module: nn.Module, site: Site, part: Part, start: Start) -> dict[str, nn.Parameter]:
     form, group = part.form, part.form.group(site)
     first = part.slots.get(group)
     if first is not None:
-        if (first.site.d_in, first.site.d_out) != (site.d_in, site.d_out) and not _fits(first, site, module):
+        shapes = {k: p.shape for k, p in first._parameters.items() if p is not None}
+        if expected_shapes(module, site, form) not in (None, shapes):
             raise LuthierError(
                 f"share={form.share!r}: {site} ({site.d_in} -> {site.d_out}) cannot share parameters with "
                 f"{first.site} ({first.site.d_in} -> {first.site.d_out})."
@@ -150,8 +184,10 @@ def _parameters(module: nn.Module, site: Site, part: Part, stats: Stats) -> dict
         return {k: p for k, p in first._parameters.items() if p is not None}
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     with torch.device(device), torch.no_grad():
-        tensors = _initial(module, site, form, stats)
-    wide = torch.promote_types(compute_dtype(module), torch.float32)  # float32 masters on a bf16 base
+        tensors = start(module, site, part)
+    wide = torch.promote_types(
+        compute_dtype(module), torch.float32
+    )  # float32 masters on a bf16 base
     return {
         key: nn.Parameter(
             tensor.to(wide) if tensor.is_floating_point() else tensor, key not in form.frozen
@@ -160,30 +196,49 @@ def _parameters(module: nn.Module, site: Site, part: Part, stats: Stats) -> dict
     }
 
 
-def _fits(first: Slot, site: Site, module: nn.Module) -> bool:
-    """Whether the form would give this site parameters of the shapes that the first one has."""
+Start = Callable[[nn.Module, Site, Part], dict[str, Tensor]]
+"""Gives the first tensors of a site: fresh ones, or stored ones."""
+
+
+def expected_shapes(module: nn.Module, site: Site, form: Form) -> dict[str, torch.Size] | None:
+    """Shapes of the form's parameters at a site; None where only a statistic could tell."""
+    if set(form.needs) - {"weight"}:
+        return None
+    stats = {"weight": base_tensor(module, site).to("meta")} if form.needs else {}
     with torch.device("meta"):
-        shapes = {k: v.shape for k, v in first.form.init(site, {}).items()} if not first.form.needs else {}
-    return shapes == {k: v.shape for k, v in first._parameters.items() if v is not None}
+        return {k: t.shape for k, t in initial(module, site, form, stats).items()}
 
 
-def _initial(module: nn.Module, site: Site, form: Form, stats: Stats) -> dict[str, Tensor]:
+def initial(module: nn.Module, site: Site, form: Form, stats: Stats) -> dict[str, Tensor]:
+    """The form's own start at a site, one for each expert of a 3-D parameter."""
     given = dict(stats)
-    if "weight" in form.needs:
-        raw = module.get_parameter(site.path.rpartition(".")[2]) if site.kind == "param" else weight_of(module)
-        given["weight"] = raw.mT if site.transposed and site.kind == "param" else raw
+    if "weight" in form.needs and "weight" not in given:
+        given["weight"] = base_tensor(module, site)
     missing = [need for need in form.needs if need not in given]
     if missing:
-        raise LuthierError(f"{form.name()} needs {', '.join(missing)} of {site}; measure it and pass stats=….")
+        raise LuthierError(
+            f"{form.name()} needs {', '.join(missing)} of {site}; measure it and pass stats=…."
+        )
     if site.experts is None:
         return form.init(site, given)
     each = [form.init(site, {k: v[i] for k, v in given.items()}) for i in range(site.experts)]
     return {key: torch.stack([tensors[key] for tensors in each]) for key in each[0]}
 
 
+def base_tensor(module: nn.Module, site: Site) -> Tensor:
+    """The base's own weight at a site, [..., d_out, d_in] (a bare parameter of fewer axes as it is)."""
+    if site.kind != "param":
+        return weight_of(module)
+    tensor = module._parameters[site.path.rpartition(".")[2]]
+    assert tensor is not None
+    return tensor.mT if site.transposed else tensor
+
+
 def _mark(model: nn.Module, state: State) -> None:
     """Gives roots, owners and blocks their part in resolving positions, where a form asks for them."""
-    for path in [p for p, m in model.named_modules() if (a := adapters_of(m)) and a.block is not None]:
+    for path in [
+        p for p, m in model.named_modules() if (a := adapters_of(m)) and a.block is not None
+    ]:
         adapters_of(model.get_submodule(path)).block = None  # type: ignore[union-attr]
     if not any(slot.spot for part in state.parts for slot in part.slots.values()):
         return
@@ -209,14 +264,18 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     state = state_of(model)
     if state.merged:
         raise LuthierError("adapters are merged into the weights; unmerge before detaching.")
-    _remove(model, state, [part for part in state.parts if name in (None, _known(state, name, part))])
+    _remove(
+        model, state, [part for part in state.parts if name in (None, _known(state, name, part))]
+    )
     return model
 
 
 def _known(state: State, name: str | None, part: Part) -> str:
     names = adapter_names(state)
     if name is not None and name not in names:
-        raise LuthierError(f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}.")
+        raise LuthierError(
+            f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}."
+        )
     return part.name
 
 
@@ -268,7 +327,9 @@ def _switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.
     wanted = known if name is None else [name] if isinstance(name, str) else list(name)
     for each in wanted:
         if each not in known:
-            raise LuthierError(f"no adapter named {each!r}{near(each, known)} There are: {', '.join(known)}.")
+            raise LuthierError(
+                f"no adapter named {each!r}{near(each, known)} There are: {', '.join(known)}."
+            )
     for slot in _slots(model):
         slot.enabled = on if slot.name in wanted else slot.enabled
     _refresh(model)
@@ -294,10 +355,11 @@ def disabled(model: nn.Module, name: str | Sequence[str] | None = None):
     try:
         yield model
     finally:
-        _set_enabled(model, before)
+        set_enabled(model, before)
 
 
-def _set_enabled(model: nn.Module, flags: dict[int, bool]) -> None:
+def set_enabled(model: nn.Module, flags: dict[int, bool]) -> None:
+    """Sets the slots whose `id` is a key; the others stay."""
     for slot in _slots(model):
         slot.enabled = flags.get(id(slot), slot.enabled)
     _refresh(model)
@@ -310,15 +372,17 @@ def rows(model: nn.Module, names: Sequence[str | None]):
     known = adapter_names(state)
     for name in names:
         if name is not None and name not in known:
-            raise LuthierError(f"no adapter named {name!r}{near(name, known)} There are: {', '.join(known)}.")
+            raise LuthierError(
+                f"no adapter named {name!r}{near(name, known)} There are: {', '.join(known)}."
+            )
     before = {id(slot): slot.enabled for slot in _slots(model)}
-    _set_enabled(model, {id(slot): slot.name in names for slot in _slots(model)})
+    set_enabled(model, {id(slot): slot.name in names for slot in _slots(model)})
     state.rows = tuple(names)
     try:
         yield model
     finally:
         state.rows = None
-        _set_enabled(model, before)
+        set_enabled(model, before)
 
 
 @contextmanager
@@ -348,7 +412,9 @@ def tensors(model: nn.Module, name: str | None = None) -> dict[str, nn.Parameter
         prefix = part.name if not before else f"{part.name}:{before}"
         if name in (None, part.name):
             for group, slot in part.slots.items():
-                found |= {f"{prefix}.{group}.{k}": p for k, p in slot._parameters.items() if p is not None}
+                found |= {
+                    f"{prefix}.{group}.{k}": p for k, p in slot._parameters.items() if p is not None
+                }
     return found
 
 

@@ -136,7 +136,9 @@ def edit(call: Call | None, positions: Positions | None, face, p, x: Tensor, y: 
     if positions is None:
         return face(p, x, y)
     if y.dim() != 3:
-        raise LuthierError(f"positions need [batch, tokens, width]; the activation is {tuple(y.shape)}.")
+        raise LuthierError(
+            f"positions need [batch, tokens, width]; the activation is {tuple(y.shape)}."
+        )
     located = _fitting(call, y).locate(positions)
     if located is None:
         return y

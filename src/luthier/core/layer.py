@@ -21,7 +21,8 @@ def features(module: nn.Module) -> tuple[int, int] | None:
 
 def weight_of(module: nn.Module) -> Tensor:
     """The dense weight [d_out, d_in] of a linear layer; a quantised one is probed with the identity."""
-    weight = module.get_parameter("weight")
+    weight = module._parameters["weight"]
+    assert weight is not None
     d_in, d_out = features(module) or (0, 0)
     if isinstance(module, Conv1D):
         return weight.mT
@@ -30,7 +31,7 @@ def weight_of(module: nn.Module) -> Tensor:
     with torch.no_grad():
         eye = torch.eye(d_in, dtype=compute_dtype(module), device=weight.device)
         zero = torch.zeros(1, d_in, dtype=eye.dtype, device=weight.device)
-        base = type(module).forward
+        base = getattr(type(module), "_luthier_base", type(module)).forward
         return (base(module, eye) - base(module, zero)).mT
 
 
@@ -44,7 +45,8 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
 
 def is_quantised(module: nn.Module) -> bool:
     """Whether a linear layer keeps its weight packed."""
-    weight = module.get_parameter("weight")
+    weight = module._parameters["weight"]
+    assert weight is not None
     plain = type(weight) is nn.Parameter or type(weight.data) is Tensor
     return not (weight.is_floating_point() and plain) or "Params" in type(weight).__name__
 

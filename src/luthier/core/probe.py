@@ -21,7 +21,9 @@ def dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
     parameter = next(model.parameters())
     taken = inspect.signature(model.forward).parameters
     with torch.device(parameter.device):
-        made = {name: make(config, parameter.dtype) for name, make in MAKERS.items() if name in taken}
+        made = {
+            name: make(config, parameter.dtype) for name, make in MAKERS.items() if name in taken
+        }
     if "input_ids" in made and "inputs_embeds" in made:
         del made["inputs_embeds"]
     if not made:
@@ -32,7 +34,9 @@ def dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
 def _part(config: Any, key: str) -> Any:
     """The first of a configuration and its parts (vision, audio, …) that has `key`."""
     parts = [config, *(v for v in vars(config).values() if type(v).__name__.endswith("Config"))]
-    return next((getattr(part, key) for part in parts if getattr(part, key, None) is not None), None)
+    return next(
+        (getattr(part, key) for part in parts if getattr(part, key, None) is not None), None
+    )
 
 
 def _ids(config: Any, dtype: torch.dtype) -> Tensor:
@@ -95,13 +99,12 @@ def run_once(model: nn.Module) -> None:
 def unreached(model: nn.Module, state: State, sites: Selection) -> list[str]:
     """Types of site that a pass never calls: an adapter there would be silent.
 
-    One reached site of a type stands for all (a router sends few tokens to few experts). Sites of attention and
-    bare parameters act without a call of their own and are not judged. Models on the meta device and models that
-    are no transformers model are not run.
+    One reached site of a type stands for all (a router sends few tokens to few experts). Attentions were found by
+    running them, and are not judged; nor are models on the meta device and those that are no transformers model.
     """
     from transformers import PreTrainedModel
 
-    judged = [s for s in sites if s.kind not in ("cache", "param")]
+    judged = [s for s in sites if s.kind != "cache"]
     if not judged or not isinstance(model, PreTrainedModel) or next(model.parameters()).is_meta:
         return []
     state.reached = set()

@@ -1,14 +1,14 @@
 """Where: a small language whose words are sets of sites.
 
-    all-linear                  the linear layers of the blocks (never the output head)
-    stream                      the residual stream after each block
-    embeddings, head, experts   embedding tables; linear layers after the blocks; 3-D expert parameters
-    attention                   the keys and values of each attention layer
-    q_proj, v_proj, *.mlp.*     linear layers, tables and experts by name or glob; a comma joins names
-    output(mlp), input(o_proj)  the activation that leaves or enters any module
-    params(*.bias)              parameters themselves
-    layers(8, 16)               narrows: blocks 8 to 16, both included; layers(3; 9; -1) takes single ones
-    & | -                       and, or, without; `&` binds first, a comma before it: "q_proj, v_proj & layers(0, 3)"
+all-linear                  the linear layers of the blocks (never the output head)
+stream                      the residual stream after each block
+embeddings, head, experts   embedding tables; linear layers after the blocks; 3-D expert parameters
+attention                   the keys and values of each attention layer; attention(*.3.*) of some
+q_proj, v_proj, *.mlp.*     linear layers, tables and experts by name or glob; a comma joins names
+output(mlp), input(o_proj)  the activation that leaves or enters any module
+params(*.bias)              parameters themselves
+layers(8, 16)               narrows: blocks 8 to 16, both included; layers(3; 9; -1) takes single ones
+& | -                       and, or, without; `&` binds first, a comma before it: "q_proj, v_proj & layers(0, 3)"
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Scope:
     def parameter(self, path: str, transposed: bool = False) -> Site:
         """The site of a parameter; its widths are those of its last two axes."""
         shape = tuple(self.model.get_parameter(path).shape)
-        d_out, d_in = (1, *shape)[-2:]
+        d_out, d_in = (1, 1, *shape)[-2:]
         if transposed:
             d_in, d_out = d_out, d_in
         return Site(path, "param", d_in, d_out, self.layer(path), transposed=transposed)
@@ -177,8 +177,14 @@ def _attention(scope: Scope) -> Selection:
     from luthier.core.attention import attention_shapes
 
     shapes = attention_shapes(scope.model) if isinstance(scope.model, PreTrainedModel) else {}
+    if not shapes:
+        raise LuthierError(
+            f"no attention of {type(scope.model).__name__} goes through transformers' attention interface, "
+            "so nothing can be put before its keys and values."
+        )
     return Selection(
-        Site(path, "cache", d_head, heads, scope.layer(path)) for path, (heads, d_head) in shapes.items()
+        Site(path, "cache", d_head, heads, scope.layer(path))
+        for path, (heads, d_head) in shapes.items()
     )
 
 
@@ -200,13 +206,20 @@ def _matches(pattern: str, path: str) -> bool:
 def _activations(scope: Scope, patterns: str, kind: str) -> Selection:
     listed = [p.strip() for p in patterns.split(",")]
     paths = [p for p in scope.modules if p and any(_matches(g, p) for g in listed)]
-    return Selection(scope.activation(path, kind) for path in paths if ".adapters." not in f".{path}.")
+    return Selection(
+        scope.activation(path, kind) for path in paths if ".adapters." not in f".{path}."
+    )
 
 
 def _parameters(scope: Scope, patterns: str) -> Selection:
     listed = [p.strip() for p in patterns.split(",")]
     paths = [p for p, _ in scope.model.named_parameters() if ".adapters." not in f".{p}."]
     return Selection(scope.parameter(p) for p in paths if any(_matches(g, p) for g in listed))
+
+
+def _attentions(scope: Scope, patterns: str) -> Selection:
+    listed = [p.strip() for p in patterns.split(",")]
+    return Selection(s for s in _attention(scope) if any(_matches(g, s.path) for g in listed))
 
 
 def _layers(scope: Scope, arguments: str) -> Layers:
@@ -222,7 +235,9 @@ def _layers(scope: Scope, arguments: str) -> Layers:
             "layers(3; 9; 18) for single ones."
         )
     if any(not -depth <= i < depth for pair in ranges for i in pair):
-        raise LuthierError(f"layers({arguments}) is outside the model's {depth} blocks (0 to {depth - 1}).")
+        raise LuthierError(
+            f"layers({arguments}) is outside the model's {depth} blocks (0 to {depth - 1})."
+        )
     return Layers(ranges)
 
 
@@ -231,6 +246,7 @@ FUNCTIONS: dict[str, Callable[[Scope, str], Selection | Layers]] = {
     "input": lambda scope, patterns: _activations(scope, patterns, "input"),
     "output": lambda scope, patterns: _activations(scope, patterns, "stream"),
     "params": _parameters,
+    "attention": _attentions,
 }
 
 # --- grammar ---------------------------------------------------------------------------------------
@@ -249,9 +265,13 @@ class _Parser:
         while end < len(text.rstrip()):
             match = TOKEN.match(text, end)
             if match is None:
-                raise LuthierError(f"where={text!r}: {text[end:].strip()[:12]!r} is not understood.")
+                raise LuthierError(
+                    f"where={text!r}: {text[end:].strip()[:12]!r} is not understood."
+                )
             function, arguments, name, sign = match.groups()
-            tokens.append((function, arguments) if function else ("name", name) if name else (sign, ""))
+            tokens.append(
+                (function, arguments) if function else ("name", name) if name else (sign, "")
+            )
             end = match.end()
         return tokens
 
@@ -263,7 +283,9 @@ class _Parser:
     def parse(self) -> Selection:
         result = self.expression()
         if self.tokens:
-            raise LuthierError(f"where={self.text!r}: unexpected {self.tokens[0]} after a selection.")
+            raise LuthierError(
+                f"where={self.text!r}: unexpected {self.tokens[0]} after a selection."
+            )
         return self._sites(result)
 
     def _sites(self, value: Selection | Layers) -> Selection:
@@ -327,12 +349,16 @@ class _Parser:
         """Refuses a word that matches nothing, with near names."""
         if isinstance(value, Layers) or len(value):
             return value
-        known = {p.rpartition(".")[2] for p in self.scope.modules} | {s.type for s in self.scope.named}
+        known = {p.rpartition(".")[2] for p in self.scope.modules} | {
+            s.type for s in self.scope.named
+        }
         inside = [p for p in self.scope.modules if _matches(word, p)]
-        if inside:
-            advice = f"; {inside[0]!r} is no linear layer: use {word}.* for the layers in it, or output({word})"
+        if word in WORDS:
+            advice = ": the model has none."
+        elif inside:
+            advice = f"; {inside[0]!r} is no linear layer: use {word}.* for the layers in it, or output({word})."
         else:
-            advice = near(word, [*known, *WORDS])
+            advice = near(word, [*known, *WORDS]) or "."
         names = sorted({s.path.rpartition(".")[2] for s in self.scope.named})
         raise LuthierError(
             f"where={self.text!r}: {word!r} matches nothing in {type(self.scope.model).__name__}{advice} "

@@ -50,4 +50,5 @@ class Site:
 
     def __str__(self) -> str:
         wrapped = {"stream": "output({})", "input": "input({})", "param": "params({})"}
+        wrapped["cache"] = "attention({})"
         return wrapped.get(self.kind, "{}").format(self.path)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,11 +25,16 @@ def adapters_of(module: nn.Module) -> Adapters | None:
     return found if isinstance(found, Adapters) else None
 
 
-def swap(module: nn.Module, state: State, path: str) -> Adapters:
-    """Makes a module adapted, once, and returns its (still empty) slots."""
+def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> Adapters:
+    """Makes a module adapted, once, and returns its slots. With `reads`, reads of its parameters are adapted too."""
     if found := adapters_of(module):
         if found.state is not state:
-            raise LuthierError(f"{path!r} already carries adapters of another model; attach to that one.")
+            raise LuthierError(
+                f"{path!r} already carries adapters of another model; attach to that one."
+            )
+        if reads and not type(module)._luthier_reads:  # type: ignore[attr-defined]
+            module.__class__ = _adapted_class(type(module)._luthier_base, True)  # type: ignore[assignment]
+            _follow_hooks(module)
         return found
     shadow = vars(module)
     if "forward" in shadow and "_old_forward" not in shadow:
@@ -37,7 +42,7 @@ def swap(module: nn.Module, state: State, path: str) -> Adapters:
             f"the forward of {path or 'the model'!r} was replaced on the instance (by a wrapper such as "
             "accelerator.prepare), so an adapter would be bypassed; attach first, wrap afterwards."
         )
-    module.__class__ = _adapted_class(type(module))
+    module.__class__ = _adapted_class(type(module), reads)
     module.adapters = Adapters(state, path)
     _follow_hooks(module)
     return module.adapters
@@ -57,9 +62,9 @@ def _follow_hooks(module: nn.Module) -> None:
 
 
 @functools.cache
-def _adapted_class(cls: type[nn.Module]) -> type[nn.Module]:
+def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
     """A subclass of `cls` that runs its adapters. It keeps the name: configurations, sharding policies and
-    pipelines go by it."""
+    pipelines go by it. With `reads`, whoever reads a parameter, parents included, gets the adapted tensor."""
     base = cls.forward
     names = tuple(inspect.signature(base).parameters)[1:]
 
@@ -69,16 +74,36 @@ def _adapted_class(cls: type[nn.Module]) -> type[nn.Module]:
 
     def __call__(self, *args, **kwargs):
         adapters = self._modules["adapters"]
-        if adapters.block is not None:  # a recomputation in the backward pass must meet the same call
+        if (
+            adapters.block is not None
+        ):  # a recomputation in the backward pass must meet the same call
             kwargs["luthier_call"] = adapters.state.calls.get(adapters.block)
         return cls.__call__(self, *args, **kwargs)
 
-    body: dict[str, Any] = {"forward": forward, "__call__": __call__, "_luthier_base": cls}
+    def __getattr__(self, name):
+        value = cls.__getattr__(self, name)
+        return adapted_tensor(self, name, value) if isinstance(value, nn.Parameter) else value
+
+    body: dict[str, Any] = {"forward": forward, "__call__": __call__}
+    body |= {"_luthier_base": cls, "_luthier_reads": reads}
+    if reads:
+        body["__getattr__"] = __getattr__
     if generate := vars_of(cls).get("generate"):
         body["generate"] = _prompting(generate)
     for key in ("__module__", "__qualname__", "__doc__"):
         body[key] = getattr(cls, key)
     return types.new_class(cls.__name__, (cls,), {}, lambda namespace: namespace.update(body))
+
+
+def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """A parameter as the forms on it make it."""
+    adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
+    for slot in adapters.params:
+        if slot.site.path.rpartition(".")[2] == name:
+            if adapters.state.reached is not None:
+                adapters.state.reached.add(slot.origin.key)
+            tensor = slot.weight(tensor)
+    return tensor
 
 
 def vars_of(cls: type) -> dict[str, Any]:
@@ -97,7 +122,11 @@ def _prompting(generate: Callable) -> Callable:
 
 
 def _prompt_of_generate(state: State, named: dict[str, Any]) -> Prompt:
-    keys = ("decoder_input_ids",) if state.decoder is not None else ("input_ids", "inputs_embeds", "inputs")
+    keys = (
+        ("decoder_input_ids",)
+        if state.decoder is not None
+        else ("input_ids", "inputs_embeds", "inputs")
+    )
     entering = next((named[k] for k in keys if isinstance(named.get(k), Tensor)), None)
     mask = named.get("attention_mask") if state.decoder is None else None
     return Prompt(1 if entering is None else entering.shape[1], mask)
@@ -114,7 +143,9 @@ def prompting(state: State, prompt: Prompt):
         state.prompt = before
 
 
-def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
+def _run(
+    module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict
+) -> Any:
     adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
     state = adapters.state
     if adapters.block is not None and (call := kwargs.pop("luthier_call", None)) is not None:
@@ -124,15 +155,20 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
     if adapters.owner is not None:
         arguments = dict(zip(names, args, strict=False)) | kwargs
         state.calls[adapters.owner] = read_call(arguments, state.prompt_of(adapters.owner))
-    if not adapters.live:
+    if not (adapters.live or (adapters.params and state.rows is not None)):
         return base(module, *args, **kwargs)
     return _adapted(module, adapters, base, names[0], args, kwargs)
 
 
 def _read_prompt(model: nn.Module, arguments: dict[str, Any]) -> Prompt | None:
     """Where the prompts of a training batch end: at the first token in the loss of a causal model."""
-    labels, ids = arguments.get("labels"), arguments.get("input_ids", arguments.get("inputs_embeds"))
-    if not (isinstance(labels, Tensor) and isinstance(ids, Tensor) and labels.shape == ids.shape[:2]):
+    labels, ids = (
+        arguments.get("labels"),
+        arguments.get("input_ids", arguments.get("inputs_embeds")),
+    )
+    if not (
+        isinstance(labels, Tensor) and isinstance(ids, Tensor) and labels.shape == ids.shape[:2]
+    ):
         return None
     if not (generative(model) and not labels.is_floating_point()):
         return None
@@ -148,10 +184,12 @@ def generative(model: nn.Module) -> bool:
     return isinstance(model, PreTrainedModel) and model.can_generate()
 
 
-def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple, kwargs: dict) -> Any:
+def _adapted(
+    module, adapters: Adapters, base: Callable, first: str, args: tuple, kwargs: dict
+) -> Any:
     state = adapters.state
     if state.reached is not None:
-        state.reached.update(s.site.key for s in adapters.slots())
+        state.reached.update(s.site.key for s in adapters.slots() if s.site.kind != "param")
     x = args[0] if args else kwargs[first]
     for slot in adapters.inputs:
         x = slot.post(state, x, x)
@@ -168,26 +206,33 @@ def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple
     return (out, *y[1:]) if isinstance(y, tuple) else out
 
 
-def _through_weights(module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict) -> Any:
-    """The base pass, with the tensors that weight forms put in place of the layer's own."""
-    state = adapters.state
-    if state.rows is not None and (adapters.weights or adapters.params):
+def _through_weights(
+    module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict
+) -> Any:
+    """The base pass, or a linear layer's with the weight that its forms make."""
+    if adapters.state.rows is not None and (adapters.weights or adapters.params):
         return _mixed_weights(module, adapters, base, x, args, kwargs)
-    if adapters.weights:
-        return _linear(module, adapters.weights, x)
-    with _substituted(module, adapters.params):
-        return base(module, *args, **kwargs)
+    return (
+        _linear(module, adapters.weights, x) if adapters.weights else base(module, *args, **kwargs)
+    )
 
 
-def _mixed_weights(module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict) -> Tensor:
+def _mixed_weights(
+    module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict
+) -> Tensor:
     """Each adapter's weight on all rows; every row keeps the result of its own."""
-    y = base(module, *args, **kwargs)
-    for name in dict.fromkeys(s.name for s in (*adapters.weights, *adapters.params)):
-        own = [s for s in adapters.weights if s.name == name]
-        with _substituted(module, [s for s in adapters.params if s.name == name]):
+    every = adapters.params
+    try:
+        adapters.params = []
+        y = base(module, *args, **kwargs)
+        for name in dict.fromkeys(s.name for s in (*adapters.weights, *every)):
+            adapters.params = [s for s in every if s.name == name]
+            own = [s for s in adapters.weights if s.name == name]
             new = _linear(module, own, x) if own else base(module, *args, **kwargs)
-        y = torch.where(adapters.state.row_mask(name, y), new, y)
-    return y
+            y = torch.where(adapters.state.row_mask(name, y), new, y)
+        return y
+    finally:
+        adapters.params = every
 
 
 def _linear(module: nn.Module, slots: list, x: Tensor) -> Tensor:
@@ -195,14 +240,3 @@ def _linear(module: nn.Module, slots: list, x: Tensor) -> Tensor:
     for slot in slots:
         weight = slot.weight(weight)
     return functional.linear(x, weight.to(x.dtype), module._parameters.get("bias"))
-
-
-@contextmanager
-def _substituted(module: nn.Module, slots: list):
-    """The module's parameters replaced by adapted ones: an instance attribute hides a registered tensor."""
-    with ExitStack() as stack:
-        for slot in slots:
-            name = slot.site.path.rpartition(".")[2]
-            vars(module)[name] = slot.weight(getattr(module, name))
-            stack.callback(vars(module).pop, name, None)
-        yield

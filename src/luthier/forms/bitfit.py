@@ -19,7 +19,7 @@ class BitFit(Form):
 
     paper = "Ben Zaken, Goldberg, Ravfogel 2022, arXiv 2106.10199"
     kinds = ("param",)
-    where = "params(*bias)"
+    where = "params(*.bias)"
     needs = ("weight",)
 
     def init(self, site, stats):

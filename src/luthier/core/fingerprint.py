@@ -1,0 +1,78 @@
+"""What tells one base from another: its layers, and a sample of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.core.layer import block_lists
+from luthier.core.select import Scope
+
+TENSORS, VALUES = 32, 8
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """`{"model", "architecture", "dtype", "sample"}` of the base under an adapted model.
+
+    The architecture is a hash of the layers and their sizes, equal for a packed copy. The sample takes 8 values of
+    up to 32 floating tensors inside the blocks and of the embeddings; heads, which a task replaces, stay out.
+    """
+    scope = Scope(model)
+    layers = sorted(f"{s.path} {s.d_in} {s.d_out}" for s in scope.named if s.layer is not None)
+    digest = hashlib.sha256("\n".join(layers).encode()).hexdigest()
+    sample = _sample(model)
+    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in _candidates(model).values()})
+    return {
+        "model": type(model).__name__,
+        "architecture": digest[:32],
+        "dtype": dtypes,
+        "sample": sample,
+    }
+
+
+def _candidates(model: nn.Module) -> dict[str, torch.Tensor]:
+    inside = tuple(f"{path}." for path in block_lists(model))
+    tables = {f"{path}.weight" for path, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    return {
+        path: parameter
+        for path, parameter in model.named_parameters()
+        if ".adapters." not in f".{path}"
+        and parameter.is_floating_point()
+        and not parameter.is_meta
+        and (path in tables or path.startswith(inside or ("",)))
+    }
+
+
+def _sample(model: nn.Module) -> dict[str, list[float]]:
+    """Values at fixed, spread places of spread tensors."""
+    found = list(_candidates(model).items())
+    chosen = found[:: max(1, len(found) // TENSORS)][:TENSORS]
+    return {path: _values(tensor) for path, tensor in chosen}
+
+
+def _values(tensor: torch.Tensor) -> list[float]:
+    size = tensor.numel()
+    places = torch.linspace(0, size - 1, min(VALUES, size)).long().tolist()
+    flat = tensor.detach().reshape(-1)
+    return [float(flat[i]) for i in places]
+
+
+def differences(stored: dict[str, Any], model: nn.Module) -> str | None:
+    """Why the base of `stored` is not `model`; None if it is. Rounding to another dtype is allowed for."""
+    here = fingerprint(model)
+    if stored["architecture"] != here["architecture"]:
+        return f"its layers differ ({stored['model']} there, {here['model']} here, or another size)"
+    tensors = _candidates(model)
+    shared = [path for path in stored["sample"] if path in tensors]
+    if not shared and stored["sample"]:
+        return "none of its weights can be compared with this base"
+    exact = stored["dtype"] == here["dtype"]
+    for path in shared:
+        theirs, ours = torch.tensor(stored["sample"][path]), torch.tensor(_values(tensors[path]))
+        tolerance = (0.0, 0.0) if exact else (1e-2, 1e-5)
+        if theirs.shape != ours.shape or not torch.allclose(theirs, ours, *tolerance):
+            return f"its weights differ (first in {path})"
+    return None

@@ -1,0 +1,218 @@
+"""Fold adapters into the weights and out again, bit for bit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier.core.adapt import adapter_names, disable, set_enabled, state_of
+from luthier.core.delta import Delta
+from luthier.core.errors import LuthierError, near
+from luthier.core.layer import features, is_quantised, weight_of
+from luthier.core.slot import OneHot, Slot, State
+from luthier.core.swap import adapters_of
+
+
+def affine_map(module: nn.Module, slots: Sequence[Slot]) -> tuple[Tensor, Tensor | None]:
+    """(W', b') of a linear layer under `slots`, found by probing with the identity: W' = f(I) - f(0), b' = f(0).
+
+    Computed in float32 at least, whatever the base is stored in. b' is None where it is zero and the layer has
+    no bias.
+    """
+    weight = weight_of(module)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    weight, bias = weight.to(wide), module._parameters.get("bias")
+    offset = (
+        torch.zeros(len(weight), dtype=wide, device=weight.device)
+        if bias is None
+        else bias.to(wide)
+    )
+    for slot in (s for s in slots if s.form.face == "weight"):
+        weight = slot.weight(weight)
+
+    def through(x: Tensor, b: Tensor) -> Tensor:
+        entering = x
+        for slot in (s for s in slots if s.form.face == "pre"):
+            entering = slot.pre(_NOBODY, entering)
+        y = entering @ weight.mT + b
+        for slot in (s for s in slots if s.form.face == "post"):
+            y = slot.post(_NOBODY, x, y)
+        return y
+
+    d_in = weight.shape[1]
+    zero = torch.zeros(1, d_in, dtype=wide, device=weight.device)
+    none = torch.zeros_like(offset)
+    eye = torch.eye(d_in, dtype=wide, device=weight.device)
+    merged = (through(eye, none) - through(zero, none)).mT
+    new_bias = through(zero, offset)[0]
+    return merged, new_bias if bias is not None or bool(new_bias.any()) else None
+
+
+_NOBODY = State()
+"""No call, no rows: an affine form does not look."""
+
+
+def refuse_unmergeable(slots: Sequence[Slot]) -> None:
+    """Raises for a form that no weight can express."""
+    for slot in slots:
+        form, site = slot.form, slot.site
+        why = None
+        if site.kind in ("stream", "input", "cache"):
+            why = f"it acts on {site}, which is no weight"
+        elif form.positions != "all":
+            why = f"it acts at positions {form.positions}, and a weight acts at all"
+        elif not form.linear:
+            why = "it is not linear in its input"
+        if why:
+            raise LuthierError(
+                f"{form.name()} cannot be merged: {why}. Keep it attached (it runs unmerged), or fit a form "
+                "on linear layers, such as lora or wegeft."
+            )
+
+
+def merge(model: nn.Module, name: str | None = None) -> nn.Module:
+    """Folds the enabled adapters (or the one named) into the weights; `unmerge` brings the base back bit-equal.
+
+    The originals are kept beside the model until then. A tied tensor that changes in one place only is untied.
+    Raises `LuthierError` for forms that no weight can express, and for packed (quantised) layers, where rounding
+    the sum again costs quality: merge into the base in its original precision instead.
+    """
+    state = state_of(model)
+    if state.merged:
+        raise LuthierError("adapters are merged already; unmerge first.")
+    names = adapter_names(state)
+    if name is not None and name not in names:
+        raise LuthierError(
+            f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}."
+        )
+    todo = list(_wanted(model, name))
+    for path, module, slots in todo:
+        refuse_unmergeable(slots)
+        if features(module) and not _only_params(slots) and is_quantised(module):
+            raise LuthierError(
+                f"{path} is quantised; merging would round the sum again. Load the base in its original "
+                "precision, load the adapter onto it and merge there."
+            )
+    with torch.no_grad():
+        new = {
+            key: tensor
+            for path, module, slots in todo
+            for key, tensor in _merged(path, module, slots)
+        }
+        _write(model, state, new)
+    state.folded = [slot for _, _, slots in todo for slot in slots]
+    disable(model, name)
+    return model
+
+
+def _wanted(model: nn.Module, name: str | None):
+    for path, module in model.named_modules():
+        if adapters := adapters_of(module):
+            slots = [s for s in adapters.slots() if s.enabled and name in (None, s.name)]
+            if slots:
+                yield path, module, slots
+
+
+def _only_params(slots: Sequence[Slot]) -> bool:
+    return all(slot.site.kind == "param" for slot in slots)
+
+
+def _merged(path: str, module: nn.Module, slots: list[Slot]):
+    """(parameter path, new tensor) of one module."""
+    quiet = [s for s in slots if s.site.kind == "affine"]
+    tables = [s for s in slots if s.site.kind == "embedding"]
+    if quiet:
+        weight, bias = affine_map(module, quiet)
+        yield f"{path}.weight", weight.mT if isinstance(module, Conv1D) else weight
+        if bias is not None:
+            if module._parameters.get("bias") is None:
+                raise LuthierError(
+                    f"{path} has no bias to take the constant that merging would add."
+                )
+            yield f"{path}.bias", bias
+    if tables:
+        yield f"{path}.weight", _table(module, tables)
+    for own in dict.fromkeys(s.site.path for s in slots if s.site.kind == "param"):
+        tensor = module._parameters[own.rpartition(".")[2]]
+        assert tensor is not None
+        for slot in (s for s in slots if s.site.path == own):
+            tensor = slot.weight(tensor)
+        yield own, tensor
+
+
+def _table(module: nn.Module, slots: list[Slot]) -> Tensor:
+    """The table whose plain look-up equals the adapted one (Gemma scales what it looks up)."""
+    stored = module._parameters["weight"]
+    assert stored is not None
+    ids = torch.arange(len(stored), device=stored.device)
+    base = type(module)._luthier_base.forward(module, ids)  # type: ignore[attr-defined]
+    factor = (base * stored).sum() / (stored * stored).sum()
+    y = base
+    for slot in slots:
+        y = slot.post(_NOBODY, OneHot(ids), y)  # type: ignore[arg-type]
+    return stored + (y - base) / factor
+
+
+def _write(model: nn.Module, state: State, new: dict[str, Tensor]) -> None:
+    """Puts tensors in place of parameters, keeping the originals."""
+    places: dict[int, list[str]] = {}
+    done: dict[str, nn.Parameter] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(path)
+    for path, tensor in new.items():
+        owner, _, key = path.rpartition(".")
+        module = model.get_submodule(owner)
+        old = module._parameters[key]
+        assert old is not None
+        state.merged[path] = old
+        others = [p for p in places[id(old)] if p not in new or not torch.equal(new[p], tensor)]
+        if others:
+            _untie(model, state, path, others)
+        first = places[id(old)][0]  # places that stay equal stay one tensor
+        if not others and first in done:
+            module._parameters[key] = done[first]
+        else:
+            done[path] = nn.Parameter(tensor.to(old.dtype).contiguous(), requires_grad=False)
+            module._parameters[key] = done[path]
+
+
+def _untie(model: nn.Module, state: State, path: str, others: list[str]) -> None:
+    config = getattr(model, "config", None)
+    if config is not None and getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings, state.untied = False, True
+    warnings.warn(
+        f"{path} was tied to {', '.join(others)}; merged, they differ and are untied.", stacklevel=4
+    )
+
+
+def unmerge(model: nn.Module) -> nn.Module:
+    """Puts the base's own tensors back, the very ones, and lets the adapters act again."""
+    state = state_of(model)
+    if not state.merged:
+        raise LuthierError("nothing is merged.")
+    for path, parameter in state.merged.items():
+        owner, _, key = path.rpartition(".")
+        model.get_submodule(owner)._parameters[key] = parameter
+    if state.untied:
+        model.config.tie_word_embeddings = True  # type: ignore[union-attr]
+    folded, state.merged, state.folded, state.untied = state.folded, {}, [], False
+    set_enabled(model, {id(slot): True for slot in folded})
+    return model
+
+
+def delta_of(module: nn.Module, slots: Sequence[Slot]) -> Delta:
+    """The change of a linear layer's weight [d_out, d_in] under affine slots; exact factors where forms give them."""
+    refuse_unmergeable(slots)
+    weight = weight_of(module)
+    if len(slots) == 1:
+        slot = slots[0]
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        factors = slot.quiet.factors(slot.params(wide), weight.to(wide))
+        if factors is not None:
+            return Delta.low_rank(*factors)
+    merged, _ = affine_map(module, slots)
+    return Delta.dense_of(merged - weight.to(merged.dtype))

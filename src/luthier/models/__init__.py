@@ -1,0 +1,27 @@
+"""Models: by a folder, a hub id, a .gguf file or a name of the catalogue.
+
+Heavy libraries load inside the functions, so importing this costs nothing.
+"""
+
+from __future__ import annotations
+
+from luthier.models._catalogue import Entry, File, catalogue
+from luthier.models._fetch import fetch, is_cached
+from luthier.models._load import TASKS, Loaded, load
+from luthier.models._resolve import resolve
+
+model = load
+"""`luthier.model`: its public name, as `luthier.load` reads adapters."""
+
+__all__ = [
+    "TASKS",
+    "Entry",
+    "File",
+    "Loaded",
+    "catalogue",
+    "fetch",
+    "is_cached",
+    "load",
+    "model",
+    "resolve",
+]

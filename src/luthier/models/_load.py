@@ -1,0 +1,135 @@
+"""Loading a model and what prepares its inputs, for a task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import LuthierError, near
+from luthier.models._labels import label_settings
+from luthier.models._pad import set_pad_token
+from luthier.models._quantize import quantization
+from luthier.models._resolve import resolve
+
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The transformers auto classes of a task: of the model and of what prepares its inputs."""
+
+    model: str
+    processor: str = "AutoTokenizer"
+
+
+TASKS: dict[str, Task] = {
+    "causal-lm": Task("AutoModelForCausalLM"),
+    "classification": Task("AutoModelForSequenceClassification"),
+    "regression": Task("AutoModelForSequenceClassification"),
+    "seq2seq": Task("AutoModelForSeq2SeqLM"),
+    "image-classification": Task("AutoModelForImageClassification", "AutoImageProcessor"),
+    "audio-classification": Task("AutoModelForAudioClassification", "AutoFeatureExtractor"),
+    "speech-to-text": Task("AutoModelForSpeechSeq2Seq", "AutoProcessor"),
+    "embedding": Task("AutoModel", "AutoProcessor"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model ready for a task."""
+
+    model: Any
+    """The transformers model, in evaluation mode."""
+    processor: Any
+    """Its tokenizer, image processor, feature extractor or processor."""
+    name: str
+    """The name as given."""
+    path: Path | str
+    """The local folder, or the hub id."""
+    task: str
+    new_modules: list[str]
+    """Dotted paths of the modules with parameters that the checkpoint lacks: newly initialised, to be trained."""
+
+
+def load(
+    name: str,
+    *,
+    task: str = "causal-lm",
+    dtype: str = "float32",
+    labels: list[str] | None = None,
+    num_labels: int | None = None,
+    quantize: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Loaded:
+    """The model `name` (a folder, a .gguf file, a catalogue name or a hub id) for a task.
+
+    Only safetensors weights are read, and code that comes with a model runs only with `trust_remote_code`.
+    `labels` name the classes; a checkpoint that already has these very labels keeps its own order (see
+    `model.config.label2id`). `quantize` is `nf4` or `int8`. Raises `LuthierError` on anything that does not fit.
+    """
+    import transformers
+
+    _choice("task", task, TASKS)
+    _choice("dtype", dtype, DTYPES)
+    path = resolve(name)
+    source = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
+    with _told(name, path, task):
+        config = transformers.AutoConfig.from_pretrained(path, **source)
+        config = label_settings(config, task, labels, num_labels)
+        processor = getattr(transformers, TASKS[task].processor).from_pretrained(path, **source)
+        model, report = getattr(transformers, TASKS[task].model).from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=labels is not None
+            or num_labels is not None
+            or task == "regression",
+            quantization_config=quantization(quantize),
+            output_loading_info=True,
+            **source,
+        )
+    new = _new_modules(model, report, name)
+    set_pad_token(model, processor)
+    return Loaded(model.eval(), processor, name, path, task, new)
+
+
+def _choice(what: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise LuthierError(
+            f"no {what} {value!r}{near(value, known)} There are: {', '.join(known)}."
+        )
+
+
+@contextmanager
+def _told(name: str, path: Path | str, task: str) -> Iterator[None]:
+    """Tells what transformers raises for a model that cannot be had or does not fit, as a `LuthierError`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except LuthierError:
+        raise
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        if isinstance(path, str):
+            hint = f"No folder {name} exists here, so it was taken for a hub id: check the name and the network"
+            hint += ", or give a local folder, a .gguf file or a name that `luthier models` lists."
+        else:
+            hint = f"Check that {path} is whole and that its model serves the task {task}."
+        raise LuthierError(f"could not load {name!r} for {task}: {reason} {hint}") from error
+
+
+def _new_modules(model: Any, report: dict[str, Any], name: str) -> list[str]:
+    """The modules that own parameters which the checkpoint did not fill; a tied parameter is filled by its twin."""
+    absent = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
+    parameters = list(model.named_parameters(remove_duplicate=False))
+    filled = {id(parameter) for key, parameter in parameters if key not in absent}
+    if not filled:
+        raise LuthierError(f"none of the weights of {name!r} fit {type(model).__name__}.")
+    new = [key for key, parameter in parameters if id(parameter) not in filled]
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in new))

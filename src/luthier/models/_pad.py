@@ -1,0 +1,44 @@
+"""The pad token of a model that has none of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_RESERVED = (
+    "<pad>",
+    "[PAD]",
+    "<|pad|>",
+    "<|finetune_right_pad_id|>",
+    "<|vision_pad|>",
+    "<|endoftext|>",
+)
+"""Tokens that vocabularies hold for padding, or that end documents and never a turn, best first."""
+
+
+def set_pad_token(model: Any, processor: Any) -> None:
+    """Gives a decoder a pad token other than the one that ends a turn, and tells its configuration.
+
+    Padding with the end token teaches a model never to stop once pads are masked by their id, and makes sequence
+    classifiers look for the last token in the wrong place. So where the pad token is absent or is the end token, an
+    existing token takes its place: one reserved for padding, else the unknown token. The vocabulary never grows.
+    GPT-2, with one special token for all, pads with it: mask by the attention mask, never by id.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(processor, PreTrainedTokenizerBase) or model.config.is_encoder_decoder:
+        return
+    tokenizer = processor
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        tokenizer.pad_token = _choose(tokenizer)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def _choose(tokenizer: Any) -> str | None:
+    special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
+    candidates = [token for token in _RESERVED if token in special]
+    candidates += [tokenizer.unk_token, tokenizer.eos_token]
+    usable = [token for token in candidates if token and token != tokenizer.eos_token]
+    return usable[0] if usable else tokenizer.eos_token

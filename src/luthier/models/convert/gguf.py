@@ -1,0 +1,74 @@
+"""GGUF (llama.cpp): quantised weights made dense float32, the tokenizer rebuilt from the metadata."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import LuthierError
+from luthier.models.convert._quiet import quiet
+
+_DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
+"""Values of `tokenizer.ggml.pre` whose vocabularies were learned with every digit split off first (llama.cpp,
+`llm_tokenizer_bpe`); transformers leaves that split out, which breaks runs of spaces and newlines before a digit."""
+
+
+def convert(weights: Path, target: Path) -> None:
+    """Saves model and tokenizer of the file `weights` as a safetensors folder. Tied embeddings stay tied."""
+    reader = _open(weights)
+    with quiet():
+        tokenizer = _tokenizer(weights, reader)
+        model = _dense(_load(weights))
+        tokenizer.model_max_length = model.config.get_text_config().max_position_embeddings
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+
+def _open(weights: Path) -> Any:
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise LuthierError("a .gguf file needs gguf: pip install 'luthier[gguf]'") from None
+    try:
+        return GGUFReader(weights)
+    except (ValueError, IndexError) as error:
+        raise LuthierError(f"{weights} is no readable GGUF file: {error}") from None
+
+
+def _tokenizer(weights: Path, reader: Any) -> Any:
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+    field = reader.get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() in _DIGITS_APART:
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
+    return tokenizer
+
+
+def _load(weights: Path) -> Any:
+    import torch
+    import transformers
+
+    options: dict[str, Any] = {"gguf_file": weights.name, "dtype": torch.float32}
+    if "GgufConfig" in dir(transformers):  # newer releases may keep the blocks packed
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    return transformers.AutoModelForCausalLM.from_pretrained(weights.parent, **options)
+
+
+def _dense(model: Any) -> Any:
+    """The same model without the mark of its quantised origin, which `save_pretrained` refuses."""
+    import torch
+
+    config = copy.deepcopy(model.config)
+    if "quantization_config" in config.to_dict():
+        del config.quantization_config
+    with torch.device("meta"):
+        dense = type(model)(config)
+    dense.load_state_dict(model.state_dict(), assign=True)
+    dense.tie_weights()
+    dense.generation_config = model.generation_config
+    return dense
