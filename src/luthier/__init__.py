@@ -31,8 +31,8 @@ _PUBLIC = {
     "load": "core.store",
     "export": "core.export",
     "model": "models",
-    "train": "train",
-    "evaluate": "train",
+    "train": "training",
+    "evaluate": "training",
 }
 
 

@@ -50,6 +50,8 @@ class Form(Component):
     """The adapted map is linear in x, so that it folds into a weight."""
     identity: ClassVar[bool] = True
     """It starts as a no-op."""
+    lr: ClassVar[float] = 5e-4
+    """Learning rate when nobody says."""
     face: ClassVar[str] = ""
 
     positions: str = field(default="all", kw_only=True)

@@ -20,6 +20,7 @@ class ConsReFT(Form):
 
     paper = "Wu, Arora et al. 2024, arXiv 2404.03592"
     kinds = ("stream", "input", "affine", "embedding")
+    lr = 9e-4
     where = "stream"
     identity = False
 

@@ -19,6 +19,7 @@ class DiReFT(Form):
 
     paper = "Wu, Arora et al. 2024, arXiv 2404.03592"
     kinds = ("stream", "input", "affine", "embedding")
+    lr = 9e-4
     where = "stream"
 
     rank: int = 8

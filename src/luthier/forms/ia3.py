@@ -19,6 +19,7 @@ class IA3(Form):
 
     paper = "Liu et al. 2022, arXiv 2205.05638"
     kinds = ("affine", "stream", "input", "embedding")
+    lr = 5e-3
 
     def init(self, site, stats):
         return {"l": ones(site.d_out)}

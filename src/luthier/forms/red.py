@@ -18,6 +18,7 @@ class RED(Form):
 
     paper = "Wu et al. 2024, arXiv 2402.15179"
     kinds = ("stream", "input", "affine", "embedding")
+    lr = 1e-3
     where = "stream"
 
     def init(self, site, stats):

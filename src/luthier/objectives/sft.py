@@ -1,0 +1,22 @@
+"""Supervised fine-tuning: the loss that the model itself computes from the labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from luthier.core.objective import Objective
+
+
+@dataclass(frozen=True)
+class SFT(Objective):
+    """L = - mean over the answer's tokens of log p(token | before)
+
+    Cross-entropy over the positions whose label is not -100; for classification over the classes, for regression
+    the mean squared error, as the model's own head defines it.
+    """
+
+    paper = "the baseline"
+
+    def loss(self, model, batch):
+        """A scalar; `batch` holds the model's own arguments, labels included."""
+        return model(**batch).loss
