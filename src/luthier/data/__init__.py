@@ -9,7 +9,6 @@ components (selections of examples), found by discovery.
 """
 
 from luthier.core.component import plugin_folders
-from luthier.data._chat import prompt_ids, prompt_of
 from luthier.data._collate import Collator, collate, collator_for
 from luthier.data._encode import TASKS, encode, encode_all, encode_classification, encode_seq2seq
 from luthier.data._example import Example, Examples, split, without
@@ -20,6 +19,7 @@ from luthier.data._media import encode_audio, encode_image
 from luthier.data._read import read
 from luthier.data._score import SCORERS, Scorer, scorer_for
 from luthier.data._show import show_example, show_plain
+from luthier.data._tokens import prompt_ids, prompt_of
 
 AXIS = "on what?"
 __path__ += plugin_folders("data")

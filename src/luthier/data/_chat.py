@@ -22,7 +22,7 @@ import re
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.data._bad import BadRow, named
+from luthier.data._bad import BadRow
 from luthier.data._example import Example, Message
 
 Span = tuple[int, int]
@@ -55,98 +55,6 @@ def has_template(tokenizer: Any) -> bool:
     return getattr(tokenizer, "chat_template", None) is not None
 
 
-def prompt_of(example: Example, tokenizer: Any) -> str:
-    """The text that generation starts from: everything before the last answer.
-
-    Its tokens are `prompt_ids`: a template's text already holds its special tokens, so tokenising
-    it again with `add_special_tokens=True` would double the BOS. Raises `LuthierError` for a row
-    without an answer to generate.
-    """
-    text, spans = _prompted(example, tokenizer)
-    return text[: spans[-1][0]]
-
-
-def prompt_ids(example: Example, tokenizer: Any) -> list[int]:
-    """Token ids of `prompt_of`: exactly those that stand before the last answer in training."""
-    text, spans = _prompted(example, tokenizer)
-    ids, owner = tokens(text, spans, tokenizer, special=not has_template(tokenizer))
-    return ids[: owner.index(len(spans) - 1)]
-
-
-def _prompted(example: Example, tokenizer: Any) -> tuple[str, list[Span]]:
-    with named(example.row):
-        if example.messages is None:
-            raise BadRow("not a prompt with an answer, so there is nothing to generate")
-        return rendered(example, tokenizer)
-
-
-def tokens(
-    text: str, spans: list[Span], tokenizer: Any, special: bool
-) -> tuple[list[int], list[int]]:
-    """(token ids, number of the answer that each token belongs to, or -1) of a rendered text.
-
-    Tokens are told apart by their character offsets. Where the tokens of a prompt are others when
-    it stands alone (a token runs over the boundary, or the answer changes how the line breaks
-    before it are split), the text is cut at the boundary, so training sees the prompt as
-    generation will. `special` puts the opening special tokens first.
-    """
-    if not tokenizer.is_fast:
-        raise LuthierError(
-            f"{type(tokenizer).__name__} gives no character offsets, by which the answers are found; use the fast "
-            "version of this tokenizer (AutoTokenizer loads it when tokenizer.json is there)."
-        )
-    opening = list(_opening(tokenizer, len(tokenizer))) if special else []
-    pieces: list[tuple[int, list[int], list[Span]]] = []
-    base, (ids, extents) = 0, _pieces(text, tokenizer)
-    for start, _ in spans:
-        head, head_extents = _pieces(text[base:start], tokenizer)
-        if ids[: len(head)] == head:
-            continue
-        tail, tail_extents = _pieces(text[start:], tokenizer)
-        if _decode(tokenizer, head + tail) == _decode(tokenizer, ids):
-            pieces.append((base, head, head_extents))
-            base, ids, extents = start, tail, tail_extents
-    pieces.append((base, ids, extents))
-    found = [i for _, part, _ in pieces for i in part]
-    owner = [_owner(base + a, base + b, spans) for base, _, part in pieces for a, b in part]
-    if found[: len(opening)] == opening:
-        opening = []
-    return opening + found, [-1] * len(opening) + owner
-
-
-def _owner(start: int, end: int, spans: list[Span]) -> int:
-    return next((i for i, (a, b) in enumerate(spans) if start < b and end > a), -1)
-
-
-def _pieces(text: str, tokenizer: Any) -> tuple[list[int], list[Span]]:
-    """(ids, extents in characters) of a text, without special tokens around it.
-
-    Some tokenizers trim whitespace off their offsets, so a token reaches back to the end of the
-    one before it.
-    """
-    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    extents: list[Span] = []
-    reached = 0
-    for start, end in out["offset_mapping"]:
-        extents.append((min(start, reached), end))
-        reached = max(reached, end)
-    return out["input_ids"], extents
-
-
-def _decode(tokenizer: Any, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-@functools.lru_cache(maxsize=8)
-def _opening(tokenizer: Any, size: int) -> tuple[int, ...]:
-    """What the tokenizer puts before a text: its BOS, or nothing. `size` renews the answer when
-    tokens are added."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a", add_special_tokens=True)["input_ids"]
-    starts = [i for i in range(len(full)) if full[i : i + len(bare)] == bare]
-    return tuple(full[: starts[0]]) if starts else ()
-
-
 def _eos(tokenizer: Any) -> str:
     if tokenizer.eos_token is None:
         raise LuthierError(
@@ -160,12 +68,7 @@ def _plain(messages: list[Message], context: int, tokenizer: Any) -> tuple[str, 
     text, spans = "", []
     for i, message in enumerate(messages):
         content = message.get("content") or ""
-        glued = (
-            not text
-            or text[-1].isspace()
-            or content[:1].isspace()
-            or text.endswith(_eos(tokenizer))
-        )
+        glued = not text or text[-1].isspace() or content[:1].isspace() or text.endswith(_eos(tokenizer))
         text += "" if glued else "\n"
         start = len(text)
         text += content
@@ -207,16 +110,16 @@ def _declared(tokenizer: Any, example: Example, text: str) -> list[Span] | None:
     if not isinstance(template, str) or not GENERATION.search(template):
         return None
     out = tokenizer.apply_chat_template(
-        example.messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        example.messages,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        tokenizer_kwargs={"return_offsets_mapping": True},
     )
-    ids, offsets = _pieces(text, tokenizer)
+    offsets = [tuple(pair) for pair in out["offset_mapping"]]
     mask = list(out["assistant_masks"])
-    if ids != list(out["input_ids"]):
-        return None
     edges = [i for i in range(len(mask) + 1) if (i and mask[i - 1]) != (i < len(mask) and mask[i])]
-    spans = [
-        (offsets[a][0], offsets[b - 1][1]) for a, b in zip(edges[::2], edges[1::2], strict=True)
-    ]
+    spans = [(offsets[a][0], offsets[b - 1][1]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
     turns = [i for i, m in enumerate(example.messages or []) if m["role"] == "assistant"]
     return spans[len(turns) - len(_answers(example)) :] if len(spans) == len(turns) else None
 
@@ -229,11 +132,7 @@ def _place(tokenizer: Any, messages: list[Message], turn: int, text: str) -> Spa
     """Where turn `turn` stands in `text`, the render of all turns (see the module's docstring)."""
     before, after = _around(tokenizer, messages, turn, text)
     start = _prompt_end(tokenizer, messages[:turn], text, before)
-    end = (
-        len(text) - len(after)
-        if after is not None
-        else _turn_end(tokenizer, messages[: turn + 1], text)
-    )
+    end = len(text) - len(after) if after is not None else _turn_end(tokenizer, messages[: turn + 1], text)
     if start is None:
         start = before
     if start is None or end is None or not text[start:end].strip():
@@ -244,9 +143,7 @@ def _place(tokenizer: Any, messages: list[Message], turn: int, text: str) -> Spa
     return start, end
 
 
-def _around(
-    tokenizer: Any, messages: list[Message], turn: int, text: str
-) -> tuple[int | None, str | None]:
+def _around(tokenizer: Any, messages: list[Message], turn: int, text: str) -> tuple[int | None, str | None]:
     """(length of what stands before the content of a turn, what stands after it); None where that
     depends on it."""
     if not messages[turn].get("content"):
@@ -261,23 +158,15 @@ def _around(
     )
 
 
-def _prompt_end(
-    tokenizer: Any, messages: list[Message], text: str, content: int | None
-) -> int | None:
+def _prompt_end(tokenizer: Any, messages: list[Message], text: str, content: int | None) -> int | None:
     """Where the prompt for generation ends in `text`; None when the template has none, or another
     one."""
     if not messages:
         return None
     prompt = _try_render(tokenizer, messages, prompt=True)
-    if (
-        prompt is None
-        or not text.startswith(prompt)
-        or (content is not None and len(prompt) > content)
-    ):
+    if prompt is None or not text.startswith(prompt) or (content is not None and len(prompt) > content):
         return None
-    ignored = prompt == _try_render(
-        tokenizer, messages
-    )  # then a header of the answer may still be to come
+    ignored = prompt == _try_render(tokenizer, messages)  # then a header of the answer may still be to come
     if ignored and (content is None or text[len(prompt) : content].strip()):
         return None
     return len(prompt)

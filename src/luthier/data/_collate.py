@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from luthier.core.errors import LuthierError
 from luthier.data._encode import IGNORED
 
@@ -29,16 +27,19 @@ class Collator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        import numpy as np
+
         if not features:
             raise LuthierError("a batch needs at least one row.")
         names = [name for name in features[0] if name not in PLAIN]
         batch = {name: self._column(name, [f[name] for f in features]) for name in names}
-        lengths = [len(f["input_values"]) for f in features if np.ndim(f.get("input_values")) == 1]
+        lengths = [len(f["input_values"]) for f in features if "input_values" in f and np.ndim(f["input_values"]) == 1]
         if lengths and "attention_mask" not in batch and min(lengths) < max(lengths):
             batch["attention_mask"] = self._column("attention_mask", [[1] * n for n in lengths])
         return {**batch, "rows": [f.get("row") for f in features]}
 
     def _column(self, name: str, values: list[Any]) -> Any:
+        import numpy as np
         import torch
 
         first = values[0]
@@ -54,7 +55,9 @@ class Collator:
         step = self.pad_to_multiple_of or 1
         return -(-longest // step) * step
 
-    def _pad(self, value: np.ndarray, width: int, fill: float) -> np.ndarray:
+    def _pad(self, value: Any, width: int, fill: float) -> Any:
+        import numpy as np
+
         gap = width - len(value)
         sides = (gap, 0) if self.padding_side == "left" else (0, gap)
         return np.pad(value, sides, constant_values=fill)

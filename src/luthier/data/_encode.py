@@ -9,9 +9,10 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, near
 from luthier.data._bad import BadRow, named, refuse
-from luthier.data._chat import has_template, rendered, tokens
+from luthier.data._chat import has_template, rendered
 from luthier.data._example import Example, Examples, last_answer
 from luthier.data._media import audio_features, image_features
+from luthier.data._tokens import tokens
 
 Feature = dict[str, Any]
 IGNORED = -100
@@ -68,9 +69,7 @@ def encode_classification(
         return _classification(example, tokenizer, Options(max_length, labels, truncate))
 
 
-def encode_seq2seq(
-    example: Example, tokenizer: Any, max_length: int | None, truncate: bool = False
-) -> Feature:
+def encode_seq2seq(example: Example, tokenizer: Any, max_length: int | None, truncate: bool = False) -> Feature:
     """`input_ids` of the prompt, `labels` of the answer with its EOS, each within `max_length`
     tokens.
 
@@ -137,9 +136,7 @@ def _causal(example: Example, tokenizer: Any, options: Options) -> Feature:
     }
 
 
-def _fitting(
-    ids: list[int], owner: list[int], tokenizer: Any, options: Options, prompted: bool
-) -> list[int]:
+def _fitting(ids: list[int], owner: list[int], tokenizer: Any, options: Options, prompted: bool) -> list[int]:
     """Indices of the tokens that are kept."""
     n, most = len(ids), options.max_length
     if most is None or n <= most:
@@ -179,9 +176,7 @@ def label_index(example: Example, labels: list[str] | None) -> int | float:
     if str(example.label) not in labels:
         shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
         hint = near(str(example.label), labels) or ""
-        raise BadRow(
-            f"label {example.label!r} is none of the {len(labels)} classes ({shown}){hint}"
-        )
+        raise BadRow(f"label {example.label!r} is none of the {len(labels)} classes ({shown}){hint}")
     return labels.index(str(example.label))
 
 

@@ -123,9 +123,7 @@ def split(
     for group in order:
         if len(held) + len(group) <= wanted:
             held.update(group)
-    parts = [
-        [e for i, e in enumerate(examples.rows) if (i in held) == side] for side in (False, True)
-    ]
+    parts = [[e for i, e in enumerate(examples.rows) if (i in held) == side] for side in (False, True)]
     if not all(parts):
         raise LuthierError(
             f"cannot hold out {wanted} of the {len(examples)} rows of {examples.source} ({len(groups)} distinct "

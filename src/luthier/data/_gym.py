@@ -32,9 +32,7 @@ def read_gym(source: str, split: str, limit: int | None, seed: int) -> Table:
 
     task, settings = _parse(source)
     if split not in OFFSETS:
-        raise LuthierError(
-            f"{source} has no split {split!r}{near(split, OFFSETS)} Splits: {', '.join(OFFSETS)}."
-        )
+        raise LuthierError(f"{source} has no split {split!r}{near(split, OFFSETS)} Splits: {', '.join(OFFSETS)}.")
     size = int(settings.pop("size", SIZE) if limit is None else limit)
     if not 0 < size <= OFFSETS["test"]:
         raise LuthierError(f"{source}: size {size}; expected 1 to {OFFSETS['test']}.")
@@ -44,12 +42,8 @@ def read_gym(source: str, split: str, limit: int | None, seed: int) -> Table:
     for number in range(size):
         entry = problems[number]
         if not isinstance(entry["answer"], str):
-            raise LuthierError(
-                f"{source}: {task} scores answers but gives none to learn from; choose another task."
-            )
-        rows.append(
-            (number + 1, {"question": entry["question"], "answer": entry["answer"], "entry": entry})
-        )
+            raise LuthierError(f"{source}: {task} scores answers but gives none to learn from; choose another task.")
+        rows.append((number + 1, {"question": entry["question"], "answer": entry["answer"], "entry": entry}))
     return Table(rows)
 
 
@@ -91,9 +85,7 @@ def _parse(source: str) -> tuple[str, dict[str, Any]]:
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError as error:
-        raise LuthierError(
-            f"{source}: {error}; expected gym:{task}?setting=value&setting=value."
-        ) from None
+        raise LuthierError(f"{source}: {error}; expected gym:{task}?setting=value&setting=value.") from None
     return task, {name: _value(text) for name, text in pairs}
 
 

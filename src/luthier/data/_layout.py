@@ -203,9 +203,7 @@ LAYOUTS: dict[str, Layout] = {
     "source-target": Layout(("source", "target"), GENERATIVE, source_target),
     "text": Layout(("text",), ("causal-lm",), plain),
     "text-label": Layout(("text", "label"), ("sequence-classification", "regression"), labelled),
-    "text-pair-label": Layout(
-        ("text", "text_pair", "label"), ("sequence-classification", "regression"), labelled_pair
-    ),
+    "text-pair-label": Layout(("text", "text_pair", "label"), ("sequence-classification", "regression"), labelled_pair),
     "image-label": Layout(("image", "label"), ("image-classification",), labelled_image),
     "audio-label": Layout(("audio", "label"), ("audio-classification",), labelled_audio),
 }
@@ -239,9 +237,7 @@ def recognise(rows: Iterable[Row], source: str, task: str | None = None) -> str:
             f"{found}, which fit several layouts{purpose}: {', '.join(best)}. Remove or rename the columns that are "
             f"not meant. Layouts: {known}."
         )
-    raise LuthierError(
-        f"{found}, which fit no layout{purpose}{_missing(columns)} Layouts: {known}."
-    )
+    raise LuthierError(f"{found}, which fit no layout{purpose}{_missing(columns)} Layouts: {known}.")
 
 
 def _missing(columns: set[str]) -> str:

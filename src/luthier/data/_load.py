@@ -48,9 +48,7 @@ def load(
         raise refuse(source, table.bad, total, table.place)
     layout = recognise((row for _, row in table.rows), source, task)
     rows, bad = _parse(table, layout)
-    rows, labels, task, wrong = _label(
-        rows, task or LAYOUTS[layout].tasks[0], task is not None, table.classes
-    )
+    rows, labels, task, wrong = _label(rows, task or LAYOUTS[layout].tasks[0], task is not None, table.classes)
     bad = sorted(table.bad + bad + wrong)
     if bad and not (skip_bad_rows and rows):
         raise refuse(source, bad, total, table.place)
@@ -78,11 +76,7 @@ def _parse(table: Table, layout: str) -> tuple[list[Example], Bad]:
         except BadRow as reason:
             bad.append((number, str(reason)))
         else:
-            rows.append(
-                Example(
-                    row=number, **fields, meta={"entry": row["entry"]} if "entry" in row else {}
-                )
-            )
+            rows.append(Example(row=number, **fields, meta={"entry": row["entry"]} if "entry" in row else {}))
     return rows, bad
 
 
@@ -94,9 +88,7 @@ def _label(
         return rows, None, task, []
     if not given and "regression" in _tasks_with(task) and _numbers([e.label for e in rows]):
         task = "regression"
-    convert: Callable[[Any], str | float] = (
-        _number if task == "regression" else _class_name(classes)
-    )
+    convert: Callable[[Any], str | float] = _number if task == "regression" else _class_name(classes)
     good: list[Example] = []
     bad: Bad = []
     for example in rows:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import wave
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
 from luthier.data._bad import BadRow, named
 from luthier.data._example import Example
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def encode_image(example: Example, processor: Any) -> dict[str, Any]:
@@ -33,16 +34,14 @@ def encode_audio(example: Example, extractor: Any) -> dict[str, Any]:
 
 def image_features(example: Example, processor: Any) -> dict[str, Any]:
     """As `encode_image`, raising `BadRow`."""
+    import numpy as np
+
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise LuthierError("images need pillow: pip install 'luthier[vision]'.") from None
     try:
-        picture = (
-            example.image
-            if isinstance(example.image, Image.Image)
-            else Image.open(_stream(example.image))
-        )
+        picture = example.image if isinstance(example.image, Image.Image) else Image.open(_stream(example.image))
         out = processor(images=picture.convert("RGB"), return_tensors="np")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise BadRow(f"unreadable image: {error}") from None
@@ -62,6 +61,8 @@ def _stream(value: Any) -> Any:
 
 def audio_features(example: Example, extractor: Any) -> dict[str, Any]:
     """As `encode_audio`, raising `BadRow`."""
+    import numpy as np
+
     samples, rate = _sound(example.audio)
     if not samples.size:
         raise BadRow("an audio file without samples")
@@ -73,6 +74,8 @@ def audio_features(example: Example, extractor: Any) -> dict[str, Any]:
 
 def _sound(value: Any) -> tuple[np.ndarray, int]:
     """(samples in [-1, 1], rate in Hz)."""
+    import numpy as np
+
     if isinstance(value, dict) and value.get("array") is not None:
         samples = np.asarray(value["array"], dtype=np.float32)
         return samples if samples.ndim == 1 else samples.mean(axis=0), int(value["sampling_rate"])
@@ -85,6 +88,8 @@ def _sound(value: Any) -> tuple[np.ndarray, int]:
 
 
 def _pcm(file: wave.Wave_read) -> np.ndarray:
+    import numpy as np
+
     width = file.getsampwidth()
     raw = np.frombuffer(file.readframes(file.getnframes()), dtype=np.uint8).reshape(-1, width)
     wide = np.zeros((len(raw), 4), dtype=np.uint8)
@@ -97,9 +102,7 @@ def _soundfile(stream: Any, error: Exception) -> tuple[np.ndarray, int]:
     try:
         import soundfile  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise BadRow(
-            f"not a PCM WAV file ({error}); other formats need soundfile: pip install soundfile"
-        ) from None
+        raise BadRow(f"not a PCM WAV file ({error}); other formats need soundfile: pip install soundfile") from None
     try:
         samples, rate = soundfile.read(stream, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as reason:
@@ -110,6 +113,8 @@ def _soundfile(stream: Any, error: Exception) -> tuple[np.ndarray, int]:
 def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     """(n,) samples at `rate` Hz -> (n wanted / rate,) at `wanted` Hz: the Fourier series, cut or
     continued by zeros."""
+    import numpy as np
+
     if rate == wanted:
         return samples
     n = max(1, round(len(samples) * wanted / rate))

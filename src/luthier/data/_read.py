@@ -66,9 +66,7 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
         good, bad = _sort(_reader(path)(path))
         return Table(good, bad, path.parent)
     if _looks_like_path(source):
-        raise LuthierError(
-            f"no data file {source}{_near_files(path)} Known suffixes: {', '.join(READERS)}."
-        )
+        raise LuthierError(f"no data file {source}{_near_files(path)} Known suffixes: {', '.join(READERS)}.")
     from luthier.data._hub import read_hub
 
     return read_hub(source, split or "train")
@@ -86,11 +84,7 @@ def _sort(rows: Iterator[Numbered]) -> tuple[list[tuple[int, Row]], list[tuple[i
 
 
 def _looks_like_path(source: str) -> bool:
-    return (
-        source.startswith((".", "/", "~"))
-        or Path(source).suffix in READERS
-        or source.count("/") > 1
-    )
+    return source.startswith((".", "/", "~")) or Path(source).suffix in READERS or source.count("/") > 1
 
 
 def _near_files(path: Path) -> str:
@@ -101,16 +95,12 @@ def _near_files(path: Path) -> str:
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Numbered]]:
     if path.suffix not in READERS:
-        raise LuthierError(
-            f"{path}: cannot read {path.suffix or 'no suffix'!r}. Known: {', '.join(READERS)}."
-        )
+        raise LuthierError(f"{path}: cannot read {path.suffix or 'no suffix'!r}. Known: {', '.join(READERS)}.")
     return READERS[path.suffix]
 
 
 def _folder(folder: Path, split: str) -> Table:
-    files = sorted(
-        p for p in folder.iterdir() if p.suffix in READERS and not p.name.startswith(".")
-    )
+    files = sorted(p for p in folder.iterdir() if p.suffix in READERS and not p.name.startswith("."))
     if not files:
         raise LuthierError(f"{folder} holds no data file. Known suffixes: {', '.join(READERS)}.")
     files = _of_split(folder, files, split)
@@ -139,9 +129,7 @@ def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
         found = {"train": files}
     name = next((name for name, words in SPLITS.items() if split in words), split)
     if name not in found:
-        raise LuthierError(
-            f"{folder} has no split {split!r}{near(split, found)} Files: {_names(files)}."
-        )
+        raise LuthierError(f"{folder} has no split {split!r}{near(split, found)} Files: {_names(files)}.")
     return found[name]
 
 
@@ -169,9 +157,7 @@ def _object(text: str) -> Row | str:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         return f"invalid JSON: {error}"
-    return (
-        value if isinstance(value, dict) else f"a JSON {type(value).__name__}, expected an object"
-    )
+    return value if isinstance(value, dict) else f"a JSON {type(value).__name__}, expected an object"
 
 
 def read_json(path: Path) -> Iterator[Numbered]:

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from luthier.data._example import Examples
 
 NUMBER = re.compile(r"(?<![\w.)])[-−]?\$?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\d[\d,]*\.?\d*")
-WORD = re.compile(
-    r"\b(?:(?:answer|solution|option|ending|choice)\s?\d+|true|false|yes|no)\b", re.IGNORECASE
-)
+WORD = re.compile(r"\b(?:(?:answer|solution|option|ending|choice)\s?\d+|true|false|yes|no)\b", re.IGNORECASE)
 LETTER = re.compile(r"\b[A-Z]\b(?![’'])")
 CONCLUSION = re.compile(r"answer\s*(?:is\b|:)", re.IGNORECASE)
 TOLERANCE = 1e-3
@@ -91,6 +89,11 @@ def _chosen(text: str, letter: bool | None = None) -> str | None:
     return letters[0 if concluded else -1].lower() if letters else None
 
 
+def final(prediction: str, example: Example) -> float:
+    """`number` or `choice`, as each row's reference is (LLM-Adapters' mixed arithmetic sets)."""
+    return SCORERS[_kind(reference(example))](prediction, example)
+
+
 def gym(task: str) -> Callable[[str, Example], float]:
     """reasoning-gym's own scorer of a task. Surrounding whitespace is no part of an answer."""
     from luthier.data._gym import gym_score
@@ -99,9 +102,7 @@ def gym(task: str) -> Callable[[str, Example], float]:
 
     def score(prediction: str, example: Example) -> float:
         if "entry" not in example.meta:
-            raise LuthierError(
-                f"row {example.row} is no gym problem: it has no entry to score with."
-            )
+            raise LuthierError(f"row {example.row} is no gym problem: it has no entry to score with.")
         return float(scored(prediction.strip(), example.meta["entry"]))
 
     return score
@@ -118,6 +119,7 @@ SCORERS: dict[str, Callable[[str, Example], float]] = {
     "exact_match": exact_match,
     "number": number,
     "choice": choice,
+    "final": final,
     "label": label,
 }
 """Scorers by name; `gym:` sources add `gym`, their own."""
@@ -128,7 +130,7 @@ def scorer_for(examples: Examples, name: str | None = None) -> Scorer | None:
     nothing to generate.
 
     The default is the task's own for `gym:`, `label` for classes, `number` or `choice` when all
-    references are such (`#### N`, a bare number; `answer2`, `true`, a letter), else `exact_match`.
+    references are such (`#### N`, a bare number; `answer2`, `true`, a letter), `final` for both kinds, else `exact_match`.
     """
     if name == "gym" or (name is None and examples.source.startswith("gym:")):
         task = examples.source.removeprefix("gym:").partition("?")[0]
@@ -149,8 +151,15 @@ def _default(examples: Examples) -> str | None:
     answers = [example.answer for example in examples.rows if example.answer is not None]
     if not answers:
         return None
-    kinds = (("number", _is_number), ("choice", _is_choice))
-    return next((name for name, fits in kinds if all(map(fits, answers))), "exact_match")
+    kinds = {_kind(answer) for answer in answers}
+    return kinds.pop() if len(kinds) == 1 else "exact_match" if "exact_match" in kinds else "final"
+
+
+def _kind(answer: str) -> str:
+    """The scorer that a reference answer calls for."""
+    if _is_number(answer):
+        return "number"
+    return "choice" if _is_choice(answer) else "exact_match"
 
 
 def _is_number(answer: str) -> bool:
