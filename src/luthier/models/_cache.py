@@ -12,7 +12,7 @@ from luthier.core.errors import LuthierError
 
 
 def models_folder() -> Path:
-    """Where converted models are kept: `$LUTHIER_CACHE/models`, by default `~/.cache/luthier/models`."""
+    """Where converted models lie: `$LUTHIER_CACHE/models`, by default `~/.cache/luthier/models`."""
     root = os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier"
     return Path(root).expanduser() / "models"
 
@@ -20,8 +20,9 @@ def models_folder() -> Path:
 def commit(name: str, build: Callable[[Path], Path]) -> Path:
     """The cached folder `name`, made first if need be.
 
-    `build(scratch)` returns the finished folder inside `scratch`, which is then renamed into place, so a process
-    killed while building leaves no model behind. Processes that want the same name wait for one another.
+    `build(scratch)` returns the finished folder inside `scratch`, which is then renamed into place,
+    so a process killed while building leaves no model behind. Processes that want the same name
+    wait for one another.
     """
     from filelock import FileLock
 
@@ -38,9 +39,7 @@ def commit(name: str, build: Callable[[Path], Path]) -> Path:
     with FileLock(folder.parent / f".{name}.lock"):
         if folder.is_dir():
             return folder
-        for leftover in folder.parent.glob(
-            f".{name}.making-*"
-        ):  # of killed processes: we hold the lock
+        for leftover in folder.parent.glob(f".{name}.making-*"):  # of killed processes: we hold the lock
             shutil.rmtree(leftover, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}.making-", dir=folder.parent) as scratch:
             build(Path(scratch)).rename(folder)

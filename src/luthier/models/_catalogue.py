@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import sys
 from pathlib import Path, PurePosixPath
@@ -10,10 +11,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, near
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 CATALOGUE = Path(__file__).with_name("catalogue.toml")
 
@@ -79,9 +77,7 @@ def named(name: str) -> Entry:
     entries = {entry.name: entry for entry in catalogue()}
     if name not in entries:
         known = ", ".join(entries)
-        raise LuthierError(
-            f"no model named {name!r} in the catalogue{near(name, entries)} It has: {known}."
-        )
+        raise LuthierError(f"no model named {name!r} in the catalogue{near(name, entries) or '.'} It has: {known}.")
     return entries[name]
 
 

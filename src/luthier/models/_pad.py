@@ -18,10 +18,11 @@ _RESERVED = (
 def set_pad_token(model: Any, processor: Any) -> None:
     """Gives a decoder a pad token other than the one that ends a turn, and tells its configuration.
 
-    Padding with the end token teaches a model never to stop once pads are masked by their id, and makes sequence
-    classifiers look for the last token in the wrong place. So where the pad token is absent or is the end token, an
-    existing token takes its place: one reserved for padding, else the unknown token. The vocabulary never grows.
-    GPT-2, with one special token for all, pads with it: mask by the attention mask, never by id.
+    Padding with the end token teaches a model never to stop once pads are masked by their id, and
+    makes sequence classifiers look for the last token in the wrong place. So where the pad token is
+    absent or is the end token, an existing token takes its place: one reserved for padding, else the
+    unknown token. The vocabulary never grows. GPT-2, with one special token for all, pads with it:
+    mask by the attention mask, never by id.
     """
     from transformers import PreTrainedTokenizerBase
 

@@ -15,28 +15,28 @@ def quantization(name: str | None) -> Any:
         return None
     if name not in QUANTIZATIONS:
         known = ", ".join(QUANTIZATIONS)
-        raise LuthierError(
-            f"no quantisation {name!r}{near(name, QUANTIZATIONS)} There are: {known}."
-        )
+        raise LuthierError(f"no quantisation {name!r}{near(name, QUANTIZATIONS) or '.'} There are: {known}.")
     return QUANTIZATIONS[name]()
 
 
 def _nf4() -> Any:
-    """4-bit NormalFloat blocks with quantised constants (Dettmers et al. 2023, arXiv 2305.14314)."""
+    """4-bit NormalFloat with quantised constants (Dettmers et al. 2023, arXiv 2305.14314)."""
+    _require("bitsandbytes", "nf4")
     from transformers import BitsAndBytesConfig
 
-    _require("bitsandbytes", "nf4")
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
-    )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 
 
 def _int8() -> Any:
-    """8-bit integer weights, one scale an output row."""
-    from transformers import BitsAndBytesConfig
+    """8-bit integer weights, one scale an output row; activations keep their type.
 
-    _require("bitsandbytes", "int8")
-    return BitsAndBytesConfig(load_in_8bit=True)
+    torchao's, since bitsandbytes casts every input to float16.
+    """
+    _require("torchao", "int8")
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig(version=2))
 
 
 def _require(module: str, name: str) -> None:

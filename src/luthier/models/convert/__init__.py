@@ -1,1 +1,1 @@
-"""One module a weights format, found by its name: `convert(weights, target)` makes a transformers folder."""
+"""One module a weights format, found by its name: `convert(weights, target)` makes a folder."""

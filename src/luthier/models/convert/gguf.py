@@ -1,23 +1,26 @@
-"""GGUF (llama.cpp): quantised weights made dense float32, the tokenizer rebuilt from the metadata."""
+"""GGUF (llama.cpp): quantised weights made dense float32, the tokenizer from the metadata."""
 
 from __future__ import annotations
 
 import copy
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.models.convert._quiet import quiet
+from luthier.models._quiet import quiet
 
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
-"""Values of `tokenizer.ggml.pre` whose vocabularies were learned with every digit split off first (llama.cpp,
-`llm_tokenizer_bpe`); transformers leaves that split out, which breaks runs of spaces and newlines before a digit."""
+"""Values of `tokenizer.ggml.pre` whose vocabularies were learned with every digit split off first
+(llama.cpp, `llm_tokenizer_bpe`). transformers leaves that split out, so that the last space or newline
+of a run before a digit becomes a token of its own, which the model never saw."""
 
 
 def convert(weights: Path, target: Path) -> None:
-    """Saves model and tokenizer of the file `weights` as a safetensors folder. Tied embeddings stay tied."""
+    """Saves model and tokenizer of `weights` as a safetensors folder; tied embeddings stay tied."""
     reader = _open(weights)
-    with quiet():
+    with quiet(), redirect_stderr(io.StringIO()):  # its reader draws bars of its own
         tokenizer = _tokenizer(weights, reader)
         model = _dense(_load(weights))
         tokenizer.model_max_length = model.config.get_text_config().max_position_embeddings
