@@ -1,0 +1,195 @@
+"""What a run is: its hyper-parameters and what it fits, as frozen values that travel through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from luthier.core.adapt import NAME
+from luthier.core.component import Component, check_type, find
+from luthier.core.errors import LuthierError, near
+from luthier.core.form import Form
+from luthier.core.objective import Objective
+from luthier.objectives.sft import SFT
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a form is trained. AdamW; one learning rate for all sites."""
+
+    epochs: float = 3.0
+    """Passes over the training rows; a fraction is allowed."""
+    steps: int | None = None
+    """Optimiser steps; overrides epochs."""
+    batch: int = 8
+    """Rows a process takes at a time."""
+    accumulate: int = 1
+    """Batches whose gradients make one step; the loss is the mean over all their tokens."""
+    lr: float | None = None
+    """Highest learning rate (none: the form's own)."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """What the learning rate does after the warm-up."""
+    warmup: float = 0.06
+    """Share of the steps in which the learning rate rises from zero."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    clip: float = 1.0
+    """Gradients of a larger norm are scaled to it (0: never)."""
+    max_length: int = 1024
+    """Longest row, in tokens; a longer one is a bad row."""
+    truncate: bool = False
+    """Cut the prompts of rows that are too long, instead of refusing them."""
+    eval_fraction: float = 0.05
+    """Share of the rows held out for the evaluation loss (0: none), unless evaluation data are given."""
+    eval_every: int | None = None
+    """Steps between evaluations (none: a tenth of the run)."""
+    save_every: int | None = None
+    """Steps between checkpoints (none: a tenth of the run)."""
+    keep: int = 2
+    """Checkpoints kept."""
+    seed: int = 0
+    """Fixes the split, the order of the rows, the start of the form and all noise."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the base; adapters stay float32."""
+    quantize: str | None = None
+    """Pack the base's weights: nf4 or int8."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
+    report_to: str = "none"
+    """Also log to these services of transformers' Trainer, joined by commas: tensorboard, wandb, mlflow, …"""
+
+    def __post_init__(self) -> None:
+        for name, (hint, _) in _hints(type(self)).items():
+            check_type(name, getattr(self, name), hint)
+        for name, low, high in BOUNDS:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                wanted = f"between {low} and {high}" if high < math.inf else f"at least {low}"
+                raise LuthierError(f"{name} is {value}; expected {wanted}.")
+        for name in ("epochs", "lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise LuthierError(f"{name} is {value}; expected a number above 0.")
+        if self.eval_fraction >= 1:
+            raise LuthierError("eval_fraction is 1, which leaves no row to train on.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON holds them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Training:
+        """The inverse of `to_dict`; unknown names raise `LuthierError`."""
+        return cls(**_known(cls, values))
+
+
+BOUNDS: tuple[tuple[str, float, float], ...] = (
+    ("steps", 1, math.inf),
+    ("batch", 1, math.inf),
+    ("accumulate", 1, math.inf),
+    ("warmup", 0, 1),
+    ("weight_decay", 0, 1e6),
+    ("clip", 0, 1e12),
+    ("max_length", 1, math.inf),
+    ("eval_fraction", 0, 1),
+    ("eval_every", 1, math.inf),
+    ("save_every", 1, math.inf),
+    ("keep", 1, math.inf),
+    ("seed", 0, 2**32 - 1),
+)
+"""Lowest and highest value of a setting."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model, data, a form and how to train it: everything that `luthier train` needs, and what `run.json` keeps."""
+
+    model: str
+    """A folder, a hub id, a .gguf file or a name of the catalogue."""
+    data: str
+    """A file, a folder, a hub id or gym:<task>."""
+    form: Form
+    """What is attached, with its hyper-parameters."""
+    where: str | None = None
+    """Sites that it is attached to (none: the form's own)."""
+    out: str = "run"
+    """The run folder."""
+    task: str | None = None
+    """What the model is fitted for (none: what the data's columns tell)."""
+    eval_data: str | None = None
+    """Data for the evaluation loss (none: a share of the training rows). The source of `data` gives its test split."""
+    objective: Objective = field(default_factory=SFT)
+    """What training lowers."""
+    training: Training = field(default_factory=Training)
+    """How it is trained."""
+    skip_bad_rows: bool = False
+    """Go on without the rows that cannot be used."""
+    limit: int | None = None
+    """Take that many rows of the data, drawn by the seed."""
+    name: str = "default"
+    """Name of the adapter."""
+
+    def __post_init__(self) -> None:
+        for key, (hint, _) in _hints(type(self)).items():
+            check_type(key, getattr(self, key), hint)
+        if not self.out.strip():
+            raise LuthierError("out is empty; name the run folder.")
+        if not NAME.fullmatch(self.name):
+            raise LuthierError(f"{self.name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64).")
+        if self.limit is not None and self.limit < 1:
+            raise LuthierError(f"limit is {self.limit}; expected at least 1.")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder as a path."""
+        return Path(self.out).expanduser()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate: the one given, or the form's own."""
+        return self.training.lr if self.training.lr is not None else self.form.lr
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole run as JSON holds it; the inverse of `from_dict`."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return plain | {
+            "form": _component(self.form),
+            "objective": _component(self.objective),
+            "training": self.training.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Run:
+        """The run that `to_dict` wrote; unknown names and ill-typed values raise `LuthierError`."""
+        given = _known(cls, values)
+        for key, axis in (("form", "forms"), ("objective", "objectives")):
+            if key in given:
+                given[key] = find(axis, given[key]["name"]).from_dict(given[key]["settings"])
+        if "training" in given:
+            given["training"] = Training.from_dict(given["training"])
+        missing = {"model", "data", "form"} - set(given)
+        if missing:
+            raise LuthierError(f"a run needs {', '.join(sorted(missing))}.")
+        return cls(**given)
+
+
+def _component(component: Component) -> dict[str, Any]:
+    return {"name": component.name(), "settings": component.to_dict()}
+
+
+def _hints(cls: type) -> dict[str, tuple[Any, dataclasses.Field]]:
+    """`{name: (type, field)}`, as `Component.settings` gives."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: (hints[f.name], f) for f in dataclasses.fields(cls)}
+
+
+def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    names = [f.name for f in dataclasses.fields(cls)]
+    for key in values:
+        if key not in names:
+            raise LuthierError(f"no setting {key!r}{near(key, names)} There are: {', '.join(names)}.")
+    return dict(values)
