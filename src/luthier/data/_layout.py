@@ -54,7 +54,8 @@ def _checked(value: Any, what: str, empty: bool = False) -> str:
 
 
 def _kind(value: Any) -> str:
-    return f"a {type(value).__name__}" if value is not None else "null"
+    name = type(value).__name__
+    return "null" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _turns(value: Any, column: str) -> list[Message]:

@@ -130,7 +130,8 @@ def scorer_for(examples: Examples, name: str | None = None) -> Scorer | None:
     nothing to generate.
 
     The default is the task's own for `gym:`, `label` for classes, `number` or `choice` when all
-    references are such (`#### N`, a bare number; `answer2`, `true`, a letter), `final` for both kinds, else `exact_match`.
+    references are such (`#### N`, a bare number; `answer2`, `true`, a letter), `final` when there
+    are both kinds, else `exact_match`.
     """
     if name == "gym" or (name is None and examples.source.startswith("gym:")):
         task = examples.source.removeprefix("gym:").partition("?")[0]
@@ -152,7 +153,7 @@ def _default(examples: Examples) -> str | None:
     if not answers:
         return None
     kinds = {_kind(answer) for answer in answers}
-    return kinds.pop() if len(kinds) == 1 else "exact_match" if "exact_match" in kinds else "final"
+    return kinds.pop() if len(kinds) == 1 else ("exact_match" if "exact_match" in kinds else "final")
 
 
 def _kind(answer: str) -> str:

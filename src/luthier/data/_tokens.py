@@ -86,7 +86,7 @@ def _pieces(text: str, tokenizer: Any, base: int = 0) -> tuple[list[int], list[S
     Some tokenizers trim whitespace off their offsets, so a token reaches back to the end of the
     one before it.
     """
-    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     extents: list[Span] = []
     reached = 0
     for start, end in out["offset_mapping"]:
