@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from tiny_tokenizers import BACKENDS, DROPS, END, TEMPLATES, make
+from tiny_tokenizers import BACKENDS, DROPS, END, PARTS, TEMPLATES, make
 
 from luthier.core.errors import LuthierError
 from luthier.data import (
@@ -82,7 +82,7 @@ def test_training_sees_the_prompt_that_generation_sees(template, case):
 
 
 @pytest.mark.parametrize("backend", ["bytes", "bytes-trimmed"])
-@pytest.mark.parametrize("template", ["chatml", "none"])
+@pytest.mark.parametrize("template", ["chatml", "generation", "none"])
 def test_whitespace_of_an_answer_is_learned_exactly(template, backend):
     tokenizer = make(template, backend)
     answer = "\n\nA: 4\n  then\n"
@@ -134,8 +134,10 @@ def test_tool_calls_without_content_are_learned():
 
 
 def test_a_template_that_drops_answers_is_an_error():
-    with pytest.raises(LuthierError, match=r"row 7.*cannot be told from the prompt"):
+    with pytest.raises(LuthierError, match=r"row 7.*nothing of it would be learned"):
         encode(CASES["single"], make(DROPS), max_length=None)
+    with pytest.raises(LuthierError, match=r"row 7.*does not render the content of message 2"):
+        encode(CASES["single"], make(PARTS), max_length=None)
 
 
 def test_a_template_that_refuses_the_conversation_says_so():

@@ -51,6 +51,16 @@ HEADLESS = (  # ignores add_generation_prompt and has no end of turn
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
 )
 DROPS = "{% for m in messages %}{% if m['role'] != 'assistant' %}{{ m['content'] }}{% endif %}{% endfor %}"
+PARTS = (  # wants lists of parts, and renders nothing of a string
+    "{% for m in messages %}{{ m['role'] + ':' }}{% for part in m['content'] %}{{ part.text }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+GREEDY = (  # marks the header and the line break after the end of turn as generated
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ '<|im_start|>assistant\n' + "
+    "m['content'] + '<|im_end|>\n' }}{% endgeneration %}{% else %}{{ '<|im_start|>' + m['role'] + '\n' + "
+    "m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 TEMPLATES = {
     "chatml": CHATML,
@@ -58,6 +68,7 @@ TEMPLATES = {
     "gemma": GEMMA,
     "qwen3": QWEN3,
     "generation": GENERATION,
+    "greedy generation": GREEDY,
     "mistral": MISTRAL,
     "headless": HEADLESS,
     "none": None,
@@ -81,9 +92,7 @@ def byte_level(trim_offsets: bool = False, bos: bool = True) -> Tokenizer:
     tokenizer.train_from_iterator(LINES, trainer)
     steps: list[Any] = [processors.ByteLevel(trim_offsets=trim_offsets)]
     if bos:
-        steps.append(
-            processors.TemplateProcessing(single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", 0)])
-        )
+        steps.append(processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)]))
     tokenizer.post_processor = processors.Sequence(steps)
     return tokenizer
 
@@ -119,5 +128,11 @@ def make(template: str | None, backend: str = "bytes") -> Any:
 
 
 END = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "qwen3": "<|im_end|>"}
-END |= {"generation": "<|im_end|>", "mistral": "<|eos|>", "headless": "<|eos|>", "none": "<|eos|>"}
+END |= {
+    "generation": "<|im_end|>",
+    "greedy generation": "<|im_end|>",
+    "mistral": "<|eos|>",
+    "headless": "<|eos|>",
+    "none": "<|eos|>",
+}
 """What ends an answer in each template."""

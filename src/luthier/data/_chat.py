@@ -9,7 +9,7 @@ thought that a template puts before an answer is learned where generation would 
 (Qwen3's last turn), and not where the template takes it out (its earlier turns). An answer ends
 with the end-of-turn token after its content; the line break that many templates add after that
 token is not learned. A template with `{% generation %}` says itself what the assistant produces,
-and is believed.
+and is believed, but for what the prompt for generation holds already.
 
 Without a chat template the turns follow each other as plain text: a line break between prompt and
 answer unless one of them has whitespace there, and the EOS token after each answer.
@@ -18,6 +18,7 @@ answer unless one of them has whitespace there, and the EOS token after each ans
 from __future__ import annotations
 
 import functools
+import os
 import re
 from typing import Any
 
@@ -46,8 +47,13 @@ def rendered(example: Example, tokenizer: Any) -> tuple[str, list[Span]]:
     if not has_template(tokenizer):
         return _plain(example.messages, example.context, tokenizer)
     text = _render(tokenizer, example.messages)
-    spans = _declared(tokenizer, example, text) or _measured(tokenizer, example, text)
-    return _ended(text, spans, tokenizer)
+    found: list[Span] = []
+    spans = _declared(tokenizer, example, text)
+    for i, turn in enumerate(_answers(example)):
+        place = _clipped(tokenizer, example.messages[:turn], text, spans[i]) if spans else None
+        found.append(place or _place(tokenizer, example.messages, turn, text))
+        _check_shown(tokenizer, example.messages, turn, text[slice(*found[-1])])
+    return _ended(text, found, tokenizer)
 
 
 def has_template(tokenizer: Any) -> bool:
@@ -124,8 +130,28 @@ def _declared(tokenizer: Any, example: Example, text: str) -> list[Span] | None:
     return spans[len(turns) - len(_answers(example)) :] if len(spans) == len(turns) else None
 
 
-def _measured(tokenizer: Any, example: Example, text: str) -> list[Span]:
-    return [_place(tokenizer, example.messages or [], i, text) for i in _answers(example)]
+def _clipped(tokenizer: Any, before: list[Message], text: str, span: Span) -> Span:
+    """A declared span from where generation starts: some templates mark the header of the answer too, some the line
+    break after its end-of-turn token, and a token at the edge may reach out of the mark."""
+    start, end = span
+    prompt = (_try_render(tokenizer, before, prompt=True) or "") if before else ""
+    # characters are meant: a prompt may go on with an open thought that the text lacks
+    shared = len(os.path.commonprefix([prompt, text]))  # noqa: RUF071
+    if start < shared < end or (shared == len(prompt) <= start and not text[shared:start].strip()):
+        start = shared
+    return start, start + len(text[start:end].rstrip())
+
+
+def _check_shown(tokenizer: Any, messages: list[Message], turn: int, answer: str) -> None:
+    """Raises when a template leaves out the content of an answer (one that wants a list of parts, for instance)."""
+    content = (messages[turn].get("content") or "").strip()
+    if content in answer or MARKER in (_try_render(tokenizer, _marked(messages, turn)) or ""):
+        return
+    raise BadRow(f"the chat template does not render the content of message {turn + 1}; nothing of it would be learned")
+
+
+def _marked(messages: list[Message], turn: int) -> list[Message]:
+    return [*messages[:turn], {**messages[turn], "content": MARKER}, *messages[turn + 1 :]]
 
 
 def _place(tokenizer: Any, messages: list[Message], turn: int, text: str) -> Span:
@@ -148,8 +174,7 @@ def _around(tokenizer: Any, messages: list[Message], turn: int, text: str) -> tu
     depends on it."""
     if not messages[turn].get("content"):
         return None, None
-    marked = [*messages[:turn], {**messages[turn], "content": MARKER}, *messages[turn + 1 :]]
-    before, found, after = (_try_render(tokenizer, marked) or "").partition(MARKER)
+    before, found, after = (_try_render(tokenizer, _marked(messages, turn)) or "").partition(MARKER)
     if not found or MARKER in after:
         return None, None
     return (
