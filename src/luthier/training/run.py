@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.core.errors import LuthierError
 from luthier.core.form import Form
 from luthier.core.objective import Objective
+from luthier.objectives.sft import SFT
 from luthier.training.spec import Run, Training
 
 
@@ -54,5 +56,35 @@ def train(
     limit: int | None = None,
     name: str = "default",
 ) -> Result:
-    """Trains `run`, or the run that the other fields describe (see `Run`)."""
-    raise NotImplementedError
+    """Trains `run`, or the run that the fields after `progress` describe (see `Run`), and fills its folder.
+
+    The folder gets `run.json`, `adapter/`, `metrics.jsonl`, `loss.png`, `README.md` and `checkpoints/`. With
+    `resume`, an interrupted run goes on from its newest whole checkpoint with the very losses that it would have
+    had; a folder without a run starts one. `overwrite` replaces a run. Without `progress` nothing is printed.
+
+    Raises `LuthierError` for bad rows, a selector that matches nothing, a folder in use and the like before the
+    weights are loaded, and for a loss that is not finite, naming the step and the rows.
+    """
+    from luthier.training.session import Session
+
+    fields = [model, data, form, where, task, eval_data, objective, training, limit]
+    if run is not None and any(field is not None for field in fields):
+        raise LuthierError("give a Run or its fields, not both.")
+    if run is None:
+        if model is None or data is None or form is None:
+            raise LuthierError("training needs a model, data and a form (or a Run that holds them).")
+        run = Run(
+            model,
+            data,
+            form,
+            where,
+            out,
+            task,
+            eval_data,
+            objective or SFT(),
+            training or Training(),
+            skip_bad_rows,
+            limit,
+            name,
+        )
+    return Session(run, progress).train(resume, overwrite)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier.core.adapt import NAME
 from luthier.core.component import Component, check_type, find
 from luthier.core.errors import LuthierError, near
 from luthier.core.form import Form
@@ -134,6 +133,8 @@ class Run:
     """Name of the adapter."""
 
     def __post_init__(self) -> None:
+        from luthier.core.adapt import NAME  # brings transformers, which --help does without
+
         for key, (hint, _) in _hints(type(self)).items():
             check_type(key, getattr(self, key), hint)
         if not self.out.strip():

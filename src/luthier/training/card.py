@@ -1,0 +1,49 @@
+"""The model card of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from luthier import models
+from luthier.training.prepare import Prepared
+from luthier.training.report import Plan
+from luthier.training.spec import Run
+
+TEMPLATE = Path(__file__).with_name("card.md.j2")
+
+
+def card(run: Run, prepared: Prepared, plan: Plan, lines: list[dict[str, Any]], record: dict[str, Any]) -> str:
+    """Markdown: equation, where, base, data, results, versions, and the command that repeats the run."""
+    import jinja2
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    evals = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        run=run,
+        form=run.form,
+        where=run.where or run.form.where,
+        settings={**run.form.to_dict()},
+        training=run.training,
+        prepared=prepared,
+        plan=plan,
+        first_loss=losses[0] if losses else None,
+        last_loss=sum(losses[-10:]) / len(losses[-10:]) if losses else None,
+        eval_loss=evals[-1] if evals else None,
+        seconds=lines[-1]["seconds"] if lines else 0.0,
+        licence=licence(run.model),
+        record=record,
+    )
+
+
+def licence(name: str) -> str | None:
+    """The licence of the base, where the catalogue or the model's own card tells."""
+    for entry in models.catalogue():
+        if entry.name == name:
+            return entry.licence
+    readme = Path(name).expanduser() / "README.md"
+    if not readme.is_file():
+        return None
+    lines = readme.read_text(encoding="utf-8", errors="replace").splitlines()[:40]
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), None)

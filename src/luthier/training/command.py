@@ -1,0 +1,42 @@
+"""The command that repeats a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from typing import Any
+
+from luthier.core.component import Component
+from luthier.training.spec import Run
+
+NESTED = ("model", "data", "form", "objective", "training")
+"""Fields of a run that are not flags of their own name."""
+
+
+def command(run: Run) -> str:
+    """`luthier train MODEL DATA --method … --out …`: every setting that is not its default, as the shell takes it."""
+    words = ["luthier", "train", run.model, run.data, "--method", run.form.name()]
+    words += flags(run.form)
+    words += [word for word in flags(run, but=NESTED) if word]
+    if run.objective.name() != "sft":
+        words += ["--objective", run.objective.name()]
+    words += flags(run.objective) + flags(run.training)
+    return shlex.join(words)
+
+
+def flags(value: Run | Component | Any, but: tuple[str, ...] = ()) -> list[str]:
+    """The flags of a dataclass's fields that differ from their defaults."""
+    found: list[str] = []
+    for field in dataclasses.fields(value):
+        given = getattr(value, field.name)
+        if field.name not in but and given != field.default:
+            found += flag(field.name, given)
+    return found
+
+
+def flag(name: str, value: Any) -> list[str]:
+    """`--max-length 64`, `--truncate` or `--no-truncate`."""
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{dashed}" if value else f"--no-{dashed}"]
+    return [f"--{dashed}", str(value)]

@@ -1,0 +1,84 @@
+"""How much memory training takes, measured on short rows and scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.objective import Objective
+from luthier.data import Collator
+
+SHORT = 64
+"""Tokens of the row that is measured."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, estimated."""
+
+    weights: int
+    """The base and the adapter."""
+    optimiser: int
+    """Gradients and AdamW's two moments, in the parameters' own format."""
+    activations: int
+    """What the backward pass keeps of a whole batch of the longest rows, logits included."""
+
+    @property
+    def total(self) -> int:
+        """All three."""
+        return self.weights + self.optimiser + self.activations
+
+
+def estimate(
+    model: nn.Module, features: Sequence[dict[str, Any]], collator: Collator, objective: Objective, batch: int
+) -> Memory:
+    """The memory of a step on `batch` rows as long as the longest of `features`."""
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]
+    }
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    longest = max(features, key=size)
+    short = shortened(longest)
+    one, two = (saved_bytes(model, collator([short] * rows), objective) for rows in (1, 2))
+    each, fixed = two - one, max(0, 2 * one - two)  # a weight that a form computes is kept once, whatever the batch
+    return Memory(sum(storages.values()), 3 * trained, fixed + each * batch * size(longest) // size(short))
+
+
+def size(feature: dict[str, Any]) -> int:
+    """What activations grow with: tokens or samples; 1 where all rows have one size."""
+    ids = feature.get("input_ids", feature.get("input_values", ()))
+    labels = feature["labels"]
+    return max(len(ids), len(labels) if isinstance(labels, list) else 0, 1)
+
+
+def shortened(feature: dict[str, Any]) -> dict[str, Any]:
+    """A row of tokens cut to `SHORT`."""
+    if "input_ids" not in feature:
+        return feature
+    return {key: value[-SHORT:] if isinstance(value, list) else value for key, value in feature.items()}
+
+
+def saved_bytes(model: nn.Module, batch: dict[str, Any], objective: Objective) -> int:
+    """Bytes that autograd keeps after one forward pass: each storage once, parameters and buffers left out."""
+    known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    device = next(model.parameters()).device
+    inputs = {key: value.to(device) for key, value in batch.items() if key != "rows"}
+    training = model.training
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = objective.loss(model, inputs)
+    del loss  # the graph, and with it the storages, lived until here
+    model.train(training)
+    return sum(found.values())

@@ -1,0 +1,157 @@
+"""The run folder: whether it may be used, and `run.json`, which says what the run is."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import LuthierError
+from luthier.core.files import read_json, write_json
+from luthier.training.prepare import Prepared, processes
+from luthier.training.spec import Run
+
+SPEC = "run.json"
+OWN = ("checkpoints", "adapter", "metrics.jsonl", "loss.png", "README.md", SPEC)
+"""What a run writes into its folder; the record goes last when a run is removed."""
+
+
+def claim(run: Run, resume: bool, overwrite: bool) -> bool:
+    """Makes the folder ready; True if it holds a run to go on with. Files that are no run's are never touched."""
+    folder = run.folder
+    if folder.exists() and not folder.is_dir():
+        raise LuthierError(f"{folder} is a file; choose a folder for the run (out).")
+    if resume and overwrite:
+        raise LuthierError("resume goes on with a run and overwrite starts anew; choose one.")
+    there = holds_run(folder)
+    if not there and folder.exists() and any(path.name != f".{SPEC}" for path in folder.iterdir()):
+        raise LuthierError(f"{folder} holds files and no run ({SPEC} is not there); choose another folder (out).")
+    if there and resume:
+        same_run(run, read_run(folder))
+        return True
+    if there and not overwrite:
+        raise LuthierError(
+            f"{folder} holds a run already: go on with it (resume), replace it (overwrite), or choose another folder."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if there:
+            remove(folder)
+        (folder / f".{SPEC}").touch()
+    except OSError as error:
+        raise LuthierError(f"cannot write to {folder}: {error.strerror}. Choose another folder (out).") from None
+    return False
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was started in a folder."""
+    return (folder / SPEC).is_file()
+
+
+def remove(folder: Path) -> None:
+    """Removes what an earlier run wrote, and nothing else."""
+    for name in OWN:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def read_run(folder: str | Path) -> Run:
+    """The run that a folder holds, to be resumed or repeated; its `out` is that folder."""
+    record = read_record(Path(folder))
+    return Run.from_dict(record["run"] | {"out": str(folder)})
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """All of `run.json`."""
+    record = read_json(folder / SPEC)
+    if not isinstance(record, dict) or not {"run", "data", "base", "versions"} <= set(record):
+        raise LuthierError(f"{folder / SPEC} is no run's record, or a damaged one.")
+    return record
+
+
+def same_run(run: Run, stored: Run) -> None:
+    """Raises unless both are the same run; only their folder may differ in name."""
+    differing = _differences(run.to_dict(), stored.to_dict())
+    if differing:
+        raise LuthierError(
+            f"{run.folder} holds another run, so it cannot be resumed with these settings: {'; '.join(differing)}. "
+            "Give the settings it was started with, or another folder (out)."
+        )
+
+
+def _differences(new: dict[str, Any], old: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted({*new, *old} - {"out"}):
+        here, there = new.get(key), old.get(key)
+        if isinstance(here, dict) and isinstance(there, dict):
+            found += _differences(here, there, f"{prefix}{key}.")
+        elif here != there:
+            found.append(f"{prefix}{key} is {here!r}, there {there!r}")
+    return found
+
+
+def record(run: Run, prepared: Prepared, model: Any, command: str, steps: int) -> dict[str, Any]:
+    """What `run.json` keeps: the resolved run, and what it stands on."""
+    held = prepared.held
+    return {
+        "run": run.to_dict(),
+        "resolved": {"lr": run.lr, "where": run.where or run.form.where, "task": prepared.task, "steps": steps},
+        "processes": processes(),
+        "data": {
+            "rows": len(prepared.train),
+            "fingerprint": prepared.examples.fingerprint,
+            "skipped": len(prepared.examples.skipped),
+            "eval_rows": len(prepared.evaluation),
+            "eval_fingerprint": held.fingerprint if held else None,
+        },
+        "base": base_of(model),
+        "command": command,
+        "versions": versions(),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def base_of(model: Any) -> dict[str, str]:
+    """The base's class, and a hash of what tells it from others."""
+    from luthier.core.fingerprint import fingerprint
+
+    found = fingerprint(model)
+    digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    return {"model": found["model"], "fingerprint": digest}
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    import torch
+    import transformers
+
+    import luthier
+
+    return {"luthier": luthier.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def same_ground(folder: Path, new: dict[str, Any]) -> None:
+    """Raises if data, base or number of processes are no longer those that the run was started with."""
+    old = read_record(folder)
+    if new["data"] != old["data"]:
+        raise LuthierError(
+            f"{new['run']['data']} has changed since the run in {folder} was started, so it cannot be resumed; "
+            "start anew (overwrite, or another out)."
+        )
+    if new["processes"] != old.get("processes"):
+        raise LuthierError(
+            f"the run in {folder} was started with {old.get('processes')} processes, and here are {new['processes']}."
+        )
+    if new["base"] != old["base"]:
+        raise LuthierError(
+            f"{new['run']['model']} is not the base that the run in {folder} was started with: its weights differ."
+        )
+
+
+def write_record(folder: Path, values: dict[str, Any]) -> None:
+    """`run.json`, replaced in one move."""
+    write_json(folder / f".{SPEC}", values)
+    (folder / f".{SPEC}").replace(folder / SPEC)

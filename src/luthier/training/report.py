@@ -1,0 +1,117 @@
+"""The table before the start: what is trained, on what, and what it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from luthier.core.adapt import describe, tensors
+from luthier.training.estimate import Memory
+from luthier.training.prepare import Prepared, length
+from luthier.training.spec import Run
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, in numbers."""
+
+    steps: int
+    per_epoch: int
+    """Steps of an epoch."""
+    trainable: int
+    total: int
+    disk: int
+    """Bytes of the saved adapter."""
+    tokens: int
+    """Tokens of an epoch (0 for pictures and sounds)."""
+    learned: int
+    """Labels in the loss, of an epoch."""
+    longest: int
+    longest_row: int
+    shortened: int
+    """Rows that lost tokens to `truncate`."""
+
+
+def steps_of(run: Run, rows: int, processes: int) -> tuple[int, int]:
+    """(steps of the run, steps of an epoch)."""
+    settings = run.training
+    batches = math.ceil(math.ceil(rows / settings.batch) / processes)
+    per_epoch = math.ceil(batches / settings.accumulate)
+    return settings.steps or math.ceil(settings.epochs * per_epoch), per_epoch
+
+
+def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) -> Plan:
+    """The plan of a run whose adapter is attached to `model`."""
+    held = tensors(model, run.name).values()
+    longest = max(prepared.train, key=length)
+    return Plan(
+        steps=steps[0],
+        per_epoch=steps[1],
+        trainable=sum(p.numel() for p in held if p.requires_grad),
+        total=sum(p.numel() for p in model.parameters()),
+        disk=sum(p.numel() * p.element_size() for p in held),
+        tokens=sum(map(length, prepared.train)),
+        learned=sum(map(labels_in, prepared.train)),
+        longest=length(longest),
+        longest_row=longest["row"],
+        shortened=sum(bool(feature.get("truncated")) for feature in prepared.train),
+    )
+
+
+def labels_in(feature: dict[str, Any]) -> int:
+    """Labels of a row that are in the loss."""
+    labels = feature["labels"]
+    return sum(label != -100 for label in labels) if isinstance(labels, list) else 1
+
+
+def overview(run: Run, prepared: Prepared, model: Any, plan: Plan, memory: Memory) -> Group:
+    """The two tables that are printed before training."""
+    return Group(sites(describe(model)), figures(run, prepared, plan, memory))
+
+
+def sites(rows: Sequence[dict[str, Any]]) -> Table:
+    """Adapted sites by type."""
+    table = Table(title="what is trained", title_justify="left", box=None, pad_edge=False)
+    for name in ("form", "site"):
+        table.add_column(name)
+    for name in ("sites", "in", "out", "parameters"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        numbers = [f"{row[key]:,}" for key in ("sites", "d_in", "d_out", "parameters")]
+        table.add_row(row["form"], row["type"], *numbers)
+    return table
+
+
+def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
+    """Sizes, work and memory."""
+    settings = run.training
+    table = Table(show_header=False, box=None, pad_edge=False)
+    lines = {
+        "trainable": f"{plan.trainable:,} of {plan.total:,} ({100 * plan.trainable / plan.total:.3g}%)",
+        "adapter on disk": f"{plan.disk / MIB:.2f} MiB",
+        "memory, estimate": f"{memory.total / MIB:,.0f} MiB: weights {memory.weights / MIB:,.0f}, gradients and "
+        f"optimiser {memory.optimiser / MIB:,.1f}, activations {memory.activations / MIB:,.0f}",
+        "rows": f"{len(prepared.train):,} to train on, {len(prepared.evaluation):,} held out" + skipped(prepared, plan),
+        "steps": f"{plan.steps:,} of {settings.batch} x {settings.accumulate} rows ({plan.per_epoch:,} an epoch), "
+        f"learning rate {run.lr:g}, {settings.schedule}",
+    }
+    if plan.tokens:
+        lines["tokens an epoch"] = f"{plan.tokens:,}, of which {plan.learned:,} in the loss"
+        lines["longest row"] = f"{plan.longest:,} tokens (row {plan.longest_row})"
+    for name, text in lines.items():
+        table.add_row(name, text)
+    return table
+
+
+def skipped(prepared: Prepared, plan: Plan) -> str:
+    """What the rows lost."""
+    bad = len(prepared.examples.skipped)
+    gone = f", {bad:,} bad ones left out" if bad else ""
+    return gone + (f", {plan.shortened:,} cut to fit" if plan.shortened else "")

@@ -1,0 +1,182 @@
+"""One run under way: prepare, load, attach, show, train, save."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import set_seed
+from transformers.integrations import get_available_reporting_integrations
+
+from luthier import data, models
+from luthier.core import store
+from luthier.core.adapt import attach, state_of
+from luthier.core.errors import LuthierError, near
+from luthier.core.select import select
+from luthier.forms.full import Full
+from luthier.models import Loaded
+from luthier.training import folder as folders
+from luthier.training import metrics
+from luthier.training.card import card
+from luthier.training.checkpoint import newest, step_of
+from luthier.training.command import command
+from luthier.training.estimate import estimate
+from luthier.training.plot import FILE as PLOT
+from luthier.training.plot import plot
+from luthier.training.prepare import Prepared, is_main, labels_in_order, prepare, processes
+from luthier.training.progress import quiet, shown
+from luthier.training.report import Plan, overview, plan_of, steps_of
+from luthier.training.run import Result
+from luthier.training.spec import Run
+from luthier.training.trainer import Trainer, arguments
+
+SHARE = 10
+"""Evaluations and checkpoints of a run, unless told otherwise."""
+
+
+class Session:
+    """The steps of `luthier.train`, in order."""
+
+    def __init__(self, run: Run, progress: bool) -> None:
+        self.run = run
+        self.console = Console(stderr=True, quiet=not (progress and is_main()))
+
+    def train(self, resume: bool, overwrite: bool) -> Result:
+        """The whole run."""
+        run = self.run
+        check_services(run.training.report_to)
+        goes_on = folders.claim(run, resume, overwrite) if is_main() else resume and folders.holds_run(run.folder)
+        if resume and not goes_on:
+            self.console.print(f"{run.folder} holds no run yet: starting from the beginning.", highlight=False)
+        with quiet():
+            prepared = prepare(run)
+            set_seed(run.training.seed)  # new heads, the form's start
+            loaded = load(run, prepared)
+            attach_all(run, loaded)
+            return self.fit(prepared, loaded, goes_on)
+
+    def fit(self, prepared: Prepared, loaded: Loaded, goes_on: bool) -> Result:
+        """Trains the attached adapter and writes what the folder is to hold."""
+        run, model = self.run, loaded.model
+        features = [
+            labels_in_order(part, prepared.examples.labels, model.config)
+            for part in (prepared.train, prepared.evaluation)
+        ]
+        collator = data.collator_for(prepared.task, loaded.processor)
+        cached, model.config.use_cache = getattr(model.config, "use_cache", False), False
+        if run.training.gradient_checkpointing:
+            enable_checkpointing(model)
+        plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
+        if not self.console.quiet:
+            memory = estimate(model, features[0], collator, run.objective, run.training.batch)
+            self.console.print(overview(run, prepared, model, plan, memory), highlight=False)
+        record = folders.record(run, prepared, model, command(run), plan.steps)
+        checkpoint = self.start(record, goes_on)
+        with shown(self.console, plan.steps) as callbacks:
+            log = metrics.Metrics(run.folder)
+            args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
+            shifted = prepared.task == "causal-lm"
+            trainer = Trainer(run, model, args, (features[0], features[1]), collator, shifted, [log, *callbacks])
+            log.trainer = trainer
+            if checkpoint is not None and step_of(checkpoint) >= plan.steps:
+                trainer.restore(checkpoint)
+            else:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.accelerator.wait_for_everyone()
+        if run.training.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        model.config.use_cache = cached
+        model.eval()
+        return self.finish(prepared, loaded, plan, record)
+
+    def start(self, record: dict[str, Any], goes_on: bool) -> Path | None:
+        """Writes the record of a new run, or finds where an old one goes on."""
+        folder = self.run.folder
+        if not goes_on:
+            if is_main():
+                folders.write_record(folder, record)
+            return None
+        folders.same_ground(folder, record)
+        checkpoint = newest(folder / "checkpoints")
+        step = step_of(checkpoint) if checkpoint else 0
+        if is_main():
+            metrics.cut(folder, step)
+        self.console.print(f"going on after step {step}" if step else "no whole checkpoint: from the beginning")
+        return checkpoint
+
+    def finish(self, prepared: Prepared, loaded: Loaded, plan: Plan, record: dict[str, Any]) -> Result:
+        """Saves the adapter with its card, draws the curve."""
+        run = self.run
+        lines = metrics.read(run.folder)
+        losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+        evals = [line["eval_loss"] for line in lines if "eval_loss" in line]
+        seconds = lines[-1]["seconds"] if lines else 0.0
+        if is_main():
+            text = card(run, prepared, plan, lines, record)
+            (run.folder / "README.md").write_text(text, encoding="utf-8")
+            plot(lines, run.folder / PLOT, f"{run.model}, {run.form.name()}, {run.data}")
+            measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
+            measured |= {"eval_loss": evals[-1]} if evals else {}
+            kept = json.loads(json.dumps(measured))
+            store.save(loaded.model, run.folder / "adapter", run.name, base=run.model, measured=kept, card=text)
+        return Result(
+            adapter=run.folder / "adapter",
+            folder=run.folder,
+            losses=losses,
+            eval_loss=evals[-1] if evals else None,
+            trainable=plan.trainable,
+            total=plan.total,
+            seconds=seconds,
+            model=loaded.model,
+            processor=loaded.processor,
+        )
+
+
+def check_services(report_to: str) -> None:
+    """Raises unless every service to report to is installed."""
+    known = ["none", *get_available_reporting_integrations()]
+    for service in report_to.split(","):
+        if service not in known:
+            raise LuthierError(
+                f"cannot report to {service!r}{near(service, known)} Installed here: {', '.join(known)}."
+            )
+
+
+def load(run: Run, prepared: Prepared) -> Loaded:
+    """The base of a run, with the classes of its rows."""
+    return models.load(
+        run.model,
+        task=prepared.loader,
+        dtype=run.training.precision,
+        labels=prepared.examples.labels,
+        quantize=run.training.quantize,
+    )
+
+
+def attach_all(run: Run, loaded: Loaded) -> None:
+    """Attaches the form; modules that the checkpoint lacks are trained in full, as part of the same adapter."""
+    model = loaded.model
+    attach(model, run.form, run.where, run.name)
+    taken = {site.key for part in state_of(model).parts for site in part.sites}
+    fresh = [
+        f"params({module}.*)"
+        for module in loaded.new_modules
+        if not any(site.key in taken for site in select(model, f"params({module}.*)"))
+    ]
+    if fresh:
+        attach(model, Full(), " | ".join(fresh), run.name)
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recomputes activations in the backward pass, in the way that works with frozen inputs."""
+    if not model.supports_gradient_checkpointing:
+        raise LuthierError(f"{type(model).__name__} cannot recompute activations; leave gradient_checkpointing out.")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def every(run: Run, steps: int) -> tuple[int, int]:
+    """(steps between evaluations, steps between checkpoints)."""
+    usual = max(1, steps // SHARE)
+    return run.training.eval_every or usual, run.training.save_every or usual
