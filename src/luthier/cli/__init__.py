@@ -1,0 +1,54 @@
+"""The command line. Each file of `commands` is one command: a dataclass whose fields are its flags."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from luthier.core.errors import LuthierError
+
+USAGE, INTERRUPTED = 2, 130
+CHATTY = ("torchao", "bitsandbytes", "torch.utils._pytree")
+"""Libraries that transformers imports when they are there, and that then tell what kernels they lack."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0, 2 for bad input (told in one line), 130 when interrupted.
+
+    Other exceptions are bugs and keep their traceback; `LUTHIER_DEBUG=1` shows that of bad input as well.
+    """
+    from luthier.cli.output import plain_warnings, tell
+
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    debug = bool(os.environ.get("LUTHIER_DEBUG"))
+    for name in () if debug else CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with plain_warnings():
+            _run(tokens)
+    except LuthierError as error:
+        if debug:
+            raise
+        tell("error", str(error))
+        return USAGE
+    except KeyboardInterrupt:
+        tell("stopped", _after_interrupt(tokens))
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _run(tokens: list[str]) -> None:
+    from luthier.cli.parse import parse
+
+    if (ready := parse(tokens)) is not None:
+        command, given = ready
+        command.run(given)
+
+
+def _after_interrupt(tokens: list[str]) -> str:
+    return "continue with --resume" if tokens[:1] == ["train"] else "nothing was written"

@@ -1,0 +1,132 @@
+"""`luthier evaluate`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from luthier.cli.output import say, say_json
+from luthier.cli.parse import Command, Given
+from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.training import Evaluation
+
+SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Evaluate(Command):
+    """Score a model on data, with or without an adapter.
+
+    Text models answer the prompts and a scorer compares; classifiers choose a label.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "luthier evaluate smollm2-135m gym:chain_sum --limit 200",
+        "luthier evaluate smollm2-135m test.jsonl --adapter run --out scores.json",
+        "luthier evaluate smollm2-135m test.jsonl --adapter run --scorer number --json",
+    )
+
+    model: str
+    """A folder, a hub id, a .gguf file or a name of the catalogue."""
+    data: str
+    """A file, a folder, a hub id or gym:<task>; of several splits, the test rows."""
+    adapter: str | None = field(default=None, kw_only=True)
+    """A run folder, or an adapter's."""
+    merged: bool = field(default=False, kw_only=True)
+    """Merge the adapter into the weights first."""
+    scorer: str | None = field(default=None, kw_only=True)
+    """exact_match, number, choice, label or gym (none: what the data call for)."""
+    task: str | None = field(default=None, kw_only=True)
+    """What the rows are for (none: what their columns tell)."""
+    split: str = field(default="test", kw_only=True)
+    """Which rows, where the data have splits."""
+    limit: int | None = field(default=None, kw_only=True)
+    """Take that many rows, drawn by the seed."""
+    skip_bad_rows: bool = field(default=False, kw_only=True)
+    """Go on without the rows that cannot be used."""
+    batch: int = field(default=16, kw_only=True)
+    """Rows at a time."""
+    max_new_tokens: int = field(default=128, kw_only=True)
+    """Longest answer."""
+    max_length: int | None = field(default=None, kw_only=True)
+    """Longest prompt, in tokens (none: the model's own bound)."""
+    dtype: str = field(default="float32", kw_only=True)
+    """Number format of the base: float32, bfloat16, float16 or auto."""
+    seed: int = field(default=0, kw_only=True)
+    """Draws the rows of --limit."""
+    force: bool = field(default=False, kw_only=True)
+    """Use the adapter on another base than it was fitted on."""
+    out: Path | None = field(default=None, kw_only=True)
+    """Also write everything, all predictions included, to this .json file."""
+    json: bool = field(default=False, kw_only=True)
+    """Print JSON."""
+
+    def run(self, given: Given) -> None:
+        from luthier import data
+        from luthier.cli.base import fitted
+        from luthier.training import evaluate
+        from luthier.training.prepare import LOADERS, data_task
+
+        examples = data.load(
+            self.data,
+            split=self.split,
+            limit=self.limit,
+            seed=self.seed,
+            skip_bad_rows=self.skip_bad_rows,
+            task=data_task(self.task),
+        )
+        scorer = data.scorer_for(examples, self.scorer)
+        loaded = fitted(
+            self.model,
+            self.adapter,
+            task=LOADERS[examples.task],
+            labels=examples.labels,
+            dtype=self.dtype,
+            merged=self.merged,
+            force=self.force,
+        )
+        found = evaluate(
+            loaded.model,
+            loaded.processor,
+            examples,
+            scorer=scorer,
+            batch=self.batch,
+            max_new_tokens=self.max_new_tokens,
+            max_length=self.max_length,
+            task=examples.task,
+            seed=self.seed,
+            progress=not self.json,
+        )
+        self._tell(found, scorer.name if scorer else None)
+
+    def _tell(self, found: Evaluation, scorer: str | None) -> None:
+        report = {"model": self.model, "adapter": self.adapter, "data": self.data, "scorer": scorer} | asdict(found)
+        if self.out is not None:
+            write(self.out, report)
+        if self.json:
+            say_json({key: value for key, value in report.items() if key != "predictions"})
+            return
+        low, high = found.interval
+        say(f"{scorer or 'score'} {found.score:.1%} (95% interval {low:.1%} to {high:.1%}) on {found.count:,} rows")
+        for name, value in found.metrics.items():
+            say(f"{name} {value:.4g}")
+        for each in found.predictions[:SAMPLES]:
+            say("\n" + "\n".join(f"  {key}: {_short(value)}" for key, value in each.items()))
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """The report as a JSON file."""
+    try:
+        path.expanduser().write_text(json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n", "utf-8")
+    except OSError as error:
+        raise LuthierError(f"cannot write {path}: {error.strerror}.") from None
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = text.replace("\n", "⏎")
+    return text if len(text) <= 160 else f"{text[:79]} … {text[-78:]}"

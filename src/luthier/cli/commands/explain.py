@@ -1,0 +1,114 @@
+"""`luthier explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from luthier.cli.output import say, say_json, table
+from luthier.cli.parse import Command, Flags, Given
+from luthier.core.component import Component
+from luthier.core.errors import LuthierError
+
+
+@dataclass(frozen=True)
+class Explain(Command):
+    """Explain a method: its equation, source, settings and, on a model, its exact number of parameters.
+
+    The settings of the method are flags as well, and change the count. Only the model's configuration is read,
+    so a model of any size costs nothing.
+    """
+
+    group: ClassVar[str] = "Look"
+    examples: ClassVar[tuple[str, ...]] = (
+        "luthier explain wegeft",
+        'luthier explain wegeft --model smollm2-135m --rank 64 --share type --where "q_proj, v_proj"',
+        "luthier explain loreft --model path/to/config.json --json",
+    )
+
+    method: str
+    """The component, such as lora; `luthier list` shows all."""
+    model: str | None = field(default=None, kw_only=True)
+    """Count the parameters on this model: a folder, a config.json, a hub id or a name of the catalogue."""
+    where: str | None = field(default=None, kw_only=True)
+    """Sites that the count is for (none: the method's own)."""
+    json: bool = field(default=False, kw_only=True)
+    """Print JSON."""
+
+    @classmethod
+    def settings(cls, tokens: Sequence[str]) -> list[Flags]:
+        from luthier.cli.describe import locate
+
+        name = next((token for token in tokens if _is_known(token)), None)
+        return [] if name is None else [Flags(locate(name)[1], f"Settings of {name}")]
+
+    def run(self, given: Given) -> None:
+        from luthier.cli.describe import locate
+
+        axis, cls = locate(self.method)
+        component = cls.from_dict(dict(given.get(cls, {})))
+        counted = self._count(component)
+        if self.json:
+            say_json(_as_json(axis, cls, component, counted))
+            return
+        _print(axis, cls, component)
+        if counted is not None:
+            _print_count(self.model or "", counted)
+
+    def _count(self, component: Component) -> dict[str, Any] | None:
+        if self.model is None:
+            return None
+        from luthier.cli.base import config_of, meta_model
+        from luthier.cli.count import count
+        from luthier.core.form import Form
+
+        if not isinstance(component, Form):
+            raise LuthierError(f"{component.name()} is no form: it has no parameters to count on a model.")
+        return count(meta_model(config_of(self.model)), component, self.where)
+
+
+def _is_known(token: str) -> bool:
+    from luthier.cli.source import axes
+    from luthier.core.component import names
+
+    wanted = token.lower().replace("-", "").replace("_", "")
+    return any(wanted == each.replace("_", "") for axis in axes() for each in names(axis))
+
+
+def _as_json(axis: str, cls: type[Component], component: Component, counted: Any) -> dict[str, Any]:
+    from luthier.cli.describe import body, facts, settings_of
+
+    settings = [asdict(each) | {"value": getattr(component, each.name)} for each in settings_of(cls)]
+    found = {"name": cls.name(), "axis": axis, "equation": cls.equation(), **facts(cls), "text": body(cls)}
+    return found | {"settings": settings} | ({} if counted is None else {"count": counted})
+
+
+def _print(axis: str, cls: type[Component], component: Component) -> None:
+    from luthier.cli.describe import body, facts, settings_of
+
+    say(f"{cls.name()} ({axis})\n\n  {cls.equation()}\n\n{body(cls)}\n")
+    known = facts(cls)
+    for name, text in known.items():
+        say(f"  {name:<{max(map(len, known))}}  {text}")
+    say()
+    rows = [
+        (f"--{each.name.replace('_', '-')}", each.type, _plain(getattr(component, each.name)), each.doc)
+        for each in settings_of(cls)
+    ]
+    if rows:
+        table(("setting", "type", "value", "meaning"), rows)
+
+
+def _plain(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def _print_count(model: str, counted: dict[str, Any]) -> None:
+    say()
+    columns = ("type", "kind", "d_in", "d_out", "sites", "parameters")
+    table(columns, [[row[key] for key in columns] for row in counted["rows"]], f"on {model}")
+    say(
+        f"\n{counted['trainable']:,} trainable parameters at {counted['sites']:,} sites: "
+        f"{counted['share']:.4%} of {counted['total']:,}"
+    )

@@ -1,0 +1,99 @@
+"""`luthier generate`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from luthier.cli.output import say, say_json
+from luthier.cli.parse import Command, Given
+from luthier.core.errors import LuthierError
+
+
+@dataclass(frozen=True)
+class Generate(Command):
+    """Let a model answer prompts, with or without an adapter.
+
+    Prompts are arguments, the lines of --file, or, without either, what stands on the standard input. A chat
+    model answers each as a user's turn.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        'luthier generate smollm2-135m "What is 12 + 30?"',
+        'luthier generate smollm2-135m "What is 12 + 30?" --adapter run --merged',
+        "luthier generate smollm2-135m --file prompts.txt --temperature 0.7 --seed 1 --json",
+    )
+
+    model: str
+    """A folder, a hub id, a .gguf file or a name of the catalogue."""
+    prompts: tuple[str, ...] = ()
+    """The prompts."""
+    adapter: str | None = field(default=None, kw_only=True)
+    """A run folder, or an adapter's."""
+    merged: bool = field(default=False, kw_only=True)
+    """Merge the adapter into the weights first."""
+    file: Path | None = field(default=None, kw_only=True)
+    """A text file with one prompt a line."""
+    max_new_tokens: int = field(default=128, kw_only=True)
+    """Longest answer."""
+    temperature: float = field(default=0.0, kw_only=True)
+    """0 takes the likeliest token; above, tokens are drawn."""
+    top_p: float = field(default=1.0, kw_only=True)
+    """Draw from the likeliest tokens of this total probability."""
+    seed: int = field(default=0, kw_only=True)
+    """Fixes what is drawn."""
+    batch: int = field(default=8, kw_only=True)
+    """Prompts at a time."""
+    task: str | None = field(default=None, kw_only=True)
+    """causal-lm or seq2seq (none: the adapter's, else causal-lm)."""
+    dtype: str = field(default="float32", kw_only=True)
+    """Number format of the base: float32, bfloat16, float16 or auto."""
+    force: bool = field(default=False, kw_only=True)
+    """Use the adapter on another base than it was fitted on."""
+    json: bool = field(default=False, kw_only=True)
+    """Print JSON."""
+
+    def run(self, given: Given) -> None:
+        from luthier.cli.base import fitted
+        from luthier.training import generate
+
+        prompts = self._prompts()
+        loaded = fitted(
+            self.model, self.adapter, task=self.task, dtype=self.dtype, merged=self.merged, force=self.force
+        )
+        answers = generate(
+            loaded.model,
+            loaded.processor,
+            prompts,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            batch=self.batch,
+        )
+        if self.json:
+            say_json([{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)])
+            return
+        for prompt, answer in zip(prompts, answers, strict=True):
+            say(f"> {prompt}\n{answer}\n" if len(prompts) > 1 else answer)
+
+    def _prompts(self) -> list[str]:
+        """The prompts from wherever they stand; empty lines of a file are none."""
+        if self.prompts and self.file:
+            raise LuthierError("prompts stand on the command line and in --file; give one of the two.")
+        if self.prompts:
+            return list(self.prompts)
+        if self.file is not None:
+            try:
+                text = self.file.expanduser().read_text(encoding="utf-8")
+            except OSError as error:
+                raise LuthierError(f"cannot read {self.file}: {error.strerror}.") from None
+            found = [line for line in text.splitlines() if line.strip()]
+        else:
+            text = "" if sys.stdin.isatty() else sys.stdin.read().strip()
+            found = [text] if text else []
+        if not found:
+            raise LuthierError('no prompt; give one, as in `luthier generate MODEL "Hello"`, or --file.')
+        return found

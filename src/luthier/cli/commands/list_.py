@@ -1,0 +1,58 @@
+"""`luthier list`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from luthier.cli.output import say, say_json, table
+from luthier.cli.parse import Command, Given
+from luthier.core.errors import LuthierError, near
+
+
+@dataclass(frozen=True)
+class List(Command):
+    """List what there is: the components of every axis with their equations and papers, and the recipes."""
+
+    group: ClassVar[str] = "Look"
+    examples: ClassVar[tuple[str, ...]] = ("luthier list", "luthier list forms", "luthier list recipes --json")
+
+    axis: str | None = None
+    """One axis only, such as forms or recipes."""
+    json: bool = field(default=False, kw_only=True)
+    """Print JSON."""
+
+    def run(self, given: Given) -> None:
+        from luthier.cli.source import axes
+
+        questions = {**axes(), "recipes": "settings of which paper?"}
+        if self.axis is not None and self.axis not in questions:
+            known = ", ".join(questions)
+            raise LuthierError(f"no axis {self.axis!r}{near(self.axis, questions)} There are: {known}.")
+        wanted = [name for name in questions if self.axis in (None, name)]
+        found = {name: rows for name in wanted if (rows := _rows(name)) or self.axis}
+        if self.json:
+            say_json(found)
+            return
+        for name, rows in found.items():
+            headed = [("name", "equation", "paper"), ("name", "description", "paper")][name == "recipes"]
+            table(headed, ([row[key] for key in headed] for row in rows), f"{name}: {questions[name]}")
+            say()
+        say("More of one: luthier explain NAME")
+
+
+def _rows(axis: str) -> list[dict[str, str]]:
+    if axis == "recipes":
+        return _recipes()
+    from luthier.cli.source import card
+    from luthier.core.component import names
+
+    cards = [card(axis, name) for name in names(axis)]
+    return [{"name": each.name, "equation": each.equation, "paper": each.paper} for each in cards]
+
+
+def _recipes() -> list[dict[str, str]]:
+    from luthier.core.recipe import read_recipe, recipe_files
+
+    found = [read_recipe(str(file)) for file in recipe_files().values()]
+    return [{"name": r.name, "method": r.method, "description": r.description, "paper": r.paper} for r in found]

@@ -1,0 +1,85 @@
+"""`luthier merge`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from luthier.cli.output import say
+from luthier.cli.parse import Command, Given
+
+
+@dataclass(frozen=True)
+class Merge(Command):
+    """Fold an adapter into its model and save the whole model.
+
+    The folder loads in transformers without Luthier: safetensors in the model's own dtype, configuration,
+    tokenizer. It is written whole or not at all, then loaded again and compared with the adapted model.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "luthier merge smollm2-135m run merged",
+        "luthier merge path/to/model run/adapter merged --dtype bfloat16",
+    )
+
+    model: str
+    """The base that the adapter was fitted on: a folder, a hub id, a .gguf file or a name of the catalogue."""
+    adapter: str
+    """A run folder, or an adapter's."""
+    out: str
+    """The folder to write."""
+    dtype: str = field(default="auto", kw_only=True)
+    """Number format to merge and save in: auto is the model's own; or float32, bfloat16, float16."""
+    force: bool = field(default=False, kw_only=True)
+    """Merge into another base than the adapter was fitted on."""
+
+    def run(self, given: Given) -> None:
+        from luthier.cli.adapter import must_be_free, read_adapter
+        from luthier.cli.base import base_of
+        from luthier.core.store import load
+
+        folder, spec = read_adapter(self.adapter)
+        out = must_be_free(self.out)
+        base = base_of(self.model, spec, dtype=self.dtype)
+        load(base.model, folder, force=self.force)
+        adapted = probe(base.model)
+        save_merged(base.model, base.processor, out)
+        task, kind = base.task, type(base.model)
+        del base
+        change, largest = difference(adapted, probe(reloaded(out, task)))
+        say(f"{out} holds the merged {kind.__name__}.")
+        say(f"Largest change of an output between the adapted and the merged model: {change:.2g} (of {largest:.3g}).")
+
+
+def probe(model: Any) -> Any:
+    """The first output of a model on a fixed small input, in float32."""
+    from luthier.core.probe import dummy_inputs, evaluating
+
+    with evaluating(model):
+        return model(**dummy_inputs(model))[0].float()
+
+
+def save_merged(model: Any, processor: Any, out: Path) -> None:
+    """Merges what is attached to `model` and saves it as if nothing had ever been attached."""
+    from luthier.core.files import committed
+    from luthier.core.merge import merge
+    from luthier.models._quiet import quiet
+
+    merge(model)
+    kept = {key: tensor for key, tensor in model.state_dict().items() if ".adapters." not in f".{key}"}
+    with committed(out) as temporary, quiet():
+        model.save_pretrained(temporary, state_dict=kept)
+        processor.save_pretrained(temporary)
+
+
+def reloaded(folder: Path, task: str) -> Any:
+    """The model that was just saved, as anyone would load it."""
+    from luthier.models import load
+
+    return load(str(folder), task=task, dtype="auto").model
+
+
+def difference(first: Any, second: Any) -> tuple[float, float]:
+    """(largest absolute difference, largest absolute value) of two outputs."""
+    return float((first - second).abs().max()), float(first.abs().max())

@@ -1,0 +1,126 @@
+"""`luthier show`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from luthier.cli.output import console, say, table
+from luthier.cli.parse import Command, Given
+from luthier.core.errors import LuthierError
+
+
+@dataclass(frozen=True)
+class Show(Command):
+    """Show what would be trained on, or what was: tokens in the loss, sites of a model, an adapter's spec.
+
+    With DATA: the tokens of one row, those in the loss marked. With a model alone: its layers by type, and
+    with --where the sites of that selection. With an adapter or a run folder: what it is and was fitted on.
+    """
+
+    group: ClassVar[str] = "Look"
+    examples: ClassVar[tuple[str, ...]] = (
+        "luthier show smollm2-135m train.jsonl --row 3",
+        'luthier show smollm2-135m --where "all-linear & layers(0, 7)"',
+        "luthier show run",
+    )
+
+    target: str
+    """A model (a folder, a hub id, a .gguf file or a name of the catalogue), or an adapter or run folder."""
+    data: str | None = None
+    """A file, a folder, a hub id or gym:<task>."""
+    row: int | None = field(default=None, kw_only=True)
+    """The row's number in the data, from 1 (none: the first)."""
+    where: str | None = field(default=None, kw_only=True)
+    """A selection of sites."""
+    task: str | None = field(default=None, kw_only=True)
+    """What the rows are for (none: what their columns tell)."""
+    max_length: int | None = field(default=None, kw_only=True)
+    """Longest row, in tokens; a longer one is an error."""
+
+    def run(self, given: Given) -> None:
+        from luthier.cli.adapter import is_adapter
+
+        if is_adapter(self.target):
+            if self.data or self.where:
+                raise LuthierError(f"{self.target} is an adapter; DATA and --where go with a model.")
+            show_adapter(self.target)
+            return
+        if self.data is not None:
+            self._tokens(self.data)
+        if self.where is not None or self.data is None:
+            show_sites(self.target, self.where)
+
+    def _tokens(self, source: str) -> None:
+        from luthier import data
+        from luthier.cli.base import processor_of
+        from luthier.training.prepare import LOADERS, data_task
+
+        examples = data.load(source, skip_bad_rows=True, task=data_task(self.task))
+        chosen = [e for e in examples.rows if self.row in (None, e.row)][:1]
+        if not chosen:
+            raise LuthierError(f"no row {self.row} in {source}: {self._reason(examples)}")
+        processor = processor_of(self.target, LOADERS[examples.task])
+        features = data.encode_all(examples.keep(chosen), processor, task=examples.task, max_length=self.max_length)
+        show_feature(features[0], processor)
+
+    def _reason(self, examples: Any) -> str:
+        bad = dict(examples.skipped)
+        last = max(e.row for e in examples.rows)
+        return f"it cannot be used: {bad[self.row]}" if self.row in bad else f"the last one is {last}."
+
+
+def show_feature(feature: dict[str, Any], processor: Any) -> None:
+    """The tokens of an encoded row, those in the loss marked; of pictures and sounds, the shapes."""
+    from luthier import data
+
+    if "input_ids" not in feature:
+        for name, value in feature.items():
+            say(f"{name}: {tuple(value.shape) if hasattr(value, 'shape') else value}")
+        return
+    screen = console()
+    if screen.is_terminal:
+        screen.print(data.show_example(feature, processor))
+    else:
+        say(data.show_plain(feature, processor))
+
+
+def show_sites(model: str, where: str | None) -> None:
+    """The sites of a selection, or every layer that a name can mean, by type; weights are not read."""
+    from luthier.cli.base import config_of, meta_model
+    from luthier.core.select import Scope, Selection, select
+
+    empty = meta_model(config_of(model))
+    sites = Scope(empty).named if where is None else select(empty, where)
+    rows: dict[tuple, list] = {}
+    for site in Selection(sites):
+        rows.setdefault((site.type, site.kind, site.d_in, site.d_out), []).append(site.layer)
+    cells = [(*key, len(layers), _span(layers)) for key, layers in rows.items()]
+    table(("type", "kind", "d_in", "d_out", "sites", "blocks"), cells, f"{type(empty).__name__}: {len(sites)} sites")
+
+
+def _span(layers: list[int | None]) -> str | None:
+    """`0-7`, `3, 9`, or None outside the blocks."""
+    known = sorted({layer for layer in layers if layer is not None})
+    if not known:
+        return None
+    whole = known == list(range(known[0], known[-1] + 1)) and len(known) > 1
+    return f"{known[0]}-{known[-1]}" if whole else ", ".join(map(str, known))
+
+
+def show_adapter(path: str) -> None:
+    """The spec of an adapter, for a reader."""
+    from luthier.cli.adapter import read_adapter
+
+    folder, spec = read_adapter(path)
+    base = spec["base"]
+    lines = {"adapter": folder, "name": spec["name"], "base": f"{base['name'] or 'unnamed'} ({base['model']})"}
+    for part in spec["parts"]:
+        settings = ", ".join(f"{k}={v}" for k, v in part["settings"].items())
+        lines[f"form {len(lines) - 2}"] = f"{part['form']}({settings})"
+        lines[f"where {len(lines) - 3}"] = f"{part['where']}: {len(part['sites'])} sites"
+    lines |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in spec["measured"].items()}
+    lines |= {"made": f"{spec['created']} by luthier {spec['versions']['luthier']}", "sha256": spec["sha256"]}
+    for name, value in lines.items():
+        say(f"{name:<{max(map(len, lines))}}  {value}")

@@ -1,0 +1,116 @@
+"""`luthier train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from luthier.cli.output import say, tell
+from luthier.cli.parse import Command, Flags, Given, option
+from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.core.recipe import Recipe
+    from luthier.training import Run
+
+METHOD, OBJECTIVE = "wegeft", "sft"
+"""What is used when nobody says."""
+OWN = ("form", "objective", "training", "model", "data")
+"""Fields of a run that are no flags: the command has its own for them."""
+
+
+@dataclass(frozen=True)
+class Train(Command):
+    """Fit a model to data.
+
+    The flags of the method follow from --method: `luthier train --method lora --help` shows them. A recipe
+    stands under the flags, and both over the defaults.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "luthier train smollm2-135m train.jsonl",
+        'luthier train smollm2-135m gym:chain_sum --method wegeft --rank 64 --where "q_proj, v_proj" --out run',
+        "luthier train path/to/model train.csv --recipe loreft-glue --epochs 5",
+        "luthier train smollm2-135m train.jsonl --method lora --dry-run",
+        "luthier train smollm2-135m train.jsonl --out run --resume",
+    )
+
+    model: str
+    """A folder, a hub id, a .gguf file or a name of the catalogue (`luthier models`)."""
+    data: str
+    """A file (.jsonl, .csv, .parquet, …), a folder, a hub id or gym:<task>."""
+    method: str | None = field(default=None, kw_only=True)
+    """The form that is attached (none: wegeft); `luthier list forms` shows all."""
+    recipe: str | None = field(default=None, kw_only=True)
+    """Settings by name (`luthier list recipes`) or in a .toml file."""
+    objective: str = field(default=OBJECTIVE, kw_only=True)
+    """What training lowers; `luthier list objectives` shows all."""
+    resume: bool = field(default=False, kw_only=True)
+    """Go on from the last checkpoint in --out."""
+    overwrite: bool = field(default=False, kw_only=True)
+    """Start anew though --out holds a run."""
+    dry_run: bool = field(default=False, kw_only=True)
+    """Stop before training: show the sites, the parameters, and the tokens of the first row."""
+
+    @classmethod
+    def settings(cls, tokens: Sequence[str]) -> list[Flags]:
+        from luthier.core.component import find
+        from luthier.training import Run, Training
+
+        flags = [Flags(Run, "Run", OWN), Flags(Training, "Training")]
+        method, _ = _chosen(option(tokens, "--method"), option(tokens, "--recipe"))
+        if method is not None:
+            flags.append(Flags(find("forms", method), f"Settings of {method}"))
+        objective = find("objectives", option(tokens, "--objective") or OBJECTIVE)
+        return [*flags, Flags(objective, f"Settings of {objective.name()}")]
+
+    def run(self, given: Given) -> None:
+        from luthier.training import train
+
+        run = self._run(given)
+        if self.dry_run:
+            from luthier.cli.dry import rehearse
+
+            rehearse(run)
+            return
+        result = train(run, resume=self.resume, overwrite=self.overwrite)
+        share = result.trainable / result.total
+        say(f"{result.folder} holds the run, {result.adapter} the adapter ({result.trainable:,} numbers, {share:.3%}).")
+        say(f"Next: luthier evaluate {self.model} DATA --adapter {result.folder}")
+
+    def _run(self, given: Given) -> Run:
+        from luthier.core.component import find
+        from luthier.training import Run, Training
+
+        method, recipe = _chosen(self.method, self.recipe)
+        form, objective = find("forms", method or METHOD), find("objectives", self.objective)
+        told = dict(given.get(Run, {}))
+        if recipe is not None and recipe.where is not None:
+            told.setdefault("where", recipe.where)
+        return Run(
+            model=self.model,
+            data=self.data,
+            form=_made(form, recipe.form if recipe else {}, given),
+            objective=_made(objective, {}, given),
+            training=_made(Training, recipe.training if recipe else {}, given),
+            **told,
+        )
+
+
+def _chosen(method: str | None, recipe: str | None) -> tuple[str, Recipe | None]:
+    """The method and the recipe under it. A recipe for another method than the one asked for is refused."""
+    if recipe is None:
+        return method or METHOD, None
+    from luthier.core.component import find
+    from luthier.core.recipe import read_recipe
+
+    read = read_recipe(recipe)
+    if method is not None and find("forms", method) is not find("forms", read.method):
+        raise LuthierError(f"recipe {read.name!r} is for {read.method}, not for {method}; leave one of the two out.")
+    return read.method, read
+
+
+def _made(cls: Any, recipe: dict[str, Any], given: Given) -> Any:
+    """Defaults under the recipe under the flags."""
+    return cls.from_dict({**recipe, **given.get(cls, {})})

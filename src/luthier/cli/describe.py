@@ -1,0 +1,93 @@
+"""A component in words: what `luthier explain` prints and docs/methods.md holds."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from dataclasses import MISSING, dataclass
+from typing import Any
+
+from luthier.cli.parse import own_first
+from luthier.cli.source import axes, field_docs
+from luthier.core.component import Component, find, names
+from luthier.core.errors import LuthierError, near
+
+FACES = {
+    "pre": "edits what enters a layer: x̂ = f(x), y = layer(x̂)",
+    "post": "edits what leaves a place: ŷ = f(x, y)",
+    "weight": "changes the tensor itself: Ŵ = f(W)",
+    "cache": "puts keys and values before those of the attention",
+}
+KINDS = {
+    "affine": "linear layers",
+    "stream": "activations that leave a module",
+    "input": "activations that enter a module",
+    "embedding": "embedding tables",
+    "cache": "keys and values of an attention",
+    "param": "parameters themselves",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A hyper-parameter for a reader."""
+
+    name: str
+    type: str
+    default: Any
+    doc: str
+
+
+def locate(name: str) -> tuple[str, type[Component]]:
+    """(axis, class) of the component `name` on any axis; an unknown name raises with near ones."""
+    wanted = name.lower().replace("-", "").replace("_", "")
+    known = {each: axis for axis in axes() for each in names(axis)}
+    for each, axis in known.items():
+        if each.replace("_", "") == wanted:
+            return axis, find(axis, each)
+    raise LuthierError(f"nothing is named {name!r}{near(name, known)} There are: {', '.join(known)}.")
+
+
+def settings_of(cls: type[Component]) -> list[Setting]:
+    """The hyper-parameters of a component, in order, with their docstrings."""
+    docs = field_docs(cls)
+    made = []
+    known = cls.settings()
+    for name in (f.name for f in own_first(field for _, field in known.values())):
+        hint, field = known[name]
+        default = None if field.default is MISSING else field.default
+        made.append(Setting(name, type_words(hint), default, docs.get(name, "")))
+    return made
+
+
+def type_words(hint: Any) -> str:
+    """`str | None` is "str or none"; choices are listed."""
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
+    if options := typing.get_args(hint):
+        return " or ".join(map(type_words, options))
+    return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
+def body(cls: type[Component]) -> str:
+    """The docstring below the equation."""
+    return inspect.cleandoc(cls.__doc__ or "").partition("\n")[2].strip()
+
+
+def facts(cls: type[Component]) -> dict[str, str]:
+    """What a form is beyond its settings; of other components, the source alone."""
+    from luthier.core.form import Form
+
+    found = {"paper": cls.paper}
+    if not issubclass(cls, Form):
+        return found
+    return found | {
+        "face": f"{cls.face}: {FACES.get(cls.face, '')}",
+        "acts on": ", ".join(KINDS[kind] for kind in cls.kinds),
+        "default where": cls.where,
+        "learning rate": f"{cls.lr:g} unless told otherwise",
+        "starts as": "a no-op: the model is unchanged" if cls.identity else "a change of the model",
+        "merges": "folds into the weights where it acts on layers at all positions"
+        if cls.linear
+        else "never: not linear in its input",
+    }

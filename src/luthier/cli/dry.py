@@ -1,0 +1,33 @@
+"""`--dry-run`: everything that comes before the first step of training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from luthier.cli.commands.show import show_feature
+from luthier.cli.output import console, say
+
+if TYPE_CHECKING:
+    from luthier.training import Run
+
+
+def rehearse(run: Run) -> None:
+    """Prints what is trained and the first row's tokens; the run folder is not touched."""
+    from luthier import data
+    from luthier.training.estimate import estimate
+    from luthier.training.prepare import prepare, processes
+    from luthier.training.progress import quiet
+    from luthier.training.report import overview, plan_of, steps_of
+    from luthier.training.session import attach_all, load
+
+    with quiet():
+        prepared = prepare(run)
+        loaded = load(run, prepared)
+        attach_all(run, loaded)
+        plan = plan_of(run, prepared, loaded.model, steps_of(run, len(prepared.train), processes()))
+        collator = data.collator_for(prepared.task, loaded.processor)
+        memory = estimate(loaded.model, prepared.train, collator, run.objective, run.training.batch)
+    console().print(overview(run, prepared, loaded.model, plan, memory))
+    say()
+    show_feature(prepared.train[0], loaded.processor)
+    say("\nDry run: nothing was trained or written.")

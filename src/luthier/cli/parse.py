@@ -1,0 +1,217 @@
+"""From tokens to a command: the flags are the fields of dataclasses, their help the fields' docstrings."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from luthier.core.errors import LuthierError
+
+Given = Mapping[type, Mapping[str, Any]]
+"""The flags that the user gave, by the dataclass that they set."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A dataclass whose fields become flags of a command."""
+
+    cls: type
+    title: str
+    """The heading in the help."""
+    skip: tuple[str, ...] = ()
+    """Fields that are no flags."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Base of every command: a dataclass whose fields are its arguments, and those keyword-only its flags."""
+
+    group: ClassVar[str] = "Fit and ship"
+    """Under which heading it is listed."""
+    examples: ClassVar[tuple[str, ...]] = ()
+    """Whole command lines."""
+
+    @classmethod
+    def name(cls) -> str:
+        """What is typed after `luthier`."""
+        return cls.__module__.rpartition(".")[2].rstrip("_")
+
+    @classmethod
+    def settings(cls, tokens: Sequence[str]) -> list[Flags]:
+        """Further flags, chosen by what the user has typed."""
+        return []
+
+    def run(self, given: Given) -> None:
+        """Does it. `given` holds the flags set of each dataclass of `settings`."""
+        raise NotImplementedError
+
+
+def commands() -> dict[str, type[Command]]:
+    """Every command by name: the one in each file of `luthier.cli.commands`."""
+    package = importlib.import_module("luthier.cli.commands")
+    found: dict[str, type[Command]] = {}
+    for file in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{file.name}")
+        own = (v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__)
+        found |= {each.name(): each for each in own if issubclass(each, Command)}
+    return found
+
+
+def option(tokens: Sequence[str], flag: str) -> str | None:
+    """The value of `--flag value` or `--flag=value` among tokens not parsed yet."""
+    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+        if token == flag:
+            return following
+        if token.startswith(f"{flag}="):
+            return token.partition("=")[2]
+    return None
+
+
+def parse(tokens: Sequence[str]) -> tuple[Command, Given] | None:
+    """The command to run, with the settings given; None when help or the version was asked for and printed.
+
+    Raises `LuthierError` for what is no command line of ours, with near names.
+    """
+    import cyclopts
+
+    import luthier
+
+    app = cyclopts.App(
+        name="luthier",
+        help="Measure, fit, compare and ship adaptations of foundation models.",
+        help_epilogue=_examples(OVERVIEW),
+        help_format="plaintext",
+        version=luthier.__version__,
+    )
+    made: dict[Callable, tuple[type[Command], dict[str, tuple[type, str]]]] = {}
+    known = commands()
+    for name, cls in known.items():
+        asked = tokens[:1] == [name] or (tokens[:1] in (["--help"], ["-h"]) and list(tokens[1:2]) == [name])
+        function, places = _function(cls, tokens[1:]) if asked else (_nothing(), {})
+        made[function] = cls, places
+        app.command(
+            function,
+            name=name,
+            help=_flowing(inspect.getdoc(cls) or ""),
+            help_epilogue=_examples(cls.examples),
+            group=cls.group,
+        )
+    try:
+        chosen, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        raise LuthierError(_reason(error, known, tokens)) from error
+    if chosen not in made:
+        chosen(*bound.args, **bound.kwargs)
+        return None
+    return _filled(*made[chosen], bound.arguments)
+
+
+OVERVIEW = (
+    "luthier train smollm2-135m train.jsonl --method wegeft --rank 64 --out run",
+    "luthier evaluate smollm2-135m test.jsonl --adapter run",
+    "luthier merge smollm2-135m run merged",
+    "luthier list forms",
+)
+
+
+def _flowing(doc: str) -> str:
+    """Paragraphs without their line breaks: the terminal breaks them."""
+    return "\n\n".join(" ".join(part.split()) for part in doc.split("\n\n"))
+
+
+def _examples(lines: Sequence[str]) -> str:
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines)]) if lines else ""
+
+
+def _nothing() -> Callable:
+    return lambda: None
+
+
+def _reason(error: Any, known: Mapping[str, type[Command]], tokens: Sequence[str]) -> str:
+    """What cyclopts says, with a next step."""
+    error.verbose = False
+    text = str(error).strip()
+    extra = getattr(error, "unused_tokens", None)
+    if type(error).__name__ == "UnusedCliTokensError" and extra:
+        text = f"unexpected argument {extra[0]!r}."
+    command = f"{tokens[0]} " if tokens and tokens[0] in known else ""
+    method = option(tokens, "--method") if command else None
+    where = f"luthier {command}{f'--method {method} ' if method else ''}--help"
+    text = text[:1].lower() + text[1:]
+    return f"{text}{'' if text.endswith(('.', '?')) else '.'} See `{where}`."
+
+
+# --- dataclasses as signatures ---------------------------------------------------------------------
+
+
+def _function(cls: type[Command], tokens: Sequence[str]) -> tuple[Callable, dict[str, tuple[type, str]]]:
+    """A function whose signature is the command's flags, and where the value of each parameter goes."""
+    parameters = [_parameter(cls, f, None) for f in dataclasses.fields(cls)]
+    places: dict[str, tuple[type, str]] = {p.name: (cls, p.name) for p in parameters}
+    for flags in cls.settings(tokens):
+        for field in own_first(f for f in dataclasses.fields(flags.cls) if f.name not in flags.skip):
+            name = field.name if field.name not in places else f"{flags.cls.__name__.lower()}_{field.name}"
+            parameters.append(_parameter(flags.cls, field, flags.title).replace(name=name))
+            places[name] = (flags.cls, field.name)
+    function = _nothing()
+    order = sorted(parameters, key=lambda p: p.kind)
+    function.__signature__ = inspect.Signature(order)  # type: ignore[attr-defined]
+    return function, places
+
+
+def own_first(fields: Iterable[dataclasses.Field]) -> list[dataclasses.Field]:
+    """The fields of a component before those that it inherits, which are keyword-only."""
+    return sorted(fields, key=lambda f: bool(f.kw_only))
+
+
+def _parameter(cls: type, field: dataclasses.Field, title: str | None) -> inspect.Parameter:
+    from cyclopts import Parameter
+
+    from luthier.cli.source import field_docs
+
+    hint, default = typing.get_type_hints(cls)[field.name], _default(field)
+    more = typing.get_origin(hint) is tuple
+    kind = inspect.Parameter.KEYWORD_ONLY
+    if not field.kw_only and title is None:
+        kind = inspect.Parameter.VAR_POSITIONAL if more else inspect.Parameter.POSITIONAL_ONLY
+    settings: dict[str, Any] = {"help": field_docs(cls).get(field.name, "")}
+    if title is not None:
+        settings["group"] = title
+    elif default is False or more:
+        settings["negative"] = ()
+    if default is False or default == ():
+        settings["show_default"] = False
+    if kind is inspect.Parameter.VAR_POSITIONAL:
+        hint, default = typing.get_args(hint)[0], inspect.Parameter.empty
+    note = Annotated[hint, Parameter(**settings)]  # type: ignore[valid-type]
+    return inspect.Parameter(field.name, kind, default=default, annotation=note)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return inspect.Parameter.empty
+
+
+def _filled(
+    cls: type[Command], places: Mapping[str, tuple[type, str]], values: Mapping[str, Any]
+) -> tuple[Command, Given]:
+    given: dict[type, dict[str, Any]] = {}
+    for name, value in values.items():
+        owner, field = places[name]
+        given.setdefault(owner, {})[field] = _none_if_named(owner, field, value)
+    return cls(**given.pop(cls, {})), given
+
+
+def _none_if_named(owner: type, field: str, value: Any) -> Any:
+    """`--share none` is None where None is a choice."""
+    optional = type(None) in typing.get_args(typing.get_type_hints(owner)[field])
+    return None if optional and isinstance(value, str) and value.lower() == "none" else value

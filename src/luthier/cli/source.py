@@ -1,0 +1,96 @@
+"""Docstrings read from source: of fields, which Python drops, and of components that nobody imported yet."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.core.component import Component, find
+
+
+@functools.cache
+def field_docs(cls: type) -> dict[str, str]:
+    """`{field: docstring on one line}` of a dataclass, inherited fields included."""
+    found: dict[str, str] = {}
+    for parent in reversed(cls.__mro__[:-1]):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(parent)))
+        found |= dict(_documented(tree.body[0]))
+    return found
+
+
+def _documented(node: ast.stmt) -> Iterator[tuple[str, str]]:
+    body = node.body if isinstance(node, ast.ClassDef) else []
+    for field, text in zip(body, body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            words = _string(text.value) if isinstance(text, ast.Expr) else None
+            if words is not None:
+                yield field.target.id, " ".join(words.split())
+
+
+def _string(node: ast.expr | None) -> str | None:
+    constant = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return node.value if constant else None  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a list tells of a component."""
+
+    name: str
+    equation: str
+    """First line of the docstring."""
+    paper: str
+
+
+def card(axis: str, name: str) -> Card:
+    """The card of the component in the file `name`, read without importing what it imports (torch).
+
+    A file whose class cannot be read off its source is imported; raises `LuthierError` if it holds none.
+    """
+    spec = importlib.util.find_spec(f"luthier.{axis}.{name}")
+    node = _component(Path(spec.origin), name) if spec and spec.origin else None
+    if node is None:
+        found = find(axis, name)
+        return Card(found.name(), found.equation(), found.paper)
+    doc = ast.get_docstring(node) or ""
+    return Card(node.name.lower(), doc.split("\n", 1)[0], _assigned(node.body, "paper") or Component.paper)
+
+
+def axes() -> dict[str, str]:
+    """`{axis: the question it answers}`, as `luthier.core.component.axes` finds them, without importing any."""
+    root = importlib.import_module("luthier")
+    found = {m.name: _question(m.name) for m in pkgutil.iter_modules(root.__path__) if m.ispkg}
+    return {name: question for name, question in found.items() if question is not None}
+
+
+def _question(package: str) -> str | None:
+    spec = importlib.util.find_spec(f"luthier.{package}")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8")) if spec and spec.origin else None
+    return None if tree is None else _assigned(tree.body, "AXIS")
+
+
+def _component(file: Path, name: str) -> ast.ClassDef | None:
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except SyntaxError:
+        return None
+    wanted = name.replace("_", "")
+    classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
+    return next((node for node in classes if node.name.lower() == wanted), None)
+
+
+def _assigned(body: list[ast.stmt], name: str) -> str | None:
+    """The string that a body assigns to `name`."""
+    for part in body:
+        targets = part.targets if isinstance(part, ast.Assign) else []
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return _string(part.value)  # type: ignore[union-attr]
+    return None

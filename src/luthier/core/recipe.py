@@ -1,0 +1,80 @@
+"""Recipes: settings of a paper, written down as TOML. One file, one system.
+
+description = "one line"
+paper = "authors, year, identifier"
+method = "wegeft"              # a form
+where = "q_proj, v_proj"       # its own default when missing
+[form]                         # the form's hyper-parameters
+[training]                     # those of training
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from luthier.core.component import plugin_folders
+from luthier.core.errors import LuthierError, near
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SHIPPED = Path(__file__).parent.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe file says. Flags of the command line go before it."""
+
+    name: str
+    method: str
+    """Name of the form."""
+    description: str = ""
+    """One line."""
+    paper: str = ""
+    """Authors, year and identifier of the source of the settings."""
+    where: str | None = None
+    """Where the form goes; None for the form's own default."""
+    form: dict[str, Any] = field(default_factory=dict)
+    """Hyper-parameters of the form."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Hyper-parameters of training."""
+
+
+def recipe_files() -> dict[str, Path]:
+    """`{name: file}` of the recipes that come with Luthier and of those in `LUTHIER_PATH`, sorted."""
+    folders = [SHIPPED, *map(Path, plugin_folders("recipes"))]
+    return dict(sorted((file.stem, file) for folder in folders for file in folder.glob("*.toml")))
+
+
+def read_recipe(name: str) -> Recipe:
+    """The recipe of this name, or in this .toml file. Raises `LuthierError` on anything that does not fit."""
+    files = recipe_files()
+    path = files.get(name, Path(name).expanduser())
+    if not path.is_file():
+        raise LuthierError(
+            f"no recipe {name!r}{near(name, files)} There are: {', '.join(files)}; or give a .toml file."
+        )
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LuthierError(f"{path} is no valid TOML: {error}.") from None
+    return _checked(path, values)
+
+
+def _checked(path: Path, values: dict[str, Any]) -> Recipe:
+    known = {f.name: str(f.type) for f in fields(Recipe) if f.name != "name"}
+    for key, value in values.items():
+        if key not in known:
+            raise LuthierError(f"{path} has an unknown key {key!r}{near(key, known)} A recipe has: {', '.join(known)}.")
+        wanted = dict if known[key].startswith("dict") else str
+        if not isinstance(value, wanted):
+            shown = "a table" if wanted is dict else "a string"
+            raise LuthierError(f"{path}: {key} is {value!r}; expected {shown}.")
+    if "method" not in values:
+        raise LuthierError(f'{path} names no method; add a line such as method = "wegeft".')
+    return Recipe(path.stem, **values)
