@@ -20,6 +20,7 @@ from luthier.data import (
     show_example,
     show_plain,
 )
+from luthier.data._chat import rendered
 
 
 def chat(*contents: str, system: str | None = None, context: int = 0) -> Example:
@@ -81,13 +82,23 @@ def test_training_sees_the_prompt_that_generation_sees(template, case):
     assert ids == alone or len([m for m in example.messages if m["role"] == "assistant"]) > 1
 
 
+@pytest.mark.parametrize("answer", ["\n\nA: 4\n  then\n", " 4", "  4 "])
 @pytest.mark.parametrize("backend", ["bytes", "bytes-trimmed"])
 @pytest.mark.parametrize("template", ["chatml", "generation", "none"])
-def test_whitespace_of_an_answer_is_learned_exactly(template, backend):
+def test_whitespace_of_an_answer_is_learned_exactly(template, backend, answer):
     tokenizer = make(template, backend)
-    answer = "\n\nA: 4\n  then\n"
     feature = encode(chat("How many?\n", answer), tokenizer, max_length=None)
     assert learned(feature, tokenizer) == answer + END[template]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("template", ["chatml", "none"])
+def test_cutting_at_a_boundary_changes_no_text(template, backend, case):
+    tokenizer = make(template, backend)
+    ids = encode(CASES[case], tokenizer, max_length=None)["input_ids"]
+    whole = tokenizer(rendered(CASES[case], tokenizer)[0], add_special_tokens=template == "none")["input_ids"]
+    assert tokenizer.decode(ids) == tokenizer.decode(whole)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

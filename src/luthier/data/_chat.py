@@ -137,8 +137,7 @@ def _clipped(tokenizer: Any, before: list[Message], text: str, span: Span) -> Sp
     prompt = (_try_render(tokenizer, before, prompt=True) or "") if before else ""
     # characters are meant: a prompt may go on with an open thought that the text lacks
     shared = len(os.path.commonprefix([prompt, text]))  # noqa: RUF071
-    if start < shared < end or (shared == len(prompt) <= start and not text[shared:start].strip()):
-        start = shared
+    start = shared if start < shared < end else start
     return start, start + len(text[start:end].rstrip())
 
 

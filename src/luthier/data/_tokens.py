@@ -77,22 +77,14 @@ def _cut(text: str, starts: list[int], tokenizer: Any) -> tuple[list[int], list[
 
 
 def _owner(start: int, end: int, spans: list[Span]) -> int:
+    """The answer that a token reaches into. Whitespace may be trimmed off `start`, never off `end` alone."""
     return next((i for i, (a, b) in enumerate(spans) if start < b and end > a), -1)
 
 
 def _pieces(text: str, tokenizer: Any, base: int = 0) -> tuple[list[int], list[Span]]:
-    """(ids, extents in characters from `base`) of a text, without special tokens around it.
-
-    Some tokenizers trim whitespace off their offsets, so a token reaches back to the end of the
-    one before it.
-    """
+    """(ids, extents in characters from `base`) of a text, without special tokens around it."""
     out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    extents: list[Span] = []
-    reached = 0
-    for start, end in out["offset_mapping"]:
-        extents.append((base + min(start, reached), base + end))
-        reached = max(reached, end)
-    return out["input_ids"], extents
+    return out["input_ids"], [(base + start, base + end) for start, end in out["offset_mapping"]]
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:
