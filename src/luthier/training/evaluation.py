@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from luthier import data
+from luthier.core.errors import LuthierError
 from luthier.data import Examples, Scorer
+from luthier.training.generation import Sampling, answers
+from luthier.training.prepare import data_task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RESAMPLES = 2000
+"""Bootstrap samples of an interval."""
 
 
 @dataclass(frozen=True)
@@ -13,11 +26,45 @@ class Evaluation:
     """A score with its uncertainty, and what led to it."""
 
     score: float
+    """Mean score of generated answers; accuracy of classes; Pearson's correlation of numbers."""
     count: int
+    """Rows scored."""
     interval: tuple[float, float]
+    """95% interval of the score by the percentile bootstrap over rows, seeded."""
     predictions: list[dict[str, Any]]
+    """`{"row", "prediction", "answer", "score"}` of each row (no score for numbers); empty unless kept."""
     loss: float | None
+    """Mean loss of the labels; None for generated answers."""
     metrics: dict[str, float]
+    """Every figure by name: `accuracy` and `mcc` (Matthews), `mse` and `pearson`, or the scorer's own."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an evaluation of any task needs."""
+
+    model: Any
+    processor: Any
+    examples: Examples
+    task: str
+    scorer: Scorer | None
+    batch: int
+    sampling: Sampling
+    max_length: int | None
+    progress: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """One prediction and one truth a row, and how to make figures of them."""
+
+    predictions: list[Any]
+    truths: list[Any]
+    scores: list[float] | None
+    figures: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+    """`{name: value}` of (predictions, truths), the score first; of (scores, scores) where there are any."""
+    loss: float | None = None
 
 
 def evaluate(
@@ -34,5 +81,171 @@ def evaluate(
     keep_predictions: bool = True,
     seed: int = 0,
 ) -> Evaluation:
-    """The score of `model` on `examples`."""
-    raise NotImplementedError
+    """The score of `model` on `examples`, which are not changed; nor is the model, its mode included.
+
+    Generative tasks answer greedily and score by `scorer` (the examples' own unless given); classification counts
+    the likeliest class, regression compares numbers. `task` is the examples' own unless given. Rows longer than
+    `max_length` tokens are refused. Raises `LuthierError` when no scorer fits, or a label is not one of the model's.
+    """
+    if batch < 1:
+        raise LuthierError(f"batch is {batch}; expected at least 1.")
+    wanted = data_task(task) or examples.task
+    chosen = scorer or examples.scorer
+    sampling = Sampling(max_new_tokens)
+    job = Job(model, processor, examples, wanted, chosen, batch, sampling, max_length, progress, seed)
+    return _summary(job, MEASURES[wanted](job), keep_predictions)
+
+
+def _summary(job: Job, found: Found, keep: bool) -> Evaluation:
+    import numpy as np
+
+    left = np.asarray(found.predictions if found.scores is None else found.scores)
+    right = np.asarray(found.truths if found.scores is None else found.scores)
+    metrics = found.figures(left, right)
+    score = next(iter(metrics))
+    return Evaluation(
+        score=metrics[score],
+        count=len(left),
+        interval=bootstrap(lambda rows: found.figures(left[rows], right[rows])[score], len(left), job.seed),
+        predictions=_kept(job, found) if keep else [],
+        loss=found.loss,
+        metrics=metrics,
+    )
+
+
+def _kept(job: Job, found: Found) -> list[dict[str, Any]]:
+    rows = [example.row for example in job.examples.rows]
+    listed = [
+        {"row": row, "prediction": prediction, "answer": truth}
+        for row, prediction, truth in zip(rows, found.predictions, found.truths, strict=True)
+    ]
+    scores = found.scores or [float(p == t) for p, t in zip(found.predictions, found.truths, strict=True)]
+    if job.task == "regression":
+        return listed
+    return [line | {"score": score} for line, score in zip(listed, scores, strict=True)]
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], count: int, seed: int) -> tuple[float, float]:
+    """The 2.5% and 97.5% quantiles of `statistic(rows)` over samples of `count` rows with replacement."""
+    import numpy as np
+
+    draw = np.random.default_rng(seed)
+    values = [statistic(draw.integers(0, count, count)) for _ in range(RESAMPLES)]
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _generated(job: Job) -> Found:
+    scorer = job.scorer
+    if scorer is None:
+        raise LuthierError(
+            f"{job.examples.source} has no answers to score ({job.examples.layout} rows); give rows with a prompt and "
+            "an answer."
+        )
+    rows = job.examples.rows
+    if job.task == "seq2seq-lm":
+        encoded = data.encode_all(job.examples, job.processor, task=job.task, max_length=job.max_length)
+        prompts = [feature["input_ids"] for feature in encoded]
+    else:
+        prompts = [data.prompt_ids(example, job.processor) for example in rows]
+    longest = max(map(len, prompts))
+    if job.max_length is not None and longest > job.max_length:
+        raise LuthierError(f"a prompt has {longest} tokens, the maximum is {job.max_length}.")
+    with _bar(job, len(prompts)) as done:
+        texts = answers(job.model, job.processor, prompts, job.sampling, job.batch, done)
+    scores = [scorer.score(text, example) for text, example in zip(texts, rows, strict=True)]
+    truths = [example.answer for example in rows]
+    return Found(texts, truths, scores, lambda left, _: {scorer.name: float(left.mean())})
+
+
+def _classified(job: Job) -> Found:
+    names = [job.model.config.id2label[i] for i in range(job.model.config.num_labels)]
+    known = set(names)
+    strange = sorted(set(job.examples.labels or []) - known)
+    if strange:
+        raise LuthierError(
+            f"{job.examples.source} has classes that the model does not know: {', '.join(strange)}. It knows "
+            f"{', '.join(names)}."
+        )
+    logits, labels, loss = _outputs(job, names)
+    predicted = [names[i] for i in logits.argmax(-1)]
+    return Found(predicted, [names[i] for i in labels], None, agreement, loss)
+
+
+def _regressed(job: Job) -> Found:
+    logits, labels, loss = _outputs(job, None)
+    return Found(logits[:, 0].tolist(), labels.tolist(), None, closeness, loss)
+
+
+MEASURES: dict[str, Callable[[Job], Found]] = {
+    "causal-lm": _generated,
+    "seq2seq-lm": _generated,
+    "sequence-classification": _classified,
+    "image-classification": _classified,
+    "audio-classification": _classified,
+    "regression": _regressed,
+}
+"""How the rows of each task are measured."""
+
+
+def _outputs(job: Job, names: list[str] | None) -> tuple[np.ndarray, np.ndarray, float]:
+    """(logits [rows, outputs], labels [rows], mean loss), in the order of the rows."""
+    import torch
+
+    features = data.encode_all(job.examples, job.processor, task=job.task, max_length=job.max_length, labels=names)
+    collator = data.collator_for(job.task, job.processor)
+    order = sorted(range(len(features)), key=lambda i: len(features[i].get("input_ids", ())), reverse=True)
+    logits, total = torch.zeros(0), 0.0
+    training = job.model.training
+    job.model.eval()
+    with torch.inference_mode(), _bar(job, len(features)) as done:
+        for start in range(0, len(order), job.batch):
+            chosen = order[start : start + job.batch]
+            inputs = collator([features[i] for i in chosen])
+            inputs.pop("rows")
+            out = job.model(**{key: value.to(job.model.device) for key, value in inputs.items()})
+            values = out.logits.float().cpu()
+            logits = logits if len(logits) else torch.zeros(len(features), values.shape[-1])
+            logits[chosen] = values
+            total += out.loss.item() * len(chosen)
+            done(len(chosen))
+    job.model.train(training)
+    labels = torch.tensor([feature["labels"] for feature in features])
+    return logits.numpy(), labels.numpy(), total / len(features)
+
+
+def agreement(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """`accuracy`, and `mcc`: Matthews' correlation for any number of classes (Gorodkin 2004), 0 where undefined."""
+    import numpy as np
+
+    classes = np.union1d(predicted, truth)
+    of = [np.array([(values == name).sum() for name in classes], dtype=float) for values in (predicted, truth)]
+    n, right = float(len(truth)), float((predicted == truth).sum())
+    covariance = right * n - float(of[0] @ of[1])
+    scale = math.sqrt((n * n - of[0] @ of[0]) * (n * n - of[1] @ of[1]))
+    return {"accuracy": right / n, "mcc": covariance / scale if scale else 0.0}
+
+
+def closeness(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """`pearson` (NaN where either side is constant) and `mse`."""
+    import numpy as np
+
+    left, right = predicted - predicted.mean(), truth - truth.mean()
+    scale = float(np.sqrt((left @ left) * (right @ right)))
+    mse = float(((predicted - truth) ** 2).mean())
+    return {"pearson": float(left @ right) / scale if scale else math.nan, "mse": mse}
+
+
+@contextmanager
+def _bar(job: Job, total: int) -> Iterator[Callable[[int], Any]]:
+    """A bar on a terminal's stderr."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not (job.progress and console.is_terminal):
+        yield int
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("evaluating", total=total)
+        yield lambda count: bar.advance(task, count)

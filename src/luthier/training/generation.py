@@ -1,14 +1,45 @@
-"""`generate`: text from prompts."""
+"""`generate`: text from prompts, in batches of like length."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import LuthierError
+from luthier.data import Collator, Example, encode, prompt_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Messages = list[dict[str, Any]]
+PLACEHOLDER = {"role": "assistant", "content": "a"}
+"""Stands for the answer where a prompt has to be told from one."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen: the likeliest one at temperature 0, else drawn from the `top_p` nucleus by the seed."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise LuthierError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1.")
+        if self.temperature < 0:
+            raise LuthierError(f"temperature is {self.temperature}; expected 0 (greedy) or more.")
+        if not 0 < self.top_p <= 1:
+            raise LuthierError(f"top_p is {self.top_p}; expected above 0 and at most 1.")
 
 
 def generate(
     model: Any,
     processor: Any,
-    prompts: list[str] | list[list[dict[str, Any]]],
+    prompts: list[str] | list[Messages],
     *,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
@@ -16,5 +47,121 @@ def generate(
     seed: int = 0,
     batch: int = 8,
 ) -> list[str]:
-    """One continuation of each prompt."""
-    raise NotImplementedError
+    """One answer to each prompt, in their order, without special tokens.
+
+    A prompt is a list of messages, or a string: the user's turn where the tokenizer has a chat template, plain text
+    elsewhere. Its tokens are those that stand before an answer in training. Generation stops at the end of the turn
+    or after `max_new_tokens`. The model's mode and the global random state are left as they were.
+    """
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    turns = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+    ids = [_ids(model, processor, messages, number) for number, messages in enumerate(turns, 1)]
+    return answers(model, processor, ids, sampling, batch)
+
+
+def _ids(model: Any, tokenizer: Any, messages: Messages, number: int) -> list[int]:
+    if not messages or not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages):
+        raise LuthierError(f"prompt {number} is no list of messages with a role and a content each.")
+    if model.config.is_encoder_decoder:
+        return tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
+    return prompt_ids(Example(row=number, messages=[*messages, PLACEHOLDER]), tokenizer)
+
+
+def answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    batch: int,
+    done: Callable[[int], Any] = int,
+) -> list[str]:
+    """The text that follows each of `prompts`, given as token ids; `done(n)` hears of every n finished."""
+    import torch
+
+    texts = [""] * len(prompts)
+    stops = stop_ids(model, tokenizer)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    with _evaluating(model), torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(sampling.seed)
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            new = _continue(model, tokenizer, [prompts[i] for i in chosen], sampling, stops)
+            for i, ids in zip(chosen, new.tolist(), strict=True):
+                texts[i] = _text(tokenizer, ids, stops)
+            done(len(chosen))
+    return texts
+
+
+def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling, stops: list[int]) -> Tensor:
+    """New token ids [rows, at most max_new_tokens], padded behind their stop."""
+    from transformers import GenerationConfig
+
+    seq2seq = model.config.is_encoder_decoder
+    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+    collate = Collator(pad, "right" if seq2seq else "left")
+    inputs = collate([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in prompts])
+    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=bool(sampling.temperature),
+        num_beams=1,
+        eos_token_id=stops or None,
+        pad_token_id=pad,
+        use_cache=True,
+        **drawn,
+    )
+    with _own_settings(model):
+        out = model.generate(
+            input_ids=inputs["input_ids"].to(model.device),
+            attention_mask=inputs["attention_mask"].to(model.device),
+            generation_config=config,
+        )
+    return out[:, 1:] if seq2seq else out[:, inputs["input_ids"].shape[1] :]
+
+
+@contextmanager
+def _own_settings(model: Any) -> Iterator[None]:
+    """Without the checkpoint's sampling habits, which would fill in what is not said here."""
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    keep = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "suppress_tokens")
+    model.generation_config = GenerationConfig(**{name: getattr(before, name, None) for name in keep})
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """The model without its training noise."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: EOS, what the checkpoint stops at, and what the chat template ends a turn with."""
+    known = model.generation_config.eos_token_id if model.generation_config is not None else None
+    found = [tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])]
+    if not model.config.is_encoder_decoder:
+        found.append(_turn_end(tokenizer))
+    return sorted({stop for stop in found if stop is not None})
+
+
+def _turn_end(tokenizer: Any) -> int | None:
+    """The last token that training on a conversation would teach."""
+    turn = Example(row=1, messages=[{"role": "user", "content": "a"}, PLACEHOLDER])
+    try:
+        return encode(turn, tokenizer, max_length=None)["labels"][-1]
+    except LuthierError:  # a template that refuses so short a conversation tells nothing
+        return None
+
+
+def _text(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    return tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)

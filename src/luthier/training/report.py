@@ -32,7 +32,7 @@ class Plan:
     tokens: int
     """Tokens of an epoch (0 for pictures and sounds)."""
     learned: int
-    """Labels in the loss, of an epoch."""
+    """Tokens in the loss, of an epoch (0 where the labels are no tokens)."""
     longest: int
     longest_row: int
     shortened: int
@@ -66,9 +66,9 @@ def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) ->
 
 
 def labels_in(feature: dict[str, Any]) -> int:
-    """Labels of a row that are in the loss."""
+    """Tokens of a row that are in the loss."""
     labels = feature["labels"]
-    return sum(label != -100 for label in labels) if isinstance(labels, list) else 1
+    return sum(label != -100 for label in labels) if isinstance(labels, list) else 0
 
 
 def overview(run: Run, prepared: Prepared, model: Any, plan: Plan, memory: Memory) -> Group:
@@ -103,7 +103,8 @@ def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
         f"learning rate {run.lr:g}, {settings.schedule}",
     }
     if plan.tokens:
-        lines["tokens an epoch"] = f"{plan.tokens:,}, of which {plan.learned:,} in the loss"
+        learned = f", of which {plan.learned:,} in the loss" if plan.learned else ""
+        lines["tokens an epoch"] = f"{plan.tokens:,}{learned}"
         lines["longest row"] = f"{plan.longest:,} tokens (row {plan.longest_row})"
     for name, text in lines.items():
         table.add_row(name, text)
