@@ -49,6 +49,9 @@ def test_a_task_with_too_few_problems_says_so():
         ("gym:chain_sum?min_terms=0", "refuses these settings"),
         ("gym:chain_sum?min_terms", "expected gym:chain_sum"),
         ("gym:chain_sum?size=0", "size 0"),
+        ("gym:chain_sum?size=many", "size is 'many'; expected a whole number"),
+        ("gym:chain_sum?seed=1.5", "seed is 1.5; expected a whole number"),
+        ("gym:chain_sum?min_terms=two", "refuses these settings"),
         ("gym:graph_color?size=2", "gives none to learn from"),
     ],
 )

@@ -33,10 +33,10 @@ def read_gym(source: str, split: str, limit: int | None, seed: int) -> Table:
     task, settings = _parse(source)
     if split not in OFFSETS:
         raise LuthierError(f"{source} has no split {split!r}{near(split, OFFSETS)} Splits: {', '.join(OFFSETS)}.")
-    size = int(settings.pop("size", SIZE) if limit is None else limit)
+    size = _whole(source, "size", settings.pop("size", SIZE) if limit is None else limit)
     if not 0 < size <= OFFSETS["test"]:
         raise LuthierError(f"{source}: size {size}; expected 1 to {OFFSETS['test']}.")
-    start = int(settings.pop("seed", seed)) + OFFSETS[split]
+    start = _whole(source, "seed", settings.pop("seed", seed)) + OFFSETS[split]
     problems = _create(source, task, {**settings, "size": size, "seed": start})
     rows = []
     for number in range(size):
@@ -94,6 +94,12 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def _whole(source: str, name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise LuthierError(f"{source}: {name} is {value!r}; expected a whole number.")
+    return value
 
 
 def _known(task: str) -> type:

@@ -24,9 +24,9 @@ def encode_image(example: Example, processor: Any) -> dict[str, Any]:
 def encode_audio(example: Example, extractor: Any) -> dict[str, Any]:
     """`input_features` or `input_values` of a sound, by a feature extractor.
 
-    WAV (PCM of 8 to 32 bits) is read by the standard library, anything else by soundfile where
-    that is installed. Channels are averaged, and the sound is brought to the extractor's sampling
-    rate by its Fourier series.
+    WAV (PCM of 8 to 32 bits) is read by the standard library, anything else by soundfile where that is installed.
+    Channels are averaged, and the sound is brought to the extractor's sampling rate by its Fourier series. A sound
+    longer than the extractor's window (30 s for Whisper, 10 s for AST) is cut there by the extractor.
     """
     with named(example.row):
         return audio_features(example, extractor)
