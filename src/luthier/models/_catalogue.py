@@ -41,7 +41,7 @@ class Entry:
     name: str
     description: str
     task: str
-    """The task it serves as it comes, without a new head."""
+    """The task it is offered for."""
     architecture: str
     """The transformers `model_type`."""
     parameters: int

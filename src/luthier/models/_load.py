@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 from luthier.core.errors import LuthierError, near
 from luthier.models._hub import only_local
 from luthier.models._labels import label_settings
-from luthier.models._pad import set_pad_token
 from luthier.models._quantize import quantization
 from luthier.models._quiet import quiet
 from luthier.models._resolve import resolve
+from luthier.models._tokenizer import refuse_empty, set_pad_token
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
@@ -34,7 +35,6 @@ TASKS: dict[str, Task] = {
     "seq2seq": Task("AutoModelForSeq2SeqLM"),
     "image-classification": Task("AutoModelForImageClassification", "AutoImageProcessor"),
     "audio-classification": Task("AutoModelForAudioClassification", "AutoFeatureExtractor"),
-    "speech-to-text": Task("AutoModelForSpeechSeq2Seq", "AutoProcessor"),
     "embedding": Task("AutoModel", "AutoProcessor"),
 }
 
@@ -86,6 +86,7 @@ def load(
         config = transformers.AutoConfig.from_pretrained(path, **source)
         config = label_settings(config, task, labels, num_labels)
         processor = getattr(transformers, TASKS[task].processor).from_pretrained(path, **source)
+        refuse_empty(processor, name)
         model, report = getattr(transformers, TASKS[task].model).from_pretrained(
             path,
             config=config,
@@ -116,12 +117,12 @@ def _told(name: str, path: Path | str, task: str) -> Iterator[None]:
     except LuthierError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
+        reason = textwrap.shorten(str(error), 300, placeholder=" …").rstrip(".")
         if isinstance(path, str):
             hint = f"{name} was taken for a hub id, as no such folder exists: check it there."
         else:
             hint = f"Check that {path} is whole and that its model serves the task {task}."
-        raise LuthierError(f"could not load {name!r} for {task}: {reason} {hint}") from error
+        raise LuthierError(f"could not load {name!r} for {task}: {reason}. {hint}") from error
 
 
 def _new_modules(model: Any, report: dict[str, Any], name: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.models._quiet import quiet
+from luthier.models.convert._save import filled
 
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
 """Values of `tokenizer.ggml.pre` whose vocabularies were learned with every digit split off first
@@ -64,14 +65,9 @@ def _load(weights: Path) -> Any:
 
 def _dense(model: Any) -> Any:
     """The same model without the mark of its quantised origin, which `save_pretrained` refuses."""
-    import torch
-
     config = copy.deepcopy(model.config)
     if "quantization_config" in config.to_dict():
         del config.quantization_config
-    with torch.device("meta"):
-        dense = type(model)(config)
-    dense.load_state_dict(model.state_dict(), assign=True)
-    dense.tie_weights()
+    dense = filled(type(model), config, model.state_dict())
     dense.generation_config = model.generation_config
     return dense

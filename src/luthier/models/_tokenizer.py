@@ -1,8 +1,10 @@
-"""The pad token of a model that has none of its own."""
+"""What a tokenizer must have before it is used: a vocabulary and a pad token."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from luthier.core.errors import LuthierError
 
 _RESERVED = (
     "<pad>",
@@ -13,6 +15,18 @@ _RESERVED = (
     "<|endoftext|>",
 )
 """Tokens that vocabularies hold for padding, or that end documents and never a turn, best first."""
+
+
+def refuse_empty(processor: Any, name: str) -> None:
+    """Raises for a tokenizer of special tokens only: what transformers makes where no files are."""
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        return
+    if processor.vocab_size <= len(processor.all_special_tokens):
+        raise LuthierError(
+            f"{name} holds no tokenizer: put its tokenizer files beside the weights (tokenizer.save_pretrained)."
+        )
 
 
 def set_pad_token(model: Any, processor: Any) -> None:

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from luthier.core.errors import LuthierError
+from luthier.models import load
+
+
+def test_a_causal_model_is_whole_and_tied(tiny_llama):
+    loaded = load(str(tiny_llama))
+    assert loaded.new_modules == [] and loaded.path == tiny_llama and not loaded.model.training
+    assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
+    assert loaded.model.dtype == torch.float32
+
+
+def test_the_pad_token_is_not_the_end_token(tiny_llama):
+    loaded = load(str(tiny_llama))
+    assert (loaded.processor.pad_token, loaded.processor.eos_token) == ("<unk>", "</s>")
+    assert loaded.model.config.pad_token_id == loaded.model.generation_config.pad_token_id == 0
+    assert loaded.model.get_input_embeddings().num_embeddings == 32
+
+
+def test_a_classifier_has_a_new_head_and_its_labels(tiny_llama):
+    loaded = load(str(tiny_llama), task="classification", labels=["no", "yes", "maybe"])
+    assert loaded.new_modules == ["score"]
+    assert loaded.model.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
+    assert loaded.model.config.label2id["maybe"] == 2
+    assert loaded.model.config.pad_token_id == 0
+
+
+def test_a_short_row_padded_on_the_right_classifies_alike(tiny_llama):
+    loaded = load(str(tiny_llama), task="classification", num_labels=3)
+    alone = loaded.processor("a b", return_tensors="pt")
+    padded = loaded.processor(["a b", "a b c d e"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        difference = loaded.model(**padded).logits[:1] - loaded.model(**alone).logits
+    assert difference.abs().max() < 1e-6
+
+
+def test_regression_has_one_output(tiny_llama):
+    config = load(str(tiny_llama), task="regression").model.config
+    assert (config.num_labels, config.problem_type) == (1, "regression")
+
+
+@pytest.fixture
+def classifier(tiny_llama, tmp_path):
+    loaded = load(str(tiny_llama), task="classification", labels=["no", "yes"])
+    loaded.model.save_pretrained(tmp_path / "c")
+    loaded.processor.save_pretrained(tmp_path / "c")
+    return tmp_path / "c"
+
+
+def test_a_trained_classifier_keeps_its_head_and_order(classifier):
+    for labels in (None, ["yes", "no"]):
+        loaded = load(str(classifier), task="classification", labels=labels)
+        assert loaded.new_modules == []
+        assert loaded.model.config.id2label == {0: "no", 1: "yes"}
+
+
+def test_another_number_of_labels_makes_a_new_head(classifier):
+    loaded = load(str(classifier), task="classification", num_labels=5)
+    assert loaded.new_modules == ["score"] and loaded.model.score.out_features == 5
+
+
+def test_an_encoder_gets_a_new_classifier_only(tiny_tokenizer, tmp_path):
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=32,
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    assert load(str(tmp_path), task="classification", num_labels=2).new_modules == ["classifier"]
+    assert load(str(tmp_path), task="embedding").new_modules == []
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"task": "clasification"}, "did you mean 'classification'"),
+        ({"dtype": "float8"}, "did you mean"),
+        ({"quantize": "nf3"}, "did you mean 'nf4'"),
+        ({"labels": ["a", "b"]}, "takes no labels"),
+        ({"task": "regression", "num_labels": 2}, "one output"),
+        ({"task": "classification", "labels": ["a", "a"]}, "given twice: a"),
+        ({"task": "classification", "labels": ["a"]}, "expected two or more"),
+        ({"task": "classification", "labels": ["a", "b"], "num_labels": 3}, "as many"),
+        ({"task": "seq2seq"}, "serves the task seq2seq"),
+    ],
+)
+def test_bad_settings_are_told(tiny_llama, settings, message):
+    with pytest.raises(LuthierError, match=message):
+        load(str(tiny_llama), **settings)
+
+
+def test_a_truncated_checkpoint_is_told(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "m")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(LuthierError, match="is whole"):
+        load(str(folder))
+
+
+def test_a_foreign_checkpoint_is_told(tiny_llama, tmp_path):
+    from safetensors.torch import save_file
+
+    folder = shutil.copytree(tiny_llama, tmp_path / "m")
+    save_file({"other": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LuthierError, match="none of the weights"):
+        load(str(folder))
+
+
+def test_a_pickled_checkpoint_is_refused(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(LuthierError, match="safetensors"):
+        load(str(folder))
+
+
+def test_a_missing_tokenizer_is_told(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
+    with pytest.raises(LuthierError, match="no tokenizer"):
+        load(str(tmp_path))
+
+
+def test_an_unreachable_hub_is_told_at_once(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(LuthierError, match="no folder org/absent exists here"):
+        load("org/absent")
+
+
+@pytest.mark.parametrize("name, module", [("int8", "torchao"), ("nf4", "bitsandbytes")])
+def test_a_quantised_base_stays_near_and_passes_gradients(tiny_llama, name, module):
+    pytest.importorskip(module)
+    plain, packed = load(str(tiny_llama)).model, load(str(tiny_llama), quantize=name).model
+    ids = torch.arange(3, 19)[None]
+    expected, found = plain(ids).logits, packed(ids).logits
+    error = ((found - expected).norm() / expected.norm()).item()
+    assert 0 < error < 0.25
+    embedded = packed.get_input_embeddings()(ids).detach().requires_grad_()
+    packed(inputs_embeds=embedded).logits.square().sum().backward()
+    assert embedded.grad is not None and embedded.grad.abs().sum() > 0
+
+
+def test_a_missing_quantisation_library_names_the_extra(tiny_llama, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(LuthierError, match=r"luthier\[quant\]"):
+        load(str(tiny_llama), quantize="nf4")
