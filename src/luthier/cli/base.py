@@ -40,7 +40,7 @@ def base_of(
     if not name:
         raise LuthierError("the adapter does not say what its base is called; give --model.")
     known = spec["measured"]
-    task = task or known.get("task") or task_of_class(spec["base"]["model"])
+    task = str(task or known.get("task") or task_of_class(spec["base"]["model"]))
     return load(name, task=task, dtype=dtype, labels=known.get("labels") or labels)
 
 

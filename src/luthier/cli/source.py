@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import itertools
 import pkgutil
 import textwrap
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 def _documented(node: ast.stmt) -> Iterator[tuple[str, str]]:
     body = node.body if isinstance(node, ast.ClassDef) else []
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             words = _string(text.value) if isinstance(text, ast.Expr) else None
             if words is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from luthier.cli.output import say, tell
+from luthier.cli.output import say
 from luthier.cli.parse import Command, Flags, Given, option
 from luthier.core.errors import LuthierError
 
@@ -68,7 +68,7 @@ class Train(Command):
     def run(self, given: Given) -> None:
         from luthier.training import train
 
-        run = self._run(given)
+        run = self.resolved(given)
         if self.dry_run:
             from luthier.cli.dry import rehearse
 
@@ -79,7 +79,8 @@ class Train(Command):
         say(f"{result.folder} holds the run, {result.adapter} the adapter ({result.trainable:,} numbers, {share:.3%}).")
         say(f"Next: luthier evaluate {self.model} DATA --adapter {result.folder}")
 
-    def _run(self, given: Given) -> Run:
+    def resolved(self, given: Given) -> Run:
+        """The run that flags, recipe and defaults make, the first of them before the others."""
         from luthier.core.component import find
         from luthier.training import Run, Training
 

@@ -1,0 +1,121 @@
+"""Recipes build what they describe, and stand under the flags."""
+
+from __future__ import annotations
+
+import pytest
+
+from luthier.cli.commands.train import Train
+from luthier.cli.parse import parse
+from luthier.core.component import find
+from luthier.core.errors import LuthierError
+from luthier.core.recipe import read_recipe, recipe_files
+from luthier.core.select import select
+from luthier.training import Run, Training
+
+SHIPPED = (
+    "dora lora loreft-commonsense loreft-glue loreft-instruct loreft-math wegeft wegeft-commonsense wegeft-math".split()
+)
+
+
+def run_of(*words: str) -> Run:
+    parsed = parse(["train", "some-model", "some-data.jsonl", *words])
+    assert parsed is not None
+    command, given = parsed
+    assert isinstance(command, Train)
+    return command.resolved(given)
+
+
+def test_the_shipped_recipes_are_found():
+    assert set(SHIPPED) <= set(recipe_files())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_recipe_builds(name):
+    from luthier.cli.base import meta_model
+
+    recipe = read_recipe(name)
+    assert recipe.description and recipe.paper
+    form = find("forms", recipe.method).from_dict(recipe.form)
+    assert Training.from_dict(recipe.training)
+    from transformers import LlamaConfig
+
+    model = meta_model(LlamaConfig(architectures=["LlamaForCausalLM"]))
+    assert len(select(model, recipe.where or form.where))  # a Llama of 32 blocks has these sites
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_recipe_makes_a_run(name):
+    recipe, run = read_recipe(name), run_of("--recipe", name)
+    assert run.form.name() == recipe.method and run.where == recipe.where
+    assert {k: v for k, v in run.form.to_dict().items() if k in recipe.form} == recipe.form
+    assert {k: v for k, v in run.training.to_dict().items() if k in recipe.training} == recipe.training
+
+
+def test_flags_before_recipe_before_defaults():
+    run = run_of("--recipe", "wegeft-math", "--rank", "8", "--lr", "1e-3", "--where", "q_proj")
+    assert (run.form.rank, run.training.lr, run.where) == (8, 1e-3, "q_proj")  # flags
+    assert (run.form.alpha, run.training.batch) == (128.0, 16)  # recipe
+    assert run.training.max_length == Training().max_length  # default
+
+
+def test_a_flag_equal_to_the_default_still_wins():
+    assert run_of("--recipe", "wegeft-math", "--batch", str(Training().batch)).training.batch == Training().batch
+    assert run_of("--recipe", "wegeft-math", "--share", "none").form.share is None
+
+
+def test_a_recipe_file(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('method = "lora"\n[form]\nrank = 3\n[training]\ntruncate = true\n', encoding="utf-8")
+    assert run_of("--recipe", str(file)).form.to_dict()["rank"] == 3
+    assert run_of("--recipe", str(file)).training.truncate
+    assert not run_of("--recipe", str(file), "--no-truncate").training.truncate
+    assert run_of("--recipe", str(file), "--scaling", "rslora").form.to_dict()["scaling"] == "rslora"
+
+
+def test_a_recipe_in_the_search_path(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.toml").write_text('method = "red"\n', encoding="utf-8")
+    monkeypatch.setenv("LUTHIER_PATH", str(tmp_path))
+    assert run_of("--recipe", "mine").form.name() == "red"
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("method = 3", "expected a string"),
+        ('methd = "lora"', "did you mean 'method'"),
+        ("[form]\nrank = 2", "names no method"),
+        ("method = ", "no valid TOML"),
+        ('method = "lora"\nform = 3', "expected a table"),
+    ],
+)
+def test_bad_recipe_files(tmp_path, text, told):
+    file = tmp_path / "bad.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(LuthierError, match=told):
+        read_recipe(str(file))
+
+
+def test_bad_recipes_on_the_command_line(call, tmp_path):
+    done = call("train", "m", "d.jsonl", "--recipe", "wegeft-maths")
+    assert done.code == 2 and "did you mean 'wegeft-math'" in done.err
+    done = call("train", "m", "d.jsonl", "--recipe", "wegeft", "--method", "lora")
+    assert done.code == 2 and "leave one of the two out" in done.err
+    file = tmp_path / "odd.toml"
+    file.write_text('method = "lora"\n[form]\nrnk = 2\n', encoding="utf-8")
+    done = call("train", "m", "d.jsonl", "--recipe", file)
+    assert done.code == 2 and "did you mean 'rank'" in done.err
+
+
+def test_the_repeating_command_is_accepted():
+    """The command that a run folder keeps parses into the same run."""
+    import shlex
+
+    from luthier.training.command import command
+
+    run = run_of(
+        "--recipe", "wegeft-math", "--rank", "8", "--skip-bad-rows", "--truncate", "--out", "a b", "--clip", "0"
+    )
+    words = shlex.split(command(run))
+    assert words[:4] == ["luthier", "train", "some-model", "some-data.jsonl"]
+    assert run_of(*words[4:]) == run
