@@ -47,9 +47,7 @@ class Architecture:
     config: str
     model: str
     settings: dict[str, Any]
-    kind: str = (
-        "decoder"  # decoder | encoder | seq2seq | image | speech | spectrogram | audio | clip
-    )
+    kind: str = "decoder"  # decoder | encoder | seq2seq | image | speech | spectrogram | audio | clip
     tags: tuple[str, ...] = field(default=())
 
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
@@ -93,18 +91,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         {**GQA, "sliding_window": 8, "num_hidden_layers": 6},
     ),
     "mistral": Architecture("MistralConfig", "MistralForCausalLM", {**GQA, "sliding_window": None}),
-    "mixtral": Architecture(
-        "MixtralConfig", "MixtralForCausalLM", {**GQA, "num_local_experts": 4}, tags=("experts",)
-    ),
+    "mixtral": Architecture("MixtralConfig", "MixtralForCausalLM", {**GQA, "num_local_experts": 4}, tags=("experts",)),
     "qwen3_moe": Architecture(
         "Qwen3MoeConfig",
         "Qwen3MoeForCausalLM",
         {**GQA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
         tags=("experts",),
     ),
-    "phi3": Architecture(
-        "Phi3Config", "Phi3ForCausalLM", {**GQA, "original_max_position_embeddings": 128}
-    ),
+    "phi3": Architecture("Phi3Config", "Phi3ForCausalLM", {**GQA, "original_max_position_embeddings": 128}),
     "gpt2": Architecture(
         "GPT2Config",
         "GPT2LMHeadModel",
@@ -124,18 +118,14 @@ ARCHITECTURES: dict[str, Architecture] = {
             "word_embed_proj_dim": 32,
         },
     ),
-    "bloom": Architecture(
-        "BloomConfig", "BloomForCausalLM", {**TEXT, "hidden_size": 32, "n_layer": 3, "n_head": 4}
-    ),
+    "bloom": Architecture("BloomConfig", "BloomForCausalLM", {**TEXT, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
     "falcon": Architecture(
         "FalconConfig",
         "FalconForCausalLM",
         {**TEXT, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
     ),
     "bert": Architecture("BertConfig", "BertForSequenceClassification", ENCODER, "encoder"),
-    "roberta": Architecture(
-        "RobertaConfig", "RobertaForSequenceClassification", ENCODER, "encoder"
-    ),
+    "roberta": Architecture("RobertaConfig", "RobertaForSequenceClassification", ENCODER, "encoder"),
     "deberta_v2": Architecture(
         "DebertaV2Config",
         "DebertaV2ForSequenceClassification",
@@ -196,10 +186,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Wav2Vec2Config",
         "Wav2Vec2ForSequenceClassification",
         {
-            **{
-                k: DECODER[k]
-                for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-            },
+            **{k: DECODER[k] for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")},
             "num_attention_heads": 4,
             "conv_dim": (16, 16),
             "conv_stride": (5, 4),

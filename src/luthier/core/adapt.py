@@ -16,7 +16,15 @@ from luthier.core.attention import refresh_prefixes
 from luthier.core.call import Prompt
 from luthier.core.errors import LuthierError, near
 from luthier.core.form import Form, Stats
-from luthier.core.layer import block_lists, compute_dtype, stack_owner, weight_of
+from luthier.core.layer import (
+    block_lists,
+    compute_dtype,
+    keep_differentiable,
+    raw_parameter,
+    stack_owner,
+    weight_of,
+    whole,
+)
 from luthier.core.probe import unreached
 from luthier.core.select import Selection, select
 from luthier.core.site import Site
@@ -45,9 +53,7 @@ def attach(
     that already acts there, and a site that the model bypasses; the model is then as it was.
     """
     if not NAME.fullmatch(name):
-        raise LuthierError(
-            f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64)."
-        )
+        raise LuthierError(f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64).")
     spoken = form.where if where is None else where
     sites = select(model, spoken)
     text = spoken if isinstance(spoken, str) else ", ".join(map(str, sites))
@@ -59,9 +65,7 @@ def attach(
     return place(model, parts, start, check=check)
 
 
-def place(
-    model: nn.Module, parts: Sequence[Part], start: Start, *, check: bool = True
-) -> nn.Module:
+def place(model: nn.Module, parts: Sequence[Part], start: Start, *, check: bool = True) -> nn.Module:
     """Attaches `parts` (of one name) whose first tensors come from `start(module, site, part)`."""
     state = find_state(model) or _new_state(model)
     try:
@@ -88,12 +92,8 @@ def _refuse(form: Form, sites: Selection, name: str, state: State) -> None:
             f"{wrong[0].kind} (its default is where={form.where!r})."
         )
     if state.merged:
-        raise LuthierError(
-            "adapters are merged into the weights; unmerge before attaching another."
-        )
-    taken = {
-        key for part in state.parts if part.name == name for key in (s.key for s in part.sites)
-    }
+        raise LuthierError("adapters are merged into the weights; unmerge before attaching another.")
+    taken = {key for part in state.parts if part.name == name for key in (s.key for s in part.sites)}
     double = [site for site in sites if site.key in taken]
     if double:
         raise LuthierError(
@@ -106,14 +106,10 @@ def _refuse_bypassed(missed: list[str], sites: Selection) -> None:
     if not missed:
         return
     text = f"{', '.join(missed)}: a forward pass never meets these, so an adapter there would do nothing."
-    if all(site.kind == "param" for site in sites) and len(missed) < len(
-        {site.type for site in sites}
-    ):
+    if all(site.kind == "param" for site in sites) and len(missed) < len({site.type for site in sites}):
         warnings.warn(text, stacklevel=3)
     else:
-        raise LuthierError(
-            f"{text} Choose other layers, or check=False if a later pass reaches them."
-        )
+        raise LuthierError(f"{text} Choose other layers, or check=False if a later pass reaches them.")
 
 
 def find_state(model: nn.Module) -> State | None:
@@ -126,9 +122,7 @@ def state_of(model: nn.Module) -> State:
     """The state of an adapted model; raises for one that carries no adapter."""
     state = find_state(model)
     if state is None:
-        raise LuthierError(
-            f"this {type(model).__name__} carries no adapter; attach or load one first."
-        )
+        raise LuthierError(f"this {type(model).__name__} carries no adapter; attach or load one first.")
     return state
 
 
@@ -136,6 +130,7 @@ def _new_state(model: nn.Module) -> State:
     state = State(trained_before={n: p.requires_grad for n, p in model.named_parameters()})
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    state.unpacked = keep_differentiable(model)
     vars(model)["_luthier"] = state
     return state
 
@@ -166,7 +161,7 @@ def _tied(model: nn.Module, site: Site) -> list[Site]:
     """The site, and for a parameter every other place where the model uses the same tensor."""
     if site.kind != "param":
         return [site]
-    tensor = model.get_parameter(site.path)
+    tensor = raw_parameter(model, site.path)
     paths = (path for path, p in model.named_parameters(remove_duplicate=False) if p is tensor)
     return [site, *(replace(site, path=path) for path in paths if path != site.path)]
 
@@ -183,17 +178,24 @@ def _parameters(module: nn.Module, site: Site, part: Part, start: Start) -> dict
             )
         return {k: p for k, p in first._parameters.items() if p is not None}
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with torch.device(device), torch.no_grad():
+    wide = torch.promote_types(compute_dtype(module), torch.float32)  # float32 masters on a bf16 base
+    with torch.device(device), default_dtype(wide), torch.no_grad():
         tensors = start(module, site, part)
-    wide = torch.promote_types(
-        compute_dtype(module), torch.float32
-    )  # float32 masters on a bf16 base
     return {
-        key: nn.Parameter(
-            tensor.to(wide) if tensor.is_floating_point() else tensor, key not in form.frozen
-        )
+        key: nn.Parameter(tensor.to(wide) if tensor.is_floating_point() else tensor, key not in form.frozen)
         for key, tensor in tensors.items()
     }
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype):
+    """Factories make tensors of `dtype` while the context lasts."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 Start = Callable[[nn.Module, Site, Part], dict[str, Tensor]]
@@ -216,9 +218,7 @@ def initial(module: nn.Module, site: Site, form: Form, stats: Stats) -> dict[str
         given["weight"] = base_tensor(module, site)
     missing = [need for need in form.needs if need not in given]
     if missing:
-        raise LuthierError(
-            f"{form.name()} needs {', '.join(missing)} of {site}; measure it and pass stats=…."
-        )
+        raise LuthierError(f"{form.name()} needs {', '.join(missing)} of {site}; measure it and pass stats=….")
     if site.experts is None:
         return form.init(site, given)
     each = [form.init(site, {k: v[i] for k, v in given.items()}) for i in range(site.experts)]
@@ -228,17 +228,15 @@ def initial(module: nn.Module, site: Site, form: Form, stats: Stats) -> dict[str
 def base_tensor(module: nn.Module, site: Site) -> Tensor:
     """The base's own weight at a site, [..., d_out, d_in] (a bare parameter of fewer axes as it is)."""
     if site.kind != "param":
-        return weight_of(module)
+        return whole(weight_of(module))
     tensor = module._parameters[site.path.rpartition(".")[2]]
     assert tensor is not None
-    return tensor.mT if site.transposed else tensor
+    return whole(tensor).mT if site.transposed else whole(tensor)
 
 
 def _mark(model: nn.Module, state: State) -> None:
     """Gives roots, owners and blocks their part in resolving positions, where a form asks for them."""
-    for path in [
-        p for p, m in model.named_modules() if (a := adapters_of(m)) and a.block is not None
-    ]:
+    for path in [p for p, m in model.named_modules() if (a := adapters_of(m)) and a.block is not None]:
         adapters_of(model.get_submodule(path)).block = None  # type: ignore[union-attr]
     if not any(slot.spot for part in state.parts for slot in part.slots.values()):
         return
@@ -264,18 +262,14 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     state = state_of(model)
     if state.merged:
         raise LuthierError("adapters are merged into the weights; unmerge before detaching.")
-    _remove(
-        model, state, [part for part in state.parts if name in (None, _known(state, name, part))]
-    )
+    _remove(model, state, [part for part in state.parts if name in (None, _known(state, name, part))])
     return model
 
 
 def _known(state: State, name: str | None, part: Part) -> str:
     names = adapter_names(state)
     if name is not None and name not in names:
-        raise LuthierError(
-            f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}."
-        )
+        raise LuthierError(f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}.")
     return part.name
 
 
@@ -307,6 +301,8 @@ def _restore(model: nn.Module, state: State) -> None:
     flags = state.trained_before
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(flags.get(path, parameter.requires_grad))
+    for module in state.unpacked:
+        module.support_avx512bf16_for_cpu = True  # type: ignore[assignment]
     for module in model.modules():
         vars(module).pop("_luthier", None)
 
@@ -327,9 +323,7 @@ def _switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.
     wanted = known if name is None else [name] if isinstance(name, str) else list(name)
     for each in wanted:
         if each not in known:
-            raise LuthierError(
-                f"no adapter named {each!r}{near(each, known)} There are: {', '.join(known)}."
-            )
+            raise LuthierError(f"no adapter named {each!r}{near(each, known)} There are: {', '.join(known)}.")
     for slot in _slots(model):
         slot.enabled = on if slot.name in wanted else slot.enabled
     _refresh(model)
@@ -372,9 +366,7 @@ def rows(model: nn.Module, names: Sequence[str | None]):
     known = adapter_names(state)
     for name in names:
         if name is not None and name not in known:
-            raise LuthierError(
-                f"no adapter named {name!r}{near(name, known)} There are: {', '.join(known)}."
-            )
+            raise LuthierError(f"no adapter named {name!r}{near(name, known)} There are: {', '.join(known)}.")
     before = {id(slot): slot.enabled for slot in _slots(model)}
     set_enabled(model, {id(slot): slot.name in names for slot in _slots(model)})
     state.rows = tuple(names)
@@ -412,9 +404,7 @@ def tensors(model: nn.Module, name: str | None = None) -> dict[str, nn.Parameter
         prefix = part.name if not before else f"{part.name}:{before}"
         if name in (None, part.name):
             for group, slot in part.slots.items():
-                found |= {
-                    f"{prefix}.{group}.{k}": p for k, p in slot._parameters.items() if p is not None
-                }
+                found |= {f"{prefix}.{group}.{k}": p for k, p in slot._parameters.items() if p is not None}
     return found
 
 

@@ -45,9 +45,7 @@ def _prefixed(base: Callable[[nn.Module], Callable]) -> Callable:
             k, v = face_of(slot.active())(slot.params(key.dtype))
             causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
             attention_mask = _widen(attention_mask, query, key, k.shape[1], causal)
-            if (
-                bias := kwargs.get("position_bias")
-            ) is not None:  # T5: relative positions, none to a prefix
+            if (bias := kwargs.get("position_bias")) is not None:  # T5: relative positions, none to a prefix
                 kwargs["position_bias"] = nn.functional.pad(bias, (k.shape[1], 0))
             if adapters.state.rows is not None:
                 own = adapters.state.row_mask(slot.name, query)
@@ -70,9 +68,7 @@ def _widen(mask: Tensor | None, query: Tensor, key: Tensor, n: int, causal: bool
         if causal and steps > 1:
             mask = mask.tril(total - steps)
     if mask.dim() != 4:
-        raise LuthierError(
-            "prefix needs an attention that takes a 4-D mask: load with attn_implementation='sdpa'."
-        )
+        raise LuthierError("prefix needs an attention that takes a 4-D mask: load with attn_implementation='sdpa'.")
     free = torch.ones if mask.dtype == torch.bool else torch.zeros
     shape = (*mask.shape[:3], n)
     return torch.cat([free(shape, dtype=mask.dtype, device=mask.device), mask], dim=-1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
 
@@ -28,8 +28,7 @@ class Positions:
         first, last = (int(n or 0) for n in match.groups()) if match else (0, 0)
         if not first + last:
             raise LuthierError(
-                f"positions={text!r} is not understood; write f7+l7 (first 7 and last 7 prompt tokens), "
-                "f3, l1 or all."
+                f"positions={text!r} is not understood; write f7+l7 (first 7 and last 7 prompt tokens), f3, l1 or all."
             )
         return cls(first, last)
 
@@ -79,9 +78,12 @@ class Call:
         return index, chosen.gather(1, index)
 
     def _chosen(self, positions: Positions) -> Tensor:
-        """True where a column is edited, [B, past + length]."""
+        """True where a column is edited, [B, columns]; a prompt that comes in chunks reaches beyond this one."""
         total = self.past + self.length
         real = self._real(total)
+        if isinstance(self.prompt.end, int) and self.prompt.end > total:
+            real = nn.functional.pad(real, (0, self.prompt.end - total), value=True)
+            total = self.prompt.end
         if self.prompt.end is not None:
             columns = torch.arange(total, device=real.device)
             end = torch.as_tensor(self.prompt.end, device=real.device).reshape(-1, 1)
@@ -136,9 +138,7 @@ def edit(call: Call | None, positions: Positions | None, face, p, x: Tensor, y: 
     if positions is None:
         return face(p, x, y)
     if y.dim() != 3:
-        raise LuthierError(
-            f"positions need [batch, tokens, width]; the activation is {tuple(y.shape)}."
-        )
+        raise LuthierError(f"positions need [batch, tokens, width]; the activation is {tuple(y.shape)}.")
     located = _fitting(call, y).locate(positions)
     if located is None:
         return y

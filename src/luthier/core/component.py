@@ -56,9 +56,7 @@ class Component:
         for key, value in values.items():
             if key not in known:
                 hint = near(key, known)
-                raise LuthierError(
-                    f"{cls.name()} has no setting {key!r}{hint} It has: {', '.join(known)}."
-                )
+                raise LuthierError(f"{cls.name()} has no setting {key!r}{hint} It has: {', '.join(known)}.")
             check_type(f"{cls.name()}.{key}", value, known[key][0])
         return cls(**values)
 
@@ -70,14 +68,10 @@ def check_type(label: str, value: Any, hint: Any) -> None:
     if float in origins:
         origins += (int,)
     if any(origin is typing.Literal for origin in origins):
-        choices = [
-            c for o in options if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)
-        ]
+        choices = [c for o in options if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)]
         if value in choices or (value is None and type(None) in origins):
             return
-        raise LuthierError(
-            f"{label} is {value!r}; expected one of {', '.join(map(repr, choices))}."
-        )
+        raise LuthierError(f"{label} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
     if (isinstance(value, bool) and bool not in origins) or not isinstance(value, origins):
         wanted = " or ".join("none" if o is type(None) else o.__name__ for o in origins)
         raise LuthierError(f"{label} is {value!r} ({type(value).__name__}); expected {wanted}.")
@@ -92,33 +86,21 @@ def plugin_folders(axis: str) -> list[str]:
 def names(axis: str) -> list[str]:
     """The names on an axis, sorted. Files that open with `_` are private and hold no component."""
     package = importlib.import_module(f"luthier.{axis}")
-    return sorted(
-        m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")
-    )
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 
 
 def find(axis: str, name: str) -> type[Component]:
     """The component `name` of an axis; an unknown name raises with near ones."""
     known = names(axis)
-    file = {n.replace("_", ""): n for n in known}.get(
-        name.lower().replace("_", "").replace("-", "")
-    )
+    file = {n.replace("_", ""): n for n in known}.get(name.lower().replace("_", "").replace("-", ""))
     if file is None:
-        raise LuthierError(
-            f"no {axis.rstrip('s')} named {name!r}{near(name, known)} There are: {', '.join(known)}."
-        )
+        raise LuthierError(f"no {axis.rstrip('s')} named {name!r}{near(name, known)} There are: {', '.join(known)}.")
     module = importlib.import_module(f"luthier.{axis}.{file}")
     wanted = file.replace("_", "")
     for value in vars(module).values():
-        if (
-            isinstance(value, type)
-            and issubclass(value, Component)
-            and value.__name__.lower() == wanted
-        ):
+        if isinstance(value, type) and issubclass(value, Component) and value.__name__.lower() == wanted:
             return value
-    raise LuthierError(
-        f"{module.__file__} defines no Component class whose lower-cased name is {wanted!r}."
-    )
+    raise LuthierError(f"{module.__file__} defines no Component class whose lower-cased name is {wanted!r}.")
 
 
 def axes() -> list[str]:

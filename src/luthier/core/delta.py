@@ -44,11 +44,7 @@ class Delta:
     @property
     def rank(self) -> int | None:
         """Upper bound of the rank, for a purely low-rank delta."""
-        return (
-            None
-            if self.B is None or self.full is not None or self.index is not None
-            else self.B.shape[1]
-        )
+        return None if self.B is None or self.full is not None or self.index is not None else self.B.shape[1]
 
     def dense(self) -> Tensor:
         """The change as one tensor of `shape`."""
@@ -83,11 +79,7 @@ class Delta:
             A=_joined(self.A, other.A, 0),
             index=index,
             values=values,
-            full=other.full
-            if self.full is None
-            else self.full
-            if other.full is None
-            else self.full + other.full,
+            full=other.full if self.full is None else self.full if other.full is None else self.full + other.full,
         )
 
     def norm(self) -> float:

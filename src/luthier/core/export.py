@@ -47,9 +47,7 @@ def export(
         detach(base, name)
 
 
-def _to_peft(
-    model: nn.Module, name: str, out: Path, rank: int | None, tolerance: float
-) -> dict[str, float]:
+def _to_peft(model: nn.Module, name: str, out: Path, rank: int | None, tolerance: float) -> dict[str, float]:
     held: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     lost: dict[str, float] = {}
@@ -57,16 +55,9 @@ def _to_peft(
         delta = _low_rank_delta(path, module, slots, rank, tolerance, lost)
         assert delta.A is not None and delta.B is not None
         ranks[path] = delta.A.shape[0]
-        keys = (
-            ("lora_A.weight", "lora_B.weight")
-            if features(module)
-            else ("lora_embedding_A", "lora_embedding_B")
-        )
+        keys = ("lora_A.weight", "lora_B.weight") if features(module) else ("lora_embedding_A", "lora_embedding_B")
         prefix = f"base_model.model.{path}"
-        held |= {
-            f"{prefix}.{key}": t.contiguous()
-            for key, t in zip(keys, (delta.A, delta.B), strict=True)
-        }
+        held |= {f"{prefix}.{key}": t.contiguous() for key, t in zip(keys, (delta.A, delta.B), strict=True)}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     other = {path: r for path, r in ranks.items() if r != common}
     config = {
@@ -117,14 +108,10 @@ def _low_rank_delta(
                 None,
             )
             if a is None or b is None:
-                raise LuthierError(
-                    f"{slots[0].form.name()} on the table {path} has no low-rank form."
-                )
+                raise LuthierError(f"{slots[0].form.name()} on the table {path} has no low-rank form.")
             return Delta.low_rank(b, a)
         if any(slot.site.kind == "param" for slot in slots):
-            raise LuthierError(
-                f"{path}: peft's format has no place for a trained parameter; merge instead."
-            )
+            raise LuthierError(f"{path}: peft's format has no place for a trained parameter; merge instead.")
         delta = delta_of(module, slots)
         if delta.rank is not None:
             return delta

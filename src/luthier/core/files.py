@@ -81,16 +81,12 @@ def read_json(path: Path) -> Any:
     """A JSON file; damage, duplicate keys, absurd size and nesting raise `LuthierError`."""
     try:
         if path.stat().st_size > LARGEST_JSON:
-            raise LuthierError(
-                f"{path} is larger than {LARGEST_JSON >> 20} MiB; that is no file of ours."
-            )
+            raise LuthierError(f"{path} is larger than {LARGEST_JSON >> 20} MiB; that is no file of ours.")
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except FileNotFoundError:
         raise LuthierError(f"{path} does not exist.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
-        raise LuthierError(
-            f"{path} cannot be read as JSON ({type(error).__name__}: {error})."
-        ) from None
+        raise LuthierError(f"{path} cannot be read as JSON ({type(error).__name__}: {error}).") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

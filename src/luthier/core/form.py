@@ -116,9 +116,7 @@ def kaiming(*shape: int) -> Tensor:
 def orthogonal(rows: int, columns: int) -> Tensor:
     """A random matrix with orthonormal rows."""
     if rows > columns:
-        raise LuthierError(
-            f"{rows} orthonormal rows do not fit in width {columns}; lower the rank."
-        )
+        raise LuthierError(f"{rows} orthonormal rows do not fit in width {columns}; lower the rank.")
     return torch.nn.init.orthogonal_(torch.empty(rows, columns))
 
 

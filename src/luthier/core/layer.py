@@ -35,9 +35,31 @@ def weight_of(module: nn.Module) -> Tensor:
         return (base(module, eye) - base(module, zero)).mT
 
 
+def raw_parameter(model: nn.Module, path: str) -> nn.Parameter:
+    """The base's own parameter at `path`, whatever forms act on it."""
+    owner, _, name = path.rpartition(".")
+    found = model.get_submodule(owner)._parameters[name]
+    assert found is not None
+    return found
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of one that is sharded over processes (every rank must ask)."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether the tensor is spread over processes (FSDP2, tensor parallelism)."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
 def compute_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype that a layer computes in: its bias's or weight's, else float32 for packed weights."""
-    for tensor in module.parameters(recurse=False):
+    """The dtype that a module computes in: that of its first floating parameter, else float32 (packed weights)."""
+    for tensor in module.parameters():
         if tensor.is_floating_point():
             return tensor.dtype
     return torch.float32
@@ -82,3 +104,15 @@ def stack_owner(model: nn.Module, path: str) -> str:
         if isinstance(model.get_submodule(above), PreTrainedModel):
             return above
     return ""
+
+
+def keep_differentiable(model: nn.Module) -> list[nn.Module]:
+    """Stops bitsandbytes from repacking 4-bit weights for CPU inference, which has no backward pass: one pass in
+    evaluation mode, and no later training step would run. Returns the modules that were told."""
+    told = []
+    for module in model.modules():
+        if vars(module).get("support_avx512bf16_for_cpu"):
+            module.state_dict()  # undoes a packing that has happened
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            told.append(module)
+    return told

@@ -26,11 +26,7 @@ def affine_map(module: nn.Module, slots: Sequence[Slot]) -> tuple[Tensor, Tensor
     weight = weight_of(module)
     wide = torch.promote_types(weight.dtype, torch.float32)
     weight, bias = weight.to(wide), module._parameters.get("bias")
-    offset = (
-        torch.zeros(len(weight), dtype=wide, device=weight.device)
-        if bias is None
-        else bias.to(wide)
-    )
+    offset = torch.zeros(len(weight), dtype=wide, device=weight.device) if bias is None else bias.to(wide)
     for slot in (s for s in slots if s.form.face == "weight"):
         weight = slot.weight(weight)
 
@@ -86,9 +82,7 @@ def merge(model: nn.Module, name: str | None = None) -> nn.Module:
         raise LuthierError("adapters are merged already; unmerge first.")
     names = adapter_names(state)
     if name is not None and name not in names:
-        raise LuthierError(
-            f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}."
-        )
+        raise LuthierError(f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}.")
     todo = list(_wanted(model, name))
     for path, module, slots in todo:
         refuse_unmergeable(slots)
@@ -98,11 +92,7 @@ def merge(model: nn.Module, name: str | None = None) -> nn.Module:
                 "precision, load the adapter onto it and merge there."
             )
     with torch.no_grad():
-        new = {
-            key: tensor
-            for path, module, slots in todo
-            for key, tensor in _merged(path, module, slots)
-        }
+        new = {key: tensor for path, module, slots in todo for key, tensor in _merged(path, module, slots)}
         _write(model, state, new)
     state.folded = [slot for _, _, slots in todo for slot in slots]
     disable(model, name)
@@ -130,9 +120,7 @@ def _merged(path: str, module: nn.Module, slots: list[Slot]):
         yield f"{path}.weight", weight.mT if isinstance(module, Conv1D) else weight
         if bias is not None:
             if module._parameters.get("bias") is None:
-                raise LuthierError(
-                    f"{path} has no bias to take the constant that merging would add."
-                )
+                raise LuthierError(f"{path} has no bias to take the constant that merging would add.")
             yield f"{path}.bias", bias
     if tables:
         yield f"{path}.weight", _table(module, tables)
@@ -184,9 +172,7 @@ def _untie(model: nn.Module, state: State, path: str, others: list[str]) -> None
     config = getattr(model, "config", None)
     if config is not None and getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings, state.untied = False, True
-    warnings.warn(
-        f"{path} was tied to {', '.join(others)}; merged, they differ and are untied.", stacklevel=4
-    )
+    warnings.warn(f"{path} was tied to {', '.join(others)}; merged, they differ and are untied.", stacklevel=4)
 
 
 def unmerge(model: nn.Module) -> nn.Module:

@@ -21,9 +21,7 @@ def dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
     parameter = next(model.parameters())
     taken = inspect.signature(model.forward).parameters
     with torch.device(parameter.device):
-        made = {
-            name: make(config, parameter.dtype) for name, make in MAKERS.items() if name in taken
-        }
+        made = {name: make(config, parameter.dtype) for name, make in MAKERS.items() if name in taken}
     if "input_ids" in made and "inputs_embeds" in made:
         del made["inputs_embeds"]
     if not made:
@@ -34,9 +32,7 @@ def dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
 def _part(config: Any, key: str) -> Any:
     """The first of a configuration and its parts (vision, audio, …) that has `key`."""
     parts = [config, *(v for v in vars(config).values() if type(v).__name__.endswith("Config"))]
-    return next(
-        (getattr(part, key) for part in parts if getattr(part, key, None) is not None), None
-    )
+    return next((getattr(part, key) for part in parts if getattr(part, key, None) is not None), None)
 
 
 def _ids(config: Any, dtype: torch.dtype) -> Tensor:

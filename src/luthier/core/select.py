@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.core.errors import LuthierError, near
-from luthier.core.layer import block_lists, features, width
+from luthier.core.layer import block_lists, features, raw_parameter, width
 from luthier.core.site import Site
 
 
@@ -129,7 +129,7 @@ class Scope:
 
     def parameter(self, path: str, transposed: bool = False) -> Site:
         """The site of a parameter; its widths are those of its last two axes."""
-        shape = tuple(self.model.get_parameter(path).shape)
+        shape = tuple(raw_parameter(self.model, path).shape)
         d_out, d_in = (1, 1, *shape)[-2:]
         if transposed:
             d_in, d_out = d_out, d_in
@@ -182,10 +182,7 @@ def _attention(scope: Scope) -> Selection:
             f"no attention of {type(scope.model).__name__} goes through transformers' attention interface, "
             "so nothing can be put before its keys and values."
         )
-    return Selection(
-        Site(path, "cache", d_head, heads, scope.layer(path))
-        for path, (heads, d_head) in shapes.items()
-    )
+    return Selection(Site(path, "cache", d_head, heads, scope.layer(path)) for path, (heads, d_head) in shapes.items())
 
 
 WORDS: dict[str, Callable[[Scope], Selection]] = {
@@ -206,9 +203,7 @@ def _matches(pattern: str, path: str) -> bool:
 def _activations(scope: Scope, patterns: str, kind: str) -> Selection:
     listed = [p.strip() for p in patterns.split(",")]
     paths = [p for p in scope.modules if p and any(_matches(g, p) for g in listed)]
-    return Selection(
-        scope.activation(path, kind) for path in paths if ".adapters." not in f".{path}."
-    )
+    return Selection(scope.activation(path, kind) for path in paths if ".adapters." not in f".{path}.")
 
 
 def _parameters(scope: Scope, patterns: str) -> Selection:
@@ -235,9 +230,7 @@ def _layers(scope: Scope, arguments: str) -> Layers:
             "layers(3; 9; 18) for single ones."
         )
     if any(not -depth <= i < depth for pair in ranges for i in pair):
-        raise LuthierError(
-            f"layers({arguments}) is outside the model's {depth} blocks (0 to {depth - 1})."
-        )
+        raise LuthierError(f"layers({arguments}) is outside the model's {depth} blocks (0 to {depth - 1}).")
     return Layers(ranges)
 
 
@@ -265,13 +258,9 @@ class _Parser:
         while end < len(text.rstrip()):
             match = TOKEN.match(text, end)
             if match is None:
-                raise LuthierError(
-                    f"where={text!r}: {text[end:].strip()[:12]!r} is not understood."
-                )
+                raise LuthierError(f"where={text!r}: {text[end:].strip()[:12]!r} is not understood.")
             function, arguments, name, sign = match.groups()
-            tokens.append(
-                (function, arguments) if function else ("name", name) if name else (sign, "")
-            )
+            tokens.append((function, arguments) if function else ("name", name) if name else (sign, ""))
             end = match.end()
         return tokens
 
@@ -283,9 +272,7 @@ class _Parser:
     def parse(self) -> Selection:
         result = self.expression()
         if self.tokens:
-            raise LuthierError(
-                f"where={self.text!r}: unexpected {self.tokens[0]} after a selection."
-            )
+            raise LuthierError(f"where={self.text!r}: unexpected {self.tokens[0]} after a selection.")
         return self._sites(result)
 
     def _sites(self, value: Selection | Layers) -> Selection:
@@ -349,9 +336,7 @@ class _Parser:
         """Refuses a word that matches nothing, with near names."""
         if isinstance(value, Layers) or len(value):
             return value
-        known = {p.rpartition(".")[2] for p in self.scope.modules} | {
-            s.type for s in self.scope.named
-        }
+        known = {p.rpartition(".")[2] for p in self.scope.modules} | {s.type for s in self.scope.named}
         inside = [p for p in self.scope.modules if _matches(word, p)]
         if word in WORDS:
             advice = ": the model has none."

@@ -48,6 +48,8 @@ class State:
     """The slots that were merged."""
     untied: bool = False
     """Merging had to untie the output head."""
+    unpacked: list[nn.Module] = field(default_factory=list)
+    """Quantised layers that were told not to repack themselves."""
     reached: set[tuple[str, str]] | None = None
     """Sites seen by a probing pass."""
 
@@ -61,9 +63,7 @@ class State:
         """True for the rows of `like` that use the adapter `name`, shaped to broadcast over it."""
         rows = self.rows or ()
         if not rows or len(like) % len(rows):
-            raise LuthierError(
-                f"{len(rows)} rows were given adapters, but the activation has {len(like)} rows."
-            )
+            raise LuthierError(f"{len(rows)} rows were given adapters, but the activation has {len(like)} rows.")
         mask = torch.tensor([row == name for row in rows], device=like.device)
         mask = mask.repeat_interleave(len(like) // len(rows))  # beams repeat each row
         return mask.view(-1, *[1] * (like.dim() - 1))
@@ -72,14 +72,10 @@ class State:
 class Slot(nn.Module):
     """The parameters of a form at a site (or at a group of sites that share them)."""
 
-    def __init__(
-        self, part: Part, site: Site, origin: Site, owner: str, params: dict[str, nn.Parameter]
-    ) -> None:
+    def __init__(self, part: Part, site: Site, origin: Site, owner: str, params: dict[str, nn.Parameter]) -> None:
         super().__init__()
         self.name, self.site, self.owner = part.name, site, owner
-        self.origin = (
-            origin  # the selected site, where this is another place of the same tied tensor
-        )
+        self.origin = origin  # the selected site, where this is another place of the same tied tensor
         self.form, self.quiet = part.form, part.form.quiet()
         self.spot = Positions.parse(part.form.positions)
         self.enabled = True
@@ -97,17 +93,13 @@ class Slot(nn.Module):
     def pre(self, state: State, x: Tensor) -> Tensor:
         """The input that the layer gets."""
         edited = face_of(self.active())(self.params(x.dtype), x)
-        return (
-            edited if state.rows is None else torch.where(state.row_mask(self.name, x), edited, x)
-        )
+        return edited if state.rows is None else torch.where(state.row_mask(self.name, x), edited, x)
 
     def post(self, state: State, x: Tensor, y: Tensor) -> Tensor:
         """The output after the edit."""
         face = face_of(self.active())
         edited = edit(state.calls.get(self.owner), self.spot, face, self.params(y.dtype), x, y)
-        return (
-            edited if state.rows is None else torch.where(state.row_mask(self.name, y), edited, y)
-        )
+        return edited if state.rows is None else torch.where(state.row_mask(self.name, y), edited, y)
 
     def weight(self, w: Tensor) -> Tensor:
         """The tensor that stands for w; experts, whatever their layout, meet the form one map at a time."""

@@ -61,17 +61,12 @@ def save(
         return folder
     name = names[0] if name is None else name
     if name not in names:
-        raise LuthierError(
-            f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}."
-        )
+        raise LuthierError(f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}.")
     if folder.exists() and any(folder.iterdir()) and not (folder / SPEC).exists():
         raise LuthierError(f"{folder} holds files and no adapter; choose another folder.")
     parts = [part for part in state.parts if part.name == name]
     with committed(folder) as temporary:
-        held = {
-            _stored(key, name): t.detach().cpu().contiguous()
-            for key, t in tensors(model, name).items()
-        }
+        held = {_stored(key, name): t.detach().cpu().contiguous() for key, t in tensors(model, name).items()}
         save_file(held, temporary / WEIGHTS, metadata={"format": "pt"})
         spec = _spec(model, name, parts, base, measured) | {"sha256": sha256(temporary / WEIGHTS)}
         write_json(temporary / SPEC, spec)
@@ -151,9 +146,7 @@ def load(
     place(model, parts, start, check=check)
     if extra := sorted(set(held) - used):
         detach(model, parts[0].name)
-        raise LuthierError(
-            f"{folder / WEIGHTS} holds tensors that the spec does not know: {', '.join(extra[:3])}."
-        )
+        raise LuthierError(f"{folder / WEIGHTS} holds tensors that the spec does not know: {', '.join(extra[:3])}.")
     return model
 
 
@@ -183,9 +176,7 @@ def read_tensors(folder: Path, spec: Mapping[str, Any]) -> dict[str, Tensor]:
     if not path.is_file():
         raise LuthierError(f"{path} is missing; the adapter is incomplete.")
     if sha256(path) != spec["sha256"]:
-        raise LuthierError(
-            f"{path} is damaged: its SHA-256 is not the one in {SPEC}. Fetch or save it again."
-        )
+        raise LuthierError(f"{path} is damaged: its SHA-256 is not the one in {SPEC}. Fetch or save it again.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             held = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -193,9 +184,7 @@ def read_tensors(folder: Path, spec: Mapping[str, Any]) -> dict[str, Tensor]:
         raise LuthierError(f"{path} cannot be read: {error}.") from None
     for key, tensor in held.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise LuthierError(
-                f"{path}: {key} holds NaN or infinity; this adapter was saved from a failed run."
-            )
+            raise LuthierError(f"{path}: {key} holds NaN or infinity; this adapter was saved from a failed run.")
     return held
 
 
@@ -208,9 +197,7 @@ def _refuse_foreign(folder: Path, spec: Mapping[str, Any], model: nn.Module, for
         f"({getattr(model, 'name_or_path', '') or type(model).__name__!r}) is another: {why}."
     )
     if not force:
-        raise LuthierError(
-            f"{text} Load the base it was fitted on, or force=True (--force) to try anyway."
-        )
+        raise LuthierError(f"{text} Load the base it was fitted on, or force=True (--force) to try anyway.")
     warnings.warn(text, stacklevel=3)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from luthier.core.call import Prompt, read_call
 from luthier.core.errors import LuthierError
-from luthier.core.layer import weight_of
+from luthier.core.layer import is_sharded, weight_of
 from luthier.core.slot import Adapters, OneHot, State
 
 
@@ -29,9 +29,7 @@ def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> 
     """Makes a module adapted, once, and returns its slots. With `reads`, reads of its parameters are adapted too."""
     if found := adapters_of(module):
         if found.state is not state:
-            raise LuthierError(
-                f"{path!r} already carries adapters of another model; attach to that one."
-            )
+            raise LuthierError(f"{path!r} already carries adapters of another model; attach to that one.")
         if reads and not type(module)._luthier_reads:  # type: ignore[attr-defined]
             module.__class__ = _adapted_class(type(module)._luthier_base, True)  # type: ignore[assignment]
             _follow_hooks(module)
@@ -74,9 +72,7 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
 
     def __call__(self, *args, **kwargs):
         adapters = self._modules["adapters"]
-        if (
-            adapters.block is not None
-        ):  # a recomputation in the backward pass must meet the same call
+        if adapters.block is not None:  # a recomputation in the backward pass must meet the same call
             kwargs["luthier_call"] = adapters.state.calls.get(adapters.block)
         return cls.__call__(self, *args, **kwargs)
 
@@ -96,8 +92,10 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
 
 
 def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """A parameter as the forms on it make it."""
+    """A parameter as the forms on it make it; a sharded one is read by the sharding itself, and stays."""
     adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
+    if adapters.params and is_sharded(tensor):
+        return tensor
     for slot in adapters.params:
         if slot.site.path.rpartition(".")[2] == name:
             if adapters.state.reached is not None:
@@ -122,11 +120,7 @@ def _prompting(generate: Callable) -> Callable:
 
 
 def _prompt_of_generate(state: State, named: dict[str, Any]) -> Prompt:
-    keys = (
-        ("decoder_input_ids",)
-        if state.decoder is not None
-        else ("input_ids", "inputs_embeds", "inputs")
-    )
+    keys = ("decoder_input_ids",) if state.decoder is not None else ("input_ids", "inputs_embeds", "inputs")
     entering = next((named[k] for k in keys if isinstance(named.get(k), Tensor)), None)
     mask = named.get("attention_mask") if state.decoder is None else None
     return Prompt(1 if entering is None else entering.shape[1], mask)
@@ -143,9 +137,7 @@ def prompting(state: State, prompt: Prompt):
         state.prompt = before
 
 
-def _run(
-    module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict
-) -> Any:
+def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
     adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
     state = adapters.state
     if adapters.block is not None and (call := kwargs.pop("luthier_call", None)) is not None:
@@ -161,19 +153,19 @@ def _run(
 
 
 def _read_prompt(model: nn.Module, arguments: dict[str, Any]) -> Prompt | None:
-    """Where the prompts of a training batch end: at the first token in the loss of a causal model."""
+    """Where the prompts of a training batch end: at the first token in the loss of a causal model. A row whose
+    first token is in the loss has no prompt; all of it counts as one, or it would train nothing."""
     labels, ids = (
         arguments.get("labels"),
         arguments.get("input_ids", arguments.get("inputs_embeds")),
     )
-    if not (
-        isinstance(labels, Tensor) and isinstance(ids, Tensor) and labels.shape == ids.shape[:2]
-    ):
+    if not (isinstance(labels, Tensor) and isinstance(ids, Tensor) and labels.shape == ids.shape[:2]):
         return None
     if not (generative(model) and not labels.is_floating_point()):
         return None
     answer = labels != -100
-    end = torch.where(answer.any(1), answer.int().argmax(1), labels.shape[1])
+    first = answer.int().argmax(1)  # 0 also where no token is in the loss
+    end = torch.where(first > 0, first, labels.shape[1])
     return Prompt(end)
 
 
@@ -184,9 +176,7 @@ def generative(model: nn.Module) -> bool:
     return isinstance(model, PreTrainedModel) and model.can_generate()
 
 
-def _adapted(
-    module, adapters: Adapters, base: Callable, first: str, args: tuple, kwargs: dict
-) -> Any:
+def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple, kwargs: dict) -> Any:
     state = adapters.state
     if state.reached is not None:
         state.reached.update(s.site.key for s in adapters.slots() if s.site.kind != "param")
@@ -206,20 +196,14 @@ def _adapted(
     return (out, *y[1:]) if isinstance(y, tuple) else out
 
 
-def _through_weights(
-    module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict
-) -> Any:
+def _through_weights(module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict) -> Any:
     """The base pass, or a linear layer's with the weight that its forms make."""
     if adapters.state.rows is not None and (adapters.weights or adapters.params):
         return _mixed_weights(module, adapters, base, x, args, kwargs)
-    return (
-        _linear(module, adapters.weights, x) if adapters.weights else base(module, *args, **kwargs)
-    )
+    return _linear(module, adapters.weights, x) if adapters.weights else base(module, *args, **kwargs)
 
 
-def _mixed_weights(
-    module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict
-) -> Tensor:
+def _mixed_weights(module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict) -> Tensor:
     """Each adapter's weight on all rows; every row keeps the result of its own."""
     every = adapters.params
     try:

@@ -37,12 +37,8 @@ class DoRA(Form):
         return rank_scale(self.alpha, self.rank, self.scaling)
 
     def init(self, site, stats):
-        length = vector_norm(stats["weight"].float(), dim=1)
-        return {
-            "A": kaiming(self.rank, site.d_in),
-            "B": zeros(site.d_out, self.rank),
-            "m": length.to(stats["weight"].dtype).clone(),
-        }
+        factors = {"A": kaiming(self.rank, site.d_in), "B": zeros(site.d_out, self.rank)}
+        return factors | {"m": vector_norm(stats["weight"].to(factors["A"].dtype), dim=1)}
 
     def weight(self, p, w):
         """The new weight [d_out, d_in]."""
