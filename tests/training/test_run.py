@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import sums, write_rows
 
 import luthier as lt
-from conftest import sums, write_rows
 from luthier import data, models
 from luthier.core.objective import Objective
 from luthier.training import Run, Training, train

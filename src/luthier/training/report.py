@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from luthier.core.adapt import describe, tensors
+from luthier.core.adapt import tensors
+from luthier.core.control import describe
 from luthier.training.estimate import Memory
 from luthier.training.prepare import Prepared, length
 from luthier.training.spec import Run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Session:
         collator = data.collator_for(prepared.task, loaded.processor)
         cached, model.config.use_cache = getattr(model.config, "use_cache", False), False
         if run.training.gradient_checkpointing:
-            enable_checkpointing(model)
+            recompute(model, True)
         plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
         if not self.console.quiet:
             memory = estimate(model, features[0], collator, run.objective, run.training.batch)
@@ -86,7 +87,7 @@ class Session:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             trainer.accelerator.wait_for_everyone()
         if run.training.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            recompute(model, False)
         model.config.use_cache = cached
         model.eval()
         return self.finish(prepared, loaded, plan, record)
@@ -169,11 +170,16 @@ def attach_all(run: Run, loaded: Loaded) -> None:
         attach(model, Full(), " | ".join(fresh), run.name)
 
 
-def enable_checkpointing(model: Any) -> None:
-    """Recomputes activations in the backward pass, in the way that works with frozen inputs."""
+def recompute(model: Any, on: bool) -> None:
+    """Switches the recomputation of activations in the backward pass, in the way that works with frozen inputs."""
     if not model.supports_gradient_checkpointing:
         raise LuthierError(f"{type(model).__name__} cannot recompute activations; leave gradient_checkpointing out.")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with warnings.catch_warnings():  # the older names, which every transformers 5 has, warn in the newer ones
+        warnings.simplefilter("ignore", FutureWarning)
+        if on:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
 
 
 def every(run: Run, steps: int) -> tuple[int, int]:

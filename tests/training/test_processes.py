@@ -1,0 +1,52 @@
+"""Two processes with half a batch each train as one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+import luthier as lt
+from luthier.training import Run, Training, metrics, train
+
+SCRIPT = """
+import json, os, sys
+import torch
+from luthier.training import Run, train
+
+run = Run.from_dict(json.loads(sys.argv[1]))
+train(run, progress=False)
+torch.distributed.barrier()
+if os.environ["RANK"] == "0":
+    (run.folder / "adapter/adapter.safetensors").rename(run.folder.parent / "first")
+    (run.folder / "checkpoints/step-8/optimizer.pt").unlink()
+torch.distributed.barrier()
+train(run, progress=False, resume=True)
+"""
+
+
+def test_two_processes(llama, additions, tmp_path):
+    settings = Training(steps=8, batch=4, save_every=4, eval_fraction=0.2, lr=1e-2)
+    run = Run(llama, additions, lt.LoRA(rank=4), out=str(tmp_path / "two"), training=settings)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(tmp_path / "script.py"), json.dumps(run.to_dict())],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = train(replace(run, out=str(tmp_path / "one"), training=replace(settings, batch=8)), progress=False)
+    lines = metrics.read(run.folder)
+    assert [x["loss"] for x in lines if "loss" in x] == pytest.approx([x for _, x in one.losses], rel=1e-4)
+    assert [x["eval_loss"] for x in lines if "eval_loss" in x][-1] == pytest.approx(one.eval_loss, rel=1e-4)
+    names = {path.name for path in (run.folder / "checkpoints/step-8").iterdir()}
+    assert {"rng_state_0.pth", "rng_state_1.pth", "manifest.json"} <= names
+    assert (run.folder / "adapter/adapter.safetensors").read_bytes() == (tmp_path / "first").read_bytes()

@@ -1,0 +1,158 @@
+"""Every task trains, and its evaluation sees what was learned."""
+
+from __future__ import annotations
+
+import math
+import random
+import struct
+import wave
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import save_model, sums, write_rows
+
+import luthier as lt
+from luthier import data, models
+from luthier.training import Run, Training, evaluate, generate, train
+
+QUICK = Training(epochs=15, batch=8, lr=2e-2, eval_fraction=0.1)
+
+
+def letters(count: int = 40) -> list[dict]:
+    draw = random.Random(0)
+    return [{"text": draw.choice("ab") + str(draw.randrange(1000))} for _ in range(count)]
+
+
+def labelled(rows: list[dict], label) -> list[dict]:
+    return [row | {"label": label(row["text"][0] == "a")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> str:
+    """Without a classifier: the head is new."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("bert")
+    save_model(folder, "bert")
+    whole = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    whole.bert.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_classification_trains_its_new_head(bert, tmp_path, pair):
+    rows = labelled(letters(), lambda a: "first" if a else "second")
+    if pair:
+        rows = [row | {"text_pair": "x", "text": row["text"]} for row in rows]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    result = train(Run(bert, source, lt.LoRA(rank=4), out=str(tmp_path / "run"), training=QUICK), progress=False)
+    names = set(lt.trainable(result.model))
+    assert {"default:1.classifier.weight.theta", "default:1.classifier.bias.theta"} <= names
+    examples = data.load(source)
+    found = evaluate(result.model, result.processor, examples)
+    assert found.score == 1.0 == found.metrics["mcc"] and found.count == 40
+    fresh = models.load(bert, task="classification", labels=examples.labels)
+    lt.load(fresh.model, result.adapter)
+    again = evaluate(fresh.model, fresh.processor, examples)
+    assert (again.loss, again.predictions) == (found.loss, found.predictions)
+
+
+def test_labels_keep_the_order_of_the_checkpoint(tmp_path):
+    base = save_model(tmp_path / "bert", "bert", id2label={0: "second", 1: "first"}, label2id={"second": 0, "first": 1})
+    source = write_rows(tmp_path / "rows.jsonl", labelled(letters(), lambda a: "first" if a else "second"))
+    result = train(Run(base, source, lt.LoRA(rank=4), out=str(tmp_path / "run"), training=QUICK), progress=False)
+    assert result.model.config.label2id == {"second": 0, "first": 1}
+    assert evaluate(result.model, result.processor, data.load(source)).score == 1.0
+
+
+def test_regression(bert, tmp_path):
+    source = write_rows(tmp_path / "rows.jsonl", labelled(letters(), lambda a: 1.5 if a else -0.5))
+    result = train(Run(bert, source, lt.LoRA(rank=4), out=str(tmp_path / "run"), training=QUICK), progress=False)
+    found = evaluate(result.model, result.processor, data.load(source))
+    assert found.score == found.metrics["pearson"] > 0.99
+    assert found.metrics["mse"] == pytest.approx(found.loss, rel=1e-4)
+    assert found.metrics["mse"] < 0.1
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_seq2seq(tmp_path, name):
+    base = save_model(tmp_path / name, name)
+    rows = [{"prompt": f"say {c}", "completion": c * 3} for c in "abcd" * 6]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    settings = replace(QUICK, epochs=60, eval_fraction=0.0, batch=6, accumulate=2)
+    run = Run(base, source, lt.LoRA(rank=16), task="seq2seq", out=str(tmp_path / "run"), training=settings)
+    result = train(run, progress=False)
+    assert result.losses[-1][1] < result.losses[0][1] / 3
+    found = evaluate(result.model, result.processor, data.load(source, task="seq2seq-lm"), max_new_tokens=8)
+    said = {line["row"]: line["prediction"] for line in found.predictions}
+    assert generate(result.model, result.processor, ["say a"], max_new_tokens=8) == [said[1]]
+    assert found.score == sum(line["prediction"] == line["answer"] for line in found.predictions) / 24
+
+
+@pytest.mark.parametrize(
+    "form", [lt.LoRA(rank=2), lt.LoReFT(rank=2), lt.Prefix(), lt.BitFit(), lt.WeGeFT(share="type")]
+)
+def test_forms_train_on_conversations(llama, tmp_path, form):
+    source = write_rows(tmp_path / "rows.jsonl", sums(24))
+    settings = Training(epochs=2, batch=4, gradient_checkpointing=isinstance(form, lt.LoReFT))
+    result = train(Run(llama, source, form, out=str(tmp_path / "run"), training=settings), progress=False)
+    assert all(math.isfinite(loss) for _, loss in result.losses)
+    assert result.losses[-1][1] != result.losses[0][1]
+
+
+def test_images(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    image = pytest.importorskip("PIL.Image")
+    base = save_model(tmp_path / "vit", "vit")
+    for stale in (tmp_path / "vit").glob("*token*"):
+        stale.unlink()
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(base)
+    rows = []
+    for i in range(24):
+        shade = 40 if i % 2 else 200
+        image.new("RGB", (20, 20), (shade, shade, i)).save(tmp_path / f"{i}.png")
+        rows.append({"image": f"{i}.png", "label": "dark" if i % 2 else "light"})
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    result = train(Run(base, source, lt.LoRA(), out=str(tmp_path / "run"), training=QUICK), progress=False)
+    assert evaluate(result.model, result.processor, data.load(source)).score == 1.0
+
+
+def test_sounds(tmp_path):
+    import transformers
+
+    base = save_model(tmp_path / "wav2vec2", "wav2vec2")
+    for stale in (tmp_path / "wav2vec2").glob("*token*"):
+        stale.unlink()
+    transformers.Wav2Vec2FeatureExtractor(sampling_rate=800).save_pretrained(base)
+    rows = []
+    for i in range(16):
+        tone = [math.sin(t * (0.2 if i % 2 else 1.5)) for t in range(600 + 20 * i)]
+        with wave.open(str(tmp_path / f"{i}.wav"), "wb") as file:
+            file.setparams((1, 2, 800, 0, "NONE", ""))
+            file.writeframes(struct.pack(f"<{len(tone)}h", *(int(20000 * x) for x in tone)))
+        rows.append({"audio": f"{i}.wav", "label": "low" if i % 2 else "high"})
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    settings = replace(QUICK, epochs=10)
+    result = train(Run(base, source, lt.LoRA(), out=str(tmp_path / "run"), training=settings), progress=False)
+    found = evaluate(result.model, result.processor, data.load(source))
+    assert result.losses[-1][1] < result.losses[0][1] and found.count == 16
+
+
+def test_running_statistics_of_the_base_stay(tmp_path):
+    """BatchNorm in a frozen base would otherwise drift with every batch, and no adapter could carry that."""
+    import transformers
+
+    from luthier.training.trainer import Trainer, arguments
+
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=2)
+    model = transformers.ResNetForImageClassification(config)
+    lt.attach(model, lt.Full(), "params(classifier.*)")
+    before = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
+    assert before
+    run = Run("m", "d", lt.Full(), out=str(tmp_path), training=Training(steps=2, batch=2, save_every=9))
+    rows = [{"pixel_values": torch.randn(3, 32, 32).numpy(), "labels": i % 2, "row": i} for i in range(4)]
+    args = arguments(run, 2, (9, 9), evaluates=False)
+    Trainer(run, model, args, (rows, []), data.Collator(), shifted=False, callbacks=[]).train()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items() if "running" in key)
