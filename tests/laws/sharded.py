@@ -14,9 +14,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from architectures import ARCHITECTURES
-
 import luthier as lt
+from architectures import ARCHITECTURES
 from luthier.core.component import find
 
 STEPS = 3

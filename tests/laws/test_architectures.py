@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
 
 import luthier as lt
+from architectures import ARCHITECTURES
 from luthier.core.component import find, names
 from luthier.core.form import Form
 
@@ -70,7 +70,7 @@ def test_experts_take_a_map_each_and_merge(architecture):
     lt.attach(model, lt.WeGeFT(rank=2), where="experts", name="second")
     for parameter in lt.trainable(model).values():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    shapes = {tuple(p.shape)[0] for p in lt.trainable(model).values()}
+    shapes = {p.shape[0] for p in lt.trainable(model).values()}
     assert shapes == {4}
     adapted = output(model, inputs)
     lt.merge(model)

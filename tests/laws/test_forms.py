@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
 
 import luthier as lt
-from luthier.core.adapt import tensors
+from architectures import ARCHITECTURES
 from luthier.core.component import find, names
+from luthier.core.control import tensors
 from luthier.core.form import FACES, Form
 
 FORMS = names("forms")

@@ -7,13 +7,11 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import overload
 
 import torch
 from torch import Tensor, nn
 
 from luthier.core.attention import refresh_prefixes
-from luthier.core.call import Prompt
 from luthier.core.errors import LuthierError, near
 from luthier.core.form import Form, Stats
 from luthier.core.layer import (
@@ -29,7 +27,7 @@ from luthier.core.probe import unreached
 from luthier.core.select import Selection, select
 from luthier.core.site import Site
 from luthier.core.slot import Part, Slot, State
-from luthier.core.swap import adapters_of, prompting, swap, unswap
+from luthier.core.swap import adapters_of, swap, unswap
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -305,123 +303,3 @@ def _restore(model: nn.Module, state: State) -> None:
         module.support_avx512bf16_for_cpu = True  # type: ignore[assignment]
     for module in model.modules():
         vars(module).pop("_luthier", None)
-
-
-def enable(model: nn.Module, name: str | Sequence[str] | None = None) -> nn.Module:
-    """Lets adapters act: those named, or all. Others stay as they are."""
-    return _switch(model, name, True)
-
-
-def disable(model: nn.Module, name: str | Sequence[str] | None = None) -> nn.Module:
-    """Silences adapters, those named or all; they stay attached and keep their parameters."""
-    return _switch(model, name, False)
-
-
-def _switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.Module:
-    state = state_of(model)
-    known = adapter_names(state)
-    wanted = known if name is None else [name] if isinstance(name, str) else list(name)
-    for each in wanted:
-        if each not in known:
-            raise LuthierError(f"no adapter named {each!r}{near(each, known)} There are: {', '.join(known)}.")
-    for slot in _slots(model):
-        slot.enabled = on if slot.name in wanted else slot.enabled
-    _refresh(model)
-    return model
-
-
-def _slots(model: nn.Module) -> list[Slot]:
-    return [module for module in model.modules() if isinstance(module, Slot)]
-
-
-def _refresh(model: nn.Module) -> None:
-    for module in model.modules():
-        if adapters := adapters_of(module):
-            adapters.refresh()
-    refresh_prefixes(model)
-
-
-@contextmanager
-def disabled(model: nn.Module, name: str | Sequence[str] | None = None):
-    """The base as it was, while the context lasts."""
-    before = {id(slot): slot.enabled for slot in _slots(model)}
-    disable(model, name)
-    try:
-        yield model
-    finally:
-        set_enabled(model, before)
-
-
-def set_enabled(model: nn.Module, flags: dict[int, bool]) -> None:
-    """Sets the slots whose `id` is a key; the others stay."""
-    for slot in _slots(model):
-        slot.enabled = flags.get(id(slot), slot.enabled)
-    _refresh(model)
-
-
-@contextmanager
-def rows(model: nn.Module, names: Sequence[str | None]):
-    """A mixed batch: row i uses the adapter `names[i]`, None the base, while the context lasts."""
-    state = state_of(model)
-    known = adapter_names(state)
-    for name in names:
-        if name is not None and name not in known:
-            raise LuthierError(f"no adapter named {name!r}{near(name, known)} There are: {', '.join(known)}.")
-    before = {id(slot): slot.enabled for slot in _slots(model)}
-    set_enabled(model, {id(slot): slot.name in names for slot in _slots(model)})
-    state.rows = tuple(names)
-    try:
-        yield model
-    finally:
-        state.rows = None
-        set_enabled(model, before)
-
-
-@contextmanager
-def prompt(model: nn.Module, lengths: int | Sequence[int] | Tensor):
-    """Prompts end behind column `lengths` (one number, or one a row), for passes that carry no labels."""
-    end = lengths if isinstance(lengths, int | Tensor) else torch.tensor(lengths)
-    with prompting(state_of(model), Prompt(end)):
-        yield model
-
-
-@overload
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]: ...
-@overload
-def trainable(model: nn.Module, *, count: bool) -> int: ...
-def trainable(model: nn.Module, *, count: bool = False) -> dict[str, nn.Parameter] | int:
-    """The trained tensors by name, `<adapter>.<group>.<parameter>`; shared ones once. With `count`, their size."""
-    found = {key: p for key, p in tensors(model).items() if p.requires_grad}
-    return sum(p.numel() for p in found.values()) if count else found
-
-
-def tensors(model: nn.Module, name: str | None = None) -> dict[str, nn.Parameter]:
-    """Every tensor of the adapters (or of one), frozen ones included, by name."""
-    found: dict[str, nn.Parameter] = {}
-    parts = state_of(model).parts
-    for index, part in enumerate(parts):
-        before = sum(other.name == part.name for other in parts[:index])
-        prefix = part.name if not before else f"{part.name}:{before}"
-        if name in (None, part.name):
-            for group, slot in part.slots.items():
-                found |= {f"{prefix}.{group}.{k}": p for k, p in slot._parameters.items() if p is not None}
-    return found
-
-
-def describe(model: nn.Module) -> list[dict]:
-    """What is attached: one row a part and type of site, with counts of sites and parameters."""
-    rows_: list[dict] = []
-    for part in state_of(model).parts:
-        groups: dict[tuple, dict] = {}
-        for site in part.sites:
-            row = groups.setdefault(
-                (site.type, site.kind, site.d_in, site.d_out),
-                {"adapter": part.name, "form": part.form.name(), "type": site.type, "kind": site.kind,
-                 "d_in": site.d_in, "d_out": site.d_out, "sites": 0, "parameters": 0},
-            )  # fmt: skip
-            row["sites"] += 1
-            slot = part.slots[part.form.group(site)]
-            if slot.site.key == site.key:
-                row["parameters"] += sum(p.numel() for p in slot.parameters() if p.requires_grad)
-        rows_ += groups.values()
-    return rows_

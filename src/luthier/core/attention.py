@@ -42,6 +42,7 @@ def _prefixed(base: Callable[[nn.Module], Callable]) -> Callable:
             _seen[id(module)] = (key.shape[1], key.shape[-1])
         adapters = adapters_of(module)
         for slot in adapters.caches if adapters else ():
+            assert adapters is not None
             k, v = face_of(slot.active())(slot.params(key.dtype))
             causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
             attention_mask = _widen(attention_mask, query, key, k.shape[1], causal)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from luthier.core.layer import block_lists
-from luthier.core.select import Scope
+from luthier.core.scope import Scope
 
 TENSORS, VALUES = 32, 8
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.core.adapt import adapter_names, disable, set_enabled, state_of
+from luthier.core.adapt import adapter_names, state_of
+from luthier.core.control import disable, set_enabled
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError, near
 from luthier.core.layer import features, is_quantised, weight_of

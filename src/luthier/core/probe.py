@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
-from luthier.core.select import Selection
+from luthier.core.scope import Selection
 from luthier.core.slot import State
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from luthier.core.call import Call, Positions, Prompt, edit
 from luthier.core.errors import LuthierError
 from luthier.core.form import Form, Params, face_of
-from luthier.core.select import Selection
+from luthier.core.scope import Selection
 from luthier.core.site import Site
 
 

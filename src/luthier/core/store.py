@@ -23,9 +23,9 @@ from luthier.core.adapt import (
     expected_shapes,
     place,
     state_of,
-    tensors,
 )
 from luthier.core.component import find
+from luthier.core.control import tensors
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import committed, read_json, recover, sha256, write_json
 from luthier.core.fingerprint import differences, fingerprint

@@ -56,7 +56,7 @@ def unswap(module: nn.Module) -> None:
 def _follow_hooks(module: nn.Module) -> None:
     """accelerate's hooks keep the class's forward on the instance; keep that one current."""
     if "_old_forward" in vars(module):
-        module._old_forward = types.MethodType(type(module).forward, module)
+        vars(module)["_old_forward"] = types.MethodType(type(module).forward, module)
 
 
 @functools.cache

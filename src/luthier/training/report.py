@@ -10,8 +10,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from luthier.core.adapt import tensors
-from luthier.core.control import describe
+from luthier.core.control import describe, tensors
 from luthier.training.estimate import Memory
 from luthier.training.prepare import Prepared, length
 from luthier.training.spec import Run

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.trainer_callback import PrinterCallback
 
-from luthier.core.adapt import tensors
+from luthier.core.control import tensors
 from luthier.core.errors import LuthierError
 from luthier.data import Collator
 from luthier.training.checkpoint import WRITING, clean, commit
