@@ -203,7 +203,8 @@ def test_refusals(run, tmp_path):
     refused(replace(run, training=replace(SHORT, max_length=5)), "rows of .* cannot be used")
     refused(replace(run, training=replace(SHORT, report_to="tensorbored")), "cannot report")
     refused(replace(run, task="translation"), "no task")
-    assert not (run.folder / "run.json").exists()
+    refused(replace(run, out=f"{run.data}/run"), "cannot write")
+    assert not run.folder.exists()
     train(run, progress=False)
     refused(run, "holds a run already")
     refused(replace(run, form=lt.LoRA(rank=5)), "form.settings.rank is 5, there 4", resume=True)
@@ -222,6 +223,9 @@ def test_refusals(run, tmp_path):
 def test_overwrite_replaces_only_the_run(run):
     train(run, progress=False)
     (run.folder / "notes.txt").write_text("mine")
+    with pytest.raises(lt.LuthierError, match="cannot be used"):
+        train(replace(run, training=replace(SHORT, max_length=5)), overwrite=True, progress=False)
+    assert (run.folder / "adapter").is_dir()  # bad settings cost nothing
     short = replace(run, training=replace(SHORT, steps=2))
     assert len(train(short, overwrite=True, progress=False).losses) == 2
     assert (run.folder / "notes.txt").read_text() == "mine"

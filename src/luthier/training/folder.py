@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,30 +21,25 @@ OWN = ("checkpoints", "adapter", "metrics.jsonl", "loss.png", "README.md", SPEC)
 
 
 def claim(run: Run, resume: bool, overwrite: bool) -> bool:
-    """Makes the folder ready; True if it holds a run to go on with. Files that are no run's are never touched."""
+    """Whether the folder holds a run to go on with; raises if it cannot be used. Changes nothing yet."""
     folder = run.folder
-    if folder.exists() and not folder.is_dir():
-        raise LuthierError(f"{folder} is a file; choose a folder for the run (out).")
     if resume and overwrite:
         raise LuthierError("resume goes on with a run and overwrite starts anew; choose one.")
+    if folder.exists() and not folder.is_dir():
+        raise LuthierError(f"{folder} is a file; choose a folder for the run (out).")
     there = holds_run(folder)
     if not there and folder.exists() and any(path.name != f".{SPEC}" for path in folder.iterdir()):
         raise LuthierError(f"{folder} holds files and no run ({SPEC} is not there); choose another folder (out).")
     if there and resume:
         same_run(run, read_run(folder))
-        return True
-    if there and not overwrite:
+    elif there and not overwrite:
         raise LuthierError(
             f"{folder} holds a run already: go on with it (resume), replace it (overwrite), or choose another folder."
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if there:
-            remove(folder)
-        (folder / f".{SPEC}").touch()
-    except OSError as error:
-        raise LuthierError(f"cannot write to {folder}: {error.strerror}. Choose another folder (out).") from None
-    return False
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        raise LuthierError(f"cannot write to {nearest}, so not to {folder} either; choose another folder (out).")
+    return there and resume
 
 
 def holds_run(folder: Path) -> bool:
@@ -151,7 +147,9 @@ def same_ground(folder: Path, new: dict[str, Any]) -> None:
         )
 
 
-def write_record(folder: Path, values: dict[str, Any]) -> None:
-    """`run.json`, replaced in one move."""
+def begin(folder: Path, values: dict[str, Any]) -> None:
+    """Starts a run in its folder: what an earlier one wrote goes, and `run.json` comes, in one move."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove(folder)
     write_json(folder / f".{SPEC}", values)
     (folder / f".{SPEC}").replace(folder / SPEC)

@@ -97,7 +97,7 @@ class Session:
         folder = self.run.folder
         if not goes_on:
             if is_main():
-                folders.write_record(folder, record)
+                folders.begin(folder, record)
             return None
         folders.same_ground(folder, record)
         checkpoint = newest(folder / "checkpoints")
