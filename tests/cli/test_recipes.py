@@ -12,9 +12,17 @@ from luthier.core.recipe import read_recipe, recipe_files
 from luthier.core.select import select
 from luthier.training import Run, Training
 
-SHIPPED = (
-    "dora lora loreft-commonsense loreft-glue loreft-instruct loreft-math wegeft wegeft-commonsense wegeft-math".split()
-)
+SHIPPED = [
+    "dora",
+    "lora",
+    "loreft-commonsense",
+    "loreft-glue",
+    "loreft-instruct",
+    "loreft-math",
+    "wegeft",
+    "wegeft-commonsense",
+    "wegeft-math",
+]
 
 
 def run_of(*words: str) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import itertools
 import pkgutil
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -65,7 +66,7 @@ def commands() -> dict[str, type[Command]]:
 
 def option(tokens: Sequence[str], flag: str) -> str | None:
     """The value of `--flag value` or `--flag=value` among tokens not parsed yet."""
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+    for token, following in itertools.zip_longest(tokens, tokens[1:]):
         if token == flag:
             return following
         if token.startswith(f"{flag}="):

@@ -113,6 +113,8 @@ class Evaluate(Command):
         low, high = found.interval
         say(f"{scorer or 'score'} {found.score:.1%} (95% interval {low:.1%} to {high:.1%}) on {found.count:,} rows")
         for name, value in found.metrics.items():
+            if name == scorer:
+                continue
             say(f"{name} {value:.4g}")
         for each in found.predictions[:SAMPLES]:
             say("\n" + "\n".join(f"  {key}: {_short(value)}" for key, value in each.items()))

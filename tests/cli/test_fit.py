@@ -1,0 +1,132 @@
+"""`train`, `evaluate`, `generate`: from rows to answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import luthier as lt
+from luthier.models import load
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory, llama, rows):
+    """A run that has learned to repeat one word."""
+    from luthier.cli import main
+
+    folder = tmp_path_factory.mktemp("fit") / "run"
+    words = ["train", llama, rows, "--method", "lora", "--rank", 8, "--steps", 6, "--batch", 4, "--out", folder]
+    assert main([str(word) for word in words]) == 0
+    return folder
+
+
+def test_a_run_leaves_its_folder(fitted):
+    assert {"run.json", "adapter", "metrics.jsonl", "loss.png", "README.md"} <= {p.name for p in fitted.iterdir()}
+    record = json.loads((fitted / "run.json").read_text())
+    assert record["run"]["form"] == {"name": "lora", "settings": lt.LoRA(rank=8).to_dict()}
+    assert record["run"]["training"]["steps"] == 6
+
+
+def test_the_kept_command_repeats_the_run(fitted, call, tmp_path):
+    import shlex
+
+    words = shlex.split(json.loads((fitted / "run.json").read_text())["command"])
+    words[words.index("--out") + 1] = str(tmp_path / "again")
+    assert words[0] == "luthier" and call(*words[1:]).code == 0
+    first, second = fitted / "adapter", tmp_path / "again" / "adapter"
+    assert (first / "adapter.safetensors").read_bytes() == (second / "adapter.safetensors").read_bytes()
+
+
+def test_a_folder_in_use_is_refused(fitted, call, llama, rows):
+    done = call("train", llama, rows, "--out", fitted)
+    assert done.code == 2 and "overwrite" in done.err
+
+
+def test_resume_of_a_whole_run_changes_nothing(fitted, call, llama, rows):
+    before = (fitted / "adapter" / "adapter.safetensors").read_bytes()
+    words = ["--method", "lora", "--rank", 8, "--steps", 6, "--batch", 4, "--out", fitted, "--resume"]
+    assert call("train", llama, rows, *words).code == 0
+    assert (fitted / "adapter" / "adapter.safetensors").read_bytes() == before
+
+
+def test_dry_run_shows_and_leaves_nothing(call, llama, rows, tmp_path):
+    done = call("train", llama, rows, "--where", "q_proj", "--dry-run", "--out", tmp_path / "run")
+    assert done.code == 0
+    assert "q_proj" in done.out and "[[<|im_end|>]]" in done.out and "trainable" in done.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_default_method_is_wegeft(call, llama, rows, tmp_path):
+    done = call("train", llama, rows, "--dry-run", "--out", tmp_path / "run")
+    assert "wegeft" in done.out
+
+
+def test_evaluate_prints_a_score(call, llama, rows, fitted, tmp_path):
+    out = tmp_path / "scores.json"
+    done = call("evaluate", llama, rows, "--adapter", fitted, "--max-new-tokens", 4, "--out", out)
+    assert done.code == 0
+    assert "exact_match" in done.out and "95% interval" in done.out and "on 8 rows" in done.out
+    report = json.loads(out.read_text())
+    assert report["count"] == len(report["predictions"]) == 8 and report["scorer"] == "exact_match"
+
+
+def test_evaluate_as_json(call, llama, rows):
+    found = json.loads(call("evaluate", llama, rows, "--limit", 3, "--max-new-tokens", 2, "--json").out)
+    assert found["count"] == 3 and found["adapter"] is None and "predictions" not in found
+
+
+def test_evaluate_agrees_with_the_library(call, llama, rows, fitted):
+    from luthier import data
+    from luthier.training import evaluate
+
+    base = load(str(llama))
+    lt.load(base.model, fitted / "adapter")
+    wanted = evaluate(base.model, base.processor, data.load(rows), max_new_tokens=4, progress=False)
+    found = json.loads(call("evaluate", llama, rows, "--adapter", fitted, "--max-new-tokens", 4, "--json").out)
+    assert found["score"] == wanted.score and tuple(found["interval"]) == wanted.interval
+
+
+def test_evaluate_refuses_an_unknown_scorer(call, llama, rows):
+    done = call("evaluate", llama, rows, "--scorer", "exct_match")
+    assert done.code == 2 and "did you mean 'exact_match'" in done.err
+
+
+def test_generate_answers_each_prompt(call, llama, fitted):
+    words = ["generate", llama, "say one", "say two", "--adapter", fitted, "--max-new-tokens", 4, "--json"]
+    found = json.loads(call(*words).out)
+    assert [each["prompt"] for each in found] == ["say one", "say two"]
+    assert json.loads(call(*words, "--merged").out) == found
+
+
+def test_generate_reads_a_file_and_the_standard_input(call, shell, llama, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("say one\n\nsay two\n")
+    found = json.loads(call("generate", llama, "--file", file, "--max-new-tokens", 2, "--json").out)
+    assert [each["prompt"] for each in found] == ["say one", "say two"]
+    done = shell("generate", llama, "--max-new-tokens", 2, "--json", stdin="say one\n")
+    assert json.loads(done.out) == found[:1]
+
+
+def test_generate_is_seeded(call, llama):
+    words = ["generate", llama, "say one", "--temperature", 2.0, "--max-new-tokens", 8, "--json"]
+    assert call(*words, "--seed", 1).out == call(*words, "--seed", 1).out != call(*words, "--seed", 2).out
+
+
+def test_generate_merged_needs_an_adapter(call, llama):
+    done = call("generate", llama, "x", "--merged")
+    assert done.code == 2 and "--adapter" in done.err
+
+
+def test_show_a_run_folder(call, fitted):
+    out = call("show", fitted).out
+    assert "lora(" in out and "rank=8" in out and "steps" in out
+
+
+def test_merge_takes_a_run_folder(call, llama, fitted, tmp_path):
+    assert call("merge", llama, fitted, tmp_path / "merged").code == 0
+    answers = [
+        json.loads(call("generate", *words, "say one", "--max-new-tokens", 4, "--json").out)
+        for words in ([llama, "--adapter", fitted], [tmp_path / "merged"])
+    ]
+    assert answers[0] == answers[1]

@@ -1,0 +1,159 @@
+"""`merge`, `export`, `show`: what an adapter becomes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from cli_tools import Outcome, save_adapter, save_llama, write_rows
+
+import luthier as lt
+from luthier.models import load
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(3, 40)[None]).logits.float()
+
+
+def adapted(base, folder) -> torch.Tensor:
+    return logits(lt.load(load(str(base)).model, folder))
+
+
+@pytest.fixture
+def merged(call, llama, adapter, tmp_path) -> tuple[Outcome, str]:
+    return call("merge", llama, adapter, tmp_path / "merged"), str(tmp_path / "merged")
+
+
+def test_the_merged_folder_loads_without_luthier(merged, llama, adapter):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    done, folder = merged
+    assert done.code == 0
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(model).__module__.startswith("transformers.")
+    wanted = adapted(llama, adapter)
+    assert torch.allclose(logits(model), wanted, atol=1e-5)
+    assert not torch.allclose(logits(load(str(llama)).model), wanted, atol=1e-3)
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+
+
+def test_the_merged_folder_holds_only_the_model(merged, llama):
+    from pathlib import Path
+
+    from safetensors import safe_open
+
+    def keys(folder) -> set[str]:
+        with safe_open(Path(folder) / "model.safetensors", "pt") as file:
+            return set(file.keys())
+
+    assert keys(merged[1]) == keys(llama)
+    config = json.loads((Path(merged[1]) / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"] and config["tie_word_embeddings"]
+    assert not list(Path(merged[1]).parent.glob(".*"))
+
+
+def test_merge_reports_the_change_it_measured(merged):
+    line = next(line for line in merged[0].out.splitlines() if line.startswith("Largest change"))
+    assert float(line.split(": ")[1].split()[0]) < 1e-5
+
+
+def test_merge_keeps_the_dtype(call, adapter, tmp_path, llama):
+    half = load(str(llama), dtype="bfloat16")
+    half.model.save_pretrained(tmp_path / "half")
+    half.processor.save_pretrained(tmp_path / "half")
+    assert call("merge", tmp_path / "half", adapter, tmp_path / "out").code == 0
+    model = load(str(tmp_path / "out"), dtype="auto").model
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_merging_a_tied_head_unties_it(call, llama, tmp_path):
+    folder = save_adapter(load(str(llama)).model, lt.LoRA(rank=2), tmp_path / "adapter", str(llama), "lm_head")
+    done = call("merge", llama, folder, tmp_path / "out")
+    assert done.code == 0 and "untied" in done.err
+    assert not json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"]
+    assert torch.allclose(logits(load(str(tmp_path / "out")).model), adapted(llama, folder), atol=1e-5)
+
+
+def test_what_cannot_be_merged_leaves_nothing(call, llama, tmp_path):
+    folder = save_adapter(load(str(llama)).model, lt.LoReFT(rank=2), tmp_path / "adapter", str(llama))
+    done = call("merge", llama, folder, tmp_path / "out")
+    assert done.code == 2 and "cannot be merged" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_merge_does_not_overwrite(call, llama, adapter, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    done = call("merge", llama, adapter, tmp_path / "out")
+    assert done.code == 2 and "not empty" in done.err and (tmp_path / "out" / "precious").exists()
+
+
+def test_merge_into_another_base_needs_force(call, adapter, tmp_path):
+    other = save_llama(tmp_path / "other", seed=1)
+    done = call("merge", other, adapter, tmp_path / "out")
+    assert done.code == 2 and "--force" in done.err
+    assert call("merge", other, adapter, tmp_path / "out", "--force").code == 0
+
+
+def test_export_loads_in_peft(call, llama, adapter, tmp_path):
+    peft = pytest.importorskip("peft")
+    assert call("export", adapter, tmp_path / "peft", "--model", llama).code == 0
+    model = peft.PeftModel.from_pretrained(load(str(llama)).model, tmp_path / "peft")
+    assert torch.allclose(logits(model), adapted(llama, adapter), atol=1e-5)
+
+
+def test_export_finds_the_base_in_the_adapter(call, adapter, tmp_path):
+    assert call("export", adapter, tmp_path / "peft").code == 0
+
+
+def test_export_of_a_form_without_low_rank(call, llama, tmp_path):
+    folder = save_adapter(load(str(llama)).model, lt.IA3(), tmp_path / "adapter", str(llama), "k_proj")
+    done = call("export", folder, tmp_path / "out")
+    assert done.code == 2 and "rank" in done.err
+    done = call("export", folder, tmp_path / "out", "--rank", 16, "--tolerance", 0.01)
+    assert done.code == 0 and "truncated" in done.out
+
+
+def test_export_to_an_unknown_format(call, adapter, tmp_path):
+    done = call("export", adapter, tmp_path / "out", "--to", "gguf")
+    assert done.code == 2 and "peft" in done.err
+
+
+# --- show ------------------------------------------------------------------------------------------
+
+
+def test_show_marks_the_answer(call, llama, rows):
+    done = call("show", llama, rows)
+    assert done.code == 0
+    marked = [part.split("]]")[0] for part in done.out.split("[[")[1:]]
+    assert "".join(marked) == "one<|im_end|>"
+
+
+def test_show_takes_a_row(call, llama, rows):
+    assert "'two<|im_end|>'" in call("show", llama, rows, "--row", 2).out
+    done = call("show", llama, rows, "--row", 99)
+    assert done.code == 2 and "last one is 8" in done.err
+
+
+def test_show_tells_why_a_row_is_bad(call, llama, tmp_path):
+    file = write_rows(tmp_path / "bad.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a"}])
+    done = call("show", llama, file, "--row", 2)
+    assert done.code == 2 and "cannot be used" in done.err
+
+
+def test_show_sites(call, llama):
+    done = call("show", llama, "--where", "q_proj, v_proj & layers(0, 1)")
+    assert done.code == 0 and "4 sites" in done.out and "0-1" in done.out
+    assert "o_proj" not in done.out and "lm_head" in call("show", llama).out
+
+
+def test_show_adapter(call, adapter, llama):
+    out = call("show", adapter).out
+    assert "wegeft(" in out and "rank=4" in out and "all-linear: 21 sites" in out and str(llama) in out
+
+
+def test_show_adapter_takes_no_data(call, adapter, rows):
+    done = call("show", adapter, rows)
+    assert done.code == 2 and "go with a model" in done.err

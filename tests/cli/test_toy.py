@@ -1,0 +1,94 @@
+"""The meta-law: a form dropped into a folder is seen by every command, without an edit anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+EQUATION = "y' = (1 + s g) ⊙ y"
+TOY = '''
+"""Toy: a form of one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import ones
+
+from luthier.core.form import Form
+
+
+@dataclass(frozen=True)
+class Toy(Form):
+    """y' = (1 + s g) ⊙ y
+
+    g [d_out] starts at 0: a no-op.
+    """
+
+    paper = "nobody 2031, arXiv 3101.00001"
+    where = "o_proj"
+
+    size: float = 2.0
+    """The scale s."""
+
+    def init(self, site, stats):
+        return {"g": 0 * ones(site.d_out)}
+
+    def post(self, p, x, y):
+        return y * (1 + self.size * p["g"])
+'''
+
+
+@pytest.fixture
+def toys(tmp_path):
+    (tmp_path / "toys" / "forms").mkdir(parents=True)
+    (tmp_path / "toys" / "forms" / "toy.py").write_text(TOY, encoding="utf-8")
+    return {"LUTHIER_PATH": str(tmp_path / "toys")}
+
+
+def test_a_toy_form_is_seen_everywhere(shell, toys, llama, rows, tmp_path):
+    listed = json.loads(shell("list", "forms", "--json", **toys).out)
+    assert {"name": "toy", "equation": "y' = (1 + s g) ⊙ y", "paper": "nobody 2031, arXiv 3101.00001"} in listed[
+        "forms"
+    ]
+
+    explained = json.loads(shell("explain", "toy", "--size", 3, "--model", llama, "--json", **toys).out)
+    assert explained["count"]["trainable"] == 3 * 32 and explained["default where"] == "o_proj"
+    assert {"name": "size", "doc": "The scale s.", "value": 3.0}.items() <= explained["settings"][0].items()
+
+    assert "--size" in shell("train", "--method", "toy", "--help", **toys).out
+
+    run, merged = tmp_path / "run", tmp_path / "merged"
+    words = ["--method", "toy", "--size", 4, "--lr", 0.1, "--steps", 3, "--batch", 4, "--out", run]
+    done = shell("train", llama, rows, *words, **toys)
+    assert done.code == 0, done.err
+    spec = json.loads((run / "adapter" / "adapter.json").read_text())
+    assert spec["parts"][0]["form"] == "toy" and spec["parts"][0]["settings"]["size"] == 4.0
+    assert "toy(" in shell("show", run, **toys).out
+
+    done = shell("merge", llama, run, merged, **toys)
+    assert done.code == 0, done.err
+    answers = [
+        shell("generate", *where, "say one", "--max-new-tokens", 4, "--json", **toys).out
+        for where in ([llama, "--adapter", run], [merged])
+    ]
+    assert json.loads(answers[0]) == json.loads(answers[1])
+
+    page = tmp_path / "methods.md"
+    subprocess.run([sys.executable, "-m", "luthier.cli.docs", page], check=True, env={**os.environ, **toys})
+    assert "### toy" in page.read_text(encoding="utf-8") and "The scale s." in page.read_text(encoding="utf-8")
+
+
+def test_without_the_folder_it_is_gone(shell):
+    done = shell("explain", "toy")
+    assert done.code == 2 and "nothing is named 'toy'" in done.err
+
+
+def test_a_file_without_its_class_is_told(shell, toys, tmp_path):
+    (tmp_path / "toys" / "forms" / "odd.py").write_text("x = 1\n", encoding="utf-8")
+    done = shell("list", "forms", **toys)
+    assert done.code == 2 and "odd.py" in done.err and "lower-cased name" in done.err
