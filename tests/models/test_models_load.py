@@ -65,20 +65,10 @@ def test_another_number_of_labels_makes_a_new_head(classifier):
     assert loaded.new_modules == ["score"] and loaded.model.score.out_features == 5
 
 
-def test_an_encoder_gets_a_new_classifier_only(tiny_tokenizer, tmp_path):
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        vocab_size=32,
-    )
-    BertModel(config).save_pretrained(tmp_path)
-    tiny_tokenizer.save_pretrained(tmp_path)
-    assert load(str(tmp_path), task="classification", num_labels=2).new_modules == ["classifier"]
-    assert load(str(tmp_path), task="embedding").new_modules == []
+def test_an_encoder_gets_a_new_classifier_only(tiny_bert):
+    loaded = load(str(tiny_bert), task="classification", num_labels=2)
+    assert loaded.new_modules == ["classifier"]
+    assert load(str(tiny_bert), task="embedding").new_modules == []
 
 
 @pytest.mark.parametrize(
@@ -152,6 +142,16 @@ def test_a_quantised_base_stays_near_and_passes_gradients(tiny_llama, name, modu
     embedded = packed.get_input_embeddings()(ids).detach().requires_grad_()
     packed(inputs_embeds=embedded).logits.square().sum().backward()
     assert embedded.grad is not None and embedded.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name, module", [("int8", "torchao"), ("nf4", "bitsandbytes")])
+def test_a_new_head_of_a_quantised_base_stays_dense_and_trains(tiny_bert, name, module):
+    pytest.importorskip(module)
+    loaded = load(str(tiny_bert), task="classification", num_labels=3, quantize=name)
+    assert loaded.new_modules == ["classifier"]
+    assert type(loaded.model.classifier) is torch.nn.Linear
+    loaded.model(input_ids=torch.arange(3, 19)[None]).logits.square().sum().backward()
+    assert loaded.model.classifier.weight.grad is not None
 
 
 def test_a_missing_quantisation_library_names_the_extra(tiny_llama, monkeypatch):

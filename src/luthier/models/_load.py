@@ -87,13 +87,14 @@ def load(
         config = label_settings(config, task, labels, num_labels)
         processor = getattr(transformers, TASKS[task].processor).from_pretrained(path, **source)
         refuse_empty(processor, name)
-        model, report = getattr(transformers, TASKS[task].model).from_pretrained(
+        model_class = getattr(transformers, TASKS[task].model)
+        model, report = model_class.from_pretrained(
             path,
             config=config,
             dtype=dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=labels is not None or num_labels is not None or task == "regression",
-            quantization_config=quantization(quantize),
+            quantization_config=quantization(quantize, model_class, config),
             output_loading_info=True,
             **source,
         )

@@ -9,25 +9,44 @@ from typing import Any
 from luthier.core.errors import LuthierError, near
 
 
-def quantization(name: str | None) -> Any:
-    """The transformers configuration of a quantisation (`nf4`, `int8`), or None."""
+def quantization(name: str | None, model_class: Any, config: Any) -> Any:
+    """The transformers configuration of a quantisation (`nf4`, `int8`), or None.
+
+    Heads stay dense: a new one has nothing to quantise yet, and must train.
+    """
     if name is None:
         return None
     if name not in QUANTIZATIONS:
         known = ", ".join(QUANTIZATIONS)
         raise LuthierError(f"no quantisation {name!r}{near(name, QUANTIZATIONS) or '.'} There are: {known}.")
-    return QUANTIZATIONS[name]()
+    return QUANTIZATIONS[name](_heads(model_class, config))
 
 
-def _nf4() -> Any:
+def _heads(model_class: Any, config: Any) -> list[str]:
+    """The children of the model that its base has not, such as `lm_head` or `classifier`."""
+    import torch
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        model, base = model_class.from_config(config), AutoModel.from_config(config)
+    body = {model.base_model_prefix, *(name for name, _ in base.named_children())}
+    return [name for name, _ in model.named_children() if name not in body]
+
+
+def _nf4(dense: list[str]) -> Any:
     """4-bit NormalFloat with quantised constants (Dettmers et al. 2023, arXiv 2305.14314)."""
     _require("bitsandbytes", "nf4")
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        llm_int8_skip_modules=dense,
+    )
 
 
-def _int8() -> Any:
+def _int8(dense: list[str]) -> Any:
     """8-bit integer weights, one scale an output row; activations keep their type.
 
     torchao's, since bitsandbytes casts every input to float16.
@@ -36,7 +55,7 @@ def _int8() -> Any:
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    return TorchAoConfig(Int8WeightOnlyConfig(version=2))
+    return TorchAoConfig(Int8WeightOnlyConfig(version=2), modules_to_not_convert=dense)
 
 
 def _require(module: str, name: str) -> None:
@@ -44,4 +63,4 @@ def _require(module: str, name: str) -> None:
         raise LuthierError(f"{name} needs {module}: pip install 'luthier[quant]'")
 
 
-QUANTIZATIONS: dict[str, Callable[[], Any]] = {"nf4": _nf4, "int8": _int8}
+QUANTIZATIONS: dict[str, Callable[[list[str]], Any]] = {"nf4": _nf4, "int8": _int8}
