@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
 
 import luthier as lt
+from architectures import ARCHITECTURES
 from luthier.core.call import Call, Positions, Prompt
 
 

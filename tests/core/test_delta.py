@@ -1,0 +1,72 @@
+"""The algebra of deltas, and that forms lower to it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import luthier as lt
+from luthier.core.delta import Delta
+from luthier.core.merge import delta_of
+from luthier.core.swap import adapters_of
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def kinds() -> dict[str, Delta]:
+    return {
+        "low rank": Delta.low_rank(random(5, 2), random(2, 4)),
+        "sparse": Delta.sparse((5, 4), torch.tensor([7, 1, 19]), random(3)),
+        "dense": Delta.dense_of(random(5, 4)),
+    }
+
+
+@pytest.mark.parametrize("first", kinds())
+@pytest.mark.parametrize("second", kinds())
+def test_sums_scale_and_norms_are_those_of_the_dense_tensor(first, second):
+    a, b = kinds()[first], kinds()[second]
+    total = a + 0.5 * b
+    assert torch.allclose(total.dense(), a.dense() + 0.5 * b.dense())
+    assert total.norm() == pytest.approx(float(total.dense().norm()))
+
+
+def test_a_sum_keeps_its_structure():
+    low, sparse = kinds()["low rank"], kinds()["sparse"]
+    assert (low + low).rank == 4
+    assert (sparse + sparse).index.tolist() == [1, 7, 19]
+
+
+def test_top_keeps_the_largest():
+    dense = Delta.dense_of(torch.tensor([[1.0, -5.0], [3.0, 0.5]]))
+    assert dense.top(2).dense().tolist() == [[0.0, -5.0], [3.0, 0.0]]
+
+
+def test_the_truncated_factors_are_the_best_of_their_rank():
+    delta = Delta.dense_of(random(6, 5))
+    best, lost = delta.factor(3)
+    assert best.rank == 3
+    rest = torch.linalg.svdvals(delta.dense())[3:].norm() / delta.dense().norm()
+    assert lost == pytest.approx(float(rest))
+
+
+def test_shapes_must_agree():
+    with pytest.raises(lt.LuthierError, match="cannot be added"):
+        Delta.dense_of(random(2, 3)) + Delta.dense_of(random(3, 2))
+
+
+@pytest.mark.parametrize(("form", "rank"), [(lt.LoRA(rank=2), 2), (lt.WeGeFT(rank=2), 2), (lt.IA3(), None)])
+def test_affine_forms_lower_to_a_delta(form, rank):
+    net = lt.attach(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)).double(), form)
+    for parameter in lt.trainable(net).values():
+        parameter.data += torch.randn_like(parameter)
+    layer = net[0]
+    delta = delta_of(layer, adapters_of(layer).slots())
+    assert delta.rank == rank
+    x = random(3, 4)
+    with lt.disabled(net):
+        base = layer(x)
+    without_bias = layer(x) - (0 if rank else (lt.trainable(net)["default.0.l"] - 1) * layer.bias)
+    assert torch.allclose(without_bias, base + x @ delta.dense().T)
