@@ -61,7 +61,7 @@ def test_it_loads_onto_the_base_in_another_dtype(adapter):
 
 
 def test_another_base_is_refused_unless_forced(adapter):
-    with pytest.raises(lt.LuthierError, match="'tiny'.*weights differ"):
+    with pytest.raises(lt.LuthierError, match=r"'tiny'.*weights differ"):
         lt.load(build(seed=1), adapter)
     with pytest.raises(lt.LuthierError, match="layers differ"):
         lt.load(ARCHITECTURES["gpt2"].build(), adapter)

@@ -11,7 +11,7 @@ import luthier as lt
 from architectures import ARCHITECTURES
 
 FORMS = {"wegeft": lt.WeGeFT(rank=4, share="type"), "loreft": lt.LoReFT(rank=4, positions="f2+l2")}
-WORDS = [
+WORDS = list("abcdefghijklmnopqrstuvwxyz")
     "a",
     "b",
     "c",

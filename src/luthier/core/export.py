@@ -75,11 +75,8 @@ def _to_peft(model: nn.Module, name: str, out: Path, rank: int | None, tolerance
         "inference_mode": True,
     }
     with committed(out) as temporary:
-        save_file(
-            {k: t.cpu() for k, t in held.items()},
-            temporary / "adapter_model.safetensors",
-            {"format": "pt"},
-        )
+        whole = {k: t.cpu().clone() for k, t in held.items()}  # shared factors are written for each layer
+        save_file(whole, temporary / "adapter_model.safetensors", {"format": "pt"})
         write_json(temporary / "adapter_config.json", config)
     return lost
 
