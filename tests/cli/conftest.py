@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -50,6 +51,39 @@ def shell(tmp_path):
             check=False,
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+SESSION = """
+import contextlib, io, json, sys
+from luthier.cli import main
+done = []
+for words in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(words)
+    done.append([code, out.getvalue(), err.getvalue()])
+json.dump(done, sys.stdout)
+"""
+
+
+@pytest.fixture
+def session(tmp_path):
+    """`session(lines, **environment)`: several command lines in one fresh process, which spares its imports."""
+
+    def run(*lines: list, **environment: str) -> list[Outcome]:
+        done = subprocess.run(
+            [sys.executable, "-c", SESSION],
+            capture_output=True,
+            text=True,
+            input=json.dumps([[str(word) for word in line] for line in lines]),
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return [Outcome(*each) for each in json.loads(done.stdout)]
 
     return run
 

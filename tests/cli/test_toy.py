@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-EQUATION = "y' = (1 + s g) ⊙ y"
+EQUATION, PAPER = "y' = (1 + s g) ⊙ y", "nobody 2031, arXiv 3101.00001"
 TOY = '''
 """Toy: a form of one file."""
 
@@ -50,34 +50,34 @@ def toys(tmp_path):
     return {"LUTHIER_PATH": str(tmp_path / "toys")}
 
 
-def test_a_toy_form_is_seen_everywhere(shell, toys, llama, rows, tmp_path):
-    listed = json.loads(shell("list", "forms", "--json", **toys).out)
-    assert {"name": "toy", "equation": "y' = (1 + s g) ⊙ y", "paper": "nobody 2031, arXiv 3101.00001"} in listed[
-        "forms"
-    ]
-
-    explained = json.loads(shell("explain", "toy", "--size", 3, "--model", llama, "--json", **toys).out)
+def test_a_toy_form_is_seen_everywhere(session, toys, llama, rows, tmp_path):
+    run, merged = tmp_path / "run", tmp_path / "merged"
+    answer = ["say one", "--max-new-tokens", 4, "--json"]
+    done = session(
+        ["list", "forms", "--json"],
+        ["explain", "toy", "--size", 3, "--model", llama, "--json"],
+        ["train", "--method", "toy", "--help"],
+        ["train", llama, rows, "--method", "toy", "--size", 4, "--lr", 0.1, "--steps", 3, "--out", run],
+        ["show", run],
+        ["merge", llama, run, merged],
+        ["generate", llama, "--adapter", run, *answer],
+        ["generate", merged, *answer],
+        **toys,
+    )
+    assert [each.code for each in done] == [0] * len(done), done
+    listed, explained, helped, _, shown, _, adapted, folded = (each.out for each in done)
+    assert {"name": "toy", "equation": EQUATION, "paper": PAPER} in json.loads(listed)["forms"]
+    explained = json.loads(explained)
     assert explained["count"]["trainable"] == 3 * 32 and explained["default where"] == "o_proj"
     assert {"name": "size", "doc": "The scale s.", "value": 3.0}.items() <= explained["settings"][0].items()
-
-    assert "--size" in shell("train", "--method", "toy", "--help", **toys).out
-
-    run, merged = tmp_path / "run", tmp_path / "merged"
-    words = ["--method", "toy", "--size", 4, "--lr", 0.1, "--steps", 3, "--batch", 4, "--out", run]
-    done = shell("train", llama, rows, *words, **toys)
-    assert done.code == 0, done.err
+    assert "--size" in helped and "The scale s." in helped
     spec = json.loads((run / "adapter" / "adapter.json").read_text())
     assert spec["parts"][0]["form"] == "toy" and spec["parts"][0]["settings"]["size"] == 4.0
-    assert "toy(" in shell("show", run, **toys).out
+    assert "toy(" in shown
+    assert json.loads(adapted) == json.loads(folded)
 
-    done = shell("merge", llama, run, merged, **toys)
-    assert done.code == 0, done.err
-    answers = [
-        shell("generate", *where, "say one", "--max-new-tokens", 4, "--json", **toys).out
-        for where in ([llama, "--adapter", run], [merged])
-    ]
-    assert json.loads(answers[0]) == json.loads(answers[1])
 
+def test_a_toy_form_is_on_the_page(toys, tmp_path):
     page = tmp_path / "methods.md"
     subprocess.run([sys.executable, "-m", "luthier.cli.docs", page], check=True, env={**os.environ, **toys})
     assert "### toy" in page.read_text(encoding="utf-8") and "The scale s." in page.read_text(encoding="utf-8")

@@ -73,5 +73,6 @@ def plain_warnings() -> Iterator[None]:
         tell("warning", str(message))
 
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of libraries, to their own users
         warnings.showwarning = show
         yield

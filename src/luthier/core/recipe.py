@@ -10,6 +10,7 @@ where = "q_proj, v_proj"       # its own default when missing
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,10 +19,7 @@ from typing import Any
 from luthier.core.component import plugin_folders
 from luthier.core.errors import LuthierError, near
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
 

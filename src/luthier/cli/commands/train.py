@@ -67,6 +67,7 @@ class Train(Command):
 
     def run(self, given: Given) -> None:
         from luthier.training import train
+        from luthier.training.prepare import is_main
 
         run = self.resolved(given)
         if self.dry_run:
@@ -75,6 +76,8 @@ class Train(Command):
             rehearse(run)
             return
         result = train(run, resume=self.resume, overwrite=self.overwrite)
+        if not is_main():
+            return
         share = result.trainable / result.total
         say(f"{result.folder} holds the run, {result.adapter} the adapter ({result.trainable:,} numbers, {share:.3%}).")
         say(f"Next: luthier evaluate {self.model} DATA --adapter {result.folder}")
