@@ -12,33 +12,6 @@ from architectures import ARCHITECTURES
 
 FORMS = {"wegeft": lt.WeGeFT(rank=4, share="type"), "loreft": lt.LoReFT(rank=4, positions="f2+l2")}
 WORDS = list("abcdefghijklmnopqrstuvwxyz")
-    "a",
-    "b",
-    "c",
-    "d",
-    "e",
-    "f",
-    "g",
-    "h",
-    "i",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "o",
-    "p",
-    "q",
-    "r",
-    "s",
-    "t",
-    "u",
-    "v",
-    "w",
-    "x",
-    "y",
-    "z",
-]
 
 
 @pytest.fixture
