@@ -56,6 +56,20 @@ def save_llama(folder: Path, seed: int = 0, tied: bool = True, dtype: str = "flo
     return folder
 
 
+def save_bert(folder: Path) -> Path:
+    """A random BERT of two blocks without a head, with its tokenizer, as a folder."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    BertModel(BertConfig(vocab_size=264, max_position_embeddings=128, pad_token_id=0, **sizes)).save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def write_rows(file: Path, rows: list[dict]) -> Path:
     """A JSONL file."""
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from cli_tools import Outcome, save_adapter, save_llama, write_rows
+from cli_tools import Outcome, save_adapter, save_bert, save_llama, write_rows
 
 import luthier as lt
 from luthier.models import load
@@ -119,6 +119,44 @@ def test_export_of_a_form_without_low_rank(call, llama, tmp_path):
 def test_export_to_an_unknown_format(call, adapter, tmp_path):
     done = call("export", adapter, tmp_path / "out", "--to", "gguf")
     assert done.code == 2 and "peft" in done.err
+
+
+# --- classes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def classifier(tmp_path) -> tuple:
+    """(base, adapter of three classes with its head)."""
+    base = save_bert(tmp_path / "bert")
+    labels = ["bad", "good", "odd"]
+    model = load(str(base), task="classification", labels=labels).model
+    lt.attach(model, lt.LoRA(rank=2))
+    lt.attach(model, lt.Full(), "params(classifier.*)")
+    measured = {"task": "classification", "labels": labels}
+    return base, lt.save(model, tmp_path / "adapter", base=str(base), measured=measured)
+
+
+def test_data_of_fewer_classes_are_scored_with_all(call, classifier, tmp_path):
+    rows = [{"text": "hm", "label": "odd"}, {"text": "ah", "label": "bad"}]
+    words = ["evaluate", classifier[0], write_rows(tmp_path / "rows.jsonl", rows), "--adapter", classifier[1]]
+    found = json.loads(call(*words, "--json").out)
+    assert found["count"] == 2 and found["loss"] > 0.7  # of three classes, not of two
+
+
+def test_an_unknown_class_is_refused(call, classifier, tmp_path):
+    rows = [{"text": "hm", "label": "odder"}, {"text": "ah", "label": "bad"}, {"text": "oh", "label": "good"}]
+    words = ["evaluate", classifier[0], write_rows(tmp_path / "rows.jsonl", rows), "--adapter", classifier[1]]
+    done = call(*words)
+    assert done.code == 2 and "odder" in done.err
+
+
+def test_a_classifier_is_merged_with_its_head_and_labels(call, classifier, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    done = call("merge", *classifier, tmp_path / "out")
+    assert done.code == 0, done.err
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "bad", 1: "good", 2: "odd"}
 
 
 # --- show ------------------------------------------------------------------------------------------

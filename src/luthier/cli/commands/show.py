@@ -116,10 +116,11 @@ def show_adapter(path: str) -> None:
     folder, spec = read_adapter(path)
     base = spec["base"]
     lines = {"adapter": folder, "name": spec["name"], "base": f"{base['name'] or 'unnamed'} ({base['model']})"}
-    for part in spec["parts"]:
+    for index, part in enumerate(spec["parts"]):
+        number = f" {index + 1}" if len(spec["parts"]) > 1 else ""
         settings = ", ".join(f"{k}={v}" for k, v in part["settings"].items())
-        lines[f"form {len(lines) - 2}"] = f"{part['form']}({settings})"
-        lines[f"where {len(lines) - 3}"] = f"{part['where']}: {len(part['sites'])} sites"
+        lines[f"form{number}"] = f"{part['form']}({settings})"
+        lines[f"where{number}"] = f"{part['where']}: {len(part['sites'])} sites"
     lines |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in spec["measured"].items()}
     lines |= {"made": f"{spec['created']} by luthier {spec['versions']['luthier']}", "sha256": spec["sha256"]}
     for name, value in lines.items():
