@@ -1,0 +1,31 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint docs clean
+
+# Installed once, and again when the requirements change; works offline afterwards.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The main job: fetch the default model, fit it, score it before and after, save, load, merge.
+demo: $(VENV)/installed
+	$(BIN)/python examples/demo.py
+
+# One thread a worker: two workers share two cores without treading on each other.
+test: $(VENV)/installed lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+docs: $(VENV)/installed
+	$(BIN)/python -m luthier.cli.docs
+
+clean:
+	rm -rf $(VENV) runs build dist
