@@ -67,6 +67,15 @@ def test_generation_stops_at_the_end_of_the_turn(trained):
     assert generate(result.model, result.processor, [messages], max_new_tokens=30) == ["4"]
 
 
+def test_stops_are_what_a_turn_ends_with(llama, tmp_path):
+    """Here "]" ends a turn, before a line break that is not learned."""
+    loaded = models.load(llama)
+    loaded.processor.chat_template = TEMPLATE.replace("{{ eos_token }}", "]\n")
+    loaded.processor.add_special_tokens({"additional_special_tokens": ["]"]})
+    end = loaded.processor.convert_tokens_to_ids("]")
+    assert stop_ids(loaded.model, loaded.processor) == [2, end]
+
+
 def test_sampling_goes_by_the_seed(llama):
     loaded = models.load(llama)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass, replace
 
 import pytest
@@ -64,11 +65,18 @@ def test_record_and_card(run):
         assert part in text
 
 
-def test_command_names_every_setting_that_is_not_default(run):
-    assert command(replace(run, where="q_proj, v_proj", training=Training(truncate=True, max_length=9))) == (
-        f"luthier train {run.model} {run.data} --method lora --rank 4 --dropout 0.2 --where 'q_proj, v_proj' "
-        f"--out {run.out} --max-length 9 --truncate"
-    )
+def test_command_repeats_the_run(run):
+    """The command line reads the command back as the same run."""
+    from luthier.cli.parse import parse
+
+    settings = Training(truncate=True, max_length=9, lr=1e-3, eval_every=2, schedule="cosine")
+    for each in (run, replace(run, where="q_proj, v_proj", name="second", limit=7, training=settings)):
+        words = shlex.split(command(each))
+        assert words[:2] == ["luthier", "train"]
+        parsed = parse(words[1:])
+        assert parsed is not None
+        assert parsed[0].resolved(parsed[1]) == each
+    assert "--where 'q_proj, v_proj'" in command(replace(run, where="q_proj, v_proj"))
 
 
 def test_saved_adapter_is_the_trained_model(run):

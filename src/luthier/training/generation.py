@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Messages = list[dict[str, Any]]
+IGNORED = -100
+"""Label of what is not learned."""
 PLACEHOLDER = {"role": "assistant", "content": "a"}
 """Stands for the answer where a prompt has to be told from one."""
 
@@ -157,9 +159,10 @@ def _turn_end(tokenizer: Any) -> int | None:
     """The last token that training on a conversation would teach."""
     turn = Example(row=1, messages=[{"role": "user", "content": "a"}, PLACEHOLDER])
     try:
-        return encode(turn, tokenizer, max_length=None)["labels"][-1]
+        labels = encode(turn, tokenizer, max_length=None)["labels"]
     except LuthierError:  # a template that refuses so short a conversation tells nothing
         return None
+    return next(label for label in reversed(labels) if label != IGNORED)  # a line break may follow it
 
 
 def _text(tokenizer: Any, ids: list[int], stops: list[int]) -> str:

@@ -47,7 +47,8 @@ class Metrics(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """One line."""
-        kept = {ours: logs[theirs] for theirs, ours in NAMES.items() if theirs in (logs or {})}
+        told = logs or {}
+        kept = {ours: told[theirs] for theirs, ours in NAMES.items() if theirs in told}
         if not kept or not state.is_world_process_zero:
             return
         now = time.monotonic()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from transformers import set_seed
-from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from luthier import data, models
 from luthier.core import store
@@ -120,8 +119,7 @@ class Session:
             plot(lines, run.folder / PLOT, f"{run.model}, {run.form.name()}, {run.data}")
             measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
             measured |= {"eval_loss": evals[-1]} if evals else {}
-            kept = json.loads(json.dumps(measured))
-            store.save(loaded.model, run.folder / "adapter", run.name, base=run.model, measured=kept, card=text)
+            store.save(loaded.model, run.folder / "adapter", run.name, base=run.model, measured=measured, card=text)
         return Result(
             adapter=run.folder / "adapter",
             folder=run.folder,

@@ -111,15 +111,15 @@ class Trainer(transformers.Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # pyright: ignore
         """The objective's loss, weighted; NaN and infinity stop the run before anything is saved."""
-        rows = inputs.pop("rows")
+        rows: Any = inputs.pop("rows")
         self.rows += rows
         for norm in self.norms:
             norm.eval()  # the running statistics belong to the frozen base
         loss = self.run.objective.loss(model, inputs)
         if not math.isfinite(loss.item()):
             self._stop("loss", loss.item(), rows)
-        share = self.items(inputs) / num_items_in_batch
-        return loss * share * self.accelerator.num_processes
+        assert num_items_in_batch is not None  # counted above for every step
+        return loss * (self.items(inputs) / num_items_in_batch) * self.accelerator.num_processes
 
     def _stop(self, what: str, value: float, rows: list[int]) -> None:
         step = self.state.global_step + (what == "loss")
@@ -138,16 +138,17 @@ class Trainer(transformers.Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):  # pyright: ignore
         """`{"eval_loss": …}`, the mean over all labels of the evaluation rows."""
-        self.model.eval()
+        model: Any = self.model
+        model.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         for batch in self.get_eval_dataloader():
             inputs = self._prepare_inputs(batch)
             inputs.pop("rows")
             count = self.items(inputs)
             with torch.no_grad():
-                loss = self.run.objective.loss(self.model, inputs).item()
+                loss = self.run.objective.loss(model, inputs).item()
             sums += torch.tensor([loss * count, count], dtype=torch.float64)
-        self.model.train()
+        model.train()
         total, count = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()  # pyright: ignore
         metrics = {f"{metric_key_prefix}_loss": total / count}
         self.log(metrics)
@@ -172,13 +173,15 @@ class Trainer(transformers.Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """The adapter's tensors alone; the base is where it was."""
-        folder = Path(output_dir or self.args.output_dir)
+        assert output_dir is not None and self.model is not None
+        folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         held = {key: t.detach().cpu().contiguous() for key, t in tensors(self.model, self.run.name).items()}
         save_file(held, folder / ADAPTER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         stored = load_file(Path(resume_from_checkpoint) / ADAPTER)
+        assert self.model is not None
         own = tensors(self.model, self.run.name)
         if set(stored) != set(own):
             raise LuthierError(
