@@ -33,6 +33,7 @@ _PUBLIC = {
     "model": "models",
     "train": "training",
     "evaluate": "training",
+    "generate": "training",
 }
 
 
