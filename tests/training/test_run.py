@@ -103,7 +103,8 @@ def test_resume_is_exact(run, kept):
     expected, losses, evals = adapter(whole), whole.losses, whole.eval_loss
     for path in checkpoints(run.folder / "checkpoints"):
         if kept is None or int(path.name[5:]) > int(kept[5:]):
-            (path / "optimizer.pt").write_bytes(b"torn")  # newer ones are damaged, and so are passed over
+            torn = path / ("optimizer.pt" if path.name == "step-9" else "adapter.safetensors")
+            torn.write_bytes(torn.read_bytes()[:-1] + b"!")  # newer ones are damaged, and so are passed over
     with open(run.folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 11, "lo')
     result = train(replace(run, training=settings), resume=True, progress=False)
@@ -138,8 +139,11 @@ def test_batches_accumulated_are_one_batch(run):
         assert [x for _, x in other.losses] == pytest.approx([x for _, x in results[0].losses], rel=1e-5)
 
 
-def test_loss_is_the_mean_over_answer_tokens(llama, tmp_path):
-    source = write_rows(tmp_path / "rows.jsonl", sums(5))
+@pytest.mark.parametrize("texts", [False, True], ids=["answers", "texts"])
+def test_loss_is_the_mean_over_learned_tokens(llama, tmp_path, texts):
+    """A text's first token is in the labels, but nothing predicts it."""
+    rows = [{"text": "ab" * 4**i} for i in range(4)] if texts else sums(5)
+    source = write_rows(tmp_path / "rows.jsonl", rows)
     settings = Training(steps=1, batch=2, accumulate=3, eval_fraction=0)
     result = train(Run(llama, source, lt.LoRA(), out=str(tmp_path / "run"), training=settings), progress=False)
     loaded = models.load(llama)
