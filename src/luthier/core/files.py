@@ -27,6 +27,7 @@ def committed(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     recover(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
+    temporary.chmod(0o777 & ~_umask())  # as mkdir would have made it
     try:
         yield temporary
         _sync(temporary)
@@ -38,6 +39,12 @@ def committed(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def recover(folder: Path) -> None:

@@ -55,7 +55,8 @@ def _sample(model: nn.Module) -> dict[str, list[float]]:
 
 def _values(tensor: torch.Tensor) -> list[float]:
     size = tensor.numel()
-    places = torch.linspace(0, size - 1, min(VALUES, size)).long().tolist()
+    count = min(VALUES, size)
+    places = [i * (size - 1) // max(1, count - 1) for i in range(count)]
     flat = tensor.detach().reshape(-1)
     return [float(flat[i]) for i in places]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.core.component import Component
+from luthier.core.component import Component, check_type
 from luthier.core.errors import LuthierError
 from luthier.core.site import Site
 
@@ -80,6 +80,18 @@ class Form(Component):
             )
         if self.share not in (None, "type", "all"):
             raise LuthierError(f"share is {self.share!r}; expected none, type or all.")
+        for key, (hint, _) in self.settings().items():
+            self._check(key, getattr(self, key), hint)
+
+    def _check(self, key: str, value: object, hint: object) -> None:
+        label = f"{self.name()}.{key}"
+        check_type(label, value, hint)
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1 and hint is int:
+            raise LuthierError(f"{label} is {value}; expected a whole number of at least 1.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise LuthierError(f"{label} is {value}; expected a finite number.")
+        if key in self.noise and isinstance(value, int | float) and not 0 <= value < 1:
+            raise LuthierError(f"{label} is {value}; expected a rate of at least 0 and below 1.")
 
     def init(self, site: Site, stats: Stats) -> dict[str, Tensor]:
         """The parameters of one site before training, on the default device."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -204,9 +203,6 @@ def _refuse_foreign(folder: Path, spec: Mapping[str, Any], model: nn.Module, for
 def _part(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path) -> Part:
     if not isinstance(stored["form"], str) or not isinstance(stored["where"], str):
         raise LuthierError(f"{folder / SPEC} is no adapter's spec, or a damaged one.")
-    for key, value in stored["settings"].items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise LuthierError(f"{folder / SPEC}: {key} is {value}; expected a finite number.")
     form = find("forms", stored["form"]).from_dict(stored["settings"])
     assert isinstance(form, Form)
     sites = select(model, stored["where"])

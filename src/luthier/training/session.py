@@ -119,6 +119,7 @@ class Session:
             plot(lines, run.folder / PLOT, f"{run.model}, {run.form.name()}, {run.data}")
             measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
             measured |= {"eval_loss": evals[-1]} if evals else {}
+            measured |= {"task": prepared.loader, "labels": prepared.examples.labels}
             store.save(loaded.model, run.folder / "adapter", run.name, base=run.model, measured=measured, card=text)
         return Result(
             adapter=run.folder / "adapter",
