@@ -154,3 +154,13 @@ def test_running_statistics_of_the_base_stay(tmp_path):
     args = arguments(run, 2, (9, 9), evaluates=False)
     Trainer(run, model, args, (rows, []), data.Collator(), shifted=False, callbacks=[]).train()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items() if "running" in key)
+
+
+def test_packed_base(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = save_model(tmp_path / "llama", "llama", hidden_size=64, intermediate_size=128)
+    source = write_rows(tmp_path / "rows.jsonl", sums(24))
+    settings = Training(steps=12, lr=1e-2, quantize="nf4")
+    result = train(Run(base, source, lt.WeGeFT(), out=str(tmp_path / "run"), training=settings))
+    assert result.losses[-1][1] < result.losses[0][1] - 0.5
+    assert "_hf_peft_config_loaded" not in vars(result.model)

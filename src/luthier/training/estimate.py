@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from luthier.core.objective import Objective
 from luthier.data import Collator
@@ -37,15 +38,23 @@ def estimate(
     model: nn.Module, features: Sequence[dict[str, Any]], collator: Collator, objective: Objective, batch: int
 ) -> Memory:
     """The memory of a step on `batch` rows as long as the longest of `features`."""
-    storages = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*model.parameters(), *model.buffers()]
-    }
+    weights = dict(pair for t in [*model.parameters(), *model.buffers()] for pair in storages(t))
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     longest = max(features, key=size)
     short = shortened(longest)
     one, two = (saved_bytes(model, collator([short] * rows), objective) for rows in (1, 2))
     each, fixed = two - one, max(0, 2 * one - two)  # a weight that a form computes is kept once, whatever the batch
-    return Memory(sum(storages.values()), 3 * trained, fixed + each * batch * size(longest) // size(short))
+    return Memory(sum(weights.values()), 3 * trained, fixed + each * batch * size(longest) // size(short))
+
+
+def storages(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """(address, bytes) of what a tensor is stored in; a packed one is made of others."""
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from storages(getattr(tensor, name))
+    else:
+        storage = tensor.untyped_storage()
+        yield storage.data_ptr(), storage.nbytes()
 
 
 def size(feature: dict[str, Any]) -> int:
@@ -64,13 +73,11 @@ def shortened(feature: dict[str, Any]) -> dict[str, Any]:
 
 def saved_bytes(model: nn.Module, batch: dict[str, Any], objective: Objective) -> int:
     """Bytes that autograd keeps after one forward pass: each storage once, parameters and buffers left out."""
-    known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    known = dict(pair for t in [*model.parameters(), *model.buffers()] for pair in storages(t))
     found: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            found[storage.data_ptr()] = storage.nbytes()
+        found.update(pair for pair in storages(tensor) if pair[0] not in known)
         return tensor
 
     device = next(model.parameters()).device
