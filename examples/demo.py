@@ -41,8 +41,10 @@ def examples(training: int) -> tuple[str, data.Examples]:
 
 
 def score(model, processor, test: data.Examples) -> Evaluation:
-    """Exact matches, by reasoning-gym's own scorer, of greedy answers."""
-    return lt.evaluate(model, processor, test, batch=50, max_new_tokens=NEW_TOKENS)
+    """Greedy answers that reasoning-gym's scorer takes as right; its partial credit does not count."""
+    graded = data.scorer_for(test)
+    right = data.Scorer("right", lambda answer, example: float(graded.score(answer, example) == 1.0))
+    return lt.evaluate(model, processor, test, scorer=right, batch=50, max_new_tokens=NEW_TOKENS)
 
 
 def answers(model, processor, test: data.Examples, count: int = 8) -> list[str]:
