@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
 
 import luthier as lt
+from architectures import ARCHITECTURES
 from luthier.core.stats import collect
 
 

@@ -151,8 +151,8 @@ def test_the_task_chooses_among_layouts(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"text": "t", "label": 1}])
     assert load(path, task="causal-lm").layout == "text"
     assert load(path).layout == "text-label"
-    with pytest.raises(LuthierError, match="fit no layout for seq2seq-lm"):
-        load(path, task="seq2seq-lm")
+    with pytest.raises(LuthierError, match="fit no layout for seq2seq"):
+        load(path, task="seq2seq")
     with pytest.raises(LuthierError, match="did you mean 'regression'"):
         load(path, task="regresion")
 
@@ -160,13 +160,13 @@ def test_the_task_chooses_among_layouts(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "task", "classes", "first"),
     [
-        ([2, 10, 1], "sequence-classification", ["1", "2", "10"], "2"),
-        (["no", "yes", "no"], "sequence-classification", ["no", "yes"], "no"),
-        ([True, False, True], "sequence-classification", ["false", "true"], "true"),
+        ([2, 10, 1], "classification", ["1", "2", "10"], "2"),
+        (["no", "yes", "no"], "classification", ["no", "yes"], "no"),
+        ([True, False, True], "classification", ["false", "true"], "true"),
         ([3.5, 1, 2.0], "regression", None, 3.5),
         (["3.5", "1", "2"], "regression", None, 3.5),
-        (["1", "0", "1"], "sequence-classification", ["0", "1"], "1"),
-        (["1.5x", "0", "b"], "sequence-classification", ["0", "1.5x", "b"], "1.5x"),
+        (["1", "0", "1"], "classification", ["0", "1"], "1"),
+        (["1.5x", "0", "b"], "classification", ["0", "1.5x", "b"], "1.5x"),
     ],
 )
 def test_labels_tell_classes_from_numbers(tmp_path, labels, task, classes, first):

@@ -84,7 +84,7 @@ def test_seq2seq(tmp_path, name):
     run = Run(base, source, lt.Full(), task="seq2seq", out=str(tmp_path / "run"), training=settings)
     result = train(run, progress=False)
     assert result.losses[-1][1] < result.losses[0][1] / 3
-    found = evaluate(result.model, result.processor, data.load(source, task="seq2seq-lm"), max_new_tokens=8)
+    found = evaluate(result.model, result.processor, data.load(source, task="seq2seq"), max_new_tokens=8)
     said = {line["row"]: line["prediction"] for line in found.predictions}
     assert generate(result.model, result.processor, ["say a"], max_new_tokens=8) == [said[1]]
     assert found.score == sum(line["prediction"] == line["answer"] for line in found.predictions) / 24

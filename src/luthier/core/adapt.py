@@ -29,6 +29,8 @@ from luthier.core.site import Site
 from luthier.core.slot import Part, Slot, State
 from luthier.core.swap import adapters_of, swap, unswap
 
+TRAINS = "_hf_peft_config_loaded"
+"""The mark by which transformers' Trainer knows that a packed base carries something to train."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -130,6 +132,8 @@ def _new_state(model: nn.Module) -> State:
         parameter.requires_grad_(False)
     state.unpacked = keep_differentiable(model)
     vars(model)["_luthier"] = state
+    if getattr(model, "is_quantized", False):
+        vars(model)[TRAINS] = True
     return state
 
 
@@ -303,3 +307,4 @@ def _restore(model: nn.Module, state: State) -> None:
         module.support_avx512bf16_for_cpu = True  # type: ignore[assignment]
     for module in model.modules():
         vars(module).pop("_luthier", None)
+        vars(module).pop(TRAINS, None)

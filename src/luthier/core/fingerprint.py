@@ -41,6 +41,7 @@ def _candidates(model: nn.Module) -> dict[str, torch.Tensor]:
         for path, parameter in model.named_parameters()
         if ".adapters." not in f".{path}"
         and parameter.is_floating_point()
+        and type(parameter.data) is torch.Tensor  # a packed tensor has other values
         and not parameter.is_meta
         and (path in tables or path.startswith(inside or ("",)))
     }

@@ -222,8 +222,8 @@ def _regression(example: Example, tokenizer: Any, options: Options) -> Feature:
 
 TASKS: dict[str, Callable[[Example, Any, Options], Feature]] = {
     "causal-lm": _causal,
-    "seq2seq-lm": _seq2seq,
-    "sequence-classification": _classification,
+    "seq2seq": _seq2seq,
+    "classification": _classification,
     "regression": _regression,
     "image-classification": _image,
     "audio-classification": _audio,

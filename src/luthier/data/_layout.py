@@ -16,7 +16,7 @@ from luthier.data._example import Message, last_answer
 from luthier.data._read import Row
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-GENERATIVE = ("causal-lm", "seq2seq-lm")
+GENERATIVE = ("causal-lm", "seq2seq")
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,8 @@ LAYOUTS: dict[str, Layout] = {
     "question-answer": Layout(("question", "answer"), GENERATIVE, question),
     "source-target": Layout(("source", "target"), GENERATIVE, source_target),
     "text": Layout(("text",), ("causal-lm",), plain),
-    "text-label": Layout(("text", "label"), ("sequence-classification", "regression"), labelled),
-    "text-pair-label": Layout(("text", "text_pair", "label"), ("sequence-classification", "regression"), labelled_pair),
+    "text-label": Layout(("text", "label"), ("classification", "regression"), labelled),
+    "text-pair-label": Layout(("text", "text_pair", "label"), ("classification", "regression"), labelled_pair),
     "image-label": Layout(("image", "label"), ("image-classification",), labelled_image),
     "audio-label": Layout(("audio", "label"), ("audio-classification",), labelled_audio),
 }

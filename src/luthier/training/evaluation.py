@@ -12,7 +12,6 @@ from luthier import data
 from luthier.core.errors import LuthierError
 from luthier.data import Examples, Scorer
 from luthier.training.generation import Sampling, answers
-from luthier.training.prepare import data_task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +88,7 @@ def evaluate(
     """
     if batch < 1:
         raise LuthierError(f"batch is {batch}; expected at least 1.")
-    wanted = data_task(task) or examples.task
+    wanted = task or examples.task
     chosen = scorer or examples.scorer
     sampling = Sampling(max_new_tokens)
     job = Job(model, processor, examples, wanted, chosen, batch, sampling, max_length, progress, seed)
@@ -143,7 +142,7 @@ def _generated(job: Job) -> Found:
             "an answer."
         )
     rows = job.examples.rows
-    if job.task == "seq2seq-lm":
+    if job.task == "seq2seq":
         encoded = data.encode_all(job.examples, job.processor, task=job.task, max_length=job.max_length)
         prompts = [feature["input_ids"] for feature in encoded]
     else:
@@ -179,8 +178,8 @@ def _regressed(job: Job) -> Found:
 
 MEASURES: dict[str, Callable[[Job], Found]] = {
     "causal-lm": _generated,
-    "seq2seq-lm": _generated,
-    "sequence-classification": _classified,
+    "seq2seq": _generated,
+    "classification": _classified,
     "image-classification": _classified,
     "audio-classification": _classified,
     "regression": _regressed,

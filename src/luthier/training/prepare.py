@@ -10,22 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from luthier import data, models
-from luthier.core.errors import LuthierError, near
+from luthier.core.errors import LuthierError
 from luthier.data import Examples
 from luthier.training.spec import Run
 
 Feature = dict[str, Any]
-
-LOADERS = {
-    "causal-lm": "causal-lm",
-    "seq2seq-lm": "seq2seq",
-    "sequence-classification": "classification",
-    "regression": "regression",
-    "image-classification": "image-classification",
-    "audio-classification": "audio-classification",
-}
-"""The task that `luthier.models` loads for, by the task that `luthier.data` encodes for."""
-DATA_TASKS = {loader: task for task, loader in LOADERS.items()}
 
 
 @dataclass(frozen=True)
@@ -33,7 +22,7 @@ class Prepared:
     """The rows of a run, encoded."""
 
     task: str
-    """What the rows are for, as `luthier.data` names it."""
+    """What the model is fitted for."""
     examples: Examples
     """The rows trained on."""
     held: Examples | None
@@ -41,11 +30,6 @@ class Prepared:
     train: list[Feature]
     evaluation: list[Feature]
     processor: Any
-
-    @property
-    def loader(self) -> str:
-        """The task as `luthier.models` names it."""
-        return LOADERS[self.task]
 
 
 def prepare(run: Run) -> Prepared:
@@ -56,11 +40,10 @@ def prepare(run: Run) -> Prepared:
         skip_bad_rows=run.skip_bad_rows,
         limit=run.limit,
         seed=settings.seed,
-        task=data_task(run.task),
+        task=run.task,
     )
-    loader = LOADERS[examples.task]
     train, held = _divide(run, examples)
-    processor = try_selector(run, loader)
+    processor = try_selector(run, examples.task)
     encoded = [
         data.encode_all(
             part,
@@ -75,16 +58,6 @@ def prepare(run: Run) -> Prepared:
         if part is not None
     ]
     return Prepared(examples.task, train, held, encoded[0], encoded[1] if held else [], processor)
-
-
-def data_task(task: str | None) -> str | None:
-    """The data's name of a task given by either name."""
-    if task is None or task in LOADERS:
-        return task
-    if task not in DATA_TASKS:
-        known = sorted({*LOADERS, *DATA_TASKS})
-        raise LuthierError(f"no task {task!r}{near(task, known)} There are: {', '.join(known)}.")
-    return DATA_TASKS[task]
 
 
 def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples | None]:

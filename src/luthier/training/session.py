@@ -119,7 +119,7 @@ class Session:
             plot(lines, run.folder / PLOT, f"{run.model}, {run.form.name()}, {run.data}")
             measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
             measured |= {"eval_loss": evals[-1]} if evals else {}
-            measured |= {"task": prepared.loader, "labels": prepared.examples.labels}
+            measured |= {"task": prepared.task, "labels": prepared.examples.labels}
             store.save(loaded.model, run.folder / "adapter", run.name, base=run.model, measured=measured, card=text)
         return Result(
             adapter=run.folder / "adapter",
@@ -148,7 +148,7 @@ def load(run: Run, prepared: Prepared) -> Loaded:
     """The base of a run, with the classes of its rows."""
     return models.load(
         run.model,
-        task=prepared.loader,
+        task=prepared.task,
         dtype=run.training.precision,
         labels=prepared.examples.labels,
         quantize=run.training.quantize,

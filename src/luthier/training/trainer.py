@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +59,6 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
     return made
 
 
-@contextmanager
-def known_as_adapted(model: Any) -> Iterator[None]:
-    """Trainer refuses a packed base unless it carries adapters, which it knows by this mark alone."""
-    vars(model)["_hf_peft_config_loaded"] = True
-    try:
-        yield
-    finally:
-        del vars(model)["_hf_peft_config_loaded"]
-
-
 class Trainer(transformers.Trainer):
     """Trains `model`'s adapter `run.name` on features; what is not told here is transformers' own.
 
@@ -88,15 +77,14 @@ class Trainer(transformers.Trainer):
         callbacks: Sequence[transformers.TrainerCallback],
     ) -> None:
         """`features` are (training, evaluation) rows; with `shifted` labels, a row's first one has no prediction."""
-        with known_as_adapted(model):
-            super().__init__(
-                model=model,
-                args=args,
-                data_collator=collator,
-                train_dataset=features[0],  # pyright: ignore[reportArgumentType]
-                eval_dataset=features[1] or None,  # pyright: ignore[reportArgumentType]
-                callbacks=list(callbacks),
-            )
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=features[0],  # pyright: ignore[reportArgumentType]
+            eval_dataset=features[1] or None,  # pyright: ignore[reportArgumentType]
+            callbacks=list(callbacks),
+        )
         self.remove_callback(PrinterCallback)
         self.run, self.shifted = run, shifted
         self.root = run.folder / "checkpoints"

@@ -69,7 +69,6 @@ class Evaluate(Command):
         from luthier import data
         from luthier.cli.base import fitted
         from luthier.training import evaluate
-        from luthier.training.prepare import LOADERS, data_task
 
         examples = data.load(
             self.data,
@@ -77,13 +76,13 @@ class Evaluate(Command):
             limit=self.limit,
             seed=self.seed,
             skip_bad_rows=self.skip_bad_rows,
-            task=data_task(self.task),
+            task=self.task,
         )
         scorer = data.scorer_for(examples, self.scorer)
         loaded = fitted(
             self.model,
             self.adapter,
-            task=LOADERS[examples.task],
+            task=examples.task,
             labels=examples.labels,
             dtype=self.dtype,
             merged=self.merged,

@@ -55,13 +55,12 @@ class Show(Command):
     def _tokens(self, source: str) -> None:
         from luthier import data
         from luthier.cli.base import processor_of
-        from luthier.training.prepare import LOADERS, data_task
 
-        examples = data.load(source, skip_bad_rows=True, task=data_task(self.task))
+        examples = data.load(source, skip_bad_rows=True, task=self.task)
         chosen = [e for e in examples.rows if self.row in (None, e.row)][:1]
         if not chosen:
             raise LuthierError(f"no row {self.row} in {source}: {self._reason(examples)}")
-        processor = processor_of(self.target, LOADERS[examples.task])
+        processor = processor_of(self.target, examples.task)
         features = data.encode_all(examples.keep(chosen), processor, task=examples.task, max_length=self.max_length)
         show_feature(features[0], processor)
 
