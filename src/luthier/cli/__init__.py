@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -10,8 +9,6 @@ from collections.abc import Sequence
 from luthier.core.errors import LuthierError
 
 USAGE, INTERRUPTED = 2, 130
-CHATTY = ("torchao", "bitsandbytes", "torch.utils._pytree")
-"""Libraries that transformers imports when they are there, and that then tell what kernels they lack."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,8 +20,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     tokens = list(sys.argv[1:] if argv is None else argv)
     debug = bool(os.environ.get("LUTHIER_DEBUG"))
-    for name in () if debug else CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with plain_warnings():
             _run(tokens)

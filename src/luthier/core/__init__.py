@@ -2,6 +2,6 @@
 
 import logging
 
-# Where torchao is installed, importing transformers makes it report each CUDA kernel that a CPU does not have.
-for _name in ("torchao", "torch.utils._pytree"):
+# Where they are installed, transformers imports these, and each then reports the kernels that this machine lacks.
+for _name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)
