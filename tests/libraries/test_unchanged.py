@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -54,9 +56,21 @@ def rows(n: int = 8) -> list[dict]:
     return [{"input_ids": ids, "attention_mask": [1] * 10, "labels": [-100] * 5 + ids[5:]} for _ in range(n)]
 
 
+def packed(form, folder):
+    """The form on an NF4 copy of the base."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    settings = dict(ARCHITECTURES["llama"].settings, hidden_size=64, intermediate_size=128, head_dim=16)
+    replace(ARCHITECTURES["llama"], settings=settings).build().save_pretrained(folder)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    return lt.attach(AutoModelForCausalLM.from_pretrained(folder, quantization_config=config), form)
+
+
+@pytest.mark.parametrize("base", ["plain", "packed"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_transformers_trainer_fits_it(form, tmp_path, checkpointing):
-    model = adapted(form)
+def test_transformers_trainer_fits_it(form, tmp_path, checkpointing, base):
+    model = adapted(form) if base == "plain" else packed(form, tmp_path)
     arguments = TrainingArguments(
         output_dir=str(tmp_path), max_steps=8, per_device_train_batch_size=4, learning_rate=1e-2, report_to="none",
         logging_steps=1, use_cpu=True, disable_tqdm=True, save_strategy="no", gradient_checkpointing=checkpointing,

@@ -156,11 +156,15 @@ def test_running_statistics_of_the_base_stay(tmp_path):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items() if "running" in key)
 
 
-def test_packed_base(tmp_path):
-    pytest.importorskip("bitsandbytes")
+@pytest.mark.parametrize(("kind", "library"), [("nf4", "bitsandbytes"), ("int8", "torchao")])
+def test_packed_base(tmp_path, kind, library):
+    pytest.importorskip(library)
     base = save_model(tmp_path / "llama", "llama", hidden_size=64, intermediate_size=128)
     source = write_rows(tmp_path / "rows.jsonl", sums(24))
-    settings = Training(steps=12, lr=1e-2, quantize="nf4")
+    settings = Training(steps=12, lr=1e-2, quantize=kind)
     result = train(Run(base, source, lt.WeGeFT(), out=str(tmp_path / "run"), training=settings))
     assert result.losses[-1][1] < result.losses[0][1] - 0.5
-    assert "_hf_peft_config_loaded" not in vars(result.model)
+    loaded = lt.load(lt.model(base, quantize=kind).model, result.adapter)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, result.model(input_ids=ids).logits)
