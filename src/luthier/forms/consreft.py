@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import zeros
 
-from luthier.core.form import Form, orthogonal
-from luthier.forms._rotation import orthonormal
+from luthier.core.form import orthogonal
+from luthier.forms._reft import RotatedReFT
 
 
 @dataclass(frozen=True)
-class ConsReFT(Form):
+class ConsReFT(RotatedReFT):
     """Φ(h) = h + Rᵀ (b - R h), R with orthonormal rows
 
     R is rank x d, b has rank entries (zeros). It projects from the first step on, so it does not start as a
@@ -19,21 +19,10 @@ class ConsReFT(Form):
     """
 
     paper = "Wu, Arora et al. 2024, arXiv 2404.03592"
-    kinds = ("stream", "input", "affine", "embedding")
-    lr = 9e-4
-    where = "stream"
     identity = False
-
-    rank: int = 8
-    """Dimension of the subspace that is set."""
-    positions: str = field(default="f7+l7", kw_only=True)
 
     def init(self, site, stats):
         return {"R": orthogonal(self.rank, site.d_out), "b": zeros(self.rank)}
-
-    def rotation(self, p):
-        """R [rank, d], with orthonormal rows."""
-        return orthonormal(p["R"])
 
     def post(self, p, x, y):
         """The edited hidden state, y [..., d]."""

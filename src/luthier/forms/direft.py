@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import zeros
 
-from luthier.core.form import Form, kaiming
+from luthier.core.form import kaiming
+from luthier.forms._reft import ReFT
 
 
 @dataclass(frozen=True)
-class DiReFT(Form):
+class DiReFT(ReFT):
     """Φ(h) = h + W₂ᵀ (W₁ h + b)
 
     W₁ and W₂ are rank x d, b has rank entries; nothing is orthogonal. This is the paper's DiReFT; pyreft calls
@@ -18,13 +19,6 @@ class DiReFT(Form):
     """
 
     paper = "Wu, Arora et al. 2024, arXiv 2404.03592"
-    kinds = ("stream", "input", "affine", "embedding")
-    lr = 9e-4
-    where = "stream"
-
-    rank: int = 8
-    """Rank of the edit."""
-    positions: str = field(default="f7+l7", kw_only=True)
 
     def init(self, site, stats):
         r, d = self.rank, site.d_out

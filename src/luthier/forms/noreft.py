@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import zeros
 
-from luthier.core.form import Form, kaiming
+from luthier.core.form import kaiming
+from luthier.forms._reft import ReFT
 
 
 @dataclass(frozen=True)
-class NoReFT(Form):
+class NoReFT(ReFT):
     """Φ(h) = h + W₂ᵀ (W₁ h + b - W₂ h)
 
     W₁ and W₂ are rank x d, b has rank entries. The start, W₁ = W₂ and b = 0, is ours: a no-op.
     """
 
     paper = "Wu, Arora et al. 2024, arXiv 2404.03592"
-    kinds = ("stream", "input", "affine", "embedding")
-    lr = 9e-4
-    where = "stream"
-
-    rank: int = 8
-    """Rank of the edit."""
-    positions: str = field(default="f7+l7", kw_only=True)
 
     def init(self, site, stats):
         start = kaiming(self.rank, site.d_out)
