@@ -80,10 +80,12 @@ def answers(
     """The text that follows each of `prompts`, given as token ids; `done(n)` hears of every n finished."""
     import torch
 
+    from luthier.core.probe import evaluating
+
     texts = [""] * len(prompts)
     stops = stop_ids(model, tokenizer)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    with _evaluating(model), torch.random.fork_rng(), torch.inference_mode():
+    with evaluating(model), torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(sampling.seed)
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
@@ -133,17 +135,6 @@ def _own_settings(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = before
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """The model without its training noise."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
