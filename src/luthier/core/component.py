@@ -58,15 +58,16 @@ class Component:
                 hint = near(key, known)
                 raise LuthierError(f"{cls.name()} has no setting {key!r}{hint} It has: {', '.join(known)}.")
             check_type(f"{cls.name()}.{key}", value, known[key][0])
-        return cls(**values)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def check_type(label: str, value: Any, hint: Any) -> None:
     """Raises unless the JSON `value` fits the annotation `hint` (int passes for float; tuples come as lists)."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options = typing.get_args(hint) if union else (hint,)
     origins = tuple(typing.get_origin(option) or option for option in options)
-    if float in origins:
-        origins += (int,)
+    origins += (int,) if float in origins else ()
+    origins += (list,) if tuple in origins else ()
     if any(origin is typing.Literal for origin in origins):
         choices = [c for o in options if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)]
         if value in choices or (value is None and type(None) in origins):
