@@ -185,3 +185,13 @@ def test_a_deep_copy_is_a_model_of_its_own():
     assert not torch.equal(logits(twin), logits(model))
     lt.detach(twin)
     assert lt.trainable(model)
+
+
+@pytest.mark.parametrize("form", [lt.LoRA(dropout=0.5), lt.WeGeFT(dropout=0.5)])
+def test_merging_in_training_mode_leaves_the_noise_out(form):
+    model = lt.attach(build(), form)
+    perturb(model)
+    adapted = logits(model)
+    lt.merge(model.train())
+    assert all(module.training for module in model.modules())
+    assert torch.allclose(logits(model.eval()), adapted, atol=1e-10)

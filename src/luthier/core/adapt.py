@@ -264,20 +264,22 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     state = state_of(model)
     if state.merged:
         raise LuthierError("adapters are merged into the weights; unmerge before detaching.")
-    _remove(model, state, [part for part in state.parts if name in (None, _known(state, name, part))])
+    if name is not None:
+        check_name(state, name)
+    _remove(model, state, [part for part in state.parts if name in (None, part.name)])
     return model
-
-
-def _known(state: State, name: str | None, part: Part) -> str:
-    names = adapter_names(state)
-    if name is not None and name not in names:
-        raise LuthierError(f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}.")
-    return part.name
 
 
 def adapter_names(state: State) -> list[str]:
     """The names attached, in order."""
     return list(dict.fromkeys(part.name for part in state.parts))
+
+
+def check_name(state: State, name: str) -> None:
+    """Raises unless an adapter of that name is attached."""
+    names = adapter_names(state)
+    if name not in names:
+        raise LuthierError(f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}.")
 
 
 def _remove(model: nn.Module, state: State, parts: Sequence[Part]) -> None:

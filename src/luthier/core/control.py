@@ -9,10 +9,9 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapt import adapter_names, state_of
+from luthier.core.adapt import adapter_names, check_name, state_of
 from luthier.core.attention import refresh_prefixes
 from luthier.core.call import Prompt
-from luthier.core.errors import LuthierError, near
 from luthier.core.slot import Slot
 from luthier.core.swap import adapters_of, prompting
 
@@ -32,8 +31,7 @@ def _switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.
     known = adapter_names(state)
     wanted = known if name is None else [name] if isinstance(name, str) else list(name)
     for each in wanted:
-        if each not in known:
-            raise LuthierError(f"no adapter named {each!r}{near(each, known)} There are: {', '.join(known)}.")
+        check_name(state, each)
     for slot in _slots(model):
         slot.enabled = on if slot.name in wanted else slot.enabled
     _refresh(model)
@@ -73,10 +71,9 @@ def set_enabled(model: nn.Module, flags: dict[int, bool]) -> None:
 def rows(model: nn.Module, names: Sequence[str | None]):
     """A mixed batch: row i uses the adapter `names[i]`, None the base, while the context lasts."""
     state = state_of(model)
-    known = adapter_names(state)
     for name in names:
-        if name is not None and name not in known:
-            raise LuthierError(f"no adapter named {name!r}{near(name, known)} There are: {', '.join(known)}.")
+        if name is not None:
+            check_name(state, name)
     before = {id(slot): slot.enabled for slot in _slots(model)}
     set_enabled(model, {id(slot): slot.name in names for slot in _slots(model)})
     state.rows = tuple(names)

@@ -14,6 +14,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.files import committed, write_json
 from luthier.core.layer import features
 from luthier.core.merge import delta_of, refuse_unmergeable
+from luthier.core.probe import evaluating
 from luthier.core.slot import Slot
 from luthier.core.store import load
 from luthier.core.swap import adapters_of, generative
@@ -42,7 +43,8 @@ def export(
     name = next(n for n in ("export", *(f"export{i}" for i in range(99))) if n not in taken)
     load(base, adapter, name)
     try:
-        return formats[to](base, name, Path(out), rank, tolerance)
+        with evaluating(base):
+            return formats[to](base, name, Path(out), rank, tolerance)
     finally:
         detach(base, name)
 
@@ -98,25 +100,24 @@ def _low_rank_delta(
     tolerance: float,
     lost: dict[str, float],
 ) -> Delta:
-    with torch.no_grad():
-        if slots[0].site.kind == "embedding":
-            b, a = slots[0].quiet.factors(slots[0].params(torch.float32), torch.empty(0)) or (
-                None,
-                None,
-            )
-            if a is None or b is None:
-                raise LuthierError(f"{slots[0].form.name()} on the table {path} has no low-rank form.")
-            return Delta.low_rank(b, a)
-        if any(slot.site.kind == "param" for slot in slots):
-            raise LuthierError(f"{path}: peft's format has no place for a trained parameter; merge instead.")
-        delta = delta_of(module, slots)
-        if delta.rank is not None:
-            return delta
-        if rank is None:
-            raise LuthierError(
-                f"{slots[0].form.name()} at {path} is not of low rank; give rank=… and a tolerance for the SVD."
-            )
-        delta, lost[path] = delta.factor(rank)
+    if slots[0].site.kind == "embedding":
+        b, a = slots[0].quiet.factors(slots[0].params(torch.float32), torch.empty(0)) or (
+            None,
+            None,
+        )
+        if a is None or b is None:
+            raise LuthierError(f"{slots[0].form.name()} on the table {path} has no low-rank form.")
+        return Delta.low_rank(b, a)
+    if any(slot.site.kind == "param" for slot in slots):
+        raise LuthierError(f"{path}: peft's format has no place for a trained parameter; merge instead.")
+    delta = delta_of(module, slots)
+    if delta.rank is not None:
+        return delta
+    if rank is None:
+        raise LuthierError(
+            f"{slots[0].form.name()} at {path} is not of low rank; give rank=… and a tolerance for the SVD."
+        )
+    delta, lost[path] = delta.factor(rank)
     if lost[path] > tolerance:
         raise LuthierError(
             f"{path}: rank {rank} loses {lost[path]:.1%} of the change, more than the tolerance {tolerance:.1%}."

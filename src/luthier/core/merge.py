@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.core.adapt import adapter_names, state_of
+from luthier.core.adapt import check_name, state_of
 from luthier.core.control import disable, set_enabled
 from luthier.core.delta import Delta
-from luthier.core.errors import LuthierError, near
+from luthier.core.errors import LuthierError
 from luthier.core.layer import features, is_quantised, weight_of
+from luthier.core.probe import evaluating
 from luthier.core.slot import OneHot, Slot, State
 from luthier.core.swap import adapters_of
 
@@ -81,9 +82,8 @@ def merge(model: nn.Module, name: str | None = None) -> nn.Module:
     state = state_of(model)
     if state.merged:
         raise LuthierError("adapters are merged already; unmerge first.")
-    names = adapter_names(state)
-    if name is not None and name not in names:
-        raise LuthierError(f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}.")
+    if name is not None:
+        check_name(state, name)
     todo = list(_wanted(model, name))
     for path, module, slots in todo:
         refuse_unmergeable(slots)
@@ -92,7 +92,7 @@ def merge(model: nn.Module, name: str | None = None) -> nn.Module:
                 f"{path} is quantised; merging would round the sum again. Load the base in its original "
                 "precision, load the adapter onto it and merge there."
             )
-    with torch.no_grad():
+    with evaluating(model):  # without dropout, whatever mode the model is in
         new = {key: tensor for path, module, slots in todo for key, tensor in _merged(path, module, slots)}
         _write(model, state, new)
     state.folded = [slot for _, _, slots in todo for slot in slots]

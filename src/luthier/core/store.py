@@ -18,6 +18,7 @@ import luthier
 from luthier.core.adapt import (
     NAME,
     adapter_names,
+    check_name,
     detach,
     expected_shapes,
     place,
@@ -25,7 +26,7 @@ from luthier.core.adapt import (
 )
 from luthier.core.component import find
 from luthier.core.control import tensors
-from luthier.core.errors import LuthierError, near
+from luthier.core.errors import LuthierError
 from luthier.core.files import committed, read_json, recover, sha256, write_json
 from luthier.core.fingerprint import differences, fingerprint
 from luthier.core.form import Form
@@ -59,8 +60,7 @@ def save(
             save(model, folder / each, each, base=base, measured=measured, card=card)
         return folder
     name = names[0] if name is None else name
-    if name not in names:
-        raise LuthierError(f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}.")
+    check_name(state, name)
     if folder.exists() and any(folder.iterdir()) and not (folder / SPEC).exists():
         raise LuthierError(f"{folder} holds files and no adapter; choose another folder.")
     parts = [part for part in state.parts if part.name == name]

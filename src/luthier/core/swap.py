@@ -84,7 +84,7 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
     body |= {"_luthier_base": cls, "_luthier_reads": reads}
     if reads:
         body["__getattr__"] = __getattr__
-    if generate := vars_of(cls).get("generate"):
+    if generate := getattr(cls, "generate", None):
         body["generate"] = _prompting(generate)
     for key in ("__module__", "__qualname__", "__doc__"):
         body[key] = getattr(cls, key)
@@ -102,11 +102,6 @@ def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
                 adapters.state.reached.add(slot.origin.key)
             tensor = slot.weight(tensor)
     return tensor
-
-
-def vars_of(cls: type) -> dict[str, Any]:
-    """Attributes of a class, inherited ones included."""
-    return {key: value for parent in reversed(cls.__mro__) for key, value in vars(parent).items()}
 
 
 def _prompting(generate: Callable) -> Callable:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from luthier.core.errors import LuthierError
+from luthier.core.files import sha256
 from luthier.models._cache import commit, models_folder
 from luthier.models._catalogue import Entry, File, named
 from luthier.models._progress import step
@@ -126,14 +127,6 @@ def _join(parts: list[Path], whole: Path) -> None:
             with open(part, "rb") as stream:
                 shutil.copyfileobj(stream, out, 1 << 20)
             part.unlink()
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _refuse_unless(expected: str, found: str, what: str, path: Path | None = None) -> None:
