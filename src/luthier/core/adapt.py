@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from luthier.core.attention import refresh_prefixes
 from luthier.core.errors import LuthierError, near
 from luthier.core.form import Form, Stats
+from luthier.core.initialiser import Init
 from luthier.core.layer import (
     block_lists,
     compute_dtype,
+    decoder_path,
     keep_differentiable,
     raw_parameter,
     stack_owner,
@@ -41,28 +43,52 @@ def attach(
     name: str = "default",
     *,
     stats: Mapping[str, Stats] | None = None,
+    ranks: Mapping[str, int] | None = None,
+    init: Init | None = None,
     check: bool = True,
 ) -> nn.Module:
     """Attaches `form` at `where` (see `luthier.core.select`) under `name` and freezes the rest of the model.
 
     The module classes change to subclasses of themselves; the model, its type and the base's keys stay.
-    `stats` gives, by path, the statistics that the form needs beyond the weights. With `check`, one small pass
-    makes sure that every kind of site takes part in the forward pass. Returns the model.
+    `stats` gives, by path, the statistics that the form needs beyond the weights (see `luthier.core.stats`).
+    `ranks` gives each site its own rank by path, 0 for none, with alpha / rank as the form has it; `init` chooses
+    where the form starts. With `check`, one small pass makes sure that every kind of site takes part in the
+    forward pass. Returns the model.
 
-    Raises `LuthierError` for a selector that matches nothing, a kind of site that the form cannot take, a name
-    that already acts there, and a site that the model bypasses; the model is then as it was.
+    Raises `LuthierError` for a selector that matches nothing, a kind of site that the form cannot take, ranks that
+    do not fit the sites, a name that already acts there, and a site that the model bypasses; the model is then as
+    it was.
     """
     if not NAME.fullmatch(name):
         raise LuthierError(f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64).")
     spoken = form.where if where is None else where
     sites = select(model, spoken)
     text = spoken if isinstance(spoken, str) else ", ".join(map(str, sites))
-    parts = [Part(name, each, text, sites) for each in form.parts()]
+    kept = sites if ranks is None else ranked(form, sites, ranks)
+    parts = [Part(name, each, text, kept, dict(ranks or {})) for each in form.parts()]
 
     def start(module: nn.Module, site: Site, part: Part) -> dict[str, Tensor]:
-        return initial(module, site, part.form, (stats or {}).get(site.path, {}))
+        return initial(module, site, part.form_at(site), (stats or {}).get(site.path, {}), init)
 
     return place(model, parts, start, check=check)
+
+
+def ranked(form: Form, sites: Selection, ranks: Mapping[str, int]) -> Selection:
+    """The sites whose rank is above 0; raises for ranks that are not those of `sites`."""
+    paths = [site.path for site in sites]
+    strange = [path for path in ranks if path not in paths]
+    missing = [path for path in paths if path not in ranks]
+    if strange or missing:
+        why = f"{strange[0]!r} is none of the sites" if strange else f"{missing[0]!r} has none"
+        raise LuthierError(f"ranks do not fit the {len(paths)} selected sites: {why}. Give one rank for each site.")
+    wrong = [f"{path} has {r!r}" for path, r in ranks.items() if type(r) is not int or r < 0]
+    if wrong:
+        raise LuthierError(f"a rank is a whole number of at least 0; {wrong[0]}.")
+    form.with_rank(1)  # refuses a form without a rank
+    kept = Selection(site for site in sites if ranks[site.path])
+    if not kept:
+        raise LuthierError("every rank is 0, so nothing would be trained.")
+    return kept
 
 
 def place(model: nn.Module, parts: Sequence[Part], start: Start, *, check: bool = True) -> nn.Module:
@@ -169,14 +195,14 @@ def _tied(model: nn.Module, site: Site) -> list[Site]:
 
 
 def _parameters(module: nn.Module, site: Site, part: Part, start: Start) -> dict[str, nn.Parameter]:
-    form, group = part.form, part.form.group(site)
+    form, group = part.form_at(site), part.form.group(site)
     first = part.slots.get(group)
     if first is not None:
         shapes = {k: p.shape for k, p in first._parameters.items() if p is not None}
         if expected_shapes(module, site, form) not in (None, shapes):
             raise LuthierError(
                 f"share={form.share!r}: {site} ({site.d_in} -> {site.d_out}) cannot share parameters with "
-                f"{first.site} ({first.site.d_in} -> {first.site.d_out})."
+                f"{first.site} ({first.site.d_in} -> {first.site.d_out}), or their ranks differ."
             )
         return {k: p for k, p in first._parameters.items() if p is not None}
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
@@ -213,14 +239,18 @@ def expected_shapes(module: nn.Module, site: Site, form: Form) -> dict[str, torc
         return {k: t.shape for k, t in initial(module, site, form, stats).items()}
 
 
-def initial(module: nn.Module, site: Site, form: Form, stats: Stats) -> dict[str, Tensor]:
-    """The form's own start at a site, one for each expert of a 3-D parameter."""
+def initial(module: nn.Module, site: Site, form: Form, stats: Stats, init: Init | None = None) -> dict[str, Tensor]:
+    """The start at a site: the form's own, or that of `init`; one for each expert of a 3-D parameter."""
     given = dict(stats)
-    if "weight" in form.needs and "weight" not in given:
+    asking = [form] if init is None else [form, init]
+    if any("weight" in each.needs for each in asking) and "weight" not in given:
         given["weight"] = base_tensor(module, site)
-    missing = [need for need in form.needs if need not in given]
-    if missing:
-        raise LuthierError(f"{form.name()} needs {', '.join(missing)} of {site}; measure it and pass stats=….")
+    for each in asking:
+        missing = [need for need in each.needs if need not in given]
+        if missing:
+            raise LuthierError(f"{each.name()} needs {', '.join(missing)} of {site}; measure it and pass stats=….")
+    if init is not None:
+        return form.init(site, given) | init.factors(form, site, given)
     if site.experts is None:
         return form.init(site, given)
     each = [form.init(site, {k: v[i] for k, v in given.items()}) for i in range(site.experts)]
@@ -248,15 +278,7 @@ def _mark(model: nn.Module, state: State) -> None:
         for index, block in enumerate(blocks):
             swap(block, state, f"{path}.{index}").block = owner
     swap(model, state, "").root = True
-    state.decoder = _decoder_path(model)
-
-
-def _decoder_path(model: nn.Module) -> str | None:
-    config = getattr(model, "config", None)
-    if not getattr(config, "is_encoder_decoder", False):
-        return None
-    decoder = model.get_decoder()  # type: ignore[operator]
-    return next((path for path, module in model.named_modules() if module is decoder), None)
+    state.decoder = decoder_path(model)
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:
@@ -283,13 +305,12 @@ def check_name(state: State, name: str) -> None:
 
 
 def _remove(model: nn.Module, state: State, parts: Sequence[Part]) -> None:
-    forms = {id(part.form) for part in parts}
     for module in list(model.modules()):
         adapters = adapters_of(module)
         if adapters is None:
             continue
         for key, slot in list(adapters.named_children()):
-            if id(slot.form) in forms:
+            if slot.part in parts:
                 del adapters._modules[key]
         adapters.refresh()
     state.parts = [part for part in state.parts if part not in parts]

@@ -52,6 +52,8 @@ class Form(Component):
     """It starts as a no-op."""
     lr: ClassVar[float] = 5e-4
     """Learning rate when nobody says."""
+    reader: ClassVar[str] = ""
+    """The factor [rank, d_in] that reads the input while another one is zero, so that an initialiser may choose it."""
     face: ClassVar[str] = ""
 
     positions: str = field(default="all", kw_only=True)
@@ -100,6 +102,14 @@ class Form(Component):
     def factors(self, p: Params, w: Tensor) -> tuple[Tensor, Tensor] | None:
         """(B, A) with ŵ = w + B A exactly, for a form whose change has low rank; else None."""
         return None
+
+    def with_rank(self: F, rank: int) -> F:
+        """The form at another rank, alpha / rank unchanged, so that its change keeps its size per direction."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        if "rank" not in own:
+            raise LuthierError(f"{self.name()} has no rank, so none can be chosen for it.")
+        scaled = {"alpha": own["alpha"] * rank / own["rank"]} if "alpha" in own else {}
+        return replace(self, rank=rank, **scaled)
 
     def quiet(self: F) -> F:
         """The form outside training: its noise is zero."""

@@ -106,6 +106,15 @@ def stack_owner(model: nn.Module, path: str) -> str:
     return ""
 
 
+def decoder_path(model: nn.Module) -> str | None:
+    """Path of the decoder of an encoder-decoder; None for other models."""
+    config = getattr(model, "config", None)
+    if not getattr(config, "is_encoder_decoder", False):
+        return None
+    decoder = model.get_decoder()  # type: ignore[operator]
+    return next((path for path, module in model.named_modules() if module is decoder), None)
+
+
 def keep_differentiable(model: nn.Module) -> list[nn.Module]:
     """Stops bitsandbytes from repacking 4-bit weights for CPU inference, which has no backward pass: one pass in
     evaluation mode, and no later training step would run. Returns the modules that were told."""

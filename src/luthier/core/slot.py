@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,8 +23,14 @@ class Part:
     form: Form
     where: str
     sites: Selection
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """The rank at each site, by path, where ranks were allocated; 0 leaves a site out of `sites`."""
     slots: dict[str, Slot] = field(default_factory=dict)
     """One slot for each group of sites that share parameters, by the group's name."""
+
+    def form_at(self, site: Site) -> Form:
+        """The form at the rank of a site."""
+        return self.form.with_rank(self.ranks[site.path]) if self.ranks else self.form
 
 
 @dataclass(eq=False)
@@ -74,9 +81,10 @@ class Slot(nn.Module):
 
     def __init__(self, part: Part, site: Site, origin: Site, owner: str, params: dict[str, nn.Parameter]) -> None:
         super().__init__()
-        self.name, self.site, self.owner = part.name, site, owner
+        self.part, self.name, self.site, self.owner = part, part.name, site, owner
         self.origin = origin  # the selected site, where this is another place of the same tied tensor
-        self.form, self.quiet = part.form, part.form.quiet()
+        self.form = part.form_at(origin)
+        self.quiet = self.form.quiet()
         self.spot = Positions.parse(part.form.positions)
         self.enabled = True
         for key, tensor in params.items():

@@ -22,6 +22,7 @@ from luthier.core.adapt import (
     detach,
     expected_shapes,
     place,
+    ranked,
     state_of,
 )
 from luthier.core.component import find
@@ -91,6 +92,7 @@ def _spec(model, name: str, parts: list[Part], base: str | None, measured) -> di
                 "where": part.where,
                 "sites": [[site.path, site.kind] for site in part.sites],
             }
+            | ({"ranks": dict(part.ranks)} if part.ranks else {})
             for part in parts
         ],
         "base": {"name": base or getattr(model, "name_or_path", "")} | fingerprint(model),
@@ -137,7 +139,7 @@ def load(
         prefix = f"{parts.index(part)}.{part.form.group(site)}."
         found = {k.removeprefix(prefix): t for k, t in held.items() if k.startswith(prefix)}
         found = {k: t for k, t in found.items() if "." not in k}
-        _check_shapes(folder, prefix, found, expected_shapes(module, site, part.form))
+        _check_shapes(folder, prefix, found, expected_shapes(module, site, part.form_at(site)))
         used.update(prefix + k for k in found)
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         return {k: t.to(device) for k, t in found.items()}
@@ -205,13 +207,14 @@ def _part(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path) 
         raise LuthierError(f"{folder / SPEC} is no adapter's spec, or a damaged one.")
     form = find("forms", stored["form"]).from_dict(stored["settings"])
     assert isinstance(form, Form)
-    sites = select(model, stored["where"])
+    sites, ranks = select(model, stored["where"]), stored.get("ranks", {})
+    sites = ranked(form, sites, ranks) if ranks else sites
     if [[s.path, s.kind] for s in sites] != stored["sites"]:
         raise LuthierError(
             f"{folder}: where={stored['where']!r} selects {len(sites)} sites of this base, not the "
             f"{len(stored['sites'])} that the adapter was fitted on."
         )
-    return Part(name, form, stored["where"], sites)
+    return Part(name, form, stored["where"], sites, ranks)
 
 
 def _check_shapes(folder: Path, prefix: str, found: Mapping[str, Tensor], expected) -> None:

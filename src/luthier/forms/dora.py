@@ -22,6 +22,7 @@ class DoRA(Form):
 
     paper = "Liu et al. 2024, arXiv 2402.09353"
     kinds = ("affine", "param")
+    reader = "A"
     needs = ("weight",)
 
     rank: int = 8

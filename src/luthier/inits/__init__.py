@@ -1,0 +1,6 @@
+"""Initialisers: where a form starts. A file is one choice of starting factors."""
+
+from luthier.core.component import plugin_folders
+
+AXIS = "from what?"
+__path__ += plugin_folders("inits")

@@ -1,0 +1,6 @@
+"""Statistics: what the calibration pass can learn of a place. A file is one statistic."""
+
+from luthier.core.component import plugin_folders
+
+AXIS = "known from what?"
+__path__ += plugin_folders("statistics")
