@@ -43,9 +43,12 @@ def __getattr__(name: str) -> Any:
     if name[:1].isupper():  # a component by its class name: lt.WeGeFT
         from luthier.core.component import axes, find, names
 
-        for axis in axes():
-            if name.lower() in {n.replace("_", "") for n in names(axis)}:
-                return find(axis, name)
+        found = [axis for axis in axes() if name.lower() in {n.replace("_", "") for n in names(axis)}]
+        if len(found) == 1:
+            return find(found[0], name)
+        if found:  # one paper on two axes: lt.ranks.EVA, lt.inits.EVA
+            where = " or ".join(f"luthier.{axis}.{name}" for axis in found)
+            raise AttributeError(f"{name} is the name of {len(found)} components: write {where}")
     raise AttributeError(f"module 'luthier' has no attribute {name!r}")
 
 

@@ -38,14 +38,15 @@ class Setting:
     doc: str
 
 
-def locate(name: str) -> tuple[str, type[Component]]:
-    """(axis, class) of the component `name` on any axis; an unknown name raises with near ones."""
+def locate(name: str) -> list[tuple[str, type[Component]]]:
+    """(axis, class) of every component `name`, on whatever axis; an unknown name raises with near ones."""
     wanted = name.lower().replace("-", "").replace("_", "")
-    known = {each: axis for axis in axes() for each in names(axis)}
-    for each, axis in known.items():
-        if each.replace("_", "") == wanted:
-            return axis, find(axis, each)
-    raise LuthierError(f"nothing is named {name!r}{near(name, known)} There are: {', '.join(known)}.")
+    known = [(axis, each) for axis in axes() for each in names(axis)]
+    found = [(axis, find(axis, each)) for axis, each in known if each.replace("_", "") == wanted]
+    if not found:
+        listed = sorted({each for _, each in known})
+        raise LuthierError(f"nothing is named {name!r}{near(name, listed)} There are: {', '.join(listed)}.")
+    return found
 
 
 def settings_of(cls: type[Component]) -> list[Setting]:

@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 def rehearse(run: Run) -> None:
     """Prints what is trained and the first row's tokens; the run folder is not touched."""
     from luthier import data
+    from luthier.training.attachment import attach_all
     from luthier.training.estimate import estimate
     from luthier.training.prepare import prepare, processes
     from luthier.training.progress import quiet
     from luthier.training.report import overview, plan_of, steps_of
-    from luthier.training.session import attach_all, load
+    from luthier.training.session import load
 
     with quiet():
         prepared = prepare(run)
         loaded = load(run, prepared)
-        attach_all(run, loaded)
+        attach_all(run, loaded, prepared, console(stderr=True))
         plan = plan_of(run, prepared, loaded.model, steps_of(run, len(prepared.train), processes()))
         collator = data.collator_for(prepared.task, loaded.processor)
         memory = estimate(loaded.model, prepared.train, collator, run.objective, run.training.batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 
@@ -98,6 +99,9 @@ def _size(form: Form, site: Site) -> int:
 class Ranks(Component):
     """How many directions each site gets."""
 
+    least: ClassVar[int] = 1
+    """The lowest rank that a site gets; 0 where sites can be left out."""
+
     def statistics(self, form: Form) -> tuple[Statistic, ...]:
         """What the calibration pass is to measure for the sites of `form`."""
         return ()
@@ -109,3 +113,7 @@ class Ranks(Component):
         sites that were not measured.
         """
         raise NotImplementedError(f"{type(self).__name__} must define allocate")
+
+    def evidence(self, sites: Selection, stats: Mapping[str, Stats]) -> dict[str, Any]:
+        """What the ranks follow from, as JSON holds it: for the adapter's spec and for reports."""
+        return {}

@@ -12,6 +12,7 @@ import os
 import pkgutil
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -102,6 +103,17 @@ def find(axis: str, name: str) -> type[Component]:
         if isinstance(value, type) and issubclass(value, Component) and value.__name__.lower() == wanted:
             return value
     raise LuthierError(f"{module.__file__} defines no Component class whose lower-cased name is {wanted!r}.")
+
+
+def attributes(axis: str) -> Callable[[str], Any]:
+    """`__getattr__` of an axis's package: its components by their class names, loaded on use."""
+
+    def component(name: str) -> Any:
+        if name[:1].isupper() and name.lower() in {each.replace("_", "") for each in names(axis)}:
+            return find(axis, name)
+        raise AttributeError(f"module 'luthier.{axis}' has no attribute {name!r}")
+
+    return component
 
 
 def axes() -> list[str]:

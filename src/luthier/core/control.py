@@ -124,9 +124,10 @@ def describe(model: nn.Module) -> list[dict]:
             row = groups.setdefault(
                 (site.type, site.kind, site.d_in, site.d_out),
                 {"adapter": part.name, "form": part.form.name(), "type": site.type, "kind": site.kind,
-                 "d_in": site.d_in, "d_out": site.d_out, "sites": 0, "parameters": 0},
+                 "d_in": site.d_in, "d_out": site.d_out, "sites": 0, "ranks": [], "parameters": 0},
             )  # fmt: skip
             row["sites"] += 1
+            row["ranks"] += [part.ranks[site.path]] if part.ranks else []
             slot = part.slots[part.form.group(site)]
             if slot.site.key == site.key:
                 row["parameters"] += sum(p.numel() for p in slot.parameters() if p.requires_grad)

@@ -4,8 +4,12 @@ description = "one line"
 paper = "authors, year, identifier"
 method = "wegeft"              # a form
 where = "q_proj, v_proj"       # its own default when missing
+budget = "0.1%"                # what the ranks may cost
 [form]                         # the form's hyper-parameters
-[training]                     # those of training
+[ranks]                        # name = "gelora", and the settings of that allocation
+[init]                         # name = "eva", and the settings of that initialiser
+[calibration]                  # how the data are looked at before ranks and starts are chosen
+[training]                     # hyper-parameters of training
 """
 
 from __future__ import annotations
@@ -37,8 +41,16 @@ class Recipe:
     """Authors, year and identifier of the source of the settings."""
     where: str | None = None
     """Where the form goes; None for the form's own default."""
+    budget: str | None = None
+    """What the ranks may cost; None for no bound."""
     form: dict[str, Any] = field(default_factory=dict)
     """Hyper-parameters of the form."""
+    ranks: dict[str, Any] = field(default_factory=dict)
+    """Name and settings of the allocation of ranks; empty for the form's own rank."""
+    init: dict[str, Any] = field(default_factory=dict)
+    """Name and settings of the initialiser; empty for the form's own start."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """Settings of the calibration pass."""
     training: dict[str, Any] = field(default_factory=dict)
     """Hyper-parameters of training."""
 
@@ -73,6 +85,9 @@ def _checked(path: Path, values: dict[str, Any]) -> Recipe:
         if not isinstance(value, wanted):
             shown = "a table" if wanted is dict else "a string"
             raise LuthierError(f"{path}: {key} is {value!r}; expected {shown}.")
+    for key in ("ranks", "init"):
+        if key in values and not isinstance(values[key].get("name"), str):
+            raise LuthierError(f'{path}: [{key}] names nothing; add a line such as name = "eva".')
     if "method" not in values:
         raise LuthierError(f'{path} names no method; add a line such as method = "wegeft".')
     return Recipe(path.stem, **values)

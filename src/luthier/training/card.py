@@ -7,7 +7,7 @@ from typing import Any
 
 from luthier import models
 from luthier.training.prepare import Prepared
-from luthier.training.report import Plan
+from luthier.training.report import Plan, span
 from luthier.training.spec import Run
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
@@ -24,7 +24,8 @@ def card(run: Run, prepared: Prepared, plan: Plan, lines: list[dict[str, Any]], 
         run=run,
         form=run.form,
         where=run.where or run.form.where,
-        settings={**run.form.to_dict()},
+        settings=run.form.to_dict(),
+        ranks=ranks_of(record["measured"]),
         training=run.training,
         prepared=prepared,
         plan=plan,
@@ -35,6 +36,14 @@ def card(run: Run, prepared: Prepared, plan: Plan, lines: list[dict[str, Any]], 
         licence=licence(run.model),
         record=record,
     )
+
+
+def ranks_of(measured: dict[str, Any]) -> str:
+    """`gelora: 1 to 5, mean 1.4 at 60 sites`, or nothing where no rank was allocated."""
+    if not measured:
+        return ""
+    ranks = list(measured["ranks"].values())
+    return f"{measured['by']}: {span(ranks)} at {len(ranks)} sites"
 
 
 def licence(name: str) -> str | None:

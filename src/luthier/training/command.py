@@ -6,10 +6,9 @@ import dataclasses
 import shlex
 from typing import Any
 
-from luthier.core.component import Component
 from luthier.training.spec import Run
 
-NESTED = ("model", "data", "form", "objective", "training")
+NESTED = ("model", "data", "form", "objective", "training", "ranks", "init", "calibration")
 """Fields of a run that are not flags of their own name."""
 
 
@@ -20,17 +19,25 @@ def command(run: Run) -> str:
     words += [word for word in flags(run, but=NESTED) if word]
     if run.objective.name() != "sft":
         words += ["--objective", run.objective.name()]
-    words += flags(run.objective) + flags(run.training)
+    for name, chosen in (("ranks", run.ranks), ("init", run.init)):
+        if chosen is not None:
+            words += [f"--{name}", chosen.name(), *flags(chosen)]
+    words += flags(run.objective) + flags(run.training) + flags(run.calibration, beside=run.training)
     return shlex.join(words)
 
 
-def flags(value: Run | Component | Any, but: tuple[str, ...] = ()) -> list[str]:
-    """The flags of a dataclass's fields that differ from their defaults."""
+def flags(value: Any, but: tuple[str, ...] = (), beside: Any = None) -> list[str]:
+    """The flags of a dataclass's fields that differ from their defaults.
+
+    A name that `beside` has too is told apart by the class's, as the command line does: `--calibration-seed`.
+    """
+    taken = {field.name for field in dataclasses.fields(beside)} if beside is not None else set()
     found: list[str] = []
     for field in dataclasses.fields(value):
         given = getattr(value, field.name)
         if field.name not in but and given != field.default:
-            found += flag(field.name, given)
+            name = f"{type(value).__name__.lower()}_{field.name}" if field.name in taken else field.name
+            found += flag(name, given)
     return found
 
 

@@ -63,7 +63,7 @@ def read_run(folder: str | Path) -> Run:
 def read_record(folder: Path) -> dict[str, Any]:
     """All of `run.json`."""
     record = read_json(folder / SPEC)
-    if not isinstance(record, dict) or not {"run", "data", "base", "versions"} <= set(record):
+    if not isinstance(record, dict) or not {"run", "data", "base", "measured", "versions"} <= set(record):
         raise LuthierError(f"{folder / SPEC} is no run's record, or a damaged one.")
     return record
 
@@ -89,8 +89,10 @@ def _differences(new: dict[str, Any], old: dict[str, Any], prefix: str = "") -> 
     return found
 
 
-def record(run: Run, prepared: Prepared, model: Any, command: str, steps: int) -> dict[str, Any]:
-    """What `run.json` keeps: the resolved run, and what it stands on."""
+def record(
+    run: Run, prepared: Prepared, model: Any, command: str, steps: int, measured: dict[str, Any]
+) -> dict[str, Any]:
+    """What `run.json` keeps: the resolved run, what it stands on, and what its ranks follow from."""
     held = prepared.held
     return {
         "run": run.to_dict(),
@@ -104,6 +106,7 @@ def record(run: Run, prepared: Prepared, model: Any, command: str, steps: int) -
             "eval_fingerprint": held.fingerprint if held else None,
         },
         "base": base_of(model),
+        "measured": measured,
         "command": command,
         "versions": versions(),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -81,12 +81,20 @@ def sites(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="what is trained", title_justify="left", box=None, pad_edge=False)
     for name in ("form", "site"):
         table.add_column(name)
-    for name in ("sites", "in", "out", "parameters"):
+    ranked = any(row["ranks"] for row in rows)
+    for name in ("sites", "in", "out", *(["ranks"] if ranked else []), "parameters"):
         table.add_column(name, justify="right")
     for row in rows:
-        numbers = [f"{row[key]:,}" for key in ("sites", "d_in", "d_out", "parameters")]
-        table.add_row(row["form"], row["type"], *numbers)
+        sites, d_in, d_out, count = (f"{row[key]:,}" for key in ("sites", "d_in", "d_out", "parameters"))
+        table.add_row(row["form"], row["type"], sites, d_in, d_out, *([span(row["ranks"])] if ranked else []), count)
     return table
+
+
+def span(ranks: Sequence[int]) -> str:
+    """`1 to 5, mean 1.4`, or the one number; nothing of nothing."""
+    if len(set(ranks)) < 2:
+        return str(ranks[0]) if ranks else ""
+    return f"{min(ranks)} to {max(ranks)}, mean {sum(ranks) / len(ranks):.2g}"
 
 
 def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:

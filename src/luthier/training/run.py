@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.core.allocation import Ranks
 from luthier.core.errors import LuthierError
 from luthier.core.form import Form
+from luthier.core.initialiser import Init
 from luthier.core.objective import Objective
+from luthier.measuring.calibration import Calibration
 from luthier.objectives.sft import SFT
 from luthier.training.spec import Run, Training
 
@@ -55,6 +58,10 @@ def train(
     skip_bad_rows: bool = False,
     limit: int | None = None,
     name: str = "default",
+    ranks: Ranks | None = None,
+    init: Init | None = None,
+    budget: str | None = None,
+    calibration: Calibration | None = None,
 ) -> Result:
     """Trains `run`, or the run that the fields after `progress` describe (see `Run`), and fills its folder.
 
@@ -67,7 +74,7 @@ def train(
     """
     from luthier.training.session import Session
 
-    fields = [model, data, form, where, task, eval_data, objective, training, limit]
+    fields = [model, data, form, where, task, eval_data, objective, training, limit, ranks, init, budget, calibration]
     if run is not None and any(field is not None for field in fields):
         raise LuthierError("give a Run or its fields, not both.")
     if run is None:
@@ -86,5 +93,9 @@ def train(
             skip_bad_rows,
             limit,
             name,
+            ranks,
+            init,
+            budget,
+            calibration or Calibration(),
         )
     return Session(run, progress).train(resume, overwrite)

@@ -12,13 +12,11 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from luthier import data, models
 from luthier.core import store
-from luthier.core.adapt import attach, state_of
 from luthier.core.errors import LuthierError, near
-from luthier.core.select import select
-from luthier.forms.full import Full
 from luthier.models import Loaded
 from luthier.training import folder as folders
 from luthier.training import metrics
+from luthier.training.attachment import attach_all
 from luthier.training.card import card
 from luthier.training.checkpoint import newest, step_of
 from luthier.training.command import command
@@ -54,10 +52,11 @@ class Session:
             prepared = prepare(run)
             set_seed(run.training.seed)  # new heads, the form's start
             loaded = load(run, prepared)
-            attach_all(run, loaded)
-            return self.fit(prepared, loaded, goes_on)
+            known = folders.read_record(run.folder)["measured"] if goes_on else None
+            evidence = attach_all(run, loaded, prepared, self.console, known)
+            return self.fit(prepared, loaded, evidence, goes_on)
 
-    def fit(self, prepared: Prepared, loaded: Loaded, goes_on: bool) -> Result:
+    def fit(self, prepared: Prepared, loaded: Loaded, evidence: dict[str, Any], goes_on: bool) -> Result:
         """Trains the attached adapter and writes what the folder is to hold."""
         run, model = self.run, loaded.model
         features = [
@@ -72,7 +71,7 @@ class Session:
         if not self.console.quiet:
             memory = estimate(model, features[0], collator, run.objective, run.training.batch)
             self.console.print(overview(run, prepared, model, plan, memory), highlight=False)
-        record = folders.record(run, prepared, model, command(run), plan.steps)
+        record = folders.record(run, prepared, model, command(run), plan.steps, evidence)
         checkpoint = self.start(record, goes_on)
         with shown(self.console, plan.steps) as callbacks:
             log = metrics.Metrics(run.folder)
@@ -120,6 +119,7 @@ class Session:
             measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
             measured |= {"eval_loss": evals[-1]} if evals else {}
             measured |= {"task": prepared.task, "labels": prepared.examples.labels}
+            measured |= {"ranks": record["measured"]} if record["measured"] else {}
             store.save(loaded.model, run.folder / "adapter", run.name, base=run.model, measured=measured, card=text)
         return Result(
             adapter=run.folder / "adapter",
@@ -153,20 +153,6 @@ def load(run: Run, prepared: Prepared) -> Loaded:
         labels=prepared.examples.labels,
         quantize=run.training.quantize,
     )
-
-
-def attach_all(run: Run, loaded: Loaded) -> None:
-    """Attaches the form; modules that the checkpoint lacks are trained in full, as part of the same adapter."""
-    model = loaded.model
-    attach(model, run.form, run.where, run.name)
-    taken = {site.key for part in state_of(model).parts for site in part.sites}
-    fresh = [
-        f"params({module}.*)"
-        for module in loaded.new_modules
-        if not any(site.key in taken for site in select(model, f"params({module}.*)"))
-    ]
-    if fresh:
-        attach(model, Full(), " | ".join(fresh), run.name)
 
 
 def recompute(model: Any, on: bool) -> None:

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier.core.allocation import Ranks, parameters_of
 from luthier.core.component import Component, check_type, find
 from luthier.core.errors import LuthierError, near
 from luthier.core.form import Form
+from luthier.core.initialiser import Init
 from luthier.core.objective import Objective
+from luthier.measuring.calibration import Calibration
 from luthier.objectives.sft import SFT
 
 
@@ -131,6 +134,14 @@ class Run:
     """Take that many rows of the data, drawn by the seed."""
     name: str = "default"
     """Name of the adapter."""
+    ranks: Ranks | None = None
+    """What chooses the rank of each site (none: the form's own everywhere)."""
+    init: Init | None = None
+    """Where the form starts (none: its own start)."""
+    budget: str | None = None
+    """What the ranks may cost: a share of the model (0.1%), trained numbers (500k) or a size on disk (8MB)."""
+    calibration: Calibration = field(default_factory=Calibration)
+    """How the data are looked at before ranks and starting factors are chosen."""
 
     def __post_init__(self) -> None:
         from luthier.core.adapt import NAME  # brings transformers, which --help does without
@@ -141,6 +152,9 @@ class Run:
             raise LuthierError("out is empty; name the run folder.")
         if not NAME.fullmatch(self.name):
             raise LuthierError(f"{self.name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64).")
+        if self.budget is not None:
+            parameters_of(self.budget, 10**12)  # its words, before the model is known
+            self.form.with_rank(1)
         if self.limit is not None and self.limit < 1:
             raise LuthierError(f"limit is {self.limit}; expected at least 1.")
 
@@ -158,8 +172,8 @@ class Run:
         """The whole run as JSON holds it; the inverse of `from_dict`."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return plain | {
-            "form": _component(self.form),
-            "objective": _component(self.objective),
+            **{key: _component(getattr(self, key)) for key in COMPONENTS},
+            "calibration": self.calibration.to_dict(),
             "training": self.training.to_dict(),
         }
 
@@ -167,9 +181,11 @@ class Run:
     def from_dict(cls, values: dict[str, Any]) -> Run:
         """The run that `to_dict` wrote; unknown names and ill-typed values raise `LuthierError`."""
         given = _known(cls, values)
-        for key, axis in (("form", "forms"), ("objective", "objectives")):
-            if key in given:
+        for key, axis in COMPONENTS.items():
+            if given.get(key) is not None:
                 given[key] = find(axis, given[key]["name"]).from_dict(given[key]["settings"])
+        if "calibration" in given:
+            given["calibration"] = Calibration(**_known(Calibration, given["calibration"]))
         if "training" in given:
             given["training"] = Training.from_dict(given["training"])
         missing = {"model", "data", "form"} - set(given)
@@ -178,8 +194,12 @@ class Run:
         return cls(**given)
 
 
-def _component(component: Component) -> dict[str, Any]:
-    return {"name": component.name(), "settings": component.to_dict()}
+COMPONENTS = {"form": "forms", "ranks": "ranks", "init": "inits", "objective": "objectives"}
+"""Fields of a run that hold a component, with its axis."""
+
+
+def _component(component: Component | None) -> dict[str, Any] | None:
+    return component and {"name": component.name(), "settings": component.to_dict()}
 
 
 def _hints(cls: type) -> dict[str, tuple[Any, dataclasses.Field]]:

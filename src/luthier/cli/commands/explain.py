@@ -41,20 +41,23 @@ class Explain(Command):
         from luthier.cli.describe import locate
 
         name = next((token for token in tokens if _is_known(token)), None)
-        return [] if name is None else [Flags(locate(name)[1], f"Settings of {name}")]
+        found = [] if name is None else locate(name)
+        return [Flags(cls, f"Settings of {name}" + (f" ({axis})" if found[1:] else "")) for axis, cls in found]
 
     def run(self, given: Given) -> None:
         from luthier.cli.describe import locate
 
-        axis, cls = locate(self.method)
-        component = cls.from_dict(dict(given.get(cls, {})))
-        counted = self._count(component)
+        shown = []
+        for axis, cls in locate(self.method):
+            component = cls.from_dict(dict(given.get(cls, {})))
+            counted = self._count(component)
+            shown.append(_as_json(axis, cls, component, counted))
+            if not self.json:
+                _print(axis, cls, component)
+                if counted is not None:
+                    _print_count(self.model or "", counted)
         if self.json:
-            say_json(_as_json(axis, cls, component, counted))
-            return
-        _print(axis, cls, component)
-        if counted is not None:
-            _print_count(self.model or "", counted)
+            say_json(shown if shown[1:] else shown[0])
 
     def _count(self, component: Component) -> dict[str, Any] | None:
         if self.model is None:

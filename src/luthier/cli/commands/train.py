@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 METHOD, OBJECTIVE = "wegeft", "sft"
 """What is used when nobody says."""
-OWN = ("form", "objective", "training", "model", "data")
+OWN = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration")
 """Fields of a run that are no flags: the command has its own for them."""
+
+MEASURED = {"ranks": "ranks", "init": "inits"}
+"""Flags that name a component which looks at the data first, with its axis."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Train(Command):
         "luthier train smollm2-135m train.jsonl",
         'luthier train smollm2-135m gym:chain_sum --method wegeft --rank 64 --where "q_proj, v_proj" --out run',
         "luthier train path/to/model train.csv --recipe loreft-glue --epochs 5",
+        "luthier train smollm2-135m train.jsonl --method lora --ranks gelora --budget 0.5%",
         "luthier train smollm2-135m train.jsonl --method lora --dry-run",
         "luthier train smollm2-135m train.jsonl --out run --resume",
     )
@@ -44,6 +48,10 @@ class Train(Command):
     """The form that is attached (none: wegeft); `luthier list forms` shows all."""
     recipe: str | None = field(default=None, kw_only=True)
     """Settings by name (`luthier list recipes`) or in a .toml file."""
+    ranks: str | None = field(default=None, kw_only=True)
+    """What chooses the rank of each site from the data (none: --rank everywhere); `luthier list ranks` shows all."""
+    init: str | None = field(default=None, kw_only=True)
+    """Where the method starts (none: its own start); `luthier list inits` shows all."""
     objective: str = field(default=OBJECTIVE, kw_only=True)
     """What training lowers; `luthier list objectives` shows all."""
     resume: bool = field(default=False, kw_only=True)
@@ -56,12 +64,20 @@ class Train(Command):
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
         from luthier.core.component import find
+        from luthier.measuring.calibration import Calibration
         from luthier.training import Run, Training
 
         flags = [Flags(Run, "Run", OWN), Flags(Training, "Training")]
-        method, _ = _chosen(option(tokens, "--method"), option(tokens, "--recipe"))
+        method, recipe = _chosen(option(tokens, "--method"), option(tokens, "--recipe"))
         if method is not None:
             flags.append(Flags(find("forms", method), f"Settings of {method}"))
+        chosen = [_measuring(flag, option(tokens, f"--{flag}"), recipe)[0] for flag in MEASURED]
+        flags += [
+            Flags(cls, f"Settings of {cls.name()}, for --{flag}")
+            for flag, cls in zip(MEASURED, chosen, strict=True)
+            if cls
+        ]
+        flags += [Flags(Calibration, "Calibration")] if any(chosen) else []
         objective = find("objectives", option(tokens, "--objective") or OBJECTIVE)
         return [*flags, Flags(objective, f"Settings of {objective.name()}")]
 
@@ -85,18 +101,22 @@ class Train(Command):
     def resolved(self, given: Given) -> Run:
         """The run that flags, recipe and defaults make, the first of them before the others."""
         from luthier.core.component import find
+        from luthier.measuring.calibration import Calibration
         from luthier.training import Run, Training
 
         method, recipe = _chosen(self.method, self.recipe)
         form, objective = find("forms", method or METHOD), find("objectives", self.objective)
-        told = dict(given.get(Run, {}))
-        if recipe is not None and recipe.where is not None:
-            told.setdefault("where", recipe.where)
+        told: dict[str, Any] = {"where": recipe.where, "budget": recipe.budget} if recipe else {}
+        told |= given.get(Run, {})
+        for flag in MEASURED:
+            cls, under = _measuring(flag, getattr(self, flag), recipe)
+            told[flag] = None if cls is None else _made(cls, under, given)
         return Run(
             model=self.model,
             data=self.data,
             form=_made(form, recipe.form if recipe else {}, given),
             objective=_made(objective, {}, given),
+            calibration=Calibration(**{**(recipe.calibration if recipe else {}), **given.get(Calibration, {})}),
             training=_made(Training, recipe.training if recipe else {}, given),
             **told,
         )
@@ -113,6 +133,18 @@ def _chosen(method: str | None, recipe: str | None) -> tuple[str, Recipe | None]
     if method is not None and find("forms", method) is not find("forms", read.method):
         raise LuthierError(f"recipe {read.name!r} is for {read.method}, not for {method}; leave one of the two out.")
     return read.method, read
+
+
+def _measuring(flag: str, name: str | None, recipe: Recipe | None) -> tuple[Any, dict[str, Any]]:
+    """The component that a flag or else the recipe names, and the recipe's settings if they are of that one."""
+    from luthier.core.component import find
+
+    under = dict(getattr(recipe, flag)) if recipe else {}
+    stated = under.pop("name", None)
+    if name is None and stated is None:
+        return None, {}
+    found = find(MEASURED[flag], name or stated)
+    return found, under if stated and find(MEASURED[flag], stated) is found else {}
 
 
 def _made(cls: Any, recipe: dict[str, Any], given: Given) -> Any:

@@ -1,0 +1,96 @@
+"""From data to ranks: which statistics are needed, the pass, and what each site gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from luthier.core.allocation import Budget, Ranks, parameters_of
+from luthier.core.component import find
+from luthier.core.errors import LuthierError
+from luthier.core.form import Form
+from luthier.core.initialiser import Init
+from luthier.core.select import select
+from luthier.core.statistic import Statistic
+from luthier.core.stats import Measured
+from luthier.measuring.calibration import Calibration, Feature, calibrate
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What `attach` is to be given, and why."""
+
+    form: Form
+    """The form, at the one rank where all are equal."""
+    ranks: dict[str, int] | None
+    """The rank of each site by path; None where the form's own serves all."""
+    stats: Measured
+    evidence: dict[str, Any]
+    """What was measured, as JSON holds it."""
+
+
+def allocate(
+    model: nn.Module,
+    form: Form,
+    where: str | None,
+    *,
+    ranks: Ranks | None = None,
+    init: Init | None = None,
+    budget: str | None = None,
+    features: Sequence[Feature] = (),
+    collator: Any = None,
+    calibration: Calibration | None = None,
+    data: str = "",
+    console: Console | None = None,
+) -> Allocation:
+    """Measures what `ranks`, `init` and `form` need on `features` and allocates ranks within `budget`.
+
+    `budget` is a share of the model, a number of trained numbers or a size on disk (`parameters_of`); with a budget
+    alone every site gets the same rank. Raises `LuthierError` where sites, form, budget and data do not fit, before
+    the pass where that can be known.
+    """
+    if ranks is None and budget is not None:
+        uniform = find("ranks", "uniform")()
+        assert isinstance(uniform, Ranks)
+        ranks = uniform
+    sites = select(model, form.where if where is None else where)
+    total = sum(p.numel() for p in model.parameters())
+    purse = Budget(form, None if budget is None else parameters_of(budget, total))
+    if ranks is not None and ranks.least and not purse.fits(sites, dict.fromkeys((s.path for s in sites), 1)):
+        raise purse.refuse(sites)
+    settings = calibration or Calibration()
+    wanted = [*_of_form(form), *(s for each in (ranks, init) if each is not None for s in each.statistics(form))]
+    stats = calibrate(model, features, collator, sites, wanted, settings, data=data, console=console)
+    if ranks is None:
+        return Allocation(form, None, stats, {})
+    found = ranks.allocate(sites, stats, purse)
+    if not purse.fits(sites, found):
+        raise LuthierError(f"{ranks.name()} allocated more than the budget of {purse.parameters:,} trained numbers.")
+    evidence = {
+        "by": ranks.name(),
+        "settings": ranks.to_dict(),
+        "calibration": settings.to_dict() if wanted else None,
+        "budget": purse.parameters,
+        "spent": purse.spent(sites, found),
+        "ranks": found,
+        **ranks.evidence(sites, stats),
+    }
+    return allocated(form, found, stats, evidence)
+
+
+def allocated(form: Form, ranks: dict[str, int], stats: Measured, evidence: dict[str, Any]) -> Allocation:
+    """The allocation of known ranks: where all are one, the form takes it."""
+    common = set(ranks.values())
+    if len(common) == 1 and 0 not in common:
+        return Allocation(form.with_rank(common.pop()), None, stats, evidence)
+    return Allocation(form, ranks, stats, evidence)
+
+
+def _of_form(form: Form) -> list[Statistic]:
+    """The statistics that the form itself reads."""
+    names = [need for need in form.needs if need != "weight"]
+    return [find("statistics", name)() for name in names]  # type: ignore[misc]

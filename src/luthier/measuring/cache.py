@@ -1,0 +1,55 @@
+"""What was measured, kept by everything that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+
+import luthier
+from luthier.core.stats import Measured
+
+
+def folder() -> Path:
+    """`$LUTHIER_CACHE/measured`, by default `~/.cache/luthier/measured`."""
+    root = os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier"
+    return Path(root).expanduser() / "measured"
+
+
+def key_of(ground: Mapping[str, Any]) -> str:
+    """The name of a result that stands on `ground`; another version of Luthier measures anew."""
+    text = json.dumps({**ground, "luthier": luthier.__version__}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def read(key: str) -> Measured | None:
+    """The result, or None where there is none, or none that can be read."""
+    try:
+        held = load_file(folder() / f"{key}.safetensors")
+    except (OSError, safetensors.SafetensorError):
+        return None
+    found: Measured = {}
+    for name, tensor in held.items():
+        path, _, statistic = name.rpartition("|")
+        found.setdefault(path, {})[statistic] = tensor
+    return found
+
+
+def write(key: str, measured: Measured) -> None:
+    """Keeps a result, whole or not at all; without a folder that can be written nothing is kept."""
+    held = {f"{path}|{name}": t for path, found in measured.items() for name, t in found.items()}
+    own = {name: tensor.clone() for name, tensor in held.items()}  # followers share their leader's
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder()) as scratch:
+            save_file(own, Path(scratch) / "result")
+            (Path(scratch) / "result").replace(folder() / f"{key}.safetensors")
+    except OSError:
+        return

@@ -1,0 +1,119 @@
+"""The calibration pass over real rows: a sample, a progress bar, and a cache of what it found."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Console
+from torch import nn
+
+from luthier.core.component import check_type
+from luthier.core.errors import LuthierError
+from luthier.core.fingerprint import fingerprint
+from luthier.core.site import Site
+from luthier.core.statistic import Statistic, joined
+from luthier.core.stats import Measured, collect
+from luthier.measuring import cache
+from luthier.measuring.progress import told
+
+Feature = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the data are looked at before ranks and starting factors are chosen."""
+
+    samples: int = 1024
+    """Rows that are read, drawn by the seed (all of them where there are fewer)."""
+    batch: int = 8
+    """Rows read at a time."""
+    tokens: Literal["all", "answers"] = "all"
+    """Which tokens count: all but padding, or those of answers alone."""
+    seed: int = 0
+    """Fixes the rows that are drawn, and the resamples behind intervals."""
+    fresh: bool = False
+    """Measure again though the cache holds the result."""
+
+    def __post_init__(self) -> None:
+        for name, hint in (("samples", int), ("batch", int), ("seed", int), ("fresh", bool)):
+            check_type(name, getattr(self, name), hint)
+        for name in ("samples", "batch"):
+            if getattr(self, name) < 1:
+                raise LuthierError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.tokens not in ("all", "answers"):
+            raise LuthierError(f"tokens is {self.tokens!r}; expected all or answers.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON holds them."""
+        return dataclasses.asdict(self)
+
+
+def calibrate(
+    model: nn.Module,
+    features: Sequence[Feature],
+    collator: Any,
+    sites: Sequence[Site],
+    statistics: Sequence[Statistic],
+    settings: Calibration,
+    *,
+    data: str,
+    console: Console | None = None,
+) -> Measured:
+    """`statistics` at `sites` over a sample of `features`, from the cache where it holds them.
+
+    `data` is the fingerprint of the rows. The cache is `$LUTHIER_CACHE/measured` (`~/.cache/luthier/measured`); its
+    key is made of the base's fingerprint, that of the data, the rows drawn, and every setting. Where several processes
+    train together, the first one measures and the others read. Raises `LuthierError` as `collect` does.
+    """
+    from accelerate import PartialState
+
+    wanted = joined(list(statistics))
+    if not wanted:
+        return {}
+    chosen = sample(features, settings)
+    key = cache.key_of(
+        {
+            "base": fingerprint(model),
+            "data": data,
+            "rows": [feature["row"] for feature in chosen],
+            "sites": [site.key for site in sites],
+            "statistics": {each.name(): each.to_dict() for each in wanted},
+            "settings": settings.to_dict() | {"fresh": False},
+        }
+    )
+    state = PartialState()
+    with state.main_process_first():
+        held = None if settings.fresh and state.is_main_process else cache.read(key)
+        if held is None:
+            batches = list(batched(chosen, settings))
+            with told(console or Console(quiet=True), f"measuring {len(chosen):,} rows") as shown:
+                stream = (_arguments(collator(rows), model) for rows in shown(batches))
+                held = collect(model, stream, sites, wanted, answers=settings.tokens == "answers")
+            cache.write(key, held)
+    return held
+
+
+def sample(features: Sequence[Feature], settings: Calibration) -> list[Feature]:
+    """The rows that are read, in the data's order."""
+    if len(features) <= settings.samples:
+        return list(features)
+    drawn = random.Random(settings.seed).sample(range(len(features)), settings.samples)
+    return [features[i] for i in sorted(drawn)]
+
+
+def batched(rows: Sequence[Feature], settings: Calibration) -> Iterator[list[Feature]]:
+    """Batches of rows of like length, which saves padding, in an order that does not follow length."""
+    ordered = sorted(rows, key=lambda row: len(row.get("input_ids", ())))
+    batches = [ordered[i : i + settings.batch] for i in range(0, len(ordered), settings.batch)]
+    random.Random(settings.seed).shuffle(batches)
+    yield from batches
+
+
+def _arguments(batch: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """What the model takes, where it lies."""
+    device = next(model.parameters()).device
+    return {key: value.to(device) for key, value in batch.items() if key != "rows"}

@@ -1,0 +1,64 @@
+"""What a run attaches: its form, at measured ranks and starts where it asks for them, and heads that are new."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from luthier import data
+from luthier.core.adapt import attach, state_of
+from luthier.core.select import select
+from luthier.forms.full import Full
+from luthier.measuring.allocation import Allocation, allocate, allocated
+from luthier.models import Loaded
+from luthier.training.prepare import Prepared
+from luthier.training.spec import Run
+
+
+def attach_all(
+    run: Run, loaded: Loaded, prepared: Prepared, console: Console, known: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Attaches the form; modules that the checkpoint lacks are trained in full, as part of the same adapter.
+
+    `known` is what an interrupted run had measured: its ranks then hold, and its start is in the checkpoint. Returns
+    what was measured, as JSON holds it.
+    """
+    found = _measured(run, loaded, prepared, console) if known is None else _recalled(run, known)
+    init = run.init if known is None else None
+    attach(loaded.model, found.form, run.where, run.name, stats=found.stats, ranks=found.ranks, init=init)
+    _attach_new(run, loaded)
+    return found.evidence
+
+
+def _measured(run: Run, loaded: Loaded, prepared: Prepared, console: Console) -> Allocation:
+    settings = run.training
+    return allocate(
+        loaded.model,
+        run.form,
+        run.where,
+        ranks=run.ranks,
+        init=run.init,
+        budget=run.budget,
+        features=prepared.train,
+        collator=data.collator_for(prepared.task, loaded.processor),
+        calibration=run.calibration,
+        data=f"{prepared.examples.fingerprint} {prepared.task} {settings.max_length} {settings.truncate}",
+        console=console,
+    )
+
+
+def _recalled(run: Run, known: dict[str, Any]) -> Allocation:
+    return allocated(run.form, known["ranks"], {}, known) if known else Allocation(run.form, None, {}, {})
+
+
+def _attach_new(run: Run, loaded: Loaded) -> None:
+    model = loaded.model
+    taken = {site.key for part in state_of(model).parts for site in part.sites}
+    fresh = [
+        f"params({module}.*)"
+        for module in loaded.new_modules
+        if not any(site.key in taken for site in select(model, f"params({module}.*)"))
+    ]
+    if fresh:
+        attach(model, Full(), " | ".join(fresh), run.name)
