@@ -14,6 +14,7 @@ from luthier.core.component import find
 from luthier.core.errors import LuthierError
 from luthier.core.form import Form
 from luthier.core.initialiser import Init
+from luthier.core.scope import Selection
 from luthier.core.select import select
 from luthier.core.statistic import Statistic
 from luthier.core.stats import Measured
@@ -53,15 +54,7 @@ def allocate(
     alone every site gets the same rank. Raises `LuthierError` where sites, form, budget and data do not fit, before
     the pass where that can be known.
     """
-    if ranks is None and budget is not None:
-        uniform = find("ranks", "uniform")()
-        assert isinstance(uniform, Ranks)
-        ranks = uniform
-    sites = select(model, form.where if where is None else where)
-    total = sum(p.numel() for p in model.parameters())
-    purse = Budget(form, None if budget is None else parameters_of(budget, total))
-    if ranks is not None and ranks.least and not purse.fits(sites, dict.fromkeys((s.path for s in sites), 1)):
-        raise purse.refuse(sites)
+    sites, ranks, purse = ground(model, form, where, ranks, budget)
     settings = calibration or Calibration()
     wanted = [*_of_form(form), *(s for each in (ranks, init) if each is not None for s in each.statistics(form))]
     stats = calibrate(model, features, collator, sites, wanted, settings, data=data, console=console)
@@ -80,6 +73,23 @@ def allocate(
         **ranks.evidence(sites, stats),
     }
     return allocated(form, found, stats, evidence)
+
+
+def ground(
+    model: nn.Module, form: Form, where: str | None, ranks: Ranks | None, budget: str | None
+) -> tuple[Selection, Ranks | None, Budget]:
+    """(sites, what allocates, what it may spend); a model without weights will do.
+
+    A budget alone is spent evenly. Raises `LuthierError` for a budget below the lowest ranks.
+    """
+    if ranks is None and budget is not None:
+        ranks = find("ranks", "uniform")()  # type: ignore[assignment]
+    sites = select(model, form.where if where is None else where)
+    total = sum(p.numel() for p in model.parameters())
+    purse = Budget(form, None if budget is None else parameters_of(budget, total))
+    if ranks is not None and ranks.least and not purse.fits(sites, dict.fromkeys((s.path for s in sites), 1)):
+        raise purse.refuse(sites)
+    return sites, ranks, purse
 
 
 def allocated(form: Form, ranks: dict[str, int], stats: Measured, evidence: dict[str, Any]) -> Allocation:

@@ -91,11 +91,11 @@ def _other(run: Run, examples: Examples) -> Examples:
 
 
 def try_selector(run: Run, loader: str) -> Any:
-    """The processor of the run's model, after its selector was tried on the model without weights."""
+    """The processor of the run's model, after selector and budget were tried on the model without weights."""
     import torch
     import transformers
 
-    from luthier.core.select import select
+    from luthier.measuring.allocation import ground
 
     path = models.resolve(run.model)
     task = models.TASKS[loader]
@@ -104,7 +104,7 @@ def try_selector(run: Run, loader: str) -> Any:
         processor = getattr(transformers, task.processor).from_pretrained(path)
         with torch.device("meta"):
             empty = getattr(transformers, task.model).from_config(config)
-    select(empty, run.form.where if run.where is None else run.where)
+    ground(empty, run.form, run.where, run.ranks, run.budget)
     return processor
 
 
