@@ -31,6 +31,7 @@ _PUBLIC = {
     "load": "core.store",
     "export": "core.export",
     "model": "models",
+    "measure": "measuring",
     "train": "training",
     "evaluate": "training",
     "generate": "training",

@@ -84,6 +84,15 @@ class Budget:
         )
 
 
+def levelled(form: Form, sites: Sequence[Site], ranks: Mapping[str, int]) -> dict[str, int]:
+    """The ranks, where sites that share parameters get the largest one among them."""
+    highest: dict[str, int] = {}
+    for site in sites:
+        group = form.group(site)
+        highest[group] = max(highest.get(group, 0), ranks[site.path])
+    return {site.path: highest[form.group(site)] for site in sites}
+
+
 def _size(form: Form, site: Site) -> int:
     unknown = set(form.needs) - {"weight"}
     if unknown:

@@ -2,5 +2,6 @@
 
 from luthier.measuring.allocation import Allocation, allocate
 from luthier.measuring.calibration import Calibration, calibrate
+from luthier.measuring.measure import Report, measure
 
-__all__ = ["Allocation", "Calibration", "allocate", "calibrate"]
+__all__ = ["Allocation", "Calibration", "Report", "allocate", "calibrate", "measure"]

@@ -53,13 +53,26 @@ class States(Statistic):
     """How the tokens of a row become one point: their mean, or one of them."""
 
     def begin(self):
-        return []
+        return torch.empty(0, 0), 0
 
     def update(self, held, x, mask):
         x = x.flatten(1, -2) if x.dim() > 3 else x  # a grid of patches is a row of them
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-        points = POOLS[self.pool](x.to(torch.promote_types(x.dtype, torch.float32)), mask)
-        return [*held, points[mask.any(1)].float().cpu()]
+        points = POOLS[self.pool](x.to(torch.promote_types(x.dtype, torch.float32)), mask)[mask.any(1)]
+        buffer, count = _roomy(*held, points)
+        buffer[count : count + len(points)] = points
+        return buffer, count + len(points)
 
     def result(self, held):
-        return {"states": torch.cat(held)}
+        buffer, count = held
+        return {"states": buffer[:count].clone()}
+
+
+def _roomy(buffer: Tensor, count: int, points: Tensor) -> tuple[Tensor, int]:
+    """The buffer, doubled until the points fit: thousands of small tensors would scatter over the heap for good."""
+    if count + len(points) <= len(buffer):
+        return buffer, count
+    larger = torch.empty(max(64, 2 * len(buffer), count + len(points)), points.shape[1])
+    if count:
+        larger[:count] = buffer[:count]
+    return larger, count

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from luthier import data, models
+from luthier import data
 from luthier.core.errors import LuthierError
 from luthier.data import Examples
+from luthier.measuring.trial import trial
 from luthier.training.spec import Run
 
 Feature = dict[str, Any]
@@ -43,7 +41,7 @@ def prepare(run: Run) -> Prepared:
         task=run.task,
     )
     train, held = _divide(run, examples)
-    processor = try_selector(run, examples.task)
+    processor = trial(run.model, examples.task, run.form, run.where, run.ranks, run.budget)
     encoded = [
         data.encode_all(
             part,
@@ -88,36 +86,6 @@ def _other(run: Run, examples: Examples) -> Examples:
             "(a share of the training rows is then held out: eval_fraction)."
         )
     return held
-
-
-def try_selector(run: Run, loader: str) -> Any:
-    """The processor of the run's model, after selector and budget were tried on the model without weights."""
-    import torch
-    import transformers
-
-    from luthier.measuring.allocation import ground
-
-    path = models.resolve(run.model)
-    task = models.TASKS[loader]
-    with _told(run.model, path, loader):
-        config = transformers.AutoConfig.from_pretrained(path)
-        processor = getattr(transformers, task.processor).from_pretrained(path)
-        with torch.device("meta"):
-            empty = getattr(transformers, task.model).from_config(config)
-    ground(empty, run.form, run.where, run.ranks, run.budget)
-    return processor
-
-
-@contextmanager
-def _told(name: str, path: Path | str, task: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise LuthierError(
-            f"could not load {name!r} for {task}: {reason} Check that {path} is whole and that its model serves "
-            "this task."
-        ) from error
 
 
 def labels_in_order(features: list[Feature], labels: list[str] | None, config: Any) -> list[Feature]:

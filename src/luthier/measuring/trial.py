@@ -1,0 +1,42 @@
+"""A model without its weights, to try a selector and a budget on before anything long begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from luthier import models
+from luthier.core.allocation import Ranks
+from luthier.core.errors import LuthierError
+from luthier.core.form import Form
+from luthier.measuring.allocation import ground
+
+
+def trial(model: str, task: str, form: Form, where: str | None, ranks: Ranks | None, budget: str | None) -> Any:
+    """The processor of a model, after selector and budget were tried on its shapes alone."""
+    import torch
+    import transformers
+
+    path = models.resolve(model)
+    classes = models.TASKS[task]
+    with _told(model, path, task):
+        config = transformers.AutoConfig.from_pretrained(path)
+        processor = getattr(transformers, classes.processor).from_pretrained(path)
+        with torch.device("meta"):
+            empty = getattr(transformers, classes.model).from_config(config)
+    ground(empty, form, where, ranks, budget)
+    return processor
+
+
+@contextmanager
+def _told(name: str, path: Path | str, task: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise LuthierError(
+            f"could not load {name!r} for {task}: {reason} Check that {path} is whole and that its model serves "
+            "this task."
+        ) from error
