@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from luthier.core.call import Call, Positions, Prompt, edit
 from luthier.core.errors import LuthierError
+from luthier.core.fast import kernel_of
 from luthier.core.form import Form, Params, face_of
 from luthier.core.scope import Selection
 from luthier.core.site import Site
@@ -143,6 +144,9 @@ class Adapters(nn.Module):
         self.weights = [s for s in rest if s.form.face == "weight"]
         self.posts = [s for s in rest if s.form.face == "post"]
         self.live = bool(self.inputs or rest)
+        alone = [s for s in slots if len(slots) == 1 and s.site.kind == "affine"]
+        self.kernels = [(kernel, s) for s in alone if (kernel := kernel_of(type(s.form)))]
+        """The fast path of a linear layer that has one adapter alone, if its form has one."""
 
     def slots(self) -> list[Slot]:
         """Every slot, enabled or not, in the order of attachment."""

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from luthier.core.call import Prompt, read_call
 from luthier.core.errors import LuthierError
+from luthier.core.fast import fast_linear
 from luthier.core.layer import is_sharded, weight_of
 from luthier.core.slot import Adapters, OneHot, State
 
@@ -176,6 +177,8 @@ def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple
     if state.reached is not None:
         state.reached.update(s.site.key for s in adapters.slots() if s.site.kind != "param")
     x = args[0] if args else kwargs[first]
+    if adapters.kernels and (y := fast_linear(module, adapters, x)) is not None:
+        return y
     for slot in adapters.inputs:
         x = slot.post(state, x, x)
     entering = x

@@ -1,0 +1,52 @@
+"""WeGeFT's adapted layer in one autograd node: the edited input lives only until the layer has read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from luthier.core.form import Params
+from luthier.forms.wegeft import WeGeFT
+from luthier.kernels._dropout import draw_mask, keep, masked
+
+
+def linear(form: WeGeFT, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """y = x̂ Wᵀ + b, x̂ = x + s (drop(x) ψᵀ) φᵀ, x [..., d_in]."""
+    mask = draw_mask(x, form.dropout)
+    s = form.scale / keep(form.dropout)
+    return _WeGeFT.apply(x, weight, bias, p["phi"], p["psi"], s, mask)[0]  # type: ignore[index]
+
+
+class _WeGeFT(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, phi: Tensor, psi: Tensor, s: float, mask: Tensor | None
+    ):
+        flat = x.reshape(-1, x.shape[-1])
+        inner = masked(x, mask).view(flat.shape) @ psi.mT
+        edited = torch.addmm(flat, inner, phi.mT, alpha=s)
+        return functional.linear(edited, weight, bias).view(*x.shape[:-1], -1), inner
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        x, weight, _, phi, psi, ctx.s, mask = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, weight, phi, psi, output[1], mask)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Tensor):
+        x, weight, phi, psi, inner, mask = ctx.saved_tensors
+        dedited = dy.reshape(-1, dy.shape[-1]) @ weight
+        dinner = (dedited @ phi) * ctx.s
+        dphi = (inner.mT @ dedited).mT * ctx.s
+        dpsi = (masked(x, mask).reshape(-1, x.shape[-1]).mT @ dinner).mT
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (
+                dedited.addmm_(dinner, psi) if mask is None else dedited.add_((dinner @ psi) * mask.view(dedited.shape))
+            )
+            dx = dx.view(x.shape)
+        return dx, None, None, dphi, dpsi, None, None

@@ -1,0 +1,141 @@
+"""Every kernel of an adapted linear layer against the form's own equation."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import pytest
+import torch
+from torch import nn
+
+import luthier as lt
+from luthier import kernels
+from luthier.core.component import find, names
+from luthier.core.fast import kernel_of, plain
+
+FORMS = [name for name in names("forms") if kernel_of(find("forms", name)) is not None]
+
+
+def build(dtype=torch.float64, bias: bool = True, **settings):
+    """(form's name -> an adapted layer away from its start)."""
+
+    def made(name: str) -> nn.Module:
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(12, 12, dtype=dtype), nn.Linear(12, 20, bias=bias, dtype=dtype))
+        lt.attach(model, find("forms", name)(**settings), "1")
+        for parameter in lt.trainable(model).values():
+            parameter.data += 0.2 * torch.randn(parameter.shape, dtype=parameter.dtype)
+        return model
+
+    return made
+
+
+def run(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """The output, and the gradients of the input and of every parameter."""
+    x = x.clone().requires_grad_()
+    y = model(x)
+    held = lt.trainable(model)
+    y.square().sum().backward()
+    found = [y.detach(), x.grad, *(p.grad.clone() for p in held.values())]
+    for parameter in held.values():
+        parameter.grad = None
+    return found
+
+
+def test_the_headline_forms_have_kernels():
+    assert {"lora", "wegeft", "dora"} <= set(FORMS)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 12), (2, 3, 12), (12,)])
+def test_a_kernel_is_its_equation(name, bias, shape, monkeypatch):
+    model, x = build(bias=bias)(name), torch.randn(*shape, dtype=torch.float64)
+    fast = run(model, x)
+    with plain():
+        slow = run(model, x)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(fast, slow, strict=True))
+    monkeypatch.setattr("luthier.core.swap.fast_linear", lambda *given: pytest.fail("the plain path was to run"))
+    with pytest.raises(pytest.fail.Exception):
+        model(x)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_it_saves_work_where_the_input_needs_no_gradient(name):
+    model, x = build()(name), torch.randn(4, 12, dtype=torch.float64)
+    model(x).sum().backward()
+    fast = [p.grad.clone() for p in lt.trainable(model).values()]
+    model.zero_grad()
+    with plain():
+        model(x).sum().backward()
+    assert all(torch.allclose(p.grad, g) for p, g in zip(lt.trainable(model).values(), fast, strict=True))
+    with torch.no_grad():
+        assert not model(x).requires_grad
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_in_bfloat16_it_is_no_less_exact_than_the_plain_path(name):
+    model, x = build(torch.bfloat16)(name), torch.randn(64, 12)
+    exact = build(torch.float64)(name)
+    exact.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
+    truth = run(exact, x.bfloat16().double())
+    fast = run(model, x.bfloat16())
+    with plain():
+        slow = run(model, x.bfloat16())
+    for true, a, b in zip(truth, fast, slow, strict=True):
+        errors = [float((t.double() - true).norm() / true.norm()) for t in (a, b)]
+        assert errors[0] <= max(1.5 * errors[1], 4e-3)
+
+
+@pytest.mark.parametrize("name", [n for n in FORMS if "dropout" in find("forms", n).settings()])
+def test_dropout_is_of_the_input_and_keeps_its_mean(name, monkeypatch):
+    model, x = build(dropout=0.5)(name), torch.randn(7, 12, dtype=torch.float64)
+    mask = torch.rand(7, 12) > 0.5
+    module = importlib.import_module(f"luthier.kernels.{name}")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "draw_mask", lambda x, rate: mask)
+        fast = run(model, x)
+    monkeypatch.setattr(f"luthier.forms.{name}.dropout", lambda x, rate: x * mask.to(x) / 0.5)
+    with plain():
+        slow = run(model, x)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(fast, slow, strict=True))
+
+
+def test_masks_keep_the_share_they_say():
+    from luthier.kernels._dropout import draw_mask, keep
+
+    for rate in (0.05, 0.5, 0.001):
+        mask = draw_mask(torch.empty(1001, 999), rate)
+        assert mask is not None and abs(float(mask.float().mean()) - keep(rate)) < 2e-3
+        assert abs(keep(rate) - (1 - rate)) <= 1 / 256
+        columns = mask.float().mean(0)
+        assert float(columns.std()) < 1.2 * (keep(rate) * (1 - keep(rate)) / 1001) ** 0.5
+    assert draw_mask(torch.empty(3), 0.0) is None and keep(0.0) == 1.0
+
+
+def test_what_a_kernel_cannot_serve_runs_plainly():
+    def refuse(*given):
+        raise AssertionError("a kernel ran")
+
+    model, x = build()("lora"), torch.randn(3, 12, dtype=torch.float64)
+    slots = model[1].adapters
+    slots.kernels = [(refuse, slot) for _, slot in slots.kernels]
+    with pytest.raises(AssertionError, match="a kernel ran"):
+        model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(x)
+    torch.compile(model, backend="eager", fullgraph=True)(x)
+    with plain():
+        model(x)
+    slots.state.rows = ("default", None, "default")
+    model(x)
+    slots.state.rows = None
+    lt.attach(model, lt.IA3(), "1", name="second")
+    assert not slots.kernels
+
+
+def test_files_of_kernels_bear_the_names_of_forms():
+    found = {m.name for m in pkgutil.iter_modules(kernels.__path__) if not m.name.startswith("_")}
+    others = {"cross_entropy"}
+    assert found - others <= set(names("forms"))
