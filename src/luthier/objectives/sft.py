@@ -12,11 +12,13 @@ class SFT(Objective):
     """L = - mean over the answer's tokens of log p(token | before)
 
     Cross-entropy over the positions whose label is not -100; for classification over the classes, for regression
-    the mean squared error, as the model's own head defines it.
+    the mean squared error, as the model's own head defines it. A large vocabulary is gone through in chunks.
     """
 
     paper = "the baseline"
 
     def loss(self, model, batch):
-        """A scalar; `batch` holds the model's own arguments, labels included."""
-        return model(**batch).loss
+        """A scalar, `model(**batch).loss`; `batch` holds the model's own arguments, labels included."""
+        from luthier.kernels.cross_entropy import causal_loss
+
+        return causal_loss(model, batch)
