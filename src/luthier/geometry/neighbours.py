@@ -42,7 +42,7 @@ def checked(points: Tensor) -> Tensor:
     if points.ndim != 2 or not points.is_floating_point():
         kind = f"a {points.dtype} tensor of shape {list(points.shape)}"
         raise LuthierError(f"expected points as a floating tensor [n, d], found {kind}; pass one row for each point.")
-    bad = sum(int((~block.isfinite().all(1)).sum()) for block in points.split(4096))
+    bad = sum(int((~block.isfinite().all(1)).sum()) for block in points.split(1024))
     if bad:
         raise LuthierError(f"{bad} of {len(points)} points hold NaN or infinity; drop them, or find what made them.")
     # Apple's GPU has no float64, and the distances need it.
@@ -58,7 +58,9 @@ def distinct(points: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     odd = torch.randint(-(2**62), 2**62, (points.shape[1],), generator=generator).mul(2).add(1).to(points.device)
     # Whole-number hashes: the same in any order of summation, unlike a random projection. Adding 0 turns -0 into 0.
-    hashes = torch.cat([((block + 0.0).view(words).long() * odd).sum(1) for block in points.split(1024)])
+    hashes = torch.empty(len(points), dtype=torch.long, device=points.device)
+    for block, part in zip(points.split(256), hashes.split(256), strict=True):
+        part.copy_((block + 0.0).view(words).long().mul_(odd).sum(1))
     _, group = hashes.unique(return_inverse=True)
     first = torch.full_like(group, len(group)).scatter_reduce_(0, group, torch.arange(len(group)).to(group), "amin")
     rows = torch.arange(len(group), device=group.device)
@@ -77,7 +79,9 @@ def neighbours(points: Tensor, k: int = 2, *, memory: int = MEMORY, track: Track
     points = checked(points)
     if not 1 <= k < len(points):
         raise LuthierError(f"{len(points)} points have no {k} nearest neighbours each; pass 1 <= k < points.")
-    mean = torch.stack([block.double().sum(0) for block in points.split(1024)]).sum(0) / len(points)
+    mean = torch.zeros(points.shape[1], dtype=torch.float64, device=points.device)
+    for block in points.split(256):
+        mean += block.sum(0, dtype=torch.float64) / len(points)
     cloud = Cloud(points, mean, memory)
     found = torch.empty(len(points), k, dtype=torch.float64, device=points.device)
     left = torch.arange(len(points), device=points.device)
@@ -160,6 +164,6 @@ def plainly(cloud: Cloud, row: int, k: int) -> Tensor:
     """The k smallest squared distances of one row, from the differences to all points."""
     step = max(1, cloud.memory // (cloud.points.shape[1] * 8 * 4))
     own = cloud.points[row].double()
-    squared = torch.cat([block.double().sub_(own).square_().sum(1) for block in cloud.points.split(step)])
+    squared = torch.cat([(block.double() - own).square_().sum(1) for block in cloud.points.split(step)])
     squared[row] = torch.inf
     return squared.topk(k, largest=False).values.sort().values
