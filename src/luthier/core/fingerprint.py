@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.core.layer import block_lists
+from luthier.core.layer import block_lists, is_sharded, whole
 from luthier.core.scope import Scope
 
 TENSORS, VALUES = 32, 8
@@ -18,7 +18,8 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     """`{"model", "architecture", "dtype", "sample"}` of the base under an adapted model.
 
     The architecture is a hash of the layers and their sizes, equal for a packed copy. The sample takes 8 values of
-    up to 32 floating tensors inside the blocks and of the embeddings; heads, which a task replaces, stay out.
+    up to 32 floating tensors inside the blocks and of the embeddings; heads, which a task replaces, stay out. Where
+    the base is sharded, every process must ask.
     """
     scope = Scope(model)
     layers = sorted(f"{s.path} {s.d_in} {s.d_out}" for s in scope.named if s.layer is not None)
@@ -26,11 +27,20 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     sample = _sample(model)
     dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in _candidates(model).values()})
     return {
-        "model": type(model).__name__,
+        "model": _class_name(model),
         "architecture": digest[:32],
         "dtype": dtypes,
         "sample": sample,
     }
+
+
+def _class_name(model: nn.Module) -> str:
+    """The name of the model's class; FSDP2 makes one of its own."""
+    if not any(is_sharded(parameter) for parameter in model.parameters()):
+        return type(model).__name__
+    from torch.distributed.fsdp import FSDPModule
+
+    return next(cls.__name__ for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
 
 
 def _candidates(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -41,7 +51,7 @@ def _candidates(model: nn.Module) -> dict[str, torch.Tensor]:
         for path, parameter in model.named_parameters()
         if ".adapters." not in f".{path}"
         and parameter.is_floating_point()
-        and type(parameter.data) is torch.Tensor  # a packed tensor has other values
+        and (type(parameter.data) is torch.Tensor or is_sharded(parameter))  # a packed tensor has other values
         and not parameter.is_meta
         and (path in tables or path.startswith(inside or ("",)))
     }
@@ -58,7 +68,7 @@ def _values(tensor: torch.Tensor) -> list[float]:
     size = tensor.numel()
     count = min(VALUES, size)
     places = [i * (size - 1) // max(1, count - 1) for i in range(count)]
-    flat = tensor.detach().reshape(-1)
+    flat = whole(tensor.detach()).reshape(-1)
     return [float(flat[i]) for i in places]
 
 

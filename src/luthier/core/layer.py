@@ -57,6 +57,12 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def writes(model: nn.Module) -> bool:
+    """Whether this process is the one to write what it holds: all do, but for those that share a sharded base."""
+    sharded = any(is_sharded(parameter) for parameter in model.parameters())
+    return not sharded or torch.distributed.get_rank() == 0
+
+
 def compute_dtype(module: nn.Module) -> torch.dtype:
     """The dtype that a module computes in: that of its first floating parameter, else float32 (packed weights)."""
     for tensor in module.parameters():

@@ -31,6 +31,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.files import committed, read_json, recover, sha256, write_json
 from luthier.core.fingerprint import differences, fingerprint
 from luthier.core.form import Form
+from luthier.core.layer import writes
 from luthier.core.select import select
 from luthier.core.slot import Part
 
@@ -50,7 +51,8 @@ def save(
     """Saves one adapter as `folder`, or, when several are attached and none is named, each as `folder/<name>`.
 
     `base` is what to load the base model by; `measured` is kept in the spec; `card` becomes README.md. The folder
-    is written whole or not at all. Raises `LuthierError` if it holds something that is no adapter.
+    is written whole or not at all. Where the base is sharded over processes (FSDP2), every process calls this and the
+    first one writes. Raises `LuthierError` if the folder holds something that is no adapter.
     """
     folder, state = Path(folder), state_of(model)
     names = adapter_names(state)
@@ -65,11 +67,13 @@ def save(
     if folder.exists() and any(folder.iterdir()) and not (folder / SPEC).exists():
         raise LuthierError(f"{folder} holds files and no adapter; choose another folder.")
     parts = [part for part in state.parts if part.name == name]
+    spec = _spec(model, name, parts, base, measured)
+    if not writes(model):
+        return folder
     with committed(folder) as temporary:
         held = {_stored(key, name): t.detach().cpu().contiguous() for key, t in tensors(model, name).items()}
         save_file(held, temporary / WEIGHTS, metadata={"format": "pt"})
-        spec = _spec(model, name, parts, base, measured) | {"sha256": sha256(temporary / WEIGHTS)}
-        write_json(temporary / SPEC, spec)
+        write_json(temporary / SPEC, spec | {"sha256": sha256(temporary / WEIGHTS)})
         if card is not None:
             (temporary / "README.md").write_text(card, encoding="utf-8")
     return folder

@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from luthier import data, models
 from luthier.core import store
 from luthier.core.errors import LuthierError, near
+from luthier.core.shard import shard
 from luthier.models import Loaded
 from luthier.training import folder as folders
 from luthier.training import metrics
@@ -45,6 +46,7 @@ class Session:
         """The whole run."""
         run = self.run
         check_services(run.training.report_to)
+        check_processes(run)
         goes_on = folders.claim(run, resume, overwrite) if is_main() else resume and folders.holds_run(run.folder)
         if resume and not goes_on:
             self.console.print(f"{run.folder} holds no run yet: starting from the beginning.", highlight=False)
@@ -76,6 +78,8 @@ class Session:
         with shown(self.console, plan.steps) as callbacks:
             log = metrics.Metrics(run.folder)
             args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
+            if run.training.shard:
+                shard(model)  # the arguments have brought the processes together
             shifted = prepared.task == "causal-lm"
             trainer = Trainer(run, model, args, (features[0], features[1]), collator, shifted, [log, *callbacks])
             log.trainer = trainer
@@ -112,14 +116,15 @@ class Session:
         losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
         evals = [line["eval_loss"] for line in lines if "eval_loss" in line]
         seconds = lines[-1]["seconds"] if lines else 0.0
+        text = card(run, prepared, plan, lines, record)
         if is_main():
-            text = card(run, prepared, plan, lines, record)
             (run.folder / "README.md").write_text(text, encoding="utf-8")
             plot(lines, run.folder / PLOT, f"{run.model}, {run.form.name()}, {run.data}")
-            measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
-            measured |= {"eval_loss": evals[-1]} if evals else {}
-            measured |= {"task": prepared.task, "labels": prepared.examples.labels}
-            measured |= {"ranks": record["measured"]} if record["measured"] else {}
+        measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
+        measured |= {"eval_loss": evals[-1]} if evals else {}
+        measured |= {"task": prepared.task, "labels": prepared.examples.labels}
+        measured |= {"ranks": record["measured"]} if record["measured"] else {}
+        if is_main() or run.training.shard:  # of a sharded base, every process holds a part
             store.save(loaded.model, run.folder / "adapter", run.name, base=run.model, measured=measured, card=text)
         return Result(
             adapter=run.folder / "adapter",
@@ -142,6 +147,15 @@ def check_services(report_to: str) -> None:
             raise LuthierError(
                 f"cannot report to {service!r}{near(service, known)} Installed here: {', '.join(known)}."
             )
+
+
+def check_processes(run: Run) -> None:
+    """Raises if a base is to be spread over processes and there is one."""
+    if run.training.shard and processes() == 1:
+        raise LuthierError(
+            "shard spreads the base over several processes, and here is one; start them with "
+            "`torchrun --nproc-per-node=N -m luthier train …`."
+        )
 
 
 def load(run: Run, prepared: Prepared) -> Loaded:

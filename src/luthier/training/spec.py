@@ -61,6 +61,8 @@ class Training:
     """Pack the base's weights: nf4 or int8."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
+    shard: bool = False
+    """Spread the base over the processes of torchrun (FSDP2); adapters stay whole on each."""
     report_to: str = "none"
     """Also log to these services of transformers' Trainer, joined by commas: tensorboard, wandb, mlflow, …"""
 
@@ -78,6 +80,8 @@ class Training:
                 raise LuthierError(f"{name} is {value}; expected a number above 0.")
         if self.eval_fraction >= 1:
             raise LuthierError("eval_fraction is 1, which leaves no row to train on.")
+        if self.shard and self.quantize is not None:
+            raise LuthierError(f"quantize={self.quantize} packs the base, and a packed base cannot be sharded.")
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON holds them."""

@@ -19,6 +19,7 @@ from luthier.core.control import tensors
 from luthier.core.errors import LuthierError
 from luthier.data import Collator
 from luthier.training.checkpoint import WRITING, clean, commit
+from luthier.training.prepare import processes
 from luthier.training.spec import Run
 
 ADAPTER = "adapter.safetensors"
@@ -53,9 +54,15 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         log_level="error",
+        use_cpu=not torch.accelerator.is_available(),  # or processes without GPUs would train each for itself
     )
     made._setup_devices  # noqa: B018  counts the GPUs; one process uses one, torchrun starts more
     made._n_gpu = min(made._n_gpu, 1)
+    if made.world_size != processes():
+        raise LuthierError(
+            f"{processes()} processes were started, but they train as {made.world_size}; look at ACCELERATE_… in the "
+            "environment, or start with torchrun."
+        )
     return made
 
 
@@ -77,6 +84,9 @@ class Trainer(transformers.Trainer):
         callbacks: Sequence[transformers.TrainerCallback],
     ) -> None:
         """`features` are (training, evaluation) rows; with `shifted` labels, a row's first one has no prediction."""
+        self.run, self.shifted = run, shifted
+        if run.training.shard:
+            model._is_accelerate_prepared = True  # accelerate would wrap it once more
         super().__init__(
             model=model,
             args=args,
@@ -86,7 +96,6 @@ class Trainer(transformers.Trainer):
             callbacks=list(callbacks),
         )
         self.remove_callback(PrinterCallback)
-        self.run, self.shifted = run, shifted
         self.root = run.folder / "checkpoints"
         self.tokens = 0
         """Tokens seen by this process."""
@@ -95,6 +104,10 @@ class Trainer(transformers.Trainer):
         self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.model_accepts_loss_kwargs = True  # so it counts the labels and divides nothing itself
         self.loss_is_scaled_for_ga = True
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not self.run.training.shard:  # a sharded base is where it is to be
+            super()._move_model_to_device(model, device)
 
     def items(self, batch: dict[str, Any]) -> int:
         """How many labels the mean loss of a batch is over."""
