@@ -133,7 +133,7 @@ def measure(
         data=f"{examples.fingerprint} {examples.task} {max_length} True",
         console=console,
     )
-    evidence = allocation.evidence
+    evidence: dict[str, Any] = allocation.evidence
     if crosscheck and "boundaries" in evidence:
         evidence = evidence | {"boundaries": _crosschecked(evidence["boundaries"], allocation.stats, console)}
     return Report(
@@ -154,14 +154,14 @@ def measure(
 
 
 def _crosschecked(boundaries: dict[str, Any], stats: Measured, console: Console) -> dict[str, Any]:
-    """The boundaries with what other estimators say of the same points."""
+    """The boundaries with what other estimators say of the same points; nothing of a finite set."""
     if importlib.util.find_spec("skdim") is None:
         console.print("no cross-check: pip install 'luthier[dimension]' for two other estimators", highlight=False)
         return boundaries
-    from luthier.geometry import crosscheck
+    from luthier.geometry.crosscheck import crosscheck
 
     with told(console, "cross-checking") as shown:
         return {
-            path: found | {"crosscheck": crosscheck(stats[path]["states"])}
+            path: found | {"crosscheck": crosscheck(stats[path]["states"]) if found["value"] else {}}
             for path, found in shown(list(boundaries.items()))
         }

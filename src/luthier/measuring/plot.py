@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,19 @@ def stacks(paths: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
     return found
 
 
+def estimators(boundaries: Mapping[Any, Any]) -> list[str]:
+    """The names of the estimators beside TwoNN."""
+    return list(dict.fromkeys(name for each in boundaries.values() for name in each.get("crosscheck", {})))
+
+
 def _dimensions(axes: Any, boundaries: Mapping[str, Any]) -> None:
     for ink, (stack, found) in zip(INK, stacks(boundaries).items(), strict=False):
         layers = list(found)
         value, low, high = ([each[key] for each in found.values()] for key in ("value", "low", "high"))
         axes.fill_between(layers, low, high, color=ink, alpha=0.2, linewidth=0)
         axes.plot(layers, value, "o-", color=ink, markersize=4, label=f"TwoNN, 95% interval ({stack})")
-        for name in next(iter(found.values())).get("crosscheck", {}):
-            other = [each["crosscheck"][name] for each in found.values()]
+        for name in estimators(found):
+            other = [each["crosscheck"].get(name, math.nan) for each in found.values()]
             axes.plot(layers, other, "--", color="grey", alpha=0.8, linewidth=1, label=name)
     axes.set(xlabel="boundary (the state that enters block i)", ylabel="intrinsic dimension", ylim=(0, None))
 

@@ -59,7 +59,8 @@ class States(Statistic):
         x = x.flatten(1, -2) if x.dim() > 3 else x  # a grid of patches is a row of them
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         points = POOLS[self.pool](x.to(torch.promote_types(x.dtype, torch.float32)), mask)[mask.any(1)]
-        buffer, count = _roomy(*held, points)
+        buffer, count = held
+        buffer = _roomy(buffer, count, points)
         buffer[count : count + len(points)] = points
         return buffer, count + len(points)
 
@@ -68,11 +69,11 @@ class States(Statistic):
         return {"states": buffer[:count].clone()}
 
 
-def _roomy(buffer: Tensor, count: int, points: Tensor) -> tuple[Tensor, int]:
+def _roomy(buffer: Tensor, count: int, points: Tensor) -> Tensor:
     """The buffer, doubled until the points fit: thousands of small tensors would scatter over the heap for good."""
     if count + len(points) <= len(buffer):
-        return buffer, count
+        return buffer
     larger = torch.empty(max(64, 2 * len(buffer), count + len(points)), points.shape[1])
     if count:
         larger[:count] = buffer[:count]
-    return larger, count
+    return larger

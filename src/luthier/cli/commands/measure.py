@@ -125,15 +125,21 @@ def show(found: dict[str, Any]) -> None:
     )
 
 
+def _rounded(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"
+
+
 def _dimensions(found: dict[str, Any]) -> None:
-    names = list(next(iter(found["boundaries"].values())).get("crosscheck", {}))
+    from luthier.measuring.plot import estimators
+
+    names = estimators(found["boundaries"])
     rows = []
     for path, at in found["boundaries"].items():
         block = found["blocks"].get(path)
         rank = (
             [None] * 3 if block is None else [f"{block['rise']:+.2f}", block["rank"], f"{block['low']}-{block['high']}"]
         )
-        others = [f"{at['crosscheck'][name]:.1f}" for name in names]
+        others = [_rounded(at["crosscheck"].get(name)) for name in names]
         rows.append((path, f"{at['value']:.2f}", f"{at['low']:.1f}-{at['high']:.1f}", *others, *rank))
     points = next(iter(found["boundaries"].values()))
     counted = f"{points['points']:,} points, {points['duplicates']:,} duplicates left out"
