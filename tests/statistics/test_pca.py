@@ -108,6 +108,13 @@ def test_fewer_rows_than_components_still_give_orthonormal_rows():
     assert flat["variance"].tolist() == [0, 0]
 
 
+def test_no_batch_outlives_its_update():
+    pca, x = PCA(4), data().float()
+    for held in (pca.update(None, x, None), pca.update(pca.update(None, x, None), x[:3], None)):
+        kept = [tensor for tensor in vars(held).values() if isinstance(tensor, torch.Tensor)]
+        assert sum(tensor.untyped_storage().nbytes() for tensor in kept) < 4 * WIDTH * (pca.kept + 8)
+
+
 def settles(pca: PCA, x: torch.Tensor, batch: int) -> int:
     """Rows read until it is settled; -1 if it never is."""
     held = pca.begin()

@@ -105,8 +105,13 @@ class PCA(Statistic):
 
 
 def _fresh(rows: Tensor) -> _Held:
-    none = rows[:0]
+    none = _none(rows)
     return _Held(0, torch.zeros_like(rows[0], dtype=torch.float64), 0.0, none, rows.new_empty(0), none)
+
+
+def _none(rows: Tensor) -> Tensor:
+    """No rows [0, d]; an empty view would keep all of them in memory."""
+    return rows.new_empty(0, rows.shape[1])
 
 
 def _absorb(held: _Held, rows: Tensor, kept: int) -> _Held:
@@ -118,7 +123,7 @@ def _absorb(held: _Held, rows: Tensor, kept: int) -> _Held:
     total = held.total + float(spread) + weight * float(moved.square().sum())
     known = torch.cat([held.scale[:, None] * held.directions, (weight**0.5 * moved).to(rows.dtype)[None]])
     directions, scale = _leading(known, rows, held.directions, kept, seed=held.count)
-    return _Held(count, held.mean + moved * (len(rows) / count), total, directions, scale, rows[:0])
+    return _Held(count, held.mean + moved * (len(rows) / count), total, directions, scale, _none(rows))
 
 
 def _leading(known: Tensor, rows: Tensor, start: Tensor, kept: int, seed: int) -> tuple[Tensor, Tensor]:
