@@ -29,6 +29,7 @@ _PUBLIC = {
     "unmerge": "core.merge",
     "save": "core.store",
     "load": "core.store",
+    "shard": "core.shard",
     "export": "core.export",
     "model": "models",
     "measure": "measuring",

@@ -20,6 +20,7 @@ from luthier.core.errors import LuthierError
 from luthier.data import Collator
 from luthier.training.checkpoint import WRITING, clean, commit
 from luthier.training.prepare import processes
+from luthier.training.restart import join_again
 from luthier.training.spec import Run
 
 ADAPTER = "adapter.safetensors"
@@ -29,6 +30,7 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_
 def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> transformers.TrainingArguments:
     """What transformers calls the settings of `run`; `every` is (steps between evaluations, between checkpoints)."""
     settings = run.training
+    join_again()
     made = transformers.TrainingArguments(
         output_dir=str(run.folder),
         max_steps=steps,

@@ -1,0 +1,31 @@
+"""Processes that torchrun starts again after one was killed find each other, and not the dead."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+
+ATTEMPT, SHARED = "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE"
+
+
+def join_again() -> None:
+    """Joins the processes of a restart on one machine under keys of their own.
+
+    torch keeps one store over all attempts, in which a restarted process may read the address of a killed one, and
+    then waits for it (pytorch#135712, in 2.13 still). Over several machines attempts are counted by each for itself,
+    so there the remedy is torch's own: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    """
+    known = os.environ
+    one_machine = known.get("LOCAL_WORLD_SIZE") == known.get("WORLD_SIZE")
+    if known.get(ATTEMPT, "0") == "0" or known.get(SHARED) != "True" or not one_machine or dist.is_initialized():
+        return
+    rank, world = int(known["RANK"]), int(known["WORLD_SIZE"])
+    store = dist.TCPStore(known["MASTER_ADDR"], int(known["MASTER_PORT"]), world, is_master=False)
+    dist.init_process_group(
+        None if torch.accelerator.is_available() else "gloo",
+        store=dist.PrefixStore(f"luthier/{known[ATTEMPT]}", store),
+        rank=rank,
+        world_size=world,
+    )
