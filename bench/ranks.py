@@ -12,6 +12,7 @@ FOLDER holds glue/{cola,rte,sst2}/{train,dev}.jsonl with columns text[, text_pai
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -130,11 +131,12 @@ def budget() -> int:
 
 
 def todo(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
-    """The runs of the study that are not in the file, seed by seed."""
+    """The runs of the study that are not in the file, those within the budget first."""
     done = {(r["task"], r["way"], r["seed"]) for r in read(args.out)}
-    for seed in range(args.seeds):
-        for task in args.only or TASKS:
-            yield from ((task, way, seed) for way in WAYS if (task, way, seed) not in done)
+    for budgeted in (True, False):
+        for seed, task in itertools.product(range(args.seeds), args.only or TASKS):
+            ways = [way for way, chosen in WAYS.items() if chosen.budgeted is budgeted]
+            yield from ((task, way, seed) for way in ways if (task, way, seed) not in done)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
