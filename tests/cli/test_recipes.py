@@ -20,6 +20,7 @@ SHIPPED = [
     "loreft-glue",
     "loreft-instruct",
     "loreft-math",
+    "tslam",
     "wegeft",
     "wegeft-commonsense",
     "wegeft-math",

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import save_model
 
 import luthier as lt
 from luthier.training import Result, Run, Training, metrics, train
 from luthier.training.command import flags
+from tiny import save_model
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 ACCELERATE = (

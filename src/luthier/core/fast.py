@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.form import Form, Params
-from luthier.core.layer import is_sharded
 
 if TYPE_CHECKING:
     from luthier.core.slot import Adapters, Slot
@@ -72,5 +71,5 @@ def _serves(module: nn.Module, slot: Slot, x: Tensor, weight: Tensor, bias: Tens
         and weight.dtype == x.dtype
         and not (weight.requires_grad or (bias is not None and bias.requires_grad))
         and not torch.is_autocast_enabled(x.device.type)
-        and not is_sharded(weight)
+        and type(weight) in (nn.Parameter, Tensor)  # neither sharded nor packed (torchao's has the layer's own dtype)
     )

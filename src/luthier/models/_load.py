@@ -12,7 +12,7 @@ from typing import Any
 from luthier.core.errors import LuthierError, near
 from luthier.models._hub import only_local
 from luthier.models._labels import label_settings
-from luthier.models._quantize import quantization
+from luthier.models._quantize import quantization, warn_of_odd_widths
 from luthier.models._quiet import quiet
 from luthier.models._resolve import resolve
 from luthier.models._tokenizer import refuse_empty, set_pad_token
@@ -100,6 +100,8 @@ def load(
         )
     new = _new_modules(model, report, name)
     set_pad_token(model, processor)
+    if quantize is not None:
+        warn_of_odd_widths(model)
     return Loaded(model.eval(), processor, name, path, task, new)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,20 @@ def _nf4(dense: list[str]) -> Any:
         bnb_4bit_use_double_quant=True,
         llm_int8_skip_modules=dense,
     )
+
+
+def warn_of_odd_widths(model: Any) -> None:
+    """Warns where bitsandbytes (0.50 at least) unpacks 4-bit weights wrongly: on a CPU, in rows of a width that is no
+    multiple of a block."""
+    for path, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None and module.weight.device.type == "cpu" and module.in_features % state.blocksize:
+            warnings.warn(
+                f"bitsandbytes unpacks NF4 wrongly on a CPU where a layer's width is no multiple of {state.blocksize}, "
+                f"and {path} has {module.in_features}: this packed model is not the one it was made from. Use int8.",
+                stacklevel=3,
+            )
+            return
 
 
 def _int8(dense: list[str]) -> Any:

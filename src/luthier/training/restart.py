@@ -22,10 +22,12 @@ def join_again() -> None:
     if known.get(ATTEMPT, "0") == "0" or known.get(SHARED) != "True" or not one_machine or dist.is_initialized():
         return
     rank, world = int(known["RANK"]), int(known["WORLD_SIZE"])
-    store = dist.TCPStore(known["MASTER_ADDR"], int(known["MASTER_PORT"]), world, is_master=False)
+    address = known["MASTER_ADDR"], int(known["MASTER_PORT"])
+    shared = dist.TCPStore(*address, world, is_master=False)  # pyright: ignore[reportPrivateImportUsage]
+    own = dist.PrefixStore(f"luthier/{known[ATTEMPT]}", shared)  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group(
         None if torch.accelerator.is_available() else "gloo",
-        store=dist.PrefixStore(f"luthier/{known[ATTEMPT]}", store),
+        store=own,
         rank=rank,
         world_size=world,
     )
