@@ -18,12 +18,13 @@ GAP = 0.3038 / 2
 """Half the widest gap between two values of NF4, from -1 to -0.6962."""
 BLOCK = 64
 """Weights that share a scale."""
+WIDTHS = {"hidden_size": BLOCK, "intermediate_size": 2 * BLOCK, "head_dim": BLOCK // 4}
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory) -> str:
     """bitsandbytes unpacks only rows of whole blocks rightly on a CPU."""
-    return save_model(tmp_path_factory.mktemp("wide"), "llama", hidden_size=BLOCK, intermediate_size=2 * BLOCK)
+    return save_model(tmp_path_factory.mktemp("wide"), "llama", **WIDTHS)
 
 
 def test_the_recipe_trains_a_packed_base(wide, additions, tmp_path):
