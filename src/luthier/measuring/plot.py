@@ -54,9 +54,9 @@ def _dimensions(axes: Any, boundaries: Mapping[str, Any]) -> None:
         value, low, high = ([each[key] for each in found.values()] for key in ("value", "low", "high"))
         axes.fill_between(layers, low, high, color=ink, alpha=0.2, linewidth=0)
         axes.plot(layers, value, "o-", color=ink, markersize=4, label=f"TwoNN, 95% interval ({stack})")
-        for name in estimators(found):
+        for style, name in zip(("--", ":", "-."), estimators(found), strict=False):
             other = [each["crosscheck"].get(name, math.nan) for each in found.values()]
-            axes.plot(layers, other, "--", color="grey", alpha=0.8, linewidth=1, label=name)
+            axes.plot(layers, other, style, color="grey", alpha=0.8, linewidth=1, label=name)
     axes.set(xlabel="boundary (the state that enters block i)", ylabel="intrinsic dimension", ylim=(0, None))
 
 
