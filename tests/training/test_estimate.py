@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tiny import sums, write_rows
 
 import luthier as lt
 from luthier import data, models
 from luthier.objectives.sft import SFT
 from luthier.training.estimate import estimate, saved_bytes
 from luthier.training.session import recompute
+from tiny import sums, write_rows
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import TEMPLATE, save_model, sums, write_rows
 
 import luthier as lt
 from luthier import data, models
 from luthier.training import Training, evaluate, generate, train
 from luthier.training.evaluation import agreement, bootstrap, closeness
 from luthier.training.generation import stop_ids
+from tiny import TEMPLATE, save_model, sums, write_rows
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import sums, write_rows
 
 import luthier as lt
 from luthier import data, models
@@ -18,6 +17,7 @@ from luthier.training import Run, Training, train
 from luthier.training import metrics as metrics_file
 from luthier.training.checkpoint import checkpoints
 from luthier.training.command import command
+from tiny import sums, write_rows
 
 SHORT = Training(epochs=2, batch=4, accumulate=2, save_every=3, keep=20, lr=1e-2)
 

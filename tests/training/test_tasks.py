@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import save_model, sums, write_rows
 
 import luthier as lt
 from luthier import data, models
 from luthier.training import Run, Training, evaluate, generate, train
+from tiny import save_model, sums, write_rows
 
 QUICK = Training(epochs=15, batch=8, lr=2e-2, eval_fraction=0.1)
 
