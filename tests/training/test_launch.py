@@ -81,8 +81,8 @@ def same(alone: Result, run: Run) -> None:
         torch.testing.assert_close(model(ids).logits, alone.model(ids).logits, rtol=1e-3, atol=1e-3)
 
 
-def test_accelerate_launches_a_sharded_base(alone, tmp_path):
-    run = again(alone, tmp_path, shard=True)
+def test_accelerate_launch(alone, tmp_path):
+    run = again(alone, tmp_path)
     launch(ACCELERATE, run)
     same(alone, run)
 
@@ -99,6 +99,12 @@ def test_a_killed_process_is_restarted_behind_the_last_checkpoint(alone, tmp_pat
     launch((*TORCHRUN, "--max-restarts=1"), run, "--objective", "fatal", "--resume", environment=environment)
     same(alone, run)
     assert len((marks / "1").read_text()) == 6 + 4  # six up to the kill, then steps 5 to 8
+
+
+def test_launchers_that_would_spread_the_adapters_are_refused(alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(lt.LuthierError, match="--shard"):
+        train(again(alone, tmp_path), progress=False)
 
 
 def test_sharding_needs_processes(alone, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from luthier.training.run import Result
 from luthier.training.spec import Run
 from luthier.training.trainer import Trainer, arguments
 
+SPREAD = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+"""What `accelerate launch` sets to have all parameters spread."""
 SHARE = 10
 """Evaluations and checkpoints of a run, unless told otherwise."""
 
@@ -150,7 +153,13 @@ def check_services(report_to: str) -> None:
 
 
 def check_processes(run: Run) -> None:
-    """Raises if a base is to be spread over processes and there is one."""
+    """Raises if a base is to be spread over processes and there is one, or by a launcher that would spread adapters."""
+    told = next((name for name, value in SPREAD.items() if os.environ.get(name, "").lower() == value), None)
+    if told is not None:
+        raise LuthierError(
+            f"{told}={SPREAD[told]} spreads the adapters over processes as well, and none would hold one to save; "
+            "leave it out, and spread the base alone with shard (--shard)."
+        )
     if run.training.shard and processes() == 1:
         raise LuthierError(
             "shard spreads the base over several processes, and here is one; start them with "
