@@ -23,6 +23,7 @@ from luthier.training.card import card
 from luthier.training.checkpoint import newest, step_of
 from luthier.training.command import command
 from luthier.training.estimate import estimate
+from luthier.training.join import join
 from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
 from luthier.training.prepare import Prepared, is_main, labels_in_order, prepare, processes
@@ -50,6 +51,7 @@ class Session:
         run = self.run
         check_services(run.training.report_to)
         check_processes(run)
+        join()
         goes_on = folders.claim(run, resume, overwrite) if is_main() else resume and folders.holds_run(run.folder)
         if resume and not goes_on:
             self.console.print(f"{run.folder} holds no run yet: starting from the beginning.", highlight=False)
@@ -82,7 +84,7 @@ class Session:
             log = metrics.Metrics(run.folder)
             args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
             if run.training.shard:
-                shard(model)  # the arguments have brought the processes together
+                shard(model)
             shifted = prepared.task == "causal-lm"
             trainer = Trainer(run, model, args, (features[0], features[1]), collator, shifted, [log, *callbacks])
             log.trainer = trainer

@@ -19,8 +19,6 @@ from luthier.core.control import tensors
 from luthier.core.errors import LuthierError
 from luthier.data import Collator
 from luthier.training.checkpoint import WRITING, clean, commit
-from luthier.training.prepare import processes
-from luthier.training.restart import join_again
 from luthier.training.spec import Run
 
 ADAPTER = "adapter.safetensors"
@@ -30,7 +28,6 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_
 def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> transformers.TrainingArguments:
     """What transformers calls the settings of `run`; `every` is (steps between evaluations, between checkpoints)."""
     settings = run.training
-    join_again()
     made = transformers.TrainingArguments(
         output_dir=str(run.folder),
         max_steps=steps,
@@ -56,15 +53,10 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         log_level="error",
-        use_cpu=not torch.accelerator.is_available(),  # or processes without GPUs would train each for itself
+        use_cpu=not torch.accelerator.is_available(),
     )
     made._setup_devices  # noqa: B018  counts the GPUs; one process uses one, torchrun starts more
     made._n_gpu = min(made._n_gpu, 1)
-    if made.world_size != processes():
-        raise LuthierError(
-            f"{processes()} processes were started, but they train as {made.world_size}; look at ACCELERATE_… in the "
-            "environment, or start with torchrun."
-        )
     return made
 
 

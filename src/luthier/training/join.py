@@ -1,4 +1,4 @@
-"""Processes that torchrun starts again after one was killed find each other, and not the dead."""
+"""The processes of a run find each other, whether they have GPUs or not, and after a restart not the dead."""
 
 from __future__ import annotations
 
@@ -6,11 +6,26 @@ import os
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+
+from luthier.core.errors import LuthierError
+from luthier.training.prepare import processes
 
 ATTEMPT, SHARED = "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE"
 
 
-def join_again() -> None:
+def join() -> None:
+    """Joins the processes that torchrun started, before any of them asks for the others; alone, it does nothing."""
+    _join_again()
+    state = PartialState(cpu=not torch.accelerator.is_available())  # or those without GPUs would train each for itself
+    if state.num_processes != processes():
+        raise LuthierError(
+            f"{processes()} processes were started, but they train as {state.num_processes}; look at ACCELERATE_… in "
+            "the environment, or start with torchrun."
+        )
+
+
+def _join_again() -> None:
     """Joins the processes of a restart on one machine under keys of their own.
 
     torch keeps one store over all attempts, in which a restarted process may read the address of a killed one, and
