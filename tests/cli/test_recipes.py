@@ -14,6 +14,7 @@ from luthier.training import Run, Training
 
 SHIPPED = [
     "dora",
+    "eva",
     "gelora",
     "lora",
     "loreft-commonsense",

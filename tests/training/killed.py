@@ -47,13 +47,14 @@ def main() -> None:
     draw = random.Random(0)
     writing, metrics = run.folder / "checkpoints" / ".writing", run.folder / "metrics.jsonl"
     left = []
-    for attempt in range(4):
+    for attempt in range(6):
         seen = lines(metrics)
         moments = (
             lambda seen=seen: lines(metrics) > seen + 2 and writing.exists(),
             lambda seen=seen: lines(metrics) > seen + 1,
         )
-        left.append(kill_when(run, moments[attempt % 2], draw.random() * 0.01))
+        longest = (0.002, 0.01)[attempt % 2]  # a save takes some milliseconds
+        left.append(kill_when(run, moments[attempt % 2], draw.random() * longest))
     status = os.waitstatus_to_exitcode(os.waitpid(child(run), 0)[1])
     print(json.dumps({"left": left, "status": status}))
 
