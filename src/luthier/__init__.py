@@ -32,7 +32,7 @@ _PUBLIC = {
     "shard": "core.shard",
     "export": "core.export",
     "model": "models",
-    "measure": "measuring",
+    "measure": "measuring.measure",
     "train": "training",
     "evaluate": "training",
     "generate": "training",

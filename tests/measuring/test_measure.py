@@ -13,7 +13,8 @@ import luthier as lt
 from luthier.cli import main
 from luthier.core.allocation import Ranks
 from luthier.core.fingerprint import fingerprint
-from luthier.measuring import Calibration, cache, calibrate, measure
+from luthier.measuring import Calibration, cache, calibrate
+from luthier.measuring.measure import measure
 from luthier.measuring.calibration import batched, sample
 from luthier.statistics.moment import Moment
 from luthier.statistics.states import States
@@ -69,7 +70,7 @@ def test_what_was_measured_is_kept_by_all_that_it_depends_on(llama, monkeypatch)
     held = list(cache.folder().glob("*.safetensors"))
     assert len(held) == 1
     with monkeypatch.context() as patch:
-        patch.setattr("luthier.measuring.calibration.collect", None)  # a second pass would fail
+        patch.setattr("luthier.core.stats.collect", None)  # a second pass would fail
         again = pass_(llama)
         assert all(torch.equal(again[p][k], t) for p, found in first.items() for k, t in found.items())
         for changed in ({"settings": replace(SMALL, seed=3)}, {"data": "others"}, {"statistics": [States("last")]}):
@@ -136,7 +137,7 @@ def test_a_resumed_run_keeps_its_ranks_without_measuring(llama, additions, tmp_p
 
     shutil.rmtree(run.folder / "checkpoints/step-4")
     shutil.rmtree(cache.folder())
-    monkeypatch.setattr("luthier.measuring.calibration.collect", None)
+    monkeypatch.setattr("luthier.core.stats.collect", None)
     again = train(run, progress=False, resume=True)
     held = load_file(again.adapter / "adapter.safetensors")
     assert held.keys() == expected.keys() and all(torch.equal(held[k], expected[k]) for k in held)

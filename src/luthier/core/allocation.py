@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from luthier.core.component import Component
 from luthier.core.errors import LuthierError
 from luthier.core.form import Form, Stats
-from luthier.core.scope import Selection
 from luthier.core.site import Site
 from luthier.core.statistic import Statistic
+
+if TYPE_CHECKING:
+    from luthier.core.scope import Selection  # brings transformers
 
 NUMBERS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}

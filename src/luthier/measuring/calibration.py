@@ -6,19 +6,18 @@ import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from rich.console import Console
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.component import check_type
 from luthier.core.errors import LuthierError
-from luthier.core.fingerprint import fingerprint
-from luthier.core.site import Site
-from luthier.core.statistic import Statistic, joined
-from luthier.core.stats import Measured, collect
-from luthier.measuring import cache
-from luthier.measuring.progress import told
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import nn
+
+    from luthier.core.site import Site
+    from luthier.core.statistic import Statistic
+    from luthier.core.stats import Measured
 
 Feature = dict[str, Any]
 
@@ -70,6 +69,13 @@ def calibrate(
     train together, the first one measures and the others read. Raises `LuthierError` as `collect` does.
     """
     from accelerate import PartialState
+    from rich.console import Console
+
+    from luthier.core.fingerprint import fingerprint
+    from luthier.core.statistic import joined
+    from luthier.core.stats import collect
+    from luthier.measuring import cache
+    from luthier.measuring.progress import told
 
     wanted = joined(list(statistics))
     if not wanted:

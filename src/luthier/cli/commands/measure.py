@@ -71,8 +71,8 @@ class Measure(Command):
 
     def run(self, given: Given) -> None:
         from luthier.core.component import find
-        from luthier.measuring import Calibration, measure
-        from luthier.measuring.measure import free
+        from luthier.measuring.calibration import Calibration
+        from luthier.measuring.measure import free, measure
 
         if self.out is not None:
             free(self.out)
