@@ -14,8 +14,8 @@ from luthier.cli import main
 from luthier.core.allocation import Ranks
 from luthier.core.fingerprint import fingerprint
 from luthier.measuring import Calibration, cache, calibrate
-from luthier.measuring.measure import measure
 from luthier.measuring.calibration import batched, sample
+from luthier.measuring.measure import measure
 from luthier.statistics.moment import Moment
 from luthier.statistics.states import States
 from luthier.training import Run, Training, train
