@@ -1,0 +1,166 @@
+"""What is kept of a finished run: one JSON file, there whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import LuthierError, near
+
+RUNS, FILE = "runs", "record.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run of a study. A figure that is not a number is null in JSON, and NaN here."""
+
+    model: str
+    """Name of the base in the study."""
+    data: str
+    """Name of the data set in the study."""
+    method: str
+    """Name as asked for: a form, a recipe, `base`, or `peft:lora`."""
+    seed: int
+    metric: str
+    """Name of the main metric, such as `accuracy`, `mcc` or `number`."""
+    score: float
+    """The main metric on the test part; the mean over its parts where it has several."""
+    metrics: dict[str, float]
+    """Every metric by name, each the mean over the parts of the test."""
+    tests: dict[str, dict[str, float]]
+    """By part of the test, every metric; one part bears the name of the data set."""
+    rows: int
+    """Rows tested."""
+    hits: dict[str, list[float]]
+    """By part of the test, the main metric of each row where it is a mean of rows, else nothing."""
+    losses: list[tuple[int, float]]
+    """(step, training loss)."""
+    eval_losses: list[tuple[int, float]]
+    """(step, loss on the validation part)."""
+    trainable: int
+    """Trained numbers, a new head included."""
+    total: int
+    """Numbers of the base and the adapter."""
+    bytes: int
+    """Size of the adapter's tensors on disk."""
+    seconds: float
+    """Time spent in training, evaluations on the validation part included."""
+    step_seconds: float | None
+    """Median forward and backward pass of a training batch; None where nothing was trained or timed."""
+    step_ratio: float | None
+    """That over the same pass of the frozen base with the activations' gradients, timed in turn."""
+    peak_bytes: int | None
+    """Growth of peak memory over the loaded base in one training step: adapter, activations, gradients, optimiser."""
+    forgetting: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """(before, after) of `held text loss` and, by their names, of the scores of other data sets."""
+    intruders: dict[str, float] | None = None
+    """Intruder dimensions: count, null, matrices examined; None where nobody counted."""
+    calibration_error: float | None = None
+    """Expected calibration error in 15 bins, of classifiers."""
+    samples: list[dict[str, str]] = field(default_factory=list)
+    """prompt, expected and answer of the first test rows."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The resolved run."""
+    trials: list[dict[str, float | None]] = field(default_factory=list)
+    """Trials of the search: `lr`, and `value`, the loss on the validation part (null where it diverged)."""
+    budget: str | None = None
+    """The budget that bounds the trained numbers; None where the method is exempt (see `notes`)."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know to compare fairly."""
+    command: str = ""
+    """The command that repeats the training, or says how it was made."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What names the run in its study."""
+        return self.model, self.data, self.method, self.seed
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return _plain(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Record:
+        """The inverse of `to_dict`; unknown and missing keys raise `LuthierError`."""
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known:
+                raise LuthierError(f"a record has no {key!r}{near(key, known)} It has: {', '.join(known)}.")
+        missing = [name for name, f in known.items() if _required(f) and name not in values]
+        if missing:
+            raise LuthierError(f"a record lacks {', '.join(missing)}.")
+        return cls(**{key: READ[key](value) if key in READ else value for key, value in values.items()})
+
+
+def _required(each: dataclasses.Field) -> bool:
+    return each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _numbers(values: dict[str, float | None]) -> dict[str, float]:
+    return {key: _number(value) for key, value in values.items()}
+
+
+def _curve(values: list[list]) -> list[tuple[int, float]]:
+    return [(step, _number(loss)) for step, loss in values]
+
+
+READ = {
+    "score": _number,
+    "metrics": _numbers,
+    "tests": lambda values: {name: _numbers(each) for name, each in values.items()},
+    "hits": lambda values: {name: [_number(hit) for hit in each] for name, each in values.items()},
+    "losses": _curve,
+    "eval_losses": _curve,
+    "forgetting": lambda values: {name: (_number(pair[0]), _number(pair[1])) for name, pair in values.items()},
+}
+"""How fields come back from JSON."""
+
+
+def _plain(value: Any) -> Any:
+    """The value as strict JSON takes it."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write(values: Any, path: Path) -> None:
+    """JSON that is there whole or not at all: written aside, synced, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(_plain(values), file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read(path: Path) -> Record:
+    """The record in a file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LuthierError(f"{path} cannot be read as a run's record: {error}.") from None
+    if not isinstance(values, dict):
+        raise LuthierError(f"{path} is no run's record.")
+    try:
+        return Record.from_dict(values)
+    except LuthierError as error:
+        raise LuthierError(f"{path}: {error}") from None
+
+
+def records(folder: Path | str) -> list[Record]:
+    """Every finished run of the study in `folder`, by model, data, method and seed."""
+    found = [read(path) for path in Path(folder).glob(f"{RUNS}/*/*/*/*/{FILE}")]
+    return sorted(found, key=lambda each: each.key)
