@@ -1,0 +1,231 @@
+"""Intervals and paired tests: what may be said of scores, and what may not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from luthier.comparing import student
+from luthier.comparing.record import Record
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+"""Bootstrap samples; the smallest p that they can show is 2 / (RESAMPLES + 1)."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95% interval; NaN bounds where nothing can be said of them."""
+
+    value: float
+    low: float
+    high: float
+    over: str
+    """`seeds` (Student's t over runs), `rows` (percentile bootstrap over test rows) or `nothing`."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A difference of two methods on the same seeds and rows."""
+
+    first: str
+    second: str
+    difference: float
+    """Mean score of the first less that of the second, over the seeds that both have."""
+    seeds: int
+    by_seed: Interval
+    """Student's t over the differences of each seed."""
+    by_row: Interval
+    """Bootstrap over the test rows, each row's difference being the mean over seeds."""
+    p: float
+    """The larger of the two p-values (of those that can be had): both the choice of seeds and that of rows must
+    be ruled out as the reason. NaN where neither can be had."""
+    adjusted: float
+    """`p` after Holm's correction, among the tests made together; `p` itself for one test alone."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who is best, if anyone may be called so."""
+
+    winner: str | None
+    """The method that beats every other in a paired test, Holm-corrected; None where one does not."""
+    best: str
+    """The highest mean score, whatever the tests say."""
+    tests: list[Paired]
+    """The best against every other method."""
+    reason: str
+    """Why there is a winner, or none."""
+
+
+# --- intervals -------------------------------------------------------------------------------------
+
+
+def over_seeds(scores: Sequence[float], level: float = LEVEL) -> Interval:
+    """The mean of a method's runs, with Student's t interval; without bounds for fewer than two runs."""
+    mean, error = _mean(scores), _error(scores)
+    if len(scores) < 2:
+        return Interval(mean, math.nan, math.nan, "nothing")
+    reach = student.quantile(level, len(scores) - 1) * error
+    return Interval(mean, mean - reach, mean + reach, "seeds")
+
+
+def over_rows(parts: Mapping[str, Sequence[float]], level: float = LEVEL, seed: int = 0) -> Interval:
+    """The mean over the parts of each part's mean, with a percentile bootstrap over the rows of each part."""
+    import numpy as np
+
+    if not _usable(parts):
+        return Interval(math.nan, math.nan, math.nan, "nothing")
+    draws = resampled(parts, seed)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(_mean([_mean(part) for part in parts.values()]), float(low), float(high), "rows")
+
+
+def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
+    """The score of one method on one data set: over seeds where there are several, else over rows."""
+    scores = [run.score for run in runs]
+    if len(scores) > 1:
+        return over_seeds(scores, level)
+    rows = over_rows(runs[0].hits, level)
+    return Interval(scores[0], rows.low, rows.high, rows.over)
+
+
+def resampled(parts: Mapping[str, Sequence[float]], seed: int = 0):
+    """[RESAMPLES] means of the parts' means, each part's rows drawn anew with replacement."""
+    import numpy as np
+
+    draw = np.random.default_rng(seed)
+    total = np.zeros(RESAMPLES)
+    for part in parts.values():
+        values = np.asarray(part, dtype=float)
+        size = max(1, 2_000_000 // len(values))  # bounds the memory of the drawn indices
+        for start in range(0, RESAMPLES, size):
+            stop = min(start + size, RESAMPLES)
+            total[start:stop] += values[draw.integers(0, len(values), (stop - start, len(values)))].mean(1)
+    return total / len(parts)
+
+
+# --- paired tests ----------------------------------------------------------------------------------
+
+
+def paired(first: Sequence[Record], second: Sequence[Record], level: float = LEVEL) -> Paired:
+    """Two methods on one model and data set, compared on the seeds that both have; none in common gives NaN."""
+    left, right = ({run.seed: run for run in runs} for runs in (first, second))
+    pairs = [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
+    differences = [a.score - b.score for a, b in pairs]
+    by_seed = over_seeds(differences, level)
+    rows = row_differences(pairs)
+    by_row = over_rows(rows, level)
+    found = [p for p in (seed_p(differences), row_p(rows)) if not math.isnan(p)]
+    p = max(found, default=math.nan)
+    return Paired(first[0].method, second[0].method, by_seed.value, len(pairs), by_seed, by_row, p, p)
+
+
+def row_differences(pairs: Sequence[tuple[Record, Record]]) -> dict[str, list[float]]:
+    """By part of the test, each row's difference averaged over the pairs; empty where rows are not the same."""
+    sizes = [{name: len(hits) for name, hits in run.hits.items()} for pair in pairs for run in pair]
+    if not sizes or any(size != sizes[0] for size in sizes):
+        return {}
+    return {
+        name: [_mean([a.hits[name][i] - b.hits[name][i] for a, b in pairs]) for i in range(count)]
+        for name, count in sizes[0].items()
+    }
+
+
+def seed_p(differences: Sequence[float]) -> float:
+    """Two-sided p of a mean of zero by Student's t; NaN for fewer than two differences."""
+    if len(differences) < 2:
+        return math.nan
+    mean, error = _mean(differences), _error(differences)
+    if not error:
+        return 1.0 if not mean else 0.0
+    return student.two_sided(mean / error, len(differences) - 1)
+
+
+def row_p(parts: Mapping[str, Sequence[float]]) -> float:
+    """Two-sided p of a mean of zero by the bootstrap (Davison and Hinkley 1997, 4.4); NaN without rows."""
+    if not _usable(parts):
+        return math.nan
+    draws = resampled(parts)
+    below, above = int((draws <= 0).sum()), int((draws >= 0).sum())
+    return min(1.0, 2 * (min(below, above) + 1) / (len(draws) + 1))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values (Holm 1979), in the order given; NaN counts as 1."""
+    filled = [1.0 if math.isnan(p) else p for p in values]
+    order = sorted(range(len(filled)), key=filled.__getitem__)
+    adjusted, running = [0.0] * len(filled), 0.0
+    for place, index in enumerate(order):
+        running = max(running, min(1.0, (len(filled) - place) * filled[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def winner(runs: Mapping[str, Sequence[Record]], level: float = LEVEL) -> Verdict:
+    """The best of the methods on one model and data set, `{method: its runs}`, if its lead is more than chance.
+
+    The best mean score is tested against every other method (`paired`), the p-values are corrected by Holm, and a
+    winner is named only where all of them, and so all paired intervals at the corrected levels, exclude zero, with
+    at least two seeds in common.
+    """
+    import dataclasses
+
+    means = {name: _mean([run.score for run in each]) for name, each in runs.items()}
+    best = max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
+    found = [paired(runs[best], each, level) for name, each in runs.items() if name != best]
+    corrected = holm([each.p for each in found])
+    tests = [dataclasses.replace(t, adjusted=p) for t, p in zip(found, corrected, strict=True)]
+    reason = _against(best, tests, 1 - level)
+    return Verdict(None if reason else best, best, tests, reason or _for(best, tests))
+
+
+def _against(best: str, tests: Sequence[Paired], alpha: float) -> str:
+    """Why the best is no winner; nothing where it is one."""
+    if not tests:
+        return "one method alone: nothing to compare it with"
+    few = [test.second for test in tests if test.seeds < 2]
+    if few:
+        return f"{best} and {few[0]} have fewer than two seeds in common, so the training's own spread is not known"
+    close = [test for test in tests if not (test.adjusted < alpha and test.difference > 0)]
+    if close:
+        nearest = max(close, key=lambda test: test.adjusted)
+        others = f" and {len(close) - 1} more" if len(close) > 1 else ""
+        return f"{best} leads, but its lead over {nearest.second}{others} may be chance (p = {nearest.adjusted:.2g})"
+    return ""
+
+
+def _for(best: str, tests: Sequence[Paired]) -> str:
+    worst = max(tests, key=lambda test: test.adjusted)
+    return f"{best} beats every other method, Holm-corrected p at most {worst.adjusted:.2g} (against {worst.second})"
+
+
+# --- calibration -----------------------------------------------------------------------------------
+
+
+def calibration_error(confidences: Sequence[float], hits: Sequence[float], bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599): |confidence - accuracy| in `bins` equal bins."""
+    import numpy as np
+
+    confidence, hit = np.asarray(confidences, dtype=float), np.asarray(hits, dtype=float)
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are (a, b], as in the source
+    gaps = [abs(confidence[place == b].sum() - hit[place == b].sum()) for b in range(bins)]
+    return float(sum(gaps) / len(hit))
+
+
+# --- helpers ---------------------------------------------------------------------------------------
+
+
+def _usable(parts: Mapping[str, Sequence[float]]) -> bool:
+    return bool(parts) and all(len(part) for part in parts.values())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _error(values: Sequence[float]) -> float:
+    """Standard error of the mean."""
+    mean, count = _mean(values), len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1) / count) if count > 1 else math.nan

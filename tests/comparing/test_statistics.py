@@ -1,0 +1,126 @@
+"""What the statistics say, against scipy where it says the same."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from luthier.comparing import student
+from luthier.comparing.record import Record
+from luthier.comparing.statistics import (
+    calibration_error,
+    holm,
+    over_rows,
+    over_seeds,
+    paired,
+    row_p,
+    score_of,
+    seed_p,
+    winner,
+)
+
+
+def run(method: str, seed: int, hits: list[float], score: float | None = None) -> Record:
+    value = float(np.mean(hits)) if score is None else score
+    return Record(
+        model="m", data="d", method=method, seed=seed, metric="accuracy", score=value, metrics={"accuracy": value},
+        tests={"d": {"accuracy": value}}, rows=len(hits), hits={"d": hits}, losses=[], eval_losses=[], trainable=1,
+        total=2, bytes=4, seconds=1.0, step_seconds=None, step_ratio=None, peak_bytes=None,
+    )  # fmt: skip
+
+
+def runs(method: str, rate: float, seeds: int = 5, rows: int = 400, shift: int = 0) -> list[Record]:
+    draw = np.random.default_rng(shift)
+    return [run(method, seed, (draw.random(rows) < rate).astype(float).tolist()) for seed in range(seeds)]
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 8, 29, 100])
+def test_student_is_scipys(freedom):
+    stats = pytest.importorskip("scipy.stats")
+    for t in (0.0, 0.3, 1.0, 2.5, 10.0):
+        assert student.two_sided(t, freedom) == pytest.approx(2 * stats.t.sf(t, freedom), abs=1e-12)
+    assert student.quantile(0.95, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
+
+
+def test_seeds_are_scipys_t():
+    stats = pytest.importorskip("scipy.stats")
+    scores = [0.81, 0.84, 0.79, 0.9]
+    found = over_seeds(scores)
+    low, high = stats.t.interval(0.95, 3, np.mean(scores), stats.sem(scores))
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(scores), low, high))
+    assert seed_p([0.1, 0.3, -0.05]) == pytest.approx(stats.ttest_1samp([0.1, 0.3, -0.05], 0).pvalue)
+    assert math.isnan(over_seeds([0.5]).low) and math.isnan(seed_p([0.5]))
+
+
+def test_rows_are_scipys_bootstrap():
+    stats = pytest.importorskip("scipy.stats")
+    hits = (np.random.default_rng(1).random(300) < 0.7).astype(float)
+    theirs = stats.bootstrap((hits,), np.mean, method="percentile", rng=np.random.default_rng(2), n_resamples=10_000)
+    found = over_rows({"d": hits.tolist()})
+    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.01)
+
+
+def test_parts_weigh_the_same_whatever_their_rows():
+    found = over_rows({"a": [1.0] * 900, "b": [0.0] * 100})
+    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_one_seed_is_told_by_its_rows():
+    assert score_of([run("a", 0, [1.0, 0.0] * 50)]).over == "rows"
+    assert score_of(runs("a", 0.5)).over == "seeds"
+
+
+def test_rows_p_is_small_for_a_real_difference_alone():
+    draw = np.random.default_rng(0)
+    assert row_p({"d": draw.normal(0.5, 1, 200).tolist()}) < 0.001
+    assert row_p({"d": draw.normal(0.0, 1, 200).tolist()}) > 0.05
+    assert row_p({"d": [0.0] * 20}) == 1.0 and math.isnan(row_p({}))
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([math.nan, 0.01]) == pytest.approx([1.0, 0.02])
+
+
+def test_paired_takes_the_seeds_in_common():
+    left, right = runs("a", 0.9, seeds=4), runs("b", 0.5, seeds=3, shift=1)
+    found = paired(left, right)
+    assert found.seeds == 3 and found.difference == pytest.approx(np.mean([a.score for a in left[:3]]) - np.mean(
+        [b.score for b in right]))  # fmt: skip
+    assert found.by_seed.low > 0 and found.by_row.low > 0 and found.p < 0.05
+
+
+def test_both_seeds_and_rows_must_agree():
+    """Seeds that agree to the digit, on too few rows; and rows without end, on seeds that do not agree."""
+    few_rows = paired([run("a", s, [1, 1, 1, 0]) for s in range(3)], [run("b", s, [1, 1, 0, 0]) for s in range(3)])
+    assert seed_p([0.25] * 3) == 0.0 and few_rows.p > 0.05
+    wild = [1.0, 0.2, 0.9]
+    seeds = [run("a", s, (np.arange(5000) < 5000 * wild[s]).astype(float).tolist()) for s in range(3)]
+    assert paired(seeds, [run("b", s, [0.0, 1.0] * 2500) for s in range(3)]).p > 0.05
+
+
+def test_a_winner_needs_a_lead_over_every_other():
+    clear = winner({"a": runs("a", 0.95), "b": runs("b", 0.6, shift=1), "c": runs("c", 0.5, shift=2)})
+    assert clear.winner == "a" and "a beats every other" in clear.reason
+    close = winner({"a": runs("a", 0.95), "b": runs("b", 0.945, shift=1), "c": runs("c", 0.5, shift=2)})
+    assert close.winner is None and close.best in "ab" and "may be chance" in close.reason
+    alone = winner({"a": runs("a", 0.95, seeds=1), "b": runs("b", 0.5, seeds=1, shift=1)})
+    assert alone.winner is None and "fewer than two seeds" in alone.reason
+
+
+def test_few_wins_by_chance():
+    """Among equal methods at most one study in twenty names a winner (the bound is loose for 60 studies)."""
+    found = 0
+    for study in range(60):
+        made = {name: runs(name, 0.7, seeds=3, rows=80, shift=10 * study + i) for i, name in enumerate("abc")}
+        found += winner(made).winner is not None
+    assert found <= 6
+
+
+def test_calibration_error():
+    assert calibration_error([0.95, 0.95, 0.95, 0.95], [1, 1, 1, 0]) == pytest.approx(0.2)
+    assert calibration_error([1.0, 1.0], [1, 1]) == 0.0
+    assert calibration_error([0.9, 0.6], [1, 0]) == pytest.approx((0.1 + 0.6) / 2)
