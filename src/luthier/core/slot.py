@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from luthier.core.call import Call, Positions, Prompt, edit
 from luthier.core.errors import LuthierError
-from luthier.core.fast import kernel_of
+from luthier.core.fast import Step, kernel_of
 from luthier.core.form import Form, Params, face_of
 from luthier.core.scope import Selection
 from luthier.core.site import Site
@@ -95,6 +95,10 @@ class Slot(nn.Module):
         """The parameters in the dtype of the activations: they are small, so they are cast and not x."""
         return {k: v.to(dtype) for k, v in self._parameters.items() if v is not None}
 
+    def own(self) -> Params:
+        """The parameters as they are stored."""
+        return self._parameters  # type: ignore[return-value]
+
     def active(self) -> Form:
         """The form as it acts now: without noise outside training."""
         return self.form if self.training else self.quiet
@@ -144,9 +148,21 @@ class Adapters(nn.Module):
         self.weights = [s for s in rest if s.form.face == "weight"]
         self.posts = [s for s in rest if s.form.face == "post"]
         self.live = bool(self.inputs or rest)
-        alone = [s for s in slots if len(slots) == 1 and s.site.kind == "affine"]
-        self.kernels = [(kernel, s) for s in alone if (kernel := kernel_of(type(s.form)))]
-        """The fast path of a linear layer that has one adapter alone, if its form has one."""
+        kernels = {kernel_of(type(s.form)) for s in slots if s.site.kind == "affine"}
+        alike = len(kernels) == 1 and all(s.site.kind == "affine" for s in slots)
+        self.kernels = (kernel, slots) if alike and (kernel := kernels.pop()) else None
+        """The fast path of a linear layer whose adapters are all of one form, if that form has one."""
+        self.step: Step | None = None
+        """What the layer does outside training, once it is settled."""
+
+    def train(self, mode: bool = True) -> Adapters:
+        """As every module's; noise comes and goes with it."""
+        self.step = None
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self.step = None  # the parameters move
+        return super()._apply(fn, recurse)
 
     def slots(self) -> list[Slot]:
         """Every slot, enabled or not, in the order of attachment."""

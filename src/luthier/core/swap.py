@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from luthier.core.call import Prompt, read_call
 from luthier.core.errors import LuthierError
-from luthier.core.fast import fast_linear
+from luthier.core.fast import fast_linear, ready
 from luthier.core.layer import is_sharded, weight_of
 from luthier.core.slot import Adapters, OneHot, State
 
@@ -135,6 +135,8 @@ def prompting(state: State, prompt: Prompt):
 
 def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
     adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
+    if adapters.step is not None and len(args) == 1 and (run := ready(module, adapters, args[0])) is not None:
+        return run(args[0])
     state = adapters.state
     if adapters.block is not None and (call := kwargs.pop("luthier_call", None)) is not None:
         state.calls[adapters.block] = call
@@ -177,7 +179,7 @@ def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple
     if state.reached is not None:
         state.reached.update(s.site.key for s in adapters.slots() if s.site.kind != "param")
     x = args[0] if args else kwargs[first]
-    if adapters.kernels and (y := fast_linear(module, adapters, x)) is not None:
+    if (y := fast_linear(module, adapters, x)) is not None:
         return y
     for slot in adapters.inputs:
         x = slot.post(state, x, x)

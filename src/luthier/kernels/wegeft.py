@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from luthier.core.fast import Run
 from luthier.core.form import Params
 from luthier.forms.wegeft import WeGeFT
 from luthier.kernels._dropout import draw_mask, keep, masked
+from luthier.kernels._rows import added, added_rows, of_rows
 
 
 def linear(form: WeGeFT, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -18,6 +21,32 @@ def linear(form: WeGeFT, p: Params, x: Tensor, weight: Tensor, bias: Tensor | No
     mask = draw_mask(x, form.dropout)
     s = form.scale / keep(form.dropout)
     return _WeGeFT.apply(x, weight, bias, p["phi"], p["psi"], s, mask)[0]  # type: ignore[index]
+
+
+def decoder(form: WeGeFT, p: Params, layer: Run) -> Run:
+    """x -> layer(x + s (x ψᵀ) φᵀ)."""
+    phi, psi, s = p["phi"], p["psi"], form.scale
+
+    def run(x: Tensor) -> Tensor:
+        edited = x.clone(memory_format=torch.contiguous_format)
+        added(edited.view(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]), psi, phi, s)
+        return layer(edited)
+
+    return run
+
+
+def mixed(pairs: Sequence[tuple[WeGeFT, Params]], rows: Sequence[int | None], layer: Run) -> Run:
+    """The same with the factors of the pair rows[i] for row i of x [rows, ..., d_in]; None leaves a row as it is."""
+    psi = of_rows([p["psi"] for _, p in pairs], rows)
+    phi = of_rows([form.scale * p["phi"].mT for form, p in pairs], rows)
+
+    def run(x: Tensor) -> Tensor:
+        edited = x.clone(memory_format=torch.contiguous_format)
+        split = (len(psi), -1, x.shape[-1])
+        added_rows(edited.view(split), x.reshape(split), psi, phi)
+        return layer(edited)
+
+    return run
 
 
 class _WeGeFT(torch.autograd.Function):
