@@ -13,6 +13,8 @@ from luthier.core.component import find, names
 from luthier.core.control import tensors
 from luthier.core.form import Form
 from luthier.core.initialiser import Init
+from luthier.core.merge import affine_map, delta_of
+from luthier.core.slot import START, Slot
 from luthier.core.stats import collect
 
 INITS = names("inits")
@@ -46,10 +48,23 @@ def started(name: str):
         yield form, lt.attach(build(dtype=torch.float64), form, WHERE, init=init, stats=stats), stats  # type: ignore[arg-type]
 
 
+def relative(name: str) -> bool:
+    """Whether the effect of the start is taken off."""
+    return find("inits", name).relative  # type: ignore[attr-defined]
+
+
+def moved(model):
+    """The model with its parameters away from the start."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in lt.trainable(model).values():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return model
+
+
 @pytest.mark.parametrize("name", INITS)
 def test_it_states_its_equation_and_source_and_serves_a_form(name):
     init = find("inits", name)
-    assert len(init.equation()) > 5 and init.paper and init.name() == name
+    assert len(init.equation()) > 5 and init.paper and init.name() == name.replace("_", "")
     assert served(name)
 
 
@@ -67,10 +82,14 @@ def test_factors_have_the_forms_shapes_and_differ_from_its_own_start(name):
     for form, model, _ in started(name):
         plain = lt.attach(build(dtype=torch.float64), form, WHERE)
         ours, theirs = tensors(model), tensors(plain)
+        kept = {key: ours.pop(key) for key in list(ours) if key.endswith(START)}
+        trained = [key for key in theirs if theirs[key].requires_grad]
+        assert sorted(kept) == (sorted(key + START for key in trained) if relative(name) else [])
+        assert all(torch.equal(t, ours[key.removesuffix(START)]) and not t.requires_grad for key, t in kept.items())
         assert {key: t.shape for key, t in ours.items()} == {key: t.shape for key, t in theirs.items()}
         assert any(not torch.equal(ours[key], theirs[key]) for key in ours)
         assert all(t.isfinite().all() for t in ours.values())
-        assert len({t.data_ptr() for t in ours.values()}) == len(ours)
+        assert len({t.data_ptr() for t in (*ours.values(), *kept.values())}) == len(ours) + len(kept)
 
 
 @pytest.mark.parametrize("name", INITS)
@@ -117,3 +136,40 @@ def test_training_moves_it_and_lowers_the_loss(name):
             losses.append(float(loss.detach()))
         assert losses[-1] < losses[0]
         assert all(not torch.equal(tensor, held[key]) for key, tensor in lt.trainable(model).items())
+
+
+@pytest.mark.parametrize("name", INITS)
+def test_saved_and_loaded_it_is_the_same(name, tmp_path):
+    ids = batches(1, seed=9)[0]
+    for form, model, _ in started(name):
+        logits = moved(model)(**ids).logits
+        lt.save(model, tmp_path / form.name())
+        again = lt.load(build(dtype=torch.float64), tmp_path / form.name())
+        assert torch.equal(again(**ids).logits, logits)
+        assert all(torch.equal(t, tensors(again)[key]) for key, t in tensors(model).items())
+
+
+@pytest.mark.parametrize("name", INITS)
+def test_merged_disabled_and_detached_the_base_is_what_it_was(name):
+    ids, base = batches(1, seed=9)[0], build(dtype=torch.float64)
+    before, state = base(**ids).logits, base.state_dict()
+    for _, model, _ in started(name):
+        logits = moved(model)(**ids).logits
+        assert not torch.allclose(logits, before, atol=1e-3)
+        with lt.disabled(model):
+            assert torch.equal(model(**ids).logits, before)
+        assert torch.allclose(lt.merge(model)(**ids).logits, logits, atol=1e-10)
+        assert torch.equal(lt.unmerge(model)(**ids).logits, logits)
+        lt.detach(model)
+        assert torch.equal(model(**ids).logits, before)
+        assert all(torch.equal(t, state[key]) for key, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", INITS)
+def test_exact_factors_of_the_change_are_exact(name):
+    for _, model, _ in started(name):
+        for site in lt.select(build(), WHERE):
+            module = moved(model).get_submodule(site.path)
+            slots = [slot for slot in module.adapters.slots() if isinstance(slot, Slot)]
+            dense = affine_map(module, slots)[0] - weight(model, site.path)
+            assert torch.allclose(delta_of(module, slots).dense(), dense, atol=1e-10)

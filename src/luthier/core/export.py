@@ -101,7 +101,7 @@ def _low_rank_delta(
     lost: dict[str, float],
 ) -> Delta:
     if slots[0].site.kind == "embedding":
-        b, a = slots[0].quiet.factors(slots[0].params(torch.float32), torch.empty(0)) or (
+        b, a = slots[0].factors(torch.float32, torch.empty(0)) or (
             None,
             None,
         )

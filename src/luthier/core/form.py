@@ -54,6 +54,8 @@ class Form(Component):
     """Learning rate when nobody says."""
     reader: ClassVar[str] = ""
     """The factor [rank, d_in] that reads the input while another one is zero, so that an initialiser may choose it."""
+    writer: ClassVar[str] = ""
+    """The factor [d_out, rank] behind the reader, where the change is s · writer · reader: both may then be chosen."""
     face: ClassVar[str] = ""
 
     positions: str = field(default="all", kw_only=True)
@@ -95,12 +97,21 @@ class Form(Component):
         if key in self.noise and isinstance(value, int | float) and not 0 <= value < 1:
             raise LuthierError(f"{label} is {value}; expected a rate of at least 0 and below 1.")
 
+    @property
+    def scale(self) -> float:
+        """s, the factor before the change."""
+        return 1.0
+
     def init(self, site: Site, stats: Stats) -> dict[str, Tensor]:
         """The parameters of one site before training, on the default device."""
         raise NotImplementedError(f"{type(self).__name__} must define init")
 
     def factors(self, p: Params, w: Tensor) -> tuple[Tensor, Tensor] | None:
         """(B, A) with ŵ = w + B A exactly, for a form whose change has low rank; else None."""
+        return None
+
+    def entries(self, p: Params) -> tuple[Tensor, Tensor] | None:
+        """(index, values) with ŵ = w but for values added at flat positions, for a form whose change is sparse."""
         return None
 
     def with_rank(self: F, rank: int) -> F:

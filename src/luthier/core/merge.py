@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,18 @@ def affine_map(module: nn.Module, slots: Sequence[Slot]) -> tuple[Tensor, Tensor
     Computed in float32 at least, whatever the base is stored in. b' is None where it is zero and the layer has
     no bias.
     """
+    weight, offset, through = _probe(module, slots)
+    d_in = weight.shape[1]
+    zero = torch.zeros(1, d_in, dtype=weight.dtype, device=weight.device)
+    none = torch.zeros_like(offset)
+    eye = torch.eye(d_in, dtype=weight.dtype, device=weight.device)
+    merged = (through(eye, none) - through(zero, none)).mT
+    new_bias = through(zero, offset)[0]
+    return merged, new_bias if module._parameters.get("bias") is not None or bool(new_bias.any()) else None
+
+
+def _probe(module: nn.Module, slots: Sequence[Slot]) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]]:
+    """(weight, bias, the layer as a function of x and the bias) under `slots`, in float32 at least."""
     weight = weight_of(module)
     wide = torch.promote_types(weight.dtype, torch.float32)
     weight, bias = weight.to(wide), module._parameters.get("bias")
@@ -41,13 +53,7 @@ def affine_map(module: nn.Module, slots: Sequence[Slot]) -> tuple[Tensor, Tensor
             y = slot.post(_NOBODY, x, y)
         return y
 
-    d_in = weight.shape[1]
-    zero = torch.zeros(1, d_in, dtype=wide, device=weight.device)
-    none = torch.zeros_like(offset)
-    eye = torch.eye(d_in, dtype=wide, device=weight.device)
-    merged = (through(eye, none) - through(zero, none)).mT
-    new_bias = through(zero, offset)[0]
-    return merged, new_bias if bias is not None or bool(new_bias.any()) else None
+    return weight, offset, through
 
 
 _NOBODY = State()
@@ -191,14 +197,28 @@ def unmerge(model: nn.Module) -> nn.Module:
     return model
 
 
+def _refuse_biased(module: nn.Module, slots: Sequence[Slot]) -> None:
+    weight, offset, through = _probe(module, slots)
+    moved = through(weight.new_zeros(1, weight.shape[1]), offset)[0] - offset
+    if bool(moved.abs().max() > 1e-6 * offset.abs().max()):
+        raise LuthierError(
+            f"{slots[0].form.name()} changes the bias at {slots[0].site}, and a change of the weight alone would lose "
+            "that; merge it into the base instead."
+        )
+
+
 def delta_of(module: nn.Module, slots: Sequence[Slot]) -> Delta:
-    """The change of a linear layer's weight [d_out, d_in] under affine slots; exact factors where forms give them."""
+    """The change of a linear layer's weight [d_out, d_in] under affine slots; exact factors where forms give them.
+
+    Raises `LuthierError` for forms that no weight can express, and where the bias changes as well.
+    """
     refuse_unmergeable(slots)
+    _refuse_biased(module, slots)
     weight = weight_of(module)
     if len(slots) == 1:
         slot = slots[0]
         wide = torch.promote_types(weight.dtype, torch.float32)
-        factors = slot.quiet.factors(slot.params(wide), weight.to(wide))
+        factors = slot.factors(wide, weight.to(wide))
         if factors is not None:
             return Delta.low_rank(*factors)
     merged, _ = affine_map(module, slots)

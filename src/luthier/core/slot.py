@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,10 +10,18 @@ from torch import Tensor, nn
 
 from luthier.core.call import Call, Positions, Prompt, edit
 from luthier.core.errors import LuthierError
-from luthier.core.fast import Step, kernel_of
+from luthier.core.fast import Kernel, Step, kernel_of
 from luthier.core.form import Form, Params, face_of
 from luthier.core.scope import Selection
 from luthier.core.site import Site
+
+START = "_start"
+"""Ends the name of a parameter's frozen start, where the effect of the start is taken off."""
+
+
+def starts(form: Form, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the trained tensors, under the names of their starts."""
+    return {f"{key}{START}": tensor.clone() for key, tensor in tensors.items() if key not in form.frozen}
 
 
 @dataclass(eq=False)
@@ -26,12 +34,18 @@ class Part:
     sites: Selection
     ranks: Mapping[str, int] = field(default_factory=dict)
     """The rank at each site, by path, where ranks were allocated; 0 leaves a site out of `sites`."""
+    relative: bool = False
+    """The form acts as the difference to its start, which each slot keeps (see `Slot.change`)."""
     slots: dict[str, Slot] = field(default_factory=dict)
     """One slot for each group of sites that share parameters, by the group's name."""
 
     def form_at(self, site: Site) -> Form:
         """The form at the rank of a site."""
         return self.form.with_rank(self.ranks[site.path]) if self.ranks else self.form
+
+    def trains(self, key: str) -> bool:
+        """Whether a parameter of this name is trained."""
+        return key not in self.form.frozen and not key.endswith(START)
 
 
 @dataclass(eq=False)
@@ -93,7 +107,7 @@ class Slot(nn.Module):
 
     def params(self, dtype: torch.dtype) -> Params:
         """The parameters in the dtype of the activations: they are small, so they are cast and not x."""
-        return {k: v.to(dtype) for k, v in self._parameters.items() if v is not None}
+        return {k: v.to(dtype) if v.is_floating_point() else v for k, v in self._parameters.items() if v is not None}
 
     def own(self) -> Params:
         """The parameters as they are stored."""
@@ -103,25 +117,60 @@ class Slot(nn.Module):
         """The form as it acts now: without noise outside training."""
         return self.form if self.training else self.quiet
 
+    def face(self) -> Face:
+        """The function `(p, *given)` that changes the last of `given`: x, (x, y) or w.
+
+        Of a start that is to have no effect, it is the change since then: y + f(p, x, y) - f(p₀, x, y). Nothing of
+        the base is written, so packed bases serve and detaching is exact; at the start the difference is exactly
+        zero; and what is linear stays linear, of rank 2r where f is of rank r. It costs f a second time, without
+        gradients of its own, instead of a second copy of the base.
+        """
+        return _relative(self.active(), self.quiet) if self.part.relative else face_of(self.active())
+
+    def factors(self, dtype: torch.dtype, w: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(B, A) with ŵ = w + B A exactly, for a change of low rank; else None."""
+        p = self.params(dtype)
+        now = self.quiet.factors(p, w)
+        if now is None or not self.part.relative:
+            return now
+        then = self.quiet.factors(_at_start(p), w)
+        assert then is not None
+        return torch.cat([now[0], -then[0]], 1), torch.cat([now[1], then[1]], 0)
+
     def pre(self, state: State, x: Tensor) -> Tensor:
         """The input that the layer gets."""
-        edited = face_of(self.active())(self.params(x.dtype), x)
+        edited = self.face()(self.params(x.dtype), x)
         return edited if state.rows is None else torch.where(state.row_mask(self.name, x), edited, x)
 
     def post(self, state: State, x: Tensor, y: Tensor) -> Tensor:
         """The output after the edit."""
-        face = face_of(self.active())
-        edited = edit(state.calls.get(self.owner), self.spot, face, self.params(y.dtype), x, y)
+        edited = edit(state.calls.get(self.owner), self.spot, self.face(), self.params(y.dtype), x, y)
         return edited if state.rows is None else torch.where(state.row_mask(self.name, y), edited, y)
 
     def weight(self, w: Tensor) -> Tensor:
         """The tensor that stands for w; experts, whatever their layout, meet the form one map at a time."""
         params, site = self.params(w.dtype), self.site
-        face = _as_weight_face(self.active())
+        face = _LOWERED[self.form.face](self.face())
         flipped = site.transposed and site.kind == "param"
         w = w.mT if flipped else w
         new = face(params, w) if site.experts is None else torch.vmap(face)(params, w)
         return new.mT if flipped else new
+
+
+Face = Callable[..., Tensor]
+
+
+def _at_start(p: Params) -> Params:
+    return {**p, **{key.removesuffix(START): t for key, t in p.items() if key.endswith(START)}}
+
+
+def _relative(form: Form, quiet: Form) -> Face:
+    now, then = face_of(form), face_of(quiet)
+
+    def change(p: Params, *given: Tensor) -> Tensor:
+        return given[-1] + (now(p, *given) - then(_at_start(p), *given))
+
+    return change
 
 
 class Adapters(nn.Module):
@@ -148,7 +197,7 @@ class Adapters(nn.Module):
         self.weights = [s for s in rest if s.form.face == "weight"]
         self.posts = [s for s in rest if s.form.face == "post"]
         self.live = bool(self.inputs or rest)
-        kernels = {kernel_of(type(s.form)) for s in slots if s.site.kind == "affine"}
+        kernels = {_kernel_of(s) for s in slots if s.site.kind == "affine"}
         alike = len(kernels) == 1 and all(s.site.kind == "affine" for s in slots)
         self.kernels = (kernel, slots) if alike and (kernel := kernels.pop()) else None
         """The fast path of a linear layer whose adapters are all of one form, if that form has one."""
@@ -169,6 +218,10 @@ class Adapters(nn.Module):
         return list(self._modules.values())  # type: ignore[arg-type]
 
 
+def _kernel_of(slot: Slot) -> Kernel | None:
+    return None if slot.part.relative else kernel_of(type(slot.form))
+
+
 class OneHot:
     """Token ids as the one-hot rows they stand for: `x @ M` is a look-up, so a table is a linear layer."""
 
@@ -183,15 +236,17 @@ class OneHot:
         return self.ids.dim()
 
 
-def _as_weight_face(form: Form):
-    """The form on the weight itself: any linear face is lowered by applying it to the identity."""
-    if form.face == "weight":
-        return form.weight  # type: ignore[attr-defined]
+def _pre_lowered(face: Face) -> Face:
+    return lambda p, w: (face(p, _eye(w)) @ w.mT).mT
 
-    def lowered(p: Params, w: Tensor) -> Tensor:
-        eye = torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
-        if form.face == "pre":
-            return (face_of(form)(p, eye) @ w.mT).mT
-        return face_of(form)(p, eye, w.mT).mT
 
-    return lowered
+def _post_lowered(face: Face) -> Face:
+    return lambda p, w: face(p, _eye(w), w.mT).mT
+
+
+def _eye(w: Tensor) -> Tensor:
+    return torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
+
+
+_LOWERED: dict[str, Callable[[Face], Face]] = {"weight": lambda face: face, "pre": _pre_lowered, "post": _post_lowered}
+"""Each face on the weight itself: a linear one is lowered by applying it to the identity."""

@@ -67,7 +67,7 @@ def save(
     if folder.exists() and any(folder.iterdir()) and not (folder / SPEC).exists():
         raise LuthierError(f"{folder} holds files and no adapter; choose another folder.")
     parts = [part for part in state.parts if part.name == name]
-    spec = _spec(model, name, parts, base, measured)
+    spec = spec_of(model, name, parts, base, measured)
     if not writes(model):
         return folder
     with committed(folder) as temporary:
@@ -85,7 +85,8 @@ def _stored(key: str, name: str) -> str:
     return f"{part.removeprefix(name).removeprefix(':') or 0}.{rest}"
 
 
-def _spec(model, name: str, parts: list[Part], base: str | None, measured) -> dict[str, Any]:
+def spec_of(model, name: str, parts: list[Part], base: str | None, measured) -> dict[str, Any]:
+    """`adapter.json` of these parts on the base `model`, but for the checksum of the tensors."""
     return {
         "format": FORMAT,
         "name": name,
@@ -97,6 +98,7 @@ def _spec(model, name: str, parts: list[Part], base: str | None, measured) -> di
                 "sites": [[site.path, site.kind] for site in part.sites],
             }
             | ({"ranks": dict(part.ranks)} if part.ranks else {})
+            | ({"relative": True} if part.relative else {})
             for part in parts
         ],
         "base": {"name": base or getattr(model, "name_or_path", "")} | fingerprint(model),
@@ -134,16 +136,16 @@ def load(
             load(model, each, force=force, check=check)
         return model
     spec = read_spec(folder)
-    _refuse_foreign(folder, spec, model, force)
+    refuse_foreign(folder, spec, model, force)
     held = read_tensors(folder, spec)
-    parts = [_part(model, each, name or spec["name"], folder) for each in spec["parts"]]
+    parts = [part_of(model, each, name or spec["name"], folder) for each in spec["parts"]]
     used: set[str] = set()
 
     def start(module: nn.Module, site, part: Part) -> dict[str, Tensor]:
         prefix = f"{parts.index(part)}.{part.form.group(site)}."
         found = {k.removeprefix(prefix): t for k, t in held.items() if k.startswith(prefix)}
         found = {k: t for k, t in found.items() if "." not in k}
-        _check_shapes(folder, prefix, found, expected_shapes(module, site, part.form_at(site)))
+        check_shapes(folder, prefix, found, expected_shapes(module, site, part))
         used.update(prefix + k for k in found)
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         return {k: t.to(device) for k, t in found.items()}
@@ -193,7 +195,8 @@ def read_tensors(folder: Path, spec: Mapping[str, Any]) -> dict[str, Tensor]:
     return held
 
 
-def _refuse_foreign(folder: Path, spec: Mapping[str, Any], model: nn.Module, force: bool) -> None:
+def refuse_foreign(folder: Path, spec: Mapping[str, Any], model: nn.Module, force: bool) -> None:
+    """Raises for another base than the spec's; with `force` it warns."""
     why = differences(spec["base"], model)
     if why is None:
         return
@@ -206,7 +209,8 @@ def _refuse_foreign(folder: Path, spec: Mapping[str, Any], model: nn.Module, for
     warnings.warn(text, stacklevel=3)
 
 
-def _part(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path) -> Part:
+def part_of(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path) -> Part:
+    """A stored part at the sites of `model`; raises where those are not the ones that it was fitted on."""
     if not isinstance(stored["form"], str) or not isinstance(stored["where"], str):
         raise LuthierError(f"{folder / SPEC} is no adapter's spec, or a damaged one.")
     form = find("forms", stored["form"]).from_dict(stored["settings"])
@@ -218,10 +222,11 @@ def _part(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path) 
             f"{folder}: where={stored['where']!r} selects {len(sites)} sites of this base, not the "
             f"{len(stored['sites'])} that the adapter was fitted on."
         )
-    return Part(name, form, stored["where"], sites, ranks)
+    return Part(name, form, stored["where"], sites, ranks, bool(stored.get("relative", False)))
 
 
-def _check_shapes(folder: Path, prefix: str, found: Mapping[str, Tensor], expected) -> None:
+def check_shapes(folder: Path, prefix: str, found: Mapping[str, Tensor], expected) -> None:
+    """Raises unless the tensors found at a site are there and have the expected shapes."""
     if not found:
         raise LuthierError(f"{folder / WEIGHTS} lacks the tensors of {prefix.rstrip('.')}.")
     if expected is None:

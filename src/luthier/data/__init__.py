@@ -1,8 +1,8 @@
 """Data: what the model is fitted to. Sources, layouts, tokens in the loss, batches, scores.
 
     examples = load("train.jsonl")                       # every bad row is told before any work
-    starts features = encode_all(examples, tokenizer, max_length=1024) batch =
-    collator_for(examples.task, tokenizer)(features[:8])
+    features = encode_all(examples, tokenizer, max_length=1024)
+    batch = collator_for(examples.task, tokenizer)(features[:8])
 
 The files of this folder that open with `_` are the plumbing, re-exported here; the others are
 components (selections of examples), found by discovery.
@@ -11,7 +11,7 @@ components (selections of examples), found by discovery.
 from luthier.core.component import plugin_folders
 from luthier.data._collate import Collator, collate, collator_for
 from luthier.data._encode import TASKS, encode, encode_all, encode_classification, encode_seq2seq
-from luthier.data._example import Example, Examples, split, without
+from luthier.data._example import Example, Examples, last_answer, split, without
 from luthier.data._gym import split_gym
 from luthier.data._layout import LAYOUTS
 from luthier.data._load import load
@@ -40,6 +40,7 @@ __all__ = [
     "encode_classification",
     "encode_image",
     "encode_seq2seq",
+    "last_answer",
     "load",
     "prompt_ids",
     "prompt_of",

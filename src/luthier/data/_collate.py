@@ -9,7 +9,7 @@ from luthier.core.errors import LuthierError
 from luthier.data._encode import IGNORED
 
 Side = Literal["left", "right"]
-PLAIN = ("row", "truncated")
+PLAIN = ("row", "truncated", "also")
 """Features that are no tensor."""
 
 
@@ -19,7 +19,8 @@ class Collator:
 
     Sequences are padded to the longest (up to a multiple of `pad_to_multiple_of`): `input_ids`
     with `pad_token_id`, `labels` with -100, everything else with 0; pictures and spectrograms of
-    one size are stacked. Sounds of different lengths get an `attention_mask`.
+    one size are stacked. Sounds of different lengths get an `attention_mask`. Rows under `also` of a
+    row stand behind it.
     """
 
     pad_token_id: int = 0
@@ -31,6 +32,7 @@ class Collator:
 
         if not features:
             raise LuthierError("a batch needs at least one row.")
+        features = [each for feature in features for each in (feature, *feature.get("also", ()))]
         names = [name for name in features[0] if name not in PLAIN]
         batch = {name: self._column(name, [f[name] for f in features]) for name in names}
         lengths = [len(f["input_values"]) for f in features if "input_values" in f and np.ndim(f["input_values"]) == 1]

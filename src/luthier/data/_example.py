@@ -42,7 +42,7 @@ class Example:
     answer: str | None = None
     """The reference that a scorer compares with."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """What the scorer needs beyond the answer: the problem's entry for `gym:`."""
+    """What someone reads beyond the layout: the problem's entry for the scorer of `gym:`, further columns."""
 
     def key(self) -> str:
         """The input without its answer: two rows with the same key are the same problem."""

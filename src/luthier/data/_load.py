@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ def load(
     seed: int = 0,
     split: str = "train",
     task: str | None = None,
+    columns: Sequence[str] = (),
 ) -> Examples:
     """The examples of `source` (see `read` for what a source can be), in the layout that its
     columns tell.
 
     `limit` draws that many rows by `seed` and keeps their order; all rows are still checked and
-    all classes known. `task` (a key of `TASKS`) is the layout's own unless given. Raises one
+    all classes known. `task` (a key of `TASKS`) is the layout's own unless given. `columns` are
+    kept in `Example.meta` where a row has them, whatever the layout reads. Raises one
     `LuthierError` that lists the bad rows with their reasons, unless `skip_bad_rows`, which drops
     them and records them in `.skipped`; raises on an empty source, or columns that fit no layout.
     """
@@ -47,7 +49,7 @@ def load(
     if not table.rows:
         raise refuse(source, table.bad, total, table.place)
     layout = recognise((row for _, row in table.rows), source, task)
-    rows, bad = _parse(table, layout)
+    rows, bad = _parse(table, layout, ("entry", *columns))
     rows, labels, task, wrong = _label(rows, task or LAYOUTS[layout].tasks[0], task is not None, table.classes)
     bad = sorted(table.bad + bad + wrong)
     if bad and not (skip_bad_rows and rows):
@@ -66,7 +68,7 @@ def check_task(task: str | None) -> None:
         raise LuthierError(f"no task {task!r}{near(task, known)} There are: {', '.join(known)}.")
 
 
-def _parse(table: Table, layout: str) -> tuple[list[Example], Bad]:
+def _parse(table: Table, layout: str, columns: Sequence[str]) -> tuple[list[Example], Bad]:
     rows: list[Example] = []
     bad: Bad = []
     parse = LAYOUTS[layout].parse
@@ -76,7 +78,8 @@ def _parse(table: Table, layout: str) -> tuple[list[Example], Bad]:
         except BadRow as reason:
             bad.append((number, str(reason)))
         else:
-            rows.append(Example(row=number, **fields, meta={"entry": row["entry"]} if "entry" in row else {}))
+            kept = {column: row[column] for column in columns if row.get(column) is not None}
+            rows.append(Example(row=number, **fields, meta=kept))
     return rows, bad
 
 

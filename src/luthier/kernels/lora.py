@@ -66,8 +66,8 @@ class _LoRA(torch.autograd.Function):
         x, weight, a, b, inner, mask = ctx.saved_tensors
         dy = dy.reshape(-1, dy.shape[-1])
         dinner = (dy @ b) * ctx.s
-        db = (inner.mT @ dy).mT * ctx.s  # the long side stays where a matrix product is fast
-        da = (masked(x, mask).reshape(-1, x.shape[-1]).mT @ dinner).mT
+        db = (inner.mT @ dy).mT * ctx.s  # in memory as B itself, the long side last
+        da = dinner.mT @ masked(x, mask).reshape(-1, x.shape[-1])
         dx = None
         if ctx.needs_input_grad[0]:
             dx = dy @ weight

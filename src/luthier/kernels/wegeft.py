@@ -71,7 +71,7 @@ class _WeGeFT(torch.autograd.Function):
         dedited = dy.reshape(-1, dy.shape[-1]) @ weight
         dinner = (dedited @ phi) * ctx.s
         dphi = (inner.mT @ dedited).mT * ctx.s
-        dpsi = (masked(x, mask).reshape(-1, x.shape[-1]).mT @ dinner).mT
+        dpsi = dinner.mT @ masked(x, mask).reshape(-1, x.shape[-1])
         dx = None
         if ctx.needs_input_grad[0]:
             dx = (

@@ -26,7 +26,16 @@ def attach_all(
     """
     found = _measured(run, loaded, prepared, console) if known is None else _recalled(run, known)
     init = run.init if known is None else None
-    attach(loaded.model, found.form, run.where, run.name, stats=found.stats, ranks=found.ranks, init=init)
+    attach(
+        loaded.model,
+        found.form,
+        run.where,
+        run.name,
+        stats=found.stats,
+        ranks=found.ranks,
+        init=init,
+        relative=run.init is not None and run.init.relative,
+    )
     _attach_new(run, loaded)
     return found.evidence
 
@@ -40,7 +49,7 @@ def _measured(run: Run, loaded: Loaded, prepared: Prepared, console: Console) ->
         ranks=run.ranks,
         init=run.init,
         budget=run.budget,
-        features=prepared.train,
+        features=prepared.plain,
         collator=data.collator_for(prepared.task, loaded.processor),
         calibration=run.calibration,
         data=f"{prepared.examples.fingerprint} {prepared.task} {settings.max_length} {settings.truncate}",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from luthier.core.objective import Objective
+from luthier.core.objective import ALSO, At, Objective
 from luthier.data import Collator
 
 SHORT = 64
@@ -61,14 +61,16 @@ def size(feature: dict[str, Any]) -> int:
     """What activations grow with: tokens or samples; 1 where all rows have one size."""
     ids = feature.get("input_ids", feature.get("input_values", ()))
     labels = feature["labels"]
-    return max(len(ids), len(labels) if isinstance(labels, list) else 0, 1)
+    own = max(len(ids), len(labels) if isinstance(labels, list) else 0, 1)
+    return own + sum(map(size, feature.get(ALSO, ())))
 
 
 def shortened(feature: dict[str, Any]) -> dict[str, Any]:
     """A row of tokens cut to `SHORT`."""
     if "input_ids" not in feature:
         return feature
-    return {key: value[-SHORT:] if isinstance(value, list) else value for key, value in feature.items()}
+    cut = {key: value[-SHORT:] if isinstance(value, list) else value for key, value in feature.items()}
+    return cut | {ALSO: [shortened(each) for each in feature[ALSO]]} if ALSO in feature else cut
 
 
 def saved_bytes(model: nn.Module, batch: dict[str, Any], objective: Objective) -> int:
@@ -85,7 +87,7 @@ def saved_bytes(model: nn.Module, batch: dict[str, Any], objective: Objective) -
     training = model.training
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = objective.loss(model, inputs)
+        loss = objective.loss(model, objective.inputs(inputs, At(0, 1, training=True)))
     del loss  # the graph, and with it the storages, lived until here
     model.train(training)
     return sum(found.values())

@@ -31,7 +31,8 @@ class Evaluation:
     interval: tuple[float, float]
     """95% interval of the score by the percentile bootstrap over rows, seeded."""
     predictions: list[dict[str, Any]]
-    """`{"row", "prediction", "answer", "score"}` of each row (no score for numbers); empty unless kept."""
+    """`{"row", "prediction", "answer", "score"}` of each row (no score for numbers; of classes also `confidence`, the
+    probability of the one predicted); empty unless kept."""
     loss: float | None
     """Mean loss of the labels; None for generated answers."""
     metrics: dict[str, float]
@@ -64,6 +65,8 @@ class Found:
     figures: Callable[[np.ndarray, np.ndarray], dict[str, float]]
     """`{name: value}` of (predictions, truths), the score first; of (scores, scores) where there are any."""
     loss: float | None = None
+    confidences: list[float] | None = None
+    """Probability of each predicted class."""
 
 
 def evaluate(
@@ -121,6 +124,8 @@ def _kept(job: Job, found: Found) -> list[dict[str, Any]]:
     scores = found.scores or [float(p == t) for p, t in zip(found.predictions, found.truths, strict=True)]
     if job.task == "regression":
         return listed
+    if found.confidences is not None:
+        listed = [line | {"confidence": c} for line, c in zip(listed, found.confidences, strict=True)]
     return [line | {"score": score} for line, score in zip(listed, scores, strict=True)]
 
 
@@ -168,7 +173,15 @@ def _classified(job: Job) -> Found:
         )
     logits, labels, loss = _outputs(job, names)
     predicted = [names[i] for i in logits.argmax(-1)]
-    return Found(predicted, [names[i] for i in labels], None, agreement, loss)
+    return Found(predicted, [names[i] for i in labels], None, agreement, loss, confidence(logits))
+
+
+def confidence(logits: np.ndarray) -> list[float]:
+    """The highest of each row's probabilities, by the softmax of logits [rows, classes]."""
+    import numpy as np
+
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return (1 / shifted.sum(-1)).tolist()
 
 
 def _regressed(job: Job) -> Found:

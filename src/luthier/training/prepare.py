@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from luthier import data
 from luthier.core.errors import LuthierError
+from luthier.core.objective import ALSO, Rows
 from luthier.data import Examples
 from luthier.measuring.trial import trial
 from luthier.training.spec import Run
@@ -26,8 +28,11 @@ class Prepared:
     held: Examples | None
     """The rows of the evaluation loss."""
     train: list[Feature]
+    """As the objective shapes them."""
     evaluation: list[Feature]
     processor: Any
+    plain: list[Feature]
+    """The rows trained on, as they were encoded: what a calibration pass reads."""
 
 
 def prepare(run: Run) -> Prepared:
@@ -39,23 +44,32 @@ def prepare(run: Run) -> Prepared:
         limit=run.limit,
         seed=settings.seed,
         task=run.task,
+        columns=run.objective.columns,
     )
     train, held = _divide(run, examples)
     processor = trial(run.model, examples.task, run.form, run.where, run.ranks, run.budget)
-    encoded = [
-        data.encode_all(
-            part,
-            processor,
-            task=examples.task,
-            max_length=settings.max_length,
-            labels=examples.labels,
-            truncate=settings.truncate,
-            skip_bad_rows=run.skip_bad_rows,
-        )
-        for part in (train, held)
-        if part is not None
+    encode = partial(
+        data.encode_all,
+        processor=processor,
+        task=examples.task,
+        max_length=settings.max_length,
+        labels=examples.labels,
+        truncate=settings.truncate,
+        skip_bad_rows=run.skip_bad_rows,
+    )
+    parts = [part for part in (train, held) if part is not None]
+    tasks = tuple(sorted({str(e.meta["task"]) for part in parts for e in part.rows if "task" in e.meta}))
+    encoded = [encode(part) for part in parts]
+    shaped = [
+        run.objective.rows(Rows(part, features, encode, processor, settings.max_length, settings.seed, tasks))
+        for part, features in zip(parts, encoded, strict=True)
     ]
-    return Prepared(examples.task, train, held, encoded[0], encoded[1] if held else [], processor)
+    if held is None and run.objective.watch(0) != 0:
+        raise LuthierError(
+            f"{run.objective.name()} goes by the evaluation loss, and no row is held out; give evaluation data "
+            "(eval_data) or a share of the rows (eval_fraction)."
+        )
+    return Prepared(examples.task, train, held, shaped[0], shaped[1] if held else [], processor, encoded[0])
 
 
 def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples | None]:
@@ -78,6 +92,7 @@ def _other(run: Run, examples: Examples) -> Examples:
         seed=run.training.seed,
         split="test" if same else "train",
         task=examples.task,
+        columns=run.objective.columns,
     )
     held = data.without(held, examples)
     if not held.rows:
@@ -110,4 +125,4 @@ def length(feature: Feature) -> int:
     """Tokens of a row (0 for pictures and sounds)."""
     answer = feature["labels"] if isinstance(feature["labels"], list) else []
     separate = len(answer) if len(answer) != len(feature.get("input_ids", ())) else 0
-    return len(feature.get("input_ids", ())) + separate
+    return len(feature.get("input_ids", ())) + separate + sum(map(length, feature.get(ALSO, ())))

@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 
 from luthier.core.control import describe, tensors
+from luthier.core.objective import ALSO
 from luthier.training.estimate import Memory
 from luthier.training.prepare import Prepared, length
 from luthier.training.spec import Run
@@ -68,7 +69,8 @@ def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) ->
 def labels_in(feature: dict[str, Any]) -> int:
     """Tokens of a row that are in the loss."""
     labels = feature["labels"]
-    return sum(label != -100 for label in labels) if isinstance(labels, list) else 0
+    own = sum(label != -100 for label in labels) if isinstance(labels, list) else 0
+    return own + sum(map(labels_in, feature.get(ALSO, ())))
 
 
 def overview(run: Run, prepared: Prepared, model: Any, plan: Plan, memory: Memory) -> Group:

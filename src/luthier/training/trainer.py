@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from transformers.trainer_callback import PrinterCallback
 
 from luthier.core.control import tensors
 from luthier.core.errors import LuthierError
+from luthier.core.files import read_json, write_json
+from luthier.core.objective import At, Memory, labels_of
 from luthier.data import Collator
 from luthier.training.checkpoint import WRITING, clean, commit
 from luthier.training.spec import Run
 
 ADAPTER = "adapter.safetensors"
+REMEMBERED = "objective.json"
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
@@ -63,8 +67,8 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
 class Trainer(transformers.Trainer):
     """Trains `model`'s adapter `run.name` on features; what is not told here is transformers' own.
 
-    The objective's mean loss of each batch is weighted by its share of the labels in the step, over accumulated
-    batches and processes, so a step's loss and gradient are those of the step's rows in a single batch.
+    The objective's means of each batch are weighted by its share in the step, over accumulated batches and processes,
+    so a step's loss and gradient are those of the step's rows in a single batch (see `luthier.core.objective`).
     """
 
     def __init__(
@@ -91,6 +95,9 @@ class Trainer(transformers.Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.root = run.folder / "checkpoints"
+        self.memory: Memory = {}
+        """What the objective remembers of its looks at the evaluation rows, and how many there were."""
+        self.looks = 0
         self.tokens = 0
         """Tokens seen by this process."""
         self.rows: list[int] = []
@@ -103,18 +110,36 @@ class Trainer(transformers.Trainer):
         if not self.run.training.shard:  # a sharded base is where it is to be
             super()._move_model_to_device(model, device)
 
-    def items(self, batch: dict[str, Any]) -> int:
-        """How many labels the mean loss of a batch is over."""
-        labels = batch["labels"]
-        if labels.dim() == 1:
-            return len(labels)
-        return int((labels[:, 1:] if self.shifted else labels).ne(-100).sum())
+    def counts(self, batch: dict[str, Any]) -> Tensor:
+        """Over how much the means of a batch are, [parts]."""
+        return self.run.objective.counts(batch, labels_of(batch, self.shifted))
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:  # pyright: ignore
+        """The counts of the whole step; called once before it."""
         self.rows = []
         self.tokens += sum(int(batch["attention_mask"].sum()) for batch in batch_samples if "attention_mask" in batch)
-        count = torch.tensor(sum(map(self.items, batch_samples)), device=device)
-        return self.accelerator.reduce(count, "sum")  # pyright: ignore[reportReturnType]
+        self._look()
+        counts = torch.stack([self.counts(batch).to(device) for batch in batch_samples]).sum(0)
+        return self.accelerator.reduce(counts, "sum")  # pyright: ignore[reportReturnType]
+
+    def _look(self) -> None:
+        """Shows the objective the evaluation losses that it wants before this step."""
+        objective, step = self.run.objective, self.state.global_step
+        wanted = objective.watch(step)
+        if wanted == 0:
+            return
+        means, counts = self.measure(self.get_eval_dataloader() if wanted is None else self._glimpse(wanted))
+        self.memory = objective.remember(self.memory, step, means.tolist(), counts.tolist())
+        self.looks += 1
+
+    def _glimpse(self, wanted: int) -> Iterator[dict[str, Any]]:
+        """That many of the evaluation batches, in an order drawn once, going on where the last look ended."""
+        rows: Any = self.eval_dataset
+        order = random.Random(self.run.training.seed).sample(range(len(rows)), len(rows))
+        size, processes = self.run.training.batch, self.accelerator.num_processes
+        for number in range(self.looks * wanted, (self.looks + 1) * wanted):
+            first = (number * processes + self.accelerator.process_index) * size
+            yield self.data_collator([rows[order[i % len(rows)]] for i in range(first, first + min(size, len(rows)))])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # pyright: ignore
         """The objective's loss, weighted; NaN and infinity stop the run before anything is saved."""
@@ -122,11 +147,15 @@ class Trainer(transformers.Trainer):
         self.rows += rows
         for norm in self.norms:
             norm.eval()  # the running statistics belong to the frozen base
-        loss = self.run.objective.loss(model, inputs)
+        totals, objective = num_items_in_batch, self.run.objective
+        assert totals is not None  # counted above for every step
+        shares = objective.shares(totals, self.memory) * self.counts(inputs) / totals.clamp(min=1)
+        at = At(self.state.global_step, self.state.max_steps, training=True)
+        means = objective.loss(model, objective.inputs(inputs, at))
+        loss = (means * shares.to(means.dtype)).sum()
         if not math.isfinite(loss.item()):
             self._stop("loss", loss.item(), rows)
-        assert num_items_in_batch is not None  # counted above for every step
-        return loss * (self.items(inputs) / num_items_in_batch) * self.accelerator.num_processes
+        return loss * self.accelerator.num_processes
 
     def _stop(self, what: str, value: float, rows: list[int]) -> None:
         step = self.state.global_step + (what == "loss")
@@ -144,23 +173,30 @@ class Trainer(transformers.Trainer):
         self.state.log_history.clear()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):  # pyright: ignore
-        """`{"eval_loss": …}`, the mean over all labels of the evaluation rows."""
-        model: Any = self.model
-        model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
-        for batch in self.get_eval_dataloader():
-            inputs = self._prepare_inputs(batch)
-            inputs.pop("rows")
-            count = self.items(inputs)
-            with torch.no_grad():
-                loss = self.run.objective.loss(model, inputs).item()
-            sums += torch.tensor([loss * count, count], dtype=torch.float64)
-        model.train()
-        total, count = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()  # pyright: ignore
-        metrics = {f"{metric_key_prefix}_loss": total / count}
+        """`{"eval_loss": …}`, the objective's own over the evaluation rows, its parts weighed as at the start."""
+        means, counts = self.measure(self.get_eval_dataloader())
+        metrics = {f"{metric_key_prefix}_loss": float((means * self.run.objective.shares(counts, {})).sum())}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def measure(self, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
+        """(the mean loss of each part, 0 where it has no rows, over how much it is), [parts] each, over `batches`."""
+        model: Any = self.model
+        objective, at = self.run.objective, At(self.state.global_step, self.state.max_steps, training=False)
+        model.eval()
+        found = []
+        for batch in batches:
+            inputs = self._prepare_inputs(batch)
+            inputs.pop("rows")
+            counts = self.counts(inputs).cpu().double()
+            with torch.no_grad():
+                means = objective.loss(model, objective.inputs(inputs, at)).cpu().double()
+            found.append(torch.stack([means * counts, counts]))
+        model.train()
+        sums = torch.stack(found).sum(0).to(self.args.device)
+        total, counts = self.accelerator.reduce(sums, "sum").cpu()  # pyright: ignore
+        return total / counts.clamp(min=1), counts
 
     def _get_output_dir(self, trial) -> str:
         return str(self.root / WRITING)
@@ -185,6 +221,8 @@ class Trainer(transformers.Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         held = {key: t.detach().cpu().contiguous() for key, t in tensors(self.model, self.run.name).items()}
         save_file(held, folder / ADAPTER)
+        if self.looks:
+            write_json(folder / REMEMBERED, {"looks": self.looks, "memory": self.memory})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         stored = load_file(Path(resume_from_checkpoint) / ADAPTER)
@@ -197,6 +235,9 @@ class Trainer(transformers.Trainer):
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(stored[key])
+        if (Path(resume_from_checkpoint) / REMEMBERED).is_file():
+            known = read_json(Path(resume_from_checkpoint) / REMEMBERED)
+            self.looks, self.memory = known["looks"], known["memory"]
 
     def restore(self, checkpoint: Path) -> None:
         """The adapter as `checkpoint` holds it."""

@@ -1,0 +1,78 @@
+"""Masked thought: the answer so far is read through holes, the whole answer is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from luthier.core.errors import LuthierError
+from luthier.core.objective import Objective
+
+HIDDEN = "hidden"
+"""Feature that holds the token which stands for <mask>."""
+STAND_INS = ("mask_token", "pad_token", "unk_token", "eos_token")
+"""Which of the tokenizer's tokens stands for <mask>: the first one that it has."""
+
+
+@dataclass(frozen=True)
+class MaskedThought(Objective):
+    """L = - Σ_t log p(y_t | x, y_<t with each token <mask> with probability p)
+
+    Tokens of the answers are replaced where they are read, never where they are predicted; prompts stay whole. p grows
+    in equal steps from 0 until the share `ramp` of training is over. Evaluation reads whole answers. What stands for
+    <mask> is the tokenizer's own mask token, else its padding token (which the authors name as a choice), else the
+    unknown one, else the end of a text; no embedding is added. Random draws are those of the run's seed.
+    """
+
+    paper = "Chen et al. 2024, arXiv 2403.02178"
+    off: ClassVar[Mapping[str, Any]] = {"p": 0.0}
+
+    p: float = 0.4
+    """Probability that a token of the answer is hidden, after the ramp."""
+    ramp: float = 2 / 3
+    """Share of the steps in which p grows from 0 (0: it is p from the start)."""
+    token: str | None = None
+    """What stands for <mask>, a token of the vocabulary (none: see above)."""
+
+    def __post_init__(self) -> None:
+        for name in ("p", "ramp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise LuthierError(f"{name} is {getattr(self, name)}; expected between 0 and 1.")
+
+    def rows(self, rows):
+        if not self.p:
+            return rows.features
+        if rows.examples.task != "causal-lm":
+            raise LuthierError(f"masked_thought hides tokens of answers, and {rows.examples.task} rows have none.")
+        hidden = stand_in(rows.processor, self.token)
+        return [feature | {HIDDEN: hidden} for feature in rows.features]
+
+    def rate(self, step: int, steps: int) -> float:
+        """The probability at a step."""
+        return self.p * min(1.0, step / (self.ramp * steps)) if self.ramp else self.p
+
+    def inputs(self, batch, at):
+        import torch
+
+        rest = {key: value for key, value in batch.items() if key != HIDDEN}
+        rate = self.rate(at.step, at.steps)
+        if not (at.training and rate):
+            return rest
+        ids = rest["input_ids"]
+        holes = rest["labels"].ne(-100) & (torch.rand(ids.shape, device=ids.device) < rate)
+        return rest | {"input_ids": torch.where(holes, batch[HIDDEN][:, None], ids)}
+
+    def loss(self, model, batch):
+        from luthier.kernels.cross_entropy import causal_loss
+
+        return causal_loss(model, batch)
+
+
+def stand_in(tokenizer: Any, token: str | None) -> int:
+    """The id of the token that stands for <mask>; raises `LuthierError` for one that the vocabulary lacks."""
+    names = [token] if token is not None else [getattr(tokenizer, name, None) for name in STAND_INS]
+    name = next((name for name in names if name is not None), None)
+    if name is None or name not in tokenizer.get_vocab():
+        raise LuthierError(f"{name!r} is no token of {type(tokenizer).__name__}; name one that is (token).")
+    return tokenizer.get_vocab()[name]

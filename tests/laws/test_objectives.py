@@ -1,0 +1,101 @@
+"""The laws of objectives, over the registry: a new file is tested the day it is dropped in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from luthier.core.component import find, names
+from luthier.core.objective import Objective
+from luthier.forms.lora import LoRA
+from luthier.objectives.sft import SFT
+from luthier.training import Run, Training, train
+from luthier.training.checkpoint import checkpoints
+from tiny import save_model, sums, write_rows
+
+OBJECTIVES = names("objectives")
+SETTINGS = Training(steps=6, batch=4, accumulate=2, save_every=2, keep=20, lr=1e-2, eval_fraction=0.2, warmup=0)
+
+
+def objective(name: str, **settings) -> Objective:
+    return find("objectives", name).from_dict(settings)  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    """Rows with every column that an objective reads; LoRA with dropout, so that each random draw counts."""
+    folder = tmp_path_factory.mktemp("objectives")
+    rows = [row | {"task": "ab"[i % 2], "rationale": f"{i} is odd"} for i, row in enumerate(sums(40))]
+    data = write_rows(folder / "rows.jsonl", rows)
+    form = LoRA(rank=4, dropout=0.2)
+    return Run(save_model(folder / "llama", "llama"), data, form, out=str(folder / "sft"), training=SETTINGS)
+
+
+def trained(run: Run, name: str, chosen: Objective):
+    folder = run.folder.parent / name
+    return train(replace(run, objective=chosen, out=str(folder)), progress=False, overwrite=True)
+
+
+def bits(result) -> dict[str, torch.Tensor]:
+    return load_file(result.adapter / "adapter.safetensors")
+
+
+@pytest.fixture(scope="module")
+def plain(run):
+    return trained(run, "plain", SFT())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_it_states_its_equation_and_source(name):
+    cls = find("objectives", name)
+    assert len(cls.equation()) > 5 and cls.paper and find("objectives", cls.name()) is cls
+    json.dumps(cls().to_dict())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_switched_off_it_is_fine_tuning_to_the_bit(run, plain, name):
+    off = trained(run, f"{name}-off", objective(name, **objective(name).off))
+    assert off.losses == plain.losses and off.eval_loss == plain.eval_loss
+    ours, theirs = bits(off), bits(plain)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_it_trains(run, plain, name):
+    """The loss is finite, every adapter moves, and what it does differs from plain fine-tuning."""
+    result = trained(run, f"{name}-on", objective(name))
+    assert all(loss == loss and abs(loss) < 1e9 for _, loss in result.losses)
+    moved = {key: tensor for key, tensor in bits(result).items() if key.endswith("B")}
+    assert all(tensor.abs().sum() > 0 for tensor in moved.values())
+    assert name == "sft" or result.losses != plain.losses
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_it_resumes_exactly(run, name):
+    chosen = objective(name)
+    whole = trained(run, f"{name}-resumed", chosen)
+    expected, losses = bits(whole), whole.losses
+    for path in checkpoints(whole.folder / "checkpoints"):
+        if int(path.name[5:]) > 2:
+            (path / "manifest.json").unlink()
+    again = train(replace(run, objective=chosen, out=str(whole.folder)), resume=True, progress=False)
+    assert again.losses == losses and again.eval_loss == whole.eval_loss
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in bits(again).items())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_in_many_batches_is_the_step_in_one(run, name):
+    """Whatever it averages over, it does so over the step. Random draws are left out by a settled start."""
+    quiet = {"ramp": 1.0, "noise": 0.0}
+    known = find("objectives", name).settings()
+    chosen = objective(name, **{key: value for key, value in quiet.items() if key in known})
+    form, found = LoRA(rank=4), []
+    for batch, accumulate in ((8, 1), (2, 4)):
+        settings = replace(SETTINGS, batch=batch, accumulate=accumulate, steps=1)
+        each = replace(run, form=form, training=settings)
+        found.append(trained(each, f"{name}-{batch}", chosen).losses[0][1])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
