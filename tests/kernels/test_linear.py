@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 
 import pytest
@@ -13,6 +12,7 @@ import luthier as lt
 from luthier import kernels
 from luthier.core.component import find, names
 from luthier.core.fast import kernel_of, plain
+from luthier.kernels._dropout import draw_mask, dropped, keep
 
 FORMS = [name for name in names("forms") if kernel_of(find("forms", name)) is not None]
 
@@ -92,9 +92,8 @@ def test_in_bfloat16_it_is_no_less_exact_than_the_plain_path(name):
 def test_dropout_is_of_the_input_and_keeps_its_mean(name, monkeypatch):
     model, x = build(dropout=0.5)(name), torch.randn(7, 12, dtype=torch.float64)
     mask = torch.rand(7, 12) > 0.5
-    module = importlib.import_module(f"luthier.kernels.{name}")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "draw_mask", lambda x, rate: mask)
+        patch.setattr("luthier.kernels._dropout.draw_mask", lambda x, rate: mask)
         fast = run(model, x)
     monkeypatch.setattr(f"luthier.forms.{name}.dropout", lambda x, rate: x * mask.to(x) / 0.5)
     with plain():
@@ -103,24 +102,36 @@ def test_dropout_is_of_the_input_and_keeps_its_mean(name, monkeypatch):
 
 
 def test_masks_keep_the_share_they_say():
-    from luthier.kernels._dropout import draw_mask, keep
-
     for rate in (0.05, 0.5, 0.001):
         mask = draw_mask(torch.empty(1001, 999), rate)
-        assert mask is not None and abs(float(mask.float().mean()) - keep(rate)) < 2e-3
+        assert abs(float(mask.float().mean()) - keep(rate)) < 2e-3
         assert abs(keep(rate) - (1 - rate)) <= 1 / 256
         columns = mask.float().mean(0)
         assert float(columns.std()) < 1.2 * (keep(rate) * (1 - keep(rate)) / 1001) ** 0.5
-    assert draw_mask(torch.empty(3), 0.0) is None and keep(0.0) == 1.0
+    assert dropped(torch.empty(3), 0.0) is None and keep(0.0) == 1.0
+
+
+def test_layers_that_read_the_same_tensor_share_a_mask_and_others_do_not():
+    x = torch.randn(64, 64)
+    first = dropped(x, 0.5)
+    assert first is not None and dropped(x, 0.5) is first
+    assert torch.equal(first.x, x * first.mask)
+    for other in (dropped(x, 0.25), dropped(x.clone(), 0.5), dropped(x, 0.5), dropped(x.add_(0), 0.5)):
+        assert other is not None and not torch.equal(other.mask, first.mask)
+
+
+class Refusing:
+    """A kernel that must not run."""
+
+    @staticmethod
+    def linear(*given):
+        raise AssertionError("a kernel ran")
 
 
 def test_what_a_kernel_cannot_serve_runs_plainly():
-    def refuse(*given):
-        raise AssertionError("a kernel ran")
-
     model, x = build()("lora"), torch.randn(3, 12, dtype=torch.float64)
-    slots = model[1].adapters
-    slots.kernels = [(refuse, slot) for _, slot in slots.kernels]
+    adapters = model[1].adapters
+    adapters.kernels = (Refusing, adapters.kernels[1])
     with pytest.raises(AssertionError, match="a kernel ran"):
         model(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -128,11 +139,81 @@ def test_what_a_kernel_cannot_serve_runs_plainly():
     torch.compile(model, backend="eager", fullgraph=True)(x)
     with plain():
         model(x)
-    slots.state.rows = ("default", None, "default")
-    model(x)
-    slots.state.rows = None
+    with lt.rows(model, ["default", None, "default"]):
+        adapters.kernels = (Refusing, adapters.kernels[1])
+        model(x)
     lt.attach(model, lt.IA3(), "1", name="second")
-    assert not slots.kernels
+    assert not adapters.kernels
+
+
+DECODERS = [name for name in FORMS if {"decoder", "mixed"} <= set(vars(kernel_of(find("forms", name))))]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 12), (2, 40, 12), (12,)])
+def test_a_settled_step_is_the_equation(name, dtype, shape):
+    model, x = build(dtype, dropout=0.3)(name).eval(), torch.randn(*shape).to(dtype)
+    adapters = model[1].adapters
+    with torch.no_grad():
+        first, settled = model(x), adapters.step
+        assert settled is not None
+        assert torch.equal(model(x), first) and adapters.step is settled
+        with plain():
+            expected = model(x)
+    error = (first - expected).abs().max() / expected.abs().max()
+    assert error < (1e-12 if dtype == torch.float64 else 2e-2)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_settled_step_follows_what_changes(name):
+    model, x = build()(name).eval(), torch.randn(2, 3, 12, dtype=torch.float64)
+    adapters = model[1].adapters
+
+    def same() -> bool:
+        with torch.no_grad():
+            fast = model(x)
+            with plain():
+                return torch.allclose(fast, model(x), atol=1e-12)
+
+    assert same()
+    for parameter in lt.trainable(model).values():  # behind the back of every counter
+        parameter.data.mul_(1.5)
+    assert same()
+    model[1].weight = nn.Parameter(model[1].weight * 2, requires_grad=False)
+    assert same()
+    with torch.no_grad():
+        acting = model(x)
+        with lt.disabled(model):
+            assert not torch.allclose(model(x), acting)
+        assert torch.equal(model(x), acting)
+    model.train()
+    assert adapters.step is None
+    model.eval()
+    with torch.no_grad():
+        model(x)
+    x.requires_grad_()
+    assert model(x).requires_grad
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_mixed_batch_of_several_ranks_and_scales(name, tokens, dtype):
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(12, 20, dtype=dtype))
+    for index, (rank, alpha) in enumerate([(2, 4.0), (5, 3.0), (1, 7.0)]):
+        lt.attach(model, find("forms", name)(rank=rank, alpha=alpha), "0", name=f"a{index}")
+    for parameter in lt.trainable(model).values():
+        parameter.data += 0.3 * torch.randn(parameter.shape, dtype=parameter.dtype)
+    x = torch.randn(5, tokens, 12, dtype=torch.float64).to(dtype)
+    with torch.no_grad(), lt.rows(model.eval(), ["a2", None, "a0", "a1", "a2"]):
+        fast = model(x)
+        assert model[0].adapters.step is not None
+        with plain():
+            slow = model(x)
+    assert (fast - slow).abs().max() / slow.abs().max() < (1e-12 if dtype == torch.float64 else 2e-2)
+    assert not torch.equal(fast[0], model[0].forward(x[0]))
 
 
 def test_files_of_kernels_bear_the_names_of_forms():

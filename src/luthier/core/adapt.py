@@ -216,16 +216,9 @@ def _parameters(module: nn.Module, site: Site, part: Part, start: Start) -> dict
     with torch.device(device), default_dtype(wide), torch.no_grad():
         tensors = start(module, site, part)
     return {
-        key: nn.Parameter(_long_side_last(tensor.to(wide)) if tensor.is_floating_point() else tensor, part.trains(key))
+        key: nn.Parameter(tensor.to(wide) if tensor.is_floating_point() else tensor, part.trains(key))
         for key, tensor in tensors.items()
     }
-
-
-def _long_side_last(tensor: Tensor) -> Tensor:
-    """The same tensor, a tall matrix in memory as its transpose: products with thin factors are up to three times
-    as fast along the long side. Files hold it as its shape says."""
-    tall = tensor.dim() == 2 and tensor.shape[0] > tensor.shape[1]
-    return tensor.mT.contiguous().mT if tall else tensor.contiguous()
 
 
 @contextmanager

@@ -12,14 +12,16 @@ from torch.nn import functional
 from luthier.core.fast import Run
 from luthier.core.form import Params
 from luthier.forms.lora import LoRA
-from luthier.kernels._dropout import draw_mask, keep, masked
+from luthier.kernels._dropout import dropped, keep
 from luthier.kernels._rows import added, added_rows, of_rows
 
 
 def linear(form: LoRA, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """y = x Wᵀ + b + s (drop(x) Aᵀ) Bᵀ, x [..., d_in]."""
-    mask = draw_mask(x, form.dropout)
-    return _LoRA.apply(x, weight, bias, p["A"], p["B"], form.scale / keep(form.dropout), mask)[0]  # type: ignore[index]
+    read = dropped(x, form.dropout)
+    s = form.scale / keep(form.dropout)
+    given, mask = (None, None) if read is None else (read.x, read.mask)
+    return _LoRA.apply(x, weight, bias, p["A"], p["B"], s, given, mask)[0]  # type: ignore[index]
 
 
 def decoder(form: LoRA, p: Params, layer: Run) -> Run:
@@ -48,29 +50,34 @@ def mixed(pairs: Sequence[tuple[LoRA, Params]], rows: Sequence[int | None], laye
 
 
 class _LoRA(torch.autograd.Function):
+    """Thin factors keep their long side last in memory, where matrix products are up to three times as fast."""
+
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float, mask: Tensor | None):
+    def forward(x, weight, bias, a, b, s: float, read: Tensor | None, mask: Tensor | None):  # pyright: ignore
+        """y [..., d_out]; `read` is what A reads: x with dropout, or None for x itself."""
         y = functional.linear(x, weight, bias)
-        inner = masked(x, mask).reshape(-1, x.shape[-1]) @ a.mT
-        y.view(-1, y.shape[-1]).addmm_(inner, b.mT, alpha=s)
-        return y, inner
+        inner = (x if read is None else read).reshape(-1, x.shape[-1]) @ a.mT
+        up = b.mT.contiguous()
+        y.view(-1, y.shape[-1]).addmm_(inner, up, alpha=s)
+        return y, inner, up
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, weight, _, a, b, ctx.s, mask = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(x, weight, a, b, output[1], mask)
+        x, weight, _, a, _, ctx.s, read, mask = inputs
+        ctx.shape = x.shape
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(x if read is None else read, weight, a, *output[1:], mask)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: Tensor):
-        x, weight, a, b, inner, mask = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor, *_: Tensor):
+        read, weight, a, inner, up, mask = ctx.saved_tensors
         dy = dy.reshape(-1, dy.shape[-1])
-        dinner = (dy @ b) * ctx.s
-        db = (inner.mT @ dy).mT * ctx.s  # in memory as B itself, the long side last
-        da = dinner.mT @ masked(x, mask).reshape(-1, x.shape[-1])
+        dinner = (dy @ up.mT) * ctx.s
+        db = (inner.mT @ dy).mT * ctx.s
+        da = dinner.mT @ read.reshape(-1, read.shape[-1])
         dx = None
         if ctx.needs_input_grad[0]:
             dx = dy @ weight
-            dx = dx.addmm_(dinner, a) if mask is None else dx.add_((dinner @ a) * mask.view(dx.shape))
-            dx = dx.view(x.shape)
-        return dx, None, None, da, db, None, None
+            dx = dx.addmm_(dinner, a) if mask is None else dx.add_((dinner @ a).mul_(mask.view(dx.shape)))
+            dx = dx.view(ctx.shape)
+        return dx, None, None, da, db, None, None, None

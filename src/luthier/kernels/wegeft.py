@@ -12,15 +12,16 @@ from torch.nn import functional
 from luthier.core.fast import Run
 from luthier.core.form import Params
 from luthier.forms.wegeft import WeGeFT
-from luthier.kernels._dropout import draw_mask, keep, masked
+from luthier.kernels._dropout import dropped, keep
 from luthier.kernels._rows import added, added_rows, of_rows
 
 
 def linear(form: WeGeFT, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """y = x̂ Wᵀ + b, x̂ = x + s (drop(x) ψᵀ) φᵀ, x [..., d_in]."""
-    mask = draw_mask(x, form.dropout)
+    read = dropped(x, form.dropout)
     s = form.scale / keep(form.dropout)
-    return _WeGeFT.apply(x, weight, bias, p["phi"], p["psi"], s, mask)[0]  # type: ignore[index]
+    given, mask = (None, None) if read is None else (read.x, read.mask)
+    return _WeGeFT.apply(x, weight, bias, p["phi"], p["psi"], s, given, mask)[0]  # type: ignore[index]
 
 
 def decoder(form: WeGeFT, p: Params, layer: Run) -> Run:
@@ -51,31 +52,30 @@ def mixed(pairs: Sequence[tuple[WeGeFT, Params]], rows: Sequence[int | None], la
 
 class _WeGeFT(torch.autograd.Function):
     @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, phi: Tensor, psi: Tensor, s: float, mask: Tensor | None
-    ):
+    def forward(x, weight, bias, phi, psi, s: float, read: Tensor | None, mask: Tensor | None):  # pyright: ignore
+        """y [..., d_out]; `read` is what ψ reads: x with dropout, or None for x itself."""
         flat = x.reshape(-1, x.shape[-1])
-        inner = masked(x, mask).view(flat.shape) @ psi.mT
+        inner = (x if read is None else read).reshape(flat.shape) @ psi.mT
         edited = torch.addmm(flat, inner, phi.mT, alpha=s)
         return functional.linear(edited, weight, bias).view(*x.shape[:-1], -1), inner
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, weight, _, phi, psi, ctx.s, mask = inputs
+        x, weight, _, phi, psi, ctx.s, read, mask = inputs
+        ctx.shape = x.shape
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(x, weight, phi, psi, output[1], mask)
+        ctx.save_for_backward(x if read is None else read, weight, phi, psi, output[1], mask)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor):
-        x, weight, phi, psi, inner, mask = ctx.saved_tensors
+        read, weight, phi, psi, inner, mask = ctx.saved_tensors
         dedited = dy.reshape(-1, dy.shape[-1]) @ weight
         dinner = (dedited @ phi) * ctx.s
         dphi = (inner.mT @ dedited).mT * ctx.s
-        dpsi = dinner.mT @ masked(x, mask).reshape(-1, x.shape[-1])
+        dpsi = dinner.mT @ read.reshape(-1, read.shape[-1])
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (
-                dedited.addmm_(dinner, psi) if mask is None else dedited.add_((dinner @ psi) * mask.view(dedited.shape))
-            )
-            dx = dx.view(x.shape)
-        return dx, None, None, dphi, dpsi, None, None
+            dx = dedited  # the other gradients no longer need it
+            dx = dx.addmm_(dinner, psi) if mask is None else dx.add_((dinner @ psi).mul_(mask.view(dx.shape)))
+            dx = dx.view(ctx.shape)
+        return dx, None, None, dphi, dpsi, None, None, None
