@@ -8,6 +8,7 @@ budget = "0.1%"                # what the ranks may cost
 [form]                         # the form's hyper-parameters
 [ranks]                        # name = "gelora", and the settings of that allocation
 [init]                         # name = "eva", and the settings of that initialiser
+[update]                       # name = "lisa", and the settings of that update
 [calibration]                  # how the data are looked at before ranks and starts are chosen
 [training]                     # hyper-parameters of training
 """
@@ -49,6 +50,8 @@ class Recipe:
     """Name and settings of the allocation of ranks; empty for the form's own rank."""
     init: dict[str, Any] = field(default_factory=dict)
     """Name and settings of the initialiser; empty for the form's own start."""
+    update: dict[str, Any] = field(default_factory=dict)
+    """Name and settings of the update; empty for plain AdamW."""
     calibration: dict[str, Any] = field(default_factory=dict)
     """Settings of the calibration pass."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +88,7 @@ def _checked(path: Path, values: dict[str, Any]) -> Recipe:
         if not isinstance(value, wanted):
             shown = "a table" if wanted is dict else "a string"
             raise LuthierError(f"{path}: {key} is {value!r}; expected {shown}.")
-    for key in ("ranks", "init"):
+    for key in ("ranks", "init", "update"):
         if key in values and not isinstance(values[key].get("name"), str):
             raise LuthierError(f'{path}: [{key}] names nothing; add a line such as name = "eva".')
     if "method" not in values:

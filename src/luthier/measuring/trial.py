@@ -11,11 +11,20 @@ from luthier import models
 from luthier.core.allocation import Ranks
 from luthier.core.errors import LuthierError
 from luthier.core.form import Form
+from luthier.core.update import Update
 from luthier.measuring.allocation import ground
 
 
-def trial(model: str, task: str, form: Form, where: str | None, ranks: Ranks | None, budget: str | None) -> Any:
-    """The processor of a model, after selector and budget were tried on its shapes alone."""
+def trial(
+    model: str,
+    task: str,
+    form: Form,
+    where: str | None,
+    ranks: Ranks | None,
+    budget: str | None,
+    update: Update | None = None,
+) -> Any:
+    """The processor of a model, after selector, budget and update were tried on its shapes alone."""
     import torch
     import transformers
 
@@ -26,7 +35,9 @@ def trial(model: str, task: str, form: Form, where: str | None, ranks: Ranks | N
         processor = getattr(transformers, classes.processor).from_pretrained(path)
         with torch.device("meta"):
             empty = getattr(transformers, classes.model).from_config(config)
-    ground(empty, form, where, ranks, budget)
+    sites, *_ = ground(empty, form, where, ranks, budget)
+    if update is not None:
+        update.check(form, sites)
     return processor
 
 

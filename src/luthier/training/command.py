@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.training.spec import Run
 
-NESTED = ("model", "data", "form", "objective", "training", "ranks", "init", "calibration")
+NESTED = ("model", "data", "form", "objective", "training", "ranks", "init", "calibration", "update")
 """Fields of a run that are not flags of their own name."""
 
 
@@ -22,6 +22,8 @@ def command(run: Run) -> str:
     for name, chosen in (("ranks", run.ranks), ("init", run.init)):
         if chosen is not None:
             words += [f"--{name}", chosen.name(), *flags(chosen)]
+    if run.update.name() != "adamw":
+        words += ["--update", run.update.name(), *flags(run.update)]
     words += flags(run.objective) + flags(run.training) + flags(run.calibration, beside=run.training)
     return shlex.join(words)
 

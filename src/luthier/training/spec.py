@@ -15,13 +15,15 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.form import Form
 from luthier.core.initialiser import Init
 from luthier.core.objective import Objective
+from luthier.core.update import Update
 from luthier.measuring.calibration import Calibration
 from luthier.objectives.sft import SFT
+from luthier.updates.adamw import AdamW
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a form is trained. AdamW; one learning rate for all sites."""
+    """How a form is trained, whatever the update."""
 
     epochs: float = 3.0
     """Passes over the training rows; a fraction is allowed."""
@@ -146,6 +148,8 @@ class Run:
     """What the ranks may cost: a share of the model (0.1%), trained numbers (500k) or a size on disk (8MB)."""
     calibration: Calibration = field(default_factory=Calibration)
     """How the data are looked at before ranks and starting factors are chosen."""
+    update: Update = field(default_factory=AdamW)
+    """What becomes of the gradients, and what is trained at all."""
 
     def __post_init__(self) -> None:
         from luthier.core.adapt import NAME  # brings transformers, which --help does without
@@ -159,6 +163,7 @@ class Run:
         if self.budget is not None:
             parameters_of(self.budget, 10**12)  # its words, before the model is known
             self.form.with_rank(1)
+        self.update.check_decay(self.training.weight_decay)
         if self.limit is not None and self.limit < 1:
             raise LuthierError(f"limit is {self.limit}; expected at least 1.")
 
@@ -198,7 +203,7 @@ class Run:
         return cls(**given)
 
 
-COMPONENTS = {"form": "forms", "ranks": "ranks", "init": "inits", "objective": "objectives"}
+COMPONENTS = {"form": "forms", "ranks": "ranks", "init": "inits", "objective": "objectives", "update": "updates"}
 """Fields of a run that hold a component, with its axis."""
 
 

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 METHOD, OBJECTIVE = "wegeft", "sft"
 """What is used when nobody says."""
-OWN = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration")
+OWN = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration", "update")
 """Fields of a run that are no flags: the command has its own for them."""
 
 MEASURED = {"ranks": "ranks", "init": "inits"}
 """Flags that name a component which looks at the data first, with its axis."""
+CHOSEN = {**MEASURED, "update": "updates"}
+"""These, and other flags whose component a recipe may name too."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Train(Command):
         'luthier train smollm2-135m gym:chain_sum --method wegeft --rank 64 --where "q_proj, v_proj" --out run',
         "luthier train path/to/model train.csv --recipe loreft-glue --epochs 5",
         "luthier train smollm2-135m train.jsonl --method lora --ranks gelora --budget 0.5%",
+        "luthier train smollm2-135m train.jsonl --method full --update lisa --gamma 1",
         "luthier train smollm2-135m train.jsonl --method lora --dry-run",
         "luthier train smollm2-135m train.jsonl --out run --resume",
     )
@@ -52,6 +55,8 @@ class Train(Command):
     """What chooses the rank of each site from the data (none: --rank everywhere); `luthier list ranks` shows all."""
     init: str | None = field(default=None, kw_only=True)
     """Where the method starts (none: its own start); `luthier list inits` shows all."""
+    update: str | None = field(default=None, kw_only=True)
+    """What becomes of the gradients, and what is trained at all (none: AdamW alone); `luthier list updates` shows all."""
     objective: str = field(default=OBJECTIVE, kw_only=True)
     """What training lowers; `luthier list objectives` shows all."""
     resume: bool = field(default=False, kw_only=True)
@@ -71,13 +76,9 @@ class Train(Command):
         method, recipe = _chosen(option(tokens, "--method"), option(tokens, "--recipe"))
         if method is not None:
             flags.append(Flags(find("forms", method), f"Settings of {method}"))
-        chosen = [_measuring(flag, option(tokens, f"--{flag}"), recipe)[0] for flag in MEASURED]
-        flags += [
-            Flags(cls, f"Settings of {cls.name()}, for --{flag}")
-            for flag, cls in zip(MEASURED, chosen, strict=True)
-            if cls
-        ]
-        flags += [Flags(Calibration, "Calibration")] if any(chosen) else []
+        chosen = {flag: _component(flag, option(tokens, f"--{flag}"), recipe)[0] for flag in CHOSEN}
+        flags += [Flags(each, f"Settings of {each.name()}, for --{flag}") for flag, each in chosen.items() if each]
+        flags += [Flags(Calibration, "Calibration")] if any(chosen[flag] for flag in MEASURED) else []
         objective = find("objectives", option(tokens, "--objective") or OBJECTIVE)
         return [*flags, Flags(objective, f"Settings of {objective.name()}")]
 
@@ -108,9 +109,9 @@ class Train(Command):
         form, objective = find("forms", method or METHOD), find("objectives", self.objective)
         told: dict[str, Any] = {"where": recipe.where, "budget": recipe.budget} if recipe else {}
         told |= given.get(Run, {})
-        for flag in MEASURED:
-            cls, under = _measuring(flag, getattr(self, flag), recipe)
-            told[flag] = None if cls is None else _made(cls, under, given)
+        for flag in CHOSEN:
+            cls, under = _component(flag, getattr(self, flag), recipe)
+            told |= {} if cls is None else {flag: _made(cls, under, given)}
         return Run(
             model=self.model,
             data=self.data,
@@ -135,7 +136,7 @@ def _chosen(method: str | None, recipe: str | None) -> tuple[str, Recipe | None]
     return read.method, read
 
 
-def _measuring(flag: str, name: str | None, recipe: Recipe | None) -> tuple[Any, dict[str, Any]]:
+def _component(flag: str, name: str | None, recipe: Recipe | None) -> tuple[Any, dict[str, Any]]:
     """The component that a flag or else the recipe names, and the recipe's settings if they are of that one."""
     from luthier.core.component import find
 
@@ -143,8 +144,8 @@ def _measuring(flag: str, name: str | None, recipe: Recipe | None) -> tuple[Any,
     stated = under.pop("name", None)
     if name is None and stated is None:
         return None, {}
-    found = find(MEASURED[flag], name or stated)
-    return found, under if stated and find(MEASURED[flag], stated) is found else {}
+    found = find(CHOSEN[flag], name or stated)
+    return found, under if stated and find(CHOSEN[flag], stated) is found else {}
 
 
 def _made(cls: Any, recipe: dict[str, Any], given: Given) -> Any:
