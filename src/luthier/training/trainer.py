@@ -65,6 +65,10 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
     return made
 
 
+class Diverged(LuthierError):
+    """The loss, or the norm of its gradient, is no longer a finite number."""
+
+
 class Trainer(transformers.Trainer):
     """Trains `model`'s adapter `run.name` on features; what is not told here is transformers' own.
 
@@ -182,7 +186,7 @@ class Trainer(transformers.Trainer):
 
     def _stop(self, what: str, value: float, rows: list[int]) -> None:
         step = self.state.global_step + (what == "loss")
-        raise LuthierError(
+        raise Diverged(
             f"the {what} became {value} at step {step}, on the rows {', '.join(map(str, rows))} of {self.run.data}. "
             f"Nothing was saved after the last checkpoint. Look at these rows (luthier show), or lower lr "
             f"({self.run.lr:g}), or clip gradients ({self.run.training.clip:g})."
