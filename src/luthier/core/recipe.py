@@ -6,6 +6,7 @@ method = "wegeft"              # a form
 where = "q_proj, v_proj"       # its own default when missing
 budget = "0.1%"                # what the ranks may cost
 [form]                         # the form's hyper-parameters
+[[also]]                       # a further form of the same adapter: its method, where and form; as many as wanted
 [ranks]                        # name = "gelora", and the settings of that allocation
 [init]                         # name = "eva", and the settings of that initialiser
 [update]                       # name = "lisa", and the settings of that update
@@ -26,6 +27,7 @@ from luthier.core.errors import LuthierError, near
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
+SHOWN: dict[type, str] = {dict: "a table", list: "a list of tables"}
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
@@ -46,6 +48,8 @@ class Recipe:
     """What the ranks may cost; None for no bound."""
     form: dict[str, Any] = field(default_factory=dict)
     """Hyper-parameters of the form."""
+    also: list[dict[str, Any]] = field(default_factory=list)
+    """Further forms under the same adapter name: `{"method", "where", "form"}` each (see `luthier.core.piece`)."""
     ranks: dict[str, Any] = field(default_factory=dict)
     """Name and settings of the allocation of ranks; empty for the form's own rank."""
     init: dict[str, Any] = field(default_factory=dict)
@@ -84,9 +88,9 @@ def _checked(path: Path, values: dict[str, Any]) -> Recipe:
     for key, value in values.items():
         if key not in known:
             raise LuthierError(f"{path} has an unknown key {key!r}{near(key, known)} A recipe has: {', '.join(known)}.")
-        wanted = dict if known[key].startswith("dict") else str
+        wanted = next((kind for kind in SHOWN if known[key].startswith(kind.__name__)), str)
         if not isinstance(value, wanted):
-            shown = "a table" if wanted is dict else "a string"
+            shown = SHOWN.get(wanted, "a string")
             raise LuthierError(f"{path}: {key} is {value!r}; expected {shown}.")
     for key in ("ranks", "init", "update"):
         if key in values and not isinstance(values[key].get("name"), str):

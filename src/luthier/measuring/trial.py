@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from luthier import models
 from luthier.core.allocation import Ranks
 from luthier.core.errors import LuthierError
 from luthier.core.form import Form
+from luthier.core.piece import Piece
+from luthier.core.select import select
 from luthier.core.update import Update
 from luthier.measuring.allocation import ground
 
@@ -23,8 +25,9 @@ def trial(
     ranks: Ranks | None,
     budget: str | None,
     update: Update | None = None,
+    also: Sequence[Piece] = (),
 ) -> Any:
-    """The processor of a model, after selector, budget and update were tried on its shapes alone."""
+    """The processor of a model, after selectors, budget and update were tried on its shapes alone."""
     import torch
     import transformers
 
@@ -36,6 +39,8 @@ def trial(
         with torch.device("meta"):
             empty = getattr(transformers, classes.model).from_config(config)
     sites, *_ = ground(empty, form, where, ranks, budget)
+    for piece in also:
+        select(empty, piece.place)
     if update is not None:
         update.check(form, sites)
     return processor

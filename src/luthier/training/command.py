@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.training.spec import Run
 
-NESTED = ("model", "data", "form", "objective", "training", "ranks", "init", "calibration", "update")
+NESTED = ("model", "data", "form", "objective", "training", "ranks", "init", "calibration", "update", "also")
 """Fields of a run that are not flags of their own name."""
 
 
@@ -24,6 +24,8 @@ def command(run: Run) -> str:
             words += [f"--{name}", chosen.name(), *flags(chosen)]
     if run.update.name() != "adamw":
         words += ["--update", run.update.name(), *flags(run.update)]
+    if run.also:
+        words += ["--also", f"[{', '.join(each.to_toml() for each in run.also)}]"]
     words += flags(run.objective) + flags(run.training) + flags(run.calibration, beside=run.training)
     return shlex.join(words)
 

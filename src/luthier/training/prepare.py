@@ -47,7 +47,7 @@ def prepare(run: Run) -> Prepared:
         columns=run.objective.columns,
     )
     train, held = _divide(run, examples)
-    processor = trial(run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update)
+    processor = trial(run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also)
     encode = partial(
         data.encode_all,
         processor=processor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.form import Form
 from luthier.core.initialiser import Init
 from luthier.core.objective import Objective
+from luthier.core.piece import Piece
 from luthier.core.update import Update
 from luthier.measuring.calibration import Calibration
 from luthier.objectives.sft import SFT
@@ -65,6 +67,7 @@ def train(
     budget: str | None = None,
     calibration: Calibration | None = None,
     update: Update | None = None,
+    also: Sequence[Piece] = (),
 ) -> Result:
     """Trains `run`, or the run that the fields after `progress` describe (see `Run`), and fills its folder.
 
@@ -78,7 +81,7 @@ def train(
     from luthier.training.session import Session
 
     fields = [model, data, form, where, task, eval_data, objective, training, limit, ranks, init, budget, calibration]
-    if run is not None and any(field is not None for field in (*fields, update)):
+    if run is not None and any(field is not None for field in (*fields, update, *also)):
         raise LuthierError("give a Run or its fields, not both.")
     if run is None:
         if model is None or data is None or form is None:
@@ -101,5 +104,6 @@ def train(
             budget,
             calibration or Calibration(),
             update or AdamW(),
+            tuple(also),
         )
     return Session(run, progress).train(resume, overwrite)

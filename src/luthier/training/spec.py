@@ -15,6 +15,7 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.form import Form
 from luthier.core.initialiser import Init
 from luthier.core.objective import Objective
+from luthier.core.piece import Piece
 from luthier.core.update import Update
 from luthier.measuring.calibration import Calibration
 from luthier.objectives.sft import SFT
@@ -150,6 +151,8 @@ class Run:
     """How the data are looked at before ranks and starting factors are chosen."""
     update: Update = field(default_factory=AdamW)
     """What becomes of the gradients, and what is trained at all."""
+    also: tuple[Piece, ...] = ()
+    """Further forms of the same adapter, each with its place; ranks, init and budget are those of `form`."""
 
     def __post_init__(self) -> None:
         from luthier.core.adapt import NAME  # brings transformers, which --help does without
@@ -184,6 +187,7 @@ class Run:
             **{key: _component(getattr(self, key)) for key in COMPONENTS},
             "calibration": self.calibration.to_dict(),
             "training": self.training.to_dict(),
+            "also": [each.to_dict() for each in self.also],
         }
 
     @classmethod
@@ -195,6 +199,7 @@ class Run:
                 given[key] = find(axis, given[key]["name"]).from_dict(given[key]["settings"])
         if "calibration" in given:
             given["calibration"] = Calibration(**_known(Calibration, given["calibration"]))
+        given["also"] = tuple(map(Piece.from_dict, given.get("also", ())))
         if "training" in given:
             given["training"] = Training.from_dict(given["training"])
         missing = {"model", "data", "form"} - set(given)

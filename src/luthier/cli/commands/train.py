@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 METHOD, OBJECTIVE = "wegeft", "sft"
 """What is used when nobody says."""
-OWN = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration", "update")
+OWN = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration", "update", "also")
 """Fields of a run that are no flags: the command has its own for them."""
 
 MEASURED = {"ranks": "ranks", "init": "inits"}
@@ -57,6 +57,8 @@ class Train(Command):
     """Where the method starts (none: its own start); `luthier list inits` shows all."""
     update: str | None = field(default=None, kw_only=True)
     """What becomes of the gradients, and what is trained at all (none: AdamW alone); `luthier list updates` shows all."""
+    also: str | None = field(default=None, kw_only=True)
+    """Further forms under the same adapter: [{method = "bottleneck", where = "output(mlp)", form = {dim = 512}}]."""
     objective: str = field(default=OBJECTIVE, kw_only=True)
     """What training lowers; `luthier list objectives` shows all."""
     resume: bool = field(default=False, kw_only=True)
@@ -102,12 +104,15 @@ class Train(Command):
     def resolved(self, given: Given) -> Run:
         """The run that flags, recipe and defaults make, the first of them before the others."""
         from luthier.core.component import find
+        from luthier.core.piece import Piece, read_pieces
         from luthier.measuring.calibration import Calibration
         from luthier.training import Run, Training
 
         method, recipe = _chosen(self.method, self.recipe)
         form, objective = find("forms", method or METHOD), find("objectives", self.objective)
         told: dict[str, Any] = {"where": recipe.where, "budget": recipe.budget} if recipe else {}
+        further = tuple(map(Piece.from_dict, recipe.also)) if recipe else ()
+        told["also"] = read_pieces(self.also) if self.also else further
         told |= given.get(Run, {})
         for flag in CHOSEN:
             cls, under = _component(flag, getattr(self, flag), recipe)
