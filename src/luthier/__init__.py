@@ -33,6 +33,7 @@ _PUBLIC = {
     "export": "core.export",
     "model": "models",
     "measure": "measuring.measure",
+    "compare": "comparing",
     "train": "training",
     "evaluate": "training",
     "generate": "training",
