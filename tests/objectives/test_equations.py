@@ -24,7 +24,7 @@ NOW = At(5, 10, training=True)
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return ARCHITECTURES["llama"].build(dtype=torch.float64, vocab_size=100)
+    return ARCHITECTURES["llama"].build(dtype=torch.float64)
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def step_loss(objective, model, batch, memory=None):
     """The loss of a step that is this batch alone, as the trainer weighs it."""
     counts = objective.counts(batch, labels_of(batch, True))
     shares = objective.shares(counts, memory or {}).double()
-    return float(
-        (objective.loss(model, objective.inputs(batch, dataclasses.replace(NOW, training=False))) * shares).sum()
-    )
+    with torch.no_grad():
+        means = objective.loss(model, objective.inputs(batch, dataclasses.replace(NOW, training=False)))
+    return float((means * shares).sum())
 
 
 def token_losses(model, feature):
@@ -120,7 +120,9 @@ def test_a_packs_loss_is_the_sum_of_its_shots(shaped, model):
         alone = data.Example(row=1, messages=turns, context=2 * k + 1)  # the last answer is learned, the shots are read
         total += float(token_losses(model, data.encode(alone, tokenizer(TEMPLATE), max_length=None)).sum())
     assert float(token_losses(model, pack).sum()) == pytest.approx(total, rel=1e-10)
-    assert total == pytest.approx(float(model(**tensors(pack)).loss) * labels(pack), rel=1e-10)
+    with torch.no_grad():
+        whole = made("many_icl").loss(model, tensors(pack))  # in float32, as transformers computes it
+    assert float(whole) * labels(pack) == pytest.approx(total, rel=1e-6)
 
 
 def conversation(row):
@@ -190,7 +192,7 @@ def test_morepair_learns_the_end_and_no_prompt(shaped):
         last = int(seen.sum()) - 1
         assert ids[last] == learned[last] == words.eos_token_id and (learned[last + 1 :] == -100).all()
         text = words.decode(ids[learned != -100])
-        assert "=" not in text and text.split("</s>")[0].split("\n")[0].isdigit()
+        assert "=" not in text and text[: text.index("<")].isdigit()
 
 
 def test_morepair_without_rationales(shaped):
