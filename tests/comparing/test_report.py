@@ -181,7 +181,8 @@ def test_one_figure_has_an_axis():
     "show,value,shown",
     [
         (words.count, 41_760, "41.8k"), (words.count, 1_048_576, "1.05M"), (words.count, 0, "0"),
-        (words.count, None, words.NOTHING), (words.megabytes, 1_843_200, "1.84 MB"), (words.megabytes, 1.8e9, "1,800 MB"),
+        (words.count, None, words.NOTHING), (words.megabytes, 1_843_200, "1.84 MB"),
+        (words.megabytes, 1.8e9, "1,800 MB"),
         (words.ratio, 1.115, "1.11×"), (words.ratio, math.nan, words.NOTHING), (words.share, 0.00031, "0.031%"),
         (words.change, -0.0412, "−0.041"), (words.score, None, words.NOTHING), (words.p_value, 0.0002, "under 0.001"),
         (words.count, 999_700, "1M"),

@@ -111,9 +111,8 @@ class Layout:
         """The height of the words for the base, and the words; where it is off the axis they say so."""
         assert self.base
         y = min(FRAME.bottom, max(FRAME.top, self.upright.at(self.base.value)))
-        off = (
-            "" if self.base_inside else ", below the axis" if self.base.value < self.upright.low else ", above the axis"
-        )
+        side = "below" if self.base.value < self.upright.low else "above"
+        off = "" if self.base_inside else f", {side} the axis"
         return (y - 5 if y > FRAME.top + 16 else y + 13), f"base {words.score(self.base.value)}{off}"
 
     @property
@@ -160,12 +159,9 @@ def strip(span: Span, seeds: Sequence[float], flat: Axis, base: Span | None) -> 
     """A row of the table as a drawing: the interval, the mean, and each seed as a ring."""
     middle = (STRIP.top + STRIP.bottom) / 2
     if not flat.low <= span.value <= flat.high:
-        left = span.value < flat.low
-        arrow = Markup('<text class="off" x="{}" y="17" text-anchor="{}">{}</text>')
-        off = arrow.format(
-            STRIP.left if left else STRIP.right, "start" if left else "end", "← lower" if left else "higher →"
-        )
-        return svg(150, 26, "off the drawing", [off])
+        arrow = Markup('<text x="{}" y="17" text-anchor="{}">{}</text>')
+        off = (STRIP.left, "start", "← lower") if span.value < flat.low else (STRIP.right, "end", "higher →")
+        return svg(150, 26, "off the drawing", [arrow.format(*off)])
     parts = []
     if base and flat.low <= base.value <= flat.high:
         line = Markup('<line class="base" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>')

@@ -65,9 +65,7 @@ def place(points: Sequence[Point], obstacles: Sequence[Box], frame: Box) -> list
     taken = [each[min(range(len(each)), key=cost.__getitem__)] for each, cost in zip(choices, own, strict=True)]
     for _ in range(PASSES):
         for index, (each, cost) in enumerate(zip(choices, own, strict=True)):
-            others = [
-                (label, point) for at, (label, point) in enumerate(zip(taken, points, strict=True)) if at != index
-            ]
+            others = [pair for at, pair in enumerate(zip(taken, points, strict=True)) if at != index]
             crowd = [alone + _crowd(label, points[index], others) for label, alone in zip(each, cost, strict=True)]
             taken[index] = each[min(range(len(each)), key=crowd.__getitem__)]
     return taken

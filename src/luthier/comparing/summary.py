@@ -108,8 +108,8 @@ def _row(method: str, runs: list[Record]) -> Row:
         step_ratio=_mean(runs, lambda run: run.step_ratio),
         peak_bytes=_mean(runs, lambda run: run.peak_bytes),
         forgetting=_forgetting(runs),
-        intruders=_mean(runs, lambda run: run.intruders and run.intruders.get("count")),
-        intruders_null=_mean(runs, lambda run: run.intruders and run.intruders.get("null")),
+        intruders=_mean(runs, lambda run: (run.intruders or {}).get("count")),
+        intruders_null=_mean(runs, lambda run: (run.intruders or {}).get("null")),
         calibration_error=_mean(runs, lambda run: run.calibration_error),
     )
 
