@@ -10,6 +10,8 @@ budget = "0.1%"                # what the ranks may cost
 [ranks]                        # name = "gelora", and the settings of that allocation
 [init]                         # name = "eva", and the settings of that initialiser
 [update]                       # name = "lisa", and the settings of that update
+[objective]                    # name = "mft", and the settings of that objective
+[select]                       # name = "bm25", and the settings of that selection of rows
 [calibration]                  # how the data are looked at before ranks and starts are chosen
 [training]                     # hyper-parameters of training
 """
@@ -56,6 +58,10 @@ class Recipe:
     """Name and settings of the initialiser; empty for the form's own start."""
     update: dict[str, Any] = field(default_factory=dict)
     """Name and settings of the update; empty for plain AdamW."""
+    objective: dict[str, Any] = field(default_factory=dict)
+    """Name and settings of the objective; empty for supervised fine-tuning."""
+    select: dict[str, Any] = field(default_factory=dict)
+    """Name and settings of what chooses the rows; empty for all of them."""
     calibration: dict[str, Any] = field(default_factory=dict)
     """Settings of the calibration pass."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +98,7 @@ def _checked(path: Path, values: dict[str, Any]) -> Recipe:
         if not isinstance(value, wanted):
             shown = SHOWN.get(wanted, "a string")
             raise LuthierError(f"{path}: {key} is {value!r}; expected {shown}.")
-    for key in ("ranks", "init", "update"):
+    for key in ("ranks", "init", "update", "objective", "select"):
         if key in values and not isinstance(values[key].get("name"), str):
             raise LuthierError(f'{path}: [{key}] names nothing; add a line such as name = "eva".')
     if "method" not in values:

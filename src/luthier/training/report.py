@@ -133,4 +133,5 @@ def skipped(prepared: Prepared, plan: Plan) -> str:
     """What the rows lost."""
     bad = len(prepared.examples.skipped)
     gone = f", {bad:,} bad ones left out" if bad else ""
+    gone += f", chosen from {prepared.selected['selected_of']:,}" if prepared.selected else ""
     return gone + (f", {plan.shortened:,} cut to fit" if plan.shortened else "")

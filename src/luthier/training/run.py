@@ -13,6 +13,7 @@ from luthier.core.form import Form
 from luthier.core.initialiser import Init
 from luthier.core.objective import Objective
 from luthier.core.piece import Piece
+from luthier.core.selection import DataSelection
 from luthier.core.update import Update
 from luthier.measuring.calibration import Calibration
 from luthier.objectives.sft import SFT
@@ -68,6 +69,9 @@ def train(
     calibration: Calibration | None = None,
     update: Update | None = None,
     also: Sequence[Piece] = (),
+    select: DataSelection | None = None,
+    select_rows: int | None = None,
+    target: str | None = None,
 ) -> Result:
     """Trains `run`, or the run that the fields after `progress` describe (see `Run`), and fills its folder.
 
@@ -81,7 +85,7 @@ def train(
     from luthier.training.session import Session
 
     fields = [model, data, form, where, task, eval_data, objective, training, limit, ranks, init, budget, calibration]
-    if run is not None and any(field is not None for field in (*fields, update, *also)):
+    if run is not None and any(field is not None for field in (*fields, update, *also, select, select_rows, target)):
         raise LuthierError("give a Run or its fields, not both.")
     if run is None:
         if model is None or data is None or form is None:
@@ -105,5 +109,8 @@ def train(
             calibration or Calibration(),
             update or AdamW(),
             tuple(also),
+            select,
+            select_rows,
+            target,
         )
     return Session(run, progress).train(resume, overwrite)

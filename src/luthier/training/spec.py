@@ -16,6 +16,7 @@ from luthier.core.form import Form
 from luthier.core.initialiser import Init
 from luthier.core.objective import Objective
 from luthier.core.piece import Piece
+from luthier.core.selection import DataSelection
 from luthier.core.update import Update
 from luthier.measuring.calibration import Calibration
 from luthier.objectives.sft import SFT
@@ -153,6 +154,12 @@ class Run:
     """What becomes of the gradients, and what is trained at all."""
     also: tuple[Piece, ...] = ()
     """Further forms of the same adapter, each with its place; ranks, init and budget are those of `form`."""
+    select: DataSelection | None = None
+    """What chooses the rows that are learned, of those not held out (none: all are)."""
+    select_rows: int | None = None
+    """How many rows it takes."""
+    target: str | None = None
+    """Data of the task that it chooses for, as `data`."""
 
     def __post_init__(self) -> None:
         from luthier.core.adapt import NAME  # brings transformers, which --help does without
@@ -169,6 +176,10 @@ class Run:
         self.update.check_decay(self.training.weight_decay)
         if self.limit is not None and self.limit < 1:
             raise LuthierError(f"limit is {self.limit}; expected at least 1.")
+        if (self.select is None) != (self.select_rows is None) or (self.select is None and self.target is not None):
+            raise LuthierError("select, what chooses rows, and select_rows, how many, go together (target: what for).")
+        if self.select is not None and self.select.targeted and self.target is None:
+            raise LuthierError(f"{self.select.name()} takes rows that are near those of a task; name them (target).")
 
     @property
     def folder(self) -> Path:
@@ -208,7 +219,14 @@ class Run:
         return cls(**given)
 
 
-COMPONENTS = {"form": "forms", "ranks": "ranks", "init": "inits", "objective": "objectives", "update": "updates"}
+COMPONENTS = {
+    "form": "forms",
+    "ranks": "ranks",
+    "init": "inits",
+    "objective": "objectives",
+    "update": "updates",
+    "select": "data",
+}
 """Fields of a run that hold a component, with its axis."""
 
 

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from luthier.core.recipe import Recipe
     from luthier.training import Run
 
-METHOD, OBJECTIVE = "wegeft", "sft"
+METHOD = "wegeft"
 """What is used when nobody says."""
-OWN = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration", "update", "also")
+OWN = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration", "update", "also", "select")
 """Fields of a run that are no flags: the command has its own for them."""
 
 MEASURED = {"ranks": "ranks", "init": "inits"}
 """Flags that name a component which looks at the data first, with its axis."""
-CHOSEN = {**MEASURED, "update": "updates"}
+CHOSEN = {**MEASURED, "update": "updates", "objective": "objectives", "select": "data"}
 """These, and other flags whose component a recipe may name too."""
 
 
@@ -39,6 +39,8 @@ class Train(Command):
         "luthier train path/to/model train.csv --recipe loreft-glue --epochs 5",
         "luthier train smollm2-135m train.jsonl --method lora --ranks gelora --budget 0.5%",
         "luthier train smollm2-135m train.jsonl --method full --update lisa --gamma 1",
+        "luthier train smollm2-135m train.jsonl --objective masked_thought --p 0.4",
+        "luthier train smollm2-135m pool.jsonl --select got_d --select-rows 2000 --target task.jsonl",
         "luthier train smollm2-135m train.jsonl --method lora --dry-run",
         "luthier train smollm2-135m train.jsonl --out run --resume",
     )
@@ -56,11 +58,13 @@ class Train(Command):
     init: str | None = field(default=None, kw_only=True)
     """Where the method starts (none: its own start); `luthier list inits` shows all."""
     update: str | None = field(default=None, kw_only=True)
-    """What becomes of the gradients, and what is trained at all (none: AdamW alone); `luthier list updates` shows all."""
+    """What becomes of the gradients, and what is trained at all (none: AdamW); `luthier list updates` shows all."""
     also: str | None = field(default=None, kw_only=True)
     """Further forms under the same adapter: [{method = "bottleneck", where = "output(mlp)", form = {dim = 512}}]."""
-    objective: str = field(default=OBJECTIVE, kw_only=True)
-    """What training lowers; `luthier list objectives` shows all."""
+    objective: str | None = field(default=None, kw_only=True)
+    """What training lowers (none: sft); `luthier list objectives` shows all."""
+    select: str | None = field(default=None, kw_only=True)
+    """What chooses --select-rows rows to learn from (none: all are taken); `luthier list data` shows all."""
     resume: bool = field(default=False, kw_only=True)
     """Go on from the last checkpoint in --out."""
     overwrite: bool = field(default=False, kw_only=True)
@@ -80,9 +84,7 @@ class Train(Command):
             flags.append(Flags(find("forms", method), f"Settings of {method}"))
         chosen = {flag: _component(flag, option(tokens, f"--{flag}"), recipe)[0] for flag in CHOSEN}
         flags += [Flags(each, f"Settings of {each.name()}, for --{flag}") for flag, each in chosen.items() if each]
-        flags += [Flags(Calibration, "Calibration")] if any(chosen[flag] for flag in MEASURED) else []
-        objective = find("objectives", option(tokens, "--objective") or OBJECTIVE)
-        return [*flags, Flags(objective, f"Settings of {objective.name()}")]
+        return [*flags, Flags(Calibration, "Calibration")] if any(chosen[flag] for flag in MEASURED) else flags
 
     def run(self, given: Given) -> None:
         from luthier.training import train
@@ -109,7 +111,7 @@ class Train(Command):
         from luthier.training import Run, Training
 
         method, recipe = _chosen(self.method, self.recipe)
-        form, objective = find("forms", method or METHOD), find("objectives", self.objective)
+        form = find("forms", method or METHOD)
         told: dict[str, Any] = {"where": recipe.where, "budget": recipe.budget} if recipe else {}
         further = tuple(map(Piece.from_dict, recipe.also)) if recipe else ()
         told["also"] = read_pieces(self.also) if self.also else further
@@ -121,7 +123,6 @@ class Train(Command):
             model=self.model,
             data=self.data,
             form=_made(form, recipe.form if recipe else {}, given),
-            objective=_made(objective, {}, given),
             calibration=Calibration(**{**(recipe.calibration if recipe else {}), **given.get(Calibration, {})}),
             training=_made(Training, recipe.training if recipe else {}, given),
             **told,
