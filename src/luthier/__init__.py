@@ -31,6 +31,7 @@ _PUBLIC = {
     "load": "core.store",
     "shard": "core.shard",
     "export": "core.export",
+    "combine": "combining",
     "model": "models",
     "measure": "measuring.measure",
     "compare": "comparing",
