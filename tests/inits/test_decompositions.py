@@ -144,6 +144,31 @@ def test_corda_on_the_inputs_of_a_model():
     assert lost["instruction"] > 5 * lost["knowledge"]
 
 
+@pytest.mark.parametrize(("mode", "theirs"), [("instruction", "ipm"), ("knowledge", "kpm")])
+def test_peft_decomposes_a_single_row_so(mode, theirs):
+    """Where its hook does no harm: one row, which it divides by one number."""
+    pytest.importorskip("peft")
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora.config import CordaConfig
+    from peft.tuners.lora.corda import preprocess_corda
+
+    ids = torch.randint(3, 90, (1, 48), generator=torch.Generator().manual_seed(4))
+    where, rows = "layers(1) & o_proj", [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    model, base = build(), build()
+    stats = collect(model, rows, lt.select(model, where), [Moment()])
+    lt.attach(model, lt.LoRA(rank=4, alpha=4.0), where, init=CorDA(mode=mode), stats=stats)  # type: ignore[arg-type]
+    config = LoraConfig(
+        r=4, lora_alpha=4, target_modules=r".*layers\.1\..*o_proj", init_lora_weights="corda",
+        corda_config=CordaConfig(corda_method=theirs),
+    )  # fmt: skip
+    preprocess_corda(base, config, run_model=lambda: base(**rows[0]))
+    layer = get_peft_model(base, config).base_model.model.model.layers[1].self_attn.o_proj
+    slot = model.model.layers[1].self_attn.o_proj.adapters.slots()[0]
+    ours = (slot.B @ slot.A).detach()
+    product = (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach()
+    assert same(ours, product, 2e-3 * float(ours.abs().max()))
+
+
 def test_corda_damps_until_its_inverse_is_good():
     thin = torch.randn(4, D_IN)
     c = thin.T @ thin  # rank 4 of 20, float32
@@ -182,6 +207,23 @@ def test_lora_ga_steps_first_by_the_best_of_twice_its_rank():
     q = dict(plain[0].adapters.slots()[0]._parameters)
     theirs = residual(first_step(plain, q, gradient), gradient)
     assert ours < 0.65 and theirs > 0.85
+
+
+def test_peft_steps_elsewhere_first():
+    """Its `lora_ga`, with the paper's direction and scale, is further from the gradient than the optimum."""
+    peft = pytest.importorskip("peft")
+    gradient = torch.randn(D_OUT, D_IN)
+    base = net().float()
+    base[0]._peft_loraga_grad = gradient
+    config = peft.LoraConfig(
+        r=R, lora_alpha=S * R, target_modules=["0"], init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig()
+    )
+    layer = peft.get_peft_model(base, config).base_model.model[0]
+    a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+    theirs = residual(-(gradient @ a.T @ a + b @ b.T @ gradient), gradient)
+    _, _, p = started(LoRAGA(), gradient=gradient)
+    a, b = p["A"].detach().float(), p["B"].detach().float()
+    assert residual(-(gradient @ a.T @ a + b @ b.T @ gradient), gradient) < theirs - 0.1
 
 
 def test_lora_ga_reads_the_models_own_gradient():
