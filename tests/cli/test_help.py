@@ -14,7 +14,20 @@ from luthier.cli.source import axes as quick_axes
 from luthier.cli.source import card, field_docs
 from luthier.core.component import axes, find, names
 
-COMMANDS = ["evaluate", "explain", "export", "generate", "list", "measure", "merge", "models", "show", "train"]
+COMMANDS = [
+    "combine",
+    "compare",
+    "evaluate",
+    "explain",
+    "export",
+    "generate",
+    "list",
+    "measure",
+    "merge",
+    "models",
+    "show",
+    "train",
+]
 
 
 def test_every_command_is_found_by_discovery():

@@ -8,19 +8,29 @@ from luthier.cli.commands.train import Train
 from luthier.cli.parse import parse
 from luthier.core.component import find
 from luthier.core.errors import LuthierError
+from luthier.core.piece import Piece
 from luthier.core.recipe import read_recipe, recipe_files
 from luthier.core.select import select
 from luthier.training import Run, Training
 
 SHIPPED = [
+    "corda-instruction",
+    "corda-knowledge",
     "dora",
     "eva",
     "gelora",
+    "hydra",
     "lora",
+    "lora-ga",
+    "lora-sb-math",
+    "loraxs-math",
     "loreft-commonsense",
     "loreft-glue",
     "loreft-instruct",
     "loreft-math",
+    "mam",
+    "pissa",
+    "s2ft",
     "tslam",
     "wegeft",
     "wegeft-commonsense",
@@ -52,6 +62,7 @@ def test_every_recipe_builds(name):
 
     model = meta_model(LlamaConfig(architectures=["LlamaForCausalLM"]))
     assert len(select(model, recipe.where or form.where))  # a Llama of 32 blocks has these sites
+    assert all(len(select(model, Piece.from_dict(each).place)) for each in recipe.also)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -60,6 +71,8 @@ def test_every_recipe_makes_a_run(name):
     assert run.form.name() == recipe.method and run.where == recipe.where
     assert {k: v for k, v in run.form.to_dict().items() if k in recipe.form} == recipe.form
     assert {k: v for k, v in run.training.to_dict().items() if k in recipe.training} == recipe.training
+    assert run.also == tuple(map(Piece.from_dict, recipe.also))
+    assert run.init is None or find("inits", recipe.init["name"]) is type(run.init)
 
 
 def test_flags_before_recipe_before_defaults():

@@ -59,7 +59,7 @@ def test_shapes_must_agree():
 
 @pytest.mark.parametrize(("form", "rank"), [(lt.LoRA(rank=2), 2), (lt.WeGeFT(rank=2), 2), (lt.IA3(), None)])
 def test_affine_forms_lower_to_a_delta(form, rank):
-    net = lt.attach(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)).double(), form)
+    net = lt.attach(nn.Sequential(*linear(bias=rank is not None)), form)
     for parameter in lt.trainable(net).values():
         parameter.data += torch.randn_like(parameter)
     layer = net[0]
@@ -68,5 +68,52 @@ def test_affine_forms_lower_to_a_delta(form, rank):
     x = random(3, 4)
     with lt.disabled(net):
         base = layer(x)
-    without_bias = layer(x) - (0 if rank else (lt.trainable(net)["default.0.l"] - 1) * layer.bias)
-    assert torch.allclose(without_bias, base + x @ delta.dense().T)
+    assert torch.allclose(layer(x), base + x @ delta.dense().T)
+
+
+def linear(bias: bool) -> list[nn.Module]:
+    return [nn.Linear(4, 5, bias=bias).double(), nn.Linear(5, 2, bias=bias).double()]
+
+
+def test_a_change_of_the_bias_is_not_lost():
+    net = lt.attach(nn.Sequential(*linear(bias=True)), lt.IA3())
+    for parameter in lt.trainable(net).values():
+        parameter.data += torch.randn_like(parameter)
+    with pytest.raises(lt.LuthierError, match="bias"):
+        delta_of(net[0], adapters_of(net[0]).slots())
+
+
+def test_a_difference_and_what_is_left_of_it():
+    for first in kinds().values():
+        assert (first - first).dense().abs().max() < 1e-14
+    sparse = kinds()["sparse"]
+    assert len((sparse - sparse).united().values) == 0
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_rows_of_zeros_below_keep_the_structure(kind):
+    delta = kinds()[kind]
+    padded = delta.padded(7)
+    assert padded.shape == (7, 4) and padded.rank == delta.rank and padded.is_sparse == delta.is_sparse
+    assert torch.equal(padded.dense()[:5], delta.dense()) and not padded.dense()[5:].any()
+    with pytest.raises(lt.LuthierError, match="padded"):
+        delta.padded(4)
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_it_is_applied_to_a_weight_that_stays_as_it_was(kind):
+    delta, weight = kinds()[kind], random(5, 4)
+    before = weight.clone()
+    assert torch.equal(delta.apply(weight), before + delta.dense()) and torch.equal(weight, before)
+
+
+def test_dense_to_sparse_and_back_is_exact():
+    full = random(5, 4) * (torch.rand(5, 4) < 0.3)
+    sparse = Delta.dense_of(full).nonzero()
+    assert len(sparse.values) == int(full.count_nonzero()) and torch.equal(sparse.dense(), full)
+
+
+def test_a_low_rank_delta_is_truncated_through_its_factors():
+    delta = Delta.low_rank(random(9, 4), random(4, 7))
+    (best, lost), (plain, wanted) = delta.factor(2), Delta.dense_of(delta.dense()).factor(2)
+    assert lost == pytest.approx(wanted) and torch.allclose(best.dense(), plain.dense())

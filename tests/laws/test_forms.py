@@ -142,6 +142,28 @@ def test_merged_it_is_the_same_and_unmerged_the_base_is_back(name):
     assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in base.items())
 
 
+def test_relative_to_its_start_it_starts_as_a_no_op_and_keeps_the_laws(name, tmp_path):
+    model, form = build(torch.float64), form_of(name)
+    before = logits(model)
+    if form.face == "cache":
+        with pytest.raises(lt.LuthierError, match="no start can be taken off"):
+            lt.attach(model, form, relative=True)
+        return
+    lt.attach(model, form, relative=True)
+    assert torch.equal(logits(model), before)
+    plain = lt.attach(build(torch.float64), form)
+    assert lt.trainable(model).keys() == lt.trainable(plain).keys()
+    perturb(model)
+    adapted = logits(model)
+    assert not close(adapted, before, 1e-3)
+    lt.save(model, tmp_path / "adapter")
+    assert torch.equal(logits(lt.load(build(torch.float64), tmp_path / "adapter")), adapted)
+    if form.linear and not any(site.kind == "stream" for site in lt.select(build(), form.where)):
+        assert close(logits(lt.merge(model)), adapted, 1e-10)
+        lt.unmerge(model)
+    assert torch.equal(logits(lt.detach(model)), before)
+
+
 def test_detached_the_model_is_what_it_was(name):
     model = build()
     keys, kinds = set(model.state_dict()), {p: type(m) for p, m in model.named_modules()}

@@ -9,10 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from luthier.comparing.runner import Comparison, compare
     from luthier.comparing.record import Record, records
+    from luthier.comparing.study import DataSet, Study, read_study
 
-__all__ = ["Record", "records"]
-_PLACES = {"Record": "record", "records": "record"}
+_PLACES = {
+    "Comparison": "runner",
+    "compare": "runner",
+    "Record": "record",
+    "records": "record",
+    "DataSet": "study",
+    "Study": "study",
+    "read_study": "study",
+}
+__all__ = ["Comparison", "DataSet", "Record", "Study", "compare", "read_study", "records"]
 
 
 def __getattr__(name: str) -> Any:

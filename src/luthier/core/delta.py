@@ -41,6 +41,21 @@ class Delta:
         """A dense change."""
         return cls(tuple(full.shape), full=full)
 
+    @classmethod
+    def zero(cls, *shape: int) -> Delta:
+        """No change."""
+        return cls(shape)
+
+    @property
+    def is_zero(self) -> bool:
+        """It has no part at all (parts whose numbers are 0 count as parts)."""
+        return self.B is None and self.index is None and self.full is None
+
+    @property
+    def is_sparse(self) -> bool:
+        """It has a sparse part and no other."""
+        return self.index is not None and self.B is None and self.full is None
+
     @property
     def rank(self) -> int | None:
         """Upper bound of the rank, for a purely low-rank delta."""
@@ -68,6 +83,13 @@ class Delta:
 
     __rmul__ = __mul__
 
+    def __neg__(self) -> Delta:
+        return -1.0 * self
+
+    def __sub__(self, other: Delta) -> Delta:
+        """The difference; its structure is that of the sum."""
+        return self + -other
+
     def __add__(self, other: Delta) -> Delta:
         """The sum; low-rank parts are stacked, sparse ones united, so no structure is lost."""
         if self.shape != other.shape:
@@ -87,7 +109,7 @@ class Delta:
         if self.rank is not None and self.B is not None and self.A is not None:
             squared = ((self.B.mT @ self.B) * (self.A @ self.A.mT)).sum()
             return float(squared.clamp(min=0).sqrt())
-        if self.full is None and self.B is None and self.values is not None:
+        if self.is_sparse and self.values is not None:
             return float(self.values.norm())
         return float(self.dense().norm())
 
@@ -97,12 +119,51 @@ class Delta:
         index = flat.abs().topk(min(k, flat.numel())).indices
         return Delta.sparse(self.shape, index, flat[index])
 
+    def nonzero(self) -> Delta:
+        """The entries that are not 0, as a sparse delta."""
+        flat = self.dense().flatten()
+        index = flat.nonzero()[:, 0]
+        return Delta.sparse(self.shape, index, flat[index])
+
+    def united(self) -> Delta:
+        """The same change with each sparse position once and those whose number is 0 left out."""
+        index, values = _united(self, Delta.zero(*self.shape))
+        if index is None or values is None:
+            return self
+        return replace(self, index=index[values != 0], values=values[values != 0])
+
+    def padded(self, rows: int) -> Delta:
+        """The change with rows of zeros below, `rows` in all; its structure stays."""
+        more = rows - self.shape[0]
+        if more < 0:
+            raise LuthierError(f"a delta of {self.shape[0]} rows cannot be padded to {rows}.")
+
+        def below(t: Tensor | None) -> Tensor | None:
+            return None if t is None else torch.cat([t, t.new_zeros(more, *t.shape[1:])])
+
+        return replace(self, shape=(rows, *self.shape[1:]), B=below(self.B), full=below(self.full))
+
+    def apply(self, weight: Tensor) -> Tensor:
+        """weight + the change, in the wider dtype of the two, of the weight's shape."""
+        if self.is_sparse and self.index is not None and self.values is not None:
+            wide = torch.promote_types(weight.dtype, self.values.dtype)
+            flat = weight.to(wide).flatten()  # a copy where the dtype changes, and index_add is out of place
+            return flat.index_add(0, self.index, self.values.to(wide)).reshape(weight.shape)
+        return weight if self.is_zero else weight + self.dense()
+
     def factor(self, rank: int) -> tuple[Delta, float]:
         """The best low-rank delta (truncated SVD) and its relative error in Frobenius norm."""
-        full = self.dense()
-        u, s, vt = torch.linalg.svd(full, full_matrices=False)
+        u, s, vt = self._svd()
         lost = float(s[rank:].norm() / s.norm().clamp(min=torch.finfo(s.dtype).tiny))
         return Delta.low_rank(u[:, :rank] * s[:rank], vt[:rank]), lost
+
+    def _svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a low-rank delta through the QR factors of B and Aᵀ, so that nothing of full size is decomposed."""
+        if self.rank is None or self.B is None or self.A is None or self.rank >= min(self.shape):
+            return torch.linalg.svd(self.dense(), full_matrices=False)
+        (left, b), (right, a) = torch.linalg.qr(self.B), torch.linalg.qr(self.A.mT)
+        u, s, vt = torch.linalg.svd(b @ a.mT)
+        return left @ u, s, vt @ right.mT
 
 
 def _joined(first: Tensor | None, second: Tensor | None, dim: int) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from luthier.core.layer import block_lists, is_sharded, whole
 from luthier.core.scope import Scope
 
 TENSORS, VALUES = 32, 8
+LEAST = 32
+"""Values below which two bases are not compared for kinship."""
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
@@ -88,3 +91,25 @@ def differences(stored: dict[str, Any], model: nn.Module) -> str | None:
         if theirs.shape != ours.shape or not torch.allclose(theirs, ours, *tolerance):
             return f"its weights differ (first in {path})"
     return None
+
+
+def sample_of(get: Callable[[str], torch.Tensor | None], model: nn.Module) -> dict[str, list[float]]:
+    """The sample of other weights under the names of `model`; `get(name)` gives a tensor, or None without one."""
+    found = {path: get(path) for path in _sample(model)}
+    return {path: _values(tensor) for path, tensor in found.items() if tensor is not None}
+
+
+def kinship(sample: dict[str, list[float]], model: nn.Module) -> float | None:
+    """Cosine between sampled weights and those of `model`, from -1 to 1; None where too few can be compared.
+
+    About 1 for a base that grew out of the other, about 0 for two that were trained apart. Matrices inside the blocks
+    are compared, each at its own scale: norms look alike everywhere, and tables may have other rows.
+    """
+    inside = tuple(f"{path}." for path in block_lists(model))
+    here = {path: t for path, t in _candidates(model).items() if path.startswith(inside or ("",)) and t.dim() > 1}
+    pairs = [(torch.tensor(sample[path]), torch.tensor(_values(here[path]))) for path in sample if path in here]
+    pairs = [(a, b) for a, b in pairs if a.shape == b.shape and bool(a.any()) and bool(b.any())]
+    if sum(len(a) for a, _ in pairs) < LEAST:
+        return None
+    theirs, ours = (torch.cat([t / t.norm() for t in side]) for side in zip(*pairs, strict=True))
+    return float(theirs @ ours / (theirs.norm() * ours.norm()))

@@ -197,10 +197,15 @@ def unmerge(model: nn.Module) -> nn.Module:
     return model
 
 
-def _refuse_biased(module: nn.Module, slots: Sequence[Slot]) -> None:
+def bias_change(module: nn.Module, slots: Sequence[Slot]) -> Tensor:
+    """b' - b [d_out] of a linear layer under affine slots; a layer without bias has b = 0."""
     weight, offset, through = _probe(module, slots)
-    moved = through(weight.new_zeros(1, weight.shape[1]), offset)[0] - offset
-    if bool(moved.abs().max() > 1e-6 * offset.abs().max()):
+    return through(weight.new_zeros(1, weight.shape[1]), offset)[0] - offset
+
+
+def _refuse_biased(module: nn.Module, slots: Sequence[Slot]) -> None:
+    moved, bias = bias_change(module, slots), module._parameters.get("bias")
+    if bool(moved.abs().max() > (0.0 if bias is None else 1e-6 * bias.abs().max())):
         raise LuthierError(
             f"{slots[0].form.name()} changes the bias at {slots[0].site}, and a change of the weight alone would lose "
             "that; merge it into the base instead."

@@ -6,8 +6,12 @@ method = "wegeft"              # a form
 where = "q_proj, v_proj"       # its own default when missing
 budget = "0.1%"                # what the ranks may cost
 [form]                         # the form's hyper-parameters
+[[also]]                       # a further form of the same adapter: its method, where and form; as many as wanted
 [ranks]                        # name = "gelora", and the settings of that allocation
 [init]                         # name = "eva", and the settings of that initialiser
+[update]                       # name = "lisa", and the settings of that update
+[objective]                    # name = "mft", and the settings of that objective
+[select]                       # name = "bm25", and the settings of that selection of rows
 [calibration]                  # how the data are looked at before ranks and starts are chosen
 [training]                     # hyper-parameters of training
 """
@@ -25,6 +29,7 @@ from luthier.core.errors import LuthierError, near
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
+SHOWN: dict[type, str] = {dict: "a table", list: "a list of tables"}
 SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
@@ -45,10 +50,18 @@ class Recipe:
     """What the ranks may cost; None for no bound."""
     form: dict[str, Any] = field(default_factory=dict)
     """Hyper-parameters of the form."""
+    also: list[dict[str, Any]] = field(default_factory=list)
+    """Further forms under the same adapter name: `{"method", "where", "form"}` each (see `luthier.core.piece`)."""
     ranks: dict[str, Any] = field(default_factory=dict)
     """Name and settings of the allocation of ranks; empty for the form's own rank."""
     init: dict[str, Any] = field(default_factory=dict)
     """Name and settings of the initialiser; empty for the form's own start."""
+    update: dict[str, Any] = field(default_factory=dict)
+    """Name and settings of the update; empty for plain AdamW."""
+    objective: dict[str, Any] = field(default_factory=dict)
+    """Name and settings of the objective; empty for supervised fine-tuning."""
+    select: dict[str, Any] = field(default_factory=dict)
+    """Name and settings of what chooses the rows; empty for all of them."""
     calibration: dict[str, Any] = field(default_factory=dict)
     """Settings of the calibration pass."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -81,11 +94,11 @@ def _checked(path: Path, values: dict[str, Any]) -> Recipe:
     for key, value in values.items():
         if key not in known:
             raise LuthierError(f"{path} has an unknown key {key!r}{near(key, known)} A recipe has: {', '.join(known)}.")
-        wanted = dict if known[key].startswith("dict") else str
+        wanted = next((kind for kind in SHOWN if known[key].startswith(kind.__name__)), str)
         if not isinstance(value, wanted):
-            shown = "a table" if wanted is dict else "a string"
+            shown = SHOWN.get(wanted, "a string")
             raise LuthierError(f"{path}: {key} is {value!r}; expected {shown}.")
-    for key in ("ranks", "init"):
+    for key in ("ranks", "init", "update", "objective", "select"):
         if key in values and not isinstance(values[key].get("name"), str):
             raise LuthierError(f'{path}: [{key}] names nothing; add a line such as name = "eva".')
     if "method" not in values:

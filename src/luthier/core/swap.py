@@ -223,4 +223,5 @@ def _linear(module: nn.Module, slots: list, x: Tensor) -> Tensor:
     weight = weight_of(module)
     for slot in slots:
         weight = slot.weight(weight)
-    return functional.linear(x, weight.to(x.dtype), module._parameters.get("bias"))
+    bias = module._parameters.get("bias")
+    return functional.linear(x, weight.to(x.dtype), None if bias is None else adapted_tensor(module, "bias", bias))

@@ -8,7 +8,7 @@ The files of this folder that open with `_` are the plumbing, re-exported here; 
 components (selections of examples), found by discovery.
 """
 
-from luthier.core.component import plugin_folders
+from luthier.core.component import attributes, plugin_folders
 from luthier.data._collate import Collator, collate, collator_for
 from luthier.data._encode import TASKS, encode, encode_all, encode_classification, encode_seq2seq
 from luthier.data._example import Example, Examples, last_answer, split, without
@@ -18,20 +18,25 @@ from luthier.data._load import load
 from luthier.data._media import encode_audio, encode_image
 from luthier.data._read import read
 from luthier.data._score import SCORERS, Scorer, scorer_for
+from luthier.data._select import Chosen, choose, with_shots
 from luthier.data._show import show_example, show_plain
+from luthier.data._states import states_by, states_of
 from luthier.data._tokens import prompt_ids, prompt_of
 
 AXIS = "on what?"
 __path__ += plugin_folders("data")
+__getattr__ = attributes("data")
 
 __all__ = [
     "LAYOUTS",
     "SCORERS",
     "TASKS",
+    "Chosen",
     "Collator",
     "Example",
     "Examples",
     "Scorer",
+    "choose",
     "collate",
     "collator_for",
     "encode",
@@ -50,5 +55,8 @@ __all__ = [
     "show_plain",
     "split",
     "split_gym",
+    "states_by",
+    "states_of",
+    "with_shots",
     "without",
 ]

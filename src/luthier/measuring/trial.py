@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,23 @@ from luthier import models
 from luthier.core.allocation import Ranks
 from luthier.core.errors import LuthierError
 from luthier.core.form import Form
+from luthier.core.piece import Piece
+from luthier.core.select import select
+from luthier.core.update import Update
 from luthier.measuring.allocation import ground
 
 
-def trial(model: str, task: str, form: Form, where: str | None, ranks: Ranks | None, budget: str | None) -> Any:
-    """The processor of a model, after selector and budget were tried on its shapes alone."""
+def trial(
+    model: str,
+    task: str,
+    form: Form,
+    where: str | None,
+    ranks: Ranks | None,
+    budget: str | None,
+    update: Update | None = None,
+    also: Sequence[Piece] = (),
+) -> Any:
+    """The processor of a model, after selectors, budget and update were tried on its shapes alone."""
     import torch
     import transformers
 
@@ -26,7 +38,11 @@ def trial(model: str, task: str, form: Form, where: str | None, ranks: Ranks | N
         processor = getattr(transformers, classes.processor).from_pretrained(path)
         with torch.device("meta"):
             empty = getattr(transformers, classes.model).from_config(config)
-    ground(empty, form, where, ranks, budget)
+    sites, *_ = ground(empty, form, where, ranks, budget)
+    for piece in also:
+        select(empty, piece.place)
+    if update is not None:
+        update.check(form, sites)
     return processor
 
 

@@ -19,7 +19,7 @@ from luthier.training.spec import Run
 def attach_all(
     run: Run, loaded: Loaded, prepared: Prepared, console: Console, known: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Attaches the form; modules that the checkpoint lacks are trained in full, as part of the same adapter.
+    """Attaches the forms; modules that the checkpoint lacks are trained in full, as part of the same adapter.
 
     `known` is what an interrupted run had measured: its ranks then hold, and its start is in the checkpoint. Returns
     what was measured, as JSON holds it.
@@ -36,6 +36,8 @@ def attach_all(
         init=init,
         relative=run.init is not None and run.init.relative,
     )
+    for piece in run.also:
+        attach(loaded.model, piece.form, piece.where, run.name)
     _attach_new(run, loaded)
     return found.evidence
 

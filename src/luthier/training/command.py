@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from luthier.training.spec import Run
 
-NESTED = ("model", "data", "form", "objective", "training", "ranks", "init", "calibration")
+NESTED = ("model", "data", "form", "objective", "training", "ranks", "init", "calibration", "update", "also", "select")
 """Fields of a run that are not flags of their own name."""
+CHOSEN = ("ranks", "init", "update", "objective", "select")
+"""Those that name a component, in the order of the command line."""
+USUAL = {"update": "adamw", "objective": "sft"}
+"""What is chosen when nobody says."""
 
 
 def command(run: Run) -> str:
     """`luthier train MODEL DATA --method … --out …`: every setting that is not its default, as the shell takes it."""
     words = ["luthier", "train", run.model, run.data, "--method", run.form.name()]
-    words += flags(run.form)
+    before: list[Any] = [run, run.training]
+    words += flags(run.form, beside=before)
     words += [word for word in flags(run, but=NESTED) if word]
-    if run.objective.name() != "sft":
-        words += ["--objective", run.objective.name()]
-    for name, chosen in (("ranks", run.ranks), ("init", run.init)):
+    before.append(run.form)
+    for name in CHOSEN:
+        chosen, usual = getattr(run, name), USUAL.get(name)
         if chosen is not None:
-            words += [f"--{name}", chosen.name(), *flags(chosen)]
-    words += flags(run.objective) + flags(run.training) + flags(run.calibration, beside=run.training)
+            words += [f"--{name}", chosen.name()] if chosen.name() != usual else []
+            words += flags(chosen, beside=before)
+            before.append(chosen)
+    if run.also:
+        words += ["--also", f"[{', '.join(each.to_toml() for each in run.also)}]"]
+    words += flags(run.training) + flags(run.calibration, beside=before)
     return shlex.join(words)
 
 
-def flags(value: Any, but: tuple[str, ...] = (), beside: Any = None) -> list[str]:
+def flags(value: Any, but: tuple[str, ...] = (), beside: Sequence[Any] = ()) -> list[str]:
     """The flags of a dataclass's fields that differ from their defaults.
 
-    A name that `beside` has too is told apart by the class's, as the command line does: `--calibration-seed`.
+    A name that one of `beside` has too is told apart by the class's, as the command line does: `--calibration-seed`.
     """
-    taken = {field.name for field in dataclasses.fields(beside)} if beside is not None else set()
+    taken = {field.name for each in beside for field in dataclasses.fields(each)}
     found: list[str] = []
     for field in dataclasses.fields(value):
         given = getattr(value, field.name)

@@ -104,6 +104,7 @@ def record(
             "skipped": len(prepared.examples.skipped),
             "eval_rows": len(prepared.evaluation),
             "eval_fingerprint": held.fingerprint if held else None,
+            **prepared.selected,
         },
         "base": base_of(model),
         "measured": measured,

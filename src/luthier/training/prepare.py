@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from luthier import data
 from luthier.core.errors import LuthierError
 from luthier.core.objective import ALSO, Rows
+from luthier.core.selection import Pool
 from luthier.data import Examples
 from luthier.measuring.trial import trial
 from luthier.training.spec import Run
@@ -33,6 +34,8 @@ class Prepared:
     processor: Any
     plain: list[Feature]
     """The rows trained on, as they were encoded: what a calibration pass reads."""
+    selected: dict[str, Any] = field(default_factory=dict)
+    """How many rows the selection chose from, and the fingerprint of its target; empty without one."""
 
 
 def prepare(run: Run) -> Prepared:
@@ -47,7 +50,8 @@ def prepare(run: Run) -> Prepared:
         columns=run.objective.columns,
     )
     train, held = _divide(run, examples)
-    processor = trial(run.model, examples.task, run.form, run.where, run.ranks, run.budget)
+    processor = trial(run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also)
+    train, selected = _selected(run, train)
     encode = partial(
         data.encode_all,
         processor=processor,
@@ -69,7 +73,7 @@ def prepare(run: Run) -> Prepared:
             f"{run.objective.name()} goes by the evaluation loss, and no row is held out; give evaluation data "
             "(eval_data) or a share of the rows (eval_fraction)."
         )
-    return Prepared(examples.task, train, held, shaped[0], shaped[1] if held else [], processor, encoded[0])
+    return Prepared(examples.task, train, held, shaped[0], shaped[1] if held else [], processor, encoded[0], selected)
 
 
 def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples | None]:
@@ -81,6 +85,18 @@ def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples | None]:
         return examples, None
     count = max(1, round(settings.eval_fraction * len(examples)))
     return data.split(examples, n=count, seed=settings.seed)
+
+
+def _selected(run: Run, examples: Examples) -> tuple[Examples, dict[str, Any]]:
+    """(the rows that the selection takes, what it chose from)."""
+    if run.select is None or run.select_rows is None:
+        return examples, {}
+    target = None
+    if run.target is not None:
+        target = data.load(run.target, skip_bad_rows=run.skip_bad_rows, seed=run.training.seed, task=examples.task)
+    pool = Pool(examples, target, run.training.seed, data.states_by(run.model, examples.task))
+    found = {"selected_of": len(examples), "target_fingerprint": target.fingerprint if target else None}
+    return data.choose(run.select, pool, run.select_rows).examples, found
 
 
 def _other(run: Run, examples: Examples) -> Examples:

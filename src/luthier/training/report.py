@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Group
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from luthier.core.control import describe, tensors
 from luthier.core.objective import ALSO
+from luthier.core.optimiser import course_of
 from luthier.training.estimate import Memory
 from luthier.training.prepare import Prepared, length
 from luthier.training.spec import Run
@@ -27,6 +28,8 @@ class Plan:
     per_epoch: int
     """Steps of an epoch."""
     trainable: int
+    active: int
+    """Numbers that the first step trains."""
     total: int
     disk: int
     """Bytes of the saved adapter."""
@@ -51,11 +54,13 @@ def steps_of(run: Run, rows: int, processes: int) -> tuple[int, int]:
 def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) -> Plan:
     """The plan of a run whose adapter is attached to `model`."""
     held = tensors(model, run.name).values()
+    course = course_of(model, steps[0], name=run.name, seed=run.training.seed)
     longest = max(prepared.train, key=length)
     return Plan(
         steps=steps[0],
         per_epoch=steps[1],
         trainable=sum(p.numel() for p in held if p.requires_grad),
+        active=sum(p.numel() for place in run.update.active(course, 0) for p in place.params.values()),
         total=sum(p.numel() for p in model.parameters()),
         disk=sum(p.numel() * p.element_size() for p in held),
         tokens=sum(map(length, prepared.train)),
@@ -75,7 +80,8 @@ def labels_in(feature: dict[str, Any]) -> int:
 
 def overview(run: Run, prepared: Prepared, model: Any, plan: Plan, memory: Memory) -> Group:
     """The two tables that are printed before training."""
-    return Group(sites(describe(model)), figures(run, prepared, plan, memory))
+    held = replace(memory, optimiser=memory.optimiser * plan.active // max(1, plan.trainable))
+    return Group(sites(describe(model)), figures(run, prepared, plan, held))
 
 
 def sites(rows: Sequence[dict[str, Any]]) -> Table:
@@ -112,6 +118,8 @@ def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
         "steps": f"{plan.steps:,} of {settings.batch} x {settings.accumulate} rows ({plan.per_epoch:,} an epoch), "
         f"learning rate {run.lr:g}, {settings.schedule}",
     }
+    if run.update.name() != "adamw":
+        lines["update"] = f"{run.update.name()}: the first step trains {plan.active:,} of the trainable numbers"
     if plan.tokens:
         learned = f", of which {plan.learned:,} in the loss" if plan.learned else ""
         lines["tokens an epoch"] = f"{plan.tokens:,}{learned}"
@@ -125,4 +133,5 @@ def skipped(prepared: Prepared, plan: Plan) -> str:
     """What the rows lost."""
     bad = len(prepared.examples.skipped)
     gone = f", {bad:,} bad ones left out" if bad else ""
+    gone += f", chosen from {prepared.selected['selected_of']:,}" if prepared.selected else ""
     return gone + (f", {plan.shortened:,} cut to fit" if plan.shortened else "")

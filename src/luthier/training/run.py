@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ from luthier.core.errors import LuthierError
 from luthier.core.form import Form
 from luthier.core.initialiser import Init
 from luthier.core.objective import Objective
+from luthier.core.piece import Piece
+from luthier.core.selection import DataSelection
+from luthier.core.update import Update
 from luthier.measuring.calibration import Calibration
 from luthier.objectives.sft import SFT
 from luthier.training.spec import Run, Training
+from luthier.updates.adamw import AdamW
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,11 @@ def train(
     init: Init | None = None,
     budget: str | None = None,
     calibration: Calibration | None = None,
+    update: Update | None = None,
+    also: Sequence[Piece] = (),
+    select: DataSelection | None = None,
+    select_rows: int | None = None,
+    target: str | None = None,
 ) -> Result:
     """Trains `run`, or the run that the fields after `progress` describe (see `Run`), and fills its folder.
 
@@ -75,7 +85,7 @@ def train(
     from luthier.training.session import Session
 
     fields = [model, data, form, where, task, eval_data, objective, training, limit, ranks, init, budget, calibration]
-    if run is not None and any(field is not None for field in fields):
+    if run is not None and any(field is not None for field in (*fields, update, *also, select, select_rows, target)):
         raise LuthierError("give a Run or its fields, not both.")
     if run is None:
         if model is None or data is None or form is None:
@@ -97,5 +107,10 @@ def train(
             init,
             budget,
             calibration or Calibration(),
+            update or AdamW(),
+            tuple(also),
+            select,
+            select_rows,
+            target,
         )
     return Session(run, progress).train(resume, overwrite)

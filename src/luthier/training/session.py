@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from luthier import data, models
 from luthier.core import store
+from luthier.core.control import trainable
 from luthier.core.errors import LuthierError, near
 from luthier.core.shard import shard
 from luthier.models import Loaded
@@ -59,7 +60,8 @@ class Session:
             prepared = prepare(run)
             set_seed(run.training.seed)  # new heads, the form's start
             loaded = load(run, prepared)
-            known = folders.read_record(run.folder)["measured"] if goes_on else None
+            begun = goes_on and newest(run.folder / "checkpoints") is not None  # else the start is made again
+            known = folders.read_record(run.folder)["measured"] if begun else None
             evidence = attach_all(run, loaded, prepared, self.console, known)
             return self.fit(prepared, loaded, evidence, goes_on)
 
@@ -88,11 +90,14 @@ class Session:
             shifted = prepared.task == "causal-lm"
             trainer = Trainer(run, model, args, (features[0], features[1]), collator, shifted, [log, *callbacks])
             log.trainer = trainer
+            trained = list(trainable(model).values())
             if checkpoint is not None and step_of(checkpoint) >= plan.steps:
                 trainer.restore(checkpoint)
             else:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             trainer.accelerator.wait_for_everyone()
+            for parameter in trained:  # the last step may have left some out
+                parameter.requires_grad_(True)
         if run.training.gradient_checkpointing:
             recompute(model, False)
         model.config.use_cache = cached
@@ -129,6 +134,7 @@ class Session:
         measured |= {"eval_loss": evals[-1]} if evals else {}
         measured |= {"task": prepared.task, "labels": prepared.examples.labels}
         measured |= {"ranks": record["measured"]} if record["measured"] else {}
+        measured |= {"update": record["run"]["update"]}
         if is_main() or run.training.shard:  # of a sharded base, every process holds a part
             store.save(loaded.model, run.folder / "adapter", run.name, base=run.model, measured=measured, card=text)
         return Result(
@@ -166,6 +172,11 @@ def check_processes(run: Run) -> None:
         raise LuthierError(
             "shard spreads the base over several processes, and here is one; start them with "
             "`torchrun --nproc-per-node=N -m luthier train …`."
+        )
+    if run.update.changes and processes() > 1:
+        raise LuthierError(
+            f"{run.update.name()} changes what is trained from step to step, and here are {processes()} processes, "
+            "whose gradients would no longer be averaged; train in one process, or with another update."
         )
 
 

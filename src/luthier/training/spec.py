@@ -15,13 +15,17 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.form import Form
 from luthier.core.initialiser import Init
 from luthier.core.objective import Objective
+from luthier.core.piece import Piece
+from luthier.core.selection import DataSelection
+from luthier.core.update import Update
 from luthier.measuring.calibration import Calibration
 from luthier.objectives.sft import SFT
+from luthier.updates.adamw import AdamW
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a form is trained. AdamW; one learning rate for all sites."""
+    """How a form is trained, whatever the update."""
 
     epochs: float = 3.0
     """Passes over the training rows; a fraction is allowed."""
@@ -146,6 +150,16 @@ class Run:
     """What the ranks may cost: a share of the model (0.1%), trained numbers (500k) or a size on disk (8MB)."""
     calibration: Calibration = field(default_factory=Calibration)
     """How the data are looked at before ranks and starting factors are chosen."""
+    update: Update = field(default_factory=AdamW)
+    """What becomes of the gradients, and what is trained at all."""
+    also: tuple[Piece, ...] = ()
+    """Further forms of the same adapter, each with its place; ranks, init and budget are those of `form`."""
+    select: DataSelection | None = None
+    """What chooses the rows that are learned, of those not held out (none: all are)."""
+    select_rows: int | None = None
+    """How many rows it takes."""
+    target: str | None = None
+    """Data of the task that it chooses for, as `data`."""
 
     def __post_init__(self) -> None:
         from luthier.core.adapt import NAME  # brings transformers, which --help does without
@@ -159,8 +173,13 @@ class Run:
         if self.budget is not None:
             parameters_of(self.budget, 10**12)  # its words, before the model is known
             self.form.with_rank(1)
+        self.update.check_decay(self.training.weight_decay)
         if self.limit is not None and self.limit < 1:
             raise LuthierError(f"limit is {self.limit}; expected at least 1.")
+        if (self.select is None) != (self.select_rows is None) or (self.select is None and self.target is not None):
+            raise LuthierError("select, what chooses rows, and select_rows, how many, go together (target: what for).")
+        if self.select is not None and self.select.targeted and self.target is None:
+            raise LuthierError(f"{self.select.name()} takes rows that are near those of a task; name them (target).")
 
     @property
     def folder(self) -> Path:
@@ -179,6 +198,7 @@ class Run:
             **{key: _component(getattr(self, key)) for key in COMPONENTS},
             "calibration": self.calibration.to_dict(),
             "training": self.training.to_dict(),
+            "also": [each.to_dict() for each in self.also],
         }
 
     @classmethod
@@ -190,6 +210,7 @@ class Run:
                 given[key] = find(axis, given[key]["name"]).from_dict(given[key]["settings"])
         if "calibration" in given:
             given["calibration"] = Calibration(**_known(Calibration, given["calibration"]))
+        given["also"] = tuple(map(Piece.from_dict, given.get("also", ())))
         if "training" in given:
             given["training"] = Training.from_dict(given["training"])
         missing = {"model", "data", "form"} - set(given)
@@ -198,7 +219,14 @@ class Run:
         return cls(**given)
 
 
-COMPONENTS = {"form": "forms", "ranks": "ranks", "init": "inits", "objective": "objectives"}
+COMPONENTS = {
+    "form": "forms",
+    "ranks": "ranks",
+    "init": "inits",
+    "objective": "objectives",
+    "update": "updates",
+    "select": "data",
+}
 """Fields of a run that hold a component, with its axis."""
 
 

@@ -20,6 +20,7 @@ from luthier.core.control import tensors
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, write_json
 from luthier.core.objective import At, Memory, labels_of
+from luthier.core.optimiser import optimiser
 from luthier.data import Collator
 from luthier.training.checkpoint import WRITING, clean, commit
 from luthier.training.spec import Run
@@ -64,6 +65,10 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
     return made
 
 
+class Diverged(LuthierError):
+    """The loss, or the norm of its gradient, is no longer a finite number."""
+
+
 class Trainer(transformers.Trainer):
     """Trains `model`'s adapter `run.name` on features; what is not told here is transformers' own.
 
@@ -98,6 +103,8 @@ class Trainer(transformers.Trainer):
         self.memory: Memory = {}
         """What the objective remembers of its looks at the evaluation rows, and how many there were."""
         self.looks = 0
+        self.resumes = False
+        """A checkpoint was loaded, whose optimiser follows."""
         self.tokens = 0
         """Tokens seen by this process."""
         self.rows: list[int] = []
@@ -109,6 +116,26 @@ class Trainer(transformers.Trainer):
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         if not self.run.training.shard:  # a sharded base is where it is to be
             super()._move_model_to_device(model, device)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """AdamW, driven by the run's update."""
+        if self.optimizer is None:
+            assert self.model is not None
+            _, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            decayed = set(self.get_decay_parameter_names(self.model))
+            self.optimizer = optimiser(
+                self.model,
+                self.run.update,
+                lr=self.run.lr,
+                steps=self.args.max_steps,
+                name=self.run.name,
+                seed=self.run.training.seed,
+                weight_decay=self.run.training.weight_decay,
+                undecayed=[p for key, p in self.model.named_parameters() if key not in decayed],
+                settings=settings,
+                resumes=self.resumes,
+            )
+        return self.optimizer
 
     def counts(self, batch: dict[str, Any]) -> Tensor:
         """Over how much the means of a batch are, [parts]."""
@@ -159,7 +186,7 @@ class Trainer(transformers.Trainer):
 
     def _stop(self, what: str, value: float, rows: list[int]) -> None:
         step = self.state.global_step + (what == "loss")
-        raise LuthierError(
+        raise Diverged(
             f"the {what} became {value} at step {step}, on the rows {', '.join(map(str, rows))} of {self.run.data}. "
             f"Nothing was saved after the last checkpoint. Look at these rows (luthier show), or lower lr "
             f"({self.run.lr:g}), or clip gradients ({self.run.training.clip:g})."
@@ -225,6 +252,7 @@ class Trainer(transformers.Trainer):
             write_json(folder / REMEMBERED, {"looks": self.looks, "memory": self.memory})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        self.resumes = True
         stored = load_file(Path(resume_from_checkpoint) / ADAPTER)
         assert self.model is not None
         own = tensors(self.model, self.run.name)

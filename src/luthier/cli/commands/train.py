@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from luthier.core.recipe import Recipe
     from luthier.training import Run
 
-METHOD, OBJECTIVE = "wegeft", "sft"
+METHOD = "wegeft"
 """What is used when nobody says."""
-OWN = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration")
+OWN = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration", "update", "also", "select")
 """Fields of a run that are no flags: the command has its own for them."""
 
 MEASURED = {"ranks": "ranks", "init": "inits"}
 """Flags that name a component which looks at the data first, with its axis."""
+CHOSEN = {**MEASURED, "update": "updates", "objective": "objectives", "select": "data"}
+"""These, and other flags whose component a recipe may name too."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class Train(Command):
         'luthier train smollm2-135m gym:chain_sum --method wegeft --rank 64 --where "q_proj, v_proj" --out run',
         "luthier train path/to/model train.csv --recipe loreft-glue --epochs 5",
         "luthier train smollm2-135m train.jsonl --method lora --ranks gelora --budget 0.5%",
+        "luthier train smollm2-135m train.jsonl --method full --update lisa --gamma 1",
+        "luthier train smollm2-135m train.jsonl --objective masked_thought --p 0.4",
+        "luthier train smollm2-135m pool.jsonl --select got_d --select-rows 2000 --target task.jsonl",
         "luthier train smollm2-135m train.jsonl --method lora --dry-run",
         "luthier train smollm2-135m train.jsonl --out run --resume",
     )
@@ -52,8 +57,14 @@ class Train(Command):
     """What chooses the rank of each site from the data (none: --rank everywhere); `luthier list ranks` shows all."""
     init: str | None = field(default=None, kw_only=True)
     """Where the method starts (none: its own start); `luthier list inits` shows all."""
-    objective: str = field(default=OBJECTIVE, kw_only=True)
-    """What training lowers; `luthier list objectives` shows all."""
+    update: str | None = field(default=None, kw_only=True)
+    """What becomes of the gradients, and what is trained at all (none: AdamW); `luthier list updates` shows all."""
+    also: str | None = field(default=None, kw_only=True)
+    """Further forms under the same adapter: [{method = "bottleneck", where = "output(mlp)", form = {dim = 512}}]."""
+    objective: str | None = field(default=None, kw_only=True)
+    """What training lowers (none: sft); `luthier list objectives` shows all."""
+    select: str | None = field(default=None, kw_only=True)
+    """What chooses --select-rows rows to learn from (none: all are taken); `luthier list data` shows all."""
     resume: bool = field(default=False, kw_only=True)
     """Go on from the last checkpoint in --out."""
     overwrite: bool = field(default=False, kw_only=True)
@@ -71,15 +82,9 @@ class Train(Command):
         method, recipe = _chosen(option(tokens, "--method"), option(tokens, "--recipe"))
         if method is not None:
             flags.append(Flags(find("forms", method), f"Settings of {method}"))
-        chosen = [_measuring(flag, option(tokens, f"--{flag}"), recipe)[0] for flag in MEASURED]
-        flags += [
-            Flags(cls, f"Settings of {cls.name()}, for --{flag}")
-            for flag, cls in zip(MEASURED, chosen, strict=True)
-            if cls
-        ]
-        flags += [Flags(Calibration, "Calibration")] if any(chosen) else []
-        objective = find("objectives", option(tokens, "--objective") or OBJECTIVE)
-        return [*flags, Flags(objective, f"Settings of {objective.name()}")]
+        chosen = {flag: _component(flag, option(tokens, f"--{flag}"), recipe)[0] for flag in CHOSEN}
+        flags += [Flags(each, f"Settings of {each.name()}, for --{flag}") for flag, each in chosen.items() if each]
+        return [*flags, Flags(Calibration, "Calibration")] if any(chosen[flag] for flag in MEASURED) else flags
 
     def run(self, given: Given) -> None:
         from luthier.training import train
@@ -101,21 +106,23 @@ class Train(Command):
     def resolved(self, given: Given) -> Run:
         """The run that flags, recipe and defaults make, the first of them before the others."""
         from luthier.core.component import find
+        from luthier.core.piece import Piece, read_pieces
         from luthier.measuring.calibration import Calibration
         from luthier.training import Run, Training
 
         method, recipe = _chosen(self.method, self.recipe)
-        form, objective = find("forms", method or METHOD), find("objectives", self.objective)
+        form = find("forms", method or METHOD)
         told: dict[str, Any] = {"where": recipe.where, "budget": recipe.budget} if recipe else {}
+        further = tuple(map(Piece.from_dict, recipe.also)) if recipe else ()
+        told["also"] = read_pieces(self.also) if self.also else further
         told |= given.get(Run, {})
-        for flag in MEASURED:
-            cls, under = _measuring(flag, getattr(self, flag), recipe)
-            told[flag] = None if cls is None else _made(cls, under, given)
+        for flag in CHOSEN:
+            cls, under = _component(flag, getattr(self, flag), recipe)
+            told |= {} if cls is None else {flag: _made(cls, under, given)}
         return Run(
             model=self.model,
             data=self.data,
             form=_made(form, recipe.form if recipe else {}, given),
-            objective=_made(objective, {}, given),
             calibration=Calibration(**{**(recipe.calibration if recipe else {}), **given.get(Calibration, {})}),
             training=_made(Training, recipe.training if recipe else {}, given),
             **told,
@@ -135,7 +142,7 @@ def _chosen(method: str | None, recipe: str | None) -> tuple[str, Recipe | None]
     return read.method, read
 
 
-def _measuring(flag: str, name: str | None, recipe: Recipe | None) -> tuple[Any, dict[str, Any]]:
+def _component(flag: str, name: str | None, recipe: Recipe | None) -> tuple[Any, dict[str, Any]]:
     """The component that a flag or else the recipe names, and the recipe's settings if they are of that one."""
     from luthier.core.component import find
 
@@ -143,8 +150,8 @@ def _measuring(flag: str, name: str | None, recipe: Recipe | None) -> tuple[Any,
     stated = under.pop("name", None)
     if name is None and stated is None:
         return None, {}
-    found = find(MEASURED[flag], name or stated)
-    return found, under if stated and find(MEASURED[flag], stated) is found else {}
+    found = find(CHOSEN[flag], name or stated)
+    return found, under if stated and find(CHOSEN[flag], stated) is found else {}
 
 
 def _made(cls: Any, recipe: dict[str, Any], given: Given) -> Any:

@@ -1,0 +1,137 @@
+"""`luthier compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from luthier.cli.output import console, say, table
+from luthier.cli.parse import Command, Flags, Given
+from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.comparing.plan import Job, Plan
+    from luthier.comparing.study import Study
+
+TOLD = ("budget", "held", "tune", "tune_steps", "others", "timing")
+"""Flags that go before what the study says."""
+
+
+@dataclass(frozen=True)
+class Compare(Command):
+    """Compare methods side by side: same budget, data and seeds.
+
+    Every run is trained as `luthier train` trains it, tested, and measured for what it cost and what it forgot.
+    Started again on the same --out, a study goes on where it was stopped, and new methods and seeds are added to
+    it. The table goes to the screen; results.csv, results.json and the report into --out.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "luthier compare smollm2-135m train.jsonl --test test.jsonl --methods lora,loreft,full --budget 0.1%",
+        "luthier compare path/to/model train.csv --methods base,lora,peft:lora --seeds 5 --steps 200 --out study",
+        "luthier compare smollm2-135m train.jsonl --methods lora,dora --tune 8 --tune-steps 50",
+        "luthier compare study.toml --out study --dry-run",
+        "luthier compare study.toml --out study --methods wegeft",
+    )
+
+    what: str
+    """A model (with DATA), or a study's file: .toml, or the study.json of an earlier one."""
+    data: str | None = None
+    """Training rows: a file (.jsonl, .csv, .parquet, …), a folder, a hub id or gym:<task>."""
+    test: str | None = field(default=None, kw_only=True)
+    """Test rows (none: the data's own test split, or a fifth of the rows, held out)."""
+    methods: str | None = field(default=None, kw_only=True)
+    """Forms, recipes, base (the untouched model), peft:lora and peft:dora, joined by commas (none: base,lora,full)."""
+    seeds: str | None = field(default=None, kw_only=True)
+    """How many (3 is 0, 1 and 2), or which, joined by commas (none: 3)."""
+    budget: str | None = field(default=None, kw_only=True)
+    """What every adapter may cost: a share of the model (0.1%), trained numbers (500k) or a size on disk (8MB)."""
+    held: str | None = field(default=None, kw_only=True)
+    """Data with texts ({"text": …} rows) whose loss is measured before and after, for forgetting."""
+    tune: int | None = field(default=None, kw_only=True)
+    """Trials of a search for the learning rate on the validation part, for each method (none: no search)."""
+    tune_steps: int | None = field(default=None, kw_only=True)
+    """Steps of a trial (none: those of a run)."""
+    others: int | None = field(default=None, kw_only=True)
+    """Rows of each other data set to test on, before and after (none: 100; 0: no such test)."""
+    timing: int | None = field(default=None, kw_only=True)
+    """Steps timed against the frozen base (none: 5; 0: no timing)."""
+    out: str = field(default="study", kw_only=True)
+    """The study's folder."""
+    keep_adapters: bool = field(default=False, kw_only=True)
+    """Keep the adapters of finished runs."""
+    dry_run: bool = field(default=False, kw_only=True)
+    """Stop before the first run: check everything, list the runs and what each trains."""
+
+    @classmethod
+    def settings(cls, tokens: Sequence[str]) -> list[Flags]:
+        from luthier.comparing.study import DataSet
+        from luthier.training.spec import Training
+
+        return [
+            Flags(DataSet, "Data, with a model", ("train", "test", "models", "training")),
+            Flags(Training, "Training, the same for every method", ("seed", "report_to", "shard", "quantize")),
+        ]
+
+    def run(self, given: Given) -> None:
+        from luthier.comparing import runner
+        from luthier.comparing.table import show
+
+        study = self.study(given)
+        if self.dry_run:
+            from luthier.comparing.plan import checked
+
+            rehearse(checked(study))
+            return
+        done = runner.carry_out(study, self.out, progress=True)
+        show(done.records, console())
+        say(f"{done.folder} holds results.csv, results.json and {done.report and done.report.name}.")
+
+    def study(self, given: Given) -> Study:
+        """The study that arguments, flags and file make."""
+        from luthier.comparing.runner import study_of
+        from luthier.comparing.study import DataSet
+        from luthier.training.spec import Training
+
+        told: dict[str, Any] = {name: getattr(self, name) for name in TOLD if getattr(self, name) is not None}
+        if self.methods is not None:
+            told["methods"] = words(self.methods)
+        if self.seeds is not None:
+            told["seeds"] = seeds(self.seeds)
+        if given.get(Training):
+            told["training"] = dict(given[Training])
+        if self.keep_adapters:
+            told["keep_adapters"] = True
+        return study_of(self.what, self.data, self.test, told, given.get(DataSet))
+
+
+def words(text: str) -> list[str]:
+    """`a, b` as a list."""
+    return [word for each in text.split(",") if (word := each.strip())]
+
+
+def seeds(text: str) -> int | list[int]:
+    """`3`, or `0,4,7`; `4,` is the one seed 4."""
+    found = words(text)
+    if not found or not all(each.isdecimal() for each in found):
+        raise LuthierError(f"seeds is {text!r}; expected a number of seeds (3), or several seeds (0,4,7).")
+    return int(text) if "," not in text else [int(each) for each in found]
+
+
+def rehearse(plan: Plan) -> None:
+    """The runs by model, data and method."""
+    seen: dict[tuple[str, str, str], list[Job]] = {}
+    for job in plan.jobs:
+        seen.setdefault((job.model, job.data.name, job.method.name), []).append(job)
+    rows = [_row(key, jobs) for key, jobs in seen.items()]
+    table(("model", "data", "method", "seeds", "trains, about", "budget", "lr", "steps", "notes"), rows)
+    say(f"\nDry run: {len(plan.jobs)} runs, nothing was trained or written.")
+
+
+def _row(key: tuple[str, str, str], jobs: list[Job]) -> tuple:
+    job = jobs[0]
+    run, method = job.run, job.method
+    steps = run.training.steps or f"{run.training.epochs:g} epochs"
+    trains = "as measured" if job.trainable is None else f"{job.trainable:,}"
+    return (*key, len(jobs), trains, method.budget, f"{run.lr:g}", str(steps), "; ".join(method.notes) or None)

@@ -1,0 +1,119 @@
+"""What is refused before work: inputs of other bases, shapes and vocabularies that do not fit, strangers."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.combining.places import Spot
+from luthier.combining.reader import Reader
+from luthier.combining.source import Source
+from luthier.core.combination import Combine
+from luthier.core.errors import LuthierError
+from luthier.core.fingerprint import fingerprint, kinship, sample_of
+from luthier.core.scope import Scope
+
+RELATED = 0.5
+"""Least cosine of sampled weights at which one base counts as grown out of the other."""
+FILE = "tokenizer.json"
+
+
+def check_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """One finite weight for each input; 1 each where none is given."""
+    found = (1.0,) * count if weights is None else tuple(float(w) for w in weights)
+    if len(found) != count:
+        raise LuthierError(f"{len(found)} weights for {count} inputs; give one for each, as 0.5,0.5.")
+    if not all(map(math.isfinite, found)):
+        raise LuthierError(f"weights are {found}; expected finite numbers.")
+    return found
+
+
+def check_shapes(method: Combine, sources: Sequence[Source], groups: Sequence[Sequence[Spot]], scope: Scope) -> None:
+    """Raises unless every delta may go where it would."""
+    for spots in groups:
+        for source in sources:
+            if not source.touches(spots):
+                continue
+            shape, at = source.shape(spots), spots[0].place(scope, {})
+            there = tuple(reversed(shape)) if spots[0].flipped else shape
+            if not method.fits(there, at):
+                raise LuthierError(
+                    f"{source.label}: {spots[0].name} is {shape}; in the base it is {tuple(spots[0].tensor.shape)}. "
+                    f"{method.name()} needs the same shapes" + (", but for rows of tokens." if method.moves else ".")
+                )
+
+
+def check_old(method: Combine, old: Reader, groups: Sequence[Sequence[Spot]], scope: Scope) -> None:
+    """Raises unless the old base has the parameters of the new one, of shapes that may move."""
+    for spots in groups:
+        name, at = spots[0].name, spots[0].place(scope, {})
+        if name not in old.shapes:
+            raise LuthierError(f"the source base has no {name}; it is of another architecture than the base.")
+        shape = tuple(reversed(old.shapes[name])) if spots[0].flipped else old.shapes[name]
+        if not method.fits(shape, at):
+            raise LuthierError(
+                f"{name} is {shape} in the source base and {at.shape} in the base; {method.name()} refuses."
+            )
+
+
+def check_related(label: str, sample: dict[str, list[float]], model: nn.Module, force: bool) -> float | None:
+    """The kinship of a sample of weights with the base; refuses strangers unless `force`."""
+    found = kinship(sample, model)
+    if found is not None and found < RELATED:
+        _refuse(
+            f"{label} and the base were trained apart: the cosine of sampled weights is {found:.2f}, and a change "
+            "fitted on one means nothing to the other.",
+            force,
+        )
+    return found
+
+
+def check_moved(label: str, spec: Mapping[str, Any], model: nn.Module, old: Reader | None, force: bool) -> None:
+    """Guards of an adapter that goes to another base: the same layers, kin, and fitted on the source that is given."""
+    if spec["base"]["architecture"] != fingerprint(model)["architecture"]:
+        raise LuthierError(
+            f"{label} was fitted on a {spec['base']['model']} with other layers or sizes than this base."
+        )
+    check_related(label, spec["base"]["sample"], model, force)
+    if old is None:
+        return
+    held = sample_of(lambda name: old.get(name) if name in old.shapes else None, model)
+    for name, values in spec["base"]["sample"].items():
+        theirs, ours = torch.tensor(values), torch.tensor(held.get(name, []))
+        if len(ours) and (theirs.shape != ours.shape or not torch.allclose(theirs, ours, 1e-2, 1e-5)):
+            _refuse(f"{label} was not fitted on the source base: weights differ, first in {name}.", force)
+            return
+
+
+def check_tokens(first: str, second: str, force: bool) -> None:
+    """Raises where two model folders give a token different ids; folders without a tokenizer.json are not judged."""
+    one, two = _tokens(first), _tokens(second)
+    strange = [token for token in one if token in two and one[token] != two[token]]
+    if strange:
+        _refuse(
+            f"{first} and {second} number their tokens differently ({len(strange):,} of them, such as {strange[0]!r}).",
+            force,
+        )
+
+
+def _tokens(folder: str) -> dict[str, int]:
+    file = Path(folder).expanduser() / FILE
+    if not file.is_file():
+        return {}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = found["model"].get("vocab", {})
+    known = vocabulary if isinstance(vocabulary, dict) else {token: i for i, (token, *_) in enumerate(vocabulary)}
+    return {**known, **{each["content"]: each["id"] for each in found.get("added_tokens", [])}}
+
+
+def _refuse(text: str, force: bool) -> None:
+    if not force:
+        raise LuthierError(f"{text} force=True (--force) combines them anyway.")
+    warnings.warn(text, stacklevel=3)

@@ -1,0 +1,111 @@
+"""The weights of a model, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import safetensors
+from torch import Tensor, nn
+
+from luthier.combining.places import spots
+from luthier.core.errors import LuthierError
+from luthier.core.files import read_json
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Reader(Protocol):
+    """Tensors by the names of a model's parameters."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every name with its shape."""
+        ...
+
+    def get(self, name: str) -> Tensor:
+        """Reads one tensor."""
+        ...
+
+
+class Checkpoint:
+    """The safetensors of a model folder; nothing is read before it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        files = [folder / WEIGHTS]
+        if (folder / INDEX).is_file():
+            files = sorted({folder / file for file in read_json(folder / INDEX)["weight_map"].values()})
+        self._files: dict[str, safetensors.safe_open] = {}  # type: ignore[valid-type]
+        self._keys: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for file in files:
+            self._add(file)
+
+    def _add(self, file: Path) -> None:
+        if not file.is_file():
+            raise LuthierError(f"{file} is missing; {self.folder} holds no whole model in safetensors.")
+        try:
+            opened = safetensors.safe_open(file, framework="pt")
+        except safetensors.SafetensorError as error:
+            raise LuthierError(f"{file} cannot be read: {error}.") from None
+        for name in opened.keys():  # noqa: SIM118
+            self._files[name] = opened
+            self.shapes[name] = tuple(opened.get_slice(name).get_shape())
+
+    def alias(self, name: str, other: str) -> None:
+        """`name` reads what `other` does: they are one tensor in the model."""
+        self._files[name], self.shapes[name] = self._files[other], self.shapes[other]
+        self._keys[name] = self._keys.get(other, other)
+
+    def get(self, name: str) -> Tensor:
+        """Reads one tensor, which must be finite."""
+        tensor = self._files[name].get_tensor(self._keys.get(name, name))  # type: ignore[attr-defined]
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise LuthierError(f"{self.folder}: {name} holds NaN or infinity.")
+        return tensor
+
+
+class Held:
+    """The parameters of a model in memory."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors = dict(model.named_parameters(remove_duplicate=False))
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def get(self, name: str) -> Tensor:
+        """The tensor itself."""
+        return self._tensors[name].detach()
+
+
+def reader(name: str, model: nn.Module) -> Reader:
+    """The weights of the model `name` under the parameter names of `model`, an instance of the same architecture.
+
+    A folder of safetensors is read lazily; where its names are not the model's own, transformers has to load it whole.
+    """
+    from luthier.models import resolve
+
+    path = resolve(name)
+    if isinstance(path, Path) and ((path / WEIGHTS).is_file() or (path / INDEX).is_file()):
+        found = Checkpoint(path)
+        groups = spots(model)
+        if set(found.shapes) <= {spot.name for group in groups for spot in group} | _buffers(model):
+            for group in groups:
+                _alias(found, [spot.name for spot in group])
+            return found
+    from luthier.models._quiet import quiet
+
+    with quiet():
+        return Held(type(model).from_pretrained(path, dtype="auto", use_safetensors=True))  # type: ignore[attr-defined]
+
+
+def _alias(found: Checkpoint, names: list[str]) -> None:
+    stored = next((name for name in names if name in found.shapes), None)
+    for name in names:
+        if stored is not None and name not in found.shapes:
+            found.alias(name, stored)
+
+
+def _buffers(model: nn.Module) -> set[str]:
+    return {name for name, _ in model.named_buffers()}

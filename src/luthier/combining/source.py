@@ -1,0 +1,177 @@
+"""Where deltas come from: adapters on disk and fine-tuned models, read one module at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from luthier.combining.lower import at_base, lowered
+from luthier.combining.places import Spot, wide
+from luthier.combining.reader import Reader
+from luthier.core.adapt import expected_shapes
+from luthier.core.delta import Delta
+from luthier.core.errors import LuthierError
+from luthier.core.files import sha256
+from luthier.core.merge import refuse_unmergeable
+from luthier.core.slot import Part, Slot
+from luthier.core.store import SPEC, WEIGHTS, check_shapes, part_of
+
+
+class Source(Protocol):
+    """One input of a combination."""
+
+    label: str
+
+    def touches(self, spots: Sequence[Spot]) -> bool:
+        """Whether it changes a parameter, given by all of its names."""
+        ...
+
+    def apart(self, spots: Sequence[Spot]) -> bool:
+        """Whether it changes a tied parameter at one of its names and not at the others."""
+        ...
+
+    def shape(self, spots: Sequence[Spot]) -> tuple[int, ...]:
+        """Shape of its change, as the model stores it."""
+        ...
+
+    def delta(self, spots: Sequence[Spot]) -> Delta:
+        """Its change of the parameter, [d_out, d_in] for linear layers."""
+        ...
+
+
+class Adapter:
+    """A saved adapter: its tensors are read when the module that they act on comes up.
+
+    `old` gives the weights of the base that it was fitted on, where that is not `model`.
+    """
+
+    def __init__(self, model: nn.Module, folder: Path, spec: dict[str, Any], old: Reader | None) -> None:
+        self.label, self.spec, self._folder, self._old = str(folder), spec, folder, old
+        self.parts = [part_of(model, each, spec["name"], folder) for each in spec["parts"]]
+        self._file = _opened(folder, spec)
+        self._keys = list(self._file.keys())
+        self._last: tuple[str, dict[str, Delta]] = ("", {})
+        for part in self.parts:
+            for site in part.sites:
+                refuse_unmergeable([Slot(part, site, site, "", {})])
+                self._check(model.get_submodule(site.module), part, site)
+
+    def _check(self, module: nn.Module, part: Part, site) -> None:
+        prefix, found = self._stored(part, site)
+        shapes = {k: torch.empty(self._file.get_slice(key).get_shape(), device="meta") for k, key in found.items()}
+        check_shapes(self._folder, prefix, shapes, expected_shapes(module, site, part))
+
+    def _stored(self, part: Part, site) -> tuple[str, dict[str, str]]:
+        """(prefix, {parameter: key of the file}) of a site."""
+        prefix = f"{self.parts.index(part)}.{part.form.group(site)}."
+        found = {key.removeprefix(prefix): key for key in self._keys if key.startswith(prefix)}
+        return prefix, {name: key for name, key in found.items() if "." not in name}
+
+    @cached_property
+    def _modules(self) -> dict[str, list[tuple[Part, Any]]]:
+        found: dict[str, list[tuple[Part, Any]]] = {}
+        for part in self.parts:
+            for site in part.sites:
+                found.setdefault(site.module, []).append((part, site))
+        return found
+
+    def _acts(self, spot: Spot) -> bool:
+        sites = [site for _, site in self._modules.get(spot.path, [])]
+        own = ("weight", "bias")
+        return any(site.path == spot.name if site.kind == "param" else spot.key in own for site in sites)
+
+    def touches(self, spots: Sequence[Spot]) -> bool:
+        return any(self._acts(spot) for spot in spots)
+
+    def apart(self, spots: Sequence[Spot]) -> bool:
+        layers = (site for spot in spots for _, site in self._modules.get(spot.path, []))
+        return len(spots) > 1 and any(site.kind != "param" for site in layers)
+
+    def shape(self, spots: Sequence[Spot]) -> tuple[int, ...]:
+        return tuple(spots[0].tensor.shape)
+
+    def delta(self, spots: Sequence[Spot]) -> Delta:
+        total = Delta.zero(*spots[0].oriented(spots[0].tensor).shape)
+        for spot in spots:
+            if (found := self._changes(spot).get(spot.key)) is not None:
+                flat = spot.flipped and self._modules[spot.path][0][1].kind == "param"
+                total = total + (Delta.dense_of(found.dense().mT) if flat else found)
+        return total
+
+    def _changes(self, spot: Spot) -> dict[str, Delta]:
+        if self._last[0] != spot.path:
+            module = spot.module if self._old is None else at_base(spot.path, spot.module, self._old.get)
+            slots = [self._slot(part, site) for part, site in self._modules.get(spot.path, [])]
+            with torch.no_grad():
+                self._last = spot.path, lowered(spot.path, module, slots) if slots else {}
+        return self._last[1]
+
+    def _slot(self, part: Part, site) -> Slot:
+        _, stored = self._stored(part, site)
+        held = {name: nn.Parameter(self._finite(key), False) for name, key in stored.items()}
+        return Slot(part, site, site, "", held).eval()
+
+    def _finite(self, key: str) -> Tensor:
+        tensor = self._file.get_tensor(key)
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise LuthierError(f"{self._folder / WEIGHTS}: {key} holds NaN or infinity.")
+        return tensor
+
+
+def _opened(folder: Path, spec: dict[str, Any]) -> Any:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise LuthierError(f"{path} is missing; the adapter is incomplete.")
+    if sha256(path) != spec["sha256"]:
+        raise LuthierError(f"{path} is damaged: its SHA-256 is not the one in {SPEC}. Fetch or save it again.")
+    try:
+        return safetensors.safe_open(path, framework="pt")
+    except safetensors.SafetensorError as error:
+        raise LuthierError(f"{path} cannot be read: {error}.") from None
+
+
+class Model:
+    """A fine-tuned model, against the base that it grew out of."""
+
+    def __init__(self, label: str, new: Reader, old: Reader) -> None:
+        self.label, self._new, self._old = label, new, old
+
+    def check(self, groups: Sequence[Sequence[Spot]]) -> None:
+        """Raises unless it has the parameters of the base, tied where those are."""
+        missing = [spots[0].name for spots in groups if spots[0].name not in self._new.shapes]
+        if missing:
+            raise LuthierError(f"{self.label} is no fine-tuned copy of this base: it has no {missing[0]}.")
+        for spots in groups:
+            first, *others = (spot.name for spot in spots)
+            if any(not torch.equal(self._new.get(first), self._new.get(name)) for name in others):
+                raise LuthierError(
+                    f"{self.label} keeps {first} and {others[0]} apart; in the base they are one tensor."
+                )
+
+    def sampled(self, name: str) -> Tensor | None:
+        """The fine-tuned tensor, or None without one."""
+        return self._new.get(name) if name in self._new.shapes else None
+
+    def touches(self, spots: Sequence[Spot]) -> bool:
+        return True
+
+    def apart(self, spots: Sequence[Spot]) -> bool:
+        return False
+
+    def shape(self, spots: Sequence[Spot]) -> tuple[int, ...]:
+        return self._new.shapes[spots[0].name]
+
+    def delta(self, spots: Sequence[Spot]) -> Delta:
+        spot = spots[0]
+        new, old = self._new.get(spot.name), self._old.get(spot.name)
+        if new.shape == old.shape and torch.equal(new, old.to(new.dtype)):
+            return Delta.zero(*spot.oriented(new).shape)
+        before = Delta.dense_of(wide(old))
+        before = before.padded(len(new)) if new.dim() and len(new) > len(old) else before
+        return Delta.dense_of(spot.oriented((Delta.dense_of(wide(new)) - before).dense()))

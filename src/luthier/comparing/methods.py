@@ -1,0 +1,154 @@
+"""Methods by name: what each attaches, and how it is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.comparing.study import Settings
+from luthier.core.allocation import Ranks
+from luthier.core.component import find, names
+from luthier.core.errors import LuthierError, near
+from luthier.core.form import Form
+from luthier.core.initialiser import Init
+from luthier.core.piece import Piece
+from luthier.core.recipe import Recipe, read_recipe, recipe_files
+from luthier.core.update import Update
+from luthier.forms.full import Full
+from luthier.measuring.calibration import Calibration
+from luthier.training.spec import Training
+from luthier.updates.adamw import AdamW
+
+OWN = ("lr", "schedule", "warmup", "weight_decay", "clip")
+"""Settings of training that are a method's own. How much it sees (steps, batch, lengths) is the study's to say."""
+PEFT = {"lora": False, "dora": True}
+"""Competitors of peft, with `LoraConfig.use_dora`."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One competitor, before it meets a model."""
+
+    name: str
+    kind: str
+    """Who fits it, a key of `luthier.comparing.fit.KINDS`."""
+    form: Form
+    where: str | None = None
+    usual: bool = False
+    """`where` is a recipe's habit, which gives way on a model that has no such sites."""
+    ranks: Ranks | None = None
+    init: Init | None = None
+    update: Update = field(default_factory=AdamW)
+    also: tuple[Piece, ...] = ()
+    calibration: Calibration = field(default_factory=Calibration)
+    budget: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    """Settings of training under the study's: a recipe's."""
+    over: dict[str, Any] = field(default_factory=dict)
+    """Settings of training over the study's: what it says of this method."""
+    notes: tuple[str, ...] = ()
+
+
+def resolve(name: str, settings: Settings, budget: str | None) -> Method:
+    """The method `name` with a study's settings and budget; raises `LuthierError` for what is none."""
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix not in KINDS:
+        raise LuthierError(f"no method {name!r}: {prefix}: is none of {', '.join(f'{k}:' for k in KINDS if k)}.")
+    found = KINDS[prefix if colon else ""](rest if colon else name)
+    return dataclasses.replace(_budgeted(_settled(found, settings), settings.budget or budget), name=name)
+
+
+def _any(name: str) -> Method:
+    """`base`, else a recipe, else a form."""
+    if name == "base":
+        notes = ("exempt from the budget: nothing but a new head is trained",)
+        return Method(name, "base", Full(), training={"lr": Form.lr}, notes=notes)
+    if name in recipe_files() or name.endswith(".toml"):
+        return _recipe(name)
+    forms = {each.replace("_", "") for each in names("forms")}
+    if name.lower().replace("_", "").replace("-", "") not in forms:
+        known = sorted({*forms, *recipe_files(), "base", *(f"peft:{each}" for each in PEFT)})
+        raise LuthierError(f"no method {name!r}{near(name, known)} There are: {', '.join(known)}.")
+    return _form(name)
+
+
+def _form(name: str) -> Method:
+    form: Any = find("forms", name)
+    return Method(name, "luthier", form())
+
+
+def _recipe(name: str) -> Method:
+    recipe = read_recipe(name)
+    form: Any = find("forms", recipe.method)
+    return Method(
+        name=Path(name).stem,
+        kind="luthier",
+        form=form.from_dict(recipe.form),
+        where=recipe.where,
+        usual=recipe.where is not None,
+        ranks=_component(recipe, "ranks"),
+        init=_component(recipe, "init"),
+        update=_component(recipe, "update") or AdamW(),
+        also=tuple(map(Piece.from_dict, recipe.also)),
+        calibration=Calibration(**recipe.calibration),
+        budget=recipe.budget,
+        training={key: value for key, value in recipe.training.items() if key in OWN},
+        notes=(f"settings of the recipe {recipe.name}",),
+    )
+
+
+def _peft(name: str) -> Method:
+    """peft's own model, at the sites, rank and scale that Luthier's method of the same name has."""
+    if name not in PEFT:
+        raise LuthierError(
+            f"no method 'peft:{name}'{near(name, PEFT)} There are: {', '.join(f'peft:{k}' for k in PEFT)}."
+        )
+    if importlib.util.find_spec("peft") is None:
+        raise LuthierError(f"peft:{name} needs peft: pip install peft.")
+    twin = _any(name)
+    return dataclasses.replace(twin, kind="peft", notes=(*twin.notes, f"peft's own model, set up as {name} is here"))
+
+
+KINDS = {"": _any, "form": _form, "recipe": _recipe, "peft": _peft}
+"""What a prefix asks for."""
+
+
+def _component(recipe: Recipe, key: str) -> Any:
+    values = dict(getattr(recipe, key))
+    return find(AXES[key], values.pop("name")).from_dict(values) if values else None
+
+
+AXES = {"ranks": "ranks", "init": "inits", "update": "updates"}
+
+
+def _settled(method: Method, settings: Settings) -> Method:
+    """The method under what the study says of it."""
+    changes: dict[str, Any] = {}
+    if settings.where is not None:
+        changes |= {"where": settings.where, "usual": False}
+    if settings.form:
+        changes["form"] = type(method.form).from_dict(method.form.to_dict() | settings.form)
+    for key in AXES:
+        values = dict(getattr(settings, key))
+        if values:
+            changes[key] = find(AXES[key], str(values.pop("name", ""))).from_dict(values)
+    if settings.calibration:
+        changes["calibration"] = Calibration(**settings.calibration)
+    Training.from_dict(settings.training)
+    return dataclasses.replace(method, **changes, over=settings.training)
+
+
+def _budgeted(method: Method, budget: str | None) -> Method:
+    """The method under a budget, where it has a rank for it to choose."""
+    if method.kind == "base" or budget is None:
+        return method
+    if isinstance(method.form, Full):
+        note = "exempt from the budget: the yardstick"
+    elif "rank" in method.form.settings():
+        return dataclasses.replace(method, budget=budget)
+    else:
+        note = "it has no rank for the budget to choose; what it spends is what it trains"
+    return dataclasses.replace(method, budget=None, notes=(*method.notes, note))

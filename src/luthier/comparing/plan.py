@@ -1,0 +1,269 @@
+"""The runs of a study, each found fit for its model and data before the first one starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier import data, models
+from luthier.comparing.methods import Method, resolve
+from luthier.comparing.record import FILE, RUNS
+from luthier.comparing.sources import Sourced, sourced
+from luthier.comparing.study import Settings, Study
+from luthier.core.allocation import Ranks
+from luthier.core.errors import LuthierError
+from luthier.core.form import Form
+from luthier.core.select import select
+from luthier.forms.full import Full
+from luthier.measuring.allocation import ground
+from luthier.training.spec import Run, Training
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A model for a data set, without its weights."""
+
+    empty: Any
+    """On the meta device."""
+    processor: Any
+    head: tuple[str, ...]
+    """Modules that the checkpoint lacks."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be made."""
+
+    model: str
+    """Name in the study."""
+    data: Sourced
+    method: Method
+    seed: int
+    run: Run
+    folder: Path
+    """Where its record goes."""
+    trainable: int | None
+    """Trained numbers, estimated; None where the data decide."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has finished."""
+        return (self.folder / FILE).is_file()
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.model} · {self.data.name} · {self.method.name} · seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study's runs, in the order in which they are made: every method of a seed before the next seed."""
+
+    study: Study
+    data: dict[str, Sourced]
+    jobs: list[Job]
+    folder: Path
+
+
+def plan(study: Study, folder: Path) -> Plan:
+    """Every run of the study, checked; raises one `LuthierError` with all that does not fit."""
+    faults: list[str] = []
+    read = {name: _try(faults, lambda name=name: _read(study, name, folder)) for name in study.data}
+    methods = {name: _try(faults, lambda name=name: _method(study, name)) for name in study.methods}
+    _refuse(faults)
+    found = {name: each for name, each in read.items() if each is not None}
+    jobs: list[Job] = []
+    for model, name in study.pairs():
+        shapes = _try(faults, lambda m=model, n=name: _shapes(study, m, found[n]), f"{model} on {name}")
+        for method in methods.values() if shapes else ():
+            assert shapes is not None and method is not None
+            jobs += _try(
+                faults,
+                lambda m=model, n=name, k=method, s=shapes: _jobs(study, m, found[n], k, s, folder),
+                f"{model} on {name}, {method.name}",
+            ) or []  # fmt: skip
+    _refuse(faults)
+    return Plan(study, found, sorted(jobs, key=lambda job: study.seeds.index(job.seed)), folder)
+
+
+def checked(study: Study) -> Plan:
+    """The plan alone; what it has to write goes into a temporary folder."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return plan(study, Path(folder))
+
+
+def _try(faults: list[str], make: Callable[[], Any], where: str = "") -> Any:
+    try:
+        return make()
+    except LuthierError as error:
+        faults.append(f"{where}: {error}" if where else str(error))
+        return None
+
+
+def _refuse(faults: list[str]) -> None:
+    unique = list(dict.fromkeys(faults))
+    if len(unique) == 1:
+        raise LuthierError(unique[0])
+    if unique:
+        listed = "".join(f"\n  {fault}" for fault in unique)
+        raise LuthierError(f"nothing was started: {len(unique)} things do not fit:{listed}")
+
+
+def _method(study: Study, name: str) -> Method:
+    method = resolve(name, study.settings.get(name, Settings()), study.budget)
+    Training.from_dict(study.training | method.over)
+    return method
+
+
+def _read(study: Study, name: str, folder: Path) -> Sourced:
+    given = study.data[name]
+    training = Training.from_dict(study.training | given.training)
+    if study.tune_steps is not None:
+        dataclasses.replace(training, steps=study.tune_steps)
+    return sourced(name, given, training, study.seeds, folder)
+
+
+# --- models ----------------------------------------------------------------------------------------
+
+
+def _shapes(study: Study, model: str, read: Sourced) -> Shapes:
+    """The model's shapes and its new head, tried on every row of the data."""
+    import torch
+    import transformers
+
+    from luthier.cli.base import config_of, processor_of
+    from luthier.training.progress import quiet
+
+    source, training = study.models[model], Training.from_dict(study.training | study.data[read.name].training)
+    with quiet():
+        config, processor = config_of(source), processor_of(source, read.task)
+        config.num_labels = len(read.labels) if read.labels else 1
+        head: tuple[str, ...] = ()
+        if read.labels or read.task == "regression":
+            head = tuple(models.load(source, task=read.task, labels=read.labels).new_modules)
+        try:
+            with torch.device("meta"):
+                empty = getattr(transformers, models.TASKS[read.task].model).from_config(config)
+        except ValueError as error:
+            raise LuthierError(f"{source} cannot serve {read.task}: {str(error).splitlines()[0]}") from None
+        options = {"max_length": training.max_length, "labels": read.labels}
+        data.encode_all(read.examples, processor, task=read.task, truncate=training.truncate, **options)
+        for each in read.tests.values() if read.task in _LABELLED else ():
+            data.encode_all(each, processor, task=read.task, **options)
+    return Shapes(empty, processor, head)
+
+
+_LABELLED = ("classification", "regression")
+"""Tasks whose test rows are encoded whole; prompts may be of any length."""
+
+
+# --- runs ------------------------------------------------------------------------------------------
+
+
+def _jobs(study: Study, model: str, read: Sourced, method: Method, shapes: Shapes, folder: Path) -> list[Job]:
+    """A method's runs on a model and data set, one a seed."""
+    fitted = _fitted(method, shapes)
+    trainable = None if fitted.kind == "untouched" else _trainable(fitted, shapes)
+    made = []
+    for seed in study.seeds:
+        place = folder / RUNS / model / read.name / file_name(method.name) / f"seed-{seed}"
+        run = run_of(study, model, read, fitted, seed, place / "run")
+        made.append(Job(model, read, fitted, seed, run, place, 0 if fitted.kind == "untouched" else trainable))
+    return made
+
+
+def file_name(method: str) -> str:
+    """`peft-lora` of peft:lora, `mine` of a recipe's path."""
+    return Path(method).stem if method.endswith(".toml") else method.replace(":", "-")
+
+
+def run_of(study: Study, model: str, read: Sourced, method: Method, seed: int, out: Path) -> Run:
+    """The run of `luthier.train`: defaults under the recipe under the study under the data set under the method."""
+    given = study.data[read.name]
+    settings = {**method.training, **study.training, **given.training, **method.over, "seed": seed}
+    return Run(
+        model=study.models[model],
+        data=read.train,
+        form=method.form,
+        where=method.where,
+        out=str(out),
+        task=read.task,
+        eval_data=given.validation,
+        training=Training.from_dict(settings),
+        limit=given.rows,
+        ranks=method.ranks,
+        init=method.init,
+        update=method.update,
+        also=method.also,
+        budget=method.budget,
+        calibration=method.calibration,
+    )
+
+
+def _fitted(method: Method, shapes: Shapes) -> Method:
+    """The method on this model: sites that are there, and for `base` its head."""
+    if method.kind == "base":
+        return _base(method, shapes.head)
+    if method.usual and not _matches(shapes.empty, method.where):
+        note = f"the recipe's sites ({method.where}) are not in this model: the method's own ({method.form.where})"
+        method = dataclasses.replace(method, where=None, notes=(*method.notes, note))
+    sites, ranks, purse = ground(shapes.empty, method.form, method.where, method.ranks, method.budget)
+    wrong = [site for site in sites if site.kind not in method.form.kinds]
+    if wrong:
+        raise LuthierError(
+            f"{method.form.name()} acts on sites of kind {', '.join(method.form.kinds)}; {wrong[0]} is not."
+        )
+    method.update.check(method.form, sites)
+    for piece in method.also:
+        select(shapes.empty, piece.place)
+    if method.kind == "peft" and (method.ranks is not None or any(site.kind != "affine" for site in sites)):
+        raise LuthierError(f"{method.name} is compared at linear layers of one rank; choose such sites, and no ranks.")
+    if ranks is not None and not any(ranks.statistics(method.form)) and purse.parameters is not None:
+        ranks.allocate(sites, {}, purse)  # too small a budget is told now
+    return method
+
+
+def _matches(model: Any, where: str | None) -> bool:
+    try:
+        return bool(select(model, where or ""))
+    except LuthierError:
+        return False
+
+
+def _base(method: Method, head: tuple[str, ...]) -> Method:
+    """The base: a new head alone is trained; without one nothing is."""
+    if not head:
+        return dataclasses.replace(method, kind="untouched", notes=("the model as it came: nothing is trained",))
+    where = " | ".join(f"params({module}.*)" for module in head)
+    return dataclasses.replace(method, kind="luthier", form=Full(), where=where)
+
+
+def _trainable(method: Method, shapes: Shapes) -> int | None:
+    """Trained numbers, a new head included; None where ranks follow from measurements."""
+    from luthier.cli.count import count
+
+    sites, ranks, purse = ground(shapes.empty, method.form, method.where, method.ranks, method.budget)
+    if set(method.form.needs) - {"weight"}:
+        return None
+    form = method.form if ranks is None else _even(method.form, ranks, sites, purse)
+    if form is None:
+        return None
+    body = count(shapes.empty, form, method.where)["trainable"]
+    body += sum(count(shapes.empty, piece.form, piece.place)["trainable"] for piece in method.also)
+    if isinstance(form, Full):
+        return body
+    heads = [shapes.empty.get_submodule(path) for path in shapes.head]
+    return body + sum(p.numel() for module in heads for p in module.parameters())
+
+
+def _even(form: Form, ranks: Ranks, sites: Any, purse: Any) -> Form | None:
+    """The form at the one rank that an allocation without measurements gives."""
+    if any(ranks.statistics(form)):
+        return None
+    return form.with_rank(max(ranks.allocate(sites, {}, purse).values()))

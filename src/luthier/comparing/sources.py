@@ -1,0 +1,156 @@
+"""The data of a study: several sources made one, a test part held out where none is given, all read and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier import data
+from luthier.comparing.study import DataSet
+from luthier.core.errors import LuthierError, near
+from luthier.data import Examples
+from luthier.training.spec import Training
+
+FOLDER = "data"
+HELD_OUT = 0.2
+"""Share of the rows that is tested on where a single file is all there is."""
+CLASSES = ("accuracy", "mcc")
+METRICS = {
+    "classification": CLASSES,
+    "image-classification": CLASSES,
+    "audio-classification": CLASSES,
+    "regression": ("pearson",),
+}
+"""Main metrics of the tasks that are not generative; more is better."""
+
+
+@dataclass(frozen=True)
+class Sourced:
+    """A data set as runs read it."""
+
+    name: str
+    train: str
+    """What `Run.data` is."""
+    examples: Examples
+    """The training rows of the first seed."""
+    tests: dict[str, Examples]
+    metric: str
+
+    @property
+    def task(self) -> str:
+        """What models are fitted for."""
+        return self.examples.task
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The classes, in order."""
+        return self.examples.labels
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of the training rows and of each part of the test."""
+        return {"train": self.examples.fingerprint} | {name: each.fingerprint for name, each in self.tests.items()}
+
+
+def sourced(name: str, given: DataSet, training: Training, seeds: Sequence[int], folder: Path) -> Sourced:
+    """Reads a data set, its tests included; several training files are joined in `folder`."""
+    train = given.train[0] if len(given.train) == 1 else _joined(given.train, folder / FOLDER / f"{name}.train.jsonl")
+    single = len(given.train) > 1 or Path(train).expanduser().is_file()
+    parts = given.test
+    if not parts and single:
+        train, held = _held_out(train, given, folder / FOLDER / name)
+        parts = {name: held}
+    examples = [
+        data.load(train, limit=given.rows, seed=seed, task=given.task) for seed in (seeds if not parts else seeds[:1])
+    ]
+    task = examples[0].task
+    if parts:
+        tests = {part: _test(source, given, task) for part, source in parts.items()}
+    else:
+        tests = {name: _test(train, given, task, seen=examples)}
+    for part, each in tests.items():
+        strange = sorted(set(each.labels or []) - set(examples[0].labels or each.labels or []))
+        if strange:
+            raise LuthierError(f"data {name}: the test {part} has classes that training lacks: {', '.join(strange)}.")
+    metric, tests = _measured(name, given, task, tests)
+    if given.validation is None and not training.eval_fraction:
+        raise LuthierError(
+            f"data {name} has no validation part; name one (validation), or hold rows out (eval_fraction)."
+        )
+    return Sourced(name, train, examples[0], tests, metric)
+
+
+def _test(source: str, given: DataSet, task: str, seen: Sequence[Examples] = ()) -> Examples:
+    """The rows of a part of the test; of a source with splits, its test rows that no training row repeats."""
+    found = data.load(source, limit=given.test_rows, task=task, split="test")
+    for each in seen:
+        found = data.without(found, each)
+    if not found.rows:
+        raise LuthierError(f"every test row of {source} is also a training row; give other rows (test).")
+    return found
+
+
+def _measured(name: str, given: DataSet, task: str, tests: dict[str, Examples]) -> tuple[str, dict[str, Examples]]:
+    """(the main metric, the tests with their scorers)."""
+    if task in METRICS:
+        known = METRICS[task]
+        if given.metric not in (None, *known):
+            hint = near(str(given.metric), known)
+            raise LuthierError(f"data {name}: no metric {given.metric!r}{hint} Of {task}: {', '.join(known)}.")
+        return given.metric or known[0], tests
+    scored = {
+        part: dataclasses.replace(each, scorer=data.scorer_for(each, given.metric)) for part, each in tests.items()
+    }
+    names = {each.scorer.name if each.scorer else "" for each in scored.values()}
+    if "" in names:
+        raise LuthierError(
+            f"data {name}: its test rows hold no answers to score; give rows with a prompt and an answer."
+        )
+    return names.pop() if len(names) == 1 else "score", scored
+
+
+# --- files of the study's own ----------------------------------------------------------------------
+
+
+def _joined(sources: Sequence[str], target: Path) -> str:
+    """One file with the rows of all sources, in order."""
+    rows = [row for source in sources for row in _rows(source)]
+    return _write(rows, target)
+
+
+def _held_out(source: str, given: DataSet, target: Path) -> tuple[str, str]:
+    """(training file, test file) of a single file, divided by a fixed seed."""
+    examples = data.load(source, task=given.task)
+    kept, held = data.split(examples, HELD_OUT, seed=0)
+    rows = dict(data.read(source).rows)
+    parts = {name: [rows[example.row] for example in each.rows] for name, each in (("train", kept), ("test", held))}
+    train, test = (_write(part, target.with_name(f"{target.name}.{name}.jsonl")) for name, part in parts.items())
+    return train, test
+
+
+def _rows(source: str) -> list[dict[str, Any]]:
+    table = data.read(source, "train")
+    if table.bad:
+        row, reason = table.bad[0]
+        raise LuthierError(f"{source}: row {table.place(row)} cannot be read: {reason}.")
+    return [row for _, row in table.rows]
+
+
+def _write(rows: list[dict[str, Any]], target: Path) -> str:
+    """JSON lines, whole or not at all; a file that says the same is left alone."""
+    try:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except TypeError as error:
+        raise LuthierError(
+            f"{target.name}: rows of pictures or sounds cannot be joined or divided ({error})."
+        ) from None
+    if not target.is_file() or target.read_text(encoding="utf-8") != text:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(target)
+    return str(target)

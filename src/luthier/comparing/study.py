@@ -1,0 +1,263 @@
+"""What a study is: models, data sets, methods and seeds, as a TOML file or a value.
+
+    models = ["models/minilm"]                 # folders, hub ids, names of the catalogue
+    methods = ["base", "lora", "peft:lora", "loreft", "full"]
+    seeds = 3                                  # 0, 1 and 2; or a list
+    budget = "1%"                              # what the adapters may cost
+    [training]                                 # of every run: steps, batch, max_length, …
+    steps = 300
+    [data.cola]
+    train = "cola/train.jsonl"                 # one source, or a list of them
+    test = "cola/dev.jsonl"                    # one source, or a table of them: {addsub = "…", gsm8k = "…"}
+    rows = 2000                                # training rows, drawn by the seed
+    metric = "mcc"
+    [data.cola.training]                       # over [training], for this data set
+    max_length = 64
+    [settings.lora]                            # over the recipe, for this method
+    where = "query, value"
+    form = {rank = 4}
+
+Relative paths that exist beside the file are taken from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import re
+import sys
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.core.component import check_type
+from luthier.core.errors import LuthierError, near
+
+tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+METHODS = ("base", "lora", "full")
+"""What is compared when nobody says."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What models are fitted to and tested on."""
+
+    train: list[str]
+    """Sources of the training rows, one after another."""
+    test: dict[str, str] = field(default_factory=dict)
+    """Sources of the test parts by name; none: the test split of `train`, or a fifth of its rows, held out."""
+    validation: str | None = None
+    """Source of the validation part (none: a share of the training rows, eval_fraction)."""
+    rows: int | None = None
+    """Take that many training rows, drawn by the seed."""
+    test_rows: int | None = None
+    """Take that many rows of each test part, the same for all."""
+    task: str | None = None
+    """What the rows are for (none: what their columns tell)."""
+    metric: str | None = None
+    """The main metric (none: the first that the task has)."""
+    max_new_tokens: int = 128
+    """Longest answer."""
+    models: list[str] = field(default_factory=list)
+    """Models that are fitted to it (none: all)."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Settings of training, over the study's."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a study says of one method, over its recipe and its defaults."""
+
+    where: str | None = None
+    budget: str | None = None
+    form: dict[str, Any] = field(default_factory=dict)
+    ranks: dict[str, Any] = field(default_factory=dict)
+    init: dict[str, Any] = field(default_factory=dict)
+    update: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Every model with every data set, method and seed, under one budget."""
+
+    models: dict[str, str]
+    """Sources by the names that tables show."""
+    data: dict[str, DataSet]
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    """Forms, recipes (which go before forms of the same name), `base`, `peft:lora`, `peft:dora`."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    budget: str | None = None
+    """What the adapters may cost: a share of the model (0.1%), trained numbers (500k) or a size on disk (8MB)."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Settings of training, the same for every method."""
+    settings: dict[str, Settings] = field(default_factory=dict)
+    """By method."""
+    tune: int = 0
+    """Trials of the search for a learning rate, for each method (0: none)."""
+    tune_steps: int | None = None
+    """Steps of a trial (none: those of a run)."""
+    held: str | None = None
+    """Data of texts whose loss is measured before and after."""
+    others: int = 100
+    """Rows of each other data set that a run is tested on, before and after (0: none)."""
+    timing: int = 5
+    """Steps timed against the frozen base (0: none)."""
+    batch: int = 16
+    """Rows at a time in tests."""
+    keep_adapters: bool = False
+    """Keep the adapters of finished runs."""
+
+    def __post_init__(self) -> None:
+        for name, wanted in (("models", "model"), ("data", "data set"), ("methods", "method"), ("seeds", "seed")):
+            if not getattr(self, name):
+                raise LuthierError(f"the study has no {wanted}; give at least one ({name}).")
+        for name in (*self.models, *self.data, *(part for each in self.data.values() for part in each.test)):
+            if not NAME.fullmatch(name):
+                raise LuthierError(f"{name!r} cannot name a model or data set; use letters, digits, '.', '_' and '-'.")
+        for name in ("methods", "seeds"):
+            given = getattr(self, name)
+            twice = next((each for each in given if given.count(each) > 1), None)
+            if twice is not None:
+                raise LuthierError(f"{name} holds {twice} twice.")
+        for name, low in (("tune", 0), ("tune_steps", 1), ("others", 0), ("timing", 0), ("batch", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise LuthierError(f"{name} is {value}; expected at least {low}.")
+        for name in self.settings:
+            if name not in self.methods:
+                raise LuthierError(f"settings are for {name!r}{near(name, self.methods)} It is no method of the study.")
+        for name, each in self.data.items():
+            for model in each.models:
+                if model not in self.models:
+                    raise LuthierError(f"data {name} is for the model {model!r}{near(model, self.models)}")
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(model, data set) of every table."""
+        return [(model, name) for name, each in self.data.items() for model in each.models or self.models]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it; the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], folder: Path | None = None) -> Study:
+        """A study from what its file says; unknown and ill-typed entries raise `LuthierError`."""
+        given = dict(values)
+        place = folder or Path()
+        if "models" in given:
+            given["models"] = _named(given["models"], "models", place)
+        if isinstance(given.get("seeds"), int):
+            given["seeds"] = list(range(given["seeds"]))
+        if isinstance(given.get("held"), str):
+            given["held"] = located(given["held"], place)
+        for key, made in (("data", lambda each: _data(each, place)), ("settings", lambda each: each)):
+            kind = DataSet if key == "data" else Settings
+            check_type(key, given.get(key, {}), dict)
+            tables = {name: _dict(f"{key}.{name}", each) for name, each in given.get(key, {}).items()}
+            given[key] = {name: _filled(kind, f"{key}.{name}", made(each)) for name, each in tables.items()}
+        if isinstance(given.get("data"), dict):
+            given["data"] = {name: _test_named(name, each) for name, each in given["data"].items()}
+        return _filled(cls, "the study", given)
+
+
+def read_study(file: str | Path) -> Study:
+    """The study in a .toml file, or in the study.json of an earlier one."""
+    path = Path(file).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)["study"] if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise LuthierError(f"cannot read the study {file}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, ValueError, KeyError, TypeError) as error:
+        raise LuthierError(f"{file} is no study: {error}.") from None
+    try:
+        return Study.from_dict(values, path.parent)
+    except LuthierError as error:
+        raise LuthierError(f"{file}: {error}") from None
+
+
+def located(source: str, folder: Path) -> str:
+    """The source, beside the study's file if it is there."""
+    beside = folder / source
+    return str(beside) if not Path(source).expanduser().is_absolute() and beside.exists() else source
+
+
+def label(source: str) -> str:
+    """How a table names a model or a data set: `cola` of glue/cola/train.jsonl."""
+    path = Path(source.removeprefix("gym:").partition("?")[0])
+    usual = path.stem.lower() in ("train", "training", "data")
+    stem = path.parent.name if usual and path.parent.name else path.stem if path.suffix in SUFFIXES else path.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "data"
+
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gguf")
+
+
+def _named(value: Any, key: str, folder: Path) -> Any:
+    """`{name: source}` of a source, of several, or of a table of them."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        names = [label(each) for each in value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise LuthierError(f'{key}: two are called {twice!r}; name them: {key} = {{first = "…", second = "…"}}.')
+        value = dict(zip(names, value, strict=True))
+    check_type(key, value, dict)
+    for name, each in value.items():
+        check_type(f"{key}.{name}", each, str)
+    return {name: located(each, folder) for name, each in value.items()}
+
+
+def _data(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    given = dict(values)
+    if isinstance(given.get("train"), str):
+        given["train"] = [given["train"]]
+    if isinstance(given.get("train"), list):
+        given["train"] = [located(each, folder) if isinstance(each, str) else each for each in given["train"]]
+    if isinstance(given.get("test"), str):
+        given["test"] = {"": given["test"]}
+    if isinstance(given.get("test"), dict):
+        given["test"] = {
+            name: located(each, folder) if isinstance(each, str) else each for name, each in given["test"].items()
+        }
+    if isinstance(given.get("validation"), str):
+        given["validation"] = located(given["validation"], folder)
+    return given
+
+
+def _test_named(name: str, each: DataSet) -> DataSet:
+    """A single test part bears the name of the data set."""
+    return dataclasses.replace(each, test={part or name: source for part, source in each.test.items()})
+
+
+def _dict(label: str, value: Any) -> dict[str, Any]:
+    check_type(label, value, dict)
+    return value
+
+
+def _filled(cls: Any, what: str, values: dict[str, Any]) -> Any:
+    """The dataclass with these values, names and types checked."""
+    hints = typing.get_type_hints(cls)
+    for key, value in values.items():
+        if key not in hints:
+            raise LuthierError(f"{what} has an unknown entry {key!r}{near(key, hints)} There are: {', '.join(hints)}.")
+        check_type(f"{what}: {key}", value, hints[key])
+        items = typing.get_args(hints[key])
+        for item in value if isinstance(value, list) else []:
+            check_type(f"{what}: {key}", item, items[0])
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    missing = [
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and name not in values
+    ]
+    if missing:
+        raise LuthierError(f"{what} lacks {', '.join(missing)}.")
+    return cls(**values)

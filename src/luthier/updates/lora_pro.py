@@ -1,0 +1,76 @@
+"""LoRA-Pro: the factors' gradients that come closest to the gradient of the whole weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luthier.core.errors import LuthierError
+from luthier.core.form import Form
+from luthier.core.update import Update
+
+
+@dataclass(frozen=True)
+class LoRAPro(Update):
+    """gᴬ = s⁻² (BᵀB)⁻¹ ∂A + X A,  gᴮ = s⁻² (I - P_B) ∂B (AAᵀ)⁻¹ - B X
+
+    A step along (gᴬ, gᴮ) moves W by s B gᴬ + s gᴮ A = P_B g + g P_A - P_B g P_A, of all such steps the nearest to
+    the gradient g of W. X, which does not change that, solves BᵀB X + X AAᵀ = -s⁻² (BᵀB)⁻¹ ∂A Aᵀ and keeps the pair
+    near (∂A, ∂B). While B is zero, gᴬ = 0 and gᴮ = s⁻² ∂B (AAᵀ)⁻¹. Inverses are pseudo-inverses.
+
+    AdamW's moments are those of the pair, as many as LoRA's. The authors' code keeps moments of the whole weight,
+    and so more memory than full fine-tuning's optimiser; its fixed scale 16/8 is here the form's own.
+    """
+
+    paper = "Wang et al. 2025 (ICLR), arXiv 2407.18242 (code: mrflogs/LoRA-Pro)"
+
+    def check(self, form, sites):
+        with torch.device("meta"):
+            held = form.init(sites[0], {}) if form.reader and not form.needs else {}
+        if len(set(held) - {*form.frozen, form.reader}) != 1 or scale(form, writer(form, held)) is None:
+            raise LuthierError(
+                f"{self.name()} joins the gradients of two factors with ΔW = s B A, and {form.name()} is none of that "
+                "kind; use lora."
+            )
+
+    def update(self, grads, state, place):
+        a, b = place.form.reader, writer(place.form, place.params)
+        if a not in grads or b not in grads:  # a head that is trained whole
+            return grads
+        s = scale(place.form, b)
+        assert s is not None
+        return dict(zip((a, b), nearest(place.params[a], place.params[b], grads[a], grads[b], s), strict=True))
+
+
+def writer(form: Form, params) -> str:
+    """The factor that is not the reader."""
+    return next((key for key in params if key not in (form.reader, *form.frozen)), "")
+
+
+def scale(form: Form, b: str) -> float | None:
+    """s of ΔW = s B A, read off factors of a single one; None for a form that is no product."""
+    one = torch.ones(1, 1, dtype=torch.float64, device="cpu")
+    found = form.factors({form.reader: one, b: one}, one)
+    return None if found is None else float(found[0])
+
+
+def nearest(a: Tensor, b: Tensor, da: Tensor, db: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    """(gᴬ, gᴮ) for A [..., r, d_in] and B [..., d_out, r] with gradients ∂A and ∂B."""
+    lam, u = torch.linalg.eigh(b.mT @ b)
+    mu, v = torch.linalg.eigh(a @ a.mT)
+    inverse_b, inverse_a = (pseudo(lam, u), pseudo(mu, v))
+    ga = inverse_b @ da / s**2
+    gb = db @ inverse_a / s**2
+    gb = gb - b @ (inverse_b @ (b.mT @ gb))
+    sums = lam.clamp(min=0)[..., :, None] + mu.clamp(min=0)[..., None, :]  # Sylvester, in the eigenbases
+    x = u @ (-(u.mT @ ga @ a.mT @ v) / sums.clamp(min=torch.finfo(sums.dtype).tiny)) @ v.mT
+    return ga + x @ a, gb - b @ x
+
+
+def pseudo(values: Tensor, vectors: Tensor) -> Tensor:
+    """The pseudo-inverse of a Gram matrix from its eigenvalues (ascending) and vectors."""
+    least = values[..., -1:] * values.shape[-1] * torch.finfo(values.dtype).eps
+    inverse = torch.where(values > least, 1 / values.clamp(min=torch.finfo(values.dtype).tiny), 0)
+    return (vectors * inverse[..., None, :]) @ vectors.mT

@@ -1,0 +1,211 @@
+"""The report of a study: what it says, what it may not say, and what it makes of text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import made_up
+import pytest
+
+from luthier.comparing import axis, charts, labels, report, statistics, summary, words
+from luthier.comparing.charts import Point, Span
+from luthier.comparing.labels import Box
+from luthier.comparing.record import records
+from luthier.core.errors import LuthierError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return made_up.study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return report.write(folder).read_text(encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    """Every address of a page, its scripts, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.addresses, self.tags, self.text = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for key, value in attrs if key in ("src", "href", "data", "action")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def level(difference: float, seeds: int = 4, rows: int = 400, also: float = 0.0):
+    """Two methods whose scores differ by `difference` in every seed, and by `also` more in every other one."""
+    found = []
+    for method, more in (("lora", difference), ("dora", 0.0)):
+        for seed in range(seeds):
+            right = round(rows * (0.5 + more + also * (seed % 2 if more else 0)))
+            hits = [1.0] * right + [0.0] * (rows - right)
+            made = made_up.record(method, seed, rows=rows)
+            found.append(dataclasses.replace(made, score=right / rows, hits={made.data: hits}))
+    return summary.sections(found)[0]
+
+
+def test_page_needs_nothing_beside_it(page):
+    read = Reader(page)
+    assert all(address.startswith("#") or address == report.PICTURE for address in read.addresses)
+    assert read.tags.count("script") == 1 and "link" not in read.tags and "img" not in read.tags
+    assert not re.search(r"url\(|@import|https?://", page)
+
+
+def test_writes_a_picture(folder, page):
+    assert (folder / report.PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_method_its_command_and_its_versions_are_there(page):
+    text = Reader(page).text
+    for method in made_up.METHODS:
+        assert page.count(f"<code>{method}</code>") >= 3
+        assert method == "base" or f"--method {method} --seed 2 --steps 300" in text
+    assert "2.13.0" in text and "form.alpha" in text and "diverged" in text
+
+
+def test_text_stays_text(tmp_path):
+    made_up.hostile(tmp_path)
+    read = Reader(report.write(tmp_path).read_text(encoding="utf-8"))
+    assert read.tags.count("script") == 1 and "img" not in read.tags
+    assert read.text.count(made_up.HOSTILE) >= 8
+
+
+def test_unmeasured_is_said_and_never_nought(tmp_path):
+    bare = dataclasses.replace(made_up.record("lora"), step_ratio=None, peak_bytes=None, forgetting={}, intruders=None)
+    made_up.keep(tmp_path, [bare, made_up.record("dora")])
+    found = {row.method: row for row in summary.sections(records(tmp_path))[0].rows}["lora"]
+    assert (found.step_ratio, found.peak_bytes, found.intruders, found.forgetting) == (None, None, None, {})
+    columns = report.columns(summary.sections(records(tmp_path))[0])
+    cells = {column.name: column.cells["lora"] for column in columns}
+    assert cells["Step time"][:2] == (None, words.NOTHING) and cells["Peak memory"][:2] == (None, words.NOTHING)
+    page = report.write(tmp_path).read_text(encoding="utf-8")
+    row = re.search(r'<th scope="row" class="name" data-sort="lora">.*?</tr>', page, re.S)
+    assert row and row[0].count("not measured") == 3
+    assert "Not measured: lora" in page and "calibration error" in page
+
+
+def test_a_score_that_is_no_number(tmp_path):
+    made_up.keep(
+        tmp_path, [dataclasses.replace(made_up.record("lora"), score=math.nan, hits={}), made_up.record("dora")]
+    )
+    page = report.write(tmp_path).read_text(encoding="utf-8")
+    assert "not measured" in page and not re.search(r"\bnan\b", Reader(page).text)
+
+
+def test_nothing_measured_at_all(tmp_path):
+    bare = dataclasses.replace(
+        made_up.record("base"), score=math.nan, hits={}, samples=[], versions={}, settings={}, rows=0, metrics={}
+    )
+    made_up.keep(tmp_path, [bare])
+    assert "not measured" in report.write(tmp_path).read_text(encoding="utf-8")
+
+
+def test_no_run_is_an_error(tmp_path):
+    with pytest.raises(LuthierError, match="no finished run"):
+        report.write(tmp_path)
+
+
+def test_no_winner_without_a_test():
+    assert level(0.0).headline == "No difference that the seeds can tell."
+    spread = level(0.002, also=0.3)
+    assert spread.verdict.winner is None and "higher than every other" not in spread.headline
+    assert level(0.2, seeds=1).headline == "Too few seeds to tell the methods apart."
+
+
+def test_a_winner_by_a_test():
+    section = level(0.2)
+    assert section.verdict.winner == "lora" and section.headline.startswith("lora scores higher than every other")
+
+
+def test_who_is_behind_and_who_is_cheapest(folder):
+    section = summary.sections(records(folder))[0]
+    assert section.verdict.winner is None
+    assert any(reason.startswith("base is behind") for reason in section.reasons)
+    assert any("trains the fewest parameters" in reason for reason in section.reasons)
+
+
+def test_forgetting_is_what_got_worse():
+    run = dataclasses.replace(made_up.record("lora"), forgetting={"held text loss": (3.0, 3.5), "cola": (0.6, 0.5)})
+    found = summary.sections([run])[0].rows[0].forgetting
+    assert found["held text loss"].value == pytest.approx(0.5) and found["cola"].value == pytest.approx(0.1)
+
+
+def test_sections_have_a_table_of_contents(tmp_path):
+    page = report.write(made_up.study(tmp_path, seeds=2, data=("arithmetic", "cola"))).read_text(encoding="utf-8")
+    assert re.findall(r'<a href="#s(\d)">(.*?)</a>', page) == [("1", "smollm2 on arithmetic"), ("2", "smollm2 on cola")]
+    assert 'id="s1"' in page and 'id="s2"' in page
+
+
+def test_frontier():
+    def at(name, x, y):
+        return Point(name, Span(x, x, x), Span(y, y, y))
+
+    points = [at("dear", 3, 0.9), at("good", 1, 0.8), at("beaten", 2, 0.7), at("same price", 1, 0.6)]
+    assert [point.name for point in charts.frontier(points)] == ["good", "dear"]
+
+
+def test_names_stand_apart_and_inside():
+    frame = Box(0, 0, 380, 300)
+    points = [(60.0 + 9 * i, 150.0 + 4 * (i % 3), f"method{i}") for i in range(9)]
+    placed = labels.place(points, [], frame)
+    assert placed == labels.place(points, [], frame)
+    for index, label in enumerate(placed):
+        assert label.box.shared(frame) == pytest.approx(label.box.area)
+        assert sum(label.box.shared(other.box) for other in placed[:index]) < 0.05 * label.box.area
+
+
+@pytest.mark.parametrize("low,high", [(3e4, 2e8), (4e5, 5e5), (1.0, 9.0)])
+def test_ticks_of_ratios(low, high):
+    ticks = axis.over([low, high], 0, 100, log=True).ticks()
+    assert len(ticks) >= 2 and all(low * 0.3 < tick < high * 3 for tick in ticks)
+
+
+def test_one_figure_has_an_axis():
+    found = axis.over([0.5], 0, 100)
+    assert found.at(0.5) == pytest.approx(50) and found.low < found.high and found.ticks()
+
+
+@pytest.mark.parametrize(
+    "show,value,shown",
+    [
+        (words.count, 41_760, "41.8k"), (words.count, 1_048_576, "1.05M"), (words.count, 0, "0"),
+        (words.count, None, words.NOTHING), (words.megabytes, 1_843_200, "1.84 MB"),
+        (words.megabytes, 1.8e9, "1,800 MB"),
+        (words.ratio, 1.115, "1.11×"), (words.ratio, math.nan, words.NOTHING), (words.share, 0.00031, "0.031%"),
+        (words.change, -0.0412, "−0.041"), (words.score, None, words.NOTHING), (words.p_value, 0.0002, "under 0.001"),
+        (words.count, 999_700, "1M"),
+    ],
+)  # fmt: skip
+def test_figures_in_words(show, value, shown):
+    assert show(value) == shown
+
+
+def test_intervals_in_words():
+    assert words.interval(statistics.Interval(0.8, 0.79, 0.81, "seeds")) == "± 0.010"
+    assert words.interval(statistics.Interval(0.8, 0.75, 0.81, "rows")) == "0.750 to 0.810"
+    assert words.interval(statistics.Interval(0.8, math.nan, math.nan, "nothing")) == ""
+
+
+def test_answers_side_by_side():
+    runs = [made_up.record(method) for method in ("lora", "dora", "full")]
+    found = report.side_by_side(summary.sections(runs)[0].rows)
+    assert len(found) == 2
+    assert all(
+        sorted(m for _, methods in each["answers"] for m in methods) == ["dora", "full", "lora"] for each in found
+    )
+
+
+def test_settings_are_flattened():
+    assert report.flattened({"a": {"b": 1, "c": None}, "d": ["x"]}) == [("a.b", "1"), ("d", json.dumps(["x"]))]

@@ -1,0 +1,163 @@
+"""The report in a real browser: it sorts, turns dark, fits a phone and runs nothing that a run wrote."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import made_up
+import pytest
+
+from luthier.comparing import report
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+def start(profile: Path) -> Any:
+    """A browser of its own, which keeps what pages write to its console."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+
+
+def look(driver: Any, page: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+    """Opens the page in a window of that size."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    driver.get(page.as_uri())
+
+
+def shoot(folder: Path, path: Path, width: int = 1280, height: int = 1500, dark: bool = False) -> None:
+    """A screenshot of the top of the report of a study's folder."""
+    page = report.write(folder)
+    driver = start(path.parent / f".browser-{os.getpid()}")
+    try:
+        look(driver, page, width, height, dark)
+        driver.save_screenshot(str(path))
+    finally:
+        driver.quit()
+        shutil.rmtree(path.parent / f".browser-{os.getpid()}", ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Any]:
+    driver = start(tmp_path_factory.mktemp("profile"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    return report.write(made_up.study(tmp_path_factory.mktemp("study"), data=("arithmetic", "cola")))
+
+
+def column(driver: Any, index: int) -> list[str]:
+    """What the cells of a column of the first table hold for sorting."""
+    script = (
+        "return [...document.querySelector('.results').tBodies[0].rows].map(r => r.cells[arguments[0]].dataset.sort)"
+    )
+    return driver.execute_script(script, index)
+
+
+def complaints(driver: Any) -> list[dict[str, Any]]:
+    return driver.get_log("browser")
+
+
+def test_sorts_by_click(browser, page):
+    look(browser, page)
+    head = browser.find_elements("css selector", ".results th.figure")[1]  # parameters
+    index = browser.execute_script("return arguments[0].cellIndex", head)
+    head.find_element("tag name", "button").click()
+    up = [float(value) for value in column(browser, index)]
+    assert up == sorted(up) and head.get_attribute("aria-sort") == "ascending"
+    head.find_element("tag name", "button").click()
+    assert [float(value) for value in column(browser, index)] == sorted(up, reverse=True)
+    assert head.get_attribute("aria-sort") == "descending"
+    assert complaints(browser) == []
+
+
+def test_sorts_by_keyboard_and_leaves_the_unmeasured_last(browser, page):
+    from selenium.webdriver.common.keys import Keys
+
+    look(browser, page)
+    head = next(h for h in browser.find_elements("css selector", ".results th") if "Step time" in h.text)
+    index = browser.execute_script("return arguments[0].cellIndex", head)
+    for key in (Keys.ENTER, Keys.SPACE):
+        head.find_element("tag name", "button").send_keys(key)
+        values = column(browser, index)
+        assert values[-1] == "" and all(values[:-1])
+    assert head.get_attribute("aria-sort") == "descending"
+    assert len(browser.find_elements("css selector", ".results [aria-sort]")) == 1
+    assert "Step time, descending" in browser.execute_script(
+        "return document.querySelector('[role=status]').textContent"
+    )
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_theme(browser, page, dark):
+    look(browser, page, dark=dark)
+    browser.execute_script("localStorage.clear()")
+    browser.refresh()
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    before = browser.execute_script(paper)
+    assert (sum(map(int, before[4:-1].split(","))) < 200) is dark
+    browser.find_element("id", "theme").click()
+    after = browser.execute_script(paper)
+    assert (sum(map(int, after[4:-1].split(","))) < 200) is not dark
+    browser.refresh()
+    assert browser.execute_script(paper) == after  # the choice is kept
+    browser.execute_script("localStorage.clear()")
+    assert complaints(browser) == []
+
+
+@pytest.mark.parametrize("width", [320, 375, 768, 1280])
+def test_no_sideways_scroll(browser, page, width):
+    look(browser, page, width, 812)
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    boxes = browser.execute_script("return [...document.querySelectorAll('.scroll')].map(b => b.clientWidth)")
+    assert boxes and max(boxes) <= width
+
+
+def test_copy_says_so(browser, page):
+    look(browser, page)
+    browser.execute_script("document.querySelector('details').open = true")
+    button = browser.find_element("css selector", ".copy")
+    button.click()
+    browser.execute_async_script("setTimeout(arguments[0], 200)")
+    assert button.text in ("Copied", "Selected")
+
+
+def test_nothing_that_a_run_wrote_is_run(browser, tmp_path):
+    look(browser, report.write(made_up.hostile(tmp_path)))
+    assert "owned" not in browser.title.replace(made_up.HOSTILE, "")
+    assert browser.execute_script("return document.title") != "owned"
+    assert browser.execute_script("return document.scripts.length") == 1
+    assert browser.execute_script("return document.images.length") == 0
+    texts = [each.get_property("textContent") for each in browser.find_elements("css selector", ".answer pre")]
+    assert made_up.HOSTILE in texts
+    assert complaints(browser) == []  # the policy had nothing to refuse: all was text
+    browser.find_element("id", "theme").click()
+    assert browser.execute_script("return document.documentElement.dataset.theme") in ("light", "dark")
+
+
+def test_policy_refuses_what_slips_through(browser, tmp_path):
+    path = report.write(made_up.study(tmp_path, seeds=2))
+    path.write_text(path.read_text().replace("<main>", "<main><script>document.title='owned'</script>"))
+    look(browser, path)
+    assert browser.title != "owned"
+    assert any("Content Security Policy" in each["message"] for each in complaints(browser))
