@@ -51,5 +51,5 @@ class _Product(torch.autograd.Function):
         dinner = (dz @ b) * ctx.s
         db = (inner.mT @ dz).mT * ctx.s
         da = dinner.mT @ x.reshape(-1, x.shape[-1])
-        dx = (dz @ weight).addmm_(dinner, a).view(x.shape) if ctx.needs_input_grad[0] else None
+        dx = functional.linear(dz, weight.mT).addmm_(dinner, a).view(x.shape) if ctx.needs_input_grad[0] else None
         return dx, None, None, da, db, dc, None

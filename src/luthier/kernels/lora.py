@@ -77,7 +77,7 @@ class _LoRA(torch.autograd.Function):
         da = dinner.mT @ read.reshape(-1, read.shape[-1])
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ weight
+            dx = functional.linear(dy, weight.mT)  # dy W, by the library of the forward pass
             dx = dx.addmm_(dinner, a) if mask is None else dx.add_((dinner @ a).mul_(mask.view(dx.shape)))
             dx = dx.view(ctx.shape)
         return dx, None, None, da, db, None, None, None

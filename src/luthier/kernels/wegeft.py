@@ -69,7 +69,7 @@ class _WeGeFT(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor):
         read, weight, phi, psi, inner, mask = ctx.saved_tensors
-        dedited = dy.reshape(-1, dy.shape[-1]) @ weight
+        dedited = functional.linear(dy.reshape(-1, dy.shape[-1]), weight.mT)  # dy W, as forwards
         dinner = (dedited @ phi) * ctx.s
         dphi = (inner.mT @ dedited).mT * ctx.s
         dpsi = dinner.mT @ read.reshape(-1, read.shape[-1])
