@@ -7,7 +7,6 @@ import importlib.util
 import json
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +93,10 @@ def _at(job: Job, lr: float) -> Run:
     return dataclasses.replace(job.run, training=dataclasses.replace(job.run.training, lr=lr))
 
 
-def _loss(job: Job, make: Callable = fit) -> float | None:
+def _loss(job: Job) -> float | None:
     """The last loss on the validation part; None where training stopped because the loss was not finite."""
     try:
-        fitted = make(job)
+        fitted = fit(job)
     except Diverged:
         return None
     value = fitted.eval_losses[-1][1]
