@@ -135,7 +135,7 @@ def test_no_sideways_scroll(browser, page, width):
 
 def test_copy_says_so(browser, page):
     look(browser, page)
-    browser.execute_script("document.querySelector('details').open = true")
+    browser.execute_script("document.querySelector('details:has(.copy)').open = true")
     button = browser.find_element("css selector", ".copy")
     button.click()
     browser.execute_async_script("setTimeout(arguments[0], 200)")
