@@ -29,6 +29,9 @@ SHIPPED = [
     "loreft-instruct",
     "loreft-math",
     "mam",
+    "masked-thought",
+    "mftcoder-coba",
+    "morepair",
     "pissa",
     "s2ft",
     "tslam",
@@ -71,6 +74,9 @@ def test_every_recipe_makes_a_run(name):
     assert run.form.name() == recipe.method and run.where == recipe.where
     assert {k: v for k, v in run.form.to_dict().items() if k in recipe.form} == recipe.form
     assert {k: v for k, v in run.training.to_dict().items() if k in recipe.training} == recipe.training
+    stated = dict(recipe.objective)
+    assert type(run.objective) is find("objectives", stated.pop("name", "sft"))
+    assert {k: v for k, v in run.objective.to_dict().items() if k in stated} == stated
     assert run.also == tuple(map(Piece.from_dict, recipe.also))
     assert run.init is None or find("inits", recipe.init["name"]) is type(run.init)
 
