@@ -83,6 +83,13 @@ def test_a_form_that_selects_nothing_is_found_before_the_weights(mam):
     assert not mam.folder.exists()
 
 
+@pytest.mark.parametrize("init", [PiSSA(), LoRAGA(), LoRASB()])
+def test_a_form_that_the_start_cannot_serve_is_found_before_the_weights(pissa, init):
+    with pytest.raises(lt.LuthierError, match=r"has no such pair|starts loraxs"):
+        train(replace(pissa, form=lt.IA3(), init=init), progress=False)
+    assert not pissa.folder.exists()
+
+
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("kind", ["mam", "pissa"])
 def test_resume_is_exact(kind, whole, request):

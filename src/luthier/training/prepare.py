@@ -50,7 +50,9 @@ def prepare(run: Run) -> Prepared:
         columns=run.objective.columns,
     )
     train, held = _divide(run, examples)
-    processor = trial(run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also)
+    processor = trial(
+        run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also, run.init
+    )
     train, selected = _selected(run, train)
     encode = partial(
         data.encode_all,
