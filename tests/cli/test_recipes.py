@@ -20,8 +20,11 @@ SHIPPED = [
     "eva",
     "gelora",
     "hydra",
+    "lift-math",
+    "lisa",
     "lora",
     "lora-ga",
+    "lora-pro-math",
     "lora-sb-math",
     "loraxs-math",
     "loreft-commonsense",
@@ -61,6 +64,10 @@ def test_every_recipe_builds(name):
     assert recipe.description and recipe.paper
     form = find("forms", recipe.method).from_dict(recipe.form)
     assert Training.from_dict(recipe.training)
+    if recipe.update:
+        settings = dict(recipe.update)
+        update = find("updates", settings.pop("name")).from_dict(settings)
+        assert run_of("--recipe", name).update == update
     from transformers import LlamaConfig
 
     model = meta_model(LlamaConfig(architectures=["LlamaForCausalLM"]))
