@@ -63,7 +63,7 @@ def propose(trials: list[Trial], own: float, seed: int = 0) -> float:
     if not trials:
         return own
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {"lr": optuna.distributions.FloatDistribution(own / REACH, own * REACH, log=True)}
+    space: dict[str, Any] = {"lr": optuna.distributions.FloatDistribution(own / REACH, own * REACH, log=True)}
     sampler = optuna.samplers.TPESampler(seed=seed + len(trials), n_startup_trials=RANDOM)
     search = optuna.create_study(sampler=sampler)
     finite = [trial["value"] for trial in trials if trial["value"] is not None]
