@@ -197,8 +197,8 @@ class Trainer(transformers.Trainer):
         self.rows += rows
         for norm in self.norms:
             norm.eval()  # the running statistics belong to the frozen base
-        totals, objective = num_items_in_batch, self.run.objective
-        assert totals is not None  # counted above for every step
+        objective, totals = self.run.objective, num_items_in_batch
+        assert isinstance(totals, Tensor)  # counted above for every step
         shares = objective.shares(totals, self.memory) * self.counts(inputs) / totals.clamp(min=1)
         at = At(self.state.global_step, self.state.max_steps, training=True)
         means = objective.loss(model, objective.inputs(inputs, at))
