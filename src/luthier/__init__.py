@@ -22,6 +22,8 @@ _PUBLIC = {
     "prompt": "core.control",
     "Form": "core.form",
     "Component": "core.component",
+    "Update": "core.update",
+    "optimiser": "core.optimiser",
     "Site": "core.site",
     "LuthierError": "core.errors",
     "select": "core.select",

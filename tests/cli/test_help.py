@@ -25,6 +25,7 @@ COMMANDS = [
     "measure",
     "merge",
     "models",
+    "select",
     "show",
     "train",
 ]

@@ -20,8 +20,11 @@ SHIPPED = [
     "eva",
     "gelora",
     "hydra",
+    "lift-math",
+    "lisa",
     "lora",
     "lora-ga",
+    "lora-pro-math",
     "lora-sb-math",
     "loraxs-math",
     "loreft-commonsense",
@@ -29,6 +32,9 @@ SHIPPED = [
     "loreft-instruct",
     "loreft-math",
     "mam",
+    "masked-thought",
+    "mftcoder-coba",
+    "morepair",
     "pissa",
     "s2ft",
     "tslam",
@@ -58,6 +64,10 @@ def test_every_recipe_builds(name):
     assert recipe.description and recipe.paper
     form = find("forms", recipe.method).from_dict(recipe.form)
     assert Training.from_dict(recipe.training)
+    if recipe.update:
+        settings = dict(recipe.update)
+        update = find("updates", settings.pop("name")).from_dict(settings)
+        assert run_of("--recipe", name).update == update
     from transformers import LlamaConfig
 
     model = meta_model(LlamaConfig(architectures=["LlamaForCausalLM"]))
@@ -71,6 +81,9 @@ def test_every_recipe_makes_a_run(name):
     assert run.form.name() == recipe.method and run.where == recipe.where
     assert {k: v for k, v in run.form.to_dict().items() if k in recipe.form} == recipe.form
     assert {k: v for k, v in run.training.to_dict().items() if k in recipe.training} == recipe.training
+    stated = dict(recipe.objective)
+    assert type(run.objective) is find("objectives", stated.pop("name", "sft"))
+    assert {k: v for k, v in run.objective.to_dict().items() if k in stated} == stated
     assert run.also == tuple(map(Piece.from_dict, recipe.also))
     assert run.init is None or find("inits", recipe.init["name"]) is type(run.init)
 

@@ -42,9 +42,34 @@ class Toy(Form):
         return y * (1 + self.size * p["g"])
 '''
 
+SIGNS = '''
+"""Signs: an update of one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from luthier.core.update import Update
+
+
+@dataclass(frozen=True)
+class Signs(Update):
+    """g' = height · sign(g)"""
+
+    paper = "nobody 2031, arXiv 3101.00002"
+
+    height: float = 1.0
+    """The size of every entry."""
+
+    def update(self, grads, state, place):
+        return {key: self.height * grad.sign() for key, grad in grads.items()}
+'''
+
 
 @pytest.fixture
 def toys(tmp_path):
+    (tmp_path / "toys" / "updates").mkdir(parents=True)
+    (tmp_path / "toys" / "updates" / "signs.py").write_text(SIGNS, encoding="utf-8")
     (tmp_path / "toys" / "forms").mkdir(parents=True)
     (tmp_path / "toys" / "forms" / "toy.py").write_text(TOY, encoding="utf-8")
     return {"LUTHIER_PATH": str(tmp_path / "toys")}
@@ -75,6 +100,21 @@ def test_a_toy_form_is_seen_everywhere(session, toys, llama, rows, tmp_path):
     assert spec["parts"][0]["form"] == "toy" and spec["parts"][0]["settings"]["size"] == 4.0
     assert "toy(" in shown
     assert json.loads(adapted) == json.loads(folded)
+
+
+def test_a_toy_update_is_seen_and_used(session, toys, llama, rows, tmp_path):
+    run = tmp_path / "run"
+    settings = ["--method", "lora", "--update", "signs"]
+    done = session(
+        ["list", "updates", "--json"],
+        ["train", *settings, "--help"],
+        ["train", llama, rows, *settings, "--height", 0.5, "--steps", 2, "--out", run],
+        **toys,
+    )
+    assert [each.code for each in done] == [0] * len(done), done
+    assert "signs" in {each["name"] for each in json.loads(done[0].out)["updates"]} and "--height" in done[1].out
+    record = json.loads((run / "run.json").read_text())
+    assert record["run"]["update"] == {"name": "signs", "settings": {"height": 0.5}}
 
 
 def test_a_toy_form_is_on_the_page(toys, tmp_path):

@@ -320,6 +320,19 @@ def test_a_patch_is_lowered_at_the_base_that_it_was_fitted_on(tmp_path):
     assert close(model.get_parameter(path), grown().get_parameter(path) + change, 1e-12)
 
 
+def test_an_encoder_and_a_decoder_count_their_own_blocks():
+    from dataclasses import replace
+
+    from luthier.core.scope import Scope
+
+    known = ARCHITECTURES["t5"]
+    scope = Scope(replace(known, settings=known.settings | {"num_layers": 2, "num_decoder_layers": 4}).build())
+    found = {group[0].name: group[0].place(scope, {}) for group in spots(scope.model)}
+    depths = {name.split(".")[0]: at.depth for name, at in found.items() if ".block." in name}
+    last = {name.split(".")[0]: at.site.layer for name, at in found.items() if ".block." in name}
+    assert depths == {"encoder": 2, "decoder": 4} and last == {"encoder": 1, "decoder": 3}
+
+
 # --- what is refused -------------------------------------------------------------------------------
 
 

@@ -142,6 +142,15 @@ def test_forgetting_is_what_got_worse():
     assert found["held text loss"].value == pytest.approx(0.5) and found["cola"].value == pytest.approx(0.1)
 
 
+def test_parts_of_a_test_have_a_table(tmp_path, page):
+    tests = {"addsub": {"number": 0.9}, "gsm8k": {"number": 0.123}}
+    runs = [made_up.record(method, seed) for method in ("lora", "dora") for seed in (0, 1)]
+    made_up.keep(tmp_path, [dataclasses.replace(run, tests=tests) for run in runs])
+    found = report.write(tmp_path).read_text(encoding="utf-8")
+    assert "By part of the test" in found and "0.123 <small>± 0.000</small>" in found
+    assert "By part of the test" not in page
+
+
 def test_sections_have_a_table_of_contents(tmp_path):
     page = report.write(made_up.study(tmp_path, seeds=2, data=("arithmetic", "cola"))).read_text(encoding="utf-8")
     assert re.findall(r'<a href="#s(\d)">(.*?)</a>', page) == [("1", "smollm2 on arithmetic"), ("2", "smollm2 on cola")]

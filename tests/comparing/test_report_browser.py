@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,15 @@ def look(driver: Any, page: Path, width: int = 1280, height: int = 900, dark: bo
 
 
 def shoot(folder: Path, path: Path, width: int = 1280, height: int = 1500, dark: bool = False) -> None:
-    """A screenshot of the top of the report of a study's folder."""
+    """A screenshot of the top of the report of a study's folder; makes the one in docs/images."""
     page = report.write(folder)
-    driver = start(path.parent / f".browser-{os.getpid()}")
-    try:
-        look(driver, page, width, height, dark)
-        driver.save_screenshot(str(path))
-    finally:
-        driver.quit()
-        shutil.rmtree(path.parent / f".browser-{os.getpid()}", ignore_errors=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        driver = start(Path(profile))
+        try:
+            look(driver, page, width, height, dark)
+            driver.save_screenshot(str(path))
+        finally:
+            driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +133,21 @@ def test_no_sideways_scroll(browser, page, width):
     assert boxes and max(boxes) <= width
 
 
+def test_long_words_do_not_widen_a_phone(browser, tmp_path):
+    look(browser, report.write(made_up.hostile(tmp_path)), 375, 812)
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 375
+
+
+def test_screenshot(page, tmp_path):
+    shoot(page.parent, tmp_path / "compare.png", 640, 480)
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["compare.png"]
+
+
 def test_copy_says_so(browser, page):
     look(browser, page)
-    browser.execute_script("document.querySelector('details').open = true")
+    browser.execute_script("document.querySelector('details:has(.copy)').open = true")
     button = browser.find_element("css selector", ".copy")
     button.click()
     browser.execute_async_script("setTimeout(arguments[0], 200)")

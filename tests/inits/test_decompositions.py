@@ -175,8 +175,9 @@ def test_corda_damps_until_its_inverse_is_good():
     found, inverse = damped(c, 1e-12, lambda m: m)
     assert matrix_norm(found @ inverse - torch.eye(D_IN)) < GOOD
     assert (found - c).diagonal().min() > 1e-12 * c.diagonal().mean()
-    with pytest.raises(lt.LuthierError, match="all zero"):
-        damped(torch.zeros(3, 3), 0.01, lambda m: m)
+    for hopeless in (torch.zeros(3, 3), torch.full((3, 3), torch.inf)):
+        with pytest.raises(lt.LuthierError, match="all zero or not finite"):
+            damped(hopeless, 0.01, lambda m: m)
     with pytest.raises(lt.LuthierError, match=r"corda\.damping is 0"):
         CorDA(damping=0.0)
 
@@ -257,6 +258,7 @@ def test_lora_sb_starts_at_the_best_of_the_first_sign_step():
         (PiSSA(), lt.LoReFT(), "has no such pair; these forms have one: .*lora"),
         (OLoRA(), lt.DoRA(), "has no such pair"),
         (PiSSA(), lt.LoRA(share="type"), "share='type'"),
+        (PiSSA(), lt.LoRA(alpha=0.0), "divides by the form's scale, which is 0"),
         (LoRASB(), lt.LoRA(), "starts loraxs"),
         (LoRASB(), lt.LoRAXS(scale=16.0), r"needs scale=1"),
     ],

@@ -23,7 +23,7 @@ WHERE = {"full": "params(*.layers.*.weight)", "lora": "q_proj, down_proj"}
 def update_of(name: str, **settings) -> Update:
     """The update, so quick that a few steps meet every change that it makes."""
     cls = find("updates", name)
-    quick = {"interval": 2, "start": 0.4} if not settings else {}
+    quick = {"interval": 2, "search": 0.4} if not settings else {}
     made = cls.from_dict({key: value for key, value in quick.items() if key in cls.settings()} | settings)
     assert isinstance(made, Update)
     return made
@@ -54,7 +54,7 @@ def steps(model, optimizer, first: int, last: int) -> list[float]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 
@@ -103,7 +103,7 @@ def test_it_lowers_the_loss_and_leaves_the_base_alone(case):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[1] < losses[0] and all(torch.isfinite(t).all() for t in tensors(model).values())
     assert same({key: t for key, t in model.state_dict().items() if ".adapters." not in key}, base)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def shaped(tmp_path):
     return shape
 
 
-def made(name: str, **settings):
+def made(name: str, **settings) -> Any:
     return find("objectives", name).from_dict(settings)
 
 
@@ -191,7 +192,7 @@ def test_morepair_learns_the_end_and_no_prompt(shaped):
     for ids, learned, seen in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
         last = int(seen.sum()) - 1
         assert ids[last] == learned[last] == words.eos_token_id and (learned[last + 1 :] == -100).all()
-        text = words.decode(ids[learned != -100])
+        text = str(words.decode(ids[learned != -100]))
         assert "=" not in text and text[: text.index("<")].isdigit()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,8 +86,9 @@ def test_what_cannot_be_chosen_is_refused(pool):
 
 def transport(cost, weights, epsilon: float) -> float:
     """OT_ε of weighted rows to even targets, with the entropy of the plan relative to the product of its sides."""
-    from scipy.special import logsumexp
+    from scipy import special
 
+    logsumexp: Any = special.logsumexp
     left, right = np.log(weights), np.full(cost.shape[1], -np.log(cost.shape[1]))
     f, g = np.zeros(cost.shape[0]), np.zeros(cost.shape[1])
     for _ in range(5000):

@@ -15,6 +15,7 @@ from luthier import models
 from luthier.cli.commands.train import Train
 from luthier.cli.parse import parse
 from luthier.core.piece import Piece, read_pieces
+from luthier.inits.corda import CorDA
 from luthier.inits.lora_ga import LoRAGA
 from luthier.inits.lora_sb import LoRASB
 from luthier.inits.pissa import PiSSA
@@ -22,6 +23,7 @@ from luthier.measuring.calibration import Calibration
 from luthier.training import Run, Training, train
 from luthier.training.checkpoint import checkpoints
 from luthier.training.command import command
+from tiny import sums, write_rows
 
 SHORT = Training(epochs=1, batch=4, accumulate=2, save_every=2, keep=20, lr=1e-2)
 ALSO = (
@@ -83,6 +85,13 @@ def test_a_form_that_selects_nothing_is_found_before_the_weights(mam):
     assert not mam.folder.exists()
 
 
+@pytest.mark.parametrize("init", [PiSSA(), LoRAGA(), LoRASB()])
+def test_a_form_that_the_start_cannot_serve_is_found_before_the_weights(pissa, init):
+    with pytest.raises(lt.LuthierError, match=r"has no such pair|starts loraxs"):
+        train(replace(pissa, form=lt.IA3(), init=init), progress=False)
+    assert not pissa.folder.exists()
+
+
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("kind", ["mam", "pissa"])
 def test_resume_is_exact(kind, whole, request):
@@ -135,3 +144,22 @@ def test_lora_sb_from_the_command_line(llama, additions, tmp_path):
 def test_what_is_no_form_is_refused(text, told):
     with pytest.raises(lt.LuthierError, match=told):
         read_pieces(text)
+
+
+def test_other_data_are_looked_at_where_they_are_named(pissa, tmp_path):
+    """CorDA keeps what other rows need: the start follows from those, the training from the run's own."""
+
+    def start(**changes) -> dict[str, torch.Tensor]:
+        settings = Calibration(samples=8, **changes)
+        training = replace(SHORT, steps=1, warmup=0.0)
+        run = replace(pissa, init=CorDA(mode="knowledge"), calibration=settings, training=training)
+        result = train(run, progress=False, overwrite=True)
+        return {key: t for key, t in adapter(result).items() if key.endswith("A_start")}
+
+    other = write_rows(tmp_path / "other.jsonl", sums(30, seed=8))
+    plain, named = start(), start(source=other)
+    assert plain and all(not torch.equal(tensor, named[key]) for key, tensor in plain.items())
+    write_rows(tmp_path / "other.jsonl", sums(30, seed=9))  # the cache goes by what the file holds
+    assert all(not torch.equal(tensor, named[key]) for key, tensor in start(source=other).items())
+    words = ["train", pissa.model, pissa.data, "--recipe", "corda-knowledge", "--source", other]
+    assert resolved(words).calibration == Calibration(samples=256, source=other)

@@ -15,6 +15,7 @@ from luthier.core.component import find, names
 from luthier.training import Run, Training, train
 from luthier.training.checkpoint import checkpoints
 from luthier.training.command import command
+from luthier.updates.freeze import Freeze
 from luthier.updates.lisa import LISA
 from luthier.updates.lora_plus import LoRAPlus
 from tiny import save_model, sums, write_rows
@@ -35,7 +36,7 @@ def additions(tmp_path_factory) -> str:
 def run_of(llama, additions, folder, name: str) -> Run:
     """A run by the update `name` that meets a change of what it trains, on a form that it takes."""
     cls = find("updates", name)
-    quick = {"interval": 2, "start": 0.4}
+    quick = {"interval": 2, "search": 0.4}
     update = cls.from_dict({key: value for key, value in quick.items() if key in cls.settings()})
     form, where = (lt.LoRA(rank=4), None) if name.startswith("lora") else (lt.Full(), "params(*.layers.*)")
     return Run(llama, additions, form, where, out=str(folder), training=SHORT, update=update)  # type: ignore[arg-type]
@@ -103,7 +104,7 @@ def test_bad_input_is_refused_before_the_weights_are_loaded(llama, additions, tm
     refused("no factor that reads", update=LoRAPlus())
     refused("is none of that kind", update=find("updates", "lora_pro")(), form=lt.DoRA(), where="q_proj")
     refused("share", update=LISA(), form=lt.LoRA(share="type"), where="q_proj")
-    refused("end with block 2", update=find("updates", "freeze")(bottom=3))
+    refused("end with block 2", update=Freeze(bottom=3))
     with pytest.raises(lt.LuthierError, match="gamma is 0; expected at least 1"):
         LISA(gamma=0)
     monkeypatch.setenv("WORLD_SIZE", "2")

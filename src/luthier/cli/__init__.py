@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from luthier.core.errors import LuthierError
 
 USAGE, INTERRUPTED = 2, 130
+AFTER = {"train": "continue with --resume", "compare": "the same command goes on where it was stopped"}
+"""How interrupted commands are continued."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,4 +48,4 @@ def _run(tokens: list[str]) -> None:
 
 
 def _after_interrupt(tokens: list[str]) -> str:
-    return "continue with --resume" if tokens[:1] == ["train"] else "nothing was written"
+    return AFTER.get(tokens[0] if tokens else "", "nothing was written")

@@ -16,7 +16,8 @@ class TIES(Combine):
 
     δ̂ keeps the `density` share of each tensor's entries that is largest in magnitude, at least one. An entry whose
     sum is 0 takes the sign that most entries of its tensor have. The authors trim over the whole model at once; here,
-    as in mergekit, each tensor is trimmed alone, so that tensors may come one after the other. The divisor takes |w_i|,
+    as in mergekit, each tensor is trimmed alone, so that tensors may come one after the other (of n entries
+    int(density n) stay; the authors' threshold lets one more through). The divisor takes |w_i|,
     so that a negative weight stays a subtraction.
     """
 

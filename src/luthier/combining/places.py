@@ -49,7 +49,7 @@ class Spot:
         return Place(
             site=scope.parameter(self.name, self.flipped),
             shape=tuple(self.oriented(self.tensor).shape),
-            depth=scope.depth,
+            depth=_depth(scope, self.path),
             base=lambda: wide(self.oriented(self.tensor)),
             vocabulary=self.key == "weight" and _rows_are_tokens(scope, self),
             totals=totals,
@@ -68,6 +68,12 @@ def spots(model: nn.Module) -> list[list[Spot]]:
         for key, tensor in module.named_parameters(recurse=False):
             found.setdefault(id(tensor), []).append(Spot(path, key, module))
     return list(found.values())
+
+
+def _depth(scope: Scope, path: str) -> int:
+    """Blocks in the stack that holds a module (an encoder and a decoder have one each), else in the deepest."""
+    own = (len(blocks) for stack, blocks in scope.stacks.items() if path.startswith(f"{stack}."))
+    return next(own, scope.depth)
 
 
 def _rows_are_tokens(scope: Scope, spot: Spot) -> bool:

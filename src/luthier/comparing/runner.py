@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import gc
-import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,21 +17,19 @@ from rich.console import Console
 
 from luthier.comparing.costs import costs
 from luthier.comparing.fit import Fitted, fit
+from luthier.comparing.folder import STUDY, prepared
 from luthier.comparing.forgetting import forgetting, read_held
-from luthier.comparing.plan import Job, Plan, plan
+from luthier.comparing.plan import Job, Plan
 from luthier.comparing.progress import shown
 from luthier.comparing.record import FILE, Record, write
 from luthier.comparing.scores import tested
 from luthier.comparing.study import Study, label, read_study
 from luthier.comparing.table import save
-from luthier.comparing.tune import check_tuning, place, tuned
+from luthier.comparing.tune import place, tuned
 from luthier.core.errors import LuthierError
 from luthier.data import Examples
 from luthier.training.folder import versions
 
-STUDY = "study.json"
-FREE = ("models", "data", "methods", "seeds", "settings", "timing", "batch", "keep_adapters")
-"""Parts of a study that may differ when it goes on: what is new is added, what is done stays."""
 WAIT = 5.0
 """Seconds between looks at runs that another process makes."""
 
@@ -111,110 +106,6 @@ def study_of(
     values = read.to_dict() | given | {"training": read.training | dict(given.get("training", {}))}
     values["settings"] = {k: v for k, v in values["settings"].items() if k in values["methods"]}
     return Study.from_dict(values)
-
-
-# --- the folder ------------------------------------------------------------------------------------
-
-
-def prepared(study: Study, folder: Path) -> Plan:
-    """The plan, checked against what the folder holds, and noted there."""
-    if folder.is_file() or (folder.is_dir() and not _ours(folder)):
-        raise LuthierError(f"{folder} holds something else than a study; choose another folder (out).")
-    old = _stored(folder)
-    if old is not None:
-        _refuse_changed(folder, old, study, {})
-    check_tuning(study)
-    read_held(study)
-    planned = plan(study, folder)
-    prints = {name: each.fingerprints() for name, each in planned.data.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / ".lock"):
-        old = _stored(folder)
-        if old is not None:
-            _refuse_changed(folder, old, study, prints)
-        write(_noted(study, old, prints), folder / STUDY)
-    return planned
-
-
-def _ours(folder: Path) -> bool:
-    """Whether a folder is a study's, or as good as empty."""
-    known = {STUDY, ".lock", "data"}
-    return (folder / STUDY).is_file() or all(path.name in known for path in folder.iterdir())
-
-
-def _stored(folder: Path) -> dict[str, Any] | None:
-    path = folder / STUDY
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        Study.from_dict(found["study"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise LuthierError(f"{path} is no study: {error}.") from None
-    return found
-
-
-def _refuse_changed(folder: Path, old: dict[str, Any], study: Study, prints: dict[str, Any]) -> None:
-    """Raises unless both studies are the same where they overlap."""
-    there, here = old["study"], json.loads(json.dumps(study.to_dict()))
-    found = [_difference(key, here[key], there.get(key)) for key in here if key not in FREE]
-    for key in ("models", "data", "settings"):
-        found += [
-            _difference(f"{key}.{name}", value, there[key][name])
-            for name, value in here[key].items()
-            if name in there[key]
-        ]
-    found += [
-        _difference(f"settings.{name}", here["settings"].get(name), there["settings"].get(name))
-        for name in here["methods"]
-        if name in there["methods"] and (name in here["settings"]) != (name in there["settings"])
-    ]
-    found += [
-        _difference(f"the rows of {name} ({part})", value, old["fingerprints"].get(name, {}).get(part, value))
-        for name, parts in prints.items()
-        for part, value in parts.items()
-    ]
-    changed = [text for text in found if text]
-    if changed:
-        raise LuthierError(
-            f"{folder} holds a study with other settings: {'; '.join(changed)}. Give those, or another folder (out)."
-        )
-
-
-def _difference(name: str, here: Any, there: Any) -> str:
-    """What differs; nothing where nothing does."""
-    if isinstance(here, dict) and isinstance(there, dict):
-        inner = [_difference(f"{name}.{key}", here.get(key), there.get(key)) for key in {**here, **there}]
-        return "; ".join(text for text in inner if text)
-    return "" if here == there else f"{name} is {here!r}, there {there!r}"
-
-
-def _noted(study: Study, old: dict[str, Any] | None, prints: dict[str, Any]) -> dict[str, Any]:
-    """What study.json holds: all that was ever asked of this folder."""
-    new = study.to_dict()
-    before = old["study"] if old else {}
-    for key in ("models", "data", "settings"):
-        new[key] = before.get(key, {}) | new[key]
-    for key in ("methods", "seeds"):
-        new[key] = list(dict.fromkeys([*before.get(key, []), *new[key]]))
-    return {
-        "study": new,
-        "fingerprints": (old or {}).get("fingerprints", {}) | prints,
-        "command": (old or {}).get("command") or command(),
-        "versions": versions(),
-        "created": (old or {}).get("created")
-        or datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def command() -> str:
-    """The command line that is running, or how Python was asked."""
-    import shlex
-
-    return shlex.join(["luthier", *sys.argv[1:]]) if sys.argv[1:2] == ["compare"] else "luthier.compare(…)"
-
-
-# --- runs ------------------------------------------------------------------------------------------
 
 
 def run_all(planned: Plan, console: Console) -> dict[str, str]:

@@ -201,18 +201,17 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gguf")
 
 def _named(value: Any, key: str, folder: Path) -> Any:
     """`{name: source}` of a source, of several, or of a table of them."""
-    if isinstance(value, str):
-        value = [value]
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        names = [label(each) for each in value]
+    listed = [value] if isinstance(value, str) else value
+    if isinstance(listed, list) and all(isinstance(each, str) for each in listed):
+        names = [label(each) for each in listed]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise LuthierError(f'{key}: two are called {twice!r}; name them: {key} = {{first = "…", second = "…"}}.')
-        value = dict(zip(names, value, strict=True))
-    check_type(key, value, dict)
-    for name, each in value.items():
+        listed = dict(zip(names, listed, strict=True))
+    found = _dict(key, listed)
+    for name, each in found.items():
         check_type(f"{key}.{name}", each, str)
-    return {name: located(each, folder) for name, each in value.items()}
+    return {name: located(each, folder) for name, each in found.items()}
 
 
 def _data(values: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class Row:
     score: Interval
     trainable: Interval
     bytes: Interval
+    parts: dict[str, Interval]
+    """The score by part of the test."""
     step_ratio: Interval | None
     peak_bytes: Interval | None
     forgetting: dict[str, Interval]
@@ -78,6 +80,11 @@ class Section:
         return [row for row in self.rows if row.trainable.value and words.known(row.score.value)]
 
     @property
+    def parts(self) -> list[str]:
+        """The parts of the test."""
+        return list(dict.fromkeys(part for row in self.rows for part in row.parts))
+
+    @property
     def held(self) -> list[str]:
         """What forgetting was measured on."""
         return list(dict.fromkeys(what for row in self.rows for what in row.forgetting))
@@ -105,6 +112,7 @@ def _row(method: str, runs: list[Record]) -> Row:
         score=statistics.score_of(runs),
         trainable=statistics.over_seeds([run.trainable for run in runs]),
         bytes=statistics.over_seeds([run.bytes for run in runs]),
+        parts=_parts(runs),
         step_ratio=_mean(runs, lambda run: run.step_ratio),
         peak_bytes=_mean(runs, lambda run: run.peak_bytes),
         forgetting=_forgetting(runs),
@@ -117,6 +125,15 @@ def _row(method: str, runs: list[Record]) -> Row:
 def _mean(runs: Sequence[Record], read: Callable[[Record], float | None]) -> Interval | None:
     values = [value for value in map(read, runs) if value is not None and words.known(value)]
     return statistics.over_seeds(values) if values else None
+
+
+def _parts(runs: Sequence[Record]) -> dict[str, Interval]:
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for part, metrics in run.tests.items():
+            if words.known(metrics.get(run.metric)):
+                found.setdefault(part, []).append(metrics[run.metric])
+    return {part: statistics.over_seeds(values) for part, values in found.items()}
 
 
 def _forgetting(runs: Sequence[Record]) -> dict[str, Interval]:

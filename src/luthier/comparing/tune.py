@@ -7,7 +7,6 @@ import importlib.util
 import json
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def propose(trials: list[Trial], own: float, seed: int = 0) -> float:
     if not trials:
         return own
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {"lr": optuna.distributions.FloatDistribution(own / REACH, own * REACH, log=True)}
+    space: dict[str, Any] = {"lr": optuna.distributions.FloatDistribution(own / REACH, own * REACH, log=True)}
     sampler = optuna.samplers.TPESampler(seed=seed + len(trials), n_startup_trials=RANDOM)
     search = optuna.create_study(sampler=sampler)
     finite = [trial["value"] for trial in trials if trial["value"] is not None]
@@ -94,10 +93,10 @@ def _at(job: Job, lr: float) -> Run:
     return dataclasses.replace(job.run, training=dataclasses.replace(job.run.training, lr=lr))
 
 
-def _loss(job: Job, make: Callable = fit) -> float | None:
+def _loss(job: Job) -> float | None:
     """The last loss on the validation part; None where training stopped because the loss was not finite."""
     try:
-        fitted = make(job)
+        fitted = fit(job)
     except Diverged:
         return None
     value = fitted.eval_losses[-1][1]

@@ -26,7 +26,7 @@ class Place:
     """Its path, its widths and its block (`site.layer`; None outside the blocks)."""
     shape: tuple[int, ...]
     depth: int
-    """Blocks in the model."""
+    """Blocks in the stack that holds it (outside of them: in the deepest one)."""
     base: Callable[[], Tensor]
     """Reads W0, of `shape`."""
     vocabulary: bool = False

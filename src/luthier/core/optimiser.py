@@ -67,7 +67,7 @@ def course_of(model: nn.Module, steps: int, *, name: str | None = None, seed: in
         for group, slot in part.slots.items():
             site = slot.origin
             level = outside[site.module] if site.layer is None else site.layer + 1
-            params = {key: p for key, p in slot.named_parameters() if key not in slot.form.frozen}
+            params = {key: p for key, p in slot.named_parameters() if part.trains(key)}
             places.append(Place(f"{prefix}.{group}", site, slot.form, level, params, model.get_submodule(site.module)))
     return Course(tuple(places), depth, steps, seed)
 
@@ -160,6 +160,7 @@ class _Driver:
         before, old = self.stepped(key), self.packs.get(key)
         if old is not None and torch.equal(old.index, index):
             return
+        self.params[key].grad = None  # the optimiser no longer clears it
         self.packs[key] = new = _Pack(index, self.params[key])
         for group in self.optimizer.param_groups:
             group["params"][:] = [new.held if p is before else p for p in group["params"]]

@@ -65,6 +65,7 @@ class Update(Component):
     active(course, step) -> places          what is trained in a step; the rest gets no gradient and holds no state
     entries(course, step) -> {name: index}  which entries of a tensor are trained from a step on; moments are packed
     values(course, step) -> {name: tensor}  what tensors are set to before a step
+    restarts(steps) -> steps                where the learning rate's schedule begins anew
     init(place) -> state                    what it keeps for a place; it goes into checkpoints
     update(grads, state, place) -> grads    the gradients that AdamW is given, all of a place at once
 
@@ -114,6 +115,10 @@ class Update(Component):
     def values(self, course: Course, step: int) -> Mapping[str, Tensor]:
         """Tensors that are set before `step`, by name, with fresh moments; called after `entries`."""
         return {}
+
+    def restarts(self, steps: int) -> tuple[int, ...]:
+        """The steps, ascending and above 0, at which the schedule of the learning rate begins anew."""
+        return ()
 
     def init(self, place: Place) -> dict[str, Tensor]:
         """The state that `update` finds for a place."""

@@ -93,7 +93,7 @@ def plot_scores(chosen: Chosen, title: str, path: Path) -> None:
     import numpy as np
 
     figure, axes = plt.subplots(figsize=(7, 4))
-    bins = np.histogram_bin_edges(chosen.scores, bins=min(60, max(10, len(chosen.scores) // 5)))
+    bins = np.histogram_bin_edges(chosen.scores, bins=min(60, max(10, len(chosen.scores) // 5))).tolist()
     axes.hist(chosen.scores, bins, color="0.75", label=f"all {len(chosen.scores):,} rows")
     axes.hist(chosen.scores[chosen.places], bins, color="tab:blue", label=f"{len(chosen.places):,} taken")
     axes.set(title=title, xlabel="score", ylabel="rows")

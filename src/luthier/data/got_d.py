@@ -78,7 +78,7 @@ class GOTD(DataSelection):
                 f"{log['err'][-1]:.1e}); raise epsilon or iterations.",
                 stacklevel=2,
             )
-        return self.epsilon * log["log_u"]
+        return self.epsilon * np.asarray(log["log_u"])
 
 
 def _tfidf(pool: Pool) -> Any:

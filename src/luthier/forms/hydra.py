@@ -15,8 +15,8 @@ class Hydra(Form):
 
     The parallel branch D_p [rank, d_in], U_p [d_out, rank] is LoRA; the sequential one D_s [rank, d_out],
     U_s [d_out, rank] recombines what the layer gives. Both D are Kaiming uniform and both U zero: a no-op at the start.
-    It folds into W' = W + s (U_p D_p + U_s D_s W) and b' = b + s U_s D_s b. The authors' code for language is so, with a
-    rank for each branch; that for vision also has biases in the branches and starts D by Xavier, and its merge of the
+    It folds into W' = W + s (U_p D_p + U_s D_s W) and b' = b + s U_s D_s b. The authors' code for language is so, with
+    a rank for each branch; that for vision also has biases in the branches and starts D by Xavier, and its merge of the
     attention's projection reads the MLP's weight.
     """
 

@@ -24,7 +24,6 @@ class LoLDU(Form):
     kinds = ("affine", "param")
     needs = ("weight",)
     frozen = ("L", "U", "D")
-    lr = 1e-2
 
     rank: int = 8
     """Pivots that are trained."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import zeros
@@ -26,15 +26,22 @@ class Sparse(Form):
 
     density: float = 0.01
     """k as a share of the tensor's entries, at least 1."""
+    k: int | None = None
+    """Entries of each tensor (none: as `density` says)."""
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.density <= 1:
             raise LuthierError(f"sparse.density is {self.density}; expected a share above 0 and up to 1.")
 
+    def with_rank(self, rank):
+        """The form with that many entries, which are to it what a rank is to factors."""
+        return replace(self, k=rank)
+
     def init(self, site, stats):
         size = site.d_in * site.d_out
-        index = torch.randperm(size)[: count(self.density, size)]
+        k = self.k or count(self.density, size)
+        index = torch.randperm(max(k, size))[:k]
         return {"index": index.sort().values, "values": zeros(len(index))}
 
     def entries(self, p):

@@ -23,6 +23,8 @@ def check_form(init: str, form: Form) -> None:
         raise LuthierError(
             f"{init} gives each site factors of its own, so share={form.share!r} cannot hold; leave share out."
         )
+    if form.scale <= 0:
+        raise LuthierError(f"{init} divides by the form's scale, which is {form.scale}; expected a number above 0.")
 
 
 def rank_of(init: str, form: Form, site: Site, times: int = 1) -> int:

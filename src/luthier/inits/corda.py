@@ -71,11 +71,11 @@ class CorDA(Init):
 def damped(c: Tensor, damping: float, context: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """(M, M⁻¹) of M = context(C + damping · mean diagonal of C), the damping doubled until the inverse is good.
 
-    Raises `LuthierError` for a C of zeros, which no damping helps.
+    Raises `LuthierError` for a C that no damping helps.
     """
     eye, level = torch.eye(len(c), dtype=c.dtype, device=c.device), c.diagonal().mean()
-    if not level > 0:
-        raise LuthierError("corda: the measured inputs of a layer are all zero; take other rows, or leave it out.")
+    if not (level > 0 and c.isfinite().all()):
+        raise LuthierError("corda: the inputs of a layer are all zero or not finite; take other rows, or leave it out.")
     while True:
         found = context(c + damping * level * eye)
         inverse, singular = torch.linalg.inv_ex(found)

@@ -8,7 +8,7 @@ import torch
 
 from luthier.core.initialiser import Init
 from luthier.core.matrix import wide
-from luthier.inits._factors import rank_of
+from luthier.inits._factors import check_form, rank_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class OLoRA(Init):
     paper = "Büyükakyüz 2024, arXiv 2406.01775"
     needs = ("weight",)
     relative = True
+
+    def statistics(self, form):
+        check_form(self.name(), form)
+        return ()
 
     def factors(self, form, site, stats):
         rank = rank_of(self.name(), form, site)

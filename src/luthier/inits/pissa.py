@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from luthier.core.errors import LuthierError
 from luthier.core.initialiser import Init
 from luthier.core.matrix import leading
-from luthier.inits._factors import balanced, rank_of
+from luthier.inits._factors import balanced, check_form, rank_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class PiSSA(Init):
     def __post_init__(self) -> None:
         if self.niter is not None and self.niter < 0:
             raise LuthierError(f"pissa.niter is {self.niter}; expected a whole number of at least 0.")
+
+    def statistics(self, form):
+        check_form(self.name(), form)
+        return ()
 
     def factors(self, form, site, stats):
         rank = rank_of(self.name(), form, site)

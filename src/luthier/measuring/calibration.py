@@ -36,9 +36,11 @@ class Calibration:
     """Fixes the rows that are drawn, and the resamples behind intervals."""
     fresh: bool = False
     """Measure again though the cache holds the result."""
+    source: str | None = None
+    """Other data that are looked at, such as what is to be kept (none: the rows trained on)."""
 
     def __post_init__(self) -> None:
-        for name, hint in (("samples", int), ("batch", int), ("seed", int), ("fresh", bool)):
+        for name, hint in (("samples", int), ("batch", int), ("seed", int), ("fresh", bool), ("source", str | None)):
             check_type(name, getattr(self, name), hint)
         for name in ("samples", "batch"):
             if getattr(self, name) < 1:

@@ -115,6 +115,8 @@ def measure(
     form = form if form is not None else LoRA()
     ranks = ranks if ranks is not None else GeLoRA()
     settings, console = calibration or Calibration(), Console(stderr=True, quiet=not progress)
+    if settings.source is not None:
+        raise LuthierError("a measurement reads the data it is given; leave source out of the calibration.")
     examples = luthier_data.load(data, task=task, skip_bad_rows=skip_bad_rows, limit=limit, seed=settings.seed)
     processor = trial(model, examples.task, form, where, ranks, budget)
     loaded = models.load(model, task=examples.task, dtype=dtype, labels=examples.labels)

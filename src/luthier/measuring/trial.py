@@ -11,6 +11,7 @@ from luthier import models
 from luthier.core.allocation import Ranks
 from luthier.core.errors import LuthierError
 from luthier.core.form import Form
+from luthier.core.initialiser import Init
 from luthier.core.piece import Piece
 from luthier.core.select import select
 from luthier.core.update import Update
@@ -26,8 +27,9 @@ def trial(
     budget: str | None,
     update: Update | None = None,
     also: Sequence[Piece] = (),
+    init: Init | None = None,
 ) -> Any:
-    """The processor of a model, after selectors, budget and update were tried on its shapes alone."""
+    """The processor of a model, after selectors, budget, start and update were tried on its shapes alone."""
     import torch
     import transformers
 
@@ -41,6 +43,8 @@ def trial(
     sites, *_ = ground(empty, form, where, ranks, budget)
     for piece in also:
         select(empty, piece.place)
+    if init is not None:
+        init.statistics(form)  # refuses a form that it cannot start
     if update is not None:
         update.check(form, sites)
     return processor

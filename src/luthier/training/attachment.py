@@ -54,7 +54,7 @@ def _measured(run: Run, loaded: Loaded, prepared: Prepared, console: Console) ->
         features=prepared.plain,
         collator=data.collator_for(prepared.task, loaded.processor),
         calibration=run.calibration,
-        data=f"{prepared.examples.fingerprint} {prepared.task} {settings.max_length} {settings.truncate}",
+        data=f"{prepared.seen} {prepared.task} {settings.max_length} {settings.truncate}",
         console=console,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,7 +34,9 @@ class Prepared:
     evaluation: list[Feature]
     processor: Any
     plain: list[Feature]
-    """The rows trained on, as they were encoded: what a calibration pass reads."""
+    """What a calibration pass reads: the rows trained on, or other data, as they were encoded."""
+    seen: str
+    """The fingerprint of those rows."""
     selected: dict[str, Any] = field(default_factory=dict)
     """How many rows the selection chose from, and the fingerprint of its target; empty without one."""
 
@@ -50,7 +53,9 @@ def prepare(run: Run) -> Prepared:
         columns=run.objective.columns,
     )
     train, held = _divide(run, examples)
-    processor = trial(run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also)
+    processor = trial(
+        run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also, run.init
+    )
     train, selected = _selected(run, train)
     encode = partial(
         data.encode_all,
@@ -73,7 +78,9 @@ def prepare(run: Run) -> Prepared:
             f"{run.objective.name()} goes by the evaluation loss, and no row is held out; give evaluation data "
             "(eval_data) or a share of the rows (eval_fraction)."
         )
-    return Prepared(examples.task, train, held, shaped[0], shaped[1] if held else [], processor, encoded[0], selected)
+    plain, seen = _seen(run, train, encoded[0], encode)
+    evaluation = shaped[1] if held else []
+    return Prepared(examples.task, train, held, shaped[0], evaluation, processor, plain, seen, selected)
 
 
 def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples | None]:
@@ -85,6 +92,22 @@ def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples | None]:
         return examples, None
     count = max(1, round(settings.eval_fraction * len(examples)))
     return data.split(examples, n=count, seed=settings.seed)
+
+
+def _seen(
+    run: Run, train: Examples, features: list[Feature], encode: Callable[[Examples], list[Feature]]
+) -> tuple[list[Feature], str]:
+    """(rows that a calibration pass reads, their fingerprint)."""
+    if run.calibration.source is None:
+        return features, train.fingerprint
+    other = data.load(
+        run.calibration.source,
+        skip_bad_rows=run.skip_bad_rows,
+        seed=run.training.seed,
+        task=train.task,
+        columns=run.objective.columns,
+    )
+    return encode(other), other.fingerprint
 
 
 def _selected(run: Run, examples: Examples) -> tuple[Examples, dict[str, Any]]:

@@ -31,6 +31,7 @@ from luthier.training.prepare import Prepared, is_main, labels_in_order, prepare
 from luthier.training.progress import quiet, shown
 from luthier.training.report import Plan, overview, plan_of, steps_of
 from luthier.training.run import Result
+from luthier.training.sparse import sparsify
 from luthier.training.spec import Run
 from luthier.training.trainer import Trainer, arguments
 
@@ -135,6 +136,8 @@ class Session:
         measured |= {"task": prepared.task, "labels": prepared.examples.labels}
         measured |= {"ranks": record["measured"]} if record["measured"] else {}
         measured |= {"update": record["run"]["update"]}
+        if run.update.sparse:
+            sparsify(loaded.model, run.name)
         if is_main() or run.training.shard:  # of a sharded base, every process holds a part
             store.save(loaded.model, run.folder / "adapter", run.name, base=run.model, measured=measured, card=text)
         return Result(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import os
 import random
@@ -120,22 +121,44 @@ class Trainer(transformers.Trainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """AdamW, driven by the run's update."""
         if self.optimizer is None:
-            assert self.model is not None
-            _, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            decayed = set(self.get_decay_parameter_names(self.model))
+            trained: Any = self.model
+            _, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            decayed = set(self.get_decay_parameter_names(trained))
             self.optimizer = optimiser(
-                self.model,
+                trained,
                 self.run.update,
                 lr=self.run.lr,
                 steps=self.args.max_steps,
                 name=self.run.name,
                 seed=self.run.training.seed,
                 weight_decay=self.run.training.weight_decay,
-                undecayed=[p for key, p in self.model.named_parameters() if key not in decayed],
+                undecayed=[p for key, p in trained.named_parameters() if key not in decayed],
                 settings=settings,
                 resumes=self.resumes,
             )
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None) -> Any:
+        """The schedule, begun anew where the update begins anew."""
+        turns = self.run.update.restarts(num_training_steps)
+        if self.lr_scheduler is not None or not turns:
+            return super().create_scheduler(num_training_steps, optimizer)
+        starts = (0, *turns)
+        alone = torch.optim.SGD([torch.zeros(1)], lr=1.0)  # gives the shape of a schedule, and steps nothing
+        shapes = [
+            transformers.get_scheduler(
+                self.args.lr_scheduler_type, alone, math.ceil(self.run.training.warmup * (end - start)), end - start
+            ).lr_lambdas[0]  # pyright: ignore[reportAttributeAccessIssue]
+            for start, end in zip(starts, (*turns, num_training_steps), strict=True)
+        ]
+
+        def factor(step: int) -> float:
+            phase = bisect.bisect_right(starts, step) - 1
+            return shapes[phase](step - starts[phase])
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def counts(self, batch: dict[str, Any]) -> Tensor:
         """Over how much the means of a batch are, [parts]."""
@@ -174,8 +197,8 @@ class Trainer(transformers.Trainer):
         self.rows += rows
         for norm in self.norms:
             norm.eval()  # the running statistics belong to the frozen base
-        totals, objective = num_items_in_batch, self.run.objective
-        assert totals is not None  # counted above for every step
+        objective, totals = self.run.objective, num_items_in_batch
+        assert isinstance(totals, Tensor)  # counted above for every step
         shares = objective.shares(totals, self.memory) * self.counts(inputs) / totals.clamp(min=1)
         at = At(self.state.global_step, self.state.max_steps, training=True)
         means = objective.loss(model, objective.inputs(inputs, at))

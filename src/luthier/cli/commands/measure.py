@@ -64,7 +64,7 @@ class Measure(Command):
         ranks = find("ranks", option(tokens, "--ranks") or "gelora")
         form = find("forms", option(tokens, "--method") or "lora")
         return [
-            Flags(Calibration, "Calibration"),
+            Flags(Calibration, "Calibration", ("source",)),
             Flags(ranks, f"Settings of {ranks.name()}"),
             Flags(form, f"Settings of {form.name()}"),
         ]

@@ -1,0 +1,152 @@
+"""`luthier select`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from luthier.cli.output import console, say, say_json
+from luthier.cli.parse import Command, Flags, Given, option
+from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.core.selection import DataSelection, Pool
+    from luthier.data import Examples
+
+BY = "got_d"
+"""What chooses when nobody says."""
+
+
+@dataclass(frozen=True)
+class Select(Command):
+    """Choose the rows to learn from, or put shots before each prompt.
+
+    With --rows, the rows of DATA that serve the rows of --target best are written as they are. With --shots, every row
+    of DATA is written with that many rows of --pool before its prompt; these are read, not learned.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "luthier select pool.jsonl --by got_d --target task.jsonl --rows 2000 --out chosen.jsonl",
+        "luthier select pool.jsonl --by got_d --embedding states --model smollm2-135m --target task.jsonl --rows 2000",
+        "luthier select test.jsonl --by bm25 --shots 4 --pool train.jsonl --out test-4-shot.jsonl",
+        "luthier select train.jsonl --by random --rows 500 --seed 1",
+    )
+
+    data: str
+    """A file (.jsonl, .csv, .parquet, …), a folder, a hub id or gym:<task>."""
+    by: str = field(default=BY, kw_only=True)
+    """What chooses; `luthier list data` shows all."""
+    rows: int | None = field(default=None, kw_only=True)
+    """Take that many rows."""
+    target: str | None = field(default=None, kw_only=True)
+    """Data of the task that rows are chosen for."""
+    shots: int | None = field(default=None, kw_only=True)
+    """Put that many rows before each prompt."""
+    pool: str | None = field(default=None, kw_only=True)
+    """Data that shots come from (none: DATA, where no row is its own shot)."""
+    model: str | None = field(default=None, kw_only=True)
+    """The model whose hidden states rows are compared by, where the selection reads them."""
+    out: str = field(default="selected.jsonl", kw_only=True)
+    """The .jsonl file to write; a picture of the scores stands beside it."""
+    overwrite: bool = field(default=False, kw_only=True)
+    """Write though --out is there."""
+    task: str | None = field(default=None, kw_only=True)
+    """What the rows are for (none: what their columns tell)."""
+    limit: int | None = field(default=None, kw_only=True)
+    """Read that many rows of DATA, drawn by the seed."""
+    skip_bad_rows: bool = field(default=False, kw_only=True)
+    """Go on without the rows that cannot be used."""
+    seed: int = field(default=0, kw_only=True)
+    """Fixes what is drawn."""
+    json: bool = field(default=False, kw_only=True)
+    """Print JSON."""
+
+    @classmethod
+    def settings(cls, tokens: Sequence[str]) -> list[Flags]:
+        from luthier.core.component import find
+
+        chosen = find("data", option(tokens, "--by") or BY)
+        return [Flags(chosen, f"Settings of {chosen.name()}")]
+
+    def run(self, given: Given) -> None:
+        from luthier.core.component import find
+
+        if (self.rows is None) == (self.shots is None):
+            raise LuthierError("give --rows, how many rows to take, or --shots, how many to put before each prompt.")
+        out = Path(self.out).expanduser()
+        if out.exists() and not self.overwrite:
+            raise LuthierError(f"{out} is there already; choose another --out, or --overwrite it.")
+        if not out.parent.is_dir():
+            raise LuthierError(f"there is no folder {out.parent} to write to; choose another --out.")
+        cls = find("data", self.by)
+        by: Any = cls.from_dict(dict(given.get(cls, {})))
+        told = (self._rows if self.shots is None else self._shots)(by, out)
+        if self.json:
+            say_json(told | {"by": by.name(), "settings": by.to_dict(), "out": str(out)})
+
+    def _rows(self, by: DataSelection, out: Path) -> dict[str, Any]:
+        from luthier import data
+        from luthier.data._select import plot_scores
+
+        examples = self._load(self.data, self.limit)
+        target = self._load(self.target) if self.target else None
+        assert self.rows is not None
+        chosen = self._waiting(
+            f"Scoring {len(examples):,} rows", data.choose, by, self._pool(examples, target), self.rows
+        )
+        kept = {row.row for row in chosen.examples.rows}
+        table = data.read(self.data, "train", self.limit, self.seed)
+        write(out, (row for number, row in table.rows if number in kept))
+        picture = out.with_suffix(".png")
+        plot_scores(chosen, f"{by.name()}: {self.data}" + (f" for {self.target}" if self.target else ""), picture)
+        if not self.json:
+            say(f"{out} holds {len(kept):,} of {len(examples):,} rows; {picture} shows the scores.")
+            say(f"Next: luthier train MODEL {out}")
+        lowest = float(chosen.scores[chosen.places[-1]])
+        return {"rows": len(kept), "of": len(examples), "lowest": lowest, "fingerprint": chosen.examples.fingerprint}
+
+    def _shots(self, by: DataSelection, out: Path) -> dict[str, Any]:
+        from luthier import data
+        from luthier.data._select import as_row
+
+        queries = self._load(self.data, self.limit)
+        pool = self._pool(self._load(self.pool) if self.pool else queries, None)
+        assert self.shots is not None
+        told = f"Finding shots for {len(queries):,} rows"
+        shown = self._waiting(told, data.with_shots, by, queries, pool, self.shots)
+        write(out, map(as_row, shown.rows))
+        if not self.json:
+            say(f"{out} holds {len(shown):,} rows with {self.shots} shots each, from {pool.examples.source}.")
+            say(f"Next: luthier evaluate MODEL {out}")
+        return {"rows": len(shown), "shots": self.shots, "fingerprint": shown.fingerprint}
+
+    def _load(self, source: str, limit: int | None = None) -> Examples:
+        from luthier import data
+
+        return data.load(source, skip_bad_rows=self.skip_bad_rows, limit=limit, seed=self.seed, task=self.task)
+
+    def _pool(self, examples: Examples, target: Examples | None) -> Pool:
+        from luthier import data
+        from luthier.core.selection import Pool
+
+        return Pool(examples, target, self.seed, data.states_by(self.model) if self.model else None)
+
+    def _waiting(self, told: str, work: Callable[..., Any], *given: Any) -> Any:
+        with console(stderr=True).status(told):
+            return work(*given)
+
+
+def write(out: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """The rows as JSON lines, there whole or not at all; raises for what JSON cannot hold."""
+    written = out.with_name(f".{out.name}.new")
+    try:
+        with open(written, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        written.replace(out)
+    except TypeError as error:
+        raise LuthierError(f"a row cannot be written as JSON ({error}); select from rows of text.") from None
+    finally:
+        written.unlink(missing_ok=True)

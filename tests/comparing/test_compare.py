@@ -1,0 +1,242 @@
+"""Studies end to end: what is measured, what an interruption changes (nothing), what may be added."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+import luthier as lt
+from luthier.comparing import Study, records, runner
+from luthier.core.errors import LuthierError
+from luthier.training import metrics
+
+QUICK = {"steps": 4, "batch": 4, "eval_every": 2, "save_every": 1, "eval_fraction": 0.2}
+CLOCK = ("seconds", "step_seconds", "step_ratio")
+"""What no two runs have in common."""
+
+
+@pytest.fixture(scope="module")
+def study(llama, additions) -> Study:
+    return Study.from_dict(
+        {
+            "models": llama,
+            "data": {"sums": {"train": additions["train"], "test": additions["test"], "max_new_tokens": 3}},
+            "methods": ["lora", "loreft"],
+            "seeds": 2,
+            "budget": "8%",
+            "training": QUICK,
+            "timing": 0,
+        }
+    )
+
+
+def figures(folder) -> list[dict]:
+    """Every record without its clock and the place of its run."""
+    found = []
+    for record in records(folder):
+        values = {key: value for key, value in record.to_dict().items() if key not in (*CLOCK, "command")}
+        values["settings"].pop("out")
+        found.append(values)
+    return found
+
+
+def changed(study: Study, **values) -> Study:
+    return dataclasses.replace(study, **values)
+
+
+def test_two_methods_on_two_seeds(study, held, tmp_path):
+    done = lt.compare(changed(study, timing=2, held=held), out=tmp_path / "s", progress=False)
+    assert [run.key for run in done.records] == [("llama", "sums", m, s) for m in ("lora", "loreft") for s in (0, 1)]
+    for run in done.records:
+        assert [step for step, _ in run.losses] == [1, 2, 3, 4] and [step for step, _ in run.eval_losses] == [2, 4]
+        assert run.metric == "number" and run.rows == 12 and len(run.hits["sums"]) == 12
+        assert run.score == pytest.approx(sum(run.hits["sums"]) / 12)
+        assert 0 < run.trainable <= 0.08 * run.total and run.bytes > 4 * run.trainable
+        assert run.step_seconds > 0 and run.step_ratio > 0 and run.peak_bytes > run.bytes
+        before, after = run.forgetting["held text loss"]
+        assert before > 0 and after != before
+        assert run.budget == "8%" and run.command.startswith("luthier train") and run.samples[0]["prompt"].endswith("=")
+    same_seed = [run.forgetting["held text loss"][0] for run in done.records]
+    assert len(set(same_seed)) == 1  # the base is one
+    assert {"results.csv", "results.json", "study.json", "report.html"} <= {p.name for p in (tmp_path / "s").iterdir()}
+    assert not list((tmp_path / "s").glob("runs/**/checkpoints")) and not list((tmp_path / "s").glob("runs/**/adapter"))
+    summary = json.loads((tmp_path / "s" / "results.json").read_text())
+    assert set(summary[0]["methods"]) == {"lora", "loreft"} and summary[0]["winner"] is None
+    assert len((tmp_path / "s" / "results.csv").read_text().splitlines()) == 5
+
+
+@pytest.fixture(scope="module")
+def whole(study, tmp_path_factory) -> list[dict]:
+    """The figures of the study without an interruption."""
+    folder = tmp_path_factory.mktemp("whole") / "s"
+    runner.carry_out(changed(study, seeds=[0]), folder, progress=False)
+    return figures(folder)
+
+
+@pytest.mark.parametrize("moment", [1, 3, 4])
+def test_killed_and_started_again_gives_the_same(study, whole, tmp_path, monkeypatch, moment):
+    """Stopped in the second run, after `moment` of its four steps."""
+    study, write, runs = changed(study, seeds=[0]), metrics.Metrics.on_log, []
+
+    def stop(self, args, state, control, logs=None, **kwargs):
+        write(self, args, state, control, logs, **kwargs)
+        runs.append(self.folder) if self.folder not in runs else None
+        if len(runs) == 2 and state.global_step == moment and "loss" in logs:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.Metrics, "on_log", stop)
+        with pytest.raises(KeyboardInterrupt):
+            runner.carry_out(study, tmp_path / "cut", progress=False)
+    assert len(records(tmp_path / "cut")) == 1
+    runner.carry_out(study, tmp_path / "cut", progress=False)
+    assert figures(tmp_path / "cut") == whole
+
+
+def test_what_is_done_is_not_made_again(study, tmp_path, monkeypatch):
+    runner.carry_out(changed(study, methods=["lora"], seeds=[0]), tmp_path / "s", progress=False)
+    made, fit = [], runner.fit
+    monkeypatch.setattr(runner, "fit", lambda job: made.append((job.method.name, job.seed)) or fit(job))
+    done = runner.carry_out(changed(study, methods=["lora", "loreft"], seeds=[0]), tmp_path / "s", progress=False)
+    assert made == [("loreft", 0)] and len(done.records) == 2
+    runner.carry_out(changed(study, methods=["lora"], seeds=[0, 1]), tmp_path / "s", progress=False)
+    assert made == [("loreft", 0), ("lora", 1)]
+    stored = json.loads((tmp_path / "s" / "study.json").read_text())["study"]
+    assert stored["methods"] == ["lora", "loreft"] and stored["seeds"] == [0, 1]
+
+
+def test_other_settings_are_refused(study, tmp_path, additions):
+    runner.carry_out(changed(study, methods=["lora"], seeds=[0]), tmp_path / "s", progress=False)
+    other = {
+        "budget is '9%', there '8%'": changed(study, budget="9%"),
+        "training.steps is 5, there 4": changed(study, training=QUICK | {"steps": 5}),
+        "settings.lora": changed(study, settings={"lora": lt.comparing.study.Settings(training={"lr": 1e-3})}),
+        "data.sums.test.sums": changed(
+            study, data={"sums": dataclasses.replace(study.data["sums"], test={"sums": additions["more"]})}
+        ),
+    }
+    for text, each in other.items():
+        with pytest.raises(LuthierError, match=text):
+            runner.carry_out(each, tmp_path / "s", progress=False)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(LuthierError, match="something else than a study"):
+        runner.carry_out(study, tmp_path / "full", progress=False)
+
+
+def test_changed_rows_are_refused(study, tmp_path, additions):
+    from tiny import sums, write_rows
+
+    own = write_rows(tmp_path / "own.jsonl", sums(12, seed=5))
+    part = {"sums": dataclasses.replace(study.data["sums"], test={"sums": own})}
+    one = changed(study, data=part, methods=["lora"], seeds=[0])
+    runner.carry_out(one, tmp_path / "s", progress=False)
+    write_rows(tmp_path / "own.jsonl", sums(12, seed=6))
+    with pytest.raises(LuthierError, match=r"the rows of sums \(sums\)"):
+        runner.carry_out(one, tmp_path / "s", progress=False)
+
+
+def test_a_run_that_another_process_makes_is_left_to_it(study, tmp_path, monkeypatch):
+    one = changed(study, methods=["lora"], seeds=[0, 1])
+    jobs = runner.prepared(one, tmp_path / "s").jobs
+    theirs = runner.claimed(jobs[0])
+    assert theirs.__enter__()
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        assert [run.seed for run in records(tmp_path / "s")] == [1]  # ours is done, theirs is not
+        theirs.__exit__(None, None, None)
+
+    monkeypatch.setattr(runner.time, "sleep", wait)
+    assert len(runner.carry_out(one, tmp_path / "s", progress=False).records) == 2 and len(waits) == 1
+
+
+def test_a_diverging_run_does_not_stop_the_others(study, tmp_path):
+    settings = {"lora": {"training": {"lr": 1e30, "clip": 0.0}}}
+    wild = Study.from_dict(study.to_dict() | {"settings": settings, "seeds": [0]})
+    with pytest.raises(LuthierError, match=r"1 of 2 runs failed(.|\n)*lora · seed 0: the (loss|gradient)"):
+        runner.carry_out(wild, tmp_path / "s", progress=False)
+    assert [run.method for run in records(tmp_path / "s")] == ["loreft"]
+    assert (tmp_path / "s" / "results.csv").is_file()
+
+
+def test_classifiers(bert, letters, tmp_path):
+    """The base is its new head alone; a single file is divided; classes are calibrated."""
+    study = Study.from_dict(
+        {
+            "models": bert,
+            "data": {"letters": {"train": letters, "metric": "mcc"}},
+            "methods": ["base", "lora", "full"],
+            "seeds": [0],
+            "training": QUICK | {"steps": 20, "lr": 1e-2},
+            "settings": {"lora": {"form": {"rank": 2}}},
+            "timing": 1,
+        }
+    )
+    done = runner.carry_out(study, tmp_path / "s", progress=False)
+    runs = {run.method: run for run in done.records}
+    for run in runs.values():
+        assert run.metric == "mcc" and run.rows == 12 and set(run.metrics) == {"accuracy", "mcc"} and not run.hits
+        assert 0 <= run.calibration_error <= 1 and run.samples[0]["expected"] in ("left", "right")
+    assert runs["base"].trainable == 2 * 32 + 2 < runs["lora"].trainable < runs["full"].trainable
+    assert runs["full"].score > 0.9 and "recipe's sites" in " ".join(runs["lora"].notes)
+    assert any("exempt" in note for note in runs["base"].notes)
+
+
+def test_several_files_and_tests_and_other_data(llama, additions, tmp_path):
+    study = Study.from_dict(
+        {
+            "models": llama,
+            "data": {
+                "mixed": {
+                    "train": [additions["train"], additions["more"]],
+                    "test": {"first": additions["test"], "second": additions["more"]},
+                    "max_new_tokens": 3,
+                },
+                "plain": {"train": additions["train"], "test": additions["test"], "max_new_tokens": 3},
+            },
+            "methods": ["base", "lora"],
+            "seeds": [0],
+            "training": QUICK,
+            "others": 3,
+        }
+    )
+    done = runner.carry_out(study, tmp_path / "s", progress=False)
+    mixed = next(run for run in done.records if run.key == ("llama", "mixed", "lora", 0))
+    assert set(mixed.tests) == {"first", "second"} and mixed.rows == 18
+    assert mixed.score == pytest.approx((mixed.tests["first"]["number"] + mixed.tests["second"]["number"]) / 2)
+    assert len((tmp_path / "s" / "data" / "mixed.train.jsonl").read_text().splitlines()) == 46
+    assert set(mixed.forgetting) == {"plain"}
+    base = next(run for run in done.records if run.method == "base")
+    assert base.trainable == base.bytes == 0 and base.step_ratio is None and not base.losses
+    assert math.isfinite(base.score)
+
+
+def test_every_fault_is_told_before_the_first_run(study, tmp_path, bert):
+    wrong = {
+        "no method 'lorra'; did you mean 'lora'": {"methods": ["lorra"]},
+        "no method 'peft:x'": {"methods": ["peft:x"]},
+        "too small": {"methods": ["lora"], "budget": "10"},
+        "no data file": {"data": {"sums": {"train": "gone.jsonl"}}},
+        "no metric|no scorer": {"data": {"sums": study.to_dict()["data"]["sums"] | {"metric": "bleu"}}},
+        "no setting 'stepz'": {"training": {"stepz": 3}},
+        "sites of kind": {"settings": {"loreft": {"where": "params(*)"}}},
+        "luthier.tune" if not _has_optuna() else "tune is -1": {"tune": -1 if _has_optuna() else 1},
+    }
+    for text, values in wrong.items():
+        with pytest.raises(LuthierError, match=text):
+            runner.carry_out(Study.from_dict(study.to_dict() | values), tmp_path / "s", progress=False)
+        assert not records(tmp_path / "s")
+    both = Study.from_dict(study.to_dict() | {"methods": ["lora", "loreft"], "budget": "10"})
+    with pytest.raises(LuthierError, match=r"2 things do not fit:\n.*lora: .*\n.*loreft: "):
+        runner.carry_out(both, tmp_path / "s", progress=False)
+
+
+def _has_optuna() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("optuna") is not None
