@@ -15,6 +15,7 @@ _PUBLIC = {
     "detach": "core.adapt",
     "enable": "core.control",
     "disable": "core.control",
+    "use": "core.control",
     "disabled": "core.control",
     "trainable": "core.control",
     "describe": "core.control",

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tests.architectures import ARCHITECTURES
+from architectures import ARCHITECTURES
 
 import luthier as lt
 from luthier.core import backend

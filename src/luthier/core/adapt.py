@@ -106,7 +106,7 @@ def place(model: nn.Module, parts: Sequence[Part], start: Start, *, check: bool 
         for part in parts:
             _place(model, state, part, start)
         _mark(model, state)
-        refresh_prefixes(model)
+        refresh_prefixes(model, state)
         if check:
             for part in parts:
                 _refuse_bypassed(unreached(model, state, part.sites), part.sites)
@@ -186,9 +186,7 @@ def _place(model: nn.Module, state: State, part: Part, start: Start) -> None:
 def _hang(module: nn.Module, slot: Slot, state: State) -> None:
     slot.train(module.training)
     adapters = swap(module, state, slot.site.module, reads=slot.site.kind == "param")
-    count = sum(other.name == slot.name for other in adapters.slots())
-    adapters.add_module(slot.name if not count else f"{slot.name}:{count}", slot)
-    adapters.refresh()
+    adapters.add(slot)
 
 
 def _tied(model: nn.Module, site: Site) -> list[Site]:
@@ -316,16 +314,10 @@ def check_name(state: State, name: str) -> None:
 
 
 def _remove(model: nn.Module, state: State, parts: Sequence[Part]) -> None:
-    for module in list(model.modules()):
-        adapters = adapters_of(module)
-        if adapters is None:
-            continue
-        for key, slot in list(adapters.named_children()):
-            if slot.part in parts:
-                del adapters._modules[key]
-        adapters.refresh()
+    for home in state.homes:
+        home.remove(parts)
     state.parts = [part for part in state.parts if part not in parts]
-    refresh_prefixes(model)
+    refresh_prefixes(model, state)
     if not state.parts:
         _restore(model, state)
 

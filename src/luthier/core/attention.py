@@ -19,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from luthier.core.errors import LuthierError
 from luthier.core.form import face_of
 from luthier.core.probe import run_once
+from luthier.core.slot import State
 from luthier.core.swap import adapters_of
 
 MARK = "luthier_"
@@ -103,12 +104,12 @@ def _route(model: nn.Module, on: bool) -> None:
             config._attn_implementation = now[len(MARK) :]
 
 
-def refresh_prefixes(model: nn.Module) -> None:
+def refresh_prefixes(model: nn.Module, state: State) -> None:
     """Routes through the prefixed functions exactly while a prefix is attached."""
-    wanted = any(a.caches for m in model.modules() if (a := adapters_of(m)))
-    routed = any(str(config._attn_implementation).startswith(MARK) for config in _configs(model))
-    if wanted != routed:
+    wanted = any(home.caches for home in state.homes)
+    if wanted != state.routed:
         _route(model, wanted)
+        state.routed = wanted
 
 
 def attention_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:

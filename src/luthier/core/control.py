@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from luthier.core.adapt import adapter_names, check_name, state_of
 from luthier.core.attention import refresh_prefixes
 from luthier.core.call import Prompt
-from luthier.core.slot import Slot
-from luthier.core.swap import adapters_of, prompting
+from luthier.core.slot import Adapters, Slot
+from luthier.core.swap import prompting
 
 
 def enable(model: nn.Module, name: str | Sequence[str] | None = None) -> nn.Module:
@@ -32,39 +32,53 @@ def _switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.
     wanted = known if name is None else [name] if isinstance(name, str) else list(name)
     for each in wanted:
         check_name(state, each)
-    for slot in _slots(model):
-        slot.enabled = on if slot.name in wanted else slot.enabled
-    _refresh(model)
+    for home in state.homes:
+        if found := [slot for each in wanted for slot in home.named(each) if slot.enabled is not on]:
+            home.switch(found, on)
+    refresh_prefixes(model, state)
     return model
 
 
-def _slots(model: nn.Module) -> list[Slot]:
-    return [module for module in model.modules() if isinstance(module, Slot)]
-
-
-def _refresh(model: nn.Module) -> None:
-    for module in model.modules():
-        if adapters := adapters_of(module):
-            adapters.refresh()
-    refresh_prefixes(model)
+def use(model: nn.Module, name: str | Sequence[str]) -> nn.Module:
+    """Lets the named adapters act, and no others. Its time does not grow with how many are attached."""
+    state = state_of(model)
+    wanted = [name] if isinstance(name, str) else list(name)
+    for each in wanted:
+        check_name(state, each)
+    for home in state.homes:
+        home.switch([slot for slot in home.acting.values() if slot.name not in wanted], False)
+        home.switch([slot for each in wanted for slot in home.named(each)], True)
+    refresh_prefixes(model, state)
+    return model
 
 
 @contextmanager
 def disabled(model: nn.Module, name: str | Sequence[str] | None = None):
     """The base as it was, while the context lasts."""
-    before = {id(slot): slot.enabled for slot in _slots(model)}
+    before = acting(model)
     disable(model, name)
     try:
         yield model
     finally:
-        set_enabled(model, before)
+        set_acting(model, before)
 
 
-def set_enabled(model: nn.Module, flags: dict[int, bool]) -> None:
-    """Sets the slots whose `id` is a key; the others stay."""
-    for slot in _slots(model):
-        slot.enabled = flags.get(id(slot), slot.enabled)
-    _refresh(model)
+Acting = dict[Adapters, list[Slot]]
+"""The slots that act, by module."""
+
+
+def acting(model: nn.Module) -> Acting:
+    """The slots that act now."""
+    return {home: list(home.acting.values()) for home in state_of(model).homes}
+
+
+def set_acting(model: nn.Module, slots: Acting) -> None:
+    """Lets these slots act, and no others."""
+    state = state_of(model)
+    for home in state.homes:
+        home.switch(list(home.acting.values()), False)
+        home.switch(slots.get(home, ()), True)
+    refresh_prefixes(model, state)
 
 
 @contextmanager
@@ -74,14 +88,14 @@ def rows(model: nn.Module, names: Sequence[str | None]):
     for name in names:
         if name is not None:
             check_name(state, name)
-    before = {id(slot): slot.enabled for slot in _slots(model)}
-    set_enabled(model, {id(slot): slot.name in names for slot in _slots(model)})
+    before = acting(model)
+    use(model, list(dict.fromkeys(name for name in names if name is not None)))
     state.rows = tuple(names)
     try:
         yield model
     finally:
         state.rows = None
-        set_enabled(model, before)
+        set_acting(model, before)
 
 
 @contextmanager

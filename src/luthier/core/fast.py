@@ -50,6 +50,9 @@ class Step:
     dtype: torch.dtype
     run: Run
 
+    def __reduce__(self):
+        return type(None), ()  # a copy of the layer has other parameters, and settles its own
+
 
 _on = True
 
@@ -92,9 +95,11 @@ def ready(module: nn.Module, adapters: Adapters, x: Tensor) -> Run | None:
 
 def fast_linear(module: nn.Module, adapters: Adapters, x: Tensor) -> Tensor | None:
     """What an adapted layer gives, by a kernel; None where the plain path is to run."""
-    if torch.compiler.is_compiling() or not _on or not adapters.kernels:
+    slots = adapters.fast
+    if torch.compiler.is_compiling() or not _on or not slots:
         return None
-    kernel, slots = adapters.kernels
+    kernel = kernel_of(type(slots[0].form))
+    assert kernel is not None  # or the slots were not fast
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
     if weight is None or not _serves(module, slots, x, weight, bias):
         return None

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.core.adapt import check_name, state_of
-from luthier.core.control import disable, set_enabled
+from luthier.core.attention import refresh_prefixes
+from luthier.core.control import disable
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
 from luthier.core.layer import features, is_quantised, weight_of
@@ -193,7 +194,9 @@ def unmerge(model: nn.Module) -> nn.Module:
     if state.untied:
         model.config.tie_word_embeddings = True  # type: ignore[union-attr]
     folded, state.merged, state.folded, state.untied = state.folded, {}, [], False
-    set_enabled(model, {id(slot): True for slot in folded})
+    for home in state.homes:
+        home.switch([slot for slot in home.slots() if slot in folded], True)
+    refresh_prefixes(model, state)
     return model
 
 

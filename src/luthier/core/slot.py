@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -63,6 +63,10 @@ class State:
     """Path of the decoder of an encoder-decoder."""
     rows: tuple[str | None, ...] | None = None
     """The adapter of each row, in a mixed batch."""
+    homes: list[Adapters] = field(default_factory=list)
+    """The containers of all adapted modules, so that switching adapters walks no model."""
+    routed: bool = False
+    """Attentions go through the functions that know prefixes."""
     trained_before: dict[str, bool] = field(default_factory=dict)
     merged: dict[str, nn.Parameter] = field(default_factory=dict)
     """Parameters as they were before merging, by path."""
@@ -102,6 +106,8 @@ class Slot(nn.Module):
         self.quiet = self.form.quiet()
         self.spot = Positions.parse(part.form.positions)
         self.enabled = True
+        self.order = 0
+        """Place among the slots of its module."""
         for key, tensor in params.items():
             self.register_parameter(key, tensor)
 
@@ -184,11 +190,47 @@ class Adapters(nn.Module):
         """Set on the module that meets the mask and the cache of a stack: its own path."""
         self.block: str | None = None
         """Set on a block that hands its call on to a recomputation: the path of its owner."""
+        self.acting: dict[int, Slot] = {}
+        """The enabled slots by their order of attachment."""
+        self.refresh()
+
+    def add(self, slot: Slot) -> None:
+        """Hangs a slot, behind those that are there."""
+        count = len(self.named(slot.name))
+        last = next(reversed(self._modules.values()), None)
+        slot.order = 0 if last is None else 1 + last.order  # type: ignore[operator]
+        self.add_module(slot.name if not count else f"{slot.name}:{count}", slot)
+        self.switch([slot], True)
+
+    def named(self, name: str) -> list[Slot]:
+        """The slots of one adapter here."""
+        found, key, count = [], name, 0
+        while key in self._modules:
+            found.append(self._modules[key])
+            count += 1
+            key = f"{name}:{count}"
+        return found
+
+    def switch(self, slots: Iterable[Slot], on: bool) -> None:
+        """Lets slots act, or silences them."""
+        for slot in slots:
+            slot.enabled = on
+            if on:
+                self.acting[slot.order] = slot
+            else:
+                self.acting.pop(slot.order, None)
+        self.refresh()
+
+    def remove(self, parts: Sequence[Part]) -> None:
+        """Drops the slots of `parts`."""
+        for key, slot in [(k, s) for k, s in self._modules.items() if s.part in parts]:  # type: ignore[union-attr]
+            del self._modules[key]
+            self.acting.pop(slot.order, None)  # type: ignore[union-attr, arg-type]
         self.refresh()
 
     def refresh(self) -> None:
-        """Sorts the enabled slots anew; called after every change."""
-        slots = [slot for slot in self.slots() if slot.enabled]
+        """Sorts the enabled slots anew; called after every change. Silent ones cost nothing, however many."""
+        slots = [self.acting[order] for order in sorted(self.acting)]
         self.inputs = [s for s in slots if s.site.kind == "input"]
         self.params = [s for s in slots if s.site.kind == "param"]
         self.caches = [s for s in slots if s.site.kind == "cache"]
@@ -199,8 +241,8 @@ class Adapters(nn.Module):
         self.live = bool(self.inputs or rest)
         kernels = {_kernel_of(s) for s in slots if s.site.kind == "affine"}
         alike = len(kernels) == 1 and all(s.site.kind == "affine" for s in slots)
-        self.kernels = (kernel, slots) if alike and (kernel := kernels.pop()) else None
-        """The fast path of a linear layer whose adapters are all of one form, if that form has one."""
+        self.fast = slots if alike and kernels.pop() else []
+        """The slots of a linear layer whose adapters are all of one form, if that form has a kernel."""
         self.step: Step | None = None
         """What the layer does outside training, once it is settled."""
 

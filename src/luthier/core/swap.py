@@ -43,12 +43,15 @@ def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> 
         )
     module.__class__ = _adapted_class(type(module), reads)
     module.adapters = Adapters(state, path)
+    state.homes.append(module.adapters)
     _follow_hooks(module)
     return module.adapters
 
 
 def unswap(module: nn.Module) -> None:
     """Gives a module its class back."""
+    adapters: Adapters = module.adapters  # type: ignore[assignment]
+    adapters.state.homes = [home for home in adapters.state.homes if home is not adapters]
     del module.adapters
     module.__class__ = type(module)._luthier_base  # type: ignore[assignment]
     _follow_hooks(module)

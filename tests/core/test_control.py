@@ -1,0 +1,86 @@
+"""Switching adapters: who acts, and that nobody else is asked."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from architectures import ARCHITECTURES
+from torch import nn
+
+import luthier as lt
+from luthier.core.adapt import state_of
+from luthier.core.slot import Adapters
+
+LLAMA = ARCHITECTURES["llama"]
+
+
+def several(count: int = 3) -> nn.Module:
+    """A model with `count` LoRAs away from their start."""
+    model = LLAMA.build().eval()
+    for index in range(count):
+        lt.attach(model, lt.LoRA(rank=2), name=f"a{index}")
+    torch.manual_seed(0)
+    for parameter in lt.trainable(model).values():
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    return model
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> torch.Tensor:
+    return model(**LLAMA.inputs()).logits
+
+
+def test_one_adapter_acts_and_no_other():
+    model = several()
+    alone = []
+    for name in ("a0", "a1", "a2"):
+        with lt.disabled(model, [other for other in ("a0", "a1", "a2") if other != name]):
+            alone.append(logits(model))
+    for name, expected in zip(("a0", "a1", "a2"), alone, strict=True):
+        assert torch.equal(logits(lt.use(model, name)), expected)
+    both = logits(lt.use(model, ["a0", "a2"]))
+    assert not torch.equal(both, alone[0]) and not torch.equal(both, alone[2])
+    with pytest.raises(lt.LuthierError, match="no adapter named 'a7'"):
+        lt.use(model, "a7")
+
+
+def test_contexts_give_back_what_acted():
+    model = lt.use(several(), "a1")
+    before = logits(model)
+    with lt.rows(model, ["a0", "a2"]):
+        pass
+    with lt.disabled(model):
+        pass
+    assert torch.equal(logits(model), before)
+
+
+def test_a_copy_has_switches_of_its_own():
+    model = several(2)
+    twin = copy.deepcopy(model)
+    both = logits(model)
+    lt.use(twin, "a1")
+    assert torch.equal(logits(model), both) and not torch.equal(logits(twin), both)
+
+
+def test_a_switch_looks_at_those_that_act_alone(monkeypatch):
+    """However many adapters are loaded, each module sorts the enabled ones."""
+    model = several(12)
+    seen: list[int] = []
+    refresh = Adapters.refresh
+    monkeypatch.setattr(Adapters, "refresh", lambda self: (seen.append(len(self.acting)), refresh(self))[1])
+    monkeypatch.setattr(Adapters, "slots", lambda self: pytest.fail("every slot was looked at"))
+    lt.use(model, "a3")
+    seen.clear()
+    lt.use(model, "a4")
+    assert max(seen) == 1
+
+
+def test_detaching_forgets_the_modules():
+    model = several(2)
+    state = state_of(model)
+    lt.detach(model, "a0")
+    assert state.homes
+    lt.detach(model)
+    assert not state.homes and not any(isinstance(module, Adapters) for module in model.modules())
