@@ -25,9 +25,9 @@ def harness(
     Raises `LuthierError` for a task that is not there, naming near ones.
     """
     check_harness()
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     files = [Path(task).expanduser() for task in tasks if task.endswith((".yaml", ".yml"))]
     gone = [file for file in files if not file.is_file()]
