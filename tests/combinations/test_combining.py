@@ -424,3 +424,15 @@ def test_the_report_tells_norms_and_agreement(tmp_path):
         float(torch.cat([s.flatten() for s in signs]).double().mean())
     )
     assert report.folder == tmp_path / "out"
+
+
+def test_a_checkpoint_under_other_names_is_read_through_transformers(tmp_path):
+    """Mixtral's experts are stored one by one and held in one tensor."""
+    known = ARCHITECTURES["mixtral"]
+    tuned = moved(known.build(), 1)
+    tuned.save_pretrained(tmp_path / "tuned")
+    with safe_open(tmp_path / "tuned" / "model.safetensors", "pt") as file:
+        assert set(file.keys()) != {name for name, _ in tuned.named_parameters()}
+    model = known.build()
+    lt.combine("task_arithmetic", [tmp_path / "tuned"], base=model, out=tmp_path / "out", merged=True)
+    assert all(close(t, u, 1e-5) for t, u in zip(model.parameters(), tuned.parameters(), strict=True))

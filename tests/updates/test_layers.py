@@ -63,7 +63,7 @@ def test_lisa_s_visits_are_uniform():
 def test_lisa_holds_the_moments_of_gamma_blocks():
     model = full(6)
     update = LISA(gamma=2, interval=1)
-    optimizer, course = optimiser(model, update, lr=1e-3, steps=12), course_of(model, 12)
+    optimizer, course = optimiser(model, update, lr=1e-3, steps=13), course_of(model, 13)
     block = size(p for p in course.places if p.level == 1)
     outside = size(p for p in course.places if p.level in (0, 7))
     before, visited = copies(model), set()

@@ -81,7 +81,8 @@ def test_the_first_step_moves_b_alone():
 
 def test_experts_are_taken_one_by_one():
     cases = [pair(rank) for rank in (2, 3)]
-    together = nearest(*(torch.stack([case[i] for case in cases]) for i in (0, 1, 3, 4)), S)
+    a, b, _, da, db = (torch.stack(tensors) for tensors in zip(*cases, strict=True))
+    together = nearest(a, b, da, db, S)
     for i, (a, b, _, da, db) in enumerate(cases):
         assert all(torch.allclose(t[i], alone) for t, alone in zip(together, nearest(a, b, da, db, S), strict=True))
 

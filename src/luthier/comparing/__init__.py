@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from luthier.comparing.runner import Comparison, compare
     from luthier.comparing.record import Record, records
+    from luthier.comparing.runner import Comparison, compare
     from luthier.comparing.study import DataSet, Study, read_study
 
 _PLACES = {

@@ -131,8 +131,10 @@ class _Driver:
 
     @torch.no_grad()
     def turn(self) -> None:
-        """Goes to the next step: what it trains, from which values."""
+        """Goes to the next step: what it trains, from which values. Behind the last one nothing is chosen anew."""
         self.step += 1
+        if self.step == self.course.steps:
+            return
         for key, index in (self.update.entries(self.course, self.step) or {}).items():
             self.pack(key, index)
         for key, value in self.update.values(self.course, self.step).items():

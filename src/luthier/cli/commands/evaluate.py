@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from luthier.cli.output import say, say_json
+from luthier.cli.output import say, say_json, table
 from luthier.cli.parse import Command, Given
 from luthier.core.errors import LuthierError
 
@@ -28,12 +28,15 @@ class Evaluate(Command):
         "luthier evaluate smollm2-135m gym:chain_sum --limit 200",
         "luthier evaluate smollm2-135m test.jsonl --adapter run --out scores.json",
         "luthier evaluate smollm2-135m test.jsonl --adapter run --scorer number --json",
+        "luthier evaluate smollm2-135m --adapter run --lm-eval arc_easy,boolq --limit 200",
     )
 
     model: str
     """A folder, a hub id, a .gguf file or a name of the catalogue."""
-    data: str
+    data: str | None = None
     """A file, a folder, a hub id or gym:<task>; of several splits, the test rows."""
+    lm_eval: str | None = field(default=None, kw_only=True)
+    """Instead of data: tasks of the lm-evaluation-harness by name or .yaml file, joined by commas."""
     adapter: str | None = field(default=None, kw_only=True)
     """A run folder, or an adapter's."""
     merged: bool = field(default=False, kw_only=True)
@@ -66,12 +69,38 @@ class Evaluate(Command):
     """Print JSON."""
 
     def run(self, given: Given) -> None:
+        if (self.data is None) == (self.lm_eval is None):
+            raise LuthierError("give data to score on, or tasks of the harness (--lm-eval): one of the two.")
+        if self.lm_eval is not None:
+            self._harness([word for each in self.lm_eval.split(",") if (word := each.strip())])
+            return
+        self._score(self.data or "")
+
+    def _harness(self, tasks: list[str]) -> None:
+        from luthier.cli.base import fitted
+        from luthier.training.harness import check_harness, harness
+
+        check_harness()
+        loaded = fitted(
+            self.model, self.adapter, task="causal-lm", dtype=self.dtype, merged=self.merged, force=self.force
+        )
+        found = harness(loaded.model, loaded.processor, tasks, limit=self.limit, batch=self.batch, seed=self.seed)
+        report = {"model": self.model, "adapter": self.adapter, "lm_eval": found}
+        if self.out is not None:
+            write(self.out, report)
+        if self.json:
+            say_json(report)
+            return
+        rows = [(task, name, f"{value:.4f}") for task, values in found.items() for name, value in values.items()]
+        table(("task", "metric", "value"), rows)
+
+    def _score(self, source: str) -> None:
         from luthier import data
         from luthier.cli.base import fitted
         from luthier.training import evaluate
 
         examples = data.load(
-            self.data,
+            source,
             split=self.split,
             limit=self.limit,
             seed=self.seed,
