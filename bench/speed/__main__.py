@@ -21,6 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.speed import passes
+from bench.speed.adapters import growth, loading
 from bench.speed.contestants import trained
 from bench.speed.machine import about, fitting_size
 from bench.speed.memory import memory_of
@@ -32,7 +33,8 @@ TIMED = {
     "decode": ("one token, cached", passes.decodes),
     "mixed": ("one token of 8 rows, 8 adapters", passes.mixed_decodes),
 }
-MEMORY = "memory"
+MEMORY, GROWTH, LOADING = "memory", "growth", "loading"
+ALL = [*TIMED, MEMORY, GROWTH, LOADING]
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="+", choices=[*TIMED, MEMORY], default=[*TIMED, MEMORY])
+    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--out", type=Path, default=Path("bench/results/speed"))
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": about(), "size": vars(fitting_size()), "rounds": options.rounds}
@@ -48,9 +50,19 @@ def main() -> None:
     for dtype in options.dtype:
         found[dtype] = measured(dtype, options, console)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    file = options.out.with_suffix(".json")
+    if file.exists():  # parts measured before, on the same machine, stay
+        found = joined(json.loads(file.read_text()), json.loads(json.dumps(found)))
+    file.write_text(json.dumps(found, indent=1) + "\n")
     plot(found, options.out.with_suffix(".png"))
     console.print(f"{options.out}.json and .png")
+
+
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The old result with what was measured anew, if both are of the same machine and sizes."""
+    if any(old.get(key) != new[key] for key in ("machine", "size")):
+        return new
+    return {**old, **new, **{d: {**old.get(d, {}), **new[d]} for d in ("float32", "bfloat16") if d in new}}
 
 
 def measured(dtype: str, options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -68,6 +80,26 @@ def measured(dtype: str, options: argparse.Namespace, console: Console) -> dict[
         with Progress(console=console, transient=True) as progress:
             found[MEMORY] = {n: memory_of(n, size, dtype) for n in progress.track(names, description=MEMORY)}
         console.print(memory_table(f"memory beyond the model, MiB, {dtype}", found[MEMORY]))
+    if GROWTH in options.only:
+        found[GROWTH] = grown(size, getattr(torch, dtype), console)
+    if LOADING in options.only:
+        found[LOADING] = loading(size, getattr(torch, dtype))
+        table = Table("adapters loaded", "load one more, ms", "switch, ms", title=f"loading, {dtype}")
+        for count, row in found[LOADING].items():
+            table.add_row(str(count), f"{row['load']:.0f}", f"{row['switch']:.2f}")
+        console.print(table)
+    return found
+
+
+def grown(size: Size, dtype: torch.dtype, console: Console) -> dict[str, dict[int, dict[str, float]]]:
+    """LoRA's step as one thing after another grows."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    table = Table("", "", "ms", "over the base", "MiB kept beyond the base's", title=f"LoRA's growth, {dtype}")
+    for along, value, row in growth(size, dtype):
+        found.setdefault(along, {})[value] = row
+        cells = (f"{1e3 * row['seconds']:.0f}", f"{row['over_base']:.3f}", f"{row['saved_mib']:.1f}")
+        table.add_row(along, str(value), *cells)
+    console.print(table)
     return found
 
 

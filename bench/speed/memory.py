@@ -45,6 +45,12 @@ def measured(name: str, size: Size, dtype: torch.dtype) -> dict[str, float]:
     return {"saved": saved / MIB, "peak": (_peak() - before) / MIB}
 
 
+def measured_model(model: nn.Module, size: Size) -> float:
+    """MiB of activations that a model keeps for the backward pass."""
+    ids = torch.randint(0, size.vocabulary, (size.batch, size.length), device=device())
+    return _saved(model, ids) / MIB
+
+
 def _step(model: nn.Module, ids: Tensor) -> None:
     model(input_ids=ids, labels=ids).loss.backward()
 

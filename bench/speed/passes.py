@@ -22,10 +22,11 @@ Work = Callable[[], float]
 
 def train_steps(size: Size, dtype: torch.dtype) -> dict[str, Work]:
     """Forward and backward of a batch whose second half is in the loss."""
-    return {name: _step(build(), size) for name, build in trained(size, dtype).items()}
+    return {name: step_of(build(), size) for name, build in trained(size, dtype).items()}
 
 
-def _step(model: nn.Module, size: Size) -> Work:
+def step_of(model: nn.Module, size: Size) -> Work:
+    """The training step of one model."""
     ids = torch.randint(0, size.vocabulary, (size.batch, size.length), device=device())
     labels = ids.clone()
     labels[:, : size.length // 2] = -100
@@ -115,5 +116,3 @@ def _summary(found: list[float], floor: list[float]) -> dict[str, float]:
         "low": statistics.quantiles(ratios, n=4)[0] if len(ratios) > 1 else ratios[0],
         "high": statistics.quantiles(ratios, n=4)[2] if len(ratios) > 1 else ratios[0],
     }
-
-

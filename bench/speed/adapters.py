@@ -1,0 +1,65 @@
+"""How time and memory grow: with the rank, the sequence, the layers, and with the number of adapters that are loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+import luthier as lt
+from bench.speed.contestants import base, floor
+from bench.speed.machine import Size
+from bench.speed.memory import measured_model
+from bench.speed.passes import step_of
+
+ALONG: dict[str, tuple[int, ...]] = {"rank": (2, 8, 32, 128), "length": (64, 128, 256, 512), "layers": (2, 4, 8, 16)}
+LOADED = (1, 4, 16, 64)
+TURNS = 5
+
+
+def growth(size: Size, dtype: torch.dtype) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """(what grows, its value, {"seconds", "over_base", "saved_mib"}) of LoRA on all linear layers."""
+    small = dataclasses.replace(size, layers=4)
+    for along, values in ALONG.items():
+        for value in values:
+            rank = value if along == "rank" else 8
+            chosen = small if along == "rank" else dataclasses.replace(small, **{along: value})
+            yield along, value, _pair(chosen, dtype, rank)
+
+
+def _pair(size: Size, dtype: torch.dtype, rank: int) -> dict[str, float]:
+    frozen, adapted = floor(size, dtype), lt.attach(base(size, dtype), lt.LoRA(rank=rank))
+    works = [step_of(frozen, size), step_of(adapted, size)]
+    times = [[work() for work in works] for _ in range(TURNS + 1)][1:]
+    saved = measured_model(adapted, size) - measured_model(frozen, size)
+    return {
+        "seconds": statistics.median(pair[1] for pair in times),
+        "over_base": statistics.median(pair[1] / pair[0] for pair in times),
+        "saved_mib": saved,
+    }
+
+
+def loading(size: Size, dtype: torch.dtype) -> dict[int, dict[str, float]]:
+    """{adapters loaded: milliseconds to load one more from disk, and to switch from one to another}."""
+    found = {}
+    with TemporaryDirectory() as scratch:
+        folder = lt.save(lt.attach(base(size, dtype), lt.LoRA(rank=8)), Path(scratch) / "adapter")
+        model = base(size, dtype)
+        for count in range(1, max(LOADED) + 1):
+            took = _milliseconds(lambda count=count: lt.load(model, folder, name=f"a{count}"))
+            lt.use(model, f"a{count}")
+            if count in LOADED:
+                switches = [_milliseconds(lambda n=n: lt.use(model, f"a{1 + n % count}")) for n in range(9)]
+                found[count] = {"load": took, "switch": statistics.median(switches)}
+    return found
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return 1e3 * (time.perf_counter() - started)
