@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs bench clean
 
 # Installed once, and again when the requirements change; works offline afterwards.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -26,6 +26,10 @@ lint: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(BIN)/python -m luthier.cli.docs
+
+# What adapters cost on this machine, beside the bare base and peft: about half an hour on two cores.
+bench: $(VENV)/installed
+	$(BIN)/python -m bench.speed
 
 clean:
 	rm -rf $(VENV) runs build dist

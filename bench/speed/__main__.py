@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-
 from bench.speed import passes
 from bench.speed.adapters import growth, loading
 from bench.speed.contestants import trained
-from bench.speed.machine import about, fitting_size
+from bench.speed.machine import Size, about, fitting_size
 from bench.speed.memory import memory_of
 from bench.speed.plot import plot
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 
 TIMED = {
     "train": ("training step", passes.train_steps),
@@ -73,7 +73,7 @@ def measured(dtype: str, options: argparse.Namespace, console: Console) -> dict[
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task(f"{title}, {dtype}", total=options.rounds + 1)
             made = works(size, getattr(torch, dtype))
-            found[key] = passes.interleaved(made, options.rounds, lambda: progress.advance(task))
+            found[key] = passes.interleaved(made, options.rounds, partial(progress.advance, task))
         console.print(times_table(f"{title}, {dtype}", found[key]))
     if MEMORY in options.only:
         names = trained(size, getattr(torch, dtype))

@@ -1,4 +1,4 @@
-"""How time and memory grow: with the rank, the sequence, the layers, and with the number of adapters that are loaded."""
+"""How time and memory grow: with rank, sequence and layers, and with the number of adapters that are loaded."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-
-import luthier as lt
 from bench.speed.contestants import base, floor
 from bench.speed.machine import Size
 from bench.speed.memory import measured_model
 from bench.speed.passes import step_of
+
+import luthier as lt
 
 ALONG: dict[str, tuple[int, ...]] = {"rank": (2, 8, 32, 128), "length": (64, 128, 256, 512), "layers": (2, 4, 8, 16)}
 LOADED = (1, 4, 16, 64)
@@ -51,10 +52,11 @@ def loading(size: Size, dtype: torch.dtype) -> dict[int, dict[str, float]]:
         folder = lt.save(lt.attach(base(size, dtype), lt.LoRA(rank=8)), Path(scratch) / "adapter")
         model = base(size, dtype)
         for count in range(1, max(LOADED) + 1):
-            took = _milliseconds(lambda count=count: lt.load(model, folder, name=f"a{count}"))
+            took = _milliseconds(partial(lt.load, model, folder, name=f"a{count}"))
             lt.use(model, f"a{count}")
             if count in LOADED:
-                switches = [_milliseconds(lambda n=n: lt.use(model, f"a{1 + n % count}")) for n in range(9)]
+                others = [f"a{1 + turn % count}" for turn in range(9)]
+                switches = [_milliseconds(partial(lt.use, model, other)) for other in others]
                 found[count] = {"load": took, "switch": statistics.median(switches)}
     return found
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from bench.speed.machine import Size, device
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import luthier as lt
-from bench.speed.machine import Size, device
 
 FLOOR = "frozen base"
 QKVUD = "q_proj, k_proj, v_proj, up_proj, down_proj"

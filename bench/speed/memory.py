@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-
 from bench.speed.contestants import trained
 from bench.speed.machine import Size, device
+from torch import Tensor, nn
 
 MIB = 2**20
 

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from bench.speed.contestants import FLOOR, decoded, mixed_lora, mixed_peft, trained
+from bench.speed.machine import Size, device, seconds
 from torch import nn
 from transformers import DynamicCache
 
 import luthier as lt
-from bench.speed.contestants import FLOOR, decoded, mixed_lora, mixed_peft, trained
-from bench.speed.machine import Size, device, seconds
 
 PROMPT, TOKENS, ADAPTERS = 64, 8, 8
 Work = Callable[[], float]

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
 
 import luthier as lt
+from architectures import ARCHITECTURES
 from luthier.core import backend
 from luthier.core.backend import PRODUCTS, Timing, cpu_backend, fastest, timings
 
@@ -64,7 +64,7 @@ def test_another_library_must_be_clearly_faster_and_equal():
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(lt.LuthierError, match="no CPU backend 'onedn'.*onednn"), cpu_backend("onedn"):
+    with pytest.raises(lt.LuthierError, match=r"no CPU backend 'onedn'.*onednn"), cpu_backend("onedn"):
         pass
 
 

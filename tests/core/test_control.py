@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
 from torch import nn
 
 import luthier as lt
+from architectures import ARCHITECTURES
 from luthier.core.adapt import state_of
 from luthier.core.slot import Adapters
 

@@ -1,9 +1,8 @@
 """Which library multiplies matrices on a CPU: torch's own choice (MKL) or oneDNN, whichever is faster on the machine.
 
-torch sends float32 linear layers to MKL. On AMD processors MKL runs at about half of what the machine can do, and oneDNN,
-which comes with torch too, does not (measured there: a step in 0.62 of the time); on Intel's the two are alike. So both
-are timed once, the choice is cached, and frozen linear layers go through the faster one while `cpu_backend` lasts.
-Results are the same to rounding.
+torch sends float32 linear layers to MKL. On AMD processors MKL runs at about half of what the machine can do, and
+oneDNN, which comes with torch too, does not; on Intel's the two are alike. So both are timed once, the choice is
+cached, and frozen linear layers go through the faster one while `cpu_backend` lasts. Results are the same to rounding.
 """
 
 from __future__ import annotations
@@ -119,7 +118,9 @@ def _keep(file: Path, known: dict[str, str]) -> None:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "cpu family", "model\t"))]
+    named = [
+        line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "cpu family", "model\t"))
+    ]
     return " ".join(dict.fromkeys(named)) or platform.processor() or platform.machine()
 
 

@@ -1,7 +1,7 @@
 """Fast paths: a form's `luthier/kernels/<name>.py` computes an adapted linear layer in one piece.
 
-Its `linear(form, p, x, weight, bias) -> y` takes x [..., d_in], a frozen dense weight [d_out, d_in] and the parameters p,
-all in one dtype. It gives what the form's own face and the layer give together, to rounding; that plain pair is its
+Its `linear(form, p, x, weight, bias) -> y` takes x [..., d_in], a frozen dense weight [d_out, d_in] and the parameters
+p, all in one dtype. It gives what the form's own face and the layer give together, to rounding; that plain pair is its
 oracle, and runs wherever the kernel cannot: under torch.compile (which fuses by itself), autocast, sharding, packed
 weights, and beside another adapter on the same layer.
 

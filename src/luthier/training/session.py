@@ -14,6 +14,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from luthier import data, models
 from luthier.core import store
 from luthier.core.control import trainable
+from luthier.core.backend import AUTO, OWN, cpu_backend
 from luthier.core.errors import LuthierError, near
 from luthier.core.shard import shard
 from luthier.models import Loaded
@@ -37,6 +38,8 @@ from luthier.training.trainer import Trainer, arguments
 
 SPREAD = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 """What `accelerate launch` sets to have all parameters spread."""
+WORTH = 10_000_000
+"""Numbers of a model from which on CPU backends are timed."""
 SHARE = 10
 """Evaluations and checkpoints of a run, unless told otherwise."""
 
@@ -83,7 +86,7 @@ class Session:
             self.console.print(overview(run, prepared, model, plan, memory), highlight=False)
         record = folders.record(run, prepared, model, command(run), plan.steps, evidence)
         checkpoint = self.start(record, goes_on)
-        with shown(self.console, plan.steps) as callbacks:
+        with shown(self.console, plan.steps) as callbacks, cpu_backend(backend_of(run, model)):
             log = metrics.Metrics(run.folder)
             args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
             if run.training.shard:
@@ -204,6 +207,14 @@ def recompute(model: Any, on: bool) -> None:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
             model.gradient_checkpointing_disable()
+
+
+def backend_of(run: Run, model: Any) -> str:
+    """The CPU backend of a run. A small model would not repay the timing of them."""
+    small = sum(parameter.numel() for parameter in model.parameters()) < WORTH
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    undecided = run.training.cpu_backend == AUTO
+    return OWN if undecided and (small or not on_cpu) else run.training.cpu_backend
 
 
 def every(run: Run, steps: int) -> tuple[int, int]:

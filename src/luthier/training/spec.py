@@ -65,6 +65,8 @@ class Training:
     """Pack the base's weights: nf4 or int8."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
+    cpu_backend: Literal["auto", "mkl", "onednn", "onednn-convolution"] = "auto"
+    """What multiplies float32 matrices on a CPU: auto is the fastest on this machine, measured once."""
     shard: bool = False
     """Spread the base over the processes of torchrun (FSDP2); adapters stay whole on each."""
     report_to: str = "none"
