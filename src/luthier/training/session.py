@@ -13,8 +13,8 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from luthier import data, models
 from luthier.core import store
-from luthier.core.control import trainable
 from luthier.core.backend import AUTO, OWN, cpu_backend
+from luthier.core.control import trainable
 from luthier.core.errors import LuthierError, near
 from luthier.core.shard import shard
 from luthier.models import Loaded
