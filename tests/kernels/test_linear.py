@@ -108,15 +108,17 @@ def test_masks_keep_the_share_they_say():
         assert abs(keep(rate) - (1 - rate)) <= 1 / 256
         columns = mask.float().mean(0)
         assert float(columns.std()) < 1.2 * (keep(rate) * (1 - keep(rate)) / 1001) ** 0.5
-    assert dropped(torch.empty(3), 0.0) is None and keep(0.0) == 1.0
+    assert dropped(torch.empty(3), 0.0, torch.empty(0)) is None and keep(0.0) == 1.0
 
 
 def test_layers_that_read_the_same_tensor_share_a_mask_and_others_do_not():
     x = torch.randn(64, 64)
-    first = dropped(x, 0.5)
-    assert first is not None and dropped(x, 0.5) is first
+    query, key, value = (torch.empty(0) for _ in range(3))
+    first = dropped(x, 0.5, query)
+    assert first is not None and dropped(x, 0.5, key) is first
     assert torch.equal(first.x, x * first.mask)
-    for other in (dropped(x, 0.25), dropped(x.clone(), 0.5), dropped(x, 0.5), dropped(x.add_(0), 0.5)):
+    draws = [(x, 0.5, query), (x, 0.25, value), (x.clone(), 0.5, value), (x, 0.5, value), (x.add_(0), 0.5, key)]
+    for other in (dropped(*draw) for draw in draws):
         assert other is not None and not torch.equal(other.mask, first.mask)
 
 

@@ -170,3 +170,21 @@ def test_measuring_leaves_the_base_as_it_was(llama):
     pass_(llama)
     assert fingerprint(model) == before[0]
     assert all(torch.equal(v, before[1][k]) for k, v in model.state_dict().items())
+
+
+def test_a_budget_decides_the_rank_that_starts_and_allocations_count_from():
+    """EVA's components are asked for at the rank that the budget pays for, not at the form's own."""
+    from architectures import ARCHITECTURES
+    from luthier.core.allocation import Budget
+    from luthier.measuring.allocation import ground
+    from luthier.statistics.pca import PCA
+
+    model, form = ARCHITECTURES["llama"].build(), lt.LoRA(rank=2, alpha=6.0)
+    sites = lt.select(model, "all-linear")
+    worth = Budget(form).spent(sites, {site.path: 5 for site in sites})
+    for ranks in (None, lt.ranks.EVA(2.0), lt.GeLoRA()):
+        _, _, purse = ground(model, form, None, ranks, str(worth + 1))
+        assert purse.form == lt.LoRA(rank=5, alpha=15.0)
+    (components,) = lt.ranks.EVA(2.0).statistics(purse.form)
+    assert components == PCA(10) and lt.inits.EVA().statistics(purse.form) == (PCA(5),)
+    assert ground(model, form, None, None, None)[2].form is form

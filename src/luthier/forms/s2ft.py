@@ -39,6 +39,9 @@ class S2FT(Form):
     detaching is exact, packed bases serve, and nothing is coupled that could be permuted wrongly (their code counts
     key-value heads in the order of the query heads). What is trained and computed is the same.
 
+    The authors' default, 3% of the inputs of every down projection, is the recipe's; a form's own default is every
+    linear layer, since layers have other names in other models.
+
     Whole heads: `units` is the number of key-value heads, for `side="output"` at values and `side="input"` at the
     output projection, where a unit is all query heads that read one key-value head. At random, layers of one block with
     as many units choose the same ones.
@@ -48,7 +51,6 @@ class S2FT(Form):
     needs = ("weight",)
     frozen = ("index",)
     lr = 2e-4
-    where = "down_proj"
 
     ratio: float = 0.03
     """Share of the units that is trained; at least one."""

@@ -1,7 +1,7 @@
 """Dropout from one random byte a number: eight bytes come with each draw, and the mask takes a byte a number.
 
 Layers that read the same tensor in a row (query, key and value; gate and up) meet the same mask: each of them has its
-dropout at the rate it asked for, and one draw and one pass over x serve all.
+dropout at the rate it asked for, and one draw and one pass over x serve all. A layer that comes again draws again.
 """
 
 from __future__ import annotations
@@ -26,26 +26,38 @@ class Dropped:
     """x where it is kept, 0 elsewhere; the scale 1 / keep belongs to a small factor, not to this pass."""
 
 
-class _Last(threading.local):
-    """The last draw of this thread, and for what."""
+@dataclass
+class _Draw:
+    """A draw, what it was for, and which layers (by their weights) have had it."""
 
-    made: tuple[weakref.ref[Tensor], int, float, Dropped] | None = None
+    origin: weakref.ref[Tensor]
+    version: int
+    rate: float
+    found: Dropped
+    readers: set[int]
+
+
+class _Last(threading.local):
+    """The last draw of this thread."""
+
+    draw: _Draw | None = None
 
 
 _last = _Last()
 
 
-def dropped(x: Tensor, rate: float) -> Dropped | None:
-    """x with dropout; None at rate 0. The rate is rounded to 1/256, and to 1/256 at the least."""
+def dropped(x: Tensor, rate: float, weight: Tensor) -> Dropped | None:
+    """x with dropout for the layer of `weight`; None at rate 0. The rate is rounded to 1/256, at least to that."""
     if not rate:
         return None
-    if _last.made is not None:
-        origin, version, known, found = _last.made
-        if origin() is x and version == x._version and known == rate:
-            return found
+    known = _last.draw
+    same = known is not None and known.origin() is x and known.version == x._version and known.rate == rate
+    if known is not None and same and id(weight) not in known.readers:
+        known.readers.add(id(weight))
+        return known.found
     mask = draw_mask(x, rate)
     found = Dropped(mask, x.detach() * mask)
-    _last.made = (weakref.ref(x), x._version, rate, found)
+    _last.draw = _Draw(weakref.ref(x), x._version, rate, found, {id(weight)})
     return found
 
 

@@ -18,7 +18,7 @@ from luthier.kernels._rows import added, added_rows, of_rows
 
 def linear(form: LoRA, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """y = x Wᵀ + b + s (drop(x) Aᵀ) Bᵀ, x [..., d_in]."""
-    read = dropped(x, form.dropout)
+    read = dropped(x, form.dropout, weight)
     s = form.scale / keep(form.dropout)
     given, mask = (None, None) if read is None else (read.x, read.mask)
     return _LoRA.apply(x, weight, bias, p["A"], p["B"], s, given, mask)[0]  # type: ignore[index]

@@ -18,7 +18,7 @@ from luthier.kernels._rows import added, added_rows, of_rows
 
 def linear(form: WeGeFT, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """y = x̂ Wᵀ + b, x̂ = x + s (drop(x) ψᵀ) φᵀ, x [..., d_in]."""
-    read = dropped(x, form.dropout)
+    read = dropped(x, form.dropout, weight)
     s = form.scale / keep(form.dropout)
     given, mask = (None, None) if read is None else (read.x, read.mask)
     return _WeGeFT.apply(x, weight, bias, p["phi"], p["psi"], s, given, mask)[0]  # type: ignore[index]

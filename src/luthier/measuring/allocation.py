@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -55,6 +55,7 @@ def allocate(
     the pass where that can be known.
     """
     sites, ranks, purse = ground(model, form, where, ranks, budget)
+    form = purse.form
     settings = calibration or Calibration()
     wanted = [*_of_form(form), *(s for each in (ranks, init) if each is not None for s in each.statistics(form))]
     stats = calibrate(model, features, collator, sites, wanted, settings, data=data, console=console)
@@ -80,15 +81,20 @@ def ground(
 ) -> tuple[Selection, Ranks | None, Budget]:
     """(sites, what allocates, what it may spend); a model without weights will do.
 
-    A budget alone is spent evenly. Raises `LuthierError` for a budget below the lowest ranks.
+    A budget decides the form's rank: the largest that it pays for everywhere, from which allocations and starts count.
+    A budget alone is spent that way. Raises `LuthierError` for a budget below the lowest ranks.
     """
     if ranks is None and budget is not None:
         ranks = find("ranks", "uniform")()  # type: ignore[assignment]
     sites = select(model, form.where if where is None else where)
     total = sum(p.numel() for p in model.parameters())
     purse = Budget(form, None if budget is None else parameters_of(budget, total))
-    if ranks is not None and ranks.least and not purse.fits(sites, dict.fromkeys((s.path for s in sites), 1)):
+    affordable = purse.fits(sites, dict.fromkeys((s.path for s in sites), 1))
+    if ranks is not None and ranks.least and not affordable:
         raise purse.refuse(sites)
+    if budget is not None and affordable:
+        even: Ranks = find("ranks", "uniform")()  # type: ignore[assignment]
+        purse = replace(purse, form=form.with_rank(max(even.allocate(sites, {}, purse).values())))
     return sites, ranks, purse
 
 
