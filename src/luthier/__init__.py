@@ -35,6 +35,7 @@ _PUBLIC = {
     "shard": "core.shard",
     "export": "core.export",
     "combine": "combining",
+    "examine": "examining",
     "model": "models",
     "measure": "measuring.measure",
     "compare": "comparing",

@@ -18,6 +18,7 @@ COMMANDS = [
     "combine",
     "compare",
     "evaluate",
+    "examine",
     "explain",
     "export",
     "generate",
