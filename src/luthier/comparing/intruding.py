@@ -13,6 +13,7 @@ from luthier.comparing.fit import Fitted
 from luthier.comparing.plan import Job
 from luthier.core.delta import Delta
 from luthier.core.examination import Change, unwatched
+from luthier.core.probe import evaluating
 from luthier.core.scope import Scope
 from luthier.core.spectrum import examined
 from luthier.examinations.intruders import Intruders
@@ -21,10 +22,11 @@ from luthier.examining.pair import changes_in
 
 def intruders(job: Job, fitted: Fitted) -> dict[str, float] | None:
     """`count`, `null` and `matrices` examined; None where no matrix of a block changed."""
-    changes = [change for change in CHANGES[job.method.kind](fitted.model) if examined(change.place)]
-    if not changes:
-        return None
-    found = Intruders().of(changes, unwatched)
+    with evaluating(fitted.model):
+        changes = [change for change in CHANGES[job.method.kind](fitted.model) if examined(change.place)]
+        if not changes:
+            return None
+        found = Intruders().of(changes, unwatched)
     null, matrices = found.null_summary["intruders"], found.summary["matrices"]
     return {"count": found.summary["intruders"], "null": null, "matrices": matrices}
 
