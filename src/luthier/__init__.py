@@ -36,6 +36,7 @@ _PUBLIC = {
     "export": "core.export",
     "combine": "combining",
     "examine": "examining",
+    "decode": "decoding",
     "model": "models",
     "measure": "measuring.measure",
     "compare": "comparing",
