@@ -17,6 +17,7 @@ from luthier.core.component import axes, find, names
 COMMANDS = [
     "combine",
     "compare",
+    "decode",
     "evaluate",
     "examine",
     "explain",
