@@ -178,6 +178,12 @@ def test_the_processor_decodes_in_generate(crowd):
     assert torch.equal(out[:, 6:], ids) and not (ids == 96).any()
     with pytest.raises(lt.LuthierError, match="processor for each call"):
         base.model.generate(**inputs, logits_processor=[processor], max_new_tokens=2)
+    with pytest.raises(lt.LuthierError, match="training mode"):
+        crowd[1].model.train()
+        try:
+            DecodingProcessor(by, members, inputs["attention_mask"])
+        finally:
+            crowd[1].model.eval()
     fresh = DecodingProcessor(by, members, inputs["attention_mask"])
     with pytest.raises(lt.LuthierError, match="num_beams=1"):
         base.model.generate(**inputs, logits_processor=[fresh], max_new_tokens=2, num_beams=2)

@@ -33,6 +33,8 @@ class DecodingProcessor(LogitsProcessor):
         self._led = led = members[by.led()][0]
         self.width = common_width(labelled(members, lambda member: member.model), led.tokenizer)
         others = {role: given for role, given in members.items() if role != by.led()}
+        if training := [role for role, given in others.items() if any(m.model.training for m in given)]:
+            raise LuthierError(f"the model of {training[0]} is in training mode, with its dropout; call its eval().")
         self.by, self._mask = by, attention_mask
         self._ids: Tensor | None = None
         self._others = Ensemble(by, others, attention_mask.shape[1], self.width)
