@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from cli_tools import save_adapter
+from cli_tools import save_adapter, save_bert, write_rows
 
 import luthier as lt
 from luthier.core.component import names
@@ -68,6 +68,29 @@ def test_a_form_on_activations_has_no_intruders_and_is_examined_otherwise(call, 
     done = call("examine", stream)
     assert done.code == 2 and "cannot be merged" in done.err
     assert call("examine", stream, "--by", "forgetting", "--data", rows).code == 0
+
+
+def test_a_classifier_is_examined_with_its_own_order_of_classes(call, tmp_path):
+    """The labels of the rows are those of the model, whatever order the file has them in."""
+    base, labels = save_bert(tmp_path / "bert"), ["yes", "no", "maybe"]
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"t {i}", "label": labels[2 - i % 3]} for i in range(12)])
+    torch.manual_seed(0)
+    model = load(str(base), task="classification", labels=labels).model
+    lt.attach(model, lt.LoRA(rank=2))
+    lt.attach(model, lt.Full(), where="params(classifier.*)")
+    with torch.no_grad():
+        for name, parameter in lt.trainable(model).items():
+            parameter.add_(0.05 * torch.randn_like(parameter)) if "classifier" not in name else parameter.zero_()
+        head = {name: each for name, each in lt.trainable(model).items() if "classifier" in name and each.dim() == 1}
+        next(iter(head.values()))[1] = 9.0  # every row is called "no"
+    lt.save(model, tmp_path / "a", base=str(base), measured={"task": "classification", "labels": labels})
+    words = ["--by", "forgetting", "--data", rows, "--json"]
+    found = json.loads(call("examine", tmp_path / "a", *words).out)["places"]["rows"]
+    assert found["score before"] + found["score"] == pytest.approx(1 / 3) and found["after"] == pytest.approx(
+        6, abs=0.1
+    )
+    done = call("examine", tmp_path / "a", "--by", "similarity", "--data", rows)
+    assert done.code == 0 and "could be frozen" in done.out
 
 
 @pytest.mark.parametrize(

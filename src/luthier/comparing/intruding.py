@@ -13,6 +13,7 @@ from luthier.comparing.fit import Fitted
 from luthier.comparing.plan import Job
 from luthier.core.delta import Delta
 from luthier.core.examination import Change, unwatched
+from luthier.core.layer import is_quantised
 from luthier.core.probe import evaluating
 from luthier.core.scope import Scope
 from luthier.core.spectrum import examined
@@ -32,12 +33,12 @@ def intruders(job: Job, fitted: Fitted) -> dict[str, float] | None:
 
 
 def _of_peft(model: Any) -> list[Change]:
-    """What peft's layers change of the weights under them."""
+    """What peft's layers change of the weights under them; to fold into packed ones would round."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     scope, found = Scope(model), []
     for path, layer in model.named_modules():
-        if isinstance(layer, BaseTunerLayer):
+        if isinstance(layer, BaseTunerLayer) and not is_quantised(layer.get_base_layer()):
             spot = Spot(f"{path}.base_layer", "weight", layer.get_base_layer())
             found.append(Change(spot.place(scope, {}), partial(_merged, layer, spot)))
     return found

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from luthier import data, models
 from luthier.combinations.task_arithmetic import TaskArithmetic
 from luthier.combining.lower import lowered
-from luthier.combining.places import Spot
+from luthier.combining.places import Spot, wide
 from luthier.combining.prepare import Job, prepare
 from luthier.core.adapt import detach, find_state
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
 from luthier.core.examination import Batch, Change, Pair
-from luthier.core.layer import features
+from luthier.core.layer import features, weight_of
 from luthier.core.scope import Scope
 from luthier.core.slot import Slot
 from luthier.core.store import SPEC, load
@@ -93,9 +94,15 @@ def changes_in(model: nn.Module) -> list[Change]:
             continue
         slots = [slot for slot in adapters.slots() if slot.enabled and _on_weight(slot)]
         if slots and all(slot.form.linear and slot.form.positions == "all" for slot in slots):
-            spot = Spot(path, "weight", module)
-            found.append(Change(spot.place(scope, {}), partial(_lowered, spot, slots)))
+            spot, (d_in, d_out) = Spot(path, "weight", module), features(module) or (0, 0)
+            unpacked = partial(_unpacked, module)
+            place = replace(spot.place(scope, {}), shape=(d_out, d_in), base=unpacked)  # a quantised one is packed
+            found.append(Change(place, partial(_lowered, spot, slots)))
     return found
+
+
+def _unpacked(module: nn.Module) -> Tensor:
+    return wide(weight_of(module))
 
 
 def _on_weight(slot: Slot) -> bool:
@@ -112,7 +119,7 @@ def batches_of(
     examples: Mapping[str, Examples], model: nn.Module, processor: Any, task: str, batch: int, max_length: int
 ) -> dict[str, list[Batch]]:
     """Every data set as batches of the model's arguments."""
-    names = list(vars(model.config).get("id2label", {}).values()) if "classification" in task else None  # type: ignore[arg-type]
+    names = list(model.config.id2label.values()) if "classification" in task else None  # type: ignore[union-attr]
     collator, found = data.collator_for(task, processor), {}
     for name, each in examples.items():
         rows = data.encode_all(each, processor, task=task, max_length=max_length, labels=names, truncate=True)
