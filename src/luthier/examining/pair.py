@@ -119,7 +119,8 @@ def batches_of(
     examples: Mapping[str, Examples], model: nn.Module, processor: Any, task: str, batch: int, max_length: int
 ) -> dict[str, list[Batch]]:
     """Every data set as batches of the model's arguments."""
-    names = list(model.config.id2label.values()) if "classification" in task else None  # type: ignore[union-attr]
+    config: Any = model.config if "classification" in task else None
+    names = None if config is None else list(config.id2label.values())
     collator, found = data.collator_for(task, processor), {}
     for name, each in examples.items():
         rows = data.encode_all(each, processor, task=task, max_length=max_length, labels=names, truncate=True)
