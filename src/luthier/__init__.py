@@ -35,6 +35,8 @@ _PUBLIC = {
     "shard": "core.shard",
     "export": "core.export",
     "combine": "combining",
+    "examine": "examining",
+    "decode": "decoding",
     "model": "models",
     "measure": "measuring.measure",
     "compare": "comparing",

@@ -17,7 +17,9 @@ from luthier.core.component import axes, find, names
 COMMANDS = [
     "combine",
     "compare",
+    "decode",
     "evaluate",
+    "examine",
     "explain",
     "export",
     "generate",

@@ -58,6 +58,8 @@ def test_two_methods_on_two_seeds(study, held, tmp_path):
         assert run.step_seconds > 0 and run.step_ratio > 0 and run.peak_bytes > run.bytes
         before, after = run.forgetting["held text loss"]
         assert before > 0 and after != before
+        assert (run.intruders is None) == (run.method == "loreft")  # which changes no matrix
+        assert run.intruders is None or (run.intruders["matrices"] > 3 and run.intruders["count"] >= 0)
         assert run.budget == "8%" and run.command.startswith("luthier train") and run.samples[0]["prompt"].endswith("=")
     same_seed = [run.forgetting["held text loss"][0] for run in done.records]
     assert len(set(same_seed)) == 1  # the base is one

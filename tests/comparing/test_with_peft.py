@@ -7,11 +7,13 @@ from rich.console import Console
 from transformers import set_seed
 
 from luthier.comparing.fit import fit
+from luthier.comparing.intruding import CHANGES
 from luthier.comparing.plan import plan
 from luthier.comparing.study import Study
 from luthier.comparing.with_peft import fit_peft
 from luthier.core.adapt import state_of
 from luthier.core.control import tensors
+from luthier.core.spectrum import examined
 from luthier.training.attachment import attach_all
 from luthier.training.prepare import prepare
 from luthier.training.session import load
@@ -67,6 +69,12 @@ def test_the_same_start_gives_the_same_curve(request, llama, bert, letters, addi
         assert [step for step, _ in left] == [step for step, _ in right]
         assert [loss for _, loss in left] == pytest.approx([loss for _, loss in right], abs=1e-4)
     assert abs(mine.losses[0][1] - mine.losses[-1][1]) > 1e-2  # something was learned
+    found = CHANGES["luthier"](mine.model), CHANGES["peft"](other.model)
+    ours_now, theirs_now = ([change for change in each if examined(change.place)] for each in found)
+    assert len(ours_now) == len(theirs_now) > 3
+    for left, right in zip(ours_now, theirs_now, strict=True):
+        assert left.place.site.layer == right.place.site.layer
+        assert (left.delta().dense() - right.delta().dense()).norm() < 0.02 * left.delta().norm()
 
 
 def test_its_own_start_is_drawn_by_the_seed(llama, additions, tmp_path):

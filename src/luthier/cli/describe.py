@@ -65,6 +65,8 @@ def type_words(hint: Any) -> str:
     """`str | None` is "str or none"; choices are listed."""
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return f"one {type_words(typing.get_args(hint)[0])} or more"
     if options := typing.get_args(hint):
         return " or ".join(map(type_words, options))
     return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
@@ -76,10 +78,13 @@ def body(cls: type[Component]) -> str:
 
 
 def facts(cls: type[Component]) -> dict[str, str]:
-    """What a form is beyond its settings; of other components, the source alone."""
+    """What a form or a decoding is beyond its settings; of other components, the source alone."""
+    from luthier.core.decoding import Decoding
     from luthier.core.form import Form
 
     found = {"paper": cls.paper}
+    if issubclass(cls, Decoding):
+        return found | {f"model `{role}`": told for role, told in cls.roles.items()}
     if not issubclass(cls, Form):
         return found
     return found | {

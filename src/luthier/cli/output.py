@@ -26,7 +26,7 @@ def console(stderr: bool = False) -> Console:
 
 def say(text: str = "") -> None:
     """A line on stdout, as it is."""
-    console().print(text, markup=False, soft_wrap=True)
+    console().print(text, markup=False, emoji=False, soft_wrap=True)
 
 
 def tell(kind: str, text: str) -> None:

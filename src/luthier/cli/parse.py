@@ -181,10 +181,10 @@ def _parameter(cls: type, field: dataclasses.Field, title: str | None) -> inspec
     kind = inspect.Parameter.KEYWORD_ONLY
     if not field.kw_only and title is None:
         kind = inspect.Parameter.VAR_POSITIONAL if more else inspect.Parameter.POSITIONAL_ONLY
-    settings: dict[str, Any] = {"help": field_docs(cls).get(field.name, "")}
+    settings: dict[str, Any] = {"help": field.metadata.get("help") or field_docs(cls).get(field.name, "")}
     if title is not None:
         settings["group"] = title
-    elif default is False or more:
+    if more or (title is None and default is False):
         settings["negative"] = ()
     if default is False or default == ():
         settings["show_default"] = False

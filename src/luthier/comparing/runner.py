@@ -19,6 +19,7 @@ from luthier.comparing.costs import costs
 from luthier.comparing.fit import Fitted, fit
 from luthier.comparing.folder import STUDY, prepared
 from luthier.comparing.forgetting import forgetting, read_held
+from luthier.comparing.intruding import intruders
 from luthier.comparing.plan import Job, Plan
 from luthier.comparing.progress import shown
 from luthier.comparing.record import FILE, Record, write
@@ -191,6 +192,7 @@ def record_of(planned: Plan, job: Job, fitted: Fitted, held: Examples | None, tr
         step_ratio=cost.ratio,
         peak_bytes=cost.peak,
         forgetting=lost,
+        intruders=intruders(job, fitted),
         settings=job.run.to_dict() | {"kind": job.method.kind, "lr": job.run.lr if fitted.trained else None},
         trials=trials,
         budget=job.method.budget,

@@ -56,9 +56,13 @@ def generate(
     or after `max_new_tokens`. The model's mode and the global random state are left as they were.
     """
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    return answers(model, processor, tokenised(model, processor, prompts), sampling, batch)
+
+
+def tokenised(model: Any, tokenizer: Any, prompts: Sequence[str | Messages]) -> list[list[int]]:
+    """The token ids of prompts as `generate` takes them."""
     turns = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
-    ids = [_ids(model, processor, messages, number) for number, messages in enumerate(turns, 1)]
-    return answers(model, processor, ids, sampling, batch)
+    return [_ids(model, tokenizer, messages, number) for number, messages in enumerate(turns, 1)]
 
 
 def _ids(model: Any, tokenizer: Any, messages: Messages, number: int) -> list[int]:
@@ -91,7 +95,7 @@ def answers(
             chosen = order[start : start + batch]
             new = _continue(model, tokenizer, [prompts[i] for i in chosen], sampling, stops)
             for i, ids in zip(chosen, new.tolist(), strict=True):
-                texts[i] = _text(tokenizer, ids, stops)
+                texts[i] = text_of(tokenizer, ids, stops)
             done(len(chosen))
     return texts
 
@@ -156,6 +160,7 @@ def _turn_end(tokenizer: Any) -> int | None:
     return next(label for label in reversed(labels) if label != IGNORED)  # a line break may follow it
 
 
-def _text(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
+def text_of(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
+    """What new tokens say, up to the first that stops."""
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
     return tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)

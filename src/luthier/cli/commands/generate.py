@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from luthier.cli.output import say, say_json
 from luthier.cli.parse import Command, Given
-from luthier.core.errors import LuthierError
+from luthier.cli.prompts import read_prompts
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Generate(Command):
         from luthier.cli.base import fitted
         from luthier.training import generate
 
-        prompts = self._prompts()
+        prompts = read_prompts(self.prompts, self.file, self.name())
         loaded = fitted(
             self.model, self.adapter, task=self.task, dtype=self.dtype, merged=self.merged, force=self.force
         )
@@ -78,22 +77,3 @@ class Generate(Command):
             return
         for prompt, answer in zip(prompts, answers, strict=True):
             say(f"> {prompt}\n{answer}\n" if len(prompts) > 1 else answer)
-
-    def _prompts(self) -> list[str]:
-        """The prompts from wherever they stand; empty lines of a file are none."""
-        if self.prompts and self.file:
-            raise LuthierError("prompts stand on the command line and in --file; give one of the two.")
-        if self.prompts:
-            return list(self.prompts)
-        if self.file is not None:
-            try:
-                text = self.file.expanduser().read_text(encoding="utf-8")
-            except OSError as error:
-                raise LuthierError(f"cannot read {self.file}: {error.strerror}.") from None
-            found = [line for line in text.splitlines() if line.strip()]
-        else:
-            text = "" if sys.stdin.isatty() else sys.stdin.read().strip()
-            found = [text] if text else []
-        if not found:
-            raise LuthierError('no prompt; give one, as in `luthier generate MODEL "Hello"`, or --file.')
-        return found

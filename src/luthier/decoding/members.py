@@ -1,0 +1,158 @@
+"""Who takes part in a decoding: a model for every role, weights held once where roles share them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.core.decoding import Decoding
+from luthier.core.errors import LuthierError, near
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A model in a role, with one of its adapters or bare."""
+
+    model: Any
+    """A transformers decoder."""
+    tokenizer: Any
+    adapter: str | None = None
+    """Name of the adapter that acts, alone; None: the base as it was, whatever is attached."""
+
+
+Spoken = str | Member
+"""A member, or `MODEL` or `MODEL@ADAPTER` to be loaded."""
+Members = Mapping[str, Sequence[Member]]
+
+
+def members_of(
+    by: Decoding, roles: Mapping[str, Spoken | Sequence[Spoken]], *, dtype: str = "float32"
+) -> dict[str, list[Member]]:
+    """The members of every role of `by`, loaded where only named.
+
+    Two roles that name one model share its weights; so `MODEL@ADAPTER` beside `MODEL` costs an adapter. Raises
+    `LuthierError` for roles missing or unknown, an adapter that is not there, vocabularies that differ (all found
+    before weights are read), and a model that no cache can be kept for.
+    """
+    spoken = _by_role(by, roles)
+    by.fits({role: len(given) for role, given in spoken.items()})
+    loaded = _Shelf(dtype)
+    for text in (each for given in spoken.values() for each in given if isinstance(each, str)):
+        loaded.announce(text)
+    loaded.check(spoken)
+    members = {
+        role: [loaded.member(each, f"{role}{n}") if isinstance(each, str) else each for n, each in enumerate(given)]
+        for role, given in spoken.items()
+    }
+    check_members(members)
+    return members
+
+
+def _by_role(by: Decoding, roles: Mapping[str, Spoken | Sequence[Spoken]]) -> dict[str, list[Spoken]]:
+    """What plays each role, in the decoding's order; raises for roles that do not fit."""
+    for role in roles:
+        if role not in by.roles:
+            raise LuthierError(f"{by.name()} has no role {role!r}{near(role, by.roles)} It has: {', '.join(by.roles)}.")
+    found = {}
+    for role, told in by.roles.items():
+        given = roles.get(role, ())
+        found[role] = [given] if isinstance(given, str | Member) else list(given)
+        if not found[role]:
+            raise LuthierError(f"{by.name()} needs a model as {role}: {told}.")
+        if len(found[role]) > 1 and role not in by.several:
+            raise LuthierError(f"{by.name()} takes one model as {role}, not {len(found[role])}.")
+    return found
+
+
+def check_members(members: Members) -> None:
+    """Raises for a model that cannot take part, adapters that are merged, and vocabularies that differ."""
+    from luthier.core.adapt import check_name, find_state
+    from luthier.decoding.vocabulary import check_tokenizers
+
+    for role, member in ((role, each) for role, given in members.items() for each in given):
+        kind, state = type(member.model).__name__, find_state(member.model)
+        if member.model.config.is_encoder_decoder or not member.model.can_generate():
+            raise LuthierError(f"{kind} as {role} is no decoder; models that decode together must be causal-lm.")
+        if "past_key_values" not in inspect.signature(member.model.forward).parameters:
+            raise LuthierError(f"{kind} as {role} keeps no cache of keys and values, and cannot take part.")
+        if state is not None and state.merged:
+            raise LuthierError(f"adapters are merged into the model of {role}; unmerge it, so that roles can differ.")
+        if member.adapter is not None and state is None:
+            raise LuthierError(f"the model of {role} has no adapter {member.adapter!r}: none is attached.")
+        if member.adapter is not None and state is not None:
+            check_name(state, member.adapter)
+    check_tokenizers(labelled(members, lambda member: member.tokenizer))
+
+
+def labelled(members: Mapping[str, Sequence[Any]], value: Any) -> dict[str, Any]:
+    """`{"expert": value(member)}`, numbered where a role has several."""
+    return {
+        role if len(given) == 1 else f"{role} {number}": value(each)
+        for role, given in members.items()
+        for number, each in enumerate(given, 1)
+    }
+
+
+def split(text: str) -> tuple[str, str | None]:
+    """(model, adapter) of `MODEL@ADAPTER`; a folder's name may hold an @ itself."""
+    from luthier.cli.adapter import is_adapter
+
+    cuts = [place for place, letter in enumerate(text) if letter == "@"]
+    if not cuts or Path(text).expanduser().exists():
+        return text, None
+    place = next((cut for cut in cuts if is_adapter(text[cut + 1 :])), cuts[0])
+    if not text[:place]:
+        raise LuthierError(f"{text!r} names no model before the @; write MODEL@ADAPTER.")
+    return text[:place], text[place + 1 :]
+
+
+class _Shelf:
+    """Models by name, each loaded once."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        self._tokenizers: dict[str, Any] = {}
+        self._models: dict[str, Any] = {}
+
+    def announce(self, text: str) -> None:
+        """Reads what tells early that something is amiss: the adapter's spec and the tokenizer."""
+        from luthier.cli.adapter import read_adapter
+        from luthier.cli.base import processor_of
+
+        name, adapter = split(text)
+        if adapter is not None:
+            read_adapter(adapter)
+        if _place(name) not in self._tokenizers:
+            self._tokenizers[_place(name)] = processor_of(name, "causal-lm")
+
+    def check(self, spoken: Mapping[str, Sequence[Spoken]]) -> None:
+        """Raises where tokenizers differ."""
+        from luthier.decoding.vocabulary import check_tokenizers
+
+        read = lambda each: each.tokenizer if isinstance(each, Member) else self._tokenizers[_place(split(each)[0])]  # noqa: E731
+        check_tokenizers(labelled(spoken, read))
+
+    def member(self, text: str, role: str) -> Member:
+        """The member that `text` names, its adapter attached under the name of its role."""
+        from luthier.cli.adapter import adapter_folder
+        from luthier.core.store import load
+        from luthier.models import load as load_model
+
+        name, adapter = split(text)
+        if _place(name) not in self._models:
+            self._models[_place(name)] = load_model(name, dtype=self.dtype)
+        loaded = self._models[_place(name)]
+        if adapter is not None:
+            load(loaded.model, adapter_folder(adapter), role)
+        return Member(loaded.model, loaded.processor, None if adapter is None else role)
+
+
+def _place(name: str) -> str:
+    """One text for one model, however it is named."""
+    from luthier.models import resolve
+
+    found = resolve(name)
+    return str(found.resolve()) if isinstance(found, Path) else found

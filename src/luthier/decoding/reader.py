@@ -1,0 +1,98 @@
+"""A member reading a batch, with a cache of its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.core.adapt import find_state
+from luthier.core.control import disabled, enable, prompt
+from luthier.core.decoding import Decoding
+from luthier.core.errors import LuthierError
+from luthier.decoding.members import Member
+
+
+class Reader:
+    """Reads what it has not read yet of a text that grows. `cached=False` reads all of it each time."""
+
+    def __init__(self, member: Member, prompt: int, *, cached: bool = True) -> None:
+        self.member, self.cached = member, cached
+        self.seen, self._cache, self._prompt = 0, None, prompt
+        self._takes = inspect.signature(member.model.forward).parameters
+
+    def __call__(self, ids: Tensor, mask: Tensor, last: int = 1) -> Tensor:
+        """The logits behind each of the `last` columns, [batch, last, vocabulary], in float32 at least.
+
+        `ids` and `mask` are the whole text, [batch, columns], padded on the left.
+        """
+        model = self.member.model
+        start = self.seen if self.cached else 0
+        mask = mask.to(model.device)
+        options: dict[str, Any] = {"past_key_values": self._cache, "use_cache": self.cached}
+        if "position_ids" in self._takes:
+            options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, start:]
+        if "logits_to_keep" in self._takes:
+            options["logits_to_keep"] = last
+        with acting(self.member, self._prompt):
+            out = model(input_ids=ids[:, start:].to(model.device), attention_mask=mask, **options)
+        if self.cached:
+            self.seen, self._cache = ids.shape[1], out.past_key_values
+        logits = out.logits[:, -last:]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def crop(self, length: int) -> None:
+        """Forgets what stands behind column `length`."""
+        if self._cache is None or self.seen <= length:
+            return
+        try:
+            self._cache.crop(length - self.seen)
+        except (RuntimeError, ValueError, NotImplementedError, AttributeError) as error:
+            raise LuthierError(
+                f"the cache of {type(self.member.model).__name__} cannot be taken back ({error}), so tokens cannot be "
+                "drafted ahead; decode without a draft."
+            ) from None
+        self.seen = length
+
+
+@contextmanager
+def acting(member: Member, prompt_columns: int) -> Iterator[None]:
+    """The member's adapter alone acts on its model while the context lasts, and knows where the prompt ends."""
+    if find_state(member.model) is None:
+        yield
+        return
+    with disabled(member.model), prompt(member.model, prompt_columns):
+        if member.adapter is not None:
+            enable(member.model, member.adapter)
+        yield
+
+
+class Ensemble:
+    """The members of a decoding reading one batch together."""
+
+    def __init__(
+        self, by: Decoding, members: Mapping[str, Sequence[Member]], prompt: int, width: int, *, cached: bool = True
+    ) -> None:
+        self.by, self.width = by, width
+        self.readers = {role: [Reader(m, prompt, cached=cached) for m in given] for role, given in members.items()}
+
+    def logits(self, ids: Tensor, mask: Tensor, last: int = 1) -> dict[str, Tensor]:
+        """By role, as `Decoding.scores` takes them; the columns of a row stand one behind the other as rows."""
+        found = {}
+        for role, readers in self.readers.items():
+            heard = [r(ids, mask, last)[..., : self.width].flatten(0, 1).to(ids.device) for r in readers]
+            found[role] = torch.stack(heard) if role in self.by.several else heard[0]
+        return found
+
+    def scores(self, ids: Tensor, mask: Tensor, last: int = 1) -> Tensor:
+        """The scores behind each of the `last` columns, [batch, last, vocabulary]."""
+        return self.by.scores(self.logits(ids, mask, last)).unflatten(0, (len(ids), last))
+
+    def crop(self, length: int) -> None:
+        """Every member forgets what stands behind column `length`."""
+        for reader in (r for readers in self.readers.values() for r in readers):
+            reader.crop(length)

@@ -1,0 +1,125 @@
+"""`examine`: what fitting did to a model, in numbers beside those of a null."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+import luthier
+from luthier import data as luthier_data
+from luthier.core.component import find
+from luthier.core.errors import LuthierError
+from luthier.core.examination import Examination, Report
+from luthier.core.files import committed, write_json
+from luthier.data import Examples
+from luthier.examining.pair import batches_of, pair_of
+
+JSON, PLOT = "examined.json", "examined.png"
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A report, and what it is on."""
+
+    by: Examination
+    target: str
+    data: tuple[str, ...]
+    report: Report
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "examination": self.by.name(),
+            "settings": self.by.to_dict(),
+            "target": self.target,
+            "data": list(self.data),
+            "seconds": round(self.seconds, 1),
+            "luthier": luthier.__version__,
+            **self.report.to_dict(),
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes examined.json and examined.png into a folder, which must be new or hold an earlier examination."""
+        from luthier.examining.plot import plot
+
+        target = free(folder)
+        with committed(target) as temporary:
+            write_json(temporary / JSON, self.to_dict())
+            plot(self.to_dict(), temporary / PLOT)
+        return target
+
+
+def free(folder: str | Path) -> Path:
+    """The folder, which must be new, empty or an earlier examination's, so that nothing is lost."""
+    target = Path(folder).expanduser()
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / JSON).exists()):
+        raise LuthierError(f"{target} holds something else than an examination; name a new folder (out).")
+    return target
+
+
+def examine(
+    target: str | Path,
+    by: str | Examination = "intruders",
+    *,
+    base: nn.Module,
+    processor: Any = None,
+    data: str | Sequence[str] = (),
+    task: str = "causal-lm",
+    batch: int = 8,
+    max_length: int = 1024,
+    limit: int | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    progress: bool = False,
+) -> Examined:
+    """What fitting did: the adapter or fine-tuned model in the folder `target` against the bare `base`.
+
+    `by` is what is measured. Some examinations read `data` (one source or several), which `processor` prepares for
+    `task`, cut at `max_length` tokens; `limit` draws that many rows of each. `base` is left as it was. `out` gets
+    examined.json and examined.png. Raises `LuthierError` before any work for what does not fit; `force` goes on with
+    another base than the one that `target` was fitted on.
+    """
+    start, console = time.monotonic(), Console(stderr=True, quiet=not progress)
+    made = find("examinations", by)() if isinstance(by, str) else by
+    if not isinstance(made, Examination):
+        raise LuthierError(f"{made.name()} is no examination.")
+    if out is not None:
+        free(out)
+    sources = (data,) if isinstance(data, str) else tuple(data)
+    check_data(made, sources, batch)
+    examples = _read(sources, processor, task, limit)
+    batches = batches_of(examples, base, processor, task, batch, max_length)
+    pair = pair_of(base, Path(target).expanduser(), batches, task, console, force=force)
+    with torch.no_grad():
+        report = made.measure(pair)
+    found = Examined(made, str(target), sources, report, time.monotonic() - start)
+    if out is not None:
+        found.save(out)
+    return found
+
+
+def check_data(by: Examination, sources: Sequence[str], batch: int) -> None:
+    """Raises unless there are data where they are read, and none where they are not."""
+    if by.reads and not sources:
+        raise LuthierError(f"{by.name()} reads rows; give data (--data).")
+    if sources and not by.reads:
+        raise LuthierError(f"{by.name()} looks at weights alone; leave data out.")
+    if batch < 1:
+        raise LuthierError(f"batch is {batch}; expected at least 1.")
+
+
+def _read(sources: Sequence[str], processor: Any, task: str, limit: int | None) -> dict[str, Examples]:
+    """The rows by the shortest name that tells their sources apart."""
+    if sources and processor is None:
+        raise LuthierError("data need a processor, as `luthier.model` loads it beside the model.")
+    stems = [Path(each).stem for each in sources]
+    names = stems if len(set(stems)) == len(stems) else sources
+    return {name: luthier_data.load(each, task=task, limit=limit) for name, each in zip(names, sources, strict=True)}

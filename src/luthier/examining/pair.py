@@ -1,0 +1,129 @@
+"""A model before and after: an adapter on its base, or a fine-tuned model beside the base that it grew out of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor, nn
+
+from luthier import data, models
+from luthier.combinations.task_arithmetic import TaskArithmetic
+from luthier.combining.lower import lowered
+from luthier.combining.places import Spot, wide
+from luthier.combining.prepare import Job, prepare
+from luthier.core.adapt import detach, find_state
+from luthier.core.delta import Delta
+from luthier.core.errors import LuthierError
+from luthier.core.examination import Batch, Change, Pair
+from luthier.core.layer import features, weight_of
+from luthier.core.scope import Scope
+from luthier.core.slot import Slot
+from luthier.core.store import SPEC, load
+from luthier.core.swap import adapters_of
+from luthier.data import Examples
+from luthier.measuring.progress import told
+
+
+def pair_of(
+    base: nn.Module, target: Path, batches: Mapping[str, Sequence[Batch]], task: str, console: Console, *, force: bool
+) -> Pair:
+    """The base, and the adapter or model in the folder `target`; nothing is read yet."""
+    if find_state(base) is not None:
+        raise LuthierError("the base carries an adapter; detach it first, as it is what stood before fitting.")
+    folder = next((each for each in (target, target / "adapter") if (each / SPEC).is_file()), None)
+    after = partial(_tuned, base, target, task) if folder is None else partial(_adapted, base, folder, force)
+    return Pair(
+        changes=partial(changes_of, base, target, force=force),
+        before=lambda: nullcontext(base),
+        after=after,
+        data=batches,
+        watch=partial(_watched, console),
+    )
+
+
+@contextmanager
+def _adapted(base: nn.Module, folder: Path, force: bool) -> Iterator[nn.Module]:
+    try:
+        yield load(base, folder, force=force)
+    finally:
+        if find_state(base) is not None:
+            detach(base)
+
+
+@contextmanager
+def _tuned(base: nn.Module, folder: Path, task: str) -> Iterator[nn.Module]:
+    parameter = next(base.parameters())
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    yield models.load(str(folder), task=task, dtype=dtype).model.to(parameter.device)
+
+
+def _watched(console: Console, text: str, items: Sequence) -> Iterable:
+    with told(console, text) as shown:
+        yield from shown(items)
+
+
+def changes_of(base: nn.Module, target: str | Path, *, force: bool = False) -> list[Change]:
+    """What the adapter or model in a folder changes of a bare base, tensor by tensor, each read when asked for.
+
+    Raises `LuthierError` for another base, and for forms that no weight can express.
+    """
+    job = prepare(TaskArithmetic(), [target], base, None, merged=False, force=force)
+    return [Change(group[0].place(job.scope, {}), partial(_delta, job, group)) for group in job.groups]
+
+
+def _delta(job: Job, group: Sequence[Spot]) -> Delta:
+    (delta,) = job.at(group, {})[1]
+    return delta
+
+
+def changes_in(model: nn.Module) -> list[Change]:
+    """What the enabled adapters of a model change of its linear layers' weights.
+
+    Layers whose adapter no weight can express, and all other places, are left out.
+    """
+    scope, found = Scope(model), []
+    for path, module in model.named_modules():
+        adapters = adapters_of(module)
+        if adapters is None or features(module) is None:
+            continue
+        slots = [slot for slot in adapters.slots() if slot.enabled and _on_weight(slot)]
+        if slots and all(slot.form.linear and slot.form.positions == "all" for slot in slots):
+            spot, (d_in, d_out) = Spot(path, "weight", module), features(module) or (0, 0)
+            unpacked = partial(_unpacked, module)
+            place = replace(spot.place(scope, {}), shape=(d_out, d_in), base=unpacked)  # a quantised one is packed
+            found.append(Change(place, partial(_lowered, spot, slots)))
+    return found
+
+
+def _unpacked(module: nn.Module) -> Tensor:
+    return wide(weight_of(module))
+
+
+def _on_weight(slot: Slot) -> bool:
+    return slot.site.kind == "affine" or (slot.site.kind == "param" and slot.site.path.endswith(".weight"))
+
+
+def _lowered(spot: Spot, slots: Sequence[Slot]) -> Delta:
+    found = lowered(spot.path, spot.module, slots)["weight"]
+    stored = spot.flipped and slots[0].site.kind == "param"
+    return Delta.dense_of(found.dense().mT) if stored else found
+
+
+def batches_of(
+    examples: Mapping[str, Examples], model: nn.Module, processor: Any, task: str, batch: int, max_length: int
+) -> dict[str, list[Batch]]:
+    """Every data set as batches of the model's arguments."""
+    config: Any = model.config if "classification" in task else None
+    names = None if config is None else list(config.id2label.values())
+    collator, found = data.collator_for(task, processor), {}
+    for name, each in examples.items():
+        rows = data.encode_all(each, processor, task=task, max_length=max_length, labels=names, truncate=True)
+        parts = [collator(rows[start : start + batch]) for start in range(0, len(rows), batch)]
+        found[name] = [{key: value for key, value in part.items() if key != "rows"} for part in parts]
+    return found

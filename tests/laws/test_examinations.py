@@ -1,0 +1,156 @@
+"""The laws of examinations, over the registry: a new file is tested the day it is dropped in."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+
+import luthier as lt
+from architectures import ARCHITECTURES
+from luthier.combining.places import spots
+from luthier.core.component import find, names
+from luthier.core.delta import Delta
+from luthier.core.examination import Change, Examination, Pair
+from luthier.core.scope import Scope
+from luthier.examining.plot import plot
+
+EXAMINATIONS = names("examinations")
+
+
+def made(name: str) -> Examination:
+    examination = find("examinations", name)()
+    assert isinstance(examination, Examination)
+    return examination
+
+
+def batches(count: int = 3, rows: int = 4) -> list[dict]:
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(count):
+        ids = torch.randint(3, 97, (rows, 9), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[0, 6:] = 0
+        found.append({"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask.bool(), ids, -100)})
+    return found
+
+
+def against(model, size: float) -> Pair:
+    """The model before and after a random change of relative norm `size` of every matrix; 0 is the model itself."""
+    scope, generator = Scope(model), torch.Generator().manual_seed(2)
+    changes = []
+    for group in spots(model):
+        if group[0].tensor.dim() == 2:
+            noise = size * torch.randn(group[0].tensor.shape, generator=generator, dtype=torch.float64)
+            delta = Delta.dense_of(noise * group[0].tensor.detach().std()) if size else Delta.zero(*noise.shape)
+            changes.append(Change(group[0].place(scope, {}), partial(lambda d: d, delta)))
+    other = ARCHITECTURES["llama"].build(dtype=torch.float64)
+    with torch.no_grad():
+        for change in changes:
+            other.get_parameter(change.place.site.path).add_(change.delta().dense())
+    data = {"texts": batches()}
+    return Pair(lambda: changes, lambda: nullcontext(model), lambda: nullcontext(other), data)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ARCHITECTURES["llama"].build(dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def reports(model):
+    """`reports(name, size)`: made once."""
+    known = {}
+
+    def report(name: str, size: float):
+        if (name, size) not in known:
+            known[name, size] = made(name).measure(against(model, size))
+        return known[name, size]
+
+    return report
+
+
+@pytest.mark.parametrize("name", EXAMINATIONS)
+def test_it_states_its_equation_and_source(name):
+    examination = made(name)
+    assert len(examination.equation()) > 5 and examination.paper and examination.name() == name.replace("_", "")
+    assert examination.from_dict(examination.to_dict()) == examination
+    with pytest.raises(lt.LuthierError):
+        examination.from_dict({"no such setting": 1})
+
+
+@pytest.mark.parametrize("name", EXAMINATIONS)
+def test_a_model_against_itself_reports_nothing(name, reports):
+    assert abs(reports(name, 0.0).effect) < 1e-12
+
+
+@pytest.mark.parametrize("name", EXAMINATIONS)
+def test_the_null_has_the_same_numbers_at_the_same_places(name, reports):
+    found = reports(name, 0.5)
+    assert found.places.keys() == found.null.keys() == found.layers.keys() and found.places
+    columns = {tuple(numbers) for each in (found.places, found.null) for numbers in each.values()}
+    assert len(columns) == 1 and found.column in next(iter(columns))
+    assert found.summary.keys() == found.null_summary.keys() and found.verdict and found.baseline
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False)) == found.to_dict()
+
+
+@pytest.mark.parametrize("name", EXAMINATIONS)
+def test_it_repeats_itself_and_leaves_the_model_alone(name, model, reports):
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    first = reports(name, 0.5)
+    torch.manual_seed(7)
+    assert made(name).measure(against(model, 0.5)) == first
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", EXAMINATIONS)
+def test_it_is_drawn(name, reports, tmp_path):
+    plot({"examination": name, "target": "run", **reports(name, 0.5).to_dict()}, tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 5000
+
+
+TOY = '''
+"""Toy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from luthier.core.examination import Examination, Report
+
+
+@dataclass(frozen=True)
+class Toy(Examination):
+    """c Σ ‖δ‖"""
+
+    paper = "nobody 2031"
+
+    size: float = 3.0
+    """The factor c."""
+
+    def measure(self, pair):
+        norms = {c.place.site.path: {"norm": self.size * c.delta().norm()} for c in pair.changes()}
+        layers = {c.place.site.path: c.place.site.layer for c in pair.changes()}
+        total = {"norm": sum(each["norm"] for each in norms.values())}
+        return Report(total["norm"], "norm", norms, norms, layers, total, total, "itself", "It is long.")
+'''
+
+
+def test_a_toy_file_is_seen_and_tested(tmp_path):
+    """The meta-law: these very tests and the command line find a file in a folder of LUTHIER_PATH."""
+    folder = tmp_path / "examinations"
+    folder.mkdir()
+    (folder / "toy.py").write_text(TOY, encoding="utf-8")
+    environment = {**os.environ, "LUTHIER_PATH": str(tmp_path)}
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "toy and not seen"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout  # 5 if none were found
+    shown = [sys.executable, "-m", "luthier", "examine", "x", "--by", "toy", "--help"]
+    assert "The factor c." in subprocess.run(shown, capture_output=True, text=True, env=environment, check=True).stdout
