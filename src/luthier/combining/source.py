@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from luthier.combining.lower import at_base, lowered
 from luthier.combining.places import Spot, wide
 from luthier.combining.reader import Reader
-from luthier.core.adapt import expected_shapes
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
 from luthier.core.files import sha256
 from luthier.core.merge import refuse_unmergeable
 from luthier.core.slot import Part, Slot
+from luthier.core.start import expected_shapes
 from luthier.core.store import SPEC, WEIGHTS, check_shapes, part_of
 
 

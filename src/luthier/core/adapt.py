@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from luthier.core.attention import refresh_prefixes
@@ -17,18 +15,16 @@ from luthier.core.form import Form, Stats
 from luthier.core.initialiser import Init
 from luthier.core.layer import (
     block_lists,
-    compute_dtype,
     decoder_path,
     keep_differentiable,
     raw_parameter,
     stack_owner,
-    weight_of,
-    whole,
 )
 from luthier.core.probe import unreached
 from luthier.core.select import Selection, select
 from luthier.core.site import Site
 from luthier.core.slot import Part, Slot, State, starts
+from luthier.core.start import Start, initial, parameters
 from luthier.core.swap import adapters_of, swap, unswap
 
 TRAINS = "_hf_peft_config_loaded"
@@ -175,7 +171,7 @@ def _place(model: nn.Module, state: State, part: Part, start: Start) -> None:
     owners = {path: stack_owner(model, path) for path in block_lists(model)}
     for site in part.sites:
         module = model.get_submodule(site.module)
-        params = _parameters(module, site, part, start)
+        params = parameters(module, site, part, start)
         owner = next((o for path, o in owners.items() if site.path.startswith(path + ".")), "")
         for tied in _tied(model, site):
             slot = Slot(part, tied, site, owner, params)
@@ -196,83 +192,6 @@ def _tied(model: nn.Module, site: Site) -> list[Site]:
     tensor = raw_parameter(model, site.path)
     paths = (path for path, p in model.named_parameters(remove_duplicate=False) if p is tensor)
     return [site, *(replace(site, path=path) for path in paths if path != site.path)]
-
-
-def _parameters(module: nn.Module, site: Site, part: Part, start: Start) -> dict[str, nn.Parameter]:
-    form, group = part.form_at(site), part.form.group(site)
-    first = part.slots.get(group)
-    if first is not None:
-        shapes = {k: p.shape for k, p in first._parameters.items() if p is not None}
-        if expected_shapes(module, site, part) not in (None, shapes):
-            raise LuthierError(
-                f"share={form.share!r}: {site} ({site.d_in} -> {site.d_out}) cannot share parameters with "
-                f"{first.site} ({first.site.d_in} -> {first.site.d_out}), or their ranks differ."
-            )
-        return {k: p for k, p in first._parameters.items() if p is not None}
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    wide = torch.promote_types(compute_dtype(module), torch.float32)  # float32 masters on a bf16 base
-    with torch.device(device), default_dtype(wide), torch.no_grad():
-        tensors = start(module, site, part)
-    return {
-        key: nn.Parameter(tensor.to(wide) if tensor.is_floating_point() else tensor, part.trains(key))
-        for key, tensor in tensors.items()
-    }
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype):
-    """Factories make tensors of `dtype` while the context lasts."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-Start = Callable[[nn.Module, Site, Part], dict[str, Tensor]]
-"""Gives the first tensors of a site: fresh ones, or stored ones."""
-
-
-def expected_shapes(module: nn.Module, site: Site, part: Part) -> dict[str, torch.Size] | None:
-    """Shapes of a part's parameters at a site; None where only a statistic could tell."""
-    form = part.form_at(site)
-    if set(form.needs) - {"weight"}:
-        return None
-    stats = {"weight": base_tensor(module, site).to("meta")} if form.needs else {}
-    with torch.device("meta"):
-        found = initial(module, site, form, stats)
-        found |= starts(form, found) if part.relative else {}
-    return {k: t.shape for k, t in found.items()}
-
-
-def initial(module: nn.Module, site: Site, form: Form, stats: Stats, init: Init | None = None) -> dict[str, Tensor]:
-    """The start at a site: the form's own, or that of `init`; one for each expert of a 3-D parameter."""
-    given = dict(stats)
-    asking = [form] if init is None else [form, init]
-    if any("weight" in each.needs for each in asking) and "weight" not in given:
-        given["weight"] = base_tensor(module, site)
-    for each in asking:
-        missing = [need for need in each.needs if need not in given]
-        if missing:
-            raise LuthierError(f"{each.name()} needs {', '.join(missing)} of {site}; measure it and pass stats=….")
-
-    def one(given: Stats) -> dict[str, Tensor]:
-        return form.init(site, given) | (init.factors(form, site, given) if init is not None else {})
-
-    if site.experts is None:
-        return one(given)
-    each = [one({k: v[i] for k, v in given.items()}) for i in range(site.experts)]
-    return {key: torch.stack([tensors[key] for tensors in each]) for key in each[0]}
-
-
-def base_tensor(module: nn.Module, site: Site) -> Tensor:
-    """The base's own weight at a site, [..., d_out, d_in] (a bare parameter of fewer axes as it is)."""
-    if site.kind != "param":
-        return whole(weight_of(module))
-    tensor = module._parameters[site.path.rpartition(".")[2]]
-    assert tensor is not None
-    return whole(tensor).mT if site.transposed else whole(tensor)
 
 
 def _mark(model: nn.Module, state: State) -> None:

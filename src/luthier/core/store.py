@@ -20,7 +20,6 @@ from luthier.core.adapt import (
     adapter_names,
     check_name,
     detach,
-    expected_shapes,
     place,
     ranked,
     state_of,
@@ -34,6 +33,7 @@ from luthier.core.form import Form
 from luthier.core.layer import writes
 from luthier.core.select import select
 from luthier.core.slot import Part
+from luthier.core.start import expected_shapes
 
 FORMAT = 1
 SPEC, WEIGHTS = "adapter.json", "adapter.safetensors"

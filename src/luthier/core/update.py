@@ -31,7 +31,7 @@ class Place:
 
     def base(self) -> Tensor:
         """The base's own tensor at the site, [..., d_out, d_in] as the form meets it."""
-        from luthier.core.adapt import base_tensor  # brings transformers, which --help does without
+        from luthier.core.start import base_tensor  # brings transformers, which --help does without
 
         return base_tensor(self.module, self.site)
 

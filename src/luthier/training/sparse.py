@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.core.adapt import base_tensor, detach, place, state_of
+from luthier.core.adapt import detach, place, state_of
 from luthier.core.scope import Selection
 from luthier.core.site import Site
 from luthier.core.slot import Part, Slot
+from luthier.core.start import base_tensor
 from luthier.forms.sparse import Sparse
 
 WORTH = 2

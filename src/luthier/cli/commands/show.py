@@ -76,7 +76,7 @@ def show_feature(feature: dict[str, Any], processor: Any) -> None:
 
     if "input_ids" not in feature:
         for name, value in feature.items():
-            say(f"{name}: {tuple(value.shape) if hasattr(value, 'shape') else value}")
+            say(f"{name}: {tuple(getattr(value, 'shape', ())) or value}")
         return
     screen = console()
     if screen.is_terminal:
