@@ -89,6 +89,31 @@ def test_cached_is_uncached_and_padding_is_nothing(name, crowd):
         assert torch.equal(chosen[0], ids[row]) and torch.allclose(alone[0], scores[row], rtol=1e-9, atol=1e-9)
 
 
+SINGLE = ("bloom", "mixtral", "qwen3_moe")  # their kernels, and BLOOM's mask, know no float64
+DECODERS = [name for name, each in ARCHITECTURES.items() if each.kind == "decoder"]
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_every_decoder_can_be_a_member(architecture, tokens):
+    """Caches, padding and drafts, whatever the attention."""
+    crowd = [Member(model(architecture, noise=noise), tokens) for noise in (0.0, 0.02, 0.1)]
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    if architecture in SINGLE:
+        for member in crowd:
+            member.model.float()
+        close = {"rtol": 1e-3, "atol": 1e-3}
+    members = {"base": [crowd[0]], "expert": [crowd[1]], "anti": [crowd[2]]}
+    scores, ids = follow(lt.Proxy(), members, ROWS)
+    again, same = follow(lt.Proxy(), members, ROWS, cached=False)
+    assert torch.equal(ids, same) and torch.allclose(scores, again, **close)
+    alone, chosen = follow(lt.Proxy(), members, ROWS[1:2])
+    assert torch.equal(chosen[0], ids[1]) and torch.allclose(alone[0], scores[1], **close)
+    plain = texts(lt.Proxy(), members)
+    drafted = answers(lt.Proxy(), members, PROMPTS, STEPS, draft=3)
+    assert [each.text for each in drafted] == plain
+    assert sum(each.accepted for each in drafted) < sum(each.drafted for each in drafted)  # caches were taken back
+
+
 @pytest.mark.parametrize("name", names("decodings"))
 def test_neutral_settings_say_what_the_first_model_says(name, crowd):
     by = made(name)(**dict(made(name).neutral))

@@ -125,7 +125,7 @@ def _written(
 
     led = members[by.led()][0]
     inputs = padded(prompts, led)
-    ensemble = Ensemble(by, members, inputs["input_ids"].shape[1], width)
+    ensemble = Ensemble(by, members, inputs["input_ids"].shape[1], width, rewinds=bool(draft))
     if draft:
         return [speculative(ensemble, inputs["input_ids"], sampling, stops, generator, draft)]
     return plain(ensemble, inputs["input_ids"], inputs["attention_mask"], sampling, stops, generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -18,11 +18,13 @@ from luthier.decoding.members import Member
 
 
 class Reader:
-    """Reads what it has not read yet of a text that grows. `cached=False` reads all of it each time."""
+    """Reads what it has not read yet of a text that grows. `cached=False` reads all of it each time; `rewinds` keeps
+    what `crop` needs where attention has a window."""
 
-    def __init__(self, member: Member, prompt: int, *, cached: bool = True) -> None:
+    def __init__(self, member: Member, prompt: int, *, cached: bool = True, rewinds: bool = False) -> None:
         self.member, self.cached = member, cached
-        self.seen, self._cache, self._prompt = 0, None, prompt
+        self.seen, self._prompt = 0, prompt
+        self._cache = recording(member.model) if rewinds and cached else None
         self._takes = inspect.signature(member.model.forward).parameters
 
     def __call__(self, ids: Tensor, mask: Tensor, last: int = 1) -> Tensor:
@@ -47,7 +49,7 @@ class Reader:
 
     def crop(self, length: int) -> None:
         """Forgets what stands behind column `length`."""
-        if self._cache is None or self.seen <= length:
+        if not self.cached or self.seen <= length:
             return
         try:
             self._cache.crop(length - self.seen)
@@ -57,6 +59,18 @@ class Reader:
                 "drafted ahead; decode without a draft."
             ) from None
         self.seen = length
+
+
+def recording(model: Any) -> Any:
+    """A cache whose sliding windows keep what they have passed until it is cropped."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    with suppress(AttributeError):  # a transformers that cannot record: `crop` tells, should it come to that
+        for layer, slides in zip(cache.layers, cache.is_sliding, strict=True):
+            if slides:
+                layer.activate_past_recording()
+    return cache
 
 
 @contextmanager
@@ -75,10 +89,20 @@ class Ensemble:
     """The members of a decoding reading one batch together."""
 
     def __init__(
-        self, by: Decoding, members: Mapping[str, Sequence[Member]], prompt: int, width: int, *, cached: bool = True
+        self,
+        by: Decoding,
+        members: Mapping[str, Sequence[Member]],
+        prompt: int,
+        width: int,
+        *,
+        cached: bool = True,
+        rewinds: bool = False,
     ) -> None:
         self.by, self.width = by, width
-        self.readers = {role: [Reader(m, prompt, cached=cached) for m in given] for role, given in members.items()}
+        self.readers = {
+            role: [Reader(member, prompt, cached=cached, rewinds=rewinds) for member in given]
+            for role, given in members.items()
+        }
 
     def logits(self, ids: Tensor, mask: Tensor, last: int = 1) -> dict[str, Tensor]:
         """By role, as `Decoding.scores` takes them; the columns of a row stand one behind the other as rows."""
