@@ -22,7 +22,10 @@ def plot(found: dict[str, Any], file: Path) -> None:
     axes = figure.subplots(len(formats), len(columns + grows), squeeze=False)
     for row, dtype in zip(axes, formats, strict=True):
         for axis, key in zip(row, columns + grows, strict=True):
-            (_lines if key == GROWTH else _bars)(axis, found[dtype].get(key, {}), f"{TITLES.get(key, GROWTH)}, {dtype}")
+            if key not in found[dtype]:
+                axis.set_axis_off()
+                continue
+            (_lines if key == GROWTH else _bars)(axis, found[dtype][key], f"{TITLES.get(key, GROWTH)}, {dtype}")
     machine = found["machine"]
     figure.suptitle(f"Time over the frozen base: {machine.get('gpu', machine['cpu'])}, {machine['threads']} threads")
     figure.savefig(file, dpi=110)
