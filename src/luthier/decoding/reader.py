@@ -24,7 +24,7 @@ class Reader:
     def __init__(self, member: Member, prompt: int, *, cached: bool = True, rewinds: bool = False) -> None:
         self.member, self.cached = member, cached
         self.seen, self._prompt = 0, prompt
-        self._cache = recording(member.model) if rewinds and cached else None
+        self._cache: Any = recording(member.model) if rewinds and cached else None
         self._takes = inspect.signature(member.model.forward).parameters
 
     def __call__(self, ids: Tensor, mask: Tensor, last: int = 1) -> Tensor:
@@ -65,7 +65,7 @@ def recording(model: Any) -> Any:
     """A cache whose sliding windows keep what they have passed until it is cropped."""
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
     with suppress(AttributeError):  # a transformers that cannot record: `crop` tells, should it come to that
         for layer, slides in zip(cache.layers, cache.is_sliding, strict=True):
             if slides:
