@@ -1,8 +1,10 @@
 """Uniform, GeLoRA's and EVA's ranks for LoRA under one budget: MiniLM on CoLA, RTE and SST-2, several seeds.
 
-Every run sees the same rows in the same order for its seed, the same steps and LoRA's default learning rate, and is
-scored on the development set, which nothing was chosen on. EVA has the scale of its authors' settings (1/16), the
-others LoRA's usual 2. Results are kept run by run: an interrupted study goes on, and processes can share it (--only).
+Every run sees the same rows in the same order for its seed and takes the same steps. For every task, each way has the
+same learning rates to choose from (`RATES`): one short run at each, on rows that the draw of seed `TUNING` leaves to
+training, is scored on rows it leaves out. The runs that count are scored on the development set, which nothing was
+chosen on. EVA has the scale of its authors' settings (1/16), the others LoRA's usual 2. Results are kept run by run: an
+interrupted study goes on, and processes can share it (--only).
 
     python bench/ranks.py --data FOLDER [--seeds 3] [--only cola] [--out bench/results/ranks.json]
 
@@ -16,7 +18,7 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +46,19 @@ class Task:
     rows: int
     """Training rows, drawn by the seed."""
     epochs: float
+    held: int
+    """Rows that a learning rate is chosen on."""
 
 
-TASKS = {"cola": Task("mcc", 3000, 4), "rte": Task("accuracy", 1000, 3), "sst2": Task("accuracy", 2000, 2)}
+TASKS = {
+    "cola": Task("mcc", 4000, 3, 1000),
+    "rte": Task("accuracy", 1000, 2, 500),
+    "sst2": Task("accuracy", 3000, 2, 1000),
+}
+RATES = (5e-4, 1.5e-3, 5e-3)
+"""Learning rates that each way chooses from."""
+TUNING, SHARE = 100, 0.5
+"""Seed of the runs that choose, and their share of the epochs."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,6 @@ class Way:
 
     ranks: Ranks | None
     init: Init | None = None
-    budgeted: bool = True
     scale: float = 2.0
     """alpha / rank."""
 
@@ -64,17 +75,18 @@ WAYS = {
     "uniform": Way(lt.Uniform()),
     "gelora": Way(lt.GeLoRA()),
     "eva": Way(lt.ranks.EVA(), lt.inits.EVA(), scale=1 / 16),
-    "gelora, its own ranks": Way(lt.GeLoRA(), budgeted=False),
 }
 
 
-def run(folder: Path, task: str, way: str, seed: int, budget: int) -> dict[str, Any]:
-    """One training run, scored."""
-    settings, chosen = TASKS[task], WAYS[way]
-    rows = data.load(str(folder / "glue" / task / "train.jsonl"), limit=settings.rows, seed=seed)
+def run(folder: Path, task: str, way: str, seed: int, rate: float, budget: int) -> dict[str, Any]:
+    """One training run, scored: on held-out training rows for the seed that chooses, else on the development set."""
+    settings, chosen, tuning = TASKS[task], WAYS[way], seed == TUNING
+    source = str(folder / "glue" / task / "train.jsonl")
+    drawn = data.load(source, limit=settings.rows + settings.held * tuning, seed=seed)
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "train.jsonl"
-        path.write_text("".join(json.dumps(plain(row)) + "\n" for row in rows.rows))
+        path, held = Path(scratch) / "train.jsonl", Path(scratch) / "held.jsonl"
+        write(path, drawn.rows[: settings.rows])
+        write(held, drawn.rows[settings.rows :])
         start = time.monotonic()
         result = train(
             Run(
@@ -83,9 +95,9 @@ def run(folder: Path, task: str, way: str, seed: int, budget: int) -> dict[str, 
                 lt.LoRA(rank=RANK, alpha=chosen.scale * RANK),
                 out=str(Path(scratch) / "run"),
                 training=Training(
-                    epochs=settings.epochs,
+                    epochs=settings.epochs * (SHARE if tuning else 1),
                     batch=16,
-                    lr=5e-4,
+                    lr=rate,
                     max_length=128,
                     truncate=True,
                     eval_fraction=0,
@@ -93,27 +105,33 @@ def run(folder: Path, task: str, way: str, seed: int, budget: int) -> dict[str, 
                 ),
                 ranks=chosen.ranks,
                 init=chosen.init,
-                budget=str(budget) if chosen.budgeted else None,
+                budget=str(budget),
                 calibration=Calibration(seed=seed),
             ),
             progress=False,
         )
         seconds = time.monotonic() - start
         record = json.loads((result.folder / "run.json").read_text())["measured"]
-    held = data.load(str(folder / "glue" / task / "dev.jsonl"))
-    found = evaluate(result.model, result.processor, held, max_length=512, progress=False, keep_predictions=False)
+        tested = data.load(str(held if tuning else folder / "glue" / task / "dev.jsonl"))
+    found = evaluate(result.model, result.processor, tested, max_length=512, progress=False, keep_predictions=False)
     return {
         "task": task,
         "way": way,
         "seed": seed,
+        "rate": rate,
         "metric": settings.metric,
         "score": found.metrics[settings.metric],
         "loss": found.loss,
         "spent": record["spent"],
-        "ranks": record["ranks"],
+        "ranks": list(record["ranks"].values()),
         "last_loss": sum(loss for _, loss in result.losses[-20:]) / 20,
-        "seconds": seconds,
+        "seconds": round(seconds, 1),
     }
+
+
+def write(path: Path, rows: Sequence[data.Example]) -> None:
+    """Rows as a file of JSON lines."""
+    path.write_text("".join(json.dumps(plain(row)) + "\n" for row in rows))
 
 
 def plain(row: data.Example) -> dict[str, Any]:
@@ -130,13 +148,25 @@ def budget() -> int:
     return count(meta_model(config_of(MODEL)), lt.LoRA(rank=RANK))["trainable"]
 
 
-def todo(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
-    """The runs of the study that are not in the file, those within the budget first."""
-    done = {(r["task"], r["way"], r["seed"]) for r in read(args.out)}
-    for budgeted in (True, False):
-        for seed, task in itertools.product(range(args.seeds), args.only or TASKS):
-            ways = [way for way, chosen in WAYS.items() if chosen.budgeted is budgeted]
-            yield from ((task, way, seed) for way in ways if (task, way, seed) not in done)
+def todo(args: argparse.Namespace) -> Iterator[tuple[str, str, int, float]]:
+    """The runs that are not in the file: first those that choose a rate, then seed by seed at the rate chosen."""
+    tasks = args.only or list(TASKS)
+    for task, way, rate in itertools.product(tasks, WAYS, RATES):
+        if not any(r["rate"] == rate for r in runs_of(args.out, task, way, TUNING)):
+            yield task, way, TUNING, rate
+    for seed, task, way in itertools.product(range(args.seeds), tasks, WAYS):
+        if not runs_of(args.out, task, way, seed):
+            yield task, way, seed, best(args.out, task, way)
+
+
+def runs_of(path: Path, task: str, way: str, seed: int) -> list[dict[str, Any]]:
+    """The runs so far of one task, way and seed."""
+    return [r for r in read(path) if (r["task"], r["way"], r["seed"]) == (task, way, seed)]
+
+
+def best(path: Path, task: str, way: str) -> float:
+    """The rate of the best score on the held rows; of equal ones, that of the lower loss."""
+    return max(runs_of(path, task, way, TUNING), key=lambda r: (r["score"], -r["loss"]))["rate"]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -153,18 +183,19 @@ def add(path: Path, found: dict[str, Any]) -> None:
 
 def table(runs: list[dict[str, Any]]) -> Table:
     """Mean and standard deviation over the seeds, and the paired difference to uniform."""
-    shown = Table("task", "metric", "ranks", "numbers", "score", "± sd", "against uniform (95%)", "seeds")
+    shown = Table("task", "metric", "ranks", "numbers", "rate", "score", "± sd", "against uniform (95%)", "seeds")
     for task in TASKS:
-        base = {r["seed"]: r["score"] for r in runs if (r["task"], r["way"]) == (task, "uniform")}
+        counted = [r for r in runs if r["task"] == task and r["seed"] != TUNING]
+        base = {r["seed"]: r["score"] for r in counted if r["way"] == "uniform"}
         for way in WAYS:
-            own = [r for r in runs if (r["task"], r["way"]) == (task, way)]
+            own = [r for r in counted if r["way"] == way]
             if own:
                 scores = torch.tensor([r["score"] for r in own], dtype=torch.float64)
                 gaps = torch.tensor([r["score"] - base[r["seed"]] for r in own if r["seed"] in base])
                 sd = f"{scores.std():.3f}" if len(own) > 1 else "-"
                 numbers = f"{own[0]['spent']:,}"
-                cells = (task, own[0]["metric"], way, numbers, f"{scores.mean():.3f}", sd, gap(gaps), str(len(own)))
-                shown.add_row(*cells)
+                cells = (task, own[0]["metric"], way, numbers, f"{own[0]['rate']:g}", f"{scores.mean():.3f}", sd)
+                shown.add_row(*cells, gap(gaps), str(len(own)))
     return shown
 
 
@@ -187,10 +218,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results/ranks.json"))
     args = parser.parse_args()
     console, limit = Console(), budget()
-    for task, way, seed in todo(args):
-        found = run(args.data, task, way, seed, limit)
+    for task, way, seed, rate in todo(args):
+        found = run(args.data, task, way, seed, rate, limit)
         add(args.out, found)
-        console.print(f"{task} {way} seed {seed}: {found['score']:.3f} in {found['seconds']:.0f} s", highlight=False)
+        console.print(
+            f"{task} {way} seed {seed} rate {rate:g}: {found['score']:.3f} in {found['seconds']:.0f} s", highlight=False
+        )
     console.print(table(read(args.out)))
 
 
