@@ -27,7 +27,7 @@ lint: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/python -m luthier.cli.docs
 
-# What adapters cost on this machine, beside the bare base and peft: about half an hour on two cores.
+# What adapters cost on this machine, beside the bare base and peft: some twenty minutes on two cores.
 bench: $(VENV)/installed
 	$(BIN)/python -m bench.speed
 

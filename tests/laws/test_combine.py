@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,6 +12,7 @@ from luthier.core.combination import Combine, Place
 from luthier.core.component import find, names
 from luthier.core.delta import Delta
 from luthier.core.site import Site
+from toys import help_of_toy
 
 COMBINATIONS = names("combinations")
 SHAPES = [(6, 8), (5,), (1, 3), (2, 4, 3)]
@@ -154,12 +152,5 @@ class Toy(Combine):
 
 def test_a_toy_file_is_seen_and_tested(tmp_path):
     """The meta-law: these very tests and the command line find a file in a folder of LUTHIER_PATH."""
-    folder = tmp_path / "combinations"
-    folder.mkdir()
-    (folder / "toy.py").write_text(TOY, encoding="utf-8")
-    environment = {**os.environ, "LUTHIER_PATH": str(tmp_path)}
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "toy and not seen"]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stdout  # 5 if none were found
-    shown = [sys.executable, "-m", "luthier", "combine", "toy", "--help"]
-    assert "The factor c." in subprocess.run(shown, capture_output=True, text=True, env=environment, check=True).stdout
+    text = help_of_toy(tmp_path, "combinations", TOY, __file__, "combine", "toy")
+    assert "The factor c." in text

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 import luthier as lt
 from luthier.core.component import find, names
 from luthier.core.decoding import Decoding
+from toys import help_of_toy
 
 DECODINGS = names("decodings")
 
@@ -133,13 +130,5 @@ class Toy(Decoding):
 
 def test_a_toy_file_is_seen_and_tested(tmp_path):
     """The meta-law: these very tests and the command line find a file in a folder of LUTHIER_PATH."""
-    folder = tmp_path / "decodings"
-    folder.mkdir()
-    (folder / "toy.py").write_text(TOY, encoding="utf-8")
-    environment = {**os.environ, "LUTHIER_PATH": str(tmp_path)}
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "toy and not seen"]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stdout  # 5 if none were found
-    shown = [sys.executable, "-m", "luthier", "decode", "--by", "toy", "--help"]
-    text = subprocess.run(shown, capture_output=True, text=True, env=environment, check=True).stdout
+    text = help_of_toy(tmp_path, "decodings", TOY, __file__, "decode", "--by", "toy")
     assert "The factor c." in text and "The other one: MODEL or MODEL@ADAPTER." in text

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from functools import partial
 
@@ -20,6 +17,7 @@ from luthier.core.delta import Delta
 from luthier.core.examination import Change, Examination, Pair
 from luthier.core.scope import Scope
 from luthier.examining.plot import plot
+from toys import help_of_toy
 
 EXAMINATIONS = names("examinations")
 
@@ -145,12 +143,5 @@ class Toy(Examination):
 
 def test_a_toy_file_is_seen_and_tested(tmp_path):
     """The meta-law: these very tests and the command line find a file in a folder of LUTHIER_PATH."""
-    folder = tmp_path / "examinations"
-    folder.mkdir()
-    (folder / "toy.py").write_text(TOY, encoding="utf-8")
-    environment = {**os.environ, "LUTHIER_PATH": str(tmp_path)}
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "toy and not seen"]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stdout  # 5 if none were found
-    shown = [sys.executable, "-m", "luthier", "examine", "x", "--by", "toy", "--help"]
-    assert "The factor c." in subprocess.run(shown, capture_output=True, text=True, env=environment, check=True).stdout
+    text = help_of_toy(tmp_path, "examinations", TOY, __file__, "examine", "x", "--by", "toy")
+    assert "The factor c." in text

@@ -38,11 +38,3 @@ def read_adapter(path: str | Path) -> tuple[Path, dict[str, Any]]:
 
     folder = adapter_folder(path)
     return folder, read_spec(folder)
-
-
-def must_be_free(out: str | Path) -> Path:
-    """The folder `out`, which must not exist yet (or be empty), so that nothing is lost."""
-    folder = Path(out).expanduser()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise LuthierError(f"{out} exists and is not empty; name a new folder, or remove it first.")
-    return folder

@@ -20,7 +20,7 @@ from luthier.core.combination import Combine
 from luthier.core.component import find
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, write_json
+from luthier.core.files import committed, must_be_free, write_json
 from luthier.measuring.progress import told
 
 
@@ -53,7 +53,7 @@ def combine(
     made = find("combinations", method)() if isinstance(method, str) else method
     if not isinstance(made, Combine):
         raise LuthierError(f"{made.name()} is no combination.")
-    folder = _free(out)
+    folder = must_be_free(out)
     if rank is not None and rank < 1:
         raise LuthierError(f"rank is {rank}; expected at least 1.")
     numbers = guards.check_weights(weights, len(_some(inputs)))
@@ -78,13 +78,6 @@ def _some(inputs: Sequence[str | Path]) -> Sequence[str | Path]:
     if not inputs:
         raise LuthierError("nothing to combine: give at least one adapter or model folder.")
     return inputs
-
-
-def _free(out: str | Path) -> Path:
-    folder = Path(out).expanduser()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise LuthierError(f"{out} exists and is not empty; name a new folder, or remove it first.")
-    return folder
 
 
 def _surveyed(job: Job, weights: Sequence[float], console: Console) -> dict[str, float]:

@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from luthier.core.errors import LuthierError, near
+from luthier.core.files import cache_root
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """x Wᵀ + b; x [t, d_in], W [d_out, d_in], b [d_out]."""
@@ -93,7 +94,7 @@ def fastest(found: dict[str, Timing]) -> str:
 
 def chosen() -> str:
     """The library that was found to be the fastest on this machine: from the cache, or measured now."""
-    file = Path(os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier") / "cpu.json"
+    file = cache_root() / "cpu.json"
     machine = " ".join(map(str, (_processor(), torch.get_num_threads(), torch.__version__)))
     try:
         known = json.loads(file.read_text(encoding="utf-8"))

@@ -17,6 +17,27 @@ from luthier.core.errors import LuthierError
 LARGEST_JSON = 32 * 2**20
 
 
+def cache_root() -> Path:
+    """Where everything that can be made again lies: `$LUTHIER_CACHE`, by default `~/.cache/luthier`."""
+    return Path(os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier").expanduser()
+
+
+def must_be_free(out: str | Path) -> Path:
+    """The folder `out`, which must not exist yet (or be empty), so that nothing is lost."""
+    folder = Path(out).expanduser()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise LuthierError(f"{out} exists and is not empty; name a new folder, or remove it first.")
+    return folder
+
+
+def free_folder(folder: str | Path, mark: str, what: str) -> Path:
+    """The folder, which must be new, empty or hold the file `mark` of an earlier `what`, so that nothing is lost."""
+    target = Path(folder).expanduser()
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / mark).exists()):
+        raise LuthierError(f"{target} holds something else than {what}; name a new folder (out).")
+    return target
+
+
 @contextmanager
 def committed(folder: Path) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends well: files synced, then one rename.

@@ -17,7 +17,7 @@ from luthier import data as luthier_data
 from luthier.core.component import find
 from luthier.core.errors import LuthierError
 from luthier.core.examination import Examination, Report
-from luthier.core.files import committed, write_json
+from luthier.core.files import committed, free_folder, write_json
 from luthier.data import Examples
 from luthier.examining.pair import batches_of, pair_of
 
@@ -59,10 +59,7 @@ class Examined:
 
 def free(folder: str | Path) -> Path:
     """The folder, which must be new, empty or an earlier examination's, so that nothing is lost."""
-    target = Path(folder).expanduser()
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / JSON).exists()):
-        raise LuthierError(f"{target} holds something else than an examination; name a new folder (out).")
-    return target
+    return free_folder(folder, JSON, "an examination")
 
 
 def examine(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +13,13 @@ import safetensors
 from safetensors.torch import load_file, save_file
 
 import luthier
+from luthier.core.files import cache_root
 from luthier.core.stats import Measured
 
 
 def folder() -> Path:
     """`$LUTHIER_CACHE/measured`, by default `~/.cache/luthier/measured`."""
-    root = os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier"
-    return Path(root).expanduser() / "measured"
+    return cache_root() / "measured"
 
 
 def key_of(ground: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from luthier import data as luthier_data
 from luthier import models
 from luthier.core.allocation import Ranks
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, write_json
+from luthier.core.files import committed, free_folder, write_json
 from luthier.core.form import Form
 from luthier.core.stats import Measured
 from luthier.forms.lora import LoRA
@@ -82,10 +82,7 @@ class Report:
 
 def free(folder: str | Path) -> Path:
     """The folder, which must be new, empty or an earlier measurement's, so that nothing is lost."""
-    target = Path(folder).expanduser()
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / JSON).exists()):
-        raise LuthierError(f"{target} holds something else than a measurement; name a new folder (out).")
-    return target
+    return free_folder(folder, JSON, "a measurement")
 
 
 def measure(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from luthier.core.errors import LuthierError
+from luthier.core.files import cache_root
 
 
 def models_folder() -> Path:
     """Where converted models lie: `$LUTHIER_CACHE/models`, by default `~/.cache/luthier/models`."""
-    root = os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier"
-    return Path(root).expanduser() / "models"
+    return cache_root() / "models"
 
 
 def commit(name: str, build: Callable[[Path], Path]) -> Path:

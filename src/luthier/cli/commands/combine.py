@@ -63,10 +63,10 @@ class Combine(Command):
         return [Flags(found, f"Settings of {found.name()}")]
 
     def run(self, given: Given) -> None:
-        from luthier.cli.adapter import must_be_free
         from luthier.cli.base import base_of
         from luthier.combining import combine
         from luthier.core.component import find
+        from luthier.core.files import must_be_free
 
         must_be_free(self.out)
         if not self.inputs:

@@ -35,9 +35,10 @@ class Export(Command):
     """Largest relative error of a layer that truncation may make."""
 
     def run(self, given: Given) -> None:
-        from luthier.cli.adapter import must_be_free, read_adapter
+        from luthier.cli.adapter import read_adapter
         from luthier.cli.base import base_of
         from luthier.core.export import export
+        from luthier.core.files import must_be_free
 
         folder, spec = read_adapter(self.adapter)
         out = must_be_free(self.out)

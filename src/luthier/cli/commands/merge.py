@@ -35,8 +35,9 @@ class Merge(Command):
     """Merge into another base than the adapter was fitted on."""
 
     def run(self, given: Given) -> None:
-        from luthier.cli.adapter import must_be_free, read_adapter
+        from luthier.cli.adapter import read_adapter
         from luthier.cli.base import base_of
+        from luthier.core.files import must_be_free
         from luthier.core.store import load
 
         folder, spec = read_adapter(self.adapter)
