@@ -14,6 +14,7 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.form import Form, Stats
 from luthier.core.initialiser import Init
 from luthier.core.layer import (
+    base_parameters,
     block_lists,
     decoder_path,
     keep_differentiable,
@@ -169,28 +170,35 @@ def _place(model: nn.Module, state: State, part: Part, start: Start) -> None:
     """Creates the parameters of every group and hangs a slot on every module."""
     state.parts.append(part)
     owners = {path: stack_owner(model, path) for path in block_lists(model)}
+    places = _places(model) if any(site.kind == "param" for site in part.sites) else {}
     for site in part.sites:
         module = model.get_submodule(site.module)
         params = parameters(module, site, part, start)
         owner = next((o for path, o in owners.items() if site.path.startswith(path + ".")), "")
-        for tied in _tied(model, site):
+        for tied in _tied(model, site, places):
             slot = Slot(part, tied, site, owner, params)
             _hang(model.get_submodule(tied.module), slot, state)
             part.slots.setdefault(part.form.group(site), slot)
 
 
 def _hang(module: nn.Module, slot: Slot, state: State) -> None:
-    slot.train(module.training)
     adapters = swap(module, state, slot.site.module, reads=slot.site.kind == "param")
     adapters.add(slot)
 
 
-def _tied(model: nn.Module, site: Site) -> list[Site]:
+def _places(model: nn.Module) -> dict[int, list[str]]:
+    """The paths of every tensor, by its id."""
+    found: dict[int, list[str]] = {}
+    for path, parameter in base_parameters(model, remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(path)
+    return found
+
+
+def _tied(model: nn.Module, site: Site, places: Mapping[int, list[str]]) -> list[Site]:
     """The site, and for a parameter every other place where the model uses the same tensor."""
     if site.kind != "param":
         return [site]
-    tensor = raw_parameter(model, site.path)
-    paths = (path for path, p in model.named_parameters(remove_duplicate=False) if p is tensor)
+    paths = places[id(raw_parameter(model, site.path))]
     return [site, *(replace(site, path=path) for path in paths if path != site.path)]
 
 

@@ -18,6 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from luthier.core.errors import LuthierError
 from luthier.core.form import face_of
+from luthier.core.layer import base_modules
 from luthier.core.probe import run_once
 from luthier.core.slot import State
 from luthier.core.swap import adapters_of
@@ -90,7 +91,7 @@ for _name, _base in {"sdpa": _sdpa, "eager": _eager}.items():
 
 
 def _configs(model: nn.Module) -> list[Any]:
-    configs = (vars(module).get("config") for module in model.modules())
+    configs = (vars(module).get("config") for _, module in base_modules(model))
     return list({id(c): c for c in configs if isinstance(c, PreTrainedConfig)}.values())
 
 
@@ -116,8 +117,8 @@ def attention_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     """{path: (key heads, head width)} of every attention that a small pass sends through the interface."""
     global _seen
     _seen = {}
-    paths = {id(module): path for path, module in model.named_modules()}
-    routed = any(a.caches for m in model.modules() if (a := adapters_of(m)))
+    paths = {id(module): path for path, module in base_modules(model)}
+    routed = any(a.caches for _, m in base_modules(model) if (a := adapters_of(m)))
     try:
         _route(model, True)
         run_once(model)

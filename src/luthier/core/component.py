@@ -7,6 +7,7 @@ is its file's (`forms/wegeft.py` holds `WeGeFT`). Folders named in `LUTHIER_PATH
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import os
 import pkgutil
@@ -43,8 +44,7 @@ class Component:
     @classmethod
     def settings(cls) -> dict[str, tuple[Any, dataclasses.Field]]:
         """`{name: (type, field)}` of every hyper-parameter, in order."""
-        hints = typing.get_type_hints(cls)
-        return {f.name: (hints[f.name], f) for f in dataclasses.fields(cls)}
+        return dict(_settings(cls))
 
     def to_dict(self) -> dict[str, Any]:
         """The hyper-parameters as JSON holds them."""
@@ -60,6 +60,13 @@ class Component:
                 raise LuthierError(f"{cls.name()} has no setting {key!r}{hint} It has: {', '.join(known)}.")
             check_type(f"{cls.name()}.{key}", value, known[key][0])
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@functools.cache
+def _settings(cls: type[Component]) -> dict[str, tuple[Any, dataclasses.Field]]:
+    """Annotations are text until they are looked up, which takes half a millisecond."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: (hints[f.name], f) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
 
 def check_type(label: str, value: Any, hint: Any) -> None:

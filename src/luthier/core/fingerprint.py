@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.core.layer import block_lists, is_sharded, whole
+from luthier.core.layer import base_modules, base_parameters, block_lists, is_sharded, whole
 from luthier.core.scope import Scope
 
 TENSORS, VALUES = 32, 8
@@ -27,19 +27,18 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     scope = Scope(model)
     layers = sorted(f"{s.path} {s.d_in} {s.d_out}" for s in scope.named if s.layer is not None)
     digest = hashlib.sha256("\n".join(layers).encode()).hexdigest()
-    sample = _sample(model)
-    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in _candidates(model).values()})
+    tensors = _candidates(model)
     return {
         "model": _class_name(model),
         "architecture": digest[:32],
-        "dtype": dtypes,
-        "sample": sample,
+        "dtype": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
+        "sample": _sample(tensors),
     }
 
 
 def _class_name(model: nn.Module) -> str:
     """The name of the model's class; FSDP2 makes one of its own."""
-    if not any(is_sharded(parameter) for parameter in model.parameters()):
+    if not any(is_sharded(parameter) for _, parameter in base_parameters(model)):
         return type(model).__name__
     from torch.distributed.fsdp import FSDPModule
 
@@ -48,21 +47,20 @@ def _class_name(model: nn.Module) -> str:
 
 def _candidates(model: nn.Module) -> dict[str, torch.Tensor]:
     inside = tuple(f"{path}." for path in block_lists(model))
-    tables = {f"{path}.weight" for path, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    tables = {f"{path}.weight" for path, m in base_modules(model) if isinstance(m, nn.Embedding)}
     return {
         path: parameter
-        for path, parameter in model.named_parameters()
-        if ".adapters." not in f".{path}"
-        and parameter.is_floating_point()
+        for path, parameter in base_parameters(model)
+        if parameter.is_floating_point()
         and (type(parameter.data) is torch.Tensor or is_sharded(parameter))  # a packed tensor has other values
         and not parameter.is_meta
         and (path in tables or path.startswith(inside or ("",)))
     }
 
 
-def _sample(model: nn.Module) -> dict[str, list[float]]:
+def _sample(tensors: dict[str, torch.Tensor]) -> dict[str, list[float]]:
     """Values at fixed, spread places of spread tensors."""
-    found = list(_candidates(model).items())
+    found = list(tensors.items())
     chosen = found[:: max(1, len(found) // TENSORS)][:TENSORS]
     return {path: _values(tensor) for path, tensor in chosen}
 
@@ -95,7 +93,7 @@ def differences(stored: dict[str, Any], model: nn.Module) -> str | None:
 
 def sample_of(get: Callable[[str], torch.Tensor | None], model: nn.Module) -> dict[str, list[float]]:
     """The sample of other weights under the names of `model`; `get(name)` gives a tensor, or None without one."""
-    found = {path: get(path) for path in _sample(model)}
+    found = {path: get(path) for path in _sample(_candidates(model))}
     return {path: _values(tensor) for path, tensor in found.items() if tensor is not None}
 
 

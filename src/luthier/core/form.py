@@ -125,7 +125,8 @@ class Form(Component):
     def quiet(self: F) -> F:
         """The form outside training: its noise is zero."""
         own = {f.name for f in fields(self)}
-        return replace(self, **{name: 0.0 for name in self.noise if name in own})
+        loud = {name: 0.0 for name in self.noise if name in own and getattr(self, name)}
+        return replace(self, **loud) if loud else self
 
     def parts(self: F) -> list[F]:
         """One form for each group of positions."""

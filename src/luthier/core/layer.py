@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def writes(model: nn.Module) -> bool:
     """Whether this process is the one to write what it holds: all do, but for those that share a sharded base."""
-    sharded = any(is_sharded(parameter) for parameter in model.parameters())
+    sharded = any(is_sharded(parameter) for _, parameter in base_parameters(model))
     return not sharded or torch.distributed.get_rank() == 0
 
 
@@ -79,10 +80,36 @@ def is_quantised(module: nn.Module) -> bool:
     return not (weight.is_floating_point() and plain) or "Params" in type(weight).__name__
 
 
+def base_modules(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules` of the base: what hangs on adapted modules is left out, so that a walk takes the same time
+    however many adapters are loaded."""
+    seen: set[int] = set()
+    ahead = [("", model)]
+    while ahead:
+        path, module = ahead.pop()
+        if remove_duplicate and id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield path, module
+        adapted = getattr(type(module), "_luthier_base", None) is not None
+        inside = [(n, m) for n, m in module._modules.items() if m is not None and not (adapted and n == "adapters")]
+        ahead += [(f"{path}.{n}" if path else n, m) for n, m in reversed(inside)]
+
+
+def base_parameters(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+    """`named_parameters` of the base, likewise."""
+    seen: set[int] = set()
+    for path, module in base_modules(model, remove_duplicate=remove_duplicate):
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not (remove_duplicate and id(parameter) in seen):
+                seen.add(id(parameter))
+                yield (f"{path}.{name}" if path else name), parameter
+
+
 def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
     """The stacks of blocks: the outermost module lists whose elements hold linear layers."""
     found: dict[str, nn.ModuleList] = {}
-    for path, module in model.named_modules():
+    for path, module in base_modules(model):
         inside = any(path.startswith(outer + ".") for outer in found)
         if isinstance(module, nn.ModuleList) and not inside and _holds_linear(module):
             found[path] = module
@@ -90,13 +117,13 @@ def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
 
 
 def _holds_linear(blocks: nn.ModuleList) -> bool:
-    return len(blocks) > 0 and any(features(m) for m in blocks[0].modules())
+    return len(blocks) > 0 and any(features(m) for _, m in base_modules(blocks[0]))
 
 
 def width(module: nn.Module) -> int:
     """Width of the residual stream through a module: the size that most of its linear layers share."""
     votes: Counter[int] = Counter()
-    for child in module.modules():
+    for _, child in base_modules(module):
         votes.update(features(child) or ())
     return votes.most_common(1)[0][0] if votes else 0
 
@@ -118,7 +145,7 @@ def decoder_path(model: nn.Module) -> str | None:
     if not getattr(config, "is_encoder_decoder", False):
         return None
     decoder = model.get_decoder()  # type: ignore[operator]
-    return next((path for path, module in model.named_modules() if module is decoder), None)
+    return next((path for path, module in base_modules(model) if module is decoder), None)
 
 
 def keep_differentiable(model: nn.Module) -> list[nn.Module]:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
+from luthier.core.layer import base_modules
 from luthier.core.scope import Selection
 from luthier.core.slot import State
+from luthier.core.swap import adapters_of
 
 
 def dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
@@ -76,7 +78,9 @@ MAKERS: dict[str, Callable[[Any, torch.dtype], Tensor]] = {
 @contextmanager
 def evaluating(model: nn.Module):
     """Evaluation mode and no gradients, every module's own flag restored after."""
-    flags = [(module, module.training) for module in model.modules()]
+    base = [module for _, module in base_modules(model)]
+    flags = [(module, module.training) for module in base]
+    homes = [(home, home.training) for module in base if (home := adapters_of(module))]
     model.eval()
     try:
         with torch.no_grad():
@@ -84,6 +88,8 @@ def evaluating(model: nn.Module):
     finally:
         for module, training in flags:
             module.training = training
+        for home, training in homes:
+            home.train(training)
 
 
 def run_once(model: nn.Module) -> None:
@@ -97,15 +103,18 @@ def unreached(model: nn.Module, state: State, sites: Selection) -> list[str]:
 
     One reached site of a type stands for all (a router sends few tokens to few experts). Attentions were found by
     running them, and are not judged; nor are models on the meta device and those that are no transformers model.
+    What a pass has met once is not asked again.
     """
     from transformers import PreTrainedModel
 
-    judged = [s for s in sites if s.kind != "cache"]
+    met = {site.type for site in sites if site.key in state.met}
+    judged = [s for s in sites if s.kind != "cache" and s.type not in met]
     if not judged or not isinstance(model, PreTrainedModel) or next(model.parameters()).is_meta:
         return []
     state.reached = set()
     try:
         run_once(model)
+        state.met |= state.reached
         reached = {site.type for site in judged if site.key in state.reached}
     finally:
         state.reached = None

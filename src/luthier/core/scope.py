@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import nn
 
-from luthier.core.layer import block_lists, features, raw_parameter, width
+from luthier.core.layer import base_modules, block_lists, features, raw_parameter, width
 from luthier.core.site import Site
 
 
@@ -67,7 +67,7 @@ class Scope:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.modules = dict(model.named_modules())
+        self.modules = dict(base_modules(model))
         self.stacks = block_lists(model)
         self.blocks = {
             f"{path}.{index}": (index, block)
@@ -92,8 +92,6 @@ class Scope:
         """What a bare name can mean: linear layers, embedding tables and experts, in the model's order."""
         sites = []
         for path, module in self.modules.items():
-            if ".adapters." in f".{path}.":
-                continue
             if sizes := features(module):
                 bias = module._parameters.get("bias") is not None
                 sites.append(Site(path, "affine", *sizes, self.layer(path), bias))

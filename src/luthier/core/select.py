@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.core.errors import LuthierError, near
+from luthier.core.layer import base_parameters
 from luthier.core.scope import Layers, Scope, Selection
 from luthier.core.site import Site
 
@@ -83,12 +84,12 @@ def _matches(pattern: str, path: str) -> bool:
 def _activations(scope: Scope, patterns: str, kind: str) -> Selection:
     listed = [p.strip() for p in patterns.split(",")]
     paths = [p for p in scope.modules if p and any(_matches(g, p) for g in listed)]
-    return Selection(scope.activation(path, kind) for path in paths if ".adapters." not in f".{path}.")
+    return Selection(scope.activation(path, kind) for path in paths)
 
 
 def _parameters(scope: Scope, patterns: str) -> Selection:
     listed = [p.strip() for p in patterns.split(",")]
-    paths = [p for p, _ in scope.model.named_parameters() if ".adapters." not in f".{p}."]
+    paths = [path for path, _ in base_parameters(scope.model)]
     return Selection(scope.parameter(p) for p in paths if any(_matches(g, p) for g in listed))
 
 

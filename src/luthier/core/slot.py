@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +38,8 @@ class Part:
     """The form acts as the difference to its start, which each slot keeps (see `Slot.change`)."""
     slots: dict[str, Slot] = field(default_factory=dict)
     """One slot for each group of sites that share parameters, by the group's name."""
+    shapes: dict[Hashable, dict[str, torch.Size]] = field(default_factory=dict)
+    """Shapes of the parameters by what they depend on, found once."""
 
     def form_at(self, site: Site) -> Form:
         """The form at the rank of a site."""
@@ -77,7 +79,9 @@ class State:
     unpacked: list[nn.Module] = field(default_factory=list)
     """Quantised layers that were told not to repack themselves."""
     reached: set[tuple[str, str]] | None = None
-    """Sites seen by a probing pass."""
+    """Sites seen by a probing pass, while it runs."""
+    met: set[tuple[str, str]] = field(default_factory=set)
+    """Sites that a probing pass has seen since the last module was adapted."""
 
     def prompt_of(self, owner: str) -> Prompt:
         """The prompt of a stack: a decoder's, behind an encoder, is its start token unless told."""
@@ -215,6 +219,7 @@ class Adapters(nn.Module):
         """Lets slots act, or silences them."""
         for slot in slots:
             slot.enabled = on
+            slot.training = self.training
             if on:
                 self.acting[slot.order] = slot
             else:
@@ -247,9 +252,12 @@ class Adapters(nn.Module):
         """What the layer does outside training, once it is settled."""
 
     def train(self, mode: bool = True) -> Adapters:
-        """As every module's; noise comes and goes with it."""
+        """As every module's; noise comes and goes with it. Silent slots hear of it when they are to act."""
         self.step = None
-        return super().train(mode)
+        self.training = mode
+        for slot in self.acting.values():
+            slot.training = mode
+        return self
 
     def _apply(self, fn, recurse=True):
         self.step = None  # the parameters move

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +58,20 @@ def expected_shapes(module: nn.Module, site: Site, part: Part) -> dict[str, torc
     form = part.form_at(site)
     if set(form.needs) - {"weight"}:
         return None
-    stats = {"weight": base_tensor(module, site).to("meta")} if form.needs else {}
-    with torch.device("meta"):
-        found = initial(module, site, form, stats)
-        found |= starts(form, found) if part.relative else {}
-    return {k: t.shape for k, t in found.items()}
+    weight = _shape(module, site) if form.needs else None
+    key = form, replace(site, path="", layer=None), weight
+    if key not in part.shapes:
+        stats = {} if weight is None else {"weight": torch.empty(weight, device="meta")}
+        with torch.device("meta"):
+            found = initial(module, site, form, stats)
+            found |= starts(form, found) if part.relative else {}
+        part.shapes[key] = {k: t.shape for k, t in found.items()}
+    return part.shapes[key]
+
+
+def _shape(module: nn.Module, site: Site) -> torch.Size:
+    """The shape of the base's weight; a linear layer's needs no unpacking."""
+    return torch.Size((site.d_out, site.d_in)) if site.kind == "affine" else base_tensor(module, site).shape
 
 
 def initial(module: nn.Module, site: Site, form: Form, stats: Stats, init: Init | None = None) -> dict[str, Tensor]:

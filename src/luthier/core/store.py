@@ -139,12 +139,15 @@ def load(
     refuse_foreign(folder, spec, model, force)
     held = read_tensors(folder, spec)
     parts = [part_of(model, each, name or spec["name"], folder) for each in spec["parts"]]
+    grouped: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in held.items():
+        group, dot, last = key.rpartition(".")
+        grouped.setdefault(group + dot, {})[last] = tensor
     used: set[str] = set()
 
     def start(module: nn.Module, site, part: Part) -> dict[str, Tensor]:
         prefix = f"{parts.index(part)}.{part.form.group(site)}."
-        found = {k.removeprefix(prefix): t for k, t in held.items() if k.startswith(prefix)}
-        found = {k: t for k, t in found.items() if "." not in k}
+        found = grouped.get(prefix, {})
         check_shapes(folder, prefix, found, expected_shapes(module, site, part))
         used.update(prefix + k for k in found)
         device = next((p.device for p in module.parameters()), torch.device("cpu"))

@@ -42,7 +42,8 @@ def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> 
             "accelerator.prepare), so an adapter would be bypassed; attach first, wrap afterwards."
         )
     module.__class__ = _adapted_class(type(module), reads)
-    module.adapters = Adapters(state, path)
+    module.adapters = Adapters(state, path).train(module.training)
+    state.met.clear()  # the model may have changed since
     state.homes.append(module.adapters)
     _follow_hooks(module)
     return module.adapters
