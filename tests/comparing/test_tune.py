@@ -27,7 +27,8 @@ def bowl(lr: float) -> float:
 
 def test_it_finds_the_lowest_loss_within_its_bounds():
     trials = search(bowl)
-    assert trials[0]["lr"] == 1e-3 and all(1e-4 <= trial["lr"] <= 1e-2 for trial in trials)
+    assert [trial["lr"] / 1e-3 for trial in trials[:4]] == pytest.approx([1, 10**0.5, 10, 10**-0.5])
+    assert all(1e-4 <= trial["lr"] <= 1e-2 for trial in trials)
     best = tune.best_of(trials, "run")
     assert best["value"] == min(trial["value"] for trial in trials) < bowl(1e-3) / 10
 

@@ -21,8 +21,9 @@ from luthier.training.trainer import Diverged
 FOLDER, FILE = "tuning", "trials.json"
 REACH = 10.0
 """The search goes from a method's own rate divided by this to that times it."""
-RANDOM = 3
-"""Trials, the method's own default among them, before the estimator of Optuna (TPE) chooses."""
+OPENING = (1.0, 10**0.5, 10.0, 10**-0.5)
+"""Shares of the method's own rate that are tried first. A recipe's rate is meant for longer runs than most studies
+afford, so higher ones come before lower ones; after these the estimator of Optuna (TPE) chooses."""
 Trial = dict[str, Any]
 
 
@@ -57,14 +58,14 @@ def tuned(study: Study, folder: Path, job: Job) -> tuple[Job, list[Trial]]:
 
 
 def propose(trials: list[Trial], own: float, seed: int = 0) -> float:
-    """The next learning rate after `trials`: the method's own, then log-uniform, then by Optuna's estimator."""
+    """The next learning rate after `trials`: first those of `OPENING`, then by Optuna's estimator."""
     import optuna
 
-    if not trials:
-        return own
+    if len(trials) < len(OPENING):
+        return own * OPENING[len(trials)]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space: dict[str, Any] = {"lr": optuna.distributions.FloatDistribution(own / REACH, own * REACH, log=True)}
-    sampler = optuna.samplers.TPESampler(seed=seed + len(trials), n_startup_trials=RANDOM)
+    sampler = optuna.samplers.TPESampler(seed=seed + len(trials), n_startup_trials=len(OPENING))
     search = optuna.create_study(sampler=sampler)
     finite = [trial["value"] for trial in trials if trial["value"] is not None]
     worst = max(finite, default=0.0) + 1.0  # a rate that diverged is worse than any that did not
