@@ -1,4 +1,4 @@
-"""The search for a learning rate."""
+"""The search for a method's settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import math
 
 import pytest
 
+import luthier as lt
 from luthier.comparing import Study, records, runner, tune
+from luthier.training.spec import Run
 
 pytest.importorskip("optuna")
 
@@ -16,8 +18,8 @@ def search(value, count: int = 12, own: float = 1e-3) -> list[dict]:
     """The trials of a search whose losses `value` gives."""
     trials: list[dict] = []
     while len(trials) < count:
-        lr = tune.propose(trials, own)
-        trials.append({"lr": lr, "value": value(lr)})
+        tried = tune.propose(trials, own, {})
+        trials.append(tried | {"value": value(tried["lr"])})
     return trials
 
 
@@ -36,7 +38,34 @@ def test_it_finds_the_lowest_loss_within_its_bounds():
 def test_a_search_that_was_cut_goes_on_as_it_would_have():
     whole = search(bowl)
     for cut in (1, 4, 8):
-        assert tune.propose(whole[:cut], 1e-3) == whole[cut]["lr"]
+        assert tune.propose(whole[:cut], 1e-3, {})["lr"] == whole[cut]["lr"]
+
+
+@pytest.mark.parametrize(
+    ("form", "budget", "searched"),
+    [
+        (lt.LoRA(rank=8), None, {"rank": (8, 2, 4, 16, 32)}),
+        (lt.LoRA(rank=1), None, {"rank": (1, 2, 4)}),
+        (lt.LoRA(rank=8), "1%", {}),
+        (lt.LoReFT(positions="f2"), "1%", {"positions": ("f2", *tune.POSITIONS)}),
+        (lt.BitFit(), None, {}),
+    ],
+)
+def test_what_is_searched(form, budget, searched):
+    assert tune.space(Run("model", "data", form, budget=budget)) == searched
+
+
+def test_rank_and_positions_are_found():
+    """A loss that only the right rank and positions make small."""
+    searched = tune.space(Run("model", "data", lt.LoReFT(rank=8)))
+    trials = []
+    while len(trials) < 40:
+        tried = tune.propose(trials, 1e-3, searched)
+        trials.append(tried | {"value": (tried["rank"] != 32) + (tried["positions"] != "f3+l3") + bowl(tried["lr"])})
+    assert {trial["rank"] for trial in trials[:4]} == {8} and {trial["positions"] for trial in trials[:4]} == {"f7+l7"}
+    best = tune.best_of(trials, "run")
+    run = tune._at(Run("model", "data", lt.LoReFT(rank=8)), best)
+    assert run.form == lt.LoReFT(rank=32, positions="f3+l3") and run.training.lr == best["lr"]
 
 
 def test_diverging_rates_are_left():

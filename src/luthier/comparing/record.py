@@ -66,8 +66,8 @@ class Record:
     """prompt, expected and answer of the first test rows."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The resolved run."""
-    trials: list[dict[str, float | None]] = field(default_factory=list)
-    """Trials of the search: `lr`, and `value`, the loss on the validation part (null where it diverged)."""
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    """Trials of the search: settings, `lr` first, and `value`, the validation loss (null where it diverged)."""
     budget: str | None = None
     """The budget that bounds the trained numbers; None where the method is exempt (see `notes`)."""
     notes: list[str] = field(default_factory=list)

@@ -99,7 +99,7 @@ class Study:
     settings: dict[str, Settings] = field(default_factory=dict)
     """By method."""
     tune: int = 0
-    """Trials of the search for a learning rate, for each method (0: none)."""
+    """Trials of the search for learning rate, rank (without a budget) and positions, for each method (0: none)."""
     tune_steps: int | None = None
     """Steps of a trial (none: those of a run)."""
     held: str | None = None

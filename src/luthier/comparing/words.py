@@ -18,6 +18,13 @@ def known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
+def tried(value: float | str | None) -> str:
+    """A setting of a trial, or its loss, which is None where it diverged."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.4g}" if value is not None and known(value) else "diverged"
+
+
 def score(value: float | None) -> str:
     """Three digits after the point, and as many as tell figures of thousands apart."""
     return f"{value:.3f}" if value is not None and known(value) else NOTHING

@@ -50,7 +50,7 @@ class Compare(Command):
     held: str | None = field(default=None, kw_only=True)
     """Data with texts ({"text": …} rows) whose loss is measured before and after, for forgetting."""
     tune: int | None = field(default=None, kw_only=True)
-    """Trials of a search for the learning rate on the validation part, for each method (none: no search)."""
+    """Trials of a search on the validation part, for each method: learning rate, rank without a budget, positions."""
     tune_steps: int | None = field(default=None, kw_only=True)
     """Steps of a trial (none: those of a run)."""
     others: int | None = field(default=None, kw_only=True)
