@@ -22,6 +22,7 @@ COMMANDS = [
     "explain",
     "export",
     "generate",
+    "import",
     "list",
     "measure",
     "merge",

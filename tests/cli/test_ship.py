@@ -109,16 +109,31 @@ def test_export_finds_the_base_in_the_adapter(call, adapter, tmp_path):
 
 
 def test_export_of_a_form_without_low_rank(call, llama, tmp_path):
-    folder = save_adapter(load(str(llama)).model, lt.IA3(), tmp_path / "adapter", str(llama), "k_proj")
+    folder = save_adapter(load(str(llama)).model, lt.Sparse(), tmp_path / "adapter", str(llama), "k_proj")
     done = call("export", folder, tmp_path / "out")
-    assert done.code == 2 and "rank" in done.err
+    assert done.code == 2 and "--rank" in done.err
     done = call("export", folder, tmp_path / "out", "--rank", 16, "--tolerance", 0.01)
     assert done.code == 0 and "truncated" in done.out
 
 
+def test_export_of_the_whole_model_is_what_merge_writes(call, llama, adapter, merged, tmp_path):
+    assert call("export", adapter, tmp_path / "out", "--to", "merged").code == 0
+    files = [tmp_path / folder / "model.safetensors" for folder in ("out", "merged")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert sorted(p.name for p in files[0].parent.iterdir()) == sorted(p.name for p in files[1].parent.iterdir())
+
+
+def test_export_and_import_give_the_adapter_back(call, llama, adapter, tmp_path):
+    assert call("export", adapter, tmp_path / "peft").code == 0
+    assert call("import", tmp_path / "peft", tmp_path / "back", "--model", llama).code == 0
+    assert torch.allclose(adapted(llama, tmp_path / "back"), adapted(llama, adapter), atol=1e-6)
+    done = call("import", tmp_path / "peft", tmp_path / "again", "--model", llama, "--positions", "f1")
+    assert done.code == 2 and "takes no positions" in done.err
+
+
 def test_export_to_an_unknown_format(call, adapter, tmp_path):
-    done = call("export", adapter, tmp_path / "out", "--to", "gguf")
-    assert done.code == 2 and "peft" in done.err
+    done = call("export", adapter, tmp_path / "out", "--to", "ggup")
+    assert done.code == 2 and "did you mean 'gguf'" in done.err
 
 
 # --- classes ---------------------------------------------------------------------------------------

@@ -49,13 +49,18 @@ def test_peft_loads_what_is_exported_and_gives_the_same_logits(case, tmp_path):
 
 
 def test_other_affine_forms_are_truncated_with_the_error_said(tmp_path):
-    lt.save(perturbed("llama", lt.DoRA(rank=4), "q_proj"), tmp_path / "adapter")
+    lt.save(perturbed("llama", lt.Sparse(k=40), "q_proj"), tmp_path / "adapter")
     base = ARCHITECTURES["llama"].build()
+
+    def out(**settings):
+        to = lt.exports.PEFT(**settings)
+        return lt.export(tmp_path / "adapter", tmp_path / "out", to=to, base=base)
+
     with pytest.raises(lt.LuthierError, match="rank=…"):
-        lt.export(tmp_path / "adapter", tmp_path / "out", to="peft", base=base)
+        out()
     with pytest.raises(lt.LuthierError, match="more than the tolerance"):
-        lt.export(tmp_path / "adapter", tmp_path / "out", to="peft", base=base, rank=4)
-    lost = lt.export(tmp_path / "adapter", tmp_path / "out", to="peft", base=base, rank=32, tolerance=1e-4)
+        out(rank=4)
+    lost = out(rank=32, tolerance=1e-4)
     assert len(lost) == 3 and max(lost.values()) < 1e-4
 
 

@@ -2,49 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Command, Given
+from luthier.cli.parse import Command, Flags, Given, option
+
+DEFAULT = "peft"
 
 
 @dataclass(frozen=True)
 class Export(Command):
-    """Write an adapter in another library's format.
+    """Write an adapter in the format of other software: peft, a merged model, GGUF for llama.cpp.
 
-    Low-rank forms (lora, wegeft, …) are exact. Others are truncated to --rank by SVD, within --tolerance.
+    The flags follow from --to: `luthier export --to gguf --help` shows them, and `luthier list exports` every format.
+    The folder is written whole or not at all. A form that a format cannot express is refused with the reason.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
         "luthier export run out --model smollm2-135m",
         "luthier export run out --model path/to/model --rank 16 --tolerance 0.05",
+        "luthier export run out --to gguf --dtype q8_0",
     )
 
     adapter: str
     """A run folder, or an adapter's."""
     out: str
     """The folder to write."""
-    to: str = field(default="peft", kw_only=True)
+    to: str = field(default=DEFAULT, kw_only=True)
     """The format."""
     model: str | None = field(default=None, kw_only=True)
     """The base that it was fitted on (none: the name in the adapter)."""
-    rank: int | None = field(default=None, kw_only=True)
-    """Rank for forms that are not of low rank."""
-    tolerance: float = field(default=0.0, kw_only=True)
-    """Largest relative error of a layer that truncation may make."""
+
+    @classmethod
+    def settings(cls, tokens: Sequence[str]) -> list[Flags]:
+        from luthier.core.component import find
+
+        found = find("exports", option(tokens, "--to") or DEFAULT)
+        return [Flags(found, f"Settings of {found.name()}")]
 
     def run(self, given: Given) -> None:
         from luthier.cli.adapter import read_adapter
         from luthier.cli.base import base_of
-        from luthier.core.export import export
+        from luthier.core.component import find
         from luthier.core.files import must_be_free
+        from luthier.exporting import export
 
+        cls: Any = find("exports", self.to)
+        to = cls.from_dict(dict(given.get(cls, {})))
         folder, spec = read_adapter(self.adapter)
         out = must_be_free(self.out)
-        base = base_of(self.model, spec).model
-        lost = export(folder, out, to=self.to, base=base, rank=self.rank, tolerance=self.tolerance)
+        base = base_of(self.model, spec, dtype=to.base_dtype)
+        lost = export(folder, out, to=to, base=base.model, processor=base.processor)
         say(f"{out} holds the adapter in the format of {self.to}.")
         if lost:
-            worst = max(lost, key=lost.__getitem__)
-            say(f"{len(lost)} layers were truncated; the largest relative error is {lost[worst]:.2%} ({worst}).")
+            say(to.told(lost))

@@ -37,15 +37,17 @@ class Merge(Command):
     def run(self, given: Given) -> None:
         from luthier.cli.adapter import read_adapter
         from luthier.cli.base import base_of
-        from luthier.core.files import must_be_free
+        from luthier.core.files import committed, must_be_free
         from luthier.core.store import load
+        from luthier.exporting.merged import difference, probe, save_merged
 
         folder, spec = read_adapter(self.adapter)
         out = must_be_free(self.out)
         base = base_of(self.model, spec, dtype=self.dtype)
         load(base.model, folder, force=self.force)
         adapted = probe(base.model)
-        save_merged(base.model, base.processor, out)
+        with committed(out) as temporary:
+            save_merged(base.model, base.processor, temporary)
         task, kind = base.task, type(base.model)
         del base
         change, largest = difference(adapted, probe(reloaded(out, task)))
@@ -53,34 +55,8 @@ class Merge(Command):
         say(f"Largest change of an output between the adapted and the merged model: {change:.2g} (of {largest:.3g}).")
 
 
-def probe(model: Any) -> Any:
-    """The first output of a model on a fixed small input, in float32."""
-    from luthier.core.probe import dummy_inputs, evaluating
-
-    with evaluating(model):
-        return model(**dummy_inputs(model))[0].float()
-
-
-def save_merged(model: Any, processor: Any, out: Path) -> None:
-    """Merges what is attached to `model` and saves it as if nothing had ever been attached."""
-    from luthier.core.files import committed
-    from luthier.core.merge import merge
-    from luthier.models._quiet import quiet
-
-    merge(model)
-    kept = {key: tensor for key, tensor in model.state_dict().items() if ".adapters." not in f".{key}"}
-    with committed(out) as temporary, quiet():
-        model.save_pretrained(temporary, state_dict=kept)
-        processor.save_pretrained(temporary)
-
-
 def reloaded(folder: Path, task: str) -> Any:
     """The model that was just saved, as anyone would load it."""
     from luthier.models import load
 
     return load(str(folder), task=task, dtype="auto").model
-
-
-def difference(first: Any, second: Any) -> tuple[float, float]:
-    """(largest absolute difference, largest absolute value) of two outputs."""
-    return float((first - second).abs().max()), float(first.abs().max())

@@ -1,0 +1,62 @@
+"""`luthier import`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from luthier.cli.output import say
+from luthier.cli.parse import Command, Flags, Given
+
+
+@dataclass(frozen=True)
+class Import(Command):
+    """Make an adapter of ours from one that another library saved: peft (LoRA, DoRA, IA3) or pyreft.
+
+    The library is told by what the folder holds; nothing in it is run. What has no equal here is refused with the
+    reason, and so are damage and another base. `luthier list imports` shows the libraries.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "luthier import peft-folder adapter --model smollm2-135m",
+        "luthier import reft-folder adapter --model path/to/model --positions f7+l7",
+    )
+
+    folder: str
+    """What the other library saved."""
+    out: str
+    """The folder to write."""
+    model: str = field(kw_only=True)
+    """The base that it was fitted on: a folder, a hub id, a .gguf file or a name of the catalogue."""
+    task: str = field(default="causal-lm", kw_only=True)
+    """What the base does with it: causal-lm, classification, seq2seq, …"""
+    labels: str | None = field(default=None, kw_only=True)
+    """Names of the classes, joined by commas, in the order of the head that was trained (classification)."""
+
+    @classmethod
+    def settings(cls, tokens: Sequence[str]) -> list[Flags]:
+        from luthier.core.component import find, names
+
+        known = [find("imports", name) for name in names("imports")]
+        return [Flags(each, f"Settings of {each.name()}") for each in known if fields(each)]
+
+    def run(self, given: Given) -> None:
+        from pathlib import Path
+
+        from luthier.cli.base import base_of
+        from luthier.core.errors import LuthierError
+        from luthier.core.files import must_be_free
+        from luthier.importing.adapter import import_adapter, source_of
+
+        source: Any = source_of(folder := Path(self.folder).expanduser(), None)
+        for cls, settings in given.items():
+            if settings and cls is not type(source):
+                raise LuthierError(f"{folder} is an adapter of {source.name()}, which takes no {next(iter(settings))}.")
+        source = type(source).from_dict(dict(given.get(type(source), {})))
+        out = must_be_free(self.out)
+        labels = self.labels.split(",") if self.labels else None
+        base = base_of(self.model, None, task=self.task, labels=labels)
+        measured = {"task": self.task} | ({"labels": labels} if labels else {})
+        import_adapter(folder, out, base=base.model, source=source, base_name=self.model, measured=measured)
+        say(f"{out} holds the adapter of {source.name()}, fitted on {self.model}.")

@@ -1,0 +1,66 @@
+"""Reading files that somebody else wrote: nothing in them is run, everything is checked."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import safetensors
+import torch
+from torch import Tensor
+
+from luthier.core.errors import LuthierError
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a pickle that holds nothing but tensors, each finite, in float32 at
+    least. Raises `LuthierError` for damage, and for a pickle that would run code."""
+    held = _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
+    for key, tensor in held.items():
+        if not tensor.is_floating_point():
+            raise LuthierError(f"{path}: {key} is of type {tensor.dtype}; expected floating numbers.")
+        held[key] = tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        if not bool(tensor.isfinite().all()):
+            raise LuthierError(f"{path}: {key} holds NaN or infinity; the adapter was saved from a failed run.")
+    return held
+
+
+def _from_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise LuthierError(f"{path} cannot be read: {error}.") from None
+
+
+def _from_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+    ) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise LuthierError(
+            f"{path} is damaged, or a pickle that holds more than tensors; such a file can run code, so it is not "
+            f"opened ({reason}). Save it as safetensors where it comes from."
+        ) from None
+    if not isinstance(held, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in held.items()):
+        raise LuthierError(f"{path} holds something else than named tensors.")
+    return {key: tensor.detach() for key, tensor in held.items()}
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` of a folder; raises for a name that leads elsewhere, and for a file that is not there."""
+    if not name or name != Path(name).name or name in (".", ".."):
+        raise LuthierError(f"{folder} names the file {name!r}, which lies elsewhere.")
+    path = folder / name
+    if not path.is_file():
+        raise LuthierError(f"{path} is missing; the adapter is incomplete.")
+    return path
