@@ -28,6 +28,7 @@ COMMANDS = [
     "merge",
     "models",
     "select",
+    "serve",
     "show",
     "train",
 ]

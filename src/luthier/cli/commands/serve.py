@@ -1,0 +1,140 @@
+"""`luthier serve`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from luthier.cli.output import say, tell
+from luthier.cli.parse import Command, Given
+from luthier.core.errors import LuthierError
+
+KEY = "LUTHIER_API_KEY"
+
+
+@dataclass(frozen=True)
+class Serve(Command):
+    """Serve a model and its adapters over HTTP, as OpenAI's API has it, with a chat page at /.
+
+    The base and every adapter are models of their own; requests for different ones share batches. Without
+    --adapters-folder, adapters are those of the start. SIGTERM (or Ctrl-C) lets running answers end first.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "luthier serve smollm2-135m --adapter sums=runs/sums --adapter words=runs/words",
+        "luthier serve smollm2-135m --adapters-folder runs --port 8080",
+        "LUTHIER_API_KEY=secret luthier serve path/to/model --host 0.0.0.0",
+    )
+
+    model: str
+    """A folder, a hub id, a .gguf file or a name of the catalogue."""
+    adapter: tuple[str, ...] = field(default=(), kw_only=True)
+    """name=folder: an adapter (a run folder, or an adapter's) and the model name that it gets; may be repeated."""
+    host: str = field(default="127.0.0.1", kw_only=True)
+    """Address to listen at. The default takes calls from this machine alone; 0.0.0.0 takes them from everywhere."""
+    port: int = field(default=8000, kw_only=True)
+    """Port to listen at (0: a free one)."""
+    api_key: str | None = field(default=None, kw_only=True)
+    """Key that every client has to send (none: $LUTHIER_API_KEY; without either, no key)."""
+    allowed_host: tuple[str, ...] = field(default=(), kw_only=True)
+    """A further name that this server may be called by, as behind a proxy; may be repeated."""
+    adapters_folder: Path | None = field(default=None, kw_only=True)
+    """Folder below which clients may load adapters while the server runs (none: they may not)."""
+    rows: int = field(default=32, kw_only=True)
+    """Requests decoded together."""
+    waiting: int = field(default=128, kw_only=True)
+    """Requests that may wait; further ones get 429."""
+    max_length: int | None = field(default=None, kw_only=True)
+    """Most tokens of a prompt and its answer together (none: what the model was made for)."""
+    max_body: int = field(default=2**20, kw_only=True)
+    """Longest request in bytes; longer ones get 413."""
+    drain: float = field(default=30.0, kw_only=True)
+    """Seconds that running answers get to end, once the server is told to stop."""
+    dtype: str = field(default="float32", kw_only=True)
+    """Number format of the base: float32, bfloat16, float16 or auto."""
+
+    def run(self, given: Given) -> None:
+        folders = named(self.adapter)
+        for what, least in (("rows", 1), ("waiting", 0), ("max_body", 1), ("drain", 0)):
+            if getattr(self, what) < least:
+                raise LuthierError(f"--{what.replace('_', '-')} is {getattr(self, what)}; expected {least} or more.")
+        if self.adapters_folder is not None and not self.adapters_folder.expanduser().is_dir():
+            raise LuthierError(f"--adapters-folder: there is no folder {self.adapters_folder}.")
+        key = self.key()
+        need_extra()
+
+        from luthier.cli.base import base_of
+        from luthier.serving.engine import Engine
+        from luthier.serving.guard import LOOPBACK, Guard
+        from luthier.serving.server import bind, serve
+        from luthier.serving.service import Service
+
+        base = model_name(self.model)
+        if base in folders:
+            raise LuthierError(f"--adapter: {base!r} is what the base is called; name the adapter otherwise.")
+        local = self.host in LOOPBACK
+        if not local and key is None:
+            tell("warning", f"everyone who reaches {self.host} may use this server: no API key is set (--api-key).")
+        with bind(self.host, self.port) as bound:
+            loaded = base_of(self.model, None, dtype=self.dtype, task="causal-lm")
+            engine = Engine(
+                loaded.model,
+                loaded.processor,
+                adapters=folders,
+                rows=self.rows,
+                waiting=self.waiting,
+                max_length=self.max_length,
+            )
+            service = Service(engine, loaded.processor, base, self.adapters_folder)
+            hosts = (*LOOPBACK, *self.allowed_host) if local or self.allowed_host else ()
+            where = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{bound.getsockname()[1]}"
+            models = f"{base} and {len(folders)} adapter{'s' * (len(folders) != 1)}"
+
+            def ready() -> None:
+                say(f"{models}: chat at {where}, API at {where}/v1. Ctrl-C ends it.")
+
+            serve(service, Guard(key, hosts, self.max_body), bound, self.drain, ready)
+
+    def key(self) -> str | None:
+        """The API key, from the flag or the environment."""
+        key = os.environ.get(KEY) if self.api_key is None else self.api_key
+        if key is not None and not (key.strip() and key.isascii() and key.isprintable()):
+            raise LuthierError(f"the API key (--api-key or ${KEY}) is empty or not printable ASCII.")
+        return None if key is None else key.strip()
+
+
+def named(adapters: Iterable[str]) -> dict[str, Path]:
+    """Folders of adapters by name, from `name=folder`, each of which holds one."""
+    from luthier.cli.adapter import read_adapter
+    from luthier.core.adapt import NAME
+
+    found: dict[str, Path] = {}
+    for each in adapters:
+        name, equals, folder = each.partition("=")
+        if not (name and equals and folder):
+            raise LuthierError(f"--adapter {each!r}: expected name=folder, as in --adapter sums=runs/sums.")
+        if not NAME.fullmatch(name):
+            raise LuthierError(f"--adapter {each!r}: a name has letters, digits, '_' and '-' (at most 64).")
+        if name in found:
+            raise LuthierError(f"--adapter: two adapters are named {name!r}.")
+        found[name], _ = read_adapter(folder)
+    return found
+
+
+def model_name(model: str) -> str:
+    """What clients call the base: its name as given, or that of its folder or file."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else model
+
+
+def need_extra() -> None:
+    """Raises where the libraries of the server are not installed."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise LuthierError(f"luthier serve needs {error.name}: pip install 'luthier[serve]'") from error
