@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import made_up
 import pytest
 
-from luthier.comparing import axis, charts, labels, report, statistics, summary, words
+from luthier.comparing import axis, charts, labels, markdown, report, statistics, summary, words
 from luthier.comparing.charts import Point, Span
 from luthier.comparing.labels import Box
 from luthier.comparing.record import records
@@ -218,3 +218,25 @@ def test_answers_side_by_side():
 
 def test_settings_are_flattened():
     assert report.flattened({"a": {"b": 1, "c": None}, "d": ["x"]}) == [("a.b", "1"), ("d", json.dumps(["x"]))]
+
+
+def test_markdown_has_every_method_and_no_empty_column(folder, tmp_path):
+    found = records(folder)
+    text = markdown.write(tmp_path, found).read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    head, rule, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len(rule) == len(head) and {len(row) for row in rows} == {len(head)}
+    table = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert list(table) == [f"`{row.method}`" for row in summary.sections(found)[0].rows]
+    wegeft = table["`wegeft`"]
+    of_it = [record.score for record in found if record.method == "wegeft"]
+    assert float(wegeft[found[0].metric]) == pytest.approx(sum(of_it) / len(of_it), abs=5e-4)
+    assert wegeft["trained"] == "92.2k" and wegeft["held text loss: worse by"].startswith("+0.01")
+    assert all(any(row[name] for row in table.values()) for name in head)
+    assert summary.sections(found)[0].headline in text
+
+
+def test_markdown_leaves_out_what_nobody_measured(folder, tmp_path):
+    bare = [dataclasses.replace(each, step_ratio=None, forgetting={}, intruders=None) for each in records(folder)]
+    head = markdown.write(tmp_path, bare).read_text().splitlines()[2]
+    assert "frozen base" not in head and "worse by" not in head and "intruders" not in head

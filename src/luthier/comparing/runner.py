@@ -15,6 +15,7 @@ from typing import Any
 import filelock
 from rich.console import Console
 
+from luthier.comparing import markdown
 from luthier.comparing.costs import costs
 from luthier.comparing.fit import Fitted, fit
 from luthier.comparing.folder import STUDY, prepared
@@ -81,6 +82,7 @@ def carry_out(study: Study, out: str | Path, progress: bool) -> Comparison:
     planned = prepared(study, folder)
     failed = run_all(planned, Console(stderr=True, quiet=not progress))
     found = save(folder)
+    markdown.write(folder, found)
     report = write_report(folder) if found else None
     if failed:
         listed = "".join(f"\n  {title}: {reason}" for title, reason in failed.items())

@@ -24,7 +24,7 @@ class Compare(Command):
 
     Every run is trained as `luthier train` trains it, tested, and measured for what it cost and what it forgot.
     Started again on the same --out, a study goes on where it was stopped, and new methods and seeds are added to
-    it. The table goes to the screen; results.csv, results.json and the report into --out.
+    it. The table goes to the screen; results.csv, results.json, results.md and the report into --out.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -86,7 +86,7 @@ class Compare(Command):
             return
         done = runner.carry_out(study, self.out, progress=True)
         show(done.records, console())
-        say(f"{done.folder} holds results.csv, results.json and {done.report and done.report.name}.")
+        say(f"{done.folder} holds results.csv, results.json, results.md and {done.report and done.report.name}.")
 
     def study(self, given: Given) -> Study:
         """The study that arguments, flags and file make."""
