@@ -9,6 +9,7 @@ import torch
 
 import luthier as lt
 from architectures import ARCHITECTURES
+from forged import reseal
 from luthier.core.allocation import Budget, parameters_of
 from luthier.core.control import tensors
 
@@ -74,7 +75,8 @@ def test_a_spec_whose_ranks_do_not_fit_is_refused(tmp_path):
     for wrong in (spec["parts"][0]["ranks"][path] + 1, 0, -1, "2", 10**9):
         changed = json.loads(file.read_text())
         changed["parts"][0]["ranks"][path] = wrong
-        (tmp_path / "adapter/adapter.json").write_text(json.dumps(changed))
+        file.write_text(json.dumps(changed))
+        reseal(tmp_path / "adapter")
         with pytest.raises(lt.LuthierError):
             lt.load(build(), tmp_path / "adapter")
         file.write_text(json.dumps(spec))

@@ -117,12 +117,12 @@ def test_exported_it_is_exact_at_twice_the_rank(tmp_path):
 def test_a_start_that_is_missing_from_the_file_is_told(tmp_path):
     from safetensors.torch import save_file
 
-    from luthier.core.files import read_json, sha256, write_json
+    from forged import reseal
 
     lt.save(started(), tmp_path / "a")
     file = tmp_path / "a" / "adapter.safetensors"
     held = {key: t for key, t in load_file(file).items() if not key.endswith(f"B{START}")}
     save_file(held, file)
-    write_json(tmp_path / "a" / "adapter.json", read_json(tmp_path / "a" / "adapter.json") | {"sha256": sha256(file)})
+    reseal(tmp_path / "a")
     with pytest.raises(lt.LuthierError, match=r"B_start is missing; expected"):
         lt.load(ARCHITECTURES["llama"].build(dtype=torch.float64), tmp_path / "a")

@@ -14,14 +14,13 @@ from luthier.combining.places import Spot, wide
 from luthier.combining.tensorfile import TensorFile
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
-from luthier.core.files import sha256, write_json
 from luthier.core.form import Form
 from luthier.core.layer import features
 from luthier.core.scope import Scope, Selection
 from luthier.core.select import select
 from luthier.core.site import Site
 from luthier.core.slot import Part
-from luthier.core.store import SPEC, WEIGHTS, spec_of
+from luthier.core.store import WEIGHTS, spec_of, write_spec
 from luthier.forms.full import Full
 from luthier.forms.lora import LoRA
 from luthier.forms.sparse import Sparse, count
@@ -125,8 +124,7 @@ class Adapter:
             return f"{order[kind]}.{rest}"
 
         self._file.finish(folder / WEIGHTS, rename)
-        spec = spec_of(self.model, NAME, list(parts.values()), base, measured)
-        write_json(folder / SPEC, spec | {"sha256": sha256(folder / WEIGHTS)})
+        write_spec(folder, spec_of(self.model, NAME, list(parts.values()), base, measured))
         return {kind: len(part.sites) for kind, part in parts.items()}
 
     def _lora(self) -> Part | None:

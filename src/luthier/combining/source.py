@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -16,11 +15,11 @@ from luthier.combining.places import Spot, wide
 from luthier.combining.reader import Reader
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
-from luthier.core.files import sha256
 from luthier.core.merge import refuse_unmergeable
 from luthier.core.slot import Part, Slot
 from luthier.core.start import expected_shapes
-from luthier.core.store import SPEC, WEIGHTS, check_shapes, part_of
+from luthier.core.store import part_of
+from luthier.core.weights import WEIGHTS, check_shapes, group_of, header, opened
 
 
 class Source(Protocol):
@@ -54,8 +53,8 @@ class Adapter:
     def __init__(self, model: nn.Module, folder: Path, spec: dict[str, Any], old: Reader | None) -> None:
         self.label, self.spec, self._folder, self._old = str(folder), spec, folder, old
         self.parts = [part_of(model, each, spec["name"], folder) for each in spec["parts"]]
-        self._file = _opened(folder, spec)
-        self._keys = list(self._file.keys())
+        self._file = opened(folder, spec)
+        self._header = header(self._file)
         self._last: tuple[str, dict[str, Delta]] = ("", {})
         for part in self.parts:
             for site in part.sites:
@@ -64,13 +63,13 @@ class Adapter:
 
     def _check(self, module: nn.Module, part: Part, site) -> None:
         prefix, found = self._stored(part, site)
-        shapes = {k: torch.empty(self._file.get_slice(key).get_shape(), device="meta") for k, key in found.items()}
+        shapes = {name: self._header[key][1] for name, key in found.items()}
         check_shapes(self._folder, prefix, shapes, expected_shapes(module, site, part))
 
     def _stored(self, part: Part, site) -> tuple[str, dict[str, str]]:
         """(prefix, {parameter: key of the file}) of a site."""
-        prefix = f"{self.parts.index(part)}.{part.form.group(site)}."
-        found = {key.removeprefix(prefix): key for key in self._keys if key.startswith(prefix)}
+        prefix = f"{group_of(self.parts.index(part), part, site)}."
+        found = {key.removeprefix(prefix): key for key in self._header if key.startswith(prefix)}
         return prefix, {name: key for name, key in found.items() if "." not in name}
 
     @cached_property
@@ -122,18 +121,6 @@ class Adapter:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise LuthierError(f"{self._folder / WEIGHTS}: {key} holds NaN or infinity.")
         return tensor
-
-
-def _opened(folder: Path, spec: dict[str, Any]) -> Any:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise LuthierError(f"{path} is missing; the adapter is incomplete.")
-    if sha256(path) != spec["sha256"]:
-        raise LuthierError(f"{path} is damaged: its SHA-256 is not the one in {SPEC}. Fetch or save it again.")
-    try:
-        return safetensors.safe_open(path, framework="pt")
-    except safetensors.SafetensorError as error:
-        raise LuthierError(f"{path} cannot be read: {error}.") from None
 
 
 class Model:

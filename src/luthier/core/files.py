@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
 
 LARGEST_JSON = 32 * 2**20
+PATIENCE = 60.0
+"""Seconds to wait while another process renames beside a folder, which takes it milliseconds."""
 
 
 def cache_root() -> Path:
@@ -39,41 +45,157 @@ def free_folder(folder: str | Path, mark: str, what: str) -> Path:
 
 
 @contextmanager
-def committed(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well: files synced, then one rename.
+def committed(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well: all synced, then renamed.
 
-    An older `folder` steps aside under a hidden name until the new one stands (`recover` finds it after a kill).
+    An older `folder` steps aside under a hidden name until the new one stands (`recover` finds it after a kill). The
+    process that writes holds a lock on its temporary folder, which a kill lets go: what killed processes left behind is
+    removed here, what others are writing is not. Of several that commit at a time, the last one stays.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    recover(folder)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
-    temporary.chmod(0o777 & ~_umask())  # as mkdir would have made it
+    folder = _real(folder)
+    temporary, held = None, None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder.parent):
+            _clean(folder)
+            temporary = _fresh(folder)
+            held = _lock(temporary, fcntl.LOCK_EX)
         yield temporary
         _sync(temporary)
-        aside = _aside(folder)
-        if folder.exists():
-            os.rename(folder, aside)
-        os.rename(temporary, folder)
-        _sync_folder(folder.parent)
-        shutil.rmtree(aside, ignore_errors=True)
+        with _alone(folder.parent):
+            _put(temporary, folder)
+    except OSError as error:
+        raise LuthierError(f"{folder} cannot be written ({error}); what was there before is as it was.") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if held is not None:
+            os.close(held)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def recover(folder: Path) -> None:
-    """Undoes a replacement that was killed between its two renames."""
-    folder = Path(folder)
+def _put(temporary: Path, folder: Path) -> None:
+    """Renames, each on disk before the next. The old folder goes under a name that nobody recovers from."""
     aside = _aside(folder)
-    if aside.exists() and not folder.exists():
-        os.rename(aside, folder)
+    _restore(folder)
+    if folder.exists():
+        os.rename(folder, aside)
+        _sync_folder(folder.parent)
+    os.rename(temporary, folder)
+    _sync_folder(folder.parent)
+    if aside.exists():
+        _drop(aside, folder)
+
+
+def recover(folder: str | Path) -> None:
+    """Undoes a replacement that was killed between its two renames; waits for one that is under way."""
+    folder = _real(folder)
+    if _aside(folder).exists() and not folder.exists():
+        try:
+            with _alone(folder.parent):
+                _restore(folder)
+        except OSError as error:
+            raise LuthierError(
+                f"{folder} was being replaced when that was killed, and cannot be put back ({error}); "
+                f"rename {_aside(folder)} to it."
+            ) from error
+
+
+def discard(folder: str | Path) -> None:
+    """Removes a committed folder with all that killed processes left of it beside it."""
+    folder = _real(folder)
+    if not folder.parent.is_dir():
+        return
+    with _alone(folder.parent):
+        _clean(folder)
+        if folder.is_dir():
+            _drop(folder, folder)
+
+
+@contextmanager
+def steady(folder: str | Path) -> Iterator[None]:
+    """Nobody replaces `folder` while the context lasts, so that the files that are read there belong together."""
+    folder = _real(folder)
+    recover(folder)
+    try:
+        handle = _lock(folder.parent, fcntl.LOCK_SH)
+    except OSError:  # one may read a folder whose parent one may not
+        handle = None
+    try:
+        yield
+    finally:
+        _unlock(handle)
+
+
+def _real(folder: str | Path) -> Path:
+    """The folder itself: where a link leads to another place, that is what is replaced."""
+    return Path(os.path.realpath(Path(folder).expanduser()))
+
+
+@contextmanager
+def _alone(parent: Path) -> Iterator[None]:
+    """Nobody else commits or recovers in `parent` meanwhile."""
+    handle = _lock(parent, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        _unlock(handle)
+
+
+def _lock(folder: Path, kind: int, patience: float = PATIENCE) -> int | None:
+    """A descriptor whose lock on a folder ends with it; None where the file system has no locks."""
+    handle, until = os.open(folder, os.O_RDONLY), time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            return handle
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                os.close(handle)
+                return None
+            if time.monotonic() > until:
+                os.close(handle)
+                raise TimeoutError(errno.ETIMEDOUT, "another process keeps it locked", str(folder)) from None
+        time.sleep(0.005)
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
+        fcntl.flock(handle, fcntl.LOCK_UN)  # a process forked meanwhile has the descriptor too
+        os.close(handle)
+
+
+def _fresh(folder: Path) -> Path:
+    """An empty hidden folder beside `folder`."""
+    made = folder.parent / f".{folder.name}.new-{secrets.token_hex(4)}"
+    made.mkdir()
+    return made
+
+
+def _clean(folder: Path) -> None:
+    """Brings `folder` back if a kill left it aside, and removes what killed processes left; in `_alone`."""
+    _restore(folder)
+    if _aside(folder).exists():
+        _drop(_aside(folder), folder)
+    left = re.compile(re.escape(f".{folder.name}.new-") + "[0-9a-f]{8}")
+    for path in [each for each in folder.parent.iterdir() if left.fullmatch(each.name)]:
+        with suppress(OSError):  # its writer lives, or has just finished
+            handle = _lock(path, fcntl.LOCK_EX, patience=0)
+            if handle is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(handle)
+
+
+def _restore(folder: Path) -> None:
+    if _aside(folder).exists() and not folder.exists():
+        os.rename(_aside(folder), folder)
+        _sync_folder(folder.parent)
+
+
+def _drop(path: Path, folder: Path) -> None:
+    """Removes a folder in one move, so that no half of it keeps its name; then what it held."""
+    gone = _fresh(folder)
+    os.rename(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _aside(folder: Path) -> Path:
@@ -81,11 +203,9 @@ def _aside(folder: Path) -> Path:
 
 
 def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    _sync_folder(folder)
+    for path in (folder, *folder.rglob("*")):
+        if path.is_file() or (path.is_dir() and not path.is_symlink()):
+            _sync_folder(path)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -105,15 +225,34 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file; damage, duplicate keys, absurd size and nesting raise `LuthierError`."""
+def own_file(folder: Path, name: str) -> Path:
+    """The regular file `name` of a folder. A link may lead elsewhere in the folder, or into a hub cache that holds it.
+
+    Raises `LuthierError` for one that is missing, leads out of the folder, or is a device or a pipe.
+    """
+    path, root = folder / name, _real(folder)
+    target = _real(path)
+    if not path.exists():
+        raise LuthierError(f"{path} is missing; the folder is incomplete.")
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    if not (target.is_relative_to(root) or target.parent == blobs):
+        raise LuthierError(f"{path} is a link that leads out of its folder (to {target}); put the file itself there.")
+    if not target.is_file():
+        raise LuthierError(f"{path} is no regular file.")
+    return path
+
+
+def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
+    """A JSON file; damage, duplicate keys, absurd sizes, numbers and nesting raise `LuthierError`."""
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise LuthierError(f"{path} is larger than {LARGEST_JSON >> 20} MiB; that is no file of ours.")
+        if path.stat().st_size > largest:
+            raise LuthierError(f"{path} is larger than {largest >> 20} MiB; that is no file of ours.")
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+    except LuthierError:
+        raise
     except FileNotFoundError:
         raise LuthierError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # of syntax, encoding and numbers of too many digits
         raise LuthierError(f"{path} cannot be read as JSON ({type(error).__name__}: {error}).") from None
 
 
@@ -127,3 +266,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Readable JSON, with a final newline."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """`write_json` that is there whole or not at all, under a hidden name until it is on disk."""
+    hidden = path.with_name(f".{path.name}")
+    write_json(hidden, value)
+    _sync_folder(hidden)
+    os.replace(hidden, path)
+    _sync_folder(path.parent)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import math
+import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +18,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import luthier
-from luthier.core.adapt import (
-    NAME,
-    adapter_names,
-    check_name,
-    detach,
-    place,
-    ranked,
-    state_of,
-)
+from luthier.core import weights
+from luthier.core.adapt import adapter_names, check_name, detach, place, ranked, state_of
+from luthier.core.card import card_of
+from luthier.core.checks import shown
 from luthier.core.component import find
 from luthier.core.control import tensors
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, read_json, recover, sha256, write_json
+from luthier.core.files import committed, free_folder, recover, sha256, steady, write_json
 from luthier.core.fingerprint import differences, fingerprint
 from luthier.core.form import Form
+from luthier.core.format import FORMAT, SPEC, read, sealed
 from luthier.core.layer import writes
 from luthier.core.select import select
+from luthier.core.site import Site
 from luthier.core.slot import Part
-from luthier.core.start import expected_shapes
+from luthier.core.weights import WEIGHTS, group_of
 
-FORMAT = 1
-SPEC, WEIGHTS = "adapter.json", "adapter.safetensors"
+CARD = "README.md"
+OWN = (SPEC, WEIGHTS, CARD)
+"""The files of an adapter."""
 
 
 def save(
@@ -47,36 +48,63 @@ def save(
     base: str | None = None,
     measured: Mapping[str, Any] | None = None,
     card: str | None = None,
+    license: str | None = None,
 ) -> Path:
     """Saves one adapter as `folder`, or, when several are attached and none is named, each as `folder/<name>`.
 
-    `base` is what to load the base model by; `measured` is kept in the spec; `card` becomes README.md. The folder
-    is written whole or not at all. Where the base is sharded over processes (FSDP2), every process calls this and the
-    first one writes. Raises `LuthierError` if the folder holds something that is no adapter.
+    `base` is what to load the base model by; `measured` is kept in the spec (NaN and infinity as null); `card` becomes
+    README.md (without one, it says what the spec says); `license` is the adapter's (the base's is kept as its card
+    states it). The folder is written whole or not at all, and what else lies in it stays. Where the base is sharded
+    over processes (FSDP2), every process calls this and the first one writes.
+
+    Raises `LuthierError` if the folder holds something that is no adapter, or cannot be written.
     """
-    folder, state = Path(folder), state_of(model)
+    folder, state = Path(folder).expanduser(), state_of(model)
     names = adapter_names(state)
     if state.merged:
         raise LuthierError("adapters are merged into the weights; unmerge before saving one.")
     if name is None and len(names) > 1:
         for each in names:
-            save(model, folder / each, each, base=base, measured=measured, card=card)
+            save(model, folder / each, each, base=base, measured=measured, card=card, license=license)
         return folder
     name = names[0] if name is None else name
     check_name(state, name)
-    if folder.exists() and any(folder.iterdir()) and not (folder / SPEC).exists():
-        raise LuthierError(f"{folder} holds files and no adapter; choose another folder.")
+    free_folder(folder, SPEC, "an adapter")
     parts = [part for part in state.parts if part.name == name]
-    spec = spec_of(model, name, parts, base, measured)
+    spec = spec_of(model, name, parts, base, measured, license)
     if not writes(model):
         return folder
     with committed(folder) as temporary:
-        held = {_stored(key, name): t.detach().cpu().contiguous() for key, t in tensors(model, name).items()}
-        save_file(held, temporary / WEIGHTS, metadata={"format": "pt"})
-        write_json(temporary / SPEC, spec | {"sha256": sha256(temporary / WEIGHTS)})
-        if card is not None:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+        _keep(folder, temporary)
+        _write_tensors({_stored(key, name): t for key, t in tensors(model, name).items()}, temporary / WEIGHTS)
+        write_spec(temporary, spec, card)
     return folder
+
+
+def _keep(folder: Path, temporary: Path) -> None:
+    """What lies beside an older adapter, and is none of its files, stays there."""
+    for path in [each for each in folder.glob("*") if each.name not in OWN]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, temporary / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, temporary / path.name, follow_symlinks=False)
+
+
+def _write_tensors(held: Mapping[str, Tensor], path: Path) -> None:
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file({key: t.detach().cpu().contiguous() for key, t in held.items()}, path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise LuthierError(f"{path.name} cannot be written: {error}.") from None
+    path.chmod(mode)  # safetensors lets nobody else read it
+
+
+def write_spec(folder: Path, spec: Mapping[str, Any], card: str | None = None) -> None:
+    """`adapter.json` beside the tensors that it belongs to, with the checksums of both, and the card."""
+    made = sealed({**spec, "sha256": sha256(folder / WEIGHTS)})
+    write_json(folder / SPEC, made)
+    (folder / CARD).write_text(card_of(made) if card is None else card, encoding="utf-8")
 
 
 def _stored(key: str, name: str) -> str:
@@ -85,8 +113,18 @@ def _stored(key: str, name: str) -> str:
     return f"{part.removeprefix(name).removeprefix(':') or 0}.{rest}"
 
 
-def spec_of(model, name: str, parts: list[Part], base: str | None, measured) -> dict[str, Any]:
-    """`adapter.json` of these parts on the base `model`, but for the checksum of the tensors."""
+def spec_of(
+    model: nn.Module,
+    name: str,
+    parts: list[Part],
+    base: str | None,
+    measured: Mapping[str, Any] | None,
+    license: str | None = None,
+) -> dict[str, Any]:
+    """`adapter.json` of these parts on the base `model`, but for the checksums."""
+    from luthier.models import licence_of
+
+    called = base or getattr(model, "name_or_path", "")
     return {
         "format": FORMAT,
         "name": name,
@@ -101,8 +139,9 @@ def spec_of(model, name: str, parts: list[Part], base: str | None, measured) -> 
             | ({"relative": True} if part.relative else {})
             for part in parts
         ],
-        "base": {"name": base or getattr(model, "name_or_path", "")} | fingerprint(model),
-        "measured": dict(measured or {}),
+        "base": {"name": called} | fingerprint(model) | {"license": licence_of(called)},
+        "license": license,
+        "measured": finite(dict(measured or {})),
         "versions": {
             "luthier": luthier.__version__,
             "torch": torch.__version__,
@@ -110,6 +149,15 @@ def spec_of(model, name: str, parts: list[Part], base: str | None, measured) -> 
         },
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def finite(value: Any) -> Any:
+    """The value with null for NaN and infinity, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load(
@@ -122,80 +170,53 @@ def load(
 ) -> nn.Module:
     """Attaches a saved adapter (or every one in subfolders) and fills it; returns the model.
 
-    `name` renames a single one. Raises `LuthierError` for damage of any kind (checksum, missing, extra or
+    `name` renames a single one. Raises `LuthierError` for damage of any kind (checksums, missing, extra or
     misshaped tensors, NaN) and for another base than the adapter was fitted on; `force` loads onto it and warns.
-    The model is then as it was.
+    The model is then as it was. Memory and time are bounded by the sizes of the files and of the base.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     recover(folder)
-    if not (folder / SPEC).exists():
-        inner = sorted(path.parent for path in folder.glob(f"*/{SPEC}"))
-        if not inner or name is not None:
-            raise LuthierError(f"{folder} holds no adapter ({SPEC} is not there).")
-        for each in inner:
-            load(model, each, force=force, check=check)
+    if (folder / SPEC).is_file():
+        _load_one(model, folder, name, force, check)
         return model
-    spec = read_spec(folder)
-    refuse_foreign(folder, spec, model, force)
-    held = read_tensors(folder, spec)
-    parts = [part_of(model, each, name or spec["name"], folder) for each in spec["parts"]]
-    grouped: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in held.items():
-        group, dot, last = key.rpartition(".")
-        grouped.setdefault(group + dot, {})[last] = tensor
-    used: set[str] = set()
-
-    def start(module: nn.Module, site, part: Part) -> dict[str, Tensor]:
-        prefix = f"{parts.index(part)}.{part.form.group(site)}."
-        found = grouped.get(prefix, {})
-        check_shapes(folder, prefix, found, expected_shapes(module, site, part))
-        used.update(prefix + k for k in found)
-        device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        return {k: t.to(device) for k, t in found.items()}
-
-    place(model, parts, start, check=check)
-    if extra := sorted(set(held) - used):
-        detach(model, parts[0].name)
-        raise LuthierError(f"{folder / WEIGHTS} holds tensors that the spec does not know: {', '.join(extra[:3])}.")
+    inner = sorted(path.parent for path in folder.glob(f"*/{SPEC}") if not path.parent.name.startswith("."))
+    if not inner or name is not None:
+        raise LuthierError(f"{folder} holds no adapter ({SPEC} is not there).")
+    loaded: list[str] = []
+    try:
+        for each in inner:
+            loaded.append(_load_one(model, each, None, force, check))
+    except BaseException:
+        for done in loaded:
+            detach(model, done)
+        raise
     return model
 
 
-def read_spec(folder: Path) -> dict[str, Any]:
-    """`adapter.json`, checked: format, name, parts."""
-    spec = read_json(folder / SPEC)
+def _load_one(model: nn.Module, folder: Path, name: str | None, force: bool, check: bool) -> str:
+    """Attaches the adapter of one folder; returns its name."""
+    with steady(folder):
+        spec = read_spec(folder)
+        name = name or str(spec["name"])
+        refuse_foreign(folder, spec, model, force)
+        parts = [part_of(model, each, name, folder) for each in spec["parts"]]
+        held = weights.read(folder, spec, model, parts)
+
+    def start(module: nn.Module, site: Site, part: Part) -> dict[str, Tensor]:
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        return {key: t.to(device) for key, t in held[group_of(parts.index(part), part, site)].items()}
+
     try:
-        version, parts, base = spec["format"], spec["parts"], spec["base"]
-        ok = isinstance(spec["sha256"], str) and isinstance(base["sample"], dict) and parts
-        ok = ok and all(isinstance(base[k], str) for k in ("name", "model", "architecture"))
-        ok = ok and all({"form", "settings", "where", "sites"} <= set(part) for part in parts)
-        ok = ok and NAME.fullmatch(spec["name"])
-    except (KeyError, TypeError):
-        raise LuthierError(f"{folder / SPEC} is no adapter's spec, or a damaged one.") from None
-    if version != FORMAT:
-        raise LuthierError(
-            f"{folder / SPEC} has format {version!r}; this Luthier ({luthier.__version__}) reads format {FORMAT}."
-        )
-    if not ok:
-        raise LuthierError(f"{folder / SPEC} is no adapter's spec, or a damaged one.")
-    return spec
+        place(model, parts, start, check=check)
+    except (RuntimeError, IndexError, OverflowError) as error:  # of the pass that looks whether the adapter is met
+        reason = str(error).split("\n", 1)[0]
+        raise LuthierError(f"{folder / WEIGHTS} holds values that this base cannot run with ({reason}).") from error
+    return name
 
 
-def read_tensors(folder: Path, spec: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors, after the file's checksum, each finite."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise LuthierError(f"{path} is missing; the adapter is incomplete.")
-    if sha256(path) != spec["sha256"]:
-        raise LuthierError(f"{path} is damaged: its SHA-256 is not the one in {SPEC}. Fetch or save it again.")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            held = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise LuthierError(f"{path} cannot be read: {error}.") from None
-    for key, tensor in held.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise LuthierError(f"{path}: {key} holds NaN or infinity; this adapter was saved from a failed run.")
-    return held
+def read_spec(folder: str | Path) -> dict[str, Any]:
+    """`adapter.json` in the present format, every value checked (see `luthier.core.format`)."""
+    return read(Path(folder))
 
 
 def refuse_foreign(folder: Path, spec: Mapping[str, Any], model: nn.Module, force: bool) -> None:
@@ -214,29 +235,27 @@ def refuse_foreign(folder: Path, spec: Mapping[str, Any], model: nn.Module, forc
 
 def part_of(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path) -> Part:
     """A stored part at the sites of `model`; raises where those are not the ones that it was fitted on."""
-    if not isinstance(stored["form"], str) or not isinstance(stored["where"], str):
-        raise LuthierError(f"{folder / SPEC} is no adapter's spec, or a damaged one.")
-    form = find("forms", stored["form"]).from_dict(stored["settings"])
-    assert isinstance(form, Form)
-    sites, ranks = select(model, stored["where"]), stored.get("ranks", {})
+    form = _form_of(stored["form"], stored["settings"], folder)
+    try:
+        sites, ranks = select(model, stored["where"]), stored.get("ranks", {})
+    except RecursionError:
+        raise LuthierError(f"{folder / SPEC}: where={shown(stored['where'])} is nested too deep.") from None
     sites = ranked(form, sites, ranks) if ranks else sites
     if [[s.path, s.kind] for s in sites] != stored["sites"]:
         raise LuthierError(
-            f"{folder}: where={stored['where']!r} selects {len(sites)} sites of this base, not the "
+            f"{folder}: where={shown(stored['where'])} selects {len(sites)} sites of this base, not the "
             f"{len(stored['sites'])} that the adapter was fitted on."
         )
-    return Part(name, form, stored["where"], sites, ranks, bool(stored.get("relative", False)))
+    return Part(name, form, stored["where"], sites, ranks, stored.get("relative", False))
 
 
-def check_shapes(folder: Path, prefix: str, found: Mapping[str, Tensor], expected) -> None:
-    """Raises unless the tensors found at a site are there and have the expected shapes."""
-    if not found:
-        raise LuthierError(f"{folder / WEIGHTS} lacks the tensors of {prefix.rstrip('.')}.")
-    if expected is None:
-        return
-    shapes = {k: t.shape for k, t in found.items()}
-    for key in sorted({*expected, *shapes}):
-        if shapes.get(key) != expected.get(key):
-            have = tuple(shapes[key]) if key in shapes else "missing"
-            want = tuple(expected[key]) if key in expected else "no such tensor"
-            raise LuthierError(f"{folder / WEIGHTS}: {prefix}{key} is {have}; expected {want}.")
+def _form_of(name: str, settings: dict[str, Any], folder: Path) -> Form:
+    cls = find("forms", name)
+    lacking = [key for key, (_, each) in cls.settings().items() if key not in settings and _needed(each)]
+    if lacking or not issubclass(cls, Form):
+        raise LuthierError(f"{folder / SPEC}: the settings of {name} lack {', '.join(lacking)}.")
+    return cls.from_dict(settings)
+
+
+def _needed(each: Field) -> bool:
+    return each.default is MISSING and each.default_factory is MISSING

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from luthier.models._catalogue import Entry, File, catalogue
 from luthier.models._fetch import fetch, is_cached
+from luthier.models._licence import licence_of
 from luthier.models._load import TASKS, Loaded, load
 from luthier.models._resolve import resolve
 
@@ -21,6 +22,7 @@ __all__ = [
     "catalogue",
     "fetch",
     "is_cached",
+    "licence_of",
     "load",
     "model",
     "resolve",

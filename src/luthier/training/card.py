@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-from luthier import models
+from luthier.core.card import front, usage
+from luthier.models import licence_of as licence
 from luthier.training.prepare import Prepared
 from luthier.training.report import Plan, span
 from luthier.training.spec import Run
@@ -17,6 +19,7 @@ def card(run: Run, prepared: Prepared, plan: Plan, lines: list[dict[str, Any]], 
     """Markdown: equation, where, base, data, results, versions, and the command that repeats the run."""
     import jinja2
 
+    known = licence(run.model)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     losses = [line["loss"] for line in lines if "loss" in line]
     evals = [line["eval_loss"] for line in lines if "eval_loss" in line]
@@ -33,7 +36,16 @@ def card(run: Run, prepared: Prepared, plan: Plan, lines: list[dict[str, Any]], 
         last_loss=sum(losses[-10:]) / len(losses[-10:]) if losses else None,
         eval_loss=evals[-1] if evals else None,
         seconds=lines[-1]["seconds"] if lines else 0.0,
-        licence=licence(run.model),
+        licence=known,
+        front=front(
+            run.model,
+            [run.form.name(), *(piece.form.name() for piece in run.also)],
+            licence=run.license or known,
+            task=prepared.task,
+            data=run.data,
+            eval_loss=evals[-1] if evals and math.isfinite(evals[-1]) else None,
+        ),
+        usage=usage(run.model, prepared.task, prepared.examples.labels),
         record=record,
     )
 
@@ -44,15 +56,3 @@ def ranks_of(measured: dict[str, Any]) -> str:
         return ""
     ranks = list(measured["ranks"].values())
     return f"{measured['by']}: {span(ranks)} at {len(ranks)} sites"
-
-
-def licence(name: str) -> str | None:
-    """The licence of the base, where the catalogue or the model's own card tells."""
-    for entry in models.catalogue():
-        if entry.name == name:
-            return entry.licence
-    readme = Path(name).expanduser() / "README.md"
-    if not readme.is_file():
-        return None
-    lines = readme.read_text(encoding="utf-8", errors="replace").splitlines()[:40]
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), None)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, read_json, sha256, write_json
@@ -46,14 +47,12 @@ def whole(folder: Path) -> bool:
         manifest = read_json(folder / MANIFEST)
     except LuthierError:
         return False
-    if not isinstance(manifest, dict):
-        return False
-    return all(
-        (folder / name).is_file()
-        and (folder / name).stat().st_size == entry["bytes"]
-        and sha256(folder / name) == entry["sha256"]
-        for name, entry in manifest.items()
-    )
+    return isinstance(manifest, dict) and all(_as_written(folder / name, entry) for name, entry in manifest.items())
+
+
+def _as_written(path: Path, entry: Any) -> bool:
+    known = isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry)
+    return known and path.is_file() and path.stat().st_size == entry["bytes"] and sha256(path) == entry["sha256"]
 
 
 def newest(root: Path) -> Path | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json, write_json
+from luthier.core.files import discard, read_json, replace_json
 from luthier.training.prepare import Prepared, processes
 from luthier.training.spec import Run
 
@@ -48,10 +48,11 @@ def holds_run(folder: Path) -> bool:
 
 
 def remove(folder: Path) -> None:
-    """Removes what an earlier run wrote, and nothing else."""
+    """Removes what an earlier run wrote, and nothing else; of a folder that is a link, the link."""
+    discard(folder / "adapter")  # and what a kill left of it, which would be taken for the new run's
     for name in OWN:
         path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def read_run(folder: str | Path) -> Run:
@@ -155,5 +156,4 @@ def begin(folder: Path, values: dict[str, Any]) -> None:
     """Starts a run in its folder: what an earlier one wrote goes, and `run.json` comes, in one move."""
     folder.mkdir(parents=True, exist_ok=True)
     remove(folder)
-    write_json(folder / f".{SPEC}", values)
-    (folder / f".{SPEC}").replace(folder / SPEC)
+    replace_json(folder / SPEC, values)

@@ -72,6 +72,7 @@ def train(
     select: DataSelection | None = None,
     select_rows: int | None = None,
     target: str | None = None,
+    license: str | None = None,
 ) -> Result:
     """Trains `run`, or the run that the fields after `progress` describe (see `Run`), and fills its folder.
 
@@ -85,7 +86,8 @@ def train(
     from luthier.training.session import Session
 
     fields = [model, data, form, where, task, eval_data, objective, training, limit, ranks, init, budget, calibration]
-    if run is not None and any(field is not None for field in (*fields, update, *also, select, select_rows, target)):
+    later = (update, *also, select, select_rows, target, license)
+    if run is not None and any(field is not None for field in (*fields, *later)):
         raise LuthierError("give a Run or its fields, not both.")
     if run is None:
         if model is None or data is None or form is None:
@@ -112,5 +114,6 @@ def train(
             select,
             select_rows,
             target,
+            license,
         )
     return Session(run, progress).train(resume, overwrite)

@@ -142,7 +142,15 @@ class Session:
         if run.update.sparse:
             sparsify(loaded.model, run.name)
         if is_main() or run.training.shard:  # of a sharded base, every process holds a part
-            store.save(loaded.model, run.folder / "adapter", run.name, base=run.model, measured=measured, card=text)
+            store.save(
+                loaded.model,
+                run.folder / "adapter",
+                run.name,
+                base=run.model,
+                measured=measured,
+                card=text,
+                license=run.license,
+            )
         return Result(
             adapter=run.folder / "adapter",
             folder=run.folder,

@@ -162,6 +162,8 @@ class Run:
     """How many rows it takes."""
     target: str | None = None
     """Data of the task that it chooses for, as `data`."""
+    license: str | None = None
+    """Licence of the adapter, for its card (none: not stated; the base's is told)."""
 
     def __post_init__(self) -> None:
         from luthier.core.adapt import NAME  # brings transformers, which --help does without
