@@ -21,6 +21,7 @@ _PUBLIC = {
     "describe": "core.control",
     "rows": "core.control",
     "prompt": "core.control",
+    "tasks": "core.router",
     "Form": "core.form",
     "Component": "core.component",
     "Update": "core.update",

@@ -33,7 +33,9 @@ SHIPPED = [
     "loreft-math",
     "mam",
     "masked-thought",
+    "meteora",
     "mftcoder-coba",
+    "mhr",
     "morepair",
     "pissa",
     "s2ft",
@@ -156,3 +158,11 @@ def test_the_repeating_command_is_accepted():
     words = shlex.split(command(run))
     assert words[:4] == ["luthier", "train", "some-model", "some-data.jsonl"]
     assert run_of(*words[4:]) == run
+
+
+def test_names_are_given_one_by_one():
+    run = run_of("--recipe", "meteora", "--experts", "boolq=run1", "--experts", "arc=run2", "--rank", "16")
+    assert run.form.to_dict()["experts"] == ("boolq=run1", "arc=run2") and run.form.to_dict()["train"] == "router"
+    assert run.objective.to_dict() == {"beta": 50.0}
+    run = run_of("--recipe", "mhr", "--tasks", "boolq", "--tasks", "arc")
+    assert run.form.to_dict()["tasks"] == ("boolq", "arc") and run.update.to_dict() == {"ratio": 100.0}

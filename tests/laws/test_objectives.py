@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from luthier.core.component import find, names
+from luthier.core.errors import LuthierError
+from luthier.core.form import Form
 from luthier.core.objective import Objective
 from luthier.forms.lora import LoRA
+from luthier.forms.meteora import MeteoRA
 from luthier.objectives.sft import SFT
 from luthier.training import Run, Training, train
 from luthier.training.checkpoint import checkpoints
@@ -25,19 +28,32 @@ def objective(name: str, **settings) -> Objective:
     return find("objectives", name).from_dict(settings)  # type: ignore[return-value]
 
 
+def form_for(chosen: Objective, dropout: float = 0.0) -> Form:
+    """A form that the objective trains: factors, or else experts that are named for the tasks of the rows."""
+    form = LoRA(rank=4, dropout=dropout)
+    try:
+        chosen.check(form)
+    except LuthierError:
+        form = MeteoRA(experts=("a", "b"), rank=4, dropout=dropout)
+        chosen.check(form)
+    return form
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
     """Rows with every column that an objective reads; LoRA with dropout, so that each random draw counts."""
     folder = tmp_path_factory.mktemp("objectives")
     rows = [row | {"task": "ab"[i % 2], "rationale": f"{i} is odd"} for i, row in enumerate(sums(40))]
     data = write_rows(folder / "rows.jsonl", rows)
-    form = LoRA(rank=4, dropout=0.2)
-    return Run(save_model(folder / "llama", "llama"), data, form, out=str(folder / "sft"), training=SETTINGS)
+    return Run(
+        save_model(folder / "llama", "llama"), data, form_for(SFT(), 0.2), out=str(folder / "sft"), training=SETTINGS
+    )
 
 
 def trained(run: Run, name: str, chosen: Objective):
     folder = run.folder.parent / name
-    return train(replace(run, objective=chosen, out=str(folder)), progress=False, overwrite=True)
+    form = form_for(chosen, run.form.to_dict()["dropout"])
+    return train(replace(run, form=form, objective=chosen, out=str(folder)), progress=False, overwrite=True)
 
 
 def bits(result) -> dict[str, torch.Tensor]:
@@ -46,7 +62,17 @@ def bits(result) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def plain(run):
-    return trained(run, "plain", SFT())
+    """Fine-tuning of the form that an objective is tried on."""
+    done = {}
+
+    def plain_of(chosen: Objective):
+        form = form_for(chosen, 0.2)
+        if form not in done:
+            each = replace(run, form=form, out=str(run.folder.parent / f"plain-{form.name()}"))
+            done[form] = train(each, progress=False, overwrite=True)
+        return done[form]
+
+    return plain_of
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -59,8 +85,9 @@ def test_it_states_its_equation_and_source(name):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_switched_off_it_is_fine_tuning_to_the_bit(run, plain, name):
     off = trained(run, f"{name}-off", objective(name, **objective(name).off))
-    assert off.losses == plain.losses and off.eval_loss == plain.eval_loss
-    ours, theirs = bits(off), bits(plain)
+    sft = plain(objective(name))
+    assert off.losses == sft.losses and off.eval_loss == sft.eval_loss
+    ours, theirs = bits(off), bits(sft)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
@@ -71,7 +98,7 @@ def test_it_trains(run, plain, name):
     assert all(loss == loss and abs(loss) < 1e9 for _, loss in result.losses)
     moved = {key: tensor for key, tensor in bits(result).items() if key.endswith("B")}
     assert all(tensor.abs().sum() > 0 for tensor in moved.values())
-    assert name == "sft" or result.losses != plain.losses
+    assert name == "sft" or result.losses != plain(objective(name)).losses
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -82,7 +109,8 @@ def test_it_resumes_exactly(run, name):
     for path in checkpoints(whole.folder / "checkpoints"):
         if int(path.name[5:]) > 2:
             (path / "manifest.json").unlink()
-    again = train(replace(run, objective=chosen, out=str(whole.folder)), resume=True, progress=False)
+    form = form_for(chosen, 0.2)
+    again = train(replace(run, form=form, objective=chosen, out=str(whole.folder)), resume=True, progress=False)
     assert again.losses == losses and again.eval_loss == whole.eval_loss
     assert all(torch.equal(tensor, expected[key]) for key, tensor in bits(again).items())
 
@@ -93,7 +121,7 @@ def test_a_step_in_many_batches_is_the_step_in_one(run, name):
     quiet = {"ramp": 1.0, "noise": 0.0}
     known = find("objectives", name).settings()
     chosen = objective(name, **{key: value for key, value in quiet.items() if key in known})
-    form, found = LoRA(rank=4), []
+    form, found = form_for(chosen), []
     for batch, accumulate in ((8, 1), (2, 4)):
         settings = replace(SETTINGS, batch=batch, accumulate=accumulate, steps=1)
         each = replace(run, form=form, training=settings)

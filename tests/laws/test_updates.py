@@ -17,7 +17,7 @@ from luthier.core.update import Update
 
 UPDATES = names("updates")
 STEPS = 7
-WHERE = {"full": "params(*.layers.*.weight)", "lora": "q_proj, down_proj"}
+WHERE = {"full": "params(*.layers.*.weight)", "lora": "q_proj, down_proj", "mhr": "q_proj, down_proj"}
 
 
 def update_of(name: str, **settings) -> Update:
@@ -35,15 +35,15 @@ def attached(form: Form, where: str):
 
 
 def form_for(update: Update) -> tuple[Form, str]:
-    """A form that the update trains, and where: whole weights, or else factors."""
-    for form in (lt.Full(), lt.LoRA(rank=3)):
+    """A form that the update trains, and where: whole weights, or else factors, or else routed ones."""
+    for form in (lt.Full(), lt.LoRA(rank=3), lt.MHR(rank=3, skills=2)):
         where = WHERE[form.name()]
         try:
             update.check(form, lt.select(build(), where))
         except lt.LuthierError:
             continue
         return form, where
-    raise AssertionError(f"{update.name()} trains neither full nor lora")
+    raise AssertionError(f"{update.name()} trains none of {', '.join(WHERE)}")
 
 
 def steps(model, optimizer, first: int, last: int) -> list[float]:

@@ -22,6 +22,7 @@ from luthier.core.layer import (
     stack_owner,
 )
 from luthier.core.probe import unreached
+from luthier.core.router import Routed
 from luthier.core.select import Selection, select
 from luthier.core.site import Site
 from luthier.core.slot import Part, Slot, State, starts
@@ -67,10 +68,13 @@ def attach(
     relative = init is not None and init.relative if relative is None else relative
     if relative and form.face == "cache":
         raise LuthierError(f"{form.name()} adds to a cache, and no start can be taken off there.")
+    given = {path: dict(found) for path, found in (stats or {}).items()}
+    for path, found in form.gather(model, kept).items():
+        given[path] = {**given.get(path, {}), **found}
     parts = [Part(name, each, text, kept, dict(ranks or {}), relative) for each in form.parts()]
 
     def start(module: nn.Module, site: Site, part: Part) -> dict[str, Tensor]:
-        found = initial(module, site, part.form_at(site), (stats or {}).get(site.path, {}), init)
+        found = initial(module, site, part.form_at(site), given.get(site.path, {}), init)
         return found | starts(form, found) if relative else found
 
     return place(model, parts, start, check=check)
@@ -206,7 +210,8 @@ def _mark(model: nn.Module, state: State) -> None:
     """Gives roots, owners and blocks their part in resolving positions, where a form asks for them."""
     for path in [p for p, m in model.named_modules() if (a := adapters_of(m)) and a.block is not None]:
         adapters_of(model.get_submodule(path)).block = None  # type: ignore[union-attr]
-    if not any(slot.spot for part in state.parts for slot in part.slots.values()):
+    asks = (slot.spot or isinstance(slot.form, Routed) for part in state.parts for slot in part.slots.values())
+    if not any(asks):
         return
     for path, blocks in block_lists(model).items():
         owner = stack_owner(model, path)

@@ -102,7 +102,7 @@ def _size(form: Form, site: Site) -> int:
     with torch.device("meta"):
         given = {"weight": torch.empty(site.d_out, site.d_in)} if form.needs else {}
         tensors = form.init(site, given)
-    held = sum(t.numel() for key, t in tensors.items() if key not in form.frozen)
+    held = sum(t.numel() for key, t in tensors.items() if key not in form.untrained())
     return held * (site.experts or 1)
 
 

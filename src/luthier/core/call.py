@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,8 @@ class Call:
     """1 for real tokens, [B, past + length]; None: no padding."""
     prompt: Prompt = field(default_factory=Prompt)
     device: torch.device | None = None
+    tasks: str | Sequence[str] | Tensor | None = None
+    """The tasks of the rows (see `luthier.core.router`)."""
     _found: dict[Positions, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
 
     def locate(self, positions: Positions) -> tuple[Tensor, Tensor] | None:

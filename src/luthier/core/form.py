@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from luthier.core.component import Component, check_type
@@ -46,6 +46,8 @@ class Form(Component):
     """Parameters that are stored but not trained."""
     noise: ClassVar[tuple[str, ...]] = ("dropout",)
     """Hyper-parameters that are zero outside training."""
+    calm: ClassVar[tuple[str, ...]] = ()
+    """Hyper-parameters that act outside training alone; in training they have their default."""
     linear: ClassVar[bool] = True
     """The adapted map is linear in x, so that it folds into a weight."""
     identity: ClassVar[bool] = True
@@ -106,6 +108,21 @@ class Form(Component):
         """The parameters of one site before training, on the default device."""
         raise NotImplementedError(f"{type(self).__name__} must define init")
 
+    def untrained(self) -> tuple[str, ...]:
+        """The parameters that are stored and, under these settings, not trained."""
+        return self.frozen
+
+    def sources(self) -> tuple[str, ...]:
+        """Folders of adapters that its start reads; a finished form no longer needs them."""
+        return ()
+
+    def gather(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, Stats]:
+        """What `init` is given beyond statistics, by path, read from `sources` before anything is attached.
+
+        Raises `LuthierError` for sources that do not fit the model or the form.
+        """
+        return {}
+
     def factors(self, p: Params, w: Tensor) -> tuple[Tensor, Tensor] | None:
         """(B, A) with ŵ = w + B A exactly, for a form whose change has low rank; else None."""
         return None
@@ -127,6 +144,12 @@ class Form(Component):
         own = {f.name for f in fields(self)}
         loud = {name: 0.0 for name in self.noise if name in own and getattr(self, name)}
         return replace(self, **loud) if loud else self
+
+    def training(self: F) -> F:
+        """The form in training: what acts outside of it alone has its default."""
+        default = {f.name: f.default for f in fields(self) if f.name in self.calm}
+        set_ = {name: value for name, value in default.items() if getattr(self, name) != value}
+        return replace(self, **set_) if set_ else self
 
     def parts(self: F) -> list[F]:
         """One form for each group of positions."""

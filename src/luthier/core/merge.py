@@ -16,6 +16,7 @@ from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
 from luthier.core.layer import features, is_quantised, weight_of
 from luthier.core.probe import evaluating
+from luthier.core.router import names_of
 from luthier.core.slot import OneHot, Slot, State
 from luthier.core.swap import adapters_of
 
@@ -70,6 +71,8 @@ def refuse_unmergeable(slots: Sequence[Slot]) -> None:
             why = f"it acts on {site}, which is no weight"
         elif form.positions != "all":
             why = f"it acts at positions {form.positions}, and a weight acts at all"
+        elif len(names := names_of(form)) > 1:
+            why = f"its weight differs from task to task ({', '.join(names)})"
         elif not form.linear:
             why = "it is not linear in its input"
         if why:

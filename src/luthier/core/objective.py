@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from luthier.core.component import Component
 
 if TYPE_CHECKING:
+    from luthier.core.form import Form
     from luthier.data import Examples
 
 Feature = dict[str, Any]
@@ -25,6 +26,8 @@ Batch = Mapping[str, Any]
 Memory = dict[str, Any]
 PART = "part"
 """Feature that tells a row's part: a list with 1 at its place and 0 elsewhere; in a batch [rows, parts]."""
+TASKS = "tasks"
+"""Feature that tells a row's task: its place among the names of a routed form; in a batch [rows]."""
 ALSO = "also"
 """Feature that holds further rows, which stand in the batch behind the row that brings them."""
 
@@ -66,6 +69,9 @@ class Objective(Component):
     """Settings under which it is supervised fine-tuning, bit for bit."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns of the data that it reads beside those of the layout; they are in `example.meta`."""
+
+    def check(self, form: Form) -> None:
+        """Raises `LuthierError` for a form that it cannot train; called before the weights are loaded."""
 
     def rows(self, rows: Rows) -> list[Feature]:
         """What is batched, before the weights are loaded; raises `LuthierError` for data that do not fit."""

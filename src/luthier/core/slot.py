@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from luthier.core.call import Call, Positions, Prompt, edit
 from luthier.core.errors import LuthierError
 from luthier.core.fast import Kernel, Step, kernel_of
-from luthier.core.form import Form, Params, face_of
+from luthier.core.form import Form, Params
+from luthier.core.router import TASKS, Route, Routed, Told, routing, tasks_of
 from luthier.core.scope import Selection
 from luthier.core.site import Site
 
@@ -21,7 +22,7 @@ START = "_start"
 
 def starts(form: Form, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of the trained tensors, under the names of their starts."""
-    return {f"{key}{START}": tensor.clone() for key, tensor in tensors.items() if key not in form.frozen}
+    return {f"{key}{START}": tensor.clone() for key, tensor in tensors.items() if key not in form.untrained()}
 
 
 @dataclass(eq=False)
@@ -47,7 +48,7 @@ class Part:
 
     def trains(self, key: str) -> bool:
         """Whether a parameter of this name is trained."""
-        return key not in self.form.frozen and not key.endswith(START)
+        return key not in self.form.untrained() and not key.endswith(START)
 
 
 @dataclass(eq=False)
@@ -65,6 +66,10 @@ class State:
     """Path of the decoder of an encoder-decoder."""
     rows: tuple[str | None, ...] | None = None
     """The adapter of each row, in a mixed batch."""
+    tasks: Told | None = None
+    """The tasks of the rows, told around the pass or by it."""
+    routes: list[Route] | None = None
+    """What routed forms decide, while somebody watches."""
     homes: list[Adapters] = field(default_factory=list)
     """The containers of all adapted modules, so that switching adapters walks no model."""
     routed: bool = False
@@ -107,7 +112,7 @@ class Slot(nn.Module):
         self.part, self.name, self.site, self.owner = part, part.name, site, owner
         self.origin = origin  # the selected site, where this is another place of the same tied tensor
         self.form = part.form_at(origin)
-        self.quiet = self.form.quiet()
+        self.quiet, self.loud = self.form.quiet(), self.form.training()
         self.spot = Positions.parse(part.form.positions)
         self.enabled = True
         self.order = 0
@@ -115,7 +120,7 @@ class Slot(nn.Module):
         for key, tensor in params.items():
             self.register_parameter(key, tensor)
 
-    def params(self, dtype: torch.dtype) -> Params:
+    def params(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The parameters in the dtype of the activations: they are small, so they are cast and not x."""
         return {k: v.to(dtype) if v.is_floating_point() else v for k, v in self._parameters.items() if v is not None}
 
@@ -125,9 +130,9 @@ class Slot(nn.Module):
 
     def active(self) -> Form:
         """The form as it acts now: without noise outside training."""
-        return self.form if self.training else self.quiet
+        return self.loud if self.training else self.quiet
 
-    def face(self) -> Face:
+    def face(self, note: Callable[[Tensor], None] | None = None) -> Face:
         """The function `(p, *given)` that changes the last of `given`: x, (x, y) or w.
 
         Of a start that is to have no effect, it is the change since then: y + f(p, x, y) - f(p₀, x, y). Nothing of
@@ -135,7 +140,8 @@ class Slot(nn.Module):
         zero; and what is linear stays linear, of rank 2r where f is of rank r. It costs f a second time, without
         gradients of its own, instead of a second copy of the base.
         """
-        return _relative(self.active(), self.quiet) if self.part.relative else face_of(self.active())
+        now = routing(self.active(), note)
+        return _relative(now, routing(self.quiet)) if self.part.relative else now
 
     def factors(self, dtype: torch.dtype, w: Tensor) -> tuple[Tensor, Tensor] | None:
         """(B, A) with ŵ = w + B A exactly, for a change of low rank; else None."""
@@ -154,8 +160,25 @@ class Slot(nn.Module):
 
     def post(self, state: State, x: Tensor, y: Tensor) -> Tensor:
         """The output after the edit."""
-        edited = edit(state.calls.get(self.owner), self.spot, self.face(), self.params(y.dtype), x, y)
+        call, p = state.calls.get(self.owner), self.params(y.dtype)
+        if isinstance(self.form, Routed):
+            p |= self.told(state, call, y)
+        edited = edit(call, self.spot, self.face(self.note(state)), p, x, y)
         return edited if state.rows is None else torch.where(state.row_mask(self.name, y), edited, y)
+
+    def told(self, state: State, call: Call | None, y: Tensor) -> dict[str, Tensor]:
+        """The tasks of the rows, for a form that goes by them; a probing pass tells none."""
+        if not (isinstance(self.form, Routed) and self.form.by_task) or state.reached is not None:
+            return {}
+        found = tasks_of(self.form, state.tasks if call is None else call.tasks, y)
+        return {} if found is None else {TASKS: found}
+
+    def note(self, state: State) -> Callable[[Tensor], None] | None:
+        """What writes a decision of this slot down, while somebody watches."""
+        form, routes = self.form, state.routes
+        if routes is None or not isinstance(form, Routed):
+            return None
+        return lambda logits: routes.append(Route(self.site.path, form, logits))
 
     def weight(self, w: Tensor) -> Tensor:
         """The tensor that stands for w; experts, whatever their layout, meet the form one map at a time."""
@@ -174,9 +197,7 @@ def _at_start(p: Params) -> Params:
     return {**p, **{key.removesuffix(START): t for key, t in p.items() if key.endswith(START)}}
 
 
-def _relative(form: Form, quiet: Form) -> Face:
-    now, then = face_of(form), face_of(quiet)
-
+def _relative(now: Face, then: Face) -> Face:
     def change(p: Params, *given: Tensor) -> Tensor:
         return given[-1] + (now(p, *given) - then(_at_start(p), *given))
 

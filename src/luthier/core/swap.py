@@ -113,8 +113,13 @@ def _prompting(generate: Callable) -> Callable:
     @functools.wraps(generate)
     def prompted(self, *args, **kwargs):
         named = dict(zip(("inputs",), args, strict=False)) | kwargs
-        with prompting(self.adapters.state, _prompt_of_generate(self.adapters.state, named)):
-            return generate(self, *args, **kwargs)
+        state: State = self.adapters.state
+        before, state.tasks = state.tasks, kwargs.pop("tasks", state.tasks)
+        try:
+            with prompting(state, _prompt_of_generate(state, named)):
+                return generate(self, *args, **kwargs)
+        finally:
+            state.tasks = before
 
     return prompted
 
@@ -144,14 +149,28 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
     state = adapters.state
     if adapters.block is not None and (call := kwargs.pop("luthier_call", None)) is not None:
         state.calls[adapters.block] = call
+    if (adapters.root or adapters.owner is not None) and "tasks" in kwargs:
+        return _told(module, base, names, args, kwargs)
     if adapters.root:
         state.derived = _read_prompt(module, dict(zip(names, args, strict=False)) | kwargs)
     if adapters.owner is not None:
         arguments = dict(zip(names, args, strict=False)) | kwargs
-        state.calls[adapters.owner] = read_call(arguments, state.prompt_of(adapters.owner))
+        state.calls[adapters.owner] = call = read_call(arguments, state.prompt_of(adapters.owner))
+        if call is not None:
+            call.tasks = state.tasks
     if not (adapters.live or (adapters.params and state.rows is not None)):
         return base(module, *args, **kwargs)
     return _adapted(module, adapters, base, names[0], args, kwargs)
+
+
+def _told(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
+    """The pass of a module that was called with the tasks of its rows."""
+    state: State = module._modules["adapters"].state  # type: ignore[union-attr]
+    before, state.tasks = state.tasks, kwargs.pop("tasks")
+    try:
+        return _run(module, base, names, args, kwargs)
+    finally:
+        state.tasks = before
 
 
 def _read_prompt(model: nn.Module, arguments: dict[str, Any]) -> Prompt | None:

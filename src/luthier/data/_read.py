@@ -47,8 +47,8 @@ class Table:
 
 
 def read(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> Table:
-    """The rows of `source`: a file, a folder of files, `gym:<task>?settings`, or a hub id
-    (`id:config:split`).
+    """The rows of `source`: a file, a folder of files, `gym:<task>?settings`, a hub id
+    (`id:config:split`), or several of these (`mix:<task>=<source>,<task>=<source>`).
 
     A single file is one split, whatever `split` says; a folder whose file names open with `train`,
     `test`, `dev`, … gives the files of `split` (None: train). `limit` and `seed` reach only
@@ -59,6 +59,10 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
         from luthier.data._gym import read_gym
 
         return read_gym(source, split or "train", limit, seed)
+    if source.startswith("mix:"):
+        from luthier.data._mix import read_mix
+
+        return read_mix(source, split, limit, seed)
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder(path, split or "train")

@@ -156,7 +156,7 @@ def _generated(job: Job) -> Found:
     if job.max_length is not None and longest > job.max_length:
         raise LuthierError(f"a prompt has {longest} tokens, the maximum is {job.max_length}.")
     with _bar(job, len(prompts)) as done:
-        texts = answers(job.model, job.processor, prompts, job.sampling, job.batch, done)
+        texts = answers(job.model, job.processor, prompts, job.sampling, job.batch, done, row_tasks(job))
     scores = [scorer.score(text, example) for text, example in zip(texts, rows, strict=True)]
     truths = [example.answer for example in rows]
     return Found(texts, truths, scores, lambda left, _: {scorer.name: float(left.mean())})
@@ -200,13 +200,28 @@ MEASURES: dict[str, Callable[[Job], Found]] = {
 """How the rows of each task are measured."""
 
 
+def row_tasks(job: Job) -> list[str] | None:
+    """The task of each row, where the adapter goes by it and the rows have the column `task`."""
+    from luthier.core.adapt import find_state
+    from luthier.core.router import names_of
+
+    state = find_state(job.model)
+    if state is None or not any(names_of(part.form) for part in state.parts):
+        return None
+    told = [row.meta.get("task") for row in job.examples.rows]
+    return None if None in told else [str(task) for task in told]
+
+
 def _outputs(job: Job, names: list[str] | None) -> tuple[np.ndarray, np.ndarray, float]:
     """(logits [rows, outputs], labels [rows], mean loss), in the order of the rows."""
     import torch
 
+    from luthier.training.routes import routed
+
     features = data.encode_all(job.examples, job.processor, task=job.task, max_length=job.max_length, labels=names)
     collator = data.collator_for(job.task, job.processor)
     order = sorted(range(len(features)), key=lambda i: len(features[i].get("input_ids", ())), reverse=True)
+    tasks = row_tasks(job)
     logits, total = torch.zeros(0), 0.0
     training = job.model.training
     job.model.eval()
@@ -215,7 +230,8 @@ def _outputs(job: Job, names: list[str] | None) -> tuple[np.ndarray, np.ndarray,
             chosen = order[start : start + job.batch]
             inputs = collator([features[i] for i in chosen])
             inputs.pop("rows")
-            out = job.model(**{key: value.to(job.model.device) for key, value in inputs.items()})
+            with routed(job.model, tasks and [tasks[i] for i in chosen]):
+                out = job.model(**{key: value.to(job.model.device) for key, value in inputs.items()})
             values = out.logits.float().cpu()
             logits = logits if len(logits) else torch.zeros(len(features), values.shape[-1])
             logits[chosen] = values

@@ -48,15 +48,18 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     batch: int = 8,
+    tasks: str | Sequence[str] | None = None,
 ) -> list[str]:
     """One answer to each prompt, in their order, without special tokens.
 
     A prompt is a list of messages, or a string: the user's turn where the tokenizer has a chat template, plain text
     elsewhere. Its tokens are those that stand before an answer in training. Generation stops at the end of the turn
-    or after `max_new_tokens`. The model's mode and the global random state are left as they were.
+    or after `max_new_tokens`. `tasks` names the task of all prompts, or of each, for an adapter that goes by tasks.
+    The model's mode and the global random state are left as they were.
     """
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
-    return answers(model, processor, tokenised(model, processor, prompts), sampling, batch)
+    told = [tasks] * len(prompts) if isinstance(tasks, str) else tasks
+    return answers(model, processor, tokenised(model, processor, prompts), sampling, batch, tasks=told)
 
 
 def tokenised(model: Any, tokenizer: Any, prompts: Sequence[str | Messages]) -> list[list[int]]:
@@ -80,12 +83,19 @@ def answers(
     sampling: Sampling,
     batch: int,
     done: Callable[[int], Any] = int,
+    tasks: Sequence[str] | None = None,
 ) -> list[str]:
-    """The text that follows each of `prompts`, given as token ids; `done(n)` hears of every n finished."""
+    """The text that follows each of `prompts`, given as token ids; `done(n)` hears of every n finished.
+
+    `tasks` names the task of each, for an adapter that goes by it.
+    """
     import torch
 
     from luthier.core.probe import evaluating
+    from luthier.training.routes import routed
 
+    if tasks is not None and len(tasks) != len(prompts):
+        raise LuthierError(f"{len(tasks)} tasks for {len(prompts)} prompts; give one for each, or one for all.")
     texts = [""] * len(prompts)
     stops = stop_ids(model, tokenizer)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
@@ -93,7 +103,8 @@ def answers(
         torch.manual_seed(sampling.seed)
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
-            new = _continue(model, tokenizer, [prompts[i] for i in chosen], sampling, stops)
+            with routed(model, tasks and [tasks[i] for i in chosen]):
+                new = _continue(model, tokenizer, [prompts[i] for i in chosen], sampling, stops)
             for i, ids in zip(chosen, new.tolist(), strict=True):
                 texts[i] = text_of(tokenizer, ids, stops)
             done(len(chosen))

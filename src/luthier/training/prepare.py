@@ -10,10 +10,12 @@ from typing import Any
 
 from luthier import data
 from luthier.core.errors import LuthierError
+from luthier.core.experts import folder_of
 from luthier.core.objective import ALSO, Rows
 from luthier.core.selection import Pool
 from luthier.data import Examples
 from luthier.measuring.trial import trial
+from luthier.training.routes import columns_of, tagged, task_places
 from luthier.training.spec import Run
 
 Feature = dict[str, Any]
@@ -44,13 +46,16 @@ class Prepared:
 def prepare(run: Run) -> Prepared:
     """The encoded rows of `run`; whatever is wrong with the data, the model's name or the selector raises here."""
     settings = run.training
+    run.objective.check(run.form)
+    for source in run.form.sources():
+        folder_of(source)
     examples = data.load(
         run.data,
         skip_bad_rows=run.skip_bad_rows,
         limit=run.limit,
         seed=settings.seed,
         task=run.task,
-        columns=run.objective.columns,
+        columns=columns_of(run),
     )
     train, held = _divide(run, examples)
     processor = trial(
@@ -69,10 +74,11 @@ def prepare(run: Run) -> Prepared:
     parts = [part for part in (train, held) if part is not None]
     tasks = tuple(sorted({str(e.meta["task"]) for part in parts for e in part.rows if "task" in e.meta}))
     encoded = [encode(part) for part in parts]
-    shaped = [
-        run.objective.rows(Rows(part, features, encode, processor, settings.max_length, settings.seed, tasks))
-        for part, features in zip(parts, encoded, strict=True)
-    ]
+    shaped = []
+    for part, features in zip(parts, encoded, strict=True):
+        places = task_places(run.form, part)
+        rows = Rows(part, tagged(features, places), encode, processor, settings.max_length, settings.seed, tasks)
+        shaped.append(tagged(run.objective.rows(rows), places))
     if held is None and run.objective.watch(0) != 0:
         raise LuthierError(
             f"{run.objective.name()} goes by the evaluation loss, and no row is held out; give evaluation data "
@@ -105,7 +111,7 @@ def _seen(
         skip_bad_rows=run.skip_bad_rows,
         seed=run.training.seed,
         task=train.task,
-        columns=run.objective.columns,
+        columns=columns_of(run),
     )
     return encode(other), other.fingerprint
 
@@ -131,7 +137,7 @@ def _other(run: Run, examples: Examples) -> Examples:
         seed=run.training.seed,
         split="test" if same else "train",
         task=examples.task,
-        columns=run.objective.columns,
+        columns=columns_of(run),
     )
     held = data.without(held, examples)
     if not held.rows:

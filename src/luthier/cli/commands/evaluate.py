@@ -106,6 +106,7 @@ class Evaluate(Command):
             seed=self.seed,
             skip_bad_rows=self.skip_bad_rows,
             task=self.task,
+            columns=("task",),
         )
         scorer = data.scorer_for(examples, self.scorer)
         loaded = fitted(

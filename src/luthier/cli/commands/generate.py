@@ -51,6 +51,8 @@ class Generate(Command):
     """Number format of the base: float32, bfloat16, float16 or auto."""
     force: bool = field(default=False, kw_only=True)
     """Use the adapter on another base than it was fitted on."""
+    as_task: str | None = field(default=None, kw_only=True)
+    """The task that the prompts are of, for an adapter that goes by tasks (mhr)."""
     json: bool = field(default=False, kw_only=True)
     """Print JSON."""
 
@@ -71,6 +73,7 @@ class Generate(Command):
             top_p=self.top_p,
             seed=self.seed,
             batch=self.batch,
+            tasks=self.as_task,
         )
         if self.json:
             say_json([{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)])

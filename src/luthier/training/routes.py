@@ -1,0 +1,58 @@
+"""The tasks of rows, for forms that route by them or are told them: from the column `task` to a place in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import LuthierError
+from luthier.core.form import Form
+from luthier.core.objective import ALSO, TASKS
+from luthier.core.router import Routed, names_of, place, tasks
+from luthier.data import Examples
+
+if TYPE_CHECKING:
+    from luthier.training.spec import Run
+
+COLUMN = "task"
+
+
+def columns_of(run: Run) -> tuple[str, ...]:
+    """Columns that are read beside those of the layout: the objective's, and the task where the form goes by it."""
+    asked = (COLUMN,) if names_of(run.form) else ()
+    return tuple(dict.fromkeys((*run.objective.columns, *asked)))
+
+
+def task_places(form: Form, examples: Examples) -> dict[int, int]:
+    """{row: place of its task among the names of the form}; empty for forms and rows without tasks.
+
+    Raises `LuthierError` for tasks that the form does not know, and rows without one where it goes by the task.
+    """
+    names = form.known() if isinstance(form, Routed) else ()
+    told = {example.row: str(example.meta[COLUMN]) for example in examples.rows if COLUMN in example.meta}
+    bare = [example.row for example in examples.rows if example.row not in told]
+    if bare and len(names_of(form)) > 1:
+        raise LuthierError(
+            f"{len(bare)} rows of {examples.source} have no {COLUMN!r} (the first: {bare[0]}), by which {form.name()} "
+            "goes. Add the column, or read several sources as mix:name=source,name=source."
+        )
+    return {row: place(names, name) for row, name in told.items()} if names else {}
+
+
+def tagged(features: Sequence[dict[str, Any]], places: Mapping[int, int]) -> list[dict[str, Any]]:
+    """The features with the places of their tasks, those behind another row included."""
+    if not all(feature["row"] in places for feature in features):
+        return list(features)
+    behind = [{ALSO: tagged(f[ALSO], places)} if ALSO in f else {} for f in features]
+    return [f | {TASKS: places[f["row"]]} | more for f, more in zip(features, behind, strict=True)]
+
+
+@contextmanager
+def routed(model: Any, told: str | Sequence[str] | None) -> Iterator[None]:
+    """The rows of every call are of these tasks, where any are told."""
+    if told is None:
+        yield
+        return
+    with tasks(model, told):
+        yield
