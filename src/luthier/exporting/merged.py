@@ -28,9 +28,27 @@ def save_merged(model: Any, processor: Any, folder: Path, name: str | None = Non
     """Saves what is attached to `model` (or the one named) as a model to which nothing had ever been attached."""
     from luthier.models._quiet import quiet
 
-    with merged(model, name) as tensors, quiet():
+    with merged(model, name) as tensors, quiet(), _generation_as_it_is(model, folder):
         model.save_pretrained(folder, state_dict=tensors)
         processor.save_pretrained(folder)
+
+
+@contextmanager
+def _generation_as_it_is(model: Any, folder: Path) -> Iterator[None]:
+    """Saves the generation configuration unjudged: transformers loads one with settings that contradict each other (a
+    temperature without sampling, as older checkpoints have) and then refuses to save the model."""
+    from transformers import GenerationConfig
+
+    own = getattr(model, "generation_config", None)
+    if own is None:
+        yield
+        return
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+        own.to_json_file(folder / "generation_config.json")
+    finally:
+        model.generation_config = own
 
 
 def probe(model: Any) -> Tensor:

@@ -103,8 +103,18 @@ def spelled(model: nn.Module, kind: str, paths: list[str], folder: Path) -> str:
             return where
     known = {p for p, _ in model.named_modules()} | {p for p, _ in model.named_parameters()}
     strange = next((path for path in paths if path not in known), None)
-    what = f"{strange}, which is not there" if strange else f"{paths[0]}, which is no {kind} site there"
-    raise LuthierError(f"{folder} was fitted on another base than this {type(model).__name__}: it adapts {what}.")
+    strange = strange or next((path for path in paths if not _alone(model, kind, path)), paths[0])
+    why = f"which is no {kind} site" if strange in known else "which is not"
+    raise LuthierError(
+        f"{folder} was fitted on another base than this {type(model).__name__}: it adapts {strange}, {why} there."
+    )
+
+
+def _alone(model: nn.Module, kind: str, path: str) -> bool:
+    try:
+        return path in {site.path for site in select(model, list(_spellings(kind, [path]))[-1])}
+    except LuthierError:
+        return False
 
 
 def _same(chosen: Selection, paths: list[str]) -> bool:
