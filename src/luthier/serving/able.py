@@ -30,9 +30,12 @@ def refuse_unservable(model: Any) -> None:
     cache, ids = DynamicCache(), dummy_inputs(model)["input_ids"]
     with torch.no_grad():
         model(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True)
-    written = [layer.keys is not None and layer.keys.shape[::2] == ids.shape for layer in cache.layers]
-    if not written or not all(written):
+    if not cache.layers or not all(_written(layer, ids.shape) for layer in cache.layers):
         raise LuthierError(f"{what}: it does not write to transformers' cache as it is handed one;{alone}")
+
+
+def _written(layer: object, shape: torch.Size) -> bool:
+    return isinstance(layer, DynamicLayer) and layer.keys is not None and layer.keys.shape[::2] == shape
 
 
 class Trial:

@@ -36,6 +36,9 @@ class RowLayer(DynamicLayer):
     what is masked must not be NaN.
     """
 
+    keys: Tensor  # type: ignore[assignment]
+    values: Tensor  # type: ignore[assignment]
+
     def __init__(self, frame: Frame, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.frame, self.is_initialized = frame, True
@@ -102,13 +105,12 @@ class RowCache(DynamicCache):
     def join(self, prompts: DynamicCache, lengths: Sequence[int], rows: Sequence[int]) -> None:
         """Adds the `rows` of a batch of prompts, padded on the left, of these `lengths`."""
         if not self.layers:
-            self.layers = [RowLayer(self.frame, layer.keys, layer.values) for layer in prompts.layers]  # type: ignore
+            self.layers = [RowLayer(self.frame, *states(layer)) for layer in prompts.layers]
         count = len(self.frame.lengths)
         self._make_room(count + len(rows), max(lengths[row] for row in rows), 0)
         for place, row in enumerate(rows, count):
             for own, layer in zip(self.layers, prompts.layers, strict=True):
-                assert layer.keys is not None and layer.values is not None
-                own.put(place, layer.keys[row, :, -lengths[row] :], layer.values[row, :, -lengths[row] :])
+                own.put(place, *(tensor[row, :, -lengths[row] :] for tensor in states(layer)))
         self.frame.lengths += [lengths[row] for row in rows]
 
     def ready(self) -> None:
@@ -140,7 +142,6 @@ class RowCache(DynamicCache):
     def _make_room(self, rows: int, left: int, right: int) -> None:
         """For `rows` rows, the longest of `left` columns at least, and `right` more columns."""
         frame, held = self.frame, self.layers[0].keys
-        assert held is not None
         if rows <= held.shape[0] and left <= frame.end and frame.end + right <= held.shape[2]:
             return
         end = max(frame.width, left)
@@ -148,6 +149,12 @@ class RowCache(DynamicCache):
         for layer in self.layers:
             layer.fit(height, end + max(SPARE, end // 2), end)
         frame.end = end
+
+
+def states(layer: object) -> tuple[Tensor, Tensor]:
+    """The keys and values [rows, heads, columns, d_head] that a pass has written to a plain layer."""
+    assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+    return layer.keys, layer.values
 
 
 def attention_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
