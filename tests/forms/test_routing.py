@@ -237,10 +237,10 @@ def test_parameters_are_averaged_and_not_outputs():
     form = lt.MHR(rank=3, skills=4)
     p, x, y = away(form), torch.randn(2, 5, 12).double(), torch.zeros(2, 5, 8).double()
     w = form.weights(form.route(p, x))[0]
-    outputs = sum(w[s] * (x @ p["A"][s, 0] @ p["B"][s, :, 0]) * form.scale for s in range(4))
+    outputs = torch.stack([w[s] * (x @ p["A"][s, 0] @ p["B"][s, :, 0]) * form.scale for s in range(4)]).sum(0)
     assert not torch.allclose(routing(form)(p, x, y), outputs, rtol=1e-2)
     same = {**p, "A": p["A"][:1].expand_as(p["A"])}  # with one A for all, the two are equal
-    outputs = sum(w[s] * (x @ same["A"][s, 0] @ p["B"][s, :, 0]) * form.scale for s in range(4))
+    outputs = torch.stack([w[s] * (x @ same["A"][s, 0] @ p["B"][s, :, 0]) * form.scale for s in range(4)]).sum(0)
     assert torch.allclose(routing(form)(same, x, y), outputs, rtol=1e-10)
 
 
