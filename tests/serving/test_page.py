@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,8 +37,8 @@ def start(profile: Path) -> Any:
 class Page:
     """The page, as a visitor sees and uses it."""
 
-    def __init__(self, driver: Any, address: str) -> None:
-        self.driver, self.address = driver, address
+    def __init__(self, driver: Any, address: str, patience: float = 10) -> None:
+        self.driver, self.address, self.patience = driver, address, patience
 
     def open(self, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -86,13 +87,28 @@ class Page:
         self.until(lambda: len(self.all(".turn")) == before + 1 and self.shown("send"))
 
     def until(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 10
+        end = time.monotonic() + self.patience
         while not condition():
             assert time.monotonic() < end, self.driver.find_element("tag name", "body").text
             time.sleep(0.02)
 
     def complaints(self) -> list[str]:
         return [each["message"] for each in self.driver.get_log("browser")]
+
+
+def shoot(address: str, path: Path, models: tuple[str, ...], asked: tuple[str, ...], height: int = 760) -> None:
+    """A screenshot of a chat with the models of a running server; makes the one in docs/images."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        driver = start(Path(profile))
+        try:
+            page = Page(driver, address, patience=120).open(1280, height)
+            page.choose(*models)
+            for each in asked:
+                page.ask(each)
+            page.js("scrollTo(0, 0)")
+            driver.save_screenshot(str(path))
+        finally:
+            driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +222,11 @@ def test_the_policy_refuses_what_slips_through(page):
 
     page.until(both)
     assert page.driver.title == "luthier serve"
+
+
+def test_screenshot(page, tmp_path):
+    shoot(page.address, tmp_path / "serve.png", ("base", "one"), ("hello",), 480)
+    assert (tmp_path / "serve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_keyboard(page, engine):

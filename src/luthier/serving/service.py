@@ -35,7 +35,7 @@ class Service:
         self.metrics = Metrics(engine)
         self.created = int(time.time())
         self.draining = False
-        self._tokenizing, self._loading = asyncio.Lock(), asyncio.Lock()
+        self._tokenizing = asyncio.Lock()
 
     def refuse_when_draining(self) -> None:
         """Raises 503 when the server is about to stop."""
@@ -108,22 +108,20 @@ class Service:
             message = f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64)."
             raise Refusal(400, message, param="name", code="invalid_value")
         folder = self.inside(path)
-        async with self._loading:
-            if name in (self.base, *self.engine.adapters()):
-                raise Refusal(409, f"there is a model {name!r} already.", param="name", code="name_taken")
-            try:
-                await asyncio.to_thread(self.engine.load, name, folder)
-            except LuthierError as error:
-                raise Refusal(400, str(error), param="path", code="invalid_adapter") from error
+        if name in (self.base, *self.engine.adapters()):
+            raise Refusal(409, f"there is a model {name!r} already.", param="name", code="name_taken")
+        try:
+            await asyncio.to_thread(self.engine.load, name, folder)
+        except LuthierError as error:
+            raise Refusal(400, str(error), param="path", code="invalid_adapter") from error
         return self.model(name)
 
     async def unload(self, name: str) -> dict[str, Any]:
-        """Takes an adapter out."""
+        """Takes an adapter out, once its requests have ended."""
         self.refuse_unless_managed()
-        async with self._loading:
-            if self.adapter_of(name) is None:
-                raise Refusal(400, f"{name!r} is the base; only adapters can be unloaded.", code="invalid_value")
-            await asyncio.to_thread(self.engine.unload, name)
+        if self.adapter_of(name) is None:
+            raise Refusal(400, f"{name!r} is the base; only adapters can be unloaded.", code="invalid_value")
+        await asyncio.to_thread(self.engine.unload, name)
         return {"id": name, "object": "model", "deleted": True}
 
     def refuse_unless_managed(self) -> None:
