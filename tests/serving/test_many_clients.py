@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from bench.serve_load import LESSONS, MARKS, PROMPTS, alone, load, unmarked
 from served import serving
 
 import luthier as lt
+import tiny
 from luthier.data import Collator, Example, encode
 from luthier.serving.engine import Engine
 
