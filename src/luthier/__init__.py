@@ -38,6 +38,7 @@ _PUBLIC = {
     "import_adapter": "importing",
     "combine": "combining",
     "examine": "examining",
+    "federate": "federating",
     "decode": "decoding",
     "model": "models",
     "measure": "measuring.measure",

@@ -21,6 +21,7 @@ COMMANDS = [
     "examine",
     "explain",
     "export",
+    "federate",
     "generate",
     "import",
     "list",

@@ -1,0 +1,128 @@
+"""`luthier federate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from luthier.cli.output import console, say
+from luthier.cli.parse import Command, Flags, Given, option
+from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.core.aggregation import Aggregation
+    from luthier.federating import Federation
+    from luthier.training import Run
+
+METHOD, AGGREGATION = "lora", "flora"
+"""What is used when nobody says."""
+CHOSEN = {"update": "updates", "objective": "objectives"}
+"""Flags that name a component of a run, with its axis."""
+SKIP = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration", "update", "also", "select",
+        "select_rows", "target", "budget", "name", "out")  # fmt: skip
+"""Fields of a run that are no flags here."""
+
+
+@dataclass(frozen=True)
+class Federate(Command):
+    """Fit a model to data that stay with several clients, by simulation.
+
+    Rows are dealt to clients; in every round each of them trains an adapter on its own rows, as `luthier train` does,
+    and the server makes one change of theirs. The settings of training are those of one client in one round. The
+    figures of each round go to the screen, metrics.jsonl and federation.png in --out, the sum of all rounds to
+    --out/adapter. Started again with --resume, a run goes on behind the last client that finished.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "luthier federate smollm2-135m train.jsonl --clients 8 --rounds 5",
+        "luthier federate minilm-l6 train.jsonl --ranks 4,8,16 --split dirichlet --concentration 0.3",
+        "luthier federate minilm-l6 train.jsonl --aggregation fedit --rank 8 --epochs 2 --lr 1e-3 --out averaged",
+        "luthier federate minilm-l6 train.jsonl --split column --column hospital --dry-run",
+        "luthier federate minilm-l6 train.jsonl --rounds 10 --out federation --resume",
+    )
+
+    model: str
+    """A folder, a hub id, a .gguf file or a name of the catalogue (`luthier models`)."""
+    data: str
+    """A file (.jsonl, .csv, .parquet, …), a folder or a hub id: the rows of all clients."""
+    aggregation: str = field(default=AGGREGATION, kw_only=True)
+    """What the server makes of the clients' changes; `luthier list aggregations` shows all."""
+    method: str = field(default=METHOD, kw_only=True)
+    """The form that clients train: one whose change is s B A."""
+    update: str | None = field(default=None, kw_only=True)
+    """What becomes of the gradients (none: AdamW); `luthier list updates` shows all."""
+    objective: str | None = field(default=None, kw_only=True)
+    """What training lowers (none: sft); `luthier list objectives` shows all."""
+    out: str = field(default="federation", kw_only=True)
+    """The folder of the run."""
+    resume: bool = field(default=False, kw_only=True)
+    """Go on from the last client that finished in --out; --rounds may be larger than before."""
+    overwrite: bool = field(default=False, kw_only=True)
+    """Start anew though --out holds a run."""
+    dry_run: bool = field(default=False, kw_only=True)
+    """Stop before the weights are loaded: check everything, show who takes part with which rows."""
+
+    @classmethod
+    def settings(cls, tokens: Sequence[str]) -> list[Flags]:
+        from luthier.core.component import find
+        from luthier.federating.spec import Federation
+        from luthier.training import Run, Training
+
+        chosen = {
+            "aggregations": option(tokens, "--aggregation") or AGGREGATION,
+            "forms": option(tokens, "--method") or METHOD,
+            **{axis: option(tokens, f"--{flag}") for flag, axis in CHOSEN.items()},
+        }
+        parts = [find(axis, name) for axis, name in chosen.items() if name is not None]
+        return [
+            Flags(Federation, "Federation"),
+            Flags(Run, "Run", SKIP),
+            Flags(Training, "Training of a client in a round", ("quantize", "shard", "report_to")),
+            *(Flags(each, f"Settings of {each.name()}") for each in parts),
+        ]
+
+    def run(self, given: Given) -> None:
+        from luthier.federating.run import carry_out
+
+        run, method, federation = self.resolved(given)
+        if self.dry_run:
+            rehearse(run, method, federation)
+            return
+        done = carry_out(run, method, federation, resume=self.resume, overwrite=self.overwrite)
+        say(f"{done.folder} holds the run, {done.adapter} the adapter (rank up to {max(done.ranks.values())}).")
+        say(f"Next: luthier evaluate {self.model} DATA --adapter {done.adapter}")
+
+    def resolved(self, given: Given) -> tuple[Run, Aggregation, Federation]:
+        """What the flags describe."""
+        from luthier.core.aggregation import Aggregation
+        from luthier.core.component import find
+        from luthier.core.form import Form
+        from luthier.federating.spec import Federation
+        from luthier.training import Run, Training
+
+        def made(axis: str, name: str) -> Any:
+            cls = find(axis, name)
+            return cls.from_dict(dict(given.get(cls, {})))
+
+        form, method = made("forms", self.method), made("aggregations", self.aggregation)
+        if not isinstance(form, Form) or not isinstance(method, Aggregation):
+            raise LuthierError(f"{self.method} is no form, or {self.aggregation} no aggregation.")
+        told = {flag: made(axis, getattr(self, flag)) for flag, axis in CHOSEN.items() if getattr(self, flag)}
+        training = Training(**{"epochs": 1.0, **given.get(Training, {})})
+        run = Run(self.model, self.data, form, out=self.out, training=training, **told, **given.get(Run, {}))
+        return run, method, Federation(**given.get(Federation, {}))
+
+
+def rehearse(run: Run, method: Aggregation, federation: Federation) -> None:
+    """Who takes part, with which rows."""
+    from luthier.federating.prepare import overview, planned
+    from luthier.training.progress import quiet
+
+    with quiet():
+        plan = planned(run, method, federation)
+    say(plan.title)
+    console().print(overview(plan))
+    held = len(plan.prepared.evaluation)
+    say(f"\n{federation.rounds} rounds; the server is measured on {held:,} rows.")
+    say("Dry run: nothing was trained or written.")

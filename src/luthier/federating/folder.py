@@ -1,0 +1,120 @@
+"""The folder of a federated run: what it is, where it stands, and what clients have sent in the round under way."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from luthier.core.errors import LuthierError
+from luthier.core.files import committed, discard, free_folder, read_json, recover, replace_json, write_json
+from luthier.federating.change import Change
+from luthier.federating.client import Sent
+from luthier.federating.plot import plot
+from luthier.training.folder import versions
+
+SPEC, METRICS, PLOT, CARD = "federation.json", "metrics.jsonl", "federation.png", "README.md"
+STATE, ROUND, ADAPTER = "state", "round", "adapter"
+CHANGE, LINES = "change.safetensors", "state.json"
+FREE = ("rounds", "out")
+"""What may differ when a run goes on: rounds may be added."""
+
+
+def claim(out: str | Path, resume: bool, overwrite: bool) -> Path:
+    """The folder, if it may be used; changes nothing yet."""
+    if resume and overwrite:
+        raise LuthierError("resume goes on with a run and overwrite starts anew; choose one.")
+    folder = free_folder(out, SPEC, "a federated run")
+    if (folder / SPEC).is_file() and not (resume or overwrite):
+        raise LuthierError(
+            f"{folder} holds a federated run already: go on with it (resume), replace it (overwrite), or choose "
+            "another folder (out)."
+        )
+    return folder
+
+
+def begin(folder: Path, spec: Mapping[str, Any], overwrite: bool) -> None:
+    """Notes what the run is; raises if the folder holds another one and is not to be overwritten."""
+    if (folder / SPEC).is_file() and not overwrite:
+        refuse_changed(folder, spec, read_json(folder / SPEC))
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        for name in (STATE, ROUND, ADAPTER):
+            discard(folder / name)
+        for name in (METRICS, PLOT, CARD, SPEC):
+            (folder / name).unlink(missing_ok=True)
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    replace_json(folder / SPEC, {**spec, "versions": versions(), "created": now})
+
+
+def refuse_changed(folder: Path, new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
+    """Raises unless both are the same run; rounds may be added."""
+    here = json.loads(json.dumps(new))
+    found = [text for key in here if key != "command" for text in _differences(key, here[key], old.get(key))]
+    if found:
+        raise LuthierError(
+            f"{folder} holds another federated run: {'; '.join(found[:3])}. Give the settings it was started with, or "
+            "another folder (out)."
+        )
+
+
+def _differences(name: str, here: Any, there: Any) -> list[str]:
+    if isinstance(here, dict) and isinstance(there, dict):
+        keys = [key for key in {**here, **there} if key not in FREE]
+        return [text for key in keys for text in _differences(f"{name}.{key}", here.get(key), there.get(key))]
+    return [] if here == there else [f"{name} is {here!r}, there {there!r}"]
+
+
+def read_state(folder: Path) -> tuple[Change, list[dict[str, Any]]] | None:
+    """(what the server holds, a line a round) after the last whole round; None before the first."""
+    recover(folder / STATE)
+    if not (folder / STATE / LINES).is_file():
+        return None
+    return Change.of(load_file(folder / STATE / CHANGE)), read_json(folder / STATE / LINES)["rounds"]
+
+
+def write_state(folder: Path, held: Change, lines: list[dict[str, Any]], title: str) -> None:
+    """Commits a round: what the server holds and its figures at once, then what follows from them."""
+    with committed(folder / STATE) as temporary:
+        save_file(held.tensors(), temporary / CHANGE)
+        write_json(temporary / LINES, {"rounds": lines})
+    shutil.rmtree(folder / ROUND, ignore_errors=True)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / f".{METRICS}").write_text(text, encoding="utf-8")
+    (folder / f".{METRICS}").replace(folder / METRICS)
+    plot(lines, folder / PLOT, title)
+
+
+def keep(folder: Path, number: int, client: int, sent: Sent) -> None:
+    """Keeps what a client sent, so that a round goes on behind it."""
+    path = sent_by(folder, number, client)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = {"rows": str(sent.rows), "loss": repr(sent.loss), "seconds": repr(sent.seconds)}
+    temporary = path.with_name(f".{path.name}")
+    save_file(sent.change.tensors(), temporary, metadata=told)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def kept(folder: Path, number: int, client: int) -> Sent | None:
+    """What a client sent before an interruption."""
+    import safetensors
+
+    path = sent_by(folder, number, client)
+    if not path.is_file():
+        return None
+    with safetensors.safe_open(path, framework="pt") as file:
+        told = file.metadata()
+    return Sent(Change.of(load_file(path)), int(told["rows"]), float(told["loss"]), float(told["seconds"]))
+
+
+def sent_by(folder: Path, number: int, client: int) -> Path:
+    """The file of a client in a round."""
+    return folder / ROUND / f"{number}-{client}.safetensors"

@@ -1,0 +1,95 @@
+"""What a federated run is beside what each client trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from luthier.core.component import check_type
+from luthier.core.errors import LuthierError
+from luthier.core.form import Form
+from luthier.training.spec import Run
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who takes part, with which rows and ranks, and how often they meet."""
+
+    clients: int | None = None
+    """Clients that the rows are dealt to (none: 8, or as many as the column has values)."""
+    rounds: int = 5
+    """Rounds of training and aggregation."""
+    ranks: str | None = None
+    """The clients' ranks, joined by commas and repeated in turn: 4,8,16 (none: the form's own); alpha / rank stays."""
+    fraction: float = 1.0
+    """Share of the clients that train in a round, drawn by the seed."""
+    split: Literal["iid", "dirichlet", "column"] = "iid"
+    """Who gets which rows: iid (at random), dirichlet (skewed by class or column), column (a client for each value)."""
+    concentration: float = 0.5
+    """Of the Dirichlet split: small is skewed, large is even."""
+    column: str | None = None
+    """Column of the data that rows are divided by (none: their class)."""
+
+    def __post_init__(self) -> None:
+        for name, (hint, _) in hints(type(self)).items():
+            check_type(name, getattr(self, name), hint)
+        for name, low, high in (("clients", 1, 100_000), ("rounds", 1, 100_000), ("concentration", 1e-6, 1e6)):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise LuthierError(f"{name} is {value}; expected {low:g} to {high:g}.")
+        if not 0 < self.fraction <= 1:
+            raise LuthierError(f"fraction is {self.fraction}; expected a share above 0 and at most 1.")
+        if self.split == "column" and self.column is None:
+            raise LuthierError("split=column gives each value of a column a client; name the column (column).")
+        if self.split == "iid" and self.column is not None:
+            raise LuthierError(
+                f"split=iid looks at no column, and column is {self.column!r}; leave one of the two out."
+            )
+        self.numbers()
+
+    def numbers(self) -> tuple[int, ...]:
+        """The ranks as numbers; empty for the form's own."""
+        words = [] if self.ranks is None else [word.strip() for word in self.ranks.split(",")]
+        if not all(word.isdecimal() and int(word) > 0 for word in words):
+            raise LuthierError(f"ranks is {self.ranks!r}; expected whole numbers of at least 1, such as 4,8,16.")
+        return tuple(map(int, words))
+
+    def rank_of(self, client: int, form: Form) -> int:
+        """The rank of a client's adapter."""
+        given = self.numbers()
+        return given[client % len(given)] if given else int(getattr(form, "rank", 0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON holds them."""
+        return dataclasses.asdict(self)
+
+
+def hints(cls: type) -> dict[str, tuple[Any, dataclasses.Field]]:
+    """`{name: (type, field)}` of a dataclass."""
+    found = typing.get_type_hints(cls)
+    return {f.name: (found[f.name], f) for f in dataclasses.fields(cls)}
+
+
+WITHOUT = ("ranks", "init", "budget", "select")
+"""Parts of a run that look at all rows at once, which no one of a federation has."""
+
+
+def check_run(run: Run) -> None:
+    """Raises for a run that clients cannot share."""
+    form = run.form
+    for name in WITHOUT:
+        if getattr(run, name) is not None:
+            raise LuthierError(f"{name} is chosen from all rows, and no client of a federation has them; leave it out.")
+    if run.also:
+        raise LuthierError("a federation shares one form; leave the further ones out (also).")
+    if not (form.reader and form.writer) or form.share is not None or form.positions != "all":
+        raise LuthierError(
+            f"clients send the factors B and A of each layer's change s B A, and {form.name()} "
+            + ("shares them between layers" if form.share else "has none")
+            + ("" if form.positions == "all" else f" at positions {form.positions}")
+            + "; take a form such as lora, with a set for each layer."
+        )
+    if run.training.quantize is not None or run.training.shard:
+        raise LuthierError("the rounds' changes are folded into the base, which must be whole (no quantize, no shard).")
