@@ -23,6 +23,7 @@ from bench.speed.contestants import trained
 from bench.speed.machine import Size, about, fitting_size
 from bench.speed.memory import memory_of
 from bench.speed.plot import plot
+from bench.speed.products import products
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -33,8 +34,8 @@ TIMED = {
     "decode": ("one token, cached", passes.decodes),
     "mixed": ("one token of 8 rows, 8 adapters", passes.mixed_decodes),
 }
-MEMORY, GROWTH, LOADING = "memory", "growth", "loading"
-ALL = [*TIMED, MEMORY, GROWTH, LOADING]
+MEMORY, GROWTH, LOADING, PRODUCTS = "memory", "growth", "loading", "products"
+ALL = [*TIMED, MEMORY, GROWTH, LOADING, PRODUCTS]
 
 
 def main() -> None:
@@ -88,6 +89,12 @@ def measured(dtype: str, options: argparse.Namespace, console: Console) -> dict[
         for count, row in found[LOADING].items():
             table.add_row(str(count), f"{row['load']:.0f}", f"{row['switch']:.2f}")
         console.print(table)
+    if PRODUCTS in options.only:
+        found[PRODUCTS] = products(size, getattr(torch, dtype))
+        thin, layers = (1e3 * found[PRODUCTS][key] for key in ("thin", "layers"))
+        console.print(
+            f"bare products of a training step, {dtype}: LoRA's {thin:.0f} ms, the layers' own {layers:.0f} ms"
+        )
     return found
 
 

@@ -18,7 +18,13 @@ from bench.speed.passes import step_of
 
 import luthier as lt
 
-ALONG: dict[str, tuple[int, ...]] = {"rank": (2, 8, 32, 128), "length": (64, 128, 256, 512), "layers": (2, 4, 8, 16)}
+ALONG: dict[str, tuple[int, ...]] = {
+    "rank": (2, 8, 32, 128),
+    "length": (64, 128, 256, 512),
+    "layers": (2, 4, 8, 16),
+    "adapters": (1, 4, 16, 64),
+}
+"""What grows; `adapters` are loaded, and one of them acts."""
 LOADED = (1, 4, 16, 64)
 TURNS = 5
 
@@ -28,13 +34,16 @@ def growth(size: Size, dtype: torch.dtype) -> Iterator[tuple[str, int, dict[str,
     small = dataclasses.replace(size, layers=4)
     for along, values in ALONG.items():
         for value in values:
-            rank = value if along == "rank" else 8
-            chosen = small if along == "rank" else dataclasses.replace(small, **{along: value})
-            yield along, value, _pair(chosen, dtype, rank)
+            chosen = dataclasses.replace(small, **{along: value}) if along in vars(small) else small
+            own = {"rank": 8, "adapters": 1} | {along: value}
+            yield along, value, _pair(chosen, dtype, own["rank"], own["adapters"])
 
 
-def _pair(size: Size, dtype: torch.dtype, rank: int) -> dict[str, float]:
-    frozen, adapted = floor(size, dtype), lt.attach(base(size, dtype), lt.LoRA(rank=rank))
+def _pair(size: Size, dtype: torch.dtype, rank: int, adapters: int) -> dict[str, float]:
+    frozen, adapted = floor(size, dtype), base(size, dtype)
+    for index in range(adapters):
+        lt.attach(adapted, lt.LoRA(rank=rank), name=f"a{index}")
+        lt.use(adapted, f"a{index}")
     works = [step_of(frozen, size), step_of(adapted, size)]
     times = [[work() for work in works] for _ in range(TURNS + 1)][1:]
     saved = measured_model(adapted, size) - measured_model(frozen, size)

@@ -12,23 +12,30 @@ import luthier as lt
 from luthier import kernels
 from luthier.core.component import find, names
 from luthier.core.fast import kernel_of, plain
+from luthier.core.initialiser import Init
 from luthier.kernels._dropout import draw_mask, dropped, keep
 
 FORMS = [name for name in names("forms") if kernel_of(find("forms", name)) is not None]
 
 
-def build(dtype=torch.float64, bias: bool = True, **settings):
-    """(form's name -> an adapted layer away from its start)."""
+def build(dtype=torch.float64, bias: bool = True, relative: bool = False, **settings):
+    """(form's name -> an adapted layer away from its start, with those of the settings that the form has)."""
 
     def made(name: str) -> nn.Module:
         torch.manual_seed(3)
         model = nn.Sequential(nn.Linear(12, 12, dtype=dtype), nn.Linear(12, 20, bias=bias, dtype=dtype))
-        lt.attach(model, find("forms", name)(**settings), "1")
-        for parameter in lt.trainable(model).values():
-            parameter.data += 0.2 * torch.randn(parameter.shape, dtype=parameter.dtype)
-        return model
+        cls = find("forms", name)
+        form = cls(**{key: value for key, value in settings.items() if key in cls.settings()})
+        lt.attach(model, form, "1", relative=relative)
+        return moved(model)
 
     return made
+
+
+def moved(model: nn.Module) -> nn.Module:
+    for parameter in lt.trainable(model).values():
+        parameter.data += 0.2 * torch.randn(parameter.shape, dtype=parameter.dtype)
+    return model
 
 
 def run(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
@@ -166,35 +173,131 @@ def test_a_settled_step_is_the_equation(name, dtype, shape):
     assert error < (1e-12 if dtype == torch.float64 else 2e-2)
 
 
+LIVE = ["lora", "wegeft"]
+"""Steps that keep nothing but the parameters."""
+
+
+def same(model: nn.Module, x: torch.Tensor) -> bool:
+    """Whether the settled step gives what the equation gives now."""
+    with torch.no_grad():
+        fast = model(x)
+        with plain():
+            return torch.allclose(fast, model(x), atol=1e-12)
+
+
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_settled_step_follows_what_changes(name):
-    model, x = build()(name).eval(), torch.randn(2, 3, 12, dtype=torch.float64)
+def test_a_settled_step_follows_what_changes(name, relative):
+    model, x = build(relative=relative)(name).eval(), torch.randn(2, 3, 12, dtype=torch.float64)
     adapters = model[1].adapters
-
-    def same() -> bool:
-        with torch.no_grad():
-            fast = model(x)
-            with plain():
-                return torch.allclose(fast, model(x), atol=1e-12)
-
-    assert same()
-    for parameter in lt.trainable(model).values():  # behind the back of every counter
-        parameter.data.mul_(1.5)
-    assert same()
+    assert same(model, x) and (adapters.step is not None) == (not relative or name in LIVE)
+    with torch.no_grad():
+        before = model(x)
+        for parameter in lt.trainable(model).values():
+            parameter.mul_(1.5)
+        assert not torch.allclose(model(x), before)
+    assert same(model, x)
     model[1].weight = nn.Parameter(model[1].weight * 2, requires_grad=False)
-    assert same()
+    assert same(model, x)
+    with torch.no_grad():
+        model[1].weight.mul_(0.5)
+    assert same(model, x)
+    for parameter in lt.trainable(model).values():  # as accelerate moves them
+        parameter.data = parameter.data * 1.1
+    assert same(model, x)
+    model.load_state_dict({k: 0.9 * v for k, v in model.state_dict().items()}, assign=True)
+    assert same(model, x)
     with torch.no_grad():
         acting = model(x)
         with lt.disabled(model):
             assert not torch.allclose(model(x), acting)
         assert torch.equal(model(x), acting)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_training_unsettles_a_step(name):
+    """Some optimisers write past torch's counters: behind a pass with gradients nothing that was kept counts."""
+    model, x = build()(name).eval(), torch.randn(2, 3, 12, dtype=torch.float64)
+    adapters = model[1].adapters
+    assert same(model, x)
+    model(x).sum().backward()
+    assert adapters.step is None
+    for parameter in lt.trainable(model).values():
+        parameter.data.sub_(0.3 * parameter.grad)
+    assert same(model, x)
     model.train()
     assert adapters.step is None
-    model.eval()
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_a_step_that_keeps_nothing_follows_even_what_no_counter_sees(name):
+    model, x = build()(name).eval(), torch.randn(2, 3, 12, dtype=torch.float64)
+    assert same(model, x)
+    for parameter in lt.trainable(model).values():
+        parameter.data.mul_(1.5)
+    assert same(model, x)
+
+
+def test_parameters_without_counters_are_not_kept():
+    with torch.inference_mode():
+        model, x = build()("dora").eval(), torch.randn(2, 3, 12, dtype=torch.float64)
+        for _ in range(2):
+            with plain():
+                slow = model(x)
+            assert torch.allclose(model(x), slow) and model[1].adapters.step is None
+            for parameter in model[1].adapters.default.parameters():
+                parameter.mul_(1.5)
+
+
+DIFFERENCES = [name for name in FORMS if "difference" in vars(kernel_of(find("forms", name)))]
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_difference_to_the_start_is_nothing_at_the_start(name, dtype):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(12, 20, dtype=dtype)), torch.randn(6, 12).to(dtype)
+    base = model(x)
+    form = find("forms", name)(rank=3)
+    lt.attach(model, form, "0", relative=True, init=Started())
+    assert model[0].adapters.fast
+    assert torch.equal(model(x), base)
     with torch.no_grad():
-        model(x)
-    x.requires_grad_()
-    assert model(x).requires_grad
+        assert torch.equal(model(x), base) and model[0].adapters.step is not None
+
+
+class Started(Init):
+    """Factors that have an effect."""
+
+    def factors(self, form, site, stats):
+        return {key: torch.randn_like(tensor) for key, tensor in form.init(site, stats).items()}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_difference_to_the_start_is_its_equation(name, dropout):
+    model, x = build(relative=True, dropout=dropout)(name), torch.randn(2, 3, 12, dtype=torch.float64)
+    moved(model)
+    torch.manual_seed(0)
+    fast = run(model, x)
+    torch.manual_seed(0)
+    with plain():
+        slow = run(model, x)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(fast, slow, strict=True))
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_differences_to_starts_in_a_mixed_batch(name):
+    torch.manual_seed(5)
+    model, x = nn.Sequential(nn.Linear(12, 20)).double(), torch.randn(4, 2, 12, dtype=torch.float64)
+    for index, relative in enumerate([True, False, True]):
+        lt.attach(model, find("forms", name)(rank=2 + index), "0", name=f"a{index}", relative=relative, init=Started())
+    moved(model.eval())
+    with lt.rows(model, ["a2", None, "a0", "a1"]):
+        assert same(model, x) and model[0].adapters.step is not None
+        with torch.no_grad():
+            next(iter(lt.trainable(model).values())).mul_(3)
+        assert same(model, x)
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -7,7 +7,12 @@ weights, and beside another adapter on the same layer.
 
 Where no gradient is wanted, one decoded token costs less than finding out what to do with it. So a kernel may also
 have `decoder(form, p, layer) -> run` and `mixed(pairs, rows, layer) -> run`, which settle all of that once: `run(x)` is
-then the adapted layer, `layer(x)` the base's. The parameters come as they are stored (float32).
+then the adapted layer, `layer(x)` the base's. The parameters come as they are stored (float32). What depends on them
+alone may be computed then and kept: a step is settled anew when torch's counters say that a tensor changed, when one
+was replaced or moved, and behind every pass with gradients, since some optimisers write past the counters.
+
+A kernel with `difference(form, p, start) -> p'`, f(p') = f(p) - f(start) and exactly 0 at the start, also serves forms
+that act as the difference to their start.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -32,23 +37,51 @@ if TYPE_CHECKING:
 
 Run = Callable[[Tensor], Tensor]
 """A layer: x [..., d_in] to y [..., d_out]."""
-
-
-class Kernel(Protocol):
-    """What a file of `luthier.kernels` defines; the last two may be missing."""
-
-    linear: Callable[[Form, Params, Tensor, Tensor, Tensor | None], Tensor]
-    decoder: Callable[[Form, Params, Run], Run]
-    mixed: Callable[[Sequence[tuple[Form, Params]], Sequence[int | None], Run], Run]
+Held = Mapping[str, Tensor | None]
+"""Tensors of a module, by name."""
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """The base's layer: a `Run`."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+
+class Kernel(Protocol):
+    """What a file of `luthier.kernels` defines; all but the first may be missing."""
+
+    KEEPS: bool
+    """Its decoder keeps what it computed from the parameters."""
+
+    linear: Callable[[Form, Params, Tensor, Tensor, Tensor | None], Tensor]
+    decoder: Callable[[Form, Params, Frozen], Run]
+    mixed: Callable[[Sequence[tuple[Form, Params]], Sequence[int | None], Frozen], Run]
+    difference: Callable[[Form, Params, Params], Params]
+
+
 class Step:
     """An adapted layer, ready to run as long as nothing about it changes."""
 
-    weight: Tensor
-    dtype: torch.dtype
-    run: Run
+    def __init__(self, dtype: torch.dtype, run: Run, holders: Sequence[Held], keeps: bool) -> None:
+        """With `keeps`, `run` goes by what the tensors in `holders` were and not only by which they are."""
+        self.dtype, self.run = dtype, run
+        self.tensors = [(held, name, t) for held in holders for name, t in held.items() if t is not None]
+        self.stamps = [(t, t._version, t.data_ptr()) for _, _, t in self.tensors] if keeps else []
+
+    def holds(self) -> bool:
+        """Whether every tensor is the one that was there, and as it was."""
+        for held, name, tensor in self.tensors:
+            if held[name] is not tensor:
+                return False
+        for tensor, version, place in self.stamps:
+            if tensor._version != version or tensor.data_ptr() != place:
+                return False
+        return True
 
     def __reduce__(self):
         return type(None), ()  # a copy of the layer has other parameters, and settles its own
@@ -77,20 +110,15 @@ def kernel_of(form: type[Form]) -> Kernel | None:
     return importlib.import_module(name)  # type: ignore[return-value]
 
 
-def ready(module: nn.Module, adapters: Adapters, x: Tensor) -> Run | None:
+def ready(adapters: Adapters, x: Tensor) -> Run | None:
     """The step that was settled for this layer, if it still holds for x."""
     step: Step | None = adapters.step
-    if (
-        step is None
-        or torch.is_grad_enabled()
-        or not _on
-        or step.dtype is not x.dtype
-        or step.weight is not module._parameters["weight"]
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled(x.device.type)
-    ):
+    if step is None or not _on or torch.compiler.is_compiling():
         return None
-    return step.run
+    if torch.is_grad_enabled() or not step.holds():
+        adapters.step = None
+        return None
+    return step.run if step.dtype is x.dtype and not torch.is_autocast_enabled(x.device.type) else None
 
 
 def fast_linear(module: nn.Module, adapters: Adapters, x: Tensor) -> Tensor | None:
@@ -104,31 +132,39 @@ def fast_linear(module: nn.Module, adapters: Adapters, x: Tensor) -> Tensor | No
     if weight is None or not _serves(module, slots, x, weight, bias):
         return None
     rows = adapters.state.rows
-    if not torch.is_grad_enabled() and (run := _settled(kernel, slots, rows, weight, bias)) is not None:
-        adapters.step = Step(weight, x.dtype, run)
+    if not torch.is_grad_enabled() and (run := _settled(kernel, slots, rows, Frozen(weight, bias))) is not None:
+        holders: list[Held] = [module._parameters, *(slot._parameters for slot in slots)]
+        if not any(t.is_inference() for held in holders for t in held.values() if t is not None):  # no counters
+            keeps = rows is not None or slots[0].part.relative or vars(kernel).get("KEEPS", False)
+            adapters.step = Step(x.dtype, run, holders, keeps)
         return run(x)
     if rows is not None or len(slots) > 1:
         return None
-    return kernel.linear(slots[0].active(), slots[0].params(x.dtype), x, weight, bias)
+    slot = slots[0]
+    if slot.part.relative and slot.active() is not slot.quiet:  # the start is taken off without noise
+        return None
+    return kernel.linear(slot.active(), _acting(kernel, slot, x.dtype), x, weight, bias)
 
 
-def _settled(
-    kernel: Kernel, slots: Sequence[Slot], rows: Sequence[str | None] | None, weight: Tensor, bias: Tensor | None
-) -> Run | None:
+def _acting(kernel: Kernel, slot: Slot, dtype: torch.dtype | None = None) -> Params:
+    """The parameters that have the slot's effect, as they are stored or in `dtype`."""
+    if not slot.part.relative:
+        return slot.own() if dtype is None else slot.params(dtype)
+    found = kernel.difference(slot.quiet, slot.own(), slot.start())
+    return found if dtype is None else {key: tensor.to(dtype) for key, tensor in found.items()}
+
+
+def _settled(kernel: Kernel, slots: Sequence[Slot], rows: Sequence[str | None] | None, layer: Frozen) -> Run | None:
     """The step of a layer outside training, where its kernel has one."""
-
-    def layer(x: Tensor) -> Tensor:
-        return functional.linear(x, weight, bias)
-
-    known = vars(kernel)
-    if any(slot.active() is not slot.quiet for slot in slots) or not {"decoder", "mixed"} <= set(known):
+    if any(slot.active() is not slot.quiet for slot in slots) or not {"decoder", "mixed"} <= set(vars(kernel)):
         return None
     if rows is None:
-        return kernel.decoder(slots[0].quiet, slots[0].own(), layer) if len(slots) == 1 else None
+        return kernel.decoder(slots[0].quiet, _acting(kernel, slots[0]), layer) if len(slots) == 1 else None
     places = {slot.name: index for index, slot in enumerate(slots)}
     if len(places) < len(slots):  # an adapter with two parts here
         return None
-    return kernel.mixed([(s.quiet, s.own()) for s in slots], [places.get(row or "") for row in rows], layer)
+    pairs = [(slot.quiet, _acting(kernel, slot)) for slot in slots]
+    return kernel.mixed(pairs, [places.get(row or "") for row in rows], layer)
 
 
 def _serves(module: nn.Module, slots: Sequence[Slot], x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -128,6 +128,10 @@ class Slot(nn.Module):
         """The parameters as they are stored."""
         return self._parameters  # type: ignore[return-value]
 
+    def start(self) -> Params:
+        """The parameters as they were at the start, of a part that keeps it."""
+        return _at_start(self.own())
+
     def active(self) -> Form:
         """The form as it acts now: without noise outside training."""
         return self.loud if self.training else self.quiet
@@ -290,7 +294,9 @@ class Adapters(nn.Module):
 
 
 def _kernel_of(slot: Slot) -> Kernel | None:
-    return None if slot.part.relative else kernel_of(type(slot.form))
+    kernel = kernel_of(type(slot.form))
+    serves = kernel is not None and (not slot.part.relative or "difference" in vars(kernel))
+    return kernel if serves else None
 
 
 class OneHot:

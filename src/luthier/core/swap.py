@@ -144,7 +144,7 @@ def prompting(state: State, prompt: Prompt):
 
 def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
     adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
-    if adapters.step is not None and len(args) == 1 and (run := ready(module, adapters, args[0])) is not None:
+    if adapters.step is not None and len(args) == 1 and (run := ready(adapters, args[0])) is not None:
         return run(args[0])
     state = adapters.state
     if adapters.block is not None and (call := kwargs.pop("luthier_call", None)) is not None:

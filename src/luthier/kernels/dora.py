@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from luthier.core.fast import Frozen, Run
 from luthier.core.form import Params
 from luthier.forms.dora import DoRA
+from luthier.kernels._rows import Rows, added
+
+KEEPS = True
 
 
 def linear(form: DoRA, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -17,6 +22,41 @@ def linear(form: DoRA, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None
     a, b, s = p["A"], p["B"], form.scale
     c = p["m"] / _norms(weight, a.detach(), b.detach(), s).to(x.dtype)
     return _Product.apply(x, weight, bias, a, b, c, s)[0]  # type: ignore[index]
+
+
+def decoder(form: DoRA, p: Params, layer: Frozen) -> Run:
+    """x -> c ∘ (x Wᵀ + s (x Aᵀ) Bᵀ) + b; c, which takes a pass over W, is kept."""
+    a, b, s = p["A"], p["B"], form.scale
+    c = _scales(form, p, layer.weight).to(layer.weight.dtype)
+
+    def run(x: Tensor) -> Tensor:
+        y = functional.linear(x, layer.weight)
+        added(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), a, b, s)
+        return y.mul_(c) if layer.bias is None else y.mul_(c).add_(layer.bias)
+
+    return run
+
+
+def mixed(pairs: Sequence[tuple[DoRA, Params]], rows: Sequence[int | None], layer: Frozen) -> Run:
+    """The same with the factors and the scales of the pair rows[i] for row i of x [rows, ..., d_in]; None leaves a
+    row as it is."""
+    factors = Rows([p["A"] for _, p in pairs], [form.scale * p["B"].mT for form, p in pairs], rows)
+    scales = [_scales(form, p, layer.weight).to(layer.weight.dtype) for form, p in pairs]
+    ones = torch.ones_like(scales[0])
+    c = torch.stack([ones if row is None else scales[row] for row in rows])[:, None]
+
+    def run(x: Tensor) -> Tensor:
+        y = functional.linear(x, layer.weight)
+        factors.add(y, x)
+        y.view(len(c), -1, y.shape[-1]).mul_(c)
+        return y if layer.bias is None else y.add_(layer.bias)
+
+    return run
+
+
+def _scales(form: DoRA, p: Params, w: Tensor) -> Tensor:
+    """c, at the precision of the stored parameters."""
+    return p["m"] / _norms(w.to(p["A"].dtype), p["A"], p["B"], form.scale).to(p["m"].dtype)
 
 
 def _norms(w: Tensor, a: Tensor, b: Tensor, s: float) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.core.fast import Run
+from luthier.core.fast import Frozen, Run
 from luthier.core.form import Params
 from luthier.forms.lora import LoRA
 from luthier.kernels._dropout import dropped, keep
-from luthier.kernels._rows import added, added_rows, of_rows
+from luthier.kernels._rows import Rows, added
 
 
 def linear(form: LoRA, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -24,7 +24,13 @@ def linear(form: LoRA, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None
     return _LoRA.apply(x, weight, bias, p["A"], p["B"], s, given, mask)[0]  # type: ignore[index]
 
 
-def decoder(form: LoRA, p: Params, layer: Run) -> Run:
+def difference(form: LoRA, p: Params, start: Params) -> dict[str, Tensor]:
+    """B A - B₀ A₀ = [B - B₀, B₀] [A; A - A₀]: exactly 0 at the start, in one pass over x and y."""
+    a, b = p["A"], p["B"]
+    return {"A": torch.cat([a, a - start["A"]]), "B": torch.cat([b - start["B"], start["B"]], 1)}
+
+
+def decoder(form: LoRA, p: Params, layer: Frozen) -> Run:
     """x -> layer(x) + s (x Aᵀ) Bᵀ."""
     a, b, s = p["A"], p["B"], form.scale
 
@@ -36,14 +42,13 @@ def decoder(form: LoRA, p: Params, layer: Run) -> Run:
     return run
 
 
-def mixed(pairs: Sequence[tuple[LoRA, Params]], rows: Sequence[int | None], layer: Run) -> Run:
+def mixed(pairs: Sequence[tuple[LoRA, Params]], rows: Sequence[int | None], layer: Frozen) -> Run:
     """The same with the factors of the pair rows[i] for row i of x [rows, ..., d_in]; None leaves a row as it is."""
-    a = of_rows([p["A"] for _, p in pairs], rows)
-    b = of_rows([form.scale * p["B"].mT for form, p in pairs], rows)
+    factors = Rows([p["A"] for _, p in pairs], [form.scale * p["B"].mT for form, p in pairs], rows)
 
     def run(x: Tensor) -> Tensor:
         y = layer(x)
-        added_rows(y.view(len(a), -1, y.shape[-1]), x.reshape(len(a), -1, x.shape[-1]), a, b)
+        factors.add(y, x)
         return y
 
     return run

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.core.fast import Run
+from luthier.core.fast import Frozen, Run
 from luthier.core.form import Params
 from luthier.forms.wegeft import WeGeFT
 from luthier.kernels._dropout import dropped, keep
-from luthier.kernels._rows import added, added_rows, of_rows
+from luthier.kernels._rows import Rows, added
 
 
 def linear(form: WeGeFT, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -24,7 +24,13 @@ def linear(form: WeGeFT, p: Params, x: Tensor, weight: Tensor, bias: Tensor | No
     return _WeGeFT.apply(x, weight, bias, p["phi"], p["psi"], s, given, mask)[0]  # type: ignore[index]
 
 
-def decoder(form: WeGeFT, p: Params, layer: Run) -> Run:
+def difference(form: WeGeFT, p: Params, start: Params) -> dict[str, Tensor]:
+    """φ ψ - φ₀ ψ₀ = [φ - φ₀, φ₀] [ψ; ψ - ψ₀], as LoRA's."""
+    phi, psi = p["phi"], p["psi"]
+    return {"phi": torch.cat([phi - start["phi"], start["phi"]], 1), "psi": torch.cat([psi, psi - start["psi"]])}
+
+
+def decoder(form: WeGeFT, p: Params, layer: Frozen) -> Run:
     """x -> layer(x + s (x ψᵀ) φᵀ)."""
     phi, psi, s = p["phi"], p["psi"], form.scale
 
@@ -36,15 +42,13 @@ def decoder(form: WeGeFT, p: Params, layer: Run) -> Run:
     return run
 
 
-def mixed(pairs: Sequence[tuple[WeGeFT, Params]], rows: Sequence[int | None], layer: Run) -> Run:
+def mixed(pairs: Sequence[tuple[WeGeFT, Params]], rows: Sequence[int | None], layer: Frozen) -> Run:
     """The same with the factors of the pair rows[i] for row i of x [rows, ..., d_in]; None leaves a row as it is."""
-    psi = of_rows([p["psi"] for _, p in pairs], rows)
-    phi = of_rows([form.scale * p["phi"].mT for form, p in pairs], rows)
+    factors = Rows([p["psi"] for _, p in pairs], [form.scale * p["phi"].mT for form, p in pairs], rows)
 
     def run(x: Tensor) -> Tensor:
         edited = x.clone(memory_format=torch.contiguous_format)
-        split = (len(psi), -1, x.shape[-1])
-        added_rows(edited.view(split), x.reshape(split), psi, phi)
+        factors.add(edited, x)
         return layer(edited)
 
     return run
