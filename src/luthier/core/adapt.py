@@ -208,8 +208,8 @@ def _tied(model: nn.Module, site: Site, places: Mapping[int, list[str]]) -> list
 
 def _mark(model: nn.Module, state: State) -> None:
     """Gives roots, owners and blocks their part in resolving positions and tasks, where a form asks for them."""
-    for path in [p for p, m in model.named_modules() if (a := adapters_of(m)) and a.block is not None]:
-        adapters_of(model.get_submodule(path)).block = None  # type: ignore[union-attr]
+    for home in state.homes:
+        home.block = None
     if not any(part.form.positions != "all" or isinstance(part.form, Routed) for part in state.parts):
         return
     for path, blocks in block_lists(model).items():
