@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 PROMPTS = 1024
 """Tokens of prompts, with their padding, that one pass reads: the running rows wait for it."""
 
+GATHER = 0.005
+"""Seconds that an idle worker waits for requests that come together, so that one pass reads them all."""
+
 
 class Worker:
     """Takes jobs through a batch of at most `rows`; all that others share with the thread is under `changed`."""
@@ -100,6 +103,8 @@ class Worker:
         """Commands, rows that were cancelled, rows that join, a step. False once closed."""
         with self.changed:
             self.changed.wait_for(lambda: self.closed or self._commands or self._waiting or self.batch.jobs)
+            if not (self.batch.jobs or self._commands):
+                self.changed.wait_for(lambda: self.closed or len(self._waiting) >= self._rows, GATHER)
             if self.closed:
                 return False
             commands, self._commands = self._commands, deque()
