@@ -183,7 +183,9 @@ def test_a_client_of_a_larger_rank_starts_the_rest_afresh(llama):
     model = models.load(llama).model
     lt.attach(model, FORM)
     before = taken(model, "default").low
-    held = {path: Delta.low_rank(torch.randn(low.shape[0], 2), torch.randn(2, low.shape[1])) for path, low in before.items()}
+    held = {
+        path: Delta.low_rank(torch.randn(low.shape[0], 2), torch.randn(2, low.shape[1])) for path, low in before.items()
+    }
     fill(model, "default", Change(held))
     for path, low in taken(model, "default").low.items():
         b, a = factors(low)

@@ -128,6 +128,8 @@ def save(
     attach_all(run, loaded, prepared, Console(quiet=True), known={"ranks": held.ranks})
     try:
         fill(loaded.model, run.name, held)
-        return store.save(loaded.model, folder, run.name, base=run.model, measured=known, card=card, license=run.license)
+        return store.save(
+            loaded.model, folder, run.name, base=run.model, measured=known, card=card, license=run.license
+        )
     finally:
         detach(loaded.model, run.name)
