@@ -187,7 +187,7 @@ class Process:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fits, expects, asks, and writes what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Many clients of `luthier serve` at once.")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--minutes", type=float, default=5.0, help="0: fit and expect only")
     parser.add_argument("--clients", type=int, default=32)
