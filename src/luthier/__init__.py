@@ -31,6 +31,7 @@ _PUBLIC = {
     "select": "core.select",
     "merge": "core.merge",
     "unmerge": "core.merge",
+    "rounding": "core.merge",
     "save": "core.store",
     "load": "core.store",
     "shard": "core.shard",

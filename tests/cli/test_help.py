@@ -28,6 +28,7 @@ COMMANDS = [
     "measure",
     "merge",
     "models",
+    "push",
     "select",
     "serve",
     "show",

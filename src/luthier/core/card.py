@@ -121,6 +121,26 @@ def card_of(spec: Mapping[str, Any]) -> str:
     return f"{head}\n# {name} with {', '.join(forms)}\n\n{equations}\n\n| | |\n|---|---|\n{table}\n\n## Use\n\n{use}\n"
 
 
+def merged_card(spec: Mapping[str, Any], *, base: str, dtype: str, change: float, largest: float) -> str:
+    """The card of a model into which the adapter of a spec was merged, with what that changed."""
+    from huggingface_hub import ModelCardData
+
+    forms = list(dict.fromkeys(part["form"] for part in spec["parts"]))
+    licence = spec["license"] or spec["base"]["license"]
+    known: dict[str, Any] = {"library_name": "transformers", "tags": ["luthier", "merged", *forms]}
+    known |= {"base_model": base, "base_model_relation": "finetune"} if is_hub_id(base) else {}
+    head = f"---\n{ModelCardData(**licence_entries(licence), **known).to_yaml()}\n---"
+    rows = {
+        "base": f"`{base}` ({spec['base']['model']})",
+        "licence": licence or "not known: ask the makers of the base",
+        "adapter": f"{spec['name']} ({', '.join(forms)}), SHA-256 `{spec['sha256'][:16]}`",
+        "dtype": dtype,
+        "largest change of an output by merging, on a small input": f"{change:.2g} (of {largest:.3g})",
+    }
+    table = "\n".join(f"| {key} | {cell(value)} |" for key, value in rows.items())
+    return f"{head}\n# {base} with {', '.join(forms)}, merged\n\n| | |\n|---|---|\n{table}\n"
+
+
 def cell(value: str) -> str:
     """A text within one cell of a table."""
     return value.replace("|", "\\|").replace("\n", " ")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.core.adapt import check_name, state_of
@@ -15,7 +17,7 @@ from luthier.core.control import disable
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
 from luthier.core.layer import features, is_quantised, weight_of
-from luthier.core.probe import evaluating
+from luthier.core.probe import dummy_inputs, evaluating
 from luthier.core.router import names_of
 from luthier.core.slot import OneHot, Slot, State
 from luthier.core.swap import adapters_of
@@ -82,10 +84,13 @@ def refuse_unmergeable(slots: Sequence[Slot]) -> None:
             )
 
 
-def merge(model: nn.Module, name: str | None = None) -> nn.Module:
+def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any] | None = None) -> nn.Module:
     """Folds the enabled adapters (or the one named) into the weights; `unmerge` brings the base back bit-equal.
 
     The originals are kept beside the model until then. A tied tensor that changes in one place only is untied.
+    Weights keep their dtype, and rounding to it changes the outputs a little: `rounding` says by how much at most on
+    `inputs` (arguments of the model; none: one short row), where it is known how to run the model.
+
     Raises `LuthierError` for forms that no weight can express, and for packed (quantised) layers, where rounding
     the sum again costs quality: merge into the base in its original precision instead.
     """
@@ -103,11 +108,36 @@ def merge(model: nn.Module, name: str | None = None) -> nn.Module:
                 "precision, load the adapter onto it and merge there."
             )
     with evaluating(model):  # without dropout, whatever mode the model is in
+        before = _outputs(model, inputs)
         new = {key: tensor for path, module, slots in todo for key, tensor in _merged(path, module, slots)}
         _write(model, state, new)
-    state.folded = [slot for _, _, slots in todo for slot in slots]
-    disable(model, name)
+        state.folded = [slot for _, _, slots in todo for slot in slots]
+        disable(model, name)
+        after = None if before is None else _outputs(model, inputs)
+    if before is not None and after is not None:
+        state.rounding = float((after - before).abs().max()), float(before.abs().max())
     return model
+
+
+def rounding(model: nn.Module) -> tuple[float, float] | None:
+    """(largest change of an output by merging, largest output) on the probe inputs of `merge`; None if not known.
+
+    Raises `LuthierError` where nothing is merged.
+    """
+    state = state_of(model)
+    if not state.merged:
+        raise LuthierError("nothing is merged.")
+    return state.rounding
+
+
+def _outputs(model: nn.Module, inputs: Mapping[str, Any] | None) -> Tensor | None:
+    """The first output, in float32 at least; None for a model that nothing is known to run."""
+    if inputs is None:
+        if not isinstance(model, PreTrainedModel) or next(model.parameters()).is_meta:
+            return None
+        inputs = dummy_inputs(model)
+    found = model(**inputs)[0]
+    return found.to(torch.promote_types(found.dtype, torch.float32))
 
 
 def _wanted(model: nn.Module, name: str | None):
@@ -196,7 +226,7 @@ def unmerge(model: nn.Module) -> nn.Module:
         model.get_submodule(owner)._parameters[key] = parameter
     if state.untied:
         model.config.tie_word_embeddings = True  # type: ignore[union-attr]
-    folded, state.merged, state.folded, state.untied = state.folded, {}, [], False
+    folded, state.merged, state.folded, state.untied, state.rounding = state.folded, {}, [], False, None
     for home in state.homes:
         home.switch([slot for slot in home.slots() if slot in folded], True)
     refresh_prefixes(model, state)

@@ -81,6 +81,8 @@ class State:
     """The slots that were merged."""
     untied: bool = False
     """Merging had to untie the output head."""
+    rounding: tuple[float, float] | None = None
+    """What merging changed on probe inputs: (largest difference of an output, largest output); None if not known."""
     unpacked: list[nn.Module] = field(default_factory=list)
     """Quantised layers that were told not to repack themselves."""
     reached: set[tuple[str, str]] | None = None

@@ -69,13 +69,15 @@ def save(
         return folder
     name = names[0] if name is None else name
     check_name(state, name)
-    free_folder(folder, SPEC, "an adapter")
+    with steady(folder):
+        free_folder(folder, SPEC, "an adapter")
     parts = [part for part in state.parts if part.name == name]
     spec = spec_of(model, name, parts, base, measured, license)
     if not writes(model):
         return folder
     with committed(folder) as temporary:
-        _keep(folder, temporary)
+        with steady(folder):
+            _keep(folder, temporary)
         _write_tensors({_stored(key, name): t for key, t in tensors(model, name).items()}, temporary / WEIGHTS)
         write_spec(temporary, spec, card)
     return folder
@@ -245,6 +247,10 @@ def part_of(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path
         raise LuthierError(
             f"{folder}: where={shown(stored['where'])} selects {len(sites)} sites of this base, not the "
             f"{len(stored['sites'])} that the adapter was fitted on."
+        )
+    if wrong := [site for site in sites if site.kind not in form.kinds]:
+        raise LuthierError(
+            f"{folder / SPEC}: {form.name()} does not act on {wrong[0]}, which is of kind {wrong[0].kind}."
         )
     return Part(name, form, stored["where"], sites, ranks, stored.get("relative", False))
 

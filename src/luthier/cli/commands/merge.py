@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from luthier.cli.output import say
 from luthier.cli.parse import Command, Given
+from luthier.core.errors import LuthierError
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Merge(Command):
     """Fold an adapter into its model and save the whole model.
 
     The folder loads in transformers without Luthier: safetensors in the model's own dtype, configuration,
-    tokenizer. It is written whole or not at all, then loaded again and compared with the adapted model.
+    tokenizer, and a card. What was written is loaded again and compared with the adapted model, on a small input; the
+    largest change is told here and in the card. The folder is there whole or not at all.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -37,20 +39,26 @@ class Merge(Command):
     def run(self, given: Given) -> None:
         from luthier.cli.adapter import read_adapter
         from luthier.cli.base import base_of
+        from luthier.core.card import merged_card
         from luthier.core.files import committed, must_be_free
         from luthier.core.store import load
         from luthier.exporting.merged import difference, probe, save_merged
 
         folder, spec = read_adapter(self.adapter)
         out = must_be_free(self.out)
+        for source in (Path(self.model).expanduser(), folder):
+            if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+                raise LuthierError(f"{out} lies in {source}, which merging leaves as it is; name another folder.")
         base = base_of(self.model, spec, dtype=self.dtype)
         load(base.model, folder, force=self.force)
         adapted = probe(base.model)
         with committed(out) as temporary:
             save_merged(base.model, base.processor, temporary)
-        task, kind = base.task, type(base.model)
-        del base
-        change, largest = difference(adapted, probe(reloaded(out, task)))
+            task, kind, dtype = base.task, type(base.model), str(base.model.dtype).removeprefix("torch.")
+            del base
+            change, largest = difference(adapted, probe(reloaded(temporary, task)))
+            text = merged_card(spec, base=self.model, dtype=dtype, change=change, largest=largest)
+            (temporary / "README.md").write_text(text, encoding="utf-8")
         say(f"{out} holds the merged {kind.__name__}.")
         say(f"Largest change of an output between the adapted and the merged model: {change:.2g} (of {largest:.3g}).")
 

@@ -1,0 +1,45 @@
+"""`luthier push`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from luthier.cli.output import say
+from luthier.cli.parse import Command, Given
+
+
+@dataclass(frozen=True)
+class Push(Command):
+    """Put an adapter on the model hub.
+
+    Exactly its three files go up, in one commit, after their checksums were verified. Log in with `hf auth login`.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "luthier push run user/name --dry-run",
+        "luthier push run/adapter user/name --private",
+    )
+
+    adapter: str
+    """A run folder, or an adapter's."""
+    repo: str
+    """The repository, as user/name; it is made if it is new."""
+    private: bool = field(default=False, kw_only=True)
+    """Only you may see it; a public repository of that name is refused."""
+    dry_run: bool = field(default=False, kw_only=True)
+    """Show what would go up, and ask nothing of the hub."""
+
+    def run(self, given: Given) -> None:
+        from luthier.pushing import CARD, parcel, push
+
+        made = parcel(self.adapter, self.repo)
+        for name, data in made.files.items():
+            say(f"{name:<20}  {len(data):>12,} bytes")
+        for told in made.tells:
+            say(f"Note: {told}.")
+        if self.dry_run:
+            say(made.files[CARD].decode().split("\n---\n", 1)[0].removeprefix("---\n"))
+            say(f"Nothing was sent; without --dry-run, these files go to {self.repo}.")
+            return
+        say(f"{push(self.adapter, self.repo, private=self.private)} holds the adapter.")
