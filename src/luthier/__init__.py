@@ -6,6 +6,7 @@ Names load on first use, so `import luthier` costs nothing.
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from typing import Any
 
 __version__ = "0.1.0"
@@ -62,6 +63,8 @@ def __getattr__(name: str) -> Any:
         if found:  # one paper on two axes: lt.ranks.EVA, lt.inits.EVA
             where = " or ".join(f"luthier.{axis}.{name}" for axis in found)
             raise AttributeError(f"{name} is the name of {len(found)} components: write {where}")
+    if name in {module.name for module in pkgutil.iter_modules(__path__)}:  # lt.exports, an axis
+        return importlib.import_module(f"luthier.{name}")
     raise AttributeError(f"module 'luthier' has no attribute {name!r}")
 
 

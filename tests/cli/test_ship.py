@@ -132,6 +132,13 @@ def test_export_and_import_give_the_adapter_back(call, llama, adapter, tmp_path)
     assert done.code == 2 and "takes no positions" in done.err
 
 
+def test_the_flags_of_an_export_follow_its_format(call, adapter, tmp_path):
+    assert "--dtype" in call("export", "--to", "gguf", "--help").out
+    assert "--tolerance" in call("export", "--help").out
+    done = call("export", adapter, tmp_path / "out", "--to", "gguf", "--dtype", "q8_0")
+    assert done.code == 2 and "BPE without merges" in done.err and not (tmp_path / "out").exists()
+
+
 def test_export_to_an_unknown_format(call, adapter, tmp_path):
     done = call("export", adapter, tmp_path / "out", "--to", "ggup")
     assert done.code == 2 and "did you mean 'gguf'" in done.err
@@ -150,6 +157,22 @@ def classifier(tmp_path) -> tuple:
     lt.attach(model, lt.Full(), "params(classifier.*)")
     measured = {"task": "classification", "labels": labels}
     return base, lt.save(model, tmp_path / "adapter", base=str(base), measured=measured)
+
+
+def test_a_classifier_goes_to_peft_and_comes_back(call, classifier, tmp_path):
+    base, adapter = classifier
+    assert call("export", adapter, tmp_path / "peft").code == 0
+    named = ["--task", "classification", "--labels", "bad,good,odd"]
+    assert call("import", tmp_path / "peft", tmp_path / "back", "--model", base, *named).code == 0
+
+    def head(folder):
+        model = load(str(base), task="classification", labels=["bad", "good", "odd"]).model
+        with torch.no_grad():
+            return lt.load(model, folder)(torch.arange(3, 40)[None]).logits
+
+    assert torch.allclose(head(tmp_path / "back"), head(adapter), atol=1e-6)
+    spec = json.loads((tmp_path / "back" / "adapter.json").read_text())
+    assert spec["measured"]["labels"] == ["bad", "good", "odd"]
 
 
 def test_data_of_fewer_classes_are_scored_with_all(call, classifier, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,7 @@ def logits(model: Any, ids: torch.Tensor | None = None) -> torch.Tensor:
 def byte_level() -> Any:
     """A byte-level BPE of 367 tokens, fewer than the rows of the models."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-    from tiny_tokenizers import make
-
-    return make("chatml")
+    return importlib.import_module("tiny_tokenizers").make("chatml")
 
 
 def characters() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -152,7 +153,7 @@ TEXTS = [
 ]
 
 
-def splitting(steps: list) -> object:
+def splitting(steps: list) -> Any:
     """The byte-level tokenizer with another split before merging."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -33,11 +34,11 @@ class Intervention(nn.Module):
         super().__init__()
         self.name = name
         if name in ("Noreft", "Nodireft"):
-            self.proj_layer = nn.Linear(WIDTH, RANK)
+            self.proj_layer: Any = nn.Linear(WIDTH, RANK)
         else:
-            self.rotate_layer = nn.utils.parametrizations.orthogonal(Rotate())
+            self.rotate_layer: Any = nn.utils.parametrizations.orthogonal(Rotate())
         fixed = name in ("Consreft", "Lobireft")
-        self.learned_source = nn.Parameter(torch.rand(RANK)) if fixed else nn.Linear(WIDTH, RANK)
+        self.learned_source: Any = nn.Parameter(torch.rand(RANK)) if fixed else nn.Linear(WIDTH, RANK)
 
     def forward(self, h):
         equations = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from architectures import ARCHITECTURES
 from luthier.core.component import find, names
 from luthier.exporting.format import Format
 
+FRESH = "import luthier as lt; print(lt.exports.GGUF(dtype='q8_0').dtype, lt.imports.PyReFT(positions='f1').positions)"
 FORMATS = names("exports")
 
 
@@ -68,3 +72,8 @@ def test_settings_go_there_and_back(name):
     assert issubclass(cls, Format) and cls.from_dict(cls().to_dict()) == cls()
     with pytest.raises(lt.LuthierError, match="no setting"):
         cls.from_dict({"nonsense": 1})
+
+
+def test_a_fresh_process_finds_formats_by_their_axis():
+    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["q8_0", "f1"]
