@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import luthier as lt
 from luthier import data, models
-from luthier.core.aggregation import factors
+from luthier.core.aggregation import Aggregation, factors
 from luthier.core.component import find, names
 from luthier.core.delta import Delta
 from luthier.federating import Federation, client, server
@@ -29,8 +29,10 @@ FORM = lt.LoRA(rank=4, alpha=8.0)
 AGGREGATIONS = names("aggregations")
 
 
-def made(name: str):
-    return find("aggregations", name)()
+def made(name: str) -> Aggregation:
+    found = find("aggregations", name)()
+    assert isinstance(found, Aggregation)
+    return found
 
 
 def run_of(model: str, source: str, out: Path, **changes) -> Run:
@@ -112,11 +114,9 @@ def test_the_server_holds_the_mean_of_the_products_of_mixed_ranks(llama, additio
         held = server.aggregated(plan.method, held, [each.change for each in sent], [each.rows for each in sent])
         rows = [len(part) for part in plan.parts]
         for path, found in held.low.items():
-            mean = sum(
-                count / sum(rows) * (each.change.low[path].B.double() @ each.change.low[path].A.double())  # type: ignore
-                for count, each in zip(rows, sent, strict=True)
-            )
-            total[path] = mean + total.get(path, 0)
+            pairs = [[t.double() for t in factors(each.change.low[path])] for each in sent]
+            mean = torch.stack([n / sum(rows) * b @ a for n, (b, a) in zip(rows, pairs, strict=True)]).sum(0)
+            total[path] = mean + total.get(path, torch.zeros(1))
             assert float((found.dense().double() - total[path]).norm() / total[path].norm()) < 1e-6
     assert {delta.rank for delta in held.low.values()} == {16, 28}  # two rounds of 14, at most the width
 

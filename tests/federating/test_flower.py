@@ -1,5 +1,7 @@
 """Flower's strategy and client app end as the simulation does; messages hold arrays and nothing pickled."""
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from dataclasses import replace

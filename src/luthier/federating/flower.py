@@ -5,6 +5,8 @@ brings the transport, the nodes and their identities. The training of a client i
 the server makes of the changes an aggregation, both the same as in `luthier.federate`.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import dataclasses
