@@ -30,7 +30,13 @@ from forged import reseal
 
 COUNT = 2000
 SECONDS, MEMORY = 10, 2**30
-TINY = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY: dict[str, Any] = {
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 FORMS: dict[str, Callable[[Any], Any]] = {
     "lora": lambda m: lt.attach(m, lt.LoRA(rank=2), where="q_proj, v_proj"),
     "ranked": lambda m: lt.attach(m, lt.LoRA(rank=2), where="mlp.*", ranks={p: i for i, p in enumerate(MLP)}),

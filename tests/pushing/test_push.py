@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import httpx
 import pytest
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -33,6 +32,13 @@ class Hub:
     def create_commit(self, repo, operations, *, commit_message, repo_type):
         self.sent |= {each.path_in_repo: each.path_or_fileobj for each in operations}
         return SimpleNamespace(commit_url=f"https://hub/{repo}/commit/1")
+
+
+class Refused(HfHubHTTPError):
+    """As the hub answers to a token that may not write."""
+
+    def __init__(self) -> None:
+        Exception.__init__(self, "403 Forbidden")
 
 
 @pytest.fixture
@@ -88,10 +94,7 @@ def test_a_public_repository_is_no_private_one(run):
 
 
 def test_what_the_hub_says_is_told(run):
-    refused = HfHubHTTPError(
-        "403 Forbidden", response=httpx.Response(403, request=httpx.Request("POST", "https://hub"))
-    )
-    for fails, told in ((LocalTokenNotFoundError(), "log in"), (refused, "403"), (OSError("no route"), "no route")):
+    for fails, told in ((LocalTokenNotFoundError(), "log in"), (Refused(), "403"), (OSError("no route"), "no route")):
         with pytest.raises(LuthierError, match=told):
             push(run, "user/name", api=Hub(fails=fails))
 

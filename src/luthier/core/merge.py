@@ -132,12 +132,19 @@ def rounding(model: nn.Module) -> tuple[float, float] | None:
 
 def _outputs(model: nn.Module, inputs: Mapping[str, Any] | None) -> Tensor | None:
     """The first output, in float32 at least; None for a model that nothing is known to run."""
-    if inputs is None:
-        if not isinstance(model, PreTrainedModel) or next(model.parameters()).is_meta:
-            return None
-        inputs = dummy_inputs(model)
-    found = model(**inputs)[0]
-    return found.to(torch.promote_types(found.dtype, torch.float32))
+    if inputs is not None:
+        return _first(model(**inputs))
+    if not isinstance(model, PreTrainedModel) or next(model.parameters()).is_meta:
+        return None
+    try:
+        return _first(model(**dummy_inputs(model)))
+    except (LuthierError, RuntimeError, TypeError):  # merging itself runs no model
+        return None
+
+
+def _first(found: Any) -> Tensor | None:
+    first = found[0]
+    return first.to(torch.promote_types(first.dtype, torch.float32)) if isinstance(first, Tensor) else None
 
 
 def _wanted(model: nn.Module, name: str | None):
