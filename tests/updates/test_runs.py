@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 import luthier as lt
+from calibrated import build
 from luthier.core.component import find, names
 from luthier.training import Run, Training, train
 from luthier.training.checkpoint import checkpoints
@@ -38,8 +39,13 @@ def run_of(llama, additions, folder, name: str) -> Run:
     cls = find("updates", name)
     quick = {"interval": 2, "search": 0.4}
     update = cls.from_dict({key: value for key, value in quick.items() if key in cls.settings()})
-    form, where = (lt.LoRA(rank=4), None) if name.startswith("lora") else (lt.Full(), "params(*.layers.*)")
-    return Run(llama, additions, form, where, out=str(folder), training=SHORT, update=update)  # type: ignore[arg-type]
+    for form, where in ((lt.Full(), "params(*.layers.*)"), (lt.LoRA(rank=4), None), (lt.MHR(rank=4, skills=2), None)):
+        try:
+            update.check(form, lt.select(build(), where or form.where))  # type: ignore[attr-defined]
+        except lt.LuthierError:
+            continue
+        return Run(llama, additions, form, where, out=str(folder), training=SHORT, update=update)  # type: ignore[arg-type]
+    raise AssertionError(f"{name} trains none of them")
 
 
 @pytest.mark.parametrize("name", names("updates"))

@@ -8,8 +8,10 @@ weights, and beside another adapter on the same layer.
 Where no gradient is wanted, one decoded token costs less than finding out what to do with it. So a kernel may also
 have `decoder(form, p, layer) -> run` and `mixed(pairs, rows, layer) -> run`, which settle all of that once: `run(x)` is
 then the adapted layer, `layer(x)` the base's. The parameters come as they are stored (float32). What depends on them
-alone may be computed then and kept: a step is settled anew when torch's counters say that a tensor changed, when one
-was replaced or moved, and behind every pass with gradients, since some optimisers write past the counters.
+alone may be computed then and kept (`KEEPS`): a step is settled anew when torch's counters say that a tensor changed,
+when one was replaced or moved, and behind every pass with gradients, since some optimisers write past the counters.
+What is written through `.data` (averages of weights, say) has no counter. So on a CPU what is kept of a single adapter
+also goes by the values of its parameters; on a GPU, where a look at them would stop the queue, nothing is kept of it.
 
 A kernel with `difference(form, p, start) -> p'`, f(p') = f(p) - f(start) and exactly 0 at the start, also serves forms
 that act as the difference to their start.
@@ -67,11 +69,17 @@ class Kernel(Protocol):
 class Step:
     """An adapted layer, ready to run as long as nothing about it changes."""
 
-    def __init__(self, dtype: torch.dtype, run: Run, holders: Sequence[Held], keeps: bool) -> None:
-        """With `keeps`, `run` goes by what the tensors in `holders` were and not only by which they are."""
+    def __init__(
+        self, dtype: torch.dtype, run: Run, holders: Sequence[Held], keeps: bool, watched: Sequence[Tensor] = ()
+    ) -> None:
+        """With `keeps`, `run` goes by what the tensors in `holders` were and not only by which they are.
+
+        The values of those that are `watched` are compared as well, by a copy.
+        """
         self.dtype, self.run = dtype, run
         self.tensors = [(held, name, t) for held in holders for name, t in held.items() if t is not None]
         self.stamps = [(t, t._version, t.data_ptr()) for _, _, t in self.tensors] if keeps else []
+        self.copies = [(t, t.detach().clone()) for t in watched]
 
     def holds(self) -> bool:
         """Whether every tensor is the one that was there, and as it was."""
@@ -81,7 +89,7 @@ class Step:
         for tensor, version, place in self.stamps:
             if tensor._version != version or tensor.data_ptr() != place:
                 return False
-        return True
+        return all(torch.equal(tensor, copy) for tensor, copy in self.copies)
 
     def __reduce__(self):
         return type(None), ()  # a copy of the layer has other parameters, and settles its own
@@ -134,9 +142,12 @@ def fast_linear(module: nn.Module, adapters: Adapters, x: Tensor) -> Tensor | No
     rows = adapters.state.rows
     if not torch.is_grad_enabled() and (run := _settled(kernel, slots, rows, Frozen(weight, bias))) is not None:
         holders: list[Held] = [module._parameters, *(slot._parameters for slot in slots)]
-        if not any(t.is_inference() for held in holders for t in held.values() if t is not None):  # no counters
-            keeps = rows is not None or slots[0].part.relative or vars(kernel).get("KEEPS", False)
-            adapters.step = Step(x.dtype, run, holders, keeps)
+        keeps = slots[0].part.relative or vars(kernel).get("KEEPS", False)
+        counted = not any(t.is_inference() for held in holders for t in held.values() if t is not None)
+        if counted and (rows is not None or not keeps or x.device.type == "cpu"):
+            watched = [t for slot in slots for t in slot._parameters.values() if t is not None]
+            watched = watched if keeps and rows is None else []
+            adapters.step = Step(x.dtype, run, holders, keeps or rows is not None, watched)
         return run(x)
     if rows is not None or len(slots) > 1:
         return None
