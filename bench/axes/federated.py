@@ -2,7 +2,7 @@
 
 The rows of a seed are the same for every way, and so is their deal to 8 clients, at random. In each round a client goes
 over its rows twice; central training goes over all rows as often as all rounds do, and so takes 8 times the steps of a
-client. Of mixed ranks the clients have 4, 8 and 16 in turn, else 8; alpha / rank is 2. All have one learning rate, which
+client. Of mixed ranks the clients have 4, 8 and 16 in turn, else 8; alpha / rank is 2. All have one learning rate, that
 bench/ranks.py found best for LoRA on this task at rank 4; no way is tuned for itself. Scores are on rows of the
 development set, which nothing was chosen on. Results are kept run by run: an interrupted bench goes on.
 
