@@ -53,7 +53,11 @@ def front(
     if pipeline:
         known["pipeline_tag"] = pipeline
     if eval_loss is not None:
-        shared = {"task_type": pipeline or "other", "dataset_type": "local", "dataset_name": data or "held-out rows"}
+        shared: dict[str, Any] = {
+            "task_type": pipeline or "other",
+            "dataset_type": "local",
+            "dataset_name": data or "held-out rows",
+        }
         result = EvalResult(
             **shared, metric_type="loss", metric_value=round(eval_loss, 6), metric_name="evaluation loss"
         )
