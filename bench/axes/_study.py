@@ -51,7 +51,7 @@ def shown(value: Any) -> str:
 def arguments(doc: str | None, axis: str, seeds: int = 3) -> argparse.Namespace:
     """The command line of a study, with its ledger as `ledger`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the data sets (docs/axes.md); not needed for --table")
+    parser.add_argument("--data", type=Path, help="folder of the data sets, see docs/axes.md; not needed for --table")
     parser.add_argument("--work", type=Path, default=Path("runs/axes"), help="folder of models that runs share")
     parser.add_argument("--out", type=Path, default=Path(f"bench/results/axes-{axis}.json"))
     parser.add_argument("--seeds", type=int, default=seeds)
