@@ -88,14 +88,16 @@ class Intents:
         return models.load(str(self.work), task="classification", dtype="bfloat16")
 
     def _make(self) -> None:
-        from luthier.cli.commands.merge import save_merged
+        from luthier.core.files import committed
+        from luthier.exporting.merged import save_merged
 
         torch.manual_seed(0)
         loaded = models.load(MODEL, task="classification", labels=self.names, dtype="bfloat16")
         shots = self._encoded(loaded.processor, "train", self.names, slice(SHOTS))
         train(loaded, shots, Fit(lt.Full(), rate=RATE, steps=STEPS))
         self.work.parent.mkdir(parents=True, exist_ok=True)
-        save_merged(loaded.model, loaded.processor, self.work)
+        with committed(self.work) as temporary:
+            save_merged(loaded.model, loaded.processor, temporary)
 
     def _encoded(self, processor: Any, part: str, names: Sequence[str], kept: slice) -> list[Feature]:
         by_label = defaultdict(list)

@@ -66,7 +66,8 @@ def run(ground: Intents, way: str, seed: int, rate: float) -> dict[str, Any]:
     form, init = ways()[way]
     fit = Fit(form, init=init, rate=rate, steps=SHORT if seed == TUNING else STEPS, seed=seed)
     if isinstance(init, lt.LoRASB):  # the authors' η: the learning rate over the number of warm-up steps
-        fit = replace(fit, init=replace(init, eta=rate / -(-fit.warmup * fit.steps // 1)))
+        eta = rate / -(-fit.warmup * fit.steps // 1)
+        fit = replace(fit, init=lt.LoRASB(eta=eta))
     if getattr(init, "mode", "") == "knowledge":
         fit = replace(fit, source=[row for group in (1, 2) for row in ground.training(group)])
     found = train(ground.base, ground.training(TASK), fit)

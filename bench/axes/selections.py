@@ -95,14 +95,14 @@ def table(args: argparse.Namespace) -> str:
     for way in ["the base", *ways()]:
         own = args.ledger.runs(way=way)
         if own:
-            gaps = [{seed: 100 * a for seed, a in each.items()} for each in (by_seed(own, "accuracy"), chance)]
+            mine, other = ({seed: 100 * a for seed, a in each.items()} for each in (by_seed(own, "accuracy"), chance))
             rows.append(
                 [
                     way,
                     f"{own[0]['rows']:,}",
                     mean([100 * r["wanted"] for r in own], 0) if own[0]["rows"] else "-",
                     mean([100 * r["accuracy"] for r in own], 1),
-                    "-" if way in ("random", "the base") else difference(*gaps, 1),
+                    "-" if way in ("random", "the base") else difference(mine, other, 1),
                     mean([r["loss"] for r in own]),
                 ]
             )
