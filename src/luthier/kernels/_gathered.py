@@ -4,7 +4,7 @@ Two Triton kernels, as in Punica (Chen et al. 2023, arXiv 2310.18547): one shrin
 and adds it to what the layer gave. The plain twin, which runs everywhere else, is `luthier.kernels._rows.added_rows`.
 """
 
-# pyright: reportMissingImports=false, reportArgumentType=false
+# pyright: reportMissingImports=false, reportArgumentType=false, reportIndexIssue=false
 from __future__ import annotations
 
 import triton
