@@ -80,7 +80,7 @@ def evaluating(model: nn.Module):
     """Evaluation mode and no gradients, every module's own flag restored after."""
     base = [module for _, module in base_modules(model)]
     flags = [(module, module.training) for module in base]
-    homes = [(home, home.training) for module in base if (home := adapters_of(module))]
+    homes = [(home, home.training, list(home.acting.values())) for module in base if (home := adapters_of(module))]
     model.eval()
     try:
         with torch.no_grad():
@@ -88,8 +88,10 @@ def evaluating(model: nn.Module):
     finally:
         for module, training in flags:
             module.training = training
-        for home, training in homes:
+        for home, training, acting in homes:
             home.train(training)
+            for slot in acting:  # some may have been silenced meanwhile, by merging
+                slot.training = training
 
 
 def run_once(model: nn.Module) -> None:
