@@ -82,12 +82,12 @@ def attach(
 
 def ranked(form: Form, sites: Selection, ranks: Mapping[str, int]) -> Selection:
     """The sites whose rank is above 0; raises for ranks that are not those of `sites`."""
-    paths = [site.path for site in sites]
+    paths = {site.path for site in sites}
     strange = [path for path in ranks if path not in paths]
-    missing = [path for path in paths if path not in ranks]
+    missing = [site.path for site in sites if site.path not in ranks]
     if strange or missing:
         why = f"{strange[0]!r} is none of the sites" if strange else f"{missing[0]!r} has none"
-        raise LuthierError(f"ranks do not fit the {len(paths)} selected sites: {why}. Give one rank for each site.")
+        raise LuthierError(f"ranks do not fit the {len(sites)} selected sites: {why}. Give one rank for each site.")
     wrong = [f"{path} has {r!r}" for path, r in ranks.items() if type(r) is not int or r < 0]
     if wrong:
         raise LuthierError(f"a rank is a whole number of at least 0; {wrong[0]}.")
