@@ -38,6 +38,17 @@ def test_the_kept_command_repeats_the_run(fitted, call, tmp_path):
     assert (first / "adapter.safetensors").read_bytes() == (second / "adapter.safetensors").read_bytes()
 
 
+def test_a_licence_goes_with_the_adapter(call, llama, rows, tmp_path):
+    words = ["--method", "lora", "--rank", 2, "--steps", 1, "--batch", 2, "--license", "CC-BY-4.0"]
+    assert call("train", llama, rows, *words, "--out", tmp_path / "run").code == 0
+    adapter = tmp_path / "run" / "adapter"
+    assert json.loads((adapter / "adapter.json").read_text())["license"] == "CC-BY-4.0"
+    for card in (adapter.parent / "README.md", adapter / "README.md"):
+        text = card.read_text()
+        assert "\nlicense: cc-by-4.0\n" in text and "| licence of the adapter | CC-BY-4.0 |" in text
+    assert "--license CC-BY-4.0" in json.loads((adapter.parent / "run.json").read_text())["command"]
+
+
 def test_a_folder_in_use_is_refused(fitted, call, llama, rows):
     done = call("train", llama, rows, "--out", fitted)
     assert done.code == 2 and "overwrite" in done.err
