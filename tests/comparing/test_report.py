@@ -175,6 +175,28 @@ def test_names_stand_apart_and_inside():
         assert sum(label.box.shared(other.box) for other in placed[:index]) < 0.05 * label.box.area
 
 
+def test_bars_end_where_figures_do(tmp_path):
+    """Student's interval of two seeds reaches below nought: of a time, and of counts that the data decide."""
+    seeds = ((1.0, 90_000), (1.3, 310_000))
+    runs = [
+        dataclasses.replace(made_up.record(method, seed), step_ratio=ratio, trainable=trained)
+        for method in ("gelora", "lora")
+        for seed, (ratio, trained) in enumerate(seeds)
+    ]
+    section = summary.sections(runs)[0]
+    for row in section.rows:
+        assert row.step_ratio and row.step_ratio.low < 0 and row.trainable.low < 0
+    trained, time, _ = (plot.layout for plot in report.plots(section))
+    for plot in (trained, time):
+        assert all(point.x.low == 0 for point in plot.points) and all(tick >= 0 for tick in plot.flat.ticks())
+        for x, _, to_x, _ in plot.bars:
+            assert charts.FRAME.left <= x <= to_x <= charts.FRAME.right
+    assert all(
+        point.x.high == pytest.approx(row.step_ratio.high) for point, row in zip(time.points, section.rows, strict=True)
+    )
+    assert report.write(made_up.keep(tmp_path, runs)).is_file()
+
+
 @pytest.mark.parametrize("low,high", [(3e4, 2e8), (4e5, 5e5), (1.0, 9.0)])
 def test_ticks_of_ratios(low, high):
     ticks = axis.over([low, high], 0, 100, log=True).ticks()

@@ -20,7 +20,9 @@ class Axis:
     log: bool = False
 
     def at(self, value: float) -> float:
-        """Where `value` stands, be it beyond the ends."""
+        """Where `value` stands, be it beyond the ends; nought, which no ratio reaches, at the start of a log axis."""
+        if self.log and value <= 0:
+            return self.start
         low, high, here = (math.log(each) if self.log else each for each in (self.low, self.high, value))
         return self.start + (here - low) / (high - low) * (self.end - self.start)
 
@@ -31,8 +33,11 @@ class Axis:
 
 
 def over(values: Iterable[float], start: float, end: float, log: bool = False, least: float = 0.0) -> Axis:
-    """An axis that holds all of `values` with some room beside them, and that is at least `least` long."""
-    found = [math.log10(value) if log else value for value in values]
+    """An axis that holds all of `values` with some room beside them, and that is at least `least` long.
+
+    With `log`, those above nought, of which there must be one.
+    """
+    found = [math.log10(value) if log else value for value in values if value > 0 or not log]
     low, high = min(found), max(found)
     room = max(0.06 * (high - low), (least - (high - low)) / 2, 0.08 if log else 1e-9)
     low, high = low - room, high + room

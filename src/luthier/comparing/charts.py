@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -28,10 +29,14 @@ class Span:
     high: float
 
 
-def span(found: Interval) -> Span:
-    """An interval that can be drawn."""
+def span(found: Interval, floor: float = -math.inf) -> Span:
+    """An interval that can be drawn, of a figure that is never below `floor`: what reaches further down ends there.
+
+    Student's t knows no bounds. Of two seeds whose steps take 1.0 and 1.3 times the base's it says -0.8 to 3.1, and
+    no step takes less than no time; the bar goes from 0 to 3.1.
+    """
     low, high = (end if words.known(end) else found.value for end in (found.low, found.high))
-    return Span(found.value, low, high)
+    return Span(found.value, max(low, floor), high)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Price:
     """Equal ratios are equal lengths; figures are above nought."""
     least: float = 0.0
     """The shortest axis: small differences are not blown up."""
+    floor: float = -math.inf
+    """No figure is below it, and so no bar (see `span`)."""
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:
@@ -122,7 +129,7 @@ class Layout:
 
 def layout(points: Sequence[Point], base: Span | None, price: Price, upright: Axis, metric: str) -> Layout:
     """Places for at least one point, its bars and its name."""
-    ends = [end for point in points for end in (point.x.low, point.x.high)]
+    ends = [end for point in points for end in (point.x.low, point.x.value, point.x.high)]
     flat = axis.over(ends, FRAME.left, FRAME.right, price.log, price.least)
     places = [(flat.at(point.x.value), upright.at(point.y.value)) for point in points]
     bare = Layout(list(points), frontier(points), places, [], flat, upright, price, metric, base)

@@ -94,8 +94,8 @@ def plots(section: Section) -> list[Plot]:
         return []
     held = section.held[:1]
     prices = [
-        (Price("trained parameters", words.count, log=True), lambda row: row.trainable),
-        (Price("step time, frozen base = 1", words.ratio, least=0.1), lambda row: row.step_ratio),
+        (Price("trained parameters", words.count, log=True, floor=0.0), lambda row: row.trainable),
+        (Price("step time, frozen base = 1", words.ratio, least=0.1, floor=0.0), lambda row: row.step_ratio),
         (
             Price(lost(held[0]) if held else "forgetting", words.short, least=0.02),
             lambda row: row.forgetting.get(held[0]) if held else None,
@@ -115,7 +115,9 @@ def _plot(
     section: Section, price: Price, read: Callable[[Row], Interval | None], base: Span | None, upright: Axis
 ) -> Plot:
     found = [(row, read(row)) for row in section.fitted]
-    points = [Point(row.method, charts.span(x), charts.span(row.score)) for row, x in found if x is not None]
+    points = [
+        Point(row.method, charts.span(x, price.floor), charts.span(row.score)) for row, x in found if x is not None
+    ]
     made = charts.layout(points, base, price, upright, f"score ({section.metric})") if points else None
     return Plot(price, made, [row.method for row, x in found if x is None])
 
