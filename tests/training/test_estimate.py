@@ -8,7 +8,7 @@ import luthier as lt
 from luthier import data, models
 from luthier.objectives.sft import SFT
 from luthier.training.estimate import estimate, saved_bytes
-from luthier.training.session import recompute
+from luthier.training.frame import recompute
 from tiny import sums, write_rows
 
 

@@ -16,6 +16,7 @@ from luthier.core.select import select
 from luthier.measuring.allocation import allocate
 from luthier.models import Loaded
 from luthier.training import metrics
+from luthier.training.frame import framed
 from luthier.training.prepare import Prepared, labels_in_order, prepare, processes
 from luthier.training.progress import quiet
 from luthier.training.report import steps_of
@@ -86,10 +87,8 @@ def _train(run: Run, prepared: Prepared, loaded: Loaded, log: metrics.Metrics) -
     steps, _ = steps_of(run, len(train), processes())
     args = arguments(run, steps, every(run, steps), bool(held))
     args.save_strategy = "no"  # pyright: ignore[reportAttributeAccessIssue]
-    cached, model.config.use_cache = getattr(model.config, "use_cache", False), False
-    trainer = Trainer(run, model, args, (train, held), collator, prepared.task == "causal-lm", [log])
-    log.trainer = trainer
-    transformers.Trainer.create_optimizer(trainer)  # Luthier's own drives updates of Luthier's adapters
-    trainer.train()
-    model.config.use_cache = cached
-    model.eval()
+    with framed(run, model):
+        trainer = Trainer(run, model, args, (train, held), collator, prepared.task == "causal-lm", [log])
+        log.trainer = trainer
+        transformers.Trainer.create_optimizer(trainer)  # Luthier's own drives updates of Luthier's adapters
+        trainer.train()

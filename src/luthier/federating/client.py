@@ -15,14 +15,12 @@ from transformers.trainer_utils import SaveStrategy
 from luthier import data
 from luthier.core.adapt import detach
 from luthier.core.aggregation import Aggregation
-from luthier.core.backend import cpu_backend
-from luthier.core.control import trainable
 from luthier.federating.change import Change, fill, folded, taken
 from luthier.models import Loaded
 from luthier.training.attachment import attach_all
+from luthier.training.frame import framed
 from luthier.training.prepare import Prepared, labels_in_order
 from luthier.training.report import steps_of
-from luthier.training.session import backend_of, recompute
 from luthier.training.spec import Run
 from luthier.training.trainer import Trainer, arguments
 
@@ -84,20 +82,9 @@ def trained(run: Run, prepared: Prepared, loaded: Loaded) -> list[float]:
     steps, _ = steps_of(run, len(features), 1)
     args = arguments(run, steps, (steps, steps), evaluates=False)
     args.save_strategy = SaveStrategy.NO  # a client that is interrupted begins its round again
-    cached, model.config.use_cache = getattr(model.config, "use_cache", False), False
-    if run.training.gradient_checkpointing:
-        recompute(model, True)
-    with cpu_backend(backend_of(run, model)):
-        collator = data.collator_for(prepared.task, loaded.processor)
-        parameters = list(trainable(model).values())
-        shifted = prepared.task == "causal-lm"
+    collator, shifted = data.collator_for(prepared.task, loaded.processor), prepared.task == "causal-lm"
+    with framed(run, model):
         Trainer(run, model, args, (features, []), collator, shifted, [losses]).train()
-        for parameter in parameters:  # the last step may have left some out
-            parameter.requires_grad_(True)
-    if run.training.gradient_checkpointing:
-        recompute(model, False)
-    model.config.use_cache = cached
-    model.eval()
     return losses.values
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from luthier import data, models
 from luthier.core import store
-from luthier.core.backend import AUTO, OWN, cpu_backend
-from luthier.core.control import trainable
 from luthier.core.errors import LuthierError, near
 from luthier.core.shard import shard
 from luthier.models import Loaded
@@ -25,6 +22,7 @@ from luthier.training.card import card
 from luthier.training.checkpoint import newest, step_of
 from luthier.training.command import command
 from luthier.training.estimate import estimate
+from luthier.training.frame import framed
 from luthier.training.join import join
 from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
@@ -38,8 +36,6 @@ from luthier.training.trainer import Trainer, arguments
 
 SPREAD = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 """What `accelerate launch` sets to have all parameters spread."""
-WORTH = 10_000_000
-"""Numbers of a model from which on CPU backends are timed."""
 SHARE = 10
 """Evaluations and checkpoints of a run, unless told otherwise."""
 
@@ -77,35 +73,26 @@ class Session:
             for part in (prepared.train, prepared.evaluation)
         ]
         collator = data.collator_for(prepared.task, loaded.processor)
-        cached, model.config.use_cache = getattr(model.config, "use_cache", False), False
-        if run.training.gradient_checkpointing:
-            recompute(model, True)
-        plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
-        if not self.console.quiet:
-            memory = estimate(model, features[0], collator, run.objective, run.training.batch)
-            self.console.print(overview(run, prepared, model, plan, memory), highlight=False)
-        record = folders.record(run, prepared, model, command(run), plan.steps, evidence)
-        checkpoint = self.start(record, goes_on)
-        with shown(self.console, plan.steps) as callbacks, cpu_backend(backend_of(run, model)):
-            log = metrics.Metrics(run.folder)
-            args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
-            if run.training.shard:
-                shard(model)
-            shifted = prepared.task == "causal-lm"
-            trainer = Trainer(run, model, args, (features[0], features[1]), collator, shifted, [log, *callbacks])
-            log.trainer = trainer
-            trained = list(trainable(model).values())
-            if checkpoint is not None and step_of(checkpoint) >= plan.steps:
-                trainer.restore(checkpoint)
-            else:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            trainer.accelerator.wait_for_everyone()
-            for parameter in trained:  # the last step may have left some out
-                parameter.requires_grad_(True)
-        if run.training.gradient_checkpointing:
-            recompute(model, False)
-        model.config.use_cache = cached
-        model.eval()
+        with framed(run, model):
+            plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
+            if not self.console.quiet:
+                memory = estimate(model, features[0], collator, run.objective, run.training.batch)
+                self.console.print(overview(run, prepared, model, plan, memory), highlight=False)
+            record = folders.record(run, prepared, model, command(run), plan.steps, evidence)
+            checkpoint = self.start(record, goes_on)
+            with shown(self.console, plan.steps) as callbacks:
+                log = metrics.Metrics(run.folder)
+                args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
+                if run.training.shard:
+                    shard(model)
+                shifted = prepared.task == "causal-lm"
+                trainer = Trainer(run, model, args, (features[0], features[1]), collator, shifted, [log, *callbacks])
+                log.trainer = trainer
+                if checkpoint is not None and step_of(checkpoint) >= plan.steps:
+                    trainer.restore(checkpoint)
+                else:
+                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                trainer.accelerator.wait_for_everyone()
         return self.finish(prepared, loaded, plan, record)
 
     def start(self, record: dict[str, Any], goes_on: bool) -> Path | None:
@@ -203,26 +190,6 @@ def load(run: Run, prepared: Prepared) -> Loaded:
         labels=prepared.examples.labels,
         quantize=run.training.quantize,
     )
-
-
-def recompute(model: Any, on: bool) -> None:
-    """Switches the recomputation of activations in the backward pass, in the way that works with frozen inputs."""
-    if not model.supports_gradient_checkpointing:
-        raise LuthierError(f"{type(model).__name__} cannot recompute activations; leave gradient_checkpointing out.")
-    with warnings.catch_warnings():  # the older names, which every transformers 5 has, warn in the newer ones
-        warnings.simplefilter("ignore", FutureWarning)
-        if on:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            model.gradient_checkpointing_disable()
-
-
-def backend_of(run: Run, model: Any) -> str:
-    """The CPU backend of a run. A small model would not repay the timing of them."""
-    small = sum(parameter.numel() for parameter in model.parameters()) < WORTH
-    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    undecided = run.training.cpu_backend == AUTO
-    return OWN if undecided and (small or not on_cpu) else run.training.cpu_backend
 
 
 def every(run: Run, steps: int) -> tuple[int, int]:
