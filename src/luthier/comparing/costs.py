@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from luthier import data
-from luthier.comparing.fit import Fitted
+from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
 from luthier.training.prepare import labels_in_order
 

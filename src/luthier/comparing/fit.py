@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from contextlib import nullcontext
 
 from luthier import models
+from luthier.comparing.fitted import Fitted, curves, tensors_on_disk
 from luthier.comparing.plan import Job
+from luthier.comparing.with_peft import fit_peft
 from luthier.core.control import disabled
-from luthier.training import metrics
 from luthier.training.command import command
 from luthier.training.run import train
 from luthier.training.spec import Run
-
-Curve = list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A model ready to be tested, and what fitting it took."""
-
-    model: Any
-    """What is called: a transformers model, adapted or not."""
-    processor: Any
-    frozen: Callable[[], AbstractContextManager]
-    """The base as it was, while the context lasts."""
-    trainable: int
-    total: int
-    bytes: int
-    """Size of the adapter's files of tensors."""
-    losses: Curve
-    eval_losses: Curve
-    seconds: float
-    command: str
-    """What repeats it; nothing where only the study does."""
-
-    @property
-    def trained(self) -> bool:
-        """Whether there is anything beside the base."""
-        return self.trainable > 0
 
 
 def fit(job: Job) -> Fitted:
@@ -66,29 +37,11 @@ def _luthier(run: Run) -> Fitted:
     )
 
 
-def _peft(run: Run) -> Fitted:
-    from luthier.comparing.with_peft import fit_peft
-
-    return fit_peft(run)
-
-
 def _untouched(run: Run) -> Fitted:
     loaded = models.load(run.model, task=run.task or "causal-lm", dtype=run.training.precision)
     total = sum(p.numel() for p in loaded.model.parameters())
     return Fitted(loaded.model, loaded.processor, nullcontext, 0, total, 0, [], [], 0.0, "")
 
 
-KINDS: dict[str, Callable[[Run], Fitted]] = {"luthier": _luthier, "peft": _peft, "untouched": _untouched}
+KINDS: dict[str, Callable[[Run], Fitted]] = {"luthier": _luthier, "peft": fit_peft, "untouched": _untouched}
 """Who fits a run."""
-
-
-def curves(folder: Path) -> tuple[Curve, Curve]:
-    """(training, evaluation) losses by step."""
-    lines = metrics.read(folder)
-    found = [[(line["step"], line[key]) for line in lines if key in line] for key in ("loss", "eval_loss")]
-    return found[0], found[1]
-
-
-def tensors_on_disk(adapter: Path) -> int:
-    """Bytes of the safetensors files in a folder."""
-    return sum(path.stat().st_size for path in adapter.glob("*.safetensors"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from luthier import data
-from luthier.comparing.fit import Fitted
+from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job, Plan
 from luthier.comparing.record import write
 from luthier.comparing.scores import test

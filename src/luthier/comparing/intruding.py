@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from luthier.combining.places import Spot, wide
-from luthier.comparing.fit import Fitted
+from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
 from luthier.core.delta import Delta
 from luthier.core.examination import Change, unwatched

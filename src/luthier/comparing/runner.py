@@ -17,7 +17,8 @@ from rich.console import Console
 
 from luthier.comparing import markdown
 from luthier.comparing.costs import costs
-from luthier.comparing.fit import Fitted, fit
+from luthier.comparing.fit import fit
+from luthier.comparing.fitted import Fitted
 from luthier.comparing.folder import STUDY, prepared
 from luthier.comparing.forgetting import forgetting, read_held
 from luthier.comparing.intruding import intruders

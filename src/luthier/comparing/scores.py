@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.comparing.fit import Fitted
+from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
 from luthier.comparing.sources import Sourced
 from luthier.comparing.statistics import calibration_error

@@ -10,7 +10,7 @@ import transformers
 from transformers import set_seed
 
 from luthier import data
-from luthier.comparing.fit import Fitted, curves, tensors_on_disk
+from luthier.comparing.fitted import Fitted, curves, tensors_on_disk
 from luthier.comparing.methods import PEFT
 from luthier.core.select import select
 from luthier.measuring.allocation import allocate
