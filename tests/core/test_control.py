@@ -11,7 +11,7 @@ from torch import nn
 import luthier as lt
 from architectures import ARCHITECTURES
 from luthier.core.adapt import state_of
-from luthier.core.slot import Adapters
+from luthier.core.adapters import Adapters
 
 LLAMA = ARCHITECTURES["llama"]
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapt import adapter_names, check_name, state_of
+from luthier.core.adapters import Adapters
 from luthier.core.attention import refresh_prefixes
 from luthier.core.call import Prompt
-from luthier.core.slot import Adapters, Slot
+from luthier.core.slot import Slot
 from luthier.core.swap import prompting
 
 

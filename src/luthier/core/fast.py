@@ -34,7 +34,8 @@ from torch.nn import functional
 from luthier.core.form import Form, Params
 
 if TYPE_CHECKING:
-    from luthier.core.slot import Adapters, Slot
+    from luthier.core.adapters import Adapters
+    from luthier.core.slot import Slot
 
 
 Run = Callable[[Tensor], Tensor]

@@ -1,20 +1,23 @@
-"""What an adapted module carries: a slot for each form on it, and the state that the whole model shares."""
+"""A form at a place: its parameters and what it does there, and the state that the whole model shares."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from luthier.core.call import Call, Positions, Prompt, edit
 from luthier.core.errors import LuthierError
-from luthier.core.fast import Kernel, Step, kernel_of
 from luthier.core.form import Form, Params
 from luthier.core.router import TASKS, Route, Routed, Told, routing, tasks_of
 from luthier.core.scope import Selection
 from luthier.core.site import Site
+
+if TYPE_CHECKING:
+    from luthier.core.adapters import Adapters
 
 START = "_start"
 """Ends the name of a parameter's frozen start, where the effect of the start is taken off."""
@@ -208,97 +211,6 @@ def _relative(now: Face, then: Face) -> Face:
         return given[-1] + (now(p, *given) - then(_at_start(p), *given))
 
     return change
-
-
-class Adapters(nn.Module):
-    """The slots of one module, sorted by what they do in its forward pass."""
-
-    def __init__(self, state: State, path: str) -> None:
-        super().__init__()
-        self.state, self.path = state, path
-        self.root = False
-        self.owner: str | None = None
-        """Set on the module that meets the mask and the cache of a stack: its own path."""
-        self.block: str | None = None
-        """Set on a block that hands its call on to a recomputation: the path of its owner."""
-        self.acting: dict[int, Slot] = {}
-        """The enabled slots by their order of attachment."""
-        self.refresh()
-
-    def add(self, slot: Slot) -> None:
-        """Hangs a slot, behind those that are there."""
-        count = len(self.named(slot.name))
-        last = next(reversed(self._modules.values()), None)
-        slot.order = 0 if last is None else 1 + last.order  # type: ignore[operator]
-        self.add_module(slot.name if not count else f"{slot.name}:{count}", slot)
-        self.switch([slot], True)
-
-    def named(self, name: str) -> list[Slot]:
-        """The slots of one adapter here."""
-        found, key, count = [], name, 0
-        while key in self._modules:
-            found.append(self._modules[key])
-            count += 1
-            key = f"{name}:{count}"
-        return found
-
-    def switch(self, slots: Iterable[Slot], on: bool) -> None:
-        """Lets slots act, or silences them."""
-        for slot in slots:
-            slot.enabled = on
-            slot.training = self.training
-            if on:
-                self.acting[slot.order] = slot
-            else:
-                self.acting.pop(slot.order, None)
-        self.refresh()
-
-    def remove(self, parts: Sequence[Part]) -> None:
-        """Drops the slots of `parts`."""
-        for key, slot in [(k, s) for k, s in self._modules.items() if s.part in parts]:  # type: ignore[union-attr]
-            del self._modules[key]
-            self.acting.pop(slot.order, None)  # type: ignore[union-attr, arg-type]
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Sorts the enabled slots anew; called after every change. Silent ones cost nothing, however many."""
-        slots = [self.acting[order] for order in sorted(self.acting)]
-        self.inputs = [s for s in slots if s.site.kind == "input"]
-        self.params = [s for s in slots if s.site.kind == "param"]
-        self.caches = [s for s in slots if s.site.kind == "cache"]
-        rest = [s for s in slots if s.site.kind in ("affine", "stream", "embedding")]
-        self.pres = [s for s in rest if s.form.face == "pre"]
-        self.weights = [s for s in rest if s.form.face == "weight"]
-        self.posts = [s for s in rest if s.form.face == "post"]
-        self.live = bool(self.inputs or rest)
-        kernels = {_kernel_of(s) for s in slots if s.site.kind == "affine"}
-        alike = len(kernels) == 1 and all(s.site.kind == "affine" for s in slots)
-        self.fast = slots if alike and kernels.pop() else []
-        """The slots of a linear layer whose adapters are all of one form, if that form has a kernel."""
-        self.step: Step | None = None
-        """What the layer does outside training, once it is settled."""
-
-    def train(self, mode: bool = True) -> Adapters:
-        """As every module's; noise comes and goes with it. Silent slots hear of it when they are to act."""
-        self.step = None
-        self.training = mode
-        for slot in self.acting.values():
-            slot.training = mode
-        return self
-
-    def _apply(self, fn, recurse=True):
-        self.step = None  # the parameters move
-        return super()._apply(fn, recurse)
-
-    def slots(self) -> list[Slot]:
-        """Every slot, enabled or not, in the order of attachment."""
-        return list(self._modules.values())  # type: ignore[arg-type]
-
-
-def _kernel_of(slot: Slot) -> Kernel | None:
-    kernel = kernel_of(type(slot.form))
-    serves = kernel is not None and (not slot.part.relative or "difference" in vars(kernel))
-    return kernel if serves else None
 
 
 class OneHot:

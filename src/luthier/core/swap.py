@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from luthier.core.adapters import Adapters
 from luthier.core.call import Prompt, read_call
 from luthier.core.errors import LuthierError
 from luthier.core.fast import fast_linear, ready
 from luthier.core.layer import is_sharded, weight_of
-from luthier.core.slot import Adapters, OneHot, State
+from luthier.core.slot import OneHot, State
 
 
 def adapters_of(module: nn.Module) -> Adapters | None:
