@@ -1,4 +1,4 @@
-"""Every test finds the small architectures, runs on one thread and sees the same random numbers."""
+"""Every test finds the small architectures, runs on one thread and sees the same random numbers. Models to share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 
+from tiny import save_model, sums, write_rows
+
 
 @pytest.fixture(autouse=True)
 def seeded():
@@ -19,3 +21,26 @@ def seeded():
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory) -> str:
+    """The folder of a tiny Llama, which tests leave as it is."""
+    return save_model(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory) -> str:
+    """The folder of a tiny BERT without a classifier: the head is new."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("models") / "bert"
+    save_model(folder, "bert")
+    transformers.AutoModelForSequenceClassification.from_pretrained(folder).bert.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def additions(tmp_path_factory) -> str:
+    """The file of 40 rows for it."""
+    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", sums(40))

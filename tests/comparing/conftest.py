@@ -1,4 +1,4 @@
-"""Tiny models and data to compare on."""
+"""Data to compare on."""
 
 from __future__ import annotations
 
@@ -6,23 +6,7 @@ import random
 
 import pytest
 
-from tiny import save_model, sums, write_rows
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory) -> str:
-    return save_model(tmp_path_factory.mktemp("models") / "llama", "llama")
-
-
-@pytest.fixture(scope="session")
-def bert(tmp_path_factory) -> str:
-    """Without a classifier: the head is new."""
-    import transformers
-
-    folder = tmp_path_factory.mktemp("models") / "bert"
-    save_model(folder, "bert")
-    transformers.AutoModelForSequenceClassification.from_pretrained(folder).bert.save_pretrained(folder)
-    return str(folder)
+from tiny import sums, write_rows
 
 
 @pytest.fixture(scope="session")

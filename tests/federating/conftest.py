@@ -1,4 +1,4 @@
-"""What tests of federating share: tiny bases and rows."""
+"""Rows of clients."""
 
 from __future__ import annotations
 
@@ -6,22 +6,7 @@ import random
 
 import pytest
 
-from tiny import save_model, sums, write_rows
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory) -> str:
-    return save_model(tmp_path_factory.mktemp("models") / "llama", "llama")
-
-
-@pytest.fixture(scope="session")
-def bert(tmp_path_factory) -> str:
-    return save_model(tmp_path_factory.mktemp("models") / "bert", "bert")
-
-
-@pytest.fixture(scope="session")
-def additions(tmp_path_factory) -> str:
-    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", sums(40))
+from tiny import write_rows
 
 
 @pytest.fixture(scope="session")

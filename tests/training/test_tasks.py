@@ -28,18 +28,6 @@ def labelled(rows: list[dict], label) -> list[dict]:
     return [row | {"label": label(row["text"][0] == "a")} for row in rows]
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory) -> str:
-    """Without a classifier: the head is new."""
-    import transformers
-
-    folder = tmp_path_factory.mktemp("bert")
-    save_model(folder, "bert")
-    whole = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
-    whole.bert.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.mark.parametrize("pair", [False, True])
 def test_classification_trains_its_new_head(bert, tmp_path, pair):
     rows = labelled(letters(), lambda a: "first" if a else "second")

@@ -19,19 +19,8 @@ from luthier.training.command import command
 from luthier.updates.freeze import Freeze
 from luthier.updates.lisa import LISA
 from luthier.updates.lora_plus import LoRAPlus
-from tiny import save_model, sums, write_rows
 
 SHORT = Training(steps=8, batch=4, save_every=3, keep=20, lr=1e-2)
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory) -> str:
-    return save_model(tmp_path_factory.mktemp("models") / "llama", "llama")
-
-
-@pytest.fixture(scope="module")
-def additions(tmp_path_factory) -> str:
-    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", sums(40))
 
 
 def run_of(llama, additions, folder, name: str) -> Run:
