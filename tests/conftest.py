@@ -44,3 +44,12 @@ def bert(tmp_path_factory) -> str:
 def additions(tmp_path_factory) -> str:
     """The file of 40 rows for it."""
     return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", sums(40))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A browser for the pages of a module's tests (see `browsing`)."""
+    import browsing
+
+    with browsing.started() as driver:
+        yield driver

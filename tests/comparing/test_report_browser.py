@@ -2,67 +2,36 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import made_up
 import pytest
 
+import browsing
+from browsing import complaints, is_dark, look
 from luthier.comparing import report
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-
-def start(profile: Path) -> Any:
-    """A browser of its own, which keeps what pages write to its console."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
-        options.add_argument(flag)
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-
-
-def look(driver: Any, page: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-    """Opens the page in a window of that size."""
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-    driver.get(page.as_uri())
+pytestmark = browsing.needed
 
 
 def shoot(folder: Path, path: Path, width: int = 1280, height: int = 1500, dark: bool = False) -> None:
     """A screenshot of the top of the report of a study's folder; makes the one in docs/images."""
     page = report.write(folder)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        driver = start(Path(profile))
-        try:
-            look(driver, page, width, height, dark)
-            driver.save_screenshot(str(path))
-        finally:
-            driver.quit()
+    with browsing.started() as driver:
+        look(driver, page.as_uri(), width, height, dark)
+        driver.save_screenshot(str(path))
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[Any]:
-    driver = start(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
+def folder(tmp_path_factory) -> Path:
+    return made_up.study(tmp_path_factory.mktemp("study"), data=("arithmetic", "cola"))
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> Path:
-    return report.write(made_up.study(tmp_path_factory.mktemp("study"), data=("arithmetic", "cola")))
+def page(folder) -> str:
+    """The address of the report."""
+    return report.write(folder).as_uri()
 
 
 def column(driver: Any, index: int) -> list[str]:
@@ -71,10 +40,6 @@ def column(driver: Any, index: int) -> list[str]:
         "return [...document.querySelector('.results').tBodies[0].rows].map(r => r.cells[arguments[0]].dataset.sort)"
     )
     return driver.execute_script(script, index)
-
-
-def complaints(driver: Any) -> list[dict[str, Any]]:
-    return driver.get_log("browser")
 
 
 def test_sorts_by_click(browser, page):
@@ -112,14 +77,11 @@ def test_theme(browser, page, dark):
     look(browser, page, dark=dark)
     browser.execute_script("localStorage.clear()")
     browser.refresh()
-    paper = "return getComputedStyle(document.body).backgroundColor"
-    before = browser.execute_script(paper)
-    assert (sum(map(int, before[4:-1].split(","))) < 200) is dark
+    assert is_dark(browser) is dark
     browser.find_element("id", "theme").click()
-    after = browser.execute_script(paper)
-    assert (sum(map(int, after[4:-1].split(","))) < 200) is not dark
+    assert is_dark(browser) is not dark
     browser.refresh()
-    assert browser.execute_script(paper) == after  # the choice is kept
+    assert is_dark(browser) is not dark  # the choice is kept
     browser.execute_script("localStorage.clear()")
     assert complaints(browser) == []
 
@@ -134,13 +96,13 @@ def test_no_sideways_scroll(browser, page, width):
 
 
 def test_long_words_do_not_widen_a_phone(browser, tmp_path):
-    look(browser, report.write(made_up.hostile(tmp_path)), 375, 812)
+    look(browser, report.write(made_up.hostile(tmp_path)).as_uri(), 375, 812)
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 375
 
 
-def test_screenshot(page, tmp_path):
-    shoot(page.parent, tmp_path / "compare.png", 640, 480)
+def test_screenshot(folder, tmp_path):
+    shoot(folder, tmp_path / "compare.png", 640, 480)
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["compare.png"]
 
@@ -155,7 +117,7 @@ def test_copy_says_so(browser, page):
 
 
 def test_nothing_that_a_run_wrote_is_run(browser, tmp_path):
-    look(browser, report.write(made_up.hostile(tmp_path)))
+    look(browser, report.write(made_up.hostile(tmp_path)).as_uri())
     assert "owned" not in browser.title.replace(made_up.HOSTILE, "")
     assert browser.execute_script("return document.title") != "owned"
     assert browser.execute_script("return document.scripts.length") == 1
@@ -170,6 +132,6 @@ def test_nothing_that_a_run_wrote_is_run(browser, tmp_path):
 def test_policy_refuses_what_slips_through(browser, tmp_path):
     path = report.write(made_up.study(tmp_path, seeds=2))
     path.write_text(path.read_text().replace("<main>", "<main><script>document.title='owned'</script>"))
-    look(browser, path)
+    look(browser, path.as_uri())
     assert browser.title != "owned"
-    assert any("Content Security Policy" in each["message"] for each in complaints(browser))
+    assert any("Content Security Policy" in each for each in complaints(browser))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,26 +10,12 @@ from typing import Any
 import pytest
 from served import serving
 
+import browsing
+from browsing import is_dark, look
 from luthier.serving.guard import LOOPBACK, Guard
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+pytestmark = browsing.needed
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> &amp;"
-
-
-def start(profile: Path) -> Any:
-    """A browser of its own, which keeps what pages write to its console."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
-        options.add_argument(flag)
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
 
 
 class Page:
@@ -41,11 +25,7 @@ class Page:
         self.driver, self.address, self.patience = driver, address, patience
 
     def open(self, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        self.driver.get(f"{self.address}/health")
+        look(self.driver, f"{self.address}/health", width, height, dark)
         self.js("sessionStorage.clear(); localStorage.clear()")
         self.driver.get(self.address)
         return self
@@ -93,35 +73,24 @@ class Page:
             time.sleep(0.02)
 
     def complaints(self) -> list[str]:
-        return [each["message"] for each in self.driver.get_log("browser")]
+        return browsing.complaints(self.driver)
 
 
 def shoot(address: str, path: Path, models: tuple[str, ...], asked: tuple[str, ...], height: int = 760) -> None:
     """A screenshot of a chat with the models of a running server; makes the one in docs/images."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        driver = start(Path(profile))
-        try:
-            page = Page(driver, address, patience=120).open(1280, height)
-            page.choose(*models)
-            for each in asked:
-                page.ask(each)
-            page.js("scrollTo(0, 0)")
-            driver.save_screenshot(str(path))
-        finally:
-            driver.quit()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[Any]:
-    driver = start(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
+    with browsing.started() as driver:
+        page = Page(driver, address, patience=120).open(1280, height)
+        page.choose(*models)
+        for each in asked:
+            page.ask(each)
+        page.js("scrollTo(0, 0)")
+        driver.save_screenshot(str(path))
 
 
 @pytest.fixture
 def page(browser, engine) -> Iterator[Page]:
     with serving(engine) as address:
-        browser.get_log("browser")
+        browsing.complaints(browser)  # of the page before
         yield Page(browser, address)
 
 
@@ -243,14 +212,11 @@ def test_keyboard(page, engine):
 @pytest.mark.parametrize("dark", [False, True])
 def test_theme(page, dark):
     page.open(dark=dark)
-    paper = "return getComputedStyle(document.body).backgroundColor"
-    before = page.js(paper)
-    assert (sum(map(int, before[4:-1].split(","))) < 200) is dark
+    assert is_dark(page.driver) is dark
     page.click("theme")
-    after = page.js(paper)
-    assert (sum(map(int, after[4:-1].split(","))) < 200) is not dark
+    assert is_dark(page.driver) is not dark
     page.driver.refresh()
-    assert page.js(paper) == after  # the choice is kept
+    assert is_dark(page.driver) is not dark  # the choice is kept
 
 
 @pytest.mark.parametrize("width", [320, 375, 1280])
