@@ -22,6 +22,7 @@ from luthier.comparing.record import Record, records
 from luthier.comparing.statistics import Interval
 from luthier.comparing.summary import LOSS, Row, Section, sections, told
 from luthier.core.errors import LuthierError
+from luthier.palette import styled
 
 FILE, PICTURE = "report.html", "report.png"
 HERE = Path(__file__).parent
@@ -64,8 +65,9 @@ def page(found: Sequence[Section], beside: Sequence[str] = ()) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
-    return environment.from_string((HERE / "page.html").read_text(encoding="utf-8")).render(
+    html, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
+    style = styled(HERE / "page.css")
+    return environment.from_string(html).render(
         title=title(found),
         shown=[_view(section) for section in found],
         beside=beside,

@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi import Request as Call
 from fastapi.responses import JSONResponse, Response
 
+from luthier.palette import styled
 from luthier.serving import refusal
 from luthier.serving.answers import Chat, Choice, Completion, Shape
 from luthier.serving.guard import Guard, Guarded
@@ -21,11 +22,7 @@ from luthier.serving.stream import Events, Flight, events, whole
 
 COMPLETION_TOKENS = 16
 """max_tokens of a completion that does not say it, as OpenAI's reference has it."""
-PAGE = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
+HERE = Path(__file__).parent
 
 
 def create_app(service: Service, guard: Guard) -> FastAPI:
@@ -101,9 +98,10 @@ def models(service: Service) -> APIRouter:
 def page(service: Service) -> APIRouter:
     """The chat page, health and metrics."""
     routes = APIRouter()
-    for path, (name, media) in PAGE.items():
-        text = Path(__file__).with_name(name).read_text(encoding="utf-8")
-        routes.get(path)(_file(text, media))
+    html, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
+    routes.get("/")(_file(html, "text/html"))
+    routes.get("/page.css")(_file(styled(HERE / "page.css"), "text/css"))
+    routes.get("/page.js")(_file(script, "text/javascript"))
 
     @routes.get("/health")
     async def health() -> JSONResponse:
