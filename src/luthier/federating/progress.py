@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich import progress as rich
 from rich.console import Console
+from rich.progress import Progress
+
+from luthier.core.progress import counted
 
 FIGURES = {"train_loss": "clients' loss", "eval_loss": "eval", "accuracy": "accuracy", "pearson": "pearson"}
 
@@ -15,7 +17,7 @@ FIGURES = {"train_loss": "clients' loss", "eval_loss": "eval", "accuracy": "accu
 class Shown:
     """What tells how far a run is."""
 
-    def __init__(self, console: Console, bar: rich.Progress | None, total: int) -> None:
+    def __init__(self, console: Console, bar: Progress | None, total: int) -> None:
         self.console, self.bar = console, bar
         self.task = bar.add_task("", total=total) if bar else None
 
@@ -38,16 +40,7 @@ def shown(console: Console, total: int, lines: Sequence[Mapping[str, Any]]) -> I
         plain.round(lines[-1])
         yield plain
         return
-    columns = [
-        rich.TextColumn("training"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn("{task.description}"),
-        rich.TimeElapsedColumn(),
-        rich.TextColumn("left"),
-        rich.TimeRemainingColumn(),
-    ]
-    with rich.Progress(*columns, console=console, transient=True) as bar:
+    with counted(console, "training") as bar:
         begun = Shown(console, bar, total)
         begun.round(lines[-1])
         yield begun

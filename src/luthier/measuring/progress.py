@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich import progress as rich
 from rich.console import Console
+
+from luthier.core.progress import counted
 
 T = TypeVar("T")
 
@@ -19,13 +20,5 @@ def told(console: Console, text: str) -> Iterator[Callable[[Sequence[T]], Iterab
         console.print(f"{text} …", highlight=False)
         yield iter
         return
-    columns = [
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TimeElapsedColumn(),
-        rich.TextColumn("left"),
-        rich.TimeRemainingColumn(),
-    ]
-    with rich.Progress(*columns, console=console, transient=True) as bar:
+    with counted(console) as bar:
         yield lambda items: bar.track(items, description=text)

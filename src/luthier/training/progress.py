@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich import progress as rich
 from rich.console import Console
+from rich.progress import Progress
 from transformers import TrainerCallback
 from transformers.utils import logging
+
+from luthier.core.progress import counted
 
 EVERY = 10.0
 """Seconds between lines where there is no terminal."""
@@ -35,16 +37,7 @@ def shown(console: Console, total: int) -> Iterator[list[TrainerCallback]]:
     if not console.is_terminal:
         yield [Lines(console, total)]
         return
-    columns = [
-        rich.TextColumn("training"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn("{task.description}"),
-        rich.TimeElapsedColumn(),
-        rich.TextColumn("left"),
-        rich.TimeRemainingColumn(),
-    ]
-    with rich.Progress(*columns, console=console) as bar:
+    with counted(console, "training", stays=True) as bar:
         yield [Bar(bar, total)]
 
 
@@ -59,7 +52,7 @@ def figures(logs: dict[str, float], before: str = "") -> str:
 class Bar(TrainerCallback):
     """A rich bar."""
 
-    def __init__(self, bar: rich.Progress, total: int) -> None:
+    def __init__(self, bar: Progress, total: int) -> None:
         self.bar, self.text = bar, ""
         self.task = bar.add_task("", total=total)
 
