@@ -37,7 +37,7 @@ STEPS, SHORT, WINDOW, TASK = 30, 12, 6, 0
 
 def ways() -> dict[str, tuple[Form, Update]]:
     """{name: (form, update)}, AdamW first."""
-    made: list[Update] = [find("updates", name)(**SETTINGS.get(name, {})) for name in names("updates")]  # type: ignore
+    made = [find("updates", name, Update)(**SETTINGS.get(name, {})) for name in names("updates")]
     served = [(FULL if serves(update, FULL) else LORA, update) for update in made]
     both = [(form, lt.AdamW()) for form in WHERE]
     ordered = both + [pair for pair in served if not isinstance(pair[1], lt.AdamW)]

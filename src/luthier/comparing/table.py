@@ -160,5 +160,9 @@ def _interval(score: Interval) -> str:
 
 def _forgets(found: dict[str, list[float | None]]) -> str:
     """`held text loss +0.12`: after less before."""
-    told = [f"{name} {after - before:+.3f}" for name, (before, after) in found.items() if None not in (before, after)]  # type: ignore[operator]
+    told = [
+        f"{name} {after - before:+.3f}"
+        for name, (before, after) in found.items()
+        if before is not None and after is not None
+    ]
     return ", ".join(told) or "-"

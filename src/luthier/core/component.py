@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, overload
 
 from luthier.core.errors import LuthierError, near
 
@@ -98,8 +98,12 @@ def names(axis: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
 
 
-def find(axis: str, name: str) -> type[Component]:
-    """The component `name` of an axis; an unknown name raises with near ones."""
+@overload
+def find(axis: str, name: str) -> type[Component]: ...
+@overload
+def find(axis: str, name: str, kind: type[C]) -> type[C]: ...
+def find(axis: str, name: str, kind: type[Component] = Component) -> type[Component]:
+    """The component `name` of an axis, which is of that `kind`; an unknown name raises with near ones."""
     known = names(axis)
     file = {n.replace("_", ""): n for n in known}.get(name.lower().replace("_", "").replace("-", ""))
     if file is None:
@@ -107,9 +111,9 @@ def find(axis: str, name: str) -> type[Component]:
     module = importlib.import_module(f"luthier.{axis}.{file}")
     wanted = file.replace("_", "")
     for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, Component) and value.__name__.lower() == wanted:
+        if isinstance(value, type) and issubclass(value, kind) and value.__name__.lower() == wanted:
             return value
-    raise LuthierError(f"{module.__file__} defines no Component class whose lower-cased name is {wanted!r}.")
+    raise LuthierError(f"{module.__file__} defines no {kind.__name__} class whose lower-cased name is {wanted!r}.")
 
 
 def attributes(axis: str) -> Callable[[str], Any]:

@@ -42,9 +42,7 @@ class Piece:
         method, where, settings = values.get("method"), values.get("where"), values.get("form", {})
         for key, value, hint in (("method", method, str), ("where", where, str | None), ("form", settings, dict)):
             check_type(f"{key} of a further form", value, hint)
-        form = find("forms", method).from_dict(settings)  # type: ignore[arg-type]
-        assert isinstance(form, Form)
-        return cls(form, where)
+        return cls(find("forms", str(method), Form).from_dict(settings), where)
 
     def to_toml(self) -> str:
         """An inline table, with the settings that differ from their defaults."""

@@ -14,7 +14,7 @@ from luthier.core.site import Site
 def check_form(init: str, form: Form) -> None:
     """Raises for a form whose change is not s · writer · reader, and for one whose sites share their factors."""
     if not form.writer:
-        serving = [name for name in names("forms") if find("forms", name).writer]  # type: ignore[attr-defined]
+        serving = [name for name in names("forms") if find("forms", name, Form).writer]
         raise LuthierError(
             f"{init} chooses both factors of a low-rank change, and {form.name()} has no such pair; "
             f"these forms have one: {', '.join(serving)}."

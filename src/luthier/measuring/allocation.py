@@ -85,7 +85,7 @@ def ground(
     A budget alone is spent that way. Raises `LuthierError` for a budget below the lowest ranks.
     """
     if ranks is None and budget is not None:
-        ranks = find("ranks", "uniform")()  # type: ignore[assignment]
+        ranks = find("ranks", "uniform", Ranks)()
     sites = select(model, form.where if where is None else where)
     total = sum(p.numel() for p in model.parameters())
     purse = Budget(form, None if budget is None else parameters_of(budget, total))
@@ -93,7 +93,7 @@ def ground(
     if ranks is not None and ranks.least and not affordable:
         raise purse.refuse(sites)
     if budget is not None and affordable:
-        even: Ranks = find("ranks", "uniform")()  # type: ignore[assignment]
+        even = find("ranks", "uniform", Ranks)()
         purse = replace(purse, form=form.with_rank(max(even.allocate(sites, {}, purse).values())))
     return sites, ranks, purse
 
@@ -109,4 +109,4 @@ def allocated(form: Form, ranks: dict[str, int], stats: Measured, evidence: dict
 def _of_form(form: Form) -> list[Statistic]:
     """The statistics that the form itself reads."""
     names = [need for need in form.needs if need != "weight"]
-    return [find("statistics", name)() for name in names]  # type: ignore[misc]
+    return [find("statistics", name, Statistic)() for name in names]

@@ -65,13 +65,14 @@ class Combine(Command):
     def run(self, given: Given) -> None:
         from luthier.cli.base import base_of
         from luthier.combining import combine
+        from luthier.core.combination import Combine
         from luthier.core.component import find
         from luthier.core.files import must_be_free
 
         must_be_free(self.out)
         if not self.inputs:
             raise LuthierError("nothing to combine: give at least one adapter or model folder.")
-        cls = find("combinations", self.method)
+        cls = find("combinations", self.method, Combine)
         made = cls.from_dict(dict(given.get(cls, {})))
         weights, first = self._numbers(), self._first_spec()
         if weights is not None and len(weights) != len(self.inputs):
@@ -79,7 +80,7 @@ class Combine(Command):
         task = None if first is not None else self._task()
         base = base_of(self.base, first, dtype=self.dtype, task=task)
         report = combine(
-            made,  # type: ignore[arg-type]
+            made,
             self.inputs,
             base=base.model,
             out=self.out,

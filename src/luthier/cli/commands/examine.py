@@ -69,19 +69,20 @@ class Examine(Command):
 
     def run(self, given: Given) -> None:
         from luthier.core.component import find
+        from luthier.core.examination import Examination
         from luthier.examining import examine
         from luthier.examining.examine import check_data, free
 
         if self.out is not None:
             free(self.out)
-        cls = find("examinations", self.by)
+        cls = find("examinations", self.by, Examination)
         made = cls.from_dict(dict(given.get(cls, {})))
         sources = [] if self.data is None else [each.strip() for each in self.data.split(",")]
-        check_data(made, sources, self.batch)  # type: ignore[arg-type]
+        check_data(made, sources, self.batch)
         base = self._base()
         found = examine(
             self.target,
-            made,  # type: ignore[arg-type]
+            made,
             base=base.model,
             processor=base.processor,
             data=sources,

@@ -70,19 +70,21 @@ class Measure(Command):
         ]
 
     def run(self, given: Given) -> None:
+        from luthier.core.allocation import Ranks
         from luthier.core.component import find
+        from luthier.core.form import Form
         from luthier.measuring.calibration import Calibration
         from luthier.measuring.measure import free, measure
 
         if self.out is not None:
             free(self.out)
-        form, ranks = find("forms", self.method), find("ranks", self.ranks)
+        form, ranks = find("forms", self.method, Form), find("ranks", self.ranks, Ranks)
         report = measure(
             self.model,
             self.data,
-            form=form.from_dict(dict(given.get(form, {}))),  # type: ignore[arg-type]
+            form=form.from_dict(dict(given.get(form, {}))),
             where=self.where,
-            ranks=ranks.from_dict(dict(given.get(ranks, {}))),  # type: ignore[arg-type]
+            ranks=ranks.from_dict(dict(given.get(ranks, {}))),
             budget=self.budget,
             task=self.task,
             calibration=Calibration(**given.get(Calibration, {})),
