@@ -100,17 +100,25 @@ def change_of(arrays: ArrayRecord) -> Change:
     return Change.of({name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()})
 
 
+def number(record: ConfigRecord | MetricRecord, key: str) -> float:
+    """A number that a message tells; raises for anything else."""
+    told = record[key]
+    if not isinstance(told, int | float):
+        raise LuthierError(f"a message of the federation says {key} = {told!r}; expected a number.")
+    return told
+
+
 def client_app(member_of: Callable[[Context], Member], method: Aggregation) -> ClientApp:
     """The app of a node; `member_of` is asked in every round, so it should keep what it has made."""
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        config, member = message.content[CONFIG], member_of(context)
+        config, member = message.content.config_records[CONFIG], member_of(context)
         if config["aggregation"] != method.name():
             raise LuthierError(f"the server aggregates by {config['aggregation']}, this client by {method.name()}.")
-        held, number = change_of(message.content[ARRAYS]), int(config["server-round"])  # type: ignore[arg-type]
-        seed = seed_of(member.run, number, member.client, member.clients)
+        held = change_of(message.content.array_records[ARRAYS])
+        seed = seed_of(member.run, int(number(config, "server-round")), member.client, member.clients)
         with quiet():
             sent = fit(member.run, method, member.prepared, member.loaded, held, member.rank, seed)
         metrics = MetricRecord({ROWS: sent.rows, LOSS: sent.loss, CLIENT: member.client})
@@ -147,10 +155,10 @@ class Aggregating(FedAvg):
         given = [reply.content for reply in replies if not reply.has_error()]
         if not given:
             return None, None
-        given.sort(key=lambda content: content[METRICS][CLIENT])  # type: ignore[index]
-        rows = [int(content[METRICS][ROWS]) for content in given]  # type: ignore[index]
-        losses = [float(content[METRICS][LOSS]) for content in given]  # type: ignore[index]
-        changes = [change_of(content[ARRAYS]) for content in given]  # type: ignore[arg-type]
+        given.sort(key=lambda content: number(content.metric_records[METRICS], CLIENT))
+        rows = [int(number(content.metric_records[METRICS], ROWS)) for content in given]
+        losses = [number(content.metric_records[METRICS], LOSS) for content in given]
+        changes = [change_of(content.array_records[ARRAYS]) for content in given]
         after = server.aggregated(self.method, self._held, changes, rows)
         loss = sum(n * each for n, each in zip(rows, losses, strict=True)) / sum(rows)
         return arrays_of(after), MetricRecord({LOSS: loss, "clients": len(given)})
