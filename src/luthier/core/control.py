@@ -112,7 +112,10 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]: ...
 @overload
 def trainable(model: nn.Module, *, count: bool) -> int: ...
 def trainable(model: nn.Module, *, count: bool = False) -> dict[str, nn.Parameter] | int:
-    """The trained tensors by name, `<adapter>.<group>.<parameter>`; shared ones once. With `count`, their size."""
+    """The trained tensors by name, `<adapter>.<group>.<parameter>`; shared ones once. With `count`, their size.
+
+    Those with `requires_grad`: between the steps of an update that lets some rest, what the next step trains.
+    """
     found = {key: p for key, p in tensors(model).items() if p.requires_grad}
     return sum(p.numel() for p in found.values()) if count else found
 

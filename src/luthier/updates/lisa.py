@@ -16,7 +16,8 @@ class LISA(Update):
     Embeddings, final norm and head train in every step. The others' gradients are not computed, and the moments of
     a block go when the block does: memory holds γ blocks of them. (The authors' code switches gradients alone, and
     keeps the moments of every block it ever visited.) With two stacks, encoder and decoder, a draw takes the same
-    blocks of both.
+    blocks of both. Within a run `luthier.trainable` gives what the next step trains; what `luthier.train` counts, and
+    what it leaves trainable, are all that take turns.
     """
 
     paper = "Pan et al. 2024 (NeurIPS), arXiv 2403.17919 (code: OptimalScale/LMFlow)"
