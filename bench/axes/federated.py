@@ -6,26 +6,24 @@ client. Of mixed ranks the clients have 4, 8 and 16 in turn, else 8; alpha / ran
 bench/ranks.py found best for LoRA on this task at rank 4; no way is tuned for itself. Scores are on rows of the
 development set, which nothing was chosen on. Results are kept run by run: an interrupted bench goes on.
 
-    python -m bench.axes.federated --data FOLDER [--seeds 3] [--minutes 4] [--out bench/results/federated.json]
+    python -m bench.axes.federated --data FOLDER
 
 FOLDER holds glue/sst2/{train,dev}.jsonl with columns text, label.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from bench.axes._study import arguments, markdown
 
 import luthier as lt
 from luthier import data
@@ -104,37 +102,19 @@ def write(path: Path, rows: Sequence[data.Example]) -> str:
     return str(path)
 
 
-def todo(args: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    """The runs that are not in the file, seed by seed."""
-    known = {(r["way"], r["seed"]) for r in read(args.out)}
-    yield from ((way, seed) for seed, way in itertools.product(range(args.seeds), WAYS) if (way, seed) not in known)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The runs so far."""
-    return json.loads(path.read_text())["runs"] if path.exists() else []
-
-
-def add(path: Path, found: dict[str, Any]) -> None:
-    """Adds a run."""
-    told = {"model": MODEL, "data": "sst2", "clients": CLIENTS}
-    told |= {"rows": ROWS, "scored": SCORED, "rate": RATE, "epochs": EPOCHS, "torch": torch.__version__}
-    path.write_text(json.dumps({**told, "runs": [*read(path), found]}, indent=1) + "\n")
-
-
-def table(runs: Sequence[dict[str, Any]]) -> Table:
+def table(runs: Sequence[dict[str, Any]]) -> str:
     """Mean accuracy by round, its standard deviation over the seeds at the end, and the numbers sent in a whole run."""
-    rounds = [f"round {number}" for number in range(1, ROUNDS + 1)]
-    shown = Table("way", *rounds, "± sd", "loss", "rank", "sent up", "sent down", "seeds")
+    rounds, rows = range(1, ROUNDS + 1), []
     for way in WAYS:
         if own := [r for r in runs if r["way"] == way]:
-            means = [mean(own, "accuracy", number) for number in range(1, ROUNDS + 1)]
             last = torch.tensor([r["rounds"][-1]["accuracy"] for r in own], dtype=torch.float64)
             sd = f"{last.std():.3f}" if len(own) > 1 else ""
             rank = str(max(r["rounds"][-1]["rank"] for r in own))
+            means = [mean(own, "accuracy", number) for number in rounds]
             sent = [sum_of(own, key) for key in ("sent_up", "sent_down")]
-            shown.add_row(way, *means, sd, mean(own, "eval_loss", ROUNDS), rank, *sent, str(len(own)))
-    return shown
+            rows.append([way, *means, sd, mean(own, "eval_loss", ROUNDS), rank, *sent, str(len(own))])
+    head = ["way", *(f"round {number}" for number in rounds), "± sd", "loss", "rank", "sent up", "sent down", "seeds"]
+    return markdown(head, rows)
 
 
 def mean(runs: Sequence[dict[str, Any]], key: str, number: int) -> str:
@@ -150,22 +130,13 @@ def sum_of(runs: Sequence[dict[str, Any]], key: str) -> str:
 
 
 def main() -> None:
-    """Makes the runs that are missing, as far as the minutes go, and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=float("inf"))
-    parser.add_argument("--out", type=Path, default=Path("bench/results/federated.json"))
-    args = parser.parse_args()
-    console, started = Console(width=140), time.monotonic()
-    for way, seed in todo(args):
-        if time.monotonic() - started > 60 * args.minutes:
-            break
-        found = run(args.data / "glue" / "sst2", way, seed)
-        add(args.out, found)
-        score = found["rounds"][-1]["accuracy"]
-        console.print(f"{way} seed {seed}: {score:.3f} in {found['seconds']:.0f} s", highlight=False)
-    console.print(table(read(args.out)))
+    """Runs what is missing and prints the table."""
+    args = arguments(__doc__, "federated")
+    if not args.table:
+        for seed, way in itertools.product(range(args.seeds), WAYS):
+            if not args.ledger.runs(way=way, seed=seed):
+                args.ledger.add(run(args.data / "glue" / "sst2", way, seed))
+    print(table(args.ledger.runs()))
 
 
 if __name__ == "__main__":
