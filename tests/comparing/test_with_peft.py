@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 from transformers import set_seed
@@ -75,6 +77,24 @@ def test_the_same_start_gives_the_same_curve(request, llama, bert, letters, addi
     for left, right in zip(ours_now, theirs_now, strict=True):
         assert left.place.site.layer == right.place.site.layer
         assert (left.delta().dense() - right.delta().dense()).norm() < 0.02 * left.delta().norm()
+
+
+def test_recomputes_activations_where_ours_does(llama, additions, tmp_path):
+    _, theirs = jobs(llama, additions["train"], tmp_path, "lora")
+
+    def counted(run) -> tuple[list[float], int]:
+        """The losses, and how often a layer ran."""
+        seen: list[None] = []
+
+        def watch(wrapped) -> None:
+            layer = wrapped.get_base_model().model.layers[0].mlp
+            layer.register_forward_pre_hook(lambda *_: seen.append(None))
+
+        return [loss for _, loss in fit_peft(run, watch).losses], len(seen)
+
+    settings = replace(theirs.run.training, gradient_checkpointing=True)
+    (plain, once), (again, twice) = counted(theirs.run), counted(replace(theirs.run, training=settings))
+    assert again == pytest.approx(plain, rel=1e-5) and twice == once + theirs.run.training.steps
 
 
 def test_its_own_start_is_drawn_by_the_seed(llama, additions, tmp_path):
