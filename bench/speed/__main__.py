@@ -20,7 +20,7 @@ import torch
 from bench.speed import passes
 from bench.speed.adapters import growth, loading
 from bench.speed.contestants import trained
-from bench.speed.machine import Size, about, fitting_size
+from bench.speed.machine import Size, about, fitting_size, slug
 from bench.speed.memory import memory_of
 from bench.speed.plot import plot
 from bench.speed.products import products
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=ALL, default=ALL)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/speed"))
+    parser.add_argument("--out", type=Path, default=Path(f"bench/results/speed-{slug()}"))
     options = parser.parse_args()
     found: dict[str, Any] = {"machine": about(), "size": vars(fitting_size()), "rounds": options.rounds}
     console = Console()

@@ -28,6 +28,8 @@ PEFT = {
     "peft lora r8, dropout .05": {"lora_dropout": 0.05},
     "peft dora r8": {"use_dora": True},
 }
+THROUGH = (FLOOR, "lora r8", "wegeft r64 shared", "dora r8", "loreft r8 f7+l7")
+"""What is timed through a faster library as well, where the machine has one."""
 Build = Callable[[], nn.Module]
 
 

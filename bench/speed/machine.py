@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from luthier.core.backend import OWN, chosen
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,20 @@ def about() -> dict[str, Any]:
     """What a result depends on."""
     found: dict[str, Any] = {"cpu": _cpu(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     return found | ({"gpu": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {})
+
+
+def slug() -> str:
+    """The machine's name, fit for a file: `amd-epyc-family-25-model-97`."""
+    found = about()
+    return re.sub(r"[^a-z0-9]+", "-", str(found.get("gpu", found["cpu"])).lower().replace("(r)", "")).strip("-")
+
+
+def faster_library(dtype: torch.dtype) -> str | None:
+    """The library that `lt.cpu_backend` takes for layers in this format, if it is not torch's own."""
+    if dtype != torch.float32 or torch.cuda.is_available():
+        return None
+    name = chosen()
+    return None if name == OWN else name
 
 
 def _cpu() -> str:

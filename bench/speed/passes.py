@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from bench.speed.contestants import FLOOR, decoded, mixed_lora, mixed_peft, trained
-from bench.speed.machine import Size, device, seconds
+from bench.speed.contestants import FLOOR, THROUGH, decoded, mixed_lora, mixed_peft, trained
+from bench.speed.machine import Size, device, faster_library, seconds
 from torch import nn
 from transformers import DynamicCache
 
 import luthier as lt
+from luthier.core.backend import OWN, cpu_backend
 
 PROMPT, TOKENS, ADAPTERS = 64, 8, 8
 Work = Callable[[], float]
@@ -21,18 +22,24 @@ Work = Callable[[], float]
 
 
 def train_steps(size: Size, dtype: torch.dtype) -> dict[str, Work]:
-    """Forward and backward of a batch whose second half is in the loss."""
-    return {name: step_of(build(), size) for name, build in trained(size, dtype).items()}
+    """Forward and backward of a batch whose second half is in the loss; some once more through a faster library."""
+    builds = trained(size, dtype)
+    found = {name: step_of(build(), size) for name, build in builds.items()}
+    library = faster_library(dtype)
+    if library is None:
+        return found
+    return found | {f"{name}, {library}": step_of(builds[name](), size, library) for name in THROUGH}
 
 
-def step_of(model: nn.Module, size: Size) -> Work:
-    """The training step of one model."""
+def step_of(model: nn.Module, size: Size, library: str = OWN) -> Work:
+    """The training step of one model, its frozen layers through one of the libraries of `lt.cpu_backend`."""
     ids = torch.randint(0, size.vocabulary, (size.batch, size.length), device=device())
     labels = ids.clone()
     labels[:, : size.length // 2] = -100
 
     def work() -> None:
-        model(input_ids=ids, labels=labels).loss.backward()
+        with cpu_backend(library):
+            model(input_ids=ids, labels=labels).loss.backward()
 
     def timed() -> float:
         found = seconds(work)

@@ -36,6 +36,7 @@ _PUBLIC = {
     "save": "core.store",
     "load": "core.store",
     "shard": "core.shard",
+    "cpu_backend": "core.backend",
     "export": "exporting",
     "import_adapter": "importing",
     "combine": "combining",
