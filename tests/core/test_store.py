@@ -29,6 +29,12 @@ def adapter(tmp_path):
     return lt.save(model, tmp_path / "adapter", base="tiny", measured={"score": 0.5})
 
 
+def test_what_is_loaded_is_memory_of_its_own(adapter):
+    # a file's memory is aligned to 8 bytes, where MKL rounds otherwise on some machines
+    loaded = lt.load(build(), adapter)
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in lt.trainable(loaded).values())
+
+
 def test_the_spec_says_what_it_is(adapter):
     spec = json.loads((adapter / "adapter.json").read_text())
     assert spec["parts"][0]["form"] == "wegeft" and spec["parts"][0]["settings"]["rank"] == 4
