@@ -21,6 +21,8 @@ class Adapters(nn.Module):
         """Set on the module that meets the mask and the cache of a stack: its own path."""
         self.block: str | None = None
         """Set on a block that hands its call on to a recomputation: the path of its owner."""
+        self.siblings: list[nn.Module] = []
+        """The layers that read the same tensor right after this one."""
         self.acting: dict[int, Slot] = {}
         """The enabled slots by their order of attachment."""
         self.refresh()

@@ -1,9 +1,10 @@
 """Fast paths: a form's `luthier/kernels/<name>.py` computes an adapted linear layer in one piece.
 
-Its `linear(form, p, x, weight, bias) -> y` takes x [..., d_in], a frozen dense weight [d_out, d_in] and the parameters
-p, all in one dtype. It gives what the form's own face and the layer give together, to rounding; that plain pair is its
-oracle, and runs wherever the kernel cannot: under torch.compile (which fuses by itself), autocast, sharding, packed
-weights, and beside another adapter on the same layer.
+Its `linear(layer, x) -> y` takes x [..., d_in] and a `Layer`: a form with its parameters as they are stored, and a
+frozen dense weight [d_out, d_in] in the dtype of x. It gives what the form's own face and the layer give together, to
+rounding; that plain pair is its oracle, and runs wherever the kernel cannot: under torch.compile (which fuses by
+itself), autocast, sharding, packed weights, and beside another adapter on the same layer. With
+`linears(layers, x) -> ys`, layers of one part that read the same x run as one (`luthier.core.siblings`).
 
 Where no gradient is wanted, one decoded token costs less than finding out what to do with it. So a kernel may also
 have `decoder(form, p, layer) -> run` and `mixed(pairs, rows, layer) -> run`, which settle all of that once: `run(x)` is
@@ -25,13 +26,14 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from luthier.core.form import Form, Params
+from luthier.core.siblings import Ahead
 
 if TYPE_CHECKING:
     from luthier.core.adapters import Adapters
@@ -55,13 +57,32 @@ class Frozen:
         return functional.linear(x, self.weight, self.bias)
 
 
+F = TypeVar("F", bound=Form)
+
+
+@dataclass(frozen=True)
+class Layer(Generic[F]):
+    """An adapted linear layer."""
+
+    form: F
+    p: Params
+    """The parameters that have the form's effect, as they are stored."""
+    weight: Tensor
+    bias: Tensor | None
+
+    def cast(self, dtype: torch.dtype) -> Params:
+        """The parameters in the dtype of the activations: they are small, so they are cast and not x."""
+        return {key: tensor.to(dtype) for key, tensor in self.p.items()}
+
+
 class Kernel(Protocol):
     """What a file of `luthier.kernels` defines; all but the first may be missing."""
 
     KEEPS: bool
     """Its decoder keeps what it computed from the parameters."""
 
-    linear: Callable[[Form, Params, Tensor, Tensor, Tensor | None], Tensor]
+    linear: Callable[[Layer, Tensor], Tensor]
+    linears: Callable[[Sequence[Layer], Tensor], list[Tensor]]
     decoder: Callable[[Form, Params, Frozen], Run]
     mixed: Callable[[Sequence[tuple[Form, Params]], Sequence[int | None], Frozen], Run]
     difference: Callable[[Form, Params, Params], Params]
@@ -155,15 +176,43 @@ def fast_linear(module: nn.Module, adapters: Adapters, x: Tensor) -> Tensor | No
     slot = slots[0]
     if slot.part.relative and slot.active() is not slot.quiet:  # the start is taken off without noise
         return None
-    return kernel.linear(slot.active(), _acting(kernel, slot, x.dtype), x, weight, bias)
+    return _trained(kernel, adapters, Layer(slot.active(), _acting(kernel, slot), weight, bias), x)
 
 
-def _acting(kernel: Kernel, slot: Slot, dtype: torch.dtype | None = None) -> Params:
-    """The parameters that have the slot's effect, as they are stored or in `dtype`."""
-    if not slot.part.relative:
-        return slot.own() if dtype is None else slot.params(dtype)
-    found = kernel.difference(slot.quiet, slot.own(), slot.start())
-    return found if dtype is None else {key: tensor.to(dtype) for key, tensor in found.items()}
+def _trained(kernel: Kernel, adapters: Adapters, layer: Layer, x: Tensor) -> Tensor:
+    """A layer's output, and with it those of the layers that read the same x next."""
+    state = adapters.state
+    if state.ahead is not None and (y := state.ahead.take(adapters, x)) is not None:
+        return y
+    others = _siblings(kernel, adapters, x) if adapters.siblings and "linears" in vars(kernel) else {}
+    if not others:
+        return kernel.linear(layer, x)
+    y, *ys = kernel.linears([layer, *others.values()], x)
+    state.ahead = Ahead(x, dict(zip(others, ys, strict=True)))
+    return y
+
+
+def _siblings(kernel: Kernel, adapters: Adapters, x: Tensor) -> dict[Adapters, Layer]:
+    """The layers that read x next, as far as the same adapter is alone on them and they are as they will be called.
+
+    What is gathered or fetched only when a layer is called (offloading, sharding) has another device or shape before.
+    """
+    part, found = adapters.fast[0].part, {}
+    for module in adapters.siblings:
+        home: Adapters | None = module._modules.get("adapters")  # type: ignore[assignment]
+        weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+        if home is None or weight is None or len(home.fast) != 1 or home.fast[0].part is not part:
+            continue
+        there = weight.device == x.device and weight.dim() == 2 and weight.shape[1] == x.shape[-1]
+        if there and weight.untyped_storage().nbytes() and _serves(module, home.fast, x, weight, bias):
+            slot = home.fast[0]
+            found[home] = Layer(slot.active(), _acting(kernel, slot), weight, bias)
+    return found
+
+
+def _acting(kernel: Kernel, slot: Slot) -> Params:
+    """The parameters that have the slot's effect, as they are stored."""
+    return kernel.difference(slot.quiet, slot.own(), slot.start()) if slot.part.relative else slot.own()
 
 
 def _settled(kernel: Kernel, slots: Sequence[Slot], rows: Sequence[str | None] | None, layer: Frozen) -> Run | None:

@@ -14,6 +14,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.form import Form, Params
 from luthier.core.router import TASKS, Route, Routed, Told, routing, tasks_of
 from luthier.core.scope import Selection
+from luthier.core.siblings import Ahead, Reading
 from luthier.core.site import Site
 
 if TYPE_CHECKING:
@@ -92,6 +93,10 @@ class State:
     """Sites seen by a probing pass, while it runs."""
     met: set[tuple[str, str]] = field(default_factory=set)
     """Sites that a probing pass has seen since the last module was adapted."""
+    reading: Reading | None = None
+    """The tensor that a probing pass is reading."""
+    ahead: Ahead | None = None
+    """Outputs of the layers that are called next."""
 
     def prompt_of(self, owner: str) -> Prompt:
         """The prompt of a stack: a decoder's, behind an encoder, is its start token unless told."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from luthier.core import siblings
 from luthier.core.adapters import Adapters
 from luthier.core.call import Prompt, read_call
 from luthier.core.errors import LuthierError
@@ -203,6 +204,8 @@ def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple
     if state.reached is not None:
         state.reached.update(s.site.key for s in adapters.slots() if s.site.kind != "param")
     x = args[0] if args else kwargs[first]
+    if state.reached is not None and adapters.fast:
+        siblings.note(state, module, adapters, x)
     if (y := fast_linear(module, adapters, x)) is not None:
         return y
     for slot in adapters.inputs:

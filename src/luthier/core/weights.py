@@ -142,7 +142,9 @@ def _fresh(module: nn.Module, part: Part, site: Site) -> dict[str, Tensor]:
 
 
 def _tensor(folder: Path, file: Any, key: str) -> Tensor:
-    tensor = file.get_tensor(key).clone()  # the file's memory is aligned to 8 bytes, where some libraries round otherwise
+    tensor = file.get_tensor(
+        key
+    ).clone()  # the file's memory is aligned to 8 bytes, where some libraries round otherwise
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise LuthierError(
             f"{folder / WEIGHTS}: {key} holds NaN or infinity; this adapter was saved from a failed run."

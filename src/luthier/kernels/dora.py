@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.core.fast import Frozen, Run
+from luthier.core.fast import Frozen, Layer, Run
 from luthier.core.form import Params
 from luthier.forms.dora import DoRA
 from luthier.kernels._rows import Rows, added
@@ -17,11 +17,11 @@ from luthier.kernels._rows import Rows, added
 KEEPS = True
 
 
-def linear(form: DoRA, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(layer: Layer[DoRA], x: Tensor) -> Tensor:
     """y = c ∘ (x Wᵀ + s (x Aᵀ) Bᵀ) + b, c = m / ‖W + s B A‖ [d_out], x [..., d_in]."""
-    a, b, s = p["A"], p["B"], form.scale
-    c = p["m"] / _norms(weight, a.detach(), b.detach(), s).to(x.dtype)
-    return _Product.apply(x, weight, bias, a, b, c, s)[0]  # type: ignore[index]
+    p, weight, s = layer.cast(x.dtype), layer.weight, layer.form.scale
+    c = p["m"] / _norms(weight, p["A"].detach(), p["B"].detach(), s).to(x.dtype)
+    return _Product.apply(x, weight, layer.bias, p["A"], p["B"], c, s)[0]  # type: ignore[index]
 
 
 def decoder(form: DoRA, p: Params, layer: Frozen) -> Run:

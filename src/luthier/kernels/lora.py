@@ -1,4 +1,4 @@
-"""LoRA's adapted layer in one autograd node: no second output, no sum of two input gradients."""
+"""LoRA's adapted layers in one autograd node: no second output, no sum of input gradients; one pass over x for all."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.core.fast import Frozen, Run
+from luthier.core.fast import Frozen, Layer, Run
 from luthier.core.form import Params
 from luthier.forms.lora import LoRA
 from luthier.kernels._dropout import dropped, keep
 from luthier.kernels._rows import Rows, added
 
 
-def linear(form: LoRA, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(layer: Layer[LoRA], x: Tensor) -> Tensor:
     """y = x Wᵀ + b + s (drop(x) Aᵀ) Bᵀ, x [..., d_in]."""
-    read = dropped(x, form.dropout, weight)
-    s = form.scale / keep(form.dropout)
+    return linears([layer], x)[0]
+
+
+def linears(layers: Sequence[Layer[LoRA]], x: Tensor) -> list[Tensor]:
+    """The same for layers that read the same x, at one rate of dropout."""
+    rate = layers[0].form.dropout
+    read = dropped(x, rate, layers[0].weight)
     given, mask = (None, None) if read is None else (read.x, read.mask)
-    return _LoRA.apply(x, weight, bias, p["A"], p["B"], s, given, mask)[0]  # type: ignore[index]
+    scales = [layer.form.scale / keep(rate) for layer in layers]
+    tensors = [t for layer in layers for t in (layer.weight, layer.bias, layer.p["A"], layer.p["B"])]
+    return list(_LoRA.apply(x, given, mask, scales, *tensors)[: len(layers)])  # type: ignore[index]
 
 
 def difference(form: LoRA, p: Params, start: Params) -> dict[str, Tensor]:
@@ -55,34 +62,52 @@ def mixed(pairs: Sequence[tuple[LoRA, Params]], rows: Sequence[int | None], laye
 
 
 class _LoRA(torch.autograd.Function):
-    """Thin factors keep their long side last in memory, where matrix products are up to three times as fast."""
+    """Thin factors keep their long side last in memory, where matrix products are up to three times as fast.
+
+    So what lies between A and B is h = A xᵀ [ranks, tokens], with the ranks of all layers above each other.
+    """
 
     @staticmethod
-    def forward(x, weight, bias, a, b, s: float, read: Tensor | None, mask: Tensor | None):  # pyright: ignore
-        """y [..., d_out]; `read` is what A reads: x with dropout, or None for x itself."""
-        y = functional.linear(x, weight, bias)
-        inner = (x if read is None else read).reshape(-1, x.shape[-1]) @ a.mT
-        up = b.mT.contiguous()
-        y.view(-1, y.shape[-1]).addmm_(inner, up, alpha=s)
-        return y, inner, up
+    def forward(x: Tensor, read: Tensor | None, mask: Tensor | None, scales: list[float], *tensors: Tensor):
+        """(y of each layer [..., d_out], h, A, and s Bᵀ of each); `read` is what A reads: x with dropout, or None."""
+        weights, biases, downs, ups = (tensors[place::4] for place in range(4))
+        a = torch.cat([down.to(x.dtype) for down in downs]) if len(downs) > 1 else downs[0].to(x.dtype)
+        ups = tuple((s * b.mT).to(x.dtype).contiguous() for s, b in zip(scales, ups, strict=True))
+        h = a @ (x if read is None else read).reshape(-1, x.shape[-1]).mT
+        ys, parts = [], h.split([len(up) for up in ups])
+        for weight, bias, up, part in zip(weights, biases, ups, parts, strict=True):
+            y = functional.linear(x, weight, bias)
+            y.view(-1, y.shape[-1]).addmm_(part.mT, up)
+            ys.append(y)
+        return *ys, h, a, *ups
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, weight, _, a, _, ctx.s, read, mask = inputs
-        ctx.shape = x.shape
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(x if read is None else read, weight, a, *output[1:], mask)
+        x, read, mask, ctx.scales, *tensors = inputs
+        ctx.count = len(ctx.scales)
+        ctx.mark_non_differentiable(*output[ctx.count :])
+        ctx.save_for_backward(x if read is None else read, mask, *output[ctx.count :], *tensors[::4])
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: Tensor):
-        read, weight, a, inner, up, mask = ctx.saved_tensors
-        dy = dy.reshape(-1, dy.shape[-1])
-        dinner = (dy @ up.mT) * ctx.s
-        db = (inner.mT @ dy).mT * ctx.s
-        da = dinner.mT @ read.reshape(-1, read.shape[-1])
+    def backward(ctx: Any, *dys: Tensor):
+        read, mask, h, a, *rest = ctx.saved_tensors
+        ups, weights = rest[: ctx.count], rest[ctx.count :]
+        flat = [dy.reshape(-1, dy.shape[-1]) for dy in dys[: ctx.count]]
+        dh = torch.cat([up @ dy.mT for up, dy in zip(ups, flat, strict=True)])
+        sizes = [len(up) for up in ups]
+        das = (dh @ read.reshape(-1, read.shape[-1])).split(sizes)
+        dbs = [s * (part @ dy).mT for s, part, dy in zip(ctx.scales, h.split(sizes), flat, strict=True)]
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = functional.linear(dy, weight.mT)  # dy W, by the library of the forward pass
-            dx = dx.addmm_(dinner, a) if mask is None else dx.add_((dinner @ a).mul_(mask.view(dx.shape)))
-            dx = dx.view(ctx.shape)
-        return dx, None, None, da, db, None, None, None
+            dx = _through(flat, weights)
+            dx = dx.addmm_(dh.mT, a) if mask is None else dx.add_((dh.mT @ a).mul_(mask.view(dx.shape)))
+            dx = dx.view(read.shape)
+        return dx, None, None, None, *(g for da, db in zip(das, dbs, strict=True) for g in (None, None, da, db))
+
+
+def _through(dys: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Σ dy W, by the library of the forward pass."""
+    dx, *others = (functional.linear(dy, weight.mT) for dy, weight in zip(dys, weights, strict=True))
+    for other in others:
+        dx.add_(other)
+    return dx

@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.core.fast import Frozen, Run
+from luthier.core.fast import Frozen, Layer, Run
 from luthier.core.form import Params
 from luthier.forms.wegeft import WeGeFT
 from luthier.kernels._dropout import dropped, keep
 from luthier.kernels._rows import Rows, added
 
 
-def linear(form: WeGeFT, p: Params, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(layer: Layer[WeGeFT], x: Tensor) -> Tensor:
     """y = x̂ Wᵀ + b, x̂ = x + s (drop(x) ψᵀ) φᵀ, x [..., d_in]."""
-    read = dropped(x, form.dropout, weight)
+    form, p = layer.form, layer.cast(x.dtype)
+    read = dropped(x, form.dropout, layer.weight)
     s = form.scale / keep(form.dropout)
     given, mask = (None, None) if read is None else (read.x, read.mask)
-    return _WeGeFT.apply(x, weight, bias, p["phi"], p["psi"], s, given, mask)[0]  # type: ignore[index]
+    return _WeGeFT.apply(x, layer.weight, layer.bias, p["phi"], p["psi"], s, given, mask)[0]  # type: ignore[index]
 
 
 def difference(form: WeGeFT, p: Params, start: Params) -> dict[str, Tensor]:
