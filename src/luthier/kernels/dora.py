@@ -12,6 +12,7 @@ from torch.nn import functional
 from luthier.core.fast import Frozen, Layer, Run
 from luthier.core.form import Params
 from luthier.forms.dora import DoRA
+from luthier.kernels._ranks import scaled, through, together
 from luthier.kernels._rows import Rows, added
 
 KEEPS = True
@@ -19,9 +20,18 @@ KEEPS = True
 
 def linear(layer: Layer[DoRA], x: Tensor) -> Tensor:
     """y = c ∘ (x Wᵀ + s (x Aᵀ) Bᵀ) + b, c = m / ‖W + s B A‖ [d_out], x [..., d_in]."""
-    p, weight, s = layer.cast(x.dtype), layer.weight, layer.form.scale
-    c = p["m"] / _norms(weight, p["A"].detach(), p["B"].detach(), s).to(x.dtype)
-    return _Product.apply(x, weight, layer.bias, p["A"], p["B"], c, s)[0]  # type: ignore[index]
+    return linears([layer], x)[0]
+
+
+def linears(layers: Sequence[Layer[DoRA]], x: Tensor) -> list[Tensor]:
+    """The same for layers that read the same x."""
+    scales = [layer.form.scale for layer in layers]
+    tensors = []
+    for layer, s in zip(layers, scales, strict=True):
+        p = layer.cast(x.dtype)
+        c = p["m"] / _norms(layer.weight, p["A"].detach(), p["B"].detach(), s).to(x.dtype)
+        tensors += [layer.weight, layer.bias, layer.p["A"], layer.p["B"], c]
+    return list(_DoRA.apply(x, scales, *tensors)[: len(layers)])  # type: ignore[index]
 
 
 def decoder(form: DoRA, p: Params, layer: Frozen) -> Run:
@@ -63,33 +73,52 @@ def _norms(w: Tensor, a: Tensor, b: Tensor, s: float) -> Tensor:
     """‖W + s B A‖ of each row, from ‖W‖² + 2 s ⟨W Aᵀ, B⟩ + s² ⟨B A Aᵀ, B⟩; a constant in the gradient."""
     wide = torch.promote_types(w.dtype, torch.float32)
     squares = torch.linalg.vector_norm(w, dim=1, dtype=wide).square()
-    cross, gram, b = (w @ a.mT).to(wide), (a @ a.mT).to(wide), b.to(wide)
+    cross, gram, b = (a @ w.mT).mT.to(wide), (a @ a.mT).to(wide), b.to(wide)
     return (squares + 2 * s * (cross * b).sum(1) + s**2 * ((b @ gram) * b).sum(1)).clamp(min=0).sqrt()
 
 
-class _Product(torch.autograd.Function):
+class _DoRA(torch.autograd.Function):
+    """As LoRA's; a layer's product before it is scaled, z [tokens, d_out], is kept for the gradient of c."""
+
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, c: Tensor, s: float):
+    def forward(x: Tensor, scales: list[float], *tensors: Tensor):
+        """(y of each layer [..., d_out], z of each, h, A, and s Bᵀ of each)."""
+        weights, biases, downs, ups, cs = (tensors[place::5] for place in range(5))
+        a, ups = together(downs, x.dtype), scaled(ups, scales, x.dtype)
         flat = x.reshape(-1, x.shape[-1])
-        inner = flat @ a.mT
-        z = functional.linear(flat, weight).addmm_(inner, b.mT, alpha=s)
-        y = z * c if bias is None else torch.addcmul(bias, z, c)
-        return y.view(*x.shape[:-1], -1), inner, z
+        h = a @ flat.mT
+        ys, zs, parts = [], [], h.split([len(up) for up in ups])
+        for weight, bias, up, part, c in zip(weights, biases, ups, parts, cs, strict=True):
+            z = functional.linear(flat, weight).addmm_(part.mT, up)
+            y = z * c if bias is None else torch.addcmul(bias, z, c)
+            ys.append(y.view(*x.shape[:-1], -1))
+            zs.append(z)
+        return *ys, *zs, h, a, *ups
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, weight, _, a, b, c, ctx.s = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(x, weight, a, b, c, *output[1:])
+        x, ctx.scales, *tensors = inputs
+        ctx.count = len(ctx.scales)
+        ctx.mark_non_differentiable(*output[ctx.count :])
+        ctx.save_for_backward(x, *tensors[::5], *tensors[4::5], *output[ctx.count :])
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: Tensor):
-        x, weight, a, b, c, inner, z = ctx.saved_tensors
-        dy = dy.reshape(-1, dy.shape[-1])
-        dc = (dy * z).sum(0)
-        dz = dy * c
-        dinner = (dz @ b) * ctx.s
-        db = (inner.mT @ dz).mT * ctx.s
-        da = dinner.mT @ x.reshape(-1, x.shape[-1])
-        dx = functional.linear(dz, weight.mT).addmm_(dinner, a).view(x.shape) if ctx.needs_input_grad[0] else None
-        return dx, None, None, da, db, dc, None
+    def backward(ctx: Any, *dys: Tensor):
+        n = ctx.count
+        x, *rest = ctx.saved_tensors
+        weights, cs, zs, (h, a, *ups) = rest[:n], rest[n : 2 * n], rest[2 * n : 3 * n], rest[3 * n :]
+        dcs, dzs = [], []
+        for dy, z, c in zip(dys[:n], zs, cs, strict=True):
+            dy = dy.reshape(z.shape)
+            room = dy * z
+            dcs.append(room.sum(0))
+            dzs.append(torch.mul(dy, c, out=room))
+        dh = torch.cat([up @ dz.mT for up, dz in zip(ups, dzs, strict=True)])
+        sizes = [len(up) for up in ups]
+        das = (dh @ x.reshape(-1, x.shape[-1])).split(sizes)
+        dbs = [s * (part @ dz).mT for s, part, dz in zip(ctx.scales, h.split(sizes), dzs, strict=True)]
+        dx = None
+        if ctx.needs_input_grad[0]:
+            gradients = [functional.linear(dz, weight.mT) for dz, weight in zip(dzs, weights, strict=True)]
+            dx = through(gradients, dh, a, None).view(x.shape)
+        return dx, None, *(g for own in zip(das, dbs, dcs, strict=True) for g in (None, None, *own))

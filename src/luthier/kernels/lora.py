@@ -13,6 +13,7 @@ from luthier.core.fast import Frozen, Layer, Run
 from luthier.core.form import Params
 from luthier.forms.lora import LoRA
 from luthier.kernels._dropout import dropped, keep
+from luthier.kernels._ranks import scaled, through, together
 from luthier.kernels._rows import Rows, added
 
 
@@ -62,17 +63,13 @@ def mixed(pairs: Sequence[tuple[LoRA, Params]], rows: Sequence[int | None], laye
 
 
 class _LoRA(torch.autograd.Function):
-    """Thin factors keep their long side last in memory, where matrix products are up to three times as fast.
-
-    So what lies between A and B is h = A xᵀ [ranks, tokens], with the ranks of all layers above each other.
-    """
+    """Between A and B is h = A xᵀ [ranks, tokens], with the ranks of all layers above each other."""
 
     @staticmethod
     def forward(x: Tensor, read: Tensor | None, mask: Tensor | None, scales: list[float], *tensors: Tensor):
         """(y of each layer [..., d_out], h, A, and s Bᵀ of each); `read` is what A reads: x with dropout, or None."""
         weights, biases, downs, ups = (tensors[place::4] for place in range(4))
-        a = torch.cat([down.to(x.dtype) for down in downs]) if len(downs) > 1 else downs[0].to(x.dtype)
-        ups = tuple((s * b.mT).to(x.dtype).contiguous() for s, b in zip(scales, ups, strict=True))
+        a, ups = together(downs, x.dtype), scaled(ups, scales, x.dtype)
         h = a @ (x if read is None else read).reshape(-1, x.shape[-1]).mT
         ys, parts = [], h.split([len(up) for up in ups])
         for weight, bias, up, part in zip(weights, biases, ups, parts, strict=True):
@@ -99,15 +96,7 @@ class _LoRA(torch.autograd.Function):
         dbs = [s * (part @ dy).mT for s, part, dy in zip(ctx.scales, h.split(sizes), flat, strict=True)]
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = _through(flat, weights)
-            dx = dx.addmm_(dh.mT, a) if mask is None else dx.add_((dh.mT @ a).mul_(mask.view(dx.shape)))
-            dx = dx.view(read.shape)
+            # dy W, by the library of the forward pass
+            gradients = [functional.linear(dy, weight.mT) for dy, weight in zip(flat, weights, strict=True)]
+            dx = through(gradients, dh, a, mask).view(read.shape)
         return dx, None, None, None, *(g for da, db in zip(das, dbs, strict=True) for g in (None, None, da, db))
-
-
-def _through(dys: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Σ dy W, by the library of the forward pass."""
-    dx, *others = (functional.linear(dy, weight.mT) for dy, weight in zip(dys, weights, strict=True))
-    for other in others:
-        dx.add_(other)
-    return dx

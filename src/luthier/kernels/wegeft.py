@@ -13,16 +13,23 @@ from luthier.core.fast import Frozen, Layer, Run
 from luthier.core.form import Params
 from luthier.forms.wegeft import WeGeFT
 from luthier.kernels._dropout import dropped, keep
+from luthier.kernels._ranks import scaled, through, together
 from luthier.kernels._rows import Rows, added
 
 
 def linear(layer: Layer[WeGeFT], x: Tensor) -> Tensor:
     """y = x̂ Wᵀ + b, x̂ = x + s (drop(x) ψᵀ) φᵀ, x [..., d_in]."""
-    form, p = layer.form, layer.cast(x.dtype)
-    read = dropped(x, form.dropout, layer.weight)
-    s = form.scale / keep(form.dropout)
+    return linears([layer], x)[0]
+
+
+def linears(layers: Sequence[Layer[WeGeFT]], x: Tensor) -> list[Tensor]:
+    """The same for layers that read the same x, at one rate of dropout."""
+    rate = layers[0].form.dropout
+    read = dropped(x, rate, layers[0].weight)
     given, mask = (None, None) if read is None else (read.x, read.mask)
-    return _WeGeFT.apply(x, layer.weight, layer.bias, p["phi"], p["psi"], s, given, mask)[0]  # type: ignore[index]
+    scales = [layer.form.scale / keep(rate) for layer in layers]
+    tensors = [t for layer in layers for t in (layer.weight, layer.bias, layer.p["psi"], layer.p["phi"])]
+    return list(_WeGeFT.apply(x, given, mask, scales, *tensors)[: len(layers)])  # type: ignore[index]
 
 
 def difference(form: WeGeFT, p: Params, start: Params) -> dict[str, Tensor]:
@@ -56,31 +63,38 @@ def mixed(pairs: Sequence[tuple[WeGeFT, Params]], rows: Sequence[int | None], la
 
 
 class _WeGeFT(torch.autograd.Function):
+    """As LoRA's: between ψ and φ is h = ψ xᵀ [ranks, tokens]; an edited input lives until its layer has read it."""
+
     @staticmethod
-    def forward(x, weight, bias, phi, psi, s: float, read: Tensor | None, mask: Tensor | None):  # pyright: ignore
-        """y [..., d_out]; `read` is what ψ reads: x with dropout, or None for x itself."""
-        flat = x.reshape(-1, x.shape[-1])
-        inner = (x if read is None else read).reshape(flat.shape) @ psi.mT
-        edited = torch.addmm(flat, inner, phi.mT, alpha=s)
-        return functional.linear(edited, weight, bias).view(*x.shape[:-1], -1), inner
+    def forward(x: Tensor, read: Tensor | None, mask: Tensor | None, scales: list[float], *tensors: Tensor):
+        """(y of each layer [..., d_out], h, ψ, and s φᵀ of each); `read` is what ψ reads: x with dropout, or None."""
+        weights, biases, downs, ups = (tensors[place::4] for place in range(4))
+        flat, psi = x.reshape(-1, x.shape[-1]), together(downs, x.dtype)
+        ups = scaled(ups, scales, x.dtype)
+        h = psi @ (flat if read is None else read.reshape(flat.shape)).mT
+        ys, parts = [], h.split([len(up) for up in ups])
+        for weight, bias, up, part in zip(weights, biases, ups, parts, strict=True):
+            edited = torch.addmm(flat, part.mT, up)
+            ys.append(functional.linear(edited, weight, bias).view(*x.shape[:-1], -1))
+        return *ys, h, psi, *ups
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, weight, _, phi, psi, ctx.s, read, mask = inputs
-        ctx.shape = x.shape
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(x if read is None else read, weight, phi, psi, output[1], mask)
+        x, read, mask, ctx.scales, *tensors = inputs
+        ctx.count = len(ctx.scales)
+        ctx.mark_non_differentiable(*output[ctx.count :])
+        ctx.save_for_backward(x if read is None else read, mask, *output[ctx.count :], *tensors[::4])
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: Tensor):
-        read, weight, phi, psi, inner, mask = ctx.saved_tensors
-        dedited = functional.linear(dy.reshape(-1, dy.shape[-1]), weight.mT)  # dy W, as forwards
-        dinner = (dedited @ phi) * ctx.s
-        dphi = (inner.mT @ dedited).mT * ctx.s
-        dpsi = dinner.mT @ read.reshape(-1, read.shape[-1])
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = dedited  # the other gradients no longer need it
-            dx = dx.addmm_(dinner, psi) if mask is None else dx.add_((dinner @ psi).mul_(mask.view(dx.shape)))
-            dx = dx.view(ctx.shape)
-        return dx, None, None, dphi, dpsi, None, None, None
+    def backward(ctx: Any, *dys: Tensor):
+        read, mask, h, psi, *rest = ctx.saved_tensors
+        ups, weights = rest[: ctx.count], rest[ctx.count :]
+        pairs = zip(dys[: ctx.count], weights, strict=True)
+        dedited = [functional.linear(dy.reshape(-1, dy.shape[-1]), w.mT) for dy, w in pairs]  # dy W, as forwards
+        dh = torch.cat([up @ d.mT for up, d in zip(ups, dedited, strict=True)])
+        sizes = [len(up) for up in ups]
+        dpsis = (dh @ read.reshape(-1, read.shape[-1])).split(sizes)
+        dphis = [s * (part @ d).mT for s, part, d in zip(ctx.scales, h.split(sizes), dedited, strict=True)]
+        dx = through(dedited, dh, psi, mask).view(read.shape) if ctx.needs_input_grad[0] else None
+        pairs = zip(dpsis, dphis, strict=True)
+        return dx, None, None, None, *(g for dpsi, dphi in pairs for g in (None, None, dpsi, dphi))
