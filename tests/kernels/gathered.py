@@ -6,7 +6,6 @@ import json
 
 import torch
 
-from luthier.kernels import _rows
 from luthier.kernels._gathered import added_rows
 from luthier.kernels._rows import Rows
 
@@ -18,11 +17,11 @@ def error(dtype: torch.dtype, tokens: int, ranks: tuple[int, ...], d_in: int, d_
     """The largest difference to the plain twin over the largest number; infinite if a row without adapter changed."""
     a, b = ([torch.randn(rank, width) for rank in ranks] for width in (d_in, d_out))
     x, y = torch.randn(5, tokens, d_in).to(dtype), torch.randn(5, tokens, d_out).to(dtype)
-    plain, fast = (Rows(a, b, [2, None, 0, 1, 2]) for _ in range(2))
-    fast.gathered, fast.a, fast.b = added_rows, _rows._stacked(a), _rows._stacked(b)
+    plain, fast = Rows(a, b), Rows(a, b)
+    fast.gathered = added_rows
     slow, quick = y.clone(), y.clone()
-    plain.add(slow, x)
-    fast.add(quick, x)
+    for rows, out in ((plain, slow), (fast, quick)):
+        rows.adder((2, None, 0, 1, 2))(out, x)
     found = (quick - slow).double().abs().max() / slow.double().abs().max()
     return float(found) if torch.equal(quick[1], y[1]) else float("inf")
 

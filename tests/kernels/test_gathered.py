@@ -28,10 +28,9 @@ def test_rows_read_their_own_factors():
 
 def test_it_is_for_a_few_tokens_of_float32_factors_on_cuda():
     a, b = [torch.randn(2, 6)], [torch.randn(2, 4)]
-    rows, called = Rows(a, b, [0, None]), []
+    rows, called = Rows(a, b), []
     assert rows.gathered is None
-    rows.a, rows.b = _rows._stacked(a), _rows._stacked(b)
     rows.gathered = lambda *given: called.append(given)
     for tokens in (_rows.FEW, _rows.FEW + 1):
-        rows.add(torch.zeros(2, tokens, 4), torch.randn(2, tokens, 6))
+        rows.adder((0, None))(torch.zeros(2, tokens, 4), torch.randn(2, tokens, 6))
     assert [given[0].shape[1] for given in called] == [_rows.FEW]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from luthier.core.fast import Kernel, Step, kernel_of
+from luthier.core.fast import Kernel, Stack, Step, kernel_of
 from luthier.core.slot import Part, Slot, State
 
 
@@ -25,6 +25,8 @@ class Adapters(nn.Module):
         """The layers that read the same tensor right after this one."""
         self.acting: dict[int, Slot] = {}
         """The enabled slots by their order of attachment."""
+        self.stack: Stack | None = None
+        """What a mixed batch makes of the adapters here; switching them leaves it."""
         self.refresh()
 
     def add(self, slot: Slot) -> None:
@@ -60,6 +62,7 @@ class Adapters(nn.Module):
         for key, slot in [(k, s) for k, s in self._modules.items() if s.part in parts]:  # type: ignore[union-attr]
             del self._modules[key]
             self.acting.pop(slot.order, None)  # type: ignore[union-attr, arg-type]
+        self.stack = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -82,14 +85,14 @@ class Adapters(nn.Module):
 
     def train(self, mode: bool = True) -> Adapters:
         """As every module's; noise comes and goes with it. Silent slots hear of it when they are to act."""
-        self.step = None
+        self.step = self.stack = None
         self.training = mode
         for slot in self.acting.values():
             slot.training = mode
         return self
 
     def _apply(self, fn, recurse=True):
-        self.step = None  # the parameters move
+        self.step = self.stack = None  # the parameters move
         return super()._apply(fn, recurse)
 
     def slots(self) -> list[Slot]:

@@ -7,10 +7,12 @@ itself), autocast, sharding, packed weights, and beside another adapter on the s
 `linears(layers, x) -> ys`, layers of one part that read the same x run as one (`luthier.core.siblings`).
 
 Where no gradient is wanted, one decoded token costs less than finding out what to do with it. So a kernel may also
-have `decoder(form, p, layer) -> run` and `mixed(pairs, rows, layer) -> run`, which settle all of that once: `run(x)` is
-then the adapted layer, `layer(x)` the base's. The parameters come as they are stored (float32). What depends on them
-alone may be computed then and kept (`KEEPS`): a step is settled anew when torch's counters say that a tensor changed,
-when one was replaced or moved, and behind every pass with gradients, since some optimisers write past the counters.
+have `decoder(form, p, layer) -> run` and `mixed(pairs, layer) -> arrange`, which settle all of that once: `run(x)` is
+then the adapted layer, `layer(x)` the base's. `arrange(rows) -> run` is the layer for rows that use one of the pairs
+each: what the pairs make together is kept while rows come and go. The parameters come as they are stored (float32).
+What depends on them alone may be computed then and kept (`KEEPS`): a step is settled anew when torch's counters say
+that a tensor changed, when one was replaced or moved, and behind every pass with gradients, since some optimisers write
+past the counters.
 What is written through `.data` (averages of weights, say) has no counter. So on a CPU what is kept of a single adapter
 also goes by the values of its parameters; on a GPU, where a look at them would stop the queue, nothing is kept of it.
 
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
 
 Run = Callable[[Tensor], Tensor]
 """A layer: x [..., d_in] to y [..., d_out]."""
+Numbers = tuple[int | None, ...]
+"""The number of each row's adapter, None for the base."""
+Arrange = Callable[[Numbers], Run]
+"""The layer for a batch of rows."""
 Held = Mapping[str, Tensor | None]
 """Tensors of a module, by name."""
 
@@ -84,23 +90,21 @@ class Kernel(Protocol):
     linear: Callable[[Layer, Tensor], Tensor]
     linears: Callable[[Sequence[Layer], Tensor], list[Tensor]]
     decoder: Callable[[Form, Params, Frozen], Run]
-    mixed: Callable[[Sequence[tuple[Form, Params]], Sequence[int | None], Frozen], Run]
+    mixed: Callable[[Sequence[tuple[Form, Params]], Frozen], Arrange]
     difference: Callable[[Form, Params, Params], Params]
 
 
-class Step:
-    """An adapted layer, ready to run as long as nothing about it changes."""
+class Guard:
+    """Tells whether something that was made of tensors still counts."""
 
-    def __init__(
-        self, dtype: torch.dtype, run: Run, holders: Sequence[Held], keeps: bool, watched: Sequence[Tensor] = ()
-    ) -> None:
-        """With `keeps`, `run` goes by what the tensors in `holders` were and not only by which they are.
+    def __init__(self, holders: Sequence[Held], keeps: bool, watched: Sequence[Tensor] = ()) -> None:
+        """With `keeps`, it goes by what the tensors in `holders` were and not only by which they are.
 
         The values of those that are `watched` are compared as well, by a copy.
         """
-        self.dtype, self.run = dtype, run
         self.tensors = [(held, name, t) for held in holders for name, t in held.items() if t is not None]
-        self.stamps = [(t, t._version, t.data_ptr()) for _, _, t in self.tensors] if keeps else []
+        self.counted = not any(t.is_inference() for _, _, t in self.tensors)
+        self.stamps = [(t, t._version, t.data_ptr()) for _, _, t in self.tensors] if keeps and self.counted else []
         self.copies = [(t, t.detach().clone()) for t in watched]
 
     def holds(self) -> bool:
@@ -113,8 +117,34 @@ class Step:
                 return False
         return all(torch.equal(tensor, copy) for tensor, copy in self.copies)
 
+
+class _Own:
     def __reduce__(self):
         return type(None), ()  # a copy of the layer has other parameters, and settles its own
+
+
+@dataclass(frozen=True)
+class Step(_Own):
+    """An adapted layer, ready to run as long as nothing about it changes."""
+
+    dtype: torch.dtype
+    rows: tuple[str | None, ...] | None
+    """The rows it is for, the very tuple that the state holds."""
+    run: Run
+    guard: Guard
+
+
+@dataclass(frozen=True)
+class Stack(_Own):
+    """What the adapters of a layer are together, whichever of them the rows use."""
+
+    places: Mapping[Slot, int]
+    arrange: Arrange
+    guard: Guard
+
+    def serves(self, slots: Sequence[Slot]) -> bool:
+        """Whether these are in it, as they are."""
+        return all(slot in self.places for slot in slots) and self.guard.holds()
 
 
 _on = True
@@ -145,7 +175,7 @@ def ready(adapters: Adapters, x: Tensor) -> Run | None:
     step: Step | None = adapters.step
     if step is None or not _on or torch.compiler.is_compiling():
         return None
-    if torch.is_grad_enabled() or not step.holds():
+    if torch.is_grad_enabled() or step.rows is not adapters.state.rows or not step.guard.holds():
         adapters.step = None
         return None
     return step.run if step.dtype is x.dtype and not torch.is_autocast_enabled(x.device.type) else None
@@ -154,7 +184,11 @@ def ready(adapters: Adapters, x: Tensor) -> Run | None:
 def fast_linear(module: nn.Module, adapters: Adapters, x: Tensor) -> Tensor | None:
     """What an adapted layer gives, by a kernel; None where the plain path is to run."""
     slots = adapters.fast
-    if torch.compiler.is_compiling() or not _on or not slots:
+    if torch.compiler.is_compiling():
+        return None
+    if torch.is_grad_enabled():
+        adapters.stack = None
+    if not _on or not slots:
         return None
     kernel = kernel_of(type(slots[0].form))
     assert kernel is not None  # or the slots were not fast
@@ -162,15 +196,8 @@ def fast_linear(module: nn.Module, adapters: Adapters, x: Tensor) -> Tensor | No
     if weight is None or not _serves(module, slots, x, weight, bias):
         return None
     rows = adapters.state.rows
-    if not torch.is_grad_enabled() and (run := _settled(kernel, slots, rows, Frozen(weight, bias))) is not None:
-        holders: list[Held] = [module._parameters, *(slot._parameters for slot in slots)]
-        keeps = slots[0].part.relative or vars(kernel).get("KEEPS", False)
-        counted = not any(t.is_inference() for held in holders for t in held.values() if t is not None)
-        if counted and (rows is not None or not keeps or x.device.type == "cpu"):
-            watched = [t for slot in slots for t in slot._parameters.values() if t is not None]
-            watched = watched if keeps and rows is None else []
-            adapters.step = Step(x.dtype, run, holders, keeps or rows is not None, watched)
-        return run(x)
+    if not torch.is_grad_enabled() and (step := _settled(kernel, module, adapters, x)) is not None:
+        return step.run(x)
     if rows is not None or len(slots) > 1:
         return None
     slot = slots[0]
@@ -215,17 +242,44 @@ def _acting(kernel: Kernel, slot: Slot) -> Params:
     return kernel.difference(slot.quiet, slot.own(), slot.start()) if slot.part.relative else slot.own()
 
 
-def _settled(kernel: Kernel, slots: Sequence[Slot], rows: Sequence[str | None] | None, layer: Frozen) -> Run | None:
-    """The step of a layer outside training, where its kernel has one."""
+def _settled(kernel: Kernel, module: nn.Module, adapters: Adapters, x: Tensor) -> Step | None:
+    """The step of a layer outside training, where its kernel has one; it is kept if what it goes by can be watched."""
+    slots, weight = adapters.fast, module._parameters["weight"]
     if any(slot.active() is not slot.quiet for slot in slots) or not {"decoder", "mixed"} <= set(vars(kernel)):
         return None
-    if rows is None:
-        return kernel.decoder(slots[0].quiet, _acting(kernel, slots[0]), layer) if len(slots) == 1 else None
-    places = {slot.name: index for index, slot in enumerate(slots)}
-    if len(places) < len(slots):  # an adapter with two parts here
+    assert weight is not None
+    layer = Frozen(weight, module._parameters.get("bias"))
+    holders: list[Held] = [module._parameters, *(slot._parameters for slot in slots)]
+    if adapters.state.rows is not None:
+        return _mixed(kernel, adapters, x.dtype, layer, holders)
+    return _single(kernel, adapters, x, layer, holders) if len(slots) == 1 else None
+
+
+def _mixed(
+    kernel: Kernel, adapters: Adapters, dtype: torch.dtype, layer: Frozen, holders: Sequence[Held]
+) -> Step | None:
+    slots, rows, stack = adapters.fast, adapters.state.rows, adapters.stack
+    if len({slot.name for slot in slots}) < len(slots):  # an adapter with two parts here
         return None
-    pairs = [(slot.quiet, _acting(kernel, slot)) for slot in slots]
-    return kernel.mixed(pairs, [places.get(row or "") for row in rows], layer)
+    if stack is None or not stack.serves(slots):
+        pairs = [(slot.quiet, _acting(kernel, slot)) for slot in slots]
+        places = {slot: index for index, slot in enumerate(slots)}
+        stack = Stack(places, kernel.mixed(pairs, layer), Guard(holders, keeps=True))
+    own: dict[str | None, int] = {slot.name: stack.places[slot] for slot in slots}
+    step = Step(dtype, rows, stack.arrange(tuple(own.get(row) for row in rows or ())), stack.guard)
+    if stack.guard.counted:
+        adapters.stack, adapters.step = stack, step
+    return step
+
+
+def _single(kernel: Kernel, adapters: Adapters, x: Tensor, layer: Frozen, holders: Sequence[Held]) -> Step:
+    (slot,) = adapters.fast
+    keeps = slot.part.relative or vars(kernel).get("KEEPS", False)
+    guard = Guard(holders, keeps, [t for t in slot._parameters.values() if t is not None and keeps])
+    step = Step(x.dtype, None, kernel.decoder(slot.quiet, _acting(kernel, slot), layer), guard)
+    if guard.counted and (not keeps or x.device.type == "cpu"):
+        adapters.step = step
+    return step
 
 
 def _serves(module: nn.Module, slots: Sequence[Slot], x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -6,6 +6,8 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +15,12 @@ from torch.nn import functional
 
 FEW = 32
 """Up to so many tokens, half-precision products this small take ten times as long as float32 ones on a CPU."""
+
+SLACK = 4
+"""Groups may be filled up to so many times the rows there are: the factors cost more than the rows, up to there."""
+
+Add = Callable[[Tensor, Tensor], None]
+"""`add(y, x)`: y [rows, ..., d_out] and contiguous, changed in place; x [rows, ..., d_in]."""
 
 
 def added(y: Tensor, x: Tensor, a: Tensor, b: Tensor, s: float) -> None:
@@ -30,34 +38,103 @@ def added(y: Tensor, x: Tensor, a: Tensor, b: Tensor, s: float) -> None:
 
 def added_rows(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> None:
     """y += (x Aᵀ) B row by row; y [n, t, d_out], x [n, t, d_in], A [n, r, d_in], B [n, r, d_out]."""
-    if x.dtype == a.dtype:
-        y.baddbmm_(torch.bmm(x, a.mT), b)
-    elif x.shape[1] <= FEW and x.device.type == "cpu":
-        y.add_(torch.bmm(torch.bmm(x.to(a.dtype), a.mT), b))
+    x, a, b = _alike(x, a, b)
+    if y.dtype == b.dtype:
+        y.baddbmm_(torch.bmm(a, x.mT).mT, b)  # thin factors are fastest on the left, their long side last
     else:
-        y.baddbmm_(torch.bmm(x, a.mT.to(x.dtype)), b.to(x.dtype))
+        y.add_(torch.bmm(torch.bmm(a, x.mT).mT, b))
 
 
 class Rows:
-    """The factors of a mixed batch: row i of what comes has those numbered rows[i], or none."""
+    """The factors of several adapters, one after the other, for rows that use one of them each."""
 
-    def __init__(self, a: Sequence[Tensor], b: Sequence[Tensor], rows: Sequence[int | None]) -> None:
+    def __init__(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
         """a and b hold A [r_i, d_in] and s Bᵀ [r_i, d_out] of every adapter, of any ranks."""
         self.a, self.b = _stacked(a), _stacked(b)
-        self.index = torch.tensor([len(a) if row is None else row for row in rows], device=self.a.device)
         self.gathered = _gathered() if self.a.is_cuda and self.a.dtype == torch.float32 else None
-        if self.gathered is None:
-            self.a, self.b = self.a[self.index], self.b[self.index]
 
-    def add(self, y: Tensor, x: Tensor) -> None:
-        """y += s (x Aᵀ) Bᵀ row by row; y [rows, ..., d_out] and contiguous, x [rows, ..., d_in]."""
-        y, x = y.view(len(self.index), -1, y.shape[-1]), x.reshape(len(self.index), -1, x.shape[-1])
-        if self.gathered is None:
-            added_rows(y, x, self.a, self.b)
-        elif x.shape[1] <= FEW:
-            self.gathered(y, x.contiguous(), self.a, self.b, self.index)
+    def adder(self, rows: tuple[int | None, ...]) -> Add:
+        """What adds s (x Aᵀ) Bᵀ with the factors numbered rows[i] to row i, and leaves rows of None as they are."""
+        count, device = len(self.a) - 1, self.a.device
+        if self.gathered is not None:
+            return partial(self._add, _tensor([count if row is None else row for row in rows], device))
+        groups = Groups.of(rows, count, device)
+        if not groups.count:
+            return lambda y, x: None
+        whole = groups.factors is None
+        a, b = (self.a[:-1], self.b[:-1]) if whole else (self.a[groups.factors], self.b[groups.factors])
+        return partial(_added_groups, groups, a, b)
+
+    def _add(self, index: Tensor, y: Tensor, x: Tensor) -> None:
+        y, x = y.view(len(index), -1, y.shape[-1]), x.reshape(len(index), -1, x.shape[-1])
+        if x.shape[1] <= FEW:
+            self.gathered(y, x.contiguous(), self.a, self.b, index)  # type: ignore[misc]
         else:
-            added_rows(y, x, self.a[self.index], self.b[self.index])
+            added_rows(y, x, self.a[index], self.b[index])
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows sorted by adapter, so that factors are read once for all rows that use them: groups of one size, filled up
+    with any row. All layers with the same adapters share them."""
+
+    count: int
+    rows: int
+    factors: Tensor | None
+    """The number of each group's adapter [groups]; None: every adapter has one group, in their order."""
+    take: Tensor | None
+    """The row in each place of the groups [groups · size]; None: the rows are groups as they come."""
+    give: Tensor
+    """The places of the rows that have an adapter."""
+    own: Tensor | None
+    """The numbers of these rows; None for all."""
+
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def of(rows: tuple[int | None, ...], count: int, device: torch.device) -> Groups:
+        """The groups of `rows`, each with the number of one of `count` adapters."""
+        members = {k: [i for i, row in enumerate(rows) if row == k] for k in range(count)}
+        longest = max(map(len, members.values()))
+        own = sorted(row for each in members.values() for row in each)
+        pieces, whole = list(members.items()), count * longest <= SLACK * len(rows)
+        if not whole:  # some adapters have many rows, or most have none: as many groups as it takes, of copied factors
+            longest = -(-len(own) // max(1, sum(map(bool, members.values()))))
+            pieces = [(k, each[i : i + longest]) for k, each in members.items() for i in range(0, len(each), longest)]
+        take = [row for _, each in pieces for row in (each + [0] * longest)[:longest]]
+        places = {row: g * longest + i for g, (_, each) in enumerate(pieces) for i, row in enumerate(each)}
+        return Groups(
+            len(pieces) if own else 0,
+            len(rows),
+            None if whole else _tensor([k for k, _ in pieces], device),
+            None if take == list(range(len(rows))) else _tensor(take, device),
+            _tensor([places[row] for row in own], device),
+            None if len(own) == len(rows) else _tensor(own, device),
+        )
+
+
+def _added_groups(groups: Groups, a: Tensor, b: Tensor, y: Tensor, x: Tensor) -> None:
+    """y += (x A[j]ᵀ) B[j] row by row, j the row's group; y [rows, ..., d_out] contiguous, x [rows, ..., d_in],
+    A [groups, r, d_in], B [groups, r, d_out]."""
+    y, x = y.view(groups.rows, -1, y.shape[-1]), x.reshape(groups.rows, -1, x.shape[-1])
+    if groups.take is None:
+        added_rows(y.view(groups.count, -1, y.shape[-1]), x.view(groups.count, -1, x.shape[-1]), a, b)
+        return
+    x, a, b = _alike(x.index_select(0, groups.take), a, b)
+    low = torch.bmm(a, x.view(groups.count, -1, x.shape[-1]).mT).mT
+    change = torch.bmm(low, b).view(-1, *y.shape[1:]).index_select(0, groups.give)
+    if groups.own is None:
+        y.add_(change)
+    else:
+        y.index_add_(0, groups.own, change.to(y.dtype))
+
+
+def _alike(x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three in one dtype: the factors' for a few tokens on a CPU, else that of x [..., tokens, d_in]."""
+    if x.dtype == a.dtype:
+        return x, a, b
+    if x.shape[1] <= FEW and x.device.type == "cpu":
+        return x.to(a.dtype), a, b
+    return x, a.to(x.dtype), b.to(x.dtype)
 
 
 @functools.cache
@@ -70,6 +147,11 @@ def _gathered() -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] | No
 
 def _stacked(factors: Sequence[Tensor]) -> Tensor:
     """The factors [r_i, d], filled up with zeros to the largest rank, and zeros for no adapter: [factors + 1, r, d]."""
-    rank, width = max(len(f) for f in factors), factors[0].shape[1]
-    padded = [functional.pad(f, (0, 0, 0, rank - len(f))) for f in factors]
-    return torch.stack([*padded, factors[0].new_zeros(rank, width)])
+    stack = factors[0].new_zeros(len(factors) + 1, max(len(f) for f in factors), factors[0].shape[1])
+    for place, factor in zip(stack, factors, strict=False):
+        place[: len(factor)] = factor
+    return stack
+
+
+def _tensor(numbers: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.long, device=device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.core.fast import Frozen, Layer, Run
+from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
 from luthier.core.form import Params
 from luthier.forms.dora import DoRA
 from luthier.kernels._ranks import scaled, through, together
@@ -47,21 +47,26 @@ def decoder(form: DoRA, p: Params, layer: Frozen) -> Run:
     return run
 
 
-def mixed(pairs: Sequence[tuple[DoRA, Params]], rows: Sequence[int | None], layer: Frozen) -> Run:
+def mixed(pairs: Sequence[tuple[DoRA, Params]], layer: Frozen) -> Arrange:
     """The same with the factors and the scales of the pair rows[i] for row i of x [rows, ..., d_in]; None leaves a
     row as it is."""
-    factors = Rows([p["A"] for _, p in pairs], [form.scale * p["B"].mT for form, p in pairs], rows)
+    factors = Rows([p["A"] for _, p in pairs], [form.scale * p["B"].mT for form, p in pairs])
     scales = [_scales(form, p, layer.weight).to(layer.weight.dtype) for form, p in pairs]
     ones = torch.ones_like(scales[0])
-    c = torch.stack([ones if row is None else scales[row] for row in rows])[:, None]
 
-    def run(x: Tensor) -> Tensor:
-        y = functional.linear(x, layer.weight)
-        factors.add(y, x)
-        y.view(len(c), -1, y.shape[-1]).mul_(c)
-        return y if layer.bias is None else y.add_(layer.bias)
+    def arrange(rows: Numbers) -> Run:
+        add = factors.adder(rows)
+        c = torch.stack([ones if row is None else scales[row] for row in rows])[:, None]
 
-    return run
+        def run(x: Tensor) -> Tensor:
+            y = functional.linear(x, layer.weight)
+            add(y, x)
+            y.view(len(c), -1, y.shape[-1]).mul_(c)
+            return y if layer.bias is None else y.add_(layer.bias)
+
+        return run
+
+    return arrange
 
 
 def _scales(form: DoRA, p: Params, w: Tensor) -> Tensor:

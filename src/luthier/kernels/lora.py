@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.core.fast import Frozen, Layer, Run
+from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
 from luthier.core.form import Params
 from luthier.forms.lora import LoRA
 from luthier.kernels._dropout import dropped, keep
@@ -50,16 +50,21 @@ def decoder(form: LoRA, p: Params, layer: Frozen) -> Run:
     return run
 
 
-def mixed(pairs: Sequence[tuple[LoRA, Params]], rows: Sequence[int | None], layer: Frozen) -> Run:
+def mixed(pairs: Sequence[tuple[LoRA, Params]], layer: Frozen) -> Arrange:
     """The same with the factors of the pair rows[i] for row i of x [rows, ..., d_in]; None leaves a row as it is."""
-    factors = Rows([p["A"] for _, p in pairs], [form.scale * p["B"].mT for form, p in pairs], rows)
+    factors = Rows([p["A"] for _, p in pairs], [form.scale * p["B"].mT for form, p in pairs])
 
-    def run(x: Tensor) -> Tensor:
-        y = layer(x)
-        factors.add(y, x)
-        return y
+    def arrange(rows: Numbers) -> Run:
+        add = factors.adder(rows)
 
-    return run
+        def run(x: Tensor) -> Tensor:
+            y = layer(x)
+            add(y, x)
+            return y
+
+        return run
+
+    return arrange
 
 
 class _LoRA(torch.autograd.Function):

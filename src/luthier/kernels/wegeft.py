@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.core.fast import Frozen, Layer, Run
+from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
 from luthier.core.form import Params
 from luthier.forms.wegeft import WeGeFT
 from luthier.kernels._dropout import dropped, keep
@@ -50,16 +50,21 @@ def decoder(form: WeGeFT, p: Params, layer: Frozen) -> Run:
     return run
 
 
-def mixed(pairs: Sequence[tuple[WeGeFT, Params]], rows: Sequence[int | None], layer: Frozen) -> Run:
+def mixed(pairs: Sequence[tuple[WeGeFT, Params]], layer: Frozen) -> Arrange:
     """The same with the factors of the pair rows[i] for row i of x [rows, ..., d_in]; None leaves a row as it is."""
-    factors = Rows([p["psi"] for _, p in pairs], [form.scale * p["phi"].mT for form, p in pairs], rows)
+    factors = Rows([p["psi"] for _, p in pairs], [form.scale * p["phi"].mT for form, p in pairs])
 
-    def run(x: Tensor) -> Tensor:
-        edited = x.clone(memory_format=torch.contiguous_format)
-        factors.add(edited, x)
-        return layer(edited)
+    def arrange(rows: Numbers) -> Run:
+        add = factors.adder(rows)
 
-    return run
+        def run(x: Tensor) -> Tensor:
+            edited = x.clone(memory_format=torch.contiguous_format)
+            add(edited, x)
+            return layer(edited)
+
+        return run
+
+    return arrange
 
 
 class _WeGeFT(torch.autograd.Function):
