@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pkgutil
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 import luthier as lt
 from luthier import kernels
 from luthier.core.component import find, names
+from luthier.core.control import Arrangement
 from luthier.core.fast import kernel_of, plain
 from luthier.core.initialiser import Init
 from luthier.kernels._dropout import draw_mask, dropped, keep
@@ -318,6 +320,82 @@ def test_a_mixed_batch_of_several_ranks_and_scales(name, tokens, dtype):
             slow = model(x)
     assert (fast - slow).abs().max() / slow.abs().max() < (1e-12 if dtype == torch.float64 else 2e-2)
     assert not torch.equal(fast[0], model[0].forward(x[0]))
+
+
+ARRANGEMENTS = [
+    ["a2", None, "a0", "a1", "a2", "a0"],
+    ["a0", "a1", "a2", "a0", "a1", "a2"],
+    ["a0", "a0", "a1", "a1", "a2", "a2"],
+    ["a1", *["a0"] * 30, None],
+    ["a2", None],
+    ["a2", "a2", "a0"],
+    [None, "a1"],
+]
+"""Any order, each one's turn, sorted, lopsided, most without rows."""
+
+
+def several(name: str, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(12, 20, dtype=dtype))
+    for index, rank in enumerate((2, 5, 1)):
+        lt.attach(model, find("forms", name)(rank=rank), "0", name=f"a{index}")
+    moved(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_rows_come_and_go_and_the_adapters_stay_stacked(name, tokens):
+    model = several(name)
+    arrangement, stacks = Arrangement(model), set()
+    for names_ in ARRANGEMENTS:
+        arrangement.set(names_)
+        x = torch.randn(len(names_), tokens, 12, dtype=torch.float64)
+        assert same(model, x) and same(model, x)
+        stacks.add(id(model[0].adapters.stack))
+        with torch.no_grad():
+            fast = model(x)
+            arrangement.release()
+            for row, name_ in enumerate(names_):
+                alone = lt.use(model, name_ or [])(x[row : row + 1])
+                assert torch.allclose(fast[row], alone[0], atol=1e-12)
+    assert len(stacks) == 1
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_stack_follows_what_changes(name):
+    model, x = several(name), torch.randn(3, 1, 12, dtype=torch.float64)
+    adapters, arrangement = model[0].adapters, Arrangement(model)
+    seen = []
+
+    def look() -> None:
+        assert same(model, x)
+        seen.append(adapters.stack)
+        assert len({id(stack) for stack in seen}) == len(seen)
+
+    arrangement.set(["a0", "a1", "a2"])
+    look()
+    with torch.no_grad():
+        next(iter(adapters.a1.parameters())).mul_(3)
+    look()
+    arrangement.set(["a0", "a2", None])
+    with torch.no_grad():
+        next(iter(adapters.a1.parameters())).mul_(3)  # it is in the stack, though no row uses it now
+    look()
+    for parameter in adapters.a0.parameters():
+        parameter.data = parameter.data * 1.1
+    look()
+    arrangement.release()
+    lt.detach(model, "a0")
+    assert adapters.stack is None
+    arrangement.set(["a1", "a2", "a2"])
+    look()
+    model(x).sum().backward()
+    assert adapters.stack is None
+    look()
+    model.train()
+    assert adapters.stack is None
+    assert copy.deepcopy(model.eval())[0].adapters.stack is None
 
 
 def test_files_of_kernels_bear_the_names_of_forms():

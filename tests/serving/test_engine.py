@@ -347,6 +347,28 @@ def test_adapters_come_and_go_while_rows_run(tmp_path):
         engine.submit(long, Answer())
 
 
+@pytest.mark.parametrize("form", ["lora", "dora", "loreft"])
+def test_an_adapter_leaves_while_others_run_beside_it(form, tmp_path):
+    """Adapters of several ranks; those that stay act as they did, and those that come later too."""
+    folders = saved(tmp_path, "llama", form, "ab", rank=2) | saved(tmp_path, "llama", form, "cd", rank=5)
+    engine = Engine(build(), tiny.tokenizer(), adapters={key: folders[key] for key in "abc"}, rows=6)
+    requests = [asked(p, n, max_tokens=60) for p, n in zip(PROMPTS, ["a", "b", "c", None, "b", "c"], strict=True)]
+    requests[0] = replace(requests[0], max_tokens=5)
+    answers = [Answer() for _ in requests]
+    for request, answer in zip(requests, answers, strict=True):
+        engine.submit(request, answer)
+    engine.start()
+    engine.unload("a")
+    engine.load("d", folders["d"])
+    requests.append(asked("late", "d", max_tokens=20))
+    answers.append(Answer())
+    engine.submit(requests[-1], answers[-1])
+    assert engine.drain(60)
+    engine.close()
+    for request, answer in zip(requests, answers, strict=True):
+        assert answer.ids == alone("llama", request, folders)
+
+
 def test_unloading_refuses_new_requests(tmp_path):
     folders = saved(tmp_path, "llama", "lora", "a")
     engine = Engine(build(), tiny.tokenizer(), adapters=folders)

@@ -9,7 +9,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapt import adapter_names, check_name, state_of
+from luthier.core.adapt import adapter_names, check_name, find_state, state_of
 from luthier.core.adapters import Adapters
 from luthier.core.attention import refresh_prefixes
 from luthier.core.call import Prompt
@@ -47,8 +47,10 @@ def use(model: nn.Module, name: str | Sequence[str]) -> nn.Module:
     for each in wanted:
         check_name(state, each)
     for home in state.homes:
-        home.switch([slot for slot in home.acting.values() if slot.name not in wanted], False)
-        home.switch([slot for each in wanted for slot in home.named(each)], True)
+        if off := [slot for slot in home.acting.values() if slot.name not in wanted]:
+            home.switch(off, False)
+        if on := [slot for each in wanted for slot in home.named(each) if not slot.enabled]:
+            home.switch(on, True)
     refresh_prefixes(model, state)
     return model
 
@@ -97,6 +99,33 @@ def rows(model: nn.Module, names: Sequence[str | None]):
     finally:
         state.rows = None
         set_acting(model, before)
+
+
+class Arrangement:
+    """Which adapter each row of a model uses, over many passes: rows come and go between two of them.
+
+    As `rows`, but it stands until another one is set, and what layers keep for a mixed batch is kept along with it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._names: list[str | None] | None = None
+
+    def set(self, names: Sequence[str | None]) -> None:
+        """Row i uses the adapter names[i], None the base. Costs nothing where nothing changes."""
+        if self._names == list(names):
+            return
+        if (state := find_state(self._model)) is not None:
+            use(self._model, sorted({name for name in names if name is not None}))
+            # rows of one kind take the forms' own path, without a choice for each row
+            state.rows = tuple(names) if len(set(names)) > 1 else None
+        self._names = list(names)
+
+    def release(self) -> None:
+        """No row is arranged: adapters may come and go."""
+        self._names = None
+        if (state := find_state(self._model)) is not None:
+            state.rows = None
 
 
 @contextmanager

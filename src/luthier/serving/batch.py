@@ -10,48 +10,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from luthier.core.adapt import find_state
-from luthier.core.control import use
+from luthier.core.control import Arrangement
 from luthier.serving.cache import RowCache, attention_mask
 from luthier.serving.job import Job
 from luthier.serving.sampling import choose
-
-
-class Arrangement:
-    """Which adapter each row of the model uses; it stands until another one is asked for.
-
-    As `luthier.rows`, but for what happens between two steps: rows come and go, and most of the time the adapters
-    that act are those that acted before.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._names: list[str | None] | None = None
-        self._acting: set[str | None] = set()
-
-    def set(self, names: list[str | None]) -> None:
-        """Row i uses the adapter names[i], None the base."""
-        if names == self._names:
-            return
-        state = find_state(self._model)
-        if state is not None:
-            acting = set(names) - {None}
-            if self._names is None or acting != self._acting:
-                use(self._model, sorted(acting))  # type: ignore[type-var]
-                self._acting = acting
-            # rows of one kind take the forms' own path, without a choice for each row
-            state.rows = tuple(names) if len(set(names)) > 1 else None
-            for home in state.homes:
-                home.step = None  # it was settled for other rows
-        self._names = names
-
-    def release(self) -> None:
-        """No row is arranged: adapters may come and go."""
-        self._names = None
-        if (state := find_state(self._model)) is not None:
-            state.rows = None
-            for home in state.homes:
-                home.step = None
 
 
 class Batch:
