@@ -330,6 +330,8 @@ ARRANGEMENTS = [
     ["a2", None],
     ["a2", "a2", "a0"],
     [None, "a1"],
+    [None, "a1", "a2"],
+    [None, "a1", None],
 ]
 """Any order, each one's turn, sorted, lopsided, most without rows."""
 
@@ -344,7 +346,7 @@ def several(name: str, dtype: torch.dtype = torch.float64) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("tokens", [1, 3, 40])
 def test_rows_come_and_go_and_the_adapters_stay_stacked(name, tokens):
     model = several(name)
     arrangement, stacks = Arrangement(model), set()

@@ -20,7 +20,7 @@ SLACK = 4
 """Groups may be filled up to so many times the rows there are: the factors cost more than the rows, up to there."""
 
 Add = Callable[[Tensor, Tensor], None]
-"""`add(y, x)`: y [rows, ..., d_out] and contiguous, changed in place; x [rows, ..., d_in]."""
+"""`add(y, x)`: y [rows, ..., d_out] contiguous, changed in place; x [rows, ..., d_in]."""
 
 
 def added(y: Tensor, x: Tensor, a: Tensor, b: Tensor, s: float) -> None:
@@ -56,21 +56,23 @@ class Rows:
     def adder(self, rows: tuple[int | None, ...]) -> Add:
         """What adds s (x Aᵀ) Bᵀ with the factors numbered rows[i] to row i, and leaves rows of None as they are."""
         count, device = len(self.a) - 1, self.a.device
-        if self.gathered is not None:
-            return partial(self._add, _tensor([count if row is None else row for row in rows], device))
-        groups = Groups.of(rows, count, device)
-        if not groups.count:
-            return lambda y, x: None
-        whole = groups.factors is None
-        a, b = (self.a[:-1], self.b[:-1]) if whole else (self.a[groups.factors], self.b[groups.factors])
-        return partial(_added_groups, groups, a, b)
-
-    def _add(self, index: Tensor, y: Tensor, x: Tensor) -> None:
-        y, x = y.view(len(index), -1, y.shape[-1]), x.reshape(len(index), -1, x.shape[-1])
-        if x.shape[1] <= FEW:
-            self.gathered(y, x.contiguous(), self.a, self.b, index)  # type: ignore[misc]
+        index = _tensor([count if row is None else row for row in rows], device)
+        if (gathered := self.gathered) is not None:
+            few, most = (lambda y, x: gathered(y, x, self.a, self.b, index)), FEW
         else:
-            added_rows(y, x, self.a[index], self.b[index])
+            groups = Groups.of(rows, count, device)
+            if not groups.count:
+                return lambda y, x: None
+            few, most = groups.adder(self.a[:-1], self.b[:-1]), self.a.shape[1]
+
+        def add(y: Tensor, x: Tensor) -> None:
+            y, x = y.view(len(rows), -1, y.shape[-1]), x.reshape(len(rows), -1, x.shape[-1])
+            if x.shape[1] <= most:
+                few(y, x.contiguous())
+            else:  # then a row is larger than its factors
+                added_rows(y, x, self.a[index], self.b[index])
+
+        return add
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,6 @@ class Groups:
     with any row. All layers with the same adapters share them."""
 
     count: int
-    rows: int
     factors: Tensor | None
     """The number of each group's adapter [groups]; None: every adapter has one group, in their order."""
     take: Tensor | None
@@ -104,28 +105,29 @@ class Groups:
         places = {row: g * longest + i for g, (_, each) in enumerate(pieces) for i, row in enumerate(each)}
         return Groups(
             len(pieces) if own else 0,
-            len(rows),
             None if whole else _tensor([k for k, _ in pieces], device),
-            None if take == list(range(len(rows))) else _tensor(take, device),
+            None if take == list(range(len(rows))) == own else _tensor(take, device),
             _tensor([places[row] for row in own], device),
             None if len(own) == len(rows) else _tensor(own, device),
         )
 
+    def adder(self, a: Tensor, b: Tensor) -> Add:
+        """What adds (x Aᵀ) B with the factors of each row's group, A [adapters, r, d_in] and B [adapters, r, d_out]."""
+        if self.factors is not None:
+            a, b = a[self.factors], b[self.factors]
+        return partial(self._add, a, b)
 
-def _added_groups(groups: Groups, a: Tensor, b: Tensor, y: Tensor, x: Tensor) -> None:
-    """y += (x A[j]ᵀ) B[j] row by row, j the row's group; y [rows, ..., d_out] contiguous, x [rows, ..., d_in],
-    A [groups, r, d_in], B [groups, r, d_out]."""
-    y, x = y.view(groups.rows, -1, y.shape[-1]), x.reshape(groups.rows, -1, x.shape[-1])
-    if groups.take is None:
-        added_rows(y.view(groups.count, -1, y.shape[-1]), x.view(groups.count, -1, x.shape[-1]), a, b)
-        return
-    x, a, b = _alike(x.index_select(0, groups.take), a, b)
-    low = torch.bmm(a, x.view(groups.count, -1, x.shape[-1]).mT).mT
-    change = torch.bmm(low, b).view(-1, *y.shape[1:]).index_select(0, groups.give)
-    if groups.own is None:
-        y.add_(change)
-    else:
-        y.index_add_(0, groups.own, change.to(y.dtype))
+    def _add(self, a: Tensor, b: Tensor, y: Tensor, x: Tensor) -> None:
+        if self.take is None:
+            added_rows(y.view(self.count, -1, y.shape[-1]), x.view(self.count, -1, x.shape[-1]), a, b)
+            return
+        x, a, b = _alike(x.index_select(0, self.take), a, b)
+        low = torch.bmm(a, x.view(self.count, -1, x.shape[-1]).mT).mT
+        change = torch.bmm(low, b).view(-1, *y.shape[1:]).to(y.dtype).index_select(0, self.give)
+        if self.own is None:
+            y.add_(change)
+        else:
+            y.index_add_(0, self.own, change)
 
 
 def _alike(x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
