@@ -37,12 +37,8 @@ def added(y: Tensor, x: Tensor, a: Tensor, b: Tensor, s: float) -> None:
 
 
 def added_rows(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> None:
-    """y += (x Aᵀ) B row by row; y [n, t, d_out], x [n, t, d_in], A [n, r, d_in], B [n, r, d_out]."""
-    x, a, b = _alike(x, a, b)
-    if y.dtype == b.dtype:
-        y.baddbmm_(torch.bmm(a, x.mT).mT, b)  # thin factors are fastest on the left, their long side last
-    else:
-        y.add_(torch.bmm(torch.bmm(a, x.mT).mT, b))
+    """y += (x Aᵀ) B row by row; y [n, t, d_out], x [n, t, d_in], A [n, r, d_in], B [n, r, d_out], all of one dtype."""
+    y.baddbmm_(torch.bmm(x, a.mT), b)
 
 
 class Rows:
@@ -70,7 +66,7 @@ class Rows:
             if x.shape[1] <= most:
                 few(y, x.contiguous())
             else:  # then a row is larger than its factors
-                added_rows(y, x, self.a[index], self.b[index])
+                added_rows(y, x, self.a.to(x.dtype)[index], self.b.to(x.dtype)[index])
 
         return add
 
@@ -118,25 +114,21 @@ class Groups:
         return partial(self._add, a, b)
 
     def _add(self, a: Tensor, b: Tensor, y: Tensor, x: Tensor) -> None:
-        if self.take is None:
-            added_rows(y.view(self.count, -1, y.shape[-1]), x.view(self.count, -1, x.shape[-1]), a, b)
+        whole = self.take is None
+        near = (x if whole else x.index_select(0, self.take)).view(self.count, -1, x.shape[-1])
+        if near.is_cuda:
+            a, b = a.to(x.dtype), b.to(x.dtype)
+        low = torch.bmm(a, near.to(a.dtype).mT).mT  # few columns on the right are faster than few rows on the left
+        if whole and y.dtype == b.dtype:
+            y.view(self.count, -1, y.shape[-1]).baddbmm_(low, b)
             return
-        x, a, b = _alike(x.index_select(0, self.take), a, b)
-        low = torch.bmm(a, x.view(self.count, -1, x.shape[-1]).mT).mT
-        change = torch.bmm(low, b).view(-1, *y.shape[1:]).to(y.dtype).index_select(0, self.give)
-        if self.own is None:
+        change = torch.bmm(low, b).view(-1, *y.shape[1:]).to(y.dtype)
+        if whole:
             y.add_(change)
+        elif self.own is None:
+            y.add_(change.index_select(0, self.give))
         else:
-            y.index_add_(0, self.own, change)
-
-
-def _alike(x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three in one dtype: the factors' for a few tokens on a CPU, else that of x [..., tokens, d_in]."""
-    if x.dtype == a.dtype:
-        return x, a, b
-    if x.shape[1] <= FEW and x.device.type == "cpu":
-        return x.to(a.dtype), a, b
-    return x, a.to(x.dtype), b.to(x.dtype)
+            y.index_add_(0, self.own, change.index_select(0, self.give))
 
 
 @functools.cache
