@@ -51,20 +51,21 @@ class Rows:
 
     def adder(self, rows: tuple[int | None, ...]) -> Add:
         """What adds s (x Aᵀ) Bᵀ with the factors numbered rows[i] to row i, and leaves rows of None as they are."""
-        count, device = len(self.a) - 1, self.a.device
+        count, device, n = len(self.a) - 1, self.a.device, len(rows)
         index = _tensor([count if row is None else row for row in rows], device)
         if (gathered := self.gathered) is not None:
-            few, most = (lambda y, x: gathered(y, x, self.a, self.b, index)), FEW
+            few, most = (lambda y, x: gathered(y, x.contiguous(), self.a, self.b, index)), FEW
         else:
             groups = Groups.of(rows, count, device)
             if not groups.count:
                 return lambda y, x: None
             few, most = groups.adder(self.a[:-1], self.b[:-1]), self.a.shape[1]
+        shape, limit = (n, -1, self.a.shape[2]), most * n * self.a.shape[2]
 
         def add(y: Tensor, x: Tensor) -> None:
-            y, x = y.view(len(rows), -1, y.shape[-1]), x.reshape(len(rows), -1, x.shape[-1])
-            if x.shape[1] <= most:
-                few(y, x.contiguous())
+            y, x = (y, x) if x.dim() == 3 and len(x) == n else (y.view(n, -1, y.shape[-1]), x.reshape(shape))
+            if x.numel() <= limit:
+                few(y, x)
             else:  # then a row is larger than its factors
                 added_rows(y, x, self.a.to(x.dtype)[index], self.b.to(x.dtype)[index])
 
@@ -111,24 +112,29 @@ class Groups:
         """What adds (x Aᵀ) B with the factors of each row's group, A [adapters, r, d_in] and B [adapters, r, d_out]."""
         if self.factors is not None:
             a, b = a[self.factors], b[self.factors]
-        return partial(self._add, a, b)
+        return partial(self._sorted if self.take is None else self._mixed, a, b)
 
-    def _add(self, a: Tensor, b: Tensor, y: Tensor, x: Tensor) -> None:
-        whole = self.take is None
-        near = (x if whole else x.index_select(0, self.take)).view(self.count, -1, x.shape[-1])
-        if near.is_cuda:
-            a, b = a.to(x.dtype), b.to(x.dtype)
-        low = torch.bmm(a, near.to(a.dtype).mT).mT  # few columns on the right are faster than few rows on the left
-        if whole and y.dtype == b.dtype:
-            y.view(self.count, -1, y.shape[-1]).baddbmm_(low, b)
-            return
-        change = torch.bmm(low, b).view(-1, *y.shape[1:]).to(y.dtype)
-        if whole:
-            y.add_(change)
-        elif self.own is None:
-            y.add_(change.index_select(0, self.give))
+    def _sorted(self, a: Tensor, b: Tensor, y: Tensor, x: Tensor) -> None:
+        y = y.view(self.count, -1, y.shape[-1])
+        low = _low(a, x.reshape(self.count, -1, x.shape[-1]))
+        if y.dtype == b.dtype:
+            y.baddbmm_(low, b)
         else:
-            y.index_add_(0, self.own, change.index_select(0, self.give))
+            y.add_(torch.bmm(low, b))
+
+    def _mixed(self, a: Tensor, b: Tensor, y: Tensor, x: Tensor) -> None:
+        assert self.take is not None
+        low = _low(a, x.index_select(0, self.take).view(self.count, -1, x.shape[-1]))
+        change = torch.bmm(low, b).view(-1, *y.shape[1:]).index_select(0, self.give)
+        if self.own is None:
+            y.add_(change)
+        else:
+            y.index_add_(0, self.own, change.to(y.dtype))
+
+
+def _low(a: Tensor, x: Tensor) -> Tensor:
+    """x Aᵀ [groups, t, r], in A's dtype; for few tokens, A on the left is the faster product."""
+    return torch.bmm(a, (x if x.dtype == a.dtype else x.to(a.dtype)).mT).mT
 
 
 @functools.cache
