@@ -50,3 +50,9 @@ def test_forms_on_activations_and_silent_adapters_change_nothing():
     assert len(changes_in(model)) == 21
     lt.disable(model, "second")
     assert not changes_in(model)
+
+
+def test_what_looks_at_weights_alone_needs_no_processor(tmp_path):
+    model = ARCHITECTURES["llama"].build()
+    folder = lt.save(lt.attach(model, lt.LoRA(rank=2)), tmp_path / "a")
+    assert lt.examine(folder, "intruders", base=lt.detach(model)).report.effect == 0

@@ -118,7 +118,9 @@ def _lowered(spot: Spot, slots: Sequence[Slot]) -> Delta:
 def batches_of(
     examples: Mapping[str, Examples], model: nn.Module, processor: Any, task: str, batch: int, max_length: int
 ) -> dict[str, list[Batch]]:
-    """Every data set as batches of the model's arguments."""
+    """Every data set as batches of the model's arguments; without any, `processor` may be None."""
+    if not examples:
+        return {}
     config: Any = model.config if "classification" in task else None
     names = None if config is None else list(config.id2label.values())
     collator, found = data.collator_for(task, processor), {}
