@@ -43,7 +43,9 @@ def sum_of(row: Row) -> tuple[str, str]:
 
 
 def reasoned(row: Row) -> tuple[str, str]:
-    return row["instruction"].strip(), row["output"].strip().removeprefix("A:").strip()
+    """Without an answer, so that it is left out, where decimals do not end."""
+    answer = row["output"].strip().removeprefix("A:").strip()
+    return row["instruction"].strip(), answer if max(map(len, answer.split()), default=99) < 18 else ""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,13 @@ class Task:
     read: Callable[[Row], tuple[str, str]]
     words: int
     """Longest text and answer together."""
+    least: int = 0
+    """Shortest text: SST-2 trains on fragments and tests on sentences."""
 
 
 COT = "arithmetic/math_cot_train.jsonl"
 TASKS = {
-    "sentiment": Task("glue/sst2/train.jsonl", "glue/sst2/dev.jsonl", sentiment, 18),
+    "sentiment": Task("glue/sst2/train.jsonl", "glue/sst2/dev.jsonl", sentiment, 18, least=8),
     "intent": Task("clinc150/train.jsonl", "clinc150/test.jsonl", intent, 18),
     "problem": Task("arithmetic/mawps/train.jsonl", "arithmetic/mawps/test.jsonl", sum_of, 25),
     "reasoned": Task(COT, COT, reasoned, 50),
@@ -72,11 +76,16 @@ def pairs(folder: Path, name: str, part: str, count: int) -> list[tuple[str, str
     task = TASKS[name]
     lines = (folder / getattr(task, part)).read_text(encoding="utf-8").splitlines()
     found = dict.fromkeys(task.read(json.loads(line)) for line in lines)
-    short = [(text, answer) for text, answer in found if len(f"{text} {answer}".split()) <= task.words and answer]
+    short = [pair for pair in found if fits(task, *pair)]
     random.Random(0).shuffle(short)
     if task.test == task.train:
         short = short[:-100] if part == "train" else short[-100:]
     return short[:count]
+
+
+def fits(task: Task, text: str, answer: str) -> bool:
+    """Whether a row is short enough, and long enough."""
+    return bool(answer) and len(f"{text} {answer}".split()) <= task.words and len(text.split()) >= task.least
 
 
 def chat(text: str, answer: str) -> list[dict[str, str]]:

@@ -181,7 +181,7 @@ def last_answers(given: Sequence[tasks.Batch]) -> Sequence[tasks.Batch]:
     """Only the last answer of each row is scored."""
     for batch in given:
         gaps = (~batch.told).cumsum(1).masked_fill(~batch.told, -1)  # the same within an answer, more in a later one
-        batch.told &= gaps == gaps.amax(1, keepdim=True)
+        batch.told.logical_and_(gaps == gaps.amax(1, keepdim=True))
     return given
 
 

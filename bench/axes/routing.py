@@ -42,7 +42,7 @@ from luthier.training import Run, train
 Row = dict[str, Any]
 TASKS, TRAINED, TESTED = ("sentiment", "intent", "problem"), 240, 40
 """Rows of each task that the gates are fitted to and that are tested."""
-STEPS, BATCH, BETA = 40, 6, 50.0
+STEPS, BATCH, BETA = 60, 6, 50.0
 RATES, SHOWN, HELD, EVERY = (5e-4, 5e-3, 2e-2, 8e-2), 48, 24, 3
 """Rates; rows of each task that they are chosen by, and on; every how manieth block has gates for that."""
 INPUTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
