@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from bench.axes import _tasks as tasks
-from bench.axes._study import arguments, markdown, mean
+from bench.axes._study import arguments, markdown
 from torch import Tensor
 
 import luthier as lt
@@ -38,6 +38,8 @@ from luthier.training.generation import Sampling
 
 TASKS, TESTED, ALPHAS = ("sentiment", "intent", "problem"), 40, (0.5, 1.0, 1.5)
 BARE, PROMPTS, AHEAD, TOKENS = "bare", 6, 4, 28
+DRAFTS = ((BARE, 0.0), ("intent", 0.0))
+"""Base and temperature."""
 PROMPT = tasks.chat("Write a sentence.", "")[:2]
 OWN, HIDDEN, DRAWN, STEPS, RATE = 54, 6, 64, 30, 1e-3
 """Texts of its own, word problems among them, texts drawn, and the fit to them."""
@@ -187,7 +189,7 @@ def todo(given: argparse.Namespace) -> None:
         key = {"study": "several", "experts": list(pair)}
         if not given.ledger.runs(**key):
             keep(key, several(ground(), *pair))
-    for base, temperature in itertools.product((BARE, "intent"), (0.0, 1.0)):
+    for base, temperature in DRAFTS:
         key = {"study": "drafts", "base": base, "temperature": temperature}
         if not given.ledger.runs(**key):
             keep(key, [drafts(ground(), given, base, temperature)])
@@ -198,20 +200,25 @@ def todo(given: argparse.Namespace) -> None:
             keep(key, new(given, seed))
 
 
-def cell(runs: Sequence[Row]) -> list[str]:
-    return [mean([100 * r["exact"] for r in runs], 1), mean([r["loss"] for r in runs], 2)]
+def cell(runs: Sequence[Row]) -> str:
+    """Exact answers in percent, and the loss of their tokens."""
+    return f"{mean_of(runs, 'exact', 100):.1f} ({mean_of(runs, 'loss'):.2f})"
+
+
+def mean_of(runs: Sequence[Row], key: str, times: float = 1.0) -> float:
+    return times * sum(run[key] for run in runs) / len(runs)
 
 
 def tables(given: argparse.Namespace) -> str:
-    """One table a study; intervals are over the pairs of tasks."""
+    """One table a study; those of scores are means over the other task of each pair."""
     runs = given.ledger.runs
     proxied = [
-        [way, *(c for on in ("expert", "base") for c in cell(runs(study="proxy", way=way, on=on)))]
+        [way, *(cell(runs(study="proxy", way=way, on="expert", expert=name)) for name in TASKS)]
         for way in dict.fromkeys(r["way"] for r in runs(study="proxy"))
     ]
-    head = ["way", "expert's task, exact %", "loss", "base's task, exact %", "loss"]
+    head = ["way", *(f"{name}, exact % (loss)" for name in TASKS)]
     both = [
-        [way, *cell(runs(study="several", way=way))] for way in dict.fromkeys(r["way"] for r in runs(study="several"))
+        [way, cell(runs(study="several", way=way))] for way in dict.fromkeys(r["way"] for r in runs(study="several"))
     ]
     ahead = [
         [
@@ -231,7 +238,7 @@ def tables(given: argparse.Namespace) -> str:
     return "\n".join(
         (
             markdown(head, proxied),
-            markdown(["way", "both tasks, exact %", "loss"], both),
+            markdown(["way", "both tasks, exact % (loss)"], both),
             markdown(["base", "temperature", "tokens", "drafts kept, %", "same text", "time of plain"], ahead),
             markdown(["drawn from", "word problems, by seed"], found),
         )
