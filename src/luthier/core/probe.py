@@ -119,5 +119,5 @@ def unreached(model: nn.Module, state: State, sites: Selection) -> list[str]:
         state.met |= state.reached
         reached = {site.type for site in judged if site.key in state.reached}
     finally:
-        state.reached = None
+        state.reached = state.reading = None
     return sorted({site.type for site in judged} - reached)
