@@ -10,8 +10,9 @@ from html.parser import HTMLParser
 
 import made_up
 import pytest
+from rich.console import Console
 
-from luthier.comparing import axis, charts, labels, markdown, report, statistics, summary, words
+from luthier.comparing import axis, charts, labels, markdown, report, statistics, summary, table, words
 from luthier.comparing.charts import Point, Span
 from luthier.comparing.labels import Box
 from luthier.comparing.record import records
@@ -262,3 +263,10 @@ def test_markdown_leaves_out_what_nobody_measured(folder, tmp_path):
     bare = [dataclasses.replace(each, step_ratio=None, forgetting={}, intruders=None) for each in records(folder)]
     head = markdown.write(tmp_path, bare).read_text().splitlines()[2]
     assert "frozen base" not in head and "worse by" not in head and "intruders" not in head
+
+
+def test_counts_that_differ_by_seed_are_told_as_their_mean():
+    runs = [dataclasses.replace(made_up.record("gelora", seed), trainable=n) for seed, n in enumerate((100, 400))]
+    console = Console(record=True, width=200)
+    table.show(runs, console)
+    assert " 250 " in console.export_text()
