@@ -83,6 +83,19 @@ def test_it_saves_work_where_the_input_needs_no_gradient(name):
         assert not model(x).requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_frozen_adapter_lets_gradients_through(name, dtype):
+    model = build(dtype)(name)
+    for parameter in lt.trainable(model).values():
+        parameter.requires_grad_(False)
+    x = torch.randn(4, 12, dtype=dtype, requires_grad=True)
+    (fast,) = torch.autograd.grad(model(x).square().sum(), x)
+    with plain():
+        (slow,) = torch.autograd.grad(model(x).square().sum(), x)
+    assert torch.allclose(fast, slow, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_in_bfloat16_it_is_no_less_exact_than_the_plain_path(name):
     model, x = build(torch.bfloat16)(name), torch.randn(64, 12)

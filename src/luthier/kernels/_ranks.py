@@ -14,7 +14,7 @@ from torch import Tensor
 
 def together(downs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """A of all layers, [ranks, d_in]."""
-    return downs[0].to(dtype) if len(downs) == 1 else torch.cat([down.to(dtype) for down in downs])
+    return torch.cat([down.to(dtype) for down in downs])  # a copy even of one: autograd gives no input out as an output
 
 
 def scaled(ups: Sequence[Tensor], scales: Sequence[float], dtype: torch.dtype) -> tuple[Tensor, ...]:
