@@ -2,8 +2,8 @@
 
 Eight LoRAs (rank 8, all linear layers) on real weights. All contestants take turns within each round; a ratio is to
 the contestant of the same round. The prompts count, so that no answer ends early, which is checked.
-`python -m bench.serving [--dtype float32] [--model NAME] [--rounds N]` writes `results/serving.json`; what was measured
-before in the other dtype stays.
+`python -m bench.serving [--dtype float32] [--model NAME] [--rounds N]` writes `results/serving-<machine>.json`; what was
+measured before in the other dtype stays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from bench.speed.machine import about
+from bench.speed.machine import about, slug
 
 import luthier as lt
 from luthier.serving.engine import Engine
@@ -30,7 +30,7 @@ PROMPT, NEW = 32, 64
 """Tokens of a prompt and of its answer."""
 ROWS = (8, 32)
 LOADED = (1, 8, 32)
-RESULTS = Path(__file__).parent / "results" / "serving.json"
+RESULTS = Path(__file__).parent / "results" / f"serving-{slug()}.json"
 Work = Callable[[], int]
 """Answers a batch; returns how many tokens that made."""
 
