@@ -2,8 +2,8 @@
 
 Eight LoRAs (rank 8, all linear layers) on real weights. All contestants take turns within each round; a ratio is to
 the contestant of the same round. The prompts count, so that no answer ends early, which is checked.
-`python -m bench.serving [--dtype float32] [--model NAME] [--rounds N]` writes `results/serving-<machine>.json`; what was
-measured before in the other dtype stays.
+`python -m bench.serving [--dtype float32] [--model NAME] [--rounds N]` writes `results/serving-<machine>.json`; what
+was measured before in the other dtype stays.
 """
 
 from __future__ import annotations
