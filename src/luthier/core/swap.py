@@ -201,11 +201,11 @@ def generative(model: nn.Module) -> bool:
 
 def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple, kwargs: dict) -> Any:
     state = adapters.state
+    x = args[0] if args else kwargs[first]
     if state.reached is not None:
         state.reached.update(s.site.key for s in adapters.slots() if s.site.kind != "param")
-    x = args[0] if args else kwargs[first]
-    if state.reached is not None and adapters.fast:
-        siblings.note(state, module, adapters, x)
+        if adapters.fast:
+            siblings.note(state, module, adapters, x)
     if (y := fast_linear(module, adapters, x)) is not None:
         return y
     for slot in adapters.inputs:

@@ -22,6 +22,19 @@ def scaled(ups: Sequence[Tensor], scales: Sequence[float], dtype: torch.dtype) -
     return tuple((s * up.mT).to(dtype).contiguous() for s, up in zip(scales, ups, strict=True))
 
 
+def factor_gradients(
+    ups: Sequence[Tensor], reached: Sequence[Tensor], h: Tensor, read: Tensor, scales: Sequence[float]
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """(dh [ranks, tokens], dA of each, dB of each), from the gradients [tokens, d_out] that reached each layer's term.
+
+    `read` [tokens, d_in] is what A read.
+    """
+    sizes = [len(up) for up in ups]
+    dh = torch.cat([up @ dy.mT for up, dy in zip(ups, reached, strict=True)])
+    dbs = [s * (part @ dy).mT for s, part, dy in zip(scales, h.split(sizes), reached, strict=True)]
+    return dh, (dh @ read).split(sizes), dbs
+
+
 def through(gradients: Sequence[Tensor], dh: Tensor, a: Tensor, mask: Tensor | None) -> Tensor:
     """The gradient of x [tokens, d_in]: Σ of what came through the layers, + dhᵀ A where x was kept; in place."""
     dx, *others = gradients

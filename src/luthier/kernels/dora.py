@@ -12,7 +12,7 @@ from torch.nn import functional
 from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
 from luthier.core.form import Params
 from luthier.forms.dora import DoRA
-from luthier.kernels._ranks import scaled, through, together
+from luthier.kernels._ranks import factor_gradients, scaled, through, together
 from luthier.kernels._rows import Rows, added
 
 KEEPS = True
@@ -31,7 +31,7 @@ def linears(layers: Sequence[Layer[DoRA]], x: Tensor) -> list[Tensor]:
         p = layer.cast(x.dtype)
         c = p["m"] / _norms(layer.weight, p["A"].detach(), p["B"].detach(), s).to(x.dtype)
         tensors += [layer.weight, layer.bias, layer.p["A"], layer.p["B"], c]
-    return list(_DoRA.apply(x, scales, *tensors)[: len(layers)])  # type: ignore[index]
+    return list(_DoRA.apply(x, scales, *tensors)[: len(layers)])
 
 
 def decoder(form: DoRA, p: Params, layer: Frozen) -> Run:
@@ -118,10 +118,7 @@ class _DoRA(torch.autograd.Function):
             room = dy * z
             dcs.append(room.sum(0))
             dzs.append(torch.mul(dy, c, out=room))
-        dh = torch.cat([up @ dz.mT for up, dz in zip(ups, dzs, strict=True)])
-        sizes = [len(up) for up in ups]
-        das = (dh @ x.reshape(-1, x.shape[-1])).split(sizes)
-        dbs = [s * (part @ dz).mT for s, part, dz in zip(ctx.scales, h.split(sizes), dzs, strict=True)]
+        dh, das, dbs = factor_gradients(ups, dzs, h, x.reshape(-1, x.shape[-1]), ctx.scales)
         dx = None
         if ctx.needs_input_grad[0]:
             gradients = [functional.linear(dz, weight.mT) for dz, weight in zip(dzs, weights, strict=True)]

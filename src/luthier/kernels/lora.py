@@ -13,7 +13,7 @@ from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
 from luthier.core.form import Params
 from luthier.forms.lora import LoRA
 from luthier.kernels._dropout import dropped, keep
-from luthier.kernels._ranks import scaled, through, together
+from luthier.kernels._ranks import factor_gradients, scaled, through, together
 from luthier.kernels._rows import Rows, added
 
 
@@ -29,7 +29,7 @@ def linears(layers: Sequence[Layer[LoRA]], x: Tensor) -> list[Tensor]:
     given, mask = (None, None) if read is None else (read.x, read.mask)
     scales = [layer.form.scale / keep(rate) for layer in layers]
     tensors = [t for layer in layers for t in (layer.weight, layer.bias, layer.p["A"], layer.p["B"])]
-    return list(_LoRA.apply(x, given, mask, scales, *tensors)[: len(layers)])  # type: ignore[index]
+    return list(_LoRA.apply(x, given, mask, scales, *tensors)[: len(layers)])
 
 
 def difference(form: LoRA, p: Params, start: Params) -> dict[str, Tensor]:
@@ -95,10 +95,7 @@ class _LoRA(torch.autograd.Function):
         read, mask, h, a, *rest = ctx.saved_tensors
         ups, weights = rest[: ctx.count], rest[ctx.count :]
         flat = [dy.reshape(-1, dy.shape[-1]) for dy in dys[: ctx.count]]
-        dh = torch.cat([up @ dy.mT for up, dy in zip(ups, flat, strict=True)])
-        sizes = [len(up) for up in ups]
-        das = (dh @ read.reshape(-1, read.shape[-1])).split(sizes)
-        dbs = [s * (part @ dy).mT for s, part, dy in zip(ctx.scales, h.split(sizes), flat, strict=True)]
+        dh, das, dbs = factor_gradients(ups, flat, h, read.reshape(-1, read.shape[-1]), ctx.scales)
         dx = None
         if ctx.needs_input_grad[0]:
             # dy W, by the library of the forward pass

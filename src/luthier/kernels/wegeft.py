@@ -13,7 +13,7 @@ from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
 from luthier.core.form import Params
 from luthier.forms.wegeft import WeGeFT
 from luthier.kernels._dropout import dropped, keep
-from luthier.kernels._ranks import scaled, through, together
+from luthier.kernels._ranks import factor_gradients, scaled, through, together
 from luthier.kernels._rows import Rows, added
 
 
@@ -29,7 +29,7 @@ def linears(layers: Sequence[Layer[WeGeFT]], x: Tensor) -> list[Tensor]:
     given, mask = (None, None) if read is None else (read.x, read.mask)
     scales = [layer.form.scale / keep(rate) for layer in layers]
     tensors = [t for layer in layers for t in (layer.weight, layer.bias, layer.p["psi"], layer.p["phi"])]
-    return list(_WeGeFT.apply(x, given, mask, scales, *tensors)[: len(layers)])  # type: ignore[index]
+    return list(_WeGeFT.apply(x, given, mask, scales, *tensors)[: len(layers)])
 
 
 def difference(form: WeGeFT, p: Params, start: Params) -> dict[str, Tensor]:
@@ -96,10 +96,7 @@ class _WeGeFT(torch.autograd.Function):
         ups, weights = rest[: ctx.count], rest[ctx.count :]
         pairs = zip(dys[: ctx.count], weights, strict=True)
         dedited = [functional.linear(dy.reshape(-1, dy.shape[-1]), w.mT) for dy, w in pairs]  # dy W, as forwards
-        dh = torch.cat([up @ d.mT for up, d in zip(ups, dedited, strict=True)])
-        sizes = [len(up) for up in ups]
-        dpsis = (dh @ read.reshape(-1, read.shape[-1])).split(sizes)
-        dphis = [s * (part @ d).mT for s, part, d in zip(ctx.scales, h.split(sizes), dedited, strict=True)]
+        dh, dpsis, dphis = factor_gradients(ups, dedited, h, read.reshape(-1, read.shape[-1]), ctx.scales)
         dx = through(dedited, dh, psi, mask).view(read.shape) if ctx.needs_input_grad[0] else None
         pairs = zip(dpsis, dphis, strict=True)
         return dx, None, None, None, *(g for dpsi, dphi in pairs for g in (None, None, dpsi, dphi))
