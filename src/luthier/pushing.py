@@ -11,6 +11,7 @@ from typing import Any
 from luthier.core.card import REPOSITORY, card_of
 from luthier.core.errors import LuthierError
 from luthier.core.files import own_file, steady
+from luthier.core.folder import adapter_at
 from luthier.core.format import SPEC, read
 from luthier.core.weights import WEIGHTS, opened
 
@@ -44,10 +45,9 @@ def parcel(adapter: str | Path, repo: str) -> Parcel:
     """
     if not NAME.fullmatch(repo) or ".." in repo or "--" in repo:
         raise LuthierError(f"{repo!r} is no repository; write user/name, of letters, digits, '-', '_' and '.'.")
-    given = Path(adapter).expanduser()
-    folder = next((each for each in (given, given / "adapter") if (each / SPEC).is_file()), None)
+    folder = adapter_at(adapter)
     if folder is None:
-        raise LuthierError(f"{given} holds no adapter ({SPEC} is not there); only adapters are pushed.")
+        raise LuthierError(f"{adapter} holds no adapter ({SPEC} is not there); only adapters are pushed.")
     with steady(folder):
         spec = read(folder)
         opened(folder, spec)  # its checksum and its header

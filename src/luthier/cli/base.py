@@ -55,7 +55,7 @@ def fitted(
     force: bool = False,
 ) -> Loaded:
     """A model with the adapter on it (or merged into it), if there is one."""
-    from luthier.cli.adapter import read_adapter
+    from luthier.core.folder import read_adapter
 
     if adapter is None:
         if merged:

@@ -18,9 +18,10 @@ from luthier.core.combination import Combine, Place
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
 from luthier.core.fingerprint import sample_of
+from luthier.core.folder import adapter_at
 from luthier.core.layer import features, is_quantised
 from luthier.core.scope import Scope
-from luthier.core.store import SPEC, read_spec, refuse_foreign
+from luthier.core.store import read_spec, refuse_foreign
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,8 @@ def _check_base(base: nn.Module) -> None:
 
 def _spec(folder: str | Path) -> dict[str, Any] | None:
     """The spec of an adapter; None for a model."""
-    path = _adapter_folder(folder)
+    path = adapter_at(folder)
     return None if path is None else read_spec(path)
-
-
-def _adapter_folder(folder: str | Path) -> Path | None:
-    path = Path(folder).expanduser()
-    return next((each for each in (path, path / "adapter") if (each / SPEC).is_file()), None)
 
 
 def _check_source(
@@ -110,7 +106,7 @@ def _read(
         made = Model(str(given), reader(str(given), base), Held(base) if old is None else old)
         guards.check_related(str(given), sample_of(made.sampled, base), base, force)
         return made
-    folder = _adapter_folder(given)
+    folder = adapter_at(given)
     assert folder is not None
     if method.moves:
         guards.check_moved(str(given), spec, base, old, force)

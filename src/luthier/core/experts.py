@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,27 +11,18 @@ from torch import Tensor, nn
 from luthier.core.adapt import adapter_names, detach, find_state, state_of
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
+from luthier.core.folder import adapter_folder
 from luthier.core.form import Stats
-from luthier.core.format import SPEC
 from luthier.core.merge import delta_of
 from luthier.core.site import Site
 from luthier.core.slot import Part, Slot
 from luthier.core.store import load
 
 
-def folder_of(source: str) -> Path:
-    """The folder of a saved adapter: this one, or the one in a run folder. Raises `LuthierError` without any."""
-    folder = Path(source).expanduser()
-    found = next((each for each in (folder, folder / "adapter") if (each / SPEC).is_file()), None)
-    if found is None:
-        raise LuthierError(f"{source} holds no adapter ({SPEC} is not there); give a run folder or an adapter's.")
-    return found
-
-
 @contextmanager
 def borrowed(model: nn.Module, source: str) -> Iterator[list[Part]]:
     """The parts of a saved adapter, on the model while the context lasts; refuses an adapter of another base."""
-    folder, state = folder_of(source), find_state(model)
+    folder, state = adapter_folder(source), find_state(model)
     taken = adapter_names(state) if state else []
     name = next(n for n in ("expert", *(f"expert{i}" for i in range(99))) if n not in taken)
     load(model, folder, name, check=False)

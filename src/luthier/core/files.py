@@ -115,15 +115,24 @@ def discard(folder: str | Path) -> None:
 def steady(folder: str | Path) -> Iterator[None]:
     """Nobody replaces `folder` while the context lasts, so that the files that are read there belong together."""
     folder = _real(folder)
-    recover(folder)
-    try:
-        handle = _lock(folder.parent, fcntl.LOCK_SH)
-    except OSError:  # one may read a folder whose parent one may not
-        handle = None
+    handle = _settled(folder)
     try:
         yield
     finally:
         _unlock(handle)
+
+
+def _settled(folder: Path) -> int | None:
+    """A lock that keeps others from replacing `folder`, taken when it is not aside."""
+    while True:
+        recover(folder)
+        try:
+            handle = _lock(folder.parent, fcntl.LOCK_SH)
+        except OSError:  # one may read a folder whose parent one may not
+            return None
+        if folder.exists() or not _aside(folder).exists():
+            return handle
+        _unlock(handle)  # a replacement was killed after the first look
 
 
 def _real(folder: str | Path) -> Path:

@@ -25,8 +25,9 @@ from luthier.core.checks import shown
 from luthier.core.component import find
 from luthier.core.control import tensors
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, free_folder, recover, sha256, steady, write_json
+from luthier.core.files import committed, free_folder, sha256, steady, write_json
 from luthier.core.fingerprint import differences, fingerprint
+from luthier.core.folder import holds_adapter
 from luthier.core.form import Form
 from luthier.core.format import FORMAT, SPEC, read, sealed
 from luthier.core.layer import writes
@@ -177,8 +178,7 @@ def load(
     The model is then as it was. Memory and time are bounded by the sizes of the files and of the base.
     """
     folder = Path(folder).expanduser()
-    recover(folder)
-    if (folder / SPEC).is_file():
+    if holds_adapter(folder):
         _load_one(model, folder, name, force, check)
         return model
     inner = sorted(path.parent for path in folder.glob(f"*/{SPEC}") if not path.parent.name.startswith("."))

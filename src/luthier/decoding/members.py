@@ -98,12 +98,12 @@ def labelled(members: Mapping[str, Sequence[Any]], value: Any) -> dict[str, Any]
 
 def split(text: str) -> tuple[str, str | None]:
     """(model, adapter) of `MODEL@ADAPTER`; a folder's name may hold an @ itself."""
-    from luthier.cli.adapter import is_adapter
+    from luthier.core.folder import adapter_at
 
     cuts = [place for place, letter in enumerate(text) if letter == "@"]
     if not cuts or Path(text).expanduser().exists():
         return text, None
-    place = next((cut for cut in cuts if is_adapter(text[cut + 1 :])), cuts[0])
+    place = next((cut for cut in cuts if adapter_at(text[cut + 1 :])), cuts[0])
     if not text[:place]:
         raise LuthierError(f"{text!r} names no model before the @; write MODEL@ADAPTER.")
     return text[:place], text[place + 1 :]
@@ -119,8 +119,8 @@ class _Shelf:
 
     def announce(self, text: str) -> None:
         """Reads what tells early that something is amiss: the adapter's spec and the tokenizer."""
-        from luthier.cli.adapter import read_adapter
         from luthier.cli.base import processor_of
+        from luthier.core.folder import read_adapter
 
         name, adapter = split(text)
         if adapter is not None:
@@ -137,7 +137,7 @@ class _Shelf:
 
     def member(self, text: str, role: str) -> Member:
         """The member that `text` names, its adapter attached under the name of its role."""
-        from luthier.cli.adapter import adapter_folder
+        from luthier.core.folder import adapter_folder
         from luthier.core.store import load
         from luthier.models import load as load_model
 

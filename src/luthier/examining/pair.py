@@ -21,10 +21,11 @@ from luthier.core.adapt import detach, find_state
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
 from luthier.core.examination import Batch, Change, Pair
+from luthier.core.folder import adapter_at
 from luthier.core.layer import features, weight_of
 from luthier.core.scope import Scope
 from luthier.core.slot import Slot
-from luthier.core.store import SPEC, load
+from luthier.core.store import load
 from luthier.core.swap import adapters_of
 from luthier.data import Examples
 from luthier.measuring.progress import told
@@ -36,7 +37,7 @@ def pair_of(
     """The base, and the adapter or model in the folder `target`; nothing is read yet."""
     if find_state(base) is not None:
         raise LuthierError("the base carries an adapter; detach it first, as it is what stood before fitting.")
-    folder = next((each for each in (target, target / "adapter") if (each / SPEC).is_file()), None)
+    folder = adapter_at(target)
     after = partial(_tuned, base, target, task) if folder is None else partial(_adapted, base, folder, force)
     return Pair(
         changes=partial(changes_of, base, target, force=force),

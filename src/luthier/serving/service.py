@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.adapt import NAME
 from luthier.core.errors import LuthierError, near
+from luthier.core.folder import adapter_at
 from luthier.serving.metrics import Metrics, Watch
 from luthier.serving.refusal import RETRY, Refusal, refusal_of
 from luthier.serving.request import Request
@@ -135,8 +136,9 @@ class Service:
         assert self.folder is not None
         try:
             found = (self.folder / path).resolve()
-            folders = [each.resolve() for each in (found, found / "adapter") if (each / "adapter.json").is_file()]
-            places = [found, *folders[:1], *(each.resolve() for folder in folders[:1] for each in folder.iterdir())]
+            folder = adapter_at(found) if found.is_relative_to(self.folder) else None
+            folders = [] if folder is None else [folder.resolve()]
+            places = [found, *folders, *(each.resolve() for each in folders for each in each.iterdir())]
         except (OSError, ValueError, RuntimeError):  # NUL, too long, a circle of links
             folders, places = [], []
         if not all(place.is_relative_to(self.folder) for place in places):

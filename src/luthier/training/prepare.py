@@ -10,7 +10,7 @@ from typing import Any
 
 from luthier import data
 from luthier.core.errors import LuthierError
-from luthier.core.experts import folder_of
+from luthier.core.folder import adapter_folder
 from luthier.core.objective import ALSO, Rows
 from luthier.core.selection import Pool
 from luthier.data import Examples
@@ -48,7 +48,7 @@ def prepare(run: Run) -> Prepared:
     settings = run.training
     run.objective.check(run.form)
     for source in run.form.sources():
-        folder_of(source)
+        adapter_folder(source)
     examples = data.load(
         run.data,
         skip_bad_rows=run.skip_bad_rows,

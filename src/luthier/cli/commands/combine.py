@@ -105,11 +105,11 @@ class Combine(Command):
 
     def _first_spec(self) -> dict[str, Any] | None:
         """The spec of the first adapter among the inputs, all of which must be there."""
-        from luthier.cli.adapter import is_adapter, read_adapter
+        from luthier.core.folder import adapter_at, read_adapter
 
-        specs = [read_adapter(each)[1] for each in self.inputs if is_adapter(each)]
+        specs = [read_adapter(each)[1] for each in self.inputs if adapter_at(each)]
         for each in self.inputs:
-            if not is_adapter(each) and not (Path(each).expanduser() / "config.json").is_file():
+            if not adapter_at(each) and not (Path(each).expanduser() / "config.json").is_file():
                 read_adapter(each)  # tells what is near
         return specs[0] if specs else None
 

@@ -105,11 +105,11 @@ class Examine(Command):
         """The bare base, for the task that the target is for."""
         from pathlib import Path
 
-        from luthier.cli.adapter import is_adapter, read_adapter
         from luthier.cli.base import base_of, config_of, task_of_class
         from luthier.core.errors import LuthierError
+        from luthier.core.folder import adapter_at, read_adapter
 
-        if is_adapter(self.target):
+        if adapter_at(self.target):
             return base_of(self.base, read_adapter(self.target)[1], dtype=self.dtype, task=self.task)
         if not (Path(self.target).expanduser() / "config.json").is_file():
             read_adapter(self.target)  # tells what is near

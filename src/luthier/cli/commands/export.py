@@ -43,10 +43,10 @@ class Export(Command):
         return [Flags(found, f"Settings of {found.name()}")]
 
     def run(self, given: Given) -> None:
-        from luthier.cli.adapter import read_adapter
         from luthier.cli.base import base_of
         from luthier.core.component import find
         from luthier.core.files import must_be_free
+        from luthier.core.folder import read_adapter
         from luthier.exporting import export
 
         cls: Any = find("exports", self.to)

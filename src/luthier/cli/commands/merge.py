@@ -37,10 +37,10 @@ class Merge(Command):
     """Merge into another base than the adapter was fitted on."""
 
     def run(self, given: Given) -> None:
-        from luthier.cli.adapter import read_adapter
         from luthier.cli.base import base_of
         from luthier.core.card import merged_card
         from luthier.core.files import committed, must_be_free
+        from luthier.core.folder import read_adapter
         from luthier.core.store import load
         from luthier.exporting.merged import difference, probe, save_merged
 

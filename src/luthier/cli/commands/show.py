@@ -40,9 +40,9 @@ class Show(Command):
     """Longest row, in tokens; a longer one is an error."""
 
     def run(self, given: Given) -> None:
-        from luthier.cli.adapter import is_adapter
+        from luthier.core.folder import adapter_at
 
-        if is_adapter(self.target):
+        if adapter_at(self.target):
             if self.data or self.where:
                 raise LuthierError(f"{self.target} is an adapter; DATA and --where go with a model.")
             show_adapter(self.target)
@@ -110,7 +110,7 @@ def _span(layers: list[int | None]) -> str | None:
 
 def show_adapter(path: str) -> None:
     """The spec of an adapter, for a reader."""
-    from luthier.cli.adapter import read_adapter
+    from luthier.core.folder import read_adapter
 
     folder, spec = read_adapter(path)
     base = spec["base"]
