@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from bench.speed.machine import Size, device, faster_library, seconds
 from torch import nn
 from transformers import DynamicCache
 
-import luthier as lt
 from luthier.core.backend import OWN, cpu_backend
+from luthier.core.control import Arrangement
 
 PROMPT, TOKENS, ADAPTERS = 64, 8, 8
 Work = Callable[[], float]
@@ -75,9 +75,18 @@ def mixed_decodes(size: Size, dtype: torch.dtype) -> dict[str, Work]:
     plain = decoded(size, dtype)[FLOOR]().eval()
     return {
         FLOOR: _decode(plain, size, ADAPTERS, {}),
-        "lora r8": _decode(ours, size, ADAPTERS, {}, lambda: lt.rows(ours, names)),
+        "lora r8": _decode(ours, size, ADAPTERS, {}, lambda: arranged(ours, names)),
         "peft lora r8": _decode(theirs, size, ADAPTERS, {"adapter_names": names}),
     }
+
+
+@contextmanager
+def arranged(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Row i uses the adapter names[i], as the serving engine has it."""
+    arrangement = Arrangement(model)
+    arrangement.set(names)
+    yield
+    arrangement.release()
 
 
 def _decode(

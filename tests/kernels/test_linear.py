@@ -390,15 +390,20 @@ def test_a_stack_follows_what_changes(name):
 
     arrangement.set(["a0", "a1", "a2"])
     look()
+    arrangement.release()
     with torch.no_grad():
         next(iter(adapters.a1.parameters())).mul_(3)
+    arrangement.set(["a0", "a1", "a2"])
     look()
-    arrangement.set(["a0", "a2", None])
+    arrangement.release()
     with torch.no_grad():
         next(iter(adapters.a1.parameters())).mul_(3)  # it is in the stack, though no row uses it now
+    arrangement.set(["a0", "a2", None])
     look()
+    arrangement.release()
     for parameter in adapters.a0.parameters():
         parameter.data = parameter.data * 1.1
+    arrangement.set(["a0", "a2", None])
     look()
     arrangement.release()
     lt.detach(model, "a0")

@@ -104,7 +104,9 @@ def rows(model: nn.Module, names: Sequence[str | None]):
 class Arrangement:
     """Which adapter each row of a model uses, over many passes: rows come and go between two of them.
 
-    As `rows`, but it stands until another one is set, and what layers keep for a mixed batch is kept along with it.
+    As `rows`, but it stands until another one is set, and what layers keep for a mixed batch is kept along with it. Who
+    changes what an adapter holds has to `release` the rows before: to look at the parameters of all adapters again for
+    every token takes as long as to use them.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -119,13 +121,14 @@ class Arrangement:
             use(self._model, sorted({name for name in names if name is not None}))
             # rows of one kind take the forms' own path, without a choice for each row
             state.rows = tuple(names) if len(set(names)) > 1 else None
+            state.frozen = True
         self._names = list(names)
 
     def release(self) -> None:
         """No row is arranged: adapters may come and go."""
         self._names = None
         if (state := find_state(self._model)) is not None:
-            state.rows = None
+            state.rows, state.frozen = None, False
 
 
 @contextmanager

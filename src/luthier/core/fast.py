@@ -266,7 +266,8 @@ def _mixed(
         places = {slot: index for index, slot in enumerate(slots)}
         stack = Stack(places, kernel.mixed(pairs, layer), Guard(holders, keeps=True))
     own: dict[str | None, int] = {slot.name: stack.places[slot] for slot in slots}
-    step = Step(dtype, rows, stack.arrange(tuple(own.get(row) for row in rows or ())), stack.guard)
+    guard = Guard(holders[:1], keeps=False) if adapters.state.frozen else stack.guard
+    step = Step(dtype, rows, stack.arrange(tuple(own.get(row) for row in rows or ())), guard)
     if stack.guard.counted:
         adapters.stack, adapters.step = stack, step
     return step

@@ -1,4 +1,7 @@
-"""Low-rank terms outside training: in place, in float32 where few tokens make half-precision products dear."""
+"""Low-rank terms outside training: in place, in float32 where few tokens make half-precision products dear.
+
+A sum of two formats runs number by number on a CPU, so a float32 term is rounded to its output's before it is added.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,25 @@ Add = Callable[[Tensor, Tensor], None]
 
 
 def added(y: Tensor, x: Tensor, a: Tensor, b: Tensor, s: float) -> None:
-    """y += s (x Aᵀ) Bᵀ; y [t, d_out], x [t, d_in], A [r, d_in], B [d_out, r] in any float format."""
-    if len(x) == 1 and x.device.type == "cpu":  # vectors need no transposed copy of B
-        low = torch.mv(b, torch.mv(a, x[0].to(a.dtype)))
-        y[0].add_(low, alpha=s)
-    elif x.dtype == a.dtype:
+    """y += s (x Aᵀ) Bᵀ in place; y [..., d_out] contiguous, x [..., d_in], A [r, d_in], B [d_out, r] in any float
+    format."""
+    if x.is_cpu and x.numel() == x.shape[-1]:
+        return _added_token(y.view(-1), x.view(-1), a, b, s)
+    y, x = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+    if x.dtype == a.dtype:
         y.addmm_(functional.linear(x, a), b.mT, alpha=s)
-    elif len(x) <= FEW and x.device.type == "cpu":
-        y.add_(functional.linear(functional.linear(x.to(a.dtype), a), b), alpha=s)
+    elif len(x) <= FEW and x.is_cpu:
+        y.add_(functional.linear(functional.linear(x.to(a.dtype), a), b).to(y.dtype), alpha=s)
     else:
         y.addmm_(functional.linear(x, a.to(x.dtype)), b.mT.to(x.dtype), alpha=s)
+
+
+def _added_token(y: Tensor, x: Tensor, a: Tensor, b: Tensor, s: float) -> None:
+    """`added` for vectors, which need no transposed copy of B, in as few calls as there can be."""
+    if x.dtype == a.dtype:
+        y.addmv_(b, torch.mv(a, x), alpha=s)
+    else:
+        y.add_(torch.mv(b, torch.mv(a, x.to(a.dtype))).to(y.dtype), alpha=s)
 
 
 def added_rows(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> None:
@@ -115,21 +127,22 @@ class Groups:
         return partial(self._sorted if self.take is None else self._mixed, a, b)
 
     def _sorted(self, a: Tensor, b: Tensor, y: Tensor, x: Tensor) -> None:
-        y = y.view(self.count, -1, y.shape[-1])
-        low = _low(a, x.reshape(self.count, -1, x.shape[-1]))
+        if len(y) != self.count:
+            y, x = y.view(self.count, -1, y.shape[-1]), x.reshape(self.count, -1, x.shape[-1])
+        low = _low(a, x)
         if y.dtype == b.dtype:
             y.baddbmm_(low, b)
         else:
-            y.add_(torch.bmm(low, b))
+            y.add_(torch.bmm(low, b).to(y.dtype))
 
     def _mixed(self, a: Tensor, b: Tensor, y: Tensor, x: Tensor) -> None:
         assert self.take is not None
         low = _low(a, x.index_select(0, self.take).view(self.count, -1, x.shape[-1]))
-        change = torch.bmm(low, b).view(-1, *y.shape[1:]).index_select(0, self.give)
+        change = torch.bmm(low, b).to(y.dtype).view(-1, *y.shape[1:]).index_select(0, self.give)
         if self.own is None:
             y.add_(change)
         else:
-            y.index_add_(0, self.own, change.to(y.dtype))
+            y.index_add_(0, self.own, change)
 
 
 def _low(a: Tensor, x: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def decoder(form: DoRA, p: Params, layer: Frozen) -> Run:
 
     def run(x: Tensor) -> Tensor:
         y = functional.linear(x, layer.weight)
-        added(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), a, b, s)
+        added(y, x, a, b, s)
         return y.mul_(c) if layer.bias is None else y.mul_(c).add_(layer.bias)
 
     return run

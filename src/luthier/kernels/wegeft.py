@@ -44,7 +44,7 @@ def decoder(form: WeGeFT, p: Params, layer: Frozen) -> Run:
 
     def run(x: Tensor) -> Tensor:
         edited = x.clone(memory_format=torch.contiguous_format)
-        added(edited.view(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]), psi, phi, s)
+        added(edited, x, psi, phi, s)
         return layer(edited)
 
     return run
