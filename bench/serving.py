@@ -1,7 +1,7 @@
 """Throughput of the serving engine: rows with different adapters, beside the same rows on the base and in peft.
 
-Eight LoRAs (rank 8, all linear layers) on real weights. All contestants take turns within each round; a ratio is to
-the contestant of the same round. The prompts count, so that no answer ends early, which is checked.
+Eight LoRAs (rank 8, all linear layers) on real weights. Contestants have a process each and take turns within a round;
+a ratio is to the contestant of the same round. The prompts count, so that no answer ends early, which is checked.
 `python -m bench.serving [--dtype float32] [--model NAME] [--rounds N]` writes `results/serving-<machine>.json`; what
 was measured before in the other dtype stays.
 """
@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +25,7 @@ import torch
 from bench.speed.machine import about, slug
 
 import luthier as lt
+from luthier.serving.apart import apart
 from luthier.serving.engine import Engine
 from luthier.serving.request import Piece, Request
 
@@ -107,37 +111,57 @@ def peft_model(name: str, dtype: str) -> Any:
     return model.eval()
 
 
-def throughput(name: str, dtype: str, folders: dict[str, Path], rounds: int) -> dict[str, Any]:
-    """Tokens a second of each contestant by the number of rows, and ratios round by round."""
+def contestant(kind: str, name: str, dtype: str, folders: dict[str, Path], pipe: Connection) -> None:
+    """A process of its own: builds one contestant, then answers each number of rows with tokens a second."""
+    if kind == "peft":
+        model, tokenizer = peft_model(name, dtype), base(name, dtype).processor
+    else:
+        model, tokenizer = apart(lambda: served(name, dtype, folders if kind == "mixed" else {}))
+        model.start()
+    works: dict[int, Work] = {}
+    while rows := pipe.recv():
+        if rows not in works:
+            ids = prompts(tokenizer, rows)
+            names = [ADAPTERS[row % len(ADAPTERS)] for row in range(rows)]
+            own: list[Any] = names if kind == "mixed" else [None] * rows
+            works[rows] = through_peft(model, ids, names) if kind == "peft" else through_engine(model, ids, own)
+            works[rows]()  # warms up
+        started = time.perf_counter()
+        tokens = works[rows]()
+        pipe.send(tokens / (time.perf_counter() - started))
+
+
+def served(name: str, dtype: str, folders: dict[str, Path]) -> tuple[Engine, Any]:
+    """An engine as `luthier serve` makes it, and its tokenizer."""
     loaded = base(name, dtype)
-    plain = Engine(loaded.model, loaded.processor)
-    mixed = Engine(base(name, dtype).model, loaded.processor, adapters=folders)
-    rival = peft_model(name, dtype)
-    plain.start()
-    mixed.start()
+    return Engine(loaded.model, loaded.processor, adapters=folders), loaded.processor
+
+
+def throughput(name: str, dtype: str, folders: dict[str, Path], rounds: int) -> dict[str, Any]:
+    """Tokens a second of each contestant by the number of rows, and ratios round by round.
+
+    Each has a process to itself, as a server has, and waits while another one's turn lasts.
+    """
+    spawn, pipes, processes = multiprocessing.get_context("spawn"), {}, []
+    for kind in ("base", "mixed", "peft"):
+        pipes[kind], theirs = spawn.Pipe()
+        processes.append(spawn.Process(target=contestant, args=(kind, name, dtype, folders, theirs), daemon=True))
+        processes[-1].start()
     found = {}
     for rows in ROWS:
-        ids = prompts(loaded.processor, rows)
-        names: list[Any] = [ADAPTERS[row % len(ADAPTERS)] for row in range(rows)]
-        works = {
-            "base": through_engine(plain, ids, [None] * rows),
-            "mixed": through_engine(mixed, ids, names),
-            "peft": through_peft(rival, ids, names),
-        }
-        rates = {key: [] for key in works}
-        for _ in range(rounds + 1):
-            for key, work in works.items():
-                started = time.perf_counter()
-                tokens = work()
-                rates[key].append(tokens / (time.perf_counter() - started))
-        rates = {key: each[1:] for key, each in rates.items()}  # the first round warms up
+        rates = {kind: [] for kind in pipes}
+        for _ in range(rounds):
+            for kind, pipe in pipes.items():
+                pipe.send(rows)
+                rates[kind].append(pipe.recv())
         ratios = {
             "mixed over base": [m / b for m, b in zip(rates["mixed"], rates["base"], strict=True)],
             "mixed over peft": [m / p for m, p in zip(rates["mixed"], rates["peft"], strict=True)],
         }
         found[str(rows)] = {key: spread(values) for key, values in (rates | ratios).items()}
-    plain.close()
-    mixed.close()
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(0)
+        process.join()
     return found
 
 
@@ -148,8 +172,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def loading(name: str, dtype: str, folder: Path) -> dict[str, float]:
     """{adapters there: milliseconds to load one more}, medians of three around each count, while the engine runs."""
-    loaded = base(name, dtype)
-    engine = Engine(loaded.model, loaded.processor)
+    engine, _ = apart(lambda: served(name, dtype, {}))
     engine.start()
     took = []
     for index in range(max(LOADED) + 2):
@@ -171,7 +194,8 @@ def main() -> None:
     before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     found = before if {key: before.get(key) for key in about_this} == about_this else about_this
     with TemporaryDirectory() as scratch:
-        folders = {n: adapter(chosen.model, chosen.dtype, Path(scratch) / n, i) for i, n in enumerate(ADAPTERS)}
+        made = partial(adapter, chosen.model, chosen.dtype)
+        folders = {n: apart(partial(made, Path(scratch) / n, i)) for i, n in enumerate(ADAPTERS)}
         found[chosen.dtype] = throughput(chosen.model, chosen.dtype, folders, chosen.rounds)
         found[chosen.dtype]["loading, ms"] = loading(chosen.model, chosen.dtype, folders[ADAPTERS[0]])
     print(json.dumps(found, indent=1), flush=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from luthier.cli.output import say, tell
 from luthier.cli.parse import Command, Given
 from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.serving.service import Service
 
 KEY = "LUTHIER_API_KEY"
 
@@ -66,11 +69,9 @@ class Serve(Command):
         key = self.key()
         need_extra()
 
-        from luthier.cli.base import base_of
-        from luthier.serving.engine import Engine
+        from luthier.serving.apart import apart
         from luthier.serving.guard import LOOPBACK, Guard
         from luthier.serving.server import bind, serve
-        from luthier.serving.service import Service
 
         base = model_name(self.model)
         if base in folders:
@@ -79,16 +80,7 @@ class Serve(Command):
         if not local and key is None:
             tell("warning", f"everyone who reaches {self.host} may use this server: no API key is set (--api-key).")
         with bind(self.host, self.port) as bound:
-            loaded = base_of(self.model, None, dtype=self.dtype, task="causal-lm")
-            engine = Engine(
-                loaded.model,
-                loaded.processor,
-                adapters=folders,
-                rows=self.rows,
-                waiting=self.waiting,
-                max_length=self.max_length,
-            )
-            service = Service(engine, loaded.processor, base, self.adapters_folder)
+            service = apart(lambda: self.service(base, folders))
             hosts = (*LOOPBACK, *self.allowed_host) if local or self.allowed_host else ()
             where = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{bound.getsockname()[1]}"
             models = f"{base} and {len(folders)} adapter{'s' * (len(folders) != 1)}"
@@ -97,6 +89,23 @@ class Serve(Command):
                 say(f"{models}: chat at {where}, API at {where}/v1. Ctrl-C ends it.")
 
             serve(service, Guard(key, hosts, self.max_body), bound, self.drain, ready)
+
+    def service(self, name: str, adapters: Mapping[str, Path]) -> Service:
+        """The model, called `name`, with its adapters, ready to serve."""
+        from luthier.cli.base import base_of
+        from luthier.serving.engine import Engine
+        from luthier.serving.service import Service
+
+        loaded = base_of(self.model, None, dtype=self.dtype, task="causal-lm")
+        engine = Engine(
+            loaded.model,
+            loaded.processor,
+            adapters=adapters,
+            rows=self.rows,
+            waiting=self.waiting,
+            max_length=self.max_length,
+        )
+        return Service(engine, loaded.processor, name, self.adapters_folder)
 
     def key(self) -> str | None:
         """The API key, from the flag or the environment."""
@@ -108,8 +117,8 @@ class Serve(Command):
 
 def named(adapters: Iterable[str]) -> dict[str, Path]:
     """Folders of adapters by name, from `name=folder`, each of which holds one."""
-    from luthier.cli.adapter import read_adapter
     from luthier.core.adapt import NAME
+    from luthier.core.folder import read_adapter
 
     found: dict[str, Path] = {}
     for each in adapters:

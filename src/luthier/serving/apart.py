@@ -1,0 +1,34 @@
+"""Work that must not leave threads of OpenMP behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def apart(make: Callable[[], T]) -> T:
+    """What `make` returns or raises, from a thread that has ended by then.
+
+    Every thread that runs torch on a CPU gets OpenMP workers of its own, and keeps them as long as it lives. Once there
+    are more of them than cores, GNU's OpenMP sends workers to sleep between any two products, and wakes them for each:
+    the engine's decode a fifth to a third more slowly while the main thread, idle, has workers from loading the model.
+    """
+    made: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(make())
+        except BaseException as error:  # the caller's
+            made.set_exception(error)
+
+    thread = threading.Thread(target=run, name="luthier-apart", daemon=True)
+    thread.start()
+    try:
+        return made.result()
+    finally:
+        if made.done():
+            thread.join()
