@@ -71,6 +71,19 @@ def test_a_kernel_is_its_equation(name, bias, shape, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FORMS)
+def test_a_weight_may_change_between_two_steps(name):
+    model, x = build()(name), torch.randn(5, 12, dtype=torch.float64)
+    run(model, x)
+    for change in (lambda w: w.mul_(1.5), lambda w: setattr(w, "data", w.data + 0.3)):
+        with torch.no_grad():
+            change(model[1].weight)
+        fast = run(model, x)
+        with plain():
+            slow = run(model, x)
+        assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(fast, slow, strict=True))
+
+
+@pytest.mark.parametrize("name", FORMS)
 def test_it_saves_work_where_the_input_needs_no_gradient(name):
     model, x = build()(name), torch.randn(4, 12, dtype=torch.float64)
     model(x).sum().backward()
