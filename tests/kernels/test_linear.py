@@ -74,7 +74,7 @@ def test_a_kernel_is_its_equation(name, bias, shape, monkeypatch):
 def test_a_weight_may_change_between_two_steps(name):
     model, x = build()(name), torch.randn(5, 12, dtype=torch.float64)
     run(model, x)
-    for change in (lambda w: w.mul_(1.5), lambda w: setattr(w, "data", w.data + 0.3)):
+    for change in (lambda w: w.mul_(1.5), lambda w: w.data.mul_(2.0), lambda w: setattr(w, "data", w.data + 0.3)):
         with torch.no_grad():
             change(model[1].weight)
         fast = run(model, x)

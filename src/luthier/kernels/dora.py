@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
 from luthier.core.form import Params
@@ -77,25 +76,10 @@ def _scales(form: DoRA, p: Params, w: Tensor) -> Tensor:
 
 def _norms(w: Tensor, a: Tensor, b: Tensor, s: float) -> Tensor:
     """‖W + s B A‖ of each row, from ‖W‖² + 2 s ⟨W Aᵀ, B⟩ + s² ⟨B A Aᵀ, B⟩; a constant in the gradient."""
-    squares = _squares(w)
-    wide = squares.dtype
+    wide = torch.promote_types(w.dtype, torch.float32)
+    squares = torch.linalg.vector_norm(w, dim=1, dtype=wide).square()
     cross, gram, b = (a @ w.mT).mT.to(wide), (a @ a.mT).to(wide), b.to(wide)
     return (squares + 2 * s * (cross * b).sum(1) + s**2 * ((b @ gram) * b).sum(1)).clamp(min=0).sqrt()
-
-
-_known = WeakTensorKeyDictionary()
-
-
-def _squares(w: Tensor) -> Tensor:
-    """‖W‖² of each row. It is kept with the weight, which is frozen, as long as torch's counter says that it is as it
-    was."""
-    stamp = None if w.is_inference() else (w._version, w.data_ptr())
-    before, squares = _known.get(w, (None, None))
-    if squares is None or stamp is None or stamp != before:
-        wide = torch.promote_types(w.dtype, torch.float32)
-        squares = torch.linalg.vector_norm(w.detach(), dim=1, dtype=wide).square()
-        _known[w] = stamp, squares
-    return squares
 
 
 class _DoRA(torch.autograd.Function):
