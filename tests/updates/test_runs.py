@@ -106,3 +106,11 @@ def test_bad_input_is_refused_before_the_weights_are_loaded(llama, additions, tm
         LISA(gamma=0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused("2 processes", update=LISA())
+
+
+def test_what_an_update_freezes_is_not_counted_as_trained(llama, additions, tmp_path):
+    run = run_of(llama, additions, tmp_path / "part", "freeze")
+    whole = train(replace(run, out=str(tmp_path / "whole")), progress=False)
+    part = train(replace(run, update=Freeze(bottom=1)), progress=False)
+    assert part.total == whole.total == sum(p.numel() for p in lt.detach(whole.model).parameters())
+    assert 0 < part.trainable < whole.trainable < whole.total

@@ -45,7 +45,7 @@ class Record:
     trainable: int
     """Trained numbers, a new head included."""
     total: int
-    """Numbers of the base and the adapter."""
+    """Numbers of the model, without the adapter."""
     bytes: int
     """Size of the adapter's tensors on disk."""
     seconds: float

@@ -37,6 +37,7 @@ def fit_peft(run: Run, start: Callable[[Any], None] | None = None) -> Fitted:
         prepared = prepare(run)
         set_seed(run.training.seed)  # new heads, peft's own start
         loaded = load(run, prepared)
+        total = sum(p.numel() for p in loaded.model.parameters())
         wrapped = adapted(run, loaded)
         if start is not None:
             start(wrapped)
@@ -51,7 +52,7 @@ def fit_peft(run: Run, start: Callable[[Any], None] | None = None) -> Fitted:
         processor=loaded.processor,
         frozen=wrapped.disable_adapter,
         trainable=sum(p.numel() for p in wrapped.parameters() if p.requires_grad),
-        total=sum(p.numel() for p in wrapped.parameters()),
+        total=total,
         bytes=tensors_on_disk(adapter),
         losses=losses,
         eval_losses=evals,

@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 
 from luthier.core.control import describe, tensors
+from luthier.core.layer import base_parameters
 from luthier.core.objective import ALSO
 from luthier.core.optimiser import course_of
 from luthier.training.estimate import Memory
@@ -27,10 +28,14 @@ class Plan:
     steps: int
     per_epoch: int
     """Steps of an epoch."""
+    held: int
+    """Numbers that the form gives the update to train."""
     trainable: int
+    """Numbers that some step trains."""
     active: int
     """Numbers that the first step trains."""
     total: int
+    """Numbers of the model, without the adapter."""
     disk: int
     """Bytes of the saved adapter."""
     tokens: int
@@ -55,13 +60,16 @@ def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) ->
     """The plan of a run whose adapter is attached to `model`."""
     held = tensors(model, run.name).values()
     course = course_of(model, steps[0], name=run.name, seed=run.training.seed)
+    trained = sum(p.numel() for p in held if p.requires_grad)
+    active = sum(p.numel() for place in run.update.active(course, 0) for p in place.params.values())
     longest = max(prepared.train, key=length)
     return Plan(
         steps=steps[0],
         per_epoch=steps[1],
-        trainable=sum(p.numel() for p in held if p.requires_grad),
-        active=sum(p.numel() for place in run.update.active(course, 0) for p in place.params.values()),
-        total=sum(p.numel() for p in model.parameters()),
+        held=trained,
+        trainable=trained if run.update.changes else active,
+        active=active,
+        total=sum(p.numel() for _, p in base_parameters(model)),
         disk=sum(p.numel() * p.element_size() for p in held),
         tokens=sum(map(length, prepared.train)),
         learned=sum(map(labels_in, prepared.train)),
@@ -80,7 +88,7 @@ def labels_in(feature: dict[str, Any]) -> int:
 
 def overview(run: Run, prepared: Prepared, model: Any, plan: Plan, memory: Memory) -> Group:
     """The two tables that are printed before training."""
-    held = replace(memory, optimiser=memory.optimiser * plan.active // max(1, plan.trainable))
+    held = replace(memory, optimiser=memory.optimiser * plan.active // max(1, plan.held))
     return Group(sites(describe(model)), figures(run, prepared, plan, held))
 
 
@@ -119,7 +127,9 @@ def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
         f"learning rate {run.lr:g}, {settings.schedule}",
     }
     if run.update.name() != "adamw":
-        lines["update"] = f"{run.update.name()}: the first step trains {plan.active:,} of the trainable numbers"
+        lines["update"] = (
+            f"{run.update.name()}: the first step trains {plan.active:,} of the form's {plan.held:,} numbers"
+        )
     if plan.tokens:
         learned = f", of which {plan.learned:,} in the loss" if plan.learned else ""
         lines["tokens an epoch"] = f"{plan.tokens:,}{learned}"

@@ -36,7 +36,7 @@ class Result:
     trainable: int
     """Trained numbers."""
     total: int
-    """Numbers of the base and the adapter."""
+    """Numbers of the model, without the adapter."""
     seconds: float
     """Time spent in training, interruptions left out."""
     model: Any
