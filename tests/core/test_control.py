@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import luthier as lt
@@ -84,3 +85,30 @@ def test_detaching_forgets_the_modules():
     assert state.homes
     lt.detach(model)
     assert not state.homes and not any(isinstance(module, Adapters) for module in model.modules())
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_rows_that_do_not_fit_the_batch_are_refused(grad):
+    model = ARCHITECTURES["llama"].build().eval()
+    for name in ("a", "b"):
+        lt.attach(model, lt.LoRA(rank=2), where="q_proj", name=name)
+    for ids, names in (((2, 6), ["a", "b", "a"]), ((1, 6), ["a", "b"])):
+        with (
+            lt.rows(model, names),
+            torch.set_grad_enabled(grad),
+            pytest.raises(lt.LuthierError, match="rows were given"),
+        ):
+            model(torch.ones(ids, dtype=torch.long))
+
+
+def test_experts_have_tokens_of_any_row():
+    config = transformers.SwitchTransformersConfig(
+        vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_heads=2, num_experts=2,
+        num_layers=2, num_sparse_encoder_layers=2, num_decoder_layers=2, num_sparse_decoder_layers=2,
+    )  # fmt: skip
+    model = transformers.SwitchTransformersForConditionalGeneration(config).eval()
+    for name in ("a", "b"):
+        lt.attach(model, lt.LoRA(rank=2), where="wi", name=name, check=False)
+    ids = torch.arange(8).view(2, 4)
+    with lt.rows(model, ["a", "b"]), pytest.raises(lt.LuthierError, match="experts of a mixture"):
+        model(input_ids=ids, decoder_input_ids=ids)

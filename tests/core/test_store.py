@@ -14,7 +14,11 @@ from safetensors.torch import load_file
 import luthier as lt
 from architectures import ARCHITECTURES
 from forged import forge_tensors, reseal
+from luthier.core import files
+from luthier.core.adapt import adapter_names, state_of
 from luthier.core.files import committed, discard, recover
+from luthier.core.folder import adapter_at, adapter_folder, read_adapter
+from luthier.core.store import read_spec
 
 
 def build(seed: int = 0, dtype: torch.dtype = torch.float32):
@@ -183,6 +187,30 @@ def test_a_run_that_starts_anew_leaves_nothing_to_recover(adapter, tmp_path):
     discard(adapter)
     recover(adapter)
     assert not list(tmp_path.iterdir())
+
+
+def test_of_several_adapters_none_is_missed_that_is_aside(adapter, tmp_path):
+    (tmp_path / "all").mkdir()
+    for name in ("one", "two"):
+        lt.save(lt.load(build(), adapter, name), tmp_path / "all" / name)
+    shutil.move(tmp_path / "all" / "two", tmp_path / "all" / ".two.old")  # a replacement that was killed
+    assert set(adapter_names(state_of(lt.load(build(), tmp_path / "all")))) == {"one", "two"}
+
+
+def test_a_folder_that_another_process_keeps_locked_is_told(adapter, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    with files._alone(adapter.parent), pytest.raises(lt.LuthierError, match=r"has kept .* locked"):
+        lt.load(build(), adapter)
+
+
+def test_an_adapter_is_looked_for_among_anything(adapter, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(lt.LuthierError, match=r"did you mean 'adapter'\?"):
+        adapter_folder(tmp_path / "adaptr")
+    for other in ("pipe", "file", "no/such"):
+        assert adapter_at(tmp_path / other) is None
+    assert read_adapter(tmp_path) == (adapter, read_spec(adapter))  # as a run's folder has it
 
 
 def test_a_link_to_a_folder_stays_one(adapter, tmp_path):

@@ -84,6 +84,16 @@ def test_a_weight_may_change_between_two_steps(name):
 
 
 @pytest.mark.parametrize("name", FORMS)
+def test_second_derivatives_are_refused_and_not_wrong(name):
+    model, x = build()(name), torch.randn(5, 12, dtype=torch.float64)
+    first = lambda: torch.autograd.grad(model(x).square().sum(), [*lt.trainable(model).values()], create_graph=True)  # noqa: E731
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(gradient.square().sum() for gradient in first()).backward()
+    with plain():
+        sum(gradient.square().sum() for gradient in first()).backward()
+
+
+@pytest.mark.parametrize("name", FORMS)
 def test_it_saves_work_where_the_input_needs_no_gradient(name):
     model, x = build()(name), torch.randn(4, 12, dtype=torch.float64)
     model(x).sum().backward()

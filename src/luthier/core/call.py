@@ -123,6 +123,16 @@ def read_call(arguments: dict[str, Any], prompt: Prompt) -> Call | None:
     return Call(entering.shape[0], entering.shape[1], past, mask, prompt, entering.device)
 
 
+def entries(x: Tensor, rows: int) -> int:
+    """How many entries of an activation [entries, ...] each row has: beams repeat rows, some layers flatten tokens.
+
+    Raises `LuthierError` where they are not the same for all.
+    """
+    if not rows or len(x) % rows:
+        raise LuthierError(f"{rows} rows were given adapters, but the activation has {len(x)} rows.")
+    return len(x) // rows
+
+
 ENTRIES = ("input_ids", "inputs_embeds", "decoder_input_ids", "hidden_states")
 
 

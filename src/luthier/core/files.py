@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -115,24 +116,38 @@ def discard(folder: str | Path) -> None:
 def steady(folder: str | Path) -> Iterator[None]:
     """Nobody replaces `folder` while the context lasts, so that the files that are read there belong together."""
     folder = _real(folder)
-    handle = _settled(folder)
+    recover(folder)
+    with _settled(folder.parent, glob.escape(folder.name)):
+        yield
+
+
+@contextmanager
+def all_steady(parent: str | Path) -> Iterator[None]:
+    """Nobody replaces a folder in `parent` while the context lasts, and none is aside."""
+    with _settled(_real(parent), "*"):
+        yield
+
+
+@contextmanager
+def _settled(parent: Path, names: str) -> Iterator[None]:
+    """A shared lock on `parent`, taken when no folder of these names (a pattern) is aside."""
+    while True:
+        try:
+            handle = _lock(parent, fcntl.LOCK_SH)
+        except (PermissionError, FileNotFoundError, NotADirectoryError):
+            handle = None  # a folder may be read whose parent may not
+            break
+        aside = [path.with_name(path.name[1:-4]) for path in parent.glob(f".{names}.old")]
+        killed = [folder for folder in aside if not folder.exists()]
+        if not killed:
+            break
+        _unlock(handle)
+        for folder in killed:
+            recover(folder)
     try:
         yield
     finally:
         _unlock(handle)
-
-
-def _settled(folder: Path) -> int | None:
-    """A lock that keeps others from replacing `folder`, taken when it is not aside."""
-    while True:
-        recover(folder)
-        try:
-            handle = _lock(folder.parent, fcntl.LOCK_SH)
-        except OSError:  # one may read a folder whose parent one may not
-            return None
-        if folder.exists() or not _aside(folder).exists():
-            return handle
-        _unlock(handle)  # a replacement was killed after the first look
 
 
 def _real(folder: str | Path) -> Path:
@@ -150,9 +165,10 @@ def _alone(parent: Path) -> Iterator[None]:
         _unlock(handle)
 
 
-def _lock(folder: Path, kind: int, patience: float = PATIENCE) -> int | None:
+def _lock(folder: Path, kind: int, patience: float | None = None) -> int | None:
     """A descriptor whose lock on a folder ends with it; None where the file system has no locks."""
-    handle, until = os.open(folder, os.O_RDONLY), time.monotonic() + patience
+    patience = PATIENCE if patience is None else patience
+    handle, until = os.open(folder, os.O_RDONLY | os.O_DIRECTORY), time.monotonic() + patience
     while True:
         try:
             fcntl.flock(handle, kind | fcntl.LOCK_NB)
@@ -163,7 +179,9 @@ def _lock(folder: Path, kind: int, patience: float = PATIENCE) -> int | None:
                 return None
             if time.monotonic() > until:
                 os.close(handle)
-                raise TimeoutError(errno.ETIMEDOUT, "another process keeps it locked", str(folder)) from None
+                raise LuthierError(
+                    f"another process has kept {folder} locked for {patience:g} seconds; try again when it is done."
+                ) from None
         time.sleep(0.005)
 
 
@@ -187,7 +205,7 @@ def _clean(folder: Path) -> None:
         _drop(_aside(folder), folder)
     left = re.compile(re.escape(f".{folder.name}.new-") + "[0-9a-f]{8}")
     for path in [each for each in folder.parent.iterdir() if left.fullmatch(each.name)]:
-        with suppress(OSError):  # its writer lives, or has just finished
+        with suppress(OSError, LuthierError):  # its writer lives, or has just finished
             handle = _lock(path, fcntl.LOCK_EX, patience=0)
             if handle is not None:
                 shutil.rmtree(path, ignore_errors=True)

@@ -27,8 +27,9 @@ def adapter_folder(path: str | Path) -> Path:
         return found
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        beside = [p.name for p in folder.parent.iterdir() if adapter_at(p)] if folder.parent.is_dir() else []
-        raise LuthierError(f"no adapter folder {path}{near(folder.name, beside) or '.'}")
+        there = folder.parent.glob(f"*/{SPEC}"), folder.parent.glob(f"*/adapter/{SPEC}")
+        beside = {file.relative_to(folder.parent).parts[0] for each in there for file in each}
+        raise LuthierError(f"no adapter folder {path}{near(folder.name, sorted(beside))}")
     raise LuthierError(f"{path} holds no adapter ({SPEC} is not there); give a run folder or an adapter's.")
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from luthier.core.call import Call, Positions, Prompt, edit
-from luthier.core.errors import LuthierError
+from luthier.core.call import Call, Positions, Prompt, edit, entries
 from luthier.core.form import Form, Params
 from luthier.core.router import TASKS, Route, Routed, Told, routing, tasks_of
 from luthier.core.scope import Selection
@@ -109,10 +108,8 @@ class State:
     def row_mask(self, name: str, like: Tensor) -> Tensor:
         """True for the rows of `like` that use the adapter `name`, shaped to broadcast over it."""
         rows = self.rows or ()
-        if not rows or len(like) % len(rows):
-            raise LuthierError(f"{len(rows)} rows were given adapters, but the activation has {len(like)} rows.")
-        mask = torch.tensor([row == name for row in rows], device=like.device)
-        mask = mask.repeat_interleave(len(like) // len(rows))  # beams repeat each row
+        each = entries(like, len(rows))
+        mask = torch.tensor([row == name for row in rows], device=like.device).repeat_interleave(each)
         return mask.view(-1, *[1] * (like.dim() - 1))
 
 

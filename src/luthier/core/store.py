@@ -25,7 +25,7 @@ from luthier.core.checks import shown
 from luthier.core.component import find
 from luthier.core.control import tensors
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, free_folder, sha256, steady, write_json
+from luthier.core.files import all_steady, committed, free_folder, sha256, steady, write_json
 from luthier.core.fingerprint import differences, fingerprint
 from luthier.core.folder import holds_adapter
 from luthier.core.form import Form
@@ -181,7 +181,8 @@ def load(
     if holds_adapter(folder):
         _load_one(model, folder, name, force, check)
         return model
-    inner = sorted(path.parent for path in folder.glob(f"*/{SPEC}") if not path.parent.name.startswith("."))
+    with all_steady(folder):
+        inner = sorted(path.parent for path in folder.glob(f"*/{SPEC}") if not path.parent.name.startswith("."))
     if not inner or name is not None:
         raise LuthierError(f"{folder} holds no adapter ({SPEC} is not there).")
     loaded: list[str] = []

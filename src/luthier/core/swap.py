@@ -206,6 +206,11 @@ def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple
         state.reached.update(s.site.key for s in adapters.slots() if s.site.kind != "param")
         if adapters.fast:
             siblings.note(state, module, adapters, x)
+    if state.rows is not None and ".experts." in adapters.path:
+        raise LuthierError(
+            f"{adapters.path} is given the tokens that were routed to it, of any rows; a mixed batch cannot have "
+            "adapters on the experts of a mixture. Use one adapter for all rows."
+        )
     if (y := fast_linear(module, adapters, x)) is not None:
         return y
     for slot in adapters.inputs:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from luthier.core.call import entries
+
 FEW = 32
 """Up to so many tokens, half-precision products this small take ten times as long as float32 ones on a CPU."""
 
@@ -75,6 +77,7 @@ class Rows:
         shape, limit = (n, -1, self.a.shape[2]), most * n * self.a.shape[2]
 
         def add(y: Tensor, x: Tensor) -> None:
+            entries(x, n)
             y, x = (y, x) if x.dim() == 3 and len(x) == n else (y.view(n, -1, y.shape[-1]), x.reshape(shape))
             if x.numel() <= limit:
                 few(y, x)

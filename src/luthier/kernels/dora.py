@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
@@ -108,6 +109,7 @@ class _DoRA(torch.autograd.Function):
         ctx.save_for_backward(x, *tensors[::5], *tensors[4::5], *output[ctx.count :])
 
     @staticmethod
+    @once_differentiable  # what it saved are constants; `luthier.core.fast.plain` has second derivatives
     def backward(ctx: Any, *dys: Tensor):
         n = ctx.count
         x, *rest = ctx.saved_tensors

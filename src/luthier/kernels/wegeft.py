@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
@@ -91,6 +92,7 @@ class _WeGeFT(torch.autograd.Function):
         ctx.save_for_backward(x if read is None else read, mask, *output[ctx.count :], *tensors[::4])
 
     @staticmethod
+    @once_differentiable  # what it saved are constants; `luthier.core.fast.plain` has second derivatives
     def backward(ctx: Any, *dys: Tensor):
         read, mask, h, psi, *rest = ctx.saved_tensors
         ups, weights = rest[: ctx.count], rest[ctx.count :]
