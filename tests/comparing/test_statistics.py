@@ -96,7 +96,7 @@ def test_paired_takes_the_seeds_in_common():
 def test_both_seeds_and_rows_must_agree():
     """Seeds that agree to the digit, on too few rows; and rows without end, on seeds that do not agree."""
     few_rows = paired([run("a", s, [1, 1, 1, 0]) for s in range(3)], [run("b", s, [1, 1, 0, 0]) for s in range(3)])
-    assert seed_p([0.25] * 3) == 0.0 and few_rows.p > 0.05
+    assert math.isnan(seed_p([0.25] * 3)) and few_rows.p > 0.05
     wild = [1.0, 0.2, 0.9]
     seeds = [run("a", s, (np.arange(5000) < 5000 * wild[s]).astype(float).tolist()) for s in range(3)]
     assert paired(seeds, [run("b", s, [0.0, 1.0] * 2500) for s in range(3)]).p > 0.05
@@ -109,6 +109,18 @@ def test_a_winner_needs_a_lead_over_every_other():
     assert close.winner is None and close.best in "ab" and "may be chance" in close.reason
     alone = winner({"a": runs("a", 0.95, seeds=1), "b": runs("b", 0.5, seeds=1, shift=1)})
     assert alone.winner is None and "fewer than two seeds" in alone.reason
+
+
+def test_what_is_not_known_is_no_proof():
+    """NaN in, NaN out; and differences without a spread say nothing of it, whatever their size."""
+    assert math.isnan(student.two_sided(math.nan, 3)) and math.isnan(seed_p([0.1, math.nan, 0.2]))
+    assert math.isnan(row_p({"d": [1.0, math.nan]}))
+    assert math.isnan(seed_p([0.3 - 0.2, 0.2 - 0.1]))  # equal but for rounding
+    ahead, behind = ([run(name, s, [], at + 0.1 * s) for s in range(2)] for name, at in (("a", 0.6), ("b", 0.5)))
+    assert math.isnan(paired(ahead, behind).p)
+    found = winner({"a": ahead, "b": behind})
+    assert found.winner is None and found.best == "a" and found.tests[0].adjusted == 1.0
+    assert "no spread" in found.reason
 
 
 def test_few_wins_by_chance():

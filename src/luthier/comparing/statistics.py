@@ -12,6 +12,8 @@ from luthier.comparing.record import Record
 LEVEL = 0.95
 RESAMPLES = 10_000
 """Bootstrap samples; the smallest p that they can show is 2 / (RESAMPLES + 1)."""
+EQUAL = 1e-12
+"""Differences of scores that are this close are the same but for rounding (0.3 - 0.2 is not 0.2 - 0.1)."""
 
 
 @dataclass(frozen=True)
@@ -134,18 +136,18 @@ def row_differences(pairs: Sequence[tuple[Record, Record]]) -> dict[str, list[fl
 
 
 def seed_p(differences: Sequence[float]) -> float:
-    """Two-sided p of a mean of zero by Student's t; NaN for fewer than two differences."""
-    if len(differences) < 2:
+    """Two-sided p of a mean of zero by Student's t; NaN for fewer than two differences, and for equal ones.
+
+    Differences that agree to the digit tell nothing of the spread: seeds that changed nothing, or a coarse metric.
+    """
+    if len(differences) < 2 or max(differences) - min(differences) <= EQUAL:
         return math.nan
-    mean, error = _mean(differences), _error(differences)
-    if not error:
-        return 1.0 if not mean else 0.0
-    return student.two_sided(mean / error, len(differences) - 1)
+    return student.two_sided(_mean(differences) / _error(differences), len(differences) - 1)
 
 
 def row_p(parts: Mapping[str, Sequence[float]]) -> float:
-    """Two-sided p of a mean of zero by the bootstrap (Davison and Hinkley 1997, 4.4); NaN without rows."""
-    if not _usable(parts):
+    """Two-sided p of a mean of zero by the bootstrap (Davison and Hinkley 1997, 4.4); NaN without rows, or of NaN."""
+    if not _usable(parts) or any(math.isnan(value) for part in parts.values() for value in part):
         return math.nan
     draws = resampled(parts)
     below, above = int((draws <= 0).sum()), int((draws >= 0).sum())
@@ -188,6 +190,9 @@ def _against(best: str, tests: Sequence[Paired], alpha: float) -> str:
     few = [test.second for test in tests if test.seeds < 2]
     if few:
         return f"{best} and {few[0]} have fewer than two seeds in common, so the training's own spread is not known"
+    unknown = [test for test in tests if math.isnan(test.p)]
+    if unknown:
+        return f"nothing can be said of {best} and {unknown[0].second}: no spread over the seeds, and no rows to test"
     close = [test for test in tests if not (test.adjusted < alpha and test.difference > 0)]
     if close:
         nearest = max(close, key=lambda test: test.adjusted)

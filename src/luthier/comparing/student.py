@@ -20,8 +20,8 @@ def inside(t: float, freedom: int) -> float:
 
 
 def two_sided(t: float, freedom: int) -> float:
-    """P(|T| >= t)."""
-    return max(0.0, 1 - inside(t, freedom))
+    """P(|T| >= t); NaN of NaN."""
+    return math.nan if math.isnan(t) else max(0.0, 1 - inside(t, freedom))
 
 
 def quantile(level: float, freedom: int) -> float:
