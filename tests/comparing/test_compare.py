@@ -10,6 +10,7 @@ import pytest
 
 import luthier as lt
 from luthier.comparing import Study, records, runner
+from luthier.comparing.plan import checked
 from luthier.core.errors import LuthierError
 from luthier.training import metrics
 
@@ -244,3 +245,55 @@ def _has_optuna() -> bool:
     import importlib.util
 
     return importlib.util.find_spec("optuna") is not None
+
+
+CHOOSER = """method = "lora"
+[form]
+rank = 2
+[select]
+name = "random"
+"""
+
+
+def test_objectives_and_selections_of_recipes_are_used(study, tmp_path):
+    recipe = tmp_path / "chooser.toml"
+    recipe.write_text(CHOOSER)
+    values = study.to_dict() | {"methods": ["full", "masked-thought", str(recipe)], "seeds": [0], "budget": None}
+    with pytest.raises(LuthierError, match="select_rows"):
+        checked(Study.from_dict(values))
+    values["settings"] = {
+        str(recipe): {"select_rows": 8},
+        "masked-thought": {"training": {"lr": 1e-3, "schedule": "linear", "warmup": 0.06}},
+    }
+    values["settings"]["full"] = values["settings"]["masked-thought"]
+    done = runner.carry_out(Study.from_dict(values | {"timing": 1}), tmp_path / "s", progress=False)
+    full, masked, chosen = (next(r for r in done.records if r.method == m) for m in values["methods"])
+    assert masked.settings["objective"]["name"] == "maskedthought" and full.settings["objective"]["name"] == "sft"
+    assert masked.losses != full.losses and "--objective maskedthought" in masked.command
+    assert chosen.settings["select"]["name"] == "random" and chosen.settings["select_rows"] == 8
+
+
+def test_rows_that_an_objective_lacks_are_told_in_the_plan(study):
+    with pytest.raises(LuthierError, match="no 'rationale'"):
+        checked(changed(study, methods=["lora", "morepair"]))
+
+
+def test_two_methods_never_share_a_folder(study, tmp_path):
+    recipe = tmp_path / "lora.toml"
+    recipe.write_text('method = "wegeft"\n')
+    with pytest.raises(LuthierError, match=r"'lora' and '.*lora.toml' would share one folder"):
+        checked(changed(study, methods=["lora", str(recipe)]))
+    runner.prepared(changed(study, methods=["lora"]), tmp_path / "s")
+    with pytest.raises(LuthierError, match=r"'lora' and '.*lora.toml' would share one folder"):
+        runner.prepared(changed(study, methods=[str(recipe)]), tmp_path / "s")
+
+
+def test_a_recipe_that_was_changed_is_refused(study, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('method = "lora"\n[form]\nalpha = 8.0\n')
+    one = changed(study, methods=[str(recipe)], seeds=[0])
+    runner.prepared(one, tmp_path / "s")
+    runner.prepared(one, tmp_path / "s")
+    recipe.write_text('method = "lora"\n[form]\nalpha = 4.0\n')
+    with pytest.raises(LuthierError, match=r"form.settings.alpha is 4.0, there 8.0"):
+        runner.prepared(one, tmp_path / "s")

@@ -12,7 +12,8 @@ from typing import Any
 import filelock
 
 from luthier.comparing.forgetting import read_held
-from luthier.comparing.plan import Plan, plan
+from luthier.comparing.methods import described
+from luthier.comparing.plan import Plan, check_names, method_of, plan
 from luthier.comparing.record import write
 from luthier.comparing.study import Study
 from luthier.comparing.tune import check_tuning
@@ -35,12 +36,14 @@ def prepared(study: Study, folder: Path) -> Plan:
     read_held(study)
     planned = plan(study, folder)
     prints = {name: each.fingerprints() for name, each in planned.data.items()}
+    resolved = {name: described(method_of(study, name)) for name in study.methods}
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
         old = _stored(folder)
         if old is not None:
             _refuse_changed(folder, old, study, prints)
-        write(_noted(study, old, prints), folder / STUDY)
+            _refuse_other_methods(folder, old, resolved)
+        write(_noted(study, old, prints, resolved), folder / STUDY)
     return planned
 
 
@@ -89,6 +92,19 @@ def _refuse_changed(folder: Path, old: dict[str, Any], study: Study, prints: dic
         )
 
 
+def _refuse_other_methods(folder: Path, old: dict[str, Any], resolved: dict[str, Any]) -> None:
+    """Raises for a method that is another than that of its name there: a recipe's file was changed."""
+    check_names([*old["study"]["methods"], *resolved])
+    there = old.get("resolved", {})
+    found = [_difference(name, each, there.get(name, each)) for name, each in resolved.items()]
+    changed = [text for text in found if text]
+    if changed:
+        raise LuthierError(
+            f"{folder} holds runs of methods that were others then: {'; '.join(changed)}. Make the recipe as it was, "
+            "give it another name, or choose another folder (out)."
+        )
+
+
 def _difference(name: str, here: Any, there: Any) -> str:
     """What differs; nothing where nothing does."""
     if isinstance(here, dict) and isinstance(there, dict):
@@ -97,7 +113,9 @@ def _difference(name: str, here: Any, there: Any) -> str:
     return "" if here == there else f"{name} is {here!r}, there {there!r}"
 
 
-def _noted(study: Study, old: dict[str, Any] | None, prints: dict[str, Any]) -> dict[str, Any]:
+def _noted(
+    study: Study, old: dict[str, Any] | None, prints: dict[str, Any], resolved: dict[str, Any]
+) -> dict[str, Any]:
     """What study.json holds: all that was ever asked of this folder."""
     new = study.to_dict()
     before = old["study"] if old else {}
@@ -108,6 +126,7 @@ def _noted(study: Study, old: dict[str, Any] | None, prints: dict[str, Any]) -> 
     return {
         "study": new,
         "fingerprints": (old or {}).get("fingerprints", {}) | prints,
+        "resolved": (old or {}).get("resolved", {}) | resolved,
         "command": (old or {}).get("command") or command(),
         "versions": versions(),
         "created": (old or {}).get("created")

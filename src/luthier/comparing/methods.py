@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from luthier.comparing.study import Settings
 from luthier.core.allocation import Ranks
-from luthier.core.component import find, names
+from luthier.core.component import Component, find, names
 from luthier.core.errors import LuthierError, near
 from luthier.core.form import Form
 from luthier.core.initialiser import Init
+from luthier.core.objective import Objective
 from luthier.core.piece import Piece
 from luthier.core.recipe import Recipe, read_recipe, recipe_files
+from luthier.core.selection import DataSelection
 from luthier.core.update import Update
 from luthier.forms.full import Full
 from luthier.measuring.calibration import Calibration
+from luthier.objectives.sft import SFT
 from luthier.training.spec import Training
 from luthier.updates.adamw import AdamW
 
@@ -43,6 +47,10 @@ class Method:
     init: Init | None = None
     update: Update = field(default_factory=AdamW)
     also: tuple[Piece, ...] = ()
+    objective: Objective = field(default_factory=SFT)
+    select: DataSelection | None = None
+    select_rows: int | None = None
+    target: str | None = None
     calibration: Calibration = field(default_factory=Calibration)
     budget: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
@@ -59,6 +67,20 @@ def resolve(name: str, settings: Settings, budget: str | None) -> Method:
         raise LuthierError(f"no method {name!r}: {prefix}: is none of {', '.join(f'{k}:' for k in KINDS if k)}.")
     found = KINDS[prefix if colon else ""](rest if colon else name)
     return dataclasses.replace(_budgeted(_settled(found, settings), settings.budget or budget), name=name)
+
+
+def described(method: Method) -> dict[str, Any]:
+    """Everything that a method's runs follow from, as JSON holds it."""
+    found = {f.name: _plain(getattr(method, f.name)) for f in dataclasses.fields(method) if f.name != "notes"}
+    return json.loads(json.dumps(found))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Component):
+        return {"name": value.name(), "settings": value.to_dict()}
+    return value.to_dict() if isinstance(value, Piece | Calibration) else value
 
 
 def _any(name: str) -> Method:
@@ -93,6 +115,8 @@ def _recipe(name: str) -> Method:
         init=_component(recipe, "init"),
         update=_component(recipe, "update") or AdamW(),
         also=tuple(map(Piece.from_dict, recipe.also)),
+        objective=_component(recipe, "objective") or SFT(),
+        select=_component(recipe, "select"),
         calibration=Calibration(**recipe.calibration),
         budget=recipe.budget,
         training={key: value for key, value in recipe.training.items() if key in OWN},
@@ -121,7 +145,7 @@ def _component(recipe: Recipe, key: str) -> Any:
     return find(AXES[key], values.pop("name")).from_dict(values) if values else None
 
 
-AXES = {"ranks": "ranks", "init": "inits", "update": "updates"}
+AXES = {"ranks": "ranks", "init": "inits", "update": "updates", "objective": "objectives", "select": "data"}
 
 
 def _settled(method: Method, settings: Settings) -> Method:
@@ -135,10 +159,19 @@ def _settled(method: Method, settings: Settings) -> Method:
         values = dict(getattr(settings, key))
         if values:
             changes[key] = find(AXES[key], str(values.pop("name", ""))).from_dict(values)
+    for key in ("select_rows", "target"):
+        if getattr(settings, key) is not None:
+            changes[key] = getattr(settings, key)
     if settings.calibration:
         changes["calibration"] = Calibration(**settings.calibration)
     Training.from_dict(settings.training)
-    return dataclasses.replace(method, **changes, over=settings.training)
+    settled = dataclasses.replace(method, **changes, over=settings.training)
+    if settled.select is not None and settled.select_rows is None:
+        raise LuthierError(
+            f"{method.name} learns from rows that {settled.select.name()} chooses, and nothing says how many; say so "
+            "in the study's file: select_rows, and target for what they are chosen for, under its [settings]."
+        )
+    return settled
 
 
 def _budgeted(method: Method, budget: str | None) -> Method:

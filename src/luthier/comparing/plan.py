@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier import data, models
+from luthier import models
+from luthier.comparing import rows
 from luthier.comparing.methods import Method, resolve
 from luthier.comparing.record import FILE, RUNS
 from luthier.comparing.sources import Sourced, sourced
@@ -73,19 +74,24 @@ def plan(study: Study, folder: Path) -> Plan:
     """Every run of the study, checked; raises one `LuthierError` with all that does not fit."""
     faults: list[str] = []
     read = {name: _try(faults, lambda name=name: _read(study, name, folder)) for name in study.data}
-    methods = {name: _try(faults, lambda name=name: _method(study, name)) for name in study.methods}
+    methods = {name: _try(faults, lambda name=name: method_of(study, name)) for name in study.methods}
+    _try(faults, lambda: check_names(study.methods))
     _refuse(faults)
     found = {name: each for name, each in read.items() if each is not None}
     jobs: list[Job] = []
     for model, name in study.pairs():
         shapes = _try(faults, lambda m=model, n=name: _shapes(study, m, found[n]), f"{model} on {name}")
+        made: list[Job] = []
         for method in methods.values() if shapes else ():
             assert shapes is not None and method is not None
-            jobs += _try(
+            made += _try(
                 faults,
                 lambda m=model, n=name, k=method, s=shapes: _jobs(study, m, found[n], k, s, folder),
                 f"{model} on {name}, {method.name}",
             ) or []  # fmt: skip
+        runs = [job.run for job in made if job.method.kind != "untouched"]
+        rows.trained_on(runs, lambda make, where=f"{model} on {name}": _try(faults, make, where))
+        jobs += made
     _refuse(faults)
     return Plan(study, found, sorted(jobs, key=lambda job: study.seeds.index(job.seed)), folder)
 
@@ -115,7 +121,8 @@ def _refuse(faults: list[str]) -> None:
         raise LuthierError(f"nothing was started: {len(unique)} things do not fit:{listed}")
 
 
-def _method(study: Study, name: str) -> Method:
+def method_of(study: Study, name: str) -> Method:
+    """A method under what the study says of it."""
     method = resolve(name, study.settings.get(name, Settings()), study.budget)
     Training.from_dict(study.training | method.over)
     return method
@@ -133,7 +140,7 @@ def _read(study: Study, name: str, folder: Path) -> Sourced:
 
 
 def _shapes(study: Study, model: str, read: Sourced) -> Shapes:
-    """The model's shapes and its new head, tried on every row of the data."""
+    """The model's shapes and its new head, tried on every row of the tests."""
     import torch
     import transformers
 
@@ -152,15 +159,9 @@ def _shapes(study: Study, model: str, read: Sourced) -> Shapes:
                 empty = getattr(transformers, models.TASKS[read.task].model).from_config(config)
         except ValueError as error:
             raise LuthierError(f"{source} cannot serve {read.task}: {str(error).splitlines()[0]}") from None
-        options = {"max_length": training.max_length, "labels": read.labels}
-        data.encode_all(read.examples, processor, task=read.task, truncate=training.truncate, **options)
-        for each in read.tests.values() if read.task in _LABELLED else ():
-            data.encode_all(each, processor, task=read.task, **options)
+        rows.tested_on(read, processor, training.max_length)
+        rows.held_texts(study, read, processor)
     return Shapes(empty, processor, head)
-
-
-_LABELLED = ("classification", "regression")
-"""Tasks whose test rows are encoded whole; prompts may be of any length."""
 
 
 # --- runs ------------------------------------------------------------------------------------------
@@ -183,6 +184,19 @@ def file_name(method: str) -> str:
     return Path(method).stem if method.endswith(".toml") else method.replace(":", "-")
 
 
+def check_names(methods: Iterable[str]) -> None:
+    """Raises for two methods whose runs would share a folder, where the second would pass for done."""
+    seen: dict[str, str] = {}
+    for method in methods:
+        folder = file_name(method).casefold()  # which many file systems do
+        other = seen.setdefault(folder, method)
+        if other != method:
+            raise LuthierError(
+                f"the methods {other!r} and {method!r} would share one folder of runs, {file_name(method)}; give the "
+                "file of one another name."
+            )
+
+
 def run_of(study: Study, model: str, read: Sourced, method: Method, seed: int, out: Path) -> Run:
     """The run of `luthier.train`: defaults under the recipe under the study under the data set under the method."""
     given = study.data[read.name]
@@ -201,6 +215,10 @@ def run_of(study: Study, model: str, read: Sourced, method: Method, seed: int, o
         init=method.init,
         update=method.update,
         also=method.also,
+        objective=method.objective,
+        select=method.select,
+        select_rows=method.select_rows,
+        target=method.target,
         budget=method.budget,
         calibration=method.calibration,
     )
@@ -213,6 +231,7 @@ def _fitted(method: Method, shapes: Shapes) -> Method:
     if method.usual and not _matches(shapes.empty, method.where):
         note = f"the recipe's sites ({method.where}) are not in this model: the method's own ({method.form.where})"
         method = dataclasses.replace(method, where=None, notes=(*method.notes, note))
+    method.objective.check(method.form)
     sites, ranks, purse = ground(shapes.empty, method.form, method.where, method.ranks, method.budget)
     wrong = [site for site in sites if site.kind not in method.form.kinds]
     if wrong:

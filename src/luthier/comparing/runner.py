@@ -31,6 +31,7 @@ from luthier.comparing.table import save
 from luthier.comparing.tune import place, tuned
 from luthier.core.errors import LuthierError
 from luthier.data import Examples
+from luthier.objectives.sft import SFT
 from luthier.training.folder import versions
 
 WAIT = 5.0
@@ -179,7 +180,8 @@ def record_of(planned: Plan, job: Job, fitted: Fitted, held: Examples | None, tr
     study = planned.study
     found = tested(study, job, fitted)
     lost = forgetting(planned, job, fitted, held)
-    cost = costs(job, fitted, study.timing)
+    timed = dataclasses.replace(job, run=dataclasses.replace(job.run, objective=SFT()))  # rows as no objective shaped
+    cost = costs(timed, fitted, study.timing)
     return Record(
         model=job.model,
         data=job.data.name,

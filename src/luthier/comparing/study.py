@@ -78,6 +78,11 @@ class Settings:
     ranks: dict[str, Any] = field(default_factory=dict)
     init: dict[str, Any] = field(default_factory=dict)
     update: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    select: dict[str, Any] = field(default_factory=dict)
+    """What chooses `select_rows` rows to learn from, those that serve the rows of `target` best."""
+    select_rows: int | None = None
+    target: str | None = None
     calibration: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -156,7 +161,7 @@ class Study:
             given["seeds"] = list(range(given["seeds"]))
         if isinstance(given.get("held"), str):
             given["held"] = located(given["held"], place)
-        for key, made in (("data", lambda each: _data(each, place)), ("settings", lambda each: each)):
+        for key, made in (("data", lambda each: _data(each, place)), ("settings", lambda each: _settings(each, place))):
             kind = DataSet if key == "data" else Settings
             check_type(key, given.get(key, {}), dict)
             tables = {name: _dict(f"{key}.{name}", each) for name, each in given.get(key, {}).items()}
@@ -229,6 +234,11 @@ def _data(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(given.get("validation"), str):
         given["validation"] = located(given["validation"], folder)
     return given
+
+
+def _settings(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    target = values.get("target")
+    return values | {"target": located(target, folder)} if isinstance(target, str) else values
 
 
 def _test_named(name: str, each: DataSet) -> DataSet:
