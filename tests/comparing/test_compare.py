@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 import luthier as lt
 from luthier.comparing import Study, records, runner
 from luthier.comparing.plan import checked
+from luthier.comparing.sources import sourced
+from luthier.comparing.study import DataSet
 from luthier.core.errors import LuthierError
-from luthier.training import metrics
+from luthier.training import Training, metrics
+from tiny import TEMPLATE, save_model, write_rows
 
 QUICK = {"steps": 4, "batch": 4, "eval_every": 2, "save_every": 1, "eval_fraction": 0.2}
 CLOCK = ("seconds", "step_seconds", "step_ratio")
@@ -133,7 +137,7 @@ def test_other_settings_are_refused(study, tmp_path, additions):
 
 
 def test_changed_rows_are_refused(study, tmp_path, additions):
-    from tiny import sums, write_rows
+    from tiny import sums
 
     own = write_rows(tmp_path / "own.jsonl", sums(12, seed=5))
     part = {"sums": dataclasses.replace(study.data["sums"], test={"sums": own})}
@@ -297,3 +301,46 @@ def test_a_recipe_that_was_changed_is_refused(study, tmp_path):
     recipe.write_text('method = "lora"\n[form]\nalpha = 4.0\n')
     with pytest.raises(LuthierError, match=r"form.settings.alpha is 4.0, there 8.0"):
         runner.prepared(one, tmp_path / "s")
+
+
+LONG = {"prompt": "1+1=", "completion": "2" * 3000}
+
+
+def test_rows_beside_the_training_rows_are_checked_in_the_plan(study, additions, tmp_path):
+    """A test row that the model's template refuses, validation that cannot be read, learned or held out, no held text."""
+    bad, long = tmp_path / "bad.jsonl", tmp_path / "long.jsonl"
+    good = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
+    write_rows(bad, [{"messages": good}, {"messages": [{"role": "system", "content": "Add."}, *good]}])
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + TEMPLATE
+    models = {"llama": save_model(tmp_path / "strict", "llama", strict)}
+    write_rows(long, [LONG])
+    sums = study.data["sums"]
+    few = write_rows(tmp_path / "few.jsonl", [{"prompt": "1+1=", "completion": "2"}])
+    wrong = {
+        r"the test sums \(.*bad.jsonl\): row 2": {
+            "models": models,
+            "data": {"sums": dataclasses.replace(sums, test={"sums": str(bad)})},
+        },
+        "gone.jsonl": {"data": {"sums": dataclasses.replace(sums, validation="gone.jsonl")}},
+        "3,?[0-9]+ tokens": {"data": {"sums": dataclasses.replace(sums, validation=str(long))}},
+        "no row is held out": {"data": {"sums": dataclasses.replace(sums, train=[few])}},
+        "nothere": {"held": "nothere.jsonl"},
+    }
+    for text, values in wrong.items():
+        with pytest.raises(LuthierError, match=text):
+            checked(changed(study, **values))
+
+
+def test_pictures_of_a_file_that_is_divided_or_joined_are_found(tmp_path, monkeypatch):
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "pets").mkdir()
+    for i in range(10):
+        image.new("RGB", (4, 4)).save(tmp_path / "pets" / f"{i}.png")
+    rows = [{"image": f"{i}.png", "label": "cat" if i % 2 else "dog"} for i in range(10)]
+    write_rows(tmp_path / "pets" / "a.jsonl", rows)
+    write_rows(tmp_path / "pets" / "b.jsonl", rows[:4])
+    monkeypatch.chdir(tmp_path)
+    for train in (["pets/a.jsonl"], ["pets/a.jsonl", "pets/b.jsonl"]):
+        found = sourced("pets", DataSet(train), Training(eval_fraction=0.1), [0], tmp_path / "s")
+        kept = [*found.examples.rows, *found.tests["pets"].rows]
+        assert len(kept) in (10, 14) and all(Path(row.image).is_absolute() for row in kept)

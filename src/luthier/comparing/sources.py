@@ -126,7 +126,8 @@ def _held_out(source: str, given: DataSet, target: Path) -> tuple[str, str]:
     """(training file, test file) of a single file, divided by a fixed seed."""
     examples = data.load(source, task=given.task)
     kept, held = data.split(examples, HELD_OUT, seed=0)
-    rows = dict(data.read(source).rows)
+    table = data.read(source)
+    rows = {number: _located(row, table.folder) for number, row in table.rows}
     parts = {name: [rows[example.row] for example in each.rows] for name, each in (("train", kept), ("test", held))}
     train, test = (_write(part, target.with_name(f"{target.name}.{name}.jsonl")) for name, part in parts.items())
     return train, test
@@ -137,7 +138,13 @@ def _rows(source: str) -> list[dict[str, Any]]:
     if table.bad:
         row, reason = table.bad[0]
         raise LuthierError(f"{source}: row {table.place(row)} cannot be read: {reason}.")
-    return [row for _, row in table.rows]
+    return [_located(row, table.folder) for _, row in table.rows]
+
+
+def _located(row: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """The row with absolute paths of its picture and sound, for the file that it is written to lies elsewhere."""
+    paths = {key: row[key] for key in ("image", "audio") if isinstance(row.get(key), str)}
+    return row | {key: str(((folder or Path()) / path).absolute()) for key, path in paths.items()}
 
 
 def _write(rows: list[dict[str, Any]], target: Path) -> str:
