@@ -173,6 +173,20 @@ def test_a_diverging_run_does_not_stop_the_others(study, tmp_path):
     assert (tmp_path / "s" / "results.csv").is_file()
 
 
+def test_a_run_without_memory_does_not_stop_the_others(study, tmp_path, monkeypatch):
+    fit = runner.fit
+
+    def fails(job):
+        if job.method.name == "lora":
+            raise RuntimeError("CUDA out of memory")
+        return fit(job)
+
+    monkeypatch.setattr(runner, "fit", fails)
+    with pytest.raises(LuthierError, match=r"1 of 2 runs failed(.|\n)*lora · seed 0: RuntimeError: CUDA out of mem"):
+        runner.carry_out(changed(study, seeds=[0]), tmp_path / "s", progress=False)
+    assert [run.method for run in records(tmp_path / "s")] == ["loreft"]
+
+
 def test_classifiers(bert, letters, tmp_path):
     """The base is its new head alone; a single file is divided; classes are calibrated."""
     study = Study.from_dict(

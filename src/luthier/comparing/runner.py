@@ -36,6 +36,8 @@ from luthier.training.folder import versions
 
 WAIT = 5.0
 """Seconds between looks at runs that another process makes."""
+FAILURES = (LuthierError, RuntimeError, MemoryError, IndexError)
+"""What ends a run and not the study: bad values, no memory left, rows longer than a model's positions."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def compare(
     `study` is a `Study` or a file that holds one (see `luthier.comparing.study`); with `data`, it is a model to
     compare methods on. What else is given goes before what the study says; `seeds` are a number of them or a list.
     Runs that are finished are not made again; runs that another process is making are left to it, and a run that
-    diverges does not stop the others.
+    diverges or finds no memory does not stop the others.
 
     Raises `LuthierError` before the first run for all that does not fit, and for a folder that holds another study;
     after the last one, for those that failed.
@@ -130,9 +132,10 @@ def run_all(planned: Plan, console: Console) -> dict[str, str]:
                         bar.start(job.title)
                         try:
                             bar.done(job.title, make(planned, job, held))
-                        except LuthierError as error:
-                            failed[job.title] = str(error)
-                            bar.failed(job.title, str(error))
+                        except FAILURES as error:
+                            failed[job.title] = _told(error)
+                            bar.failed(job.title, failed[job.title])
+                        gc.collect()  # what a failed run leaves in memory, once its traceback is gone
             if len(later) == len(left):
                 bar.wait(later[0].title)
                 time.sleep(WAIT)
@@ -165,9 +168,11 @@ def make(planned: Plan, job: Job, held: Examples | None) -> Record:
     record = record_of(planned, chosen, fitted, held, trials)
     write(record.to_dict(), job.folder / FILE)
     _tidy(job, study.keep_adapters)
-    del fitted
-    gc.collect()
     return record
+
+
+def _told(error: BaseException) -> str:
+    return str(error) if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
 
 
 def _dir(folder: Path) -> Path:
