@@ -11,6 +11,8 @@ import pytest
 
 import luthier as lt
 from luthier.comparing import Study, records, runner
+from luthier.comparing import fit as fits
+from luthier.comparing.forgetting import HELD, _tasks, read_held
 from luthier.comparing.plan import checked
 from luthier.comparing.sources import sourced
 from luthier.comparing.study import DataSet
@@ -210,6 +212,48 @@ def test_classifiers(bert, letters, tmp_path):
     assert any("exempt" in note for note in runs["base"].notes)
 
 
+def test_a_base_is_loaded_as_training_loads_it(bert, tmp_path, monkeypatch):
+    """A checkpoint with a head of its own, whose classes bear no names, on classes that do; its weights packed."""
+    import transformers
+
+    whole = transformers.AutoModelForSequenceClassification.from_pretrained(bert, num_labels=2)
+    whole.save_pretrained(tmp_path / "headed")
+    transformers.AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "headed")
+    rows = [{"text": "ab" * (i % 7 + 1), "label": i % 2} for i in range(40)]
+    data = {name: {"train": write_rows(tmp_path / f"{name}.jsonl", rows[at:])} for name, at in (("a", 0), ("b", 2))}
+    values = {"models": str(tmp_path / "headed"), "data": data, "methods": ["base"], "seeds": [0], "training": QUICK}
+    asked, load = [], fits.models.load
+
+    def seen(name, *, quantize=None, **kwargs):
+        asked.append(quantize)
+        return load(name, **kwargs)
+
+    monkeypatch.setattr(fits.models, "load", seen)
+    values["training"] = QUICK | {"quantize": "int8"}
+    done = runner.carry_out(Study.from_dict(values), tmp_path / "s", progress=False)
+    assert [run.trainable for run in done.records] == [0, 0] and all(0 <= run.score <= 1 for run in done.records)
+    assert "int8" in asked
+    assert [set(run.forgetting) for run in done.records] == [{"b"}, {"a"}]  # the same classes
+
+
+def test_what_is_kept_of_the_base_goes_by_how_it_is_packed(study, held, tmp_path):
+    one = changed(study, held=held, methods=["lora"], seeds=[0])
+    plan = runner.prepared(one, tmp_path / "s")
+    (job,) = plan.jobs
+    packed = dataclasses.replace(job.run.training, quantize="nf4")
+    other = dataclasses.replace(job, run=dataclasses.replace(job.run, training=packed))
+    keys = [_tasks(plan, each, read_held(one))[HELD][0] for each in (job, other)]
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("given", [{"init": {"name": "pissa"}}, {"update": {"name": "lora_plus"}}])
+def test_settings_that_peft_does_not_read_are_refused(study, given):
+    pytest.importorskip("peft")
+    values = study.to_dict() | {"methods": ["peft:lora"], "settings": {"peft:lora": given}}
+    with pytest.raises(LuthierError, match=f"reads no {next(iter(given))}"):
+        checked(Study.from_dict(values))
+
+
 def test_several_files_and_tests_and_other_data(llama, additions, tmp_path):
     study = Study.from_dict(
         {
@@ -321,7 +365,7 @@ LONG = {"prompt": "1+1=", "completion": "2" * 3000}
 
 
 def test_rows_beside_the_training_rows_are_checked_in_the_plan(study, additions, tmp_path):
-    """A test row that the model's template refuses, validation that cannot be read, learned or held out, no held text."""
+    """A test row that the template refuses, validation that cannot be read, learned or held out, no held text."""
     bad, long = tmp_path / "bad.jsonl", tmp_path / "long.jsonl"
     good = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
     write_rows(bad, [{"messages": good}, {"messages": [{"role": "system", "content": "Add."}, *good]}])

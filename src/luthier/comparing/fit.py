@@ -12,15 +12,15 @@ from luthier.comparing.with_peft import fit_peft
 from luthier.core.control import disabled
 from luthier.training.command import command
 from luthier.training.run import train
-from luthier.training.spec import Run
 
 
 def fit(job: Job) -> Fitted:
     """The job's model, fitted; an interrupted run goes on from its newest checkpoint where its kind keeps any."""
-    return KINDS[job.method.kind](job.run)
+    return KINDS[job.method.kind](job)
 
 
-def _luthier(run: Run) -> Fitted:
+def _luthier(job: Job) -> Fitted:
+    run = job.run
     result = train(run, resume=True, progress=False)
     losses, evals = curves(run.folder)
     return Fitted(
@@ -37,11 +37,18 @@ def _luthier(run: Run) -> Fitted:
     )
 
 
-def _untouched(run: Run) -> Fitted:
-    loaded = models.load(run.model, task=run.task or "causal-lm", dtype=run.training.precision)
+def _untouched(job: Job) -> Fitted:
+    settings, read = job.run.training, job.data
+    loaded = models.load(
+        job.run.model, task=read.task, labels=read.labels, dtype=settings.precision, quantize=settings.quantize
+    )
     total = sum(p.numel() for p in loaded.model.parameters())
     return Fitted(loaded.model, loaded.processor, nullcontext, 0, total, 0, [], [], 0.0, "")
 
 
-KINDS: dict[str, Callable[[Run], Fitted]] = {"luthier": _luthier, "peft": fit_peft, "untouched": _untouched}
+KINDS: dict[str, Callable[[Job], Fitted]] = {
+    "luthier": _luthier,
+    "peft": lambda job: fit_peft(job.run),
+    "untouched": _untouched,
+}
 """Who fits a run."""

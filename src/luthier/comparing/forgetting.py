@@ -54,15 +54,18 @@ Measure = Callable[[Fitted], float]
 def _tasks(plan: Plan, job: Job, held: Examples | None) -> dict[str, tuple[str, Measure]]:
     """By name: what a result stands on, and how it is had."""
     study, own, run = plan.study, job.data, job.run.training
+    base = (run.precision, run.quantize)
+    # a new head is drawn by the seed, and long rows are refused or not by the length
+    head = (run.seed, run.max_length) if own.task not in data.LAYOUTS["messages"].tasks else ()
     tasks: dict[str, tuple[str, Measure]] = {}
     if held is not None and own.task == "causal-lm":
-        tasks[HELD] = _key(HELD, held.fingerprint, run.precision), lambda fitted: text_loss(fitted, held, study.batch)
+        tasks[HELD] = _key(HELD, held.fingerprint, *base), lambda fitted: text_loss(fitted, held, study.batch)
     for name, other in plan.data.items() if study.others else ():
-        if name == own.name or other.task != own.task or other.labels is not None:
+        if name == own.name or other.task != own.task or other.labels != own.labels:
             continue
         for part, rows in other.tests.items():
             few = rows.keep(rows.rows[: study.others])
-            key = _key(name, few.fingerprint, other.metric, study.data[name].max_new_tokens, run.precision)
+            key = _key(name, few.fingerprint, other.metric, study.data[name].max_new_tokens, *base, *head)
             tasks[part] = key, lambda fitted, o=other, f=few: test(study, o, f, fitted, run.max_length).score
     return tasks
 

@@ -171,7 +171,20 @@ def _settled(method: Method, settings: Settings) -> Method:
             f"{method.name} learns from rows that {settled.select.name()} chooses, and nothing says how many; say so "
             "in the study's file: select_rows, and target for what they are chosen for, under its [settings]."
         )
+    if method.kind == "peft":
+        _refuse_ignored(settled)
     return settled
+
+
+def _refuse_ignored(method: Method) -> None:
+    """Raises for parts of a method that peft's own model does not have."""
+    usual = {"init": None, "update": AdamW(), "also": ()}
+    ignored = [key for key, value in usual.items() if getattr(method, key) != value]
+    if ignored:
+        raise LuthierError(
+            f"peft:{method.name} is peft's own model, which reads no {' and no '.join(ignored)}; leave that out for "
+            "it, or compare Luthier's method of the same name."
+        )
 
 
 def _budgeted(method: Method, budget: str | None) -> Method:
