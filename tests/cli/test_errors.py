@@ -154,6 +154,7 @@ def test_an_interruption_says_how_to_go_on(call, monkeypatch):
     monkeypatch.setattr(luthier.cli, "_run", interrupted)
     done = call("train", "m", "d")
     assert done.code == 130 and done.err.strip() == "stopped: continue with --resume"
+    assert call("federate", "m", "d").err.strip() == "stopped: continue with --resume"
     assert "--resume" not in call("list").err
 
 

@@ -60,6 +60,10 @@ def test_shots(call, files, tmp_path):
         (["--rows", 3, "--by", "bm26"], "did you mean 'bm25'"),
         (["--rows", 3, "--by", "random", "--out", "nowhere/at/all.jsonl"], "no folder"),
         (["--shots", 2, "--by", "got_d"], "finds none near"),
+        (["--rows", 3, "--by", "random", "--pool", "nothere.jsonl"], "leave --pool out"),
+        (["--shots", 2, "--by", "bm25", "--target", "nothere.jsonl"], "--target is what --rows chooses for"),
+        (["--shots", 2, "--by", "bm25", "--model", "nothere"], "leave --model out"),
+        (["--rows", 3, "--by", "random", "--model", "nothere"], "leave --model out"),
     ],
 )
 def test_refusals(call, files, words, told, tmp_path, monkeypatch):
@@ -67,6 +71,15 @@ def test_refusals(call, files, words, told, tmp_path, monkeypatch):
     done = call("select", files[0], *words)
     assert done.code == 2 and told in done.err
     assert not (tmp_path / "selected.jsonl").exists()
+
+
+def test_a_picture_that_is_there_stays(call, files, tmp_path):
+    picture = tmp_path / "out.png"
+    picture.write_bytes(b"mine")
+    words = ["select", files[0], "--by", "random", "--rows", 3, "--out", tmp_path / "out.jsonl"]
+    done = call(*words)
+    assert done.code == 2 and "out.png is there already" in done.err and picture.read_bytes() == b"mine"
+    assert call(*words, "--overwrite").code == 0 and picture.read_bytes() != b"mine"
 
 
 def test_training_on_chosen_rows_is_recorded(call, files, llama, tmp_path):

@@ -86,7 +86,9 @@ def test_sampling_goes_by_the_seed(llama):
     assert drawn(temperature=1.0, top_p=1e-6) == drawn()
 
 
-@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}])
+@pytest.mark.parametrize(
+    "bad", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"batch": 0}, {"batch": -1}]
+)
 def test_bad_sampling(llama, bad):
     loaded = models.load(llama)
     with pytest.raises(lt.LuthierError, match=next(iter(bad))):

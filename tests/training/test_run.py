@@ -248,6 +248,9 @@ def test_fields_instead_of_a_run(run, tmp_path):
     assert train(**how, out=str(tmp_path / "fields"), progress=False).trainable > 0
     with pytest.raises(lt.LuthierError, match="not both"):
         train(run, data="other")
+    for more in ({"out": "elsewhere"}, {"name": "second"}, {"skip_bad_rows": True}):
+        with pytest.raises(lt.LuthierError, match="not both"):
+            train(run, **more)
     with pytest.raises(lt.LuthierError, match="needs a model, data and a form"):
         train(model="x")
 

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from luthier.core.errors import LuthierError
 
 USAGE, INTERRUPTED = 2, 130
-AFTER = {"train": "continue with --resume", "compare": "the same command goes on where it was stopped"}
+AFTER = {
+    "train": "continue with --resume",
+    "federate": "continue with --resume",
+    "compare": "the same command goes on where it was stopped",
+}
 """How interrupted commands are continued."""
 
 

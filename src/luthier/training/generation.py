@@ -94,6 +94,8 @@ def answers(
     from luthier.core.probe import evaluating
     from luthier.training.routes import routed
 
+    if batch < 1:
+        raise LuthierError(f"batch is {batch}; expected at least 1.")
     if tasks is not None and len(tasks) != len(prompts):
         raise LuthierError(f"{len(tasks)} tasks for {len(prompts)} prompts; give one for each, or one for all.")
     texts = [""] * len(prompts)

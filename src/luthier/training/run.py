@@ -87,7 +87,8 @@ def train(
 
     fields = [model, data, form, where, task, eval_data, objective, training, limit, ranks, init, budget, calibration]
     later = (update, *also, select, select_rows, target, license)
-    if run is not None and any(field is not None for field in (*fields, *later)):
+    usual = (out, name, skip_bad_rows) == (Run.out, Run.name, Run.skip_bad_rows)
+    if run is not None and (not usual or any(field is not None for field in (*fields, *later))):
         raise LuthierError("give a Run or its fields, not both.")
     if run is None:
         if model is None or data is None or form is None:

@@ -76,9 +76,14 @@ class Select(Command):
 
         if (self.rows is None) == (self.shots is None):
             raise LuthierError("give --rows, how many rows to take, or --shots, how many to put before each prompt.")
+        if self.rows is not None and self.pool is not None:
+            raise LuthierError("--pool is where shots come from, and --rows takes rows of DATA; leave --pool out.")
+        if self.shots is not None and self.target is not None:
+            raise LuthierError("--target is what --rows chooses for; --shots are found for each row of DATA itself.")
         out = Path(self.out).expanduser()
-        if out.exists() and not self.overwrite:
-            raise LuthierError(f"{out} is there already; choose another --out, or --overwrite it.")
+        for path in (out, out.with_suffix(".png")) if self.shots is None else (out,):
+            if path.exists() and not self.overwrite:
+                raise LuthierError(f"{path} is there already; choose another --out, or --overwrite it.")
         if not out.parent.is_dir():
             raise LuthierError(f"there is no folder {out.parent} to write to; choose another --out.")
         cls = find("data", self.by)
@@ -94,9 +99,9 @@ class Select(Command):
         examples = self._load(self.data, self.limit)
         target = self._load(self.target) if self.target else None
         assert self.rows is not None
-        chosen = self._waiting(
-            f"Scoring {len(examples):,} rows", data.choose, by, self._pool(examples, target), self.rows
-        )
+        count = self.rows
+        told = f"Scoring {len(examples):,} rows"
+        chosen = self._chosen(told, lambda pool: data.choose(by, pool, count), by, examples, target)
         kept = {row.row for row in chosen.examples.rows}
         table = data.read(self.data, "train", self.limit, self.seed)
         write(out, (row for number, row in table.rows if number in kept))
@@ -113,13 +118,14 @@ class Select(Command):
         from luthier.data._select import as_row
 
         queries = self._load(self.data, self.limit)
-        pool = self._pool(self._load(self.pool) if self.pool else queries, None)
+        pool = self._load(self.pool) if self.pool else queries
         assert self.shots is not None
+        count = self.shots
         told = f"Finding shots for {len(queries):,} rows"
-        shown = self._waiting(told, data.with_shots, by, queries, pool, self.shots)
+        shown = self._chosen(told, lambda rows: data.with_shots(by, queries, rows, count), by, pool, None)
         write(out, map(as_row, shown.rows))
         if not self.json:
-            say(f"{out} holds {len(shown):,} rows with {self.shots} shots each, from {pool.examples.source}.")
+            say(f"{out} holds {len(shown):,} rows with {self.shots} shots each, from {pool.source}.")
             say(f"Next: luthier evaluate MODEL {out}")
         return {"rows": len(shown), "shots": self.shots, "fingerprint": shown.fingerprint}
 
@@ -128,15 +134,24 @@ class Select(Command):
 
         return data.load(source, skip_bad_rows=self.skip_bad_rows, limit=limit, seed=self.seed, task=self.task)
 
-    def _pool(self, examples: Examples, target: Examples | None) -> Pool:
+    def _chosen(
+        self, told: str, work: Callable[[Pool], Any], by: DataSelection, examples: Examples, target: Examples | None
+    ) -> Any:
+        """What `work` makes of the pool; a model that it never asked for is refused."""
         from luthier import data
         from luthier.core.selection import Pool
 
-        return Pool(examples, target, self.seed, data.states_by(self.model) if self.model else None)
+        asked: list[Examples] = []
 
-    def _waiting(self, told: str, work: Callable[..., Any], *given: Any) -> Any:
+        def states(rows: Examples) -> Any:
+            asked.append(rows)
+            return data.states_by(self.model or "")(rows)
+
         with console(stderr=True).status(told):
-            return work(*given)
+            found = work(Pool(examples, target, self.seed, states if self.model else None))
+        if self.model and not asked:
+            raise LuthierError(f"{by.name()} as it is set up here reads no model; leave --model out.")
+        return found
 
 
 def write(out: Path, rows: Iterable[dict[str, Any]]) -> None:
