@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from cli_tools import write_rows
 
 import luthier as lt
 from luthier.models import load
@@ -101,6 +102,30 @@ def test_evaluate_agrees_with_the_library(call, llama, rows, fitted):
 def test_evaluate_refuses_an_unknown_scorer(call, llama, rows):
     done = call("evaluate", llama, rows, "--scorer", "exct_match")
     assert done.code == 2 and "did you mean 'exact_match'" in done.err
+
+
+@pytest.mark.parametrize(
+    "labels, metric, other, shown", [(["a", "b"], "accuracy", "mcc", "%"), ([0.5, 1.5, 2.25], "pearson", "mse", "0.")]
+)
+def test_evaluate_names_the_metric_that_it_shows(call, bert, tmp_path, labels, metric, other, shown):
+    """Classes and numbers are not scored by a scorer, and a correlation is no share."""
+    data = write_rows(
+        tmp_path / "d.jsonl", [{"text": "ab" * i, "label": labels[i % len(labels)]} for i in range(1, 13)]
+    )
+    done = call("evaluate", bert, data)
+    first, second = done.out.splitlines()[:2]
+    assert first.startswith(f"{metric} ") and shown in first and second.startswith(f"{other} ")
+    assert ("%" in first.partition("(")[0]) == (metric == "accuracy")
+    found = json.loads(call("evaluate", bert, data, "--json").out)
+    assert found["metric"] == metric and found["scorer"] is None and found["score"] == found["metrics"][metric]
+    refused = call("evaluate", bert, data, "--scorer", "exact_match")
+    assert refused.code == 2 and "leave --scorer out" in refused.err
+
+
+def test_evaluate_refuses_what_the_harness_does_not_read(call):
+    for flag, value in (("scorer", "label"), ("split", "train"), ("max-length", "8"), ("max-new-tokens", "8")):
+        done = call("evaluate", "m", "--lm-eval", "arc_easy", f"--{flag}", value)
+        assert done.code == 2 and f"what --{flag} would" in done.err
 
 
 def test_generate_answers_each_prompt(call, llama, fitted):

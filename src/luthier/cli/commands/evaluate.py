@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from luthier.training import Evaluation
 
 SAMPLES = 3
+CORRELATIONS = ("pearson", "mcc")
+"""Metrics that are no shares of the rows."""
+UNREAD = ("scorer", "task", "split", "skip_bad_rows", "max_new_tokens", "max_length")
+"""Flags that the harness does not read: its tasks say these things themselves."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Evaluate(Command):
     merged: bool = field(default=False, kw_only=True)
     """Merge the adapter into the weights first."""
     scorer: str | None = field(default=None, kw_only=True)
-    """exact_match, number, choice, label or gym (none: what the data call for)."""
+    """exact_match, number, choice, label or gym (none: what the data call for); of answers that are written."""
     task: str | None = field(default=None, kw_only=True)
     """What the rows are for (none: what their columns tell)."""
     split: str = field(default="test", kw_only=True)
@@ -72,6 +76,10 @@ class Evaluate(Command):
         if (self.data is None) == (self.lm_eval is None):
             raise LuthierError("give data to score on, or tasks of the harness (--lm-eval): one of the two.")
         if self.lm_eval is not None:
+            idle = [name for name in UNREAD if getattr(self, name) != getattr(Evaluate, name)]
+            if idle:
+                flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+                raise LuthierError(f"tasks of the harness say themselves what {flags} would; leave that out.")
             self._harness([word for each in self.lm_eval.split(",") if (word := each.strip())])
             return
         self._score(self.data or "")
@@ -108,7 +116,13 @@ class Evaluate(Command):
             task=self.task,
             columns=("task",),
         )
-        scorer = data.scorer_for(examples, self.scorer)
+        written = examples.task in data.LAYOUTS["messages"].tasks
+        if self.scorer is not None and not written:
+            raise LuthierError(
+                f"--scorer compares written answers, and {examples.task} has none to write: its metrics are its own; "
+                "leave --scorer out."
+            )
+        scorer = data.scorer_for(examples, self.scorer) if written else None
         loaded = fitted(
             self.model,
             self.adapter,
@@ -133,18 +147,20 @@ class Evaluate(Command):
         self._tell(found, scorer.name if scorer else None)
 
     def _tell(self, found: Evaluation, scorer: str | None) -> None:
-        report = {"model": self.model, "adapter": self.adapter, "data": self.data, "scorer": scorer} | asdict(found)
+        metric = next(iter(found.metrics))
+        report = {"model": self.model, "adapter": self.adapter, "data": self.data, "scorer": scorer, "metric": metric}
+        report |= asdict(found)
         if self.out is not None:
             write(self.out, report)
         if self.json:
             say_json({key: value for key, value in report.items() if key != "predictions"})
             return
-        low, high = found.interval
-        say(f"{scorer or 'score'} {found.score:.1%} (95% interval {low:.1%} to {high:.1%}) on {found.count:,} rows")
+        form = ".4f" if metric in CORRELATIONS else ".1%"
+        score, low, high = (format(value, form) for value in (found.score, *found.interval))
+        say(f"{metric} {score} (95% interval {low} to {high}) on {found.count:,} rows")
         for name, value in found.metrics.items():
-            if name == scorer:
-                continue
-            say(f"{name} {value:.4g}")
+            if name != metric:
+                say(f"{name} {value:.4g}")
         for each in found.predictions[:SAMPLES]:
             say("\n" + "\n".join(f"  {key}: {_short(value)}" for key, value in each.items()))
 
