@@ -138,6 +138,15 @@ def test_other_settings_are_refused(study, tmp_path, additions):
         runner.carry_out(study, tmp_path / "full", progress=False)
 
 
+def test_a_study_from_before_a_setting_goes_on(study, tmp_path):
+    one = Study.from_dict(study.to_dict() | {"methods": ["lora"], "settings": {"lora": {"form": {"rank": 2}}}})
+    runner.prepared(one, tmp_path / "s")
+    noted = json.loads((tmp_path / "s" / "study.json").read_text())
+    del noted["resolved"], noted["study"]["settings"]["lora"]["objective"], noted["study"]["others"]
+    (tmp_path / "s" / "study.json").write_text(json.dumps(noted))
+    assert runner.prepared(one, tmp_path / "s").jobs
+
+
 def test_changed_rows_are_refused(study, tmp_path, additions):
     from tiny import sums
 
@@ -323,6 +332,9 @@ def test_objectives_and_selections_of_recipes_are_used(study, tmp_path):
     values = study.to_dict() | {"methods": ["full", "masked-thought", str(recipe)], "seeds": [0], "budget": None}
     with pytest.raises(LuthierError, match="select_rows"):
         checked(Study.from_dict(values))
+    for rows in (0, 99):
+        with pytest.raises(LuthierError, match=f"select_rows is {rows}; here are 32 rows"):
+            checked(Study.from_dict(values | {"settings": {str(recipe): {"select_rows": rows}}}))
     values["settings"] = {
         str(recipe): {"select_rows": 8},
         "masked-thought": {"training": {"lr": 1e-3, "schedule": "linear", "warmup": 0.06}},

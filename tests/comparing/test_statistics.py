@@ -117,7 +117,7 @@ def test_what_is_not_known_is_no_proof():
     assert math.isnan(row_p({"d": [1.0, math.nan]}))
     assert math.isnan(seed_p([0.3 - 0.2, 0.2 - 0.1]))  # equal but for rounding
     ahead, behind = ([run(name, s, [], at + 0.1 * s) for s in range(2)] for name, at in (("a", 0.6), ("b", 0.5)))
-    assert math.isnan(paired(ahead, behind).p)
+    assert math.isnan(paired(ahead, behind).p) and math.isnan(paired(ahead, behind).by_seed.low)
     found = winner({"a": ahead, "b": behind})
     assert found.winner is None and found.best == "a" and found.tests[0].adjusted == 1.0
     assert "no spread" in found.reason

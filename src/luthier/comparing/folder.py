@@ -59,7 +59,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        Study.from_dict(found["study"])
+        found["study"] = Study.from_dict(found["study"]).to_dict()  # what studies of then had no word for
     except (ValueError, KeyError, TypeError) as error:
         raise LuthierError(f"{path} is no study: {error}.") from None
     return found

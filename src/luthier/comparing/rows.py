@@ -35,7 +35,9 @@ def _ground(run: Run) -> str:
     """What the encoded rows follow from."""
     settings, plain = run.training, run.to_dict()
     drawn = settings.seed if run.limit is not None or run.data.startswith("gym:") else None
-    found: list[Any] = [plain[key] for key in ("model", "data", "eval_data", "limit", "objective", "target")]
+    found: list[Any] = [
+        plain[key] for key in ("model", "data", "eval_data", "limit", "objective", "target", "select_rows")
+    ]
     found += [settings.max_length, settings.truncate, settings.eval_fraction, drawn, columns_of(run)]
     found.append(run.calibration.source)
     return json.dumps([*found, plain["form"] if columns_of(run) else None])
@@ -46,6 +48,8 @@ def _prepared(run: Run) -> None:
         if run.target is not None:
             data.load(run.target, task=run.task)
         prepared = prepare(dataclasses.replace(run, select=None, select_rows=None, target=None))
+    if run.select_rows is not None and not 1 <= run.select_rows <= len(prepared.examples):
+        raise LuthierError(f"select_rows is {run.select_rows}; here are {len(prepared.examples)} rows to choose from.")
     if prepared.held is None and run.training.eval_fraction:
         raise LuthierError(
             "no row is held out for the validation loss; give more rows, a larger share (eval_fraction), or a "

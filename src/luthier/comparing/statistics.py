@@ -116,10 +116,12 @@ def paired(first: Sequence[Record], second: Sequence[Record], level: float = LEV
     left, right = ({run.seed: run for run in runs} for runs in (first, second))
     pairs = [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
     differences = [a.score - b.score for a, b in pairs]
-    by_seed = over_seeds(differences, level)
+    by_seed, by_chance = over_seeds(differences, level), seed_p(differences)
+    if math.isnan(by_chance):  # equal differences would have an interval without a width
+        by_seed = Interval(by_seed.value, math.nan, math.nan, "nothing")
     rows = row_differences(pairs)
     by_row = over_rows(rows, level)
-    found = [p for p in (seed_p(differences), row_p(rows)) if not math.isnan(p)]
+    found = [p for p in (by_chance, row_p(rows)) if not math.isnan(p)]
     p = max(found, default=math.nan)
     return Paired(first[0].method, second[0].method, by_seed.value, len(pairs), by_seed, by_row, p, p)
 
