@@ -84,3 +84,14 @@ def test_what_a_model_says_is_printed_as_it_is(capsys):
 
     say(":smile: [b]x[/b] :x:")
     assert capsys.readouterr().out == ":smile: [b]x[/b] :x:\n"
+
+
+def test_a_head_that_was_never_trained_says_nothing(call, llama, tmp_path):
+    from luthier.models import load
+
+    loaded = load(str(llama))
+    loaded.model.config.tie_word_embeddings = False
+    loaded.model.model.save_pretrained(tmp_path / "body")
+    loaded.processor.save_pretrained(tmp_path / "body")
+    done = call("decode", tmp_path / "body", "a", "--by", "contrastive", "--pretrained", llama)
+    assert done.code == 2 and "lm_head" in done.err and "never trained" in done.err

@@ -166,3 +166,35 @@ def test_merge_takes_a_run_folder(call, llama, fitted, tmp_path):
         for words in ([llama, "--adapter", fitted], [tmp_path / "merged"])
     ]
     assert answers[0] == answers[1]
+
+
+def test_a_trained_head_stays_where_the_rows_lack_a_class(call, tmp_path):
+    from tiny import save_model, write_rows
+
+    names = {0: "a", 1: "b", 2: "c"}
+    base = save_model(tmp_path / "bert", "bert", id2label=names, label2id={name: i for i, name in names.items()})
+    whole = [{"text": f"{name} {i}", "label": name} for i in range(4) for name in "abc"]
+    parts = {"whole": whole, "two": [row for row in whole if row["label"] != "c"], "one": whole[::3]}
+    found = {}
+    for part, rows in parts.items():
+        out = tmp_path / f"{part}.json"
+        words = [base, write_rows(tmp_path / f"{part}.jsonl", rows), "--task", "classification", "--out", out]
+        assert call("evaluate", *words).code == 0
+        found[part] = {line["row"]: line for line in json.loads(out.read_text())["predictions"]}
+    by_text = {row["text"]: found["whole"][number]["confidence"] for number, row in enumerate(whole, 1)}
+    for part in ("two", "one"):
+        for number, row in enumerate(parts[part], 1):
+            assert found[part][number]["confidence"] == pytest.approx(by_text[row["text"]], rel=1e-5)
+
+
+def test_a_head_that_was_never_trained_is_not_scored(call, tmp_path):
+    from tiny import save_model, write_rows
+
+    names = {0: "a", 1: "b", 2: "c"}
+    base = save_model(tmp_path / "bert", "bert", id2label=names, label2id={name: i for i, name in names.items()})
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"x{i}", "label": "yn"[i % 2]} for i in range(8)])
+    done = call("evaluate", base, rows)
+    assert done.code == 2 and "classifier" in done.err and "never trained" in done.err
+    words = ["--method", "lora", "--rank", 2, "--steps", 1, "--batch", 2, "--out", tmp_path / "run"]
+    assert call("train", base, rows, *words).code == 0
+    assert call("evaluate", base, rows, "--adapter", tmp_path / "run").code == 0

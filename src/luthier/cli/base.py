@@ -54,22 +54,48 @@ def fitted(
     merged: bool = False,
     force: bool = False,
 ) -> Loaded:
-    """A model with the adapter on it (or merged into it), if there is one."""
+    """A model with the adapter on it (or merged into it), if there is one; nothing of it is to be trained.
+
+    `labels` are the classes of the rows: the checkpoint's own stay where they hold all of these. Raises
+    `LuthierError` for a head that neither the checkpoint nor the adapter holds.
+    """
     from luthier.core.folder import read_adapter
 
+    if labels is not None and set(labels) <= set(config_of(name).label2id):
+        labels = None
     if adapter is None:
         if merged:
             raise LuthierError("--merged merges an adapter; give --adapter.")
-        return base_of(name, None, dtype=dtype, task=task, labels=labels)
+        loaded = base_of(name, None, dtype=dtype, task=task, labels=labels)
+        refuse_untrained(loaded)
+        return loaded
     from luthier.core.merge import merge
     from luthier.core.store import load
 
     folder, spec = read_adapter(adapter)
     loaded = base_of(name, spec, dtype=dtype, task=task, labels=labels)
     load(loaded.model, folder, force=force)
+    refuse_untrained(loaded)
     if merged:
         merge(loaded.model)
     return loaded
+
+
+def refuse_untrained(loaded: Loaded) -> None:
+    """Raises where a module that the checkpoint lacks was filled by no adapter: it holds random numbers."""
+    from luthier.core.adapt import find_state
+    from luthier.forms.full import Full
+
+    state = find_state(loaded.model)
+    parts = [] if state is None else state.parts
+    filled = {site.path for part in parts if isinstance(part.form, Full) for site in part.sites}
+    for module in loaded.new_modules:
+        if not any(path.startswith(f"{module}.") for path in filled):
+            raise LuthierError(
+                f"{loaded.name!r} holds no weights for {module}, which {loaded.task} needs, and no adapter does: it was "
+                "never trained. Give an adapter that trained it (--adapter), or a model that was fitted for this task "
+                "and these classes."
+            )
 
 
 def task_of_class(model: str) -> str:

@@ -137,6 +137,7 @@ class _Shelf:
 
     def member(self, text: str, role: str) -> Member:
         """The member that `text` names, its adapter attached under the name of its role."""
+        from luthier.cli.base import refuse_untrained
         from luthier.core.folder import adapter_folder
         from luthier.core.store import load
         from luthier.models import load as load_model
@@ -147,6 +148,7 @@ class _Shelf:
         loaded = self._models[_place(name)]
         if adapter is not None:
             load(loaded.model, adapter_folder(adapter), role)
+        refuse_untrained(loaded)
         return Member(loaded.model, loaded.processor, None if adapter is None else role)
 
 
