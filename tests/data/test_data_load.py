@@ -247,6 +247,17 @@ def test_hub_class_names_become_labels(monkeypatch):
     assert examples.labels == ["neg", "pos"] and [e.label for e in examples.rows] == ["pos", "neg"]
 
 
+def test_a_hub_row_without_a_label_is_bad(monkeypatch):
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: data)
+    with pytest.raises(LuthierError, match="row 2: label -1 does not fit classification"):
+        load("some/thing::test")
+    assert [e.label for e in load("some/thing::test", skip_bad_rows=True).rows] == ["pos"]
+
+
 def test_a_limit_draws_by_seed_and_knows_all_classes(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"text": str(i), "label": i // 10} for i in range(50)])
     rows = [[e.row for e in load(path, limit=5, seed=seed).rows] for seed in (0, 0, 1)]

@@ -138,7 +138,9 @@ def _class_name(classes: list[str] | None) -> Callable[[Any], str]:
                 raise ValueError(label)
             label = int(label)
         if classes is not None and isinstance(label, int):
-            return classes[range(len(classes))[label]]
+            if label < 0:  # the hub's mark of a row without a label
+                raise ValueError(label)
+            return classes[label]
         return str(label)
 
     return name
