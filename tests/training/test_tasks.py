@@ -145,6 +145,30 @@ def test_running_statistics_of_the_base_stay(tmp_path):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items() if "running" in key)
 
 
+def test_what_progress_shows_changes_no_run(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    image = pytest.importorskip("PIL.Image")
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "resnet")
+    rows = []
+    for i in range(8):
+        image.new("RGB", (32, 32), (90 * (i % 2), 9 * i, 200)).save(tmp_path / f"{i}.png")
+        rows.append({"image": f"{i}.png", "label": "dark" if i % 2 else "light"})
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    base = models.load(str(tmp_path / "resnet"), task="image-classification").model.state_dict()
+    losses = {}
+    for progress in (True, False):
+        run = Run(
+            str(tmp_path / "resnet"), source, lt.Full(), where="params(classifier.*)", out=str(tmp_path / f"{progress}")
+        )
+        result = train(replace(run, training=Training(steps=2, batch=4, lr=1e-2)), progress=progress)
+        losses[progress] = result.losses
+        found = result.model.state_dict()
+        assert all(torch.equal(value, base[key]) for key, value in found.items() if "running" in key or "num_ba" in key)
+    assert losses[True] == losses[False]
+
+
 @pytest.mark.parametrize(("kind", "library"), [("nf4", "bitsandbytes"), ("int8", "torchao")])
 def test_packed_base(tmp_path, kind, library):
     pytest.importorskip(library)

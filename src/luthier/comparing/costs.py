@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from luthier import data
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
+from luthier.training.frame import running
 from luthier.training.prepare import labels_in_order
 
 Batch = dict[str, Any]
@@ -48,6 +49,8 @@ def costs(job: Job, fitted: Fitted, repeats: int) -> Costs:
     loss = job.run.objective.loss
     trained = [p for p in model.parameters() if p.requires_grad]
     model.train()
+    for norm in running(model):
+        norm.eval()
     try:
         _floor(fitted, loss, batches[0])
         _timed(model, loss, batches[0])

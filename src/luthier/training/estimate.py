@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from luthier.core.objective import ALSO, At, Objective
 from luthier.data import Collator
+from luthier.training.frame import running
 
 SHORT = 64
 """Tokens of the row that is measured."""
@@ -86,6 +87,8 @@ def saved_bytes(model: nn.Module, batch: dict[str, Any], objective: Objective) -
     inputs = {key: value.to(device) for key, value in batch.items() if key != "rows"}
     training = model.training
     model.train()
+    for norm in running(model):
+        norm.eval()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = objective.loss(model, objective.inputs(inputs, At(0, 1, training=True)))
     del loss  # the graph, and with it the storages, lived until here

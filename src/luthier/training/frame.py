@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+
 from luthier.core.backend import AUTO, OWN, cpu_backend
 from luthier.core.errors import LuthierError
 from luthier.training.spec import Run
@@ -57,3 +59,8 @@ def backend_of(run: Run, model: Any) -> str:
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     undecided = run.training.cpu_backend == AUTO
     return OWN if undecided and (small or not on_cpu) else run.training.cpu_backend
+
+
+def running(model: nn.Module) -> list[nn.Module]:
+    """The norms with running statistics, which stay in evaluation mode: the statistics belong to the frozen base."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]

@@ -24,6 +24,7 @@ from luthier.core.objective import At, Memory, labels_of
 from luthier.core.optimiser import optimiser
 from luthier.data import Collator
 from luthier.training.checkpoint import WRITING, clean, commit
+from luthier.training.frame import running
 from luthier.training.spec import Run
 
 ADAPTER = "adapter.safetensors"
@@ -110,7 +111,7 @@ class Trainer(transformers.Trainer):
         """Tokens seen by this process."""
         self.rows: list[int] = []
         """Rows of the step under way."""
-        self.norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.norms = running(model)
         self.model_accepts_loss_kwargs = True  # so it counts the labels and divides nothing itself
         self.loss_is_scaled_for_ga = True
 
@@ -196,7 +197,7 @@ class Trainer(transformers.Trainer):
         rows: Any = inputs.pop("rows")
         self.rows += rows
         for norm in self.norms:
-            norm.eval()  # the running statistics belong to the frozen base
+            norm.eval()
         objective, totals = self.run.objective, num_items_in_batch
         assert isinstance(totals, Tensor)  # counted above for every step
         shares = objective.shares(totals, self.memory) * self.counts(inputs) / totals.clamp(min=1)
