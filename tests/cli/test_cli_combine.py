@@ -11,6 +11,7 @@ import torch
 from cli_tools import save_adapter, save_llama
 
 import luthier as lt
+from luthier.exporting.merged import save_merged
 from luthier.models import load
 
 
@@ -119,3 +120,66 @@ def test_settings_follow_the_method(call):
 def test_help_loads_no_torch_without_a_method():
     code = "import sys, luthier.cli; luthier.cli.main(['combine', '--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def classifiers(bert, tmp_path):
+    """`classifiers(labels)`: an adapter and a model with these classes, whose heads the base lacks."""
+
+    def made(name: str, labels: list[str], whole: bool = False):
+        loaded = load(bert, task="classification", labels=labels)
+        lt.attach(loaded.model, lt.LoRA(rank=2), "query, value")
+        lt.attach(loaded.model, lt.Full(), " | ".join(f"params({module}.*)" for module in loaded.new_modules))
+        for number, tensor in enumerate(lt.trainable(loaded.model).values()):
+            tensor.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name) + number))
+        if whole:
+            save_merged(loaded.model, loaded.processor, tmp_path / name)
+            return tmp_path / name
+        return lt.save(loaded.model, tmp_path / name, base=bert, measured={"task": "classification", "labels": labels})
+
+    return made
+
+
+def head(bert: str, adapter) -> torch.Tensor:
+    loaded = lt.load(load(bert, task="classification", labels=["a", "b"]).model, adapter)
+    return lt.merge(loaded).classifier.weight.detach().clone()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_heads_that_the_base_lacks_are_averaged(call, bert, classifiers, tmp_path, whole):
+    pair = [classifiers("first", ["a", "b"]), classifiers("second", ["a", "b"], whole)]
+    for out in ("one", "two"):
+        torch.manual_seed(3 if out == "one" else 4)  # the base's new head is random
+        words = ["--base", bert, "--weights", "3,1", "--scale", 2, "--out", tmp_path / out]
+        done = call("combine", "task_arithmetic", *pair, *words)
+        assert done.code == 0, done.err
+    files = [tmp_path / out / "adapter.safetensors" for out in ("one", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    one = head(bert, pair[0])
+    two = load(str(pair[1]), task="classification").model.classifier.weight if whole else head(bert, pair[1])
+    assert torch.allclose(head(bert, tmp_path / "one"), 0.75 * one + 0.25 * two, atol=1e-6)
+
+
+def test_classifiers_of_other_classes_are_refused(call, bert, classifiers, tmp_path):
+    pair = [classifiers("first", ["a", "b"]), classifiers("second", ["c", "d"])]
+    words = ["combine", "task_arithmetic", *pair, "--base", bert, "--out", tmp_path / "out"]
+    done = call(*words)
+    assert done.code == 2 and "classification of a, b" in done.err and "classification of c, d" in done.err
+    forced = call(*words, "--force")
+    assert forced.code == 0 and "no common meaning" in forced.err
+
+
+def test_models_of_classes_that_the_base_lacks(call, bert, classifiers, tmp_path):
+    pair = [classifiers(name, ["a", "b", "c"], whole=True) for name in ("first", "second")]
+    done = call("combine", "ties", *pair, "--base", bert, "--out", tmp_path / "out", "--merged")
+    assert done.code == 0, done.err
+    one, two, both = (load(str(folder), task="classification").model for folder in (*pair, tmp_path / "out"))
+    assert both.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert torch.allclose(both.classifier.weight, (one.classifier.weight + two.classifier.weight) / 2, atol=1e-6)
+
+
+def test_a_mean_needs_weights_that_sum_to_something(call, bert, classifiers, tmp_path):
+    pair = [classifiers(name, ["a", "b"]) for name in ("first", "second")]
+    words = ["combine", "task_arithmetic", *pair, "--base", bert, "--weights", "1,-1", "--out", tmp_path / "out"]
+    done = call(*words)
+    assert done.code == 2 and "positive sum" in done.err

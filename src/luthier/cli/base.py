@@ -92,7 +92,7 @@ def refuse_untrained(loaded: Loaded) -> None:
     for module in loaded.new_modules:
         if not any(path.startswith(f"{module}.") for path in filled):
             raise LuthierError(
-                f"{loaded.name!r} holds no weights for {module}, which {loaded.task} needs, and no adapter does: it was "
+                f"{loaded.name!r} has no weights for {module}, which {loaded.task} needs, and no adapter has: it was "
                 "never trained. Give an adapter that trained it (--adapter), or a model that was fitted for this task "
                 "and these classes."
             )

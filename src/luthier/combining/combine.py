@@ -36,6 +36,7 @@ def combine(
     rank: int | None = None,
     processor: Any = None,
     name: str | None = None,
+    new: Sequence[str] = (),
     force: bool = False,
     progress: bool = False,
 ) -> Combined:
@@ -45,9 +46,11 @@ def combine(
     inputs): `base` is then changed in place, as no second copy is held. `weights` are one number an input, 1 each
     unless told. `rank` truncates every matrix by SVD; the error is in the report. `source` is the base that the inputs
     were fitted on, for the methods that move them to another. `name` is how the base is called in the adapter's spec.
+    `new` are the modules that the base's checkpoint lacks (`Loaded.new_modules`): they hold random numbers, which are
+    set to 0, and what the inputs hold there is averaged by the weights, whatever the method, as there is no change.
 
-    Raises `LuthierError` before any work for a wrong number of weights, inputs of other bases (unless `force`), and
-    shapes, vocabularies or settings that do not fit.
+    Raises `LuthierError` before any work for a wrong number of weights, inputs of other bases, tasks or classes (unless
+    `force`), and shapes, vocabularies or settings that do not fit.
     """
     console = Console(stderr=True, quiet=not progress)
     made = find("combinations", method)() if isinstance(method, str) else method
@@ -57,11 +60,13 @@ def combine(
     if rank is not None and rank < 1:
         raise LuthierError(f"rank is {rank}; expected at least 1.")
     numbers = guards.check_weights(weights, len(_some(inputs)))
-    job = prepare(made, inputs, base, source, merged=merged, force=force)
+    job = prepare(made, inputs, base, source, new=new, merged=merged, force=force)
+    if job.new:
+        guards.check_mean(numbers)
     with torch.no_grad():
         totals = _surveyed(job, numbers, console)
         with committed(folder) as temporary:
-            result = Into(base, job.processor or processor) if merged else Adapter(base, job.scope, temporary)
+            result = Into(base, job.processor or processor) if merged else Adapter(base, job.scope, temporary, job.new)
             tally = _merged(job, numbers, totals, rank, result, console)
             known = {
                 **job.measured,
@@ -85,7 +90,7 @@ def _surveyed(job: Job, weights: Sequence[float], console: Console) -> dict[str,
     totals: dict[str, float] = {}
     if job.method.surveys:
         with told(console, "measuring") as shown:
-            for group in shown(job.groups):
+            for group in shown([group for group in job.groups if group[0].name not in job.new]):
                 at, deltas = job.at(group, {})
                 for key, value in job.method.survey(deltas, weights, at).items():
                     totals[key] = totals.get(key, 0.0) + value
@@ -105,6 +110,11 @@ def _merged(
     with told(console, f"combining {len(job.groups):,} tensors") as shown:
         for group in shown(job.groups):
             at, deltas = job.at(group, totals)
+            if group[0].name in job.new:
+                merged = _mean(job, group, deltas, weights)
+                tally.add(at.site.layer, deltas, merged)
+                result.add(group, merged, False)
+                continue
             merged = job.method.merge(deltas, weights, at)
             if merged.shape != at.shape:
                 raise LuthierError(f"{job.method.name()} made {merged.shape} of {at.site}, which is {at.shape}.")
@@ -116,6 +126,14 @@ def _merged(
             if not merged.is_zero:
                 result.add(group, merged, group[0].name in job.apart)
     return tally
+
+
+def _mean(job: Job, group: Sequence[Spot], deltas: Sequence[Delta], weights: Sequence[float]) -> Delta:
+    """The weighted mean of the inputs that hold a module which the base lacks."""
+    held = [i for i, each in enumerate(job.sources) if each.touches(group)]
+    total = guards.check_mean([weights[i] for i in held])
+    tensors = [weights[i] / total * deltas[i].dense() for i in held]
+    return Delta.dense_of(torch.stack(tensors).sum(0))
 
 
 def _truncated(delta: Delta, rank: int, row: Row) -> Delta:

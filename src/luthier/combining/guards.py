@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,49 @@ from luthier.core.scope import Scope
 RELATED = 0.5
 """Least cosine of sampled weights at which one base counts as grown out of the other."""
 FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Served:
+    """What an input was fitted for; None where it does not say."""
+
+    task: str | None
+    labels: list[str] | None
+    """The classes in order."""
+
+    def __str__(self) -> str:
+        return str(self.task) if self.labels is None else f"{self.task} of {', '.join(self.labels)}"
+
+
+def check_tasks(inputs: Mapping[str, Served], base: nn.Module, new: Sequence[str], force: bool) -> None:
+    """Raises where two inputs were fitted for different tasks or classes, unless `force`."""
+    config: Any = getattr(base, "config", None)
+    known = [] if new or config is None else list(config.id2label.values())  # a head that is new has no order yet
+    (first, one), *others = inputs.items()
+    for name, other in others:
+        tasks = None not in (one.task, other.task) and one.task != other.task
+        if tasks or _differ(one.labels, other.labels, known):
+            _refuse(
+                f"{first} was fitted for {one} and {name} for {other}; what a head says has no common meaning.", force
+            )
+
+
+def _differ(one: list[str] | None, other: list[str] | None, known: list[str]) -> bool:
+    """Whether classes differ, or their order where it is not the checkpoint's."""
+    if one is None or other is None or one == other:
+        return False
+    return not set(one) == set(other) == set(known)
+
+
+def check_mean(weights: Sequence[float]) -> float:
+    """The sum of weights that average, which must be above 0."""
+    total = sum(weights)
+    if not total > 0:
+        raise LuthierError(
+            f"the weights of the inputs sum to {total:g}, and what the base lacks (a new head) is averaged by them; "
+            "give weights of a positive sum."
+        )
+    return total
 
 
 def check_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

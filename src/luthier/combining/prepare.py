@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from luthier.combining import guards
+from luthier.combining.guards import Served
 from luthier.combining.places import Spot, spots
 from luthier.combining.reader import Held, Reader, reader
 from luthier.combining.source import Adapter, Model, Source
@@ -17,6 +19,7 @@ from luthier.core.adapt import find_state
 from luthier.core.combination import Combine, Place
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
+from luthier.core.files import read_json
 from luthier.core.fingerprint import sample_of
 from luthier.core.folder import adapter_at
 from luthier.core.layer import features, is_quantised
@@ -39,6 +42,8 @@ class Job:
     """The base that the inputs were fitted on, where it is another."""
     measured: Mapping[str, Any]
     """What the result's spec takes over: task and labels."""
+    new: frozenset[str]
+    """Names of parameters that the base lacks: 0 there, and averaged."""
     processor: Any
     """What prepares the inputs of the model, where a source has more tokens than the base."""
 
@@ -51,12 +56,23 @@ class Job:
 
 
 def prepare(
-    method: Combine, inputs: Sequence[str | Path], base: nn.Module, old_name: str | None, *, merged: bool, force: bool
+    method: Combine,
+    inputs: Sequence[str | Path],
+    base: nn.Module,
+    old_name: str | None,
+    *,
+    new: Sequence[str] = (),
+    merged: bool,
+    force: bool,
 ) -> Job:
     """The job of combining `inputs` onto `base`; raises `LuthierError` for whatever does not fit."""
     _check_base(base)
     specs = [_spec(each) for each in inputs]
     _check_source(method, inputs, specs, old_name)
+    guards.check_tasks(
+        {str(each): _served(each, spec) for each, spec in zip(inputs, specs, strict=True)}, base, new, force
+    )
+    blank = _blanked(base, new)
     old = None if old_name is None else reader(old_name, base)
     sources = [_read(each, spec, base, old, method, force) for each, spec in zip(inputs, specs, strict=True)]
     processor = None if old is None else _grown(base, sources, method, old, merged)
@@ -71,7 +87,7 @@ def prepare(
     guards.check_shapes(method, sources, groups, scope)
     first = next((spec["measured"] for spec in specs if spec is not None), {})
     kept = {key: first[key] for key in ("task", "labels") if key in first}
-    return Job(method, sources, groups, apart, scope, old, kept, processor)
+    return Job(method, sources, groups, apart, scope, old, kept, blank, processor)
 
 
 def _check_base(base: nn.Module) -> None:
@@ -85,6 +101,32 @@ def _spec(folder: str | Path) -> dict[str, Any] | None:
     """The spec of an adapter; None for a model."""
     path = adapter_at(folder)
     return None if path is None else read_spec(path)
+
+
+def _served(folder: str | Path, spec: dict[str, Any] | None) -> Served:
+    """What an input was fitted for, as far as it says."""
+    from luthier.cli.base import task_of_class
+
+    if spec is not None:
+        return Served(spec["measured"].get("task"), spec["measured"].get("labels"))
+    file = Path(folder).expanduser() / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    task = task_of_class((config.get("architectures") or [""])[0])
+    named = {int(index): name for index, name in config.get("id2label", {}).items()}
+    if task == "embedding" or ("classification" in task and len(named) == 1):  # of no known class; one number
+        return Served(None, None)
+    told = "classification" in task and any(name != f"LABEL_{index}" for index, name in named.items())
+    return Served(task, [named[index] for index in sorted(named)] if told else None)
+
+
+def _blanked(base: nn.Module, new: Sequence[str]) -> frozenset[str]:
+    """Sets the parameters that the base lacks to 0; returns their names."""
+    inside = tuple(f"{module}." for module in new)
+    found = {name: p for name, p in base.named_parameters(remove_duplicate=False) if name.startswith(inside)}
+    with torch.no_grad():
+        for parameter in found.values():
+            parameter.zero_()
+    return frozenset(found)
 
 
 def _check_source(

@@ -78,8 +78,9 @@ class Into:
 class Adapter:
     """An adapter: changes of low rank as LoRA, sparse ones sparse, the others as whole tensors."""
 
-    def __init__(self, model: nn.Module, scope: Scope, folder: Path) -> None:
-        self.model, self.scope, self._file = model, scope, TensorFile(folder)
+    def __init__(self, model: nn.Module, scope: Scope, folder: Path, new: frozenset[str] = frozenset()) -> None:
+        """`new` are parameters that the base lacks: kept whole, as a change of random numbers says nothing."""
+        self.model, self.scope, self._file, self._new = model, scope, TensorFile(folder), new
         self._layers = {site.path: site for site in scope.named if site.kind in ("affine", "embedding")}
         self._low: dict[Site, Delta] = {}
         self._sparse: dict[Site, Delta] = {}
@@ -87,6 +88,9 @@ class Adapter:
 
     def add(self, spots: Sequence[Spot], delta: Delta, apart: bool) -> None:
         spot = spots[0]
+        if spot.name in self._new:
+            self._add_whole(spot, delta)
+            return
         layer = None if len(spots) > 1 else self._layer(spot)
         site = layer or self.scope.parameter(spot.name)
         if _stays_low_rank(delta):
@@ -101,10 +105,13 @@ class Adapter:
             )
         if sparse is not None:
             self._sparse[place] = sparse
-        elif bool((full := delta.dense()).any()):
-            self._full.append(self.scope.parameter(spot.name))
-            theta = spot.oriented(spot.oriented(wide(spot.tensor)) + full)
-            self._file.add(f"full.{self._full[-1].path}.theta", theta)
+        elif bool(delta.dense().any()):
+            self._add_whole(spot, delta)
+
+    def _add_whole(self, spot: Spot, delta: Delta) -> None:
+        self._full.append(self.scope.parameter(spot.name))
+        theta = spot.oriented(spot.oriented(wide(spot.tensor)) + delta.dense())
+        self._file.add(f"full.{self._full[-1].path}.theta", theta)
 
     def _layer(self, spot: Spot) -> Site | None:
         """The site of the layer whose weight this is; a table that scales what it looks up has none."""

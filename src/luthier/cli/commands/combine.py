@@ -51,7 +51,7 @@ class Combine(Command):
     dtype: str = field(default="auto", kw_only=True)
     """Number format of the base: auto is the model's own; or float32, bfloat16, float16."""
     force: bool = field(default=False, kw_only=True)
-    """Combine inputs of other bases, and bases that are not related."""
+    """Combine inputs of other bases, tasks or classes, and bases that are not related."""
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
@@ -77,8 +77,8 @@ class Combine(Command):
         weights, first = self._numbers(), self._first_spec()
         if weights is not None and len(weights) != len(self.inputs):
             raise LuthierError(f"{len(weights)} weights for {len(self.inputs)} inputs; give one for each, as 0.5,0.5.")
-        task = None if first is not None else self._task()
-        base = base_of(self.base, first, dtype=self.dtype, task=task)
+        task, labels = (None, None) if first is not None else self._served()
+        base = base_of(self.base, first, dtype=self.dtype, task=task, labels=labels)
         report = combine(
             made,
             self.inputs,
@@ -90,6 +90,7 @@ class Combine(Command):
             rank=self.rank,
             processor=base.processor,
             name=base.name,
+            new=base.new_modules,
             force=self.force,
             progress=True,
         )
@@ -113,12 +114,17 @@ class Combine(Command):
                 read_adapter(each)  # tells what is near
         return specs[0] if specs else None
 
-    def _task(self) -> str:
+    def _served(self) -> tuple[str, list[str] | None]:
+        """The task and the classes of the first model, which the base may have no head for."""
         from luthier.cli.base import config_of, task_of_class
 
         if self.base is None:
             raise LuthierError("whole models do not say what they were fine-tuned from; give --base.")
-        return task_of_class((config_of(self.base).architectures or [""])[0])
+        config = config_of(self.inputs[0])
+        task = task_of_class((config.architectures or [""])[0])
+        if "classification" not in task:
+            return task, None
+        return (task, list(config.id2label.values())) if config.num_labels > 1 else ("regression", None)
 
 
 def show(report: Combined) -> None:
