@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from luthier.core.errors import LuthierError
-from luthier.models import load
+from luthier.models import load, positions
 
 
 def test_a_causal_model_is_whole_and_tied(tiny_llama):
@@ -158,3 +158,14 @@ def test_a_missing_quantisation_library_names_the_extra(tiny_llama, monkeypatch)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(LuthierError, match=r"luthier\[quant\]"):
         load(str(tiny_llama), quantize="nf4")
+
+
+BOUNDS = {"llama": None, "gpt2": 128, "opt": 128, "bert": 128, "roberta": 127, "t5": None, "bart": 1024, "clip": 128}
+
+
+@pytest.mark.parametrize(("architecture", "most"), [*BOUNDS.items(), ("falcon", None)])
+def test_positions_are_a_bound_where_a_table_holds_them(architecture, most):
+    """RoBERTa numbers its tokens from after the padding's; the tables of OPT and BART have two rows more."""
+    from architectures import ARCHITECTURES
+
+    assert positions(ARCHITECTURES[architecture].build()) == most

@@ -13,6 +13,8 @@ import torch
 
 import luthier as lt
 from luthier import data, models
+from luthier.cli.dry import rehearse
+from luthier.core.errors import LuthierError
 from luthier.training import Run, Training, evaluate, generate, train
 from tiny import save_model, sums, write_rows
 
@@ -167,6 +169,33 @@ def test_what_progress_shows_changes_no_run(tmp_path):
         found = result.model.state_dict()
         assert all(torch.equal(value, base[key]) for key, value in found.items() if "running" in key or "num_ba" in key)
     assert losses[True] == losses[False]
+
+
+def test_rows_longer_than_the_positions_are_bad(bert, tmp_path):
+    """Before any work, with the usual list; cut to the positions where prompts may be cut."""
+    rows = [{"text": "ab" * length, "label": "xy"[i % 2]} for i, length in enumerate((4, 64, 65, 90, 5, 6))]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    run = Run(bert, source, lt.LoRA(), out=str(tmp_path / "run"), training=replace(QUICK, epochs=1, eval_fraction=0))
+    with pytest.raises(LuthierError, match="row 3: 130 tokens, the maximum is 128, as the model has no more positions"):
+        train(run, progress=False)
+    with pytest.raises(LuthierError, match="row 4: 180 tokens"):
+        rehearse(run)
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert train(replace(run, skip_bad_rows=True, out=str(tmp_path / "less")), progress=False).losses
+    cut = replace(run, out=str(tmp_path / "cut"), training=replace(run.training, truncate=True))
+    result = train(cut, progress=False)
+    with pytest.raises(LuthierError, match=r"row 3: 130 tokens.* the model has no more positions"):
+        evaluate(result.model, result.processor, data.load(source), progress=False)
+
+
+def test_prompts_longer_than_the_positions_are_refused(llama, tmp_path):
+    loaded = models.load(save_model(tmp_path / "gpt2", "gpt2"))
+    examples = data.load(write_rows(tmp_path / "rows.jsonl", [{"prompt": "x" * 200, "completion": "1"}] * 2))
+    with pytest.raises(LuthierError, match=r"a prompt has 20. tokens, and the model has positions for 128"):
+        evaluate(loaded.model, loaded.processor, examples, max_new_tokens=2, progress=False)
+    rotary = models.load(llama)
+    assert rotary.model.config.max_position_embeddings == 128
+    assert evaluate(rotary.model, rotary.processor, examples, max_new_tokens=2, progress=False).count == 2
 
 
 @pytest.mark.parametrize(("kind", "library"), [("nf4", "bitsandbytes"), ("int8", "torchao")])

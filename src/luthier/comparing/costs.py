@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from luthier import data
+from luthier import data, models
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
 from luthier.training.frame import running
@@ -74,6 +74,7 @@ def _batches(job: Job, fitted: Fitted, repeats: int) -> list[Batch]:
         max_length=settings.max_length,
         labels=read.labels,
         truncate=settings.truncate,
+        positions=models.positions(model),
     )
     collator = data.collator_for(read.task, fitted.processor)
     ordered = labels_in_order(features, read.labels, model.config)

@@ -159,7 +159,7 @@ def _shapes(study: Study, model: str, read: Sourced) -> Shapes:
                 empty = getattr(transformers, models.TASKS[read.task].model).from_config(config)
         except ValueError as error:
             raise LuthierError(f"{source} cannot serve {read.task}: {str(error).splitlines()[0]}") from None
-        rows.tested_on(read, processor, training.max_length)
+        rows.tested_on(read, processor, training.max_length, models.positions(empty))
         rows.held_texts(study, read, processor)
     return Shapes(empty, processor, head)
 

@@ -57,22 +57,23 @@ def _prepared(run: Run) -> None:
         )
 
 
-def tested_on(read: Sourced, processor: Any, max_length: int) -> None:
-    """Encodes every test row, as `evaluate` does: prompts to answer may be of any length."""
+def tested_on(read: Sourced, processor: Any, max_length: int, positions: int | None) -> None:
+    """Encodes every test row, as `evaluate` does: prompts to answer may be of any length, as far as `positions` go."""
     for part, each in read.tests.items():
         try:
-            _encoded(read, each, processor, max_length)
+            _encoded(read, each, processor, max_length, positions)
         except LuthierError as error:
             raise LuthierError(f"the test {part} ({each.source}): {error}") from None
 
 
-def _encoded(read: Sourced, examples: Examples, processor: Any, max_length: int) -> None:
+def _encoded(read: Sourced, examples: Examples, processor: Any, max_length: int, positions: int | None) -> None:
     if read.task == "causal-lm":
         for example in examples.rows:
             data.prompt_ids(example, processor)
         return
     limit = None if read.task == "seq2seq" else max_length
-    data.encode_all(examples, processor, task=read.task, max_length=limit, labels=read.labels)
+    bounds = {"max_length": limit, "positions": positions}
+    data.encode_all(examples, processor, task=read.task, labels=read.labels, **bounds)
 
 
 def held_texts(study: Study, read: Sourced, processor: Any) -> None:

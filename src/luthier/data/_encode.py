@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
@@ -28,6 +28,19 @@ class Options:
     max_length: int | None
     labels: list[str] | None = None
     truncate: bool = False
+    positions: int | None = None
+    """Tokens that the model can number; None: any."""
+
+    @property
+    def most(self) -> int | None:
+        """The most tokens of a row."""
+        return min((n for n in (self.max_length, self.positions) if n is not None), default=None)
+
+    def bound(self, remedy: str) -> str:
+        """What the bound is, and what helps; the model's own cannot be raised."""
+        if self.most != self.positions:
+            return f"the maximum is {self.most} (raise max_length, or {remedy})"
+        return f"the maximum is {self.most}, as the model has no more positions ({remedy})"
 
 
 def encode(
@@ -89,16 +102,18 @@ def encode_all(
     labels: list[str] | None = None,
     truncate: bool = False,
     skip_bad_rows: bool = False,
+    positions: int | None = None,
 ) -> list[Feature]:
     """Features of all rows for `task` (the examples' own unless given; a key of `TASKS`).
 
     `processor` is a tokenizer, an image processor or a feature extractor; `labels` are the classes
-    (those of the examples unless given, so pass the training set's with a test set). One
+    (those of the examples unless given, so pass the training set's with a test set). `positions`
+    are the tokens that the model can number, a bound beside `max_length` (`luthier.models`). One
     `LuthierError` lists every row that cannot be encoded, unless `skip_bad_rows`; raises in any
     case when none is left.
     """
     encoder = _encoder(task or examples.task)
-    options = Options(max_length, labels if labels is not None else examples.labels, truncate)
+    options = Options(max_length, labels if labels is not None else examples.labels, truncate, positions)
     good: list[Feature] = []
     bad: list[tuple[int, str]] = []
     for example in _progress(examples.rows):
@@ -138,11 +153,11 @@ def _causal(example: Example, tokenizer: Any, options: Options) -> Feature:
 
 def _fitting(ids: list[int], owner: list[int], tokenizer: Any, options: Options, prompted: bool) -> list[int]:
     """Indices of the tokens that are kept."""
-    n, most = len(ids), options.max_length
+    n, most = len(ids), options.most
     if most is None or n <= most:
         return list(range(n))
     if not options.truncate:
-        raise BadRow(f"{n} tokens, the maximum is {most} (raise max_length, or truncate prompts)")
+        raise BadRow(f"{n} tokens, {options.bound('truncate prompts')}")
     if not prompted:
         return list(range(most))
     bos = [0] if ids[0] == tokenizer.bos_token_id and owner[0] < 0 else []
@@ -158,10 +173,10 @@ def _classification(example: Example, tokenizer: Any, options: Options) -> Featu
         raise BadRow("no text to classify")
     label = label_index(example, options.labels)
     out = dict(tokenizer(example.text, example.text_pair))
-    n, most = len(out["input_ids"]), options.max_length
+    n, most = len(out["input_ids"]), options.most
     cut = most is not None and n > most
     if cut and not options.truncate:
-        raise BadRow(f"{n} tokens, the maximum is {most} (raise max_length, or truncate)")
+        raise BadRow(f"{n} tokens, {options.bound('truncate')}")
     if cut:
         out = dict(tokenizer(example.text, example.text_pair, truncation=True, max_length=most))
     return {**out, "labels": label, "row": example.row, "truncated": n - len(out["input_ids"])}
@@ -189,7 +204,7 @@ def _seq2seq(example: Example, tokenizer: Any, options: Options) -> Feature:
     labels = tokenizer(text_target=example.messages[last].get("content") or "")["input_ids"]
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in labels[-1:]:
         labels = [*labels, tokenizer.eos_token_id]
-    most = options.max_length
+    most = options.most
     if most is not None and len(labels) > most:
         raise BadRow(f"the answer has {len(labels)} tokens, the maximum is {most}")
     cut = 0 if most is None else max(0, len(ids) - most)
@@ -217,7 +232,7 @@ def _audio(example: Example, processor: Any, options: Options) -> Feature:
 
 
 def _regression(example: Example, tokenizer: Any, options: Options) -> Feature:
-    return _classification(example, tokenizer, Options(options.max_length, None, options.truncate))
+    return _classification(example, tokenizer, replace(options, labels=None))
 
 
 TASKS: dict[str, Callable[[Example, Any, Options], Feature]] = {

@@ -125,8 +125,9 @@ def batches_of(
     config: Any = model.config if "classification" in task else None
     names = None if config is None else list(config.id2label.values())
     collator, found = data.collator_for(task, processor), {}
+    options: Any = {"task": task, "max_length": max_length, "truncate": True, "positions": models.positions(model)}
     for name, each in examples.items():
-        rows = data.encode_all(each, processor, task=task, max_length=max_length, labels=names, truncate=True)
+        rows = data.encode_all(each, processor, labels=names, **options)
         parts = [collator(rows[start : start + batch]) for start in range(0, len(rows), batch)]
         found[name] = [{key: value for key, value in part.items() if key != "rows"} for part in parts]
     return found

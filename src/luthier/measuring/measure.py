@@ -115,10 +115,16 @@ def measure(
     if settings.source is not None:
         raise LuthierError("a measurement reads the data it is given; leave source out of the calibration.")
     examples = luthier_data.load(data, task=task, skip_bad_rows=skip_bad_rows, limit=limit, seed=settings.seed)
-    processor = trial(model, examples.task, form, where, ranks, budget)
+    processor, positions = trial(model, examples.task, form, where, ranks, budget)
     loaded = models.load(model, task=examples.task, dtype=dtype, labels=examples.labels)
     features = luthier_data.encode_all(
-        examples, processor, task=examples.task, max_length=max_length, labels=examples.labels, truncate=True
+        examples,
+        processor,
+        task=examples.task,
+        max_length=max_length,
+        labels=examples.labels,
+        truncate=True,
+        positions=positions,
     )
     allocation = allocate(
         loaded.model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from luthier import models
 from luthier.core.allocation import Ranks
@@ -18,6 +18,14 @@ from luthier.core.update import Update
 from luthier.measuring.allocation import ground
 
 
+class Tried(NamedTuple):
+    """What is known of a model without its weights."""
+
+    processor: Any
+    positions: int | None
+    """Tokens that it can number; None: any."""
+
+
 def trial(
     model: str,
     task: str,
@@ -28,8 +36,8 @@ def trial(
     update: Update | None = None,
     also: Sequence[Piece] = (),
     init: Init | None = None,
-) -> Any:
-    """The processor of a model, after selectors, budget, start and update were tried on its shapes alone."""
+) -> Tried:
+    """What is known of a model, after selectors, budget, start and update were tried on its shapes alone."""
     import torch
     import transformers
 
@@ -47,7 +55,7 @@ def trial(
         init.statistics(form)  # refuses a form that it cannot start
     if update is not None:
         update.check(form, sites)
-    return processor
+    return Tried(processor, models.positions(empty))
 
 
 @contextmanager

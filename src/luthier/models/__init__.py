@@ -9,6 +9,7 @@ from luthier.models._catalogue import Entry, File, catalogue
 from luthier.models._fetch import fetch, is_cached
 from luthier.models._licence import licence_of
 from luthier.models._load import TASKS, Loaded, load
+from luthier.models._positions import positions
 from luthier.models._resolve import resolve
 
 model = load
@@ -25,5 +26,6 @@ __all__ = [
     "licence_of",
     "load",
     "model",
+    "positions",
     "resolve",
 ]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier import data
+from luthier import data, models
 from luthier.core.errors import LuthierError
 from luthier.data import Examples, Scorer
 from luthier.training.generation import Sampling, answers
@@ -87,7 +87,8 @@ def evaluate(
 
     Generative tasks answer greedily and score by `scorer` (the examples' own unless given); classification counts
     the likeliest class, regression compares numbers. `task` is the examples' own unless given. Rows longer than
-    `max_length` tokens are refused. Raises `LuthierError` when no scorer fits, or a label is not one of the model's.
+    `max_length` tokens are refused, and those of more tokens than the model has absolute positions. Raises
+    `LuthierError` when no scorer fits, or a label is not one of the model's.
     """
     if batch < 1:
         raise LuthierError(f"batch is {batch}; expected at least 1.")
@@ -148,13 +149,17 @@ def _generated(job: Job) -> Found:
         )
     rows = job.examples.rows
     if job.task == "seq2seq":
-        encoded = data.encode_all(job.examples, job.processor, task=job.task, max_length=job.max_length)
+        encoded = data.encode_all(
+            job.examples, job.processor, task=job.task, max_length=job.max_length, positions=models.positions(job.model)
+        )
         prompts = [feature["input_ids"] for feature in encoded]
     else:
         prompts = [data.prompt_ids(example, job.processor) for example in rows]
-    longest = max(map(len, prompts))
+    longest, positions = max(map(len, prompts)), models.positions(job.model)
     if job.max_length is not None and longest > job.max_length:
         raise LuthierError(f"a prompt has {longest} tokens, the maximum is {job.max_length}.")
+    if positions is not None and longest > positions:
+        raise LuthierError(f"a prompt has {longest} tokens, and the model has positions for {positions}: shorten it.")
     with _bar(job, len(prompts)) as done:
         texts = answers(job.model, job.processor, prompts, job.sampling, job.batch, done, row_tasks(job))
     scores = [scorer.score(text, example) for text, example in zip(texts, rows, strict=True)]
@@ -218,7 +223,14 @@ def _outputs(job: Job, names: list[str] | None) -> tuple[np.ndarray, np.ndarray,
 
     from luthier.training.routes import routed
 
-    features = data.encode_all(job.examples, job.processor, task=job.task, max_length=job.max_length, labels=names)
+    features = data.encode_all(
+        job.examples,
+        job.processor,
+        task=job.task,
+        max_length=job.max_length,
+        labels=names,
+        positions=models.positions(job.model),
+    )
     collator = data.collator_for(job.task, job.processor)
     order = sorted(range(len(features)), key=lambda i: len(features[i].get("input_ids", ())), reverse=True)
     tasks = row_tasks(job)

@@ -58,7 +58,7 @@ def prepare(run: Run) -> Prepared:
         columns=columns_of(run),
     )
     train, held = _divide(run, examples)
-    processor = trial(
+    processor, positions = trial(
         run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also, run.init
     )
     train, selected = _selected(run, train)
@@ -70,14 +70,16 @@ def prepare(run: Run) -> Prepared:
         labels=examples.labels,
         truncate=settings.truncate,
         skip_bad_rows=run.skip_bad_rows,
+        positions=positions,
     )
+    longest = settings.max_length if positions is None else min(settings.max_length, positions)
     parts = [part for part in (train, held) if part is not None]
     tasks = tuple(sorted({str(e.meta["task"]) for part in parts for e in part.rows if "task" in e.meta}))
     encoded = [encode(part) for part in parts]
     shaped = []
     for part, features in zip(parts, encoded, strict=True):
         places = task_places(run.form, part)
-        rows = Rows(part, tagged(features, places), encode, processor, settings.max_length, settings.seed, tasks)
+        rows = Rows(part, tagged(features, places), encode, processor, longest, settings.seed, tasks)
         shaped.append(tagged(run.objective.rows(rows), places))
     if held is None and run.objective.watch(0) != 0:
         raise LuthierError(
