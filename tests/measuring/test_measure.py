@@ -13,13 +13,16 @@ import luthier as lt
 from luthier.cli import main
 from luthier.core.allocation import Ranks
 from luthier.core.fingerprint import fingerprint
+from luthier.inits.lora_ga import LoRAGA
 from luthier.measuring import Calibration, cache, calibrate
 from luthier.measuring.calibration import batched, sample
 from luthier.measuring.measure import measure
+from luthier.statistics.gradient import Gradient
 from luthier.statistics.moment import Moment
 from luthier.statistics.states import States
 from luthier.training import Run, Training, train
 from luthier.training.command import command
+from tiny import write_rows
 
 MOMENT = Moment()
 SMALL = Calibration(samples=24, batch=5)
@@ -81,6 +84,48 @@ def test_what_was_measured_is_kept_by_all_that_it_depends_on(llama, monkeypatch)
     held[0].write_bytes(b"damaged")
     assert torch.equal(pass_(llama)["model.layers.0.self_attn.q_proj"]["moment"],
                        first["model.layers.0.self_attn.q_proj"]["moment"])  # fmt: skip
+
+
+def test_gradients_are_measured_anew_under_another_new_head(bert):
+    """Of the same seed the head is the same, and what was measured is read again; inputs depend on no head."""
+    from luthier import data as luthier_data
+    from luthier import models
+
+    features = [
+        {"input_ids": [1, 5, 6 + i % 9], "attention_mask": [1] * 3, "labels": i % 2, "row": i} for i in range(8)
+    ]
+
+    def measured(seed: int, statistic):
+        torch.manual_seed(seed)
+        loaded = models.load(bert, task="classification", labels=["a", "b"])
+        assert loaded.new_modules == ["classifier"]
+        collator, sites = (
+            luthier_data.collator_for("classification", loaded.processor),
+            lt.select(loaded.model, "query"),
+        )
+        found = calibrate(
+            loaded.model, features, collator, sites, [statistic], SMALL, data="rows", new=loaded.new_modules
+        )
+        return next(iter(found[sites[0].path].values()))
+
+    first = measured(0, Gradient())
+    assert torch.equal(measured(0, Gradient()), first) and len(list(cache.folder().glob("*.safetensors"))) == 1
+    assert not torch.equal(measured(1, Gradient()), first)
+    measured(0, MOMENT)
+    measured(1, MOMENT)
+    assert len(list(cache.folder().glob("*.safetensors"))) == 3
+
+
+def test_a_run_measures_gradients_under_its_own_head(bert, tmp_path):
+    rows = [{"text": "ab" * i, "label": "xy"[i % 2]} for i in range(1, 9)]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    for seed in (0, 1):
+        training = Training(steps=1, batch=4, seed=seed, eval_fraction=0)
+        train(
+            Run(bert, source, lt.LoRA(rank=2), out=str(tmp_path / f"{seed}"), training=training, init=LoRAGA()),
+            progress=False,
+        )
+    assert len(list(cache.folder().glob("*.safetensors"))) == 2
 
 
 def test_the_report_is_written_and_says_what_attach_takes(llama, additions, tmp_path):

@@ -46,19 +46,20 @@ def allocate(
     collator: Any = None,
     calibration: Calibration | None = None,
     data: str = "",
+    new: Sequence[str] = (),
     console: Console | None = None,
 ) -> Allocation:
     """Measures what `ranks`, `init` and `form` need on `features` and allocates ranks within `budget`.
 
     `budget` is a share of the model, a number of trained numbers or a size on disk (`parameters_of`); with a budget
-    alone every site gets the same rank. Raises `LuthierError` where sites, form, budget and data do not fit, before
-    the pass where that can be known.
+    alone every site gets the same rank. `new` are the modules that the checkpoint lacks. Raises
+    `LuthierError` where sites, form, budget and data do not fit, before the pass where that can be known.
     """
     sites, ranks, purse = ground(model, form, where, ranks, budget)
     form = purse.form
     settings = calibration or Calibration()
     wanted = [*_of_form(form), *(s for each in (ranks, init) if each is not None for s in each.statistics(form))]
-    stats = calibrate(model, features, collator, sites, wanted, settings, data=data, console=console)
+    stats = calibrate(model, features, collator, sites, wanted, settings, data=data, new=new, console=console)
     if ranks is None:
         return Allocation(form, None, stats, {})
     found = ranks.allocate(sites, stats, purse)

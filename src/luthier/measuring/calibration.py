@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -62,13 +63,16 @@ def calibrate(
     settings: Calibration,
     *,
     data: str,
+    new: Sequence[str] = (),
     console: Console | None = None,
 ) -> Measured:
     """`statistics` at `sites` over a sample of `features`, from the cache where it holds them.
 
     `data` is the fingerprint of the rows. The cache is `$LUTHIER_CACHE/measured` (`~/.cache/luthier/measured`); its
-    key is made of the base's fingerprint, that of the data, the rows drawn, and every setting. Where several processes
-    train together, the first one measures and the others read. Raises `LuthierError` as `collect` does.
+    key is made of the base's fingerprint, that of the data, the rows drawn, and every setting; where gradients are
+    read, also of the numbers of modules that are `new` to the checkpoint (`Loaded.new_modules`), which are random.
+    Where several processes train together, the first one measures and the others read. Raises `LuthierError` as
+    `collect` does.
     """
     from accelerate import PartialState
     from rich.console import Console
@@ -91,6 +95,7 @@ def calibrate(
             "sites": [site.key for site in sites],
             "statistics": {each.name(): each.to_dict() for each in wanted},
             "settings": settings.to_dict() | {"fresh": False},
+            "new": _hash(model, new) if _sees(new, sites, wanted) else None,
         }
     )
     state = PartialState()
@@ -103,6 +108,24 @@ def calibrate(
                 held = collect(model, stream, sites, wanted, answers=settings.tokens == "answers")
             cache.write(key, held)
     return held
+
+
+def _sees(new: Sequence[str], sites: Sequence[Site], statistics: Sequence[Statistic]) -> bool:
+    """Whether what is measured depends on modules that are new: gradients pass through, and inputs within."""
+    inside = tuple(f"{module}." for module in new)
+    return any(each.reads == "gradients" for each in statistics) or any(f"{s.path}.".startswith(inside) for s in sites)
+
+
+def _hash(model: nn.Module, new: Sequence[str]) -> str:
+    """Of all numbers of the modules that are new."""
+    import torch
+
+    digest = hashlib.sha256()
+    for module in new:
+        for name, tensor in model.get_submodule(module).state_dict().items():
+            digest.update(f"{module}.{name}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def sample(features: Sequence[Feature], settings: Calibration) -> list[Feature]:

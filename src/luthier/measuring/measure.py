@@ -135,6 +135,7 @@ def measure(
         features=features,
         collator=luthier_data.collator_for(examples.task, loaded.processor),
         calibration=settings,
+        new=loaded.new_modules,
         data=f"{examples.fingerprint} {examples.task} {max_length} True",
         console=console,
     )

@@ -54,6 +54,7 @@ def _measured(run: Run, loaded: Loaded, prepared: Prepared, console: Console) ->
         features=prepared.plain,
         collator=data.collator_for(prepared.task, loaded.processor),
         calibration=run.calibration,
+        new=loaded.new_modules,
         data=f"{prepared.seen} {prepared.task} {settings.max_length} {settings.truncate}",
         console=console,
     )

@@ -1,0 +1,28 @@
+"""What a step costs is measured on a model that stays as it is."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import torch
+import transformers
+
+import luthier as lt
+from luthier.comparing import costs
+from luthier.comparing.fitted import Fitted
+from luthier.objectives.sft import SFT
+
+
+def test_running_statistics_stay(monkeypatch):
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=2)
+    model = transformers.ResNetForImageClassification(config)
+    lt.attach(model, lt.Full(), "params(classifier.*)")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    batch = {"pixel_values": torch.randn(4, 3, 32, 32), "labels": torch.tensor([0, 1, 0, 1])}
+    monkeypatch.setattr(costs, "_batches", lambda job, fitted, repeats: [batch] * repeats)
+    fitted = Fitted(model, None, nullcontext, 18, 99, 0, [], [], 0.0, "")
+    found = costs.costs(SimpleNamespace(run=SimpleNamespace(objective=SFT())), fitted, 2)  # type: ignore[arg-type]
+    assert found.seconds and found.peak
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
