@@ -15,6 +15,9 @@ import luthier as lt
 from luthier import data, models
 from luthier.cli.dry import rehearse
 from luthier.core.errors import LuthierError
+from luthier.measuring import allocation
+from luthier.measuring.measure import measure
+from luthier.ranks.uniform import Uniform
 from luthier.training import Run, Training, evaluate, generate, train
 from tiny import save_model, sums, write_rows
 
@@ -54,6 +57,35 @@ def test_labels_keep_the_order_of_the_checkpoint(tmp_path):
     result = train(Run(base, source, lt.LoRA(rank=4), out=str(tmp_path / "run"), training=QUICK), progress=False)
     assert result.model.config.label2id == {"second": 0, "first": 1}
     assert evaluate(result.model, result.processor, data.load(source)).score == 1.0
+
+
+def test_calibration_reads_labels_in_the_order_of_the_checkpoint(tmp_path, monkeypatch):
+    base = save_model(tmp_path / "bert", "bert", id2label={0: "second", 1: "first"}, label2id={"second": 0, "first": 1})
+    rows = labelled(letters(8), lambda a: "first" if a else "second")
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    seen, calibrate = [], allocation.calibrate
+    monkeypatch.setattr(
+        allocation, "calibrate", lambda m, features, *a, **k: seen.append(features) or calibrate(m, features, *a, **k)
+    )
+    settings = replace(QUICK, epochs=1, eval_fraction=0)
+    train(Run(base, source, lt.LoRA(rank=2), out=str(tmp_path / "run"), training=settings), progress=False)
+    measure(base, source, ranks=Uniform(), crosscheck=False, progress=False)
+    for features in seen:
+        assert [feature["labels"] for feature in features] == [int(row["label"] == "first") for row in rows]
+    assert len(seen) == 2
+
+
+def test_a_new_head_is_whole_in_the_adapter_though_a_form_takes_its_bias(bert, tmp_path):
+    source = write_rows(tmp_path / "rows.jsonl", labelled(letters(), lambda a: "first" if a else "second"))
+    training = replace(QUICK, epochs=1)
+    result = train(Run(bert, source, lt.BitFit(), out=str(tmp_path / "run"), training=training), progress=False)
+    assert "default:1.classifier.weight.theta" in lt.trainable(result.model)
+    examples = data.load(source)
+    torch.manual_seed(99)
+    fresh = models.load(bert, task="classification", labels=examples.labels)
+    lt.load(fresh.model, result.adapter)
+    found, again = (evaluate(each.model, each.processor, examples) for each in (result, fresh))
+    assert (again.loss, again.predictions) == (found.loss, found.predictions)
 
 
 def test_regression(bert, tmp_path):

@@ -108,6 +108,8 @@ def measure(
     With `crosscheck`, two estimators of scikit-dimension stand beside every dimension, where it is installed.
     Raises `LuthierError` for whatever does not fit, before the weights are read where that can be known.
     """
+    from luthier.training.prepare import labels_in_order
+
     start = time.monotonic()
     form = form if form is not None else LoRA()
     ranks = ranks if ranks is not None else GeLoRA()
@@ -126,6 +128,7 @@ def measure(
         truncate=True,
         positions=positions,
     )
+    features = labels_in_order(features, examples.labels, loaded.model.config)
     allocation = allocate(
         loaded.model,
         form,

@@ -12,7 +12,7 @@ from luthier.core.select import select
 from luthier.forms.full import Full
 from luthier.measuring.allocation import Allocation, allocate, allocated
 from luthier.models import Loaded
-from luthier.training.prepare import Prepared
+from luthier.training.prepare import Prepared, labels_in_order
 from luthier.training.spec import Run
 
 
@@ -51,7 +51,7 @@ def _measured(run: Run, loaded: Loaded, prepared: Prepared, console: Console) ->
         ranks=run.ranks,
         init=run.init,
         budget=run.budget,
-        features=prepared.plain,
+        features=labels_in_order(prepared.plain, prepared.examples.labels, loaded.model.config),
         collator=data.collator_for(prepared.task, loaded.processor),
         calibration=run.calibration,
         new=loaded.new_modules,
@@ -67,10 +67,10 @@ def _recalled(run: Run, known: dict[str, Any]) -> Allocation:
 def _attach_new(run: Run, loaded: Loaded) -> None:
     model = loaded.model
     taken = {site.key for part in state_of(model).parts for site in part.sites}
-    fresh = [
-        f"params({module}.*)"
-        for module in loaded.new_modules
-        if not any(site.key in taken for site in select(model, f"params({module}.*)"))
-    ]
+    fresh = []
+    for module in loaded.new_modules:
+        sites = select(model, f"params({module}.*)")
+        left = [site for site in sites if site.key not in taken]
+        fresh += [f"params({module}.*)"] if len(left) == len(sites) else [f"params({site.path})" for site in left]
     if fresh:
         attach(model, Full(), " | ".join(fresh), run.name)
