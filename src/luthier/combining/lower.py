@@ -59,7 +59,7 @@ def _linear(path: str, module: nn.Module, slots: Sequence[Slot]) -> dict[str, De
 
 def _structured(slot: Slot, weight: Tensor) -> Delta | None:
     """The exact factors or entries of a form that has them."""
-    if slot.site.experts is not None:
+    if slot.form.maps(slot.site) is not None:
         return None
     if (factors := slot.factors(weight.dtype, weight)) is not None:
         return Delta.low_rank(*factors)

@@ -63,7 +63,7 @@ class Budget:
         """Trained numbers of the form at a site at this rank."""
         if rank == 0:
             return 0
-        key = (site.kind, site.d_in, site.d_out, site.experts, rank)
+        key = (site.kind, site.d_in, site.d_out, site.experts, site.maps, rank)
         if key not in self._known:
             self._known[key] = _size(self.form.with_rank(rank), site)
         return self._known[key]
@@ -103,7 +103,7 @@ def _size(form: Form, site: Site) -> int:
         given = {"weight": torch.empty(site.d_out, site.d_in)} if form.needs else {}
         tensors = form.init(site, given)
     held = sum(t.numel() for key, t in tensors.items() if key not in form.untrained())
-    return held * (site.experts or 1)
+    return held * (form.maps(site) or 1)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class Form(Component):
     """Hyper-parameters that act outside training alone; in training they have their default."""
     linear: ClassVar[bool] = True
     """The adapted map is linear in x, so that it folds into a weight."""
+    whole: ClassVar[bool] = False
+    """It meets a tensor of any shape at once; others meet each map of a 3-D parameter by itself."""
     identity: ClassVar[bool] = True
     """It starts as a no-op."""
     lr: ClassVar[float] = 5e-4
@@ -92,7 +94,8 @@ class Form(Component):
     def _check(self, key: str, value: object, hint: object) -> None:
         label = f"{self.name()}.{key}"
         check_type(label, value, hint)
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1 and hint is int:
+        counts = int in (hint, *get_args(hint))
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1 and counts:
             raise LuthierError(f"{label} is {value}; expected a whole number of at least 1.")
         if isinstance(value, float) and not math.isfinite(value):
             raise LuthierError(f"{label} is {value}; expected a finite number.")
@@ -122,6 +125,10 @@ class Form(Component):
         Raises `LuthierError` for sources that do not fit the model or the form.
         """
         return {}
+
+    def maps(self, site: Site) -> int | None:
+        """The number of maps that it meets one by one at a site; None where it meets the tensor at once."""
+        return None if self.whole else site.experts
 
     def factors(self, p: Params, w: Tensor) -> tuple[Tensor, Tensor] | None:
         """(B, A) with ŵ = w + B A exactly, for a form whose change has low rank; else None."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from torch import nn
@@ -105,7 +106,7 @@ class Scope:
     def _experts(self, path: str, module: nn.Module) -> list[Site]:
         flipped = vars(module).get("is_transposed", False)
         return [
-            replace(self.parameter(f"{path}.{name}", flipped), experts=tensor.shape[0])
+            self.parameter(f"{path}.{name}", flipped)
             for name, tensor in module.named_parameters(recurse=False)
             if tensor.dim() == 3
         ]
@@ -116,7 +117,9 @@ class Scope:
         d_out, d_in = (1, 1, *shape)[-2:]
         if transposed:
             d_in, d_out = d_out, d_in
-        return Site(path, "param", d_in, d_out, self.layer(path), transposed=transposed)
+        experts = shape[0] if len(shape) == 3 else None
+        maps = math.prod(shape[:-2])
+        return Site(path, "param", d_in, d_out, self.layer(path), experts=experts, maps=maps, transposed=transposed)
 
     def activation(self, path: str, kind: str) -> Site:
         """The site of what enters (`input`) or leaves (`stream`) a module."""

@@ -29,7 +29,9 @@ class Site:
     """Index of the block that holds it, in its own stack; None outside the blocks."""
     bias: bool = False
     experts: int | None = None
-    """Length of the leading axis of a 3-D expert parameter: one map for each expert."""
+    """Length of the leading axis of a 3-D parameter, experts' as a rule: one map for each."""
+    maps: int = 1
+    """[d_out, d_in] maps that the tensor holds, the product of its leading axes."""
     transposed: bool = False
     """The stored tensor is [d_in, d_out], as GPT-2's Conv1D and some experts keep it."""
 
@@ -37,6 +39,11 @@ class Site:
     def type(self) -> str:
         """The path without indices: equal for the same layer of every block."""
         return ".".join(part for part in self.path.split(".") if not part.isdigit())
+
+    @property
+    def entries(self) -> int:
+        """Entries of the whole tensor."""
+        return self.maps * self.d_in * self.d_out
 
     @property
     def module(self) -> str:

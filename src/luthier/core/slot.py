@@ -199,7 +199,7 @@ class Slot(nn.Module):
         face = _LOWERED[self.form.face](self.face())
         flipped = site.transposed and site.kind == "param"
         w = w.mT if flipped else w
-        new = face(params, w) if site.experts is None else torch.vmap(face)(params, w)
+        new = face(params, w) if self.form.maps(site) is None else torch.vmap(face)(params, w)
         return new.mT if flipped else new
 
 

@@ -88,9 +88,14 @@ def initial(module: nn.Module, site: Site, form: Form, stats: Stats, init: Init 
     def one(given: Stats) -> dict[str, Tensor]:
         return form.init(site, given) | (init.factors(form, site, given) if init is not None else {})
 
-    if site.experts is None:
+    if not form.whole and site.maps != (site.experts or 1):
+        raise LuthierError(
+            f"{form.name()} acts on matrices, and {site} has more than three axes; choose others (where)."
+        )
+    count = form.maps(site)
+    if count is None:
         return one(given)
-    each = [one({k: v[i] for k, v in given.items()}) for i in range(site.experts)]
+    each = [one({k: v[i] for k, v in given.items()}) for i in range(count)]
     return {key: torch.stack([tensors[key] for tensors in each]) for key in each[0]}
 
 

@@ -155,6 +155,6 @@ def _tensor(folder: Path, file: Any, key: str) -> Tensor:
 def _check_positions(folder: Path, group: str, own: Mapping[str, Tensor], site: Site) -> None:
     """Raises for whole numbers, which are positions in what a form acts on, that no tensor there has."""
     for name, tensor in own.items():
-        end = site.d_in * site.d_out
+        end = site.entries
         if not tensor.is_floating_point() and tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < end:
             raise LuthierError(f"{folder / WEIGHTS}: {group}.{name} holds positions outside of 0 to {end - 1}.")

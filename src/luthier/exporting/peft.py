@@ -158,7 +158,7 @@ def _refuse_unsaveable(model: nn.Module, layer: Layer, paths: list[str]) -> None
     owner, form = layer.path, layer.slots[0].form.name()
     if layer.kinds != {"param"}:
         why = "a form acts on it as well, and peft takes a module either adapted or whole"
-    elif any(slot.site.experts is not None for slot in layer.slots):
+    elif any(slot.form.maps(slot.site) is not None for slot in layer.slots):
         why = "its experts would have to travel whole"
     elif not owner or any(other.startswith(f"{owner}.") for other in paths):
         why = "modules inside it are trained as well"

@@ -18,6 +18,7 @@ class Full(Form):
 
     paper = "the baseline"
     kinds = ("param",)
+    whole = True
     lr = 2e-5
     where = "params(*)"
     needs = ("weight",)

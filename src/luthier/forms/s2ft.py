@@ -71,7 +71,7 @@ class S2FT(Form):
     def init(self, site, stats):
         inputs = self.side == "input"
         width, other = (site.d_in, site.d_out) if inputs else (site.d_out, site.d_in)
-        units = self.units or width
+        units = width if self.units is None else self.units
         if width % units:
             raise LuthierError(f"s2ft: {site} has {width} {self.side} channels, which are not {units} equal units.")
         weight = stats["weight"].mT if inputs else stats["weight"]

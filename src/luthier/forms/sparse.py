@@ -22,6 +22,7 @@ class Sparse(Form):
 
     paper = "Ansell et al. 2022, arXiv 2110.07560; a random support: the baseline of sparse fine-tuning"
     kinds = ("affine", "param")
+    whole = True
     frozen = ("index",)
 
     density: float = 0.01
@@ -39,9 +40,10 @@ class Sparse(Form):
         return replace(self, k=rank)
 
     def init(self, site, stats):
-        size = site.d_in * site.d_out
-        k = self.k or count(self.density, size)
-        index = torch.randperm(max(k, size))[:k]
+        k = count(self.density, site.entries) if self.k is None else self.k
+        if k > site.entries:
+            raise LuthierError(f"sparse.k is {k:,}, and {site} has {site.entries:,} entries; expected at most as many.")
+        index = torch.randperm(site.entries)[:k]
         return {"index": index.sort().values, "values": zeros(len(index))}
 
     def entries(self, p):
