@@ -45,6 +45,13 @@ def test_each_site_has_its_rank_and_rank_0_is_no_site(form):
     assert sum(row["sites"] for row in lt.describe(model)) == sum(rank > 0 for rank in ranks.values())
 
 
+def test_rslora_s_own_rule_holds_at_every_rank():
+    form = lt.LoRA(rank=8, alpha=16.0, scaling="rslora")
+    assert form.with_rank(32) == lt.LoRA(rank=32, alpha=16.0, scaling="rslora")
+    assert form.with_rank(32).scale == pytest.approx(16 / 32**0.5) and form.with_rank(8) == form
+    assert lt.DoRA(rank=4, alpha=8.0, scaling="rslora").with_rank(16).scale == 2.0
+
+
 def test_alpha_over_rank_stays():
     assert lt.LoRA(rank=8, alpha=16.0).with_rank(3) == lt.LoRA(rank=3, alpha=6.0)
     assert lt.LoReFT(rank=8).with_rank(3) == lt.LoReFT(rank=3)

@@ -139,12 +139,16 @@ class Form(Component):
         return None
 
     def with_rank(self: F, rank: int) -> F:
-        """The form at another rank, alpha / rank unchanged, so that its change keeps its size per direction."""
+        """The form at another rank, with the scale that its rule gives there.
+
+        With s = alpha / rank, alpha goes with the rank and s stays: the change keeps its size per direction. With
+        s = alpha / sqrt(rank) (rslora), alpha stays: that rule itself keeps the size of a change as the rank grows.
+        """
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         if "rank" not in own:
             raise LuthierError(f"{self.name()} has no rank, so none can be chosen for it.")
-        scaled = {"alpha": own["alpha"] * rank / own["rank"]} if "alpha" in own else {}
-        return replace(self, rank=rank, **scaled)
+        moves = "alpha" in own and own.get("scaling") != "rslora"
+        return replace(self, rank=rank, **({"alpha": own["alpha"] * rank / own["rank"]} if moves else {}))
 
     def quiet(self: F) -> F:
         """The form outside training: its noise is zero."""
