@@ -20,9 +20,10 @@ def features(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def weight_of(module: nn.Module) -> Tensor:
-    """The dense weight [d_out, d_in] of a linear layer; a quantised one is probed with the identity."""
-    weight = module._parameters["weight"]
+def weight_of(module: nn.Module, stored: Tensor | None = None) -> Tensor:
+    """The dense weight [d_out, d_in] of a linear layer, or of one that keeps `stored` in place of its own tensor; a
+    quantised one is probed with the identity."""
+    weight = module._parameters["weight"] if stored is None else stored
     assert weight is not None
     d_in, d_out = features(module) or (0, 0)
     if isinstance(module, Conv1D):

@@ -17,10 +17,11 @@ from luthier.core.control import disable
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
 from luthier.core.layer import features, is_quantised, weight_of
+from luthier.core.order import refuse_beneath
 from luthier.core.probe import dummy_inputs, evaluating
 from luthier.core.router import names_of
 from luthier.core.slot import OneHot, Slot, State
-from luthier.core.swap import adapters_of
+from luthier.core.swap import adapters_of, under
 
 
 def affine_map(module: nn.Module, slots: Sequence[Slot]) -> tuple[Tensor, Tensor | None]:
@@ -41,23 +42,30 @@ def affine_map(module: nn.Module, slots: Sequence[Slot]) -> tuple[Tensor, Tensor
 
 def _probe(module: nn.Module, slots: Sequence[Slot]) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]]:
     """(weight, bias, the layer as a function of x and the bias) under `slots`, in float32 at least."""
-    weight = weight_of(module)
+    weight, bias = weight_of(module, _stored(module, "weight", slots)), _stored(module, "bias", slots)
     wide = torch.promote_types(weight.dtype, torch.float32)
-    weight, bias = weight.to(wide), module._parameters.get("bias")
+    weight = weight.to(wide)
     offset = torch.zeros(len(weight), dtype=wide, device=weight.device) if bias is None else bias.to(wide)
-    for slot in (s for s in slots if s.form.face == "weight"):
+    on_layer = [slot for slot in slots if slot.site.kind != "param"]
+    for slot in (s for s in on_layer if s.form.face == "weight"):
         weight = slot.weight(weight)
 
     def through(x: Tensor, b: Tensor) -> Tensor:
         entering = x
-        for slot in (s for s in slots if s.form.face == "pre"):
+        for slot in (s for s in on_layer if s.form.face == "pre"):
             entering = slot.pre(_NOBODY, entering)
         y = entering @ weight.mT + b
-        for slot in (s for s in slots if s.form.face == "post"):
+        for slot in (s for s in on_layer if s.form.face == "post"):
             y = slot.post(_NOBODY, x, y)
         return y
 
     return weight, offset, through
+
+
+def _stored(module: nn.Module, name: str, slots: Sequence[Slot]) -> Tensor | None:
+    """The parameter as the slots on the parameter itself make it."""
+    found = module._parameters.get(name)
+    return None if found is None else under(slots, name, found)
 
 
 _NOBODY = State()
@@ -102,6 +110,7 @@ def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any
     todo = list(_wanted(model, name))
     for path, module, slots in todo:
         refuse_unmergeable(slots)
+        refuse_beneath(module, slots)
         if features(module) and not _only_params(slots) and is_quantised(module):
             raise LuthierError(
                 f"{path} is quantised; merging would round the sum again. Load the base in its original "
@@ -109,7 +118,7 @@ def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any
             )
     with evaluating(model):  # without dropout, whatever mode the model is in
         before = _outputs(model, inputs)
-        new = {key: tensor for path, module, slots in todo for key, tensor in _merged(path, module, slots)}
+        new = {key: tensor for path, module, slots in todo for key, tensor in _merged(path, module, slots).items()}
         _write(model, state, new)
         state.folded = [slot for _, _, slots in todo for slot in slots]
         disable(model, name)
@@ -159,38 +168,43 @@ def _only_params(slots: Sequence[Slot]) -> bool:
     return all(slot.site.kind == "param" for slot in slots)
 
 
-def _merged(path: str, module: nn.Module, slots: list[Slot]):
-    """(parameter path, new tensor) of one module."""
-    quiet = [s for s in slots if s.site.kind == "affine"]
-    tables = [s for s in slots if s.site.kind == "embedding"]
-    if quiet:
-        weight, bias = affine_map(module, quiet)
-        yield f"{path}.weight", weight.mT if isinstance(module, Conv1D) else weight
-        if bias is not None:
-            if module._parameters.get("bias") is None:
-                raise LuthierError(f"{path} has no bias to take the constant that merging would add.")
-            yield f"{path}.bias", bias
-    if tables:
-        yield f"{path}.weight", _table(module, tables)
-    for own in dict.fromkeys(s.site.path for s in slots if s.site.kind == "param"):
-        tensor = module._parameters[own.rpartition(".")[2]]
-        assert tensor is not None
-        for slot in (s for s in slots if s.site.path == own):
-            tensor = slot.weight(tensor)
-        yield own, tensor
+def _merged(path: str, module: nn.Module, slots: list[Slot]) -> dict[str, Tensor]:
+    """{parameter path: new tensor} of one module; a layer's form acts on what a parameter's form makes."""
+    kinds = {slot.site.kind for slot in slots}
+    own = dict.fromkeys(s.site.path.rpartition(".")[2] for s in slots if s.site.kind == "param")
+    new = {key: _stored(module, key, slots) for key in own}
+    if "affine" in kinds:
+        weight, new["bias"] = affine_map(module, slots)
+        new["weight"] = weight.mT if isinstance(module, Conv1D) else weight
+        if new["bias"] is not None and module._parameters.get("bias") is None:
+            raise LuthierError(f"{path} has no bias to take the constant that merging would add.")
+    if "embedding" in kinds:
+        new["weight"] = _table(module, slots)
+    return {f"{path}.{key}" if path else key: tensor for key, tensor in new.items() if tensor is not None}
 
 
 def _table(module: nn.Module, slots: list[Slot]) -> Tensor:
     """The table whose plain look-up equals the adapted one (Gemma scales what it looks up)."""
-    stored = module._parameters["weight"]
+    stored = _stored(module, "weight", slots)
     assert stored is not None
     ids = torch.arange(len(stored), device=stored.device)
-    base = type(module)._luthier_base.forward(module, ids)  # type: ignore[attr-defined]
+    base = _looked_up(module, ids, slots)
     factor = (base * stored).sum() / (stored * stored).sum()
     y = base
-    for slot in slots:
+    for slot in (s for s in slots if s.site.kind == "embedding"):
         y = slot.post(_NOBODY, OneHot(ids), y)  # type: ignore[arg-type]
     return stored + (y - base) / factor
+
+
+def _looked_up(module: nn.Module, ids: Tensor, slots: list[Slot]) -> Tensor:
+    """What the base's table gives, as those of `slots` make it that act on its parameter."""
+    adapters = adapters_of(module)
+    assert adapters is not None
+    acting, adapters.params = adapters.params, [slot for slot in slots if slot.site.kind == "param"]
+    try:
+        return type(module)._luthier_base.forward(module, ids)  # type: ignore[attr-defined]
+    finally:
+        adapters.params = acting
 
 
 def _write(model: nn.Module, state: State, new: dict[str, Tensor]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from luthier.core.call import Prompt, read_call
 from luthier.core.errors import LuthierError
 from luthier.core.fast import fast_linear, ready
 from luthier.core.layer import is_sharded, weight_of
-from luthier.core.slot import OneHot, State
+from luthier.core.slot import OneHot, Slot, State
 
 
 def adapters_of(module: nn.Module) -> Adapters | None:
@@ -103,12 +103,20 @@ def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
     adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
     if adapters.params and is_sharded(tensor):
         return tensor
-    for slot in adapters.params:
-        if slot.site.path.rpartition(".")[2] == name:
-            if adapters.state.reached is not None:
-                adapters.state.reached.add(slot.origin.key)
-            tensor = slot.weight(tensor)
+    if adapters.state.reached is not None:
+        adapters.state.reached.update(slot.origin.key for slot in _on(adapters.params, name))
+    return under(adapters.params, name, tensor)
+
+
+def under(slots: Sequence[Slot], name: str, tensor: Tensor) -> Tensor:
+    """The parameter `name` of a module as those of the slots make it that act on the parameter itself."""
+    for slot in _on(slots, name):
+        tensor = slot.weight(tensor)
     return tensor
+
+
+def _on(slots: Sequence[Slot], name: str) -> list[Slot]:
+    return [slot for slot in slots if slot.site.kind == "param" and slot.site.path.rpartition(".")[2] == name]
 
 
 def _prompting(generate: Callable) -> Callable:
@@ -252,7 +260,9 @@ def _mixed_weights(module, adapters: Adapters, base: Callable, x, args: tuple, k
 
 
 def _linear(module: nn.Module, slots: list, x: Tensor) -> Tensor:
-    weight = weight_of(module)
+    stored = module._parameters["weight"]
+    assert stored is not None
+    weight = weight_of(module, adapted_tensor(module, "weight", stored))
     for slot in slots:
         weight = slot.weight(weight)
     bias = module._parameters.get("bias")
