@@ -8,8 +8,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+import transformers
 
 import luthier as lt
+from architectures import ARCHITECTURES
 from luthier.core.control import tensors
 from luthier.core.optimiser import course_of, optimiser
 from luthier.updates.freeze import Freeze
@@ -191,6 +193,34 @@ def test_layer_decay_may_start_the_top_anew():
                 assert p.equal(before[place.key(key)])
     with pytest.raises(lt.LuthierError, match="use full"):
         optimiser(lt.attach(llama(), lt.LoRA()), LayerDecay(reinit=1), lr=1e-3, steps=1)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2", "gpt2", "t5", "mixtral"])
+def test_what_starts_anew_starts_as_the_model_s_own_does(name):
+    """Gemma's norms compute 1 + w: they start at 0, where Llama's start at 1."""
+    known = ARCHITECTURES[name]
+    fresh = getattr(transformers, known.model)(getattr(transformers, known.config)(**known.settings))
+    model = known.build()
+    for parameter in model.parameters():
+        parameter.data.uniform_(0.3, 0.6)
+    before = {key: p.clone() for key, p in model.state_dict().items()}
+    lt.attach(model, lt.Full(), "params(*.layers.*, *.h.*, *.block.*)")
+    course = course_of(model, 1)
+    optimiser(model, LayerDecay(reinit=1), lr=1e-3, steps=1)
+    top = [place for place in course.places if place.level == course.depth]
+    for place in top:
+        if place.params["theta"].dim() < 2:
+            assert place.params["theta"].equal(fresh.get_parameter(place.site.path))
+    assert any(place.params["theta"].dim() < 2 for place in top)
+    now = {key: p for key, p in model.state_dict().items() if key in before}
+    assert all(p.equal(before[key]) for key, p in now.items())
+
+
+def test_what_the_model_leaves_alone_cannot_start_anew(monkeypatch):
+    model = full(2)
+    monkeypatch.setattr(type(model.model), "_init_weights", lambda self, module: None, raising=False)
+    with pytest.raises(lt.LuthierError, match=r"cannot tell how params.*norm.weight. starts: .* leaves it"):
+        optimiser(model, LayerDecay(reinit=1), lr=1e-3, steps=1)
 
 
 @pytest.mark.parametrize(("form", "reader"), [(lt.LoRA(), "A"), (lt.WeGeFT(), "psi")])

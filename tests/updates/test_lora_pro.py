@@ -8,8 +8,11 @@ import torch
 import luthier as lt
 from calibrated import batches
 from luthier.core.optimiser import course_of, optimiser
+from luthier.core.piece import Piece
 from luthier.core.update import Update
+from luthier.measuring.trial import trial
 from luthier.updates.lora_pro import LoRAPro, nearest, scale
+from tiny import save_model
 from updates.common import copies, llama, moments, run
 
 M, N, R, S = 7, 9, 3, 2.5
@@ -87,11 +90,30 @@ def test_experts_are_taken_one_by_one():
         assert all(torch.allclose(t[i], alone) for t, alone in zip(together, nearest(a, b, da, db, S), strict=True))
 
 
-@pytest.mark.parametrize("form", [lt.LoRA(rank=3, alpha=7.0), lt.LoRA(rank=4, alpha=7.0, scaling="rslora"),
-                                  lt.WeGeFT(rank=3, alpha=5.0)])  # fmt: skip
+@pytest.mark.parametrize("form", [lt.LoRA(rank=3, alpha=7.0), lt.LoRA(rank=4, alpha=7.0, scaling="rslora")])
 def test_the_scale_is_the_form_s_own(form):
-    other = "B" if form.reader == "A" else "phi"
-    assert scale(form, other) == pytest.approx(form.scale)
+    assert scale(form, "B") == pytest.approx(form.scale)
+
+
+def test_factors_that_depend_on_the_weight_are_refused():
+    """W (I + s φ ψ) moves by s W (φ gψ + gφ ψ), which is not the step of the equation."""
+    assert scale(lt.WeGeFT(rank=3), "phi") is None
+    with pytest.raises(lt.LuthierError, match="ΔW = s B A, and wegeft is none of that"):
+        optimiser(lt.attach(llama(), lt.WeGeFT(rank=3)), LoRAPro(), lr=1e-3, steps=1)
+
+
+BESIDE = [lt.DoRA(rank=2), lt.Hydra(rank=2), lt.WeGeFT(rank=2)]
+
+
+@pytest.mark.parametrize("form", BESIDE, ids=lambda form: form.name())
+def test_further_factors_are_checked_as_the_first_are(form, tmp_path):
+    model = lt.attach(lt.attach(llama(), lt.LoRA(rank=3), "q_proj"), form, "v_proj")
+    with pytest.raises(lt.LuthierError, match=f"{form.name()} is none of that kind"):
+        optimiser(model, LoRAPro(), lr=1e-3, steps=1)
+    base = save_model(tmp_path / "base", "llama")
+    with pytest.raises(lt.LuthierError, match=f"{form.name()} is none of that kind"):
+        trial(base, "causal-lm", lt.LoRA(rank=3), "q_proj", None, None, LoRAPro(), (Piece(form, "v_proj"),))
+    trial(base, "causal-lm", lt.LoRA(rank=3), "q_proj", None, None, LoRAPro(), (Piece(lt.IA3(), "v_proj"),))
 
 
 def test_in_a_model_the_first_step_follows_the_weight_s_gradient():

@@ -240,7 +240,7 @@ def _fitted(method: Method, shapes: Shapes) -> Method:
         )
     method.update.check(method.form, sites)
     for piece in method.also:
-        select(shapes.empty, piece.place)
+        method.update.check_beside(piece.form, select(shapes.empty, piece.place))
     if method.kind == "peft" and (method.ranks is not None or any(site.kind != "affine" for site in sites)):
         raise LuthierError(f"{method.name} is compared at linear layers of one rank; choose such sites, and no ranks.")
     if ranks is not None and not any(ranks.statistics(method.form)) and purse.parameters is not None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapt import state_of
+from luthier.core.form import Form
 from luthier.core.layer import block_lists, stack_owner
+from luthier.core.site import Site
 from luthier.core.update import Course, Place, Update
 
 
@@ -34,8 +36,14 @@ def optimiser(
     """
     update.check_decay(weight_decay)
     course = course_of(model, steps, name=name, seed=seed)
-    first = course.places[0]  # heads that are new come behind, in a form of their own
-    update.check(first.form, [place.site for place in course.places if type(place.form) is type(first.form)])
+    sites: dict[type[Form], list[Site]] = {}
+    for place in course.places:
+        sites.setdefault(type(place.form), []).append(place.site)
+    forms = {type(place.form): place.form for place in reversed(course.places)}
+    first, *others = sites  # heads that are new come behind, in a form of their own
+    update.check(forms[first], sites[first])
+    for other in others:
+        update.check_beside(forms[other], sites[other])
     spared = {id(p) for p in undecayed}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
     for place in course.places:
@@ -68,7 +76,8 @@ def course_of(model: nn.Module, steps: int, *, name: str | None = None, seed: in
             site = slot.origin
             level = outside[site.module] if site.layer is None else site.layer + 1
             params = {key: p for key, p in slot.named_parameters() if part.trains(key)}
-            places.append(Place(f"{prefix}.{group}", site, slot.form, level, params, model.get_submodule(site.module)))
+            module, owner = map(model.get_submodule, (site.module, stack_owner(model, site.module)))
+            places.append(Place(f"{prefix}.{group}", site, slot.form, level, params, module, owner))
     return Course(tuple(places), depth, steps, seed)
 
 

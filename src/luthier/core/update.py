@@ -28,6 +28,8 @@ class Place:
     params: Mapping[str, nn.Parameter]
     """The trained tensors by the form's names."""
     module: nn.Module = field(repr=False)
+    owner: nn.Module = field(repr=False)
+    """The innermost model that the module is part of, which knows how its modules start."""
 
     def base(self) -> Tensor:
         """The base's own tensor at the site, [..., d_out, d_in] as the form meets it."""
@@ -95,6 +97,9 @@ class Update(Component):
 
     def check(self, form: Form, sites: Sequence[Site]) -> None:
         """Raises for a form or sites that it cannot train; called before the weights are loaded."""
+
+    def check_beside(self, form: Form, sites: Sequence[Site]) -> None:
+        """Raises for a further form of the adapter that it cannot train beside the first; called likewise."""
 
     def rate(self, course: Course, place: Place, key: str) -> float:
         """The learning rate of tensor `key` of a place, as a multiple of the run's."""

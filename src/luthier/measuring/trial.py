@@ -49,12 +49,13 @@ def trial(
         with torch.device("meta"):
             empty = getattr(transformers, classes.model).from_config(config)
     sites, *_ = ground(empty, form, where, ranks, budget)
-    for piece in also:
-        select(empty, piece.place)
+    further = [(piece.form, select(empty, piece.place)) for piece in also]
     if init is not None:
         init.statistics(form)  # refuses a form that it cannot start
     if update is not None:
         update.check(form, sites)
+        for other, places in further:
+            update.check_beside(other, places)
     return Tried(processor, models.positions(empty))
 
 

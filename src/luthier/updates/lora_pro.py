@@ -20,8 +20,9 @@ class LoRAPro(Update):
     the gradient g of W. X, which does not change that, solves BᵀB X + X AAᵀ = -s⁻² (BᵀB)⁻¹ ∂A Aᵀ and keeps the pair
     near (∂A, ∂B). While B is zero, gᴬ = 0 and gᴮ = s⁻² ∂B (AAᵀ)⁻¹. Inverses are pseudo-inverses.
 
-    AdamW's moments are those of the pair, as many as LoRA's. The authors' code keeps moments of the whole weight,
-    and so more memory than full fine-tuning's optimiser; its fixed scale 16/8 is here the form's own.
+    A form whose factors depend on W, as WeGeFT's, moves W by other steps and is refused. AdamW's moments are those of
+    the pair, as many as LoRA's. The authors' code keeps moments of the whole weight, and so more memory than full
+    fine-tuning's optimiser; its fixed scale 16/8 is here the form's own.
     """
 
     paper = "Wang et al. 2025 (ICLR), arXiv 2407.18242 (code: mrflogs/LoRA-Pro)"
@@ -34,6 +35,10 @@ class LoRAPro(Update):
                 f"{self.name()} joins the gradients of two factors with ΔW = s B A, and {form.name()} is none of that "
                 "kind; use lora."
             )
+
+    def check_beside(self, form, sites):
+        if form.reader:  # what has no factors is trained as it is
+            self.check(form, sites)
 
     def update(self, grads, state, place):
         a, b = place.form.reader, writer(place.form, place.params)
@@ -50,10 +55,11 @@ def writer(form: Form, params) -> str:
 
 
 def scale(form: Form, b: str) -> float | None:
-    """s of ΔW = s B A, read off factors of a single one; None for a form that is no product."""
+    """s of ΔW = s B A, read off factors of a single one; None for a form that is no product, or one with W."""
     one = torch.ones(1, 1, dtype=torch.float64, device="cpu")
-    found = form.factors({form.reader: one, b: one}, one)
-    return None if found is None else float(found[0])
+    pairs = [form.factors({form.reader: one, b: one}, w) for w in (one, 2 * one)]
+    found = [float(pair[0] @ pair[1]) for pair in pairs if pair is not None]
+    return found[0] if len(found) == 2 and found[0] == found[1] else None
 
 
 def nearest(a: Tensor, b: Tensor, da: Tensor, db: Tensor, s: float) -> tuple[Tensor, Tensor]:
