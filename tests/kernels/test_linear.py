@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pkgutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -68,6 +69,32 @@ def test_a_kernel_is_its_equation(name, bias, shape, monkeypatch):
     monkeypatch.setattr("luthier.core.swap.fast_linear", lambda *given: pytest.fail("the plain path was to run"))
     with pytest.raises(pytest.fail.Exception):
         model(x)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_dora_leaves_a_row_of_zeros_until_it_has_a_direction(fast):
+    torch.manual_seed(3)
+    model, x = nn.Sequential(nn.Linear(12, 12).double(), nn.Linear(12, 20).double()), torch.randn(5, 12).double()
+    model[1].weight.data[[0, 7]] = 0
+    base = model(x).detach()
+    lt.attach(model, lt.DoRA(rank=2), "1")
+    with nullcontext() if fast else plain():
+        with torch.no_grad():
+            assert torch.allclose(model(x), base, atol=1e-12)
+        y, *gradients = run(model, x)
+        assert torch.allclose(y, base, atol=1e-12) and all(g.isfinite().all() for g in gradients)
+        assert gradients[2][7].any()  # B, which may lead the row away
+        for _ in range(3):
+            model(x).square().sum().backward()
+            for parameter in lt.trainable(model).values():
+                parameter.data -= 1e-3 * parameter.grad
+                parameter.grad = None
+        trained = model.eval()(x).detach()
+        assert trained.isfinite().all() and (trained - base)[:, 7].any()
+    model[1].adapters.slots()[0].B.data[0] = 0
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.allclose(lt.merge(model)(x), expected, atol=1e-12) and expected.isfinite().all()
 
 
 @pytest.mark.parametrize("name", FORMS)

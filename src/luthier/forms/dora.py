@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import zeros
+from torch import Tensor, zeros
 from torch.linalg import vector_norm
 
 from luthier.core.form import Form, kaiming, rank_scale
@@ -17,7 +17,7 @@ class DoRA(Form):
 
     The norm is taken over each row of W [d_out, d_in]; m [d_out] starts as the norms of W, so it starts as a
     no-op. The norm counts as a constant in the gradient (section 4.3 of the paper). There is no dropout: the
-    normalised weight is one matrix, applied once.
+    normalised weight is one matrix, applied once. A row of zeros starts as it is, and B may lead it away from there.
     """
 
     paper = "Liu et al. 2024, arXiv 2402.09353"
@@ -44,4 +44,10 @@ class DoRA(Form):
     def weight(self, p, w):
         """The new weight [d_out, d_in]."""
         moved = w + self.scale * p["B"] @ p["A"]
-        return (p["m"] / vector_norm(moved.detach(), dim=1))[:, None] * moved
+        return gain(p["m"], vector_norm(moved.detach(), dim=1))[:, None] * moved
+
+
+def gain(m: Tensor, norms: Tensor) -> Tensor:
+    """m / ‖·‖ of each row [d_out]; 1 for a row of zeros, which has no direction and stays as it is at any length."""
+    none = norms == 0
+    return (m / norms.masked_fill(none, 1)).masked_fill(none, 1)

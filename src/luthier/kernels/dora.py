@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
 from luthier.core.form import Params
-from luthier.forms.dora import DoRA
+from luthier.forms.dora import DoRA, gain
 from luthier.kernels._ranks import factor_gradients, scaled, through, together
 from luthier.kernels._rows import Rows, added
 
@@ -30,7 +30,7 @@ def linears(layers: Sequence[Layer[DoRA]], x: Tensor) -> list[Tensor]:
     tensors = []
     for layer, s in zip(layers, scales, strict=True):
         p = layer.cast(x.dtype)
-        c = p["m"] / _norms(layer.weight, p["A"].detach(), p["B"].detach(), s).to(x.dtype)
+        c = gain(p["m"], _norms(layer.weight, p["A"].detach(), p["B"].detach(), s).to(x.dtype))
         tensors += [layer.weight, layer.bias, layer.p["A"], layer.p["B"], c]
     return list(_DoRA.apply(x, scales, *tensors)[: len(layers)])
 
@@ -72,7 +72,7 @@ def mixed(pairs: Sequence[tuple[DoRA, Params]], layer: Frozen) -> Arrange:
 
 def _scales(form: DoRA, p: Params, w: Tensor) -> Tensor:
     """c, at the precision of the stored parameters."""
-    return p["m"] / _norms(w.to(p["A"].dtype), p["A"], p["B"], form.scale).to(p["m"].dtype)
+    return gain(p["m"], _norms(w.to(p["A"].dtype), p["A"], p["B"], form.scale).to(p["m"].dtype))
 
 
 def _norms(w: Tensor, a: Tensor, b: Tensor, s: float) -> Tensor:
