@@ -50,7 +50,7 @@ def attach(
 
     The module classes change to subclasses of themselves; the model, its type and the base's keys stay.
     `stats` gives, by path, the statistics that the form needs beyond the weights (see `luthier.core.stats`).
-    `ranks` gives each site its own rank by path, 0 for none, with alpha / rank as the form has it; `init` chooses
+    `ranks` gives each site its own rank by path, 0 for none, with the scale of `Form.with_rank`; `init` chooses
     where the form starts. `relative`: the form acts as the difference to its start, so that no start changes the output
     (None: as `init` says). With `check`, one small pass makes sure that every kind of site takes part in the forward
     pass. Returns the model.

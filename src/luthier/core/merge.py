@@ -99,8 +99,9 @@ def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any
     Weights keep their dtype, and rounding to it changes the outputs a little: `rounding` says by how much at most on
     `inputs` (arguments of the model; none: one short row), where it is known how to run the model.
 
-    Raises `LuthierError` for forms that no weight can express, and for packed (quantised) layers, where rounding
-    the sum again costs quality: merge into the base in its original precision instead.
+    Raises `LuthierError` for forms that no weight can express, for one that acts on what an adapter makes that is not
+    merged with it (a sum behind a scale, say; two sums may change places), and for packed (quantised) layers, where
+    rounding the sum again costs quality: merge into the base in its original precision instead.
     """
     state = state_of(model)
     if state.merged:

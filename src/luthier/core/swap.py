@@ -101,7 +101,7 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
 def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """A parameter as the forms on it make it; a sharded one is read by the sharding itself, and stays."""
     adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
-    if adapters.params and is_sharded(tensor):
+    if not adapters.params or is_sharded(tensor):
         return tensor
     if adapters.state.reached is not None:
         adapters.state.reached.update(slot.origin.key for slot in _on(adapters.params, name))
