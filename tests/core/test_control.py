@@ -13,6 +13,7 @@ import luthier as lt
 from architectures import ARCHITECTURES
 from luthier.core.adapt import state_of
 from luthier.core.adapters import Adapters
+from luthier.core.control import Arrangement
 
 LLAMA = ARCHITECTURES["llama"]
 
@@ -112,3 +113,89 @@ def test_experts_have_tokens_of_any_row():
     ids = torch.arange(8).view(2, 4)
     with lt.rows(model, ["a", "b"]), pytest.raises(lt.LuthierError, match="experts of a mixture"):
         model(input_ids=ids, decoder_input_ids=ids)
+
+
+def enter(context) -> None:
+    with context:
+        pass
+
+
+def test_merged_adapters_are_not_switched():
+    """Their effect is in the weights, so to let one act counts it twice, and to silence it changes nothing."""
+    model = several(2)
+    both = logits(model)
+    lt.merge(model)
+    merged = logits(model)
+    for act in (
+        lambda: lt.enable(model),
+        lambda: lt.disable(model, "a0"),
+        lambda: lt.use(model, "a0"),
+        lambda: enter(lt.disabled(model)),
+        lambda: enter(lt.rows(model, ["a0", "a1"])),
+        lambda: Arrangement(model).set(["a0", "a1"]),
+    ):
+        with pytest.raises(lt.LuthierError, match="unmerge"):
+            act()
+    assert torch.equal(logits(model), merged)
+    assert torch.equal(logits(lt.unmerge(model)), both)
+
+
+def test_what_is_merged_inside_a_context_stays_silent_behind_it():
+    model = several(2)
+    both = logits(model)
+    with lt.disabled(model, "a0"):
+        lt.merge(model)
+    assert torch.allclose(logits(model), both, atol=1e-5)
+    assert torch.equal(logits(lt.unmerge(model)), both)
+
+
+def test_inner_rows_give_back_the_outer_ones():
+    model = several()
+    with lt.rows(model, ["a0", "a2"]):
+        expected = logits(model)
+        with lt.rows(model, ["a1", None]):
+            assert not torch.equal(logits(model), expected)
+        assert torch.equal(logits(model), expected)
+        with lt.disabled(model):
+            pass
+        assert torch.equal(logits(model), expected)
+
+
+def test_rows_inside_an_arrangement_leave_it_standing():
+    model = several()
+    arrangement = Arrangement(model)
+    arrangement.set(["a0", "a2"])
+    expected = logits(model)
+    with lt.rows(model, ["a1", None]):
+        assert not state_of(model).frozen
+    arrangement.set(["a0", "a2"])
+    assert state_of(model).frozen and torch.equal(logits(model), expected)
+
+
+def test_a_context_knows_what_left_and_what_came():
+    model = several()
+    with lt.disabled(model):
+        base = logits(model)
+        lt.detach(model, "a0")
+        lt.attach(model, lt.LoRA(rank=2), name="new")
+        lt.detach(model, "a2")
+        for parameter in lt.trainable(model).values():
+            parameter.data += 0.1
+        both = logits(lt.enable(model, "a1"))
+        lt.disable(model, "a1")
+    assert torch.equal(logits(model), both)
+    lt.detach(lt.detach(model, "a1"), "new")
+    assert torch.equal(logits(model), base)
+
+
+def test_the_last_one_may_leave_inside_a_context():
+    model = several(1)
+    with lt.disabled(model):
+        base = logits(model)
+        lt.detach(model)
+    assert torch.equal(logits(model), base)
+    model = several(1)
+    with lt.rows(model, ["a0", None]):
+        lt.detach(model)
+        lt.attach(model, lt.LoRA(rank=2), name="new")
+    assert all(home.acting for home in state_of(model).homes)

@@ -468,6 +468,26 @@ def test_a_stack_follows_what_changes(name):
     assert copy.deepcopy(model.eval())[0].adapters.stack is None
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_same_tuple_of_rows_sees_what_changed_in_between(name):
+    """A step goes by which object the rows are, and a tuple of a tuple is the same one."""
+    model, x = several(name), torch.randn(3, 1, 12, dtype=torch.float64)
+    arrangement, rows = Arrangement(model), ("a0", "a1", None)
+
+    def change() -> None:
+        with torch.no_grad():
+            for parameter in lt.trainable(model).values():
+                parameter.mul_(1.5)
+
+    for _ in range(2):
+        arrangement.set(rows)
+        assert same(model, x)
+        arrangement.release()
+        change()
+    with lt.rows(model, rows):
+        assert same(model, x)
+
+
 def test_files_of_kernels_bear_the_names_of_forms():
     found = {m.name for m in pkgutil.iter_modules(kernels.__path__) if not m.name.startswith("_")}
     others = {"cross_entropy"}

@@ -25,6 +25,8 @@ class Adapters(nn.Module):
         """The layers that read the same tensor right after this one."""
         self.acting: dict[int, Slot] = {}
         """The enabled slots by their order of attachment."""
+        self.given = 0
+        """How many slots were ever hung here: the order of the next one, whatever was removed."""
         self.stack: Stack | None = None
         """What a mixed batch makes of the adapters here; switching them leaves it."""
         self.refresh()
@@ -32,8 +34,8 @@ class Adapters(nn.Module):
     def add(self, slot: Slot) -> None:
         """Hangs a slot, behind those that are there."""
         count = len(self.named(slot.name))
-        last = next(reversed(self._modules.values()), None)
-        slot.order = 0 if last is None else 1 + last.order  # type: ignore[operator]
+        slot.order = self.given
+        self.given += 1
         self.add_module(slot.name if not count else f"{slot.name}:{count}", slot)
         self.switch([slot], True)
 
@@ -45,6 +47,10 @@ class Adapters(nn.Module):
             count += 1
             key = f"{name}:{count}"
         return found
+
+    def holds(self, slot: Slot) -> bool:
+        """Whether the very slot still hangs here."""
+        return any(each is slot for each in self.named(slot.name))
 
     def switch(self, slots: Iterable[Slot], on: bool) -> None:
         """Lets slots act, or silences them."""

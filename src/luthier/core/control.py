@@ -13,21 +13,33 @@ from luthier.core.adapt import adapter_names, check_name, find_state, state_of
 from luthier.core.adapters import Adapters
 from luthier.core.attention import refresh_prefixes
 from luthier.core.call import Prompt
-from luthier.core.slot import Slot
+from luthier.core.errors import LuthierError
+from luthier.core.slot import Slot, State
 from luthier.core.swap import prompting
 
 
 def enable(model: nn.Module, name: str | Sequence[str] | None = None) -> nn.Module:
     """Lets adapters act: those named, or all. Others stay as they are."""
-    return _switch(model, name, True)
+    _unmerged(model)
+    return switch(model, name, True)
 
 
 def disable(model: nn.Module, name: str | Sequence[str] | None = None) -> nn.Module:
     """Silences adapters, those named or all; they stay attached and keep their parameters."""
-    return _switch(model, name, False)
+    _unmerged(model)
+    return switch(model, name, False)
 
 
-def _switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.Module:
+def _unmerged(model: nn.Module) -> State:
+    """The state of a model; raises while adapters are in its weights, where no switch reaches them."""
+    state = state_of(model)
+    if state.merged:
+        raise LuthierError("adapters are merged into the weights; unmerge before choosing which of them act.")
+    return state
+
+
+def switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.Module:
+    """Lets adapters act or silences them, merged ones too."""
     state = state_of(model)
     known = adapter_names(state)
     wanted = known if name is None else [name] if isinstance(name, str) else list(name)
@@ -42,7 +54,7 @@ def _switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.
 
 def use(model: nn.Module, name: str | Sequence[str]) -> nn.Module:
     """Lets the named adapters act, and no others. Its time does not grow with how many are attached."""
-    state = state_of(model)
+    state = _unmerged(model)
     wanted = [name] if isinstance(name, str) else list(name)
     for each in wanted:
         check_name(state, each)
@@ -66,39 +78,51 @@ def disabled(model: nn.Module, name: str | Sequence[str] | None = None):
         set_acting(model, before)
 
 
-Acting = dict[Adapters, list[Slot]]
-"""The slots that act, by module."""
+Acting = dict[Adapters, tuple[int, list[Slot]]]
+"""By module: how many slots it has been given so far, and those that act."""
 
 
 def acting(model: nn.Module) -> Acting:
     """The slots that act now."""
-    return {home: list(home.acting.values()) for home in state_of(model).homes}
+    return {home: (home.given, list(home.acting.values())) for home in state_of(model).homes}
 
 
-def set_acting(model: nn.Module, slots: Acting) -> None:
-    """Lets these slots act, and no others."""
-    state = state_of(model)
-    for home in state.homes:
-        home.switch(list(home.acting.values()), False)
-        home.switch(slots.get(home, ()), True)
+def set_acting(model: nn.Module, before: Acting) -> None:
+    """Lets those act that acted before, as far as they are still there, and of the others only newer ones.
+
+    Those that were merged meanwhile stay silent, as their effect is in the weights.
+    """
+    state = find_state(model)
+    if state is None:  # all were detached
+        return
+    folded = set(state.folded)
+    for home in (home for home in state.homes if home in before):
+        given, slots = before[home]
+        home.switch([slot for slot in home.acting.values() if slot.order < given], False)
+        home.switch([slot for slot in slots if home.holds(slot) and slot not in folded], True)
     refresh_prefixes(model, state)
 
 
 @contextmanager
 def rows(model: nn.Module, names: Sequence[str | None]):
     """A mixed batch: row i uses the adapter `names[i]`, None the base, while the context lasts."""
-    state = state_of(model)
+    state = _unmerged(model)
     for name in names:
         if name is not None:
             check_name(state, name)
-    before = acting(model)
+    before, outer = acting(model), (state.rows, state.frozen)
     use(model, list(dict.fromkeys(name for name in names if name is not None)))
-    state.rows = tuple(names)
+    state.rows, state.frozen = stamped(names), False
     try:
         yield model
     finally:
-        state.rows = None
+        state.rows, state.frozen = outer
         set_acting(model, before)
+
+
+def stamped(names: Sequence[str | None]) -> tuple[str | None, ...]:
+    """The names as an object of its own, also of a tuple: settled steps go by which object the rows are."""
+    return tuple(iter(names))
 
 
 class Arrangement:
@@ -120,7 +144,7 @@ class Arrangement:
         if (state := find_state(self._model)) is not None:
             use(self._model, sorted({name for name in names if name is not None}))
             # rows of one kind take the forms' own path, without a choice for each row
-            state.rows = tuple(names) if len(set(names)) > 1 else None
+            state.rows = stamped(names) if len(set(names)) > 1 else None
             state.frozen = True
         self._names = list(names)
 

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.core.adapt import check_name, state_of
 from luthier.core.attention import refresh_prefixes
-from luthier.core.control import disable
+from luthier.core.control import switch
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
 from luthier.core.layer import features, is_quantised, weight_of
@@ -122,7 +122,7 @@ def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any
         new = {key: tensor for path, module, slots in todo for key, tensor in _merged(path, module, slots).items()}
         _write(model, state, new)
         state.folded = [slot for _, _, slots in todo for slot in slots]
-        disable(model, name)
+        switch(model, name, False)
         after = None if before is None else _outputs(model, inputs)
     if before is not None and after is not None:
         state.rounding = float((after - before).abs().max()), float(before.abs().max())

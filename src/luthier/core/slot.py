@@ -68,9 +68,9 @@ class State:
     decoder: str | None = None
     """Path of the decoder of an encoder-decoder."""
     rows: tuple[str | None, ...] | None = None
+    """The adapter of each row, in a mixed batch."""
     frozen: bool = False
     """What the adapters of the rows hold does not change as long as the rows stand."""
-    """The adapter of each row, in a mixed batch."""
     tasks: Told | None = None
     """The tasks of the rows, told around the pass or by it."""
     routes: list[Route] | None = None
