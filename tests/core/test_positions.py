@@ -85,6 +85,18 @@ def test_generation_is_one_by_one_with_every_kind_of_cache(architecture):
     assert torch.equal(beams[2, 9:], single[0, 3:])
 
 
+def test_beams_repeat_what_is_told_of_each_prompt():
+    model = fitted(lt.LoReFT(rank=4, positions="f2+l2"))
+    ids, beams = torch.randint(3, 97, (2, 9)), {**SETTINGS, "num_beams": 2}
+    with lt.prompt(model, [4, 6]):
+        found = model.generate(input_ids=ids, **beams)
+    for row, end in enumerate([4, 6]):
+        with lt.prompt(model, end):
+            assert torch.equal(model.generate(input_ids=ids[row : row + 1], **beams)[0], found[row])
+    with lt.prompt(model, [4, 6, 8]), pytest.raises(lt.LuthierError, match="3 prompts were told, but the pass has 2"):
+        model(input_ids=ids)
+
+
 def test_labels_end_the_prompt():
     model = fitted(lt.LoReFT(rank=4, positions="f2+l2"))
     ids = torch.randint(3, 97, (2, 9))

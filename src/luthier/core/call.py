@@ -89,13 +89,21 @@ class Call:
             total = self.prompt.end
         if self.prompt.end is not None:
             columns = torch.arange(total, device=real.device)
-            end = torch.as_tensor(self.prompt.end, device=real.device).reshape(-1, 1)
-            real = real & (columns < end)
+            real = real & (columns < self._end(self.prompt.end, real))
         rank = real.long().cumsum(1) - 1
         count = real.long().sum(1, keepdim=True)
         first = (count // 2).clamp(max=positions.first)
         last = (count - count // 2).clamp(max=positions.last)
         return real & ((rank < first) | (rank >= count - last))
+
+    def _end(self, told: int | Tensor, real: Tensor) -> Tensor:
+        """The column behind each row's prompt, [B or 1, 1]."""
+        end = torch.as_tensor(told, device=real.device).reshape(-1, 1)
+        if len(end) in (1, len(real)):
+            return end
+        if not len(end) or len(real) % len(end):
+            raise LuthierError(f"the ends of {len(end)} prompts were told, but the pass has {len(real)} rows.")
+        return end.repeat_interleave(len(real) // len(end), dim=0)  # beams repeat each row
 
     def _real(self, total: int) -> Tensor:
         mask = self.mask
