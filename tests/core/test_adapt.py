@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +58,11 @@ def test_a_layer_that_the_model_bypasses_is_refused_and_nothing_is_left():
         (lt.LoRA(), "qproj", "q_proj"),
         (lt.LoRA(), "stream", "kind"),
         (lt.Prefix(), "q_proj", "kind"),
+        (lt.LoRA(), "q_proj & k_proj", "selects nothing"),
+        (lt.LoRA(), "q_proj - q_proj", "selects nothing"),
+        (lt.LoRA(), "all-linear & layers(1, 0)", "1 comes behind 0"),
+        (lt.LoRA(), "all-linear & layers(-1, 0)", "-1 comes behind 0"),
+        (lt.LoRA(), [], "empty"),
         (lt.LoReFT(rank=99), "stream", "lower the rank"),
     ],
 )
@@ -175,8 +182,6 @@ def test_a_merged_model_is_not_adapted_further():
 
 
 def test_a_deep_copy_is_a_model_of_its_own():
-    import copy
-
     model = lt.attach(build(), lt.WeGeFT(share="type"))
     perturb(model)
     twin = copy.deepcopy(model)
@@ -195,3 +200,21 @@ def test_merging_in_training_mode_leaves_the_noise_out(form):
     lt.merge(model.train())
     assert all(module.training for module in model.modules())
     assert torch.allclose(logits(model.eval()), adapted, atol=1e-10)
+
+
+def test_a_compiled_model_is_the_model_it_wraps(tmp_path):
+    plain = build()
+    twin, flags = copy.deepcopy(plain), {path: p.requires_grad for path, p in plain.named_parameters()}
+    base, compiled = logits(plain), torch.compile(plain, backend="eager")
+    assert lt.attach(compiled, lt.LoRA(), where=lt.select(compiled, "q_proj")) is compiled
+    perturb(compiled)
+    moved = logits(plain)
+    assert not torch.equal(moved, base) and torch.equal(logits(compiled), moved)
+    folder = lt.save(compiled, tmp_path / "adapter")
+    other = torch.compile(copy.deepcopy(twin), backend="eager")
+    assert lt.load(other, folder) is other and torch.equal(logits(other), moved)
+    assert torch.equal(logits(lt.load(twin, folder)), moved)
+    for adapt in (lambda: compiled, lambda: torch.compile(lt.attach(plain, lt.LoRA()))):
+        lt.detach(adapt())
+        assert {path: p.requires_grad for path, p in plain.named_parameters()} == flags
+        assert torch.equal(logits(plain), base)

@@ -13,6 +13,7 @@ import luthier as lt
 from architectures import ARCHITECTURES
 from luthier.core.adapt import state_of
 from luthier.core.adapters import Adapters
+from luthier.core.component import find
 from luthier.core.control import Arrangement
 
 LLAMA = ARCHITECTURES["llama"]
@@ -199,3 +200,31 @@ def test_the_last_one_may_leave_inside_a_context():
         lt.detach(model)
         lt.attach(model, lt.LoRA(rank=2), name="new")
     assert all(home.acting for home in state_of(model).homes)
+
+
+def test_any_name_that_is_allowed_works(tmp_path):
+    names = ["train", "fast", "step", "weights", "path", "float", "stack", "T_destination", "forward", "0"]
+    model = LLAMA.build().eval()
+    for name in names:
+        lt.attach(model, lt.LoRA(rank=2), "q_proj", name=name)
+    with torch.no_grad():
+        for index, parameter in enumerate(lt.trainable(model).values()):
+            parameter += 0.01 * index
+    assert {key.split(".")[0] for key in lt.trainable(model)} == set(names)
+    lt.save(model, tmp_path)
+    fresh = lt.load(LLAMA.build().eval(), tmp_path)
+    for name in names:
+        assert torch.equal(logits(lt.use(fresh, name)), logits(lt.use(model, name)))
+    model.load_state_dict(fresh.state_dict())
+    copy.deepcopy(model).train().double()
+    for name in names:
+        lt.detach(model, name)
+
+
+def test_names_that_are_not_allowed_or_not_there_are_refused(tmp_path):
+    model = several(1)
+    folder = lt.save(model, tmp_path / "adapter")
+    with pytest.raises(lt.LuthierError, match="cannot name an adapter"):
+        lt.load(model, folder, name="a.b")
+    with pytest.raises(lt.LuthierError, match="no adapter named 'a1'"):
+        lt.optimiser(model, find("updates", "lora_pro")(), lr=1e-3, steps=1, name="a1")

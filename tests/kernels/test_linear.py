@@ -310,7 +310,7 @@ def test_parameters_without_counters_are_not_kept():
             with plain():
                 slow = model(x)
             assert torch.allclose(model(x), slow) and model[1].adapters.step is None
-            for parameter in model[1].adapters.default.parameters():
+            for parameter in model[1].adapters.named("default")[0].parameters():
                 parameter.mul_(1.5)
 
 
@@ -442,16 +442,16 @@ def test_a_stack_follows_what_changes(name):
     look()
     arrangement.release()
     with torch.no_grad():
-        next(iter(adapters.a1.parameters())).mul_(3)
+        next(iter(adapters.named("a1")[0].parameters())).mul_(3)
     arrangement.set(["a0", "a1", "a2"])
     look()
     arrangement.release()
     with torch.no_grad():
-        next(iter(adapters.a1.parameters())).mul_(3)  # it is in the stack, though no row uses it now
+        next(iter(adapters.named("a1")[0].parameters())).mul_(3)  # it is in the stack, though no row uses it now
     arrangement.set(["a0", "a2", None])
     look()
     arrangement.release()
-    for parameter in adapters.a0.parameters():
+    for parameter in adapters.named("a0")[0].parameters():
         parameter.data = parameter.data * 1.1
     arrangement.set(["a0", "a2", None])
     look()

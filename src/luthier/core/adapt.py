@@ -20,6 +20,7 @@ from luthier.core.layer import (
     keep_differentiable,
     raw_parameter,
     stack_owner,
+    uncompiled,
 )
 from luthier.core.probe import unreached
 from luthier.core.router import Routed
@@ -59,17 +60,19 @@ def attach(
     do not fit the sites, a name that already acts there, and a site that the model bypasses; the model is then as
     it was.
     """
-    if not NAME.fullmatch(name):
-        raise LuthierError(f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64).")
+    _refuse_name(name)
+    base = uncompiled(model)
     spoken = form.where if where is None else where
-    sites = select(model, spoken)
+    sites = select(base, spoken)
+    if not sites:
+        raise LuthierError("where is an empty list of sites, so nothing would be attached.")
     text = spoken if isinstance(spoken, str) else ", ".join(map(str, sites))
     kept = sites if ranks is None else ranked(form, sites, ranks)
     relative = init is not None and init.relative if relative is None else relative
     if relative and form.face == "cache":
         raise LuthierError(f"{form.name()} adds to a cache, and no start can be taken off there.")
     given = {path: dict(found) for path, found in (stats or {}).items()}
-    for path, found in form.gather(model, kept).items():
+    for path, found in form.gather(base, kept).items():
         given[path] = {**given.get(path, {}), **found}
     parts = [Part(name, each, text, kept, dict(ranks or {}), relative) for each in form.parts()]
 
@@ -77,7 +80,13 @@ def attach(
         found = initial(module, site, part.form_at(site), given.get(site.path, {}), init)
         return found | starts(form, found) if relative else found
 
-    return place(model, parts, start, check=check)
+    place(base, parts, start, check=check)
+    return model
+
+
+def _refuse_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise LuthierError(f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64).")
 
 
 def ranked(form: Form, sites: Selection, ranks: Mapping[str, int]) -> Selection:
@@ -100,6 +109,7 @@ def ranked(form: Form, sites: Selection, ranks: Mapping[str, int]) -> Selection:
 
 def place(model: nn.Module, parts: Sequence[Part], start: Start, *, check: bool = True) -> nn.Module:
     """Attaches `parts` (of one name) whose first tensors come from `start(module, site, part)`."""
+    _refuse_name(parts[0].name)
     state = find_state(model) or _new_state(model)
     try:
         for part in {part.sites: part for part in parts}.values():
@@ -228,7 +238,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         raise LuthierError("adapters are merged into the weights; unmerge before detaching.")
     if name is not None:
         check_name(state, name)
-    _remove(model, state, [part for part in state.parts if name in (None, part.name)])
+    _remove(uncompiled(model), state, [part for part in state.parts if name in (None, part.name)])
     return model
 
 

@@ -33,19 +33,16 @@ class Adapters(nn.Module):
 
     def add(self, slot: Slot) -> None:
         """Hangs a slot, behind those that are there."""
-        count = len(self.named(slot.name))
         slot.order = self.given
         self.given += 1
-        self.add_module(slot.name if not count else f"{slot.name}:{count}", slot)
+        self.add_module(_key(slot.name, len(self.named(slot.name))), slot)
         self.switch([slot], True)
 
     def named(self, name: str) -> list[Slot]:
         """The slots of one adapter here."""
-        found, key, count = [], name, 0
-        while key in self._modules:
-            found.append(self._modules[key])
-            count += 1
-            key = f"{name}:{count}"
+        found: list[Slot] = []
+        while (slot := self._modules.get(_key(name, len(found)))) is not None:
+            found.append(slot)  # type: ignore[arg-type]
         return found
 
     def holds(self, slot: Slot) -> bool:
@@ -104,6 +101,12 @@ class Adapters(nn.Module):
     def slots(self) -> list[Slot]:
         """Every slot, enabled or not, in the order of attachment."""
         return list(self._modules.values())  # type: ignore[arg-type]
+
+
+def _key(name: str, count: int) -> str:
+    """The key of an adapter's slot number `count`: the colon keeps adapters called train or step apart from torch's
+    and our own attributes."""
+    return f"{name}:{count}"
 
 
 def _kernel_of(slot: Slot) -> Kernel | None:

@@ -81,6 +81,12 @@ def is_quantised(module: nn.Module) -> bool:
     return not (weight.is_floating_point() and plain) or "Params" in type(weight).__name__
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model that torch.compile(model) wraps: paths, classes and what is saved are those of the model itself."""
+    inner = model._modules.get("_orig_mod")
+    return model if inner is None else inner
+
+
 def base_modules(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
     """`named_modules` of the base: what hangs on adapted modules is left out, so that a walk takes the same time
     however many adapters are loaded."""

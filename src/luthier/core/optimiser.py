@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapt import state_of
+from luthier.core.adapt import check_name, state_of
 from luthier.core.form import Form
 from luthier.core.layer import block_lists, stack_owner
 from luthier.core.site import Site
@@ -63,8 +63,10 @@ def optimiser(
 
 def course_of(model: nn.Module, steps: int, *, name: str | None = None, seed: int = 0) -> Course:
     """The course of a run of `steps` on the adapters of a model, or on the one named."""
-    parts = state_of(model).parts
-    places = []
+    state = state_of(model)
+    if name is not None:
+        check_name(state, name)
+    parts, places = state.parts, []
     depth = max((len(blocks) for blocks in block_lists(model).values()), default=0)
     outside = _outside(model, depth)
     for index, part in enumerate(parts):

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.core.errors import LuthierError, near
-from luthier.core.layer import base_parameters
+from luthier.core.layer import base_parameters, uncompiled
 from luthier.core.scope import Layers, Scope, Selection
 from luthier.core.site import Site
 
@@ -112,6 +112,11 @@ def _layers(scope: Scope, arguments: str) -> Layers:
         )
     if any(not -depth <= i < depth for pair in ranges for i in pair):
         raise LuthierError(f"layers({arguments}) is outside the model's {depth} blocks (0 to {depth - 1}).")
+    if backwards := [pair for pair in ranges if pair[0] % depth > pair[1] % depth]:
+        first, last = backwards[0]
+        raise LuthierError(
+            f"layers({arguments}) holds no block: {first} comes behind {last}. Write the lower one first."
+        )
     return Layers(ranges)
 
 
@@ -154,7 +159,14 @@ class _Parser:
         result = self.expression()
         if self.tokens:
             raise LuthierError(f"where={self.text!r}: unexpected {self.tokens[0]} after a selection.")
-        return self._sites(result)
+        found = self._sites(result)
+        if not found:
+            raise LuthierError(
+                f"where={self.text!r} selects nothing: each of its words matches something in "
+                f"{type(self.scope.model).__name__}, and what & and - leave of that is empty. "
+                "Names are joined by a comma or |, as in 'q_proj, k_proj'."
+            )
+        return found
 
     def _sites(self, value: Selection | Layers) -> Selection:
         if isinstance(value, Layers):
@@ -236,8 +248,9 @@ class _Parser:
 def select(model: nn.Module, where: str | Iterable[Site]) -> Selection:
     """The sites of `model` that `where` names (the language is this module's docstring), in the model's order.
 
-    A word that matches nothing raises `LuthierError` with near names. Sites already chosen pass through.
+    A word that matches nothing raises `LuthierError` with near names, and so does a selection of no sites. Sites
+    already chosen pass through.
     """
     if not isinstance(where, str):
         return Selection(where)
-    return _Parser(Scope(model), where).parse()
+    return _Parser(Scope(uncompiled(model)), where).parse()

@@ -30,7 +30,7 @@ from luthier.core.fingerprint import differences, fingerprint
 from luthier.core.folder import holds_adapter
 from luthier.core.form import Form
 from luthier.core.format import FORMAT, SPEC, read, sealed
-from luthier.core.layer import writes
+from luthier.core.layer import uncompiled, writes
 from luthier.core.select import select
 from luthier.core.site import Site
 from luthier.core.slot import Part
@@ -60,7 +60,7 @@ def save(
 
     Raises `LuthierError` if the folder holds something that is no adapter, or cannot be written.
     """
-    folder, state = Path(folder).expanduser(), state_of(model)
+    folder, state, model = Path(folder).expanduser(), state_of(model), uncompiled(model)
     names = adapter_names(state)
     if state.merged:
         raise LuthierError("adapters are merged into the weights; unmerge before saving one.")
@@ -179,7 +179,7 @@ def load(
     """
     folder = Path(folder).expanduser()
     if holds_adapter(folder):
-        _load_one(model, folder, name, force, check)
+        _load_one(uncompiled(model), folder, name, force, check)
         return model
     with all_steady(folder):
         inner = sorted(path.parent for path in folder.glob(f"*/{SPEC}") if not path.parent.name.startswith("."))
@@ -188,7 +188,7 @@ def load(
     loaded: list[str] = []
     try:
         for each in inner:
-            loaded.append(_load_one(model, each, None, force, check))
+            loaded.append(_load_one(uncompiled(model), each, None, force, check))
     except BaseException:
         for done in loaded:
             detach(model, done)
