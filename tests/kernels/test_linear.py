@@ -488,6 +488,13 @@ def test_the_same_tuple_of_rows_sees_what_changed_in_between(name):
         assert same(model, x)
 
 
+def test_a_form_of_the_same_name_keeps_its_own_equation():
+    class LoRA(find("forms", "ia3")):  # type: ignore[misc]
+        """Another equation."""
+
+    assert LoRA.name() == "lora" and kernel_of(LoRA) is None and kernel_of(find("forms", "lora")) is not None
+
+
 def test_files_of_kernels_bear_the_names_of_forms():
     found = {m.name for m in pkgutil.iter_modules(kernels.__path__) if not m.name.startswith("_")}
     others = {"cross_entropy"}

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from luthier.core.component import find, names
 from luthier.core.form import Form, Params
 from luthier.core.siblings import Ahead
 
@@ -163,9 +164,11 @@ def plain() -> Iterator[None]:
 
 @functools.cache
 def kernel_of(form: type[Form]) -> Kernel | None:
-    """The kernel in the file that bears the form's name, or None."""
+    """The kernel in the file that bears the form's name, or None; another class of that name has its own equation."""
     name = f"luthier.kernels.{form.name()}"
-    if importlib.util.find_spec(name) is None:
+    if importlib.util.find_spec(name) is None or form.name() not in names("forms"):
+        return None
+    if find("forms", form.name()) is not form:
         return None
     return importlib.import_module(name)  # type: ignore[return-value]
 
