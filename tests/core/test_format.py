@@ -52,6 +52,17 @@ def test_an_adapter_of_format_1_loads_to_its_tensors():
     assert torch.allclose(logits[:4], torch.tensor(known), atol=1e-5)
 
 
+def test_ranks_that_another_rule_scaled_are_refused(tmp_path):
+    model = lt.attach(
+        base(), lt.LoRA(scaling="rslora"), "q_proj", ranks={f"model.layers.{i}.self_attn.q_proj": 1 + i for i in (0, 1)}
+    )
+    adapter = lt.save(model, tmp_path / "adapter")
+    assert read(adapter)["format"] == 3
+    forge_spec(adapter, lambda spec: spec | {"format": 2})
+    with pytest.raises(lt.LuthierError, match="scaled by another rule"):
+        read(adapter)
+
+
 def test_every_older_format_has_its_migration():
     assert sorted(MIGRATIONS) == list(range(1, FORMAT))
     assert json.loads((OLD / "adapter.json").read_text())["format"] == 1
@@ -73,7 +84,7 @@ def test_a_damaged_old_one_is_refused(tmp_path):
 )
 def test_a_newer_format_says_what_to_install(adapter, wrote, wanted):
     forge_spec(adapter, lambda s: s | {"format": FORMAT + 1, "versions": {"luthier": wrote}, "news": 1})
-    with pytest.raises(lt.LuthierError, match="format 3") as caught:
+    with pytest.raises(lt.LuthierError, match=f"format {FORMAT + 1}") as caught:
         lt.load(base(), adapter)
     assert str(caught.value).endswith(f"pip install -U {wanted}.")
 

@@ -27,7 +27,7 @@ from luthier.core.checks import (
 from luthier.core.errors import LuthierError
 from luthier.core.files import own_file, read_json
 
-FORMAT = 2
+FORMAT = 3
 SPEC = "adapter.json"
 LARGEST = 8 * 2**20
 """Bytes of the longest spec that is read: some fifty thousand sites."""
@@ -44,7 +44,18 @@ def _to_2(spec: Spec) -> Spec:
     return spec | {"license": None, "base": {"license": None} | spec["base"]}
 
 
-MIGRATIONS: dict[int, Callable[[Spec], Spec]] = {1: _to_2}
+def _to_3(spec: Spec) -> Spec:
+    """From format 3 on, alpha stays where s = alpha / sqrt(rank); before, it grew with a site's own rank."""
+    for part in spec["parts"]:
+        if part.get("ranks") and part["settings"].get("scaling") == "rslora":
+            raise LuthierError(
+                "its ranks differ from site to site under scaling rslora, and were scaled by another rule when it was "
+                "saved. Fit it again."
+            )
+    return spec
+
+
+MIGRATIONS: dict[int, Callable[[Spec], Spec]] = {1: _to_2, 2: _to_3}
 """`MIGRATIONS[n]` makes a spec of format n + 1 of one of format n."""
 
 
