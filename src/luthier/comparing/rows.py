@@ -72,8 +72,7 @@ def _encoded(read: Sourced, examples: Examples, processor: Any, max_length: int,
             data.prompt_ids(example, processor)
         return
     limit = None if read.task == "seq2seq" else max_length
-    bounds = {"max_length": limit, "positions": positions}
-    data.encode_all(examples, processor, task=read.task, labels=read.labels, **bounds)
+    data.encode_all(examples, processor, task=read.task, max_length=limit, labels=read.labels, positions=positions)
 
 
 def held_texts(study: Study, read: Sourced, processor: Any) -> None:
