@@ -112,13 +112,15 @@ def test_evaluate_names_the_metric_that_it_shows(call, bert, tmp_path, labels, m
     data = write_rows(
         tmp_path / "d.jsonl", [{"text": "ab" * i, "label": labels[i % len(labels)]} for i in range(1, 13)]
     )
-    done = call("evaluate", bert, data)
+    assert call("train", bert, data, "--method", "lora", "--steps", 1, "--out", tmp_path / "run").code == 0
+    words = ["evaluate", bert, data, "--adapter", tmp_path / "run"]
+    done = call(*words)
     first, second = done.out.splitlines()[:2]
     assert first.startswith(f"{metric} ") and shown in first and second.startswith(f"{other} ")
     assert ("%" in first.partition("(")[0]) == (metric == "accuracy")
-    found = json.loads(call("evaluate", bert, data, "--json").out)
+    found = json.loads(call(*words, "--json").out)
     assert found["metric"] == metric and found["scorer"] is None and found["score"] == found["metrics"][metric]
-    refused = call("evaluate", bert, data, "--scorer", "exact_match")
+    refused = call(*words, "--scorer", "exact_match")
     assert refused.code == 2 and "leave --scorer out" in refused.err
 
 

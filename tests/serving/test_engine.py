@@ -11,6 +11,7 @@ import torch
 import luthier as lt
 import tiny
 from architectures import ARCHITECTURES
+from luthier.core.adapt import state_of
 from luthier.core.component import find, names
 from luthier.core.errors import LuthierError
 from luthier.serving.engine import Engine
@@ -314,6 +315,12 @@ def test_a_prompt_at_fault_does_not_keep_others_from_joining(engine, monkeypatch
     monkeypatch.setattr(engine._model, "forward", failing)
     answers = served(engine, [asked("abc"), Request((5, 96, 7), logprobs=0), asked("abd")])
     assert [answer.finish for answer in answers] == ["length", "error", "length"]
+
+
+def test_adapters_rest_until_a_row_asks_for_them(tmp_path):
+    model = build()
+    Engine(model, tiny.tokenizer(), adapters=saved(tmp_path, "llama", "lora", "abc")).close()
+    assert not any(home.acting for home in state_of(model).homes)
 
 
 def test_adapters_come_and_go_while_rows_run(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.adapt import NAME, detach, find_state
+from luthier.core.control import use
 from luthier.core.errors import LuthierError, near
 from luthier.core.store import load
 from luthier.serving.able import Trial, refuse_unservable
@@ -105,6 +106,7 @@ class Engine:
         except BaseException:
             detach(self._model, name)
             raise
+        use(self._model, [])  # until a row asks for it; the next one to load would have to silence all that act
         with self._worker.changed:
             self._names.append(name)
 
