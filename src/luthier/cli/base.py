@@ -12,16 +12,6 @@ from luthier.core.errors import LuthierError
 if TYPE_CHECKING:
     from luthier.models import Loaded
 
-CLASS_TASKS = {
-    "ForSequenceClassification": "classification",
-    "ForConditionalGeneration": "seq2seq",
-    "ForImageClassification": "image-classification",
-    "ForAudioClassification": "audio-classification",
-    "ForCausalLM": "causal-lm",
-    "LMHeadModel": "causal-lm",
-}
-"""The task of a model class, by how transformers ends its name."""
-
 
 def base_of(
     name: str | None,
@@ -32,7 +22,7 @@ def base_of(
     labels: list[str] | None = None,
 ) -> Loaded:
     """A model for a task; that of an adapter's spec, by `name` or its own, for the task that it was fitted for."""
-    from luthier.models import load
+    from luthier.models import load, task_of_class
 
     if spec is None:
         return load(name or "", task=task or "causal-lm", dtype=dtype, labels=labels)
@@ -60,6 +50,7 @@ def fitted(
     `LuthierError` for a head that neither the checkpoint nor the adapter holds.
     """
     from luthier.core.folder import read_adapter
+    from luthier.models import refuse_untrained
 
     if labels is not None and set(labels) <= set(config_of(name).label2id):
         labels = None
@@ -79,28 +70,6 @@ def fitted(
     if merged:
         merge(loaded.model)
     return loaded
-
-
-def refuse_untrained(loaded: Loaded) -> None:
-    """Raises where a module that the checkpoint lacks was filled by no adapter: it holds random numbers."""
-    from luthier.core.adapt import find_state
-    from luthier.forms.full import Full
-
-    state = find_state(loaded.model)
-    parts = [] if state is None else state.parts
-    filled = {site.path for part in parts if isinstance(part.form, Full) for site in part.sites}
-    for module in loaded.new_modules:
-        if not any(path.startswith(f"{module}.") for path in filled):
-            raise LuthierError(
-                f"{loaded.name!r} has no weights for {module}, which {loaded.task} needs, and no adapter has: it was "
-                "never trained. Give an adapter that trained it (--adapter), or a model that was fitted for this task "
-                "and these classes."
-            )
-
-
-def task_of_class(model: str) -> str:
-    """The task (a key of `luthier.models.TASKS`) that a model class serves; a bare one embeds."""
-    return next((task for ending, task in CLASS_TASKS.items() if model.endswith(ending)), "embedding")
 
 
 def config_of(name: str) -> Any:

@@ -25,6 +25,7 @@ from luthier.core.folder import adapter_at
 from luthier.core.layer import features, is_quantised
 from luthier.core.scope import Scope
 from luthier.core.store import read_spec, refuse_foreign
+from luthier.models import task_of_class
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,6 @@ def _spec(folder: str | Path) -> dict[str, Any] | None:
 
 def _served(folder: str | Path, spec: dict[str, Any] | None) -> Served:
     """What an input was fitted for, as far as it says."""
-    from luthier.cli.base import task_of_class
-
     if spec is not None:
         return Served(spec["measured"].get("task"), spec["measured"].get("labels"))
     file = Path(folder).expanduser() / "config.json"

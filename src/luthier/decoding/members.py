@@ -137,10 +137,10 @@ class _Shelf:
 
     def member(self, text: str, role: str) -> Member:
         """The member that `text` names, its adapter attached under the name of its role."""
-        from luthier.cli.base import refuse_untrained
         from luthier.core.folder import adapter_folder
         from luthier.core.store import load
         from luthier.models import load as load_model
+        from luthier.models import refuse_untrained
 
         name, adapter = split(text)
         if _place(name) not in self._models:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from luthier.models._catalogue import Entry, File, catalogue
 from luthier.models._fetch import fetch, is_cached
 from luthier.models._licence import licence_of
-from luthier.models._load import TASKS, Loaded, load
+from luthier.models._load import TASKS, Loaded, load, task_of_class
 from luthier.models._positions import positions
 from luthier.models._resolve import resolve
+from luthier.models._untrained import refuse_untrained
 
 model = load
 """`luthier.model`: its public name, as `luthier.load` reads adapters."""
@@ -27,5 +28,7 @@ __all__ = [
     "load",
     "model",
     "positions",
+    "refuse_untrained",
     "resolve",
+    "task_of_class",
 ]

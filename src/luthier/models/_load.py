@@ -39,6 +39,22 @@ TASKS: dict[str, Task] = {
 }
 
 
+CLASS_TASKS = {
+    "ForSequenceClassification": "classification",
+    "ForConditionalGeneration": "seq2seq",
+    "ForImageClassification": "image-classification",
+    "ForAudioClassification": "audio-classification",
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
+}
+"""The task of a model class, by how transformers ends its name."""
+
+
+def task_of_class(model: str) -> str:
+    """The task (a key of `TASKS`) that a model class serves; a bare one embeds."""
+    return next((task for ending, task in CLASS_TASKS.items() if model.endswith(ending)), "embedding")
+
+
 @dataclasses.dataclass(frozen=True)
 class Loaded:
     """A model ready for a task."""

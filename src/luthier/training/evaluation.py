@@ -147,15 +147,15 @@ def _generated(job: Job) -> Found:
             f"{job.examples.source} has no answers to score ({job.examples.layout} rows); give rows with a prompt and "
             "an answer."
         )
-    rows = job.examples.rows
+    rows, positions = job.examples.rows, models.positions(job.model)
     if job.task == "seq2seq":
         encoded = data.encode_all(
-            job.examples, job.processor, task=job.task, max_length=job.max_length, positions=models.positions(job.model)
+            job.examples, job.processor, task=job.task, max_length=job.max_length, positions=positions
         )
         prompts = [feature["input_ids"] for feature in encoded]
     else:
         prompts = [data.prompt_ids(example, job.processor) for example in rows]
-    longest, positions = max(map(len, prompts)), models.positions(job.model)
+    longest = max(map(len, prompts))
     if job.max_length is not None and longest > job.max_length:
         raise LuthierError(f"a prompt has {longest} tokens, the maximum is {job.max_length}.")
     if positions is not None and longest > positions:
