@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from bench.speed.machine import Size, device
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import luthier as lt
+from luthier.kernels.cross_entropy import causal_loss
 
 FLOOR = "frozen base"
 QKVUD = "q_proj, k_proj, v_proj, up_proj, down_proj"
@@ -68,10 +70,23 @@ def peft_model(size: Size, dtype: torch.dtype, settings: dict) -> nn.Module:
     return peft.get_peft_model(base(size, dtype), config)
 
 
+class InChunks(nn.Module):
+    """A step as `luthier train` takes it: the logits of a few tokens at a time (`luthier.kernels.cross_entropy`)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **batch: Tensor) -> SimpleNamespace:
+        """`.loss`."""
+        return SimpleNamespace(loss=causal_loss(self.model, batch))
+
+
 def trained(size: Size, dtype: torch.dtype) -> dict[str, Build]:
     """Everything that takes a training step; the floor first."""
     found: dict[str, Build] = {FLOOR: lambda: floor(size, dtype)}
     found |= {k: lambda f=f, w=w: lt.attach(base(size, dtype), f, where=w) for k, (f, w) in FORMS.items()}
+    found["lora r8, loss in chunks"] = lambda: InChunks(lt.attach(base(size, dtype), *FORMS["lora r8"]))
     found |= {k: lambda s=s: peft_model(size, dtype, s) for k, s in PEFT.items()}
     return found | {"full fine-tuning": lambda: full(size, dtype)}
 

@@ -151,6 +151,11 @@ class Stack(_Own):
 _on = True
 
 
+def on() -> bool:
+    """Whether fast paths are taken."""
+    return _on
+
+
 @contextmanager
 def plain() -> Iterator[None]:
     """Every form runs as its equation says, while the context lasts."""

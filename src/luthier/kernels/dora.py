@@ -13,6 +13,7 @@ from torch.nn import functional
 from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
 from luthier.core.form import Params
 from luthier.forms.dora import DoRA, gain
+from luthier.kernels._made import kept
 from luthier.kernels._ranks import factor_gradients, scaled, through, together
 from luthier.kernels._rows import Rows, added
 
@@ -106,14 +107,22 @@ class _DoRA(torch.autograd.Function):
         x, ctx.scales, *tensors = inputs
         ctx.count = len(ctx.scales)
         ctx.mark_non_differentiable(*output[ctx.count :])
-        ctx.save_for_backward(x, *tensors[::5], *tensors[4::5], *output[ctx.count :])
+        ctx.make, parts = kept(x, None)
+        ctx.save_for_backward(*tensors[::5], *tensors[4::5], *output[ctx.count :], *parts)
 
     @staticmethod
     @once_differentiable  # what it saved are constants; `luthier.core.fast.plain` has second derivatives
     def backward(ctx: Any, *dys: Tensor):
         n = ctx.count
-        x, *rest = ctx.saved_tensors
-        weights, cs, zs, (h, a, *ups) = rest[:n], rest[n : 2 * n], rest[2 * n : 3 * n], rest[3 * n :]
+        saved = ctx.saved_tensors
+        weights, cs, zs, (h, a), ups = (
+            saved[:n],
+            saved[n : 2 * n],
+            saved[2 * n : 3 * n],
+            saved[3 * n : 3 * n + 2],
+            saved[3 * n + 2 : 4 * n + 2],
+        )
+        x = ctx.make(None, *saved[4 * n + 2 :])
         dcs, dzs = [], []
         for dy, z, c in zip(dys[:n], zs, cs, strict=True):
             dy = dy.reshape(z.shape)

@@ -14,6 +14,7 @@ from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
 from luthier.core.form import Params
 from luthier.forms.lora import LoRA
 from luthier.kernels._dropout import dropped, keep
+from luthier.kernels._made import kept
 from luthier.kernels._ranks import factor_gradients, scaled, through, together
 from luthier.kernels._rows import Rows, added
 
@@ -89,13 +90,15 @@ class _LoRA(torch.autograd.Function):
         x, read, mask, ctx.scales, *tensors = inputs
         ctx.count = len(ctx.scales)
         ctx.mark_non_differentiable(*output[ctx.count :])
-        ctx.save_for_backward(x if read is None else read, mask, *output[ctx.count :], *tensors[::4])
+        ctx.make, parts = kept(x, read)
+        ctx.save_for_backward(mask, *output[ctx.count :], *tensors[::4], *parts)
 
     @staticmethod
     @once_differentiable  # what it saved are constants; `luthier.core.fast.plain` has second derivatives
     def backward(ctx: Any, *dys: Tensor):
-        read, mask, h, a, *rest = ctx.saved_tensors
-        ups, weights = rest[: ctx.count], rest[ctx.count :]
+        mask, h, a, *rest = ctx.saved_tensors
+        ups, weights, parts = rest[: ctx.count], rest[ctx.count : 2 * ctx.count], rest[2 * ctx.count :]
+        read = ctx.make(mask, *parts)
         flat = [dy.reshape(-1, dy.shape[-1]) for dy in dys[: ctx.count]]
         dh, das, dbs = factor_gradients(ups, flat, h, read.reshape(-1, read.shape[-1]), ctx.scales)
         dx = None
