@@ -142,8 +142,8 @@ def plain(row: data.Example) -> dict[str, Any]:
 
 def budget() -> int:
     """Trained numbers of LoRA at `RANK` everywhere."""
-    from luthier.cli.base import config_of, meta_model
-    from luthier.cli.count import count
+    from luthier.core.count import count
+    from luthier.models import config_of, meta_model
 
     return count(meta_model(config_of(MODEL)), lt.LoRA(rank=RANK))["trainable"]
 

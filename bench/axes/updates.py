@@ -46,7 +46,7 @@ def ways() -> dict[str, tuple[Form, Update]]:
 
 def serves(update: Update, form: Form) -> bool:
     """Whether an update trains this form on these sites."""
-    from luthier.cli.base import config_of, meta_model
+    from luthier.models import config_of, meta_model
 
     try:
         update.check(form, lt.select(meta_model(config_of("minilm-l6")), WHERE[form]))

@@ -189,11 +189,21 @@ def test_a_trained_head_stays_where_the_rows_lack_a_class(call, tmp_path):
             assert found[part][number]["confidence"] == pytest.approx(by_text[row["text"]], rel=1e-5)
 
 
+@pytest.mark.parametrize("names", ["ab", "abc"])
+def test_classes_that_have_other_names_are_not_scored(call, tmp_path, names):
+    from tiny import save_model, write_rows
+
+    own = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"x{i}", "label": "yn"[i % 2]} for i in range(8)])
+    done = call("evaluate", save_model(tmp_path / "named", "bert", **own), rows)
+    assert done.code == 2 and "classes n, y" in done.err and f"are {', '.join(names)}" in done.err
+    assert call("evaluate", save_model(tmp_path / "generic", "bert"), rows).code == 0
+
+
 def test_a_head_that_was_never_trained_is_not_scored(call, tmp_path):
     from tiny import save_model, write_rows
 
-    names = {0: "a", 1: "b", 2: "c"}
-    base = save_model(tmp_path / "bert", "bert", id2label=names, label2id={name: i for i, name in names.items()})
+    base = save_model(tmp_path / "bert", "bert", num_labels=3)
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"x{i}", "label": "yn"[i % 2]} for i in range(8)])
     done = call("evaluate", base, rows)
     assert done.code == 2 and "classifier" in done.err and "never trained" in done.err

@@ -60,7 +60,7 @@ def test_the_shipped_recipes_are_found():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_recipe_builds(name):
-    from luthier.cli.base import meta_model
+    from luthier.models import meta_model
 
     recipe = read_recipe(name)
     assert recipe.description and recipe.paper

@@ -18,7 +18,7 @@ from luthier.combinations.task_arithmetic import TaskArithmetic
 from luthier.combinations.ties import TIES
 from luthier.combinations.transfer import Transfer
 from luthier.combining.places import spots
-from luthier.core.store import read_spec
+from luthier.core.format import read as read_spec
 
 NAME = "qwen2"
 

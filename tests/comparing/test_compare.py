@@ -12,8 +12,9 @@ import pytest
 import luthier as lt
 from luthier.comparing import Study, records, runner
 from luthier.comparing import fit as fits
-from luthier.comparing.forgetting import HELD, _tasks, read_held
+from luthier.comparing.forgetting import HELD, _tasks
 from luthier.comparing.plan import checked
+from luthier.comparing.rows import read_held
 from luthier.comparing.sources import sourced
 from luthier.comparing.study import DataSet
 from luthier.core.errors import LuthierError
@@ -253,6 +254,14 @@ def test_what_is_kept_of_the_base_goes_by_how_it_is_packed(study, held, tmp_path
     other = dataclasses.replace(job, run=dataclasses.replace(job.run, training=packed))
     keys = [_tasks(plan, each, read_held(one))[HELD][0] for each in (job, other)]
     assert keys[0] != keys[1]
+
+
+def test_parts_that_share_a_name_are_told_apart_where_forgetting_is_measured(study, additions, tmp_path):
+    own = study.to_dict()["data"]["sums"]
+    sets = {name: own | {"test": {"dev": additions["test"]}} for name in ("a", "b")}
+    plan = runner.prepared(changed(study, data=sets | {"c": own}, methods=["lora"], seeds=[0]), tmp_path / "s")
+    found = {job.data.name: set(_tasks(plan, job, None)) for job in plan.jobs}
+    assert found == {"a": {"b dev", "c"}, "b": {"a dev", "c"}, "c": {"a dev", "b dev"}}
 
 
 @pytest.mark.parametrize("given", [{"init": {"name": "pissa"}}, {"update": {"name": "lora_plus"}}])

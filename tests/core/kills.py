@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 import luthier as lt
 from luthier.core import store
 from luthier.core.files import sha256
+from luthier.core.format import read
 from luthier.training.checkpoint import MANIFEST, WRITING, clean, commit, newest
 
 torch.set_num_threads(1)
@@ -60,7 +61,7 @@ def adapter_saver(folder: Path) -> tuple[Save, Callable[[], int | None]]:
         lt.load(bare, folder)
         found = {float(x) for parameter in lt.trainable(bare).values() for x in parameter.detach().flatten()}
         lt.detach(bare)
-        found.add(float(store.read_spec(folder)["measured"]["value"]))
+        found.add(float(read(folder)["measured"]["value"]))
         assert len(found) == 1, f"a mixture of {found}"
         return int(found.pop())
 

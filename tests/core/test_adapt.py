@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 
 import luthier as lt
 from architectures import ARCHITECTURES
+from luthier.core.component import find, names
+from luthier.core.errors import LuthierError
 
 
 def build(architecture: str = "llama", dtype: torch.dtype = torch.float64):
@@ -202,6 +205,45 @@ def test_merging_in_training_mode_leaves_the_noise_out(form):
     assert torch.allclose(logits(model.eval()), adapted, atol=1e-10)
 
 
+def test_a_model_in_ddp_is_saved_and_merged_as_itself_and_adapted_no_more(tmp_path):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        plain = lt.attach(build(), lt.LoRA())
+        perturb(plain)
+        moved, wrapped = logits(plain), torch.nn.parallel.DistributedDataParallel(plain)
+        folder = lt.save(wrapped, tmp_path / "adapter")
+        assert torch.equal(logits(lt.load(build(), folder)), moved)
+        lt.merge(wrapped)
+        assert torch.allclose(logits(plain), moved)
+        lt.unmerge(wrapped)
+        for adapt in (lambda: lt.attach(wrapped, lt.LoRA(), name="b"), lambda: lt.load(wrapped, folder, "b")):
+            with pytest.raises(LuthierError, match="adapt the model, then wrap it"):
+                adapt()
+        assert torch.equal(logits(plain), moved)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+ON_TENSORS = [form for form in (cast(type[lt.Form], find("forms", n)) for n in names("forms")) if "param" in form.kinds]
+
+
+@pytest.mark.parametrize("cls", ON_TENSORS, ids=lambda cls: cls.name())
+def test_forms_of_matrices_refuse_vectors(cls):
+    form, model = cls(), build()
+    if form.whole:
+        assert lt.trainable(lt.attach(model, form, where="params(*norm.weight)"))
+        return
+    with pytest.raises(LuthierError, match=r"changes matrices, and params\(.*norm.weight\) has 1 axis"):
+        lt.attach(model, form, where="params(*norm.weight)")
+
+
+def test_rows_that_are_arranged_are_let_go_before_merging():
+    model = lt.attach(build(), lt.LoRA())
+    with lt.rows(model, ["default", None]), pytest.raises(LuthierError, match="let them go"):
+        lt.merge(model)
+    lt.unmerge(lt.merge(model))
+
+
 def test_a_compiled_model_is_the_model_it_wraps(tmp_path):
     plain = build()
     twin, flags = copy.deepcopy(plain), {path: p.requires_grad for path, p in plain.named_parameters()}
@@ -210,6 +252,9 @@ def test_a_compiled_model_is_the_model_it_wraps(tmp_path):
     perturb(compiled)
     moved = logits(plain)
     assert not torch.equal(moved, base) and torch.equal(logits(compiled), moved)
+    lt.merge(compiled)
+    assert torch.allclose(logits(plain), moved) and lt.rounding(plain)
+    lt.unmerge(plain)
     folder = lt.save(compiled, tmp_path / "adapter")
     other = torch.compile(copy.deepcopy(twin), backend="eager")
     assert lt.load(other, folder) is other and torch.equal(logits(other), moved)

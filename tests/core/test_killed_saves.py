@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import luthier as lt
 from architectures import ARCHITECTURES
-from luthier.core.store import read_spec
+from luthier.core.format import read as read_spec
 
 
 def test_the_last_complete_adapter_and_checkpoint_load_after_every_kill(tmp_path):

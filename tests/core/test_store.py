@@ -18,7 +18,7 @@ from luthier.core import files
 from luthier.core.adapt import adapter_names, state_of
 from luthier.core.files import committed, discard, recover
 from luthier.core.folder import adapter_at, adapter_folder, read_adapter
-from luthier.core.store import read_spec
+from luthier.core.format import read as read_spec
 
 
 def build(seed: int = 0, dtype: torch.dtype = torch.float32):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import random
 from typing import Any
 
@@ -54,6 +56,17 @@ def pool(tmp_path) -> Pool:
 def test_it_states_its_equation_and_source(name):
     cls = find("data", name)
     assert issubclass(cls, DataSelection) and len(cls.equation()) > 5 and cls.paper
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_it_asks_for_hidden_states_only_where_it_says_so(name, pool):
+    def states(rows):
+        raise AssertionError("it asked")
+
+    chosen: Any = find("data", name)()
+    assert not chosen.reads_states
+    with contextlib.suppress(LuthierError):  # of one that does not score
+        chosen.score(dataclasses.replace(pool, states=states))
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
@@ -146,6 +159,7 @@ def test_states_of_a_model(pool):
     with torch.no_grad():
         alone = model.model(torch.tensor([tokenizer(TEMPLATE)(words)["input_ids"]])).last_hidden_state[0].mean(0)
     assert np.allclose(found[7], alone.numpy(), atol=1e-5)
+    assert GOTD(embedding="states").reads_states
     known = Pool(pool.examples, pool.target, states=lambda part: data.states_of(model, tokenizer(TEMPLATE), part))
     assert len(data.choose(GOTD(embedding="states"), known, 10).examples) == 10
 

@@ -19,6 +19,7 @@ from luthier.measuring import allocation
 from luthier.measuring.measure import measure
 from luthier.ranks.uniform import Uniform
 from luthier.training import Run, Training, evaluate, generate, train
+from luthier.training.generation import Sampling, answers
 from tiny import save_model, sums, write_rows
 
 QUICK = Training(epochs=15, batch=8, lr=2e-2, eval_fraction=0.1)
@@ -228,6 +229,17 @@ def test_prompts_longer_than_the_positions_are_refused(llama, tmp_path):
     rotary = models.load(llama)
     assert rotary.model.config.max_position_embeddings == 128
     assert evaluate(rotary.model, rotary.processor, examples, max_new_tokens=2, progress=False).count == 2
+
+
+def test_generation_ends_with_the_positions(tmp_path):
+    loaded = models.load(save_model(tmp_path / "gpt2", "gpt2"))
+    loaded.model.generation_config.eos_token_id = None
+    loaded.processor.eos_token = None
+    prompts = [[5] * 120, [5] * 3]
+    told = answers(loaded.model, loaded.processor, prompts, Sampling(max_new_tokens=200), batch=1)
+    assert 0 < len(told[0]) < len(told[1])
+    with pytest.raises(LuthierError, match="has 128 tokens, and the model has positions for 128"):
+        answers(loaded.model, loaded.processor, [[5] * 128], Sampling(max_new_tokens=1), batch=1)
 
 
 @pytest.mark.parametrize(("kind", "library"), [("nf4", "bitsandbytes"), ("int8", "torchao")])

@@ -1,10 +1,7 @@
-"""Base models as commands need them: the configuration alone, the shapes alone, or loaded for an adapter's task."""
+"""Base models as commands need them: for the task of an adapter, bare or with the adapter on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
@@ -52,8 +49,8 @@ def fitted(
     from luthier.core.folder import read_adapter
     from luthier.models import refuse_untrained
 
-    if labels is not None and set(labels) <= set(config_of(name).label2id):
-        labels = None
+    if labels is not None:
+        labels = _classes(name, labels, adapter)
     if adapter is None:
         if merged:
             raise LuthierError("--merged merges an adapter; give --adapter.")
@@ -72,52 +69,19 @@ def fitted(
     return loaded
 
 
-def config_of(name: str) -> Any:
-    """The transformers configuration of a model by folder, config.json, hub id, .gguf file or catalogue name."""
-    import transformers
+def _classes(name: str, labels: list[str], adapter: str | None) -> list[str] | None:
+    """The classes to load a model for: None for its own, where these hold all of `labels` or it has names for them.
 
-    from luthier.models import resolve
+    Classes that the checkpoint never named are those of the rows, in their order.
+    """
+    from luthier.models import config_of
 
-    file = Path(name).expanduser()
-    path = file if file.suffix == ".json" and file.is_file() else resolve(name)
-    with _told(name, "a config.json"):
-        return transformers.AutoConfig.from_pretrained(path, local_files_only=_local(path))
-
-
-def processor_of(name: str, task: str) -> Any:
-    """What prepares the inputs of a model for a task (a key of `luthier.models.TASKS`), without its weights."""
-    import transformers
-
-    from luthier.models import TASKS, resolve
-
-    path = resolve(name)
-    with _told(name, "a tokenizer (or what prepares its inputs)"):
-        kind = getattr(transformers, TASKS[task].processor)
-        return kind.from_pretrained(path, local_files_only=_local(path))
-
-
-def _local(path: Path | str) -> bool:
-    from luthier.models._hub import only_local
-
-    return isinstance(path, Path) or only_local(path, "main")
-
-
-@contextmanager
-def _told(name: str, wanted: str) -> Iterator[None]:
-    try:
-        yield
-    except LuthierError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise LuthierError(f"could not read {wanted} of {name!r}: {reason}") from error
-
-
-def meta_model(config: Any) -> Any:
-    """The model of a configuration on the meta device: every shape, no memory."""
-    import torch
-    import transformers
-
-    named = getattr(transformers, (config.architectures or [""])[0], None)
-    with torch.device("meta"):
-        return named(config) if named else transformers.AutoModel.from_config(config)
+    own = list(config_of(name).label2id)
+    if set(labels) <= set(own):
+        return None
+    if adapter is None and any(label != f"LABEL_{index}" for index, label in enumerate(own)):
+        raise LuthierError(
+            f"the rows have the classes {', '.join(labels)}, and those of {name!r} are {', '.join(own)}. Rename the "
+            "labels of the rows, or give the adapter that was fitted for them (--adapter)."
+        )
+    return labels

@@ -21,10 +21,10 @@ from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json
 from luthier.core.fingerprint import sample_of
-from luthier.core.folder import adapter_at
+from luthier.core.folder import adapter_at, read_adapter
 from luthier.core.layer import features, is_quantised
 from luthier.core.scope import Scope
-from luthier.core.store import read_spec, refuse_foreign
+from luthier.core.store import refuse_foreign
 from luthier.models import task_of_class
 
 
@@ -100,8 +100,7 @@ def _check_base(base: nn.Module) -> None:
 
 def _spec(folder: str | Path) -> dict[str, Any] | None:
     """The spec of an adapter; None for a model."""
-    path = adapter_at(folder)
-    return None if path is None else read_spec(path)
+    return read_adapter(folder)[1] if adapter_at(folder) else None
 
 
 def _served(folder: str | Path, spec: dict[str, Any] | None) -> Served:

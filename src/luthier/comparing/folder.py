@@ -11,10 +11,10 @@ from typing import Any
 
 import filelock
 
-from luthier.comparing.forgetting import read_held
 from luthier.comparing.methods import described
 from luthier.comparing.plan import Plan, check_names, method_of, plan
 from luthier.comparing.record import write
+from luthier.comparing.rows import read_held
 from luthier.comparing.study import Study
 from luthier.comparing.tune import check_tuning
 from luthier.core.errors import LuthierError

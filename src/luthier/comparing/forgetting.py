@@ -13,25 +13,12 @@ from luthier import data
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job, Plan
 from luthier.comparing.record import write
+from luthier.comparing.rows import LONGEST
 from luthier.comparing.scores import test
-from luthier.comparing.study import Study
-from luthier.core.errors import LuthierError
 from luthier.data import Examples
 
 FOLDER = "before"
 HELD = "held text loss"
-LONGEST = 1024
-"""Tokens of a held text that count."""
-
-
-def read_held(study: Study) -> Examples | None:
-    """The held texts."""
-    if study.held is None:
-        return None
-    found = data.load(study.held, task="causal-lm")
-    if not found.rows:
-        raise LuthierError(f"{study.held} holds no text.")
-    return found
 
 
 def forgetting(plan: Plan, job: Job, fitted: Fitted, held: Examples | None) -> dict[str, tuple[float, float]]:
@@ -66,7 +53,11 @@ def _tasks(plan: Plan, job: Job, held: Examples | None) -> dict[str, tuple[str, 
         for part, rows in other.tests.items():
             few = rows.keep(rows.rows[: study.others])
             key = _key(name, few.fingerprint, other.metric, study.data[name].max_new_tokens, *base, *head)
-            tasks[part] = key, lambda fitted, o=other, f=few: test(study, o, f, fitted, run.max_length).score
+            shared = sum(part in each.tests for each in plan.data.values()) > 1
+            tasks[f"{name} {part}" if shared else part] = (
+                key,
+                lambda fitted, o=other, f=few: test(study, o, f, fitted, run.max_length).score,
+            )
     return tasks
 
 

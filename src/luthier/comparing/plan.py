@@ -15,6 +15,7 @@ from luthier.comparing.record import FILE, RUNS
 from luthier.comparing.sources import Sourced, sourced
 from luthier.comparing.study import Settings, Study
 from luthier.core.allocation import Ranks
+from luthier.core.count import count
 from luthier.core.errors import LuthierError
 from luthier.core.form import Form
 from luthier.core.select import select
@@ -144,12 +145,11 @@ def _shapes(study: Study, model: str, read: Sourced) -> Shapes:
     import torch
     import transformers
 
-    from luthier.cli.base import config_of, processor_of
     from luthier.training.progress import quiet
 
     source, training = study.models[model], Training.from_dict(study.training | study.data[read.name].training)
     with quiet():
-        config, processor = config_of(source), processor_of(source, read.task)
+        config, processor = models.config_of(source), models.processor_of(source, read.task)
         config.num_labels = len(read.labels) if read.labels else 1
         head: tuple[str, ...] = ()
         if read.labels or read.task == "regression":
@@ -265,8 +265,6 @@ def _base(method: Method, head: tuple[str, ...]) -> Method:
 
 def _trainable(method: Method, shapes: Shapes) -> int | None:
     """Trained numbers, a new head included; None where ranks follow from measurements."""
-    from luthier.cli.count import count
-
     sites, ranks, purse = ground(shapes.empty, method.form, method.where, method.ranks, method.budget)
     if set(method.form.needs) - {"weight"}:
         return None

@@ -17,6 +17,9 @@ from luthier.training.progress import quiet
 from luthier.training.routes import columns_of
 from luthier.training.spec import Run
 
+LONGEST = 1024
+"""Tokens of a held text that count."""
+
 
 def trained_on(runs: Iterable[Run], attempt: Callable[[Callable[[], Any]], Any]) -> None:
     """Prepares the rows of every run that has other ones than those before it: training, validation, objective.
@@ -75,9 +78,17 @@ def _encoded(read: Sourced, examples: Examples, processor: Any, max_length: int,
     data.encode_all(examples, processor, task=read.task, max_length=limit, labels=read.labels, positions=positions)
 
 
+def read_held(study: Study) -> Examples | None:
+    """The held texts, on which the loss before and after a run tells what was forgotten."""
+    if study.held is None:
+        return None
+    found = data.load(study.held, task="causal-lm")
+    if not found.rows:
+        raise LuthierError(f"{study.held} holds no text.")
+    return found
+
+
 def held_texts(study: Study, read: Sourced, processor: Any) -> None:
     """Encodes the held texts, where they are measured."""
-    from luthier.comparing.forgetting import LONGEST, read_held  # which builds on the plan
-
     if read.task == "causal-lm" and (held := read_held(study)) is not None:
         data.encode_all(held, processor, task="causal-lm", max_length=LONGEST, truncate=True)

@@ -20,11 +20,12 @@ from luthier.comparing.costs import costs
 from luthier.comparing.fit import fit
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.folder import STUDY, prepared
-from luthier.comparing.forgetting import forgetting, read_held
+from luthier.comparing.forgetting import forgetting
 from luthier.comparing.intruding import intruders
 from luthier.comparing.plan import Job, Plan
 from luthier.comparing.progress import shown
 from luthier.comparing.record import FILE, Record, write
+from luthier.comparing.rows import read_held
 from luthier.comparing.scores import tested
 from luthier.comparing.study import Study, label, read_study
 from luthier.comparing.table import save

@@ -14,14 +14,16 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.form import Form, Stats
 from luthier.core.initialiser import Init
 from luthier.core.layer import (
+    adaptable,
     base_parameters,
     block_lists,
     decoder_path,
     keep_differentiable,
     raw_parameter,
     stack_owner,
-    uncompiled,
+    unwrapped,
 )
+from luthier.core.lean import fatten, lean
 from luthier.core.probe import unreached
 from luthier.core.router import Routed
 from luthier.core.select import Selection, select
@@ -61,7 +63,7 @@ def attach(
     it was.
     """
     _refuse_name(name)
-    base = uncompiled(model)
+    base = adaptable(model)
     spoken = form.where if where is None else where
     sites = select(base, spoken)
     if not sites:
@@ -114,6 +116,7 @@ def place(model: nn.Module, parts: Sequence[Part], start: Start, *, check: bool 
     try:
         for part in {part.sites: part for part in parts}.values():
             _refuse(part.form, part.sites, part.name, state)
+            _refuse_vectors(model, part.form, part.sites)
         for part in parts:
             _place(model, state, part, start)
         _mark(model, state)
@@ -142,6 +145,16 @@ def _refuse(form: Form, sites: Selection, name: str, state: State) -> None:
         raise LuthierError(
             f"adapter {name!r} already acts on {double[0]}; give the new one another name, or detach it first."
         )
+
+
+def _refuse_vectors(model: nn.Module, form: Form, sites: Selection) -> None:
+    """Raises for a form of matrices on a parameter of fewer than two axes."""
+    for site in () if form.whole else (site for site in sites if site.kind == "param"):
+        if (axes := raw_parameter(model, site.path).dim()) < 2:
+            raise LuthierError(
+                f"{form.name()} changes matrices, and {site} has {axes} axis; leave it out (where), or choose a form "
+                "of single numbers (full, bitfit)."
+            )
 
 
 def _refuse_bypassed(missed: list[str], sites: Selection) -> None:
@@ -174,6 +187,7 @@ def _new_state(model: nn.Module) -> State:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     state.unpacked = keep_differentiable(model)
+    lean(model)
     vars(model)["_luthier"] = state
     if getattr(model, "is_quantized", False):
         vars(model)[TRAINS] = True
@@ -238,7 +252,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         raise LuthierError("adapters are merged into the weights; unmerge before detaching.")
     if name is not None:
         check_name(state, name)
-    _remove(uncompiled(model), state, [part for part in state.parts if name in (None, part.name)])
+    _remove(unwrapped(model), state, [part for part in state.parts if name in (None, part.name)])
     return model
 
 
@@ -267,6 +281,7 @@ def _restore(model: nn.Module, state: State) -> None:
     for module in list(model.modules()):
         if (adapters := adapters_of(module)) and not adapters._modules:
             unswap(module)
+    fatten(model)
     flags = state.trained_before
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(flags.get(path, parameter.requires_grad))

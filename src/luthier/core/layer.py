@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from luthier.core.errors import LuthierError
 
 
 def features(module: nn.Module) -> tuple[int, int] | None:
@@ -81,10 +84,18 @@ def is_quantised(module: nn.Module) -> bool:
     return not (weight.is_floating_point() and plain) or "Params" in type(weight).__name__
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
-    """The model that torch.compile(model) wraps: paths, classes and what is saved are those of the model itself."""
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model that torch.compile and DistributedDataParallel wrap: paths, classes and what is saved are its own."""
+    inner = model._modules.get("module" if isinstance(model, DistributedDataParallel) else "_orig_mod")
+    return model if inner is None else unwrapped(inner)
+
+
+def adaptable(model: nn.Module) -> nn.Module:
+    """`unwrapped`; raises for DistributedDataParallel, which would not average gradients of what is added later."""
+    if isinstance(model, DistributedDataParallel):
+        raise LuthierError("this model is in DistributedDataParallel already; adapt the model, then wrap it.")
     inner = model._modules.get("_orig_mod")
-    return model if inner is None else inner
+    return model if inner is None else adaptable(inner)
 
 
 def base_modules(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:

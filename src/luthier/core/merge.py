@@ -16,7 +16,7 @@ from luthier.core.attention import refresh_prefixes
 from luthier.core.control import switch
 from luthier.core.delta import Delta
 from luthier.core.errors import LuthierError
-from luthier.core.layer import features, is_quantised, weight_of
+from luthier.core.layer import features, is_quantised, unwrapped, weight_of
 from luthier.core.order import refuse_beneath
 from luthier.core.probe import dummy_inputs, evaluating
 from luthier.core.router import names_of
@@ -103,12 +103,14 @@ def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any
     merged with it (a sum behind a scale, say; two sums may change places), and for packed (quantised) layers, where
     rounding the sum again costs quality: merge into the base in its original precision instead.
     """
-    state = state_of(model)
+    state, base = state_of(model), unwrapped(model)
     if state.merged:
         raise LuthierError("adapters are merged already; unmerge first.")
+    if state.rows is not None or state.frozen:
+        raise LuthierError("rows are arranged to use adapters of their own; let them go before merging.")
     if name is not None:
         check_name(state, name)
-    todo = list(_wanted(model, name))
+    todo = list(_wanted(base, name))
     for path, module, slots in todo:
         refuse_unmergeable(slots)
         refuse_beneath(module, slots)
@@ -117,13 +119,13 @@ def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any
                 f"{path} is quantised; merging would round the sum again. Load the base in its original "
                 "precision, load the adapter onto it and merge there."
             )
-    with evaluating(model):  # without dropout, whatever mode the model is in
-        before = _outputs(model, inputs)
+    with evaluating(base):  # without dropout, whatever mode the model is in
+        before = _outputs(base, inputs)
         new = {key: tensor for path, module, slots in todo for key, tensor in _merged(path, module, slots).items()}
-        _write(model, state, new)
+        _write(base, state, new)
         state.folded = [slot for _, _, slots in todo for slot in slots]
-        switch(model, name, False)
-        after = None if before is None else _outputs(model, inputs)
+        switch(base, name, False)
+        after = None if before is None else _outputs(base, inputs)
     if before is not None and after is not None:
         state.rounding = float((after - before).abs().max()), float(before.abs().max())
     return model
@@ -240,18 +242,18 @@ def _untie(model: nn.Module, state: State, path: str, others: list[str]) -> None
 
 def unmerge(model: nn.Module) -> nn.Module:
     """Puts the base's own tensors back, the very ones, and lets the adapters act again."""
-    state = state_of(model)
+    state, base = state_of(model), unwrapped(model)
     if not state.merged:
         raise LuthierError("nothing is merged.")
     for path, parameter in state.merged.items():
         owner, _, key = path.rpartition(".")
-        model.get_submodule(owner)._parameters[key] = parameter
+        base.get_submodule(owner)._parameters[key] = parameter
     if state.untied:
-        model.config.tie_word_embeddings = True  # type: ignore[union-attr]
+        base.config.tie_word_embeddings = True  # type: ignore[union-attr]
     folded, state.merged, state.folded, state.untied, state.rounding = state.folded, {}, [], False, None
     for home in state.homes:
         home.switch([slot for slot in home.slots() if slot in folded], True)
-    refresh_prefixes(model, state)
+    refresh_prefixes(base, state)
     return model
 
 

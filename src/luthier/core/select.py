@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.core.errors import LuthierError, near
-from luthier.core.layer import base_parameters, uncompiled
+from luthier.core.layer import base_parameters, unwrapped
 from luthier.core.scope import Layers, Scope, Selection
 from luthier.core.site import Site
 
@@ -253,4 +253,4 @@ def select(model: nn.Module, where: str | Iterable[Site]) -> Selection:
     """
     if not isinstance(where, str):
         return Selection(where)
-    return _Parser(Scope(uncompiled(model)), where).parse()
+    return _Parser(Scope(unwrapped(model)), where).parse()

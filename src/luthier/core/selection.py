@@ -34,6 +34,11 @@ class DataSelection(Component):
     targeted: ClassVar[bool] = True
     """Whether `score` needs target rows."""
 
+    @property
+    def reads_states(self) -> bool:
+        """Whether it goes by `Pool.states`, so that a model is wanted."""
+        return False
+
     def score(self, pool: Pool) -> np.ndarray:
         """The score of each row of the pool, [rows], finite; the highest are taken first."""
         raise LuthierError(f"{self.name()} finds rows near a prompt and scores none; choose another one.")

@@ -30,7 +30,7 @@ from luthier.core.fingerprint import differences, fingerprint
 from luthier.core.folder import holds_adapter
 from luthier.core.form import Form
 from luthier.core.format import FORMAT, SPEC, read, sealed
-from luthier.core.layer import uncompiled, writes
+from luthier.core.layer import adaptable, unwrapped, writes
 from luthier.core.select import select
 from luthier.core.site import Site
 from luthier.core.slot import Part
@@ -60,7 +60,7 @@ def save(
 
     Raises `LuthierError` if the folder holds something that is no adapter, or cannot be written.
     """
-    folder, state, model = Path(folder).expanduser(), state_of(model), uncompiled(model)
+    folder, state, model = Path(folder).expanduser(), state_of(model), unwrapped(model)
     names = adapter_names(state)
     if state.merged:
         raise LuthierError("adapters are merged into the weights; unmerge before saving one.")
@@ -179,7 +179,7 @@ def load(
     """
     folder = Path(folder).expanduser()
     if holds_adapter(folder):
-        _load_one(uncompiled(model), folder, name, force, check)
+        _load_one(adaptable(model), folder, name, force, check)
         return model
     with all_steady(folder):
         inner = sorted(path.parent for path in folder.glob(f"*/{SPEC}") if not path.parent.name.startswith("."))
@@ -188,7 +188,7 @@ def load(
     loaded: list[str] = []
     try:
         for each in inner:
-            loaded.append(_load_one(uncompiled(model), each, None, force, check))
+            loaded.append(_load_one(adaptable(model), each, None, force, check))
     except BaseException:
         for done in loaded:
             detach(model, done)
@@ -199,7 +199,7 @@ def load(
 def _load_one(model: nn.Module, folder: Path, name: str | None, force: bool, check: bool) -> str:
     """Attaches the adapter of one folder; returns its name."""
     with steady(folder):
-        spec = read_spec(folder)
+        spec = read(folder)
         name = name or str(spec["name"])
         refuse_foreign(folder, spec, model, force)
         parts = [part_of(model, each, name, folder) for each in spec["parts"]]
@@ -215,11 +215,6 @@ def _load_one(model: nn.Module, folder: Path, name: str | None, force: bool, che
         reason = str(error).split("\n", 1)[0]
         raise LuthierError(f"{folder / WEIGHTS} holds values that this base cannot run with ({reason}).") from error
     return name
-
-
-def read_spec(folder: str | Path) -> dict[str, Any]:
-    """`adapter.json` in the present format, every value checked (see `luthier.core.format`)."""
-    return read(Path(folder))
 
 
 def refuse_foreign(folder: Path, spec: Mapping[str, Any], model: nn.Module, force: bool) -> None:

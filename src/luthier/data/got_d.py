@@ -41,6 +41,11 @@ class GOTD(DataSelection):
             if not getattr(self, name) > 0:
                 raise LuthierError(f"{name} is {getattr(self, name)}; expected above 0.")
 
+    @property
+    def reads_states(self) -> bool:
+        """With the embedding of that name."""
+        return self.embedding == "states"
+
     def score(self, pool):
         import numpy as np
 

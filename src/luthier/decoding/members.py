@@ -119,8 +119,8 @@ class _Shelf:
 
     def announce(self, text: str) -> None:
         """Reads what tells early that something is amiss: the adapter's spec and the tokenizer."""
-        from luthier.cli.base import processor_of
         from luthier.core.folder import read_adapter
+        from luthier.models import processor_of
 
         name, adapter = split(text)
         if adapter is not None:

@@ -6,6 +6,7 @@ Heavy libraries load inside the functions, so importing this costs nothing.
 from __future__ import annotations
 
 from luthier.models._catalogue import Entry, File, catalogue
+from luthier.models._config import config_of, meta_model, processor_of
 from luthier.models._fetch import fetch, is_cached
 from luthier.models._licence import licence_of
 from luthier.models._load import TASKS, Loaded, load, task_of_class
@@ -22,12 +23,15 @@ __all__ = [
     "File",
     "Loaded",
     "catalogue",
+    "config_of",
     "fetch",
     "is_cached",
     "licence_of",
     "load",
+    "meta_model",
     "model",
     "positions",
+    "processor_of",
     "refuse_untrained",
     "resolve",
     "task_of_class",

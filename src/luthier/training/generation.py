@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
 from luthier.data import Collator, Example, encode, prompt_ids
+from luthier.models import positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +55,10 @@ def generate(
     """One answer to each prompt, in their order, without special tokens.
 
     A prompt is a list of messages, or a string: the user's turn where the tokenizer has a chat template, plain text
-    elsewhere. Its tokens are those that stand before an answer in training. Generation stops at the end of the turn
-    or after `max_new_tokens`. `tasks` names the task of all prompts, or of each, for an adapter that goes by tasks.
-    The model's mode and the global random state are left as they were.
+    elsewhere. Its tokens are those that stand before an answer in training. Generation stops at the end of the turn,
+    after `max_new_tokens`, or where a model with absolute positions has no more of them. `tasks` names the task of all
+    prompts, or of each, for an adapter that goes by tasks. The model's mode and the global random state are left as
+    they were.
     """
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     told = [tasks] * len(prompts) if isinstance(tasks, str) else tasks
@@ -114,7 +117,8 @@ def answers(
 
 
 def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling, stops: list[int]) -> Tensor:
-    """New token ids [rows, at most max_new_tokens], padded behind their stop."""
+    """New token ids [rows, at most max_new_tokens], padded behind their stop; fewer where the model cannot number so
+    many tokens."""
     from transformers import GenerationConfig
 
     seq2seq = model.config.is_encoder_decoder
@@ -123,7 +127,7 @@ def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sa
     inputs = collate([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in prompts])
     drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
     config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
+        max_new_tokens=min(sampling.max_new_tokens, _room(model, 1 if seq2seq else max(map(len, prompts)))),
         do_sample=bool(sampling.temperature),
         num_beams=1,
         eos_token_id=stops or None,
@@ -138,6 +142,16 @@ def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sa
             generation_config=config,
         )
     return out[:, 1:] if seq2seq else out[:, inputs["input_ids"].shape[1] :]
+
+
+def _room(model: Any, taken: int) -> int:
+    """How many tokens fit behind those that are `taken`; raises `LuthierError` where none does."""
+    most = positions(model)
+    if most is None:
+        return sys.maxsize
+    if taken >= most:
+        raise LuthierError(f"a prompt has {taken} tokens, and the model has positions for {most}: shorten it.")
+    return most - taken
 
 
 @contextmanager

@@ -116,8 +116,7 @@ class Combine(Command):
 
     def _served(self) -> tuple[str, list[str] | None]:
         """The task and the classes of the first model, which the base may have no head for."""
-        from luthier.cli.base import config_of
-        from luthier.models import task_of_class
+        from luthier.models import config_of, task_of_class
 
         if self.base is None:
             raise LuthierError("whole models do not say what they were fine-tuned from; give --base.")

@@ -105,10 +105,10 @@ class Examine(Command):
         """The bare base, for the task that the target is for."""
         from pathlib import Path
 
-        from luthier.cli.base import base_of, config_of
+        from luthier.cli.base import base_of
         from luthier.core.errors import LuthierError
         from luthier.core.folder import adapter_at, read_adapter
-        from luthier.models import task_of_class
+        from luthier.models import config_of, task_of_class
 
         if adapter_at(self.target):
             return base_of(self.base, read_adapter(self.target)[1], dtype=self.dtype, task=self.task)

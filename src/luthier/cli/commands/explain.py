@@ -62,9 +62,9 @@ class Explain(Command):
     def _count(self, component: Component) -> dict[str, Any] | None:
         if self.model is None:
             return None
-        from luthier.cli.base import config_of, meta_model
-        from luthier.cli.count import count
+        from luthier.core.count import count
         from luthier.core.form import Form
+        from luthier.models import config_of, meta_model
 
         if not isinstance(component, Form):
             raise LuthierError(f"{component.name()} is no form: it has no parameters to count on a model.")

@@ -88,6 +88,10 @@ class Select(Command):
             raise LuthierError(f"there is no folder {out.parent} to write to; choose another --out.")
         cls = find("data", self.by)
         by: Any = cls.from_dict(dict(given.get(cls, {})))
+        if self.model and not by.reads_states:
+            raise LuthierError(f"{by.name()} as it is set up here reads no model; leave --model out.")
+        if by.reads_states and not self.model:
+            raise LuthierError(f"{by.name()} as it is set up here reads the hidden states of a model; give --model.")
         told = (self._rows if self.shots is None else self._shots)(by, out)
         if self.json:
             say_json(told | {"by": by.name(), "settings": by.to_dict(), "out": str(out)})
@@ -101,7 +105,7 @@ class Select(Command):
         assert self.rows is not None
         count = self.rows
         told = f"Scoring {len(examples):,} rows"
-        chosen = self._chosen(told, lambda pool: data.choose(by, pool, count), by, examples, target)
+        chosen = self._chosen(told, lambda pool: data.choose(by, pool, count), examples, target)
         kept = {row.row for row in chosen.examples.rows}
         table = data.read(self.data, "train", self.limit, self.seed)
         write(out, (row for number, row in table.rows if number in kept))
@@ -122,7 +126,7 @@ class Select(Command):
         assert self.shots is not None
         count = self.shots
         told = f"Finding shots for {len(queries):,} rows"
-        shown = self._chosen(told, lambda rows: data.with_shots(by, queries, rows, count), by, pool, None)
+        shown = self._chosen(told, lambda rows: data.with_shots(by, queries, rows, count), pool, None)
         write(out, map(as_row, shown.rows))
         if not self.json:
             say(f"{out} holds {len(shown):,} rows with {self.shots} shots each, from {pool.source}.")
@@ -134,24 +138,13 @@ class Select(Command):
 
         return data.load(source, skip_bad_rows=self.skip_bad_rows, limit=limit, seed=self.seed, task=self.task)
 
-    def _chosen(
-        self, told: str, work: Callable[[Pool], Any], by: DataSelection, examples: Examples, target: Examples | None
-    ) -> Any:
-        """What `work` makes of the pool; a model that it never asked for is refused."""
+    def _chosen(self, told: str, work: Callable[[Pool], Any], examples: Examples, target: Examples | None) -> Any:
+        """What `work` makes of the pool."""
         from luthier import data
         from luthier.core.selection import Pool
 
-        asked: list[Examples] = []
-
-        def states(rows: Examples) -> Any:
-            asked.append(rows)
-            return data.states_by(self.model or "")(rows)
-
         with console(stderr=True).status(told):
-            found = work(Pool(examples, target, self.seed, states if self.model else None))
-        if self.model and not asked:
-            raise LuthierError(f"{by.name()} as it is set up here reads no model; leave --model out.")
-        return found
+            return work(Pool(examples, target, self.seed, data.states_by(self.model) if self.model else None))
 
 
 def write(out: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -54,7 +54,7 @@ class Show(Command):
 
     def _tokens(self, source: str) -> None:
         from luthier import data
-        from luthier.cli.base import processor_of
+        from luthier.models import processor_of
 
         examples = data.load(source, skip_bad_rows=True, task=self.task)
         chosen = [e for e in examples.rows if self.row in (None, e.row)][:1]
@@ -87,8 +87,8 @@ def show_feature(feature: dict[str, Any], processor: Any) -> None:
 
 def show_sites(model: str, where: str | None) -> None:
     """The sites of a selection, or every layer that a name can mean, by type; weights are not read."""
-    from luthier.cli.base import config_of, meta_model
     from luthier.core.select import Scope, Selection, select
+    from luthier.models import config_of, meta_model
 
     empty = meta_model(config_of(model))
     sites = Scope(empty).named if where is None else select(empty, where)
