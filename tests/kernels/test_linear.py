@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import luthier as lt
+from architectures import ARCHITECTURES
 from luthier import kernels
 from luthier.core.component import find, names
 from luthier.core.control import Arrangement
@@ -69,6 +70,50 @@ def test_a_kernel_is_its_equation(name, bias, shape, monkeypatch):
     monkeypatch.setattr("luthier.core.swap.fast_linear", lambda *given: pytest.fail("the plain path was to run"))
     with pytest.raises(pytest.fail.Exception):
         model(x)
+
+
+class Adding(nn.Module):
+    """Writes into what a layer returned, as Falcon's blocks do (`mlp_output += attention_output`)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        y = self.inner(x)
+        y += x
+        return y
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_model_that_writes_into_what_a_layer_returns(form):
+    model = ARCHITECTURES["llama"].build(dtype=torch.float64)
+    for block in model.model.layers:
+        block.mlp = Adding(block.mlp)
+    moved(lt.attach(model, find("forms", form)()))
+
+    def step() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(**ARCHITECTURES["llama"].inputs()).logits.square().sum().backward()
+        return [p.grad.clone() for p in lt.trainable(model).values()]
+
+    fast = step()
+    with plain():
+        assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-9) for a, b in zip(fast, step(), strict=True))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_dora_learns_lengths_of_nought_and_behind_a_large_bias(bias):
+    model, x = build(dtype=torch.float32, bias=bias)("dora"), torch.randn(5, 12)
+    if bias:
+        model[1].bias.data.fill_(1e4)
+    (lengths,) = (p for key, p in lt.trainable(model).items() if key.endswith(".m"))
+    lengths.data[3] = 0
+    with plain():
+        slow = run(model.double(), x.double())
+    fast = run(model.float(), x)
+    for a, b in zip(fast[1:], slow[1:], strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
 
 
 @pytest.mark.parametrize("fast", [True, False])

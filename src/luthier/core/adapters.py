@@ -23,6 +23,8 @@ class Adapters(nn.Module):
         """Set on a block that hands its call on to a recomputation: the path of its owner."""
         self.siblings: list[nn.Module] = []
         """The layers that read the same tensor right after this one."""
+        self.written = False
+        """Whether others write into what this layer returns, as a probing pass found: then no kernel runs in training."""
         self.acting: dict[int, Slot] = {}
         """The enabled slots by their order of attachment."""
         self.given = 0

@@ -206,7 +206,7 @@ def fast_linear(module: nn.Module, adapters: Adapters, x: Tensor) -> Tensor | No
     rows = adapters.state.rows
     if not torch.is_grad_enabled() and (step := _settled(kernel, module, adapters, x)) is not None:
         return step.run(x)
-    if rows is not None or len(slots) > 1:
+    if rows is not None or len(slots) > 1 or adapters.written:
         return None
     slot = slots[0]
     if slot.part.relative and slot.active() is not slot.quiet:  # the start is taken off without noise
@@ -236,7 +236,7 @@ def _siblings(kernel: Kernel, adapters: Adapters, x: Tensor) -> dict[Adapters, L
     for module in adapters.siblings:
         home: Adapters | None = module._modules.get("adapters")  # type: ignore[assignment]
         weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-        if home is None or weight is None or len(home.fast) != 1 or home.fast[0].part is not part:
+        if home is None or weight is None or len(home.fast) != 1 or home.fast[0].part is not part or home.written:
             continue
         there = weight.device == x.device and weight.dim() == 2 and weight.shape[1] == x.shape[-1]
         if there and weight.untyped_storage().nbytes() and _serves(module, home.fast, x, weight, bias):

@@ -220,6 +220,8 @@ def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple
             "adapters on the experts of a mixture. Use one adapter for all rows."
         )
     if (y := fast_linear(module, adapters, x)) is not None:
+        if state.reached is not None:
+            state.given.append((adapters, y, y._version))
         return y
     for slot in adapters.inputs:
         x = slot.post(state, x, x)

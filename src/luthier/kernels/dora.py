@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -85,49 +86,47 @@ def _norms(w: Tensor, a: Tensor, b: Tensor, s: float) -> Tensor:
 
 
 class _DoRA(torch.autograd.Function):
-    """As LoRA's; a layer's product before it is scaled, z [tokens, d_out], is kept for the gradient of c."""
+    """As LoRA's. The gradient of c is Σ dy ∘ z = Σ dy ∘ (c z) / c over the tokens, z the product before it is scaled.
+    Without a bias c z is y, which most of what follows a layer keeps as well; behind a bias it would be blurred."""
 
     @staticmethod
     def forward(x: Tensor, scales: list[float], *tensors: Tensor):
-        """(y of each layer [..., d_out], z of each, h, A, and s Bᵀ of each)."""
+        """(y of each layer [..., d_out], c z [tokens, d_out] of each with a bias, h, A, and s Bᵀ of each)."""
         weights, biases, downs, ups, cs = (tensors[place::5] for place in range(5))
         a, ups = together(downs, x.dtype), scaled(ups, scales, x.dtype)
         flat = x.reshape(-1, x.shape[-1])
         h = a @ flat.mT
-        ys, zs, parts = [], [], h.split([len(up) for up in ups])
+        ys, bare, parts = [], [], h.split([len(up) for up in ups])
         for weight, bias, up, part, c in zip(weights, biases, ups, parts, cs, strict=True):
-            z = functional.linear(flat, weight).addmm_(part.mT, up)
-            y = z * c if bias is None else torch.addcmul(bias, z, c)
+            y = functional.linear(flat, weight).addmm_(part.mT, up).mul_(_divisor(c))
+            if bias is not None:
+                bare.append(y)
+                y = y + bias
             ys.append(y.view(*x.shape[:-1], -1))
-            zs.append(z)
-        return *ys, *zs, h, a, *ups
+        return *ys, *bare, h, a, *ups
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, ctx.scales, *tensors = inputs
-        ctx.count = len(ctx.scales)
-        ctx.mark_non_differentiable(*output[ctx.count :])
+        n = ctx.count = len(ctx.scales)
+        ctx.mark_non_differentiable(*output[n:])
         ctx.make, parts = kept(x, None)
-        ctx.save_for_backward(*tensors[::5], *tensors[4::5], *output[ctx.count :], *parts)
+        bare, rest = iter(output[n : -n - 2]), output[-n - 2 :]
+        products = [y if bias is None else next(bare) for y, bias in zip(output, tensors[1::5], strict=False)]
+        ctx.save_for_backward(*tensors[::5], *tensors[4::5], *products, *rest, *parts)
 
     @staticmethod
     @once_differentiable  # what it saved are constants; `luthier.core.fast.plain` has second derivatives
     def backward(ctx: Any, *dys: Tensor):
-        n = ctx.count
-        saved = ctx.saved_tensors
-        weights, cs, zs, (h, a), ups = (
-            saved[:n],
-            saved[n : 2 * n],
-            saved[2 * n : 3 * n],
-            saved[3 * n : 3 * n + 2],
-            saved[3 * n + 2 : 4 * n + 2],
-        )
-        x = ctx.make(None, *saved[4 * n + 2 :])
+        saved = iter(ctx.saved_tensors)
+        weights, cs, products = ([*islice(saved, ctx.count)] for _ in range(3))
+        h, a, ups = next(saved), next(saved), [*islice(saved, ctx.count)]
+        x = ctx.make(None, *saved)
         dcs, dzs = [], []
-        for dy, z, c in zip(dys[:n], zs, cs, strict=True):
-            dy = dy.reshape(z.shape)
-            room = dy * z
-            dcs.append(room.sum(0))
+        for dy, product, c in zip(dys[: ctx.count], products, cs, strict=True):
+            dy, c = dy.reshape(-1, dy.shape[-1]), _divisor(c)
+            room = dy * product.view_as(dy)
+            dcs.append(room.sum(0) / c)
             dzs.append(torch.mul(dy, c, out=room))
         dh, das, dbs = factor_gradients(ups, dzs, h, x.reshape(-1, x.shape[-1]), ctx.scales)
         dx = None
@@ -135,3 +134,8 @@ class _DoRA(torch.autograd.Function):
             gradients = [functional.linear(dz, weight.mT) for dz, weight in zip(dzs, weights, strict=True)]
             dx = through(gradients, dh, a, None).view(x.shape)
         return dx, None, *(g for own in zip(das, dbs, dcs, strict=True) for g in (None, None, *own))
+
+
+def _divisor(c: Tensor) -> Tensor:
+    """c, with next to nothing in place of 0, by which nothing could be divided."""
+    return c.masked_fill(c == 0, max(1e-30, torch.finfo(c.dtype).tiny))
