@@ -24,7 +24,7 @@ class Adapters(nn.Module):
         self.siblings: list[nn.Module] = []
         """The layers that read the same tensor right after this one."""
         self.written = False
-        """Whether others write into what this layer returns, as a probing pass found: then no kernel runs in training."""
+        """Others write into what this layer returns, as a probing pass found: in training no kernel runs then."""
         self.acting: dict[int, Slot] = {}
         """The enabled slots by their order of attachment."""
         self.given = 0
