@@ -163,14 +163,14 @@ def test_second_derivatives_are_those_of_the_base_itself():
 
 
 def test_a_tensor_that_was_written_into_is_kept_itself():
-    x = torch.randn(3)
+    x, left, mask = torch.randn(3, 4), torch.randn(2, 3), torch.rand(3, 4) > 0.5
     made = mark(x * 2, torch.mul, x, torch.tensor(2.0))
-    make, parts = kept(made, None)
-    assert len(parts) == 2 and torch.equal(make(None, *parts), made)
-    assert torch.equal(make(torch.tensor([True, False, True]), *parts), made * torch.tensor([1, 0, 1]))
+    times, parts = kept(made, None)
+    assert len(parts) == 2 and torch.allclose(times(left, None, *parts), left @ made)
+    assert torch.allclose(times(left, mask, *parts), left @ (made * mask))
     made.add_(1)
-    make, parts = kept(made, None)
-    assert len(parts) == 1 and parts[0] is made and make(None, *parts) is made
+    times, parts = kept(made, None)
+    assert len(parts) == 1 and parts[0] is made and torch.allclose(times(left, None, *parts), left @ made)
 
 
 def test_the_plain_twins_are_the_functions_of_transformers():

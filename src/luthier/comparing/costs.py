@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from luthier import data, models
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
+from luthier.core.fast import plain
 from luthier.training.frame import running
 from luthier.training.prepare import labels_in_order
 
@@ -95,8 +96,8 @@ def _timed(model: Any, loss: Callable, batch: Batch) -> float:
 
 
 def _floor(fitted: Fitted, loss: Callable, batch: Batch) -> float:
-    """The same of the frozen base, whose activations still get gradients, as below any adapter."""
-    with fitted.frozen(), _reached(fitted.model, batch) as inputs:
+    """The same of the frozen base as it came, whose activations still get gradients, as below any adapter."""
+    with plain(), fitted.frozen(), _reached(fitted.model, batch) as inputs:
         return _timed(fitted.model, loss, inputs)
 
 

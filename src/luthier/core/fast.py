@@ -158,7 +158,7 @@ def on() -> bool:
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Every form runs as its equation says, while the context lasts."""
+    """Every form runs as its equation says, and every piece of the base as it came, while the context lasts."""
     global _on
     before, _on = _on, False
     try:

@@ -15,34 +15,38 @@ Make = Callable[..., Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """`make(*parts)` is the tensor, as long as nobody wrote into it."""
+    """`make(*parts)` is the tensor [..., d], as long as nobody wrote into it."""
 
     make: Make
     parts: tuple[Tensor, ...]
+    times: Make | None
+    """`times(left, *parts)` is left @ make(*parts), where that is had without making it."""
     version: int
 
 
-def mark(x: Tensor, make: Make, *parts: Tensor) -> Tensor:
-    """x, which knows that it is make(*parts). `make` holds no tensor, so that checkpointing can let go of the parts."""
-    vars(x)[MADE] = Made(make, parts, x._version)
+def mark(x: Tensor, make: Make, *parts: Tensor, times: Make | None = None) -> Tensor:
+    """x, which knows that it is make(*parts). Neither function holds a tensor, or checkpointing could not let it go."""
+    vars(x)[MADE] = Made(make, parts, times, x._version)
     return x
 
 
 def kept(x: Tensor, read: Tensor | None) -> tuple[Make, tuple[Tensor, ...]]:
-    """(make, tensors): what a backward pass keeps of `read`, which is x with dropout (None: x itself).
+    """(times, tensors): what a backward pass keeps of `read` [..., d], which is x with dropout (None: x itself).
 
-    make(mask, *tensors) is what was read; the mask is None without dropout.
+    times(left, mask, *tensors) is left [n, tokens] @ what was read; the mask is None without dropout.
     """
     made: Made | None = vars(x).get(MADE)
     if made is None or made.version != x._version:
         return _itself, (x if read is None else read,)
-    return partial(_again, made.make), made.parts
+    return partial(_again, made.make, made.times), made.parts
 
 
-def _itself(mask: Tensor | None, read: Tensor) -> Tensor:
-    return read
+def _itself(left: Tensor, mask: Tensor | None, read: Tensor) -> Tensor:
+    return left @ read.reshape(-1, read.shape[-1])
 
 
-def _again(make: Make, mask: Tensor | None, *parts: Tensor) -> Tensor:
+def _again(make: Make, times: Make | None, left: Tensor, mask: Tensor | None, *parts: Tensor) -> Tensor:
+    if times is not None and mask is None:
+        return times(left, *parts)
     x = make(*parts)
-    return x if mask is None else x * mask
+    return _itself(left, None, x if mask is None else x * mask)

@@ -29,7 +29,7 @@ def lean(module: nn.Module, x: Tensor) -> Tensor | None:
     if type(weight) not in (nn.Parameter, Tensor):
         return None
     y, r = _Norm.apply(x, weight, module.variance_epsilon)  # type: ignore[misc]
-    return mark(y, _normed, x, weight, r)
+    return mark(y, _normed, x, weight, r, times=_times)
 
 
 def _exactly(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -40,6 +40,11 @@ def _exactly(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 def _normed(x: Tensor, weight: Tensor, r: Tensor) -> Tensor:
     return (x.float() * r).to(x.dtype).mul_(weight)
+
+
+def _times(left: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> Tensor:
+    """left @ y = ((left ∘ r) @ x) ∘ w: y need not be made."""
+    return ((left * r.view(1, -1)).to(x.dtype) @ x.reshape(-1, x.shape[-1])) * weight
 
 
 class _Norm(torch.autograd.Function):

@@ -6,7 +6,7 @@ times as fast. The ranks of layers that read the same tensor lie above each othe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,16 +23,20 @@ def scaled(ups: Sequence[Tensor], scales: Sequence[float], dtype: torch.dtype) -
 
 
 def factor_gradients(
-    ups: Sequence[Tensor], reached: Sequence[Tensor], h: Tensor, read: Tensor, scales: Sequence[float]
+    ups: Sequence[Tensor],
+    reached: Sequence[Tensor],
+    h: Tensor,
+    times: Callable[[Tensor], Tensor],
+    scales: Sequence[float],
 ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
     """(dh [ranks, tokens], dA of each, dB of each), from the gradients [tokens, d_out] that reached each layer's term.
 
-    `read` [tokens, d_in] is what A read.
+    times(dh) is dh @ what A read [tokens, d_in].
     """
     sizes = [len(up) for up in ups]
     dh = torch.cat([up @ dy.mT for up, dy in zip(ups, reached, strict=True)])
     dbs = [s * (part @ dy).mT for s, part, dy in zip(scales, h.split(sizes), reached, strict=True)]
-    return dh, (dh @ read).split(sizes), dbs
+    return dh, times(dh).split(sizes), dbs
 
 
 def through(gradients: Sequence[Tensor], dh: Tensor, a: Tensor, mask: Tensor | None) -> Tensor:

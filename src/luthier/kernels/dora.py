@@ -110,7 +110,7 @@ class _DoRA(torch.autograd.Function):
         x, ctx.scales, *tensors = inputs
         n = ctx.count = len(ctx.scales)
         ctx.mark_non_differentiable(*output[n:])
-        ctx.make, parts = kept(x, None)
+        ctx.times, parts = kept(x, None)
         bare, rest = iter(output[n : -n - 2]), output[-n - 2 :]
         products = [y if bias is None else next(bare) for y, bias in zip(output, tensors[1::5], strict=False)]
         ctx.save_for_backward(*tensors[::5], *tensors[4::5], *products, *rest, *parts)
@@ -121,18 +121,18 @@ class _DoRA(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         weights, cs, products = ([*islice(saved, ctx.count)] for _ in range(3))
         h, a, ups = next(saved), next(saved), [*islice(saved, ctx.count)]
-        x = ctx.make(None, *saved)
+        parts = [*saved]
         dcs, dzs = [], []
         for dy, product, c in zip(dys[: ctx.count], products, cs, strict=True):
             dy, c = dy.reshape(-1, dy.shape[-1]), _divisor(c)
             room = dy * product.view_as(dy)
             dcs.append(room.sum(0) / c)
             dzs.append(torch.mul(dy, c, out=room))
-        dh, das, dbs = factor_gradients(ups, dzs, h, x.reshape(-1, x.shape[-1]), ctx.scales)
+        dh, das, dbs = factor_gradients(ups, dzs, h, lambda left: ctx.times(left, None, *parts), ctx.scales)
         dx = None
         if ctx.needs_input_grad[0]:
             gradients = [functional.linear(dz, weight.mT) for dz, weight in zip(dzs, weights, strict=True)]
-            dx = through(gradients, dh, a, None).view(x.shape)
+            dx = through(gradients, dh, a, None).view(*dys[0].shape[:-1], -1)
         return dx, None, *(g for own in zip(das, dbs, dcs, strict=True) for g in (None, None, *own))
 
 

@@ -90,7 +90,7 @@ class _LoRA(torch.autograd.Function):
         x, read, mask, ctx.scales, *tensors = inputs
         ctx.count = len(ctx.scales)
         ctx.mark_non_differentiable(*output[ctx.count :])
-        ctx.make, parts = kept(x, read)
+        ctx.times, parts = kept(x, read)
         ctx.save_for_backward(mask, *output[ctx.count :], *tensors[::4], *parts)
 
     @staticmethod
@@ -98,12 +98,11 @@ class _LoRA(torch.autograd.Function):
     def backward(ctx: Any, *dys: Tensor):
         mask, h, a, *rest = ctx.saved_tensors
         ups, weights, parts = rest[: ctx.count], rest[ctx.count : 2 * ctx.count], rest[2 * ctx.count :]
-        read = ctx.make(mask, *parts)
         flat = [dy.reshape(-1, dy.shape[-1]) for dy in dys[: ctx.count]]
-        dh, das, dbs = factor_gradients(ups, flat, h, read.reshape(-1, read.shape[-1]), ctx.scales)
+        dh, das, dbs = factor_gradients(ups, flat, h, lambda left: ctx.times(left, mask, *parts), ctx.scales)
         dx = None
         if ctx.needs_input_grad[0]:
             # dy W, by the library of the forward pass
             gradients = [functional.linear(dy, weight.mT) for dy, weight in zip(flat, weights, strict=True)]
-            dx = through(gradients, dh, a, mask).view(read.shape)
+            dx = through(gradients, dh, a, mask).view((*dys[0].shape[:-1], -1))
         return dx, None, None, None, *(g for da, db in zip(das, dbs, strict=True) for g in (None, None, da, db))

@@ -90,7 +90,7 @@ class _WeGeFT(torch.autograd.Function):
         x, read, mask, ctx.scales, *tensors = inputs
         ctx.count = len(ctx.scales)
         ctx.mark_non_differentiable(*output[ctx.count :])
-        ctx.make, parts = kept(x, read)
+        ctx.times, parts = kept(x, read)
         ctx.save_for_backward(mask, *output[ctx.count :], *tensors[::4], *parts)
 
     @staticmethod
@@ -98,10 +98,9 @@ class _WeGeFT(torch.autograd.Function):
     def backward(ctx: Any, *dys: Tensor):
         mask, h, psi, *rest = ctx.saved_tensors
         ups, weights, parts = rest[: ctx.count], rest[ctx.count : 2 * ctx.count], rest[2 * ctx.count :]
-        read = ctx.make(mask, *parts)
         pairs = zip(dys[: ctx.count], weights, strict=True)
         dedited = [functional.linear(dy.reshape(-1, dy.shape[-1]), w.mT) for dy, w in pairs]  # dy W, as forwards
-        dh, dpsis, dphis = factor_gradients(ups, dedited, h, read.reshape(-1, read.shape[-1]), ctx.scales)
-        dx = through(dedited, dh, psi, mask).view(read.shape) if ctx.needs_input_grad[0] else None
+        dh, dpsis, dphis = factor_gradients(ups, dedited, h, lambda left: ctx.times(left, mask, *parts), ctx.scales)
+        dx = through(dedited, dh, psi, mask).view((*dys[0].shape[:-1], -1)) if ctx.needs_input_grad[0] else None
         pairs = zip(dpsis, dphis, strict=True)
         return dx, None, None, None, *(g for dpsi, dphi in pairs for g in (None, None, dpsi, dphi))
