@@ -257,11 +257,12 @@ def test_what_is_kept_of_the_base_goes_by_how_it_is_packed(study, held, tmp_path
 
 
 def test_parts_that_share_a_name_are_told_apart_where_forgetting_is_measured(study, additions, tmp_path):
-    own = study.to_dict()["data"]["sums"]
+    own = study.to_dict()["data"]["sums"] | {"test": {"sums": additions["test"]}}
     sets = {name: own | {"test": {"dev": additions["test"]}} for name in ("a", "b")}
-    plan = runner.prepared(changed(study, data=sets | {"c": own}, methods=["lora"], seeds=[0]), tmp_path / "s")
+    values = study.to_dict() | {"data": sets | {"c": own}, "methods": ["lora"], "seeds": [0]}
+    plan = runner.prepared(Study.from_dict(values), tmp_path / "s")
     found = {job.data.name: set(_tasks(plan, job, None)) for job in plan.jobs}
-    assert found == {"a": {"b dev", "c"}, "b": {"a dev", "c"}, "c": {"a dev", "b dev"}}
+    assert found == {"a": {"b dev", "sums"}, "b": {"a dev", "sums"}, "c": {"a dev", "b dev"}}
 
 
 @pytest.mark.parametrize("given", [{"init": {"name": "pissa"}}, {"update": {"name": "lora_plus"}}])
