@@ -67,9 +67,13 @@ def test_a_step_gives_the_same_with_and_without(form, dtype, without):
         assert (ours - theirs).norm() <= (1e-5 if dtype is torch.float32 else 0.03) * theirs.norm()
 
 
-@pytest.mark.parametrize("act", ["gelu_pytorch_tanh", "relu", "linear"])
+@pytest.mark.parametrize("act", ["gelu_pytorch_tanh", "relu", "linear", torch.sin, nn.SiLU(inplace=True), nn.PReLU()])
 def test_any_activation_serves(act, without):
-    model = lt.attach(build(hidden_act=act), lt.LoRA())
+    base = build(**({"hidden_act": act} if isinstance(act, str) else {}))
+    for block in base.model.layers if callable(act) else ():
+        del block.mlp.act_fn
+        block.mlp.act_fn = copy.deepcopy(act)
+    model = lt.attach(base, lt.LoRA())
     _, found = step(model)
     without()
     for ours, theirs in zip(found, step(model)[1], strict=True):

@@ -6,6 +6,7 @@ what the products of the layer do, and h is as large as either.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from luthier.kernels._made import mark
+
+Act = Callable[[Tensor], Tensor]
 
 
 def plain(self, x):
@@ -24,11 +27,18 @@ def lean(module: nn.Module, x: Tensor) -> Tensor:
     """`plain`, bit for bit."""
     act: Any = module.act_fn
     gate, up = module.gate_proj(x), module.up_proj(x)  # type: ignore[operator]
-    if not (gate.requires_grad and up.requires_grad) or any(True for _ in act.parameters()):
+    if not (_plain(act) and gate.requires_grad and up.requires_grad):
         return module.down_proj(act(gate) * up)  # type: ignore[operator]
     room = Room()
     h: Any = _Product.apply(gate, up, act, room)
     return module.down_proj(mark(h, partial(_again, act, room), gate, up))  # type: ignore[operator]
+
+
+def _plain(act: Act) -> bool:
+    """Whether an activation is neither trained nor writes into what it is given."""
+    if not isinstance(act, nn.Module):
+        return True
+    return not (vars(act).get("inplace", False) or any(True for _ in act.parameters()))
 
 
 class Room:
@@ -37,12 +47,12 @@ class Room:
     found: tuple[Tensor, Tensor] | None = None
 
 
-def _again(act: nn.Module, room: Room, gate: Tensor, up: Tensor) -> Tensor:
+def _again(act: Act, room: Room, gate: Tensor, up: Tensor) -> Tensor:
     room.found = _activated(act, gate)
     return room.found[1].detach() * up
 
 
-def _activated(act: nn.Module, gate: Tensor) -> tuple[Tensor, Tensor]:
+def _activated(act: Act, gate: Tensor) -> tuple[Tensor, Tensor]:
     """(g, act(g)), the latter with a gradient into the former."""
     with torch.enable_grad():
         g = gate.detach().requires_grad_()
@@ -53,7 +63,7 @@ class _Product(torch.autograd.Function):
     """dg = act'(g) (dh ∘ u), du = dh ∘ act(g)."""
 
     @staticmethod
-    def forward(gate: Tensor, up: Tensor, act: nn.Module, room: Room):
+    def forward(gate: Tensor, up: Tensor, act: Act, room: Room):
         """act(g) ∘ u."""
         return act(gate) * up
 
