@@ -74,12 +74,13 @@ def _classes(name: str, labels: list[str], adapter: str | None) -> list[str] | N
 
     Classes that the checkpoint never named are those of the rows, in their order.
     """
-    from luthier.models import config_of
+    from luthier.models import config_of, named
 
-    own = list(config_of(name).label2id)
+    config = config_of(name)
+    own = list(config.label2id)
     if set(labels) <= set(own):
         return None
-    if adapter is None and any(label != f"LABEL_{index}" for index, label in enumerate(own)):
+    if adapter is None and named(config.id2label):
         raise LuthierError(
             f"the rows have the classes {', '.join(labels)}, and those of {name!r} are {', '.join(own)}. Rename the "
             "labels of the rows, or give the adapter that was fitted for them (--adapter)."

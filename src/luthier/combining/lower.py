@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,10 +78,11 @@ def _table(path: str, module: nn.Module, slots: Sequence[Slot]) -> dict[str, Del
     if factors is not None and type(module) is nn.Embedding:
         return {"weight": Delta.low_rank(factors[1].mT, factors[0].mT)}
     ids = torch.arange(len(stored))
+    looked: Any = OneHot(ids)
     base = module(ids).to(stored.dtype)
     y = base
     for slot in slots:
-        y = slot.post(State(), OneHot(ids), y)  # type: ignore[arg-type]
+        y = slot.post(State(), looked, y)
     gain = (base * stored).sum() / (stored * stored).sum()  # Gemma scales what it looks up
     return {"weight": Delta.dense_of((y - base) / gain)}
 

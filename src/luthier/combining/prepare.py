@@ -25,7 +25,7 @@ from luthier.core.folder import adapter_at, read_adapter
 from luthier.core.layer import features, is_quantised
 from luthier.core.scope import Scope
 from luthier.core.store import refuse_foreign
-from luthier.models import task_of_class
+from luthier.models import named, task_of_class
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,11 @@ def _served(folder: str | Path, spec: dict[str, Any] | None) -> Served:
     file = Path(folder).expanduser() / "config.json"
     config = read_json(file) if file.is_file() else {}
     task = task_of_class((config.get("architectures") or [""])[0])
-    named = {int(index): name for index, name in config.get("id2label", {}).items()}
-    if task == "embedding" or ("classification" in task and len(named) == 1):  # of no known class; one number
+    classes = {int(index): name for index, name in config.get("id2label", {}).items()}
+    if task == "embedding" or ("classification" in task and len(classes) == 1):  # of no known class; one number
         return Served(None, None)
-    told = "classification" in task and any(name != f"LABEL_{index}" for index, name in named.items())
-    return Served(task, [named[index] for index in sorted(named)] if told else None)
+    told = "classification" in task and named(classes)
+    return Served(task, [classes[index] for index in sorted(classes)] if told else None)
 
 
 def _blanked(base: nn.Module, new: Sequence[str]) -> frozenset[str]:

@@ -60,9 +60,9 @@ class Into:
         self._changed += 1
 
     def _untie(self, name: str) -> None:
-        config = getattr(self.model, "config", None)
+        config: Any = getattr(self.model, "config", None)
         if getattr(config, "tie_word_embeddings", False):
-            config.tie_word_embeddings = False  # type: ignore[union-attr]
+            config.tie_word_embeddings = False
             warnings.warn(f"{name} was tied to another tensor; combined, they differ and are untied.", stacklevel=5)
 
     def save(self, folder: Path, base: str, measured: Mapping[str, Any]) -> dict[str, int]:

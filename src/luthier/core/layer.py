@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import types
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +84,12 @@ def is_quantised(module: nn.Module) -> bool:
     assert weight is not None
     plain = type(weight) is nn.Parameter or type(weight.data) is Tensor
     return not (weight.is_floating_point() and plain) or "Params" in type(weight).__name__
+
+
+def namesake(cls: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
+    """A subclass with this body that goes by the name of `cls`."""
+    body = body | {key: getattr(cls, key) for key in ("__module__", "__qualname__", "__doc__")}
+    return types.new_class(cls.__name__, (cls,), {}, lambda namespace: namespace.update(body))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

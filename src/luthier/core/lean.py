@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core import fast
-from luthier.core.layer import base_modules
+from luthier.core.layer import base_modules, namesake
 from luthier.kernels import _glu, _norm
 
 PIECES = (_norm, _glu)
@@ -54,9 +53,7 @@ def _lean_class(cls: type[nn.Module]) -> type[nn.Module] | None:
         y = piece.lean(self, args[0]) if len(args) == 1 and not kwargs and _serves(args[0]) else None
         return base(self, *args, **kwargs) if y is None else y
 
-    body: dict[str, Any] = {"forward": forward, "_luthier_plain": cls}
-    body |= {key: getattr(cls, key) for key in ("__module__", "__qualname__", "__doc__")}
-    return types.new_class(cls.__name__, (cls,), {}, lambda namespace: namespace.update(body))
+    return namesake(cls, {"forward": forward, "_luthier_plain": cls})
 
 
 def _code(function: Callable) -> tuple:

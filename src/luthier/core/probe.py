@@ -117,9 +117,9 @@ def unreached(model: nn.Module, state: State, sites: Selection) -> list[str]:
     try:
         run_once(model)
         state.met |= state.reached
-        for adapters, y, version in state.given:
+        for adapters, y, version in state.returned:
             adapters.written = y._version != version
         reached = {site.type for site in judged if site.key in state.reached}
     finally:
-        state.reached, state.reading, state.given = None, None, []
+        state.reached, state.reading, state.returned = None, None, []
     return sorted({site.type for site in judged} - reached)

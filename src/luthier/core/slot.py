@@ -96,7 +96,7 @@ class State:
     """Sites that a probing pass has seen since the last module was adapted."""
     reading: Reading | None = None
     """The tensor that a probing pass is reading."""
-    given: list[tuple[Adapters, Tensor, int]] = field(default_factory=list)
+    returned: list[tuple[Adapters, Tensor, int]] = field(default_factory=list)
     """What layers returned in a probing pass, and its version then."""
     ahead: Ahead | None = None
     """Outputs of the layers that are called next."""

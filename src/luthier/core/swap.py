@@ -18,7 +18,7 @@ from luthier.core.adapters import Adapters
 from luthier.core.call import Prompt, read_call
 from luthier.core.errors import LuthierError
 from luthier.core.fast import fast_linear, ready
-from luthier.core.layer import is_sharded, weight_of
+from luthier.core.layer import is_sharded, namesake, weight_of
 from luthier.core.slot import OneHot, Slot, State
 
 
@@ -93,9 +93,7 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
         body["__getattr__"] = __getattr__
     if generate := getattr(cls, "generate", None):
         body["generate"] = _prompting(generate)
-    for key in ("__module__", "__qualname__", "__doc__"):
-        body[key] = getattr(cls, key)
-    return types.new_class(cls.__name__, (cls,), {}, lambda namespace: namespace.update(body))
+    return namesake(cls, body)
 
 
 def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
@@ -221,7 +219,7 @@ def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple
         )
     if (y := fast_linear(module, adapters, x)) is not None:
         if state.reached is not None:
-            state.given.append((adapters, y, y._version))
+            state.returned.append((adapters, y, y._version))
         return y
     for slot in adapters.inputs:
         x = slot.post(state, x, x)

@@ -5,6 +5,7 @@ y = w ∘ x / √(mean x² + ε), x [..., d]; computed in float32, rounded to th
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,21 +22,16 @@ def plain(self, hidden_states):
     return self.weight * hidden_states.to(input_dtype)
 
 
-def lean(module: nn.Module, x: Tensor) -> Tensor | None:
+def lean(module: Any, x: Tensor) -> Tensor | None:
     """`plain`, bit for bit; None where the weight is trained, sharded or of another dtype."""
-    weight: Any = module.weight
+    weight = module.weight
     if not x.requires_grad or weight.requires_grad or weight.dtype is not x.dtype:
         return None
     if type(weight) not in (nn.Parameter, Tensor):
         return None
-    y, r = _Norm.apply(x, weight, module.variance_epsilon)  # type: ignore[misc]
+    made: Any = _Norm.apply(x, weight, module.variance_epsilon)
+    y, r = made
     return mark(y, _normed, x, weight, r, times=_times)
-
-
-def _exactly(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """y, as autograd follows it."""
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
 
 
 def _normed(x: Tensor, weight: Tensor, r: Tensor) -> Tensor:
@@ -66,7 +62,8 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, _: Any):
         x, weight, r = ctx.saved_tensors
         if torch.is_grad_enabled():  # second derivatives are wanted
-            return torch.autograd.grad(_exactly(x, weight, ctx.epsilon), x, dy, create_graph=True)[0], None, None
+            y = plain(SimpleNamespace(weight=weight, variance_epsilon=ctx.epsilon), x)
+            return torch.autograd.grad(y, x, dy, create_graph=True)[0], None, None
         wide, g = x.float(), (dy * weight).float()
         pull = torch.linalg.vecdot(g, wide)[..., None].mul_(r.pow(3)).div_(-x.shape[-1])
         return g.mul_(r).addcmul_(wide, pull).to(x.dtype), None, None

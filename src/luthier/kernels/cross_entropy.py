@@ -196,7 +196,8 @@ def summed(
     """
     if not torch.is_grad_enabled():
         rows, weights = rows.detach(), []
-    return _Summed.apply(logits_of, targets, size, rows, *weights)  # type: ignore[return-value]
+    total: Any = _Summed.apply(logits_of, targets, size, rows, *weights)
+    return total
 
 
 class _Summed(torch.autograd.Function):

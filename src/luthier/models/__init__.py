@@ -8,6 +8,7 @@ from __future__ import annotations
 from luthier.models._catalogue import Entry, File, catalogue
 from luthier.models._config import config_of, meta_model, processor_of
 from luthier.models._fetch import fetch, is_cached
+from luthier.models._labels import named
 from luthier.models._licence import licence_of
 from luthier.models._load import TASKS, Loaded, load, task_of_class
 from luthier.models._positions import positions
@@ -30,6 +31,7 @@ __all__ = [
     "load",
     "meta_model",
     "model",
+    "named",
     "positions",
     "processor_of",
     "refuse_untrained",

@@ -20,7 +20,7 @@ def config_of(name: str) -> Any:
     file = Path(name).expanduser()
     path = file if file.suffix == ".json" and file.is_file() else resolve(name)
     with _told(name, "a config.json"):
-        return transformers.AutoConfig.from_pretrained(path, local_files_only=_local(path))
+        return transformers.AutoConfig.from_pretrained(path, local_files_only=only_local(path))
 
 
 def processor_of(name: str, task: str) -> Any:
@@ -30,11 +30,7 @@ def processor_of(name: str, task: str) -> Any:
     path = resolve(name)
     with _told(name, "a tokenizer (or what prepares its inputs)"):
         kind = getattr(transformers, TASKS[task].processor)
-        return kind.from_pretrained(path, local_files_only=_local(path))
-
-
-def _local(path: Path | str) -> bool:
-    return isinstance(path, Path) or only_local(path, "main")
+        return kind.from_pretrained(path, local_files_only=only_local(path))
 
 
 @contextmanager

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from luthier.core.errors import LuthierError
 
 
-def only_local(name: str, revision: str) -> bool:
-    """Whether the hub id `name` must come from the local hub cache.
+def only_local(name: Path | str, revision: str = "main") -> bool:
+    """Whether `name` must come from this machine: a folder, or a hub id that the local hub cache holds.
 
     Raises `LuthierError` when the hub cannot be reached and the model is not in that cache.
     """
+    if isinstance(name, Path):
+        return True
     from huggingface_hub import constants, try_to_load_from_cache
 
     if not constants.HF_HUB_OFFLINE and _reachable(constants.ENDPOINT):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from luthier.core.errors import LuthierError
@@ -23,6 +24,11 @@ def label_settings(config: Any, task: str, labels: list[str] | None, num_labels:
     if names:
         config.problem_type = "single_label_classification"
     return config
+
+
+def named(classes: Mapping[int, str]) -> bool:
+    """Whether somebody named the classes {index: name}; transformers calls them LABEL_0, LABEL_1 and so on."""
+    return any(name != f"LABEL_{index}" for index, name in classes.items())
 
 
 def _names(task: str, labels: list[str] | None, num_labels: int | None) -> list[str]:

@@ -97,7 +97,7 @@ def load(
     path = resolve(name)
     revision = revision or "main"
     source = {"trust_remote_code": trust_remote_code, "revision": revision}
-    source["local_files_only"] = isinstance(path, Path) or only_local(path, revision)
+    source["local_files_only"] = only_local(path, revision)
     with _told(name, path, task), quiet(bars=True):
         config = transformers.AutoConfig.from_pretrained(path, **source)
         config = label_settings(config, task, labels, num_labels)

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+
+from luthier.core.layer import unwrapped
 
 
 @contextmanager
 def noisy(model: nn.Module, size: float, batch: Any) -> Iterator[None]:
     """While the context lasts and the model trains, a row of L tokens of width d reads embeddings with uniform noise
     in ±size/√(L d). L leaves padding out, as the authors' code does (transformers' own counts it)."""
-    inner: Any = model.module if isinstance(model, DistributedDataParallel) else model
+    inner: Any = unwrapped(model)
     if not (size and model.training):
         yield
         return

@@ -147,8 +147,9 @@ def _generated(job: Job) -> Found:
             f"{job.examples.source} has no answers to score ({job.examples.layout} rows); give rows with a prompt and "
             "an answer."
         )
-    rows, positions = job.examples.rows, models.positions(job.model)
+    rows = job.examples.rows
     if job.task == "seq2seq":
+        positions = models.positions(job.model)
         encoded = data.encode_all(
             job.examples, job.processor, task=job.task, max_length=job.max_length, positions=positions
         )
@@ -158,8 +159,6 @@ def _generated(job: Job) -> Found:
     longest = max(map(len, prompts))
     if job.max_length is not None and longest > job.max_length:
         raise LuthierError(f"a prompt has {longest} tokens, the maximum is {job.max_length}.")
-    if positions is not None and longest > positions:
-        raise LuthierError(f"a prompt has {longest} tokens, and the model has positions for {positions}: shorten it.")
     with _bar(job, len(prompts)) as done:
         texts = answers(job.model, job.processor, prompts, job.sampling, job.batch, done, row_tasks(job))
     scores = [scorer.score(text, example) for text, example in zip(texts, rows, strict=True)]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
@@ -102,14 +101,16 @@ def answers(
     if tasks is not None and len(tasks) != len(prompts):
         raise LuthierError(f"{len(tasks)} tasks for {len(prompts)} prompts; give one for each, or one for all.")
     texts = [""] * len(prompts)
-    stops = stop_ids(model, tokenizer)
+    stops, most = stop_ids(model, tokenizer), positions(model)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     with evaluating(model), torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(sampling.seed)
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
+            taken = 1 if model.config.is_encoder_decoder else len(prompts[chosen[0]])
             with routed(model, tasks and [tasks[i] for i in chosen]):
-                new = _continue(model, tokenizer, [prompts[i] for i in chosen], sampling, stops)
+                fitting = _within(sampling, taken, most)
+                new = _continue(model, tokenizer, [prompts[i] for i in chosen], fitting, stops)
             for i, ids in zip(chosen, new.tolist(), strict=True):
                 texts[i] = text_of(tokenizer, ids, stops)
             done(len(chosen))
@@ -117,8 +118,7 @@ def answers(
 
 
 def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling, stops: list[int]) -> Tensor:
-    """New token ids [rows, at most max_new_tokens], padded behind their stop; fewer where the model cannot number so
-    many tokens."""
+    """New token ids [rows, at most max_new_tokens], padded behind their stop."""
     from transformers import GenerationConfig
 
     seq2seq = model.config.is_encoder_decoder
@@ -127,7 +127,7 @@ def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sa
     inputs = collate([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in prompts])
     drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
     config = GenerationConfig(
-        max_new_tokens=min(sampling.max_new_tokens, _room(model, 1 if seq2seq else max(map(len, prompts)))),
+        max_new_tokens=sampling.max_new_tokens,
         do_sample=bool(sampling.temperature),
         num_beams=1,
         eos_token_id=stops or None,
@@ -144,14 +144,13 @@ def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sa
     return out[:, 1:] if seq2seq else out[:, inputs["input_ids"].shape[1] :]
 
 
-def _room(model: Any, taken: int) -> int:
-    """How many tokens fit behind those that are `taken`; raises `LuthierError` where none does."""
-    most = positions(model)
+def _within(sampling: Sampling, taken: int, most: int | None) -> Sampling:
+    """With as many new tokens as fit behind those that are `taken`; raises `LuthierError` where none does."""
     if most is None:
-        return sys.maxsize
+        return sampling
     if taken >= most:
         raise LuthierError(f"a prompt has {taken} tokens, and the model has positions for {most}: shorten it.")
-    return most - taken
+    return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, most - taken))
 
 
 @contextmanager
