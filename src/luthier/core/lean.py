@@ -1,4 +1,4 @@
-"""Pieces of a frozen base that keep less for the backward pass, and take less time, than autograd makes of them.
+"""Pieces of a frozen base that keep less for the backward pass than autograd makes of them.
 
 A piece is a file of `luthier.kernels` with two functions: `plain(self, x)`, written as transformers writes the forward
 pass of such a module, and its twin `lean(module, x)`, with the same results bit for bit (None: not here). Every module
