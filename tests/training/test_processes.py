@@ -29,8 +29,9 @@ train(run, progress=False, resume=True)
 """
 
 
-def test_two_processes(llama, additions, tmp_path):
-    settings = Training(steps=8, batch=4, save_every=4, eval_fraction=0.2, lr=1e-2)
+@pytest.mark.parametrize("order", ["random", "length"])
+def test_two_processes(order, llama, additions, tmp_path):
+    settings = Training(steps=8, batch=4, save_every=4, eval_fraction=0.2, lr=1e-2, order=order)
     run = Run(llama, additions, lt.LoRA(rank=4), out=str(tmp_path / "two"), training=settings)
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -9,7 +9,7 @@ components (selections of examples), found by discovery.
 """
 
 from luthier.core.component import attributes, plugin_folders
-from luthier.data._collate import Collator, collate, collator_for
+from luthier.data._collate import Collator, collate, collator_for, length_of
 from luthier.data._encode import TASKS, encode, encode_all, encode_classification, encode_seq2seq
 from luthier.data._example import Example, Examples, last_answer, split, without
 from luthier.data._gym import split_gym
@@ -46,6 +46,7 @@ __all__ = [
     "encode_image",
     "encode_seq2seq",
     "last_answer",
+    "length_of",
     "load",
     "prompt_ids",
     "prompt_of",

@@ -65,6 +65,12 @@ class Collator:
         return np.pad(value, sides, constant_values=fill)
 
 
+def length_of(feature: dict[str, Any]) -> int:
+    """Tokens or samples of a row, or of the longest beside it under `also`; 0 for pictures, which are of one size."""
+    rows = (feature, *feature.get("also", ()))
+    return max((len(row[name]) for row in rows for name in ("input_ids", "input_values") if name in row), default=0)
+
+
 def collate(
     features: list[dict[str, Any]],
     pad_token_id: int,

@@ -231,7 +231,7 @@ def _outputs(job: Job, names: list[str] | None) -> tuple[np.ndarray, np.ndarray,
         positions=models.positions(job.model),
     )
     collator = data.collator_for(job.task, job.processor)
-    order = sorted(range(len(features)), key=lambda i: len(features[i].get("input_ids", ())), reverse=True)
+    order = sorted(range(len(features)), key=lambda i: data.length_of(features[i]), reverse=True)
     tasks = row_tasks(job)
     logits, total = torch.zeros(0), 0.0
     training = job.model.training

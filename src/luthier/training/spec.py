@@ -35,6 +35,8 @@ class Training:
     """Rows a process takes at a time."""
     accumulate: int = 1
     """Batches whose gradients make one step; the loss is the mean over all their tokens."""
+    order: Literal["random", "length"] = "random"
+    """How rows meet in batches: at random, or with rows of like length, which saves padding."""
     lr: float | None = None
     """Highest learning rate (none: the form's own)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"

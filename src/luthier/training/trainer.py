@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback
 
 from luthier.core.control import tensors
@@ -22,9 +23,10 @@ from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, write_json
 from luthier.core.objective import At, Memory, labels_of
 from luthier.core.optimiser import optimiser
-from luthier.data import Collator
+from luthier.data import Collator, length_of
 from luthier.training.checkpoint import WRITING, clean, commit
 from luthier.training.frame import running
+from luthier.training.order import ByLength
 from luthier.training.spec import Run
 
 ADAPTER = "adapter.safetensors"
@@ -118,6 +120,14 @@ class Trainer(transformers.Trainer):
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         if not self.run.training.shard:  # a sharded base is where it is to be
             super()._move_model_to_device(model, device)
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        """Rows at random, or in groups of like length that the processes share."""
+        if self.run.training.order == "random":
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = self.train_dataset
+        group = self.args.train_batch_size * self.args.world_size
+        return ByLength([length_of(row) for row in rows], group, self.run.training.seed)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """AdamW, driven by the run's update."""
