@@ -86,6 +86,20 @@ def test_masked_thought_hides_answers_alone(shaped):
     assert torch.equal(seen["labels"], batch["labels"]) and set(seen) == {"input_ids", "attention_mask", "labels"}
 
 
+def test_masked_thought_reads_random_tokens(shaped):
+    objective, words = made("masked_thought", p=1.0, ramp=0.0, noise="random"), tokenizer()
+    features, collator = shaped(objective, sums(8))
+    batch = batch_of(features * 100, collator)
+    seen, answer = objective.inputs(batch, NOW)["input_ids"], batch["labels"] != -100
+    assert torch.equal(seen[~answer], batch["input_ids"][~answer])
+    counts = torch.bincount(seen[answer], minlength=words.vocab_size).double()
+    assert len(counts) == words.vocab_size
+    expected = counts.sum() / len(counts)
+    assert ((counts - expected).abs() < 5 * expected.sqrt()).all()
+    with pytest.raises(LuthierError, match="would be ignored"):
+        made("masked_thought", noise="random", token="b")
+
+
 def test_masked_thought_ramps(shaped):
     objective = made("masked_thought", p=0.4, ramp=0.5)
     features, collator = shaped(objective, sums(8))

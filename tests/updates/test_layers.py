@@ -223,10 +223,12 @@ def test_what_the_model_leaves_alone_cannot_start_anew(monkeypatch):
         optimiser(model, LayerDecay(reinit=1), lr=1e-3, steps=1)
 
 
-@pytest.mark.parametrize(("form", "reader"), [(lt.LoRA(), "A"), (lt.WeGeFT(), "psi")])
-def test_lora_plus_has_two_rates(form, reader):
+@pytest.mark.parametrize(
+    ("form", "readers"), [(lt.LoRA(), ("A",)), (lt.WeGeFT(), ("psi",)), (lt.Hydra(), ("D_p", "D_s"))]
+)
+def test_lora_plus_has_two_rates(form, readers):
     model = lt.attach(llama(), form)
     lt.attach(model, lt.Full(), "params(lm_head.weight)")
     found = rates(optimiser(model, LoRAPlus(ratio=8.0), lr=1e-3, steps=1), model)
-    slow = {key for key in found if key.endswith((f".{reader}", "theta"))}
+    slow = {key for key in found if key.endswith((*(f".{each}" for each in readers), "theta"))}
     assert {found[key] for key in slow} == {1e-3} and {found[key] for key in set(found) - slow} == {8e-3}

@@ -39,6 +39,19 @@ def test_the_equivalent_gradient_is_the_projection_of_the_whole(rank_b):
     assert torch.allclose(S * (b @ ga + gb @ a), pb @ g + g @ pa - pb @ g @ pa, atol=1e-10)
 
 
+@pytest.mark.parametrize("condition", [1e1, 1e3, 1e5])
+def test_badly_conditioned_factors_in_float32(condition):
+    a, b, g, _, _ = pair()
+    u, _, vt = torch.linalg.svd(b, full_matrices=False)
+    b = (u * torch.logspace(0, -float(torch.tensor(condition).log10()), R, dtype=torch.float64) @ vt).float()
+    a, g = a.float(), g.float()
+    ga, gb = nearest(a, b, S * b.mT @ g, S * g @ a.mT, S)
+    assert ga.dtype == gb.dtype == torch.float32
+    pb, pa, g = projection(b.double()), projection(a.double().mT), g.double()
+    step = S * (b.double() @ ga.double() + gb.double() @ a.double())
+    assert torch.allclose(step, pb @ g + g @ pa - pb @ g @ pa, atol=1e-7 * condition + 1e-6)
+
+
 @pytest.mark.parametrize("rank_b", [0, 2, 3])
 def test_no_other_pair_is_closer_to_the_gradient(rank_b):
     a, b, g, da, db = pair(rank_b)

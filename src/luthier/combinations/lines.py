@@ -14,7 +14,8 @@ class LiNeS(Combine):
 
     l is the block of a tensor, of L; tensors outside the blocks get α. With one input, α is what is left of the
     change in the first block (0.1 unless told, the authors' example) and β = 1 - α leaves the last block unchanged.
-    With T of them α = ‖Σ w_i δ_i‖₁ / (T ‖then(…)‖₁) unless told: that of a mean, whatever combined them.
+    With T of them α = ‖Σ w_i δ_i‖₁ / (T ‖then(…)‖₁) unless told: that of a mean, whatever combined them. The authors
+    search β where they merge; its default there is ours.
     """
 
     paper = "Wang et al. 2024 (ICLR 2025), arXiv 2410.17146"

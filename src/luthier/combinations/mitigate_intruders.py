@@ -23,7 +23,7 @@ class MitigateIntruders(Combine):
     neutral = (("scale", 1.0),)
 
     scale: float = 0.5
-    """λ, what is left of an intruder's singular value."""
+    """λ, what is left of an intruder's singular value (the default is ours: half)."""
     k: int = 10
     """Leading singular vectors of each matrix that are looked at."""
     eps: float = 0.5

@@ -60,6 +60,8 @@ class Form(Component):
     """The factor [rank, d_in] that reads the input while another one is zero, so that an initialiser may choose it."""
     writer: ClassVar[str] = ""
     """The factor [d_out, rank] behind the reader, where the change is s · writer · reader: both may then be chosen."""
+    readers: ClassVar[tuple[str, ...]] = ()
+    """All factors that read while their partners are zero (none said: `reader`, where there is one)."""
     face: ClassVar[str] = ""
 
     positions: str = field(default="all", kw_only=True)
@@ -70,6 +72,8 @@ class Form(Component):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
+        if cls.reader and not cls.readers:
+            cls.readers = (cls.reader,)
         defined = [face for face in FACES if face in vars(cls)]
         if len(defined) > 1 or (defined and cls.face):
             raise TypeError(f"{cls.__name__} must define exactly one of {', '.join(FACES)}")

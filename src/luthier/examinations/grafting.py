@@ -22,7 +22,8 @@ class Grafting(Examination):
     """θ = θ0 + γ ⊙ δ, γ = b + (1 - 2b) ⊙ sigmoid(S), b the `share` largest of |δ|, S by gradient descent on the loss
 
     The graft is where γ rounds to 1. Half of the batches fit S, in steps over all of them, and the step is kept whose
-    rounded graft scores best on them, as in the authors' code; scores are those of the other half. The null is a
+    rounded graft scores best on them, b itself among them (the authors' code goes by training and validation scores
+    together, without b); scores are those of the other half. The null is a
     random graft of the same size, over `draws` of them. The share of each tensor that was grafted says where the
     skill lies; `error` is the expected calibration error, which the authors find lower than that of the whole change.
     """

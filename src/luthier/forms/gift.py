@@ -42,7 +42,8 @@ class GIFT(Form):
     φ is d_in x rank (Kaiming uniform), ψ is rank x d_in (zeros), s = alpha / rank: a no-op at the start. The
     block g acts on the d_out x rank matrix Wφ: identity, sigmoid, softmax (over the rank), gelu, an MLP (hidden
     width 2 rank, rows of unit length, residual), or one transformer block with one head whose tokens are the
-    d_out rows, as in the authors' code (savadikarc/gift). With g = identity, `wegeft` does the same at less
+    d_out rows, as in the authors' code (savadikarc/gift), which has no s (alpha = rank gives that) and whose blocks'
+    biases do not start at zero, as ours do. With g = identity, `wegeft` does the same at less
     cost and from the other start.
     """
 

@@ -23,6 +23,7 @@ class Hydra(Form):
     paper = "Kim et al. 2023, arXiv 2309.06922 (code: extremebird/Hydra)"
     reader = "D_p"
     writer = "U_p"
+    readers = ("D_p", "D_s")
 
     rank: int = 8
     """Rank of each branch."""

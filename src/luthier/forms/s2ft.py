@@ -39,8 +39,9 @@ class S2FT(Form):
     detaching is exact, packed bases serve, and nothing is coupled that could be permuted wrongly (their code counts
     key-value heads in the order of the query heads). What is trained and computed is the same.
 
-    The authors' default, 3% of the inputs of every down projection, is the recipe's; a form's own default is every
-    linear layer, since layers have other names in other models.
+    The recipe takes 3% of the inputs of each down projection, where the authors draw as many over all layers together,
+    so that theirs differ from layer to layer; a form's own default is every linear layer, since layers have other
+    names in other models.
 
     Whole heads: `units` is the number of key-value heads, for `side="output"` at values and `side="input"` at the
     output projection, where a unit is all query heads that read one key-value head. At random, layers of one block with

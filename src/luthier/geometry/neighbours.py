@@ -94,11 +94,6 @@ def neighbours(points: Tensor, k: int = 2, *, memory: int = MEMORY, track: Track
     for row in left.tolist():
         found[row] = plainly(cloud, row, k)
     return found.sqrt_()
-    again = [search(cloud, rows, k, torch.float64) for rows in left.split(side(cloud, torch.float64))]
-    found[left] = torch.cat([distances for distances, _ in again])
-    for row in left[~torch.cat([sure for _, sure in again])].tolist():
-        found[row] = plainly(cloud, row, k)
-    return found.sqrt_()
 
 
 def side(cloud: Cloud, dtype: torch.dtype) -> int:

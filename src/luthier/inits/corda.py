@@ -36,8 +36,10 @@ class CorDA(Init):
     The largest r (mode = instruction, C of rows like those trained on) or the smallest r (mode = knowledge, C of rows
     whose knowledge is to be kept). B = U_r S_r^½ and A = S_r^½ V_rᵀ C⁻¹, each over s^½. To C a multiple of its mean
     diagonal is added, doubled until the inverse is good. With context = root, C^½ takes the place of C: what is kept
-    then is the best of rank r for the error on those inputs. peft's version needs batches of one row and divides by
-    |max x|; here padding is left out and nothing is divided.
+    then is the best of rank r for the error on those inputs. The unit of C
+    does not change BA, yet B grows with its root and A with the inverse of that: C is here the mean over all tokens
+    but padding, so the balance does not depend on how many rows were read, while the authors (and peft, with batches
+    of one row) divide each row by its largest |x| and its sum by 256.
     """
 
     paper = "Yang et al. 2024, arXiv 2406.05223 (code: iboing/CorDA)"

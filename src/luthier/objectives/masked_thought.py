@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
 
 from luthier.core.errors import LuthierError
 from luthier.core.objective import Objective
 
 HIDDEN = "hidden"
-"""Feature that holds the token which stands for <mask>."""
+"""Feature that holds the token which stands for <mask>, or how many there are to draw one from."""
+
+
+def _drawn(count: Tensor, places: Tensor) -> Tensor:
+    return (torch.rand(places.shape, device=places.device, dtype=torch.float64) * count).long()
+
+
+NOISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mask": lambda token, places: token, "random": _drawn}
+"""What is read at hidden places: (the feature [rows, 1], the tokens [rows, length]) -> tokens that broadcast."""
 STAND_INS = ("mask_token", "pad_token", "unk_token", "eos_token")
 """Which of the tokenizer's tokens stands for <mask>: the first one that it has."""
 
 
 @dataclass(frozen=True)
 class MaskedThought(Objective):
-    """L = - Σ_t log p(y_t | x, y_<t with each token <mask> with probability p)
+    """L = - Σ_t log p(y_t | x, y_<t with each token hidden with probability p)
 
     Tokens of the answers are replaced where they are read, never where they are predicted; prompts stay whole. p grows
-    in equal steps from 0 until the share `ramp` of training is over. Evaluation reads whole answers. What stands for
-    <mask> is the tokenizer's own mask token, else its padding token (which the authors name as a choice), else the
+    in equal steps from 0 until the share `ramp` of training is over. Evaluation reads whole answers. A hidden token is
+    read as <mask>, or as one drawn from the vocabulary at random, as the authors' script for GSM8K does. What stands
+    for <mask> is the tokenizer's own mask token, else its padding token (which the authors name as a choice), else the
     unknown one, else the end of a text; no embedding is added. Random draws are those of the run's seed.
     """
 
@@ -32,6 +44,8 @@ class MaskedThought(Objective):
     """Probability that a token of the answer is hidden, after the ramp."""
     ramp: float = 2 / 3
     """Share of the steps in which p grows from 0 (0: it is p from the start)."""
+    noise: Literal["mask", "random"] = "mask"
+    """What is read in place of a hidden token."""
     token: str | None = None
     """What stands for <mask>, a token of the vocabulary (none: see above)."""
 
@@ -39,13 +53,15 @@ class MaskedThought(Objective):
         for name in ("p", "ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise LuthierError(f"{name} is {getattr(self, name)}; expected between 0 and 1.")
+        if self.noise == "random" and self.token is not None:
+            raise LuthierError(f"noise = random reads drawn tokens, so that token = {self.token!r} would be ignored.")
 
     def rows(self, rows):
         if not self.p:
             return rows.features
         if rows.examples.task != "causal-lm":
             raise LuthierError(f"masked_thought hides tokens of answers, and {rows.examples.task} rows have none.")
-        hidden = stand_in(rows.processor, self.token)
+        hidden = rows.processor.vocab_size if self.noise == "random" else stand_in(rows.processor, self.token)
         return [feature | {HIDDEN: hidden} for feature in rows.features]
 
     def rate(self, step: int, steps: int) -> float:
@@ -53,15 +69,13 @@ class MaskedThought(Objective):
         return self.p * min(1.0, step / (self.ramp * steps)) if self.ramp else self.p
 
     def inputs(self, batch, at):
-        import torch
-
         rest = {key: value for key, value in batch.items() if key != HIDDEN}
         rate = self.rate(at.step, at.steps)
         if not (at.training and rate):
             return rest
         ids = rest["input_ids"]
         holes = rest["labels"].ne(-100) & (torch.rand(ids.shape, device=ids.device) < rate)
-        return rest | {"input_ids": torch.where(holes, batch[HIDDEN][:, None], ids)}
+        return rest | {"input_ids": torch.where(holes, NOISE[self.noise](batch[HIDDEN][:, None], ids), ids)}
 
     def loss(self, model, batch):
         from luthier.kernels.cross_entropy import causal_loss

@@ -18,7 +18,9 @@ class LoRAPro(Update):
 
     A step along (gᴬ, gᴮ) moves W by s B gᴬ + s gᴮ A = P_B g + g P_A - P_B g P_A, of all such steps the nearest to
     the gradient g of W. X, which does not change that, solves BᵀB X + X AAᵀ = -s⁻² (BᵀB)⁻¹ ∂A Aᵀ and keeps the pair
-    near (∂A, ∂B). While B is zero, gᴬ = 0 and gᴮ = s⁻² ∂B (AAᵀ)⁻¹. Inverses are pseudo-inverses.
+    near (∂A, ∂B). While B is zero, gᴬ = 0 and gᴮ = s⁻² ∂B (AAᵀ)⁻¹. Inverses are pseudo-inverses: directions of a
+    factor that are rounding errors of its format count as zero. All is computed in float64, since a Gram matrix squares
+    a factor's condition, and float32 would lose directions a thousandth of the largest.
 
     A form whose factors depend on W, as WeGeFT's, moves W by other steps and is refused. AdamW's moments are those of
     the pair, as many as LoRA's. The authors' code keeps moments of the whole weight, and so more memory than full
@@ -63,20 +65,23 @@ def scale(form: Form, b: str) -> float | None:
 
 
 def nearest(a: Tensor, b: Tensor, da: Tensor, db: Tensor, s: float) -> tuple[Tensor, Tensor]:
-    """(gᴬ, gᴮ) for A [..., r, d_in] and B [..., d_out, r] with gradients ∂A and ∂B."""
+    """(gᴬ, gᴮ) for A [..., r, d_in] and B [..., d_out, r] with gradients ∂A and ∂B, in the format of each gradient."""
+    formats, eps = (da.dtype, db.dtype), torch.finfo(torch.promote_types(a.dtype, b.dtype)).eps
+    a, b, da, db = (each.double() for each in (a, b, da, db))
     lam, u = torch.linalg.eigh(b.mT @ b)
     mu, v = torch.linalg.eigh(a @ a.mT)
-    inverse_b, inverse_a = (pseudo(lam, u), pseudo(mu, v))
+    inverse_b, inverse_a = pseudo(lam, u, eps), pseudo(mu, v, eps)
     ga = inverse_b @ da / s**2
     gb = db @ inverse_a / s**2
     gb = gb - b @ (inverse_b @ (b.mT @ gb))
     sums = lam.clamp(min=0)[..., :, None] + mu.clamp(min=0)[..., None, :]  # Sylvester, in the eigenbases
     x = u @ (-(u.mT @ ga @ a.mT @ v) / sums.clamp(min=torch.finfo(sums.dtype).tiny)) @ v.mT
-    return ga + x @ a, gb - b @ x
+    return (ga + x @ a).to(formats[0]), (gb - b @ x).to(formats[1])
 
 
-def pseudo(values: Tensor, vectors: Tensor) -> Tensor:
-    """The pseudo-inverse of a Gram matrix from its eigenvalues (ascending) and vectors."""
-    least = values[..., -1:] * values.shape[-1] * torch.finfo(values.dtype).eps
+def pseudo(values: Tensor, vectors: Tensor, eps: float) -> Tensor:
+    """The pseudo-inverse of a Gram matrix from its eigenvalues (ascending) and vectors; `eps` is the factor's."""
+    rank = values.shape[-1]
+    least = values[..., -1:] * max((rank * eps) ** 2, rank * torch.finfo(values.dtype).eps)
     inverse = torch.where(values > least, 1 / values.clamp(min=torch.finfo(values.dtype).tiny), 0)
     return (vectors * inverse[..., None, :]) @ vectors.mT
