@@ -31,6 +31,9 @@ def score(name: str, prediction: str, answer: str, **fields) -> float:
         ("0.0005", "0", 0),
         ("2e3", "2000", 1),
         (".5", "0.5", 1),
+        ("it is –5", "-5", 1),
+        ("from 3–5", "5", 1),
+        ("$1{,}234$", "1234", 1),
         ("no idea", "3", 0),
         ("", "3", 0),
     ],
@@ -50,13 +53,22 @@ def test_number(prediction, answer, right):
         ("the correct answer is answer1 answer2", "answer2", 0),
         ("Let me see. A is wrong, so the answer is (D).", "D", 1),
         ("A rate of 3. Hence B", "B", 1),
-        ("B", "b", 0),
+        ("B", "b", 1),
+        ("B. A cat", "B", 1),
+        ("B) A cat is an animal", "B", 1),
+        ("B: I think", "B", 1),
+        ("A. I like it", "A", 1),
+        ("B. A cat is an animal", "A", 0),
+        ("(b)", "B", 1),
+        ("answer: b", "B", 1),
+        ("The answer is (c), a cat.", "C", 1),
+        ("B", "maybe", 0),
         ("untrue", "true", 0),
         ("", "true", 0),
     ],
 )
 def test_choice(prediction, answer, right):
-    if answer == "b":
+    if answer == "maybe":
         with pytest.raises(LuthierError, match="no choice in the reference"):
             score("choice", prediction, answer)
     else:

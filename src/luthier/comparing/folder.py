@@ -15,12 +15,12 @@ from luthier.comparing.methods import described
 from luthier.comparing.plan import Plan, check_names, method_of, plan
 from luthier.comparing.record import write
 from luthier.comparing.rows import read_held
+from luthier.comparing.sources import STUDY
 from luthier.comparing.study import Study
 from luthier.comparing.tune import check_tuning
 from luthier.core.errors import LuthierError
 from luthier.training.folder import versions
 
-STUDY = "study.json"
 FREE = ("models", "data", "methods", "seeds", "settings", "timing", "batch", "keep_adapters")
 """Parts of a study that may differ when it goes on: what is new is added, what is done stays."""
 
@@ -49,8 +49,9 @@ def prepared(study: Study, folder: Path) -> Plan:
 
 def _ours(folder: Path) -> bool:
     """Whether a folder is a study's, or as good as empty."""
-    known = {STUDY, ".lock", "data"}
-    return (folder / STUDY).is_file() or all(path.name in known for path in folder.iterdir())
+    if (folder / STUDY).is_file():
+        return True
+    return all(path.name == "data" or path.name.startswith(".") for path in folder.iterdir())  # killed as it began
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:

@@ -208,7 +208,7 @@ def run_of(study: Study, model: str, read: Sourced, method: Method, seed: int, o
         where=method.where,
         out=str(out),
         task=read.task,
-        eval_data=given.validation,
+        eval_data=read.validation,
         training=Training.from_dict(settings),
         limit=given.rows,
         ranks=method.ranks,

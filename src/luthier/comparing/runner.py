@@ -85,7 +85,10 @@ def carry_out(study: Study, out: str | Path, progress: bool) -> Comparison:
     """`compare`, for a study that is made."""
     folder = Path(out).expanduser()
     planned = prepared(study, folder)
-    failed = run_all(planned, Console(stderr=True, quiet=not progress))
+    console = Console(stderr=True, quiet=not progress)
+    for note in dict.fromkeys(note for each in planned.data.values() for note in each.notes):
+        console.print(note, highlight=False)
+    failed = run_all(planned, console)
     found = save(folder)
     markdown.write(folder, found)
     report = write_report(folder) if found else None
@@ -207,7 +210,7 @@ def record_of(planned: Plan, job: Job, fitted: Fitted, held: Examples | None, tr
         settings=job.run.to_dict() | {"kind": job.method.kind, "lr": job.run.lr if fitted.trained else None},
         trials=trials,
         budget=job.method.budget,
-        notes=list(job.method.notes),
+        notes=[*job.method.notes, *job.data.notes],
         command=fitted.command or f"luthier compare {planned.folder / STUDY} --methods {job.method.name} --out STUDY",
         versions=versions() | _others(job),
         **{f.name: getattr(found, f.name) for f in dataclasses.fields(found)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from luthier import data
 from luthier.comparing.study import DataSet
 from luthier.core.errors import LuthierError, near
 from luthier.data import Examples
+from luthier.data._read import Table
 from luthier.training.spec import Training
 
-FOLDER = "data"
+FOLDER, STUDY = "data", "study.json"
 HELD_OUT = 0.2
 """Share of the rows that is tested on where a single file is all there is."""
 CLASSES = ("accuracy", "mcc")
@@ -40,6 +41,12 @@ class Sourced:
     """The training rows of the first seed."""
     tests: dict[str, Examples]
     metric: str
+    validation: str | None
+    """What `Run.eval_data` is."""
+    fingerprint: str
+    """Of the rows that the seeds draw from."""
+    notes: tuple[str, ...] = ()
+    """What was left out of training, because it is tested on."""
 
     @property
     def task(self) -> str:
@@ -52,12 +59,15 @@ class Sourced:
         return self.examples.labels
 
     def fingerprints(self) -> dict[str, str]:
-        """Of the training rows and of each part of the test."""
-        return {"train": self.examples.fingerprint} | {name: each.fingerprint for name, each in self.tests.items()}
+        """Of the rows that training draws from and of each part of the test."""
+        return {"what is trained on": self.fingerprint} | {name: each.fingerprint for name, each in self.tests.items()}
 
 
 def sourced(name: str, given: DataSet, training: Training, seeds: Sequence[int], folder: Path) -> Sourced:
-    """Reads a data set, its tests included; several training files are joined in `folder`."""
+    """Reads a data set, its tests included; several training files are joined in `folder`.
+
+    A row of the training or validation part whose problem is tested on (see `Example.problem`) is left out of it.
+    """
     train = given.train[0] if len(given.train) == 1 else _joined(given.train, folder / FOLDER / f"{name}.train.jsonl")
     single = len(given.train) > 1 or Path(train).expanduser().is_file()
     parts = given.test
@@ -77,11 +87,44 @@ def sourced(name: str, given: DataSet, training: Training, seeds: Sequence[int],
         if strange:
             raise LuthierError(f"data {name}: the test {part} has classes that training lacks: {', '.join(strange)}.")
     metric, tests = _measured(name, given, task, tests)
+    validation, notes = given.validation, []
+    if parts:
+        train = _unseen(train, "training", name, tests, given, folder, notes)
+        validation = validation and _unseen(validation, "validation", name, tests, given, folder, notes)
+        examples = [data.load(train, limit=given.rows, seed=seeds[0], task=given.task)]
     if given.validation is None and not training.eval_fraction:
         raise LuthierError(
             f"data {name} has no validation part; name one (validation), or hold rows out (eval_fraction)."
         )
-    return Sourced(name, train, examples[0], tests, metric)
+    print_of = data.load(train, limit=given.rows if _drawn(train) else None, seed=0, task=given.task).fingerprint
+    return Sourced(name, train, examples[0], tests, metric, validation, print_of, tuple(notes))
+
+
+def _drawn(source: str) -> bool:
+    """Whether rows are made as many as are asked for."""
+    return source.startswith(("gym:", "mix:"))
+
+
+def _unseen(
+    source: str, part: str, name: str, tests: Mapping[str, Examples], given: DataSet, folder: Path, notes: list[str]
+) -> str:
+    """The source itself, or a file of its rows without those that are tested on; `notes` then tells how many."""
+    if _drawn(source) or (part == "validation" and source in given.train):  # of the latter, its own test split
+        return source
+    whole = data.load(source, task=given.task)
+    kept = whole
+    for each in tests.values():
+        kept = data.without(kept, each)
+    left_out = len(whole) - len(kept)
+    if not left_out:
+        return source
+    if not kept.rows:
+        raise LuthierError(f"data {name}: every row of {source} is tested on; give other rows for {part}.")
+    numbers = {example.row for example in kept.rows}
+    table = data.read(source, "train")
+    rows = [_apart(row, table) for number, row in table.rows if number in numbers]
+    notes.append(f"{left_out} of {len(whole)} {part} rows of {name} are problems of its tests, and were left out")
+    return _write(rows, folder / FOLDER / f"{name}.{part}.unseen.jsonl")
 
 
 def _test(source: str, given: DataSet, task: str, seen: Sequence[Examples] = ()) -> Examples:
@@ -127,7 +170,7 @@ def _held_out(source: str, given: DataSet, target: Path) -> tuple[str, str]:
     examples = data.load(source, task=given.task)
     kept, held = data.split(examples, HELD_OUT, seed=0)
     table = data.read(source)
-    rows = {number: _located(row, table.folder) for number, row in table.rows}
+    rows = {number: _apart(row, table) for number, row in table.rows}
     parts = {name: [rows[example.row] for example in each.rows] for name, each in (("train", kept), ("test", held))}
     train, test = (_write(part, target.with_name(f"{target.name}.{name}.jsonl")) for name, part in parts.items())
     return train, test
@@ -138,13 +181,19 @@ def _rows(source: str) -> list[dict[str, Any]]:
     if table.bad:
         row, reason = table.bad[0]
         raise LuthierError(f"{source}: row {table.place(row)} cannot be read: {reason}.")
-    return [_located(row, table.folder) for _, row in table.rows]
+    return [_apart(row, table) for _, row in table.rows]
 
 
-def _located(row: dict[str, Any], folder: Path | None) -> dict[str, Any]:
-    """The row with absolute paths of its picture and sound, for the file that it is written to lies elsewhere."""
-    paths = {key: row[key] for key in ("image", "audio") if isinstance(row.get(key), str)}
-    return row | {key: str(((folder or Path()) / path).absolute()) for key, path in paths.items()}
+def _apart(row: dict[str, Any], table: Table) -> dict[str, Any]:
+    """The row as another file may hold it: with absolute paths of its picture and sound, and its class by name."""
+    found = dict(row)
+    for key in ("image", "audio"):
+        if isinstance(row.get(key), str):
+            found[key] = str(((table.folder or Path()) / row[key]).absolute())
+    label = row.get("label")
+    if table.classes is not None and isinstance(label, int) and 0 <= label < len(table.classes):
+        found["label"] = table.classes[label]
+    return found
 
 
 def _write(rows: list[dict[str, Any]], target: Path) -> str:
@@ -153,9 +202,16 @@ def _write(rows: list[dict[str, Any]], target: Path) -> str:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     except TypeError as error:
         raise LuthierError(
-            f"{target.name}: rows of pictures or sounds cannot be joined or divided ({error})."
+            f"{target.name}: rows of pictures or sounds cannot be joined or divided, nor those left out that are "
+            f"tested on ({error}); give files without them."
         ) from None
     if not target.is_file() or target.read_text(encoding="utf-8") != text:
+        study = target.parent.parent
+        if target.is_file() and (study / STUDY).is_file():
+            raise LuthierError(
+                f"{target} was made of other rows: the data of the study in {study} have changed. Put them back, or "
+                "choose another folder (out)."
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         temporary.write_text(text, encoding="utf-8")

@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -50,6 +52,21 @@ class Example:
         if turns is not None:
             turns = [[m["role"], m.get("content")] for m in turns[: last_answer(turns)]]
         return _canonical([turns, self.text, self.text_pair, self.image, self.audio])
+
+    def problem(self) -> str:
+        """The key less what a second typing may change: case, white space at signs, width, marks at the end."""
+        turns = self.messages
+        if turns is not None:
+            turns = [[m["role"], _plain(m.get("content"))] for m in turns[: last_answer(turns)]]
+        return _canonical([turns, _plain(self.text), _plain(self.text_pair), self.image, self.audio])
+
+
+def _plain(text: Any) -> Any:
+    """A text as two typists would agree on it; 1 2 is not 12, and 3-1 is not 3+1."""
+    if not isinstance(text, str):
+        return text
+    normal = unicodedata.normalize("NFKC", text).casefold()
+    return re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(normal.split())).rstrip(".?!:")
 
 
 def last_answer(messages: list[Message]) -> int:
@@ -133,7 +150,6 @@ def split(
 
 
 def without(examples: Examples, other: Examples) -> Examples:
-    """`examples` less the rows whose input occurs in `other`: a test set that training has not
-    seen."""
-    seen = {example.key() for example in other.rows}
-    return examples.keep([e for e in examples.rows if e.key() not in seen])
+    """`examples` less the problems that occur in `other`: a test set that training has not seen."""
+    seen = {example.problem() for example in other.rows}
+    return examples.keep([e for e in examples.rows if e.problem() not in seen])

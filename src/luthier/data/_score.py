@@ -13,9 +13,12 @@ from luthier.data._example import Example
 if TYPE_CHECKING:
     from luthier.data._example import Examples
 
-NUMBER = re.compile(r"(?<![\w.)])[-−]?\$?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\d[\d,]*\.?\d*")
+NUMBER = re.compile(r"(?<![\w.)])[-−–]?\$?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\d[\d,]*\.?\d*")
 WORD = re.compile(r"\b(?:(?:answer|solution|option|ending|choice)\s?\d+|true|false|yes|no)\b", re.IGNORECASE)
 LETTER = re.compile(r"\b[A-Z]\b(?![’'])")
+LEADING = re.compile(r"\W*([A-Za-z])\s*(?:[).:\]]|$)")
+"""A letter that opens an answer as a list does, `B.` or `(b)`, or is all of it."""
+PLAIN = str.maketrans({",": "", "$": "", "−": "-", "–": "-"})
 CONCLUSION = re.compile(r"answer\s*(?:is\b|:)", re.IGNORECASE)
 TOLERANCE = 1e-3
 """Numbers agree to this (LLM-Adapters' evaluation), or to this share of the reference when that is
@@ -58,18 +61,17 @@ def number(prediction: str, example: Example) -> float:
 def number_in(text: str) -> float | None:
     """The number that a text ends on: the one after `####`, else the last."""
     _, mark, after = text.partition("####")
-    found = NUMBER.findall(after if mark else text)
+    found = NUMBER.findall((after if mark else text).replace("{,}", ","))  # as LaTeX writes thousands
     if not found:
         return None
-    cleaned = (found[0] if mark else found[-1]).replace(",", "").replace("$", "").replace("−", "-")
-    return float(cleaned)
+    return float((found[0] if mark else found[-1]).translate(PLAIN))
 
 
 def choice(prediction: str, example: Example) -> float:
     """1 when the prediction names the right choice: `answer2`, `true`, or a letter.
 
-    It is the first named after the last "answer is" or "answer:", if that occurs; else the first
-    word of the reference's kind, or the last single capital letter, in the whole text.
+    It is the first named after the last "answer is" or "answer:", if that occurs; else, in the whole text, the first
+    word of the reference's kind, or the letter that opens it (`B. A cat`, `(b)`), or the last single capital letter.
     """
     wanted = _chosen(reference(example))
     if wanted is None:
@@ -85,7 +87,12 @@ def _chosen(text: str, letter: bool | None = None) -> str | None:
     words = [] if letter else WORD.findall(text)
     if words:
         return re.sub(r"\s", "", words[0]).lower()
-    letters = [] if letter is False else LETTER.findall(text)
+    if letter is False:
+        return None
+    leading = LEADING.match(text.strip())
+    if leading:
+        return leading[1].lower()
+    letters = LETTER.findall(text)
     return letters[0 if concluded else -1].lower() if letters else None
 
 
