@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -9,10 +11,10 @@ import pytest
 
 from luthier.comparing import student
 from luthier.comparing.record import Record
+from luthier.comparing.redrawing import RESAMPLES, redrawn
 from luthier.comparing.statistics import (
     calibration_error,
     holm,
-    over_rows,
     over_seeds,
     paired,
     row_p,
@@ -20,6 +22,7 @@ from luthier.comparing.statistics import (
     seed_p,
     winner,
 )
+from luthier.training.evaluation import agreement, closeness
 
 
 def run(method: str, seed: int, hits: list[float], score: float | None = None) -> Record:
@@ -58,12 +61,13 @@ def test_rows_are_scipys_bootstrap():
     stats = pytest.importorskip("scipy.stats")
     hits = (np.random.default_rng(1).random(300) < 0.7).astype(float)
     theirs = stats.bootstrap((hits,), np.mean, method="percentile", rng=np.random.default_rng(2), n_resamples=10_000)
-    found = over_rows({"d": hits.tolist()})
+    found = score_of([run("a", 0, hits.tolist())])
     assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.01)
 
 
 def test_parts_weigh_the_same_whatever_their_rows():
-    found = over_rows({"a": [1.0] * 900, "b": [0.0] * 100})
+    two = dataclasses.replace(run("a", 0, [], 0.5), hits={"a": [1.0] * 900, "b": [0.0] * 100})
+    found = score_of([two])
     assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
 
 
@@ -74,9 +78,9 @@ def test_one_seed_is_told_by_its_rows():
 
 def test_rows_p_is_small_for_a_real_difference_alone():
     draw = np.random.default_rng(0)
-    assert row_p({"d": draw.normal(0.5, 1, 200).tolist()}) < 0.001
-    assert row_p({"d": draw.normal(0.0, 1, 200).tolist()}) > 0.05
-    assert row_p({"d": [0.0] * 20}) == 1.0 and math.isnan(row_p({}))
+    assert row_p(redrawn(run("a", 0, draw.normal(0.5, 1, 200).tolist()))) < 0.001
+    assert row_p(redrawn(run("a", 0, draw.normal(0.0, 1, 200).tolist()))) > 0.05
+    assert row_p(redrawn(run("a", 0, [0.0] * 20))) == 1.0 and math.isnan(row_p(np.zeros(0)))
 
 
 def test_holm():
@@ -114,7 +118,7 @@ def test_a_winner_needs_a_lead_over_every_other():
 def test_what_is_not_known_is_no_proof():
     """NaN in, NaN out; and differences without a spread say nothing of it, whatever their size."""
     assert math.isnan(student.two_sided(math.nan, 3)) and math.isnan(seed_p([0.1, math.nan, 0.2]))
-    assert math.isnan(row_p({"d": [1.0, math.nan]}))
+    assert not len(redrawn(run("a", 0, [1.0, math.nan])))
     assert math.isnan(seed_p([0.3 - 0.2, 0.2 - 0.1]))  # equal but for rounding
     ahead, behind = ([run(name, s, [], at + 0.1 * s) for s in range(2)] for name, at in (("a", 0.6), ("b", 0.5)))
     assert math.isnan(paired(ahead, behind).p) and math.isnan(paired(ahead, behind).by_seed.low)
@@ -130,6 +134,63 @@ def test_few_wins_by_chance():
         made = {name: runs(name, 0.7, seeds=3, rows=80, shift=10 * study + i) for i, name in enumerate("abc")}
         found += winner(made).winner is not None
     assert found <= 6
+
+
+def test_a_lead_is_corrected_for_its_choice_among_all():
+    """Equal methods, known by their seeds alone: of the best, something is said in one study of twenty at most."""
+    draw, found = np.random.default_rng(0), 0
+    for _ in range(200):
+        made = {name: [run(name, s, [], float(draw.normal())) for s in range(3)] for name in "abcdefghi"}
+        found += any(test.adjusted < 0.05 for test in winner(made).tests)
+    assert found <= 16
+
+
+def answered(method: str, seed: int, metric: str, truths: list, predictions: list) -> Record:
+    value = MEASURES[metric](np.asarray(predictions), np.asarray(truths))[metric]
+    pairs = list(zip(truths, predictions, strict=True))
+    return dataclasses.replace(run(method, seed, [], value), metric=metric, hits={}, answers={"d": pairs})
+
+
+MEASURES = {"mcc": agreement, "pearson": closeness}
+
+
+def answers(metric: str, right: float, seed: int = 0, rows: int = 60) -> Record:
+    """A run that knows the share `right` of the answers."""
+    draw = np.random.default_rng(seed)
+    names = np.asarray([0.5, 1.5, 2.0]) if metric == "pearson" else np.asarray(["no", "yes", "why"])
+    truths, other = (names[draw.integers(0, 3, rows)] for _ in range(2))
+    found = np.where(draw.random(rows) < right, truths, other)
+    return answered("a" if right > 0.5 else "b", seed, metric, truths.tolist(), found.tolist())
+
+
+@pytest.mark.parametrize("metric", MEASURES)
+def test_metrics_that_are_no_means_are_those_of_the_redrawn_rows(metric, monkeypatch):
+    """Draws small enough that all of their rows can be scored one draw at a time."""
+    made, kept = answers(metric, 0.7), []
+    monkeypatch.setattr("luthier.comparing.redrawing.ENTRIES", 60 * RESAMPLES)
+
+    class Draw:
+        def integers(self, low, high, size):
+            kept.append(np.random.default_rng(0).integers(low, high, size))
+            return kept[0]
+
+    monkeypatch.setattr(
+        np.random, "default_rng", lambda seed, make=np.random.default_rng: Draw() if seed == 7 else make(seed)
+    )
+    found = redrawn(made, seed=7)
+    truths, predictions = (np.asarray(side) for side in zip(*made.answers["d"], strict=True))
+    expected = [MEASURES[metric](predictions[rows], truths[rows])[metric] for rows in kept[0][:200]]
+    assert found[:200] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("metric", MEASURES)
+def test_such_metrics_are_tested_by_rows_too(metric):
+    good = [answers(metric, 0.9, seed) for seed in range(2)]
+    bad = [answers(metric, 0.1, seed) for seed in range(2)]
+    assert paired(good, bad).by_row.low > 0 and score_of(good[:1]).over == "rows"
+    near = [dataclasses.replace(each, method="b", score=each.score - 0.01 - 1e-4 * each.seed) for each in good]
+    assert seed_p([0.01, 0.0101]) < 0.05 < paired(good, near).p  # the seeds agree, and the rows know nothing
+    assert Record.from_dict(json.loads(json.dumps(good[0].to_dict()))).answers == good[0].answers
 
 
 def test_calibration_error():

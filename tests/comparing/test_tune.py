@@ -35,6 +35,14 @@ def test_it_finds_the_lowest_loss_within_its_bounds():
     assert best["value"] == min(trial["value"] for trial in trials) < bowl(1e-3) / 10
 
 
+def test_it_turns_to_the_side_that_did_better():
+    for value, shares in ((lambda lr: -lr, [1, 10**0.5, 10, 10**-0.5]), (lambda lr: lr, [1, 10**0.5, 10**-0.5, 0.1])):
+        assert [trial["lr"] / 1e-3 for trial in search(value, 4)] == pytest.approx(shares)
+    assert [t["lr"] / 1e-3 for t in search(lambda lr: None if lr > 1e-3 else lr, 3)] == pytest.approx(
+        [1, 10**0.5, 10**-0.5]
+    )
+
+
 def test_a_search_that_was_cut_goes_on_as_it_would_have():
     whole = search(bowl)
     for cut in (1, 4, 8):

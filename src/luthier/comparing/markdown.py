@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,9 @@ FILE = "results.md"
 def write(folder: Path, found: Sequence[Record]) -> Path:
     """`results.md` in the study's folder: a table for each model and data set, and what may be said of it."""
     path = folder / FILE
-    path.write_text("\n\n".join(map(section, sections(found))) + "\n", encoding="utf-8")
+    temporary = path.with_name(f".{FILE}.{os.getpid()}")
+    temporary.write_text("\n\n".join(map(section, sections(found))) + "\n", encoding="utf-8")
+    temporary.replace(path)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ def draw(found: Sequence[tuple[str, Sequence[Layout | None]]], path: Path) -> No
         _text(axes, GAP, top - 10, name, color=INK, fontsize=13, fontweight="bold")
         for column, plot in enumerate(plots):
             _plot(axes, plot, GAP + column * (WIDE + GAP), top)
-    figure.savefig(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
 
 
 def _plot(axes: Any, plot: Layout | None, left: float, top: float) -> None:

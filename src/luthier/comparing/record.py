@@ -62,6 +62,8 @@ class Record:
     """Intruder dimensions: count, null, matrices examined; None where nobody counted."""
     calibration_error: float | None = None
     """Expected calibration error in 15 bins, of classifiers."""
+    answers: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
+    """By part of the test, (truth, prediction) of each row where the main metric is no mean of rows, else nothing."""
     samples: list[dict[str, str]] = field(default_factory=list)
     """prompt, expected and answer of the first test rows."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -119,6 +121,7 @@ READ = {
     "metrics": _numbers,
     "tests": lambda values: {name: _numbers(each) for name, each in values.items()},
     "hits": lambda values: {name: [_number(hit) for hit in each] for name, each in values.items()},
+    "answers": lambda values: {name: [(truth, found) for truth, found in each] for name, each in values.items()},
     "losses": _curve,
     "eval_losses": _curve,
     "forgetting": lambda values: {name: (_number(pair[0]), _number(pair[1])) for name, pair in values.items()},

@@ -129,6 +129,7 @@ def run_all(planned: Plan, console: Console) -> dict[str, str]:
             for job in left:
                 with claimed(job) as ours:
                     if job.done:
+                        _tidy(planned, job, keep_adapter=True)  # what a kill right after the record left
                         bar.skip()
                     elif not ours:
                         later.append(job)
@@ -171,7 +172,7 @@ def make(planned: Plan, job: Job, held: Examples | None) -> Record:
     fitted = fit(chosen)
     record = record_of(planned, chosen, fitted, held, trials)
     write(record.to_dict(), job.folder / FILE)
-    _tidy(job, study.keep_adapters)
+    _tidy(planned, job, study.keep_adapters)
     return record
 
 
@@ -224,11 +225,11 @@ def _others(job: Job) -> dict[str, str]:
     return {"peft": importlib.metadata.version("peft")} if job.method.kind == "peft" else {}
 
 
-def _tidy(job: Job, keep_adapters: bool) -> None:
+def _tidy(planned: Plan, job: Job, keep_adapter: bool) -> None:
     """Removes what a finished run needs no more."""
-    shutil.rmtree(job.run.folder / "checkpoints", ignore_errors=True)
-    if not keep_adapters:
-        shutil.rmtree(job.run.folder / "adapter", ignore_errors=True)
+    names = ("checkpoints",) if keep_adapter else ("checkpoints", "adapter")
+    for folder in (*(job.run.folder / name for name in names), *place(planned.folder, job).glob("trial-*")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_report(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
+from luthier.comparing.redrawing import SCORES
 from luthier.comparing.sources import Sourced
 from luthier.comparing.statistics import calibration_error
 from luthier.comparing.study import Study
@@ -27,6 +28,7 @@ class Tested:
     tests: dict[str, dict[str, float]]
     rows: int
     hits: dict[str, list[float]]
+    answers: dict[str, list[tuple[Any, Any]]]
     calibration_error: float | None
     samples: list[dict[str, str]] = field(default_factory=list)
 
@@ -45,6 +47,7 @@ def tested(study: Study, job: Job, fitted: Fitted) -> Tested:
         tests=tests,
         rows=sum(each.count for each in found.values()),
         hits={part: hits for part, each in found.items() if (hits := _hits(each, read))},
+        answers={part: answers for part, each in found.items() if (answers := _answers(each, read))},
         calibration_error=_calibration(list(found.values())),
         samples=_samples(read, found),
     )
@@ -71,10 +74,13 @@ def _named(found: Evaluation, read: Sourced) -> dict[str, float]:
 
 def _hits(found: Evaluation, read: Sourced) -> list[float]:
     """What each row adds to the main metric, if that is a mean of rows."""
-    first = next(iter(found.metrics))
-    mean_of_rows = read.metric not in found.metrics or read.metric == first
     scores = [line["score"] for line in found.predictions if "score" in line]
-    return [float(score) for score in scores] if mean_of_rows else []
+    return [] if read.metric in SCORES else [float(score) for score in scores]
+
+
+def _answers(found: Evaluation, read: Sourced) -> list[tuple[Any, Any]]:
+    """(truth, prediction) of each row, if the main metric is no mean of rows."""
+    return [(x["answer"], x["prediction"]) for x in found.predictions] if read.metric in SCORES else []
 
 
 def _calibration(parts: list[Evaluation]) -> float | None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from luthier.comparing import student
 from luthier.comparing.record import Record
+from luthier.comparing.redrawing import redrawn, sizes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LEVEL = 0.95
-RESAMPLES = 10_000
-"""Bootstrap samples; the smallest p that they can show is 2 / (RESAMPLES + 1)."""
 EQUAL = 1e-12
 """Differences of scores that are this close are the same but for rounding (0.3 - 0.2 is not 0.2 - 0.1)."""
 
@@ -39,12 +43,12 @@ class Paired:
     by_seed: Interval
     """Student's t over the differences of each seed."""
     by_row: Interval
-    """Bootstrap over the test rows, each row's difference being the mean over seeds."""
+    """Bootstrap over the test rows: differences of the scores on redrawn rows, the mean over seeds."""
     p: float
     """The larger of the two p-values (of those that can be had): both the choice of seeds and that of rows must
     be ruled out as the reason. NaN where neither can be had."""
     adjusted: float
-    """`p` after Holm's correction, among the tests made together; `p` itself for one test alone."""
+    """`p` after Holm's correction, among the tests of all pairs; `p` itself for one test alone."""
 
 
 @dataclass(frozen=True)
@@ -73,68 +77,64 @@ def over_seeds(scores: Sequence[float], level: float = LEVEL) -> Interval:
     return Interval(mean, mean - reach, mean + reach, "seeds")
 
 
-def over_rows(parts: Mapping[str, Sequence[float]], level: float = LEVEL, seed: int = 0) -> Interval:
-    """The mean over the parts of each part's mean, with a percentile bootstrap over the rows of each part."""
+def over_rows(value: float, draws: np.ndarray, level: float = LEVEL) -> Interval:
+    """A score with the percentile interval of its bootstrap `draws`; without bounds where there are none."""
     import numpy as np
 
-    if not _usable(parts):
-        return Interval(math.nan, math.nan, math.nan, "nothing")
-    draws = resampled(parts, seed)
+    if not len(draws):
+        return Interval(value, math.nan, math.nan, "nothing")
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(_mean([_mean(part) for part in parts.values()]), float(low), float(high), "rows")
+    return Interval(value, float(low), float(high), "rows")
 
 
 def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
     """The score of one method on one data set: over seeds where there are several, else over rows."""
     scores = [run.score for run in runs]
-    if len(scores) > 1:
-        return over_seeds(scores, level)
-    rows = over_rows(runs[0].hits, level)
-    return Interval(scores[0], rows.low, rows.high, rows.over)
-
-
-def resampled(parts: Mapping[str, Sequence[float]], seed: int = 0):
-    """[RESAMPLES] means of the parts' means, each part's rows drawn anew with replacement."""
-    import numpy as np
-
-    draw = np.random.default_rng(seed)
-    total = np.zeros(RESAMPLES)
-    for part in parts.values():
-        values = np.asarray(part, dtype=float)
-        size = max(1, 2_000_000 // len(values))  # bounds the memory of the drawn indices
-        for start in range(0, RESAMPLES, size):
-            stop = min(start + size, RESAMPLES)
-            total[start:stop] += values[draw.integers(0, len(values), (stop - start, len(values)))].mean(1)
-    return total / len(parts)
+    return over_seeds(scores, level) if len(scores) > 1 else over_rows(scores[0], redrawn(runs[0]), level)
 
 
 # --- paired tests ----------------------------------------------------------------------------------
 
 
-def paired(first: Sequence[Record], second: Sequence[Record], level: float = LEVEL) -> Paired:
-    """Two methods on one model and data set, compared on the seeds that both have; none in common gives NaN."""
+def paired(
+    first: Sequence[Record], second: Sequence[Record], level: float = LEVEL, draws: Draws | None = None
+) -> Paired:
+    """Two methods on one model and data set, compared on the seeds that both have; none in common gives NaN.
+
+    `draws` are `draws_of` at least these runs, made here unless given.
+    """
+    known = draws_of([*first, *second]) if draws is None else draws
     left, right = ({run.seed: run for run in runs} for runs in (first, second))
     pairs = [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
     differences = [a.score - b.score for a, b in pairs]
     by_seed, by_chance = over_seeds(differences, level), seed_p(differences)
     if math.isnan(by_chance):  # equal differences would have an interval without a width
         by_seed = Interval(by_seed.value, math.nan, math.nan, "nothing")
-    rows = row_differences(pairs)
-    by_row = over_rows(rows, level)
+    rows = row_differences(pairs, known)
     found = [p for p in (by_chance, row_p(rows)) if not math.isnan(p)]
     p = max(found, default=math.nan)
+    by_row = over_rows(by_seed.value, rows, level)
     return Paired(first[0].method, second[0].method, by_seed.value, len(pairs), by_seed, by_row, p, p)
 
 
-def row_differences(pairs: Sequence[tuple[Record, Record]]) -> dict[str, list[float]]:
-    """By part of the test, each row's difference averaged over the pairs; empty where rows are not the same."""
-    sizes = [{name: len(hits) for name, hits in run.hits.items()} for pair in pairs for run in pair]
-    if not sizes or any(size != sizes[0] for size in sizes):
-        return {}
-    return {
-        name: [_mean([a.hits[name][i] - b.hits[name][i] for a, b in pairs]) for i in range(count)]
-        for name, count in sizes[0].items()
-    }
+Draws = Mapping[tuple[str, int], "np.ndarray"]
+"""By method and seed, the scores of a run on redrawn rows."""
+
+
+def draws_of(runs: Iterable[Record]) -> Draws:
+    """The bootstrap of every run, of one model and data set."""
+    return {(run.method, run.seed): redrawn(run) for run in runs}
+
+
+def row_differences(pairs: Sequence[tuple[Record, Record]], draws: Draws) -> np.ndarray:
+    """[RESAMPLES] differences on redrawn rows, averaged over the pairs; empty where rows are not the same."""
+    import numpy as np
+
+    found = [draws[run.method, run.seed] for pair in pairs for run in pair]
+    rows = [sizes(run) for pair in pairs for run in pair]
+    if not found or any(size != rows[0] for size in rows) or not all(map(len, found)):
+        return np.zeros(0)
+    return np.mean(found[::2], axis=0) - np.mean(found[1::2], axis=0)
 
 
 def seed_p(differences: Sequence[float]) -> float:
@@ -147,12 +147,11 @@ def seed_p(differences: Sequence[float]) -> float:
     return student.two_sided(_mean(differences) / _error(differences), len(differences) - 1)
 
 
-def row_p(parts: Mapping[str, Sequence[float]]) -> float:
-    """Two-sided p of a mean of zero by the bootstrap (Davison and Hinkley 1997, 4.4); NaN without rows, or of NaN."""
-    if not _usable(parts) or any(math.isnan(value) for part in parts.values() for value in part):
+def row_p(draws: np.ndarray) -> float:
+    """Two-sided p of a mean of zero by the bootstrap (Davison and Hinkley 1997, 4.4); NaN without draws."""
+    if not len(draws):
         return math.nan
-    draws = resampled(parts)
-    below, above = int((draws <= 0).sum()), int((draws >= 0).sum())
+    below, above = int((draws <= EQUAL).sum()), int((draws >= -EQUAL).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (len(draws) + 1))
 
 
@@ -170,17 +169,20 @@ def holm(values: Sequence[float]) -> list[float]:
 def winner(runs: Mapping[str, Sequence[Record]], level: float = LEVEL) -> Verdict:
     """The best of the methods on one model and data set, `{method: its runs}`, if its lead is more than chance.
 
-    The best mean score is tested against every other method (`paired`), the p-values are corrected by Holm, and a
-    winner is named only where all of them, and so all paired intervals at the corrected levels, exclude zero, with
-    at least two seeds in common.
+    Every two methods are tested (`paired`), the p-values of all pairs are corrected by Holm, and a winner is named
+    only where its lead over every other is significant, with at least two seeds in common. All pairs count, and not
+    those of the best alone, since which method is best was read off the same scores.
     """
     import dataclasses
 
     means = {name: _mean([run.score for run in each]) for name, each in runs.items()}
     best = max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
-    found = [paired(runs[best], each, level) for name, each in runs.items() if name != best]
-    corrected = holm([each.p for each in found])
-    tests = [dataclasses.replace(t, adjusted=p) for t, p in zip(found, corrected, strict=True)]
+    draws = draws_of(run for each in runs.values() for run in each)
+    pairs = [(best, name) for name in runs if name != best]
+    pairs += list(itertools.combinations([name for name in runs if name != best], 2))
+    found = [paired(runs[a], runs[b], level, draws) for a, b in pairs]
+    corrected = holm([each.p for each in found])[: len(runs) - 1]
+    tests = [dataclasses.replace(t, adjusted=p) for t, p in zip(found, corrected, strict=False)]
     reason = _against(best, tests, 1 - level)
     return Verdict(None if reason else best, best, tests, reason or _for(best, tests))
 
@@ -222,10 +224,6 @@ def calibration_error(confidences: Sequence[float], hits: Sequence[float], bins:
 
 
 # --- helpers ---------------------------------------------------------------------------------------
-
-
-def _usable(parts: Mapping[str, Sequence[float]]) -> bool:
-    return bool(parts) and all(len(part) for part in parts.values())
 
 
 def _mean(values: Sequence[float]) -> float:

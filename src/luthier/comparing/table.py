@@ -49,6 +49,8 @@ def _line(run: Record) -> dict[str, Any]:
     line["lr"] = run.settings.get("training", {}).get("lr")
     for part, metrics in run.tests.items():
         line |= {f"{part} {name}": value for name, value in metrics.items()}
+    if run.intruders is not None:
+        line |= {"intruders": run.intruders["count"], "intruders, null": run.intruders["null"]}
     for name, (before, after) in run.forgetting.items():
         line |= {f"{name}, before": before, f"{name}, after": after}
     return line | {"command": run.command}
@@ -93,6 +95,8 @@ def _method(runs: list[Record]) -> dict[str, Any]:
         "peak_bytes": _mean([run.peak_bytes for run in runs]),
         "seconds": _mean([run.seconds for run in runs]),
         "calibration_error": _mean([run.calibration_error for run in runs]),
+        "intruders": _mean([run.intruders and run.intruders["count"] for run in runs]),
+        "intruders_null": _mean([run.intruders and run.intruders["null"] for run in runs]),
         "forgetting": {
             name: [_mean([run.forgetting[name][i] for run in runs if name in run.forgetting]) for i in (0, 1)]
             for name in dict.fromkeys(name for run in runs for name in run.forgetting)

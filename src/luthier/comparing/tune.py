@@ -24,9 +24,11 @@ from luthier.training.trainer import Diverged
 FOLDER, FILE = "tuning", "trials.json"
 REACH = 10.0
 """The search for a rate goes from a method's own divided by this to that times it."""
-OPENING = (1.0, 10**0.5, 10.0, 10**-0.5)
-"""Shares of the method's own rate that are tried first, all else being its own. A recipe's rate is meant for longer
-runs than most studies afford, so higher ones come before lower ones. After these Optuna's estimator (TPE) chooses."""
+OPENING = (1.0, 10**0.5)
+UPWARD, DOWNWARD = (10.0, 10**-0.5), (10**-0.5, 0.1)
+"""Shares of the method's own rate that are tried first, all else being its own: it and 3.2 times it (a recipe's rate is
+meant for longer runs than most studies afford), then two on the side of the better. After these Optuna's estimator
+(TPE) chooses."""
 RANKS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Ranks that are tried, as shares of the method's own."""
 POSITIONS = ("f1+l1", "f3+l3", "f5+l5", "f7+l7")
@@ -78,15 +80,16 @@ def space(run: Run) -> Space:
 
 
 def propose(trials: list[Trial], own: float, searched: Space, seed: int = 0) -> Trial:
-    """What to try after `trials`: first the learning rates of `OPENING`, then what Optuna's estimator asks for."""
+    """What to try after `trials`: first the learning rates that open, then what Optuna's estimator asks for."""
     import optuna
 
-    if len(trials) < len(OPENING):
-        return {"lr": own * OPENING[len(trials)]} | {name: values[0] for name, values in searched.items()}
+    opening = OPENING + (UPWARD if _rises(trials) else DOWNWARD)
+    if len(trials) < len(opening):
+        return {"lr": own * opening[len(trials)]} | {name: values[0] for name, values in searched.items()}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space: dict[str, Any] = {"lr": optuna.distributions.FloatDistribution(own / REACH, own * REACH, log=True)}
     space |= {name: optuna.distributions.CategoricalDistribution(values) for name, values in searched.items()}
-    sampler = optuna.samplers.TPESampler(seed=seed + len(trials), n_startup_trials=len(OPENING))
+    sampler = optuna.samplers.TPESampler(seed=seed + len(trials), n_startup_trials=len(opening))
     search = optuna.create_study(sampler=sampler)
     finite = [trial["value"] for trial in trials if trial["value"] is not None]
     worst = max(finite, default=0.0) + 1.0  # settings that diverged are worse than any that did not
@@ -95,6 +98,12 @@ def propose(trials: list[Trial], own: float, searched: Space, seed: int = 0) -> 
         params = {name: trial[name] for name in space}
         search.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
     return search.ask(space).params
+
+
+def _rises(trials: list[Trial]) -> bool:
+    """Whether the second rate, the higher one, did better than the first."""
+    first, second = ([math.inf if each["value"] is None else each["value"] for each in trials[:2]] + [math.inf] * 2)[:2]
+    return second < first
 
 
 def best_of(trials: list[Trial], title: str) -> Trial:
