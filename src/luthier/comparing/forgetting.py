@@ -25,7 +25,8 @@ def forgetting(plan: Plan, job: Job, fitted: Fitted, held: Examples | None) -> d
     """(before, after) by name; the frozen base under the adapter is the model before.
 
     Held text is measured on causal language models; other data sets of the study where task and classes are those
-    of the run, on at most `study.others` rows of each part. What the base scores is kept in the study's folder.
+    of the run, on at most `study.others` rows of each part, unless the run's head is new, which knew nothing. What the
+    base scores is kept in the study's folder.
     """
     tasks = _tasks(plan, job, held)
     found: dict[str, tuple[float, float]] = {}
@@ -42,17 +43,17 @@ def _tasks(plan: Plan, job: Job, held: Examples | None) -> dict[str, tuple[str, 
     """By name: what a result stands on, and how it is had."""
     study, own, run = plan.study, job.data, job.run.training
     base = (run.precision, run.quantize)
-    # a new head is drawn by the seed, and long rows are refused or not by the length
-    head = (run.seed, run.max_length) if own.task not in data.LAYOUTS["messages"].tasks else ()
+    # rows to classify are refused or not by their length
+    bound = (run.max_length,) if own.task not in data.LAYOUTS["messages"].tasks else ()
     tasks: dict[str, tuple[str, Measure]] = {}
     if held is not None and own.task == "causal-lm":
         tasks[HELD] = _key(HELD, held.fingerprint, *base), lambda fitted: text_loss(fitted, held, study.batch)
-    for name, other in plan.data.items() if study.others else ():
+    for name, other in plan.data.items() if study.others and not job.new_head else ():
         if name == own.name or other.task != own.task or other.labels != own.labels:
             continue
         for part, rows in other.tests.items():
             few = rows.keep(rows.rows[: study.others])
-            key = _key(name, few.fingerprint, other.metric, study.data[name].max_new_tokens, *base, *head)
+            key = _key(name, few.fingerprint, other.metric, study.data[name].max_new_tokens, *base, *bound)
             shared = sum(part in each.tests for each in plan.data.values()) > 1
             tasks[f"{name} {part}" if shared else part] = (
                 key,

@@ -49,6 +49,8 @@ class Job:
     """Where its record goes."""
     trainable: int | None
     """Trained numbers, estimated; None where the data decide."""
+    new_head: bool
+    """Whether the checkpoint lacks the head, which is then drawn by the seed and knows nothing yet."""
 
     @property
     def done(self) -> bool:
@@ -170,12 +172,12 @@ def _shapes(study: Study, model: str, read: Sourced) -> Shapes:
 def _jobs(study: Study, model: str, read: Sourced, method: Method, shapes: Shapes, folder: Path) -> list[Job]:
     """A method's runs on a model and data set, one a seed."""
     fitted = _fitted(method, shapes)
-    trainable = None if fitted.kind == "untouched" else _trainable(fitted, shapes)
+    trainable = 0 if fitted.kind == "untouched" else _trainable(fitted, shapes)
     made = []
     for seed in study.seeds:
         place = folder / RUNS / model / read.name / file_name(method.name) / f"seed-{seed}"
         run = run_of(study, model, read, fitted, seed, place / "run")
-        made.append(Job(model, read, fitted, seed, run, place, 0 if fitted.kind == "untouched" else trainable))
+        made.append(Job(model, read, fitted, seed, run, place, trainable, bool(shapes.head)))
     return made
 
 
