@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from luthier.federating.run import Federated, federate
+from luthier.federating.result import Federated
+from luthier.federating.run import federate
 from luthier.federating.spec import Federation
 
 __all__ = ["Federated", "Federation", "federate"]

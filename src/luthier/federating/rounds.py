@@ -15,7 +15,7 @@ from luthier.federating.change import Change
 from luthier.federating.command import command
 from luthier.federating.prepare import Plan
 from luthier.federating.progress import Shown, shown
-from luthier.federating.run import Federated
+from luthier.federating.result import Federated
 from luthier.models import Loaded
 from luthier.training.session import load
 

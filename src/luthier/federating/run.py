@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 from luthier.core.aggregation import Aggregation
 from luthier.core.component import find
 from luthier.core.errors import LuthierError
 from luthier.core.form import Form
 from luthier.core.objective import Objective
 from luthier.core.update import Update
+from luthier.federating.result import Federated
 from luthier.federating.spec import Federation
 from luthier.objectives.sft import SFT
 from luthier.training.spec import Run, Training
 from luthier.updates.adamw import AdamW
-
-
-@dataclass(frozen=True)
-class Federated:
-    """What a federated run left behind."""
-
-    folder: Path
-    adapter: Path
-    """Folder of the adapter: the sum of all rounds."""
-    rounds: list[dict[str, Any]]
-    """A line of metrics.jsonl for each round; round 0 is what there was before."""
-    ranks: dict[str, int]
-    """The adapter's rank at each layer."""
 
 
 def federate(

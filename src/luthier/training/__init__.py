@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from luthier.training.evaluation import Evaluation, evaluate
 from luthier.training.generation import generate
-from luthier.training.run import Result, train
+from luthier.training.result import Result
+from luthier.training.run import train
 from luthier.training.spec import Run, Training
 
 __all__ = ["Evaluation", "Result", "Run", "Training", "evaluate", "generate", "train"]

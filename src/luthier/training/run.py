@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from luthier.core.allocation import Ranks
 from luthier.core.errors import LuthierError
@@ -17,32 +14,9 @@ from luthier.core.selection import DataSelection
 from luthier.core.update import Update
 from luthier.measuring.calibration import Calibration
 from luthier.objectives.sft import SFT
+from luthier.training.result import Result
 from luthier.training.spec import Run, Training
 from luthier.updates.adamw import AdamW
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run left behind."""
-
-    adapter: Path
-    """Folder of the saved adapter."""
-    folder: Path
-    """The run folder."""
-    losses: list[tuple[int, float]]
-    """(step, training loss), one a step."""
-    eval_loss: float | None
-    """The last evaluation loss; None without evaluation rows."""
-    trainable: int
-    """Trained numbers."""
-    total: int
-    """Numbers of the model, without the adapter."""
-    seconds: float
-    """Time spent in training, interruptions left out."""
-    model: Any
-    """The adapted model, in evaluation mode."""
-    processor: Any
-    """Its tokenizer, image processor or feature extractor."""
 
 
 def train(

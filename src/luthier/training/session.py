@@ -29,7 +29,7 @@ from luthier.training.plot import plot
 from luthier.training.prepare import Prepared, is_main, labels_in_order, prepare, processes
 from luthier.training.progress import quiet, shown
 from luthier.training.report import Plan, overview, plan_of, steps_of
-from luthier.training.run import Result
+from luthier.training.result import Result
 from luthier.training.sparse import sparsify
 from luthier.training.spec import Run
 from luthier.training.trainer import Trainer, arguments
