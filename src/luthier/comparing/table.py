@@ -95,8 +95,8 @@ def _method(runs: list[Record]) -> dict[str, Any]:
         "peak_bytes": _mean([run.peak_bytes for run in runs]),
         "seconds": _mean([run.seconds for run in runs]),
         "calibration_error": _mean([run.calibration_error for run in runs]),
-        "intruders": _mean([run.intruders and run.intruders["count"] for run in runs]),
-        "intruders_null": _mean([run.intruders and run.intruders["null"] for run in runs]),
+        "intruders": _mean([run.intruders["count"] for run in runs if run.intruders]),
+        "intruders_null": _mean([run.intruders["null"] for run in runs if run.intruders]),
         "forgetting": {
             name: [_mean([run.forgetting[name][i] for run in runs if name in run.forgetting]) for i in (0, 1)]
             for name in dict.fromkeys(name for run in runs for name in run.forgetting)
