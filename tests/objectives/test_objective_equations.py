@@ -87,7 +87,7 @@ def test_masked_thought_hides_answers_alone(shaped):
 
 
 def test_masked_thought_reads_random_tokens(shaped):
-    objective, words = made("masked_thought", p=1.0, ramp=0.0, noise="random"), tokenizer()
+    objective, words = made("masked_thought", p=1.0, ramp=0.0, replacement="random"), tokenizer()
     features, collator = shaped(objective, sums(8))
     batch = batch_of(features * 100, collator)
     seen, answer = objective.inputs(batch, NOW)["input_ids"], batch["labels"] != -100
@@ -97,7 +97,7 @@ def test_masked_thought_reads_random_tokens(shaped):
     expected = counts.sum() / len(counts)
     assert ((counts - expected).abs() < 5 * expected.sqrt()).all()
     with pytest.raises(LuthierError, match="would be ignored"):
-        made("masked_thought", noise="random", token="b")
+        made("masked_thought", replacement="random", token="b")
 
 
 def test_masked_thought_ramps(shaped):

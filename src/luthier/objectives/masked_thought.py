@@ -20,7 +20,7 @@ def _drawn(count: Tensor, places: Tensor) -> Tensor:
     return (torch.rand(places.shape, device=places.device, dtype=torch.float64) * count).long()
 
 
-NOISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mask": lambda token, places: token, "random": _drawn}
+REPLACEMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mask": lambda token, places: token, "random": _drawn}
 """What is read at hidden places: (the feature [rows, 1], the tokens [rows, length]) -> tokens that broadcast."""
 STAND_INS = ("mask_token", "pad_token", "unk_token", "eos_token")
 """Which of the tokenizer's tokens stands for <mask>: the first one that it has."""
@@ -44,7 +44,7 @@ class MaskedThought(Objective):
     """Probability that a token of the answer is hidden, after the ramp."""
     ramp: float = 2 / 3
     """Share of the steps in which p grows from 0 (0: it is p from the start)."""
-    noise: Literal["mask", "random"] = "mask"
+    replacement: Literal["mask", "random"] = "mask"
     """What is read in place of a hidden token."""
     token: str | None = None
     """What stands for <mask>, a token of the vocabulary (none: see above)."""
@@ -53,15 +53,15 @@ class MaskedThought(Objective):
         for name in ("p", "ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise LuthierError(f"{name} is {getattr(self, name)}; expected between 0 and 1.")
-        if self.noise == "random" and self.token is not None:
-            raise LuthierError(f"noise = random reads drawn tokens, so that token = {self.token!r} would be ignored.")
+        if self.replacement == "random" and self.token is not None:
+            raise LuthierError(f"replacement = random draws tokens, so that token = {self.token!r} would be ignored.")
 
     def rows(self, rows):
         if not self.p:
             return rows.features
         if rows.examples.task != "causal-lm":
             raise LuthierError(f"masked_thought hides tokens of answers, and {rows.examples.task} rows have none.")
-        hidden = rows.processor.vocab_size if self.noise == "random" else stand_in(rows.processor, self.token)
+        hidden = rows.processor.vocab_size if self.replacement == "random" else stand_in(rows.processor, self.token)
         return [feature | {HIDDEN: hidden} for feature in rows.features]
 
     def rate(self, step: int, steps: int) -> float:
@@ -75,7 +75,8 @@ class MaskedThought(Objective):
             return rest
         ids = rest["input_ids"]
         holes = rest["labels"].ne(-100) & (torch.rand(ids.shape, device=ids.device) < rate)
-        return rest | {"input_ids": torch.where(holes, NOISE[self.noise](batch[HIDDEN][:, None], ids), ids)}
+        seen = REPLACEMENTS[self.replacement](batch[HIDDEN][:, None], ids)
+        return rest | {"input_ids": torch.where(holes, seen, ids)}
 
     def loss(self, model, batch):
         from luthier.kernels.cross_entropy import causal_loss
