@@ -33,6 +33,12 @@ def adapter(tmp_path):
     return lt.save(model, tmp_path / "adapter", base="tiny", measured={"score": 0.5})
 
 
+def test_nothing_is_loaded_beside_what_is_merged(adapter):
+    model = lt.merge(lt.attach(build(), lt.LoRA()))
+    with pytest.raises(lt.LuthierError, match="unmerge before loading"):
+        lt.load(model, adapter, name="second")
+
+
 def test_what_is_loaded_is_memory_of_its_own(adapter):
     # a file's memory is aligned to 8 bytes, where MKL rounds otherwise on some machines
     loaded = lt.load(build(), adapter)

@@ -27,6 +27,11 @@ def trained(tmp_path_factory):
     return result, data.load(source)
 
 
+def test_a_source_is_no_examples():
+    with pytest.raises(lt.LuthierError, match=r"examples is 'test.jsonl' \(str\); expected Examples"):
+        lt.evaluate(None, None, "test.jsonl")
+
+
 def test_learned_answers_are_scored(trained):
     result, examples = trained
     before = models.load(str(result.folder.parent / "llama"))

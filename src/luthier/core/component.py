@@ -83,7 +83,8 @@ def check_type(label: str, value: Any, hint: Any) -> None:
         raise LuthierError(f"{label} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
     if (isinstance(value, bool) and bool not in origins) or not isinstance(value, origins):
         wanted = " or ".join("none" if o is type(None) else o.__name__ for o in origins)
-        raise LuthierError(f"{label} is {value!r} ({type(value).__name__}); expected {wanted}.")
+        text = repr(value).splitlines()[0][:80]  # a model's own takes pages
+        raise LuthierError(f"{label} is {text} ({type(value).__name__}); expected {wanted}.")
 
 
 def plugin_folders(axis: str) -> list[str]:

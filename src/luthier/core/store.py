@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import luthier
 from luthier.core import weights
-from luthier.core.adapt import adapter_names, check_name, detach, place, ranked, state_of
+from luthier.core.adapt import adapter_names, check_name, detach, find_state, place, ranked, state_of
 from luthier.core.card import card_of
 from luthier.core.checks import shown
 from luthier.core.component import find
@@ -198,6 +198,9 @@ def load(
 
 def _load_one(model: nn.Module, folder: Path, name: str | None, force: bool, check: bool) -> str:
     """Attaches the adapter of one folder; returns its name."""
+    state = find_state(model)
+    if state is not None and state.merged:
+        raise LuthierError("adapters are merged into the weights; unmerge before loading another.")
     with steady(folder):
         spec = read(folder)
         name = name or str(spec["name"])

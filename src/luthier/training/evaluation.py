@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier import data, models
+from luthier.core.component import check_type
 from luthier.core.errors import LuthierError
 from luthier.data import Examples, Scorer
 from luthier.training.generation import Sampling, answers
@@ -90,6 +91,7 @@ def evaluate(
     `max_length` tokens are refused, and those of more tokens than the model has absolute positions. Raises
     `LuthierError` when no scorer fits, or a label is not one of the model's.
     """
+    check_type("examples", examples, Examples)
     if batch < 1:
         raise LuthierError(f"batch is {batch}; expected at least 1.")
     wanted = task or examples.task
