@@ -32,6 +32,15 @@ class Example:
     context: int = 0
     """How many leading messages are never in the loss (the prompt of a `prompt`/`completion`
     row)."""
+    masked: tuple[int, ...] = ()
+    """Indices of assistant messages that the row itself keeps out of the loss (`weight`, `train`,
+    `loss_mask` on a turn)."""
+    tools: list[dict[str, Any]] | None = None
+    """JSON schemas of the functions that the assistant may call, as chat templates take them."""
+    documents: list[dict[str, Any]] | None = None
+    """Documents to answer from, as chat templates take them."""
+    template: dict[str, Any] = field(default_factory=dict)
+    """Further variables of the chat template (`chat_template_kwargs`)."""
     text: str | None = None
     """The whole text of a language-modelling row, or the (first) text to classify."""
     text_pair: str | None = None
