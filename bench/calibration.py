@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 import luthier as lt
-from luthier.core.statistic import Statistic
-from luthier.core.stats import collect
-from luthier.statistics.pca import PCA
-from luthier.statistics.states import States
+from luthier.core.contracts.statistic import Statistic
+from luthier.core.sites.collect import collect
+from luthier.methods.statistics.pca import PCA
+from luthier.methods.statistics.states import States
 
 CASES: dict[str, list[Statistic]] = {
     "PCA(16)": [PCA(16)],

@@ -23,7 +23,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import luthier as lt
-from luthier.kernels.cross_entropy import causal_loss
+from luthier.methods.objectives._cross_entropy import causal_loss
 
 WIDTH, TOKENS = 768, 1024
 VOCABULARIES = (8192, 49152, 128256)

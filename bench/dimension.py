@@ -17,9 +17,8 @@ from pathlib import Path
 
 import torch
 
-from luthier.geometry import draws, ratios
-from luthier.geometry.crosscheck import crosscheck
-from luthier.geometry.dimension import METHODS, interval
+from luthier.core.numerics.crosscheck import crosscheck
+from luthier.core.numerics.dimension import METHODS, draws, interval, ratios
 from manifolds import MANIFOLDS, sample
 
 DIMENSIONS = (2, 5, 10, 20)

@@ -20,11 +20,11 @@ from rich.table import Table
 
 import luthier as lt
 from luthier import data, models
-from luthier.core.stats import Measured, collect
-from luthier.geometry.profile import profile, rises
+from luthier.core.numerics.profile import profile, rises
+from luthier.core.sites.collect import Measured, collect
 from luthier.measuring.calibration import Calibration, _arguments, batched, sample
 from luthier.measuring.progress import told
-from luthier.statistics.states import POOLS, States
+from luthier.methods.statistics.states import POOLS, States
 
 PARTS, SIZES = 5, (128, 256, 512, 1024)
 ESTIMATORS = ("mle", "fit")

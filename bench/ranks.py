@@ -30,10 +30,11 @@ from rich.table import Table
 
 import luthier as lt
 from luthier import data
-from luthier.core.allocation import Ranks
-from luthier.core.initialiser import Init
+from luthier.core.contracts.init import Init
+from luthier.core.contracts.ranks import Ranks
+from luthier.evaluating import evaluate
 from luthier.measuring import Calibration
-from luthier.training import Run, Training, evaluate, train
+from luthier.training import Run, Training, train
 
 RANK, MODEL = 4, "minilm-l6"
 
@@ -142,7 +143,7 @@ def plain(row: data.Example) -> dict[str, Any]:
 
 def budget() -> int:
     """Trained numbers of LoRA at `RANK` everywhere."""
-    from luthier.core.count import count
+    from luthier.core.adapters.count import count
     from luthier.models import config_of, meta_model
 
     return count(meta_model(config_of(MODEL)), lt.LoRA(rank=RANK))["trainable"]

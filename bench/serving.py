@@ -25,9 +25,9 @@ import torch
 from bench.speed.machine import about, slug
 
 import luthier as lt
-from luthier.serving.apart import apart
-from luthier.serving.engine import Engine
-from luthier.serving.request import Piece, Request
+from luthier.serving.engine.engine import Engine
+from luthier.serving.engine.request import Piece, Request
+from luthier.serving.http.apart import apart
 
 ADAPTERS = [f"a{index}" for index in range(8)]
 PROMPT, NEW = 32, 64

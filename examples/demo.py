@@ -20,7 +20,8 @@ from rich.table import Table
 
 import luthier as lt
 from luthier import data
-from luthier.training import Evaluation, Training
+from luthier.evaluating import Evaluation
+from luthier.training import Training
 
 MODEL = "smollm2-135m"
 WHERE = "q_proj, k_proj, v_proj, up_proj, down_proj"

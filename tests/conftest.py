@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 
-from tiny import save_model, sums, write_rows
+from support.tiny import save_model, sums, write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +46,7 @@ def additions(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def browser():
     """A browser for the pages of a module's tests (see `browsing`)."""
-    import browsing
+    from support import browsing
 
     with browsing.started() as driver:
         yield driver

@@ -22,9 +22,9 @@ from torch import Tensor
 
 import luthier as lt
 from luthier import data, models
-from luthier.core.form import Form
-from luthier.core.initialiser import Init
-from luthier.core.update import Update
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.init import Init
+from luthier.core.contracts.update import Update
 from luthier.measuring.allocation import allocate
 from luthier.measuring.calibration import Calibration
 
@@ -89,7 +89,7 @@ class Intents:
 
     def _make(self) -> None:
         from luthier.core.files import committed
-        from luthier.exporting.merged import save_merged
+        from luthier.interop.formats._merged import save_merged
 
         torch.manual_seed(0)
         loaded = models.load(MODEL, task="classification", labels=self.names, dtype="bfloat16")

@@ -21,7 +21,7 @@ from bench.axes._intents import GROUPS, Fit, Intents, train
 from bench.axes._study import arguments, difference, markdown, mean
 
 import luthier as lt
-from luthier.core.component import names
+from luthier.core.contracts.component import names
 
 FORM, RATE, STEPS = lt.LoRA(rank=8, alpha=16), 4e-3, 40
 """The rate that bench/axes/inits.py chose for LoRA."""

@@ -31,10 +31,10 @@ from torch import Tensor
 
 import luthier as lt
 from luthier import models
-from luthier.core.decoding import Decoding
+from luthier.core.contracts.decoding import Decoding
 from luthier.decoding import Member, answers
+from luthier.evaluating.generate import Sampling
 from luthier.training import Run, train
-from luthier.training.generation import Sampling
 
 TASKS, TESTED, ALPHAS = ("sentiment", "intent", "problem"), 40, (0.5, 1.0, 1.5)
 BARE, PROMPTS, AHEAD, TOKENS = "bare", 6, 4, 28

@@ -24,7 +24,7 @@ from bench.axes._intents import BATCH, GROUPS, LENGTH, TESTED, Fit, Intents, tra
 from bench.axes._study import Ledger, arguments, difference, markdown, mean
 
 import luthier as lt
-from luthier.core.component import find
+from luthier.core.contracts.component import find
 
 BLOCKS, TASK, STEPS, NOTHING = "params(*.layer.*)", 0, 30, "nothing"
 LORA = lt.LoRA(rank=8, alpha=16)

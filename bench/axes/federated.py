@@ -27,7 +27,8 @@ from bench.axes._study import arguments, markdown
 
 import luthier as lt
 from luthier import data
-from luthier.training import Run, Training, evaluate, train
+from luthier.evaluating import evaluate
+from luthier.training import Run, Training, train
 
 MODEL, RANK, CLIENTS, ROUNDS = "minilm-l6", 8, 8, 3
 ROWS, SCORED, RATE, EPOCHS = 512, 400, 1.5e-3, 2

@@ -21,9 +21,9 @@ from bench.axes._study import TUNING, arguments, by_seed, difference, markdown, 
 
 import luthier as lt
 from luthier import data
-from luthier.core.component import find, names
-from luthier.core.form import Form
-from luthier.core.initialiser import Init
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.init import Init
 
 FORMS: tuple[Form, ...] = (lt.LoRA(rank=8, alpha=16), lt.LoRAXS(rank=8))
 VARIANTS: dict[str, list[dict[str, Any]]] = {"corda": [{"mode": "instruction"}, {"mode": "knowledge"}]}

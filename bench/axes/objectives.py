@@ -31,7 +31,7 @@ from bench.axes import _tasks as tasks
 from bench.axes._study import arguments, by_seed, difference, markdown, mean
 
 import luthier as lt
-from luthier.core.objective import Objective
+from luthier.core.contracts.objective import Objective
 from luthier.training import Run, train
 
 FORM, WHERE, RATE = lt.LoRA(rank=8, alpha=16.0), "all-linear & layers(15, 29)", 1e-3

@@ -18,9 +18,9 @@ from bench.axes._intents import Fit, Intents, train
 from bench.axes._study import TUNING, arguments, by_seed, difference, markdown, mean
 
 import luthier as lt
-from luthier.core.component import find, names
-from luthier.core.form import Form
-from luthier.core.update import Update
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.update import Update
 
 LORA, FULL = lt.LoRA(rank=8, alpha=16), lt.Full()
 WHERE: dict[Form, str] = {LORA: "all-linear", FULL: "params(*.layer.*)"}

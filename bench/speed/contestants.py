@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import luthier as lt
-from luthier.kernels.cross_entropy import causal_loss
+from luthier.methods.objectives._cross_entropy import causal_loss
 
 FLOOR = "frozen base"
 QKVUD = "q_proj, k_proj, v_proj, up_proj, down_proj"
@@ -71,7 +71,7 @@ def peft_model(size: Size, dtype: torch.dtype, settings: dict) -> nn.Module:
 
 
 class InChunks(nn.Module):
-    """A step as `luthier train` takes it: the logits of a few tokens at a time (`luthier.kernels.cross_entropy`)."""
+    """A step as `luthier train` takes it: a few tokens' logits at a time (`methods/objectives/_cross_entropy.py`)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

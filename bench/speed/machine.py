@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from luthier.core.backend import OWN, chosen
+from luthier.kernels.backend import OWN, chosen
 
 
 @dataclass(frozen=True)

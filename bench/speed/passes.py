@@ -13,8 +13,8 @@ from bench.speed.machine import Size, device, faster_library, seconds
 from torch import nn
 from transformers import DynamicCache
 
-from luthier.core.backend import OWN, cpu_backend
-from luthier.core.control import Arrangement
+from luthier.core.adapters.control import Arrangement
+from luthier.kernels.backend import OWN, cpu_backend
 
 PROMPT, TOKENS, ADAPTERS = 64, 8, 8
 Work = Callable[[], float]

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_tools import ROWS, Outcome, save_adapter, save_llama, write_rows
+
+from support.cli_tools import ROWS, Outcome, save_adapter, save_llama, write_rows
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 import torch
-from cli_tools import save_adapter, save_llama
 
 import luthier as lt
-from luthier.exporting.merged import save_merged
+from luthier.interop.formats._merged import save_merged
 from luthier.models import load
+from support.cli_tools import save_adapter, save_llama
 
 
 def logits(model) -> torch.Tensor:

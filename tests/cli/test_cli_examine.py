@@ -8,11 +8,11 @@ import sys
 
 import pytest
 import torch
-from cli_tools import save_adapter, save_bert, write_rows
 
 import luthier as lt
-from luthier.core.component import names
+from luthier.core.contracts.component import names
 from luthier.models import load
+from support.cli_tools import save_adapter, save_bert, write_rows
 
 READS = {"intruders": False, "forgetting": True, "similarity": True, "grafting": True}
 

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from cli_tools import save_llama
+
+from support.cli_tools import save_llama
 
 SHORT = ["--max-new-tokens", 6, "--json"]
 

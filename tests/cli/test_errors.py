@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cli_tools import Outcome, save_llama, write_rows
+
+from support.cli_tools import Outcome, save_llama, write_rows
 
 
 @dataclass(frozen=True)

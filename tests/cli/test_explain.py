@@ -7,8 +7,8 @@ import json
 import pytest
 
 from luthier.cli.describe import FACES, KINDS, locate, settings_of, type_words
-from luthier.core.component import find, names
-from luthier.core.form import FACES as FORM_FACES
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.form import FACES as FORM_FACES
 
 LLAMA2 = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 LLAMA3 = {
@@ -66,7 +66,7 @@ def test_every_setting_has_a_docstring(name):
 def test_words_for_every_face_and_kind():
     from typing import get_args
 
-    from luthier.core.site import Kind
+    from luthier.core.contracts.site import Kind
 
     assert set(FACES) == set(FORM_FACES) and set(KINDS) == set(get_args(Kind))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli_tools import write_rows
 
 import luthier as lt
 from luthier.models import load
+from support.cli_tools import write_rows
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_evaluate_as_json(call, llama, rows):
 
 def test_evaluate_agrees_with_the_library(call, llama, rows, fitted):
     from luthier import data
-    from luthier.training import evaluate
+    from luthier.evaluating import evaluate
 
     base = load(str(llama))
     lt.load(base.model, fitted / "adapter")
@@ -171,7 +171,7 @@ def test_merge_takes_a_run_folder(call, llama, fitted, tmp_path):
 
 
 def test_a_trained_head_stays_where_the_rows_lack_a_class(call, tmp_path):
-    from tiny import save_model, write_rows
+    from support.tiny import save_model, write_rows
 
     names = {0: "a", 1: "b", 2: "c"}
     base = save_model(tmp_path / "bert", "bert", id2label=names, label2id={name: i for i, name in names.items()})
@@ -191,7 +191,7 @@ def test_a_trained_head_stays_where_the_rows_lack_a_class(call, tmp_path):
 
 @pytest.mark.parametrize("names", ["ab", "abc"])
 def test_classes_that_have_other_names_are_not_scored(call, tmp_path, names):
-    from tiny import save_model, write_rows
+    from support.tiny import save_model, write_rows
 
     own = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"x{i}", "label": "yn"[i % 2]} for i in range(8)])
@@ -201,7 +201,7 @@ def test_classes_that_have_other_names_are_not_scored(call, tmp_path, names):
 
 
 def test_a_head_that_was_never_trained_is_not_scored(call, tmp_path):
-    from tiny import save_model, write_rows
+    from support.tiny import save_model, write_rows
 
     base = save_model(tmp_path / "bert", "bert", num_labels=3)
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": f"x{i}", "label": "yn"[i % 2]} for i in range(8)])

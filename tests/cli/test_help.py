@@ -11,7 +11,7 @@ import pytest
 from luthier.cli.parse import commands, option
 from luthier.cli.source import axes as quick_axes
 from luthier.cli.source import card, field_docs
-from luthier.core.component import axes, find, names
+from luthier.core.contracts.component import axes, find, names
 
 COMMANDS = [
     "combine",

@@ -6,11 +6,11 @@ import pytest
 
 from luthier.cli.commands.train import Train
 from luthier.cli.parse import parse
-from luthier.core.component import find
+from luthier.core.contracts.component import find
 from luthier.core.errors import LuthierError
-from luthier.core.piece import Piece
-from luthier.core.recipe import read_recipe, recipe_files
-from luthier.core.select import select
+from luthier.core.sites.select import select
+from luthier.methods.piece import Piece
+from luthier.methods.recipe import read_recipe, recipe_files
 from luthier.training import Run, Training
 
 SHIPPED = [

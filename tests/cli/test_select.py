@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli_tools import write_rows
 
 from luthier.training.folder import read_run
+from support.cli_tools import write_rows
 
 WORDS = {"sea": "ship sail wave", "law": "court judge verdict"}
 

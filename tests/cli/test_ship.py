@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
-from cli_tools import Outcome, save_adapter, save_bert, save_llama, write_rows
 
 import luthier as lt
 from luthier.models import load
+from support.cli_tools import Outcome, save_adapter, save_bert, save_llama, write_rows
 
 
 def logits(model) -> torch.Tensor:

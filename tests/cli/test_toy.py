@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from torch import ones
 
-from luthier.core.form import Form
+from luthier.core.contracts.form import Form
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.core.update import Update
+from luthier.core.contracts.update import Update
 
 
 @dataclass(frozen=True)

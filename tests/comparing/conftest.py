@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tiny import sums, write_rows
+from support.tiny import sums, write_rows
 
 
 @pytest.fixture(scope="session")

@@ -12,14 +12,14 @@ import pytest
 import luthier as lt
 from luthier.comparing import Study, records, runner
 from luthier.comparing import fit as fits
-from luthier.comparing.forgetting import HELD, _tasks
+from luthier.comparing.measures.forgetting import HELD, _tasks
 from luthier.comparing.plan import checked
 from luthier.comparing.rows import read_held
 from luthier.comparing.sources import sourced
 from luthier.comparing.study import DataSet
 from luthier.core.errors import LuthierError
 from luthier.training import Training, metrics
-from tiny import TEMPLATE, save_model, write_rows
+from support.tiny import TEMPLATE, save_model, write_rows
 
 QUICK = {"steps": 4, "batch": 4, "eval_every": 2, "save_every": 1, "eval_fraction": 0.2}
 CLOCK = ("seconds", "step_seconds", "step_ratio")
@@ -149,7 +149,7 @@ def test_a_study_from_before_a_setting_goes_on(study, tmp_path):
 
 
 def test_changed_rows_are_refused(study, tmp_path, additions):
-    from tiny import sums
+    from support.tiny import sums
 
     own = write_rows(tmp_path / "own.jsonl", sums(12, seed=5))
     part = {"sums": dataclasses.replace(study.data["sums"], test={"sums": own})}

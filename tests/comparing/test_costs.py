@@ -9,9 +9,9 @@ import torch
 import transformers
 
 import luthier as lt
-from luthier.comparing import costs
 from luthier.comparing.fitted import Fitted
-from luthier.objectives.sft import SFT
+from luthier.comparing.measures import costs
+from luthier.methods.objectives.sft import SFT
 
 
 def test_running_statistics_stay(monkeypatch):

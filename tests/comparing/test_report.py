@@ -8,15 +8,17 @@ import math
 import re
 from html.parser import HTMLParser
 
-import made_up
 import pytest
 from rich.console import Console
 
-from luthier.comparing import axis, charts, labels, markdown, report, statistics, summary, table, words
-from luthier.comparing.charts import Point, Span
-from luthier.comparing.labels import Box
+from luthier.comparing.measures import significance as statistics
 from luthier.comparing.record import records
+from luthier.comparing.report import axis, charts, labels, markdown, summary, table, words
+from luthier.comparing.report import page as report
+from luthier.comparing.report.charts import Point, Span
+from luthier.comparing.report.labels import Box
 from luthier.core.errors import LuthierError
+from support import made_up
 
 
 @pytest.fixture(scope="module")

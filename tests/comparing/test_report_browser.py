@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import made_up
 import pytest
 
-import browsing
-from browsing import complaints, is_dark, look
-from luthier.comparing import report
+from luthier.comparing.report import page as report
+from support import browsing, made_up
+from support.browsing import complaints, is_dark, look
 
 pytestmark = browsing.needed
 

@@ -12,9 +12,9 @@ from luthier.comparing.sources import Sourced, _apart, sourced
 from luthier.comparing.study import DataSet, Study
 from luthier.core.errors import LuthierError
 from luthier.data import Example
-from luthier.data._read import Table
+from luthier.data.read import Table
 from luthier.training import Training
-from tiny import sums, write_rows
+from support.tiny import sums, write_rows
 
 
 def prompts(source: str) -> list[str]:

@@ -9,10 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from luthier.comparing import student
-from luthier.comparing.record import Record
-from luthier.comparing.redrawing import RESAMPLES, redrawn
-from luthier.comparing.statistics import (
+from luthier.comparing.measures import student
+from luthier.comparing.measures.bootstrap import RESAMPLES, redrawn
+from luthier.comparing.measures.significance import (
     calibration_error,
     holm,
     over_seeds,
@@ -22,7 +21,8 @@ from luthier.comparing.statistics import (
     seed_p,
     winner,
 )
-from luthier.training.evaluation import agreement, closeness
+from luthier.comparing.record import Record
+from luthier.evaluating.evaluate import agreement, closeness
 
 
 def run(method: str, seed: int, hits: list[float], score: float | None = None) -> Record:
@@ -167,7 +167,7 @@ def answers(metric: str, right: float, seed: int = 0, rows: int = 60) -> Record:
 def test_metrics_that_are_no_means_are_those_of_the_redrawn_rows(metric, monkeypatch):
     """Draws small enough that all of their rows can be scored one draw at a time."""
     made, kept = answers(metric, 0.7), []
-    monkeypatch.setattr("luthier.comparing.redrawing.ENTRIES", 60 * RESAMPLES)
+    monkeypatch.setattr("luthier.comparing.measures.bootstrap.ENTRIES", 60 * RESAMPLES)
 
     class Draw:
         def integers(self, low, high, size):

@@ -9,13 +9,13 @@ from rich.console import Console
 from transformers import set_seed
 
 from luthier.comparing.fit import fit
-from luthier.comparing.intruding import CHANGES
+from luthier.comparing.measures.intruders import CHANGES
 from luthier.comparing.plan import plan
 from luthier.comparing.study import Study
 from luthier.comparing.with_peft import fit_peft
-from luthier.core.adapt import state_of
-from luthier.core.control import tensors
-from luthier.core.spectrum import examined
+from luthier.core.adapters.attach import state_of
+from luthier.core.adapters.control import tensors
+from luthier.core.numerics.spectrum import examined
 from luthier.training.attachment import attach_all
 from luthier.training.prepare import prepare
 from luthier.training.session import load

@@ -9,11 +9,11 @@ import wave
 import numpy as np
 import pytest
 import torch
-from tiny_tokenizers import make
 
 from luthier.core.errors import LuthierError
 from luthier.data import Collator, Example, collate, collator_for, encode_all, encode_audio, encode_image, load
-from luthier.data._media import resample
+from luthier.data.media import resample
+from support.tiny_tokenizers import make
 
 SHORT = {"input_ids": [5, 6], "attention_mask": [1, 1], "labels": [-100, 6], "row": 4, "truncated": 0}
 LONG = {"input_ids": [7, 8, 9], "attention_mask": [1, 1, 1], "labels": [-100, 8, 9], "row": 9, "truncated": 2}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 
 import pytest
-from tiny_tokenizers import BACKENDS, DROPS, END, PARTS, TEMPLATES, make
 
 from luthier.core.errors import LuthierError
 from luthier.data import (
@@ -20,7 +19,8 @@ from luthier.data import (
     show_example,
     show_plain,
 )
-from luthier.data._chat import rendered
+from luthier.data.chat import rendered
+from support.tiny_tokenizers import BACKENDS, DROPS, END, PARTS, TEMPLATES, make
 
 
 def chat(*contents: str, system: str | None = None, context: int = 0) -> Example:

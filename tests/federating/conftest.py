@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tiny import write_rows
+from support.tiny import write_rows
 
 
 @pytest.fixture(scope="session")

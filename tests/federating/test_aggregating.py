@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import luthier as lt
-from luthier.core.aggregation import factors
-from luthier.core.delta import Delta
+from luthier.core.contracts.aggregation import factors
+from luthier.core.numerics.delta import Delta
 
 SCALES, SHARES = (2.0, 0.5, 1.25), (0.5, 0.3, 0.2)
 

@@ -13,15 +13,16 @@ from safetensors.torch import load_file
 
 import luthier as lt
 from luthier import data, models
-from luthier.core.aggregation import Aggregation, factors
-from luthier.core.component import find, names
-from luthier.core.delta import Delta
+from luthier.core.contracts.aggregation import Aggregation, factors
+from luthier.core.contracts.component import find, names
+from luthier.core.numerics.delta import Delta
+from luthier.evaluating import evaluate
 from luthier.federating import Federation, client, server
 from luthier.federating.change import Change, fill, folded, taken
 from luthier.federating.command import command
 from luthier.federating.prepare import Plan, planned
 from luthier.federating.run import carry_out
-from luthier.training import Run, Training, evaluate, train
+from luthier.training import Run, Training, train
 from luthier.training.session import load
 
 SHORT = Training(epochs=1, batch=4, lr=1e-2, eval_fraction=0.2)

@@ -7,9 +7,9 @@ import torch
 import transformers as tf
 
 import luthier as lt
-from architectures import ARCHITECTURES, GQA, Architecture
-from luthier.kernels import cross_entropy
-from luthier.kernels.cross_entropy import causal_loss, chunks
+from luthier.methods.objectives import _cross_entropy as cross_entropy
+from luthier.methods.objectives._cross_entropy import causal_loss, chunks
+from support.architectures import ARCHITECTURES, GQA, Architecture
 
 SCALED = {
     "gemma2": Architecture("Gemma2Config", "Gemma2ForCausalLM", {**GQA, "final_logit_softcapping": 2.0}),

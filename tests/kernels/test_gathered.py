@@ -18,7 +18,7 @@ from luthier.kernels._rows import Rows
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (pip install triton)")
 def test_rows_read_their_own_factors():
-    script = Path(__file__).with_name("gathered.py")
+    script = Path(__file__).parents[1] / "support" / "gathered.py"
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

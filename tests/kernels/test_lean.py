@@ -10,11 +10,11 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import luthier as lt
-from architectures import ARCHITECTURES
-from luthier.core import fast
-from luthier.core.lean import _lean_class
+from luthier.core.adapters import dispatch as fast
+from luthier.core.adapters.lean import _lean_class
 from luthier.kernels import _glu, _norm
 from luthier.kernels._made import kept, mark
+from support.architectures import ARCHITECTURES
 
 FORMS = [lt.LoRA(), lt.LoRA(dropout=0.3), lt.WeGeFT(rank=4), lt.DoRA(), lt.LoReFT(rank=2), lt.BitFit()]
 IDS = torch.randint(0, 100, (2, 9), generator=torch.Generator().manual_seed(3))
@@ -52,7 +52,7 @@ def is_lean(module: nn.Module) -> bool:
 @pytest.fixture
 def without(monkeypatch):
     """Switches the twins off, and only them."""
-    return lambda: monkeypatch.setattr("luthier.core.lean._serves", lambda x: False)
+    return lambda: monkeypatch.setattr("luthier.core.adapters.lean._serves", lambda x: False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 import luthier as lt
-from architectures import ARCHITECTURES
 from luthier import kernels
-from luthier.core.component import find, names
-from luthier.core.control import Arrangement
-from luthier.core.fast import kernel_of, plain
-from luthier.core.initialiser import Init
+from luthier.core.adapters.control import Arrangement
+from luthier.core.adapters.dispatch import kernel_of, plain
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.init import Init
 from luthier.kernels._dropout import draw_mask, dropped, keep
+from support.architectures import ARCHITECTURES
 
 FORMS = [name for name in names("forms") if kernel_of(find("forms", name)) is not None]
 
@@ -67,7 +67,8 @@ def test_a_kernel_is_its_equation(name, bias, shape, monkeypatch):
     with plain():
         slow = run(model, x)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(fast, slow, strict=True))
-    monkeypatch.setattr("luthier.core.swap.fast_linear", lambda *given: pytest.fail("the plain path was to run"))
+    refuse = lambda *given: pytest.fail("the plain path was to run")  # noqa: E731
+    monkeypatch.setattr("luthier.core.adapters.swap.fast_linear", refuse)
     with pytest.raises(pytest.fail.Exception):
         model(x)
 
@@ -212,7 +213,7 @@ def test_dropout_is_of_the_input_and_keeps_its_mean(name, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("luthier.kernels._dropout.draw_mask", lambda x, rate: mask)
         fast = run(model, x)
-    monkeypatch.setattr(f"luthier.forms.{name}.dropout", lambda x, rate: x * mask.to(x) / 0.5)
+    monkeypatch.setattr(f"luthier.methods.forms.{name}.dropout", lambda x, rate: x * mask.to(x) / 0.5)
     with plain():
         slow = run(model, x)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(fast, slow, strict=True))
@@ -250,7 +251,7 @@ class Refusing:
 def test_what_a_kernel_cannot_serve_runs_plainly(monkeypatch):
     model, x = build()("lora"), torch.randn(3, 12, dtype=torch.float64)
     adapters = model[1].adapters
-    monkeypatch.setattr("luthier.core.fast.kernel_of", lambda form: Refusing)
+    monkeypatch.setattr("luthier.core.adapters.dispatch.kernel_of", lambda form: Refusing)
     with pytest.raises(AssertionError, match="a kernel ran"):
         model(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import luthier as lt
-from architectures import ARCHITECTURES
-from luthier.core.component import find, names
-from luthier.core.fast import kernel_of, plain
+from luthier.core.adapters.dispatch import kernel_of, plain
+from luthier.core.contracts.component import find, names
+from support.architectures import ARCHITECTURES
 
 FORMS = [n for n in names("forms") if "linears" in vars(kernel_of(find("forms", n)) or object)]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import luthier as lt
-from architectures import ARCHITECTURES
+from support.architectures import ARCHITECTURES
 
 LLAMA = ARCHITECTURES["llama"]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import luthier as lt
-from luthier.core.aggregation import Aggregation, factors, shares_of
-from luthier.core.component import find, names
-from luthier.core.delta import Delta
-from toys import help_of_toy
+from luthier.core.contracts.aggregation import Aggregation, factors, shares_of
+from luthier.core.contracts.component import find, names
+from luthier.core.numerics.delta import Delta
+from support.toys import help_of_toy
 
 AGGREGATIONS = names("aggregations")
 MIXED = (2, 4, 3)
@@ -138,8 +138,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.core.aggregation import Aggregation
-from luthier.core.combination import weighted
+from luthier.core.contracts.aggregation import Aggregation
+from luthier.core.contracts.combination import weighted
 
 
 @dataclass(frozen=True)

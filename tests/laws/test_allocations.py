@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import luthier as lt
-from calibrated import batches, build
-from luthier.core.adapt import state_of
-from luthier.core.allocation import Budget, Ranks
-from luthier.core.component import find, names
-from luthier.core.form import Form
-from luthier.core.stats import collect
+from luthier.core.adapters.attach import state_of
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.ranks import Budget, Ranks
+from luthier.core.sites.collect import collect
+from support.calibrated import batches, build
 
 RANKS = names("ranks")
 FORMS = {"lora": lt.LoRA(rank=4), "wegeft": lt.WeGeFT(rank=4), "loreft": lt.LoReFT(rank=4)}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import luthier as lt
-from architectures import ARCHITECTURES
-from luthier.core.component import find, names
-from luthier.core.form import Form
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.form import Form
+from support.architectures import ARCHITECTURES
 
 NO_BIAS = {"llama", "qwen3", "gemma3", "mistral", "mixtral", "qwen3_moe", "phi3", "t5"}
 OWN_ATTENTION = {"bloom", "falcon", "deberta_v2"}

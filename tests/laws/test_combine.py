@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import luthier as lt
-from luthier.core.combination import Combine, Place
-from luthier.core.component import find, names
-from luthier.core.delta import Delta
-from luthier.core.site import Site
-from toys import help_of_toy
+from luthier.core.contracts.combination import Combine, Place
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.site import Site
+from luthier.core.numerics.delta import Delta
+from support.toys import help_of_toy
 
 COMBINATIONS = names("combinations")
 SHAPES = [(6, 8), (5,), (1, 3), (2, 4, 3)]
@@ -132,7 +132,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.core.combination import Combine, weighted
+from luthier.core.contracts.combination import Combine, weighted
 
 
 @dataclass(frozen=True)

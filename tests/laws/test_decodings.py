@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import luthier as lt
-from luthier.core.component import find, names
-from luthier.core.decoding import Decoding
-from toys import help_of_toy
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.decoding import Decoding
+from support.toys import help_of_toy
 
 DECODINGS = names("decodings")
 
@@ -109,7 +109,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.core.decoding import Decoding
+from luthier.core.contracts.decoding import Decoding
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import luthier as lt
-from architectures import ARCHITECTURES
 from luthier.combining.places import spots
-from luthier.core.component import find, names
-from luthier.core.delta import Delta
-from luthier.core.examination import Change, Examination, Pair
-from luthier.core.scope import Scope
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.examination import Change, Examination, Pair
+from luthier.core.numerics.delta import Delta
+from luthier.core.sites.scope import Scope
 from luthier.examining.plot import plot
-from toys import help_of_toy
+from support.architectures import ARCHITECTURES
+from support.toys import help_of_toy
 
 EXAMINATIONS = names("examinations")
 
@@ -121,7 +121,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.core.examination import Examination, Report
+from luthier.core.contracts.examination import Examination, Report
 
 
 @dataclass(frozen=True)

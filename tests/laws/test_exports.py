@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import luthier as lt
-from architectures import ARCHITECTURES
-from luthier.core.component import find, names
-from luthier.exporting.format import Format
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.export import Format
+from support.architectures import ARCHITECTURES
 
-FRESH = "import luthier as lt; print(lt.exports.GGUF(dtype='q8_0').dtype, lt.imports.PyReFT(positions='f1').positions)"
-FORMATS = names("exports")
+FRESH = "import luthier as lt; print(lt.formats.GGUF(dtype='q8_0').dtype, lt.sources.PyReFT(positions='f1').positions)"
+FORMATS = names("formats")
 
 
 def base():
@@ -68,7 +68,7 @@ def test_another_base_is_refused(name, tmp_path):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_settings_go_there_and_back(name):
-    cls = find("exports", name)
+    cls = find("formats", name)
     assert issubclass(cls, Format) and cls.from_dict(cls().to_dict()) == cls()
     with pytest.raises(lt.LuthierError, match="no setting"):
         cls.from_dict({"nonsense": 1})

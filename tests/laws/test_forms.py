@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import luthier as lt
-from architectures import ARCHITECTURES
-from luthier.core.component import find, names
-from luthier.core.control import tensors
-from luthier.core.form import FACES, Form
+from luthier.core.adapters.control import tensors
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.form import FACES, Form
+from support.architectures import ARCHITECTURES
 
 FORMS = names("forms")
 BASE = "qwen2"  # biases, grouped keys, a tied-free head: every form finds sites in it
@@ -325,7 +325,7 @@ def test_it_runs_on_a_quantised_base(name, tmp_path):
 
 def test_sharded_over_two_processes_it_is_the_same():
     """FSDP2 in both orders, every form, two gloo ranks against one process."""
-    script = Path(__file__).with_name("sharded.py")
+    script = Path(__file__).parents[1] / "support" / "sharded.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*command, str(script), *FORMS], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 import luthier as lt
-from architectures import ARCHITECTURES
-from luthier.core.component import find, names
-from luthier.importing.source import Source
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.import_ import Source
+from support.architectures import ARCHITECTURES
 
-LIBRARIES = names("imports")
+LIBRARIES = names("sources")
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_settings_go_there_and_back(name):
-    cls = find("imports", name)
+    cls = find("sources", name)
     assert issubclass(cls, Source) and cls.from_dict(cls().to_dict()) == cls()
 
 

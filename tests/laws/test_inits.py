@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import luthier as lt
-from calibrated import batches, build
-from luthier.core.component import find, names
-from luthier.core.control import tensors
-from luthier.core.form import Form
-from luthier.core.initialiser import Init
-from luthier.core.merge import affine_map, delta_of
-from luthier.core.slot import START, Slot
-from luthier.core.stats import collect
+from luthier.core.adapters.control import tensors
+from luthier.core.adapters.merge import affine_map, delta_of
+from luthier.core.adapters.slot import START, Slot
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.init import Init
+from luthier.core.sites.collect import collect
+from support.calibrated import batches, build
 
 INITS = names("inits")
 WHERE = "q_proj, down_proj"

@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from luthier.core.component import find, names
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.objective import Objective
 from luthier.core.errors import LuthierError
-from luthier.core.form import Form
-from luthier.core.objective import Objective
-from luthier.forms.lora import LoRA
-from luthier.forms.meteora import MeteoRA
-from luthier.objectives.sft import SFT
+from luthier.methods.forms.lora import LoRA
+from luthier.methods.forms.meteora import MeteoRA
+from luthier.methods.objectives.sft import SFT
 from luthier.training import Run, Training, train
 from luthier.training.checkpoint import checkpoints
-from tiny import save_model, sums, write_rows
+from support.tiny import save_model, sums, write_rows
 
 OBJECTIVES = names("objectives")
 SETTINGS = Training(steps=6, batch=4, accumulate=2, save_every=2, keep=20, lr=1e-2, eval_fraction=0.2, warmup=0)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import luthier as lt
-from architectures import ARCHITECTURES
-from luthier.core.component import find, names
-from luthier.core.control import tensors
-from luthier.core.merge import affine_map
-from luthier.core.router import Routed, names_of, routing, watched
-from luthier.core.site import Site
-from luthier.core.swap import adapters_of
+from luthier.core.adapters.control import tensors
+from luthier.core.adapters.merge import affine_map
+from luthier.core.adapters.swap import adapters_of
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.router import Routed, names_of, routing, watched
+from luthier.core.contracts.site import Site
+from support.architectures import ARCHITECTURES
 
 ROUTERS = [name for name in names("forms") if issubclass(find("forms", name), Routed)]
 SITE = Site("layer", "affine", 12, 8)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import luthier as lt
-from calibrated import batches, build
-from luthier.core.component import find, names
-from luthier.core.control import tensors
-from luthier.core.form import Form
-from luthier.core.optimiser import course_of, optimiser
-from luthier.core.update import Update
+from luthier.core.adapters.control import tensors
+from luthier.core.adapters.optimiser import course_of, optimiser
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.update import Update
+from support.calibrated import batches, build
 
 UPDATES = names("updates")
 STEPS = 7

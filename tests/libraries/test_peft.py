@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import luthier as lt
-from architectures import ARCHITECTURES
+from support.architectures import ARCHITECTURES
 
 peft = pytest.importorskip("peft")
 
@@ -53,7 +53,7 @@ def test_other_affine_forms_are_truncated_with_the_error_said(tmp_path):
     base = ARCHITECTURES["llama"].build()
 
     def out(**settings):
-        to = lt.exports.PEFT(**settings)
+        to = lt.formats.PEFT(**settings)
         return lt.export(tmp_path / "adapter", tmp_path / "out", to=to, base=base)
 
     with pytest.raises(lt.LuthierError, match="rank=…"):

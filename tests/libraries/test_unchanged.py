@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
 
 import luthier as lt
-from architectures import ARCHITECTURES
+from support.architectures import ARCHITECTURES
 
 FORMS = {"wegeft": lt.WeGeFT(rank=4, share="type"), "loreft": lt.LoReFT(rank=4, positions="f2+l2")}
 WORDS = list("abcdefghijklmnopqrstuvwxyz")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import luthier as lt
-from architectures import ARCHITECTURES
-from luthier.core.allocation import Budget
+from luthier.core.contracts.ranks import Budget
+from support.architectures import ARCHITECTURES
 
 SETTINGS = dict(ARCHITECTURES["llama"].settings, num_hidden_layers=3)
 

@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 
 import luthier as lt
 from luthier.cli import main
-from luthier.core.allocation import Ranks
-from luthier.core.fingerprint import fingerprint
-from luthier.inits.lora_ga import LoRAGA
+from luthier.core.contracts.ranks import Ranks
+from luthier.core.sites.fingerprint import fingerprint
 from luthier.measuring import Calibration, cache, calibrate
 from luthier.measuring.calibration import batched, sample
 from luthier.measuring.measure import measure
-from luthier.statistics.gradient import Gradient
-from luthier.statistics.moment import Moment
-from luthier.statistics.states import States
+from luthier.methods.inits.lora_ga import LoRAGA
+from luthier.methods.statistics.gradient import Gradient
+from luthier.methods.statistics.moment import Moment
+from luthier.methods.statistics.states import States
 from luthier.training import Run, Training, train
 from luthier.training.command import command
-from tiny import write_rows
+from support.tiny import write_rows
 
 MOMENT = Moment()
 SMALL = Calibration(samples=24, batch=5)
@@ -73,7 +73,7 @@ def test_what_was_measured_is_kept_by_all_that_it_depends_on(llama, monkeypatch)
     held = list(cache.folder().glob("*.safetensors"))
     assert len(held) == 1
     with monkeypatch.context() as patch:
-        patch.setattr("luthier.core.stats.collect", None)  # a second pass would fail
+        patch.setattr("luthier.core.sites.collect.collect", None)  # a second pass would fail
         again = pass_(llama)
         assert all(torch.equal(again[p][k], t) for p, found in first.items() for k, t in found.items())
         for changed in ({"settings": replace(SMALL, seed=3)}, {"data": "others"}, {"statistics": [States("last")]}):
@@ -182,7 +182,7 @@ def test_a_resumed_run_keeps_its_ranks_without_measuring(llama, additions, tmp_p
 
     shutil.rmtree(run.folder / "checkpoints/step-4")
     shutil.rmtree(cache.folder())
-    monkeypatch.setattr("luthier.core.stats.collect", None)
+    monkeypatch.setattr("luthier.core.sites.collect.collect", None)
     again = train(run, progress=False, resume=True)
     held = load_file(again.adapter / "adapter.safetensors")
     assert held.keys() == expected.keys() and all(torch.equal(held[k], expected[k]) for k in held)
@@ -219,10 +219,10 @@ def test_measuring_leaves_the_base_as_it_was(llama):
 
 def test_a_budget_decides_the_rank_that_starts_and_allocations_count_from():
     """EVA's components are asked for at the rank that the budget pays for, not at the form's own."""
-    from architectures import ARCHITECTURES
-    from luthier.core.allocation import Budget
+    from luthier.core.contracts.ranks import Budget
     from luthier.measuring.allocation import ground
-    from luthier.statistics.pca import PCA
+    from luthier.methods.statistics.pca import PCA
+    from support.architectures import ARCHITECTURES
 
     model, form = ARCHITECTURES["llama"].build(), lt.LoRA(rank=2, alpha=6.0)
     sites = lt.select(model, "all-linear")

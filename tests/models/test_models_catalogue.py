@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from luthier.core.errors import LuthierError
-from luthier.models import TASKS, _catalogue, catalogue, resolve
+from luthier.models import TASKS, catalogue, resolve
+from luthier.models import catalogue as _catalogue
 
 GOOD = """
 ["{name}"]

@@ -8,9 +8,9 @@ import torch
 
 from luthier.core.errors import LuthierError
 from luthier.models import load, resolve
-from luthier.models._fetch import convert
 from luthier.models.convert.llama2c import _halves
 from luthier.models.convert.whisper import _rename
+from luthier.models.fetch import convert
 
 
 def test_rotary_pairs_become_halves():

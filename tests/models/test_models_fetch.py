@@ -14,9 +14,9 @@ from dataclasses import replace
 import pytest
 
 from luthier.core.errors import LuthierError
-from luthier.models import _fetch
-from luthier.models._cache import commit, models_folder
-from luthier.models._catalogue import Entry, File
+from luthier.models import fetch as _fetch
+from luthier.models.cache import commit, models_folder
+from luthier.models.catalogue import Entry, File
 
 CONTENT = {"pkg/config.json": b"{}", "pkg/part0": b"first", "pkg/part1": b"second"}
 
@@ -141,7 +141,7 @@ def test_a_crash_in_conversion_leaves_no_model(monkeypatch):
 
 KILLED = """
 import time
-from luthier.models._cache import commit
+from luthier.models.cache import commit
 def build(scratch):
     (scratch / "model").mkdir()
     (scratch / "model" / "config.json").write_text("{}")
@@ -169,7 +169,7 @@ def _made(scratch):
 TWICE = """
 import sys, time
 from pathlib import Path
-from luthier.models._cache import commit
+from luthier.models.cache import commit
 def build(scratch):
     with open(sys.argv[1], "a") as log:
         log.write("built ")

@@ -166,6 +166,6 @@ BOUNDS = {"llama": None, "gpt2": 128, "opt": 128, "bert": 128, "roberta": 127, "
 @pytest.mark.parametrize(("architecture", "most"), [*BOUNDS.items(), ("falcon", None)])
 def test_positions_are_a_bound_where_a_table_holds_them(architecture, most):
     """RoBERTa numbers its tokens from after the padding's; the tables of OPT and BART have two rows more."""
-    from architectures import ARCHITECTURES
+    from support.architectures import ARCHITECTURES
 
     assert positions(ARCHITECTURES[architecture].build()) == most

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[2]))  # the bench, whose load a test runs shortly
-
 import pytest
-from fake_engine import FakeEngine
+
+from support.fake_engine import FakeEngine
 
 
 @pytest.fixture
@@ -23,9 +20,9 @@ def client(engine) -> Callable[..., Any]:
     """`client(guard, adapters_folder=…)`: a client of the app in this process."""
     from starlette.testclient import TestClient
 
-    from luthier.serving.app import create_app
-    from luthier.serving.guard import Guard
-    from luthier.serving.service import Service
+    from luthier.serving.http.app import create_app
+    from luthier.serving.http.guard import Guard
+    from luthier.serving.http.service import Service
 
     def make(guard: Guard | None = None, **settings: Any) -> TestClient:
         app = create_app(Service(engine, engine.tokenizer, "base", **settings), guard or Guard())

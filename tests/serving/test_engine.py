@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import luthier as lt
-import tiny
-from architectures import ARCHITECTURES
-from luthier.core.adapt import state_of
-from luthier.core.component import find, names
+from luthier.core.adapters.attach import state_of
+from luthier.core.contracts.component import find, names
 from luthier.core.errors import LuthierError
-from luthier.serving.engine import Engine
-from luthier.serving.request import Busy, Piece, Request
+from luthier.serving.engine.engine import Engine
+from luthier.serving.engine.request import Busy, Piece, Request
+from support import tiny
+from support.architectures import ARCHITECTURES
 
 DECODERS = [name for name, each in ARCHITECTURES.items() if each.kind == "decoder"]
 SINGLE = ("mixtral", "qwen3_moe", "bloom")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import luthier as lt
-from luthier.serving.engine import Engine
-from luthier.serving.request import Piece, Request
-from luthier.training.generation import Sampling, answers
+from luthier.evaluating.generate import Sampling, answers
+from luthier.serving.engine.engine import Engine
+from luthier.serving.engine.request import Piece, Request
 
 pytestmark = pytest.mark.real
 

@@ -6,10 +6,10 @@ import json
 import re
 
 import pytest
-from fake_engine import answer
 
-from luthier.serving.guard import Guard
-from luthier.serving.schema import ChatBody, CompletionBody, Message
+from luthier.serving.http.guard import Guard
+from luthier.serving.http.schema import ChatBody, CompletionBody, Message
+from support.fake_engine import answer
 
 HELLO = [{"role": "user", "content": "hello"}]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from bench.serve_load import LESSONS, MARKS, PROMPTS, alone, load, unmarked
-from served import serving
 
 import luthier as lt
-import tiny
 from luthier.data import Collator, Example, encode
-from luthier.serving.engine import Engine
+from luthier.serving.engine.engine import Engine
+from support import tiny
+from support.served import serving
 
 
 def fit(model, tokenizer, mark: str, folder: Path) -> Path:

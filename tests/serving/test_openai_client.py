@@ -7,10 +7,10 @@ from typing import Any
 
 import openai
 import pytest
-from fake_engine import FakeEngine
-from served import serving
 
-from luthier.serving.guard import Guard
+from luthier.serving.http.guard import Guard
+from support.fake_engine import FakeEngine
+from support.served import serving
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import serving
 
-import browsing
-from browsing import is_dark, look
-from luthier.serving.guard import LOOPBACK, Guard
+from luthier.serving.http.guard import LOOPBACK, Guard
+from support import browsing
+from support.browsing import is_dark, look
+from support.served import serving
 
 pytestmark = browsing.needed
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> &amp;"

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from served import serving
 
 from luthier.core.errors import LuthierError
-from luthier.serving.server import bind
+from luthier.serving.http.server import bind
+from support.served import serving
 
 HELLO = {"model": "base", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
 
@@ -81,9 +81,9 @@ PROCESS = """
 import sys
 sys.path[:0] = sys.argv[1:3]
 from fake_engine import FakeEngine
-from luthier.serving.guard import Guard
-from luthier.serving.server import bind, serve
-from luthier.serving.service import Service
+from luthier.serving.http.guard import Guard
+from luthier.serving.http.server import bind, serve
+from luthier.serving.http.service import Service
 for pace, drain in zip(map(float, sys.argv[3::2]), map(float, sys.argv[4::2])):
     engine = FakeEngine(pace=pace)
     bound = bind("127.0.0.1", 0)

@@ -6,10 +6,10 @@ import pytest
 
 import luthier as lt
 from luthier import data, models
-from luthier.objectives.sft import SFT
+from luthier.methods.objectives.sft import SFT
 from luthier.training.estimate import estimate, saved_bytes
 from luthier.training.frame import recompute
-from tiny import sums, write_rows
+from support.tiny import sums, write_rows
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from luthier.training import Run, Training, metrics, train
 def test_killed_runs_end_alike(llama, additions, tmp_path):
     settings = Training(steps=24, batch=4, accumulate=2, save_every=1, lr=1e-2)
     run = Run(llama, additions, lt.LoRA(rank=4, dropout=0.2), out=str(tmp_path / "killed"), training=settings)
-    script = Path(__file__).with_name("killed.py")
+    script = Path(__file__).parents[1] / "support" / "killed.py"
     done = subprocess.run(
         [sys.executable, str(script), json.dumps(run.to_dict())], capture_output=True, text=True, timeout=300
     )

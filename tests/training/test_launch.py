@@ -13,7 +13,7 @@ import torch
 import luthier as lt
 from luthier.training import Result, Run, Training, metrics, train
 from luthier.training.command import flags
-from tiny import save_model
+from support.tiny import save_model
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 ACCELERATE = (
@@ -23,7 +23,7 @@ ACCELERATE = (
 FATAL = """
 import os, pathlib, signal
 from dataclasses import dataclass
-from luthier.objectives.sft import SFT
+from luthier.methods.objectives.sft import SFT
 
 @dataclass(frozen=True)
 class Fatal(SFT):

@@ -14,16 +14,16 @@ import luthier as lt
 from luthier import models
 from luthier.cli.commands.train import Train
 from luthier.cli.parse import parse
-from luthier.core.piece import Piece, read_pieces
-from luthier.inits.corda import CorDA
-from luthier.inits.lora_ga import LoRAGA
-from luthier.inits.lora_sb import LoRASB
-from luthier.inits.pissa import PiSSA
 from luthier.measuring.calibration import Calibration
+from luthier.methods.inits.corda import CorDA
+from luthier.methods.inits.lora_ga import LoRAGA
+from luthier.methods.inits.lora_sb import LoRASB
+from luthier.methods.inits.pissa import PiSSA
+from luthier.methods.piece import Piece, read_pieces
 from luthier.training import Run, Training, train
 from luthier.training.checkpoint import checkpoints
 from luthier.training.command import command
-from tiny import sums, write_rows
+from support.tiny import sums, write_rows
 
 SHORT = Training(epochs=1, batch=4, accumulate=2, save_every=2, keep=20, lr=1e-2)
 ALSO = (

@@ -9,9 +9,9 @@ import torch
 
 import luthier as lt
 from luthier.cli import main
-from luthier.core.layer import features, weight_of
+from luthier.core.sites.structure import features, weight_of
 from luthier.training import Run, Training, metrics, train
-from tiny import save_model
+from support.tiny import save_model
 
 pytest.importorskip("bitsandbytes")
 GAP = 0.3038 / 2

@@ -9,11 +9,12 @@ import torch
 
 import luthier as lt
 from luthier import data, models
-from luthier.core.adapt import state_of
-from luthier.core.router import watched
-from luthier.training import Run, Training, evaluate, generate, train
-from luthier.updates.two_speed import TwoSpeed
-from tiny import sums, write_rows
+from luthier.core.adapters.attach import state_of
+from luthier.core.contracts.router import watched
+from luthier.evaluating import evaluate, generate
+from luthier.methods.updates.two_speed import TwoSpeed
+from luthier.training import Run, Training, train
+from support.tiny import sums, write_rows
 
 SETTINGS = Training(steps=12, batch=4, lr=2e-2, eval_fraction=0, warmup=0)
 

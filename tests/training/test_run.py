@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 import luthier as lt
 from luthier import data, models
-from luthier.core.objective import Objective
+from luthier.core.contracts.objective import Objective
 from luthier.training import Run, Training, train
 from luthier.training import metrics as metrics_file
 from luthier.training.checkpoint import checkpoints
 from luthier.training.command import command
-from tiny import sums, write_rows
+from support.tiny import sums, write_rows
 
 SHORT = Training(epochs=2, batch=4, accumulate=2, save_every=3, keep=20, lr=1e-2)
 

@@ -15,12 +15,13 @@ import luthier as lt
 from luthier import data, models
 from luthier.cli.dry import rehearse
 from luthier.core.errors import LuthierError
+from luthier.evaluating import evaluate, generate
+from luthier.evaluating.generate import Sampling, answers
 from luthier.measuring import allocation
 from luthier.measuring.measure import measure
-from luthier.ranks.uniform import Uniform
-from luthier.training import Run, Training, evaluate, generate, train
-from luthier.training.generation import Sampling, answers
-from tiny import save_model, sums, write_rows
+from luthier.methods.ranks.uniform import Uniform
+from luthier.training import Run, Training, train
+from support.tiny import save_model, sums, write_rows
 
 QUICK = Training(epochs=15, batch=8, lr=2e-2, eval_fraction=0.1)
 

@@ -46,8 +46,8 @@ def fitted(
     `labels` are the classes of the rows: the checkpoint's own stay where they hold all of these. Raises
     `LuthierError` for a head that neither the checkpoint nor the adapter holds.
     """
-    from luthier.core.folder import read_adapter
-    from luthier.models import refuse_untrained
+    from luthier.core.storage.folder import read_adapter
+    from luthier.evaluating.untrained import refuse_untrained
 
     if labels is not None:
         labels = _classes(name, labels, adapter)
@@ -57,8 +57,8 @@ def fitted(
         loaded = base_of(name, None, dtype=dtype, task=task, labels=labels)
         refuse_untrained(loaded)
         return loaded
-    from luthier.core.merge import merge
-    from luthier.core.store import load
+    from luthier.core.adapters.merge import merge
+    from luthier.core.storage.store import load
 
     folder, spec = read_adapter(adapter)
     loaded = base_of(name, spec, dtype=dtype, task=task, labels=labels)

@@ -9,7 +9,7 @@ from typing import Any
 
 from luthier.cli.parse import own_first
 from luthier.cli.source import axes, field_docs
-from luthier.core.component import Component, find, names
+from luthier.core.contracts.component import Component, find, names
 from luthier.core.errors import LuthierError, near
 
 FACES = {
@@ -79,8 +79,8 @@ def body(cls: type[Component]) -> str:
 
 def facts(cls: type[Component]) -> dict[str, str]:
     """What a form or a decoding is beyond its settings; of other components, the source alone."""
-    from luthier.core.decoding import Decoding
-    from luthier.core.form import Form
+    from luthier.core.contracts.decoding import Decoding
+    from luthier.core.contracts.form import Form
 
     found = {"paper": cls.paper}
     if issubclass(cls, Decoding):

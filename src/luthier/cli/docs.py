@@ -8,8 +8,8 @@ from pathlib import Path
 
 from luthier.cli.describe import body, facts, settings_of
 from luthier.cli.source import axes
-from luthier.core.component import Component, find, names
-from luthier.core.recipe import read_recipe, recipe_files
+from luthier.core.contracts.component import Component, find, names
+from luthier.methods.recipe import read_recipe, recipe_files
 
 FILE = Path("docs/methods.md")
 REMAKE = "python -m luthier.cli.docs"

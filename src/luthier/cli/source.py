@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
 import importlib.util
 import inspect
 import itertools
-import pkgutil
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.core.component import Component, find
+from luthier.core.contracts.component import Component, find, package_of, packages
 
 
 @functools.cache
@@ -56,7 +54,7 @@ def card(axis: str, name: str) -> Card:
 
     A file whose class cannot be read off its source is imported; raises `LuthierError` if it holds none.
     """
-    spec = importlib.util.find_spec(f"luthier.{axis}.{name}")
+    spec = importlib.util.find_spec(f"{package_of(axis)}.{name}")
     node = _component(Path(spec.origin), name) if spec and spec.origin else None
     if node is None:
         found = find(axis, name)
@@ -66,14 +64,13 @@ def card(axis: str, name: str) -> Card:
 
 
 def axes() -> dict[str, str]:
-    """`{axis: the question it answers}`, as `luthier.core.component.axes` finds them, without importing any."""
-    root = importlib.import_module("luthier")
-    found = {m.name: _question(m.name) for m in pkgutil.iter_modules(root.__path__) if m.ispkg}
-    return {name: question for name, question in found.items() if question is not None}
+    """`{axis: the question it answers}`, as `component.axes` finds them, without importing any."""
+    found = {name: _question(package) for name, package in packages().items()}
+    return {name: question for name, question in sorted(found.items()) if question is not None}
 
 
 def _question(package: str) -> str | None:
-    spec = importlib.util.find_spec(f"luthier.{package}")
+    spec = importlib.util.find_spec(package)
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8")) if spec and spec.origin else None
     return None if tree is None else _assigned(tree.body, "AXIS")
 

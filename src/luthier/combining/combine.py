@@ -16,11 +16,11 @@ from luthier.combining.plot import plot
 from luthier.combining.prepare import Job, prepare
 from luthier.combining.result import Adapter, Into, Result
 from luthier.combining.tally import JSON, PLOT, Combined, Row, Tally
-from luthier.core.combination import Combine
-from luthier.core.component import find
-from luthier.core.delta import Delta
+from luthier.core.contracts.combination import Combine
+from luthier.core.contracts.component import find
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, must_be_free, write_json
+from luthier.core.numerics.delta import Delta
 from luthier.measuring.progress import told
 
 

@@ -16,10 +16,10 @@ from torch import nn
 from luthier.combining.places import Spot
 from luthier.combining.reader import Reader
 from luthier.combining.source import Source
-from luthier.core.combination import Combine
+from luthier.core.contracts.combination import Combine
 from luthier.core.errors import LuthierError
-from luthier.core.fingerprint import fingerprint, kinship, sample_of
-from luthier.core.scope import Scope
+from luthier.core.sites.fingerprint import fingerprint, kinship, sample_of
+from luthier.core.sites.scope import Scope
 
 RELATED = 0.5
 """Least cosine of sampled weights at which one base counts as grown out of the other."""

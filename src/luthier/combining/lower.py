@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from luthier.combining.places import wide
-from luthier.core.delta import Delta
+from luthier.core.adapters.merge import affine_map, bias_change
+from luthier.core.adapters.slot import OneHot, Slot, State
 from luthier.core.errors import LuthierError
-from luthier.core.layer import weight_of
-from luthier.core.merge import affine_map, bias_change
-from luthier.core.slot import OneHot, Slot, State
+from luthier.core.numerics.delta import Delta
+from luthier.core.sites.structure import weight_of
 
 
 def lowered(path: str, module: nn.Module, slots: Sequence[Slot]) -> dict[str, Delta]:

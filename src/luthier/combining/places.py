@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from luthier.core.combination import Place
-from luthier.core.layer import features
-from luthier.core.scope import Scope
+from luthier.core.contracts.combination import Place
+from luthier.core.sites.scope import Scope
+from luthier.core.sites.structure import features
 
 
 @dataclass(frozen=True)

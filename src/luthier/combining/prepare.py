@@ -15,16 +15,16 @@ from luthier.combining.guards import Served
 from luthier.combining.places import Spot, spots
 from luthier.combining.reader import Held, Reader, reader
 from luthier.combining.source import Adapter, Model, Source
-from luthier.core.adapt import find_state
-from luthier.core.combination import Combine, Place
-from luthier.core.delta import Delta
+from luthier.core.adapters.attach import find_state
+from luthier.core.contracts.combination import Combine, Place
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json
-from luthier.core.fingerprint import sample_of
-from luthier.core.folder import adapter_at, read_adapter
-from luthier.core.layer import features, is_quantised
-from luthier.core.scope import Scope
-from luthier.core.store import refuse_foreign
+from luthier.core.numerics.delta import Delta
+from luthier.core.sites.fingerprint import sample_of
+from luthier.core.sites.scope import Scope
+from luthier.core.sites.structure import features, is_quantised
+from luthier.core.storage.folder import adapter_at, read_adapter
+from luthier.core.storage.store import refuse_foreign
 from luthier.models import named, task_of_class
 
 
@@ -184,7 +184,7 @@ def _resize(base: nn.Module, rows: int) -> None:
 
 
 def _processor(name: str) -> Any:
-    from luthier.models._quiet import quiet
+    from luthier.models.quiet import quiet
 
     folder = Path(name).expanduser()
     if not (folder / "tokenizer_config.json").is_file():

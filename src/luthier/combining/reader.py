@@ -94,7 +94,7 @@ def reader(name: str, model: nn.Module) -> Reader:
             for group in groups:
                 _alias(found, [spot.name for spot in group])
             return found
-    from luthier.models._quiet import quiet
+    from luthier.models.quiet import quiet
 
     with quiet():
         return Held(type(model).from_pretrained(path, dtype="auto", use_safetensors=True))  # type: ignore[attr-defined]

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from luthier.combining.places import Spot, wide
 from luthier.combining.tensorfile import TensorFile
-from luthier.core.delta import Delta
+from luthier.core.adapters.slot import Part
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
-from luthier.core.form import Form
-from luthier.core.layer import features
-from luthier.core.scope import Scope, Selection
-from luthier.core.select import select
-from luthier.core.site import Site
-from luthier.core.slot import Part
-from luthier.core.store import WEIGHTS, spec_of, write_spec
-from luthier.forms.full import Full
-from luthier.forms.lora import LoRA
-from luthier.forms.sparse import Sparse, count
+from luthier.core.numerics.delta import Delta
+from luthier.core.sites.scope import Scope, Selection
+from luthier.core.sites.select import select
+from luthier.core.sites.structure import features
+from luthier.core.storage.store import WEIGHTS, spec_of, write_spec
+from luthier.methods.forms.full import Full
+from luthier.methods.forms.lora import LoRA
+from luthier.methods.forms.sparse import Sparse, count
 
 SPARSE = 0.25
 """Share of entries up to which a change is stored sparse: an entry takes twice the bytes there."""
@@ -66,7 +66,7 @@ class Into:
             warnings.warn(f"{name} was tied to another tensor; combined, they differ and are untied.", stacklevel=5)
 
     def save(self, folder: Path, base: str, measured: Mapping[str, Any]) -> dict[str, int]:
-        from luthier.models._quiet import quiet
+        from luthier.models.quiet import quiet
 
         with quiet():
             self.model.save_pretrained(folder)  # type: ignore[operator]

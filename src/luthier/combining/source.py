@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from luthier.combining.lower import at_base, lowered
 from luthier.combining.places import Spot, wide
 from luthier.combining.reader import Reader
-from luthier.core.delta import Delta
+from luthier.core.adapters.merge import refuse_unmergeable
+from luthier.core.adapters.slot import Part, Slot
+from luthier.core.adapters.start import expected_shapes
 from luthier.core.errors import LuthierError
-from luthier.core.merge import refuse_unmergeable
-from luthier.core.slot import Part, Slot
-from luthier.core.start import expected_shapes
-from luthier.core.store import part_of
-from luthier.core.weights import WEIGHTS, check_shapes, group_of, header, opened
+from luthier.core.numerics.delta import Delta
+from luthier.core.storage.store import part_of
+from luthier.core.storage.weights import WEIGHTS, check_shapes, group_of, header, opened
 
 
 class Source(Protocol):

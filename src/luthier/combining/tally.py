@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import luthier
-from luthier.core.combination import Combine
-from luthier.core.delta import Delta
+from luthier.core.contracts.combination import Combine
+from luthier.core.numerics.delta import Delta
 
 JSON, PLOT = "combined.json", "combined.png"
 OUTSIDE = -1

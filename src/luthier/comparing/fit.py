@@ -9,7 +9,7 @@ from luthier import models
 from luthier.comparing.fitted import Fitted, curves, tensors_on_disk
 from luthier.comparing.plan import Job
 from luthier.comparing.with_peft import fit_peft
-from luthier.core.control import disabled
+from luthier.core.adapters.control import disabled
 from luthier.training.command import command
 from luthier.training.run import train
 

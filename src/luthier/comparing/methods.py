@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from luthier.comparing.study import Settings
-from luthier.core.allocation import Ranks
-from luthier.core.component import Component, find, names
+from luthier.core.contracts.component import Component, find, names
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.init import Init
+from luthier.core.contracts.objective import Objective
+from luthier.core.contracts.ranks import Ranks
+from luthier.core.contracts.selection import DataSelection
+from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError, near
-from luthier.core.form import Form
-from luthier.core.initialiser import Init
-from luthier.core.objective import Objective
-from luthier.core.piece import Piece
-from luthier.core.recipe import Recipe, read_recipe, recipe_files
-from luthier.core.selection import DataSelection
-from luthier.core.update import Update
-from luthier.forms.full import Full
 from luthier.measuring.calibration import Calibration
-from luthier.objectives.sft import SFT
+from luthier.methods.forms.full import Full
+from luthier.methods.objectives.sft import SFT
+from luthier.methods.piece import Piece
+from luthier.methods.recipe import Recipe, read_recipe, recipe_files
+from luthier.methods.updates.adamw import AdamW
 from luthier.training.spec import Training
-from luthier.updates.adamw import AdamW
 
 OWN = ("lr", "schedule", "warmup", "weight_decay", "clip")
 """Settings of training that are a method's own. How much it sees (steps, batch, lengths) is the study's to say."""
@@ -145,7 +145,7 @@ def _component(recipe: Recipe, key: str) -> Any:
     return find(AXES[key], values.pop("name")).from_dict(values) if values else None
 
 
-AXES = {"ranks": "ranks", "init": "inits", "update": "updates", "objective": "objectives", "select": "data"}
+AXES = {"ranks": "ranks", "init": "inits", "update": "updates", "objective": "objectives", "select": "selections"}
 
 
 def _settled(method: Method, settings: Settings) -> Method:

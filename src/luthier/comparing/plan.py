@@ -14,13 +14,13 @@ from luthier.comparing.methods import Method, resolve
 from luthier.comparing.record import FILE, RUNS
 from luthier.comparing.sources import Sourced, sourced
 from luthier.comparing.study import Settings, Study
-from luthier.core.allocation import Ranks
-from luthier.core.count import count
+from luthier.core.adapters.count import count
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.ranks import Ranks
 from luthier.core.errors import LuthierError
-from luthier.core.form import Form
-from luthier.core.select import select
-from luthier.forms.full import Full
+from luthier.core.sites.select import select
 from luthier.measuring.allocation import ground
+from luthier.methods.forms.full import Full
 from luthier.training.spec import Run, Training
 
 

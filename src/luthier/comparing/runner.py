@@ -15,24 +15,24 @@ from typing import Any
 import filelock
 from rich.console import Console
 
-from luthier.comparing import markdown
-from luthier.comparing.costs import costs
 from luthier.comparing.fit import fit
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.folder import STUDY, prepared
-from luthier.comparing.forgetting import forgetting
-from luthier.comparing.intruding import intruders
+from luthier.comparing.measures.costs import costs
+from luthier.comparing.measures.forgetting import forgetting
+from luthier.comparing.measures.intruders import intruders
+from luthier.comparing.measures.scores import tested
 from luthier.comparing.plan import Job, Plan
 from luthier.comparing.progress import shown
 from luthier.comparing.record import FILE, Record, write
+from luthier.comparing.report import markdown
+from luthier.comparing.report.table import save
 from luthier.comparing.rows import read_held
-from luthier.comparing.scores import tested
 from luthier.comparing.study import Study, label, read_study
-from luthier.comparing.table import save
 from luthier.comparing.tune import place, tuned
 from luthier.core.errors import LuthierError
 from luthier.data import Examples
-from luthier.objectives.sft import SFT
+from luthier.methods.objectives.sft import SFT
 from luthier.training.folder import versions
 
 WAIT = 5.0
@@ -234,6 +234,6 @@ def _tidy(planned: Plan, job: Job, keep_adapter: bool) -> None:
 
 def write_report(folder: Path) -> Path:
     """The HTML page of the study."""
-    from luthier.comparing.report import write as page
+    from luthier.comparing.report.page import write as page
 
     return page(folder)

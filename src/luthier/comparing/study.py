@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.core.component import check_type
+from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError, near
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")

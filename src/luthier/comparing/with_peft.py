@@ -12,7 +12,7 @@ from transformers import set_seed
 from luthier import data
 from luthier.comparing.fitted import Fitted, curves, tensors_on_disk
 from luthier.comparing.methods import PEFT
-from luthier.core.select import select
+from luthier.core.sites.select import select
 from luthier.measuring.allocation import allocate
 from luthier.models import Loaded
 from luthier.training import metrics

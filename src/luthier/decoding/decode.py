@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.decoding import Decoding
+from luthier.core.contracts.decoding import Decoding
 from luthier.core.errors import LuthierError
 from luthier.decoding.members import Member, Members, Spoken, labelled, members_of
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from luthier.decoding.loop import Written
-    from luthier.training.generation import Messages, Sampling
+    from luthier.evaluating.generate import Messages, Sampling
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def decode(
     model and read by all in one pass (one prompt at a time): greedily the same text, sampled the same distribution.
     Modes, adapters and the global random state are left as they were. Raises `LuthierError` as `members_of` does.
     """
-    from luthier.training.generation import Sampling
+    from luthier.evaluating.generate import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     refuse_draft(by, draft)
@@ -81,9 +81,9 @@ def answers(
     """`decode` with members that are ready; `watch` hands the batches on and may tell how far it is."""
     import torch
 
-    from luthier.core.probe import evaluating
+    from luthier.core.sites.probe import evaluating
     from luthier.decoding.vocabulary import common_width
-    from luthier.training.generation import stop_ids, text_of, tokenised
+    from luthier.evaluating.generate import stop_ids, text_of, tokenised
 
     refuse_draft(by, draft)
     if batch < 1:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.core.decoding import Decoding
+from luthier.core.contracts.decoding import Decoding
 from luthier.core.errors import LuthierError, near
 
 
@@ -69,7 +69,7 @@ def _by_role(by: Decoding, roles: Mapping[str, Spoken | Sequence[Spoken]]) -> di
 
 def check_members(members: Members) -> None:
     """Raises for a model that cannot take part, adapters that are merged, and vocabularies that differ."""
-    from luthier.core.adapt import check_name, find_state
+    from luthier.core.adapters.attach import check_name, find_state
     from luthier.decoding.vocabulary import check_tokenizers
 
     for role, member in ((role, each) for role, given in members.items() for each in given):
@@ -98,7 +98,7 @@ def labelled(members: Mapping[str, Sequence[Any]], value: Any) -> dict[str, Any]
 
 def split(text: str) -> tuple[str, str | None]:
     """(model, adapter) of `MODEL@ADAPTER`; a folder's name may hold an @ itself."""
-    from luthier.core.folder import adapter_at
+    from luthier.core.storage.folder import adapter_at
 
     cuts = [place for place, letter in enumerate(text) if letter == "@"]
     if not cuts or Path(text).expanduser().exists():
@@ -119,7 +119,7 @@ class _Shelf:
 
     def announce(self, text: str) -> None:
         """Reads what tells early that something is amiss: the adapter's spec and the tokenizer."""
-        from luthier.core.folder import read_adapter
+        from luthier.core.storage.folder import read_adapter
         from luthier.models import processor_of
 
         name, adapter = split(text)
@@ -137,10 +137,10 @@ class _Shelf:
 
     def member(self, text: str, role: str) -> Member:
         """The member that `text` names, its adapter attached under the name of its role."""
-        from luthier.core.folder import adapter_folder
-        from luthier.core.store import load
+        from luthier.core.storage.folder import adapter_folder
+        from luthier.core.storage.store import load
+        from luthier.evaluating.untrained import refuse_untrained
         from luthier.models import load as load_model
-        from luthier.models import refuse_untrained
 
         name, adapter = split(text)
         if _place(name) not in self._models:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from luthier.core.decoding import Decoding
+from luthier.core.adapters.slot import Slot
+from luthier.core.contracts.decoding import Decoding
 from luthier.core.errors import LuthierError
-from luthier.core.slot import Slot
 from luthier.decoding.members import Member, labelled, members_of
 from luthier.decoding.reader import Ensemble
 from luthier.decoding.vocabulary import common_width

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.core.adapt import find_state
-from luthier.core.control import disabled, enable, prompt
-from luthier.core.decoding import Decoding
+from luthier.core.adapters.attach import find_state
+from luthier.core.adapters.control import disabled, enable, prompt
+from luthier.core.contracts.decoding import Decoding
 from luthier.core.errors import LuthierError
 from luthier.decoding.members import Member
 

@@ -14,9 +14,9 @@ from torch import nn
 
 import luthier
 from luthier import data as luthier_data
-from luthier.core.component import find
+from luthier.core.contracts.component import find
+from luthier.core.contracts.examination import Examination, Report
 from luthier.core.errors import LuthierError
-from luthier.core.examination import Examination, Report
 from luthier.core.files import committed, free_folder, write_json
 from luthier.data import Examples
 from luthier.examining.pair import batches_of, pair_of

@@ -13,22 +13,22 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from luthier import data, models
-from luthier.combinations.task_arithmetic import TaskArithmetic
 from luthier.combining.lower import lowered
 from luthier.combining.places import Spot, wide
 from luthier.combining.prepare import Job, prepare
-from luthier.core.adapt import detach, find_state
-from luthier.core.delta import Delta
+from luthier.core.adapters.attach import detach, find_state
+from luthier.core.adapters.slot import Slot
+from luthier.core.adapters.swap import adapters_of
+from luthier.core.contracts.examination import Batch, Change, Pair
 from luthier.core.errors import LuthierError
-from luthier.core.examination import Batch, Change, Pair
-from luthier.core.folder import adapter_at
-from luthier.core.layer import features, weight_of
-from luthier.core.scope import Scope
-from luthier.core.slot import Slot
-from luthier.core.store import load
-from luthier.core.swap import adapters_of
+from luthier.core.numerics.delta import Delta
+from luthier.core.sites.scope import Scope
+from luthier.core.sites.structure import features, weight_of
+from luthier.core.storage.folder import adapter_at
+from luthier.core.storage.store import load
 from luthier.data import Examples
 from luthier.measuring.progress import told
+from luthier.methods.combinations.task_arithmetic import TaskArithmetic
 
 
 def pair_of(

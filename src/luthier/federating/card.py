@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.card import front, usage
+from luthier.core.storage.card import front, usage
 from luthier.models import licence_of
 from luthier.training.report import span
 

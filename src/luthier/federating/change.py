@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.core.adapt import state_of
-from luthier.core.aggregation import factors
-from luthier.core.delta import Delta
+from luthier.core.adapters.attach import state_of
+from luthier.core.adapters.slot import Slot
+from luthier.core.contracts.aggregation import factors
 from luthier.core.errors import LuthierError
-from luthier.core.slot import Slot
+from luthier.core.numerics.delta import Delta
 
 B, A, WHOLE = "B", "A", "whole"
 

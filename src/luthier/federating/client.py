@@ -13,8 +13,8 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import SaveStrategy
 
 from luthier import data
-from luthier.core.adapt import detach
-from luthier.core.aggregation import Aggregation
+from luthier.core.adapters.attach import detach
+from luthier.core.contracts.aggregation import Aggregation
 from luthier.federating.change import Change, fill, folded, taken
 from luthier.models import Loaded
 from luthier.training.attachment import attach_all

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from luthier.core.aggregation import Aggregation
+from luthier.core.contracts.aggregation import Aggregation
 from luthier.federating.spec import Federation
 from luthier.training.command import NESTED, USUAL, flag, flags
 from luthier.training.spec import Run

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from luthier.core.aggregation import Aggregation
+from luthier.core.contracts.aggregation import Aggregation
 from luthier.core.errors import LuthierError
 from luthier.federating import folder as folders
 from luthier.federating import server

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from luthier import data
-from luthier.core.aggregation import Aggregation
+from luthier.core.contracts.aggregation import Aggregation
 from luthier.core.errors import LuthierError, near
 from luthier.federating.partition import Parts, partition
 from luthier.federating.spec import Federation, check_run

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from luthier.core.aggregation import Aggregation
-from luthier.core.component import find
+from luthier.core.contracts.aggregation import Aggregation
+from luthier.core.contracts.component import find
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.objective import Objective
+from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
-from luthier.core.form import Form
-from luthier.core.objective import Objective
-from luthier.core.update import Update
 from luthier.federating.result import Federated
 from luthier.federating.spec import Federation
-from luthier.objectives.sft import SFT
+from luthier.methods.objectives.sft import SFT
+from luthier.methods.updates.adamw import AdamW
 from luthier.training.spec import Run, Training
-from luthier.updates.adamw import AdamW
 
 
 def federate(
@@ -43,7 +43,7 @@ def federate(
 ) -> Federated:
     """Simulates federated fine-tuning: `data` dealt to clients, each trains `form` (LoRA unless told) on its part.
 
-    After each round the server aggregates (see `luthier.aggregations`), every client counting for its rows, and
+    After each round the server aggregates (see `luthier.methods.aggregations`), every client counting for its rows, and
     measures the result on the rows held out. `training` is what a client does in one round: its epochs or steps are of
     its own rows, and its learning rate, warm-up and schedule begin anew. Ranks, split and the like are those of
     `Federation`. The clients take turns in this process and are in no way apart: for clients that are, see

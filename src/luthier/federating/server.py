@@ -13,18 +13,18 @@ from torch import Tensor
 from transformers import set_seed
 
 from luthier import data
-from luthier.core import store
-from luthier.core.adapt import detach
-from luthier.core.aggregation import Aggregation, shares_of
-from luthier.core.delta import Delta
+from luthier.core.adapters.attach import detach
+from luthier.core.contracts.aggregation import Aggregation, shares_of
+from luthier.core.contracts.objective import At, labels_of
 from luthier.core.errors import LuthierError
-from luthier.core.objective import At, labels_of
-from luthier.core.probe import evaluating
+from luthier.core.numerics.delta import Delta
+from luthier.core.sites.probe import evaluating
+from luthier.core.storage import store
+from luthier.evaluating.evaluate import agreement, closeness
 from luthier.federating.change import Change, fill, folded, taken
 from luthier.federating.client import at_rank
 from luthier.models import Loaded
 from luthier.training.attachment import attach_all
-from luthier.training.evaluation import agreement, closeness
 from luthier.training.prepare import Prepared, labels_in_order
 from luthier.training.spec import Run
 

@@ -7,9 +7,9 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from luthier.core.component import check_type
+from luthier.core.contracts.component import check_type
+from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError
-from luthier.core.form import Form
 from luthier.training.spec import Run
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.core.call import entries
+from luthier.core.adapters.call import entries
 
 FEW = 32
 """Up to so many tokens, half-precision products this small take ten times as long as float32 ones on a CPU."""

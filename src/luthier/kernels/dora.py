@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
-from luthier.core.form import Params
-from luthier.forms.dora import DoRA, gain
+from luthier.core.adapters.dispatch import Arrange, Frozen, Layer, Numbers, Run
+from luthier.core.contracts.form import Params
 from luthier.kernels._made import kept
 from luthier.kernels._ranks import factor_gradients, scaled, through, together
 from luthier.kernels._rows import Rows, added
+from luthier.methods.forms.dora import DoRA, gain
 
 KEEPS = True
 
@@ -116,7 +116,7 @@ class _DoRA(torch.autograd.Function):
         ctx.save_for_backward(*tensors[::5], *tensors[4::5], *products, *rest, *parts)
 
     @staticmethod
-    @once_differentiable  # what it saved are constants; `luthier.core.fast.plain` has second derivatives
+    @once_differentiable  # what it saved are constants; `luthier.core.adapters.dispatch.plain` has second derivatives
     def backward(ctx: Any, *dys: Tensor):
         saved = iter(ctx.saved_tensors)
         weights, cs, products = ([*islice(saved, ctx.count)] for _ in range(3))

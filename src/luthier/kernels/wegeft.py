@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from luthier.core.fast import Arrange, Frozen, Layer, Numbers, Run
-from luthier.core.form import Params
-from luthier.forms.wegeft import WeGeFT
+from luthier.core.adapters.dispatch import Arrange, Frozen, Layer, Numbers, Run
+from luthier.core.contracts.form import Params
 from luthier.kernels._dropout import dropped, keep
 from luthier.kernels._made import kept
 from luthier.kernels._ranks import factor_gradients, scaled, through, together
 from luthier.kernels._rows import Rows, added
+from luthier.methods.forms.wegeft import WeGeFT
 
 
 def linear(layer: Layer[WeGeFT], x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class _WeGeFT(torch.autograd.Function):
         ctx.save_for_backward(mask, *output[ctx.count :], *tensors[::4], *parts)
 
     @staticmethod
-    @once_differentiable  # what it saved are constants; `luthier.core.fast.plain` has second derivatives
+    @once_differentiable  # what it saved are constants; `luthier.core.adapters.dispatch.plain` has second derivatives
     def backward(ctx: Any, *dys: Tensor):
         mask, h, psi, *rest = ctx.saved_tensors
         ups, weights, parts = rest[: ctx.count], rest[ctx.count : 2 * ctx.count], rest[2 * ctx.count :]

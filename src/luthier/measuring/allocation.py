@@ -9,15 +9,15 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from luthier.core.allocation import Budget, Ranks, parameters_of
-from luthier.core.component import find
+from luthier.core.contracts.component import find
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.init import Init
+from luthier.core.contracts.ranks import Budget, Ranks, parameters_of
+from luthier.core.contracts.statistic import Statistic
 from luthier.core.errors import LuthierError
-from luthier.core.form import Form
-from luthier.core.initialiser import Init
-from luthier.core.scope import Selection
-from luthier.core.select import select
-from luthier.core.statistic import Statistic
-from luthier.core.stats import Measured
+from luthier.core.sites.collect import Measured
+from luthier.core.sites.scope import Selection
+from luthier.core.sites.select import select
 from luthier.measuring.calibration import Calibration, Feature, calibrate
 
 

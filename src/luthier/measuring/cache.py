@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import luthier
 from luthier.core.files import cache_root
-from luthier.core.stats import Measured
+from luthier.core.sites.collect import Measured
 
 
 def folder() -> Path:

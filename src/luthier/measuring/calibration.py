@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.core.component import check_type
+from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from luthier.core.site import Site
-    from luthier.core.statistic import Statistic
-    from luthier.core.stats import Measured
+    from luthier.core.contracts.site import Site
+    from luthier.core.contracts.statistic import Statistic
+    from luthier.core.sites.collect import Measured
 
 Feature = dict[str, Any]
 
@@ -77,9 +77,9 @@ def calibrate(
     from accelerate import PartialState
     from rich.console import Console
 
-    from luthier.core.fingerprint import fingerprint
-    from luthier.core.statistic import joined
-    from luthier.core.stats import collect
+    from luthier.core.contracts.statistic import joined
+    from luthier.core.sites.collect import collect
+    from luthier.core.sites.fingerprint import fingerprint
     from luthier.measuring import cache
     from luthier.measuring.progress import told
 

@@ -13,17 +13,17 @@ from rich.console import Console
 import luthier
 from luthier import data as luthier_data
 from luthier import models
-from luthier.core.allocation import Ranks
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.ranks import Ranks
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, free_folder, write_json
-from luthier.core.form import Form
-from luthier.core.stats import Measured
-from luthier.forms.lora import LoRA
+from luthier.core.sites.collect import Measured
 from luthier.measuring.allocation import Allocation, allocate
 from luthier.measuring.calibration import Calibration
 from luthier.measuring.progress import told
 from luthier.measuring.trial import trial
-from luthier.ranks.gelora import GeLoRA
+from luthier.methods.forms.lora import LoRA
+from luthier.methods.ranks.gelora import GeLoRA
 
 JSON, PLOT, TABLE = "measured.json", "measured.png", "README.md"
 
@@ -167,7 +167,7 @@ def _crosschecked(boundaries: dict[str, Any], stats: Measured, console: Console)
     if importlib.util.find_spec("skdim") is None:
         console.print("no cross-check: pip install 'luthier[dimension]' for two other estimators", highlight=False)
         return boundaries
-    from luthier.geometry.crosscheck import crosscheck
+    from luthier.core.numerics.crosscheck import crosscheck
 
     with told(console, "cross-checking") as shown:
         return {

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from luthier import models
-from luthier.core.allocation import Ranks
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.init import Init
+from luthier.core.contracts.ranks import Ranks
+from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
-from luthier.core.form import Form
-from luthier.core.initialiser import Init
-from luthier.core.piece import Piece
-from luthier.core.select import select
-from luthier.core.update import Update
+from luthier.core.sites.select import select
 from luthier.measuring.allocation import ground
+from luthier.methods.piece import Piece
 
 
 class Tried(NamedTuple):

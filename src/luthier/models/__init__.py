@@ -5,15 +5,14 @@ Heavy libraries load inside the functions, so importing this costs nothing.
 
 from __future__ import annotations
 
-from luthier.models._catalogue import Entry, File, catalogue
-from luthier.models._config import config_of, meta_model, processor_of
-from luthier.models._fetch import fetch, is_cached
-from luthier.models._labels import named
-from luthier.models._licence import licence_of
-from luthier.models._load import TASKS, Loaded, load, task_of_class
-from luthier.models._positions import positions
-from luthier.models._resolve import resolve
-from luthier.models._untrained import refuse_untrained
+from luthier.models.catalogue import Entry, File, catalogue
+from luthier.models.config import config_of, meta_model, processor_of
+from luthier.models.fetch import fetch, is_cached
+from luthier.models.labels import named
+from luthier.models.licence import licence_of
+from luthier.models.load import TASKS, Loaded, load, task_of_class
+from luthier.models.positions import positions
+from luthier.models.resolve import resolve
 
 model = load
 """`luthier.model`: its public name, as `luthier.load` reads adapters."""
@@ -34,7 +33,6 @@ __all__ = [
     "named",
     "positions",
     "processor_of",
-    "refuse_untrained",
     "resolve",
     "task_of_class",
 ]

@@ -7,10 +7,10 @@ from typing import Any
 from rich.console import Console
 
 from luthier import data
-from luthier.core.adapt import attach, state_of
-from luthier.core.select import select
-from luthier.forms.full import Full
+from luthier.core.adapters.attach import attach, state_of
+from luthier.core.sites.select import select
 from luthier.measuring.allocation import Allocation, allocate, allocated
+from luthier.methods.forms.full import Full
 from luthier.models import Loaded
 from luthier.training.prepare import Prepared, labels_in_order
 from luthier.training.spec import Run

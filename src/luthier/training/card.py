@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from luthier.core.card import front, usage
+from luthier.core.storage.card import front, usage
 from luthier.models import licence_of as licence
 from luthier.training.prepare import Prepared
 from luthier.training.report import Plan, span

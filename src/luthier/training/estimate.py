@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from luthier.core.objective import ALSO, At, Objective
+from luthier.core.contracts.objective import ALSO, At, Objective
 from luthier.data import Collator
 from luthier.training.frame import running
 

@@ -117,7 +117,7 @@ def record(
 
 def base_of(model: Any) -> dict[str, str]:
     """The base's class, and a hash of what tells it from others."""
-    from luthier.core.fingerprint import fingerprint
+    from luthier.core.sites.fingerprint import fingerprint
 
     found = fingerprint(model)
     digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from luthier.core.backend import AUTO, OWN, cpu_backend
 from luthier.core.errors import LuthierError
+from luthier.kernels.backend import AUTO, OWN, cpu_backend
 from luthier.training.spec import Run
 
 WORTH = 10_000_000

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 from luthier import data
+from luthier.core.contracts.objective import ALSO, Rows
+from luthier.core.contracts.selection import Pool
 from luthier.core.errors import LuthierError
-from luthier.core.folder import adapter_folder
-from luthier.core.objective import ALSO, Rows
-from luthier.core.selection import Pool
+from luthier.core.storage.folder import adapter_folder
 from luthier.data import Examples
 from luthier.measuring.trial import trial
 from luthier.training.routes import columns_of, tagged, task_places

@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from luthier.core.control import describe, tensors
-from luthier.core.layer import base_parameters
-from luthier.core.objective import ALSO
-from luthier.core.optimiser import course_of
+from luthier.core.adapters.control import describe, tensors
+from luthier.core.adapters.optimiser import course_of
+from luthier.core.contracts.objective import ALSO
+from luthier.core.sites.structure import base_parameters
 from luthier.training.estimate import Memory
 from luthier.training.prepare import Prepared, length
 from luthier.training.spec import Run

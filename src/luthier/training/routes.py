@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.objective import ALSO, TASKS
+from luthier.core.contracts.router import Routed, names_of, place, tasks
 from luthier.core.errors import LuthierError
-from luthier.core.form import Form
-from luthier.core.objective import ALSO, TASKS
-from luthier.core.router import Routed, names_of, place, tasks
 from luthier.data import Examples
 
 if TYPE_CHECKING:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from luthier.core.allocation import Ranks
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.init import Init
+from luthier.core.contracts.objective import Objective
+from luthier.core.contracts.ranks import Ranks
+from luthier.core.contracts.selection import DataSelection
+from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
-from luthier.core.form import Form
-from luthier.core.initialiser import Init
-from luthier.core.objective import Objective
-from luthier.core.piece import Piece
-from luthier.core.selection import DataSelection
-from luthier.core.update import Update
 from luthier.measuring.calibration import Calibration
-from luthier.objectives.sft import SFT
+from luthier.methods.objectives.sft import SFT
+from luthier.methods.piece import Piece
+from luthier.methods.updates.adamw import AdamW
 from luthier.training.result import Result
 from luthier.training.spec import Run, Training
-from luthier.updates.adamw import AdamW
 
 
 def train(

@@ -11,9 +11,9 @@ from transformers import set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from luthier import data, models
-from luthier.core import store
+from luthier.core.adapters.shard import shard
 from luthier.core.errors import LuthierError, near
-from luthier.core.shard import shard
+from luthier.core.storage import store
 from luthier.models import Loaded
 from luthier.training import folder as folders
 from luthier.training import metrics

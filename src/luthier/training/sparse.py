@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.core.adapt import detach, place, state_of
-from luthier.core.scope import Selection
-from luthier.core.site import Site
-from luthier.core.slot import Part, Slot
-from luthier.core.start import base_tensor
-from luthier.forms.sparse import Sparse
+from luthier.core.adapters.attach import detach, place, state_of
+from luthier.core.adapters.slot import Part, Slot
+from luthier.core.adapters.start import base_tensor
+from luthier.core.contracts.site import Site
+from luthier.core.sites.scope import Selection
+from luthier.methods.forms.sparse import Sparse
 
 WORTH = 2
 """A sparse entry takes as many bytes as two whole ones, for its position and its value."""

@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier.core.allocation import Ranks, parameters_of
-from luthier.core.component import Component, check_type, find
+from luthier.core.contracts.component import Component, check_type, find
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.init import Init
+from luthier.core.contracts.objective import Objective
+from luthier.core.contracts.ranks import Ranks, parameters_of
+from luthier.core.contracts.selection import DataSelection
+from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError, near
-from luthier.core.form import Form
-from luthier.core.initialiser import Init
-from luthier.core.objective import Objective
-from luthier.core.piece import Piece
-from luthier.core.selection import DataSelection
-from luthier.core.update import Update
 from luthier.measuring.calibration import Calibration
-from luthier.objectives.sft import SFT
-from luthier.updates.adamw import AdamW
+from luthier.methods.objectives.sft import SFT
+from luthier.methods.piece import Piece
+from luthier.methods.updates.adamw import AdamW
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Run:
     """Licence of the adapter, for its card (none: not stated; the base's is told)."""
 
     def __post_init__(self) -> None:
-        from luthier.core.adapt import NAME  # brings transformers, which --help does without
+        from luthier.core.adapters.attach import NAME  # brings transformers, which --help does without
 
         for key, (hint, _) in _hints(type(self)).items():
             check_type(key, getattr(self, key), hint)
@@ -231,7 +231,7 @@ COMPONENTS = {
     "init": "inits",
     "objective": "objectives",
     "update": "updates",
-    "select": "data",
+    "select": "selections",
 }
 """Fields of a run that hold a component, with its axis."""
 

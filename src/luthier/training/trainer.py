@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback
 
-from luthier.core.control import tensors
+from luthier.core.adapters.control import tensors
+from luthier.core.adapters.optimiser import optimiser
+from luthier.core.contracts.objective import At, Memory, labels_of
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, write_json
-from luthier.core.objective import At, Memory, labels_of
-from luthier.core.optimiser import optimiser
 from luthier.data import Collator, length_of
 from luthier.training.checkpoint import WRITING, clean, commit
 from luthier.training.frame import running
@@ -77,7 +77,7 @@ class Trainer(transformers.Trainer):
     """Trains `model`'s adapter `run.name` on features; what is not told here is transformers' own.
 
     The objective's means of each batch are weighted by its share in the step, over accumulated batches and processes,
-    so a step's loss and gradient are those of the step's rows in a single batch (see `luthier.core.objective`).
+    so a step's loss and gradient are those of the step's rows in a single batch (see `core/contracts/objective.py`).
     """
 
     def __init__(

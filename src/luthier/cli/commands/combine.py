@@ -55,7 +55,7 @@ class Combine(Command):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.core.component import find
+        from luthier.core.contracts.component import find
 
         if not tokens or tokens[0].startswith("-"):
             return []
@@ -65,8 +65,8 @@ class Combine(Command):
     def run(self, given: Given) -> None:
         from luthier.cli.base import base_of
         from luthier.combining import combine
-        from luthier.core.combination import Combine
-        from luthier.core.component import find
+        from luthier.core.contracts.combination import Combine
+        from luthier.core.contracts.component import find
         from luthier.core.files import must_be_free
 
         must_be_free(self.out)
@@ -106,7 +106,7 @@ class Combine(Command):
 
     def _first_spec(self) -> dict[str, Any] | None:
         """The spec of the first adapter among the inputs, all of which must be there."""
-        from luthier.core.folder import adapter_at, read_adapter
+        from luthier.core.storage.folder import adapter_at, read_adapter
 
         specs = [read_adapter(each)[1] for each in self.inputs if adapter_at(each)]
         for each in self.inputs:

@@ -76,7 +76,7 @@ class Compare(Command):
 
     def run(self, given: Given) -> None:
         from luthier.comparing import runner
-        from luthier.comparing.table import show
+        from luthier.comparing.report.table import show
 
         study = self.study(given)
         if self.dry_run:

@@ -59,7 +59,7 @@ class Decode(Command):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.core.component import find
+        from luthier.core.contracts.component import find
 
         if (name := option(tokens, "--by")) is None:
             return []
@@ -67,11 +67,11 @@ class Decode(Command):
         return [Flags(role_flags(found), "Models"), Flags(found, f"Settings of {found.name()}")]
 
     def run(self, given: Given) -> None:
-        from luthier.core.component import find
+        from luthier.core.contracts.component import find
         from luthier.decoding import answers, members_of
         from luthier.decoding.decode import refuse_draft
+        from luthier.evaluating.generate import Sampling
         from luthier.measuring.progress import told
-        from luthier.training.generation import Sampling
 
         cls: Any = find("decodings", self.by)
         by = cls.from_dict(dict(given.get(cls, {})))

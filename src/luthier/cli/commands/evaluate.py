@@ -12,7 +12,7 @@ from luthier.cli.parse import Command, Given
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.training import Evaluation
+    from luthier.evaluating import Evaluation
 
 SAMPLES = 3
 CORRELATIONS = ("pearson", "mcc")
@@ -86,7 +86,7 @@ class Evaluate(Command):
 
     def _harness(self, tasks: list[str]) -> None:
         from luthier.cli.base import fitted
-        from luthier.training.harness import check_harness, harness
+        from luthier.evaluating.lm_eval import check_harness, harness
 
         check_harness()
         loaded = fitted(
@@ -105,7 +105,7 @@ class Evaluate(Command):
     def _score(self, source: str) -> None:
         from luthier import data
         from luthier.cli.base import fitted
-        from luthier.training import evaluate
+        from luthier.evaluating import evaluate
 
         examples = data.load(
             source,

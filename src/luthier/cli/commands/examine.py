@@ -62,14 +62,14 @@ class Examine(Command):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.core.component import find
+        from luthier.core.contracts.component import find
 
         found = find("examinations", option(tokens, "--by") or "intruders")
         return [Flags(found, f"Settings of {found.name()}")]
 
     def run(self, given: Given) -> None:
-        from luthier.core.component import find
-        from luthier.core.examination import Examination
+        from luthier.core.contracts.component import find
+        from luthier.core.contracts.examination import Examination
         from luthier.examining import examine
         from luthier.examining.examine import check_data, free
 
@@ -107,7 +107,7 @@ class Examine(Command):
 
         from luthier.cli.base import base_of
         from luthier.core.errors import LuthierError
-        from luthier.core.folder import adapter_at, read_adapter
+        from luthier.core.storage.folder import adapter_at, read_adapter
         from luthier.models import config_of, task_of_class
 
         if adapter_at(self.target):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from luthier.cli.output import say, say_json, table
 from luthier.cli.parse import Command, Flags, Given
-from luthier.core.component import Component
+from luthier.core.contracts.component import Component
 from luthier.core.errors import LuthierError
 
 
@@ -62,8 +62,8 @@ class Explain(Command):
     def _count(self, component: Component) -> dict[str, Any] | None:
         if self.model is None:
             return None
-        from luthier.core.count import count
-        from luthier.core.form import Form
+        from luthier.core.adapters.count import count
+        from luthier.core.contracts.form import Form
         from luthier.models import config_of, meta_model
 
         if not isinstance(component, Form):
@@ -73,7 +73,7 @@ class Explain(Command):
 
 def _is_known(token: str) -> bool:
     from luthier.cli.source import axes
-    from luthier.core.component import names
+    from luthier.core.contracts.component import names
 
     wanted = token.lower().replace("-", "").replace("_", "")
     return any(wanted == each.replace("_", "") for axis in axes() for each in names(axis))

@@ -16,7 +16,7 @@ DEFAULT = "peft"
 class Export(Command):
     """Write an adapter in the format of other software: peft, a merged model, GGUF for llama.cpp.
 
-    The flags follow from --to: `luthier export --to gguf --help` shows them, and `luthier list exports` every format.
+    The flags follow from --to: `luthier export --to gguf --help` shows them, and `luthier list formats` every format.
     The folder is written whole or not at all. A form that a format cannot express is refused with the reason.
     """
 
@@ -37,19 +37,19 @@ class Export(Command):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.core.component import find
+        from luthier.core.contracts.component import find
 
-        found = find("exports", option(tokens, "--to") or DEFAULT)
+        found = find("formats", option(tokens, "--to") or DEFAULT)
         return [Flags(found, f"Settings of {found.name()}")]
 
     def run(self, given: Given) -> None:
         from luthier.cli.base import base_of
-        from luthier.core.component import find
+        from luthier.core.contracts.component import find
         from luthier.core.files import must_be_free
-        from luthier.core.folder import read_adapter
-        from luthier.exporting import export
+        from luthier.core.storage.folder import read_adapter
+        from luthier.interop import export
 
-        cls: Any = find("exports", self.to)
+        cls: Any = find("formats", self.to)
         to = cls.from_dict(dict(given.get(cls, {})))
         folder, spec = read_adapter(self.adapter)
         out = must_be_free(self.out)

@@ -11,7 +11,7 @@ from luthier.cli.parse import Command, Flags, Given, option
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.core.aggregation import Aggregation
+    from luthier.core.contracts.aggregation import Aggregation
     from luthier.federating import Federation
     from luthier.training import Run
 
@@ -65,7 +65,7 @@ class Federate(Command):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.core.component import find
+        from luthier.core.contracts.component import find
         from luthier.federating.spec import Federation
         from luthier.training import Run, Training
 
@@ -95,9 +95,9 @@ class Federate(Command):
 
     def resolved(self, given: Given) -> tuple[Run, Aggregation, Federation]:
         """What the flags describe."""
-        from luthier.core.aggregation import Aggregation
-        from luthier.core.component import find
-        from luthier.core.form import Form
+        from luthier.core.contracts.aggregation import Aggregation
+        from luthier.core.contracts.component import find
+        from luthier.core.contracts.form import Form
         from luthier.federating.spec import Federation
         from luthier.training import Run, Training
 

@@ -58,7 +58,7 @@ class Generate(Command):
 
     def run(self, given: Given) -> None:
         from luthier.cli.base import fitted
-        from luthier.training import generate
+        from luthier.evaluating import generate
 
         prompts = read_prompts(self.prompts, self.file, self.name())
         loaded = fitted(

@@ -15,7 +15,7 @@ class Import(Command):
     """Make an adapter of ours from one that another library saved: peft (LoRA, DoRA, IA3) or pyreft.
 
     The library is told by what the folder holds; nothing in it is run. What has no equal here is refused with the
-    reason, and so are damage and another base. `luthier list imports` shows the libraries.
+    reason, and so are damage and another base. `luthier list sources` shows the libraries.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -36,9 +36,9 @@ class Import(Command):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.core.component import find, names
+        from luthier.core.contracts.component import find, names
 
-        known = [find("imports", name) for name in names("imports")]
+        known = [find("sources", name) for name in names("sources")]
         return [Flags(each, f"Settings of {each.name()}") for each in known if fields(each)]
 
     def run(self, given: Given) -> None:
@@ -47,7 +47,7 @@ class Import(Command):
         from luthier.cli.base import base_of
         from luthier.core.errors import LuthierError
         from luthier.core.files import must_be_free
-        from luthier.importing.adapter import import_adapter, source_of
+        from luthier.interop.import_adapter import import_adapter, source_of
 
         source: Any = source_of(folder := Path(self.folder).expanduser(), None)
         for cls, settings in given.items():

@@ -45,14 +45,14 @@ def _rows(axis: str) -> list[dict[str, str]]:
     if axis == "recipes":
         return _recipes()
     from luthier.cli.source import card
-    from luthier.core.component import names
+    from luthier.core.contracts.component import names
 
     cards = [card(axis, name) for name in names(axis)]
     return [{"name": each.name, "equation": each.equation, "paper": each.paper} for each in cards]
 
 
 def _recipes() -> list[dict[str, str]]:
-    from luthier.core.recipe import read_recipe, recipe_files
+    from luthier.methods.recipe import read_recipe, recipe_files
 
     found = [read_recipe(str(file)) for file in recipe_files().values()]
     return [{"name": r.name, "method": r.method, "description": r.description, "paper": r.paper} for r in found]

@@ -58,7 +58,7 @@ class Measure(Command):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.core.component import find
+        from luthier.core.contracts.component import find
         from luthier.measuring.calibration import Calibration
 
         ranks = find("ranks", option(tokens, "--ranks") or "gelora")
@@ -70,9 +70,9 @@ class Measure(Command):
         ]
 
     def run(self, given: Given) -> None:
-        from luthier.core.allocation import Ranks
-        from luthier.core.component import find
-        from luthier.core.form import Form
+        from luthier.core.contracts.component import find
+        from luthier.core.contracts.form import Form
+        from luthier.core.contracts.ranks import Ranks
         from luthier.measuring.calibration import Calibration
         from luthier.measuring.measure import free, measure
 

@@ -38,11 +38,11 @@ class Merge(Command):
 
     def run(self, given: Given) -> None:
         from luthier.cli.base import base_of
-        from luthier.core.card import merged_card
         from luthier.core.files import committed, must_be_free
-        from luthier.core.folder import read_adapter
-        from luthier.core.store import load
-        from luthier.exporting.merged import difference, probe, save_merged
+        from luthier.core.storage.card import merged_card
+        from luthier.core.storage.folder import read_adapter
+        from luthier.core.storage.store import load
+        from luthier.interop.formats._merged import difference, probe, save_merged
 
         folder, spec = read_adapter(self.adapter)
         out = must_be_free(self.out)

@@ -31,7 +31,7 @@ class Push(Command):
     """Show what would go up, and ask nothing of the hub."""
 
     def run(self, given: Given) -> None:
-        from luthier.pushing import CARD, parcel, push
+        from luthier.interop.push import CARD, parcel, push
 
         made = parcel(self.adapter, self.repo)
         for name, data in made.files.items():

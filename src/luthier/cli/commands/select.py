@@ -13,7 +13,7 @@ from luthier.cli.parse import Command, Flags, Given, option
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.core.selection import DataSelection, Pool
+    from luthier.core.contracts.selection import DataSelection, Pool
     from luthier.data import Examples
 
 BY = "got_d"
@@ -66,13 +66,13 @@ class Select(Command):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.core.component import find
+        from luthier.core.contracts.component import find
 
-        chosen = find("data", option(tokens, "--by") or BY)
+        chosen = find("selections", option(tokens, "--by") or BY)
         return [Flags(chosen, f"Settings of {chosen.name()}")]
 
     def run(self, given: Given) -> None:
-        from luthier.core.component import find
+        from luthier.core.contracts.component import find
 
         if (self.rows is None) == (self.shots is None):
             raise LuthierError("give --rows, how many rows to take, or --shots, how many to put before each prompt.")
@@ -86,7 +86,7 @@ class Select(Command):
                 raise LuthierError(f"{path} is there already; choose another --out, or --overwrite it.")
         if not out.parent.is_dir():
             raise LuthierError(f"there is no folder {out.parent} to write to; choose another --out.")
-        cls = find("data", self.by)
+        cls = find("selections", self.by)
         by: Any = cls.from_dict(dict(given.get(cls, {})))
         if self.model and not by.reads_states:
             raise LuthierError(f"{by.name()} as it is set up here reads no model; leave --model out.")
@@ -98,7 +98,7 @@ class Select(Command):
 
     def _rows(self, by: DataSelection, out: Path) -> dict[str, Any]:
         from luthier import data
-        from luthier.data._select import plot_scores
+        from luthier.data.select import plot_scores
 
         examples = self._load(self.data, self.limit)
         target = self._load(self.target) if self.target else None
@@ -119,7 +119,7 @@ class Select(Command):
 
     def _shots(self, by: DataSelection, out: Path) -> dict[str, Any]:
         from luthier import data
-        from luthier.data._select import as_row
+        from luthier.data.select import as_row
 
         queries = self._load(self.data, self.limit)
         pool = self._load(self.pool) if self.pool else queries
@@ -141,7 +141,7 @@ class Select(Command):
     def _chosen(self, told: str, work: Callable[[Pool], Any], examples: Examples, target: Examples | None) -> Any:
         """What `work` makes of the pool."""
         from luthier import data
-        from luthier.core.selection import Pool
+        from luthier.core.contracts.selection import Pool
 
         with console(stderr=True).status(told):
             return work(Pool(examples, target, self.seed, data.states_by(self.model) if self.model else None))

@@ -13,7 +13,7 @@ from luthier.cli.parse import Command, Given
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.serving.service import Service
+    from luthier.serving.http.service import Service
 
 KEY = "LUTHIER_API_KEY"
 
@@ -69,9 +69,9 @@ class Serve(Command):
         key = self.key()
         need_extra()
 
-        from luthier.serving.apart import apart
-        from luthier.serving.guard import LOOPBACK, Guard
-        from luthier.serving.server import bind, serve
+        from luthier.serving.http.apart import apart
+        from luthier.serving.http.guard import LOOPBACK, Guard
+        from luthier.serving.http.server import bind, serve
 
         base = model_name(self.model)
         if base in folders:
@@ -93,8 +93,8 @@ class Serve(Command):
     def service(self, name: str, adapters: Mapping[str, Path]) -> Service:
         """The model, called `name`, with its adapters, ready to serve."""
         from luthier.cli.base import base_of
-        from luthier.serving.engine import Engine
-        from luthier.serving.service import Service
+        from luthier.serving.engine.engine import Engine
+        from luthier.serving.http.service import Service
 
         loaded = base_of(self.model, None, dtype=self.dtype, task="causal-lm")
         engine = Engine(
@@ -117,8 +117,8 @@ class Serve(Command):
 
 def named(adapters: Iterable[str]) -> dict[str, Path]:
     """Folders of adapters by name, from `name=folder`, each of which holds one."""
-    from luthier.core.adapt import NAME
-    from luthier.core.folder import read_adapter
+    from luthier.core.adapters.attach import NAME
+    from luthier.core.storage.folder import read_adapter
 
     found: dict[str, Path] = {}
     for each in adapters:

@@ -40,7 +40,7 @@ class Show(Command):
     """Longest row, in tokens; a longer one is an error."""
 
     def run(self, given: Given) -> None:
-        from luthier.core.folder import adapter_at
+        from luthier.core.storage.folder import adapter_at
 
         if adapter_at(self.target):
             if self.data or self.where:
@@ -87,7 +87,7 @@ def show_feature(feature: dict[str, Any], processor: Any) -> None:
 
 def show_sites(model: str, where: str | None) -> None:
     """The sites of a selection, or every layer that a name can mean, by type; weights are not read."""
-    from luthier.core.select import Scope, Selection, select
+    from luthier.core.sites.select import Scope, Selection, select
     from luthier.models import config_of, meta_model
 
     empty = meta_model(config_of(model))
@@ -110,7 +110,7 @@ def _span(layers: list[int | None]) -> str | None:
 
 def show_adapter(path: str) -> None:
     """The spec of an adapter, for a reader."""
-    from luthier.core.folder import read_adapter
+    from luthier.core.storage.folder import read_adapter
 
     folder, spec = read_adapter(path)
     base = spec["base"]

@@ -11,7 +11,7 @@ from luthier.cli.parse import Command, Flags, Given, option
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.core.recipe import Recipe
+    from luthier.methods.recipe import Recipe
     from luthier.training import Run
 
 METHOD = "wegeft"
@@ -21,7 +21,7 @@ OWN = ("form", "objective", "training", "model", "data", "ranks", "init", "calib
 
 MEASURED = {"ranks": "ranks", "init": "inits"}
 """Flags that name a component which looks at the data first, with its axis."""
-CHOSEN = {**MEASURED, "update": "updates", "objective": "objectives", "select": "data"}
+CHOSEN = {**MEASURED, "update": "updates", "objective": "objectives", "select": "selections"}
 """These, and other flags whose component a recipe may name too."""
 
 
@@ -74,7 +74,7 @@ class Train(Command):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.core.component import find
+        from luthier.core.contracts.component import find
         from luthier.measuring.calibration import Calibration
         from luthier.training import Run, Training
 
@@ -105,9 +105,9 @@ class Train(Command):
 
     def resolved(self, given: Given) -> Run:
         """The run that flags, recipe and defaults make, the first of them before the others."""
-        from luthier.core.component import find
-        from luthier.core.piece import Piece, read_pieces
+        from luthier.core.contracts.component import find
         from luthier.measuring.calibration import Calibration
+        from luthier.methods.piece import Piece, read_pieces
         from luthier.training import Run, Training
 
         method, recipe = _chosen(self.method, self.recipe)
@@ -133,8 +133,8 @@ def _chosen(method: str | None, recipe: str | None) -> tuple[str, Recipe | None]
     """The method and the recipe under it. A recipe for another method than the one asked for is refused."""
     if recipe is None:
         return method or METHOD, None
-    from luthier.core.component import find
-    from luthier.core.recipe import read_recipe
+    from luthier.core.contracts.component import find
+    from luthier.methods.recipe import read_recipe
 
     read = read_recipe(recipe)
     if method is not None and find("forms", method) is not find("forms", read.method):
@@ -144,7 +144,7 @@ def _chosen(method: str | None, recipe: str | None) -> tuple[str, Recipe | None]
 
 def _component(flag: str, name: str | None, recipe: Recipe | None) -> tuple[Any, dict[str, Any]]:
     """The component that a flag or else the recipe names, and the recipe's settings if they are of that one."""
-    from luthier.core.component import find
+    from luthier.core.contracts.component import find
 
     under = dict(getattr(recipe, flag)) if recipe else {}
     stated = under.pop("name", None)

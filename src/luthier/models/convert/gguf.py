@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.models._quiet import quiet
 from luthier.models.convert._save import filled
+from luthier.models.quiet import quiet
 
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
 """Values of `tokenizer.ggml.pre` whose vocabularies were learned with every digit split off first

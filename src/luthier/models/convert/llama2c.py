@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.models._quiet import quiet
 from luthier.models.convert._save import filled
+from luthier.models.quiet import quiet
 
 _HEADER = struct.Struct("<7i")  # dim, hidden, layers, heads, key-value heads, vocabulary, context
 _PIECE = struct.Struct("<fi")  # score, length in bytes

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from luthier.models._quiet import quiet
 from luthier.models.convert._save import filled
+from luthier.models.quiet import quiet
 
 _NAMES = [
     (r"^", "model."),

@@ -1,7 +1,0 @@
-"""Aggregations: what clients learnt apart becomes one change. One file, one rule."""
-
-from luthier.core.component import attributes, plugin_folders
-
-AXIS = "aggregated how?"
-__path__ += plugin_folders("aggregations")
-__getattr__ = attributes("aggregations")

@@ -1,7 +1,0 @@
-"""Combinations: several changes of one base become one. One file, one rule."""
-
-from luthier.core.component import attributes, plugin_folders
-
-AXIS = "combined how?"
-__path__ += plugin_folders("combinations")
-__getattr__ = attributes("combinations")

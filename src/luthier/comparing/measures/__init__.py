@@ -1,0 +1,1 @@
+"""Measures: scores, their uncertainty, and what a fitted model cost and forgot."""

@@ -1,0 +1,169 @@
+"""What a training step costs: its time over the frozen base's, and the memory that it adds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from luthier import data, models
+from luthier.comparing.fitted import Fitted
+from luthier.comparing.plan import Job
+from luthier.core.adapters.dispatch import plain
+from luthier.training.frame import running
+from luthier.training.prepare import labels_in_order
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one training step; None where nothing was trained or timed."""
+
+    seconds: float | None = None
+    """Median forward and backward pass."""
+    ratio: float | None = None
+    """Over the frozen base's, with the gradients of its activations: median of the pairs' ratios."""
+    peak: int | None = None
+    """Bytes over the loaded base: the adapter, and the step's own peak with a fresh AdamW."""
+
+
+def costs(job: Job, fitted: Fitted, repeats: int) -> Costs:
+    """Times `repeats` training batches on the adapted model and on its base in turn, after one warm-up of each.
+
+    Memory is what the allocator was asked for during one more step: forward, backward, AdamW at a learning rate of
+    zero. On a GPU it is CUDA's own peak; on a CPU that of the tensors that operations make, without what they use
+    within themselves. The weights stay.
+    """
+    if not (fitted.trained and repeats):
+        return Costs()
+    batches, model = _batches(job, fitted, repeats), fitted.model
+    loss = job.run.objective.loss
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.train()
+    for norm in running(model):
+        norm.eval()
+    try:
+        _floor(fitted, loss, batches[0])
+        _timed(model, loss, batches[0])
+        pairs = [(_timed(model, loss, batch), _floor(fitted, loss, batch)) for batch in batches]
+        growth = _growth(lambda: _step(model, loss, batches[0], trained))
+    finally:
+        model.eval()
+        model.zero_grad(set_to_none=True)
+    ratios = [step / floor for step, floor in pairs]
+    return Costs(statistics.median(step for step, _ in pairs), statistics.median(ratios), fitted.bytes + growth)
+
+
+def _batches(job: Job, fitted: Fitted, repeats: int) -> list[Batch]:
+    """The first training rows, in batches of the run's size."""
+    settings, read, model = job.run.training, job.data, fitted.model
+    rows = read.examples.rows[: repeats * settings.batch]
+    features = data.encode_all(
+        read.examples.keep(rows),
+        fitted.processor,
+        task=read.task,
+        max_length=settings.max_length,
+        labels=read.labels,
+        truncate=settings.truncate,
+        positions=models.positions(model),
+    )
+    collator = data.collator_for(read.task, fitted.processor)
+    ordered = labels_in_order(features, read.labels, model.config)
+    made = [collator(ordered[i : i + settings.batch]) for i in range(0, len(ordered), settings.batch)]
+    device = next(model.parameters()).device
+    full = [{key: value.to(device) for key, value in batch.items() if key != "rows"} for batch in made]
+    return [full[i % len(full)] for i in range(repeats)]
+
+
+def _timed(model: Any, loss: Callable, batch: Batch) -> float:
+    """Seconds of a forward and a backward pass."""
+    model.zero_grad(set_to_none=True)
+    _wait()
+    begun = time.perf_counter()
+    loss(model, batch).sum().backward()
+    _wait()
+    return time.perf_counter() - begun
+
+
+def _floor(fitted: Fitted, loss: Callable, batch: Batch) -> float:
+    """The same of the frozen base as it came, whose activations still get gradients, as below any adapter."""
+    with plain(), fitted.frozen(), _reached(fitted.model, batch) as inputs:
+        return _timed(fitted.model, loss, inputs)
+
+
+@contextmanager
+def _reached(model: Any, batch: Batch) -> Iterator[Batch]:
+    """Gradients go back to the embeddings, or to the inputs of a model that has none."""
+    if "input_ids" not in batch:
+        yield {k: v.detach().requires_grad_() if v.is_floating_point() else v for k, v in batch.items()}
+        return
+    table: nn.Module = model.get_input_embeddings()
+    handle = table.register_forward_hook(lambda module, args, out: out.requires_grad_())
+    try:
+        yield batch
+    finally:
+        handle.remove()
+
+
+def _step(model: Any, loss: Callable, batch: Batch, trained: Sequence[nn.Parameter]) -> None:
+    """A whole training step that moves nothing."""
+    optimiser = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+    loss(model, batch).sum().backward()
+    optimiser.step()
+
+
+def _growth(step: Callable[[], None]) -> int:
+    """Bytes at the peak of `step` over those before it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with Allocated() as seen:
+        step()
+    return seen.peak
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, each storage once and until it is dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """The operation, and the storages that it gave."""
+        made = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given:
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self.known:
+            return
+        self.known.add(storage._cdata)
+        self.level += storage.nbytes()
+        self.peak = max(self.peak, self.level)
+        weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes())
+
+    def _drop(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.level -= size
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

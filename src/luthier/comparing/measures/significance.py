@@ -1,0 +1,236 @@
+"""Intervals and paired tests: what may be said of scores, and what may not."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from luthier.comparing.measures import student
+from luthier.comparing.measures.bootstrap import redrawn, sizes
+from luthier.comparing.record import Record
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LEVEL = 0.95
+EQUAL = 1e-12
+"""Differences of scores that are this close are the same but for rounding (0.3 - 0.2 is not 0.2 - 0.1)."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95% interval; NaN bounds where nothing can be said of them."""
+
+    value: float
+    low: float
+    high: float
+    over: str
+    """`seeds` (Student's t over runs), `rows` (percentile bootstrap over test rows) or `nothing`."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A difference of two methods on the same seeds and rows."""
+
+    first: str
+    second: str
+    difference: float
+    """Mean score of the first less that of the second, over the seeds that both have."""
+    seeds: int
+    by_seed: Interval
+    """Student's t over the differences of each seed."""
+    by_row: Interval
+    """Bootstrap over the test rows: differences of the scores on redrawn rows, the mean over seeds."""
+    p: float
+    """The larger of the two p-values (of those that can be had): both the choice of seeds and that of rows must
+    be ruled out as the reason. NaN where neither can be had."""
+    adjusted: float
+    """`p` after Holm's correction, among the tests of all pairs; `p` itself for one test alone."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who is best, if anyone may be called so."""
+
+    winner: str | None
+    """The method that beats every other in a paired test, Holm-corrected; None where one does not."""
+    best: str
+    """The highest mean score, whatever the tests say."""
+    tests: list[Paired]
+    """The best against every other method."""
+    reason: str
+    """Why there is a winner, or none."""
+
+
+# --- intervals -------------------------------------------------------------------------------------
+
+
+def over_seeds(scores: Sequence[float], level: float = LEVEL) -> Interval:
+    """The mean of a method's runs, with Student's t interval; without bounds for fewer than two runs."""
+    mean, error = _mean(scores), _error(scores)
+    if len(scores) < 2:
+        return Interval(mean, math.nan, math.nan, "nothing")
+    reach = student.quantile(level, len(scores) - 1) * error
+    return Interval(mean, mean - reach, mean + reach, "seeds")
+
+
+def over_rows(value: float, draws: np.ndarray, level: float = LEVEL) -> Interval:
+    """A score with the percentile interval of its bootstrap `draws`; without bounds where there are none."""
+    import numpy as np
+
+    if not len(draws):
+        return Interval(value, math.nan, math.nan, "nothing")
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), "rows")
+
+
+def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
+    """The score of one method on one data set: over seeds where there are several, else over rows."""
+    scores = [run.score for run in runs]
+    return over_seeds(scores, level) if len(scores) > 1 else over_rows(scores[0], redrawn(runs[0]), level)
+
+
+# --- paired tests ----------------------------------------------------------------------------------
+
+
+def paired(
+    first: Sequence[Record], second: Sequence[Record], level: float = LEVEL, draws: Draws | None = None
+) -> Paired:
+    """Two methods on one model and data set, compared on the seeds that both have; none in common gives NaN.
+
+    `draws` are `draws_of` at least these runs, made here unless given.
+    """
+    known = draws_of([*first, *second]) if draws is None else draws
+    left, right = ({run.seed: run for run in runs} for runs in (first, second))
+    pairs = [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
+    differences = [a.score - b.score for a, b in pairs]
+    by_seed, by_chance = over_seeds(differences, level), seed_p(differences)
+    if math.isnan(by_chance):  # equal differences would have an interval without a width
+        by_seed = Interval(by_seed.value, math.nan, math.nan, "nothing")
+    rows = row_differences(pairs, known)
+    found = [p for p in (by_chance, row_p(rows)) if not math.isnan(p)]
+    p = max(found, default=math.nan)
+    by_row = over_rows(by_seed.value, rows, level)
+    return Paired(first[0].method, second[0].method, by_seed.value, len(pairs), by_seed, by_row, p, p)
+
+
+Draws = Mapping[tuple[str, int], "np.ndarray"]
+"""By method and seed, the scores of a run on redrawn rows."""
+
+
+def draws_of(runs: Iterable[Record]) -> Draws:
+    """The bootstrap of every run, of one model and data set."""
+    return {(run.method, run.seed): redrawn(run) for run in runs}
+
+
+def row_differences(pairs: Sequence[tuple[Record, Record]], draws: Draws) -> np.ndarray:
+    """[RESAMPLES] differences on redrawn rows, averaged over the pairs; empty where rows are not the same."""
+    import numpy as np
+
+    found = [draws[run.method, run.seed] for pair in pairs for run in pair]
+    rows = [sizes(run) for pair in pairs for run in pair]
+    if not found or any(size != rows[0] for size in rows) or not all(map(len, found)):
+        return np.zeros(0)
+    return np.mean(found[::2], axis=0) - np.mean(found[1::2], axis=0)
+
+
+def seed_p(differences: Sequence[float]) -> float:
+    """Two-sided p of a mean of zero by Student's t; NaN for fewer than two differences, and for equal ones.
+
+    Differences that agree to the digit tell nothing of the spread: seeds that changed nothing, or a coarse metric.
+    """
+    if len(differences) < 2 or max(differences) - min(differences) <= EQUAL:
+        return math.nan
+    return student.two_sided(_mean(differences) / _error(differences), len(differences) - 1)
+
+
+def row_p(draws: np.ndarray) -> float:
+    """Two-sided p of a mean of zero by the bootstrap (Davison and Hinkley 1997, 4.4); NaN without draws."""
+    if not len(draws):
+        return math.nan
+    below, above = int((draws <= EQUAL).sum()), int((draws >= -EQUAL).sum())
+    return min(1.0, 2 * (min(below, above) + 1) / (len(draws) + 1))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values (Holm 1979), in the order given; NaN counts as 1."""
+    filled = [1.0 if math.isnan(p) else p for p in values]
+    order = sorted(range(len(filled)), key=filled.__getitem__)
+    adjusted, running = [0.0] * len(filled), 0.0
+    for place, index in enumerate(order):
+        running = max(running, min(1.0, (len(filled) - place) * filled[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def winner(runs: Mapping[str, Sequence[Record]], level: float = LEVEL) -> Verdict:
+    """The best of the methods on one model and data set, `{method: its runs}`, if its lead is more than chance.
+
+    Every two methods are tested (`paired`), the p-values of all pairs are corrected by Holm, and a winner is named
+    only where its lead over every other is significant, with at least two seeds in common. All pairs count, and not
+    those of the best alone, since which method is best was read off the same scores.
+    """
+    import dataclasses
+
+    means = {name: _mean([run.score for run in each]) for name, each in runs.items()}
+    best = max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
+    draws = draws_of(run for each in runs.values() for run in each)
+    pairs = [(best, name) for name in runs if name != best]
+    pairs += list(itertools.combinations([name for name in runs if name != best], 2))
+    found = [paired(runs[a], runs[b], level, draws) for a, b in pairs]
+    corrected = holm([each.p for each in found])[: len(runs) - 1]
+    tests = [dataclasses.replace(t, adjusted=p) for t, p in zip(found, corrected, strict=False)]
+    reason = _against(best, tests, 1 - level)
+    return Verdict(None if reason else best, best, tests, reason or _for(best, tests))
+
+
+def _against(best: str, tests: Sequence[Paired], alpha: float) -> str:
+    """Why the best is no winner; nothing where it is one."""
+    if not tests:
+        return "one method alone: nothing to compare it with"
+    few = [test.second for test in tests if test.seeds < 2]
+    if few:
+        return f"{best} and {few[0]} have fewer than two seeds in common, so the training's own spread is not known"
+    unknown = [test for test in tests if math.isnan(test.p)]
+    if unknown:
+        return f"nothing can be said of {best} and {unknown[0].second}: no spread over the seeds, and no rows to test"
+    close = [test for test in tests if not (test.adjusted < alpha and test.difference > 0)]
+    if close:
+        nearest = max(close, key=lambda test: test.adjusted)
+        others = f" and {len(close) - 1} more" if len(close) > 1 else ""
+        return f"{best} leads, but its lead over {nearest.second}{others} may be chance (p = {nearest.adjusted:.2g})"
+    return ""
+
+
+def _for(best: str, tests: Sequence[Paired]) -> str:
+    worst = max(tests, key=lambda test: test.adjusted)
+    return f"{best} beats every other method, Holm-corrected p at most {worst.adjusted:.2g} (against {worst.second})"
+
+
+# --- calibration -----------------------------------------------------------------------------------
+
+
+def calibration_error(confidences: Sequence[float], hits: Sequence[float], bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599): |confidence - accuracy| in `bins` equal bins."""
+    import numpy as np
+
+    confidence, hit = np.asarray(confidences, dtype=float), np.asarray(hits, dtype=float)
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are (a, b], as in the source
+    gaps = [abs(confidence[place == b].sum() - hit[place == b].sum()) for b in range(bins)]
+    return float(sum(gaps) / len(hit))
+
+
+# --- helpers ---------------------------------------------------------------------------------------
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _error(values: Sequence[float]) -> float:
+    """Standard error of the mean."""
+    mean, count = _mean(values), len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1) / count) if count > 1 else math.nan

@@ -1,0 +1,1 @@
+"""Report: the page, tables and pictures of a study."""

@@ -1,0 +1,61 @@
+"""The tables of a study in Markdown, for a README or a paper."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from luthier.comparing.measures.significance import Interval
+from luthier.comparing.record import Record
+from luthier.comparing.report import words
+from luthier.comparing.report.summary import Row, Section, sections
+
+FILE = "results.md"
+
+
+def write(folder: Path, found: Sequence[Record]) -> Path:
+    """`results.md` in the study's folder: a table for each model and data set, and what may be said of it."""
+    path = folder / FILE
+    temporary = path.with_name(f".{FILE}.{os.getpid()}")
+    temporary.write_text("\n\n".join(map(section, sections(found))) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def section(found: Section) -> str:
+    """A title, the table, the verdict in one sentence and its reasons."""
+    columns = [(name, read) for name, read in _columns(found) if any(read(row) for row in found.rows)]
+    head = ["method", *(name for name, _ in columns)]
+    lines = [
+        head,
+        ["---"] * len(head),
+        *([f"`{row.method}`", *(read(row) for _, read in columns)] for row in found.rows),
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([f"### {found.name}", table, " ".join([found.headline, *found.reasons])])
+
+
+def _columns(found: Section) -> list[tuple[str, Callable[[Row], str]]]:
+    several = found.parts if len(found.parts) > 1 else []
+    return [
+        (found.metric, lambda row: words.score(row.score.value)),
+        ("95%", lambda row: words.interval(row.score)),
+        *((part, lambda row, part=part: _told(row.parts.get(part), words.score)) for part in several),
+        ("trained", lambda row: words.count(row.trainable.value)),
+        ("on disk", lambda row: words.megabytes(row.bytes.value) if row.bytes.value else ""),
+        ("step / frozen base", lambda row: _told(row.step_ratio, words.ratio)),
+        ("peak memory", lambda row: _told(row.peak_bytes, words.megabytes)),
+        ("calibration error", lambda row: _told(row.calibration_error, words.score)),
+        *((f"{what}: worse by", lambda row, w=what: _told(row.forgetting.get(w), words.change)) for what in found.held),
+        ("intruders (null)", _intruders),
+    ]
+
+
+def _told(value: Interval | None, tell: Callable[[float], str]) -> str:
+    return tell(value.value) if value is not None and words.known(value.value) else ""
+
+
+def _intruders(row: Row) -> str:
+    counts = [_told(each, words.count) for each in (row.intruders, row.intruders_null)]
+    return f"{counts[0]} ({counts[1]})" if all(counts) else ""

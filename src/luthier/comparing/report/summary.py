@@ -1,0 +1,193 @@
+"""What a report says of one model on one data set: a row for each method, and a verdict in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from luthier.comparing.measures import significance as statistics
+from luthier.comparing.measures.significance import LEVEL, Interval, Paired, Verdict
+from luthier.comparing.record import Record
+from luthier.comparing.report import words
+
+LOSS = "loss"
+"""Last word of what is worse when it rises; all else is a score, worse when it falls."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: its runs and their means; None is what nobody measured."""
+
+    method: str
+    runs: list[Record]
+    score: Interval
+    trainable: Interval
+    bytes: Interval
+    parts: dict[str, Interval]
+    """The score by part of the test."""
+    step_ratio: Interval | None
+    peak_bytes: Interval | None
+    forgetting: dict[str, Interval]
+    """By what was held: how much worse it got; above nought is forgotten."""
+    intruders: Interval | None
+    intruders_null: Interval | None
+    calibration_error: Interval | None
+
+    @property
+    def share(self) -> float:
+        """Trained numbers over all."""
+        return self.trainable.value / self.runs[0].total if self.runs[0].total else 0.0
+
+    @property
+    def seeds(self) -> list[float]:
+        """The score of each run that has one."""
+        return [run.score for run in self.runs if words.known(run.score)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What was noted of any of its runs, once."""
+        return list(dict.fromkeys(note for run in self.runs for note in run.notes))
+
+
+@dataclass(frozen=True)
+class Section:
+    """One model on one data set."""
+
+    model: str
+    data: str
+    rows: list[Row]
+    """From the highest score down."""
+    verdict: Verdict
+    headline: str
+    reasons: list[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} on {self.data}"
+
+    @property
+    def metric(self) -> str:
+        return self.rows[0].runs[0].metric
+
+    @property
+    def base(self) -> Interval | None:
+        """The score of the model as it came."""
+        found = next((row.score for row in self.rows if not row.trainable.value), None)
+        return found if found and words.known(found.value) else None
+
+    @property
+    def fitted(self) -> list[Row]:
+        """The methods that train something and have a score."""
+        return [row for row in self.rows if row.trainable.value and words.known(row.score.value)]
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts of the test."""
+        return list(dict.fromkeys(part for row in self.rows for part in row.parts))
+
+    @property
+    def held(self) -> list[str]:
+        """What forgetting was measured on."""
+        return list(dict.fromkeys(what for row in self.rows for what in row.forgetting))
+
+
+def sections(runs: Iterable[Record]) -> list[Section]:
+    """The runs by model and data set, in the order of the records."""
+    found: dict[tuple[str, str], dict[str, list[Record]]] = {}
+    for run in runs:
+        found.setdefault((run.model, run.data), {}).setdefault(run.method, []).append(run)
+    return [_section(model, data, methods) for (model, data), methods in found.items()]
+
+
+def _section(model: str, data: str, methods: dict[str, list[Record]]) -> Section:
+    rows = [_row(method, runs) for method, runs in methods.items()]
+    rows.sort(key=lambda row: -row.score.value if words.known(row.score.value) else float("inf"))
+    verdict = statistics.winner(methods)
+    return Section(model, data, rows, verdict, headline(verdict, rows), reasons(verdict, rows))
+
+
+def _row(method: str, runs: list[Record]) -> Row:
+    return Row(
+        method=method,
+        runs=runs,
+        score=statistics.score_of(runs),
+        trainable=statistics.over_seeds([run.trainable for run in runs]),
+        bytes=statistics.over_seeds([run.bytes for run in runs]),
+        parts=_parts(runs),
+        step_ratio=_mean(runs, lambda run: run.step_ratio),
+        peak_bytes=_mean(runs, lambda run: run.peak_bytes),
+        forgetting=_forgetting(runs),
+        intruders=_mean(runs, lambda run: (run.intruders or {}).get("count")),
+        intruders_null=_mean(runs, lambda run: (run.intruders or {}).get("null")),
+        calibration_error=_mean(runs, lambda run: run.calibration_error),
+    )
+
+
+def _mean(runs: Sequence[Record], read: Callable[[Record], float | None]) -> Interval | None:
+    values = [value for value in map(read, runs) if value is not None and words.known(value)]
+    return statistics.over_seeds(values) if values else None
+
+
+def _parts(runs: Sequence[Record]) -> dict[str, Interval]:
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for part, metrics in run.tests.items():
+            if words.known(metrics.get(run.metric)):
+                found.setdefault(part, []).append(metrics[run.metric])
+    return {part: statistics.over_seeds(values) for part, values in found.items()}
+
+
+def _forgetting(runs: Sequence[Record]) -> dict[str, Interval]:
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for what, (before, after) in run.forgetting.items():
+            worse = after - before if what.endswith(LOSS) else before - after
+            if words.known(worse):
+                found.setdefault(what, []).append(worse)
+    return {what: statistics.over_seeds(values) for what, values in found.items()}
+
+
+# --- the verdict in words --------------------------------------------------------------------------
+
+
+def told(test: Paired) -> bool:
+    """Whether the paired test tells the best from the other."""
+    return test.adjusted < 1 - LEVEL and test.difference > 0
+
+
+def headline(verdict: Verdict, rows: Sequence[Row]) -> str:
+    """One sentence; names a winner only where the tests do."""
+    if verdict.winner:
+        return f"{verdict.winner} scores higher than every other method, by more than chance."
+    if not verdict.tests:
+        return f"{verdict.best} alone: nothing to compare it with."
+    if any(test.seeds < 2 for test in verdict.tests):
+        return "Too few seeds to tell the methods apart."
+    near = [test.second for test in verdict.tests if not told(test)]
+    if len(near) == len(verdict.tests):
+        return "No difference that the seeds can tell."
+    if {row.method for row in rows if row.trainable.value} <= {verdict.best, *near}:
+        return "No difference between the fitted methods that the seeds can tell."
+    if len(near) > 4:
+        return f"No single best: the seeds cannot tell {verdict.best} from {len(near)} others."
+    return f"No single best: the seeds cannot tell {verdict.best} from {words.listed(near, 'or')}."
+
+
+def reasons(verdict: Verdict, rows: Sequence[Row]) -> list[str]:
+    """The sentences under the headline: the engine's reason, who is behind, who is cheapest of the best."""
+    said = [f"{verdict.reason}."] if verdict.tests else []
+    if verdict.winner or any(test.seeds < 2 for test in verdict.tests):
+        return said
+    behind = [test.second for test in verdict.tests if told(test)]
+    if behind:
+        verb = "is" if len(behind) == 1 else "are"
+        said.append(f"{words.listed(behind)} {verb} behind {verdict.best} by more than chance.")
+    near = {verdict.best, *(test.second for test in verdict.tests if not told(test))}
+    equals = [row for row in rows if row.method in near and row.trainable.value]
+    if len(equals) > 1:
+        least = min(equals, key=lambda row: row.trainable.value)
+        said.append(
+            f"Of the {len(equals)} that the tests leave level, {least.method} trains the fewest parameters "
+            f"({words.count(least.trainable.value)})."
+        )
+    return said

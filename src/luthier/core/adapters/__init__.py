@@ -1,0 +1,1 @@
+"""Adapters: attached to a model, run, switched, merged and detached."""

@@ -1,0 +1,292 @@
+"""Attach, detach, enable: an adapted model is still the model."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from luthier.core.adapters.lean import fatten, lean
+from luthier.core.adapters.slot import Part, Slot, State, starts
+from luthier.core.adapters.start import Start, initial, parameters
+from luthier.core.adapters.swap import adapters_of, swap, unswap
+from luthier.core.contracts.form import Form, Stats
+from luthier.core.contracts.init import Init
+from luthier.core.contracts.router import Routed
+from luthier.core.contracts.site import Site
+from luthier.core.errors import LuthierError, near
+from luthier.core.sites.attention import refresh_prefixes
+from luthier.core.sites.probe import unreached
+from luthier.core.sites.select import Selection, select
+from luthier.core.sites.structure import (
+    adaptable,
+    base_parameters,
+    block_lists,
+    decoder_path,
+    keep_differentiable,
+    raw_parameter,
+    stack_owner,
+    unwrapped,
+)
+
+TRAINS = "_hf_peft_config_loaded"
+"""The mark by which transformers' Trainer knows that a packed base carries something to train."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def attach(
+    model: nn.Module,
+    form: Form,
+    where: str | Iterable[Site] | None = None,
+    name: str = "default",
+    *,
+    stats: Mapping[str, Stats] | None = None,
+    ranks: Mapping[str, int] | None = None,
+    init: Init | None = None,
+    relative: bool | None = None,
+    check: bool = True,
+) -> nn.Module:
+    """Attaches `form` at `where` (see `luthier.core.sites.select`) under `name` and freezes the rest of the model.
+
+    The module classes change to subclasses of themselves; the model, its type and the base's keys stay.
+    `stats` gives, by path, the statistics that the form needs beyond the weights (see `luthier.core.sites.collect`).
+    `ranks` gives each site its own rank by path, 0 for none, with the scale of `Form.with_rank`; `init` chooses
+    where the form starts. `relative`: the form acts as the difference to its start, so that no start changes the output
+    (None: as `init` says). With `check`, one small pass makes sure that every kind of site takes part in the forward
+    pass. Returns the model.
+
+    Raises `LuthierError` for a selector that matches nothing, a kind of site that the form cannot take, ranks that
+    do not fit the sites, a name that already acts there, and a site that the model bypasses; the model is then as
+    it was.
+    """
+    _refuse_name(name)
+    base = adaptable(model)
+    spoken = form.where if where is None else where
+    sites = select(base, spoken)
+    if not sites:
+        raise LuthierError("where is an empty list of sites, so nothing would be attached.")
+    text = spoken if isinstance(spoken, str) else ", ".join(map(str, sites))
+    kept = sites if ranks is None else ranked(form, sites, ranks)
+    relative = init is not None and init.relative if relative is None else relative
+    if relative and form.face == "cache":
+        raise LuthierError(f"{form.name()} adds to a cache, and no start can be taken off there.")
+    given = {path: dict(found) for path, found in (stats or {}).items()}
+    for path, found in form.gather(base, kept).items():
+        given[path] = {**given.get(path, {}), **found}
+    parts = [Part(name, each, text, kept, dict(ranks or {}), relative) for each in form.parts()]
+
+    def start(module: nn.Module, site: Site, part: Part) -> dict[str, Tensor]:
+        found = initial(module, site, part.form_at(site), given.get(site.path, {}), init)
+        return found | starts(form, found) if relative else found
+
+    place(base, parts, start, check=check)
+    return model
+
+
+def _refuse_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise LuthierError(f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64).")
+
+
+def ranked(form: Form, sites: Selection, ranks: Mapping[str, int]) -> Selection:
+    """The sites whose rank is above 0; raises for ranks that are not those of `sites`."""
+    paths = {site.path for site in sites}
+    strange = [path for path in ranks if path not in paths]
+    missing = [site.path for site in sites if site.path not in ranks]
+    if strange or missing:
+        why = f"{strange[0]!r} is none of the sites" if strange else f"{missing[0]!r} has none"
+        raise LuthierError(f"ranks do not fit the {len(sites)} selected sites: {why}. Give one rank for each site.")
+    wrong = [f"{path} has {r!r}" for path, r in ranks.items() if type(r) is not int or r < 0]
+    if wrong:
+        raise LuthierError(f"a rank is a whole number of at least 0; {wrong[0]}.")
+    form.with_rank(1)  # refuses a form without a rank
+    kept = Selection(site for site in sites if ranks[site.path])
+    if not kept:
+        raise LuthierError("every rank is 0, so nothing would be trained.")
+    return kept
+
+
+def place(model: nn.Module, parts: Sequence[Part], start: Start, *, check: bool = True) -> nn.Module:
+    """Attaches `parts` (of one name) whose first tensors come from `start(module, site, part)`."""
+    _refuse_name(parts[0].name)
+    state = find_state(model) or _new_state(model)
+    try:
+        for part in {part.sites: part for part in parts}.values():
+            _refuse(part.form, part.sites, part.name, state)
+            _refuse_vectors(model, part.form, part.sites)
+        for part in parts:
+            _place(model, state, part, start)
+        _mark(model, state)
+        refresh_prefixes(model, state)
+        if check:
+            for part in parts:
+                _refuse_bypassed(unreached(model, state, part.sites), part.sites)
+    except BaseException:
+        _remove(model, state, parts)
+        raise
+    return model
+
+
+def _refuse(form: Form, sites: Selection, name: str, state: State) -> None:
+    wrong = [site for site in sites if site.kind not in form.kinds]
+    if wrong:
+        raise LuthierError(
+            f"{form.name()} acts on sites of kind {', '.join(form.kinds)}; {wrong[0]} is of kind "
+            f"{wrong[0].kind} (its default is where={form.where!r})."
+        )
+    if state.merged:
+        raise LuthierError("adapters are merged into the weights; unmerge before attaching another.")
+    taken = {key for part in state.parts if part.name == name for key in (s.key for s in part.sites)}
+    double = [site for site in sites if site.key in taken]
+    if double:
+        raise LuthierError(
+            f"adapter {name!r} already acts on {double[0]}; give the new one another name, or detach it first."
+        )
+
+
+def _refuse_vectors(model: nn.Module, form: Form, sites: Selection) -> None:
+    """Raises for a form of matrices on a parameter of fewer than two axes."""
+    for site in () if form.whole else (site for site in sites if site.kind == "param"):
+        if (axes := raw_parameter(model, site.path).dim()) < 2:
+            raise LuthierError(
+                f"{form.name()} changes matrices, and {site} has {axes} axis; leave it out (where), or choose a form "
+                "of single numbers (full, bitfit)."
+            )
+
+
+def _refuse_bypassed(missed: list[str], sites: Selection) -> None:
+    """A layer that the model computes without is an error; a parameter among others is worth a warning."""
+    if not missed:
+        return
+    text = f"{', '.join(missed)}: a forward pass never meets these, so an adapter there would do nothing."
+    if all(site.kind == "param" for site in sites) and len(missed) < len({site.type for site in sites}):
+        warnings.warn(text, stacklevel=3)
+    else:
+        raise LuthierError(f"{text} Choose other layers, or check=False if a later pass reaches them.")
+
+
+def find_state(model: nn.Module) -> State | None:
+    """The state of an adapted model, also under a wrapper (torch.compile, DDP); None if it is not adapted."""
+    states = (vars(module).get("_luthier") for module in model.modules())
+    return next((s for s in states if s is not None), None)
+
+
+def state_of(model: nn.Module) -> State:
+    """The state of an adapted model; raises for one that carries no adapter."""
+    state = find_state(model)
+    if state is None:
+        raise LuthierError(f"this {type(model).__name__} carries no adapter; attach or load one first.")
+    return state
+
+
+def _new_state(model: nn.Module) -> State:
+    state = State(trained_before={n: p.requires_grad for n, p in model.named_parameters()})
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    state.unpacked = keep_differentiable(model)
+    lean(model)
+    vars(model)["_luthier"] = state
+    if getattr(model, "is_quantized", False):
+        vars(model)[TRAINS] = True
+    return state
+
+
+def _place(model: nn.Module, state: State, part: Part, start: Start) -> None:
+    """Creates the parameters of every group and hangs a slot on every module."""
+    state.parts.append(part)
+    owners = {path: stack_owner(model, path) for path in block_lists(model)}
+    places = _places(model) if any(site.kind == "param" for site in part.sites) else {}
+    for site in part.sites:
+        module = model.get_submodule(site.module)
+        params = parameters(module, site, part, start)
+        owner = next((o for path, o in owners.items() if site.path.startswith(path + ".")), "")
+        for tied in _tied(model, site, places):
+            slot = Slot(part, tied, site, owner, params)
+            _hang(model.get_submodule(tied.module), slot, state)
+            part.slots.setdefault(part.form.group(site), slot)
+
+
+def _hang(module: nn.Module, slot: Slot, state: State) -> None:
+    adapters = swap(module, state, slot.site.module, reads=slot.site.kind == "param")
+    adapters.add(slot)
+
+
+def _places(model: nn.Module) -> dict[int, list[str]]:
+    """The paths of every tensor, by its id."""
+    found: dict[int, list[str]] = {}
+    for path, parameter in base_parameters(model, remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(path)
+    return found
+
+
+def _tied(model: nn.Module, site: Site, places: Mapping[int, list[str]]) -> list[Site]:
+    """The site, and for a parameter every other place where the model uses the same tensor."""
+    if site.kind != "param":
+        return [site]
+    paths = places[id(raw_parameter(model, site.path))]
+    return [site, *(replace(site, path=path) for path in paths if path != site.path)]
+
+
+def _mark(model: nn.Module, state: State) -> None:
+    """Gives roots, owners and blocks their part in resolving positions and tasks, where a form asks for them."""
+    for home in state.homes:
+        home.block = None
+    if not any(part.form.positions != "all" or isinstance(part.form, Routed) for part in state.parts):
+        return
+    for path, blocks in block_lists(model).items():
+        owner = stack_owner(model, path)
+        swap(model.get_submodule(owner), state, owner).owner = owner
+        for index, block in enumerate(blocks):
+            swap(block, state, f"{path}.{index}").block = owner
+    swap(model, state, "").root = True
+    state.decoder = decoder_path(model)
+
+
+def detach(model: nn.Module, name: str | None = None) -> nn.Module:
+    """Takes an adapter off (all of them without a name); the last one gives classes and flags back."""
+    state = state_of(model)
+    if state.merged:
+        raise LuthierError("adapters are merged into the weights; unmerge before detaching.")
+    if name is not None:
+        check_name(state, name)
+    _remove(unwrapped(model), state, [part for part in state.parts if name in (None, part.name)])
+    return model
+
+
+def adapter_names(state: State) -> list[str]:
+    """The names attached, in order."""
+    return list(dict.fromkeys(part.name for part in state.parts))
+
+
+def check_name(state: State, name: str) -> None:
+    """Raises unless an adapter of that name is attached."""
+    names = adapter_names(state)
+    if name not in names:
+        raise LuthierError(f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}.")
+
+
+def _remove(model: nn.Module, state: State, parts: Sequence[Part]) -> None:
+    for home in state.homes:
+        home.remove(parts)
+    state.parts = [part for part in state.parts if part not in parts]
+    refresh_prefixes(model, state)
+    if not state.parts:
+        _restore(model, state)
+
+
+def _restore(model: nn.Module, state: State) -> None:
+    for module in list(model.modules()):
+        if (adapters := adapters_of(module)) and not adapters._modules:
+            unswap(module)
+    fatten(model)
+    flags = state.trained_before
+    for path, parameter in model.named_parameters():
+        parameter.requires_grad_(flags.get(path, parameter.requires_grad))
+    for module in state.unpacked:
+        module.support_avx512bf16_for_cpu = True  # type: ignore[assignment]
+    for module in model.modules():
+        vars(module).pop("_luthier", None)
+        vars(module).pop(TRAINS, None)

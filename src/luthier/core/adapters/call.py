@@ -1,0 +1,183 @@
+"""What one forward call knows: padding, cache length, where the prompt ends, which adapter each row uses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.errors import LuthierError
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The first and the last prompt tokens that a form edits, or every token."""
+
+    first: int = 0
+    last: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Positions | None:
+        """`f7+l7`, `f3`, `l1`; `all` is None."""
+        if text.strip() == "all":
+            return None
+        match = re.fullmatch(r"(?:f(\d+))?\+?(?:l(\d+))?", text.strip())
+        first, last = (int(n or 0) for n in match.groups()) if match else (0, 0)
+        if not first + last:
+            raise LuthierError(
+                f"positions={text!r} is not understood; write f7+l7 (first 7 and last 7 prompt tokens), f3, l1 or all."
+            )
+        return cls(first, last)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Where the prompts of a batch end, when the call itself does not tell."""
+
+    end: int | Tensor | None = None
+    """Column behind the last prompt token: one number, or one for each row [B]."""
+    mask: Tensor | None = None
+    """Padding mask [B, T], when a model passes only its expanded form on."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One pass through one stack of blocks."""
+
+    batch: int
+    length: int
+    past: int = 0
+    mask: Tensor | None = None
+    """1 for real tokens, [B, past + length]; None: no padding."""
+    prompt: Prompt = field(default_factory=Prompt)
+    device: torch.device | None = None
+    tasks: str | Sequence[str] | Tensor | None = None
+    """The tasks of the rows (see `luthier.core.contracts.router`)."""
+    _found: dict[Positions, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
+
+    def locate(self, positions: Positions) -> tuple[Tensor, Tensor] | None:
+        """(index, keep), both [B, P]: columns of this pass to edit, and which of them are real edits.
+
+        With n prompt tokens in a row, the first min(p, floor(n/2)) and the last min(s, ceil(n/2)) are edited.
+        None when the pass holds no prompt: later tokens see the edits through the cache.
+        """
+        if positions not in self._found:
+            self._found[positions] = self._locate(positions)
+        return self._found[positions]
+
+    def _locate(self, positions: Positions) -> tuple[Tensor, Tensor] | None:
+        if self.past and self.prompt.end is None:
+            return None  # a token after the prompt
+        if self.past and isinstance(self.prompt.end, int) and self.past >= self.prompt.end:
+            return None
+        chosen = self._chosen(positions)[:, self.past : self.past + self.length]
+        width = min(positions.first + positions.last, self.length)
+        # a stable sort moves the chosen columns to the front and keeps every shape static
+        index = torch.argsort((~chosen).to(torch.uint8), dim=1, stable=True)[:, :width]
+        return index, chosen.gather(1, index)
+
+    def _chosen(self, positions: Positions) -> Tensor:
+        """True where a column is edited, [B, columns]; a prompt that comes in chunks reaches beyond this one."""
+        total = self.past + self.length
+        real = self._real(total)
+        if isinstance(self.prompt.end, int) and self.prompt.end > total:
+            real = nn.functional.pad(real, (0, self.prompt.end - total), value=True)
+            total = self.prompt.end
+        if self.prompt.end is not None:
+            columns = torch.arange(total, device=real.device)
+            real = real & (columns < self._end(self.prompt.end, real))
+        rank = real.long().cumsum(1) - 1
+        count = real.long().sum(1, keepdim=True)
+        first = (count // 2).clamp(max=positions.first)
+        last = (count - count // 2).clamp(max=positions.last)
+        return real & ((rank < first) | (rank >= count - last))
+
+    def _end(self, told: int | Tensor, real: Tensor) -> Tensor:
+        """The column behind each row's prompt, [B or 1, 1]."""
+        end = torch.as_tensor(told, device=real.device).reshape(-1, 1)
+        if len(end) in (1, len(real)):
+            return end
+        if not len(end) or len(real) % len(end):
+            raise LuthierError(f"the ends of {len(end)} prompts were told, but the pass has {len(real)} rows.")
+        return end.repeat_interleave(len(real) // len(end), dim=0)  # beams repeat each row
+
+    def _real(self, total: int) -> Tensor:
+        mask = self.mask
+        if mask is None:
+            return torch.ones(self.batch, total, dtype=torch.bool, device=self.device)
+        if mask.shape[1] < total:  # a cache that was filled without padding
+            ahead = mask.new_ones(mask.shape[0], total - mask.shape[1])
+            mask = torch.cat([ahead, mask], dim=1)
+        return mask[:, :total].bool()
+
+
+def read_call(arguments: dict[str, Any], prompt: Prompt) -> Call | None:
+    """The call of a stack from the arguments of its owner; None when they hold no sequence to place."""
+    entering = next((arguments[n] for n in ENTRIES if isinstance(arguments.get(n), Tensor)), None)
+    if entering is None:
+        return None
+    cache = arguments.get("past_key_values")
+    past = 0 if cache is None else int(cache.get_seq_length())
+    mask = arguments.get("attention_mask")
+    if not (isinstance(mask, Tensor) and mask.dim() == 2):
+        mask = prompt.mask
+        _refuse_packed(arguments.get("position_ids"))
+    if mask is not None and len(mask) != len(entering):  # beams repeat each row
+        mask = mask.repeat_interleave(len(entering) // len(mask), dim=0)
+    return Call(entering.shape[0], entering.shape[1], past, mask, prompt, entering.device)
+
+
+def entries(x: Tensor, rows: int) -> int:
+    """How many entries of an activation [entries, ...] each row has: beams repeat rows, some layers flatten tokens.
+
+    Raises `LuthierError` where they are not the same for all.
+    """
+    if not rows or len(x) % rows:
+        raise LuthierError(f"{rows} rows were given adapters, but the activation has {len(x)} rows.")
+    return len(x) // rows
+
+
+ENTRIES = ("input_ids", "inputs_embeds", "decoder_input_ids", "hidden_states")
+
+
+def _refuse_packed(position_ids: Any) -> None:
+    if not isinstance(position_ids, Tensor) or torch.compiler.is_compiling():
+        return
+    if position_ids.dim() == 2 and bool((position_ids.diff(dim=1) < 0).any()):
+        raise LuthierError(
+            "a row packs several examples (position_ids start again), so prompt positions are not defined; "
+            "train without packing, or use positions='all'."
+        )
+
+
+def edit(call: Call | None, positions: Positions | None, face, p, x: Tensor, y: Tensor) -> Tensor:
+    """`face(p, x, y)` at the positions, y elsewhere."""
+    if positions is None:
+        return face(p, x, y)
+    if y.dim() != 3:
+        raise LuthierError(f"positions need [batch, tokens, width]; the activation is {tuple(y.shape)}.")
+    located = _fitting(call, y).locate(positions)
+    if located is None:
+        return y
+    index, keep = located
+    rows = lambda t: t.gather(1, index[..., None].expand(-1, -1, t.shape[-1]))  # noqa: E731
+    old = rows(y)
+    entering = rows(x) if x.dim() == 3 and x.shape[:2] == y.shape[:2] else old
+    new = torch.where(keep[..., None], face(p, entering, old), old)
+    return y.scatter(1, index[..., None].expand_as(new), new)
+
+
+def _fitting(call: Call | None, y: Tensor) -> Call:
+    """The call that places y; frames and patches, which have no mask of their own, count from 0."""
+    if call is not None and call.length == y.shape[1]:
+        return call
+    if call is not None and call.mask is not None and not bool(call.mask.bool().all()):
+        raise LuthierError(
+            f"positions were resolved for {call.length} padded inputs, but the activation has "
+            f"{y.shape[1]} steps; use positions='all' here."
+        )
+    return Call(y.shape[0], y.shape[1], device=y.device)

@@ -1,0 +1,290 @@
+"""Fold adapters into the weights and out again, bit for bit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from luthier.core.adapters.attach import check_name, state_of
+from luthier.core.adapters.control import switch
+from luthier.core.adapters.order import refuse_beneath
+from luthier.core.adapters.slot import OneHot, Slot, State
+from luthier.core.adapters.swap import adapters_of, under
+from luthier.core.contracts.router import names_of
+from luthier.core.errors import LuthierError
+from luthier.core.numerics.delta import Delta
+from luthier.core.sites.attention import refresh_prefixes
+from luthier.core.sites.probe import dummy_inputs, evaluating
+from luthier.core.sites.structure import features, is_quantised, unwrapped, weight_of
+
+
+def affine_map(module: nn.Module, slots: Sequence[Slot]) -> tuple[Tensor, Tensor | None]:
+    """(W', b') of a linear layer under `slots`, found by probing with the identity: W' = f(I) - f(0), b' = f(0).
+
+    Computed in float32 at least, whatever the base is stored in. b' is None where it is zero and the layer has
+    no bias.
+    """
+    weight, offset, through = _probe(module, slots)
+    d_in = weight.shape[1]
+    zero = torch.zeros(1, d_in, dtype=weight.dtype, device=weight.device)
+    none = torch.zeros_like(offset)
+    eye = torch.eye(d_in, dtype=weight.dtype, device=weight.device)
+    merged = (through(eye, none) - through(zero, none)).mT
+    new_bias = through(zero, offset)[0]
+    return merged, new_bias if module._parameters.get("bias") is not None or bool(new_bias.any()) else None
+
+
+def _probe(module: nn.Module, slots: Sequence[Slot]) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]]:
+    """(weight, bias, the layer as a function of x and the bias) under `slots`, in float32 at least."""
+    weight, bias = weight_of(module, _stored(module, "weight", slots)), _stored(module, "bias", slots)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    weight = weight.to(wide)
+    offset = torch.zeros(len(weight), dtype=wide, device=weight.device) if bias is None else bias.to(wide)
+    on_layer = [slot for slot in slots if slot.site.kind != "param"]
+    for slot in (s for s in on_layer if s.form.face == "weight"):
+        weight = slot.weight(weight)
+
+    def through(x: Tensor, b: Tensor) -> Tensor:
+        entering = x
+        for slot in (s for s in on_layer if s.form.face == "pre"):
+            entering = slot.pre(_NOBODY, entering)
+        y = entering @ weight.mT + b
+        for slot in (s for s in on_layer if s.form.face == "post"):
+            y = slot.post(_NOBODY, x, y)
+        return y
+
+    return weight, offset, through
+
+
+def _stored(module: nn.Module, name: str, slots: Sequence[Slot]) -> Tensor | None:
+    """The parameter as the slots on the parameter itself make it."""
+    found = module._parameters.get(name)
+    return None if found is None else under(slots, name, found)
+
+
+_NOBODY = State()
+"""No call, no rows: an affine form does not look."""
+
+
+def refuse_unmergeable(slots: Sequence[Slot]) -> None:
+    """Raises for a form that no weight can express."""
+    for slot in slots:
+        form, site = slot.form, slot.site
+        why = None
+        if site.kind in ("stream", "input", "cache"):
+            why = f"it acts on {site}, which is no weight"
+        elif form.positions != "all":
+            why = f"it acts at positions {form.positions}, and a weight acts at all"
+        elif len(names := names_of(form)) > 1:
+            why = f"its weight differs from task to task ({', '.join(names)})"
+        elif not form.linear:
+            why = "it is not linear in its input"
+        if why:
+            raise LuthierError(
+                f"{form.name()} cannot be merged: {why}. Keep it attached (it runs unmerged), or fit a form "
+                "on linear layers, such as lora or wegeft."
+            )
+
+
+def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any] | None = None) -> nn.Module:
+    """Folds the enabled adapters (or the one named) into the weights; `unmerge` brings the base back bit-equal.
+
+    The originals are kept beside the model until then. A tied tensor that changes in one place only is untied.
+    Weights keep their dtype, and rounding to it changes the outputs a little: `rounding` says by how much at most on
+    `inputs` (arguments of the model; none: one short row), where it is known how to run the model.
+
+    Raises `LuthierError` for forms that no weight can express, for one that acts on what an adapter makes that is not
+    merged with it (a sum behind a scale, say; two sums may change places), and for packed (quantised) layers, where
+    rounding the sum again costs quality: merge into the base in its original precision instead.
+    """
+    state, base = state_of(model), unwrapped(model)
+    if state.merged:
+        raise LuthierError("adapters are merged already; unmerge first.")
+    if state.rows is not None or state.frozen:
+        raise LuthierError("rows are arranged to use adapters of their own; let them go before merging.")
+    if name is not None:
+        check_name(state, name)
+    todo = list(_wanted(base, name))
+    for path, module, slots in todo:
+        refuse_unmergeable(slots)
+        refuse_beneath(module, slots)
+        if features(module) and not _only_params(slots) and is_quantised(module):
+            raise LuthierError(
+                f"{path} is quantised; merging would round the sum again. Load the base in its original "
+                "precision, load the adapter onto it and merge there."
+            )
+    with evaluating(base):  # without dropout, whatever mode the model is in
+        before = _outputs(base, inputs)
+        new = {key: tensor for path, module, slots in todo for key, tensor in _merged(path, module, slots).items()}
+        _write(base, state, new)
+        state.folded = [slot for _, _, slots in todo for slot in slots]
+        switch(base, name, False)
+        after = None if before is None else _outputs(base, inputs)
+    if before is not None and after is not None:
+        state.rounding = float((after - before).abs().max()), float(before.abs().max())
+    return model
+
+
+def rounding(model: nn.Module) -> tuple[float, float] | None:
+    """(largest change of an output by merging, largest output) on the probe inputs of `merge`; None if not known.
+
+    Raises `LuthierError` where nothing is merged.
+    """
+    state = state_of(model)
+    if not state.merged:
+        raise LuthierError("nothing is merged.")
+    return state.rounding
+
+
+def _outputs(model: nn.Module, inputs: Mapping[str, Any] | None) -> Tensor | None:
+    """The first output, in float32 at least; None for a model that nothing is known to run."""
+    if inputs is not None:
+        return _first(model(**inputs))
+    if not isinstance(model, PreTrainedModel) or next(model.parameters()).is_meta:
+        return None
+    try:
+        return _first(model(**dummy_inputs(model)))
+    except (LuthierError, RuntimeError, TypeError):  # merging itself runs no model
+        return None
+
+
+def _first(found: Any) -> Tensor | None:
+    first = found[0]
+    return first.to(torch.promote_types(first.dtype, torch.float32)) if isinstance(first, Tensor) else None
+
+
+def _wanted(model: nn.Module, name: str | None):
+    for path, module in model.named_modules():
+        if adapters := adapters_of(module):
+            slots = [s for s in adapters.slots() if s.enabled and name in (None, s.name)]
+            if slots:
+                yield path, module, slots
+
+
+def _only_params(slots: Sequence[Slot]) -> bool:
+    return all(slot.site.kind == "param" for slot in slots)
+
+
+def _merged(path: str, module: nn.Module, slots: list[Slot]) -> dict[str, Tensor]:
+    """{parameter path: new tensor} of one module; a layer's form acts on what a parameter's form makes."""
+    kinds = {slot.site.kind for slot in slots}
+    own = dict.fromkeys(s.site.path.rpartition(".")[2] for s in slots if s.site.kind == "param")
+    new = {key: _stored(module, key, slots) for key in own}
+    if "affine" in kinds:
+        weight, new["bias"] = affine_map(module, slots)
+        new["weight"] = weight.mT if isinstance(module, Conv1D) else weight
+        if new["bias"] is not None and module._parameters.get("bias") is None:
+            raise LuthierError(f"{path} has no bias to take the constant that merging would add.")
+    if "embedding" in kinds:
+        new["weight"] = _table(module, slots)
+    return {f"{path}.{key}" if path else key: tensor for key, tensor in new.items() if tensor is not None}
+
+
+def _table(module: nn.Module, slots: list[Slot]) -> Tensor:
+    """The table whose plain look-up equals the adapted one (Gemma scales what it looks up)."""
+    stored = _stored(module, "weight", slots)
+    assert stored is not None
+    ids = torch.arange(len(stored), device=stored.device)
+    base = _looked_up(module, ids, slots)
+    factor = (base * stored).sum() / (stored * stored).sum()
+    y = base
+    for slot in (s for s in slots if s.site.kind == "embedding"):
+        y = slot.post(_NOBODY, OneHot(ids), y)  # type: ignore[arg-type]
+    return stored + (y - base) / factor
+
+
+def _looked_up(module: nn.Module, ids: Tensor, slots: list[Slot]) -> Tensor:
+    """What the base's table gives, as those of `slots` make it that act on its parameter."""
+    adapters = adapters_of(module)
+    assert adapters is not None
+    acting, adapters.params = adapters.params, [slot for slot in slots if slot.site.kind == "param"]
+    try:
+        return type(module)._luthier_base.forward(module, ids)  # type: ignore[attr-defined]
+    finally:
+        adapters.params = acting
+
+
+def _write(model: nn.Module, state: State, new: dict[str, Tensor]) -> None:
+    """Puts tensors in place of parameters, keeping the originals."""
+    places: dict[int, list[str]] = {}
+    done: dict[str, nn.Parameter] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(path)
+    for path, tensor in new.items():
+        owner, _, key = path.rpartition(".")
+        module = model.get_submodule(owner)
+        old = module._parameters[key]
+        assert old is not None
+        state.merged[path] = old
+        others = [p for p in places[id(old)] if p not in new or not torch.equal(new[p], tensor)]
+        if others:
+            _untie(model, state, path, others)
+        first = places[id(old)][0]  # places that stay equal stay one tensor
+        if not others and first in done:
+            module._parameters[key] = done[first]
+        else:
+            done[path] = nn.Parameter(tensor.to(old.dtype).contiguous(), requires_grad=False)
+            module._parameters[key] = done[path]
+
+
+def _untie(model: nn.Module, state: State, path: str, others: list[str]) -> None:
+    config = getattr(model, "config", None)
+    if config is not None and getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings, state.untied = False, True
+    warnings.warn(f"{path} was tied to {', '.join(others)}; merged, they differ and are untied.", stacklevel=4)
+
+
+def unmerge(model: nn.Module) -> nn.Module:
+    """Puts the base's own tensors back, the very ones, and lets the adapters act again."""
+    state, base = state_of(model), unwrapped(model)
+    if not state.merged:
+        raise LuthierError("nothing is merged.")
+    for path, parameter in state.merged.items():
+        owner, _, key = path.rpartition(".")
+        base.get_submodule(owner)._parameters[key] = parameter
+    if state.untied:
+        base.config.tie_word_embeddings = True  # type: ignore[union-attr]
+    folded, state.merged, state.folded, state.untied, state.rounding = state.folded, {}, [], False, None
+    for home in state.homes:
+        home.switch([slot for slot in home.slots() if slot in folded], True)
+    refresh_prefixes(base, state)
+    return model
+
+
+def bias_change(module: nn.Module, slots: Sequence[Slot]) -> Tensor:
+    """b' - b [d_out] of a linear layer under affine slots; a layer without bias has b = 0."""
+    weight, offset, through = _probe(module, slots)
+    return through(weight.new_zeros(1, weight.shape[1]), offset)[0] - offset
+
+
+def _refuse_biased(module: nn.Module, slots: Sequence[Slot]) -> None:
+    moved, bias = bias_change(module, slots), module._parameters.get("bias")
+    if bool(moved.abs().max() > (0.0 if bias is None else 1e-6 * bias.abs().max())):
+        raise LuthierError(
+            f"{slots[0].form.name()} changes the bias at {slots[0].site}, and a change of the weight alone would lose "
+            "that; merge it into the base instead."
+        )
+
+
+def delta_of(module: nn.Module, slots: Sequence[Slot]) -> Delta:
+    """The change of a linear layer's weight [d_out, d_in] under affine slots; exact factors where forms give them.
+
+    Raises `LuthierError` for forms that no weight can express, and where the bias changes as well.
+    """
+    refuse_unmergeable(slots)
+    _refuse_biased(module, slots)
+    weight = weight_of(module)
+    if len(slots) == 1:
+        slot = slots[0]
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        factors = slot.factors(wide, weight.to(wide))
+        if factors is not None:
+            return Delta.low_rank(*factors)
+    merged, _ = affine_map(module, slots)
+    return Delta.dense_of(merged - weight.to(merged.dtype))

@@ -1,0 +1,218 @@
+"""torch's own AdamW, driven by an update: hooks before and after its step, so any training loop can use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.adapters.attach import check_name, state_of
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.site import Site
+from luthier.core.contracts.update import Course, Place, Update
+from luthier.core.sites.structure import block_lists, stack_owner
+
+
+def optimiser(
+    model: nn.Module,
+    update: Update,
+    *,
+    lr: float,
+    steps: int,
+    name: str | None = None,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    undecayed: Iterable[nn.Parameter] = (),
+    settings: Mapping[str, Any] | None = None,
+    resumes: bool = False,
+) -> torch.optim.AdamW:
+    """AdamW over the adapters of a model (or the one named), trained as `update` says.
+
+    Call `step` and `zero_grad` as of any optimiser; its `state_dict` holds the update's state as well. `undecayed`
+    get no weight decay; `settings` are further ones of AdamW (betas, eps, fused). Between the steps, what is not
+    active has `requires_grad` off. With `resumes`, nothing is begun until `load_state_dict` tells where.
+    """
+    update.check_decay(weight_decay)
+    course = course_of(model, steps, name=name, seed=seed)
+    sites: dict[type[Form], list[Site]] = {}
+    for place in course.places:
+        sites.setdefault(type(place.form), []).append(place.site)
+    forms = {type(place.form): place.form for place in reversed(course.places)}
+    first, *others = sites  # heads that are new come behind, in a form of their own
+    update.check(forms[first], sites[first])
+    for other in others:
+        update.check_beside(forms[other], sites[other])
+    spared = {id(p) for p in undecayed}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for place in course.places:
+        for key, parameter in place.params.items():
+            kind = update.rate(course, place, key), id(parameter) not in spared
+            groups.setdefault(kind, []).append(parameter)
+    made = torch.optim.AdamW(
+        [
+            {"params": params, "lr": lr * rate, "weight_decay": weight_decay if decays else 0.0}
+            for (rate, decays), params in groups.items()
+        ],
+        **{**(settings or {}), "lr": lr},
+    )
+    _Driver(update, course, made, begins=not resumes)
+    return made
+
+
+def course_of(model: nn.Module, steps: int, *, name: str | None = None, seed: int = 0) -> Course:
+    """The course of a run of `steps` on the adapters of a model, or on the one named."""
+    state = state_of(model)
+    if name is not None:
+        check_name(state, name)
+    parts, places = state.parts, []
+    depth = max((len(blocks) for blocks in block_lists(model).values()), default=0)
+    outside = _outside(model, depth)
+    for index, part in enumerate(parts):
+        before = sum(other.name == part.name for other in parts[:index])
+        prefix = part.name if not before else f"{part.name}:{before}"
+        if name not in (None, part.name):
+            continue
+        for group, slot in part.slots.items():
+            site = slot.origin
+            level = outside[site.module] if site.layer is None else site.layer + 1
+            params = {key: p for key, p in slot.named_parameters() if part.trains(key)}
+            module, owner = map(model.get_submodule, (site.module, stack_owner(model, site.module)))
+            places.append(Place(f"{prefix}.{group}", site, slot.form, level, params, module, owner))
+    return Course(tuple(places), depth, steps, seed)
+
+
+def _outside(model: nn.Module, depth: int) -> dict[str, int]:
+    """The level of modules outside the blocks: 0 ahead of the first stack, or of the stack that they are part of."""
+    order = {path: position for position, (path, _) in enumerate(model.named_modules())}
+    stacks = {path: stack_owner(model, path) for path in block_lists(model)}
+    first = min((order[path] for path in stacks), default=0)
+
+    def ahead(path: str, stack: str, owner: str) -> bool:
+        return order[path] < order[stack] and (not owner or f"{path}.".startswith(f"{owner}."))
+
+    return {
+        path: 0 if order[path] < first or any(ahead(path, *each) for each in stacks.items()) else depth + 1
+        for path in order
+    }
+
+
+class _Pack:
+    """Some entries of a tensor, as the parameter that AdamW steps: its moments are as few."""
+
+    def __init__(self, index: Tensor, whole: nn.Parameter) -> None:
+        self.index = index
+        self.held = nn.Parameter(whole.detach().take(index))
+
+    def gather(self, whole: nn.Parameter) -> None:
+        """Takes the entries and their gradients; the whole gradient is let go."""
+        self.held.data = whole.detach().take(self.index)
+        self.held.grad = None if whole.grad is None or not len(self.index) else whole.grad.take(self.index)
+        whole.grad = None
+
+    def scatter(self, whole: nn.Parameter) -> None:
+        """Puts the entries back."""
+        whole.put_(self.index, self.held)
+        self.held.grad = None
+
+    def moved(self, state: dict[str, Any], old: Tensor) -> dict[str, Any]:
+        """Moments of the entries `old`, by entry: those that are gone drop out, newcomers are zero."""
+        at = torch.searchsorted(old, self.index).clamp(max=max(len(old) - 1, 0))
+        stays = old[at] == self.index
+        return {k: torch.where(stays, t[at], 0) if t.shape == old.shape else t for k, t in state.items()}
+
+
+class _Driver:
+    """Follows an optimiser through its steps by hooks; the optimiser keeps it alive."""
+
+    def __init__(self, update: Update, course: Course, optimizer: torch.optim.AdamW, begins: bool) -> None:
+        self.update, self.course, self.optimizer = update, course, optimizer
+        self.params = course.tensors()
+        self.packs: dict[str, _Pack] = {}
+        self.states = {place.name: update.init(place) for place in course.places}
+        self.active: list[Place] = []
+        self.step = -1
+        optimizer.register_step_pre_hook(self.before)
+        optimizer.register_step_post_hook(self.after)
+        optimizer.register_state_dict_post_hook(self.save)
+        optimizer.register_load_state_dict_pre_hook(self.load)
+        if begins:
+            self.turn()
+
+    @torch.no_grad()
+    def turn(self) -> None:
+        """Goes to the next step: what it trains, from which values. Behind the last one nothing is chosen anew."""
+        self.step += 1
+        if self.step == self.course.steps:
+            return
+        for key, index in (self.update.entries(self.course, self.step) or {}).items():
+            self.pack(key, index)
+        for key, value in self.update.values(self.course, self.step).items():
+            self.params[key].copy_(value)
+            self.optimizer.state.pop(self.stepped(key), None)
+        self.activate()
+
+    def activate(self) -> None:
+        """Switches gradients on where the step trains; elsewhere they and all moments go."""
+        names = {place.name for place in self.update.active(self.course, self.step)}
+        self.active = [place for place in self.course.places if place.name in names]
+        for place in self.course.places:
+            for key, parameter in place.params.items():
+                parameter.requires_grad_(place.name in names)
+                if place.name not in names:
+                    parameter.grad = None
+                    self.optimizer.state.pop(self.stepped(place.key(key)), None)
+
+    def stepped(self, key: str) -> nn.Parameter:
+        """What AdamW steps for a tensor: itself, or its packed entries."""
+        return self.packs[key].held if key in self.packs else self.params[key]
+
+    def pack(self, key: str, index: Tensor) -> None:
+        """Lets AdamW step the entries `index` of a tensor; moments of entries that stay are kept."""
+        before, old = self.stepped(key), self.packs.get(key)
+        if old is not None and torch.equal(old.index, index):
+            return
+        self.params[key].grad = None  # the optimiser no longer clears it
+        self.packs[key] = new = _Pack(index, self.params[key])
+        for group in self.optimizer.param_groups:
+            group["params"][:] = [new.held if p is before else p for p in group["params"]]
+        state = self.optimizer.state.pop(before, {})
+        if old is not None and state:
+            self.optimizer.state[new.held] = new.moved(state, old.index)
+
+    @torch.no_grad()
+    def before(self, *_: Any) -> None:
+        """Hands AdamW the gradients that the update makes."""
+        for place in self.active:
+            grads = {key: p.grad for key, p in place.params.items() if p.grad is not None}
+            if grads:
+                for key, grad in self.update.update(grads, self.states[place.name], place).items():
+                    place.params[key].grad = grad
+        for key, pack in self.packs.items():
+            pack.gather(self.params[key])
+
+    @torch.no_grad()
+    def after(self, *_: Any) -> None:
+        """Takes the step into the tensors, and turns to the next."""
+        for key, pack in self.packs.items():
+            pack.scatter(self.params[key])
+        self.turn()
+
+    def save(self, _: Any, state: dict[str, Any]) -> dict[str, Any]:
+        """The optimiser's state with the update's."""
+        entries = {key: pack.index for key, pack in self.packs.items()}
+        return state | {"update": {"step": self.step, "states": self.states, "entries": entries}}
+
+    def load(self, _: Any, state: dict[str, Any]) -> None:
+        """Brings back what `save` told, before the optimiser loads its own."""
+        told = state["update"]
+        if told["step"] < 0:
+            return
+        self.step = told["step"]
+        for place in self.course.places:
+            device = next(iter(place.params.values())).device
+            self.states[place.name] = {key: t.to(device) for key, t in told["states"][place.name].items()}
+        for key, index in told["entries"].items():
+            self.pack(key, index.to(self.params[key].device))
+        self.activate()

@@ -1,0 +1,108 @@
+"""What a part starts from at a site: its parameters, fresh or stored, and the shapes that they must have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.adapters.slot import Part, starts
+from luthier.core.contracts.form import Form, Stats
+from luthier.core.contracts.init import Init
+from luthier.core.contracts.site import Site
+from luthier.core.errors import LuthierError
+from luthier.core.sites.structure import compute_dtype, weight_of, whole
+
+Start = Callable[[nn.Module, Site, Part], dict[str, Tensor]]
+"""Gives the first tensors of a site: fresh ones, or stored ones."""
+
+
+def parameters(module: nn.Module, site: Site, part: Part, start: Start) -> dict[str, nn.Parameter]:
+    """The parameters of a part at a site: new ones, or those of the group that it shares them with."""
+    form, group = part.form_at(site), part.form.group(site)
+    first = part.slots.get(group)
+    if first is not None:
+        shapes = {k: p.shape for k, p in first._parameters.items() if p is not None}
+        if expected_shapes(module, site, part) not in (None, shapes):
+            raise LuthierError(
+                f"share={form.share!r}: {site} ({site.d_in} -> {site.d_out}) cannot share parameters with "
+                f"{first.site} ({first.site.d_in} -> {first.site.d_out}), or their ranks differ."
+            )
+        return {k: p for k, p in first._parameters.items() if p is not None}
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    wide = torch.promote_types(compute_dtype(module), torch.float32)  # float32 masters on a bf16 base
+    with torch.device(device), default_dtype(wide), torch.no_grad():
+        tensors = start(module, site, part)
+    return {
+        key: nn.Parameter(tensor.to(wide) if tensor.is_floating_point() else tensor, part.trains(key))
+        for key, tensor in tensors.items()
+    }
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype):
+    """Factories make tensors of `dtype` while the context lasts."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def expected_shapes(module: nn.Module, site: Site, part: Part) -> dict[str, torch.Size] | None:
+    """Shapes of a part's parameters at a site; None where only a statistic could tell."""
+    form = part.form_at(site)
+    if set(form.needs) - {"weight"}:
+        return None
+    weight = _shape(module, site) if form.needs else None
+    key = form, replace(site, path="", layer=None), weight
+    if key not in part.shapes:
+        stats = {} if weight is None else {"weight": torch.empty(weight, device="meta")}
+        with torch.device("meta"):
+            found = initial(module, site, form, stats)
+            found |= starts(form, found) if part.relative else {}
+        part.shapes[key] = {k: t.shape for k, t in found.items()}
+    return part.shapes[key]
+
+
+def _shape(module: nn.Module, site: Site) -> torch.Size:
+    """The shape of the base's weight; a linear layer's needs no unpacking."""
+    return torch.Size((site.d_out, site.d_in)) if site.kind == "affine" else base_tensor(module, site).shape
+
+
+def initial(module: nn.Module, site: Site, form: Form, stats: Stats, init: Init | None = None) -> dict[str, Tensor]:
+    """The start at a site: the form's own, or that of `init`; one for each expert of a 3-D parameter."""
+    given = dict(stats)
+    asking = [form] if init is None else [form, init]
+    if any("weight" in each.needs for each in asking) and "weight" not in given:
+        given["weight"] = base_tensor(module, site)
+    for each in asking:
+        missing = [need for need in each.needs if need not in given]
+        if missing:
+            raise LuthierError(f"{each.name()} needs {', '.join(missing)} of {site}; measure it and pass stats=….")
+
+    def one(given: Stats) -> dict[str, Tensor]:
+        return form.init(site, given) | (init.factors(form, site, given) if init is not None else {})
+
+    if not form.whole and site.maps != (site.experts or 1):
+        raise LuthierError(
+            f"{form.name()} acts on matrices, and {site} has more than three axes; choose others (where)."
+        )
+    count = form.maps(site)
+    if count is None:
+        return one(given)
+    each = [one({k: v[i] for k, v in given.items()}) for i in range(count)]
+    return {key: torch.stack([tensors[key] for tensors in each]) for key in each[0]}
+
+
+def base_tensor(module: nn.Module, site: Site) -> Tensor:
+    """The base's own weight at a site, [..., d_out, d_in] (a bare parameter of fewer axes as it is)."""
+    if site.kind != "param":
+        return whole(weight_of(module))
+    tensor = module._parameters[site.path.rpartition(".")[2]]
+    assert tensor is not None
+    return whole(tensor).mT if site.transposed else whole(tensor)

@@ -1,0 +1,269 @@
+"""The class swap: an adapted module is still an instance of its class, under its own name."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from luthier.core.adapters import siblings
+from luthier.core.adapters.call import Prompt, read_call
+from luthier.core.adapters.container import Adapters
+from luthier.core.adapters.dispatch import fast_linear, ready
+from luthier.core.adapters.slot import OneHot, Slot, State
+from luthier.core.errors import LuthierError
+from luthier.core.sites.structure import is_sharded, namesake, weight_of
+
+
+def adapters_of(module: nn.Module) -> Adapters | None:
+    """The slots of a module, or None if it is not adapted."""
+    found = module._modules.get("adapters")
+    return found if isinstance(found, Adapters) else None
+
+
+def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> Adapters:
+    """Makes a module adapted, once, and returns its slots. With `reads`, reads of its parameters are adapted too."""
+    if found := adapters_of(module):
+        if found.state is not state:
+            raise LuthierError(f"{path!r} already carries adapters of another model; attach to that one.")
+        if reads and not type(module)._luthier_reads:  # type: ignore[attr-defined]
+            module.__class__ = _adapted_class(type(module)._luthier_base, True)  # type: ignore[assignment]
+            _follow_hooks(module)
+        return found
+    shadow = vars(module)
+    if "forward" in shadow and "_old_forward" not in shadow:
+        raise LuthierError(
+            f"the forward of {path or 'the model'!r} was replaced on the instance (by a wrapper such as "
+            "accelerator.prepare), so an adapter would be bypassed; attach first, wrap afterwards."
+        )
+    module.__class__ = _adapted_class(type(module), reads)
+    module.adapters = Adapters(state, path).train(module.training)
+    state.met.clear()  # the model may have changed since
+    state.homes.append(module.adapters)
+    _follow_hooks(module)
+    return module.adapters
+
+
+def unswap(module: nn.Module) -> None:
+    """Gives a module its class back."""
+    adapters: Adapters = module.adapters  # type: ignore[assignment]
+    adapters.state.homes = [home for home in adapters.state.homes if home is not adapters]
+    del module.adapters
+    module.__class__ = type(module)._luthier_base  # type: ignore[assignment]
+    _follow_hooks(module)
+
+
+def _follow_hooks(module: nn.Module) -> None:
+    """accelerate's hooks keep the class's forward on the instance; keep that one current."""
+    if "_old_forward" in vars(module):
+        vars(module)["_old_forward"] = types.MethodType(type(module).forward, module)
+
+
+@functools.cache
+def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
+    """A subclass of `cls` that runs its adapters. It keeps the name: configurations, sharding policies and
+    pipelines go by it. With `reads`, whoever reads a parameter, parents included, gets the adapted tensor."""
+    base = cls.forward
+    names = tuple(inspect.signature(base).parameters)[1:]
+
+    @functools.wraps(base)
+    def forward(self, *args, **kwargs):
+        return _run(self, base, names, args, kwargs)
+
+    def __call__(self, *args, **kwargs):
+        adapters = self._modules["adapters"]
+        if adapters.block is not None:  # a recomputation in the backward pass must meet the same call
+            kwargs["luthier_call"] = adapters.state.calls.get(adapters.block)
+        return cls.__call__(self, *args, **kwargs)
+
+    def __getattr__(self, name):
+        value = cls.__getattr__(self, name)
+        return adapted_tensor(self, name, value) if isinstance(value, nn.Parameter) else value
+
+    body: dict[str, Any] = {"forward": forward, "__call__": __call__}
+    body |= {"_luthier_base": cls, "_luthier_reads": reads}
+    if reads:
+        body["__getattr__"] = __getattr__
+    if generate := getattr(cls, "generate", None):
+        body["generate"] = _prompting(generate)
+    return namesake(cls, body)
+
+
+def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """A parameter as the forms on it make it; a sharded one is read by the sharding itself, and stays."""
+    adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
+    if not adapters.params or is_sharded(tensor):
+        return tensor
+    if adapters.state.reached is not None:
+        adapters.state.reached.update(slot.origin.key for slot in _on(adapters.params, name))
+    return under(adapters.params, name, tensor)
+
+
+def under(slots: Sequence[Slot], name: str, tensor: Tensor) -> Tensor:
+    """The parameter `name` of a module as those of the slots make it that act on the parameter itself."""
+    for slot in _on(slots, name):
+        tensor = slot.weight(tensor)
+    return tensor
+
+
+def _on(slots: Sequence[Slot], name: str) -> list[Slot]:
+    return [slot for slot in slots if slot.site.kind == "param" and slot.site.path.rpartition(".")[2] == name]
+
+
+def _prompting(generate: Callable) -> Callable:
+    @functools.wraps(generate)
+    def prompted(self, *args, **kwargs):
+        named = dict(zip(("inputs",), args, strict=False)) | kwargs
+        state: State = self.adapters.state
+        before, state.tasks = state.tasks, kwargs.pop("tasks", state.tasks)
+        try:
+            with prompting(state, _prompt_of_generate(state, named)):
+                return generate(self, *args, **kwargs)
+        finally:
+            state.tasks = before
+
+    return prompted
+
+
+def _prompt_of_generate(state: State, named: dict[str, Any]) -> Prompt:
+    keys = ("decoder_input_ids",) if state.decoder is not None else ("input_ids", "inputs_embeds", "inputs")
+    entering = next((named[k] for k in keys if isinstance(named.get(k), Tensor)), None)
+    mask = named.get("attention_mask") if state.decoder is None else None
+    return Prompt(1 if entering is None else entering.shape[1], mask)
+
+
+@contextmanager
+def prompting(state: State, prompt: Prompt):
+    """The prompts of a batch end there while the context lasts; an outer one wins."""
+    before = state.prompt
+    state.prompt = before or prompt
+    try:
+        yield
+    finally:
+        state.prompt = before
+
+
+def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
+    adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
+    if adapters.step is not None and len(args) == 1 and (run := ready(adapters, args[0])) is not None:
+        return run(args[0])
+    state = adapters.state
+    if adapters.block is not None and (call := kwargs.pop("luthier_call", None)) is not None:
+        state.calls[adapters.block] = call
+    if (adapters.root or adapters.owner is not None) and "tasks" in kwargs:
+        return _told(module, base, names, args, kwargs)
+    if adapters.root:
+        state.derived = _read_prompt(module, dict(zip(names, args, strict=False)) | kwargs)
+    if adapters.owner is not None:
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        state.calls[adapters.owner] = call = read_call(arguments, state.prompt_of(adapters.owner))
+        if call is not None:
+            call.tasks = state.tasks
+    if not (adapters.live or (adapters.params and state.rows is not None)):
+        return base(module, *args, **kwargs)
+    return _adapted(module, adapters, base, names[0], args, kwargs)
+
+
+def _told(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
+    """The pass of a module that was called with the tasks of its rows."""
+    state: State = module._modules["adapters"].state  # type: ignore[union-attr]
+    before, state.tasks = state.tasks, kwargs.pop("tasks")
+    try:
+        return _run(module, base, names, args, kwargs)
+    finally:
+        state.tasks = before
+
+
+def _read_prompt(model: nn.Module, arguments: dict[str, Any]) -> Prompt | None:
+    """Where the prompts of a training batch end: at the first token in the loss of a causal model. A row whose
+    first token is in the loss has no prompt; all of it counts as one, or it would train nothing."""
+    labels, ids = (
+        arguments.get("labels"),
+        arguments.get("input_ids", arguments.get("inputs_embeds")),
+    )
+    if not (isinstance(labels, Tensor) and isinstance(ids, Tensor) and labels.shape == ids.shape[:2]):
+        return None
+    if not (generative(model) and not labels.is_floating_point()):
+        return None
+    answer = labels != -100
+    first = answer.int().argmax(1)  # 0 also where no token is in the loss
+    end = torch.where(first > 0, first, labels.shape[1])
+    return Prompt(end)
+
+
+def generative(model: nn.Module) -> bool:
+    """Whether the model generates text, so that its labels are the tokens themselves."""
+    from transformers import PreTrainedModel
+
+    return isinstance(model, PreTrainedModel) and model.can_generate()
+
+
+def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple, kwargs: dict) -> Any:
+    state = adapters.state
+    x = args[0] if args else kwargs[first]
+    if state.reached is not None:
+        state.reached.update(s.site.key for s in adapters.slots() if s.site.kind != "param")
+        if adapters.fast:
+            siblings.note(state, module, adapters, x)
+    if state.rows is not None and ".experts." in adapters.path:
+        raise LuthierError(
+            f"{adapters.path} is given the tokens that were routed to it, of any rows; a mixed batch cannot have "
+            "adapters on the experts of a mixture. Use one adapter for all rows."
+        )
+    if (y := fast_linear(module, adapters, x)) is not None:
+        if state.reached is not None:
+            state.returned.append((adapters, y, y._version))
+        return y
+    for slot in adapters.inputs:
+        x = slot.post(state, x, x)
+    entering = x
+    for slot in adapters.pres:
+        entering = slot.pre(state, entering)
+    args, kwargs = ((entering, *args[1:]), kwargs) if args else ((), {**kwargs, first: entering})
+    y = _through_weights(module, adapters, base, entering, args, kwargs)
+    if not adapters.posts:
+        return y
+    out = y[0] if isinstance(y, tuple) else y
+    for slot in adapters.posts:
+        out = slot.post(state, OneHot(x) if slot.site.kind == "embedding" else x, out)  # type: ignore[arg-type]
+    return (out, *y[1:]) if isinstance(y, tuple) else out
+
+
+def _through_weights(module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict) -> Any:
+    """The base pass, or a linear layer's with the weight that its forms make."""
+    if adapters.state.rows is not None and (adapters.weights or adapters.params):
+        return _mixed_weights(module, adapters, base, x, args, kwargs)
+    return _linear(module, adapters.weights, x) if adapters.weights else base(module, *args, **kwargs)
+
+
+def _mixed_weights(module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict) -> Tensor:
+    """Each adapter's weight on all rows; every row keeps the result of its own."""
+    every = adapters.params
+    try:
+        adapters.params = []
+        y = base(module, *args, **kwargs)
+        for name in dict.fromkeys(s.name for s in (*adapters.weights, *every)):
+            adapters.params = [s for s in every if s.name == name]
+            own = [s for s in adapters.weights if s.name == name]
+            new = _linear(module, own, x) if own else base(module, *args, **kwargs)
+            y = torch.where(adapters.state.row_mask(name, y), new, y)
+        return y
+    finally:
+        adapters.params = every
+
+
+def _linear(module: nn.Module, slots: list, x: Tensor) -> Tensor:
+    stored = module._parameters["weight"]
+    assert stored is not None
+    weight = weight_of(module, adapted_tensor(module, "weight", stored))
+    for slot in slots:
+        weight = slot.weight(weight)
+    bias = module._parameters.get("bias")
+    return functional.linear(x, weight.to(x.dtype), None if bias is None else adapted_tensor(module, "bias", bias))

@@ -1,0 +1,1 @@
+"""Contracts: what a method of each axis defines."""

@@ -1,0 +1,75 @@
+"""The contract of an aggregation: what clients have learnt, each from rows of its own, becomes one change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from luthier.core.contracts.component import Component, check_type
+from luthier.core.errors import LuthierError
+from luthier.core.numerics.delta import Delta
+
+
+@dataclass(frozen=True)
+class Aggregation(Component):
+    """What a server makes of its clients' factors: `aggregate(deltas, shares) -> Delta`, pure, one layer at a time.
+
+    `deltas` holds each client's change B A of a layer, B [d_out, r] with the client's own scale s = alpha / r
+    multiplied in and A [r, d_in], `shares` what each client counts for, which sum to 1. The result is of low rank too.
+
+    After a round the clients either start afresh on a base that the result was folded into (`merges`), or go on from
+    factors of the result.
+    """
+
+    merges: ClassVar[bool] = False
+    """The result is folded into the base and every client starts a new adapter on it."""
+    mixed: ClassVar[bool] = True
+    """Clients may have adapters of different ranks."""
+
+    def __post_init__(self) -> None:
+        for key, (hint, _) in self.settings().items():
+            check_type(f"{self.name()}.{key}", getattr(self, key), hint)
+        self.check()
+
+    def check(self) -> None:
+        """Raises `LuthierError` for settings out of range."""
+
+    def admit(self, ranks: Sequence[int]) -> None:
+        """Raises for ranks that it cannot bring together."""
+        if not self.mixed and len(set(ranks)) > 1:
+            raise LuthierError(
+                f"{self.name()} averages B and A entry by entry, which only factors of one size allow, and the "
+                f"clients' ranks are {', '.join(map(str, sorted(set(ranks))))}. Give all of them one rank, or take an "
+                "aggregation of mixed ranks (luthier list aggregations)."
+            )
+
+    def aggregate(self, deltas: Sequence[Delta], shares: Sequence[float]) -> Delta:
+        """The change B A that the server holds after a round."""
+        raise NotImplementedError(f"{type(self).__name__} must define aggregate")
+
+    def start(self, held: Delta, rank: int) -> Delta:
+        """What a client of this rank goes on from, where the result is not folded in: the first directions of it.
+
+        Where it has fewer (the clients of a round may be those of small ranks), the client starts the rest afresh.
+        """
+        b, a = factors(held)
+        return Delta.low_rank(b[:, :rank], a[:rank])
+
+
+def factors(delta: Delta) -> tuple[Tensor, Tensor]:
+    """(B, A) of a change of low rank."""
+    if delta.rank is None or delta.B is None or delta.A is None:
+        raise LuthierError("aggregations take changes of low rank, B A.")
+    return delta.B, delta.A
+
+
+def shares_of(rows: Sequence[int]) -> tuple[float, ...]:
+    """What clients with so many rows count for, p_k = n_k / Σ n; they sum to 1."""
+    if not rows or min(rows) < 1:
+        raise LuthierError(f"every client needs a row to learn from, and they have {', '.join(map(str, rows))}.")
+    total = math.fsum(rows)
+    return tuple(count / total for count in rows)

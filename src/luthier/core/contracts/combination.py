@@ -1,0 +1,88 @@
+"""The contract of a combination: several changes of one base become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from luthier.core.contracts.component import Component, check_type
+from luthier.core.contracts.site import Site
+from luthier.core.errors import LuthierError
+from luthier.core.numerics.delta import Delta
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor of the base, as a combination may see it.
+
+    Tensors come one after the other, so a method knows this one and, where it `surveys`, sums over all of them.
+    A linear layer's weight is [d_out, d_in] whatever the model stores.
+    """
+
+    site: Site
+    """Its path, its widths and its block (`site.layer`; None outside the blocks)."""
+    shape: tuple[int, ...]
+    depth: int
+    """Blocks in the stack that holds it (outside of them: in the deepest one)."""
+    base: Callable[[], Tensor]
+    """Reads W0, of `shape`."""
+    vocabulary: bool = False
+    """Its rows are tokens: an embedding table or an output head."""
+    totals: Mapping[str, float] = field(default_factory=dict)
+    """What `survey` found, summed over all tensors."""
+
+
+@dataclass(frozen=True)
+class Combine(Component):
+    """Arithmetic of deltas: `merge(deltas, weights, at) -> Delta`, pure, one tensor at a time.
+
+    `deltas` holds one delta of each input at this tensor (of no part where an input leaves it alone), `weights` the
+    numbers that the user gave them, 1 each unless told. The methods multiply by them: a method that averages may
+    divide by them as well.
+    """
+
+    commutes: ClassVar[bool] = True
+    """The order of the inputs does not matter."""
+    moves: ClassVar[bool] = False
+    """The inputs may have been fitted on another base than the one that the result is for."""
+    surveys: ClassVar[bool] = False
+    """It reads all tensors once before it merges the first (see `survey`)."""
+    neutral: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    """(setting, value) at which one input of weight 1 comes back unchanged."""
+
+    def __post_init__(self) -> None:
+        for key, (hint, _) in self.settings().items():
+            check_type(f"{self.name()}.{key}", getattr(self, key), hint)
+        self.check()
+
+    def check(self) -> None:
+        """Raises `LuthierError` for settings out of range."""
+
+    def fits(self, shape: tuple[int, ...], at: Place) -> bool:
+        """Whether a delta of this shape may go there; asked before anything is read."""
+        return shape == at.shape
+
+    def survey(self, deltas: Sequence[Delta], weights: Sequence[float], at: Place) -> dict[str, float]:
+        """Numbers that are summed over all tensors and come back as `at.totals`."""
+        return {}
+
+    def merge(self, deltas: Sequence[Delta], weights: Sequence[float], at: Place) -> Delta:
+        """The change of this tensor, of shape `at.shape`."""
+        raise NotImplementedError(f"{type(self).__name__} must define merge")
+
+    def between(self, key: str, low: float, high: float) -> None:
+        """Raises unless the setting `key` lies in [low, high]."""
+        value = getattr(self, key)
+        if value is not None and not low <= value <= high:
+            raise LuthierError(f"{self.name()}.{key} is {value}; expected a number from {low:g} to {high:g}.")
+
+
+def weighted(deltas: Sequence[Delta], weights: Sequence[float]) -> Delta:
+    """Σ w_i δ_i; low-rank deltas are stacked and sparse ones united, so no structure is lost."""
+    total = Delta.zero(*deltas[0].shape)
+    for delta, weight in zip(deltas, weights, strict=True):
+        total = total + weight * delta
+    return total

@@ -1,0 +1,151 @@
+"""Components: frozen hyper-parameters found by discovery, never listed.
+
+An axis (`forms`, `ranks`, `objectives`, …) is a folder; a component is the one class in it whose lower-cased name
+is its file's (`methods/forms/wegeft.py` holds `WeGeFT`). Folders named in `LUTHIER_PATH` add their own `<axis>/*.py`
+files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import os
+import pkgutil
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, overload
+
+from luthier.core.errors import LuthierError, near
+
+C = TypeVar("C", bound="Component")
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """Base of everything that a registry holds: a frozen dataclass whose docstring opens with its equation."""
+
+    paper: ClassVar[str] = ""
+    """Authors, year and identifier of the source."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Names of the statistics that `init` (or its twin on another axis) reads."""
+
+    @classmethod
+    def name(cls) -> str:
+        """The registry's name: the class's, in lower case."""
+        return cls.__name__.lower()
+
+    @classmethod
+    def equation(cls) -> str:
+        """The first line of the docstring."""
+        return (cls.__doc__ or "").strip().split("\n", 1)[0]
+
+    @classmethod
+    def settings(cls) -> dict[str, tuple[Any, dataclasses.Field]]:
+        """`{name: (type, field)}` of every hyper-parameter, in order."""
+        return dict(_settings(cls))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hyper-parameters as JSON holds them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[C], values: dict[str, Any]) -> C:
+        """The component with these hyper-parameters; an unknown or ill-typed one raises `LuthierError`."""
+        known = cls.settings()
+        for key, value in values.items():
+            if key not in known:
+                hint = near(key, known)
+                raise LuthierError(f"{cls.name()} has no setting {key!r}{hint} It has: {', '.join(known)}.")
+            check_type(f"{cls.name()}.{key}", value, known[key][0])
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@functools.cache
+def _settings(cls: type[Component]) -> dict[str, tuple[Any, dataclasses.Field]]:
+    """Annotations are text until they are looked up, which takes half a millisecond."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: (hints[f.name], f) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+
+def check_type(label: str, value: Any, hint: Any) -> None:
+    """Raises unless the JSON `value` fits the annotation `hint` (int passes for float; tuples come as lists)."""
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options = typing.get_args(hint) if union else (hint,)
+    origins = tuple(typing.get_origin(option) or option for option in options)
+    origins += (int,) if float in origins else ()
+    origins += (list,) if tuple in origins else ()
+    if any(origin is typing.Literal for origin in origins):
+        choices = [c for o in options if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)]
+        if value in choices or (value is None and type(None) in origins):
+            return
+        raise LuthierError(f"{label} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
+    if (isinstance(value, bool) and bool not in origins) or not isinstance(value, origins):
+        wanted = " or ".join("none" if o is type(None) else o.__name__ for o in origins)
+        text = repr(value).splitlines()[0][:80]  # a model's own takes pages
+        raise LuthierError(f"{label} is {text} ({type(value).__name__}); expected {wanted}.")
+
+
+def plugin_folders(axis: str) -> list[str]:
+    """`<folder>/<axis>` for every folder of `LUTHIER_PATH`; an axis package appends them to its `__path__`."""
+    roots = [r for r in os.environ.get("LUTHIER_PATH", "").split(os.pathsep) if r]
+    return [str(Path(root) / axis) for root in roots if (Path(root) / axis).is_dir()]
+
+
+HOMES = ("methods", "interop")
+"""Packages of `luthier` whose sub-packages may be axes."""
+
+
+def package_of(axis: str) -> str:
+    """The full name of an axis's package, such as `luthier.methods.forms`."""
+    return packages()[axis]
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """`{sub-package: full name}` of the sub-packages of `HOMES`, not imported."""
+    homes = [importlib.import_module(f"luthier.{home}") for home in HOMES]
+    found = [(home.__name__, m) for home in homes for m in pkgutil.iter_modules(home.__path__)]
+    return {m.name: f"{home}.{m.name}" for home, m in found if m.ispkg}
+
+
+def names(axis: str) -> list[str]:
+    """The names on an axis, sorted. Files that open with `_` are private and hold no component."""
+    package = importlib.import_module(package_of(axis))
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+@overload
+def find(axis: str, name: str) -> type[Component]: ...
+@overload
+def find(axis: str, name: str, kind: type[C]) -> type[C]: ...
+def find(axis: str, name: str, kind: type[Component] = Component) -> type[Component]:
+    """The component `name` of an axis, which is of that `kind`; an unknown name raises with near ones."""
+    known = names(axis)
+    file = {n.replace("_", ""): n for n in known}.get(name.lower().replace("_", "").replace("-", ""))
+    if file is None:
+        raise LuthierError(f"no {axis.rstrip('s')} named {name!r}{near(name, known)} There are: {', '.join(known)}.")
+    module = importlib.import_module(f"{package_of(axis)}.{file}")
+    wanted = file.replace("_", "")
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, kind) and value.__name__.lower() == wanted:
+            return value
+    raise LuthierError(f"{module.__file__} defines no {kind.__name__} class whose lower-cased name is {wanted!r}.")
+
+
+def attributes(axis: str) -> Callable[[str], Any]:
+    """`__getattr__` of an axis's package: its components by their class names, loaded on use."""
+
+    def component(name: str) -> Any:
+        if name[:1].isupper() and name.lower() in {each.replace("_", "") for each in names(axis)}:
+            return find(axis, name)
+        raise AttributeError(f"module {package_of(axis)!r} has no attribute {name!r}")
+
+    return component
+
+
+def axes() -> list[str]:
+    """The axes: the packages below `HOMES` whose modules are components (they carry `AXIS`, a question)."""
+    return sorted(name for name, package in packages().items() if "AXIS" in vars(importlib.import_module(package)))

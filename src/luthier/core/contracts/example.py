@@ -1,0 +1,164 @@
+"""An example, a set of them, and the ways to divide a set."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.data.score import Scorer
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row: a conversation, a text, or an input with a label. What a layout does not have is
+    None."""
+
+    row: int
+    """Place in the source, from 1: the line of a JSONL or CSV file, else the number of the row."""
+    messages: list[Message] | None = None
+    """`{"role", "content"}` turns; the answers are the assistant's."""
+    context: int = 0
+    """How many leading messages are never in the loss (the prompt of a `prompt`/`completion`
+    row)."""
+    masked: tuple[int, ...] = ()
+    """Indices of assistant messages that the row itself keeps out of the loss (`weight`, `train`,
+    `loss_mask` on a turn)."""
+    tools: list[dict[str, Any]] | None = None
+    """JSON schemas of the functions that the assistant may call, as chat templates take them."""
+    documents: list[dict[str, Any]] | None = None
+    """Documents to answer from, as chat templates take them."""
+    template: dict[str, Any] = field(default_factory=dict)
+    """Further variables of the chat template (`chat_template_kwargs`)."""
+    text: str | None = None
+    """The whole text of a language-modelling row, or the (first) text to classify."""
+    text_pair: str | None = None
+    label: str | float | None = None
+    """A class name, or a number when the task is regression."""
+    image: Any = None
+    """A path, `{"bytes": …}` or a PIL image."""
+    audio: Any = None
+    """A path, `{"bytes": …}` or `{"array", "sampling_rate"}`."""
+    answer: str | None = None
+    """The reference that a scorer compares with."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """What someone reads beyond the layout: the problem's entry for the scorer of `gym:`, further columns."""
+
+    def key(self) -> str:
+        """The input without its answer: two rows with the same key are the same problem."""
+        turns = self.messages
+        if turns is not None:
+            turns = [[m["role"], m.get("content")] for m in turns[: last_answer(turns)]]
+        return _canonical([turns, self.text, self.text_pair, self.image, self.audio])
+
+    def problem(self) -> str:
+        """The key less what a second typing may change: case, white space at signs, width, marks at the end."""
+        turns = self.messages
+        if turns is not None:
+            turns = [[m["role"], _plain(m.get("content"))] for m in turns[: last_answer(turns)]]
+        return _canonical([turns, _plain(self.text), _plain(self.text_pair), self.image, self.audio])
+
+
+def _plain(text: Any) -> Any:
+    """A text as two typists would agree on it; 1 2 is not 12, and 3-1 is not 3+1."""
+    if not isinstance(text, str):
+        return text
+    normal = unicodedata.normalize("NFKC", text).casefold()
+    return re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(normal.split())).rstrip(".?!:")
+
+
+def last_answer(messages: list[Message]) -> int:
+    """Index of the last assistant turn."""
+    return max(i for i, m in enumerate(messages) if m["role"] == "assistant")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The good rows of a source, with what was learned on reading them."""
+
+    rows: list[Example]
+    layout: str
+    """Name of the layout, a key of `LAYOUTS`."""
+    source: str
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    """(row, reason) of every bad row left out."""
+    fingerprint: str = ""
+    """SHA-256 of the rows (of paths and not of contents, for images and audio)."""
+    scorer: Scorer | None = None
+    labels: list[str] | None = None
+    """Class names in the order of their indices, when the rows carry classes."""
+    task: str = "causal-lm"
+    """What the rows are for, a key of `TASKS`."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def keep(self, rows: list[Example]) -> Examples:
+        """The same set with only these rows, and their fingerprint."""
+        return dataclasses.replace(self, rows=rows, fingerprint=fingerprint(rows))
+
+
+def fingerprint(rows: Iterable[Example]) -> str:
+    """SHA-256, in hexadecimal, of the rows in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(_canonical(dataclasses.asdict(row)).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=_by_content)
+
+
+def _by_content(value: Any) -> str:
+    """JSON's stand-in for bytes, pictures and arrays: a digest, never an address in memory."""
+    raw = value if isinstance(value, bytes) else getattr(value, "tobytes", lambda: None)()
+    return hashlib.sha256(raw).hexdigest() if raw is not None else str(value)
+
+
+def split(
+    examples: Examples,
+    eval_fraction: float = 0.1,
+    n: int | None = None,
+    seed: int = 0,
+) -> tuple[Examples, Examples]:
+    """(train, eval): `n` rows, or a fraction of them, drawn by `seed`; each part keeps the
+    source's order.
+
+    Rows with the same input (whatever their answer) go to the same side, so no problem is seen in
+    both. Raises if either part would be empty.
+    """
+    wanted = n if n is not None else round(len(examples) * eval_fraction)
+    groups: dict[str, list[int]] = {}
+    for index, example in enumerate(examples.rows):
+        groups.setdefault(example.key(), []).append(index)
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    held: set[int] = set()
+    for group in order:
+        if len(held) + len(group) <= wanted:
+            held.update(group)
+    parts = [[e for i, e in enumerate(examples.rows) if (i in held) == side] for side in (False, True)]
+    if not all(parts):
+        raise LuthierError(
+            f"cannot hold out {wanted} of the {len(examples)} rows of {examples.source} ({len(groups)} distinct "
+            "inputs): both parts need at least one row. Give more rows or another size."
+        )
+    return examples.keep(parts[0]), examples.keep(parts[1])
+
+
+def without(examples: Examples, other: Examples) -> Examples:
+    """`examples` less the problems that occur in `other`: a test set that training has not seen."""
+    seen = {example.problem() for example in other.rows}
+    return examples.keep([e for e in examples.rows if e.problem() not in seen])

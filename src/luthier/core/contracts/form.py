@@ -1,0 +1,202 @@
+"""The contract of a form: frozen hyper-parameters, a dict of tensors, and one pure function that joins them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from luthier.core.contracts.component import Component, check_type
+from luthier.core.contracts.site import Site
+from luthier.core.errors import LuthierError
+
+Params = Mapping[str, Tensor]
+"""Parameters of one site by name."""
+Stats = Mapping[str, Tensor]
+"""Statistics of one site by name: those that the form `needs`."""
+F = TypeVar("F", bound="Form")
+
+FACES = ("pre", "post", "weight", "cache")
+
+
+@dataclass(frozen=True)
+class Form(Component):
+    """What is added to a site, as exactly one of four faces.
+
+    A form is a dataclass with `init(self, site, stats) -> dict[str, Tensor]` and exactly one of
+
+        pre(self, p, x) -> x̂           the input that the layer gets instead of x [..., d_in]
+        post(self, p, x, y) -> ŷ       the output instead of y [..., d_out]; on a stream x is the module's input
+        weight(self, p, w) -> ŵ        the tensor instead of w (a linear layer's is [d_out, d_in])
+        cache(self, p) -> (k, v)       keys and values [heads, n, d_head] put before those of the attention
+
+    All are pure: the same p and x give the same result, whatever the model around them.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("affine",)
+    """Kinds of site that the form acts on."""
+    where: ClassVar[str] = "all-linear"
+    """Where it goes when nobody says."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Parameters that are stored but not trained."""
+    noise: ClassVar[tuple[str, ...]] = ("dropout",)
+    """Hyper-parameters that are zero outside training."""
+    calm: ClassVar[tuple[str, ...]] = ()
+    """Hyper-parameters that act outside training alone; in training they have their default."""
+    linear: ClassVar[bool] = True
+    """The adapted map is linear in x, so that it folds into a weight."""
+    whole: ClassVar[bool] = False
+    """It meets a tensor of any shape at once; others meet each map of a 3-D parameter by itself."""
+    identity: ClassVar[bool] = True
+    """It starts as a no-op."""
+    lr: ClassVar[float] = 5e-4
+    """Learning rate when nobody says."""
+    reader: ClassVar[str] = ""
+    """The factor [rank, d_in] that reads the input while another one is zero, so that an initialiser may choose it."""
+    writer: ClassVar[str] = ""
+    """The factor [d_out, rank] behind the reader, where the change is s · writer · reader: both may then be chosen."""
+    readers: ClassVar[tuple[str, ...]] = ()
+    """All factors that read while their partners are zero (none said: `reader`, where there is one)."""
+    face: ClassVar[str] = ""
+
+    positions: str = field(default="all", kw_only=True)
+    """Positions that are edited: all, or the first and last prompt tokens, as f7+l7, f3, l1.
+    A comma gives each group parameters of its own: f5,l5."""
+    share: str | None = field(default=None, kw_only=True)
+    """Who shares parameters: none (each site its own), type (one set per module type), all (one set)."""
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.reader and not cls.readers:
+            cls.readers = (cls.reader,)
+        defined = [face for face in FACES if face in vars(cls)]
+        if len(defined) > 1 or (defined and cls.face):
+            raise TypeError(f"{cls.__name__} must define exactly one of {', '.join(FACES)}")
+        if defined:
+            cls.face = defined[0]
+
+    def __post_init__(self) -> None:
+        from luthier.core.adapters.call import Positions
+
+        for group in self.positions.split(","):
+            Positions.parse(group)
+        if self.positions != "all" and self.face != "post":
+            raise LuthierError(
+                f"{self.name()} acts on whole layers, so positions={self.positions!r} cannot narrow it; "
+                "only forms that edit an output take positions."
+            )
+        if self.share not in (None, "type", "all"):
+            raise LuthierError(f"share is {self.share!r}; expected none, type or all.")
+        for key, (hint, _) in self.settings().items():
+            self._check(key, getattr(self, key), hint)
+
+    def _check(self, key: str, value: object, hint: object) -> None:
+        label = f"{self.name()}.{key}"
+        check_type(label, value, hint)
+        counts = int in (hint, *get_args(hint))
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1 and counts:
+            raise LuthierError(f"{label} is {value}; expected a whole number of at least 1.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise LuthierError(f"{label} is {value}; expected a finite number.")
+        if key in self.noise and isinstance(value, int | float) and not 0 <= value < 1:
+            raise LuthierError(f"{label} is {value}; expected a rate of at least 0 and below 1.")
+
+    @property
+    def scale(self) -> float:
+        """s, the factor before the change."""
+        return 1.0
+
+    def init(self, site: Site, stats: Stats) -> dict[str, Tensor]:
+        """The parameters of one site before training, on the default device."""
+        raise NotImplementedError(f"{type(self).__name__} must define init")
+
+    def untrained(self) -> tuple[str, ...]:
+        """The parameters that are stored and, under these settings, not trained."""
+        return self.frozen
+
+    def sources(self) -> tuple[str, ...]:
+        """Folders of adapters that its start reads; a finished form no longer needs them."""
+        return ()
+
+    def gather(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, Stats]:
+        """What `init` is given beyond statistics, by path, read from `sources` before anything is attached.
+
+        Raises `LuthierError` for sources that do not fit the model or the form.
+        """
+        return {}
+
+    def maps(self, site: Site) -> int | None:
+        """The number of maps that it meets one by one at a site; None where it meets the tensor at once."""
+        return None if self.whole else site.experts
+
+    def factors(self, p: Params, w: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(B, A) with ŵ = w + B A exactly, for a form whose change has low rank; else None."""
+        return None
+
+    def entries(self, p: Params) -> tuple[Tensor, Tensor] | None:
+        """(index, values) with ŵ = w but for values added at flat positions, for a form whose change is sparse."""
+        return None
+
+    def with_rank(self: F, rank: int) -> F:
+        """The form at another rank, with the scale that its rule gives there.
+
+        With s = alpha / rank, alpha goes with the rank and s stays: the change keeps its size per direction. With
+        s = alpha / sqrt(rank) (rslora), alpha stays: that rule itself keeps the size of a change as the rank grows.
+        """
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        if "rank" not in own:
+            raise LuthierError(f"{self.name()} has no rank, so none can be chosen for it.")
+        moves = "alpha" in own and own.get("scaling") != "rslora"
+        return replace(self, rank=rank, **({"alpha": own["alpha"] * rank / own["rank"]} if moves else {}))
+
+    def quiet(self: F) -> F:
+        """The form outside training: its noise is zero."""
+        own = {f.name for f in fields(self)}
+        loud = {name: 0.0 for name in self.noise if name in own and getattr(self, name)}
+        return replace(self, **loud) if loud else self
+
+    def training(self: F) -> F:
+        """The form in training: what acts outside of it alone has its default."""
+        default = {f.name: f.default for f in fields(self) if f.name in self.calm}
+        set_ = {name: value for name, value in default.items() if getattr(self, name) != value}
+        return replace(self, **set_) if set_ else self
+
+    def parts(self: F) -> list[F]:
+        """One form for each group of positions."""
+        return [replace(self, positions=group.strip()) for group in self.positions.split(",")]
+
+    def group(self, site: Site) -> str:
+        """Which sites have their parameters in common."""
+        return {None: site.path, "type": site.type, "all": "all"}[self.share]
+
+
+def face_of(form: Form):
+    """The function that a form's face names."""
+    return getattr(form, form.face)
+
+
+def kaiming(*shape: int) -> Tensor:
+    """Kaiming uniform with a = sqrt(5): uniform in ±1/sqrt(fan_in), the default of a linear layer."""
+    return torch.empty(*shape).uniform_(-1, 1) / math.sqrt(shape[-1])
+
+
+def orthogonal(rows: int, columns: int) -> Tensor:
+    """A random matrix with orthonormal rows."""
+    if rows > columns:
+        raise LuthierError(f"{rows} orthonormal rows do not fit in width {columns}; lower the rank.")
+    return torch.nn.init.orthogonal_(torch.empty(rows, columns))
+
+
+def dropout(x: Tensor, rate: float) -> Tensor:
+    """Dropout at `rate`; zero outside training (see `Form.noise`) and on the ids of a table."""
+    return functional.dropout(x, rate, training=True) if rate and isinstance(x, Tensor) else x
+
+
+def rank_scale(alpha: float, rank: int, rule: str) -> float:
+    """The scale s of a low-rank change: alpha / r ("lora"), or alpha / sqrt(r) ("rslora", arXiv 2312.03732)."""
+    return alpha / (math.sqrt(rank) if rule == "rslora" else rank)

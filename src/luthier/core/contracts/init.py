@@ -1,0 +1,35 @@
+"""The contract of an initialiser: where a form starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from luthier.core.contracts.component import Component
+from luthier.core.contracts.form import Form, Stats
+from luthier.core.contracts.site import Site
+from luthier.core.contracts.statistic import Statistic
+
+
+@dataclass(frozen=True)
+class Init(Component):
+    """Starting factors for a form that has factors of that kind."""
+
+    identity: ClassVar[bool] = True
+    """The model's output is unchanged at the start."""
+    relative: ClassVar[bool] = False
+    """The factors have an effect at the start, which the core takes off again: the base that remains is
+    W_res = W - s B₀ A₀ of the paper, while W itself stays. The start is stored beside what is trained."""
+
+    def statistics(self, form: Form) -> tuple[Statistic, ...]:
+        """What the calibration pass is to measure at the sites of `form`."""
+        return ()
+
+    def factors(self, form: Form, site: Site, stats: Stats) -> dict[str, Tensor]:
+        """The parameters that differ from the form's own start, by name, in its shapes.
+
+        `form` has the rank of this site. Raises `LuthierError` for a form or a site that it cannot start.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define factors")

@@ -1,0 +1,156 @@
+"""The contract of a router: a form that holds several experts and mixes them, by the token or by the task of a row.
+
+A routed form tells `route(p, x)`, the logits of its experts, and `weights(logits)`, which sum to 1 over the experts.
+The core computes the logits before its face `post` and hands them on as `p[ROUTE]`, so that a pass can be watched
+(`watched`) without being computed twice. Forms that go by the task find the tasks of the rows in `p[TASKS]`; the call
+brings them: `model(…, tasks=…)`, `model.generate(…, tasks=…)`, or `with lt.tasks(model, …)` around any call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from luthier.core.contracts.form import Form, Params, face_of
+from luthier.core.errors import LuthierError, near
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ROUTE, TASKS = "_route", "_tasks"
+"""Names under which a face finds the logits of its experts, and the tasks of the rows."""
+Told = str | Sequence[str] | Tensor
+"""The tasks of a batch: one name, a name for each row, or places among the names of the form [rows]."""
+
+
+@dataclass(frozen=True)
+class Routed(Form):
+    """Several experts at a site, and what chooses among them."""
+
+    linear: ClassVar[bool] = False
+    by_task: ClassVar[bool] = False
+    """It goes by the task of each row, which the call has to tell where there are several."""
+    router: ClassVar[tuple[str, ...]] = ()
+    """The parameters that route."""
+    mixed: ClassVar[tuple[str, ...]] = ()
+    """The parameters that are mixed."""
+
+    alone: ClassVar[Mapping[str, Any]] = {}
+    """Settings at which it holds one expert, and is that expert."""
+
+    train: Literal["all", "router"] = field(default="all", kw_only=True)
+    """What is trained: all, or the router alone, while the experts stay as they are."""
+
+    def untrained(self) -> tuple[str, ...]:
+        return self.mixed if self.train == "router" else ()
+
+    def known(self) -> tuple[str, ...]:
+        """Names of the tasks, in order; of one expert each, where it does not go by the task."""
+        raise NotImplementedError(f"{type(self).__name__} must define known")
+
+    def route(self, p: Params, x: Tensor) -> Tensor:
+        """Logits of the experts: [..., experts] for x [..., d_in], or by the task [rows, heads, experts]."""
+        raise NotImplementedError(f"{type(self).__name__} must define route")
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """What each expert weighs, of the shape of `logits`; the sum over the last axis is 1."""
+        raise NotImplementedError(f"{type(self).__name__} must define weights")
+
+
+def routing(form: Form, note: Callable[[Tensor], None] | None = None) -> Callable[..., Tensor]:
+    """The face of a form; a routed one's with its logits, of which `note` hears."""
+    if not isinstance(form, Routed):
+        return face_of(form)
+
+    def face(p: Params, x: Tensor, y: Tensor) -> Tensor:
+        logits = form.route(p, x)
+        if note is not None:
+            note(logits)
+        return face_of(form)({**p, ROUTE: logits}, x, y)
+
+    return face
+
+
+def names_of(form: Form) -> tuple[str, ...]:
+    """The names of the tasks that a form goes by; of none where it does not."""
+    return form.known() if isinstance(form, Routed) and form.by_task else ()
+
+
+def place(names: Sequence[str], told: str) -> int:
+    """The place of a task among the names; an unknown one raises with near ones."""
+    if told not in names:
+        raise LuthierError(f"no task {told!r}{near(told, names)} The adapter knows: {', '.join(names) or 'none'}.")
+    return names.index(told)
+
+
+def tasks_of(form: Routed, told: Told | None, x: Tensor) -> Tensor | None:
+    """The place of each row's task among the names of `form`, [rows of x] or [1]; None where there is one for all.
+
+    Beams repeat each row. Raises `LuthierError` where nobody told the tasks, or tasks that do not fit x.
+    """
+    names = form.known()
+    if len(names) < 2:
+        for each in [] if told is None or isinstance(told, Tensor) or not names else _listed(told):
+            place(names, each)
+        return None
+    if told is None:
+        raise LuthierError(
+            f"{form.name()} goes by the task, and nobody told which; call model(…, tasks=…), or within lt.tasks(model, "
+            f"…). It knows: {', '.join(names)}."
+        )
+    index = told if isinstance(told, Tensor) else torch.tensor([place(names, each) for each in _listed(told)])
+    index = index.to(x.device)
+    if len(index) == 1:
+        return index
+    if len(x) % len(index) or (x.dim() < 3 and len(x) != len(index)):
+        raise LuthierError(f"{len(index)} rows were given tasks, but the activation has {len(x)} rows.")
+    return index.repeat_interleave(len(x) // len(index))
+
+
+def _listed(told: str | Sequence[str]) -> Sequence[str]:
+    return [told] if isinstance(told, str) else told
+
+
+@contextmanager
+def tasks(model: nn.Module, told: Told):
+    """The rows of every call are of these tasks while the context lasts: one name for all, or one for each row."""
+    from luthier.core.adapters.attach import state_of
+
+    state = state_of(model)
+    names = [names_of(part.form) for part in state.parts if names_of(part.form)]
+    if names and not isinstance(told, Tensor):
+        for each in _listed(told):
+            place(names[0], each)
+    before, state.tasks = state.tasks, told
+    try:
+        yield model
+    finally:
+        state.tasks = before
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """What a routed form decided at one site in one pass."""
+
+    path: str
+    form: Routed
+    logits: Tensor
+    """As `Routed.route` gives them."""
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[list[Route]]:
+    """The decisions of every pass while the context lasts, in the order of the sites that were met."""
+    from luthier.core.adapters.attach import state_of
+
+    state = state_of(model)
+    before, state.routes = state.routes, []
+    try:
+        yield state.routes
+    finally:
+        state.routes = before

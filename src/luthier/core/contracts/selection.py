@@ -1,0 +1,49 @@
+"""The contract of a selection of data: which rows to learn from, or which ones to show before each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from luthier.core.contracts.component import Component
+from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from luthier.data import Example, Examples
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rows to choose from, and what a choice may go by."""
+
+    examples: Examples
+    target: Examples | None = None
+    """Rows of the task that the choice is for."""
+    seed: int = 0
+    states: Callable[[Examples], np.ndarray] | None = None
+    """The mean last hidden state of each row, [rows, d], by the model at hand; None where there is none."""
+
+
+@dataclass(frozen=True)
+class DataSelection(Component):
+    """How rows are chosen. A file defines `score`, `nearest` or both."""
+
+    targeted: ClassVar[bool] = True
+    """Whether `score` needs target rows."""
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether it goes by `Pool.states`, so that a model is wanted."""
+        return False
+
+    def score(self, pool: Pool) -> np.ndarray:
+        """The score of each row of the pool, [rows], finite; the highest are taken first."""
+        raise LuthierError(f"{self.name()} finds rows near a prompt and scores none; choose another one.")
+
+    def nearest(self, queries: Sequence[Example], pool: Pool, count: int) -> list[list[int]]:
+        """For each query, the places of at most `count` rows of the pool, the best first; never the query itself, nor
+        another row with its input."""
+        raise LuthierError(f"{self.name()} scores rows and finds none near a prompt; choose another one.")

@@ -1,0 +1,1 @@
+"""Numerics: deltas, matrices, spectra, and the intrinsic dimension of clouds of points."""

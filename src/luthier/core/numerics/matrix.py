@@ -1,0 +1,34 @@
+"""Decompositions of weights and gradients, as forms and initialisers take them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from luthier.core.contracts.site import Site
+from luthier.core.errors import LuthierError
+
+
+def check_rank(who: str, site: Site, rank: int) -> None:
+    """Raises where a layer has fewer than `rank` directions."""
+    most = min(site.d_in, site.d_out)
+    if rank > most:
+        raise LuthierError(
+            f"{who} needs {rank} directions of {site}, which is {site.d_out} x {site.d_in} and has {most}; "
+            "lower the rank, or leave the layer out (where)."
+        )
+
+
+def wide(matrix: Tensor) -> Tensor:
+    """The matrix on the default device, in float32 at least."""
+    return matrix.detach().to(torch.get_default_device(), torch.promote_types(matrix.dtype, torch.float32))
+
+
+def leading(matrix: Tensor, rank: int, niter: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(U [m, r], S [r], Vᵀ [r, n]) of the leading singular values; by `niter` subspace iterations where given."""
+    if niter is None:
+        u, s, vt = torch.linalg.svd(wide(matrix), full_matrices=False)
+    else:
+        u, s, v = torch.svd_lowrank(wide(matrix), q=min(2 * rank, *matrix.shape), niter=niter)
+        vt = v.mT
+    return u[:, :rank].contiguous(), s[:rank].contiguous(), vt[:rank].contiguous()

@@ -1,0 +1,256 @@
+"""Where: a small language whose words are sets of sites.
+
+all-linear                  the linear layers of the blocks (never the output head)
+stream                      the residual stream after each block
+embeddings, head, experts   embedding tables; linear layers after the blocks; 3-D expert parameters
+attention                   the keys and values of each attention layer; attention(*.3.*) of some
+q_proj, v_proj, *.mlp.*     linear layers, tables and experts by name or glob; a comma joins names
+output(mlp), input(o_proj)  the activation that leaves or enters any module
+params(*.bias)              parameters themselves
+layers(8, 16)               narrows: blocks 8 to 16, both included; layers(3; 9; -1) takes single ones
+& | -                       and, or, without; `&` binds first, a comma before it: "q_proj, v_proj & layers(0, 3)"
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.core.contracts.site import Site
+from luthier.core.errors import LuthierError, near
+from luthier.core.sites.scope import Layers, Scope, Selection
+from luthier.core.sites.structure import base_parameters, unwrapped
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+def _all_linear(scope: Scope) -> Selection:
+    linear = [site for site in scope.named if site.kind == "affine"]
+    if scope.stacks:
+        return Selection(site for site in linear if site.layer is not None)
+    return Selection(linear[:-1])  # a plain network: all but its last, the output head
+
+
+def _head(scope: Scope) -> Selection:
+    linear = [site for site in scope.named if site.kind == "affine"]
+    inside = [i for i, site in enumerate(linear) if site.layer is not None]
+    after = inside[-1] + 1 if inside else len(linear) - 1
+    return Selection(site for site in linear[after:] if site.layer is None)
+
+
+def _stream(scope: Scope) -> Selection:
+    return Selection(scope.activation(path, "stream") for path in scope.blocks)
+
+
+def _embeddings(scope: Scope) -> Selection:
+    return Selection(site for site in scope.named if site.kind == "embedding")
+
+
+def _experts(scope: Scope) -> Selection:
+    return Selection(site for site in scope.named if site.kind == "param")
+
+
+def _attention(scope: Scope) -> Selection:
+    from luthier.core.sites.attention import attention_shapes
+
+    shapes = attention_shapes(scope.model) if isinstance(scope.model, PreTrainedModel) else {}
+    if not shapes:
+        raise LuthierError(
+            f"no attention of {type(scope.model).__name__} goes through transformers' attention interface, "
+            "so nothing can be put before its keys and values."
+        )
+    return Selection(Site(path, "cache", d_head, heads, scope.layer(path)) for path, (heads, d_head) in shapes.items())
+
+
+WORDS: dict[str, Callable[[Scope], Selection]] = {
+    "all-linear": _all_linear,
+    "stream": _stream,
+    "embeddings": _embeddings,
+    "head": _head,
+    "experts": _experts,
+    "attention": _attention,
+}
+
+
+def _matches(pattern: str, path: str) -> bool:
+    """A name matches the whole path or its last parts."""
+    return fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
+
+
+def _activations(scope: Scope, patterns: str, kind: str) -> Selection:
+    listed = [p.strip() for p in patterns.split(",")]
+    paths = [p for p in scope.modules if p and any(_matches(g, p) for g in listed)]
+    return Selection(scope.activation(path, kind) for path in paths)
+
+
+def _parameters(scope: Scope, patterns: str) -> Selection:
+    listed = [p.strip() for p in patterns.split(",")]
+    paths = [path for path, _ in base_parameters(scope.model)]
+    return Selection(scope.parameter(p) for p in paths if any(_matches(g, p) for g in listed))
+
+
+def _attentions(scope: Scope, patterns: str) -> Selection:
+    listed = [p.strip() for p in patterns.split(",")]
+    return Selection(s for s in _attention(scope) if any(_matches(g, s.path) for g in listed))
+
+
+def _layers(scope: Scope, arguments: str) -> Layers:
+    try:
+        groups = [[int(n) for n in group.split(",")] for group in arguments.split(";")]
+        ranges = tuple((g[0], g[-1]) for g in groups if len(g) <= 2)
+    except ValueError:
+        ranges, groups = (), [[]]
+    depth = scope.depth
+    if len(ranges) != len(groups):
+        raise LuthierError(
+            f"layers({arguments}) is not understood; write layers(8, 16) for blocks 8 to 16 or "
+            "layers(3; 9; 18) for single ones."
+        )
+    if any(not -depth <= i < depth for pair in ranges for i in pair):
+        raise LuthierError(f"layers({arguments}) is outside the model's {depth} blocks (0 to {depth - 1}).")
+    if backwards := [pair for pair in ranges if pair[0] % depth > pair[1] % depth]:
+        first, last = backwards[0]
+        raise LuthierError(
+            f"layers({arguments}) holds no block: {first} comes behind {last}. Write the lower one first."
+        )
+    return Layers(ranges)
+
+
+FUNCTIONS: dict[str, Callable[[Scope, str], Selection | Layers]] = {
+    "layers": _layers,
+    "input": lambda scope, patterns: _activations(scope, patterns, "input"),
+    "output": lambda scope, patterns: _activations(scope, patterns, "stream"),
+    "params": _parameters,
+    "attention": _attentions,
+}
+
+# --- grammar ---------------------------------------------------------------------------------------
+
+TOKEN = re.compile(r"\s*(?:(\w+)\(([^()]*)\)|([\w.*?\[\]][\w.*?\[\]-]*)|([&|,()-]))")
+
+
+class _Parser:
+    """expression := term (("|" | "-") term)*;  term := list ("&" list)*;  list := atom ("," atom)*"""
+
+    def __init__(self, scope: Scope, text: str) -> None:
+        self.scope, self.text, self.tokens = scope, text, self._scan(text)
+
+    def _scan(self, text: str) -> list[tuple[str, str]]:
+        tokens, end = [], 0
+        while end < len(text.rstrip()):
+            match = TOKEN.match(text, end)
+            if match is None:
+                raise LuthierError(f"where={text!r}: {text[end:].strip()[:12]!r} is not understood.")
+            function, arguments, name, sign = match.groups()
+            tokens.append((function, arguments) if function else ("name", name) if name else (sign, ""))
+            end = match.end()
+        return tokens
+
+    def _next(self, *signs: str) -> str | None:
+        if self.tokens and self.tokens[0][0] in signs and not self.tokens[0][1]:
+            return self.tokens.pop(0)[0]
+        return None
+
+    def parse(self) -> Selection:
+        result = self.expression()
+        if self.tokens:
+            raise LuthierError(f"where={self.text!r}: unexpected {self.tokens[0]} after a selection.")
+        found = self._sites(result)
+        if not found:
+            raise LuthierError(
+                f"where={self.text!r} selects nothing: each of its words matches something in "
+                f"{type(self.scope.model).__name__}, and what & and - leave of that is empty. "
+                "Names are joined by a comma or |, as in 'q_proj, k_proj'."
+            )
+        return found
+
+    def _sites(self, value: Selection | Layers) -> Selection:
+        if isinstance(value, Layers):
+            raise LuthierError(
+                f"where={self.text!r}: layers(…) narrows another selection; "
+                "write 'all-linear & layers(8, 16)' or 'stream & layers(8, 16)'."
+            )
+        return value
+
+    def expression(self) -> Selection | Layers:
+        left = self.term()
+        while sign := self._next("|", "-"):
+            right = self.term()
+            if sign == "-" and isinstance(right, Layers):
+                right = right.keep(self._sites(left), self.scope.depth)
+            joined = Selection.__or__ if sign == "|" else Selection.__sub__
+            left = joined(self._sites(left), self._sites(right))
+        return left
+
+    def term(self) -> Selection | Layers:
+        left = self.listed()
+        while self._next("&"):
+            right = self.listed()
+            if isinstance(left, Layers):
+                left, right = right, left
+            if isinstance(right, Layers):
+                left = right.keep(self._sites(left), self.scope.depth)
+            else:
+                left = self._sites(left) & right
+        return left
+
+    def listed(self) -> Selection | Layers:
+        result = self.atom()
+        while self._next(","):
+            result = self._sites(result) | self._sites(self.atom())
+        return result
+
+    def atom(self) -> Selection | Layers:
+        if self._next("("):
+            result = self.expression()
+            if not self._next(")"):
+                raise LuthierError(f"where={self.text!r}: a parenthesis is not closed.")
+            return result
+        if not self.tokens:
+            raise LuthierError(f"where={self.text!r} ends too early; a name is expected.")
+        head, rest = self.tokens.pop(0)
+        if head == "name":
+            return self._word(rest)
+        if head not in FUNCTIONS:
+            raise LuthierError(f"where={self.text!r}: no function {head!r}{near(head, FUNCTIONS)}")
+        return self._found(FUNCTIONS[head](self.scope, rest), f"{head}({rest})")
+
+    def _word(self, word: str) -> Selection | Layers:
+        if word in WORDS:
+            return self._found(WORDS[word](self.scope), word)
+        matched = Selection(s for s in self.scope.named if _matches(word, s.path))
+        return self._found(matched, word)
+
+    def _found(self, value: Selection | Layers, word: str) -> Selection | Layers:
+        """Refuses a word that matches nothing, with near names."""
+        if isinstance(value, Layers) or len(value):
+            return value
+        known = {p.rpartition(".")[2] for p in self.scope.modules} | {s.type for s in self.scope.named}
+        inside = [p for p in self.scope.modules if _matches(word, p)]
+        if word in WORDS:
+            advice = ": the model has none."
+        elif inside:
+            advice = f"; {inside[0]!r} is no linear layer: use {word}.* for the layers in it, or output({word})."
+        else:
+            advice = near(word, [*known, *WORDS]) or "."
+        names = sorted({s.path.rpartition(".")[2] for s in self.scope.named})
+        raise LuthierError(
+            f"where={self.text!r}: {word!r} matches nothing in {type(self.scope.model).__name__}{advice} "
+            f"Layers by name: {', '.join(n for n in names if not n.isdigit())}. "
+            f"Words: {', '.join(WORDS)}."
+        )
+
+
+def select(model: nn.Module, where: str | Iterable[Site]) -> Selection:
+    """The sites of `model` that `where` names (the language is this module's docstring), in the model's order.
+
+    A word that matches nothing raises `LuthierError` with near names, and so does a selection of no sites. Sites
+    already chosen pass through.
+    """
+    if not isinstance(where, str):
+        return Selection(where)
+    return _Parser(Scope(unwrapped(model)), where).parse()

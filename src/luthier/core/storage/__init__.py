@@ -1,0 +1,1 @@
+"""Storage: adapters on disk, saved and loaded."""

@@ -1,0 +1,40 @@
+"""Where an adapter lies: in its own folder, or in the run folder that holds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.core.errors import LuthierError, near
+from luthier.core.files import steady
+from luthier.core.storage.format import SPEC, Spec, read
+
+
+def adapter_at(path: str | Path) -> Path | None:
+    """The folder with `adapter.json`, which is `path` or its `adapter`; None where neither has one."""
+    folder = Path(path).expanduser()
+    return next((each for each in (folder, folder / "adapter") if holds_adapter(each)), None)
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Whether `adapter.json` is in this very folder, also while another process replaces it."""
+    with steady(folder):
+        return (folder / SPEC).is_file()
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """`adapter_at`; raises `LuthierError` when there is none."""
+    if found := adapter_at(path):
+        return found
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        there = folder.parent.glob(f"*/{SPEC}"), folder.parent.glob(f"*/adapter/{SPEC}")
+        beside = {file.relative_to(folder.parent).parts[0] for each in there for file in each}
+        raise LuthierError(f"no adapter folder {path}{near(folder.name, sorted(beside))}")
+    raise LuthierError(f"{path} holds no adapter ({SPEC} is not there); give a run folder or an adapter's.")
+
+
+def read_adapter(path: str | Path) -> tuple[Path, Spec]:
+    """(folder, spec) of an adapter; raises `LuthierError` where there is none, and for a damaged spec."""
+    folder = adapter_folder(path)
+    with steady(folder):
+        return folder, read(folder)

@@ -1,0 +1,253 @@
+"""From examples to features: token ids with the answers in the loss, and labels."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from luthier.core.contracts.example import Example, Examples, last_answer
+from luthier.core.errors import LuthierError, near
+from luthier.data.bad import BadRow, named, refuse
+from luthier.data.chat import has_template, rendered
+from luthier.data.media import audio_features, image_features
+from luthier.data.tokens import tokens
+
+Feature = dict[str, Any]
+IGNORED = -100
+"""Label of a token that is not in the loss (PyTorch's `ignore_index`)."""
+LONG_INPUT = 2000
+"""From this many rows on, a terminal sees a progress bar."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What encoders share."""
+
+    max_length: int | None
+    labels: list[str] | None = None
+    truncate: bool = False
+    positions: int | None = None
+    """Tokens that the model can number; None: any."""
+
+    @property
+    def most(self) -> int | None:
+        """The most tokens of a row."""
+        return min((n for n in (self.max_length, self.positions) if n is not None), default=None)
+
+    def bound(self, remedy: str) -> str:
+        """What the bound is, and what helps; the model's own cannot be raised."""
+        if self.most != self.positions:
+            return f"the maximum is {self.most} (raise max_length, or {remedy})"
+        return f"the maximum is {self.most}, as the model has no more positions ({remedy})"
+
+
+def encode(
+    example: Example,
+    tokenizer: Any,
+    *,
+    max_length: int | None,
+    task: str = "causal-lm",
+    truncate: bool = False,
+) -> Feature:
+    """`input_ids`, `attention_mask`, `labels` (-100 outside the answers), `row` and `truncated` of
+    an example.
+
+    Every answer is in the loss with its end-of-turn or EOS token (see `luthier.data.chat` for how
+    answers are found). A row of more than `max_length` tokens (None: no bound) raises; with
+    `truncate` its prompt is cut on the left, after the BOS, and `truncated` counts the tokens cut.
+    The last answer is never cut: a row whose answer alone is too long raises. A `text` row has no
+    prompt and keeps its first `max_length` tokens. Raises `LuthierError` naming the row; also when
+    no token would be in the loss.
+    """
+    with named(example.row):
+        return _encoder(task)(example, tokenizer, Options(max_length, truncate=truncate))
+
+
+def encode_classification(
+    example: Example,
+    tokenizer: Any,
+    labels: list[str] | None,
+    max_length: int | None,
+    truncate: bool = False,
+) -> Feature:
+    """`input_ids`, `attention_mask` (and what else the tokenizer gives), `labels`, `row` of a text
+    or a pair.
+
+    `labels` are the class names in the order of their indices; None means regression, whose label
+    is a number. A row too long raises; with `truncate` the longer text is cut on the right.
+    """
+    with named(example.row):
+        return _classification(example, tokenizer, Options(max_length, labels, truncate))
+
+
+def encode_seq2seq(example: Example, tokenizer: Any, max_length: int | None, truncate: bool = False) -> Feature:
+    """`input_ids` of the prompt, `labels` of the answer with its EOS, each within `max_length`
+    tokens.
+
+    The prompt is what stands before the last answer, turns joined by line breaks (a chat template
+    plays no part). With `truncate` a long prompt is cut on the left; a long answer always raises.
+    """
+    with named(example.row):
+        return _seq2seq(example, tokenizer, Options(max_length, truncate=truncate))
+
+
+def encode_all(
+    examples: Examples,
+    processor: Any,
+    *,
+    task: str | None = None,
+    max_length: int | None,
+    labels: list[str] | None = None,
+    truncate: bool = False,
+    skip_bad_rows: bool = False,
+    positions: int | None = None,
+) -> list[Feature]:
+    """Features of all rows for `task` (the examples' own unless given; a key of `TASKS`).
+
+    `processor` is a tokenizer, an image processor or a feature extractor; `labels` are the classes
+    (those of the examples unless given, so pass the training set's with a test set). `positions`
+    are the tokens that the model can number, a bound beside `max_length` (`luthier.models`). One
+    `LuthierError` lists every row that cannot be encoded, unless `skip_bad_rows`; raises in any
+    case when none is left.
+    """
+    encoder = _encoder(task or examples.task)
+    options = Options(max_length, labels if labels is not None else examples.labels, truncate, positions)
+    good: list[Feature] = []
+    bad: list[tuple[int, str]] = []
+    for example in _progress(examples.rows):
+        try:
+            good.append(encoder(example, processor, options))
+        except BadRow as reason:
+            bad.append((example.row, str(reason)))
+    if bad and not (skip_bad_rows and good):
+        raise refuse(examples.source, bad, len(examples))
+    return good
+
+
+def _progress(rows: list[Example]) -> Any:
+    if len(rows) < LONG_INPUT or not sys.stderr.isatty():
+        return rows
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(rows, "Encoding", console=Console(stderr=True), transient=True)
+
+
+def _causal(example: Example, tokenizer: Any, options: Options) -> Feature:
+    text, spans = rendered(example, tokenizer)
+    chat = example.messages is not None and has_template(tokenizer)
+    ids, owner = tokens(text, spans, tokenizer, special=not chat)
+    if max(owner) < 0:
+        raise BadRow("no token of an answer would be in the loss")
+    keep = _fitting(ids, owner, tokenizer, options, prompted=example.messages is not None)
+    return {
+        "input_ids": [ids[i] for i in keep],
+        "attention_mask": [1] * len(keep),
+        "labels": [ids[i] if owner[i] >= 0 else IGNORED for i in keep],
+        "row": example.row,
+        "truncated": len(ids) - len(keep),
+    }
+
+
+def _fitting(ids: list[int], owner: list[int], tokenizer: Any, options: Options, prompted: bool) -> list[int]:
+    """Indices of the tokens that are kept."""
+    n, most = len(ids), options.most
+    if most is None or n <= most:
+        return list(range(n))
+    if not options.truncate:
+        raise BadRow(f"{n} tokens, {options.bound('truncate prompts')}")
+    if not prompted:
+        return list(range(most))
+    bos = [0] if ids[0] == tokenizer.bos_token_id and owner[0] < 0 else []
+    first = n - most + len(bos)
+    answer = owner.index(max(owner))
+    if first > answer:
+        raise BadRow(f"the answer alone has {n - answer} tokens, the maximum is {most}")
+    return [*bos, *range(first, n)]
+
+
+def _classification(example: Example, tokenizer: Any, options: Options) -> Feature:
+    if example.text is None:
+        raise BadRow("no text to classify")
+    label = label_index(example, options.labels)
+    out = dict(tokenizer(example.text, example.text_pair))
+    n, most = len(out["input_ids"]), options.most
+    cut = most is not None and n > most
+    if cut and not options.truncate:
+        raise BadRow(f"{n} tokens, {options.bound('truncate')}")
+    if cut:
+        out = dict(tokenizer(example.text, example.text_pair, truncation=True, max_length=most))
+    return {**out, "labels": label, "row": example.row, "truncated": n - len(out["input_ids"])}
+
+
+def label_index(example: Example, labels: list[str] | None) -> int | float:
+    """Index of the label among the classes, or the label as a number when there are none."""
+    if labels is None:
+        if isinstance(example.label, int | float):
+            return float(example.label)
+        raise BadRow(f"label {example.label!r} is not a number")
+    if str(example.label) not in labels:
+        shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
+        hint = near(str(example.label), labels) or ""
+        raise BadRow(f"label {example.label!r} is none of the {len(labels)} classes ({shown}){hint}")
+    return labels.index(str(example.label))
+
+
+def _seq2seq(example: Example, tokenizer: Any, options: Options) -> Feature:
+    if example.messages is None:
+        raise BadRow("not a prompt with an answer")
+    last = last_answer(example.messages)
+    prompt = "\n".join(m.get("content") or "" for m in example.messages[:last])
+    ids = tokenizer(prompt)["input_ids"]
+    labels = tokenizer(text_target=example.messages[last].get("content") or "")["input_ids"]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in labels[-1:]:
+        labels = [*labels, tokenizer.eos_token_id]
+    most = options.most
+    if most is not None and len(labels) > most:
+        raise BadRow(f"the answer has {len(labels)} tokens, the maximum is {most}")
+    cut = 0 if most is None else max(0, len(ids) - most)
+    if cut and not options.truncate:
+        raise BadRow(f"the prompt has {len(ids)} tokens, the maximum is {most}")
+    ids = ids[cut:]
+    mask = [1] * len(ids)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": labels,
+        "row": example.row,
+        "truncated": cut,
+    }
+
+
+def _image(example: Example, processor: Any, options: Options) -> Feature:
+    label = label_index(example, options.labels)
+    return {**image_features(example, processor), "labels": label, "row": example.row}
+
+
+def _audio(example: Example, processor: Any, options: Options) -> Feature:
+    label = label_index(example, options.labels)
+    return {**audio_features(example, processor), "labels": label, "row": example.row}
+
+
+def _regression(example: Example, tokenizer: Any, options: Options) -> Feature:
+    return _classification(example, tokenizer, replace(options, labels=None))
+
+
+TASKS: dict[str, Callable[[Example, Any, Options], Feature]] = {
+    "causal-lm": _causal,
+    "seq2seq": _seq2seq,
+    "classification": _classification,
+    "regression": _regression,
+    "image-classification": _image,
+    "audio-classification": _audio,
+}
+"""Every task, with how one of its examples is encoded. Named after the transformers auto
+classes."""
+
+
+def _encoder(task: str) -> Callable[[Example, Any, Options], Feature]:
+    if task not in TASKS:
+        raise LuthierError(f"no task {task!r}{near(task, TASKS)} There are: {', '.join(TASKS)}.")
+    return TASKS[task]

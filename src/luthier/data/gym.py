@@ -1,0 +1,132 @@
+"""`gym:<task>`: procedural problems with exact scorers, from reasoning-gym."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from luthier.core.errors import LuthierError, near
+
+if TYPE_CHECKING:
+    from luthier.core.contracts.example import Examples
+    from luthier.data.read import Table
+
+OFFSETS = {"train": 0, "test": 1_000_000, "validation": 2_000_000}
+"""Added to the seed of each split. Problem i of a task is drawn from seed + i, so splits of at
+most a million problems share no seed. Two sets of the same split share problems when their seeds
+differ by less than their size."""
+SIZE = 500
+"""Problems drawn when neither `size` nor a limit is given."""
+
+
+def read_gym(source: str, split: str, limit: int | None, seed: int) -> Table:
+    """Rows with `question`, `answer` and `entry` (the problem as reasoning-gym's scorer takes it).
+
+    `source` is `gym:<task>` or `gym:<task>?setting=value&…`; `size` and `seed` are settings as
+    well, and a limit takes the place of `size`. Raises on an unknown task or setting, a value out
+    of range, or an unknown split.
+    """
+    from luthier.data.read import Table
+
+    task, settings = _parse(source)
+    if split not in OFFSETS:
+        raise LuthierError(f"{source} has no split {split!r}{near(split, OFFSETS)} Splits: {', '.join(OFFSETS)}.")
+    size = _whole(source, "size", settings.pop("size", SIZE) if limit is None else limit)
+    if not 0 < size <= OFFSETS["test"]:
+        raise LuthierError(f"{source}: size {size}; expected 1 to {OFFSETS['test']}.")
+    start = _whole(source, "seed", settings.pop("seed", seed)) + OFFSETS[split]
+    problems = _create(source, task, {**settings, "size": size, "seed": start})
+    rows = []
+    for number in range(size):
+        entry = problems[number]
+        if not isinstance(entry["answer"], str):
+            raise LuthierError(f"{source}: {task} scores answers but gives none to learn from; choose another task.")
+        rows.append((number + 1, {"question": entry["question"], "answer": entry["answer"], "entry": entry}))
+    return Table(rows)
+
+
+def split_gym(source: str, train: int, test: int, seed: int = 0) -> tuple[Examples, Examples]:
+    """(`train` problems, `test` problems) of a gym task, no question in both and no test question
+    twice.
+
+    Test problems whose question training has seen are replaced by further ones; raises when a task
+    has too few distinct questions.
+    """
+    from luthier.core.contracts.example import without
+    from luthier.data.load import load
+
+    learned = load(source, limit=train, seed=seed, split="train")
+    pool = learned
+    fresh, drawn = [], test
+    while len(fresh) < test and drawn < 32 * test:
+        drawn = min(2 * drawn, OFFSETS["test"])
+        pool = without(load(source, limit=drawn, seed=seed, split="test"), learned)
+        fresh = list({example.key(): example for example in pool.rows}.values())
+    if len(fresh) < test:
+        raise LuthierError(
+            f"{source}: only {len(fresh)} of {drawn} test problems do not occur among {train} training problems; "
+            f"{test} are needed. Train on fewer, or choose wider settings."
+        )
+    return learned, pool.keep(fresh[:test])
+
+
+def gym_score(task: str) -> Any:
+    """`score_answer(prediction, entry) -> float` of a task."""
+    _known(task)
+    from reasoning_gym.factory import get_score_answer_fn
+
+    return get_score_answer_fn(task)
+
+
+def _parse(source: str) -> tuple[str, dict[str, Any]]:
+    task, _, query = source.removeprefix("gym:").partition("?")
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError as error:
+        raise LuthierError(f"{source}: {error}; expected gym:{task}?setting=value&setting=value.") from None
+    return task, {name: _value(text) for name, text in pairs}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _whole(source: str, name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise LuthierError(f"{source}: {name} is {value!r}; expected a whole number.")
+    return value
+
+
+def _known(task: str) -> type:
+    """The class of a task's settings."""
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        raise LuthierError("gym: sources need reasoning-gym: pip install 'luthier[gym]'.") from None
+    if task not in DATASETS:
+        raise LuthierError(
+            f"no gym task {task!r}{near(task, DATASETS)} reasoning-gym {reasoning_gym.__version__} has "
+            f"{len(DATASETS)}: {', '.join(sorted(DATASETS))}."
+        )
+    return DATASETS[task][1]
+
+
+def _create(source: str, task: str, settings: dict[str, Any]) -> Any:
+    known = {f.name: f for f in dataclasses.fields(_known(task))}
+    for name in settings:
+        if name not in known:
+            raise LuthierError(
+                f"{source}: {task} has no setting {name!r}{near(name, known)} It has: {', '.join(known)}."
+            )
+    import reasoning_gym
+
+    try:
+        return reasoning_gym.create_dataset(task, **settings)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise LuthierError(f"{source}: {task} refuses these settings: {error}.") from None

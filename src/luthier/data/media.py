@@ -1,0 +1,122 @@
+"""Pictures and sounds, read and given to the model's own processor."""
+
+from __future__ import annotations
+
+import io
+import wave
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.contracts.example import Example
+from luthier.core.errors import LuthierError
+from luthier.data.bad import BadRow, named
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def encode_image(example: Example, processor: Any) -> dict[str, Any]:
+    """`pixel_values` (channels, height, width) of a picture, by an image processor."""
+    with named(example.row):
+        return image_features(example, processor)
+
+
+def encode_audio(example: Example, extractor: Any) -> dict[str, Any]:
+    """`input_features` or `input_values` of a sound, by a feature extractor.
+
+    WAV (PCM of 8 to 32 bits) is read by the standard library, anything else by soundfile where that is installed.
+    Channels are averaged, and the sound is brought to the extractor's sampling rate by its Fourier series. A sound
+    longer than the extractor's window (30 s for Whisper, 10 s for AST) is cut there by the extractor.
+    """
+    with named(example.row):
+        return audio_features(example, extractor)
+
+
+def image_features(example: Example, processor: Any) -> dict[str, Any]:
+    """As `encode_image`, raising `BadRow`."""
+    import numpy as np
+
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise LuthierError("images need pillow: pip install 'luthier[vision]'.") from None
+    try:
+        picture = example.image if isinstance(example.image, Image.Image) else Image.open(_stream(example.image))
+        out = processor(images=picture.convert("RGB"), return_tensors="np")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise BadRow(f"unreadable image: {error}") from None
+    return {"pixel_values": np.asarray(out["pixel_values"][0])}
+
+
+def _stream(value: Any) -> Any:
+    """What a reader opens: a path, or the bytes that parquet files and hub sets hold."""
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return io.BytesIO(value["bytes"])
+    if isinstance(value, dict):
+        value = value.get("path")
+    if not isinstance(value, str | Path):
+        raise BadRow(f"expected a path or bytes, found a {type(value).__name__}")
+    return str(value)
+
+
+def audio_features(example: Example, extractor: Any) -> dict[str, Any]:
+    """As `encode_audio`, raising `BadRow`."""
+    import numpy as np
+
+    samples, rate = _sound(example.audio)
+    if not samples.size:
+        raise BadRow("an audio file without samples")
+    samples = resample(samples, rate, extractor.sampling_rate)
+    out = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="np")
+    name = extractor.model_input_names[0]
+    return {name: np.asarray(out[name][0])}
+
+
+def _sound(value: Any) -> tuple[np.ndarray, int]:
+    """(samples in [-1, 1], rate in Hz)."""
+    import numpy as np
+
+    if isinstance(value, dict) and value.get("array") is not None:
+        samples = np.asarray(value["array"], dtype=np.float32)
+        return samples if samples.ndim == 1 else samples.mean(axis=0), int(value["sampling_rate"])
+    stream = _stream(value)
+    try:
+        with wave.open(stream, "rb") as file:
+            return _pcm(file), file.getframerate()
+    except (wave.Error, EOFError) as error:
+        return _soundfile(_stream(value), error)
+
+
+def _pcm(file: wave.Wave_read) -> np.ndarray:
+    import numpy as np
+
+    width = file.getsampwidth()
+    raw = np.frombuffer(file.readframes(file.getnframes()), dtype=np.uint8).reshape(-1, width)
+    wide = np.zeros((len(raw), 4), dtype=np.uint8)
+    wide[:, 4 - width :] = raw if width > 1 else raw ^ 0x80  # 8-bit WAV alone is unsigned
+    samples = wide.reshape(-1).view("<i4").astype(np.float64) / 2**31
+    return samples.reshape(-1, file.getnchannels()).mean(axis=1).astype(np.float32)
+
+
+def _soundfile(stream: Any, error: Exception) -> tuple[np.ndarray, int]:
+    try:
+        import soundfile  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise BadRow(f"not a PCM WAV file ({error}); other formats need soundfile: pip install soundfile") from None
+    try:
+        samples, rate = soundfile.read(stream, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as reason:
+        raise BadRow(f"unreadable audio: {reason}") from None
+    return samples.mean(axis=1), rate
+
+
+def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """(n,) samples at `rate` Hz -> (n wanted / rate,) at `wanted` Hz: the Fourier series, cut or
+    continued by zeros."""
+    import numpy as np
+
+    if rate == wanted:
+        return samples
+    n = max(1, round(len(samples) * wanted / rate))
+    spectrum = np.fft.rfft(samples)[: n // 2 + 1]
+    return (np.fft.irfft(spectrum, n) * (n / len(samples))).astype(np.float32)

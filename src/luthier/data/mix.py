@@ -1,0 +1,36 @@
+"""`mix:boolq=a.jsonl,arc=b.jsonl`: several sources, one after the other, whose rows bear the names of their tasks."""
+
+from __future__ import annotations
+
+from luthier.core.errors import LuthierError
+from luthier.data.read import Row, Table, read
+
+
+def read_mix(source: str, split: str | None, limit: int | None, seed: int) -> Table:
+    """The rows of all sources, each with its name in the column `task` unless the row says another.
+
+    All must be of one layout. Commas part the sources, so none may have one in its path.
+    """
+    rows: list[tuple[int, Row]] = []
+    bad: list[tuple[int, str]] = []
+    starts: list[tuple[int, str]] = []
+    before = 0
+    for name, each in _named(source):
+        table = read(each, split, limit, seed)
+        if table.folder is not None and any({"image", "audio"} & set(row) for _, row in table.rows[:1]):
+            raise LuthierError(f"{each} holds pictures or sounds, whose paths a mix would lose; read it alone.")
+        starts += [(before + number, f"{name}/{file}") for number, file in table.starts] or [(before, name)]
+        rows += [(before + number, {"task": name, **row}) for number, row in table.rows]
+        bad += [(before + number, reason) for number, reason in table.bad]
+        before += max((number for number, _ in (*table.rows, *table.bad)), default=0)
+    return Table(rows, bad, starts=starts)
+
+
+def _named(source: str) -> list[tuple[str, str]]:
+    found = [each.partition("=") for each in source.removeprefix("mix:").split(",")]
+    named = [(name.strip(), path.strip()) for name, _, path in found]
+    if not all(name and path for name, path in named):
+        raise LuthierError(
+            f"{source!r} is no mix; write mix:name=source,name=source, as mix:boolq=a.jsonl,arc=b.jsonl."
+        )
+    return named

@@ -1,0 +1,180 @@
+"""Scorers: how good a generated answer is, from 0 to 1."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from luthier.core.contracts.example import Example
+from luthier.core.errors import LuthierError, near
+
+if TYPE_CHECKING:
+    from luthier.core.contracts.example import Examples
+
+NUMBER = re.compile(r"(?<![\w.)])[-−–]?\$?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|\d[\d,]*\.?\d*")
+WORD = re.compile(r"\b(?:(?:answer|solution|option|ending|choice)\s?\d+|true|false|yes|no)\b", re.IGNORECASE)
+LETTER = re.compile(r"\b[A-Z]\b(?![’'])")
+LEADING = re.compile(r"\W*([A-Za-z])\s*(?:[).:\]]|$)")
+"""A letter that opens an answer as a list does, `B.` or `(b)`, or is all of it."""
+PLAIN = str.maketrans({",": "", "$": "", "−": "-", "–": "-"})
+CONCLUSION = re.compile(r"answer\s*(?:is\b|:)", re.IGNORECASE)
+TOLERANCE = 1e-3
+"""Numbers agree to this (LLM-Adapters' evaluation), or to this share of the reference when that is
+below 1."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """`score(prediction, example)` in [0, 1]; 1 is right."""
+
+    name: str
+    score: Callable[[str, Example], float]
+
+
+def exact_match(prediction: str, example: Example) -> float:
+    """1 when prediction and reference agree up to whitespace; case counts."""
+    return float(prediction.split() == reference(example).split())
+
+
+def label(prediction: str, example: Example) -> float:
+    """1 when the prediction is the label's name, whatever its case, or the same number."""
+    wanted = example.label if example.label is not None else reference(example)
+    if isinstance(wanted, str):
+        return float(prediction.strip().casefold() == wanted.strip().casefold())
+    return float(number_in(prediction) == wanted)
+
+
+def number(prediction: str, example: Example) -> float:
+    """1 when the last numbers of prediction and reference agree; `#### N` marks the number where
+    it occurs (GSM8K).
+
+    Thousands' commas, currency signs and a full stop after the number are no part of it.
+    """
+    wanted, found = number_in(reference(example)), number_in(prediction)
+    if wanted is None:
+        raise LuthierError(f"row {example.row}: no number in the reference {reference(example)!r}.")
+    return float(found is not None and abs(found - wanted) <= TOLERANCE * min(1.0, abs(wanted)))
+
+
+def number_in(text: str) -> float | None:
+    """The number that a text ends on: the one after `####`, else the last."""
+    _, mark, after = text.partition("####")
+    found = NUMBER.findall((after if mark else text).replace("{,}", ","))  # as LaTeX writes thousands
+    if not found:
+        return None
+    return float((found[0] if mark else found[-1]).translate(PLAIN))
+
+
+def choice(prediction: str, example: Example) -> float:
+    """1 when the prediction names the right choice: `answer2`, `true`, or a letter.
+
+    It is the first named after the last "answer is" or "answer:", if that occurs; else, in the whole text, the first
+    word of the reference's kind, or the letter that opens it (`B. A cat`, `(b)`), or the last single capital letter.
+    """
+    wanted = _chosen(reference(example))
+    if wanted is None:
+        raise LuthierError(f"row {example.row}: no choice in the reference {reference(example)!r}.")
+    return float(_chosen(prediction, letter=len(wanted) == 1) == wanted)
+
+
+def _chosen(text: str, letter: bool | None = None) -> str | None:
+    """The choice a text names, in lower case; `letter` asks for a letter or for a word, None for
+    either."""
+    concluded = [m.end() for m in CONCLUSION.finditer(text)]
+    text = text[concluded[-1] :] if concluded else text
+    words = [] if letter else WORD.findall(text)
+    if words:
+        return re.sub(r"\s", "", words[0]).lower()
+    if letter is False:
+        return None
+    leading = LEADING.match(text.strip())
+    if leading:
+        return leading[1].lower()
+    letters = LETTER.findall(text)
+    return letters[0 if concluded else -1].lower() if letters else None
+
+
+def final(prediction: str, example: Example) -> float:
+    """`number` or `choice`, as each row's reference is (LLM-Adapters' mixed arithmetic sets)."""
+    return SCORERS[_kind(reference(example))](prediction, example)
+
+
+def gym(task: str) -> Callable[[str, Example], float]:
+    """reasoning-gym's own scorer of a task. Surrounding whitespace is no part of an answer."""
+    from luthier.data.gym import gym_score
+
+    scored = gym_score(task)
+
+    def score(prediction: str, example: Example) -> float:
+        if "entry" not in example.meta:
+            raise LuthierError(f"row {example.row} is no gym problem: it has no entry to score with.")
+        return float(scored(prediction.strip(), example.meta["entry"]))
+
+    return score
+
+
+def reference(example: Example) -> str:
+    """The reference answer; raises when the row has none."""
+    if example.answer is None:
+        raise LuthierError(f"row {example.row} has no reference answer to score with.")
+    return example.answer
+
+
+SCORERS: dict[str, Callable[[str, Example], float]] = {
+    "exact_match": exact_match,
+    "number": number,
+    "choice": choice,
+    "final": final,
+    "label": label,
+}
+"""Scorers by name; `gym:` sources add `gym`, their own."""
+
+
+def scorer_for(examples: Examples, name: str | None = None) -> Scorer | None:
+    """The scorer `name`, or by default the one that the examples call for; None when there is
+    nothing to generate.
+
+    The default is the task's own for `gym:`, `label` for classes, `number` or `choice` when all
+    references are such (`#### N`, a bare number; `answer2`, `true`, a letter), `final` when there
+    are both kinds, else `exact_match`.
+    """
+    if name == "gym" or (name is None and examples.source.startswith("gym:")):
+        task = examples.source.removeprefix("gym:").partition("?")[0]
+        return Scorer("gym", gym(task))
+    if name is None:
+        name = _default(examples)
+    if name is None:
+        return None
+    if name not in SCORERS:
+        known = [*SCORERS, "gym"]
+        raise LuthierError(f"no scorer {name!r}{near(name, known)} There are: {', '.join(known)}.")
+    return Scorer(name, SCORERS[name])
+
+
+def _default(examples: Examples) -> str | None:
+    if any(example.label is not None for example in examples.rows):
+        return "label"
+    answers = [example.answer for example in examples.rows if example.answer is not None]
+    if not answers:
+        return None
+    kinds = {_kind(answer) for answer in answers}
+    return kinds.pop() if len(kinds) == 1 else ("exact_match" if "exact_match" in kinds else "final")
+
+
+def _kind(answer: str) -> str:
+    """The scorer that a reference answer calls for."""
+    if _is_number(answer):
+        return "number"
+    return "choice" if _is_choice(answer) else "exact_match"
+
+
+def _is_number(answer: str) -> bool:
+    marked = "####" in answer and number_in(answer) is not None
+    return marked or NUMBER.fullmatch(answer.strip().rstrip(".")) is not None
+
+
+def _is_choice(answer: str) -> bool:
+    answer = answer.strip().strip("().")
+    return WORD.fullmatch(answer) is not None or LETTER.fullmatch(answer) is not None

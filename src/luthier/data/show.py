@@ -1,0 +1,97 @@
+"""An encoded example as a person reads it: which tokens are in the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.data.encode import IGNORED
+
+Feature = dict[str, Any]
+WINDOW = 8
+"""Tokens decoded before one to read it in its place: a character may need four of them."""
+
+
+def pieces(encoded: Feature, tokenizer: Any) -> list[tuple[str, bool]]:
+    """(text, in the loss) of every token; those that make one character together come as one
+    piece."""
+    ids, labels = encoded["input_ids"], encoded["labels"]
+    texts: list[tuple[str, bool]] = []
+    begin = 0
+    for i in range(len(ids)):
+        before = _text(tokenizer, ids[max(0, begin - WINDOW) : begin])
+        text = _text(tokenizer, ids[max(0, begin - WINDOW) : i + 1])[len(before) :]
+        whole = not text.endswith("�") or i + 1 - begin == WINDOW or i + 1 == len(ids)
+        if whole:
+            texts.append((text, labels[i] != IGNORED))
+            begin = i + 1
+    return texts
+
+
+def counts(encoded: Feature) -> str:
+    """`row 1: 54 tokens, 12 in the loss`."""
+    learned = sum(label != IGNORED for label in encoded["labels"])
+    cut = f", {encoded['truncated']} cut from the prompt" if encoded.get("truncated") else ""
+    return f"row {encoded['row']}: {len(encoded['input_ids'])} tokens, {learned} in the loss{cut}"
+
+
+def show_example(encoded: Feature, tokenizer: Any) -> Any:
+    """A rich renderable: every token between bars, those in the loss highlighted, then the answer
+    as text.
+
+    For features of `encode`; a label that is not a token per position is printed as it is.
+    """
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.text import Text
+
+    body = Text()
+    for text, learned in _shown(encoded, tokenizer):
+        body.append(_visible(text), style="bold black on green" if learned else "dim")
+        body.append("│" + "\n" * text.count("\n"), style="dim")
+    title = Text(counts_or_label(encoded))
+    return Group(
+        Panel(body, title=title, title_align="left"),
+        Text("In the loss: ") + Text(_answer(encoded, tokenizer)),
+    )
+
+
+def show_plain(encoded: Feature, tokenizer: Any) -> str:
+    """The same as plain text: tokens between bars, those in the loss in `[[…]]`."""
+    body = ""
+    for text, learned in _shown(encoded, tokenizer):
+        shown = _visible(text)
+        body += (f"[[{shown}]]" if learned else shown) + "│" + "\n" * text.count("\n")
+    return f"{counts_or_label(encoded)}\n{body}\nIn the loss: {_answer(encoded, tokenizer)}"
+
+
+def counts_or_label(encoded: Feature) -> str:
+    """The title: how many tokens are in the loss, or the label of the whole row."""
+    if _aligned(encoded):
+        return counts(encoded)
+    return f"row {encoded['row']}: {len(encoded['input_ids'])} tokens, labels {encoded['labels']}"
+
+
+def _aligned(encoded: Feature) -> bool:
+    labels = encoded["labels"]
+    return isinstance(labels, list) and len(labels) == len(encoded["input_ids"])
+
+
+def _shown(encoded: Feature, tokenizer: Any) -> list[tuple[str, bool]]:
+    if _aligned(encoded):
+        return pieces(encoded, tokenizer)
+    return pieces({**encoded, "labels": [IGNORED] * len(encoded["input_ids"])}, tokenizer)
+
+
+def _answer(encoded: Feature, tokenizer: Any) -> str:
+    labels = encoded["labels"]
+    if not isinstance(labels, list):
+        return str(labels)
+    return repr(_text(tokenizer, [i for i in labels if i != IGNORED]))
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _visible(text: str) -> str:
+    return text.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")

@@ -1,0 +1,292 @@
+"""`evaluate`: what a model scores on examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier import data, models
+from luthier.core.contracts.component import check_type
+from luthier.core.errors import LuthierError
+from luthier.data import Examples, Scorer
+from luthier.evaluating.generate import Sampling, answers
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RESAMPLES = 2000
+"""Bootstrap samples of an interval."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score with its uncertainty, and what led to it."""
+
+    score: float
+    """Mean score of generated answers; accuracy of classes; Pearson's correlation of numbers."""
+    count: int
+    """Rows scored."""
+    interval: tuple[float, float]
+    """95% interval of the score by the percentile bootstrap over rows, seeded."""
+    predictions: list[dict[str, Any]]
+    """`{"row", "prediction", "answer", "score"}` of each row (no score for numbers; of classes also `confidence`, the
+    probability of the one predicted); empty unless kept."""
+    loss: float | None
+    """Mean loss of the labels; None for generated answers."""
+    metrics: dict[str, float]
+    """Every figure by name: `accuracy` and `mcc` (Matthews), `mse` and `pearson`, or the scorer's own."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an evaluation of any task needs."""
+
+    model: Any
+    processor: Any
+    examples: Examples
+    task: str
+    scorer: Scorer | None
+    batch: int
+    sampling: Sampling
+    max_length: int | None
+    progress: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """One prediction and one truth a row, and how to make figures of them."""
+
+    predictions: list[Any]
+    truths: list[Any]
+    scores: list[float] | None
+    figures: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+    """`{name: value}` of (predictions, truths), the score first; of (scores, scores) where there are any."""
+    loss: float | None = None
+    confidences: list[float] | None = None
+    """Probability of each predicted class."""
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    examples: Examples,
+    *,
+    scorer: Scorer | None = None,
+    batch: int = 16,
+    max_new_tokens: int = 128,
+    max_length: int | None = None,
+    task: str | None = None,
+    progress: bool = True,
+    keep_predictions: bool = True,
+    seed: int = 0,
+) -> Evaluation:
+    """The score of `model` on `examples`, which are not changed; nor is the model, its mode included.
+
+    Generative tasks answer greedily and score by `scorer` (the examples' own unless given); classification counts
+    the likeliest class, regression compares numbers. `task` is the examples' own unless given. Rows longer than
+    `max_length` tokens are refused, and those of more tokens than the model has absolute positions. Raises
+    `LuthierError` when no scorer fits, or a label is not one of the model's.
+    """
+    check_type("examples", examples, Examples)
+    if batch < 1:
+        raise LuthierError(f"batch is {batch}; expected at least 1.")
+    wanted = task or examples.task
+    chosen = scorer or examples.scorer
+    sampling = Sampling(max_new_tokens)
+    job = Job(model, processor, examples, wanted, chosen, batch, sampling, max_length, progress, seed)
+    return _summary(job, MEASURES[wanted](job), keep_predictions)
+
+
+def _summary(job: Job, found: Found, keep: bool) -> Evaluation:
+    import numpy as np
+
+    left = np.asarray(found.predictions if found.scores is None else found.scores)
+    right = np.asarray(found.truths if found.scores is None else found.scores)
+    metrics = found.figures(left, right)
+    score = next(iter(metrics))
+    return Evaluation(
+        score=metrics[score],
+        count=len(left),
+        interval=bootstrap(lambda rows: found.figures(left[rows], right[rows])[score], len(left), job.seed),
+        predictions=_kept(job, found) if keep else [],
+        loss=found.loss,
+        metrics=metrics,
+    )
+
+
+def _kept(job: Job, found: Found) -> list[dict[str, Any]]:
+    rows = [example.row for example in job.examples.rows]
+    listed = [
+        {"row": row, "prediction": prediction, "answer": truth}
+        for row, prediction, truth in zip(rows, found.predictions, found.truths, strict=True)
+    ]
+    scores = found.scores or [float(p == t) for p, t in zip(found.predictions, found.truths, strict=True)]
+    if job.task == "regression":
+        return listed
+    if found.confidences is not None:
+        listed = [line | {"confidence": c} for line, c in zip(listed, found.confidences, strict=True)]
+    return [line | {"score": score} for line, score in zip(listed, scores, strict=True)]
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], count: int, seed: int) -> tuple[float, float]:
+    """The 2.5% and 97.5% quantiles of `statistic(rows)` over samples of `count` rows with replacement."""
+    import numpy as np
+
+    draw = np.random.default_rng(seed)
+    values = [statistic(draw.integers(0, count, count)) for _ in range(RESAMPLES)]
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _generated(job: Job) -> Found:
+    scorer = job.scorer
+    if scorer is None:
+        raise LuthierError(
+            f"{job.examples.source} has no answers to score ({job.examples.layout} rows); give rows with a prompt and "
+            "an answer."
+        )
+    rows = job.examples.rows
+    if job.task == "seq2seq":
+        positions = models.positions(job.model)
+        encoded = data.encode_all(
+            job.examples, job.processor, task=job.task, max_length=job.max_length, positions=positions
+        )
+        prompts = [feature["input_ids"] for feature in encoded]
+    else:
+        prompts = [data.prompt_ids(example, job.processor) for example in rows]
+    longest = max(map(len, prompts))
+    if job.max_length is not None and longest > job.max_length:
+        raise LuthierError(f"a prompt has {longest} tokens, the maximum is {job.max_length}.")
+    with _bar(job, len(prompts)) as done:
+        texts = answers(job.model, job.processor, prompts, job.sampling, job.batch, done, row_tasks(job))
+    scores = [scorer.score(text, example) for text, example in zip(texts, rows, strict=True)]
+    truths = [example.answer for example in rows]
+    return Found(texts, truths, scores, lambda left, _: {scorer.name: float(left.mean())})
+
+
+def _classified(job: Job) -> Found:
+    names = [job.model.config.id2label[i] for i in range(job.model.config.num_labels)]
+    known = set(names)
+    strange = sorted(set(job.examples.labels or []) - known)
+    if strange:
+        raise LuthierError(
+            f"{job.examples.source} has classes that the model does not know: {', '.join(strange)}. It knows "
+            f"{', '.join(names)}."
+        )
+    logits, labels, loss = _outputs(job, names)
+    predicted = [names[i] for i in logits.argmax(-1)]
+    return Found(predicted, [names[i] for i in labels], None, agreement, loss, confidence(logits))
+
+
+def confidence(logits: np.ndarray) -> list[float]:
+    """The highest of each row's probabilities, by the softmax of logits [rows, classes]."""
+    import numpy as np
+
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return (1 / shifted.sum(-1)).tolist()
+
+
+def _regressed(job: Job) -> Found:
+    logits, labels, loss = _outputs(job, None)
+    return Found(logits[:, 0].tolist(), labels.tolist(), None, closeness, loss)
+
+
+MEASURES: dict[str, Callable[[Job], Found]] = {
+    "causal-lm": _generated,
+    "seq2seq": _generated,
+    "classification": _classified,
+    "image-classification": _classified,
+    "audio-classification": _classified,
+    "regression": _regressed,
+}
+"""How the rows of each task are measured."""
+
+
+def row_tasks(job: Job) -> list[str] | None:
+    """The task of each row, where the adapter goes by it and the rows have the column `task`."""
+    from luthier.core.adapters.attach import find_state
+    from luthier.core.contracts.router import names_of
+
+    state = find_state(job.model)
+    if state is None or not any(names_of(part.form) for part in state.parts):
+        return None
+    told = [row.meta.get("task") for row in job.examples.rows]
+    return None if None in told else [str(task) for task in told]
+
+
+def _outputs(job: Job, names: list[str] | None) -> tuple[np.ndarray, np.ndarray, float]:
+    """(logits [rows, outputs], labels [rows], mean loss), in the order of the rows."""
+    import torch
+
+    from luthier.training.routes import routed
+
+    features = data.encode_all(
+        job.examples,
+        job.processor,
+        task=job.task,
+        max_length=job.max_length,
+        labels=names,
+        positions=models.positions(job.model),
+    )
+    collator = data.collator_for(job.task, job.processor)
+    order = sorted(range(len(features)), key=lambda i: data.length_of(features[i]), reverse=True)
+    tasks = row_tasks(job)
+    logits, total = torch.zeros(0), 0.0
+    training = job.model.training
+    job.model.eval()
+    with torch.inference_mode(), _bar(job, len(features)) as done:
+        for start in range(0, len(order), job.batch):
+            chosen = order[start : start + job.batch]
+            inputs = collator([features[i] for i in chosen])
+            inputs.pop("rows")
+            with routed(job.model, tasks and [tasks[i] for i in chosen]):
+                out = job.model(**{key: value.to(job.model.device) for key, value in inputs.items()})
+            values = out.logits.float().cpu()
+            logits = logits if len(logits) else torch.zeros(len(features), values.shape[-1])
+            logits[chosen] = values
+            total += out.loss.item() * len(chosen)
+            done(len(chosen))
+    job.model.train(training)
+    labels = torch.tensor([feature["labels"] for feature in features])
+    return logits.numpy(), labels.numpy(), total / len(features)
+
+
+def agreement(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """`accuracy`, and `mcc`: Matthews' correlation for any number of classes (Gorodkin 2004), 0 where undefined."""
+    import numpy as np
+
+    classes = np.union1d(predicted, truth)
+    of = [np.array([(values == name).sum() for name in classes], dtype=float) for values in (predicted, truth)]
+    n, right = float(len(truth)), float((predicted == truth).sum())
+    covariance = right * n - float(of[0] @ of[1])
+    scale = math.sqrt((n * n - of[0] @ of[0]) * (n * n - of[1] @ of[1]))
+    return {"accuracy": right / n, "mcc": covariance / scale if scale else 0.0}
+
+
+def closeness(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """`pearson` (NaN where either side is constant) and `mse`."""
+    import numpy as np
+
+    left, right = predicted - predicted.mean(), truth - truth.mean()
+    scale = float(np.sqrt((left @ left) * (right @ right)))
+    mse = float(((predicted - truth) ** 2).mean())
+    return {"pearson": float(left @ right) / scale if scale else math.nan, "mse": mse}
+
+
+@contextmanager
+def _bar(job: Job, total: int) -> Iterator[Callable[[int], Any]]:
+    """A bar on a terminal's stderr."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not (job.progress and console.is_terminal):
+        yield int
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("evaluating", total=total)
+        yield lambda count: bar.advance(task, count)

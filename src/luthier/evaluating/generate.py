@@ -1,0 +1,192 @@
+"""`generate`: text from prompts, in batches of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import LuthierError
+from luthier.data import Collator, Example, encode, prompt_ids
+from luthier.models import positions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Messages = list[dict[str, Any]]
+IGNORED = -100
+"""Label of what is not learned."""
+PLACEHOLDER = {"role": "assistant", "content": "a"}
+"""Stands for the answer where a prompt has to be told from one."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen: the likeliest one at temperature 0, else drawn from the `top_p` nucleus by the seed."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise LuthierError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1.")
+        if self.temperature < 0:
+            raise LuthierError(f"temperature is {self.temperature}; expected 0 (greedy) or more.")
+        if not 0 < self.top_p <= 1:
+            raise LuthierError(f"top_p is {self.top_p}; expected above 0 and at most 1.")
+
+
+def generate(
+    model: Any,
+    processor: Any,
+    prompts: list[str] | list[Messages],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch: int = 8,
+    tasks: str | Sequence[str] | None = None,
+) -> list[str]:
+    """One answer to each prompt, in their order, without special tokens.
+
+    A prompt is a list of messages, or a string: the user's turn where the tokenizer has a chat template, plain text
+    elsewhere. Its tokens are those that stand before an answer in training. Generation stops at the end of the turn,
+    after `max_new_tokens`, or where a model with absolute positions has no more of them. `tasks` names the task of all
+    prompts, or of each, for an adapter that goes by tasks. The model's mode and the global random state are left as
+    they were.
+    """
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    told = [tasks] * len(prompts) if isinstance(tasks, str) else tasks
+    return answers(model, processor, tokenised(model, processor, prompts), sampling, batch, tasks=told)
+
+
+def tokenised(model: Any, tokenizer: Any, prompts: Sequence[str | Messages]) -> list[list[int]]:
+    """The token ids of prompts as `generate` takes them."""
+    turns = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+    return [_ids(model, tokenizer, messages, number) for number, messages in enumerate(turns, 1)]
+
+
+def _ids(model: Any, tokenizer: Any, messages: Messages, number: int) -> list[int]:
+    if not messages or not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages):
+        raise LuthierError(f"prompt {number} is no list of messages with a role and a content each.")
+    if model.config.is_encoder_decoder:
+        return tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
+    return prompt_ids(Example(row=number, messages=[*messages, PLACEHOLDER]), tokenizer)
+
+
+def answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    batch: int,
+    done: Callable[[int], Any] = int,
+    tasks: Sequence[str] | None = None,
+) -> list[str]:
+    """The text that follows each of `prompts`, given as token ids; `done(n)` hears of every n finished.
+
+    `tasks` names the task of each, for an adapter that goes by it.
+    """
+    import torch
+
+    from luthier.core.sites.probe import evaluating
+    from luthier.training.routes import routed
+
+    if batch < 1:
+        raise LuthierError(f"batch is {batch}; expected at least 1.")
+    if tasks is not None and len(tasks) != len(prompts):
+        raise LuthierError(f"{len(tasks)} tasks for {len(prompts)} prompts; give one for each, or one for all.")
+    texts = [""] * len(prompts)
+    stops, most = stop_ids(model, tokenizer), positions(model)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    with evaluating(model), torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(sampling.seed)
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            taken = 1 if model.config.is_encoder_decoder else len(prompts[chosen[0]])
+            with routed(model, tasks and [tasks[i] for i in chosen]):
+                fitting = _within(sampling, taken, most)
+                new = _continue(model, tokenizer, [prompts[i] for i in chosen], fitting, stops)
+            for i, ids in zip(chosen, new.tolist(), strict=True):
+                texts[i] = text_of(tokenizer, ids, stops)
+            done(len(chosen))
+    return texts
+
+
+def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling, stops: list[int]) -> Tensor:
+    """New token ids [rows, at most max_new_tokens], padded behind their stop."""
+    from transformers import GenerationConfig
+
+    seq2seq = model.config.is_encoder_decoder
+    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+    collate = Collator(pad, "right" if seq2seq else "left")
+    inputs = collate([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in prompts])
+    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=bool(sampling.temperature),
+        num_beams=1,
+        eos_token_id=stops or None,
+        pad_token_id=pad,
+        use_cache=True,
+        **drawn,
+    )
+    with _own_settings(model):
+        out = model.generate(
+            input_ids=inputs["input_ids"].to(model.device),
+            attention_mask=inputs["attention_mask"].to(model.device),
+            generation_config=config,
+        )
+    return out[:, 1:] if seq2seq else out[:, inputs["input_ids"].shape[1] :]
+
+
+def _within(sampling: Sampling, taken: int, most: int | None) -> Sampling:
+    """With as many new tokens as fit behind those that are `taken`; raises `LuthierError` where none does."""
+    if most is None:
+        return sampling
+    if taken >= most:
+        raise LuthierError(f"a prompt has {taken} tokens, and the model has positions for {most}: shorten it.")
+    return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, most - taken))
+
+
+@contextmanager
+def _own_settings(model: Any) -> Iterator[None]:
+    """Without the checkpoint's sampling habits, which would fill in what is not said here."""
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    keep = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "suppress_tokens")
+    model.generation_config = GenerationConfig(**{name: getattr(before, name, None) for name in keep})
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: EOS, what the checkpoint stops at, and what the chat template ends a turn with."""
+    known = model.generation_config.eos_token_id if model.generation_config is not None else None
+    found = [tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])]
+    if not model.config.is_encoder_decoder:
+        found.append(_turn_end(tokenizer))
+    return sorted({stop for stop in found if stop is not None})
+
+
+def _turn_end(tokenizer: Any) -> int | None:
+    """The last token that training on a conversation would teach."""
+    turn = Example(row=1, messages=[{"role": "user", "content": "a"}, PLACEHOLDER])
+    try:
+        labels = encode(turn, tokenizer, max_length=None)["labels"]
+    except LuthierError:  # a template that refuses so short a conversation tells nothing
+        return None
+    return next(label for label in reversed(labels) if label != IGNORED)  # a line break may follow it
+
+
+def text_of(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
+    """What new tokens say, up to the first that stops."""
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    return tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,0 +1,23 @@
+"""Modules that a checkpoint lacks, where nothing is to be trained any more."""
+
+from __future__ import annotations
+
+from luthier.core.errors import LuthierError
+from luthier.models.load import Loaded
+
+
+def refuse_untrained(loaded: Loaded) -> None:
+    """Raises where a module that the checkpoint lacks was filled by no adapter: it holds random numbers."""
+    from luthier.core.adapters.attach import find_state
+    from luthier.methods.forms.full import Full
+
+    state = find_state(loaded.model)
+    parts = [] if state is None else state.parts
+    filled = {site.path for part in parts if isinstance(part.form, Full) for site in part.sites}
+    for module in loaded.new_modules:
+        if not any(path.startswith(f"{module}.") for path in filled):
+            raise LuthierError(
+                f"{loaded.name!r} has no weights for {module}, which {loaded.task} needs, and no adapter has: it was "
+                "never trained. Give an adapter that trained it (--adapter), or a model that was fitted for this task "
+                "and these classes."
+            )

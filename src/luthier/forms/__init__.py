@@ -1,7 +1,0 @@
-"""Forms: what is added to a site. One file, one equation."""
-
-from luthier.core.component import attributes, plugin_folders
-
-AXIS = "what form?"
-__path__ += plugin_folders("forms")
-__getattr__ = attributes("forms")

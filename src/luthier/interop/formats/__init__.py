@@ -1,0 +1,7 @@
+"""Exports: an adapter leaves for other software. One file, one format."""
+
+from luthier.core.contracts.component import attributes, plugin_folders
+
+AXIS = "leaves in which format?"
+__path__ += plugin_folders("formats")
+__getattr__ = attributes("formats")

@@ -1,0 +1,103 @@
+"""The adapted modules of a model, and their changes as factors or as whole tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.adapters.merge import delta_of, refuse_unmergeable
+from luthier.core.adapters.slot import Slot
+from luthier.core.adapters.swap import adapters_of
+from luthier.core.contracts.form import Form
+from luthier.core.errors import LuthierError
+from luthier.core.numerics.delta import Delta
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A module and the slots of one adapter on it."""
+
+    path: str
+    module: nn.Module
+    slots: list[Slot]
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of the sites that the slots act on."""
+        return {slot.site.kind for slot in self.slots}
+
+
+def layers_of(model: nn.Module, name: str) -> list[Layer]:
+    """The modules that the adapter `name` acts on, in the model's order."""
+    found = []
+    for path, module in model.named_modules():
+        if (adapters := adapters_of(module)) and (slots := adapters.named(name)):
+            found.append(Layer(path, module, slots))
+    return found
+
+
+def trained_whole(layer: Layer) -> bool:
+    """Whether a parameter of the module is trained itself, by a form that knows no factors (full, bitfit)."""
+    return any(slot.site.kind == "param" and type(slot.form).factors is Form.factors for slot in layer.slots)
+
+
+@dataclass
+class Factoring:
+    """How changes become factors: exactly where they have low rank, else by SVD at `rank` within `tolerance`."""
+
+    rank: int | None = None
+    tolerance: float = 0.0
+    lost: dict[str, float] = field(default_factory=dict)
+    """{layer: relative error} of the layers that were truncated."""
+
+    def __call__(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """(B [d_out, r], A [r, d_in]) of the change of a layer's weight; of a table, B [width, r] and A [r, rows]."""
+        _refuse_elsewhere(layer)
+        delta = _table(layer) if layer.kinds == {"embedding"} else delta_of(layer.module, layer.slots)
+        if delta.rank is None or delta.A is None or delta.B is None:
+            delta = self._truncated(layer, delta)
+        assert delta.A is not None and delta.B is not None
+        return delta.B, delta.A
+
+    def _truncated(self, layer: Layer, delta: Delta) -> Delta:
+        form = layer.slots[0].form.name()
+        if self.rank is None:
+            raise LuthierError(
+                f"{form} at {layer.path} is not of low rank; give a rank=… (--rank) and a tolerance (--tolerance) for "
+                "a truncated SVD, or merge it instead."
+            )
+        delta, lost = delta.factor(self.rank)
+        if lost > self.tolerance:
+            raise LuthierError(
+                f"{layer.path}: rank {self.rank} loses {lost:.1%} of the change, more than the tolerance "
+                f"{self.tolerance:.1%}. A higher rank loses less; merging loses nothing."
+            )
+        self.lost[layer.path] = lost
+        return delta
+
+
+def _refuse_elsewhere(layer: Layer) -> None:
+    """Raises for what is no change of this layer's weight."""
+    try:
+        refuse_unmergeable(layer.slots)
+    except LuthierError as error:
+        raise LuthierError(f"{error} `luthier generate --adapter` runs it as it is.") from None
+    if "param" in layer.kinds:
+        raise LuthierError(
+            f"{layer.path}: {layer.slots[0].form.name()} acts on a parameter there, and the format has no place for "
+            "that; export it merged instead (--to merged)."
+        )
+    if len(layer.kinds) > 1:
+        raise LuthierError(f"{layer.path} is adapted in several ways at once; export it merged instead (--to merged).")
+
+
+def _table(layer: Layer) -> Delta:
+    slot = layer.slots[0]
+    factors = slot.factors(torch.float32, torch.empty(0)) if len(layer.slots) == 1 else None
+    if factors is None:
+        raise LuthierError(
+            f"{slot.form.name()} on the table {layer.path} has no low-rank form; export it merged instead."
+        )
+    return Delta.low_rank(*factors)

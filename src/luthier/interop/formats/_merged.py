@@ -1,0 +1,62 @@
+"""The whole model with an adapter folded in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from luthier.core.adapters.merge import merge, unmerge
+from luthier.core.sites.probe import dummy_inputs, evaluating
+
+
+@contextmanager
+def merged(model: nn.Module, name: str | None = None) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a model with its adapters (or the one named) merged, under the base's own names; the weights
+    are the base's very own again afterwards."""
+    merge(model, name)
+    try:
+        yield {key: tensor for key, tensor in model.state_dict().items() if ".adapters." not in f".{key}"}
+    finally:
+        unmerge(model)
+
+
+def save_merged(model: Any, processor: Any, folder: Path, name: str | None = None) -> None:
+    """Saves what is attached to `model` (or the one named) as a model to which nothing had ever been attached."""
+    from luthier.models.quiet import quiet
+
+    with merged(model, name) as tensors, quiet(), _generation_as_it_is(model, folder):
+        model.save_pretrained(folder, state_dict=tensors)
+        processor.save_pretrained(folder)
+
+
+@contextmanager
+def _generation_as_it_is(model: Any, folder: Path) -> Iterator[None]:
+    """Saves the generation configuration unjudged: transformers loads one with settings that contradict each other (a
+    temperature without sampling, as older checkpoints have) and then refuses to save the model."""
+    from transformers import GenerationConfig
+
+    own = getattr(model, "generation_config", None)
+    if own is None:
+        yield
+        return
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+        own.to_json_file(folder / "generation_config.json")
+    finally:
+        model.generation_config = own
+
+
+def probe(model: Any) -> Tensor:
+    """The first output of a model on a fixed small input, in float32."""
+    with evaluating(model):
+        return model(**dummy_inputs(model))[0].float()
+
+
+def difference(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """(largest absolute difference, largest absolute value) of two outputs."""
+    return float((first - second).abs().max()), float(first.abs().max())

@@ -1,0 +1,171 @@
+"""What peft's files hold, by the method that they are written for."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.adapters.swap import generative
+from luthier.core.errors import LuthierError
+from luthier.core.sites.structure import features
+from luthier.interop.formats._layers import Factoring, Layer
+
+PREFIX = "base_model.model."
+"""What peft puts before the base's own names."""
+
+
+@dataclass
+class Files:
+    """The two files: tensors under the base's own names, and the configuration."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def common_config(model: nn.Module) -> dict[str, Any]:
+    """What every method's configuration says."""
+    return {
+        "task_type": "CAUSAL_LM" if generative(model) else None,
+        "base_model_name_or_path": getattr(model, "name_or_path", ""),
+        "inference_mode": True,
+    }
+
+
+def low_rank(model: nn.Module, layers: list[Layer], factoring: Factoring) -> Files:
+    """LORA, the scale inside B: alpha / r is 1 at every layer, also for readers that know one alpha alone."""
+    files, ranks = Files(), {}
+    for layer in layers:
+        b, a = factoring(layer)
+        names = (
+            ("lora_A.weight", "lora_B.weight") if features(layer.module) else ("lora_embedding_A", "lora_embedding_B")
+        )
+        files.tensors |= {f"{layer.path}.{n}": t for n, t in zip(names, (a, b), strict=True)}
+        ranks[layer.path] = len(a)
+    files.config = _lora_config(model, ranks)
+    return files
+
+
+def _dora(model: nn.Module, layers: list[Layer]) -> Files:
+    files, ranks = Files(), {}
+    for layer in layers:
+        slot = layer.slots[0]
+        p = slot.params(torch.float32)
+        files.tensors |= {
+            f"{layer.path}.lora_A.weight": p["A"],
+            f"{layer.path}.lora_B.weight": slot.quiet.scale * p["B"],
+            f"{layer.path}.lora_magnitude_vector": p["m"],
+        }
+        ranks[layer.path] = len(p["A"])
+    files.config = _lora_config(model, ranks) | {"use_dora": True}
+    return files
+
+
+def _ia3(model: nn.Module, layers: list[Layer]) -> Files:
+    files, entering = Files(), []
+    for layer in layers:
+        vector = layer.slots[0].params(torch.float32)["l"]
+        if layer.kinds == {"input"}:
+            entering.append(layer.path)
+        files.tensors[f"{layer.path}.ia3_l"] = vector[None] if layer.kinds == {"input"} else vector[:, None]
+    paths = [layer.path for layer in layers]
+    files.config = {
+        "peft_type": "IA3",
+        "target_modules": targets(model, paths),
+        "feedforward_modules": targets(model, entering) if entering else [],
+        "fan_in_fan_out": _transposed(model, paths),
+    }
+    return files
+
+
+@dataclass(frozen=True)
+class Native:
+    """A form that peft has as a method of its own."""
+
+    write: Callable[[nn.Module, list[Layer]], Files]
+    kinds: tuple[str, ...]
+    """Kinds of site, on linear layers, where its equation is ours."""
+
+
+NATIVE: Mapping[str, Native] = {"dora": Native(_dora, ("affine",)), "ia3": Native(_ia3, ("affine", "input"))}
+"""By the name of our form."""
+
+
+def native(layers: list[Layer]) -> Native | None:
+    """The method of peft that is all of what acts on `layers`, if there is one."""
+    slots = [slot for layer in layers for slot in layer.slots]
+    names = {slot.form.name() for slot in slots}
+    found = NATIVE.get(names.pop()) if len(names) == 1 else None
+    if found is None or any(len(layer.slots) != 1 or not features(layer.module) for layer in layers):
+        return None
+    alike = all(s.site.kind in found.kinds and s.form.positions == "all" and not s.part.relative for s in slots)
+    return found if alike else None
+
+
+def _lora_config(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, Any]:
+    common = Counter(ranks.values()).most_common(1)[0][0]
+    other = {f"^{re.escape(path)}": r for path, r in ranks.items() if r != common}  # peft reads them as expressions
+    return {
+        "peft_type": "LORA",
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "target_modules": targets(model, list(ranks)),
+        "fan_in_fan_out": _transposed(model, ranks),
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
+
+
+def targets(model: nn.Module, paths: list[str]) -> list[str] | str:
+    """How peft finds exactly `paths`: a list is matched by the ends of names, so an expression where that is more."""
+    wanted = set(paths)
+    more = [name for name, _ in model.named_modules() if name not in wanted and _ends_with(name, wanted)]
+    return sorted(paths) if not more else "|".join(re.escape(path) for path in sorted(paths))
+
+
+def _ends_with(name: str, wanted: set[str]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[start:]) in wanted for start in range(1, len(parts)))
+
+
+def _transposed(model: nn.Module, paths: Iterable[str]) -> bool:
+    return any(type(model.get_submodule(path)).__name__ == "Conv1D" for path in paths)
+
+
+def saved_modules(model: nn.Module, layers: list[Layer]) -> Files:
+    """Modules whose parameters were trained themselves (a new head, norms, biases), whole, as `modules_to_save`."""
+    files, paths = Files(), [layer.path for layer in layers]
+    for layer in layers:
+        _refuse_unsaveable(model, layer, paths)
+        state = {k: t for k, t in layer.module.state_dict().items() if not k.startswith("adapters.")}
+        for slot in layer.slots:
+            key = slot.site.path.removeprefix(f"{layer.path}.")
+            state[key] = slot.weight(state[key])
+        files.tensors |= {f"{layer.path}.{key}": tensor for key, tensor in state.items()}
+    files.config = {"modules_to_save": sorted(paths)}
+    return files
+
+
+def _refuse_unsaveable(model: nn.Module, layer: Layer, paths: list[str]) -> None:
+    why = None
+    owner, form = layer.path, layer.slots[0].form.name()
+    if layer.kinds != {"param"}:
+        why = "a form acts on it as well, and peft takes a module either adapted or whole"
+    elif any(slot.form.maps(slot.site) is not None for slot in layer.slots):
+        why = "its experts would have to travel whole"
+    elif not owner or any(other.startswith(f"{owner}.") for other in paths):
+        why = "modules inside it are trained as well"
+    elif [name for name, _ in model.named_modules() if name != owner and name.endswith(owner)]:
+        why = "peft matches it by the end of its name, which others share"
+    if why:
+        raise LuthierError(
+            f"{owner or 'the model'}: {form} acts on its parameters, and peft's format has no place for them: {why}. "
+            "Export it merged instead (--to merged)."
+        )

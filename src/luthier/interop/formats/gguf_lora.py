@@ -1,0 +1,66 @@
+"""GGUF: the change alone, for llama.cpp's --lora."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from luthier.core.contracts.export import Format, Outgoing, check_truncation
+from luthier.core.errors import LuthierError
+from luthier.core.sites.structure import features
+
+
+@dataclass(frozen=True)
+class GGUFLoRA(Format):
+    """ΔW = B A → adapter.gguf, for a GGUF of the same base
+
+    What llama.cpp loads beside a base (`--lora`), several at a time and each at a strength of its own. Factors of
+    linear layers alone, in float32, under the same rules as for peft; tables, heads tied to one, biases and new modules
+    are refused.
+    """
+
+    paper = "llama.cpp (ggml-org), gguf-py 0.19"
+    loss: ClassVar[str] = "truncated"
+
+    rank: int | None = None
+    """Rank for forms that are not of low rank (none: they are refused)."""
+    tolerance: float = 0.0
+    """Largest relative error of a layer (Frobenius) that truncation may make."""
+
+    def check(self) -> None:
+        check_truncation(self.rank, self.tolerance)
+
+    def fits(self, model: nn.Module, processor: Any) -> None:
+        from luthier.interop.formats._gguf.architectures import architecture_of
+        from luthier.interop.formats._gguf.file import library
+
+        library()
+        architecture_of(model)
+
+    def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
+        from luthier.interop.formats._gguf import file
+        from luthier.interop.formats._gguf.architectures import architecture_of
+        from luthier.interop.formats._layers import Factoring, layers_of
+
+        model: Any = outgoing.model
+        architecture, factoring = architecture_of(model), Factoring(self.rank, self.tolerance)
+        names = file.Names(architecture, model.config.num_hidden_layers)
+        layers = layers_of(model, outgoing.name)
+        for layer in layers:
+            if not features(layer.module) or (layer.path == "lm_head" and model.config.tie_word_embeddings):
+                raise LuthierError(f"{layer.path} is no linear layer of its own to llama.cpp; export a whole GGUF.")
+        pairs = {layer.path: factoring(layer) for layer in layers}
+        common = Counter(len(a) for _, a in pairs.values()).most_common(1)[0][0]
+        with file.writing(folder / "adapter.gguf", architecture) as writer:
+            writer.add_type("adapter")
+            writer.add_string("adapter.type", "lora")
+            writer.add_float32("adapter.lora.alpha", float(common))
+            for path, (b, a) in pairs.items():
+                b = len(a) / common * architecture.tensor(f"{path}.weight", b, model.config)  # it scales by alpha / r
+                file.add(writer, f"{names(f'{path}.weight')}.lora_a", a, "f32")
+                file.add(writer, f"{names(f'{path}.weight')}.lora_b", b, "f32")
+        return factoring.lost

@@ -1,0 +1,140 @@
+"""Another library's folder becomes an adapter of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.adapters.attach import adapter_names, detach, find_state, place, ranked
+from luthier.core.adapters.slot import Part
+from luthier.core.adapters.start import expected_shapes
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.import_ import Found, Source
+from luthier.core.errors import LuthierError
+from luthier.core.files import must_be_free
+from luthier.core.sites.scope import Selection
+from luthier.core.sites.select import select
+from luthier.core.storage.store import SPEC, save
+
+
+def import_adapter(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    base: nn.Module,
+    source: str | Source | None = None,
+    name: str = "default",
+    base_name: str | None = None,
+    measured: Mapping[str, Any] | None = None,
+) -> Path:
+    """Reads the adapter that another library saved in `folder` and saves it as ours in `out`, for the model `base`.
+
+    `source` is a name (`luthier list sources`) or a component with settings, such as `lt.sources.PyReFT(positions=
+    "f7+l7")`; None tells the library by what the folder holds. `base_name` is what to load the base by, `measured`
+    goes into the spec. Raises `LuthierError` for damage, for another base, and for what has no equal here, with the
+    reason; `base` is left as it was. No code of the folder is run.
+    """
+    source_folder, target = Path(folder).expanduser(), must_be_free(out)
+    reader = source_of(source_folder, source)
+    if (state := find_state(base)) and name in adapter_names(state):
+        raise LuthierError(f"an adapter named {name!r} is attached already; give the new one another name.")
+    found = reader.read(source_folder, base)
+    if not any(each.tensors for each in found):
+        raise LuthierError(f"{source_folder} holds no tensors to import.")
+    parts = [_part(each, base, name, source_folder) for each in found]
+    tensors = dict(zip(map(id, parts), found, strict=True))
+
+    def start(module: nn.Module, site: Any, part: Part) -> dict[str, Tensor]:
+        given = tensors[id(part)].tensors[site.path]
+        _check_shapes(source_folder, site.path, given, expected_shapes(module, site, part))
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        return {key: tensor.to(device) for key, tensor in given.items()}
+
+    place(base, parts, start)
+    try:
+        evidence = {"imported": reader.evidence(source_folder), **(measured or {})}
+        return save(base, target, name, base=base_name, measured=evidence)
+    finally:
+        detach(base, name)
+
+
+def source_of(folder: Path, source: str | Source | None) -> Source:
+    """The importer: the one given, or the one whose library wrote the folder."""
+    if not folder.is_dir():
+        raise LuthierError(f"there is no folder {folder}.")
+    if (folder / SPEC).exists():
+        raise LuthierError(f"{folder} is an adapter of Luthier's already; it needs no import.")
+    if isinstance(source, Source):
+        return source
+    known: list[Any] = [find("sources", each) for each in (names("sources") if source is None else [source])]
+    fitting = [each for each in known if each.fits(folder)]
+    if len(fitting) != 1:
+        libraries = ", ".join(each.name() for each in known)
+        raise LuthierError(f"{folder} is no adapter of {libraries}: it holds {_listing(folder)}.")
+    return fitting[0]()
+
+
+def _listing(folder: Path) -> str:
+    held = sorted(path.name for path in folder.iterdir())
+    return ", ".join(held[:5]) + (", …" if len(held) > 5 else "") or "nothing"
+
+
+def _part(found: Found, model: nn.Module, name: str, folder: Path) -> Part:
+    where = spelled(model, found.kind, list(found.tensors), folder)
+    sites = select(model, where)
+    wrong = [site for site in sites if site.kind not in found.form.kinds]
+    if wrong:
+        raise LuthierError(f"{folder} adapts {wrong[0]}, where {found.form.name()} has no equal here.")
+    return Part(name, found.form, where, ranked(found.form, sites, found.ranks) if found.ranks else sites, found.ranks)
+
+
+def spelled(model: nn.Module, kind: str, paths: list[str], folder: Path) -> str:
+    """The shortest selector of ours that means exactly these paths."""
+    for where in _spellings(kind, paths):
+        try:
+            chosen = select(model, where)
+        except LuthierError:
+            continue
+        if _same(chosen, paths):
+            return where
+    known = {p for p, _ in model.named_modules()} | {p for p, _ in model.named_parameters()}
+    strange = next((path for path in paths if path not in known), None)
+    strange = strange or next((path for path in paths if not _alone(model, kind, path)), paths[0])
+    why = f"which is no {kind} site" if strange in known else "which is not"
+    raise LuthierError(
+        f"{folder} was fitted on another base than this {type(model).__name__}: it adapts {strange}, {why} there."
+    )
+
+
+def _alone(model: nn.Module, kind: str, path: str) -> bool:
+    try:
+        return path in {site.path for site in select(model, list(_spellings(kind, [path]))[-1])}
+    except LuthierError:
+        return False
+
+
+def _same(chosen: Selection, paths: list[str]) -> bool:
+    return sorted(site.path for site in chosen) == sorted(paths)
+
+
+def _spellings(kind: str, paths: list[str]) -> Iterator[str]:
+    function = {"input": "input", "stream": "output", "param": "params"}.get(kind)
+    if kind in ("affine", "stream"):
+        yield {"affine": "all-linear", "stream": "stream"}[kind]
+    for parts in (1, 2):
+        ends = dict.fromkeys(".".join(path.split(".")[-parts:]) for path in paths)
+        yield f"{function}({', '.join(ends)})" if function else ", ".join(ends)
+    yield f"{function}({', '.join(paths)})" if function else ", ".join(paths)
+
+
+def _check_shapes(folder: Path, path: str, given: Mapping[str, Tensor], expected: Any) -> None:
+    shapes = {key: tensor.shape for key, tensor in given.items()}
+    for key in sorted({*shapes, *(expected or shapes)}):
+        have, want = shapes.get(key), (expected or shapes).get(key)
+        if have != want:
+            told = [tuple(each) if each is not None else "missing" for each in (have, want)]
+            raise LuthierError(f"{folder}: {key} of {path} is {told[0]}; this base expects {told[1]}.")

@@ -1,0 +1,1 @@
+"""Methods: one file, one method. A folder is an axis, the question that its files answer."""

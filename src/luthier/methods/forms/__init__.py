@@ -1,0 +1,7 @@
+"""Forms: what is added to a site. One file, one equation."""
+
+from luthier.core.contracts.component import attributes, plugin_folders
+
+AXIS = "what form?"
+__path__ += plugin_folders("forms")
+__getattr__ = attributes("forms")

@@ -1,0 +1,7 @@
+"""Objectives: a loss on a batch."""
+
+from luthier.core.contracts.component import attributes, plugin_folders
+
+AXIS = "towards what?"
+__path__ += plugin_folders("objectives")
+__getattr__ = attributes("objectives")

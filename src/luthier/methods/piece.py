@@ -1,0 +1,73 @@
+"""Several forms under one adapter name: each with its place, as recipes, flags and `run.json` tell them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.core.contracts.component import check_type, find
+from luthier.core.contracts.form import Form
+from luthier.core.errors import LuthierError, near
+
+KEYS = ("method", "where", "form")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A form and where it goes."""
+
+    form: Form
+    where: str | None = None
+    """Sites that it is attached to (none: the form's own)."""
+
+    @property
+    def place(self) -> str:
+        """Where it goes, said by somebody or by the form."""
+        return self.form.where if self.where is None else self.where
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"method", "where", "form"}`, the form's settings in full."""
+        return {"method": self.form.name(), "where": self.where, "form": self.form.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Piece:
+        """The inverse; `where` and `form` may be left out. Raises `LuthierError` for anything else."""
+        if not isinstance(values, dict):
+            raise LuthierError(f'a further form is {values!r}; expected a table such as {{method = "bottleneck"}}.')
+        for key in values:
+            if key not in KEYS:
+                raise LuthierError(f"a further form has no {key!r}{near(key, KEYS)} It has: {', '.join(KEYS)}.")
+        method, where, settings = values.get("method"), values.get("where"), values.get("form", {})
+        for key, value, hint in (("method", method, str), ("where", where, str | None), ("form", settings, dict)):
+            check_type(f"{key} of a further form", value, hint)
+        return cls(find("forms", str(method), Form).from_dict(settings), where)
+
+    def to_toml(self) -> str:
+        """An inline table, with the settings that differ from their defaults."""
+        own = {f.name: getattr(self.form, f.name) for f in dataclasses.fields(self.form)}
+        told = {f.name: own[f.name] for f in dataclasses.fields(self.form) if own[f.name] != f.default}
+        where = {} if self.where is None else {"where": self.where}
+        return _inline({"method": self.form.name(), **where, "form": told})
+
+
+def _inline(value: Any) -> str:
+    """A value as TOML has it; JSON writes strings, numbers and booleans alike."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_inline(each)}" for key, each in value.items()) + "}"
+    return json.dumps(value)
+
+
+def read_pieces(text: str) -> tuple[Piece, ...]:
+    """The forms of `[{method = …, where = …, form = {…}}, …]`; one table may stand without brackets."""
+    from luthier.methods.recipe import tomllib
+
+    try:
+        found = tomllib.loads(f"also = {text}")["also"]
+    except tomllib.TOMLDecodeError as error:
+        raise LuthierError(
+            f'{text!r} is no list of forms: {error}. Write [{{method = "bottleneck", where = "output(mlp)", '
+            "form = {dim = 512}}]."
+        ) from None
+    return tuple(map(Piece.from_dict, found if isinstance(found, list) else [found]))

@@ -1,0 +1,7 @@
+"""Selections: which rows a model is fitted to. One file, one rule."""
+
+from luthier.core.contracts.component import attributes, plugin_folders
+
+AXIS = "on what?"
+__path__ += plugin_folders("selections")
+__getattr__ = attributes("selections")

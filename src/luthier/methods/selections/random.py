@@ -1,0 +1,30 @@
+"""Rows by chance: what every other selection has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from luthier.core.contracts.selection import DataSelection
+
+
+@dataclass(frozen=True)
+class Random(DataSelection):
+    """u_i ~ U(0, 1): take the largest
+
+    Drawn by the seed. As shots, rows drawn for each prompt anew.
+    """
+
+    paper = "the null"
+    targeted = False
+
+    def score(self, pool):
+        import numpy as np
+
+        return np.random.default_rng(pool.seed).random(len(pool.examples))
+
+    def nearest(self, queries, pool, count):
+        import numpy as np
+
+        draw, keys = np.random.default_rng(pool.seed), [row.key() for row in pool.examples.rows]
+        orders = [(query.key(), draw.permutation(len(keys))) for query in queries]
+        return [[int(i) for i in order if keys[i] != own][:count] for own, order in orders]

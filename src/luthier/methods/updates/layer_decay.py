@@ -1,0 +1,102 @@
+"""Layer-wise decay of the learning rate: the lower a layer, the less it moves."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.adapters.container import Adapters
+from luthier.core.contracts.update import Course, Place, Update
+from luthier.core.errors import LuthierError
+from luthier.methods.forms.full import Full
+from luthier.methods.updates._layers import check_layered, check_range
+
+SPREAD = 0.02
+"""Standard deviation of fresh matrices, as BERT begins."""
+
+
+@dataclass(frozen=True)
+class LayerDecay(Update):
+    """η_l = η d^(L - l)
+
+    l = 0 for the embeddings, 1 to L for the blocks; final norm and head learn at η as the top block does. `reinit`
+    starts the top blocks anew (matrices normal with deviation 0.02, norms and biases as the model's own
+    initialisation has them: Gemma's norms compute 1 + w and start at 0), which needs the form full.
+    The default d is ELECTRA's (0.9 for its large model).
+    """
+
+    paper = "Tinn et al. 2023 (Patterns), arXiv 2112.07869; decay: Clark et al. 2020 (ELECTRA), arXiv 2003.10555"
+    neutral = (("decay", 1.0),)
+
+    decay: float = 0.8
+    """d: the rate of a layer over that of the one above."""
+    reinit: int = 0
+    """Blocks at the top that start anew."""
+
+    def bounds(self):
+        check_range(self, "decay", 0.0, 1.0)
+        check_range(self, "reinit", 0, float("inf"))
+
+    def check(self, form, sites):
+        check_layered(self, form, sites)
+        blocks = 1 + max(site.layer for site in sites if site.layer is not None)
+        if self.reinit and not isinstance(form, Full):
+            raise LuthierError(
+                f"layerdecay.reinit starts weights anew, which {form.name()} leaves as they are; use full."
+            )
+        if self.reinit > blocks:
+            raise LuthierError(f"layerdecay.reinit is {self.reinit}, and there are {blocks} blocks.")
+
+    def rate(self, course, place, key):
+        return self.decay ** max(0, course.depth - place.level)
+
+    def values(self, course, step):
+        top = range(course.depth - self.reinit + 1, course.depth + 1)
+        return {
+            place.key(key): fresh(course, place, parameter)
+            for place in course.places
+            if step == 0 and place.level in top
+            for key, parameter in place.params.items()
+        }
+
+
+def fresh(course: Course, place: Place, like: Tensor) -> Tensor:
+    """A tensor as it is before any training, drawn by the seed and the tensor's name."""
+    if like.dim() < 2:
+        return _as_initialised(place, like)
+    generator = torch.Generator().manual_seed(crc32(f"{course.seed} {place.name}".encode()))
+    return SPREAD * torch.randn(like.shape, generator=generator, dtype=like.dtype)
+
+
+def _as_initialised(place: Place, like: Tensor) -> Tensor:
+    """A vector as its model's own initialisation starts it, found on a copy of its module."""
+    from transformers import PreTrainedModel  # --help does without
+
+    twin, why = _blank(place.module), f"{type(place.owner).__name__} has no initialisation of its own"
+    if isinstance(place.owner, PreTrainedModel):
+        place.owner._init_weights(twin)
+        found = twin._parameters[place.site.path.rpartition(".")[2]]
+        if found is not None and not bool(found.isnan().any()):
+            return found.detach().to(like.device, like.dtype)
+        why = f"{type(place.owner).__name__}'s own initialisation leaves it"
+    raise LuthierError(f"layerdecay.reinit cannot tell how {place.site} starts: {why}. Leave reinit 0.")
+
+
+def _blank(module: nn.Module) -> nn.Module:
+    """A copy without adapters whose vectors hold no number yet, and whose matrices no memory."""
+    twin = copy.copy(module)
+    twin.__class__ = getattr(type(module), "_luthier_base", type(module))
+    inside = {key: child for key, child in module._modules.items() if not isinstance(child, Adapters | None)}
+    vars(twin)["_modules"] = {key: _blank(child) for key, child in inside.items()}
+    vars(twin)["_parameters"] = {key: None if p is None else _empty(p) for key, p in module._parameters.items()}
+    vars(twin)["_buffers"] = {key: None if b is None else b.clone() for key, b in module._buffers.items()}
+    return twin
+
+
+def _empty(parameter: Tensor) -> nn.Parameter:
+    new = torch.empty_like(parameter, device="meta") if parameter.dim() > 1 else torch.full_like(parameter, torch.nan)
+    return nn.Parameter(new, requires_grad=False)

@@ -1,0 +1,75 @@
+"""LIFT: the entries that a weight's leading directions make large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luthier.core.contracts.update import Course, Update
+from luthier.core.errors import LuthierError
+from luthier.methods.forms.full import Full
+from luthier.methods.updates._layers import check_range
+
+
+@dataclass(frozen=True)
+class LIFT(Update):
+    """W_ij trains where |Ŵ_ij| is among the k largest; Ŵ = rank-reduced W, k = min((m + n) r, m n)
+
+    Ŵ is the best approximation of W of rank `filter_rank`, taken anew every `interval` steps; entries that stay keep
+    their moments, newcomers start at zero, and what has left keeps the value that it reached. Only matrices of the
+    blocks train, each expert's its own k entries, and moments exist for these k alone. A filter of full rank picks
+    by magnitude. At the end the adapter holds the entries that moved. (The authors train with β₂ = 0.95; here AdamW's
+    own 0.999 stands.)
+    """
+
+    paper = "Liu et al. 2025 (ICML), arXiv 2506.00772 (code: zihanghliu/LIFT)"
+    neutral = (("lora_rank", 10**6),)
+    sparse = True
+    decays = False
+
+    lora_rank: int = 128
+    """r: LoRA of this rank would train as many numbers."""
+    filter_rank: int = 128
+    """Rank that is left of W."""
+    interval: int = 400
+    """Steps between choices."""
+
+    def bounds(self):
+        for key in ("lora_rank", "filter_rank", "interval"):
+            check_range(self, key, 1, float("inf"))
+
+    def check(self, form, sites):
+        if not isinstance(form, Full):
+            raise LuthierError(f"lift chooses among the entries of weights, and {form.name()} adds factors; use full.")
+        if not any(site.layer is not None and site.d_out > 1 for site in sites):
+            raise LuthierError(f"lift trains matrices of the blocks, and none of the {len(sites)} sites is one.")
+
+    def active(self, course, step):
+        inside = (place for place in course.places if 1 <= place.level <= course.depth)
+        return [place for place in inside if all(p.dim() > 1 for p in place.params.values())]
+
+    def entries(self, course, step):
+        return self.chosen(course, step) if step % self.interval == 0 else None
+
+    def chosen(self, course: Course, step: int) -> dict[str, Tensor]:
+        """The entries of every tensor as it is now."""
+        places = self.active(course, step)
+        return {place.key(key): self.principal(p.detach()) for place in places for key, p in place.params.items()}
+
+    def principal(self, w: Tensor) -> Tensor:
+        """Flat indices, sorted, of the principal entries of w [..., m, n]."""
+        matrices = w.reshape(-1, *w.shape[-2:])
+        k = min(sum(w.shape[-2:]) * self.lora_rank, matrices[0].numel())
+        found = [i * each.numel() + reduced(each, self.filter_rank).abs().flatten().topk(k).indices.sort().values
+                 for i, each in enumerate(matrices)]  # fmt: skip
+        return torch.cat(found)
+
+
+def reduced(w: Tensor, rank: int) -> Tensor:
+    """The best approximation of w [m, n] of a rank."""
+    if rank >= min(w.shape):
+        return w
+    u, s, vt = torch.linalg.svd(w, full_matrices=False)
+    return (u[:, :rank] * s[:rank]) @ vt[:rank]

@@ -1,0 +1,54 @@
+"""Models without their weights: the configuration, what prepares inputs, every shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import LuthierError
+from luthier.models.hub import only_local
+from luthier.models.load import TASKS
+from luthier.models.resolve import resolve
+
+
+def config_of(name: str) -> Any:
+    """The transformers configuration of a model by folder, config.json, hub id, .gguf file or catalogue name."""
+    import transformers
+
+    file = Path(name).expanduser()
+    path = file if file.suffix == ".json" and file.is_file() else resolve(name)
+    with _told(name, "a config.json"):
+        return transformers.AutoConfig.from_pretrained(path, local_files_only=only_local(path))
+
+
+def processor_of(name: str, task: str) -> Any:
+    """What prepares the inputs of a model for a task (a key of `luthier.models.TASKS`), without its weights."""
+    import transformers
+
+    path = resolve(name)
+    with _told(name, "a tokenizer (or what prepares its inputs)"):
+        kind = getattr(transformers, TASKS[task].processor)
+        return kind.from_pretrained(path, local_files_only=only_local(path))
+
+
+@contextmanager
+def _told(name: str, wanted: str) -> Iterator[None]:
+    try:
+        yield
+    except LuthierError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise LuthierError(f"could not read {wanted} of {name!r}: {reason}") from error
+
+
+def meta_model(config: Any) -> Any:
+    """The model of a configuration on the meta device: every shape, no memory."""
+    import torch
+    import transformers
+
+    named = getattr(transformers, (config.architectures or [""])[0], None)
+    with torch.device("meta"):
+        return named(config) if named else transformers.AutoModel.from_config(config)

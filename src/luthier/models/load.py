@@ -1,0 +1,159 @@
+"""Loading a model and what prepares its inputs, for a task."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import LuthierError, near
+from luthier.models.hub import only_local
+from luthier.models.labels import label_settings
+from luthier.models.quantize import quantization, warn_of_odd_widths
+from luthier.models.quiet import quiet
+from luthier.models.resolve import resolve
+from luthier.models.tokenizer import refuse_empty, set_pad_token
+
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The transformers auto classes of a task: of the model and of what prepares its inputs."""
+
+    model: str
+    processor: str = "AutoTokenizer"
+
+
+TASKS: dict[str, Task] = {
+    "causal-lm": Task("AutoModelForCausalLM"),
+    "classification": Task("AutoModelForSequenceClassification"),
+    "regression": Task("AutoModelForSequenceClassification"),
+    "seq2seq": Task("AutoModelForSeq2SeqLM"),
+    "image-classification": Task("AutoModelForImageClassification", "AutoImageProcessor"),
+    "audio-classification": Task("AutoModelForAudioClassification", "AutoFeatureExtractor"),
+    "embedding": Task("AutoModel", "AutoProcessor"),
+}
+
+
+CLASS_TASKS = {
+    "ForSequenceClassification": "classification",
+    "ForConditionalGeneration": "seq2seq",
+    "ForImageClassification": "image-classification",
+    "ForAudioClassification": "audio-classification",
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
+}
+"""The task of a model class, by how transformers ends its name."""
+
+
+def task_of_class(model: str) -> str:
+    """The task (a key of `TASKS`) that a model class serves; a bare one embeds."""
+    return next((task for ending, task in CLASS_TASKS.items() if model.endswith(ending)), "embedding")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model ready for a task."""
+
+    model: Any
+    """The transformers model, in evaluation mode."""
+    processor: Any
+    """Its tokenizer, image processor, feature extractor or processor."""
+    name: str
+    """The name as given."""
+    path: Path | str
+    """The local folder, or the hub id."""
+    task: str
+    new_modules: list[str]
+    """Dotted paths of the modules whose parameters the checkpoint lacks: new, to be trained."""
+
+
+def load(
+    name: str,
+    *,
+    task: str = "causal-lm",
+    dtype: str = "float32",
+    labels: list[str] | None = None,
+    num_labels: int | None = None,
+    quantize: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Loaded:
+    """The model `name` (a folder, a .gguf file, a catalogue name or a hub id) for a task.
+
+    Only safetensors weights are read, and code that comes with a model runs only with
+    `trust_remote_code`. `labels` name the classes; a checkpoint that already has these very labels
+    keeps its own order (see `model.config.label2id`). `dtype` is one of `DTYPES`, `quantize` is `nf4`
+    or `int8`. Raises `LuthierError` on anything that does not fit.
+    """
+    import transformers
+
+    _choice("task", task, TASKS)
+    _choice("dtype", dtype, DTYPES)
+    path = resolve(name)
+    revision = revision or "main"
+    source = {"trust_remote_code": trust_remote_code, "revision": revision}
+    source["local_files_only"] = only_local(path, revision)
+    with _told(name, path, task), quiet(bars=True):
+        config = transformers.AutoConfig.from_pretrained(path, **source)
+        config = label_settings(config, task, labels, num_labels)
+        processor = getattr(transformers, TASKS[task].processor).from_pretrained(path, **source)
+        refuse_empty(processor, name)
+        model_class = getattr(transformers, TASKS[task].model)
+        model, report = model_class.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=labels is not None or num_labels is not None or task == "regression",
+            quantization_config=quantization(quantize, model_class, config),
+            output_loading_info=True,
+            **source,
+        )
+    new = _new_modules(model, report, name)
+    set_pad_token(model, processor)
+    if quantize is not None:
+        warn_of_odd_widths(model)
+    return Loaded(model.eval(), processor, name, path, task, new)
+
+
+def _choice(what: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise LuthierError(f"no {what} {value!r}{near(value, known) or '.'} There are: {', '.join(known)}.")
+
+
+@contextmanager
+def _told(name: str, path: Path | str, task: str) -> Iterator[None]:
+    """Makes a `LuthierError` of what transformers raises for a model that does not load or fit."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except LuthierError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = textwrap.shorten(str(error), 300, placeholder=" …").rstrip(".")
+        if isinstance(path, str):
+            hint = f"{name} was taken for a hub id, as no such folder exists: check it there."
+        else:
+            hint = f"Check that {path} is whole and that its model serves the task {task}."
+        raise LuthierError(f"could not load {name!r} for {task}: {reason}. {hint}") from error
+
+
+def _new_modules(model: Any, report: dict[str, Any], name: str) -> list[str]:
+    """The owners of parameters that the checkpoint did not fill; a tied one is filled by its twin."""
+    odd = {key for key, *_ in report["mismatched_keys"]}
+    body = sorted(key for key in odd if key.startswith(f"{model.base_model_prefix}."))
+    if body:
+        raise LuthierError(f"weights of {name!r} do not have the sizes its config.json says: {body[0]}.")
+    absent = set(report["missing_keys"]) | odd
+    parameters = list(model.named_parameters(remove_duplicate=False))
+    filled = {id(parameter) for key, parameter in parameters if key not in absent}
+    if not filled:
+        raise LuthierError(f"none of the weights of {name!r} fit {type(model).__name__}.")
+    new = [key for key, parameter in parameters if id(parameter) not in filled]
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in new))

@@ -1,0 +1,53 @@
+"""What a MODEL argument means: a folder, a .gguf file, a name of the catalogue or a hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from luthier.core.errors import LuthierError, near
+from luthier.models.cache import commit
+from luthier.models.catalogue import catalogue
+from luthier.models.fetch import convert, fetch, sha256
+from luthier.models.progress import step
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def resolve(name: str, progress: bool = True) -> Path | str:
+    """The local folder that `name` stands for, or the hub id `org/name` itself.
+
+    A folder with a config.json comes first, then a .gguf file (converted once into the cache), then
+    the catalogue (fetched if not cached), then hub ids. Anything else raises `LuthierError` with near
+    names.
+    """
+    path = Path(name).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    if path.suffix == ".gguf":
+        return converted(path, progress)
+    names = [entry.name for entry in catalogue()]
+    if name in names:
+        return fetch(name, progress)
+    if path.is_dir():
+        raise LuthierError(f"the folder {name} holds no config.json, so it is no transformers model.")
+    if _HUB_ID.fullmatch(name):
+        return name
+    raise LuthierError(
+        f"no model {name!r}: no such folder{near(name, names) or '.'} The catalogue has "
+        f"{', '.join(names)}; else give a folder, a .gguf file or a hub id org/name."
+    )
+
+
+def converted(weights: Path, progress: bool = True) -> Path:
+    """The cached safetensors folder of a .gguf file, keyed by its sha256; made the first time."""
+    if not weights.is_file():
+        raise LuthierError(f"no file {weights}.")
+    stem = re.sub(r"[^a-z0-9.-]+", "-", weights.stem.lower())
+
+    def build(scratch: Path) -> Path:
+        with step(f"converting {weights.name}", progress):
+            convert("gguf", weights, scratch / "model")
+        return scratch / "model"
+
+    return commit(f"{stem}-{sha256(weights)[:8]}", build)

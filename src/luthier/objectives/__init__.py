@@ -1,7 +1,0 @@
-"""Objectives: a loss on a batch."""
-
-from luthier.core.component import attributes, plugin_folders
-
-AXIS = "towards what?"
-__path__ += plugin_folders("objectives")
-__getattr__ = attributes("objectives")

@@ -1,0 +1,1 @@
+"""Engine: many requests decoded at once, each with its own adapter."""

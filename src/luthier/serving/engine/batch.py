@@ -1,0 +1,93 @@
+"""The rows that run: they join with their prompts, get a token a step together, and leave."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from luthier.core.adapters.control import Arrangement
+from luthier.serving.engine.cache import RowCache, attention_mask
+from luthier.serving.engine.job import Job
+from luthier.serving.engine.sampling import choose
+
+
+class Batch:
+    """The running jobs, row by row, and their cache."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.jobs: list[Job] = []
+        self.arrangement = Arrangement(model)
+        self._cache = RowCache()
+        self._takes = frozenset(inspect.signature(model.forward).parameters)
+
+    def enter(self, jobs: Sequence[Job]) -> None:
+        """Reads the prompts of `jobs` in one pass, gives each its first token, and keeps those that go on.
+
+        An exception of the pass leaves the running rows as they were, and `jobs` without a token.
+        """
+        with torch.inference_mode():
+            lengths = [len(job.request.prompt) for job in jobs]
+            ids = [[0] * (max(lengths) - len(job.request.prompt)) + list(job.request.prompt) for job in jobs]
+            prompts = DynamicCache()
+            logits = self._logits(ids, lengths, prompts, [job.request.adapter for job in jobs])
+            choices = choose(logits, [job.draw for job in jobs])
+        for job, choice in zip(jobs, choices, strict=True):
+            job.take(choice)
+        going = [row for row, job in enumerate(jobs) if job.finish is None]
+        if going:
+            with torch.inference_mode():
+                self._cache.join(prompts, lengths, going)
+            self.jobs += [jobs[row] for row in going]
+
+    def step(self) -> None:
+        """One token for every row."""
+        with torch.inference_mode():
+            self._cache.ready()
+            ids = [[job.last] for job in self.jobs]
+            lengths = [length + 1 for length in self._cache.lengths]
+            logits = self._logits(ids, lengths, self._cache, [job.request.adapter for job in self.jobs])
+            self._cache.advance()
+            choices = choose(logits, [job.draw for job in self.jobs])
+        for job, choice in zip(self.jobs, choices, strict=True):
+            job.take(choice)
+        self.drop_finished()
+
+    def drop_finished(self) -> None:
+        """Takes out the rows whose jobs are over; the last row moves into a place that becomes free."""
+        with torch.inference_mode():
+            for row in reversed(range(len(self.jobs))):
+                if self.jobs[row].finish is not None:
+                    self._cache.drop(row)
+                    self.jobs[row] = self.jobs[-1]
+                    self.jobs.pop()
+
+    def clear(self) -> None:
+        """Drops every row."""
+        self.jobs = []
+        self._cache.clear()
+        self.arrangement.release()
+
+    def _logits(self, ids: list[list[int]], lengths: Sequence[int], cache: DynamicCache, names: list) -> Tensor:
+        """The logits behind the last token of every row, [rows, vocabulary]; `lengths` count the tokens of `ids`."""
+        self.arrangement.set(names)
+        device = self.model.device
+        entering = torch.tensor(ids, device=device)
+        mask = attention_mask(lengths, device)
+        places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -entering.shape[1] :]
+        # as a tensor, because a slice is not contiguous, and a frozen head would be copied for every row
+        last = torch.tensor([entering.shape[1] - 1], device=device)
+        wanted = {"position_ids": places, "logits_to_keep": last}
+        out = self.model(
+            input_ids=entering,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **{name: value for name, value in wanted.items() if name in self._takes},
+        )
+        return out.logits[:, -1]

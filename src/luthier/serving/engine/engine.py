@@ -1,0 +1,149 @@
+"""The engine: requests with different adapters decoded together, on a thread of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from luthier.core.adapters.attach import NAME, detach, find_state
+from luthier.core.adapters.control import use
+from luthier.core.errors import LuthierError, near
+from luthier.core.storage.store import load
+from luthier.serving.engine.able import Trial, refuse_unservable
+from luthier.serving.engine.job import Job, Vocabulary
+from luthier.serving.engine.request import Deliver, Request, Statistics, Ticket, refuse_wrong
+from luthier.serving.engine.worker import Worker
+
+
+class Engine:
+    """Decodes up to `rows` requests at once; `waiting` more may queue.
+
+    Every row uses an adapter of its own, or none. Rows join and leave between two steps. The model belongs to the
+    engine until `close`. A prompt and its answer have `max_length` tokens at most (None: as many as the model has
+    positions). Raises `LuthierError` for a model whose rows cannot share a batch.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        adapters: Mapping[str, str | Path] = {},
+        rows: int = 32,
+        waiting: int = 128,
+        max_length: int | None = None,
+    ) -> None:
+        if rows < 1 or waiting < 0 or (max_length is not None and max_length < 2):
+            raise LuthierError(
+                f"rows is {rows}, waiting {waiting} and max_length {max_length}; expected at least 1, 0 and 2."
+            )
+        if find_state(model) is not None:
+            raise LuthierError("the model carries adapters already; give the engine the base, and the folders.")
+        refuse_unservable(model.eval())
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_length: int | None = max_length if max_length is not None else positions
+        self._model, self._vocabulary = model, Vocabulary.of(model, tokenizer)
+        self._tokens = model.get_input_embeddings().num_embeddings
+        self._trial, self._worker = Trial(model), Worker(model, rows, waiting)
+        self._names: list[str] = []
+        self._leaving: set[str] = set()
+        for name, folder in adapters.items():
+            self.load(name, folder)
+
+    def start(self) -> None:
+        """Starts the thread that runs the model."""
+        self._worker.start()
+
+    def submit(self, request: Request, deliver: Deliver) -> Ticket:
+        """Queues a request; `deliver` gets its pieces on the engine's thread, the last one with a `finish`.
+
+        `deliver` should return at once, and must not call the engine. Raises `Busy` if the queue is full or the
+        engine stops, and `LuthierError` for what cannot be served: settings out of range, an unknown adapter, token
+        ids that the model lacks, a prompt that leaves no room for an answer.
+        """
+        refuse_wrong(request)
+        job = Job(request, deliver, self._vocabulary, self._most(request))
+        with self._worker.changed:
+            self._refuse_adapter(request.adapter)
+            self._worker.add(job)
+        return Ticket(lambda: self._worker.cancel(job))
+
+    def _most(self, request: Request) -> int:
+        """How many tokens the answer may have."""
+        if wrong := [token for token in request.prompt if not 0 <= token < self._tokens]:
+            raise LuthierError(f"token id {wrong[0]} is none of the model's {self._tokens}.")
+        if self.max_length is None:
+            return request.max_tokens
+        if len(request.prompt) >= self.max_length:
+            raise LuthierError(
+                f"the prompt has {len(request.prompt)} tokens, and prompt and answer may have {self.max_length} "
+                "together; shorten it."
+            )
+        return min(request.max_tokens, self.max_length - len(request.prompt))
+
+    def _refuse_adapter(self, name: str | None) -> None:
+        if name in self._leaving:
+            raise LuthierError(f"adapter {name!r} is being unloaded.")
+        if name is not None and name not in self._names:
+            there = ", ".join(self._names) or "none but the base"
+            raise LuthierError(f"no adapter named {name!r}{near(name, self._names)} There are: {there}.")
+
+    def load(self, name: str, folder: str | Path) -> None:
+        """Loads an adapter between two steps; raises `LuthierError` for a taken or unfit name, for one that
+        `luthier.load` refuses, and for one that would act on the rows of others."""
+        if not NAME.fullmatch(name):
+            raise LuthierError(f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64).")
+        self._worker.between(lambda: self._load(name, folder))
+
+    def _load(self, name: str, folder: str | Path) -> None:
+        if name in self._names:
+            raise LuthierError(f"an adapter named {name!r} is loaded already; unload it first.")
+        load(self._model, folder, name)
+        try:
+            self._trial(name)
+        except BaseException:
+            detach(self._model, name)
+            raise
+        use(self._model, [])  # until a row asks for it; the next one to load would have to silence all that act
+        with self._worker.changed:
+            self._names.append(name)
+
+    def unload(self, name: str) -> None:
+        """Refuses new requests for an adapter, waits for those that there are, and takes it off."""
+        worker = self._worker
+        with worker.changed:
+            self._refuse_adapter(name)
+            self._leaving.add(name)
+            worker.changed.wait_for(lambda: not worker.live[name] or worker.closed)
+        try:
+            worker.between(lambda: self._unload(name))
+        finally:
+            with worker.changed:
+                self._leaving.discard(name)
+
+    def _unload(self, name: str) -> None:
+        detach(self._model, name)
+        with self._worker.changed:
+            self._names.remove(name)
+
+    def adapters(self) -> list[str]:
+        """The names of the adapters that can be asked for, in the order of loading."""
+        with self._worker.changed:
+            return [name for name in self._names if name not in self._leaving]
+
+    def statistics(self) -> Statistics:
+        """What was done so far, and what is under way."""
+        return replace(self._worker.statistics(), adapters=len(self._names))
+
+    def drain(self, seconds: float) -> bool:
+        """Takes no more requests and waits for the rest; whether they ended in time."""
+        worker = self._worker
+        with worker.changed:
+            worker.draining = True
+            return worker.changed.wait_for(lambda: not worker.live.total(), seconds)
+
+    def close(self) -> None:
+        """Ends what is left with finish cancelled, and the thread; the model, with its adapters, is free again."""
+        self._worker.close()

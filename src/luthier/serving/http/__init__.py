@@ -1,0 +1,1 @@
+"""HTTP: the server before the engine, and its page."""

@@ -1,0 +1,121 @@
+"""The HTTP server's app: OpenAI's endpoints, adapters, health, metrics and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi import Request as Call
+from fastapi.responses import JSONResponse, Response
+
+from luthier.core.palette import styled
+from luthier.serving.http import refusal
+from luthier.serving.http.answers import Chat, Choice, Completion, Shape
+from luthier.serving.http.guard import Guard, Guarded
+from luthier.serving.http.metrics import MEDIA
+from luthier.serving.http.prompts import chat_ids, text_ids
+from luthier.serving.http.schema import AdapterBody, ChatBody, CompletionBody, Sampled
+from luthier.serving.http.service import Service
+from luthier.serving.http.stream import Events, Flight, events, whole
+
+COMPLETION_TOKENS = 16
+"""max_tokens of a completion that does not say it, as OpenAI's reference has it."""
+HERE = Path(__file__).parent
+
+
+def create_app(service: Service, guard: Guard) -> FastAPI:
+    """The app of a service. Its engine is started and closed by whoever made it."""
+    app = FastAPI(title="luthier serve", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    for routes in (answers(service), models(service), page(service)):
+        app.include_router(routes)
+    refusal.install(app)
+    app.add_middleware(Guarded, guard=guard, requests=service.metrics.requests)
+    return app
+
+
+def answers(service: Service) -> APIRouter:
+    """Chat completions and completions."""
+    routes = APIRouter(prefix="/v1")
+
+    @routes.post("/chat/completions")
+    async def chat(body: ChatBody, call: Call) -> Response:
+        service.refuse_when_draining()
+        service.adapter_of(body.model)
+        prompts = await service.tokens(chat_ids, [body.messages])
+        most = body.max_completion_tokens or body.max_tokens
+        flight = service.submit(body, prompts, most, body.top_logprobs if body.logprobs else None)
+        return await told(call, body, flight, shape(Chat, body, body.logprobs, prompts))
+
+    @routes.post("/completions")
+    async def completion(body: CompletionBody, call: Call) -> Response:
+        service.refuse_when_draining()
+        service.adapter_of(body.model)
+        prompts = await service.tokens(text_ids, body.prompt)
+        flight = service.submit(body, prompts, body.max_tokens or COMPLETION_TOKENS, body.logprobs)
+        return await told(call, body, flight, shape(Completion, body, body.logprobs is not None, prompts))
+
+    return routes
+
+
+def shape(kind: type[Shape], body: Sampled, logprobs: bool, prompts: Sequence[list[int]]) -> Shape:
+    """The answers of a call before they begin."""
+    choices = [Choice() for _ in range(len(prompts) * body.n)]
+    return kind(body.model, logprobs, sum(map(len, prompts)), choices)
+
+
+async def told(call: Call, body: Sampled, flight: Flight, shape: Shape) -> Response:
+    """The answers as a stream or whole, as the body asks."""
+    if body.stream:
+        return Events(flight, events(flight, shape, body.usage_in_stream()))
+    return JSONResponse(await whole(call, flight, shape))
+
+
+def models(service: Service) -> APIRouter:
+    """The base and its adapters: listed as models, loaded and unloaded."""
+    routes = APIRouter(prefix="/v1")
+
+    @routes.get("/models")
+    async def every() -> dict[str, Any]:
+        return {"object": "list", "data": service.models()}
+
+    @routes.get("/models/{name:path}")
+    async def one(name: str) -> dict[str, Any]:
+        return service.model(name)
+
+    @routes.post("/adapters", status_code=201)
+    async def load(body: AdapterBody) -> dict[str, Any]:
+        return await service.load(body.name, body.path)
+
+    @routes.delete("/adapters/{name}")
+    async def unload(name: str) -> dict[str, Any]:
+        return await service.unload(name)
+
+    return routes
+
+
+def page(service: Service) -> APIRouter:
+    """The chat page, health and metrics."""
+    routes = APIRouter()
+    html, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
+    routes.get("/")(_file(html, "text/html"))
+    routes.get("/page.css")(_file(styled(HERE / "page.css"), "text/css"))
+    routes.get("/page.js")(_file(script, "text/javascript"))
+
+    @routes.get("/health")
+    async def health() -> JSONResponse:
+        return JSONResponse(*(({"status": "draining"}, 503) if service.draining else ({"status": "ready"}, 200)))
+
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), headers={"content-type": MEDIA})
+
+    return routes
+
+
+def _file(text: str, media: str) -> Any:
+    async def read() -> Response:
+        return Response(text, media_type=media, headers={"cache-control": "no-cache"})
+
+    return read

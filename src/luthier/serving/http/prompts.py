@@ -1,0 +1,35 @@
+"""From messages and texts to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from luthier.core.errors import LuthierError
+from luthier.data import Example, prompt_ids
+from luthier.serving.http.refusal import Refusal
+from luthier.serving.http.schema import Message
+
+PLACEHOLDER = {"role": "assistant", "content": "a"}
+"""Stands for the answer, before which the prompt ends."""
+
+
+def chat_ids(messages: Sequence[Message], tokenizer: Any) -> list[int]:
+    """Token ids of a conversation up to the answer: those that stand before an answer in training."""
+    turns = [message.spoken() for message in messages]
+    example = Example(row=1, messages=[*turns, PLACEHOLDER], context=len(turns))
+    try:
+        return prompt_ids(example, tokenizer)
+    except LuthierError as error:
+        raise Refusal(400, str(error).removeprefix("row 1: "), param="messages", code="invalid_value") from None
+
+
+def text_ids(prompt: str | Sequence[int], tokenizer: Any) -> list[int]:
+    """Token ids of a text, with the special tokens that the tokenizer puts around texts; ids are checked and kept."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    wrong = [i for i in prompt if not 0 <= i < len(tokenizer)]
+    if wrong:
+        message = f"prompt: {wrong[0]} is no token id; expected 0 to {len(tokenizer) - 1:,}."
+        raise Refusal(400, message, param="prompt", code="invalid_value")
+    return list(prompt)

@@ -1,0 +1,153 @@
+"""What the server knows: its engine, its models by name, and what it may load."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.adapters.attach import NAME
+from luthier.core.errors import LuthierError, near
+from luthier.core.storage.folder import adapter_at
+from luthier.serving.engine.request import Request
+from luthier.serving.http.metrics import Metrics, Watch
+from luthier.serving.http.refusal import RETRY, Refusal, refusal_of
+from luthier.serving.http.schema import MOST_CHOICES, Sampled
+from luthier.serving.http.stream import Flight
+
+if TYPE_CHECKING:
+    from luthier.serving.engine.engine import Engine
+
+
+UNBOUNDED = 2**12
+"""Tokens of an answer that nobody bounded, by a model that does not say how long its texts may be."""
+
+
+class Service:
+    """An engine under names. `base` is what the bare model is called; adapters go by their own names."""
+
+    def __init__(self, engine: Engine, tokenizer: Any, base: str, adapters_folder: str | Path | None = None) -> None:
+        self.engine, self.base = engine, base
+        self.tokenizer = copy.deepcopy(tokenizer)  # the engine's thread uses the other one
+        self.folder = None if adapters_folder is None else Path(adapters_folder).expanduser().resolve()
+        self.metrics = Metrics(engine)
+        self.created = int(time.time())
+        self.draining = False
+        self._tokenizing = asyncio.Lock()
+
+    def refuse_when_draining(self) -> None:
+        """Raises 503 when the server is about to stop."""
+        if self.draining:
+            raise Refusal(503, "the server is stopping and takes nothing new.", code="draining", headers=RETRY)
+
+    # --- models ---
+
+    def models(self) -> list[dict[str, Any]]:
+        """The base and every adapter, as models."""
+        return [self.model(name) for name in (self.base, *self.engine.adapters())]
+
+    def model(self, name: str) -> dict[str, Any]:
+        """One of them; raises 404 with near names."""
+        adapter = self.adapter_of(name)
+        parent = {} if adapter is None else {"parent": self.base}
+        return {"id": name, "object": "model", "created": self.created, "owned_by": "luthier", **parent}
+
+    def adapter_of(self, name: str) -> str | None:
+        """The adapter that a model's name means, None for the base."""
+        if name == self.base:
+            return None
+        names = self.engine.adapters()
+        if name not in names:
+            known = [self.base, *names]
+            message = f"there is no model {name!r}{near(name, known)} There are: {', '.join(known)}."
+            raise Refusal(404, message, param="model", code="model_not_found")
+        return name
+
+    # --- answers ---
+
+    async def tokens(self, function: Callable[..., list[int]], texts: Sequence[Any]) -> list[list[int]]:
+        """`function(text, tokenizer)` for each text, beside the loop: long texts take their time."""
+        async with self._tokenizing:
+            return await asyncio.to_thread(lambda: [function(text, self.tokenizer) for text in texts])
+
+    def submit(self, body: Sampled, prompts: Sequence[list[int]], most: int | None, logprobs: int | None) -> Flight:
+        """`body.n` answers to each prompt, of at most `most` tokens (None: as many as the model has room for)."""
+        self.refuse_when_draining()
+        if len(prompts) * body.n > MOST_CHOICES:
+            message = f"{len(prompts)} prompts with {body.n} answers each; at most {MOST_CHOICES} answers a call."
+            raise Refusal(400, message, param="n", code="invalid_value")
+        requests = [
+            Request(
+                prompt=tuple(prompt),
+                adapter=self.adapter_of(body.model),
+                max_tokens=most or self.engine.max_length or UNBOUNDED,
+                temperature=body.temperature,
+                top_p=body.top_p,
+                seed=None if body.seed is None else _seed(body.seed, number * body.n + i),
+                stop=tuple(body.stop),
+                logprobs=logprobs,
+            )
+            for number, prompt in enumerate(prompts)
+            for i in range(body.n)
+        ]
+        try:
+            return Flight(self.engine, requests, Watch(self.metrics))
+        except LuthierError as error:
+            self.refuse_when_draining()  # it may have begun meanwhile
+            raise refusal_of(error) from error
+
+    # --- adapters ---
+
+    async def load(self, name: str, path: str) -> dict[str, Any]:
+        """Loads an adapter from below the adapters' folder, under a new name."""
+        self.refuse_when_draining()
+        self.refuse_unless_managed()
+        if not NAME.fullmatch(name):
+            message = f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64)."
+            raise Refusal(400, message, param="name", code="invalid_value")
+        folder = self.inside(path)
+        if name in (self.base, *self.engine.adapters()):
+            raise Refusal(409, f"there is a model {name!r} already.", param="name", code="name_taken")
+        try:
+            await asyncio.to_thread(self.engine.load, name, folder)
+        except LuthierError as error:
+            raise Refusal(400, str(error), param="path", code="invalid_adapter") from error
+        return self.model(name)
+
+    async def unload(self, name: str) -> dict[str, Any]:
+        """Takes an adapter out, once its requests have ended."""
+        self.refuse_unless_managed()
+        if self.adapter_of(name) is None:
+            raise Refusal(400, f"{name!r} is the base; only adapters can be unloaded.", code="invalid_value")
+        await asyncio.to_thread(self.engine.unload, name)
+        return {"id": name, "object": "model", "deleted": True}
+
+    def refuse_unless_managed(self) -> None:
+        """Raises 403 where adapters stay as they are."""
+        if self.folder is None:
+            message = "adapters cannot be loaded or unloaded here; start the server with --adapters-folder DIR."
+            raise Refusal(403, message, code="adapters_fixed")
+
+    def inside(self, path: str) -> Path:
+        """The adapter's folder that `path` means; it and its files must lie in the adapters' folder, links resolved."""
+        assert self.folder is not None
+        try:
+            found = (self.folder / path).resolve()
+            folder = adapter_at(found) if found.is_relative_to(self.folder) else None
+            folders = [] if folder is None else [folder.resolve()]
+            places = [found, *folders, *(each.resolve() for each in folders for each in each.iterdir())]
+        except (OSError, ValueError, RuntimeError):  # NUL, too long, a circle of links
+            folders, places = [], []
+        if not all(place.is_relative_to(self.folder) for place in places):
+            raise Refusal(403, "path: it does not lie in the adapters' folder.", param="path", code="outside_folder")
+        if not folders:
+            raise Refusal(400, f"path: {path!r:.200} holds no adapter.", param="path", code="invalid_adapter")
+        return folders[0]
+
+
+def _seed(seed: int, index: int) -> int:
+    """The seed of an answer: the first has the one asked for, the others those after it."""
+    return seed if index == 0 else (seed + index) % 2**63

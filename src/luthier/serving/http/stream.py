@@ -1,0 +1,125 @@
+"""Between the engine's thread and the server's loop: requests go in, their pieces come out in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Request as Call
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from luthier.serving.engine.request import Piece, Request, Ticket
+from luthier.serving.http.answers import DONE, Shape, event
+from luthier.serving.http.metrics import Watch
+from luthier.serving.http.refusal import Refusal
+
+if TYPE_CHECKING:
+    from luthier.serving.engine.engine import Engine
+
+LEFT = 499
+"""The status that a request is counted under when its client left; nginx's."""
+
+
+class Flight:
+    """Several requests under way, and their pieces as they come. Made on the server's loop."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request], watch: Watch) -> None:
+        """Submits all or none; raises what the engine raises."""
+        self.pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        self.tickets: list[Ticket] = []
+        self.watch = watch
+        loop = asyncio.get_running_loop()
+        try:
+            for index, request in enumerate(requests):
+                self.tickets.append(engine.submit(request, self._deliver(loop, index)))
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _deliver(self, loop: asyncio.AbstractEventLoop, index: int) -> Any:
+        def deliver(piece: Piece) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+                loop.call_soon_threadsafe(self.pieces.put_nowait, (index, piece))
+
+        return deliver
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
+        """(number of the request, piece) until every request has ended; raises `Refusal` when one failed."""
+        left = len(self.tickets)
+        while left:
+            index, piece = await self.pieces.get()
+            self.watch.piece(piece)
+            if piece.finish in FAILED:
+                raise failed(piece)
+            left -= piece.finish is not None
+            yield index, piece
+
+    def cancel(self) -> None:
+        """Ends what has not ended yet."""
+        for ticket in self.tickets:
+            ticket.cancel()
+
+
+FAILED = ("error", "cancelled")
+
+
+def failed(piece: Piece) -> Refusal:
+    """What a client hears whose request ended without an answer."""
+    if piece.finish == "cancelled":
+        return Refusal(503, "the server stopped before the answer was complete.", code="cancelled")
+    return Refusal(500, piece.error or "the engine failed.", code="engine_failed")
+
+
+async def whole(call: Call, flight: Flight, shape: Shape) -> dict[str, Any]:
+    """The complete answers; a client that leaves cancels them."""
+    left = asyncio.ensure_future(call.receive())  # after the body, only the news that the client left can come
+    work = asyncio.ensure_future(_gathered(flight, shape))
+    try:
+        await asyncio.wait((left, work), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise Refusal(LEFT, "the client left.")
+    finally:
+        flight.cancel()
+        left.cancel()
+        work.cancel()
+
+
+async def _gathered(flight: Flight, shape: Shape) -> dict[str, Any]:
+    async for index, piece in flight:
+        shape.choices[index].add(piece)
+    return shape.whole()
+
+
+async def events(flight: Flight, shape: Shape, usage: bool) -> AsyncIterator[str]:
+    """The answers as server-sent events; a failure is the last of them, since the status has been sent."""
+    told = {"usage": None} if usage else {}
+    try:
+        async for index, piece in flight:
+            if piece.text or piece.tokens or piece.finish:
+                yield event(shape.part(index, piece) | told)
+                shape.choices[index].add(piece)
+    except Refusal as refusal:
+        yield event(refusal.body())
+        return
+    if usage:
+        yield event(shape.last())
+    yield DONE
+
+
+class Events(StreamingResponse):
+    """A stream of events that cancels its requests however it ends, also before it began."""
+
+    def __init__(self, flight: Flight, content: AsyncIterator[str]) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(content, media_type="text/event-stream", headers=headers)
+        self.flight = flight
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.flight.cancel()

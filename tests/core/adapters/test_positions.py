@@ -1,0 +1,135 @@
+"""Positions: the masks equal a loop over rows, under padding, caches, beams and labels."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import luthier as lt
+from luthier.core.adapters.call import Call, Positions, Prompt
+from support.architectures import ARCHITECTURES
+
+
+def loop(mask: list[int], first: int, last: int, end: int) -> set[int]:
+    """Edited columns of a row, from the definition."""
+    prompt = [c for c, real in enumerate(mask) if real and c < end]
+    n = len(prompt)
+    p, s = min(first, n // 2), min(last, math.ceil(n / 2))
+    return set(prompt[:p]) | set(prompt[n - s :] if s else [])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("spec", ["f7+l7", "f3", "l1", "f2+l3"])
+@pytest.mark.parametrize("end", [None, 9])
+def test_located_columns_equal_a_loop(side, spec, end):
+    lengths, total = [16, 11, 5, 2, 1], 16
+    real = [[1] * n + [0] * (total - n) for n in lengths]
+    real = [row[::-1] for row in real] if side == "left" else real
+    positions = Positions.parse(spec)
+    assert positions is not None
+    call = Call(len(real), total, mask=torch.tensor(real), prompt=Prompt(end))
+    located = call.locate(positions)
+    assert located is not None
+    for row, (index, keep) in enumerate(zip(*located, strict=True)):
+        got = {int(i) for i, k in zip(index, keep, strict=True) if k}
+        assert got == loop(real[row], positions.first, positions.last, end or total)
+        assert len(set(index.tolist())) == len(index)
+
+
+def test_a_pass_after_the_prompt_edits_nothing():
+    positions = Positions(2, 2)
+    assert Call(2, 1, past=8).locate(positions) is None
+    assert Call(2, 1, past=8, prompt=Prompt(8)).locate(positions) is None
+    located = Call(1, 4, past=4, prompt=Prompt(8)).locate(positions)  # the second half of a prompt in chunks
+    assert located is not None and set(located[0][located[1]].tolist()) == {2, 3}
+
+
+def test_bad_positions_say_what_is_expected():
+    for text in ("f7-l7", "x3", "", "f0", "7"):
+        with pytest.raises(lt.LuthierError, match="f7\\+l7"):
+            lt.LoReFT(positions=text)
+    with pytest.raises(lt.LuthierError, match="positions"):
+        lt.WeGeFT(positions="f3")
+
+
+def fitted(form, architecture="llama"):
+    model = lt.attach(ARCHITECTURES[architecture].build(dtype=torch.float64), form)
+    for parameter in lt.trainable(model).values():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+SETTINGS = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gemma3", "falcon"])
+def test_generation_is_one_by_one_with_every_kind_of_cache(architecture):
+    model = fitted(lt.LoReFT(rank=4, positions="f3+l2,l1"), architecture)
+    ids, mask = torch.randint(3, 97, (3, 9)), torch.ones(3, 9, dtype=torch.long)
+    for row, n in enumerate([9, 6, 3]):
+        ids[row, : 9 - n] = mask[row, : 9 - n] = 0
+    given = {"input_ids": ids, "attention_mask": mask}
+    plain = model.generate(**given, **SETTINGS)
+    others = [{"use_cache": False}, {"prefill_chunk_size": 4}, {"num_beams": 1}]
+    if architecture == "llama":
+        others.append({"cache_implementation": "static", "disable_compile": True})
+    for other in others:
+        assert torch.equal(model.generate(**given, **SETTINGS, **other), plain), other
+    for row, n in enumerate([9, 6, 3]):
+        alone = model.generate(input_ids=ids[row : row + 1, 9 - n :], **SETTINGS)
+        assert torch.equal(alone[0, n:], plain[row, 9:])
+    beams = model.generate(**given, **SETTINGS, num_beams=3)
+    single = model.generate(input_ids=ids[2:, 6:], **SETTINGS, num_beams=3)
+    assert torch.equal(beams[2, 9:], single[0, 3:])
+
+
+def test_beams_repeat_what_is_told_of_each_prompt():
+    model = fitted(lt.LoReFT(rank=4, positions="f2+l2"))
+    ids, beams = torch.randint(3, 97, (2, 9)), {**SETTINGS, "num_beams": 2}
+    with lt.prompt(model, [4, 6]):
+        found = model.generate(input_ids=ids, **beams)
+    for row, end in enumerate([4, 6]):
+        with lt.prompt(model, end):
+            assert torch.equal(model.generate(input_ids=ids[row : row + 1], **beams)[0], found[row])
+    with lt.prompt(model, [4, 6, 8]), pytest.raises(lt.LuthierError, match="3 prompts were told, but the pass has 2"):
+        model(input_ids=ids)
+
+
+def test_labels_end_the_prompt():
+    model = fitted(lt.LoReFT(rank=4, positions="f2+l2"))
+    ids = torch.randint(3, 97, (2, 9))
+    labels = ids.clone()
+    labels[0, :5], labels[1, :7] = -100, -100
+    with torch.no_grad():
+        trained = model(input_ids=ids, labels=labels).logits
+        with lt.prompt(model, [5, 7]):
+            assert torch.equal(model(input_ids=ids).logits, trained)
+        assert not torch.allclose(model(input_ids=ids).logits, trained)
+        alone = model(input_ids=ids[:1, :5]).logits  # as in generation: the prompt alone
+        assert torch.allclose(trained[:1, :5], alone, atol=1e-12)
+
+
+def test_a_row_without_a_prompt_is_its_own_prompt():
+    model = fitted(lt.LoReFT(rank=4, positions="f2"))
+    ids = torch.randint(3, 97, (1, 6))
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad.abs().sum() > 0 for p in lt.trainable(model).values())
+
+
+def test_packed_rows_are_refused():
+    model = fitted(lt.LoReFT(rank=4))
+    ids = torch.randint(3, 97, (1, 6))
+    with pytest.raises(lt.LuthierError, match="packs"):
+        model(input_ids=ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]))
+
+
+def test_an_encoder_decoder_places_prompts_on_each_side():
+    model = fitted(lt.LoReFT(rank=4, positions="f2+l1"), "bart")
+    ids = torch.randint(3, 97, (2, 7))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = ids[1, 4:] = 0
+    together = model.generate(input_ids=ids, attention_mask=mask, **SETTINGS)
+    alone = model.generate(input_ids=ids[1:, :4], **SETTINGS)
+    assert torch.equal(together[1], alone[0])

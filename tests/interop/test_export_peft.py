@@ -1,0 +1,159 @@
+"""peft's format: exact where peft has the method, whole modules beside it, names that do not collide, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import luthier as lt
+from support.shipped import build, logits, moved
+
+peft = pytest.importorskip("peft")
+
+EXACT = {
+    "dora": ("llama", lt.DoRA(rank=4), "all-linear"),
+    "dora under a bias": ("qwen2", lt.DoRA(rank=4, scaling="rslora"), "q_proj, v_proj"),
+    "dora on Conv1D": ("gpt2", lt.DoRA(rank=2), "all-linear"),
+    "ia3": ("llama", lt.IA3(), "k_proj, v_proj"),
+    "ia3 where the paper has it": ("llama", lt.IA3(), "k_proj, v_proj | input(down_proj)"),
+    "ia3 under a bias": ("qwen2", lt.IA3(), "q_proj, v_proj"),
+    "ia3 on Conv1D": ("gpt2", lt.IA3(), "c_attn | input(mlp.c_proj)"),
+}
+
+
+def exported(model, folder, base, **settings):
+    lt.save(model, folder / "adapter")
+    return lt.export(folder / "adapter", folder / "peft", to=lt.formats.PEFT(**settings), base=base)
+
+
+def agree(first, second, tolerance: float = 1e-5) -> bool:
+    return bool((first - second).abs().max() < tolerance * max(1.0, float(first.abs().max())))
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_methods_that_peft_has_are_exact(case, tmp_path):
+    architecture, form, where = EXACT[case]
+    model = moved(lt.attach(build(architecture), form, where=where))
+    base = build(architecture)
+    assert exported(model, tmp_path, base) == {}
+    theirs = peft.PeftModel.from_pretrained(build(architecture), tmp_path / "peft")
+    assert agree(logits(model), logits(theirs.eval()))
+    assert not agree(logits(model), logits(base), 1e-2)
+
+
+def test_with_a_rank_dora_leaves_as_a_plain_change(tmp_path):
+    model = moved(lt.attach(build("llama"), lt.DoRA(rank=2), where="q_proj"))
+    lost = exported(model, tmp_path, build("llama"), rank=32, tolerance=1e-4)
+    assert len(lost) == 3
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert not config.get("use_dora") and config["r"] == 32
+    theirs = peft.PeftModel.from_pretrained(build("llama"), tmp_path / "peft")
+    assert agree(logits(model), logits(theirs.eval()), 1e-4)
+
+
+def test_ranks_of_each_layer_hold_in_a_deep_model(tmp_path):
+    """Layer 1 and layer 11 differ; a pattern that reached both would not load."""
+    deep = {"num_hidden_layers": 12}
+    ranks = {f"model.layers.{i}.self_attn.q_proj": 1 + i % 5 + 6 * (i == 11) for i in range(12)}
+    model = moved(lt.attach(build("llama", **deep), lt.LoRA(rank=4), where="q_proj", ranks=ranks))
+    assert exported(model, tmp_path, build("llama", **deep)) == {}
+    theirs = peft.PeftModel.from_pretrained(build("llama", **deep), tmp_path / "peft").eval()
+    for path, rank in ranks.items():
+        assert theirs.get_submodule(f"base_model.model.{path}").lora_A["default"].weight.shape[0] == rank
+    assert agree(logits(model), logits(theirs))
+
+
+def test_a_name_that_ends_another_reaches_it_alone(tmp_path):
+    """peft matches a list by the ends of names: `proj` would adapt `inner.proj` as well."""
+    from luthier.interop.formats._peft_write import targets
+
+    inner = torch.nn.ModuleDict({"proj": torch.nn.Linear(4, 4)})
+    net = torch.nn.ModuleDict({"proj": torch.nn.Linear(4, 4), "inner": inner})
+    assert targets(net, ["proj"]) == "proj" and targets(net, ["inner.proj"]) == ["inner.proj"]
+    made = peft.get_peft_model(net, peft.LoraConfig(target_modules=targets(net, ["proj"])))
+    assert {name for name, m in made.named_modules() if "lora_A" in dict(m.named_children())} == {
+        "base_model.model.proj"
+    }
+
+
+def test_a_new_head_travels(tmp_path):
+    inputs = {"input_ids": torch.arange(3, 19)[None]}
+    model = lt.attach(build("bert"), lt.LoRA(rank=2), where="query, value")
+    moved(lt.attach(model, lt.Full(), where="params(classifier.*)"))
+    base = build("bert", num_labels=2)
+    assert exported(model, tmp_path, base) == {}
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["modules_to_save"] == ["classifier"]
+    theirs = peft.PeftModel.from_pretrained(build("bert"), tmp_path / "peft").eval()
+    with torch.no_grad():
+        assert agree(model(**inputs).logits, theirs(**inputs).logits)
+        assert not agree(model(**inputs).logits, base(**inputs).logits, 1e-2)
+
+
+def test_trained_norms_and_biases_travel_in_their_modules(tmp_path):
+    model = lt.attach(build("qwen2"), lt.LoRA(rank=2), where="q_proj")
+    lt.attach(model, lt.BitFit(), where="params(k_proj.bias)")
+    moved(lt.attach(model, lt.Full(), where="params(model.norm.weight, post_attention_layernorm.weight)"))
+    base = build("qwen2")
+    assert exported(model, tmp_path, base) == {}
+    theirs = peft.PeftModel.from_pretrained(build("qwen2"), tmp_path / "peft").eval()
+    assert agree(logits(model), logits(theirs)) and not agree(logits(model), logits(base), 1e-2)
+
+
+REFUSED = {
+    "an edit of the stream": ("llama", [(lt.LoReFT(rank=2), "stream")], "no weight.*luthier generate"),
+    "positions": ("llama", [(lt.LoReFT(rank=2), "q_proj")], "positions f7\\+l7"),
+    "a prefix": ("llama", [(lt.Prefix(), "attention")], "no weight"),
+    "ia3 on a table": ("llama", [(lt.IA3(), "embeddings")], "no low-rank form"),
+    "parameters alone": ("llama", [(lt.Full(), "params(model.norm.weight)")], "nothing else.*merged"),
+    "experts": ("mixtral", [(lt.LoRA(rank=2), "experts")], "merged"),
+    "a bias beside factors": (
+        "qwen2",
+        [(lt.LoRA(rank=2), "q_proj, v_proj"), (lt.BitFit(), "params(q_proj.bias)")],
+        "as well",
+    ),
+    "two forms on one layer": ("llama", [(lt.LoRA(rank=2), "q_proj"), (lt.IA3(), "input(q_proj)")], "no weight"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_has_no_place_is_refused_with_a_way_out(case, tmp_path):
+    architecture, pieces, message = REFUSED[case]
+    model = build(architecture)
+    for form, where in pieces:
+        lt.attach(model, form, where=where)
+    base = build(architecture)
+    with pytest.raises(lt.LuthierError, match=message):
+        exported(moved(model), tmp_path, base)
+    assert not (tmp_path / "peft").exists()
+    assert not [p for p in tmp_path.iterdir() if p.name != "adapter"]
+    assert type(base).forward is type(build(architecture)).forward  # nothing is left on it
+
+
+def test_a_base_that_carries_adapters_keeps_them_as_they_were(tmp_path):
+    base = moved(lt.attach(build("llama"), lt.LoRA(rank=2), where="v_proj", name="mine"))
+    lt.attach(base, lt.LoRA(rank=2), where="k_proj", name="off")
+    lt.disable(base, "off")
+    before = logits(base)
+    model = moved(lt.attach(build("llama"), lt.LoRA(rank=2), where="q_proj"))
+    exported(model, tmp_path, base)
+    assert torch.equal(logits(base), before)
+    theirs = peft.PeftModel.from_pretrained(build("llama"), tmp_path / "peft").eval()
+    assert agree(logits(model), logits(theirs))
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "precious").write_text("x")
+    model = lt.attach(build("llama"), lt.LoRA(rank=2), where="q_proj")
+    with pytest.raises(lt.LuthierError, match="not empty"):
+        exported(model, tmp_path, build("llama"))
+    assert (tmp_path / "peft" / "precious").exists()
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(lt.LuthierError, match="at least 1"):
+        lt.formats.PEFT(rank=0)
+    with pytest.raises(lt.LuthierError, match="from 0 to 1"):
+        lt.formats.PEFT(rank=2, tolerance=3.0)
