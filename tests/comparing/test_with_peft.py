@@ -15,7 +15,7 @@ from luthier.comparing.study import Study
 from luthier.comparing.with_peft import fit_peft
 from luthier.core.adapters.attach import state_of
 from luthier.core.adapters.control import tensors
-from luthier.core.numerics.spectrum import examined
+from luthier.core.contracts.combination import examined
 from luthier.training.attachment import attach_all
 from luthier.training.prepare import prepare
 from luthier.training.session import load

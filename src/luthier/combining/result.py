@@ -14,10 +14,10 @@ from luthier.combining.places import Spot, wide
 from luthier.combining.tensorfile import TensorFile
 from luthier.core.adapters.slot import Part
 from luthier.core.contracts.form import Form
-from luthier.core.contracts.site import Site
+from luthier.core.contracts.site import Selection, Site
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
-from luthier.core.sites.scope import Scope, Selection
+from luthier.core.sites.scope import Scope
 from luthier.core.sites.select import select
 from luthier.core.sites.structure import features
 from luthier.core.storage.store import WEIGHTS, spec_of, write_spec

@@ -14,9 +14,9 @@ from luthier.core.adapters.slot import Part
 from luthier.core.adapters.start import expected_shapes
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.import_ import Found, Source
+from luthier.core.contracts.site import Selection
 from luthier.core.errors import LuthierError
 from luthier.core.files import must_be_free
-from luthier.core.sites.scope import Selection
 from luthier.core.sites.select import select
 from luthier.core.storage.store import SPEC, save
 

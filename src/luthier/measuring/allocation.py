@@ -13,10 +13,10 @@ from luthier.core.contracts.component import find
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.ranks import Budget, Ranks, parameters_of
+from luthier.core.contracts.site import Selection
 from luthier.core.contracts.statistic import Statistic
 from luthier.core.errors import LuthierError
 from luthier.core.sites.collect import Measured
-from luthier.core.sites.scope import Selection
 from luthier.core.sites.select import select
 from luthier.measuring.calibration import Calibration, Feature, calibrate
 

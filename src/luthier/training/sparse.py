@@ -9,9 +9,8 @@ from torch import Tensor
 
 from luthier.core.adapters.attach import detach, place, state_of
 from luthier.core.adapters.slot import Part, Slot
-from luthier.core.adapters.start import base_tensor
-from luthier.core.contracts.site import Site
-from luthier.core.sites.scope import Selection
+from luthier.core.contracts.site import Selection, Site
+from luthier.core.sites.structure import base_tensor
 from luthier.methods.forms.sparse import Sparse
 
 WORTH = 2

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import luthier as lt
-from luthier.core.adapters.call import Call, Positions, Prompt
+from luthier.core.adapters.call import Call, Prompt
+from luthier.core.contracts.positions import Positions
 from support.architectures import ARCHITECTURES
 
 

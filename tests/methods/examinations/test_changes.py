@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import luthier as lt
+from luthier.core.contracts.combination import examined
 from luthier.core.contracts.examination import Change
-from luthier.core.numerics.spectrum import examined
 from luthier.examining.pair import changes_in, changes_of
 from support.architectures import ARCHITECTURES
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from luthier.combining.places import Spot, wide
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
+from luthier.core.contracts.combination import examined
 from luthier.core.contracts.examination import Change, unwatched
 from luthier.core.numerics.delta import Delta
-from luthier.core.numerics.spectrum import examined
 from luthier.core.sites.probe import evaluating
 from luthier.core.sites.scope import Scope
 from luthier.core.sites.structure import is_quantised

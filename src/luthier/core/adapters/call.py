@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,28 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.core.contracts.positions import Positions
 from luthier.core.errors import LuthierError
-
-
-@dataclass(frozen=True)
-class Positions:
-    """The first and the last prompt tokens that a form edits, or every token."""
-
-    first: int = 0
-    last: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> Positions | None:
-        """`f7+l7`, `f3`, `l1`; `all` is None."""
-        if text.strip() == "all":
-            return None
-        match = re.fullmatch(r"(?:f(\d+))?\+?(?:l(\d+))?", text.strip())
-        first, last = (int(n or 0) for n in match.groups()) if match else (0, 0)
-        if not first + last:
-            raise LuthierError(
-                f"positions={text!r} is not understood; write f7+l7 (first 7 and last 7 prompt tokens), f3, l1 or all."
-            )
-        return cls(first, last)
 
 
 @dataclass(frozen=True)

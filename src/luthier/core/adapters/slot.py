@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapters.call import Call, Positions, Prompt, edit, entries
+from luthier.core.adapters.call import Call, Prompt, edit, entries
 from luthier.core.adapters.siblings import Ahead, Reading
 from luthier.core.contracts.form import Form, Params
+from luthier.core.contracts.positions import Positions
 from luthier.core.contracts.router import TASKS, Route, Routed, Told, routing, tasks_of
-from luthier.core.contracts.site import Site
-from luthier.core.sites.scope import Selection
+from luthier.core.contracts.site import Selection, Site
 
 if TYPE_CHECKING:
     from luthier.core.adapters.container import Adapters

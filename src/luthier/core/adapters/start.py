@@ -14,7 +14,7 @@ from luthier.core.contracts.form import Form, Stats
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
-from luthier.core.sites.structure import compute_dtype, weight_of, whole
+from luthier.core.sites.structure import base_tensor, compute_dtype
 
 Start = Callable[[nn.Module, Site, Part], dict[str, Tensor]]
 """Gives the first tensors of a site: fresh ones, or stored ones."""
@@ -97,12 +97,3 @@ def initial(module: nn.Module, site: Site, form: Form, stats: Stats, init: Init 
         return one(given)
     each = [one({k: v[i] for k, v in given.items()}) for i in range(count)]
     return {key: torch.stack([tensors[key] for tensors in each]) for key in each[0]}
-
-
-def base_tensor(module: nn.Module, site: Site) -> Tensor:
-    """The base's own weight at a site, [..., d_out, d_in] (a bare parameter of fewer axes as it is)."""
-    if site.kind != "param":
-        return whole(weight_of(module))
-    tensor = module._parameters[site.path.rpartition(".")[2]]
-    assert tensor is not None
-    return whole(tensor).mT if site.transposed else whole(tensor)

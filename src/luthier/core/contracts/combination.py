@@ -86,3 +86,8 @@ def weighted(deltas: Sequence[Delta], weights: Sequence[float]) -> Delta:
     for delta, weight in zip(deltas, weights, strict=True):
         total = total + weight * delta
     return total
+
+
+def examined(at: Place) -> bool:
+    """Whether a tensor is looked at: the matrices of the blocks, neither tables of tokens nor new heads."""
+    return len(at.shape) == 2 and at.site.layer is not None and not at.vocabulary

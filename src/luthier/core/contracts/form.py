@@ -81,7 +81,7 @@ class Form(Component):
             cls.face = defined[0]
 
     def __post_init__(self) -> None:
-        from luthier.core.adapters.call import Positions
+        from luthier.core.contracts.positions import Positions
 
         for group in self.positions.split(","):
             Positions.parse(group)

@@ -16,7 +16,7 @@ from luthier.core.contracts.statistic import Statistic
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.core.sites.scope import Selection  # brings transformers
+    from luthier.core.contracts.site import Selection
 
 NUMBERS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}

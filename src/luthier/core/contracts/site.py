@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from luthier.core.errors import LuthierError
 
 Kind = Literal["affine", "stream", "input", "embedding", "cache", "param"]
 
@@ -59,3 +62,51 @@ class Site:
         wrapped = {"stream": "output({})", "input": "input({})", "param": "params({})"}
         wrapped["cache"] = "attention({})"
         return wrapped.get(self.kind, "{}").format(self.path)
+
+
+class Selection(Sequence[Site]):
+    """An ordered set of sites: a value that prints and combines with `&`, `|` and `-`."""
+
+    def __init__(self, sites: Iterable[Site]) -> None:
+        self._sites = {site.key: site for site in sites}
+
+    def __getitem__(self, index):  # type: ignore[override]
+        return list(self._sites.values())[index]
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._sites.values())
+
+    def __contains__(self, site: object) -> bool:
+        return isinstance(site, Site) and site.key in self._sites
+
+    def __and__(self, other: Iterable[Site]) -> Selection:
+        keys = {site.key for site in other}
+        return Selection(site for site in self if site.key in keys)
+
+    def __or__(self, other: Iterable[Site]) -> Selection:
+        return Selection([*self, *other])
+
+    def __sub__(self, other: Iterable[Site]) -> Selection:
+        keys = {site.key for site in other}
+        return Selection(site for site in self if site.key not in keys)
+
+    def __repr__(self) -> str:
+        groups: dict[tuple, int] = {}
+        for site in self:
+            kind = (site.type, site.kind, site.d_in, site.d_out)
+            groups[kind] = groups.get(kind, 0) + 1
+        rows = [f"  {n:4d} x {t} ({k}, {a} -> {b})" for (t, k, a, b), n in groups.items()]
+        return "\n".join([f"{len(self)} sites", *rows])
+
+
+def check_rank(who: str, site: Site, rank: int) -> None:
+    """Raises where a layer has fewer than `rank` directions."""
+    most = min(site.d_in, site.d_out)
+    if rank > most:
+        raise LuthierError(
+            f"{who} needs {rank} directions of {site}, which is {site.d_out} x {site.d_in} and has {most}; "
+            "lower the rank, or leave the layer out (where)."
+        )

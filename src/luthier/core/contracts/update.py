@@ -33,7 +33,7 @@ class Place:
 
     def base(self) -> Tensor:
         """The base's own tensor at the site, [..., d_out, d_in] as the form meets it."""
-        from luthier.core.adapters.start import base_tensor  # brings transformers, which --help does without
+        from luthier.core.sites.structure import base_tensor
 
         return base_tensor(self.module, self.site)
 

@@ -5,19 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from luthier.core.contracts.site import Site
-from luthier.core.errors import LuthierError
-
-
-def check_rank(who: str, site: Site, rank: int) -> None:
-    """Raises where a layer has fewer than `rank` directions."""
-    most = min(site.d_in, site.d_out)
-    if rank > most:
-        raise LuthierError(
-            f"{who} needs {rank} directions of {site}, which is {site.d_out} x {site.d_in} and has {most}; "
-            "lower the rank, or leave the layer out (where)."
-        )
-
 
 def wide(matrix: Tensor) -> Tensor:
     """The matrix on the default device, in float32 at least."""

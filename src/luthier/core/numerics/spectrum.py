@@ -7,13 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from luthier.core.contracts.combination import Place
-
-
-def examined(at: Place) -> bool:
-    """Whether a tensor is looked at: the matrices of the blocks, neither tables of tokens nor new heads."""
-    return len(at.shape) == 2 and at.site.layer is not None and not at.vocabulary
-
 
 @dataclass(frozen=True)
 class Spectrum:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from luthier.core.adapters.slot import State
 from luthier.core.adapters.swap import adapters_of
+from luthier.core.contracts.site import Selection
 from luthier.core.errors import LuthierError
-from luthier.core.sites.scope import Selection
 from luthier.core.sites.structure import base_modules
 
 

@@ -3,52 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import nn
 
-from luthier.core.contracts.site import Site
+from luthier.core.contracts.site import Selection, Site
 from luthier.core.sites.structure import base_modules, block_lists, features, raw_parameter, width
-
-
-class Selection(Sequence[Site]):
-    """An ordered set of sites: a value that prints and combines with `&`, `|` and `-`."""
-
-    def __init__(self, sites: Iterable[Site]) -> None:
-        self._sites = {site.key: site for site in sites}
-
-    def __getitem__(self, index):  # type: ignore[override]
-        return list(self._sites.values())[index]
-
-    def __len__(self) -> int:
-        return len(self._sites)
-
-    def __iter__(self) -> Iterator[Site]:
-        return iter(self._sites.values())
-
-    def __contains__(self, site: object) -> bool:
-        return isinstance(site, Site) and site.key in self._sites
-
-    def __and__(self, other: Iterable[Site]) -> Selection:
-        keys = {site.key for site in other}
-        return Selection(site for site in self if site.key in keys)
-
-    def __or__(self, other: Iterable[Site]) -> Selection:
-        return Selection([*self, *other])
-
-    def __sub__(self, other: Iterable[Site]) -> Selection:
-        keys = {site.key for site in other}
-        return Selection(site for site in self if site.key not in keys)
-
-    def __repr__(self) -> str:
-        groups: dict[tuple, int] = {}
-        for site in self:
-            kind = (site.type, site.kind, site.d_in, site.d_out)
-            groups[kind] = groups.get(kind, 0) + 1
-        rows = [f"  {n:4d} x {t} ({k}, {a} -> {b})" for (t, k, a, b), n in groups.items()]
-        return "\n".join([f"{len(self)} sites", *rows])
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from fnmatch import fnmatchcase
 from torch import nn
 from transformers import PreTrainedModel
 
-from luthier.core.contracts.site import Site
+from luthier.core.contracts.site import Selection, Site
 from luthier.core.errors import LuthierError, near
-from luthier.core.sites.scope import Layers, Scope, Selection
+from luthier.core.sites.scope import Layers, Scope
 from luthier.core.sites.structure import base_parameters, unwrapped
 
 # --- words -----------------------------------------------------------------------------------------

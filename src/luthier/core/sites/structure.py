@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
 
 
@@ -184,3 +185,12 @@ def keep_differentiable(model: nn.Module) -> list[nn.Module]:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
             told.append(module)
     return told
+
+
+def base_tensor(module: nn.Module, site: Site) -> Tensor:
+    """The base's own weight at a site, [..., d_out, d_in] (a bare parameter of fewer axes as it is)."""
+    if site.kind != "param":
+        return whole(weight_of(module))
+    tensor = module._parameters[site.path.rpartition(".")[2]]
+    assert tensor is not None
+    return whole(tensor).mT if site.transposed else whole(tensor)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapters.slot import Part
-from luthier.core.adapters.start import base_tensor, expected_shapes, initial
+from luthier.core.adapters.start import expected_shapes, initial
 from luthier.core.checks import shown
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
 from luthier.core.files import own_file, sha256
+from luthier.core.sites.structure import base_tensor
 from luthier.core.storage.format import SPEC
 
 WEIGHTS = "adapter.safetensors"

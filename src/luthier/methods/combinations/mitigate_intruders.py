@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.core.contracts.combination import Combine, weighted
+from luthier.core.contracts.combination import Combine, examined, weighted
 from luthier.core.numerics.delta import Delta
-from luthier.core.numerics.spectrum import examined, new_directions, spectrum
+from luthier.core.numerics.spectrum import new_directions, spectrum
 
 
 @dataclass(frozen=True)

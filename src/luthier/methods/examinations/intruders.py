@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from luthier.core.contracts.combination import examined
 from luthier.core.contracts.examination import Change, Examination, Report
 from luthier.core.errors import LuthierError
-from luthier.core.numerics.spectrum import Spectrum, examined, new_directions, spectrum
+from luthier.core.numerics.spectrum import Spectrum, new_directions, spectrum
 
 
 @dataclass(frozen=True)

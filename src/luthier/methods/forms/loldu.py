@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from luthier.core.contracts.form import Form
-from luthier.core.numerics.matrix import check_rank, wide
+from luthier.core.contracts.site import check_rank
+from luthier.core.numerics.matrix import wide
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import zeros
 
 from luthier.core.contracts.form import Form, dropout
-from luthier.core.numerics.matrix import check_rank, leading
+from luthier.core.contracts.site import check_rank
+from luthier.core.numerics.matrix import leading
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
-from luthier.core.contracts.site import Site
+from luthier.core.contracts.site import Site, check_rank
 from luthier.core.errors import LuthierError
-from luthier.core.numerics.matrix import check_rank
 
 
 def check_form(init: str, form: Form) -> None:

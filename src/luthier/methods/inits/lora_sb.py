@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from luthier.core.contracts.init import Init
+from luthier.core.contracts.site import check_rank
 from luthier.core.errors import LuthierError
-from luthier.core.numerics.matrix import check_rank, leading
+from luthier.core.numerics.matrix import leading
 from luthier.methods.forms.loraxs import LoRAXS
 from luthier.methods.statistics.gradient import Gradient
 
