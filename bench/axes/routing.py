@@ -35,8 +35,8 @@ from torch.nn.functional import cross_entropy, pad
 import luthier as lt
 from luthier import models
 from luthier.core.adapters.attach import find_state
+from luthier.core.adapters.control import watched
 from luthier.core.contracts.form import kaiming
-from luthier.core.contracts.router import watched
 from luthier.training import Run, train
 
 Row = dict[str, Any]

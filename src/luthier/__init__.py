@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from typing import Any
 
-__version__ = "0.1.0"
+from luthier.core.version import __version__ as __version__
 
 _PUBLIC = {
     "attach": "core.adapters.attach",

@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 import luthier as lt
 from luthier.core.adapters import dispatch as fast
 from luthier.core.adapters.lean import _lean_class
-from luthier.kernels import _glu, _norm
 from luthier.kernels._made import kept, mark
+from luthier.kernels.pieces import glu as _glu
+from luthier.kernels.pieces import norm as _norm
 from support.architectures import ARCHITECTURES
 
 FORMS = [lt.LoRA(), lt.LoRA(dropout=0.3), lt.WeGeFT(rank=4), lt.DoRA(), lt.LoReFT(rank=2), lt.BitFit()]

@@ -13,9 +13,9 @@ from torch import nn
 import luthier as lt
 from luthier import kernels
 from luthier.core.adapters.control import Arrangement
-from luthier.core.adapters.dispatch import kernel_of, plain
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.init import Init
+from luthier.core.contracts.kernel import kernel_of, plain
 from luthier.kernels._dropout import draw_mask, dropped, keep
 from support.architectures import ARCHITECTURES
 
@@ -251,7 +251,7 @@ class Refusing:
 def test_what_a_kernel_cannot_serve_runs_plainly(monkeypatch):
     model, x = build()("lora"), torch.randn(3, 12, dtype=torch.float64)
     adapters = model[1].adapters
-    monkeypatch.setattr("luthier.core.adapters.dispatch.kernel_of", lambda form: Refusing)
+    monkeypatch.setattr("luthier.core.contracts.kernel.kernel_of", lambda form: Refusing)
     with pytest.raises(AssertionError, match="a kernel ran"):
         model(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import luthier as lt
-from luthier.core.adapters.dispatch import kernel_of, plain
 from luthier.core.contracts.component import find, names
+from luthier.core.contracts.kernel import kernel_of, plain
 from support.architectures import ARCHITECTURES
 
 FORMS = [n for n in names("forms") if "linears" in vars(kernel_of(find("forms", n)) or object)]

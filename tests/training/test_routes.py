@@ -10,7 +10,7 @@ import torch
 import luthier as lt
 from luthier import data, models
 from luthier.core.adapters.attach import state_of
-from luthier.core.contracts.router import watched
+from luthier.core.adapters.control import watched
 from luthier.evaluating import evaluate, generate
 from luthier.methods.updates.two_speed import TwoSpeed
 from luthier.training import Run, Training, train

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from luthier.core.errors import LuthierError
+from luthier.core.version import __version__
 
 Given = Mapping[type, Mapping[str, Any]]
 """The flags that the user gave, by the dataclass that they set."""
@@ -81,14 +82,12 @@ def parse(tokens: Sequence[str]) -> tuple[Command, Given] | None:
     """
     import cyclopts
 
-    import luthier
-
     app = cyclopts.App(
         name="luthier",
         help="Measure, fit, compare and ship adaptations of foundation models.",
         help_epilogue=_examples(OVERVIEW),
         help_format="plaintext",
-        version=luthier.__version__,
+        version=__version__,
     )
     made: dict[Callable, tuple[type[Command], dict[str, tuple[type, str]]]] = {}
     known = commands()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from luthier.combining.places import wide
 from luthier.core.adapters.merge import affine_map, bias_change
-from luthier.core.adapters.slot import OneHot, Slot, State
+from luthier.core.adapters.pass_ import Pass
+from luthier.core.adapters.slot import OneHot, Slot
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
 from luthier.core.sites.structure import weight_of
@@ -82,7 +83,7 @@ def _table(path: str, module: nn.Module, slots: Sequence[Slot]) -> dict[str, Del
     base = module(ids).to(stored.dtype)
     y = base
     for slot in slots:
-        y = slot.post(State(), looked, y)
+        y = slot.post(Pass(), looked, y)
     gain = (base * stored).sum() / (stored * stored).sum()  # Gemma scales what it looks up
     return {"weight": Delta.dense_of((y - base) / gain)}
 

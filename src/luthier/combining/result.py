@@ -24,6 +24,7 @@ from luthier.core.storage.store import WEIGHTS, spec_of, write_spec
 from luthier.methods.forms.full import Full
 from luthier.methods.forms.lora import LoRA
 from luthier.methods.forms.sparse import Sparse, count
+from luthier.models import licence_of
 
 SPARSE = 0.25
 """Share of entries up to which a change is stored sparse: an entry takes twice the bytes there."""
@@ -131,7 +132,9 @@ class Adapter:
             return f"{order[kind]}.{rest}"
 
         self._file.finish(folder / WEIGHTS, rename)
-        write_spec(folder, spec_of(self.model, NAME, list(parts.values()), base, measured))
+        write_spec(
+            folder, spec_of(self.model, NAME, list(parts.values()), base, measured, base_license=licence_of(base))
+        )
         return {kind: len(part.sites) for kind, part in parts.items()}
 
     def _lora(self) -> Part | None:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import luthier
 from luthier.core.contracts.combination import Combine
 from luthier.core.numerics.delta import Delta
+from luthier.core.version import __version__
 
 JSON, PLOT = "combined.json", "combined.png"
 OUTSIDE = -1
@@ -127,5 +127,5 @@ class Combined:
             "truncation": self.truncation,
             "cosines": self.tally.cosines(),
             "blocks": {str(layer): row.to_dict() for layer, row in sorted(self.tally.rows.items())},
-            "luthier": luthier.__version__,
+            "luthier": __version__,
         }

@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-import luthier
 from luthier import data as luthier_data
 from luthier.core.contracts.component import find
 from luthier.core.contracts.examination import Examination, Report
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, free_folder, write_json
+from luthier.core.version import __version__
 from luthier.data import Examples
 from luthier.examining.pair import batches_of, pair_of
 
@@ -42,7 +42,7 @@ class Examined:
             "target": self.target,
             "data": list(self.data),
             "seconds": round(self.seconds, 1),
-            "luthier": luthier.__version__,
+            "luthier": __version__,
             **self.report.to_dict(),
         }
 

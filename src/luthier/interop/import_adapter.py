@@ -19,6 +19,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.files import must_be_free
 from luthier.core.sites.select import select
 from luthier.core.storage.store import SPEC, save
+from luthier.models import licence_of
 
 
 def import_adapter(
@@ -57,7 +58,7 @@ def import_adapter(
     place(base, parts, start)
     try:
         evidence = {"imported": reader.evidence(source_folder), **(measured or {})}
-        return save(base, target, name, base=base_name, measured=evidence)
+        return save(base, target, name, base=base_name, measured=evidence, base_license=licence_of(base_name or ""))
     finally:
         detach(base, name)
 

@@ -11,22 +11,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from luthier.core.adapters.dispatch import Arrange, Frozen, Layer, Numbers, Run
 from luthier.core.contracts.form import Params
+from luthier.core.contracts.kernel import Arrange, Frozen, Layer, Numbers, Run
+from luthier.core.numerics.matrix import gain
 from luthier.kernels._made import kept
 from luthier.kernels._ranks import factor_gradients, scaled, through, together
 from luthier.kernels._rows import Rows, added
-from luthier.methods.forms.dora import DoRA, gain
 
 KEEPS = True
 
 
-def linear(layer: Layer[DoRA], x: Tensor) -> Tensor:
+def linear(layer: Layer[Any], x: Tensor) -> Tensor:
     """y = c ∘ (x Wᵀ + s (x Aᵀ) Bᵀ) + b, c = m / ‖W + s B A‖ [d_out], x [..., d_in]."""
     return linears([layer], x)[0]
 
 
-def linears(layers: Sequence[Layer[DoRA]], x: Tensor) -> list[Tensor]:
+def linears(layers: Sequence[Layer[Any]], x: Tensor) -> list[Tensor]:
     """The same for layers that read the same x."""
     scales = [layer.form.scale for layer in layers]
     tensors = []
@@ -37,7 +37,7 @@ def linears(layers: Sequence[Layer[DoRA]], x: Tensor) -> list[Tensor]:
     return list(_DoRA.apply(x, scales, *tensors)[: len(layers)])
 
 
-def decoder(form: DoRA, p: Params, layer: Frozen) -> Run:
+def decoder(form: Any, p: Params, layer: Frozen) -> Run:
     """x -> c ∘ (x Wᵀ + s (x Aᵀ) Bᵀ) + b; c, which takes a pass over W, is kept."""
     a, b, s = p["A"], p["B"], form.scale
     c = _scales(form, p, layer.weight).to(layer.weight.dtype)
@@ -50,7 +50,7 @@ def decoder(form: DoRA, p: Params, layer: Frozen) -> Run:
     return run
 
 
-def mixed(pairs: Sequence[tuple[DoRA, Params]], layer: Frozen) -> Arrange:
+def mixed(pairs: Sequence[tuple[Any, Params]], layer: Frozen) -> Arrange:
     """The same with the factors and the scales of the pair rows[i] for row i of x [rows, ..., d_in]; None leaves a
     row as it is."""
     factors = Rows([p["A"] for _, p in pairs], [form.scale * p["B"].mT for form, p in pairs])
@@ -72,7 +72,7 @@ def mixed(pairs: Sequence[tuple[DoRA, Params]], layer: Frozen) -> Arrange:
     return arrange
 
 
-def _scales(form: DoRA, p: Params, w: Tensor) -> Tensor:
+def _scales(form: Any, p: Params, w: Tensor) -> Tensor:
     """c, at the precision of the stored parameters."""
     return gain(p["m"], _norms(w.to(p["A"].dtype), p["A"], p["B"], form.scale).to(p["m"].dtype))
 
@@ -116,7 +116,7 @@ class _DoRA(torch.autograd.Function):
         ctx.save_for_backward(*tensors[::5], *tensors[4::5], *products, *rest, *parts)
 
     @staticmethod
-    @once_differentiable  # what it saved are constants; `luthier.core.adapters.dispatch.plain` has second derivatives
+    @once_differentiable  # what it saved are constants; `luthier.core.contracts.kernel.plain` has second derivatives
     def backward(ctx: Any, *dys: Tensor):
         saved = iter(ctx.saved_tensors)
         weights, cs, products = ([*islice(saved, ctx.count)] for _ in range(3))

@@ -10,21 +10,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from luthier.core.adapters.dispatch import Arrange, Frozen, Layer, Numbers, Run
 from luthier.core.contracts.form import Params
+from luthier.core.contracts.kernel import Arrange, Frozen, Layer, Numbers, Run
 from luthier.kernels._dropout import dropped, keep
 from luthier.kernels._made import kept
 from luthier.kernels._ranks import factor_gradients, scaled, through, together
 from luthier.kernels._rows import Rows, added
-from luthier.methods.forms.lora import LoRA
 
 
-def linear(layer: Layer[LoRA], x: Tensor) -> Tensor:
+def linear(layer: Layer[Any], x: Tensor) -> Tensor:
     """y = x Wᵀ + b + s (drop(x) Aᵀ) Bᵀ, x [..., d_in]."""
     return linears([layer], x)[0]
 
 
-def linears(layers: Sequence[Layer[LoRA]], x: Tensor) -> list[Tensor]:
+def linears(layers: Sequence[Layer[Any]], x: Tensor) -> list[Tensor]:
     """The same for layers that read the same x, at one rate of dropout."""
     rate = layers[0].form.dropout
     read = dropped(x, rate, layers[0].weight)
@@ -34,13 +33,13 @@ def linears(layers: Sequence[Layer[LoRA]], x: Tensor) -> list[Tensor]:
     return list(_LoRA.apply(x, given, mask, scales, *tensors)[: len(layers)])
 
 
-def difference(form: LoRA, p: Params, start: Params) -> dict[str, Tensor]:
+def difference(form: Any, p: Params, start: Params) -> dict[str, Tensor]:
     """B A - B₀ A₀ = [B - B₀, B₀] [A; A - A₀]: exactly 0 at the start, in one pass over x and y."""
     a, b = p["A"], p["B"]
     return {"A": torch.cat([a, a - start["A"]]), "B": torch.cat([b - start["B"], start["B"]], 1)}
 
 
-def decoder(form: LoRA, p: Params, layer: Frozen) -> Run:
+def decoder(form: Any, p: Params, layer: Frozen) -> Run:
     """x -> layer(x) + s (x Aᵀ) Bᵀ."""
     a, b, s = p["A"], p["B"], form.scale
 
@@ -52,7 +51,7 @@ def decoder(form: LoRA, p: Params, layer: Frozen) -> Run:
     return run
 
 
-def mixed(pairs: Sequence[tuple[LoRA, Params]], layer: Frozen) -> Arrange:
+def mixed(pairs: Sequence[tuple[Any, Params]], layer: Frozen) -> Arrange:
     """The same with the factors of the pair rows[i] for row i of x [rows, ..., d_in]; None leaves a row as it is."""
     factors = Rows([p["A"] for _, p in pairs], [form.scale * p["B"].mT for form, p in pairs])
 
@@ -94,7 +93,7 @@ class _LoRA(torch.autograd.Function):
         ctx.save_for_backward(mask, *output[ctx.count :], *tensors[::4], *parts)
 
     @staticmethod
-    @once_differentiable  # what it saved are constants; `luthier.core.adapters.dispatch.plain` has second derivatives
+    @once_differentiable  # what it saved are constants; `luthier.core.contracts.kernel.plain` has second derivatives
     def backward(ctx: Any, *dys: Tensor):
         mask, h, a, *rest = ctx.saved_tensors
         ups, weights, parts = rest[: ctx.count], rest[ctx.count : 2 * ctx.count], rest[2 * ctx.count :]

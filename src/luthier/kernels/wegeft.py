@@ -10,21 +10,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from luthier.core.adapters.dispatch import Arrange, Frozen, Layer, Numbers, Run
 from luthier.core.contracts.form import Params
+from luthier.core.contracts.kernel import Arrange, Frozen, Layer, Numbers, Run
 from luthier.kernels._dropout import dropped, keep
 from luthier.kernels._made import kept
 from luthier.kernels._ranks import factor_gradients, scaled, through, together
 from luthier.kernels._rows import Rows, added
-from luthier.methods.forms.wegeft import WeGeFT
 
 
-def linear(layer: Layer[WeGeFT], x: Tensor) -> Tensor:
+def linear(layer: Layer[Any], x: Tensor) -> Tensor:
     """y = x̂ Wᵀ + b, x̂ = x + s (drop(x) ψᵀ) φᵀ, x [..., d_in]."""
     return linears([layer], x)[0]
 
 
-def linears(layers: Sequence[Layer[WeGeFT]], x: Tensor) -> list[Tensor]:
+def linears(layers: Sequence[Layer[Any]], x: Tensor) -> list[Tensor]:
     """The same for layers that read the same x, at one rate of dropout."""
     rate = layers[0].form.dropout
     read = dropped(x, rate, layers[0].weight)
@@ -34,13 +33,13 @@ def linears(layers: Sequence[Layer[WeGeFT]], x: Tensor) -> list[Tensor]:
     return list(_WeGeFT.apply(x, given, mask, scales, *tensors)[: len(layers)])
 
 
-def difference(form: WeGeFT, p: Params, start: Params) -> dict[str, Tensor]:
+def difference(form: Any, p: Params, start: Params) -> dict[str, Tensor]:
     """φ ψ - φ₀ ψ₀ = [φ - φ₀, φ₀] [ψ; ψ - ψ₀], as LoRA's."""
     phi, psi = p["phi"], p["psi"]
     return {"phi": torch.cat([phi - start["phi"], start["phi"]], 1), "psi": torch.cat([psi, psi - start["psi"]])}
 
 
-def decoder(form: WeGeFT, p: Params, layer: Frozen) -> Run:
+def decoder(form: Any, p: Params, layer: Frozen) -> Run:
     """x -> layer(x + s (x ψᵀ) φᵀ)."""
     phi, psi, s = p["phi"], p["psi"], form.scale
 
@@ -52,7 +51,7 @@ def decoder(form: WeGeFT, p: Params, layer: Frozen) -> Run:
     return run
 
 
-def mixed(pairs: Sequence[tuple[WeGeFT, Params]], layer: Frozen) -> Arrange:
+def mixed(pairs: Sequence[tuple[Any, Params]], layer: Frozen) -> Arrange:
     """The same with the factors of the pair rows[i] for row i of x [rows, ..., d_in]; None leaves a row as it is."""
     factors = Rows([p["psi"] for _, p in pairs], [form.scale * p["phi"].mT for form, p in pairs])
 
@@ -94,7 +93,7 @@ class _WeGeFT(torch.autograd.Function):
         ctx.save_for_backward(mask, *output[ctx.count :], *tensors[::4], *parts)
 
     @staticmethod
-    @once_differentiable  # what it saved are constants; `luthier.core.adapters.dispatch.plain` has second derivatives
+    @once_differentiable  # what it saved are constants; `luthier.core.contracts.kernel.plain` has second derivatives
     def backward(ctx: Any, *dys: Tensor):
         mask, h, psi, *rest = ctx.saved_tensors
         ups, weights, parts = rest[: ctx.count], rest[ctx.count : 2 * ctx.count], rest[2 * ctx.count :]

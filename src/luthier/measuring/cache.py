@@ -12,9 +12,9 @@ from typing import Any
 import safetensors
 from safetensors.torch import load_file, save_file
 
-import luthier
 from luthier.core.files import cache_root
 from luthier.core.sites.collect import Measured
+from luthier.core.version import __version__
 
 
 def folder() -> Path:
@@ -24,7 +24,7 @@ def folder() -> Path:
 
 def key_of(ground: Mapping[str, Any]) -> str:
     """The name of a result that stands on `ground`; another version of Luthier measures anew."""
-    text = json.dumps({**ground, "luthier": luthier.__version__}, sort_keys=True)
+    text = json.dumps({**ground, "luthier": __version__}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 
-import luthier
 from luthier import data as luthier_data
 from luthier import models
 from luthier.core.contracts.form import Form
@@ -18,6 +17,7 @@ from luthier.core.contracts.ranks import Ranks
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, free_folder, write_json
 from luthier.core.sites.collect import Measured
+from luthier.core.version import __version__
 from luthier.measuring.allocation import Allocation, allocate
 from luthier.measuring.calibration import Calibration
 from luthier.measuring.progress import told
@@ -65,7 +65,7 @@ class Report:
             "parameters": self.parameters,
             "total": self.total,
             "seconds": round(self.seconds, 1),
-            "luthier": luthier.__version__,
+            "luthier": __version__,
             **self.evidence,
         }
 
@@ -108,7 +108,7 @@ def measure(
     With `crosscheck`, two estimators of scikit-dimension stand beside every dimension, where it is installed.
     Raises `LuthierError` for whatever does not fit, before the weights are read where that can be known.
     """
-    from luthier.training.prepare import labels_in_order
+    from luthier.data.encode import labels_in_order
 
     start = time.monotonic()
     form = form if form is not None else LoRA()

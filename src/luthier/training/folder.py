@@ -12,6 +12,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import discard, read_json, replace_json
+from luthier.core.version import __version__
 from luthier.training.prepare import Prepared, processes
 from luthier.training.spec import Run
 
@@ -129,9 +130,7 @@ def versions() -> dict[str, str]:
     import torch
     import transformers
 
-    import luthier
-
-    return {"luthier": luthier.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"luthier": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def same_ground(folder: Path, new: dict[str, Any]) -> None:

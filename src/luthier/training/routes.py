@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.adapters.control import tasks
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.objective import ALSO, TASKS
-from luthier.core.contracts.router import Routed, names_of, place, tasks
+from luthier.core.contracts.router import Routed, names_of, place
 from luthier.core.errors import LuthierError
 from luthier.data import Examples
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import luthier as lt
-from luthier.core.adapters.control import tensors
-from luthier.core.contracts.router import ROUTE, TASKS, routing, watched
+from luthier.core.adapters.control import tensors, watched
+from luthier.core.contracts.router import ROUTE, TASKS, routing
 from luthier.core.contracts.site import Site
 from luthier.methods.forms.meteora import gathered, together
 from support.architectures import ARCHITECTURES

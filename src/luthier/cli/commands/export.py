@@ -47,7 +47,7 @@ class Export(Command):
         from luthier.core.contracts.component import find
         from luthier.core.files import must_be_free
         from luthier.core.storage.folder import read_adapter
-        from luthier.interop import export
+        from luthier.interop.export import export
 
         cls: Any = find("formats", self.to)
         to = cls.from_dict(dict(given.get(cls, {})))

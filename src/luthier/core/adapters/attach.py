@@ -10,16 +10,17 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from luthier.core.adapters.lean import fatten, lean
-from luthier.core.adapters.slot import Part, Slot, State, starts
+from luthier.core.adapters.prefix import refresh_prefixes
+from luthier.core.adapters.reach import unreached
+from luthier.core.adapters.slot import Part, Slot, starts
 from luthier.core.adapters.start import Start, initial, parameters
+from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import adapters_of, swap, unswap
 from luthier.core.contracts.form import Form, Stats
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError, near
-from luthier.core.sites.attention import refresh_prefixes
-from luthier.core.sites.probe import unreached
 from luthier.core.sites.select import Selection, select
 from luthier.core.sites.structure import (
     adaptable,
@@ -242,7 +243,7 @@ def _mark(model: nn.Module, state: State) -> None:
         for index, block in enumerate(blocks):
             swap(block, state, f"{path}.{index}").block = owner
     swap(model, state, "").root = True
-    state.decoder = decoder_path(model)
+    state.current.decoder = decoder_path(model)
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:
@@ -280,7 +281,7 @@ def _remove(model: nn.Module, state: State, parts: Sequence[Part]) -> None:
 def _restore(model: nn.Module, state: State) -> None:
     for module in list(model.modules()):
         if (adapters := adapters_of(module)) and not adapters._modules:
-            unswap(module)
+            unswap(module, state)
     fatten(model)
     flags = state.trained_before
     for path, parameter in model.named_parameters():

@@ -6,16 +6,18 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from luthier.core.adapters.dispatch import Kernel, Stack, Step, kernel_of
-from luthier.core.adapters.slot import Part, Slot, State
+from luthier.core.adapters.pass_ import Pass
+from luthier.core.adapters.slot import Part, Slot
+from luthier.core.contracts.kernel import Kernel, Stack, Step, kernel_of
+from luthier.core.sites.structure import Attachment
 
 
-class Adapters(nn.Module):
+class Adapters(Attachment):
     """The slots of one module."""
 
-    def __init__(self, state: State, path: str) -> None:
+    def __init__(self, current: Pass, path: str) -> None:
         super().__init__()
-        self.state, self.path = state, path
+        self.current, self.path = current, path
         self.root = False
         self.owner: str | None = None
         """Set on the module that meets the mask and the cache of a stack: its own path."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import overload
 
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from luthier.core.adapters.attach import adapter_names, check_name, find_state, state_of
 from luthier.core.adapters.call import Prompt
 from luthier.core.adapters.container import Adapters
-from luthier.core.adapters.slot import Slot, State
+from luthier.core.adapters.prefix import refresh_prefixes
+from luthier.core.adapters.slot import Slot
+from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import prompting
+from luthier.core.contracts.router import Route, Told, _listed, names_of, place
 from luthier.core.errors import LuthierError
-from luthier.core.sites.attention import refresh_prefixes
 
 
 def enable(model: nn.Module, name: str | Sequence[str] | None = None) -> nn.Module:
@@ -110,13 +112,13 @@ def rows(model: nn.Module, names: Sequence[str | None]):
     for name in names:
         if name is not None:
             check_name(state, name)
-    before, outer = acting(model), (state.rows, state.frozen)
+    before, outer = acting(model), (state.current.rows, state.current.frozen)
     use(model, list(dict.fromkeys(name for name in names if name is not None)))
-    state.rows, state.frozen = stamped(names), False
+    state.current.rows, state.current.frozen = stamped(names), False
     try:
         yield model
     finally:
-        state.rows, state.frozen = outer
+        state.current.rows, state.current.frozen = outer
         set_acting(model, before)
 
 
@@ -144,22 +146,22 @@ class Arrangement:
         if (state := find_state(self._model)) is not None:
             use(self._model, sorted({name for name in names if name is not None}))
             # rows of one kind take the forms' own path, without a choice for each row
-            state.rows = stamped(names) if len(set(names)) > 1 else None
-            state.frozen = True
+            state.current.rows = stamped(names) if len(set(names)) > 1 else None
+            state.current.frozen = True
         self._names = list(names)
 
     def release(self) -> None:
         """No row is arranged: adapters may come and go."""
         self._names = None
         if (state := find_state(self._model)) is not None:
-            state.rows, state.frozen = None, False
+            state.current.rows, state.current.frozen = None, False
 
 
 @contextmanager
 def prompt(model: nn.Module, lengths: int | Sequence[int] | Tensor):
     """Prompts end behind column `lengths` (one number, or one a row), for passes that carry no labels."""
     end = lengths if isinstance(lengths, int | Tensor) else torch.tensor(lengths)
-    with prompting(state_of(model), Prompt(end)):
+    with prompting(state_of(model).current, Prompt(end)):
         yield model
 
 
@@ -207,3 +209,29 @@ def describe(model: nn.Module) -> list[dict]:
                 row["parameters"] += sum(p.numel() for p in slot.parameters() if p.requires_grad)
         rows_ += groups.values()
     return rows_
+
+
+@contextmanager
+def tasks(model: nn.Module, told: Told):
+    """The rows of every call are of these tasks while the context lasts: one name for all, or one for each row."""
+    state = state_of(model)
+    names = [names_of(part.form) for part in state.parts if names_of(part.form)]
+    if names and not isinstance(told, Tensor):
+        for each in _listed(told):
+            place(names[0], each)
+    before, state.current.tasks = state.current.tasks, told
+    try:
+        yield model
+    finally:
+        state.current.tasks = before
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[list[Route]]:
+    """The decisions of every pass while the context lasts, in the order of the sites that were met."""
+    state = state_of(model)
+    before, state.current.routes = state.current.routes, []
+    try:
+        yield state.current.routes
+    finally:
+        state.current.routes = before

@@ -22,168 +22,27 @@ that act as the difference to their start.
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from luthier.core.adapters.siblings import Ahead
-from luthier.core.contracts.component import find, names
-from luthier.core.contracts.form import Form, Params
+from luthier.core.contracts.form import Params
+from luthier.core.contracts.kernel import Frozen, Guard, Held, Kernel, Layer, Run, Stack, Step, kernel_of, on
 
 if TYPE_CHECKING:
     from luthier.core.adapters.container import Adapters
     from luthier.core.adapters.slot import Slot
 
 
-Run = Callable[[Tensor], Tensor]
-"""A layer: x [..., d_in] to y [..., d_out]."""
-Numbers = tuple[int | None, ...]
-"""The number of each row's adapter, None for the base."""
-Arrange = Callable[[Numbers], Run]
-"""The layer for a batch of rows."""
-Held = Mapping[str, Tensor | None]
-"""Tensors of a module, by name."""
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """The base's layer: a `Run`."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight, self.bias)
-
-
-F = TypeVar("F", bound=Form)
-
-
-@dataclass(frozen=True)
-class Layer(Generic[F]):
-    """An adapted linear layer."""
-
-    form: F
-    p: Params
-    """The parameters that have the form's effect, as they are stored."""
-    weight: Tensor
-    bias: Tensor | None
-
-    def cast(self, dtype: torch.dtype) -> Params:
-        """The parameters in the dtype of the activations: they are small, so they are cast and not x."""
-        return {key: tensor.to(dtype) for key, tensor in self.p.items()}
-
-
-class Kernel(Protocol):
-    """What a file of `luthier.kernels` defines; all but the first may be missing."""
-
-    KEEPS: bool
-    """Its decoder keeps what it computed from the parameters."""
-
-    linear: Callable[[Layer, Tensor], Tensor]
-    linears: Callable[[Sequence[Layer], Tensor], list[Tensor]]
-    decoder: Callable[[Form, Params, Frozen], Run]
-    mixed: Callable[[Sequence[tuple[Form, Params]], Frozen], Arrange]
-    difference: Callable[[Form, Params, Params], Params]
-
-
-class Guard:
-    """Tells whether something that was made of tensors still counts."""
-
-    def __init__(self, holders: Sequence[Held], keeps: bool, watched: Sequence[Tensor] = ()) -> None:
-        """With `keeps`, it goes by what the tensors in `holders` were and not only by which they are.
-
-        The values of those that are `watched` are compared as well, by a copy.
-        """
-        self.tensors = [(held, name, t) for held in holders for name, t in held.items() if t is not None]
-        self.counted = not any(t.is_inference() for _, _, t in self.tensors)
-        self.stamps = [(t, t._version, t.data_ptr()) for _, _, t in self.tensors] if keeps and self.counted else []
-        self.copies = [(t, t.detach().clone()) for t in watched]
-
-    def holds(self) -> bool:
-        """Whether every tensor is the one that was there, and as it was."""
-        for held, name, tensor in self.tensors:
-            if held[name] is not tensor:
-                return False
-        for tensor, version, place in self.stamps:
-            if tensor._version != version or tensor.data_ptr() != place:
-                return False
-        return all(torch.equal(tensor, copy) for tensor, copy in self.copies)
-
-
-class _Own:
-    def __reduce__(self):
-        return type(None), ()  # a copy of the layer has other parameters, and settles its own
-
-
-@dataclass(frozen=True)
-class Step(_Own):
-    """An adapted layer, ready to run as long as nothing about it changes."""
-
-    dtype: torch.dtype
-    rows: tuple[str | None, ...] | None
-    """The rows it is for, the very tuple that the state holds."""
-    run: Run
-    guard: Guard
-
-
-@dataclass(frozen=True)
-class Stack(_Own):
-    """What the adapters of a layer are together, whichever of them the rows use."""
-
-    places: Mapping[Slot, int]
-    arrange: Arrange
-    guard: Guard
-
-    def serves(self, slots: Sequence[Slot]) -> bool:
-        """Whether these are in it, as they are."""
-        return all(slot in self.places for slot in slots) and self.guard.holds()
-
-
-_on = True
-
-
-def on() -> bool:
-    """Whether fast paths are taken."""
-    return _on
-
-
-@contextmanager
-def plain() -> Iterator[None]:
-    """Every form runs as its equation says, and every piece of the base as it came, while the context lasts."""
-    global _on
-    before, _on = _on, False
-    try:
-        yield
-    finally:
-        _on = before
-
-
-@functools.cache
-def kernel_of(form: type[Form]) -> Kernel | None:
-    """The kernel in the file that bears the form's name, or None; another class of that name has its own equation."""
-    name = f"luthier.kernels.{form.name()}"
-    if importlib.util.find_spec(name) is None or form.name() not in names("forms"):
-        return None
-    if find("forms", form.name()) is not form:
-        return None
-    return importlib.import_module(name)  # type: ignore[return-value]
-
-
 def ready(adapters: Adapters, x: Tensor) -> Run | None:
     """The step that was settled for this layer, if it still holds for x."""
     step: Step | None = adapters.step
-    if step is None or not _on or torch.compiler.is_compiling():
+    if step is None or torch.compiler.is_compiling() or not on():
         return None
-    if torch.is_grad_enabled() or step.rows is not adapters.state.rows or not step.guard.holds():
+    if torch.is_grad_enabled() or step.rows is not adapters.current.rows or not step.guard.holds():
         adapters.step = None
         return None
     return step.run if step.dtype is x.dtype and not torch.is_autocast_enabled(x.device.type) else None
@@ -196,14 +55,14 @@ def fast_linear(module: nn.Module, adapters: Adapters, x: Tensor) -> Tensor | No
         return None
     if torch.is_grad_enabled():
         adapters.stack = None
-    if not _on or not slots:
+    if not slots or not on():
         return None
     kernel = kernel_of(type(slots[0].form))
     assert kernel is not None  # or the slots were not fast
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
     if weight is None or not _serves(module, slots, x, weight, bias):
         return None
-    rows = adapters.state.rows
+    rows = adapters.current.rows
     if not torch.is_grad_enabled() and (step := _settled(kernel, module, adapters, x)) is not None:
         return step.run(x)
     if rows is not None or len(slots) > 1 or adapters.written:
@@ -216,14 +75,14 @@ def fast_linear(module: nn.Module, adapters: Adapters, x: Tensor) -> Tensor | No
 
 def _trained(kernel: Kernel, adapters: Adapters, layer: Layer, x: Tensor) -> Tensor:
     """A layer's output, and with it those of the layers that read the same x next."""
-    state = adapters.state
-    if state.ahead is not None and (y := state.ahead.take(adapters, x)) is not None:
+    current = adapters.current
+    if current.ahead is not None and (y := current.ahead.take(adapters, x)) is not None:
         return y
     others = _siblings(kernel, adapters, x) if adapters.siblings and "linears" in vars(kernel) else {}
     if not others:
         return kernel.linear(layer, x)
     y, *ys = kernel.linears([layer, *others.values()], x)
-    state.ahead = Ahead(x, dict(zip(others, ys, strict=True)))
+    current.ahead = Ahead(x, dict(zip(others, ys, strict=True)))
     return y
 
 
@@ -258,7 +117,7 @@ def _settled(kernel: Kernel, module: nn.Module, adapters: Adapters, x: Tensor) -
     assert weight is not None
     layer = Frozen(weight, module._parameters.get("bias"))
     holders: list[Held] = [module._parameters, *(slot._parameters for slot in slots)]
-    if adapters.state.rows is not None:
+    if adapters.current.rows is not None:
         return _mixed(kernel, adapters, x.dtype, layer, holders)
     return _single(kernel, adapters, x, layer, holders) if len(slots) == 1 else None
 
@@ -266,15 +125,15 @@ def _settled(kernel: Kernel, module: nn.Module, adapters: Adapters, x: Tensor) -
 def _mixed(
     kernel: Kernel, adapters: Adapters, dtype: torch.dtype, layer: Frozen, holders: Sequence[Held]
 ) -> Step | None:
-    slots, rows, stack = adapters.fast, adapters.state.rows, adapters.stack
+    slots, rows, stack = adapters.fast, adapters.current.rows, adapters.stack
     if len({slot.name for slot in slots}) < len(slots):  # an adapter with two parts here
         return None
     if stack is None or not stack.serves(slots):
         pairs = [(slot.quiet, _acting(kernel, slot)) for slot in slots]
-        places = {slot: index for index, slot in enumerate(slots)}
+        places: dict[nn.Module, int] = {slot: index for index, slot in enumerate(slots)}
         stack = Stack(places, kernel.mixed(pairs, layer), Guard(holders, keeps=True))
     own: dict[str | None, int] = {slot.name: stack.places[slot] for slot in slots}
-    guard = Guard(holders[:1], keeps=False) if adapters.state.frozen else stack.guard
+    guard = Guard(holders[:1], keeps=False) if adapters.current.frozen else stack.guard
     step = Step(dtype, rows, stack.arrange(tuple(own.get(row) for row in rows or ())), guard)
     if stack.guard.counted:
         adapters.stack, adapters.step = stack, step

@@ -1,10 +1,10 @@
 """Pieces of a frozen base that keep less for the backward pass than autograd makes of them.
 
-A piece is a file of `luthier.kernels` with two functions: `plain(self, x)`, written as transformers writes the forward
-pass of such a module, and its twin `lean(module, x)`, with the same results bit for bit (None: not here). Every module
-whose own forward pass compiles to the bytecode of `plain` is such a piece, in whatever architecture; while adapters are
-on its model, it runs the twin in passes with gradients. Where that cannot be (torch.compile, which fuses by itself,
-autocast, float64, `luthier.core.adapters.dispatch.plain`), it runs as it did.
+A piece is a file of `luthier.kernels.pieces` with two functions: `plain(self, x)`, written as transformers writes the
+forward pass of such a module, and its twin `lean(module, x)`, with the same results bit for bit (None: not here). Every
+module whose own forward pass compiles to the bytecode of `plain` is such a piece, in whatever architecture; while
+adapters are on its model, it runs the twin in passes with gradients. Where that cannot be (torch.compile, which fuses
+by itself, autocast, float64, `luthier.core.contracts.kernel.plain`), it runs as it did.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapters import dispatch as fast
+from luthier.core.contracts.kernel import on, pieces
 from luthier.core.sites.structure import base_modules, namesake
-from luthier.kernels import _glu, _norm
 
-PIECES = (_norm, _glu)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -44,7 +42,7 @@ def fatten(model: nn.Module) -> None:
 def _lean_class(cls: type[nn.Module]) -> type[nn.Module] | None:
     """A subclass of the same name with the twin of its forward pass; None if it is no piece, or is one already."""
     base = cls.forward
-    piece = next((each for each in PIECES if _code(base) == _code(each.plain)), None)
+    piece = next((each for each in pieces() if _code(base) == _code(each.plain)), None)
     if piece is None or "_luthier_plain" in vars(cls):
         return None
 
@@ -65,7 +63,7 @@ def _code(function: Callable) -> tuple:
 def _serves(x: Tensor) -> bool:
     return (
         torch.is_grad_enabled()
-        and fast.on()
+        and on()
         and x.dtype in DTYPES
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled(x.device.type)

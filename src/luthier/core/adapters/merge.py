@@ -14,12 +14,14 @@ from transformers.pytorch_utils import Conv1D
 from luthier.core.adapters.attach import check_name, state_of
 from luthier.core.adapters.control import switch
 from luthier.core.adapters.order import refuse_beneath
-from luthier.core.adapters.slot import OneHot, Slot, State
+from luthier.core.adapters.pass_ import Pass
+from luthier.core.adapters.prefix import refresh_prefixes
+from luthier.core.adapters.slot import OneHot, Slot
+from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import adapters_of, under
 from luthier.core.contracts.router import names_of
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
-from luthier.core.sites.attention import refresh_prefixes
 from luthier.core.sites.probe import dummy_inputs, evaluating
 from luthier.core.sites.structure import features, is_quantised, unwrapped, weight_of
 
@@ -68,7 +70,7 @@ def _stored(module: nn.Module, name: str, slots: Sequence[Slot]) -> Tensor | Non
     return None if found is None else under(slots, name, found)
 
 
-_NOBODY = State()
+_NOBODY = Pass()
 """No call, no rows: an affine form does not look."""
 
 
@@ -106,7 +108,7 @@ def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any
     state, base = state_of(model), unwrapped(model)
     if state.merged:
         raise LuthierError("adapters are merged already; unmerge first.")
-    if state.rows is not None or state.frozen:
+    if state.current.rows is not None or state.current.frozen:
         raise LuthierError("rows are arranged to use adapters of their own; let them go before merging.")
     if name is not None:
         check_name(state, name)

@@ -10,39 +10,34 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from luthier.core.adapters.container import Adapters
-    from luthier.core.adapters.slot import State
 
 
 @dataclass(eq=False)
 class Reading:
-    """A tensor that is being read, and the first layer that read it."""
+    """A tensor that is being read, and where the first layer that read it notes those that follow."""
 
     x: weakref.ref[Tensor]
-    first: Adapters
+    siblings: list[nn.Module]
 
 
-def note(state: State, module: nn.Module, adapters: Adapters, x: Tensor) -> None:
-    """Notes, in a probing pass, that a layer reads x."""
-    adapters.siblings = []
-    if state.reading is not None and state.reading.x() is x:
-        state.reading.first.siblings.append(module)
-    else:
-        state.reading = Reading(weakref.ref(x), adapters)
+def note(reading: Reading | None, module: nn.Module, siblings: list[nn.Module], x: Tensor) -> Reading:
+    """Notes, in a probing pass, that a layer reads x; `siblings` is where it keeps its own, emptied."""
+    siblings.clear()
+    if reading is None or reading.x() is not x:
+        return Reading(weakref.ref(x), siblings)
+    reading.siblings.append(module)
+    return reading
 
 
 class Ahead:
     """Outputs of layers that are about to be called with x."""
 
-    def __init__(self, x: Tensor, outputs: Mapping[Adapters, Tensor]) -> None:
+    def __init__(self, x: Tensor, outputs: Mapping[nn.Module, Tensor]) -> None:
         self.x, self.version, self.outputs = weakref.ref(x), x._version, dict(outputs)
 
-    def take(self, adapters: Adapters, x: Tensor) -> Tensor | None:
+    def take(self, adapters: nn.Module, x: Tensor) -> Tensor | None:
         """The output of a layer for x, once."""
         fits = self.x() is x and self.version == x._version
         return self.outputs.pop(adapters, None) if fits else None

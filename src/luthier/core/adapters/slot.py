@@ -1,23 +1,19 @@
-"""A form at a place: its parameters and what it does there, and the state that the whole model shares."""
+"""A form at a place: its parameters, and what it does there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapters.call import Call, Prompt, edit, entries
-from luthier.core.adapters.siblings import Ahead, Reading
+from luthier.core.adapters.call import Call, edit
+from luthier.core.adapters.pass_ import Pass
 from luthier.core.contracts.form import Form, Params
 from luthier.core.contracts.positions import Positions
-from luthier.core.contracts.router import TASKS, Route, Routed, Told, routing, tasks_of
+from luthier.core.contracts.router import TASKS, Route, Routed, routing, tasks_of
 from luthier.core.contracts.site import Selection, Site
-
-if TYPE_CHECKING:
-    from luthier.core.adapters.container import Adapters
 
 START = "_start"
 """Ends the name of a parameter's frozen start, where the effect of the start is taken off."""
@@ -39,7 +35,7 @@ class Part:
     ranks: Mapping[str, int] = field(default_factory=dict)
     """The rank at each site, by path, where ranks were allocated; 0 leaves a site out of `sites`."""
     relative: bool = False
-    """The form acts as the difference to its start, which each slot keeps (see `Slot.change`)."""
+    """The form acts as the difference to its start, which each slot keeps (see `Slot.face`)."""
     slots: dict[str, Slot] = field(default_factory=dict)
     """One slot for each group of sites that share parameters, by the group's name."""
     shapes: dict[Hashable, dict[str, torch.Size]] = field(default_factory=dict)
@@ -52,67 +48,6 @@ class Part:
     def trains(self, key: str) -> bool:
         """Whether a parameter of this name is trained."""
         return key not in self.form.untrained() and not key.endswith(START)
-
-
-@dataclass(eq=False)
-class State:
-    """What the adapted modules of one model know in common."""
-
-    parts: list[Part] = field(default_factory=list)
-    calls: dict[str, Call | None] = field(default_factory=dict)
-    """The pass under way through each stack, by its owner's path."""
-    prompt: Prompt | None = None
-    """Where prompts end: told by `generate` or by the user."""
-    derived: Prompt | None = None
-    """Where prompts end: read off the labels of the pass under way."""
-    decoder: str | None = None
-    """Path of the decoder of an encoder-decoder."""
-    rows: tuple[str | None, ...] | None = None
-    """The adapter of each row, in a mixed batch."""
-    frozen: bool = False
-    """What the adapters of the rows hold does not change as long as the rows stand."""
-    tasks: Told | None = None
-    """The tasks of the rows, told around the pass or by it."""
-    routes: list[Route] | None = None
-    """What routed forms decide, while somebody watches."""
-    homes: list[Adapters] = field(default_factory=list)
-    """The containers of all adapted modules, so that switching adapters walks no model."""
-    routed: bool = False
-    """Attentions go through the functions that know prefixes."""
-    trained_before: dict[str, bool] = field(default_factory=dict)
-    merged: dict[str, nn.Parameter] = field(default_factory=dict)
-    """Parameters as they were before merging, by path."""
-    folded: list[Slot] = field(default_factory=list)
-    """The slots that were merged."""
-    untied: bool = False
-    """Merging had to untie the output head."""
-    rounding: tuple[float, float] | None = None
-    """What merging changed on probe inputs: (largest difference of an output, largest output); None if not known."""
-    unpacked: list[nn.Module] = field(default_factory=list)
-    """Quantised layers that were told not to repack themselves."""
-    reached: set[tuple[str, str]] | None = None
-    """Sites seen by a probing pass, while it runs."""
-    met: set[tuple[str, str]] = field(default_factory=set)
-    """Sites that a probing pass has seen since the last module was adapted."""
-    reading: Reading | None = None
-    """The tensor that a probing pass is reading."""
-    returned: list[tuple[Adapters, Tensor, int]] = field(default_factory=list)
-    """What layers returned in a probing pass, and its version then."""
-    ahead: Ahead | None = None
-    """Outputs of the layers that are called next."""
-
-    def prompt_of(self, owner: str) -> Prompt:
-        """The prompt of a stack: a decoder's, behind an encoder, is its start token unless told."""
-        if self.decoder is None:
-            return self.prompt or self.derived or Prompt()
-        return (self.prompt or Prompt(end=1)) if owner == self.decoder else Prompt()
-
-    def row_mask(self, name: str, like: Tensor) -> Tensor:
-        """True for the rows of `like` that use the adapter `name`, shaped to broadcast over it."""
-        rows = self.rows or ()
-        each = entries(like, len(rows))
-        mask = torch.tensor([row == name for row in rows], device=like.device).repeat_interleave(each)
-        return mask.view(-1, *[1] * (like.dim() - 1))
 
 
 class Slot(nn.Module):
@@ -168,29 +103,29 @@ class Slot(nn.Module):
         assert then is not None
         return torch.cat([now[0], -then[0]], 1), torch.cat([now[1], then[1]], 0)
 
-    def pre(self, state: State, x: Tensor) -> Tensor:
+    def pre(self, now: Pass, x: Tensor) -> Tensor:
         """The input that the layer gets."""
         edited = self.face()(self.params(x.dtype), x)
-        return edited if state.rows is None else torch.where(state.row_mask(self.name, x), edited, x)
+        return edited if now.rows is None else torch.where(now.row_mask(self.name, x), edited, x)
 
-    def post(self, state: State, x: Tensor, y: Tensor) -> Tensor:
+    def post(self, now: Pass, x: Tensor, y: Tensor) -> Tensor:
         """The output after the edit."""
-        call, p = state.calls.get(self.owner), self.params(y.dtype)
+        call, p = now.calls.get(self.owner), self.params(y.dtype)
         if isinstance(self.form, Routed):
-            p |= self.told(state, call, y)
-        edited = edit(call, self.spot, self.face(self.note(state)), p, x, y)
-        return edited if state.rows is None else torch.where(state.row_mask(self.name, y), edited, y)
+            p |= self.told(now, call, y)
+        edited = edit(call, self.spot, self.face(self.note(now)), p, x, y)
+        return edited if now.rows is None else torch.where(now.row_mask(self.name, y), edited, y)
 
-    def told(self, state: State, call: Call | None, y: Tensor) -> dict[str, Tensor]:
+    def told(self, now: Pass, call: Call | None, y: Tensor) -> dict[str, Tensor]:
         """The tasks of the rows, for a form that goes by them; a probing pass tells none."""
-        if not (isinstance(self.form, Routed) and self.form.by_task) or state.reached is not None:
+        if not (isinstance(self.form, Routed) and self.form.by_task) or now.reached is not None:
             return {}
-        found = tasks_of(self.form, state.tasks if call is None else call.tasks, y)
+        found = tasks_of(self.form, now.tasks if call is None else call.tasks, y)
         return {} if found is None else {TASKS: found}
 
-    def note(self, state: State) -> Callable[[Tensor], None] | None:
+    def note(self, now: Pass) -> Callable[[Tensor], None] | None:
         """What writes a decision of this slot down, while somebody watches."""
-        form, routes = self.form, state.routes
+        form, routes = self.form, now.routes
         if routes is None or not isinstance(form, Routed):
             return None
         return lambda logits: routes.append(Route(self.site.path, form, logits))

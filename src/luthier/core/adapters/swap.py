@@ -17,7 +17,9 @@ from luthier.core.adapters import siblings
 from luthier.core.adapters.call import Prompt, read_call
 from luthier.core.adapters.container import Adapters
 from luthier.core.adapters.dispatch import fast_linear, ready
-from luthier.core.adapters.slot import OneHot, Slot, State
+from luthier.core.adapters.pass_ import Pass
+from luthier.core.adapters.slot import OneHot, Slot
+from luthier.core.adapters.state import State
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import is_sharded, namesake, weight_of
 
@@ -31,7 +33,7 @@ def adapters_of(module: nn.Module) -> Adapters | None:
 def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> Adapters:
     """Makes a module adapted, once, and returns its slots. With `reads`, reads of its parameters are adapted too."""
     if found := adapters_of(module):
-        if found.state is not state:
+        if found.current is not state.current:
             raise LuthierError(f"{path!r} already carries adapters of another model; attach to that one.")
         if reads and not type(module)._luthier_reads:  # type: ignore[attr-defined]
             module.__class__ = _adapted_class(type(module)._luthier_base, True)  # type: ignore[assignment]
@@ -44,17 +46,17 @@ def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> 
             "accelerator.prepare), so an adapter would be bypassed; attach first, wrap afterwards."
         )
     module.__class__ = _adapted_class(type(module), reads)
-    module.adapters = Adapters(state, path).train(module.training)
+    module.adapters = Adapters(state.current, path).train(module.training)
     state.met.clear()  # the model may have changed since
     state.homes.append(module.adapters)
     _follow_hooks(module)
     return module.adapters
 
 
-def unswap(module: nn.Module) -> None:
+def unswap(module: nn.Module, state: State) -> None:
     """Gives a module its class back."""
     adapters: Adapters = module.adapters  # type: ignore[assignment]
-    adapters.state.homes = [home for home in adapters.state.homes if home is not adapters]
+    state.homes = [home for home in state.homes if home is not adapters]
     del module.adapters
     module.__class__ = type(module)._luthier_base  # type: ignore[assignment]
     _follow_hooks(module)
@@ -80,7 +82,7 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
     def __call__(self, *args, **kwargs):
         adapters = self._modules["adapters"]
         if adapters.block is not None:  # a recomputation in the backward pass must meet the same call
-            kwargs["luthier_call"] = adapters.state.calls.get(adapters.block)
+            kwargs["luthier_call"] = adapters.current.calls.get(adapters.block)
         return cls.__call__(self, *args, **kwargs)
 
     def __getattr__(self, name):
@@ -101,8 +103,8 @@ def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
     adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
     if not adapters.params or is_sharded(tensor):
         return tensor
-    if adapters.state.reached is not None:
-        adapters.state.reached.update(slot.origin.key for slot in _on(adapters.params, name))
+    if adapters.current.reached is not None:
+        adapters.current.reached.update(slot.origin.key for slot in _on(adapters.params, name))
     return under(adapters.params, name, tensor)
 
 
@@ -121,64 +123,64 @@ def _prompting(generate: Callable) -> Callable:
     @functools.wraps(generate)
     def prompted(self, *args, **kwargs):
         named = dict(zip(("inputs",), args, strict=False)) | kwargs
-        state: State = self.adapters.state
-        before, state.tasks = state.tasks, kwargs.pop("tasks", state.tasks)
+        current: Pass = self.adapters.current
+        before, current.tasks = current.tasks, kwargs.pop("tasks", current.tasks)
         try:
-            with prompting(state, _prompt_of_generate(state, named)):
+            with prompting(current, _prompt_of_generate(current, named)):
                 return generate(self, *args, **kwargs)
         finally:
-            state.tasks = before
+            current.tasks = before
 
     return prompted
 
 
-def _prompt_of_generate(state: State, named: dict[str, Any]) -> Prompt:
-    keys = ("decoder_input_ids",) if state.decoder is not None else ("input_ids", "inputs_embeds", "inputs")
+def _prompt_of_generate(current: Pass, named: dict[str, Any]) -> Prompt:
+    keys = ("decoder_input_ids",) if current.decoder is not None else ("input_ids", "inputs_embeds", "inputs")
     entering = next((named[k] for k in keys if isinstance(named.get(k), Tensor)), None)
-    mask = named.get("attention_mask") if state.decoder is None else None
+    mask = named.get("attention_mask") if current.decoder is None else None
     return Prompt(1 if entering is None else entering.shape[1], mask)
 
 
 @contextmanager
-def prompting(state: State, prompt: Prompt):
+def prompting(current: Pass, prompt: Prompt):
     """The prompts of a batch end there while the context lasts; an outer one wins."""
-    before = state.prompt
-    state.prompt = before or prompt
+    before = current.prompt
+    current.prompt = before or prompt
     try:
         yield
     finally:
-        state.prompt = before
+        current.prompt = before
 
 
 def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
     adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
     if adapters.step is not None and len(args) == 1 and (run := ready(adapters, args[0])) is not None:
         return run(args[0])
-    state = adapters.state
+    current = adapters.current
     if adapters.block is not None and (call := kwargs.pop("luthier_call", None)) is not None:
-        state.calls[adapters.block] = call
+        current.calls[adapters.block] = call
     if (adapters.root or adapters.owner is not None) and "tasks" in kwargs:
         return _told(module, base, names, args, kwargs)
     if adapters.root:
-        state.derived = _read_prompt(module, dict(zip(names, args, strict=False)) | kwargs)
+        current.derived = _read_prompt(module, dict(zip(names, args, strict=False)) | kwargs)
     if adapters.owner is not None:
         arguments = dict(zip(names, args, strict=False)) | kwargs
-        state.calls[adapters.owner] = call = read_call(arguments, state.prompt_of(adapters.owner))
+        current.calls[adapters.owner] = call = read_call(arguments, current.prompt_of(adapters.owner))
         if call is not None:
-            call.tasks = state.tasks
-    if not (adapters.live or (adapters.params and state.rows is not None)):
+            call.tasks = current.tasks
+    if not (adapters.live or (adapters.params and current.rows is not None)):
         return base(module, *args, **kwargs)
     return _adapted(module, adapters, base, names[0], args, kwargs)
 
 
 def _told(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
     """The pass of a module that was called with the tasks of its rows."""
-    state: State = module._modules["adapters"].state  # type: ignore[union-attr]
-    before, state.tasks = state.tasks, kwargs.pop("tasks")
+    current: Pass = module._modules["adapters"].current  # type: ignore[union-attr]
+    before, current.tasks = current.tasks, kwargs.pop("tasks")
     try:
         return _run(module, base, names, args, kwargs)
     finally:
-        state.tasks = before
+        current.tasks = before
 
 
 def _read_prompt(model: nn.Module, arguments: dict[str, Any]) -> Prompt | None:
@@ -206,39 +208,39 @@ def generative(model: nn.Module) -> bool:
 
 
 def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple, kwargs: dict) -> Any:
-    state = adapters.state
+    current = adapters.current
     x = args[0] if args else kwargs[first]
-    if state.reached is not None:
-        state.reached.update(s.site.key for s in adapters.slots() if s.site.kind != "param")
+    if current.reached is not None:
+        current.reached.update(s.site.key for s in adapters.slots() if s.site.kind != "param")
         if adapters.fast:
-            siblings.note(state, module, adapters, x)
-    if state.rows is not None and ".experts." in adapters.path:
+            current.reading = siblings.note(current.reading, module, adapters.siblings, x)
+    if current.rows is not None and ".experts." in adapters.path:
         raise LuthierError(
             f"{adapters.path} is given the tokens that were routed to it, of any rows; a mixed batch cannot have "
             "adapters on the experts of a mixture. Use one adapter for all rows."
         )
     if (y := fast_linear(module, adapters, x)) is not None:
-        if state.reached is not None:
-            state.returned.append((adapters, y, y._version))
+        if current.reached is not None:
+            current.returned.append((adapters, y, y._version))
         return y
     for slot in adapters.inputs:
-        x = slot.post(state, x, x)
+        x = slot.post(current, x, x)
     entering = x
     for slot in adapters.pres:
-        entering = slot.pre(state, entering)
+        entering = slot.pre(current, entering)
     args, kwargs = ((entering, *args[1:]), kwargs) if args else ((), {**kwargs, first: entering})
     y = _through_weights(module, adapters, base, entering, args, kwargs)
     if not adapters.posts:
         return y
     out = y[0] if isinstance(y, tuple) else y
     for slot in adapters.posts:
-        out = slot.post(state, OneHot(x) if slot.site.kind == "embedding" else x, out)  # type: ignore[arg-type]
+        out = slot.post(current, OneHot(x) if slot.site.kind == "embedding" else x, out)  # type: ignore[arg-type]
     return (out, *y[1:]) if isinstance(y, tuple) else out
 
 
 def _through_weights(module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict) -> Any:
     """The base pass, or a linear layer's with the weight that its forms make."""
-    if adapters.state.rows is not None and (adapters.weights or adapters.params):
+    if adapters.current.rows is not None and (adapters.weights or adapters.params):
         return _mixed_weights(module, adapters, base, x, args, kwargs)
     return _linear(module, adapters.weights, x) if adapters.weights else base(module, *args, **kwargs)
 
@@ -253,7 +255,7 @@ def _mixed_weights(module, adapters: Adapters, base: Callable, x, args: tuple, k
             adapters.params = [s for s in every if s.name == name]
             own = [s for s in adapters.weights if s.name == name]
             new = _linear(module, own, x) if own else base(module, *args, **kwargs)
-            y = torch.where(adapters.state.row_mask(name, y), new, y)
+            y = torch.where(adapters.current.row_mask(name, y), new, y)
         return y
     finally:
         adapters.params = every

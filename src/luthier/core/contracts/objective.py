@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from luthier.core.contracts.component import Component
 
 if TYPE_CHECKING:
+    from luthier.core.contracts.example import Examples
     from luthier.core.contracts.form import Form
-    from luthier.data import Examples
 
 Feature = dict[str, Any]
 Batch = Mapping[str, Any]

@@ -8,8 +8,7 @@ brings them: `model(…, tasks=…)`, `model.generate(…, tasks=…)`, or `with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,7 +19,7 @@ from luthier.core.contracts.form import Form, Params, face_of
 from luthier.core.errors import LuthierError, near
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 ROUTE, TASKS = "_route", "_tasks"
 """Names under which a face finds the logits of its experts, and the tasks of the rows."""
@@ -116,23 +115,6 @@ def _listed(told: str | Sequence[str]) -> Sequence[str]:
     return [told] if isinstance(told, str) else told
 
 
-@contextmanager
-def tasks(model: nn.Module, told: Told):
-    """The rows of every call are of these tasks while the context lasts: one name for all, or one for each row."""
-    from luthier.core.adapters.attach import state_of
-
-    state = state_of(model)
-    names = [names_of(part.form) for part in state.parts if names_of(part.form)]
-    if names and not isinstance(told, Tensor):
-        for each in _listed(told):
-            place(names[0], each)
-    before, state.tasks = state.tasks, told
-    try:
-        yield model
-    finally:
-        state.tasks = before
-
-
 @dataclass(frozen=True, eq=False)
 class Route:
     """What a routed form decided at one site in one pass."""
@@ -141,16 +123,3 @@ class Route:
     form: Routed
     logits: Tensor
     """As `Routed.route` gives them."""
-
-
-@contextmanager
-def watched(model: nn.Module) -> Iterator[list[Route]]:
-    """The decisions of every pass while the context lasts, in the order of the sites that were met."""
-    from luthier.core.adapters.attach import state_of
-
-    state = state_of(model)
-    before, state.routes = state.routes, []
-    try:
-        yield state.routes
-    finally:
-        state.routes = before

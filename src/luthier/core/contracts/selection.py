@@ -12,7 +12,7 @@ from luthier.core.errors import LuthierError
 if TYPE_CHECKING:
     import numpy as np
 
-    from luthier.data import Example, Examples
+    from luthier.core.contracts.example import Example, Examples
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,6 @@ class Place:
     owner: nn.Module = field(repr=False)
     """The innermost model that the module is part of, which knows how its modules start."""
 
-    def base(self) -> Tensor:
-        """The base's own tensor at the site, [..., d_out, d_in] as the form meets it."""
-        from luthier.core.sites.structure import base_tensor
-
-        return base_tensor(self.module, self.site)
-
     def key(self, parameter: str) -> str:
         """The name of a tensor among all of the model's."""
         return f"{self.name}.{parameter}"

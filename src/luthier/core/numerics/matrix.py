@@ -19,3 +19,9 @@ def leading(matrix: Tensor, rank: int, niter: int | None = None) -> tuple[Tensor
         u, s, v = torch.svd_lowrank(wide(matrix), q=min(2 * rank, *matrix.shape), niter=niter)
         vt = v.mT
     return u[:, :rank].contiguous(), s[:rank].contiguous(), vt[:rank].contiguous()
+
+
+def gain(m: Tensor, norms: Tensor) -> Tensor:
+    """m / ‖·‖ of each row [d_out]; 1 for a row of zeros, which has no direction and stays as it is at any length."""
+    none = norms == 0
+    return (m / norms.masked_fill(none, 1)).masked_fill(none, 1)

@@ -1,128 +1,82 @@
-"""Prefixes: keys and values put before those of an attention, through transformers' attention interface.
-
-Nothing enters the cache, no token moves and no mask of the user changes, so cached and uncached passes, padding,
-encoders, gradient checkpointing and mixed batches need no case of their own.
-"""
+"""Attentions that go through transformers' attention interface: their shapes, and functions put in their place."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from luthier.core.adapters.slot import State
-from luthier.core.adapters.swap import adapters_of
-from luthier.core.contracts.form import face_of
-from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import run_once
 from luthier.core.sites.structure import base_modules
 
-MARK = "luthier_"
-_seen: dict[int, tuple[int, int]] | None = None
-"""While a probing pass runs: (heads, d_head) of the keys by the id of the attention module."""
+Attention = Callable[..., Any]
+"""`f(module, query, key, value, mask, …)`, as transformers calls it."""
+WATCH = "luthier_watched_"
+_seen: ContextVar[dict[int, tuple[int, int]] | None] = ContextVar("shapes of keys", default=None)
+"""While a pass is watched: (heads, d_head) of the keys by the id of the attention module."""
 
 
-def _sdpa(module: nn.Module) -> Callable:
-    return sdpa_attention_forward
+def attention_named(name: str, module: nn.Module) -> Attention:
+    """The attention function of that name; the eager one is the module's own."""
+    if name == "eager":
+        return vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    return sdpa_attention_forward if name == "sdpa" else ALL_ATTENTION_FUNCTIONS[name]
 
 
-def _eager(module: nn.Module) -> Callable:
-    return vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+def register_attention(name: str, function: Attention, like: str) -> None:
+    """Makes an attention function known to transformers, with the masks of the implementation `like`; once."""
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[like])
 
 
-def _prefixed(base: Callable[[nn.Module], Callable]) -> Callable:
-    """An attention function that meets the prefixes of its module and then does what `base` does."""
-
-    def attend(module, query, key, value, attention_mask, *args, **kwargs):
-        if _seen is not None:
-            _seen[id(module)] = (key.shape[1], key.shape[-1])
-        adapters = adapters_of(module)
-        for slot in adapters.caches if adapters else ():
-            assert adapters is not None
-            k, v = face_of(slot.active())(slot.params(key.dtype))
-            causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
-            attention_mask = _widen(attention_mask, query, key, k.shape[1], causal)
-            if (bias := kwargs.get("position_bias")) is not None:  # T5: relative positions, none to a prefix
-                kwargs["position_bias"] = nn.functional.pad(bias, (k.shape[1], 0))
-            if adapters.state.rows is not None:
-                own = adapters.state.row_mask(slot.name, query)
-                attention_mask = _only(own, attention_mask, k.shape[1])
-            key, value = _before(k, key), _before(v, value)
-        return base(module)(module, query, key, value, attention_mask, *args, **kwargs)
-
-    return attend
-
-
-def _before(prefix: Tensor, tensor: Tensor) -> Tensor:
-    return torch.cat([prefix.expand(tensor.shape[0], -1, -1, -1), tensor], dim=2)
-
-
-def _widen(mask: Tensor | None, query: Tensor, key: Tensor, n: int, causal: bool) -> Tensor:
-    """The mask with n columns before it that every query may see; causal where there was none."""
-    steps, total = query.shape[2], key.shape[2]
-    if mask is None:
-        mask = torch.ones(1, 1, steps, total, dtype=torch.bool, device=query.device)
-        if causal and steps > 1:
-            mask = mask.tril(total - steps)
-    if mask.dim() != 4:
-        raise LuthierError("prefix needs an attention that takes a 4-D mask: load with attn_implementation='sdpa'.")
-    free = torch.ones if mask.dtype == torch.bool else torch.zeros
-    shape = (*mask.shape[:3], n)
-    return torch.cat([free(shape, dtype=mask.dtype, device=mask.device), mask], dim=-1)
-
-
-def _only(rows: Tensor, mask: Tensor, n: int) -> Tensor:
-    """Hides the first n columns from rows of other adapters."""
-    hidden = 0 if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    mask = mask.expand(len(rows), *mask.shape[1:])
-    first = mask[..., :n].masked_fill(~rows, hidden)
-    return torch.cat([first, mask[..., n:]], dim=-1)
-
-
-for _name, _base in {"sdpa": _sdpa, "eager": _eager}.items():
-    AttentionInterface.register(MARK + _name, _prefixed(_base))
-    AttentionMaskInterface.register(MARK + _name, ALL_MASK_ATTENTION_FUNCTIONS[_name])
-
-
-def _configs(model: nn.Module) -> list[Any]:
+def attention_configs(model: nn.Module) -> list[Any]:
+    """The configurations by which a model's attentions choose their implementation."""
     configs = (vars(module).get("config") for _, module in base_modules(model))
     return list({id(c): c for c in configs if isinstance(c, PreTrainedConfig)}.values())
 
 
-def _route(model: nn.Module, on: bool) -> None:
-    """Sends the model's attentions through the prefixed functions, or back."""
-    for config in _configs(model):
-        now = config._attn_implementation
-        if on and now in ("sdpa", "eager"):
-            config._attn_implementation = MARK + now
-        elif not on and str(now).startswith(MARK):
-            config._attn_implementation = now[len(MARK) :]
-
-
-def refresh_prefixes(model: nn.Module, state: State) -> None:
-    """Routes through the prefixed functions exactly while a prefix is attached."""
-    wanted = any(home.caches for home in state.homes)
-    if wanted != state.routed:
-        _route(model, wanted)
-        state.routed = wanted
-
-
 def attention_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     """{path: (key heads, head width)} of every attention that a small pass sends through the interface."""
-    global _seen
-    _seen = {}
     paths = {id(module): path for path, module in base_modules(model)}
-    routed = any(a.caches for _, m in base_modules(model) if (a := adapters_of(m)))
+    token = _seen.set(seen := {})
     try:
-        _route(model, True)
-        run_once(model)
-        return {paths[key]: shape for key, shape in _seen.items()}
+        with _watched(model):
+            run_once(model)
     finally:
-        _seen = None
-        _route(model, routed)
+        _seen.reset(token)
+    return {paths[key]: shape for key, shape in seen.items()}
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[None]:
+    """The model's attentions tell their shapes while the context lasts."""
+    before = [(config, config._attn_implementation) for config in attention_configs(model)]
+    try:
+        for config, name in before:
+            if name in ("sdpa", "eager") or str(name).startswith("luthier_"):
+                register_attention(WATCH + name, _watching(name), name)
+                config._attn_implementation = WATCH + name
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
+
+
+def _watching(name: str) -> Attention:
+    """The attention of that name, which notes the shapes of its keys first."""
+
+    def attend(module, query, key, value, attention_mask, *args, **kwargs):
+        if (seen := _seen.get()) is not None:
+            seen[id(module)] = (key.shape[1], key.shape[-1])
+        return attention_named(name, module)(module, query, key, value, attention_mask, *args, **kwargs)
+
+    return attend

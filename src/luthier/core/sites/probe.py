@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapters.slot import State
-from luthier.core.adapters.swap import adapters_of
-from luthier.core.contracts.site import Selection
 from luthier.core.errors import LuthierError
-from luthier.core.sites.structure import base_modules
+from luthier.core.sites.structure import Attachment
 
 
 def dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
@@ -78,48 +75,20 @@ MAKERS: dict[str, Callable[[Any, torch.dtype], Tensor]] = {
 @contextmanager
 def evaluating(model: nn.Module):
     """Evaluation mode and no gradients, every module's own flag restored after."""
-    base = [module for _, module in base_modules(model)]
-    flags = [(module, module.training) for module in base]
-    homes = [(home, home.training, list(home.acting.values())) for module in base if (home := adapters_of(module))]
+    flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield model
     finally:
-        for module, training in flags:
-            module.training = training
-        for home, training, acting in homes:
-            home.train(training)
-            for slot in acting:  # some may have been silenced meanwhile, by merging
-                slot.training = training
+        for module, training in reversed(flags):  # attachments after what they hold
+            if isinstance(module, Attachment):
+                module.train(training)
+            else:
+                module.training = training
 
 
 def run_once(model: nn.Module) -> None:
     """One small pass."""
     with evaluating(model):
         model(**dummy_inputs(model))
-
-
-def unreached(model: nn.Module, state: State, sites: Selection) -> list[str]:
-    """Types of site that a pass never calls: an adapter there would be silent.
-
-    One reached site of a type stands for all (a router sends few tokens to few experts). Attentions were found by
-    running them, and are not judged; nor are models on the meta device and those that are no transformers model.
-    What a pass has met once is not asked again.
-    """
-    from transformers import PreTrainedModel
-
-    met = {site.type for site in sites if site.key in state.met}
-    judged = [s for s in sites if s.kind != "cache" and s.type not in met]
-    if not judged or not isinstance(model, PreTrainedModel) or next(model.parameters()).is_meta:
-        return []
-    state.reached = set()
-    try:
-        run_once(model)
-        state.met |= state.reached
-        for adapters, y, version in state.returned:
-            adapters.written = y._version != version
-        reached = {site.type for site in judged if site.key in state.reached}
-    finally:
-        state.reached, state.reading, state.returned = None, None, []
-    return sorted({site.type for site in judged} - reached)

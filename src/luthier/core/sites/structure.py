@@ -17,6 +17,10 @@ from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
 
 
+class Attachment(nn.Module):
+    """What hangs on a module of a model and is no part of the base; it decides itself what its mode means."""
+
+
 def features(module: nn.Module) -> tuple[int, int] | None:
     """(d_in, d_out) of a linear layer, from its attributes (a packed or sharded weight has other shapes)."""
     if isinstance(module, Conv1D):

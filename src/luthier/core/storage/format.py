@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import luthier
 from luthier.core.checks import (
     LONGEST,
     boolean,
@@ -26,6 +25,7 @@ from luthier.core.checks import (
 )
 from luthier.core.errors import LuthierError
 from luthier.core.files import own_file, read_json
+from luthier.core.version import __version__
 
 FORMAT = 3
 SPEC = "adapter.json"
@@ -92,7 +92,7 @@ def _newer(spec: Spec) -> str:
     wrote = spec["versions"]["luthier"]
     plain = isinstance(wrote, str) and re.fullmatch(r"\d+(\.\w+){0,4}", wrote, re.ASCII)
     wanted = f"luthier>={wrote}" if plain else "luthier"
-    return f"Install the version that wrote it (this is {luthier.__version__}): pip install -U '{wanted}'."
+    return f"Install the version that wrote it (this is {__version__}): pip install -U '{wanted}'."
 
 
 def checksum(spec: Mapping[str, Any]) -> str:

@@ -17,7 +17,6 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import luthier
 from luthier.core.adapters.attach import adapter_names, check_name, detach, find_state, place, ranked, state_of
 from luthier.core.adapters.control import tensors
 from luthier.core.adapters.slot import Part
@@ -34,7 +33,9 @@ from luthier.core.storage import weights
 from luthier.core.storage.card import card_of
 from luthier.core.storage.folder import holds_adapter
 from luthier.core.storage.format import FORMAT, SPEC, read, sealed
+from luthier.core.storage.licence import stated_licence
 from luthier.core.storage.weights import WEIGHTS, group_of
+from luthier.core.version import __version__
 
 CARD = "README.md"
 OWN = (SPEC, WEIGHTS, CARD)
@@ -50,13 +51,14 @@ def save(
     measured: Mapping[str, Any] | None = None,
     card: str | None = None,
     license: str | None = None,
+    base_license: str | None = None,
 ) -> Path:
     """Saves one adapter as `folder`, or, when several are attached and none is named, each as `folder/<name>`.
 
     `base` is what to load the base model by; `measured` is kept in the spec (NaN and infinity as null); `card` becomes
-    README.md (without one, it says what the spec says); `license` is the adapter's (the base's is kept as its card
-    states it). The folder is written whole or not at all, and what else lies in it stays. Where the base is sharded
-    over processes (FSDP2), every process calls this and the first one writes.
+    README.md (without one, it says what the spec says); `license` is the adapter's, `base_license` the base's (None:
+    as its card or configuration states it). The folder is written whole or not at all, and what else lies in it stays.
+    Where the base is sharded over processes (FSDP2), every process calls this and the first one writes.
 
     Raises `LuthierError` if the folder holds something that is no adapter, or cannot be written.
     """
@@ -66,14 +68,23 @@ def save(
         raise LuthierError("adapters are merged into the weights; unmerge before saving one.")
     if name is None and len(names) > 1:
         for each in names:
-            save(model, folder / each, each, base=base, measured=measured, card=card, license=license)
+            save(
+                model,
+                folder / each,
+                each,
+                base=base,
+                measured=measured,
+                card=card,
+                license=license,
+                base_license=base_license,
+            )
         return folder
     name = names[0] if name is None else name
     check_name(state, name)
     with steady(folder):
         free_folder(folder, SPEC, "an adapter")
     parts = [part for part in state.parts if part.name == name]
-    spec = spec_of(model, name, parts, base, measured, license)
+    spec = spec_of(model, name, parts, base, measured, license, base_license)
     if not writes(model):
         return folder
     with committed(folder) as temporary:
@@ -123,10 +134,9 @@ def spec_of(
     base: str | None,
     measured: Mapping[str, Any] | None,
     license: str | None = None,
+    base_license: str | None = None,
 ) -> dict[str, Any]:
     """`adapter.json` of these parts on the base `model`, but for the checksums."""
-    from luthier.models import licence_of
-
     called = base or getattr(model, "name_or_path", "")
     return {
         "format": FORMAT,
@@ -142,11 +152,11 @@ def spec_of(
             | ({"relative": True} if part.relative else {})
             for part in parts
         ],
-        "base": {"name": called} | fingerprint(model) | {"license": licence_of(called)},
+        "base": {"name": called} | fingerprint(model) | {"license": base_license or stated_licence(called)},
         "license": license,
         "measured": finite(dict(measured or {})),
         "versions": {
-            "luthier": luthier.__version__,
+            "luthier": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },

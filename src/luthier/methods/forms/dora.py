@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, zeros
+from torch import zeros
 from torch.linalg import vector_norm
 
 from luthier.core.contracts.form import Form, kaiming, rank_scale
+from luthier.core.numerics.matrix import gain
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,3 @@ class DoRA(Form):
         """The new weight [d_out, d_in]."""
         moved = w + self.scale * p["B"] @ p["A"]
         return gain(p["m"], vector_norm(moved.detach(), dim=1))[:, None] * moved
-
-
-def gain(m: Tensor, norms: Tensor) -> Tensor:
-    """m / ‖·‖ of each row [d_out]; 1 for a row of zeros, which has no direction and stays as it is at any length."""
-    none = norms == 0
-    return (m / norms.masked_fill(none, 1)).masked_fill(none, 1)

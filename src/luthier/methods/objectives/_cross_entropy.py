@@ -111,7 +111,7 @@ def _asks_for_its_loss(cls: type[nn.Module], body: str) -> bool:
 def _token_by_token(head: nn.Module) -> bool:
     """Whether no adapter on the head goes by a token's place in the batch."""
     adapters = adapters_of(head)
-    return adapters is None or (adapters.state.rows is None and not any(s.spot for s in adapters.slots()))
+    return adapters is None or (adapters.current.rows is None and not any(s.spot for s in adapters.slots()))
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class Routing(Objective):
     def loss(self, model, batch):
         import torch
 
-        from luthier.core.contracts.router import watched
+        from luthier.core.adapters.control import watched
         from luthier.methods.objectives._cross_entropy import causal_loss
 
         if not self.beta:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from luthier.core.contracts.update import Course, Update
+from luthier.core.contracts.update import Course, Place, Update
 from luthier.core.errors import LuthierError
 from luthier.methods.forms.full import Full
 from luthier.methods.updates._layers import check_range
@@ -48,7 +49,7 @@ class LTSFT(Update):
         if step != self.turn(course.steps):
             return None
         moved = {
-            place.key(key): (p.detach() - place.base().to(p.dtype)).abs().flatten()
+            place.key(key): (p.detach() - _base(place).to(p.dtype)).abs().flatten()
             for place in course.places
             for key, p in place.params.items()
         }
@@ -61,4 +62,11 @@ class LTSFT(Update):
     def values(self, course: Course, step: int):
         if step != self.turn(course.steps):
             return {}
-        return {place.key(key): place.base() for place in course.places for key in place.params}
+        return {place.key(key): _base(place) for place in course.places for key in place.params}
+
+
+def _base(place: Place) -> Tensor:
+    """The base's own tensor at the site, [..., d_out, d_in] as the form meets it."""
+    from luthier.core.sites.structure import base_tensor  # brings transformers, which --help does without
+
+    return base_tensor(place.module, place.site)
