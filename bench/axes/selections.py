@@ -23,7 +23,7 @@ from bench.axes._study import arguments, by_seed, difference, markdown, mean
 import luthier as lt
 from luthier import data
 from luthier.core.contracts.component import find, names
-from luthier.core.contracts.selection import DataSelection, Pool
+from luthier.core.contracts.selection import Pool, Selection
 
 TARGETS, EACH, ROWS, STEPS, RATE = 15, 4, 300, 40, 4e-3
 """Intents wanted, target rows of each, rows taken; the rate that bench/axes/inits.py chose for LoRA."""
@@ -55,7 +55,7 @@ def chosen(ground: Intents, way: str, seed: int, work: Path) -> tuple[list[dict[
         kept = random.Random(seed).sample([row for row in pool if row["label"] in wanted], ROWS)
     else:
         examples, aim = (data.load(str(written(rows, work / name))) for rows, name in ((pool, "pool"), (target, "aim")))
-        selection = find("selections", way, DataSelection)()
+        selection = find("selections", way, Selection)()
         found = data.choose(selection, Pool(examples, aim, seed), ROWS)
         kept = [{"text": row.text, "label": row.label} for row in found.examples.rows]
     return kept, sum(row["label"] in wanted for row in kept) / len(kept)

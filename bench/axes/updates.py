@@ -49,7 +49,7 @@ def serves(update: Update, form: Form) -> bool:
     from luthier.models import config_of, meta_model
 
     try:
-        update.check(form, lt.select(meta_model(config_of("minilm-l6")), WHERE[form]))
+        update.check_form(form, lt.select(meta_model(config_of("minilm-l6")), WHERE[form]))
     except lt.LuthierError:
         return False
     return True

@@ -352,8 +352,8 @@ def test_objectives_and_selections_of_recipes_are_used(study, tmp_path):
     values["settings"]["full"] = values["settings"]["masked-thought"]
     done = runner.carry_out(Study.from_dict(values | {"timing": 1}), tmp_path / "s", progress=False)
     full, masked, chosen = (next(r for r in done.records if r.method == m) for m in values["methods"])
-    assert masked.settings["objective"]["name"] == "maskedthought" and full.settings["objective"]["name"] == "sft"
-    assert masked.losses != full.losses and "--objective maskedthought" in masked.command
+    assert masked.settings["objective"]["name"] == "masked_thought" and full.settings["objective"]["name"] == "sft"
+    assert masked.losses != full.losses and "--objective masked_thought" in masked.command
     assert chosen.settings["select"]["name"] == "random" and chosen.settings["select_rows"] == 8
 
 

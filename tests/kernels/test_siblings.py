@@ -55,7 +55,7 @@ def test_together_is_as_alone(form, name, monkeypatch):
     together = run(model, inputs)
     with plain():
         assert same(together, run(model, inputs))
-    for home in lt.core.adapt.state_of(model).homes:
+    for home in lt.core.adapters.attach.state_of(model).homes:
         home.siblings = []
     assert same(together, run(model, inputs))
 
@@ -117,11 +117,11 @@ def test_one_that_is_silent_or_elsewhere_is_not_run_ahead():
     model, x = three(), torch.randn(3, 6, dtype=torch.float64)
     model.k.to("meta")
     model.q(x)
-    assert set(model.q.adapters.state.ahead.outputs) == {model.v.adapters}
-    assert model.v(x) is not None and not model.q.adapters.state.ahead.outputs
+    assert set(model.q.adapters.current.ahead.outputs) == {model.v.adapters}
+    assert model.v(x) is not None and not model.q.adapters.current.ahead.outputs
 
 
 def test_a_copy_is_made_in_the_middle_of_a_pass():
     model, x = three(), torch.randn(3, 6, dtype=torch.float64)
     model.q(x)
-    assert copy.deepcopy(model).q.adapters.state.ahead is None
+    assert copy.deepcopy(model).q.adapters.current.ahead is None

@@ -32,11 +32,11 @@ def logits(by: Decoding, batch: int = 3, dtype=torch.float64, seed: int = 0) -> 
 @pytest.mark.parametrize("name", DECODINGS)
 def test_it_states_its_equation_source_and_roles(name):
     by = made(name)
-    assert len(by.equation()) > 5 and by.paper and by.name() == name.replace("_", "")
+    assert len(by.equation()) > 5 and by.paper and by.name() == name
     assert len(by.roles) > 1 and all(by.roles.values())
     assert by.led() not in by.several and set(by.several) <= set(by.roles)
     assert by.draft is None or by.draft in by.roles
-    assert by.neutral and {key for key, _ in by.neutral} <= set(by.settings())
+    assert by.neutral and set(by.neutral) <= set(by.settings())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -107,6 +107,7 @@ TOY = '''
 
 from __future__ import annotations
 
+from typing import ClassVar
 from dataclasses import dataclass
 
 from luthier.core.contracts.decoding import Decoding
@@ -118,7 +119,7 @@ class Toy(Decoding):
 
     paper = "nobody 2031"
     roles = {"base": "the one", "other": "the other one"}
-    neutral = (("size", 0.0),)
+    neutral: ClassVar = {"size": 0.0}
 
     size: float = 3.0
     """The factor c."""

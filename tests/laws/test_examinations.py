@@ -77,7 +77,7 @@ def reports(model):
 @pytest.mark.parametrize("name", EXAMINATIONS)
 def test_it_states_its_equation_and_source(name):
     examination = made(name)
-    assert len(examination.equation()) > 5 and examination.paper and examination.name() == name.replace("_", "")
+    assert len(examination.equation()) > 5 and examination.paper and examination.name() == name
     assert examination.from_dict(examination.to_dict()) == examination
     with pytest.raises(lt.LuthierError):
         examination.from_dict({"no such setting": 1})

@@ -64,7 +64,7 @@ def moved(model):
 @pytest.mark.parametrize("name", INITS)
 def test_it_states_its_equation_and_source_and_serves_a_form(name):
     init = find("inits", name)
-    assert len(init.equation()) > 5 and init.paper and init.name() == name.replace("_", "")
+    assert len(init.equation()) > 5 and init.paper and init.name() == name
     assert served(name)
 
 

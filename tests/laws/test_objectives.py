@@ -32,10 +32,10 @@ def form_for(chosen: Objective, dropout: float = 0.0) -> Form:
     """A form that the objective trains: factors, or else experts that are named for the tasks of the rows."""
     form = LoRA(rank=4, dropout=dropout)
     try:
-        chosen.check(form)
+        chosen.check_form(form)
     except LuthierError:
         form = MeteoRA(experts=("a", "b"), rank=4, dropout=dropout)
-        chosen.check(form)
+        chosen.check_form(form)
     return form
 
 
@@ -84,7 +84,7 @@ def test_it_states_its_equation_and_source(name):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_switched_off_it_is_fine_tuning_to_the_bit(run, plain, name):
-    off = trained(run, f"{name}-off", objective(name, **objective(name).off))
+    off = trained(run, f"{name}-off", objective(name, **objective(name).neutral))
     sft = plain(objective(name))
     assert off.losses == sft.losses and off.eval_loss == sft.eval_loss
     ours, theirs = bits(off), bits(sft)

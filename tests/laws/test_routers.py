@@ -64,7 +64,7 @@ def test_weights_sum_to_one_and_none_is_negative(name, train):
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_one_expert_is_that_adapter_whatever_the_router(name):
-    form = made(name, **dict(made(name).alone))
+    form = made(name, **dict(made(name).neutral))
     p, x, y = moved(form), torch.randn(3, 5, 12).double(), torch.randn(3, 5, 8).double()
     face = routing(form)
     one = face(p, x, y)

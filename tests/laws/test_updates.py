@@ -39,7 +39,7 @@ def form_for(update: Update) -> tuple[Form, str]:
     for form in (lt.Full(), lt.LoRA(rank=3), lt.MHR(rank=3, skills=2)):
         where = WHERE[form.name()]
         try:
-            update.check(form, lt.select(build(), where))
+            update.check_form(form, lt.select(build(), where))
         except lt.LuthierError:
             continue
         return form, where
@@ -76,7 +76,7 @@ def case(request):
 @pytest.mark.parametrize("name", UPDATES)
 def test_it_states_its_equation_and_source(name):
     update = find("updates", name)
-    assert len(update.equation()) > 5 and update.paper and update.name() == name.replace("_", "")
+    assert len(update.equation()) > 5 and update.paper and update.name() == name
     assert Update.from_dict.__func__(update, update().to_dict()) == update()  # type: ignore[attr-defined]
 
 

@@ -16,7 +16,7 @@ from luthier.combining.plot import plot
 from luthier.combining.prepare import Job, prepare
 from luthier.combining.result import Adapter, Into, Result
 from luthier.combining.tally import JSON, PLOT, Combined, Row, Tally
-from luthier.core.contracts.combination import Combine
+from luthier.core.contracts.combination import Combination
 from luthier.core.contracts.component import find
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, must_be_free, write_json
@@ -25,7 +25,7 @@ from luthier.measuring.progress import told
 
 
 def combine(
-    method: str | Combine,
+    method: str | Combination,
     inputs: Sequence[str | Path],
     *,
     base: nn.Module,
@@ -54,7 +54,7 @@ def combine(
     """
     console = Console(stderr=True, quiet=not progress)
     made = find("combinations", method)() if isinstance(method, str) else method
-    if not isinstance(made, Combine):
+    if not isinstance(made, Combination):
         raise LuthierError(f"{made.name()} is no combination.")
     folder = must_be_free(out)
     if rank is not None and rank < 1:

@@ -16,7 +16,7 @@ from torch import nn
 from luthier.combining.places import Spot
 from luthier.combining.reader import Reader
 from luthier.combining.source import Source
-from luthier.core.contracts.combination import Combine
+from luthier.core.contracts.combination import Combination
 from luthier.core.errors import LuthierError
 from luthier.core.sites.fingerprint import fingerprint, kinship, sample_of
 from luthier.core.sites.scope import Scope
@@ -79,7 +79,9 @@ def check_weights(weights: Sequence[float] | None, count: int) -> tuple[float, .
     return found
 
 
-def check_shapes(method: Combine, sources: Sequence[Source], groups: Sequence[Sequence[Spot]], scope: Scope) -> None:
+def check_shapes(
+    method: Combination, sources: Sequence[Source], groups: Sequence[Sequence[Spot]], scope: Scope
+) -> None:
     """Raises unless every delta may go where it would."""
     for spots in groups:
         for source in sources:
@@ -94,7 +96,7 @@ def check_shapes(method: Combine, sources: Sequence[Source], groups: Sequence[Se
                 )
 
 
-def check_old(method: Combine, old: Reader, groups: Sequence[Sequence[Spot]], scope: Scope) -> None:
+def check_old(method: Combination, old: Reader, groups: Sequence[Sequence[Spot]], scope: Scope) -> None:
     """Raises unless the old base has the parameters of the new one, of shapes that may move."""
     for spots in groups:
         name, at = spots[0].name, spots[0].place(scope, {})

@@ -16,7 +16,7 @@ from luthier.combining.places import Spot, spots
 from luthier.combining.reader import Held, Reader, reader
 from luthier.combining.source import Adapter, Model, Source
 from luthier.core.adapters.attach import find_state
-from luthier.core.contracts.combination import Combine, Place
+from luthier.core.contracts.combination import Combination, Place
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json
 from luthier.core.numerics.delta import Delta
@@ -32,7 +32,7 @@ from luthier.models import named, task_of_class
 class Job:
     """What is combined, where."""
 
-    method: Combine
+    method: Combination
     sources: Sequence[Source]
     groups: Sequence[Sequence[Spot]]
     """Parameters that change, each by all of its names, or by one where an input changes that one alone."""
@@ -57,7 +57,7 @@ class Job:
 
 
 def prepare(
-    method: Combine,
+    method: Combination,
     inputs: Sequence[str | Path],
     base: nn.Module,
     old_name: str | None,
@@ -128,7 +128,7 @@ def _blanked(base: nn.Module, new: Sequence[str]) -> frozenset[str]:
 
 
 def _check_source(
-    method: Combine, inputs: Sequence[str | Path], specs: Sequence[dict[str, Any] | None], old: str | None
+    method: Combination, inputs: Sequence[str | Path], specs: Sequence[dict[str, Any] | None], old: str | None
 ) -> None:
     if old is not None and not method.moves:
         raise LuthierError(f"{method.name()} combines changes of one base; a source goes with transfer and portllm.")
@@ -140,7 +140,12 @@ def _check_source(
 
 
 def _read(
-    given: str | Path, spec: dict[str, Any] | None, base: nn.Module, old: Reader | None, method: Combine, force: bool
+    given: str | Path,
+    spec: dict[str, Any] | None,
+    base: nn.Module,
+    old: Reader | None,
+    method: Combination,
+    force: bool,
 ) -> Source:
     if spec is None:
         made = Model(str(given), reader(str(given), base), Held(base) if old is None else old)
@@ -155,7 +160,7 @@ def _read(
     return Adapter(base, folder, spec, old)
 
 
-def _grown(base: nn.Module, sources: Sequence[Source], method: Combine, old: Reader, merged: bool) -> Any:
+def _grown(base: nn.Module, sources: Sequence[Source], method: Combination, old: Reader, merged: bool) -> Any:
     """Gives the base the tokens that a source has more, as rows of zeros; returns that source's processor, if any."""
     scope = Scope(base)
     for group in spots(base):

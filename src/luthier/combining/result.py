@@ -14,7 +14,7 @@ from luthier.combining.places import Spot, wide
 from luthier.combining.tensorfile import TensorFile
 from luthier.core.adapters.slot import Part
 from luthier.core.contracts.form import Form
-from luthier.core.contracts.site import Selection, Site
+from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
 from luthier.core.sites.scope import Scope
@@ -165,7 +165,7 @@ class Adapter:
         return self._part(Full(), self._full) if self._full else None
 
     def _part(self, form: Form, sites: list[Site]) -> Part:
-        chosen = Selection(sites)
+        chosen = Sites(sites)
         words = ("all-linear", ", ".join(map(str, sites)))
         where = next((text for text in words if _same(self.model, text, chosen)), None)
         if where is None:
@@ -198,7 +198,7 @@ def _padded(tensor: Tensor, more: int) -> Tensor:
     return torch.cat([tensor, tensor.new_zeros(more)])
 
 
-def _same(model: nn.Module, where: str, sites: Selection) -> bool:
+def _same(model: nn.Module, where: str, sites: Sites) -> bool:
     try:
         found = select(model, where)
     except LuthierError:  # a plain word for a model that has no such places

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.core.contracts.combination import Combine
+from luthier.core.contracts.combination import Combination
 from luthier.core.numerics.delta import Delta
 from luthier.core.version import __version__
 
@@ -98,7 +98,7 @@ class Combined:
     """What was made, and how."""
 
     folder: Path
-    method: Combine
+    method: Combination
     inputs: tuple[str, ...]
     weights: tuple[float, ...]
     kept: Mapping[str, int]

@@ -15,7 +15,7 @@ from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.objective import Objective
 from luthier.core.contracts.ranks import Ranks
-from luthier.core.contracts.selection import DataSelection
+from luthier.core.contracts.selection import Selection
 from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError, near
 from luthier.measuring.calibration import Calibration
@@ -48,7 +48,7 @@ class Method:
     update: Update = field(default_factory=AdamW)
     also: tuple[Piece, ...] = ()
     objective: Objective = field(default_factory=SFT)
-    select: DataSelection | None = None
+    select: Selection | None = None
     select_rows: int | None = None
     target: str | None = None
     calibration: Calibration = field(default_factory=Calibration)

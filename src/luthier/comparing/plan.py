@@ -233,14 +233,14 @@ def _fitted(method: Method, shapes: Shapes) -> Method:
     if method.usual and not _matches(shapes.empty, method.where):
         note = f"the recipe's sites ({method.where}) are not in this model: the method's own ({method.form.where})"
         method = dataclasses.replace(method, where=None, notes=(*method.notes, note))
-    method.objective.check(method.form)
+    method.objective.check_form(method.form)
     sites, ranks, purse = ground(shapes.empty, method.form, method.where, method.ranks, method.budget)
     wrong = [site for site in sites if site.kind not in method.form.kinds]
     if wrong:
         raise LuthierError(
             f"{method.form.name()} acts on sites of kind {', '.join(method.form.kinds)}; {wrong[0]} is not."
         )
-    method.update.check(method.form, sites)
+    method.update.check_form(method.form, sites)
     for piece in method.also:
         method.update.check_beside(piece.form, select(shapes.empty, piece.place))
     if method.kind == "peft" and (method.ranks is not None or any(site.kind != "affine" for site in sites)):

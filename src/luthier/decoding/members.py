@@ -38,7 +38,7 @@ def members_of(
     before weights are read), and a model that no cache can be kept for.
     """
     spoken = _by_role(by, roles)
-    by.fits({role: len(given) for role, given in spoken.items()})
+    by.check_models({role: len(given) for role, given in spoken.items()})
     loaded = _Shelf(dtype)
     for text in (each for given in spoken.values() for each in given if isinstance(each, str)):
         loaded.announce(text)

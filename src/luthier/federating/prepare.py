@@ -79,11 +79,11 @@ def planned(run: Run, method: Aggregation, federation: Federation) -> Plan:
     """Reads, encodes and deals the rows; whatever does not fit raises here, before any weights are loaded."""
     check_run(run)
     some = federation.clients or len(federation.numbers()) or 1
-    method.admit([federation.rank_of(client, run.form) for client in range(some)])
+    method.check_ranks([federation.rank_of(client, run.form) for client in range(some)])
     prepared = prepare(run)
     parts = partition(federation, kinds(run, prepared, federation), run.training.seed)
     plan = Plan(run, method, federation, prepared, parts)
-    method.admit(plan.ranks)
+    method.check_ranks(plan.ranks)
     return plan
 
 

@@ -29,7 +29,7 @@ def export(
     form = find("formats", to)() if isinstance(to, str) else to
     assert isinstance(form, Format)
     target = must_be_free(out)
-    form.fits(base, processor)
+    form.check_base(base, processor)
     state = find_state(base)
     taken, before = (adapter_names(state), acting(base)) if state else ([], {})
     name = next(n for n in ("export", *(f"export{i}" for i in range(99))) if n not in taken)

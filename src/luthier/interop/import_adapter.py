@@ -14,7 +14,7 @@ from luthier.core.adapters.slot import Part
 from luthier.core.adapters.start import expected_shapes
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.import_ import Found, Source
-from luthier.core.contracts.site import Selection
+from luthier.core.contracts.site import Sites
 from luthier.core.errors import LuthierError
 from luthier.core.files import must_be_free
 from luthier.core.sites.select import select
@@ -118,7 +118,7 @@ def _alone(model: nn.Module, kind: str, path: str) -> bool:
         return False
 
 
-def _same(chosen: Selection, paths: list[str]) -> bool:
+def _same(chosen: Sites, paths: list[str]) -> bool:
     return sorted(site.path for site in chosen) == sorted(paths)
 
 

@@ -13,7 +13,7 @@ from luthier.core.contracts.component import find
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.ranks import Budget, Ranks, parameters_of
-from luthier.core.contracts.site import Selection
+from luthier.core.contracts.site import Sites
 from luthier.core.contracts.statistic import Statistic
 from luthier.core.errors import LuthierError
 from luthier.core.sites.collect import Measured
@@ -79,7 +79,7 @@ def allocate(
 
 def ground(
     model: nn.Module, form: Form, where: str | None, ranks: Ranks | None, budget: str | None
-) -> tuple[Selection, Ranks | None, Budget]:
+) -> tuple[Sites, Ranks | None, Budget]:
     """(sites, what allocates, what it may spend); a model without weights will do.
 
     A budget decides the form's rank: the largest that it pays for everywhere, from which allocations and starts count.

@@ -53,7 +53,7 @@ def trial(
     if init is not None:
         init.statistics(form)  # refuses a form that it cannot start
     if update is not None:
-        update.check(form, sites)
+        update.check_form(form, sites)
         for other, places in further:
             update.check_beside(other, places)
     return Tried(processor, models.positions(empty))

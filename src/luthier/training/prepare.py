@@ -46,7 +46,7 @@ class Prepared:
 def prepare(run: Run) -> Prepared:
     """The encoded rows of `run`; whatever is wrong with the data, the model's name or the selector raises here."""
     settings = run.training
-    run.objective.check(run.form)
+    run.objective.check_form(run.form)
     for source in run.form.sources():
         adapter_folder(source)
     examples = data.load(

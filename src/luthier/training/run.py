@@ -8,7 +8,7 @@ from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.objective import Objective
 from luthier.core.contracts.ranks import Ranks
-from luthier.core.contracts.selection import DataSelection
+from luthier.core.contracts.selection import Selection
 from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
 from luthier.measuring.calibration import Calibration
@@ -43,7 +43,7 @@ def train(
     calibration: Calibration | None = None,
     update: Update | None = None,
     also: Sequence[Piece] = (),
-    select: DataSelection | None = None,
+    select: Selection | None = None,
     select_rows: int | None = None,
     target: str | None = None,
     license: str | None = None,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from luthier.core.adapters.attach import detach, place, state_of
 from luthier.core.adapters.slot import Part, Slot
-from luthier.core.contracts.site import Selection, Site
+from luthier.core.contracts.site import Site, Sites
 from luthier.core.sites.structure import base_tensor
 from luthier.methods.forms.sparse import Sparse
 
@@ -28,7 +28,7 @@ def sparsify(model: Any, name: str) -> None:
     ranks = {path: len(index) for path, (index, _) in found.items()}
     if not 0 < sum(ranks.values()) * WORTH < sum(p.numel() for slot in first.slots.values() for p in slot.parameters()):
         return
-    sites = Selection(site for site in first.sites if ranks[site.path])
+    sites = Sites(site for site in first.sites if ranks[site.path])
     new = Part(name, Sparse(), first.where, sites, ranks)
     again = [Part(name, part.form, part.where, part.sites, part.ranks, part.relative) for part in others]
 

@@ -14,7 +14,7 @@ from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.objective import Objective
 from luthier.core.contracts.ranks import Ranks, parameters_of
-from luthier.core.contracts.selection import DataSelection
+from luthier.core.contracts.selection import Selection
 from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError, near
 from luthier.measuring.calibration import Calibration
@@ -158,7 +158,7 @@ class Run:
     """What becomes of the gradients, and what is trained at all."""
     also: tuple[Piece, ...] = ()
     """Further forms of the same adapter, each with its place; ranks, init and budget are those of `form`."""
-    select: DataSelection | None = None
+    select: Selection | None = None
     """What chooses the rows that are learned, of those not held out (none: all are)."""
     select_rows: int | None = None
     """How many rows it takes."""

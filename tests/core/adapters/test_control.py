@@ -168,9 +168,9 @@ def test_rows_inside_an_arrangement_leave_it_standing():
     arrangement.set(["a0", "a2"])
     expected = logits(model)
     with lt.rows(model, ["a1", None]):
-        assert not state_of(model).frozen
+        assert not state_of(model).current.frozen
     arrangement.set(["a0", "a2"])
-    assert state_of(model).frozen and torch.equal(logits(model), expected)
+    assert state_of(model).current.frozen and torch.equal(logits(model), expected)
 
 
 def test_a_context_knows_what_left_and_what_came():

@@ -56,10 +56,10 @@ def test_ill_typed_values_are_refused(values, message):
 
 
 def test_every_file_of_an_axis_holds_its_component():
-    assert {"forms", "objectives", "data"} <= set(axes())
+    assert {"forms", "objectives", "selections"} <= set(axes())
     for axis in axes():
         for name in names(axis):
-            assert find(axis, name).name() == name.replace("_", "")
+            assert find(axis, name).name() == name
             assert not name.startswith("_")
 
 

@@ -13,7 +13,7 @@ import torch
 
 from luthier import data
 from luthier.core.contracts.component import find, names
-from luthier.core.contracts.selection import DataSelection, Pool
+from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.errors import LuthierError
 from luthier.data.select import as_row
 from luthier.data.words import asked
@@ -55,7 +55,7 @@ def pool(tmp_path) -> Pool:
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_it_states_its_equation_and_source(name):
     cls = find("selections", name)
-    assert issubclass(cls, DataSelection) and len(cls.equation()) > 5 and cls.paper
+    assert issubclass(cls, Selection) and len(cls.equation()) > 5 and cls.paper
 
 
 @pytest.mark.parametrize("name", SELECTIONS)

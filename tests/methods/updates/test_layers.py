@@ -9,7 +9,6 @@ from itertools import pairwise
 import pytest
 import torch
 import transformers
-from updates.common import copies, full, llama, moments, run
 
 import luthier as lt
 from luthier.core.adapters.control import tensors
@@ -20,6 +19,7 @@ from luthier.methods.updates.layer_decay import LayerDecay
 from luthier.methods.updates.lisa import LISA
 from luthier.methods.updates.lora_plus import LoRAPlus
 from support.architectures import ARCHITECTURES
+from support.common import copies, full, llama, moments, run
 
 
 def size(places) -> int:

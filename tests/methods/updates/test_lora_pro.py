@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from updates.common import copies, llama, moments, run
 
 import luthier as lt
 from luthier.core.adapters.optimiser import course_of, optimiser
@@ -13,6 +12,7 @@ from luthier.measuring.trial import trial
 from luthier.methods.piece import Piece
 from luthier.methods.updates.lora_pro import LoRAPro, nearest, scale
 from support.calibrated import batches
+from support.common import copies, llama, moments, run
 from support.tiny import save_model
 
 M, N, R, S = 7, 9, 3, 2.5

@@ -30,7 +30,7 @@ def run_of(llama, additions, folder, name: str) -> Run:
     update = cls.from_dict({key: value for key, value in quick.items() if key in cls.settings()})
     for form, where in ((lt.Full(), "params(*.layers.*)"), (lt.LoRA(rank=4), None), (lt.MHR(rank=4, skills=2), None)):
         try:
-            update.check(form, lt.select(build(), where or form.where))  # type: ignore[attr-defined]
+            update.check_form(form, lt.select(build(), where or form.where))  # type: ignore[attr-defined]
         except lt.LuthierError:
             continue
         return Run(llama, additions, form, where, out=str(folder), training=SHORT, update=update)  # type: ignore[arg-type]
@@ -68,15 +68,15 @@ def test_it_is_recorded_and_repeated(llama, additions, tmp_path):
     result = train(run, progress=False)
     record = json.loads((run.folder / "run.json").read_text())
     assert (
-        record["run"]["update"] == {"name": "loraplus", "settings": {"ratio": 4.0}}
+        record["run"]["update"] == {"name": "lora_plus", "settings": {"ratio": 4.0}}
         and Run.from_dict(record["run"]) == run
     )
     assert json.loads((result.adapter / "adapter.json").read_text())["measured"]["update"] == record["run"]["update"]
-    assert "| update | loraplus, ratio 4.0 |" in (run.folder / "README.md").read_text()
+    assert "| update | lora_plus, ratio 4.0 |" in (run.folder / "README.md").read_text()
     from luthier.cli.parse import parse
 
     words = shlex.split(command(run))
-    assert words[words.index("--update") :][:4] == ["--update", "loraplus", "--ratio", "4.0"]
+    assert words[words.index("--update") :][:4] == ["--update", "lora_plus", "--ratio", "4.0"]
     parsed = parse(words[1:])
     assert parsed is not None and parsed[0].resolved(parsed[1]) == run  # type: ignore[attr-defined]
 

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from updates.common import copies, full, moments, run
 
 import luthier as lt
 from luthier import models
@@ -16,6 +15,7 @@ from luthier.methods.updates.lift import LIFT, reduced
 from luthier.methods.updates.lt_sft import LTSFT
 from luthier.training import Run, Training, train
 from support.calibrated import batches
+from support.common import copies, full, moments, run
 from support.tiny import save_model, sums, write_rows
 
 WHERE = "params(*.layers.*)"

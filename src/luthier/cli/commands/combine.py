@@ -65,14 +65,14 @@ class Combine(Command):
     def run(self, given: Given) -> None:
         from luthier.cli.base import base_of
         from luthier.combining import combine
-        from luthier.core.contracts.combination import Combine
+        from luthier.core.contracts.combination import Combination
         from luthier.core.contracts.component import find
         from luthier.core.files import must_be_free
 
         must_be_free(self.out)
         if not self.inputs:
             raise LuthierError("nothing to combine: give at least one adapter or model folder.")
-        cls = find("combinations", self.method, Combine)
+        cls = find("combinations", self.method, Combination)
         made = cls.from_dict(dict(given.get(cls, {})))
         weights, first = self._numbers(), self._first_spec()
         if weights is not None and len(weights) != len(self.inputs):

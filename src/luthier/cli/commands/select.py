@@ -13,7 +13,7 @@ from luthier.cli.parse import Command, Flags, Given, option
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.core.contracts.selection import DataSelection, Pool
+    from luthier.core.contracts.selection import Pool, Selection
     from luthier.data import Examples
 
 BY = "got_d"
@@ -96,7 +96,7 @@ class Select(Command):
         if self.json:
             say_json(told | {"by": by.name(), "settings": by.to_dict(), "out": str(out)})
 
-    def _rows(self, by: DataSelection, out: Path) -> dict[str, Any]:
+    def _rows(self, by: Selection, out: Path) -> dict[str, Any]:
         from luthier import data
         from luthier.data.select import plot_scores
 
@@ -117,7 +117,7 @@ class Select(Command):
         lowest = float(chosen.scores[chosen.places[-1]])
         return {"rows": len(kept), "of": len(examples), "lowest": lowest, "fingerprint": chosen.examples.fingerprint}
 
-    def _shots(self, by: DataSelection, out: Path) -> dict[str, Any]:
+    def _shots(self, by: Selection, out: Path) -> dict[str, Any]:
         from luthier import data
         from luthier.data.select import as_row
 

@@ -87,13 +87,13 @@ def show_feature(feature: dict[str, Any], processor: Any) -> None:
 
 def show_sites(model: str, where: str | None) -> None:
     """The sites of a selection, or every layer that a name can mean, by type; weights are not read."""
-    from luthier.core.sites.select import Scope, Selection, select
+    from luthier.core.sites.select import Scope, Sites, select
     from luthier.models import config_of, meta_model
 
     empty = meta_model(config_of(model))
     sites = Scope(empty).named if where is None else select(empty, where)
     rows: dict[tuple, list] = {}
-    for site in Selection(sites):
+    for site in Sites(sites):
         rows.setdefault((site.type, site.kind, site.d_in, site.d_out), []).append(site.layer)
     cells = [(*key, len(layers), _span(layers)) for key, layers in rows.items()]
     table(("type", "kind", "d_in", "d_out", "sites", "blocks"), cells, f"{type(empty).__name__}: {len(sites)} sites")

@@ -21,7 +21,7 @@ from luthier.core.contracts.init import Init
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError, near
-from luthier.core.sites.select import Selection, select
+from luthier.core.sites.select import Sites, select
 from luthier.core.sites.structure import (
     adaptable,
     base_parameters,
@@ -92,7 +92,7 @@ def _refuse_name(name: str) -> None:
         raise LuthierError(f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64).")
 
 
-def ranked(form: Form, sites: Selection, ranks: Mapping[str, int]) -> Selection:
+def ranked(form: Form, sites: Sites, ranks: Mapping[str, int]) -> Sites:
     """The sites whose rank is above 0; raises for ranks that are not those of `sites`."""
     paths = {site.path for site in sites}
     strange = [path for path in ranks if path not in paths]
@@ -104,7 +104,7 @@ def ranked(form: Form, sites: Selection, ranks: Mapping[str, int]) -> Selection:
     if wrong:
         raise LuthierError(f"a rank is a whole number of at least 0; {wrong[0]}.")
     form.with_rank(1)  # refuses a form without a rank
-    kept = Selection(site for site in sites if ranks[site.path])
+    kept = Sites(site for site in sites if ranks[site.path])
     if not kept:
         raise LuthierError("every rank is 0, so nothing would be trained.")
     return kept
@@ -131,7 +131,7 @@ def place(model: nn.Module, parts: Sequence[Part], start: Start, *, check: bool 
     return model
 
 
-def _refuse(form: Form, sites: Selection, name: str, state: State) -> None:
+def _refuse(form: Form, sites: Sites, name: str, state: State) -> None:
     wrong = [site for site in sites if site.kind not in form.kinds]
     if wrong:
         raise LuthierError(
@@ -148,7 +148,7 @@ def _refuse(form: Form, sites: Selection, name: str, state: State) -> None:
         )
 
 
-def _refuse_vectors(model: nn.Module, form: Form, sites: Selection) -> None:
+def _refuse_vectors(model: nn.Module, form: Form, sites: Sites) -> None:
     """Raises for a form of matrices on a parameter of fewer than two axes."""
     for site in () if form.whole else (site for site in sites if site.kind == "param"):
         if (axes := raw_parameter(model, site.path).dim()) < 2:
@@ -158,7 +158,7 @@ def _refuse_vectors(model: nn.Module, form: Form, sites: Selection) -> None:
             )
 
 
-def _refuse_bypassed(missed: list[str], sites: Selection) -> None:
+def _refuse_bypassed(missed: list[str], sites: Sites) -> None:
     """A layer that the model computes without is an error; a parameter among others is worth a warning."""
     if not missed:
         return

@@ -41,7 +41,7 @@ def optimiser(
         sites.setdefault(type(place.form), []).append(place.site)
     forms = {type(place.form): place.form for place in reversed(course.places)}
     first, *others = sites  # heads that are new come behind, in a form of their own
-    update.check(forms[first], sites[first])
+    update.check_form(forms[first], sites[first])
     for other in others:
         update.check_beside(forms[other], sites[other])
     spared = {id(p) for p in undecayed}

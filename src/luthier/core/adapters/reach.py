@@ -6,11 +6,11 @@ from torch import nn
 
 from luthier.core.adapters.container import Adapters
 from luthier.core.adapters.state import State
-from luthier.core.contracts.site import Selection
+from luthier.core.contracts.site import Sites
 from luthier.core.sites.probe import run_once
 
 
-def unreached(model: nn.Module, state: State, sites: Selection) -> list[str]:
+def unreached(model: nn.Module, state: State, sites: Sites) -> list[str]:
     """Types of site that a pass never calls: an adapter there would be silent.
 
     One reached site of a type stands for all (a router sends few tokens to few experts). Attentions were found by

@@ -13,7 +13,7 @@ from luthier.core.adapters.pass_ import Pass
 from luthier.core.contracts.form import Form, Params
 from luthier.core.contracts.positions import Positions
 from luthier.core.contracts.router import TASKS, Route, Routed, routing, tasks_of
-from luthier.core.contracts.site import Selection, Site
+from luthier.core.contracts.site import Site, Sites
 
 START = "_start"
 """Ends the name of a parameter's frozen start, where the effect of the start is taken off."""
@@ -31,7 +31,7 @@ class Part:
     name: str
     form: Form
     where: str
-    sites: Selection
+    sites: Sites
     ranks: Mapping[str, int] = field(default_factory=dict)
     """The rank at each site, by path, where ranks were allocated; 0 leaves a site out of `sites`."""
     relative: bool = False

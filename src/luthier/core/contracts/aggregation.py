@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from luthier.core.contracts.component import Component, check_type
+from luthier.core.contracts.component import Component
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
 
@@ -30,15 +30,7 @@ class Aggregation(Component):
     mixed: ClassVar[bool] = True
     """Clients may have adapters of different ranks."""
 
-    def __post_init__(self) -> None:
-        for key, (hint, _) in self.settings().items():
-            check_type(f"{self.name()}.{key}", getattr(self, key), hint)
-        self.check()
-
-    def check(self) -> None:
-        """Raises `LuthierError` for settings out of range."""
-
-    def admit(self, ranks: Sequence[int]) -> None:
+    def check_ranks(self, ranks: Sequence[int]) -> None:
         """Raises for ranks that it cannot bring together."""
         if not self.mixed and len(set(ranks)) > 1:
             raise LuthierError(

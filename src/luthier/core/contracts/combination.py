@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from luthier.core.contracts.component import Component, check_type
+from luthier.core.contracts.component import Component
 from luthier.core.contracts.site import Site
-from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
 
 
@@ -36,7 +35,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Combine(Component):
+class Combination(Component):
     """Arithmetic of deltas: `merge(deltas, weights, at) -> Delta`, pure, one tensor at a time.
 
     `deltas` holds one delta of each input at this tensor (of no part where an input leaves it alone), `weights` the
@@ -50,16 +49,8 @@ class Combine(Component):
     """The inputs may have been fitted on another base than the one that the result is for."""
     surveys: ClassVar[bool] = False
     """It reads all tensors once before it merges the first (see `survey`)."""
-    neutral: ClassVar[tuple[tuple[str, Any], ...]] = ()
-    """(setting, value) at which one input of weight 1 comes back unchanged."""
-
-    def __post_init__(self) -> None:
-        for key, (hint, _) in self.settings().items():
-            check_type(f"{self.name()}.{key}", getattr(self, key), hint)
-        self.check()
-
-    def check(self) -> None:
-        """Raises `LuthierError` for settings out of range."""
+    neutral: ClassVar[Mapping[str, Any]] = {}
+    """Settings at which one input of weight 1 comes back unchanged."""
 
     def fits(self, shape: tuple[int, ...], at: Place) -> bool:
         """Whether a delta of this shape may go there; asked before anything is read."""
@@ -72,12 +63,6 @@ class Combine(Component):
     def merge(self, deltas: Sequence[Delta], weights: Sequence[float], at: Place) -> Delta:
         """The change of this tensor, of shape `at.shape`."""
         raise NotImplementedError(f"{type(self).__name__} must define merge")
-
-    def between(self, key: str, low: float, high: float) -> None:
-        """Raises unless the setting `key` lies in [low, high]."""
-        value = getattr(self, key)
-        if value is not None and not low <= value <= high:
-            raise LuthierError(f"{self.name()}.{key} is {value}; expected a number from {low:g} to {high:g}.")
 
 
 def weighted(deltas: Sequence[Delta], weights: Sequence[float]) -> Delta:

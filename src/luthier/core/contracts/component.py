@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import math
 import os
 import pkgutil
 import types
@@ -32,10 +33,35 @@ class Component:
     needs: ClassVar[tuple[str, ...]] = ()
     """Names of the statistics that `init` (or its twin on another axis) reads."""
 
+    def __post_init__(self) -> None:
+        for key, (hint, _) in self.settings().items():
+            value = getattr(self, key)
+            check_type(f"{self.name()}.{key}", value, hint)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise LuthierError(f"{self.name()}.{key} is {value}; expected a finite number.")
+        self.check()
+
+    def check(self) -> None:
+        """Raises `LuthierError` for settings out of range; called when a component is made."""
+
+    def within(self, key: str, low: float, high: float = math.inf) -> None:
+        """Raises unless the setting `key` is None or lies in [low, high]."""
+        value = getattr(self, key)
+        if value is not None and not low <= value <= high:
+            span = f"at least {low:g}" if math.isinf(high) else f"a number from {low:g} to {high:g}"
+            raise LuthierError(f"{self.name()}.{key} is {value}; expected {span}.")
+
+    def above(self, key: str, low: float, high: float = math.inf) -> None:
+        """Raises unless the setting `key` lies in (low, high]."""
+        if not low < getattr(self, key) <= high:
+            span = f"a number above {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
+            raise LuthierError(f"{self.name()}.{key} is {getattr(self, key)}; expected {span}.")
+
     @classmethod
     def name(cls) -> str:
-        """The registry's name: the class's, in lower case."""
-        return cls.__name__.lower()
+        """The name in the registry, on the command line and in files: that of the component's file."""
+        file = cls.__module__.rpartition(".")[2]
+        return file if file.replace("_", "") == cls.__name__.lower() else cls.__name__.lower()
 
     @classmethod
     def equation(cls) -> str:

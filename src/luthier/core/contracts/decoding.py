@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from luthier.core.contracts.component import Component, check_type
+from luthier.core.contracts.component import Component
 
 
 @dataclass(frozen=True)
@@ -21,23 +21,15 @@ class Decoding(Component):
     """Roles that one or more models may play."""
     draft: ClassVar[str | None] = None
     """The role, of a small model, that may write ahead of the others; None if there is none."""
-    neutral: ClassVar[tuple[tuple[str, Any], ...]] = ()
-    """(setting, value) at which the scores are the logits of the first role, exactly."""
-
-    def __post_init__(self) -> None:
-        for key, (hint, _) in self.settings().items():
-            check_type(f"{self.name()}.{key}", getattr(self, key), hint)
-        self.check()
+    neutral: ClassVar[Mapping[str, Any]] = {}
+    """Settings at which the scores are the logits of the first role, exactly."""
 
     @classmethod
     def led(cls) -> str:
         """The first role."""
         return next(iter(cls.roles))
 
-    def check(self) -> None:
-        """Raises `LuthierError` for settings out of range."""
-
-    def fits(self, counts: Mapping[str, int]) -> None:
+    def check_models(self, counts: Mapping[str, int]) -> None:
         """Raises `LuthierError` where the settings do not go with so many models in each role; asked before any is
         loaded."""
 

@@ -10,8 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 
 from luthier.core.contracts.combination import Place
-from luthier.core.contracts.component import Component, check_type
-from luthier.core.errors import LuthierError
+from luthier.core.contracts.component import Component
 from luthier.core.numerics.delta import Delta
 
 T = TypeVar("T")
@@ -98,20 +97,6 @@ class Examination(Component):
     reads: ClassVar[bool] = False
     """It needs data."""
 
-    def __post_init__(self) -> None:
-        for key, (hint, _) in self.settings().items():
-            check_type(f"{self.name()}.{key}", getattr(self, key), hint)
-        self.check()
-
-    def check(self) -> None:
-        """Raises `LuthierError` for settings out of range."""
-
     def measure(self, pair: Pair) -> Report:
         """What fitting did to the model, and what the null shows."""
         raise NotImplementedError(f"{type(self).__name__} must define measure")
-
-    def within(self, key: str, low: float, high: float) -> None:
-        """Raises unless the setting `key` lies in [low, high]."""
-        value = getattr(self, key)
-        if not low <= value <= high:
-            raise LuthierError(f"{self.name()}.{key} is {value}; expected a number from {low:g} to {high:g}.")

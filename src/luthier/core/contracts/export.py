@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from luthier.core.contracts.component import Component, check_type
+from luthier.core.contracts.component import Component
 from luthier.core.errors import LuthierError
 
 
@@ -33,15 +33,7 @@ class Format(Component):
     loss: ClassVar[str] = "not exact"
     """What became of the places that lost something, in a word."""
 
-    def __post_init__(self) -> None:
-        for key, (hint, _) in self.settings().items():
-            check_type(f"{self.name()}.{key}", getattr(self, key), hint)
-        self.check()
-
-    def check(self) -> None:
-        """Raises `LuthierError` for settings out of range."""
-
-    def fits(self, model: nn.Module, processor: Any) -> None:
+    def check_base(self, model: nn.Module, processor: Any) -> None:
         """Raises `LuthierError` for a base that the format has no place for; asked before any work is done."""
 
     def told(self, lost: Mapping[str, float]) -> str:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from luthier.core.contracts.component import Component, check_type
+from luthier.core.contracts.component import Component
+from luthier.core.contracts.positions import Positions
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
 
@@ -80,9 +81,7 @@ class Form(Component):
         if defined:
             cls.face = defined[0]
 
-    def __post_init__(self) -> None:
-        from luthier.core.contracts.positions import Positions
-
+    def check(self) -> None:
         for group in self.positions.split(","):
             Positions.parse(group)
         if self.positions != "all" and self.face != "post":
@@ -93,16 +92,13 @@ class Form(Component):
         if self.share not in (None, "type", "all"):
             raise LuthierError(f"share is {self.share!r}; expected none, type or all.")
         for key, (hint, _) in self.settings().items():
-            self._check(key, getattr(self, key), hint)
+            self._check_number(key, getattr(self, key), hint)
 
-    def _check(self, key: str, value: object, hint: object) -> None:
+    def _check_number(self, key: str, value: object, hint: object) -> None:
         label = f"{self.name()}.{key}"
-        check_type(label, value, hint)
         counts = int in (hint, *get_args(hint))
         if isinstance(value, int) and not isinstance(value, bool) and value < 1 and counts:
             raise LuthierError(f"{label} is {value}; expected a whole number of at least 1.")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise LuthierError(f"{label} is {value}; expected a finite number.")
         if key in self.noise and isinstance(value, int | float) and not 0 <= value < 1:
             raise LuthierError(f"{label} is {value}; expected a rate of at least 0 and below 1.")
 

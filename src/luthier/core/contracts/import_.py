@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from luthier.core.contracts.component import Component, check_type
+from luthier.core.contracts.component import Component
 from luthier.core.contracts.form import Form
 
 
@@ -28,10 +28,6 @@ class Found:
 @dataclass(frozen=True)
 class Source(Component):
     """A library: `fits(folder)` tells its folders by what they hold, `read(folder, model)` gives the forms."""
-
-    def __post_init__(self) -> None:
-        for key, (hint, _) in self.settings().items():
-            check_type(f"{self.name()}.{key}", getattr(self, key), hint)
 
     @classmethod
     def fits(cls, folder: Path) -> bool:

@@ -65,12 +65,12 @@ class At:
 class Objective(Component):
     """What training lowers. Every hook is pure; `loss` alone must be written."""
 
-    off: ClassVar[Mapping[str, Any]] = {}
-    """Settings under which it is supervised fine-tuning, bit for bit."""
+    neutral: ClassVar[Mapping[str, Any]] = {}
+    """Settings at which it is supervised fine-tuning, bit for bit."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns of the data that it reads beside those of the layout; they are in `example.meta`."""
 
-    def check(self, form: Form) -> None:
+    def check_form(self, form: Form) -> None:
         """Raises `LuthierError` for a form that it cannot train; called before the weights are loaded."""
 
     def rows(self, rows: Rows) -> list[Feature]:

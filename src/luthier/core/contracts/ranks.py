@@ -16,7 +16,7 @@ from luthier.core.contracts.statistic import Statistic
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.core.contracts.site import Selection
+    from luthier.core.contracts.site import Sites
 
 NUMBERS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
@@ -117,7 +117,7 @@ class Ranks(Component):
         """What the calibration pass is to measure for the sites of `form`."""
         return ()
 
-    def allocate(self, sites: Selection, stats: Mapping[str, Stats], budget: Budget) -> dict[str, int]:
+    def allocate(self, sites: Sites, stats: Mapping[str, Stats], budget: Budget) -> dict[str, int]:
         """The rank of every site by its path (0: left out), within `budget.parameters` where they are given.
 
         Sites that share parameters get one rank. Raises `LuthierError` for a budget that is too small, and for
@@ -125,6 +125,6 @@ class Ranks(Component):
         """
         raise NotImplementedError(f"{type(self).__name__} must define allocate")
 
-    def evidence(self, sites: Selection, stats: Mapping[str, Stats]) -> dict[str, Any]:
+    def evidence(self, sites: Sites, stats: Mapping[str, Stats]) -> dict[str, Any]:
         """What the ranks follow from, as JSON holds it: for the adapter's spec and for reports."""
         return {}

@@ -39,7 +39,7 @@ class Routed(Form):
     mixed: ClassVar[tuple[str, ...]] = ()
     """The parameters that are mixed."""
 
-    alone: ClassVar[Mapping[str, Any]] = {}
+    neutral: ClassVar[Mapping[str, Any]] = {}
     """Settings at which it holds one expert, and is that expert."""
 
     train: Literal["all", "router"] = field(default="all", kw_only=True)

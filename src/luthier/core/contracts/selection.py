@@ -28,7 +28,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class DataSelection(Component):
+class Selection(Component):
     """How rows are chosen. A file defines `score`, `nearest` or both."""
 
     targeted: ClassVar[bool] = True

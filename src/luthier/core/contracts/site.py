@@ -64,7 +64,7 @@ class Site:
         return wrapped.get(self.kind, "{}").format(self.path)
 
 
-class Selection(Sequence[Site]):
+class Sites(Sequence[Site]):
     """An ordered set of sites: a value that prints and combines with `&`, `|` and `-`."""
 
     def __init__(self, sites: Iterable[Site]) -> None:
@@ -82,16 +82,16 @@ class Selection(Sequence[Site]):
     def __contains__(self, site: object) -> bool:
         return isinstance(site, Site) and site.key in self._sites
 
-    def __and__(self, other: Iterable[Site]) -> Selection:
+    def __and__(self, other: Iterable[Site]) -> Sites:
         keys = {site.key for site in other}
-        return Selection(site for site in self if site.key in keys)
+        return Sites(site for site in self if site.key in keys)
 
-    def __or__(self, other: Iterable[Site]) -> Selection:
-        return Selection([*self, *other])
+    def __or__(self, other: Iterable[Site]) -> Sites:
+        return Sites([*self, *other])
 
-    def __sub__(self, other: Iterable[Site]) -> Selection:
+    def __sub__(self, other: Iterable[Site]) -> Sites:
         keys = {site.key for site in other}
-        return Selection(site for site in self if site.key not in keys)
+        return Sites(site for site in self if site.key not in keys)
 
     def __repr__(self) -> str:
         groups: dict[tuple, int] = {}

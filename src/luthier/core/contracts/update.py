@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from luthier.core.contracts.component import Component, check_type
+from luthier.core.contracts.component import Component
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
@@ -69,27 +69,19 @@ class Update(Component):
     included, so a resumed run goes on as if it had never stopped.
     """
 
-    neutral: ClassVar[tuple[tuple[str, Any], ...] | None] = None
+    neutral: ClassVar[Mapping[str, Any] | None] = None
     """Settings at which it is plain AdamW bit for bit, for those that have such."""
     sparse: ClassVar[bool] = False
     """Few entries of a tensor differ from the base in the end, so that the adapter is saved as such."""
     decays: ClassVar[bool] = True
     """It can be had with weight decay."""
 
-    def __post_init__(self) -> None:
-        for key, (hint, _) in self.settings().items():
-            check_type(f"{self.name()}.{key}", getattr(self, key), hint)
-        self.bounds()
-
     @property
     def changes(self) -> bool:
         """What is active changes from step to step."""
         return False
 
-    def bounds(self) -> None:
-        """Raises for settings out of their range."""
-
-    def check(self, form: Form, sites: Sequence[Site]) -> None:
+    def check_form(self, form: Form, sites: Sequence[Site]) -> None:
         """Raises for a form or sites that it cannot train; called before the weights are loaded."""
 
     def check_beside(self, form: Form, sites: Sequence[Site]) -> None:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import nn
 
-from luthier.core.contracts.site import Selection, Site
+from luthier.core.contracts.site import Site, Sites
 from luthier.core.sites.structure import base_modules, block_lists, features, raw_parameter, width
 
 
@@ -18,10 +18,10 @@ class Layers:
 
     ranges: tuple[tuple[int, int], ...]
 
-    def keep(self, sites: Selection, depth: int) -> Selection:
+    def keep(self, sites: Sites, depth: int) -> Sites:
         """The sites inside; negative indices count from the last of `depth` blocks."""
         wanted = {i for a, b in self.ranges for i in range(a % depth, b % depth + 1)}
-        return Selection(site for site in sites if site.layer in wanted)
+        return Sites(site for site in sites if site.layer in wanted)
 
 
 class Scope:
@@ -50,7 +50,7 @@ class Scope:
         return None if block is None else self.blocks[block][0]
 
     @cached_property
-    def named(self) -> Selection:
+    def named(self) -> Sites:
         """What a bare name can mean: linear layers, embedding tables and experts, in the model's order."""
         sites = []
         for path, module in self.modules.items():
@@ -62,7 +62,7 @@ class Scope:
                 sites.append(Site(path, "embedding", *sizes, self.layer(path)))
             elif self.block(path):
                 sites += self._experts(path, module)
-        return Selection(sites)
+        return Sites(sites)
 
     def _experts(self, path: str, module: nn.Module) -> list[Site]:
         flipped = vars(module).get("is_transposed", False)

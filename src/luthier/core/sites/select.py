@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from transformers import PreTrainedModel
 
-from luthier.core.contracts.site import Selection, Site
+from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError, near
 from luthier.core.sites.scope import Layers, Scope
 from luthier.core.sites.structure import base_parameters, unwrapped
@@ -28,33 +28,33 @@ from luthier.core.sites.structure import base_parameters, unwrapped
 # --- words -----------------------------------------------------------------------------------------
 
 
-def _all_linear(scope: Scope) -> Selection:
+def _all_linear(scope: Scope) -> Sites:
     linear = [site for site in scope.named if site.kind == "affine"]
     if scope.stacks:
-        return Selection(site for site in linear if site.layer is not None)
-    return Selection(linear[:-1])  # a plain network: all but its last, the output head
+        return Sites(site for site in linear if site.layer is not None)
+    return Sites(linear[:-1])  # a plain network: all but its last, the output head
 
 
-def _head(scope: Scope) -> Selection:
+def _head(scope: Scope) -> Sites:
     linear = [site for site in scope.named if site.kind == "affine"]
     inside = [i for i, site in enumerate(linear) if site.layer is not None]
     after = inside[-1] + 1 if inside else len(linear) - 1
-    return Selection(site for site in linear[after:] if site.layer is None)
+    return Sites(site for site in linear[after:] if site.layer is None)
 
 
-def _stream(scope: Scope) -> Selection:
-    return Selection(scope.activation(path, "stream") for path in scope.blocks)
+def _stream(scope: Scope) -> Sites:
+    return Sites(scope.activation(path, "stream") for path in scope.blocks)
 
 
-def _embeddings(scope: Scope) -> Selection:
-    return Selection(site for site in scope.named if site.kind == "embedding")
+def _embeddings(scope: Scope) -> Sites:
+    return Sites(site for site in scope.named if site.kind == "embedding")
 
 
-def _experts(scope: Scope) -> Selection:
-    return Selection(site for site in scope.named if site.kind == "param")
+def _experts(scope: Scope) -> Sites:
+    return Sites(site for site in scope.named if site.kind == "param")
 
 
-def _attention(scope: Scope) -> Selection:
+def _attention(scope: Scope) -> Sites:
     from luthier.core.sites.attention import attention_shapes
 
     shapes = attention_shapes(scope.model) if isinstance(scope.model, PreTrainedModel) else {}
@@ -63,10 +63,10 @@ def _attention(scope: Scope) -> Selection:
             f"no attention of {type(scope.model).__name__} goes through transformers' attention interface, "
             "so nothing can be put before its keys and values."
         )
-    return Selection(Site(path, "cache", d_head, heads, scope.layer(path)) for path, (heads, d_head) in shapes.items())
+    return Sites(Site(path, "cache", d_head, heads, scope.layer(path)) for path, (heads, d_head) in shapes.items())
 
 
-WORDS: dict[str, Callable[[Scope], Selection]] = {
+WORDS: dict[str, Callable[[Scope], Sites]] = {
     "all-linear": _all_linear,
     "stream": _stream,
     "embeddings": _embeddings,
@@ -81,21 +81,21 @@ def _matches(pattern: str, path: str) -> bool:
     return fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
 
 
-def _activations(scope: Scope, patterns: str, kind: str) -> Selection:
+def _activations(scope: Scope, patterns: str, kind: str) -> Sites:
     listed = [p.strip() for p in patterns.split(",")]
     paths = [p for p in scope.modules if p and any(_matches(g, p) for g in listed)]
-    return Selection(scope.activation(path, kind) for path in paths)
+    return Sites(scope.activation(path, kind) for path in paths)
 
 
-def _parameters(scope: Scope, patterns: str) -> Selection:
+def _parameters(scope: Scope, patterns: str) -> Sites:
     listed = [p.strip() for p in patterns.split(",")]
     paths = [path for path, _ in base_parameters(scope.model)]
-    return Selection(scope.parameter(p) for p in paths if any(_matches(g, p) for g in listed))
+    return Sites(scope.parameter(p) for p in paths if any(_matches(g, p) for g in listed))
 
 
-def _attentions(scope: Scope, patterns: str) -> Selection:
+def _attentions(scope: Scope, patterns: str) -> Sites:
     listed = [p.strip() for p in patterns.split(",")]
-    return Selection(s for s in _attention(scope) if any(_matches(g, s.path) for g in listed))
+    return Sites(s for s in _attention(scope) if any(_matches(g, s.path) for g in listed))
 
 
 def _layers(scope: Scope, arguments: str) -> Layers:
@@ -120,7 +120,7 @@ def _layers(scope: Scope, arguments: str) -> Layers:
     return Layers(ranges)
 
 
-FUNCTIONS: dict[str, Callable[[Scope, str], Selection | Layers]] = {
+FUNCTIONS: dict[str, Callable[[Scope, str], Sites | Layers]] = {
     "layers": _layers,
     "input": lambda scope, patterns: _activations(scope, patterns, "input"),
     "output": lambda scope, patterns: _activations(scope, patterns, "stream"),
@@ -155,7 +155,7 @@ class _Parser:
             return self.tokens.pop(0)[0]
         return None
 
-    def parse(self) -> Selection:
+    def parse(self) -> Sites:
         result = self.expression()
         if self.tokens:
             raise LuthierError(f"where={self.text!r}: unexpected {self.tokens[0]} after a selection.")
@@ -168,7 +168,7 @@ class _Parser:
             )
         return found
 
-    def _sites(self, value: Selection | Layers) -> Selection:
+    def _sites(self, value: Sites | Layers) -> Sites:
         if isinstance(value, Layers):
             raise LuthierError(
                 f"where={self.text!r}: layers(…) narrows another selection; "
@@ -176,17 +176,17 @@ class _Parser:
             )
         return value
 
-    def expression(self) -> Selection | Layers:
+    def expression(self) -> Sites | Layers:
         left = self.term()
         while sign := self._next("|", "-"):
             right = self.term()
             if sign == "-" and isinstance(right, Layers):
                 right = right.keep(self._sites(left), self.scope.depth)
-            joined = Selection.__or__ if sign == "|" else Selection.__sub__
+            joined = Sites.__or__ if sign == "|" else Sites.__sub__
             left = joined(self._sites(left), self._sites(right))
         return left
 
-    def term(self) -> Selection | Layers:
+    def term(self) -> Sites | Layers:
         left = self.listed()
         while self._next("&"):
             right = self.listed()
@@ -198,13 +198,13 @@ class _Parser:
                 left = self._sites(left) & right
         return left
 
-    def listed(self) -> Selection | Layers:
+    def listed(self) -> Sites | Layers:
         result = self.atom()
         while self._next(","):
             result = self._sites(result) | self._sites(self.atom())
         return result
 
-    def atom(self) -> Selection | Layers:
+    def atom(self) -> Sites | Layers:
         if self._next("("):
             result = self.expression()
             if not self._next(")"):
@@ -219,13 +219,13 @@ class _Parser:
             raise LuthierError(f"where={self.text!r}: no function {head!r}{near(head, FUNCTIONS)}")
         return self._found(FUNCTIONS[head](self.scope, rest), f"{head}({rest})")
 
-    def _word(self, word: str) -> Selection | Layers:
+    def _word(self, word: str) -> Sites | Layers:
         if word in WORDS:
             return self._found(WORDS[word](self.scope), word)
-        matched = Selection(s for s in self.scope.named if _matches(word, s.path))
+        matched = Sites(s for s in self.scope.named if _matches(word, s.path))
         return self._found(matched, word)
 
-    def _found(self, value: Selection | Layers, word: str) -> Selection | Layers:
+    def _found(self, value: Sites | Layers, word: str) -> Sites | Layers:
         """Refuses a word that matches nothing, with near names."""
         if isinstance(value, Layers) or len(value):
             return value
@@ -245,12 +245,12 @@ class _Parser:
         )
 
 
-def select(model: nn.Module, where: str | Iterable[Site]) -> Selection:
+def select(model: nn.Module, where: str | Iterable[Site]) -> Sites:
     """The sites of `model` that `where` names (the language is this module's docstring), in the model's order.
 
     A word that matches nothing raises `LuthierError` with near names, and so does a selection of no sites. Sites
     already chosen pass through.
     """
     if not isinstance(where, str):
-        return Selection(where)
+        return Sites(where)
     return _Parser(Scope(unwrapped(model)), where).parse()

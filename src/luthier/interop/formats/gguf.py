@@ -29,7 +29,7 @@ class GGUF(Format):
     dtype: Literal["auto", "f32", "f16", "bf16", "q8_0"] = "auto"
     """Number format of the matrices (auto: the model's own; q8_0: 8 bits, a scale for 32 numbers)."""
 
-    def fits(self, model: nn.Module, processor: Any) -> None:
+    def check_base(self, model: nn.Module, processor: Any) -> None:
         from luthier.interop.formats._gguf.architectures import architecture_of
         from luthier.interop.formats._gguf.file import library
         from luthier.interop.formats._gguf.tokenizers import core_of, kind_of

@@ -34,7 +34,7 @@ class GGUFLoRA(Format):
     def check(self) -> None:
         check_truncation(self.rank, self.tolerance)
 
-    def fits(self, model: nn.Module, processor: Any) -> None:
+    def check_base(self, model: nn.Module, processor: Any) -> None:
         from luthier.interop.formats._gguf.architectures import architecture_of
         from luthier.interop.formats._gguf.file import library
 

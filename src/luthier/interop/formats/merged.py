@@ -26,7 +26,7 @@ class Merged(Format):
     base_dtype: ClassVar[str] = "auto"
     loss: ClassVar[str] = "rounded"
 
-    def fits(self, model: nn.Module, processor: Any) -> None:
+    def check_base(self, model: nn.Module, processor: Any) -> None:
         if not isinstance(model, PreTrainedModel):
             raise LuthierError(f"{type(model).__name__} is no transformers model, and no folder of one can be written.")
         if processor is None:

@@ -23,7 +23,7 @@ class FedIT(Aggregation):
     mixed = False
 
     def aggregate(self, deltas, shares):
-        self.admit([delta.rank or 0 for delta in deltas])
+        self.check_ranks([delta.rank or 0 for delta in deltas])
         pairs = [factors(delta) for delta in deltas]
         b = stack([share * b for (b, _), share in zip(pairs, shares, strict=True)]).sum(0)
         a = stack([share * a for (_, a), share in zip(pairs, shares, strict=True)]).sum(0)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from luthier.core.contracts.combination import Combine, weighted
+from luthier.core.contracts.combination import Combination, weighted
 from luthier.core.numerics.delta import Delta
 
 
 @dataclass(frozen=True)
-class Breadcrumbs(Combine):
+class Breadcrumbs(Combination):
     """δ = α Σ w_i m_i ⊙ δ_i; in each row m_i drops the γ largest of |δ_i| and keeps the next β
 
     A row is the last axis, a vector is one row. At least one entry of a row is kept, so that no small tensor loses
@@ -19,7 +20,7 @@ class Breadcrumbs(Combine):
     """
 
     paper = "Davari, Belilovsky 2023 (ECCV 2024), arXiv 2312.06795"
-    neutral = (("gamma", 0.0), ("beta", 1.0), ("alpha", 1.0))
+    neutral: ClassVar = {"gamma": 0.0, "beta": 1.0, "alpha": 1.0}
 
     gamma: float = 0.006
     """Share of each row, the largest, that is dropped."""
@@ -29,8 +30,8 @@ class Breadcrumbs(Combine):
     """Factor on the sum."""
 
     def check(self):
-        self.between("gamma", 0, 1)
-        self.between("beta", 0, 1)
+        self.within("gamma", 0, 1)
+        self.within("beta", 0, 1)
 
     def merge(self, deltas, weights, at):
         kept = [d if d.is_zero or (self.gamma == 0 and self.beta == 1) else self._masked(d) for d in deltas]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from luthier.core.contracts.combination import Combine, weighted
+from luthier.core.contracts.combination import Combination, weighted
 from luthier.core.numerics.delta import Delta
 
 
 @dataclass(frozen=True)
-class Composable(Combine):
+class Composable(Combination):
     """θ = θ0 + Σ w_i φ_i, φ_i = top_k(δ_i)
 
     A task's and a language's sparse change meet in few entries and are added. `density` makes deltas that are not
@@ -20,13 +21,13 @@ class Composable(Combine):
     """
 
     paper = "Ansell et al. 2022, arXiv 2110.07560"
-    neutral = (("density", None),)
+    neutral: ClassVar = {"density": None}
 
     density: float | None = None
     """Share of each tensor's entries that is kept of each delta (none: deltas as they are)."""
 
     def check(self):
-        self.between("density", 0, 1)
+        self.within("density", 0, 1)
 
     def merge(self, deltas, weights, at):
         return weighted([self._sparse(d) for d in deltas], weights)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from luthier.core.contracts.combination import Combine
+from luthier.core.contracts.combination import Combination
 from luthier.core.numerics.delta import Delta
 from luthier.methods.combinations._then import following
 
 
 @dataclass(frozen=True)
-class DARE(Combine):
+class DARE(Combination):
     """δ = then(m_i ⊙ δ_i / (1 - p)), m_i ~ Bernoulli(1 - p)
 
     Every entry is dropped with probability p and the others are divided by 1 - p, so that the expectation stays;
@@ -24,7 +25,7 @@ class DARE(Combine):
 
     paper = "Yu et al. 2023 (ICML 2024), arXiv 2311.03099"
     commutes = False
-    neutral = (("drop", 0.0),)
+    neutral: ClassVar = {"drop": 0.0}
 
     drop: float = 0.9
     """p, the share that is dropped."""
@@ -34,7 +35,7 @@ class DARE(Combine):
     """The combination of what is left: task_arithmetic, ties, …"""
 
     def check(self):
-        self.between("drop", 0, 1 - 1e-6)
+        self.within("drop", 0, 1 - 1e-6)
         following(self.then, self)
 
     def merge(self, deltas, weights, at):

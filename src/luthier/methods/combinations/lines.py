@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from luthier.core.contracts.combination import Combine, weighted
+from luthier.core.contracts.combination import Combination, weighted
 from luthier.methods.combinations._then import following
 
 
 @dataclass(frozen=True)
-class LiNeS(Combine):
+class LiNeS(Combination):
     """δ_l = λ_l then(δ_1, …), λ_l = α + β l / (L - 1)
 
     l is the block of a tensor, of L; tensors outside the blocks get α. With one input, α is what is left of the
@@ -20,7 +21,7 @@ class LiNeS(Combine):
 
     paper = "Wang et al. 2024 (ICLR 2025), arXiv 2410.17146"
     surveys = True
-    neutral = (("alpha", 1.0), ("beta", 0.0))
+    neutral: ClassVar = {"alpha": 1.0, "beta": 0.0}
 
     alpha: float | None = None
     """α, the factor of the first block and of what lies outside the blocks (none: 0.1, or by norms)."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from luthier.core.contracts.combination import Combine, examined, weighted
+from luthier.core.contracts.combination import Combination, examined, weighted
 from luthier.core.numerics.delta import Delta
 from luthier.core.numerics.spectrum import new_directions, spectrum
 
 
 @dataclass(frozen=True)
-class MitigateIntruders(Combine):
+class MitigateIntruders(Combination):
     """θ' = W' + (λ - 1) Σ_j σ_j u_j v_jᵀ over the intruders j of W' = W0 + Σ w_i δ_i
 
     An intruder is one of the k leading singular vectors u_j of W' that no singular vector of the base resembles
@@ -20,7 +21,7 @@ class MitigateIntruders(Combine):
     """
 
     paper = "Shuttleworth et al. 2024, arXiv 2410.21228 (code: reeceshuttle/intruder-dimensions)"
-    neutral = (("scale", 1.0),)
+    neutral: ClassVar = {"scale": 1.0}
 
     scale: float = 0.5
     """λ, what is left of an intruder's singular value (the default is ours: half)."""
@@ -30,8 +31,8 @@ class MitigateIntruders(Combine):
     """Largest cosine with a vector of the base at which a vector counts as new."""
 
     def check(self):
-        self.between("k", 1, float("inf"))
-        self.between("eps", 0, 1)
+        self.within("k", 1, float("inf"))
+        self.within("eps", 0, 1)
 
     def merge(self, deltas, weights, at):
         total = weighted(deltas, weights)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.core.contracts.combination import Combine, weighted
+from luthier.core.contracts.combination import Combination, weighted
 
 
 @dataclass(frozen=True)
-class PortLLM(Combine):
+class PortLLM(Combination):
     """W' = W_new + s B A, with s B A fitted on W_old
 
     The patch of each input is the change that it made of the old base; it goes onto the new one as it is, without

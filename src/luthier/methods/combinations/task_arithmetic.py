@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from luthier.core.contracts.combination import Combine, weighted
+from luthier.core.contracts.combination import Combination, weighted
 
 
 @dataclass(frozen=True)
-class TaskArithmetic(Combine):
+class TaskArithmetic(Combination):
     """δ = λ Σ w_i δ_i
 
     Low-rank deltas are stacked, so that the result is exact and of the sum of their ranks; sparse ones are united.
@@ -16,7 +17,7 @@ class TaskArithmetic(Combine):
     """
 
     paper = "Ilharco et al. 2022, arXiv 2212.04089"
-    neutral = (("scale", 1.0),)
+    neutral: ClassVar = {"scale": 1.0}
 
     scale: float = 1.0
     """λ, on the sum."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from luthier.core.contracts.combination import Combine
+from luthier.core.contracts.combination import Combination
 from luthier.core.numerics.delta import Delta
 
 
 @dataclass(frozen=True)
-class TIES(Combine):
+class TIES(Combination):
     """δ = λ Σ_{i in S} w_i δ̂_i / Σ_{i in S} |w_i|, S = {i: sign δ̂_i = sign Σ w_j δ̂_j}
 
     δ̂ keeps the `density` share of each tensor's entries that is largest in magnitude, at least one. An entry whose
@@ -22,7 +23,7 @@ class TIES(Combine):
     """
 
     paper = "Yadav et al. 2023, arXiv 2306.01708"
-    neutral = (("density", 1.0), ("scale", 1.0))
+    neutral: ClassVar = {"density": 1.0, "scale": 1.0}
 
     density: float = 0.2
     """Share of the entries of each delta that is kept."""
@@ -30,7 +31,7 @@ class TIES(Combine):
     """λ, on the mean."""
 
     def check(self):
-        self.between("density", 0, 1)
+        self.within("density", 0, 1)
 
     def merge(self, deltas, weights, at):
         trimmed = torch.stack([w * self._trim(d).dense() for d, w in zip(deltas, weights, strict=True)])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from luthier.core.contracts.combination import Combine, weighted
+from luthier.core.contracts.combination import Combination, weighted
 
 
 @dataclass(frozen=True)
-class Transfer(Combine):
+class Transfer(Combination):
     """θ = θ_t + λ Σ w_i (θ_s,i - θ_s)
 
     θ_s is the base that the inputs were fitted on, θ_t the one that they go to. Rows of an embedding table or a head
@@ -19,7 +20,7 @@ class Transfer(Combine):
 
     paper = "Lin et al. 2025, arXiv 2503.20110"
     moves = True
-    neutral = (("scale", 1.0),)
+    neutral: ClassVar = {"scale": 1.0}
 
     scale: float = 1.0
     """λ, on the sum."""

@@ -24,7 +24,7 @@ class Contrastive(Decoding):
         "tuned": "the fine-tuned model, whose likely tokens are scored",
         "pretrained": "the model that it was fine-tuned from",
     }
-    neutral = (("gamma", 0.0), ("alpha", 0.0))
+    neutral: ClassVar = {"gamma": 0.0, "alpha": 0.0}
 
     gamma: float = 1.0
     """γ, how much the pre-trained model counts."""

@@ -26,7 +26,7 @@ class Emulated(Decoding):
     }
     several = ("tuned",)
     draft = "tuned"
-    neutral = (("weights", (0.0,)),)
+    neutral: ClassVar = {"weights": (0.0,)}
 
     weights: tuple[float, ...] = (1.0,)
     """w_i: one number for each tuned model, in their order, or one for all."""
@@ -35,7 +35,7 @@ class Emulated(Decoding):
         if not self.weights or not all(isinstance(w, int | float) for w in self.weights):
             raise LuthierError(f"emulated.weights are {list(self.weights)}; expected one number or more.")
 
-    def fits(self, counts):
+    def check_models(self, counts):
         if len(self.weights) not in (1, counts["tuned"]):
             raise LuthierError(
                 f"{len(self.weights)} weights for {counts['tuned']} tuned models; give one for each, or one for all."

@@ -23,7 +23,7 @@ class Proxy(Decoding):
         "anti": "the same small model before it was tuned",
     }
     draft = "expert"
-    neutral = (("alpha", 0.0),)
+    neutral: ClassVar = {"alpha": 0.0}
 
     alpha: float = 1.0
     """α, how much of the difference counts."""

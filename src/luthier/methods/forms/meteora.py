@@ -31,7 +31,7 @@ class MeteoRA(Routed):
     router = ("gate",)
     mixed = ("A", "B")
     calm = ("temperature",)
-    alone: ClassVar = {"experts": ("only",), "top": 1}
+    neutral: ClassVar = {"experts": ("only",), "top": 1}
 
     experts: tuple[str, ...] = ("first", "second", "third")
     """The experts by their tasks, as boolq=run1 (a finished adapter's folder) or boolq (from the start)."""
@@ -46,13 +46,12 @@ class MeteoRA(Routed):
     dropout: float = 0.0
     """Dropout on x before A."""
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self):
+        super().check()
         if not self.top <= len({name for name in self.known() if name}) == len(self.experts):
             found = ", ".join(self.experts) or "none"
             raise LuthierError(f"meteora.experts are {found}; expected at least {self.top} (top), of different names.")
-        if self.temperature <= 0:
-            raise LuthierError(f"meteora.temperature is {self.temperature}; expected a number above 0.")
+        self.above("temperature", 0)
         if self.sources() and len(self.sources()) < len(self.experts):
             raise LuthierError("meteora.experts: give all of them a folder, or none.")
 

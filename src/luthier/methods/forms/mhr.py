@@ -36,7 +36,7 @@ class MHR(Routed):
     router = ("Z",)
     mixed = ("A", "B")
     lr = 1e-3
-    alone: ClassVar = {"skills": 1}
+    neutral: ClassVar = {"skills": 1}
 
     rank: int = 8
     """Rank of the change of each task."""
@@ -55,8 +55,8 @@ class MHR(Routed):
     dropout: float = 0.0
     """Dropout on x before A."""
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self):
+        super().check()
         if len(set(self.tasks)) < len(self.tasks):
             raise LuthierError(f"mhr.tasks are {', '.join(self.tasks)}; expected each once.")
         if self.route_by == "uniform" and (self.train == "router" or len(self.tasks) > 1):

@@ -64,10 +64,9 @@ class S2FT(Form):
     seed: int = 1
     """Fixes random units."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.ratio <= 1:
-            raise LuthierError(f"s2ft.ratio is {self.ratio}; expected a share above 0 and at most 1.")
+    def check(self) -> None:
+        super().check()
+        self.above("ratio", 0, 1)
 
     def init(self, site, stats):
         inputs = self.side == "input"

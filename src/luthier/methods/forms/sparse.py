@@ -30,10 +30,9 @@ class Sparse(Form):
     k: int | None = None
     """Entries of each tensor (none: as `density` says)."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.density <= 1:
-            raise LuthierError(f"sparse.density is {self.density}; expected a share above 0 and up to 1.")
+    def check(self):
+        super().check()
+        self.above("density", 0, 1)
 
     def with_rank(self, rank):
         """The form with that many entries, which are to it what a rank is to factors."""

@@ -53,9 +53,8 @@ class CorDA(Init):
     damping: float = 0.01
     """Share of the mean diagonal that is added to C, at first."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.damping < float("inf"):
-            raise LuthierError(f"corda.damping is {self.damping}; expected a number above 0.")
+    def check(self) -> None:
+        self.above("damping", 0)
 
     def statistics(self, form):
         check_form(self.name(), form)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from luthier.core.contracts.init import Init
-from luthier.core.errors import LuthierError
 from luthier.core.numerics.matrix import leading
 from luthier.methods.inits._factors import check_form, rank_of
 from luthier.methods.statistics.gradient import Gradient
@@ -26,9 +25,8 @@ class LoRAGA(Init):
     gamma: float = 16.0
     """γ: the larger, the smaller the factors."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.gamma < float("inf"):
-            raise LuthierError(f"lora_ga.gamma is {self.gamma}; expected a number above 0.")
+    def check(self) -> None:
+        self.above("gamma", 0)
 
     def statistics(self, form):
         check_form("lora_ga", form)

@@ -30,9 +30,8 @@ class LoRASB(Init):
     eta: float = 1e-4
     """η, the size of the first step."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.eta < float("inf"):
-            raise LuthierError(f"lora_sb.eta is {self.eta}; expected a number above 0.")
+    def check(self) -> None:
+        self.above("eta", 0)
 
     def statistics(self, form):
         self._check(form)

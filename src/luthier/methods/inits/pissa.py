@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from luthier.core.contracts.init import Init
-from luthier.core.errors import LuthierError
 from luthier.core.numerics.matrix import leading
 from luthier.methods.inits._factors import balanced, check_form, rank_of
 
@@ -25,9 +24,8 @@ class PiSSA(Init):
     niter: int | None = None
     """Subspace iterations of a randomised SVD, for large models (none: the exact SVD)."""
 
-    def __post_init__(self) -> None:
-        if self.niter is not None and self.niter < 0:
-            raise LuthierError(f"pissa.niter is {self.niter}; expected a whole number of at least 0.")
+    def check(self) -> None:
+        self.within("niter", 0)
 
     def statistics(self, form):
         check_form(self.name(), form)

@@ -25,15 +25,14 @@ class ManyICL(Objective):
     """
 
     paper = "He et al. 2025, arXiv 2506.11103"
-    off: ClassVar[Mapping[str, Any]] = {"shots": 1}
+    neutral: ClassVar = {"shots": 1}
     columns = ("task",)
 
     shots: int = 8
     """K, rows of a pack."""
 
-    def __post_init__(self) -> None:
-        if self.shots < 1:
-            raise LuthierError(f"shots is {self.shots}; expected at least 1.")
+    def check(self) -> None:
+        self.within("shots", 1)
 
     def rows(self, rows):
         if self.shots == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -38,7 +38,7 @@ class MaskedThought(Objective):
     """
 
     paper = "Chen et al. 2024, arXiv 2403.02178"
-    off: ClassVar[Mapping[str, Any]] = {"p": 0.0}
+    neutral: ClassVar = {"p": 0.0}
 
     p: float = 0.4
     """Probability that a token of the answer is hidden, after the ramp."""
@@ -49,10 +49,9 @@ class MaskedThought(Objective):
     token: str | None = None
     """What stands for <mask>, a token of the vocabulary (none: see above)."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in ("p", "ramp"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise LuthierError(f"{name} is {getattr(self, name)}; expected between 0 and 1.")
+            self.within(name, 0, 1)
         if self.replacement == "random" and self.token is not None:
             raise LuthierError(f"replacement = random draws tokens, so that token = {self.token!r} would be ignored.")
 

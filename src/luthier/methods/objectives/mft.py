@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from luthier.core.contracts.objective import PART, Objective, by_part
 from luthier.core.errors import LuthierError
@@ -30,7 +30,7 @@ class MFT(Objective):
     """
 
     paper = "Liu et al. 2023, arXiv 2311.02303; CoBa: Gong et al. 2024, arXiv 2410.06741"
-    off: ClassVar[Mapping[str, Any]] = {"balance": "token"}
+    neutral: ClassVar = {"balance": "token"}
     columns = ("task",)
 
     balance: Literal["token", "sample", "task_token", "task_sample", "coba"] = "task_token"
@@ -46,10 +46,9 @@ class MFT(Objective):
     looks: int = 1
     """coba: evaluation batches of a look."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name, least in (("warmup", 0), ("history", 2), ("tau", 0), ("interval", 1), ("looks", 1)):
-            if getattr(self, name) < least:
-                raise LuthierError(f"{name} is {getattr(self, name)}; expected at least {least}.")
+            self.within(name, least)
 
     def rows(self, rows):
         if self.balance == "token":

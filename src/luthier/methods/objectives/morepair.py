@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from luthier.core.contracts.objective import ALSO, PART, Batch, Objective
 from luthier.core.errors import LuthierError
@@ -30,7 +29,7 @@ class MORepair(Objective):
     """
 
     paper = "Yang et al. 2025, arXiv 2404.12636; NEFTune: Jain et al. 2023, arXiv 2310.05914"
-    off: ClassVar[Mapping[str, Any]] = {"beta": 0.0, "noise": 0.0}
+    neutral: ClassVar = {"beta": 0.0, "noise": 0.0}
     columns = (RATIONALE,)
 
     beta: float = 1.0
@@ -38,10 +37,9 @@ class MORepair(Objective):
     noise: float = 5.0
     """NEFTune's α, the size of the noise (0: none)."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in ("beta", "noise"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise LuthierError(f"{name} is {getattr(self, name)}; expected 0 or more.")
+            self.within(name, 0)
 
     def rows(self, rows):
         if not self.beta:

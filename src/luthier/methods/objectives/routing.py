@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from luthier.core.contracts.objective import TASKS, Objective
 from luthier.core.errors import LuthierError
@@ -19,17 +18,16 @@ class Routing(Objective):
     """
 
     paper = "Xu, Lai, Huang 2024 (ICLR 2025), arXiv 2405.13053 (code: NJUDeepEngine/meteora)"
-    off: ClassVar[Mapping[str, Any]] = {"beta": 0.0}
+    neutral: ClassVar = {"beta": 0.0}
     columns = ("task",)
 
     beta: float = 1.0
     """β, the weight of the routers' loss."""
 
-    def __post_init__(self) -> None:
-        if self.beta < 0:
-            raise LuthierError(f"routing.beta is {self.beta}; expected at least 0.")
+    def check(self) -> None:
+        self.within("beta", 0)
 
-    def check(self, form):
+    def check_form(self, form):
         from luthier.core.contracts.router import Routed
 
         if not isinstance(form, Routed) or form.by_task or form.positions != "all":

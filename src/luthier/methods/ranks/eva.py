@@ -34,9 +34,8 @@ class EVA(Ranks):
     tau: float = 0.99
     """A site is settled once each component's |cosine| with itself a batch earlier reaches this; at 1 all is read."""
 
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.rho) and self.rho >= 1):
-            raise LuthierError(f"eva.rho is {self.rho}; expected at least 1 (1 is the uniform rank).")
+    def check(self) -> None:
+        self.within("rho", 1)  # 1 is the uniform rank
 
     def statistics(self, form):
         check_form(form)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.core.contracts.selection import DataSelection
+from luthier.core.contracts.selection import Selection
 from luthier.core.errors import LuthierError
 from luthier.data.words import WORD, asked
 
 
 @dataclass(frozen=True)
-class BM25(DataSelection):
+class BM25(Selection):
     """s(q, i) = Σ_{w ∈ q} log(1 + (N - n_w + ½)/(n_w + ½)) f_wi / (f_wi + k₁ (1 - b + b |i| / mean |i|))
 
     What rows ask is compared (answers are not known when shots are found), in lower case, words and signs alike. A

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from luthier.core.contracts.selection import DataSelection, Pool
+from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.errors import LuthierError
 from luthier.data.words import WORD, whole
 
@@ -15,7 +15,7 @@ LARGEST = 2 * 10**8
 
 
 @dataclass(frozen=True)
-class GOTD(DataSelection):
+class GOTD(Selection):
     """s_i = mean(f) - f_i, f the pool's dual potential of OT_ε(pool, target)
 
     f_i - mean(f) is the derivative of the transport cost in the weight of row i: the rows with the lowest make the
@@ -36,10 +36,9 @@ class GOTD(DataSelection):
     iterations: int = 2000
     """Most iterations of Sinkhorn."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         for name in ("epsilon", "tolerance", "iterations"):
-            if not getattr(self, name) > 0:
-                raise LuthierError(f"{name} is {getattr(self, name)}; expected above 0.")
+            self.above(name, 0)
 
     @property
     def reads_states(self) -> bool:

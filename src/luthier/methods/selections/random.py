@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.core.contracts.selection import DataSelection
+from luthier.core.contracts.selection import Selection
 
 
 @dataclass(frozen=True)
-class Random(DataSelection):
+class Random(Selection):
     """u_i ~ U(0, 1): take the largest
 
     Drawn by the seed. As shots, rows drawn for each prompt anew.

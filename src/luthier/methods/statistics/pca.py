@@ -54,11 +54,9 @@ class PCA(Statistic):
     tolerance: float = 0.99
     """Settled once every direction's |cosine| with itself a batch earlier reaches this; at 1 all data are read."""
 
-    def __post_init__(self) -> None:
-        if self.components < 1:
-            raise LuthierError(f"pca.components is {self.components}; expected a whole number of at least 1.")
-        if not 0 < self.tolerance <= 1:
-            raise LuthierError(f"pca.tolerance is {self.tolerance}; expected a cosine above 0 and at most 1.")
+    def check(self) -> None:
+        self.within("components", 1)
+        self.above("tolerance", 0, 1)
 
     @property
     def kept(self) -> int:

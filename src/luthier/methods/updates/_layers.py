@@ -19,14 +19,3 @@ def check_layered(update: Update, form: Form, sites: Sequence[Site]) -> None:
         )
     if all(site.layer is None for site in sites):
         raise LuthierError(f"{update.name()} goes by layers, and none of the {len(sites)} sites lies in a block.")
-
-
-def check_range(update: Update, key: str, low: float, high: float) -> None:
-    """Raises unless low <= setting <= high."""
-    value = getattr(update, key)
-    if value is not None and not low <= value <= high:
-        raise LuthierError(f"{update.name()}.{key} is {value}; expected {_span(low, high)}.")
-
-
-def _span(low: float, high: float) -> str:
-    return f"at least {low:g}" if high == float("inf") else f"a number from {low:g} to {high:g}"

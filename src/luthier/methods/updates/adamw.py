@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from luthier.core.contracts.update import Update
 
@@ -16,4 +17,4 @@ class AdamW(Update):
     """
 
     paper = "Loshchilov, Hutter 2019 (ICLR), arXiv 1711.05101; Adam: Kingma, Ba 2015, arXiv 1412.6980"
-    neutral = ()
+    neutral: ClassVar = {}

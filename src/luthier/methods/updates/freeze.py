@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
-from luthier.methods.updates._layers import check_layered, check_range
+from luthier.methods.updates._layers import check_layered
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,15 @@ class Freeze(Update):
     """
 
     paper = "Shi et al. 2023 (ISSTA), arXiv 2304.05216 (code: DeepSoftwareAnalytics/Telly)"
-    neutral = (("bottom", 0),)
+    neutral: ClassVar = {"bottom": 0}
 
     bottom: int = 0
     """K: blocks that are frozen, counted from the embeddings."""
 
-    def bounds(self):
-        check_range(self, "bottom", 0, float("inf"))
+    def check(self):
+        self.within("bottom", 0)
 
-    def check(self, form, sites):
+    def check_form(self, form, sites):
         check_layered(self, form, sites)
         blocks = 1 + max(site.layer for site in sites if site.layer is not None)
         if self.bottom >= blocks:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from luthier.core.contracts.update import Course, Place, Update
-from luthier.methods.updates._layers import check_layered, check_range
+from luthier.methods.updates._layers import check_layered
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class HFT(Update):
     def changes(self):
         return self.interval is not None
 
-    def bounds(self):
-        check_range(self, "interval", 1, float("inf"))
+    def check(self):
+        self.within("interval", 1)
 
-    def check(self, form, sites):
+    def check_form(self, form, sites):
         check_layered(self, form, sites)
 
     def active(self, course, step):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import ClassVar
 from zlib import crc32
 
 import torch
@@ -13,7 +14,7 @@ from luthier.core.adapters.container import Adapters
 from luthier.core.contracts.update import Course, Place, Update
 from luthier.core.errors import LuthierError
 from luthier.methods.forms.full import Full
-from luthier.methods.updates._layers import check_layered, check_range
+from luthier.methods.updates._layers import check_layered
 
 SPREAD = 0.02
 """Standard deviation of fresh matrices, as BERT begins."""
@@ -30,26 +31,26 @@ class LayerDecay(Update):
     """
 
     paper = "Tinn et al. 2023 (Patterns), arXiv 2112.07869; decay: Clark et al. 2020 (ELECTRA), arXiv 2003.10555"
-    neutral = (("decay", 1.0),)
+    neutral: ClassVar = {"decay": 1.0}
 
     decay: float = 0.8
     """d: the rate of a layer over that of the one above."""
     reinit: int = 0
     """Blocks at the top that start anew."""
 
-    def bounds(self):
-        check_range(self, "decay", 0.0, 1.0)
-        check_range(self, "reinit", 0, float("inf"))
+    def check(self):
+        self.within("decay", 0.0, 1.0)
+        self.within("reinit", 0)
 
-    def check(self, form, sites):
+    def check_form(self, form, sites):
         check_layered(self, form, sites)
         blocks = 1 + max(site.layer for site in sites if site.layer is not None)
         if self.reinit and not isinstance(form, Full):
             raise LuthierError(
-                f"layerdecay.reinit starts weights anew, which {form.name()} leaves as they are; use full."
+                f"layer_decay.reinit starts weights anew, which {form.name()} leaves as they are; use full."
             )
         if self.reinit > blocks:
-            raise LuthierError(f"layerdecay.reinit is {self.reinit}, and there are {blocks} blocks.")
+            raise LuthierError(f"layer_decay.reinit is {self.reinit}, and there are {blocks} blocks.")
 
     def rate(self, course, place, key):
         return self.decay ** max(0, course.depth - place.level)
@@ -83,7 +84,7 @@ def _as_initialised(place: Place, like: Tensor) -> Tensor:
         if found is not None and not bool(found.isnan().any()):
             return found.detach().to(like.device, like.dtype)
         why = f"{type(place.owner).__name__}'s own initialisation leaves it"
-    raise LuthierError(f"layerdecay.reinit cannot tell how {place.site} starts: {why}. Leave reinit 0.")
+    raise LuthierError(f"layer_decay.reinit cannot tell how {place.site} starts: {why}. Leave reinit 0.")
 
 
 def _blank(module: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from torch import Tensor
 from luthier.core.contracts.update import Course, Update
 from luthier.core.errors import LuthierError
 from luthier.methods.forms.full import Full
-from luthier.methods.updates._layers import check_range
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LIFT(Update):
     """
 
     paper = "Liu et al. 2025 (ICML), arXiv 2506.00772 (code: zihanghliu/LIFT)"
-    neutral = (("lora_rank", 10**6),)
+    neutral: ClassVar = {"lora_rank": 10**6}
     sparse = True
     decays = False
 
@@ -36,11 +36,11 @@ class LIFT(Update):
     interval: int = 400
     """Steps between choices."""
 
-    def bounds(self):
+    def check(self):
         for key in ("lora_rank", "filter_rank", "interval"):
-            check_range(self, key, 1, float("inf"))
+            self.within(key, 1)
 
-    def check(self, form, sites):
+    def check_form(self, form, sites):
         if not isinstance(form, Full):
             raise LuthierError(f"lift chooses among the entries of weights, and {form.name()} adds factors; use full.")
         if not any(site.layer is not None and site.d_out > 1 for site in sites):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 from luthier.core.contracts.update import Update
-from luthier.methods.updates._layers import check_layered, check_range
+from luthier.methods.updates._layers import check_layered
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class LISA(Update):
     """
 
     paper = "Pan et al. 2024 (NeurIPS), arXiv 2403.17919 (code: OptimalScale/LMFlow)"
-    neutral = (("gamma", 10**6),)
+    neutral: ClassVar = {"gamma": 10**6}
 
     gamma: int = 2
     """γ: blocks that train at a time (all, where there are fewer)."""
@@ -32,11 +33,11 @@ class LISA(Update):
     def changes(self):
         return True
 
-    def bounds(self):
-        check_range(self, "gamma", 1, float("inf"))
-        check_range(self, "interval", 1, float("inf"))
+    def check(self):
+        self.within("gamma", 1)
+        self.within("interval", 1)
 
-    def check(self, form, sites):
+    def check_form(self, form, sites):
         check_layered(self, form, sites)
 
     def active(self, course, step):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
-from luthier.methods.updates._layers import check_range
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,15 @@ class LoRAPlus(Update):
     """
 
     paper = "Hayou, Ghosh, Yu 2024 (ICML), arXiv 2402.12354"
-    neutral = (("ratio", 1.0),)
+    neutral: ClassVar = {"ratio": 1.0}
 
     ratio: float = 16.0
     """Learning rate of B over that of A."""
 
-    def bounds(self):
-        check_range(self, "ratio", 0.0, 1e6)
+    def check(self):
+        self.within("ratio", 0.0, 1e6)
 
-    def check(self, form, sites):
+    def check_form(self, form, sites):
         if not form.readers:
             raise LuthierError(
                 f"{self.name()} sets two factors apart, and {form.name()} has no factor that reads; use lora."

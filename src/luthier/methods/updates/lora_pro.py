@@ -29,7 +29,7 @@ class LoRAPro(Update):
 
     paper = "Wang et al. 2025 (ICLR), arXiv 2407.18242 (code: mrflogs/LoRA-Pro)"
 
-    def check(self, form, sites):
+    def check_form(self, form, sites):
         with torch.device("meta"):
             held = form.init(sites[0], {}) if form.reader and not form.needs else {}
         if len(set(held) - {*form.frozen, form.reader}) != 1 or scale(form, writer(form, held)) is None:
@@ -40,7 +40,7 @@ class LoRAPro(Update):
 
     def check_beside(self, form, sites):
         if form.reader:  # what has no factors is trained as it is
-            self.check(form, sites)
+            self.check_form(form, sites)
 
     def update(self, grads, state, place):
         a, b = place.form.reader, writer(place.form, place.params)

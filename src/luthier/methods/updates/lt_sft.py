@@ -10,7 +10,6 @@ from torch import Tensor
 from luthier.core.contracts.update import Course, Place, Update
 from luthier.core.errors import LuthierError
 from luthier.methods.forms.full import Full
-from luthier.methods.updates._layers import check_range
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,15 @@ class LTSFT(Update):
     search: float = 0.5
     """Share of the steps that full fine-tuning takes."""
 
-    def bounds(self):
-        check_range(self, "density", 1e-9, 1.0)
-        check_range(self, "search", 0.0, 1.0)
+    def check(self):
+        self.within("density", 1e-9, 1.0)
+        self.within("search", 0.0, 1.0)
 
-    def check(self, form, sites):
+    def check_form(self, form, sites):
         if not isinstance(form, Full):
-            raise LuthierError(f"ltsft chooses among the entries of weights, and {form.name()} adds factors; use full.")
+            raise LuthierError(
+                f"lt_sft chooses among the entries of weights, and {form.name()} adds factors; use full."
+            )
 
     def turn(self, steps: int) -> int:
         """The step at which the chosen entries begin."""

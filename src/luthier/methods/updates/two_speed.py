@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
-from luthier.methods.updates._layers import check_range
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,15 @@ class TwoSpeed(Update):
     """
 
     paper = "Ponti et al. 2022, arXiv 2202.13914; Caccia et al. 2022, arXiv 2211.03831 (code: microsoft/mttl)"
-    neutral = (("ratio", 1.0),)
+    neutral: ClassVar = {"ratio": 1.0}
 
     ratio: float = 100.0
     """Learning rate of the router over that of the experts."""
 
-    def bounds(self):
-        check_range(self, "ratio", 0.0, 1e6)
+    def check(self):
+        self.within("ratio", 0.0, 1e6)
 
-    def check(self, form, sites):
+    def check_form(self, form, sites):
         if not isinstance(form, Routed):
             raise LuthierError(f"{self.name()} sets a router apart, and {form.name()} has none; fit mhr or meteora.")
 
