@@ -10,8 +10,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import luthier as lt
-from luthier.core.contracts.kernel import plain
 from luthier.core.adapters.lean import _lean_class
+from luthier.core.contracts.kernel import plain
 from luthier.kernels._made import kept, mark
 from luthier.kernels.pieces import glu as _glu
 from luthier.kernels.pieces import norm as _norm
