@@ -52,9 +52,9 @@ class Intervention(nn.Module):
         return h + equations[self.name]()
 
     def saved(self) -> dict[str, torch.Tensor]:
-        """LoReFT saves the rotation itself, the others what torch's parametrisation keeps."""
+        """LoReFT saves the rotation itself, the others what torch's parametrisation and pyvene's base class keep."""
         if self.name != "Loreft":
-            return dict(self.state_dict())
+            return {**self.state_dict(), "embed_dim": torch.tensor(WIDTH), "interchange_dim": torch.tensor(WIDTH)}
         return {**self.learned_source.state_dict(), "rotate_layer": self.rotate_layer.weight.data}
 
 
@@ -165,6 +165,10 @@ def changed(folder, **changes):
 SPOILED = {
     "a file elsewhere": ({"sorted_keys": ["../../../etc/passwd"]}, "lies elsewhere"),
     "a file that is missing": ({"sorted_keys": ["layer_9"]}, "is missing"),
+    "a class of somebody else": (
+        {"intervention_types": ["<class '__main__.LoreftIntervention'>"]},
+        "__main__.LoreftIntervention has no equal",
+    ),
     "another class": ({"intervention_types": ["<class 'x.EvilIntervention'>"]}, "EvilIntervention has no equal"),
     "lists of other lengths": ({"sorted_keys": []}, "damaged"),
     "heads": ({"representations": [[1, "block_output", "h.pos", 1, 3]]}, "only single positions"),

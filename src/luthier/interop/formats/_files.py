@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Collection
 from pathlib import Path
 
 import safetensors
@@ -12,10 +13,12 @@ from torch import Tensor
 from luthier.core.errors import LuthierError
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, aside: Collection[str] = ()) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a pickle that holds nothing but tensors, each finite, in float32 at
-    least. Raises `LuthierError` for damage, and for a pickle that would run code."""
+    least. Those named in `aside`, which no forward pass reads, are left out. Raises `LuthierError` for damage, and for
+    a pickle that would run code."""
     held = _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
+    held = {key: tensor for key, tensor in held.items() if key not in aside}
     for key, tensor in held.items():
         if not tensor.is_floating_point():
             raise LuthierError(f"{path}: {key} is of type {tensor.dtype}; expected floating numbers.")

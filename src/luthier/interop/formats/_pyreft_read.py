@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError, near
 from luthier.core.sites.structure import block_lists
+from luthier.methods.forms._reft import stored
 from luthier.methods.forms.consreft import ConsReFT
 from luthier.methods.forms.direft import DiReFT
 from luthier.methods.forms.lobireft import LobiReFT
@@ -37,8 +38,12 @@ FIELDS = [
     "latent_dim",
 ]
 """A representation is saved as the list of these."""
-ORTHONORMAL = 1e-4
-"""Largest entry of R Rᵀ - I that counts as rounding."""
+WRAPPED = "base_model.model."
+"""How the paths of a model start that peft wrapped."""
+BUFFERS = ("embed_dim", "interchange_dim")
+"""Whole numbers that every class but LoreftIntervention saves beside its tensors; none of them reads these."""
+ORTHONORMAL = 3e-6
+"""Largest entry of R Rᵀ - I that counts as rounding of float32."""
 
 
 def representations(folder: Path, config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -52,11 +57,17 @@ def representations(folder: Path, config: Mapping[str, Any]) -> list[dict[str, A
     found = []
     for each, kind, key in zip(listed, kinds, keys, strict=True):
         place = dict(zip(FIELDS, each, strict=False)) if isinstance(each, list) else each
-        named = re.search(r"(\w+)'?>?$", kind) if isinstance(kind, str) else None
-        if not isinstance(place, dict) or named is None or not isinstance(key, str):
+        if not isinstance(place, dict) or not isinstance(kind, str) or not isinstance(key, str):
             raise LuthierError(f"{folder / 'config.json'} is no configuration of pyreft's, or a damaged one.")
-        found.append({**place, "class": named[1], "key": key})
+        found.append({**place, "class": _class(kind), "key": key})
     return found
+
+
+def _class(kind: str) -> str:
+    """The name of one of pyreft's own classes, from how a class is printed; the whole path of any other."""
+    path = kind.removeprefix("<class '").removesuffix("'>")
+    module, _, name = path.rpartition(".")
+    return name if module.rpartition(".")[2] == "interventions" else path
 
 
 def site_of(folder: Path, place: Mapping[str, Any], model: nn.Module) -> tuple[str, str]:
@@ -80,6 +91,11 @@ def site_of(folder: Path, place: Mapping[str, Any], model: nn.Module) -> tuple[s
         )
     path = re.sub(r"\[(\d+)\]", r".\1", raw[1])
     known = [name for name, _ in model.named_modules()]
+    if path not in known and path.removeprefix(WRAPPED) in known:
+        raise LuthierError(
+            f"{folder} was trained beside an adapter of peft's ({raw[1]}), which pyreft does not save with it; the "
+            "edits alone would do something else."
+        )
     if path not in known:
         raise LuthierError(f"{folder} edits {path}, which this {type(model).__name__} lacks{near(path, known)}")
     return kinds[raw[2]], path
@@ -94,8 +110,9 @@ def _taken(folder: Path, held: Tensors, *names: str) -> list[Tensor]:
 
 def _loreft(folder: Path, held: Tensors) -> tuple[type[Form], dict[str, Tensor]]:
     weight, bias, rotation = _taken(folder, held, "weight", "bias", "rotate_layer")
+    _refuse_zeros(folder, rotation)
     if _orthonormal(rotation):
-        return LoReFT, {"R": rotation.mT, "W": weight, "b": bias}
+        return LoReFT, {"R": stored(rotation.mT.contiguous()), "W": weight, "b": bias}
     return NoReFT, {"W1": weight, "W2": rotation.mT, "b": bias}  # the same equation, which rounded rows still obey
 
 
@@ -117,7 +134,7 @@ def _direft(folder: Path, held: Tensors) -> tuple[type[Form], dict[str, Tensor]]
 def _fixed(form: type[Form]) -> Callable[[Path, Tensors], tuple[type[Form], dict[str, Tensor]]]:
     def read(folder: Path, held: Tensors) -> tuple[type[Form], dict[str, Tensor]]:
         (b,) = _taken(folder, held, "learned_source")
-        return form, {"R": _rotation(folder, held).mT.contiguous(), "b": b}
+        return form, {"R": stored(_rotation(folder, held).mT.contiguous()), "b": b}
 
     return read
 
@@ -135,13 +152,24 @@ def _rotation(folder: Path, held: Tensors) -> Tensor:
         layer.load_state_dict(state)
     except RuntimeError as error:
         raise LuthierError(f"{folder}: the rotation is not as torch stores one: {error}") from None
-    return layer.weight.detach()
+    rotation = layer.weight.detach()
+    _refuse_zeros(folder, rotation)
+    return rotation
+
+
+def _refuse_zeros(folder: Path, rotation: Tensor) -> None:
+    """torch multiplies what its reflectors give by the whole part of a diagonal of -1, which any decay makes 0."""
+    if rotation.dim() == 2 and not bool(rotation.any(dim=0).all()):
+        raise LuthierError(
+            f"{folder}: the rotation of an intervention is zero, so that it edits nothing in pyreft either. Weight "
+            "decay does that to torch's orthogonal parametrisation from the first step on: train it without."
+        )
 
 
 def _orthonormal(rotation: Tensor) -> bool:
     if rotation.dim() != 2:
         return False
-    error = rotation.mT @ rotation - torch.eye(rotation.shape[1])
+    error = rotation.double().mT @ rotation.double() - torch.eye(rotation.shape[1])
     return bool(error.abs().max() < ORTHONORMAL)
 
 
@@ -155,6 +183,21 @@ CLASSES: Mapping[str, Callable[[Path, Tensors], tuple[type[Form], dict[str, Tens
 }
 """What pyreft's classes hold, as one of our forms and its tensors. Dropout and activations are not saved there; the
 activation is taken to be linear, as it is unless somebody says otherwise."""
+
+
+def trained(folder: Path, held: Tensors, model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Parameters of the model that were trained beside the interventions, as full ones; untouched ones are left out."""
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in held.items():
+        if name not in known:
+            raise LuthierError(
+                f"{folder} holds {name}, which is no parameter of this {type(model).__name__}{near(name, known)}"
+            )
+        if known[name].shape != tensor.shape:
+            have, want = tuple(tensor.shape), tuple(known[name].shape)
+            raise LuthierError(f"{folder}: {name} is {have}; this base expects {want}.")
+    moved = {n: t for n, t in held.items() if not torch.equal(known[n].detach().to(t), t)}
+    return {name: {"theta": tensor} for name, tensor in moved.items()}
 
 
 def read(folder: Path, kind: str, held: Tensors) -> tuple[type[Form], dict[str, Tensor]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import zeros
 
-from luthier.core.contracts.form import kaiming
+from luthier.core.contracts.form import dropout, kaiming
 from luthier.methods.forms._reft import ReFT
 
 
@@ -26,4 +26,4 @@ class DiReFT(ReFT):
 
     def post(self, p, x, y):
         """The edited hidden state, y [..., d]."""
-        return y + (y @ p["W1"].mT + p["b"]) @ p["W2"]
+        return dropout(y + (y @ p["W1"].mT + p["b"]) @ p["W2"], self.dropout)

@@ -6,22 +6,23 @@ from dataclasses import dataclass
 
 from torch import zeros
 
-from luthier.core.contracts.form import orthogonal
-from luthier.methods.forms._reft import RotatedReFT
+from luthier.core.contracts.form import dropout
+from luthier.methods.forms._reft import RotatedReFT, stored
 
 
 @dataclass(frozen=True)
 class LobiReFT(RotatedReFT):
     """Φ(h) = h + Rᵀ b, R with orthonormal rows
 
-    R is rank x d, b has rank entries (zeros: a no-op at the start).
+    R is rank x d, b has rank entries (zeros: a no-op at the start; pyreft draws it from [0, 1)). Speed of R:
+    see loreft.
     """
 
     paper = "Wu, Arora et al. 2024, arXiv 2404.03592"
 
     def init(self, site, stats):
-        return {"R": orthogonal(self.rank, site.d_out), "b": zeros(self.rank)}
+        return {"R": stored(self.start(site)), "b": zeros(self.rank)}
 
     def post(self, p, x, y):
         """The edited hidden state, y [..., d]."""
-        return y + p["b"] @ self.rotation(p)
+        return dropout(y + p["b"] @ self.rotation(p), self.dropout)

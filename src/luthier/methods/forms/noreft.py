@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import zeros
 
-from luthier.core.contracts.form import kaiming
+from luthier.core.contracts.form import dropout, kaiming
 from luthier.methods.forms._reft import ReFT
 
 
@@ -25,4 +25,4 @@ class NoReFT(ReFT):
 
     def post(self, p, x, y):
         """The edited hidden state, y [..., d]."""
-        return y + (y @ (p["W1"] - p["W2"]).mT + p["b"]) @ p["W2"]
+        return dropout(y + (y @ (p["W1"] - p["W2"]).mT + p["b"]) @ p["W2"], self.dropout)
