@@ -1,6 +1,7 @@
 """The bases, inputs and settings of what pyreft itself wrote, for both sides.
 
-It lies in importing/pyreft_folders and was written by importing/record_pyreft.py. Nothing here needs pyreft: weights come from a formula, so that they are the same under any version of torch.
+It lies in importing/pyreft_folders and was written by importing/record_pyreft.py. Nothing here needs pyreft: weights
+come from a formula, so that they are the same under any version of torch.
 """
 
 from __future__ import annotations

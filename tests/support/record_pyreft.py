@@ -76,7 +76,7 @@ def record() -> None:
         reft.save(str(FOLDER / name), include_model=bool(case.trained))
         with torch.no_grad():
             answers[name] = logits(reft, case).contiguous()
-            answers[f"{name}.base"] = base(case.model)(input_ids=IDS).logits.contiguous()
+            answers[f"base.{case.model}"] = base(case.model)(input_ids=IDS).logits.contiguous()
     save_file(answers, FOLDER / "logits.safetensors")
     save_file(turning(), FOLDER / "turning.safetensors")
 
