@@ -101,6 +101,12 @@ def test_gift_generates_through_a_block(block):
     assert same(net.layer(x), x @ (w + 8 / R * blocks[block](c) @ p["psi"]).T + b)
 
 
+def test_gift_has_the_authors_scale_unless_told_otherwise():
+    """Their code has none: at any rank a step of ψ moves the weight as theirs does."""
+    assert lt.GIFT(rank=64).scale == lt.GIFT(rank=3).with_rank(64).scale == 1
+    assert lt.GIFT(rank=4, alpha=8).with_rank(16).scale == 2
+
+
 def rotation(m):
     """Orthonormal rows by Gram-Schmidt, the slow way."""
     rows = []

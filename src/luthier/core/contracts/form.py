@@ -147,7 +147,7 @@ class Form(Component):
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         if "rank" not in own:
             raise LuthierError(f"{self.name()} has no rank, so none can be chosen for it.")
-        moves = "alpha" in own and own.get("scaling") != "rslora"
+        moves = own.get("alpha") is not None and own.get("scaling") != "rslora"
         return replace(self, rank=rank, **({"alpha": own["alpha"] * rank / own["rank"]} if moves else {}))
 
     def quiet(self: F) -> F:

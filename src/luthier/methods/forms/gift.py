@@ -39,12 +39,12 @@ BLOCKS: dict[str, Callable[[Params, Tensor], Tensor]] = {
 class GIFT(Form):
     """W' = W + s g(W φ) ψ
 
-    φ is d_in x rank (Kaiming uniform), ψ is rank x d_in (zeros), s = alpha / rank: a no-op at the start. The
+    φ is d_in x rank (Kaiming uniform), ψ is rank x d_in (zeros): a no-op at the start. s is 1, as in the authors' code
+    (savadikarc/gift), which has none, so that their learning rates mean their steps; alpha gives s = alpha / rank. The
     block g acts on the d_out x rank matrix Wφ: identity, sigmoid, softmax (over the rank), gelu, an MLP (hidden
     width 2 rank, rows of unit length, residual), or one transformer block with one head whose tokens are the
-    d_out rows, as in the authors' code (savadikarc/gift), which has no s (alpha = rank gives that) and whose blocks'
-    biases do not start at zero, as ours do. With g = identity, `wegeft` does the same at less
-    cost and from the other start.
+    d_out rows, as in that code, whose blocks' biases do not start at zero, as ours do. With g = identity, `wegeft` does
+    the same at less cost and from the other start.
     """
 
     paper = "Savadikar, Song, Wu 2023, arXiv 2312.00700"
@@ -52,15 +52,15 @@ class GIFT(Form):
 
     rank: int = 8
     """Rank of the generator."""
-    alpha: float = 16.0
-    """Numerator of the scale: s = alpha / rank."""
+    alpha: float | None = None
+    """Numerator of the scale: s = alpha / rank (none: s = 1)."""
     block: Literal["identity", "sigmoid", "softmax", "gelu", "mlp", "transformer"] = "identity"
     """The block g between φ and ψ."""
 
     @property
     def scale(self) -> float:
         """s."""
-        return self.alpha / self.rank
+        return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def init(self, site, stats):
         r = self.rank
