@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,7 +14,7 @@ from luthier.core.contracts.component import find, names
 from luthier.core.contracts.site import Site
 from luthier.methods.forms._reft import ReFT, RotatedReFT, orthonormal, stored
 from support.architectures import ARCHITECTURES
-from support.pyreft_recorded import FOLDER, LR, STEPS, states
+from support.pyreft_recorded import FOLDER, IDS, LR, STEPS, base, states
 
 RECORDED = load_file(FOLDER / "turning.safetensors")
 FAMILY = [name for name in names("forms") if issubclass(find("forms", name), ReFT)]
@@ -71,6 +73,17 @@ def test_adapters_of_rows_of_length_one_mean_the_same(name):
     p, h = form.init(site(16), {}), torch.randn(5, 16)
     assert torch.allclose(p["R"].norm(dim=1), torch.tensor(0.5), atol=1e-6)
     assert torch.equal(form.post(p, h, h), form.post({**p, "R": 2 * p["R"]}, h, h))
+
+
+def test_an_adapter_saved_before_the_start_was_halved_loads_to_its_outputs():
+    """Its stored tensor is not touched, so that a run that is resumed goes on as it began."""
+    model = lt.load(base("llama"), Path(__file__).with_name("loreft_before"))
+    with torch.no_grad():
+        logits = model(input_ids=IDS).logits[0, -1, :5]
+    known = [1.6714344024658203, -0.5765345096588135, -1.1904499530792236, -1.8724969625473022, -0.3662496507167816]
+    assert torch.allclose(logits, torch.tensor(known), atol=1e-5)
+    rotations = [t.detach() for key, t in lt.trainable(model).items() if key.endswith(".R")]
+    assert rotations and all(0.6 < float(row.norm()) < 1.8 for t in rotations for row in t)
 
 
 def test_dropout_is_of_the_whole_edited_state_as_in_pyreft():
