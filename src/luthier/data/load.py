@@ -166,7 +166,6 @@ def split_gym(source: str, train: int, test: int, seed: int = 0) -> tuple[Exampl
     has too few distinct questions.
     """
     from luthier.core.contracts.example import without
-    from luthier.data.load import load
 
     learned = load(source, limit=train, seed=seed, split="train")
     pool = learned

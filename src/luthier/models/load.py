@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
+from luthier.core.sites.fresh import mark_fresh
 from luthier.models.hub import only_local
 from luthier.models.labels import label_settings
 from luthier.models.quantize import quantization, warn_of_odd_widths
@@ -115,6 +116,7 @@ def load(
             **source,
         )
     new = _new_modules(model, report, name)
+    mark_fresh(model, new)
     set_pad_token(model, processor)
     if quantize is not None:
         warn_of_odd_widths(model)

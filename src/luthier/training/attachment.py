@@ -8,6 +8,8 @@ from rich.console import Console
 
 from luthier import data
 from luthier.core.adapters.attach import attach, state_of
+from luthier.core.contracts.form import Form
+from luthier.core.errors import LuthierError
 from luthier.core.sites.select import select
 from luthier.data.encode import labels_in_order
 from luthier.measuring.allocation import Allocation, allocate, allocated
@@ -15,6 +17,9 @@ from luthier.methods.forms.full import Full
 from luthier.models import Loaded
 from luthier.training.prepare import Prepared
 from luthier.training.spec import Run
+
+TENSORS = ("affine", "embedding", "param")
+"""Kinds of site that change a tensor of the base."""
 
 
 def attach_all(
@@ -25,12 +30,13 @@ def attach_all(
     `known` is what an interrupted run had measured: its ranks then hold, and its start is in the checkpoint. Returns
     what was measured, as JSON holds it.
     """
-    found = _measured(run, loaded, prepared, console) if known is None else _recalled(run, known)
+    where = beside_new(run.form, run.where, loaded)
+    found = _measured(run, where, loaded, prepared, console) if known is None else _recalled(run, known)
     init = run.init if known is None else None
     attach(
         loaded.model,
         found.form,
-        run.where,
+        where,
         run.name,
         stats=found.stats,
         ranks=found.ranks,
@@ -38,17 +44,37 @@ def attach_all(
         relative=run.init is not None and run.init.relative,
     )
     for piece in run.also:
-        attach(loaded.model, piece.form, piece.where, run.name)
+        attach(loaded.model, piece.form, beside_new(piece.form, piece.where, loaded), run.name)
     _attach_new(run, loaded)
     return found.evidence
 
 
-def _measured(run: Run, loaded: Loaded, prepared: Prepared, console: Console) -> Allocation:
+def beside_new(form: Form, where: str | None, loaded: Loaded) -> str | None:
+    """`where` without what is new to the checkpoint: modules that are trained whole, to which a change adds nothing.
+
+    A change is also told against the base's numbers, and those of a new module are other ones in every base. Raises
+    `LuthierError` where nothing would be left.
+    """
+    spoken = form.where if where is None else where
+    sites = select(loaded.model, spoken)
+    inside = [site for site in sites if site.module in loaded.new_modules and site.kind in TENSORS]
+    if isinstance(form, Full) or not inside:
+        return where
+    if len(inside) == len(sites):
+        raise LuthierError(
+            f"where={spoken!r} selects {inside[0]} alone, which {loaded.name!r} has no weights for: it is new, and "
+            f"trained whole without {form.name()}. Choose layers that the checkpoint holds, or the method full."
+        )
+    names = sorted({site.path if site.kind != "param" else f"params({site.path})" for site in inside})
+    return f"({spoken}) - ({' | '.join(names)})"
+
+
+def _measured(run: Run, where: str | None, loaded: Loaded, prepared: Prepared, console: Console) -> Allocation:
     settings = run.training
     return allocate(
         loaded.model,
         run.form,
-        run.where,
+        where,
         ranks=run.ranks,
         init=run.init,
         budget=run.budget,

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 
 from luthier.core.adapters.control import describe, tensors
-from luthier.core.adapters.optimiser import course_of
+from luthier.core.adapters.optimiser import active_places, course_of
 from luthier.core.contracts.objective import ALSO
 from luthier.core.sites.structure import base_parameters
 from luthier.training.estimate import Memory
@@ -61,7 +61,7 @@ def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) ->
     held = tensors(model, run.name).values()
     course = course_of(model, steps[0], name=run.name, seed=run.training.seed)
     trained = sum(p.numel() for p in held if p.requires_grad)
-    active = sum(p.numel() for place in run.update.active(course, 0) for p in place.params.values())
+    active = sum(p.numel() for place in active_places(run.update, course, 0) for p in place.params.values())
     longest = max(prepared.train, key=length)
     return Plan(
         steps=steps[0],

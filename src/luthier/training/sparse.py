@@ -10,6 +10,7 @@ from torch import Tensor
 from luthier.core.adapters.attach import detach, place, state_of
 from luthier.core.adapters.slot import Part, Slot
 from luthier.core.contracts.site import Site, Sites
+from luthier.core.sites.fresh import fresh_modules
 from luthier.core.sites.structure import base_tensor
 from luthier.methods.forms.sparse import Sparse
 
@@ -20,26 +21,30 @@ WORTH = 2
 def sparsify(model: Any, name: str) -> None:
     """Puts in place of the whole weights of adapter `name` the entries in which they differ from the base.
 
-    The first part of the adapter is meant; others, such as heads that are new to the model, stay as they are, and so
-    does all where entries would not be smaller.
+    The first part of the adapter is meant; others stay as they are, and so does all where entries would not be
+    smaller. Heads that are new to the checkpoint stay whole: another base would hold other numbers there to add to.
     """
     first, *others = (part for part in state_of(model).parts if part.name == name)
-    found = {slot.origin.path: _moved(model, slot) for slot in first.slots.values()}
-    ranks = {path: len(index) for path, (index, _) in found.items()}
-    if not 0 < sum(ranks.values()) * WORTH < sum(p.numel() for slot in first.slots.values() for p in slot.parameters()):
+    new = fresh_modules(model)
+    slots = [slot for slot in first.slots.values() if slot.origin.module not in new]
+    found = {slot.origin.path: _moved(model, slot) for slot in slots}
+    ranks = {site.path: len(found[site.path][0]) if site.path in found else 0 for site in first.sites}
+    if not 0 < sum(ranks.values()) * WORTH < sum(p.numel() for slot in slots for p in slot.parameters()):
         return
-    sites = Sites(site for site in first.sites if ranks[site.path])
-    new = Part(name, Sparse(), first.where, sites, ranks)
-    again = [Part(name, part.form, part.where, part.sites, part.ranks, part.relative) for part in others]
+    sparse = Part(name, Sparse(), first.where, Sites(s for s in first.sites if ranks[s.path]), ranks)
+    heads = Sites(site for site in first.sites if site.module in new)
+    kept = [(first, Part(name, first.form, " | ".join(f"params({s.path})" for s in heads), heads))] if heads else []
+    kept += [(part, Part(name, part.form, part.where, part.sites, part.ranks, part.relative)) for part in others]
+    whole = {id(again): part for part, again in kept}
 
     def start(module: Any, site: Site, part: Part) -> dict[str, Tensor]:
-        if part is new:
+        if part is sparse:
             return dict(zip(("index", "values"), found[site.path], strict=True))
-        slot = others[again.index(part)].slots[part.form.group(site)]
+        slot = whole[id(part)].slots[part.form.group(site)]
         return {key: p.detach() for key, p in slot.named_parameters()}
 
     detach(model, name)
-    place(model, [new, *again], start, check=False)
+    place(model, [sparse, *(again for _, again in kept)], start, check=False)
 
 
 @torch.no_grad()

@@ -87,7 +87,8 @@ def show_feature(feature: dict[str, Any], processor: Any) -> None:
 
 def show_sites(model: str, where: str | None) -> None:
     """The sites of a selection, or every layer that a name can mean, by type; weights are not read."""
-    from luthier.core.sites.select import Scope, Sites, select
+    from luthier.core.contracts.site import Sites
+    from luthier.core.sites.select import Scope, select
     from luthier.models import config_of, meta_model
 
     empty = meta_model(config_of(model))

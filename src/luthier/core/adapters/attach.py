@@ -19,9 +19,9 @@ from luthier.core.adapters.swap import adapters_of, swap, unswap
 from luthier.core.contracts.form import Form, Stats
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.router import Routed
-from luthier.core.contracts.site import Site
+from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError, near
-from luthier.core.sites.select import Sites, select
+from luthier.core.sites.select import select
 from luthier.core.sites.structure import (
     adaptable,
     base_parameters,

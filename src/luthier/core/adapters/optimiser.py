@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from luthier.core.adapters.attach import check_name, state_of
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site
 from luthier.core.contracts.update import Course, Place, Update
-from luthier.core.sites.structure import block_lists, stack_owner
+from luthier.core.sites.fresh import fresh_modules
+from luthier.core.sites.structure import base_tensor, block_lists, stack_owner
 
 
 def optimiser(
@@ -36,17 +38,10 @@ def optimiser(
     """
     update.check_decay(weight_decay)
     course = course_of(model, steps, name=name, seed=seed)
-    sites: dict[type[Form], list[Site]] = {}
-    for place in course.places:
-        sites.setdefault(type(place.form), []).append(place.site)
-    forms = {type(place.form): place.form for place in reversed(course.places)}
-    first, *others = sites  # heads that are new come behind, in a form of their own
-    update.check_form(forms[first], sites[first])
-    for other in others:
-        update.check_beside(forms[other], sites[other])
+    _check(update, course)
     spared = {id(p) for p in undecayed}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
-    for place in course.places:
+    for place in course.all:
         for key, parameter in place.params.items():
             kind = update.rate(course, place, key), id(parameter) not in spared
             groups.setdefault(kind, []).append(parameter)
@@ -61,12 +56,24 @@ def optimiser(
     return made
 
 
+def _check(update: Update, course: Course) -> None:
+    """Raises for forms and sites that the update cannot train; heads that are new are not its concern."""
+    sites: dict[type[Form], list[Site]] = {}
+    for place in course.places:
+        sites.setdefault(type(place.form), []).append(place.site)
+    forms = {type(place.form): place.form for place in reversed(course.places)}
+    for number, (form, at) in enumerate(sites.items()):
+        (update.check_beside if number else update.check_form)(forms[form], at)
+
+
 def course_of(model: nn.Module, steps: int, *, name: str | None = None, seed: int = 0) -> Course:
     """The course of a run of `steps` on the adapters of a model, or on the one named."""
     state = state_of(model)
     if name is not None:
         check_name(state, name)
-    parts, places = state.parts, []
+    parts, new = state.parts, fresh_modules(model)
+    places: list[Place] = []
+    fresh: list[Place] = []
     depth = max((len(blocks) for blocks in block_lists(model).values()), default=0)
     outside = _outside(model, depth)
     for index, part in enumerate(parts):
@@ -79,8 +86,10 @@ def course_of(model: nn.Module, steps: int, *, name: str | None = None, seed: in
             level = outside[site.module] if site.layer is None else site.layer + 1
             params = {key: p for key, p in slot.named_parameters() if part.trains(key)}
             module, owner = map(model.get_submodule, (site.module, stack_owner(model, site.module)))
-            places.append(Place(f"{prefix}.{group}", site, slot.form, level, params, module, owner))
-    return Course(tuple(places), depth, steps, seed)
+            held = fresh if site.module in new else places
+            base = partial(base_tensor, module, site)
+            held.append(Place(f"{prefix}.{group}", site, slot.form, level, params, base, module, owner))
+    return Course(tuple(places), depth, steps, seed, tuple(fresh))
 
 
 def _outside(model: nn.Module, depth: int) -> dict[str, int]:
@@ -96,6 +105,11 @@ def _outside(model: nn.Module, depth: int) -> dict[str, int]:
         path: 0 if order[path] < first or any(ahead(path, *each) for each in stacks.items()) else depth + 1
         for path in order
     }
+
+
+def active_places(update: Update, course: Course, step: int) -> list[Place]:
+    """What `step` trains: what the update says, and what is new to the checkpoint."""
+    return [*(update.active(course, step) if course.places else ()), *course.fresh]
 
 
 class _Pack:
@@ -132,6 +146,7 @@ class _Driver:
         self.packs: dict[str, _Pack] = {}
         self.states = {place.name: update.init(place) for place in course.places}
         self.active: list[Place] = []
+        """What the update changes the gradients of."""
         self.step = -1
         optimizer.register_step_pre_hook(self.before)
         optimizer.register_step_post_hook(self.after)
@@ -146,18 +161,23 @@ class _Driver:
         self.step += 1
         if self.step == self.course.steps:
             return
+        if self.course.places:
+            self.choose()
+        self.activate()
+
+    def choose(self) -> None:
+        """What the update has of entries and values for the step at hand."""
         for key, index in (self.update.entries(self.course, self.step) or {}).items():
             self.pack(key, index)
         for key, value in self.update.values(self.course, self.step).items():
             self.params[key].copy_(value)
             self.optimizer.state.pop(self.stepped(key), None)
-        self.activate()
 
     def activate(self) -> None:
         """Switches gradients on where the step trains; elsewhere they and all moments go."""
-        names = {place.name for place in self.update.active(self.course, self.step)}
+        names = {place.name for place in active_places(self.update, self.course, self.step)}
         self.active = [place for place in self.course.places if place.name in names]
-        for place in self.course.places:
+        for place in self.course.all:
             for key, parameter in place.params.items():
                 parameter.requires_grad_(place.name in names)
                 if place.name not in names:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -27,6 +27,8 @@ class Place:
     """0 before the blocks (embeddings), i + 1 in block i, depth + 1 behind the blocks (final norm, head)."""
     params: Mapping[str, nn.Parameter]
     """The trained tensors by the form's names."""
+    base: Callable[[], Tensor] = field(repr=False)
+    """Reads the base's own tensor at the site, [..., d_out, d_in] as the form meets it."""
     module: nn.Module = field(repr=False)
     owner: nn.Module = field(repr=False)
     """The innermost model that the module is part of, which knows how its modules start."""
@@ -41,16 +43,25 @@ class Course:
     """What a run trains, and how long."""
 
     places: Sequence[Place]
+    """What an update decides about."""
     depth: int
     """Blocks of the deepest stack."""
     steps: int
     """Optimiser steps of the run."""
     seed: int = 0
     """Fixes what is drawn: the same step draws the same, also after an interruption."""
+    fresh: Sequence[Place] = ()
+    """Places of modules that the checkpoint lacks, such as a new head. They hold random numbers, so every step trains
+    them whole, whatever the update does elsewhere."""
+
+    @property
+    def all(self) -> Sequence[Place]:
+        """Every place that is trained."""
+        return (*self.places, *self.fresh)
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """The trained tensors by name."""
-        return {place.key(key): p for place in self.places for key, p in place.params.items()}
+        return {place.key(key): p for place in self.all for key, p in place.params.items()}
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,8 @@ class Update(Component):
     update(grads, state, place) -> grads    the gradients that AdamW is given, all of a place at once
 
     Steps count from 0. All but `init` and `update` follow from their arguments alone, draws from `course.seed`
-    included, so a resumed run goes on as if it had never stopped.
+    included, so a resumed run goes on as if it had never stopped. A head that is new to the checkpoint
+    (`course.fresh`) is no update's to rest, thin out or set: AdamW trains it whole in every step.
     """
 
     neutral: ClassVar[Mapping[str, Any] | None] = None

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from luthier.core.contracts.update import Course, Update
+from luthier.core.contracts.update import Course, Place, Update
 from luthier.core.errors import LuthierError
 from luthier.methods.forms.full import Full
 
@@ -18,8 +18,9 @@ class LIFT(Update):
     """W_ij trains where |Ŵ_ij| is among the k largest; Ŵ = rank-reduced W, k = min((m + n) r, m n)
 
     Ŵ is the best approximation of W of rank `filter_rank`, taken anew every `interval` steps; entries that stay keep
-    their moments, newcomers start at zero, and what has left keeps the value that it reached. Only matrices of the
-    blocks train, each expert's its own k entries, and moments exist for these k alone. A filter of full rank picks
+    their moments, newcomers start at zero, and what has left keeps the value that it reached. Of the base's weights,
+    only matrices of the blocks train, each expert's its own k entries, and moments exist for these k alone. A head that
+    is new and further forms of the adapter are no weights of the base: they train whole. A filter of full rank picks
     by magnitude. At the end the adapter holds the entries that moved. (The authors train with β₂ = 0.95; here AdamW's
     own 0.999 stands.)
     """
@@ -47,15 +48,19 @@ class LIFT(Update):
             raise LuthierError(f"lift trains matrices of the blocks, and none of the {len(sites)} sites is one.")
 
     def active(self, course, step):
-        inside = (place for place in course.places if 1 <= place.level <= course.depth)
+        return [*self.matrices(course), *(place for place in course.places if not isinstance(place.form, Full))]
+
+    def matrices(self, course: Course) -> list[Place]:
+        """Weights of the base of which entries are chosen."""
+        inside = (p for p in course.places if isinstance(p.form, Full) and 1 <= p.level <= course.depth)
         return [place for place in inside if all(p.dim() > 1 for p in place.params.values())]
 
     def entries(self, course, step):
         return self.chosen(course, step) if step % self.interval == 0 else None
 
     def chosen(self, course: Course, step: int) -> dict[str, Tensor]:
-        """The entries of every tensor as it is now."""
-        places = self.active(course, step)
+        """The entries of every matrix as it is now."""
+        places = self.matrices(course)
         return {place.key(key): self.principal(p.detach()) for place in places for key, p in place.params.items()}
 
     def principal(self, w: Tensor) -> Tensor:

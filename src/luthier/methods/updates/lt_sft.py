@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from luthier.core.contracts.update import Course, Place, Update
 from luthier.core.errors import LuthierError
@@ -18,6 +17,7 @@ class LTSFT(Update):
 
     θ₁ is where full fine-tuning leads in the first `search` of the steps. Then all is reset to θ₀, and the chosen
     entries, k of all tensors together, train with fresh moments and a schedule of their own. The adapter holds φ.
+    What θ does not hold is not reset and trains whole: a head that is new, and further forms of the adapter.
     The authors give each phase its own number of steps; one search is made, as in their default.
     """
 
@@ -35,9 +35,7 @@ class LTSFT(Update):
 
     def check_form(self, form, sites):
         if not isinstance(form, Full):
-            raise LuthierError(
-                f"lt_sft chooses among the entries of weights, and {form.name()} adds factors; use full."
-            )
+            raise LuthierError(f"lt_sft chooses entries of weights, and {form.name()} adds factors; use full.")
 
     def turn(self, steps: int) -> int:
         """The step at which the chosen entries begin."""
@@ -46,12 +44,16 @@ class LTSFT(Update):
     def restarts(self, steps):
         return (self.turn(steps),)
 
+    def weights(self, course: Course) -> list[Place]:
+        """Places that hold weights of the base."""
+        return [place for place in course.places if isinstance(place.form, Full)]
+
     def entries(self, course, step):
         if step != self.turn(course.steps):
             return None
         moved = {
-            place.key(key): (p.detach() - _base(place).to(p.dtype)).abs().flatten()
-            for place in course.places
+            place.key(key): (p.detach() - place.base().to(p.dtype)).abs().flatten()
+            for place in self.weights(course)
             for key, p in place.params.items()
         }
         sizes = [len(each) for each in moved.values()]
@@ -63,11 +65,4 @@ class LTSFT(Update):
     def values(self, course: Course, step: int):
         if step != self.turn(course.steps):
             return {}
-        return {place.key(key): _base(place) for place in course.places for key in place.params}
-
-
-def _base(place: Place) -> Tensor:
-    """The base's own tensor at the site, [..., d_out, d_in] as the form meets it."""
-    from luthier.core.sites.structure import base_tensor  # brings transformers, which --help does without
-
-    return base_tensor(place.module, place.site)
+        return {place.key(key): place.base() for place in self.weights(course) for key in place.params}
