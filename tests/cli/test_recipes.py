@@ -41,9 +41,16 @@ SHIPPED = [
     "s2ft",
     "tslam",
     "wegeft",
+    "wegeft-code",
     "wegeft-commonsense",
+    "wegeft-fgvc",
+    "wegeft-instruct",
     "wegeft-math",
+    "wegeft-metamath",
+    "wegeft-vtab",
 ]
+IMAGES = ("hydra", "wegeft-fgvc", "wegeft-vtab")
+"""Recipes for a ViT."""
 
 
 def run_of(*words: str) -> Run:
@@ -70,10 +77,11 @@ def test_every_recipe_builds(name):
         settings = dict(recipe.update)
         update = find("updates", settings.pop("name")).from_dict(settings)
         assert run_of("--recipe", name).update == update
-    from transformers import LlamaConfig
+    from transformers import LlamaConfig, ViTConfig
 
-    model = meta_model(LlamaConfig(architectures=["LlamaForCausalLM"]))
-    assert len(select(model, recipe.where or form.where))  # a Llama of 32 blocks has these sites
+    llama = LlamaConfig(architectures=["LlamaForCausalLM"])  # of 32 blocks
+    model = meta_model(ViTConfig(architectures=["ViTForImageClassification"]) if name in IMAGES else llama)
+    assert len(select(model, recipe.where or form.where))
     assert all(len(select(model, Piece.from_dict(each).place)) for each in recipe.also)
 
 

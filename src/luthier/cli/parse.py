@@ -89,7 +89,7 @@ def parse(tokens: Sequence[str]) -> tuple[Command, Given] | None:
         help_format="plaintext",
         version=__version__,
     )
-    made: dict[Callable, tuple[type[Command], dict[str, tuple[type, str]]]] = {}
+    made: dict[Callable, tuple[type[Command], Places]] = {}
     known = commands()
     for name, cls in known.items():
         asked = tokens[:1] == [name] or (tokens[:1] in (["--help"], ["-h"]) and list(tokens[1:2]) == [name])
@@ -150,15 +150,26 @@ def _reason(error: Any, known: Mapping[str, type[Command]], tokens: Sequence[str
 # --- dataclasses as signatures ---------------------------------------------------------------------
 
 
-def _function(cls: type[Command], tokens: Sequence[str]) -> tuple[Callable, dict[str, tuple[type, str]]]:
-    """A function whose signature is the command's flags, and where the value of each parameter goes."""
+Places = dict[str, list[tuple[type, str]]]
+"""Where the value of each parameter goes: a field of a dataclass, or the same of several of one name."""
+
+
+def _function(cls: type[Command], tokens: Sequence[str]) -> tuple[Callable, Places]:
+    """A function whose signature is the command's flags, and where the value of each parameter goes.
+
+    Components of one name, as the ranks and the start of one paper, have a setting that both know in common.
+    """
     parameters = [_parameter(cls, f, None) for f in dataclasses.fields(cls)]
-    places: dict[str, tuple[type, str]] = {p.name: (cls, p.name) for p in parameters}
+    places: Places = {p.name: [(cls, p.name)] for p in parameters}
     for flags in cls.settings(tokens):
         for field in own_first(f for f in dataclasses.fields(flags.cls) if f.name not in flags.skip):
-            name = field.name if field.name not in places else f"{flags.cls.__name__.lower()}_{field.name}"
+            taken = places.get(field.name)
+            if taken and taken[0][0].__name__ == flags.cls.__name__:
+                taken.append((flags.cls, field.name))
+                continue
+            name = field.name if taken is None else f"{flags.cls.__name__.lower()}_{field.name}"
             parameters.append(_parameter(flags.cls, field, flags.title).replace(name=name))
-            places[name] = (flags.cls, field.name)
+            places[name] = [(flags.cls, field.name)]
     function = _nothing()
     order = sorted(parameters, key=lambda p: p.kind)
     function.__signature__ = inspect.Signature(order)  # type: ignore[attr-defined]
@@ -201,13 +212,11 @@ def _default(field: dataclasses.Field) -> Any:
     return inspect.Parameter.empty
 
 
-def _filled(
-    cls: type[Command], places: Mapping[str, tuple[type, str]], values: Mapping[str, Any]
-) -> tuple[Command, Given]:
+def _filled(cls: type[Command], places: Places, values: Mapping[str, Any]) -> tuple[Command, Given]:
     given: dict[type, dict[str, Any]] = {}
     for name, value in values.items():
-        owner, field = places[name]
-        given.setdefault(owner, {})[field] = _none_if_named(owner, field, value)
+        for owner, field in places[name]:
+            given.setdefault(owner, {})[field] = _none_if_named(owner, field, value)
     return cls(**given.pop(cls, {})), given
 
 

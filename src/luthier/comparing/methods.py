@@ -84,22 +84,23 @@ def _plain(value: Any) -> Any:
 
 
 def _any(name: str) -> Method:
-    """`base`, else a recipe, else a form."""
+    """`base`, else a form, else a recipe: a name that is both means the form, as it does for `--method`."""
     if name == "base":
         notes = ("exempt from the budget: nothing but a new head is trained",)
         return Method(name, "base", Full(), training={"lr": Form.lr}, notes=notes)
+    forms = {each.replace("_", "") for each in names("forms")}
+    if name.lower().replace("_", "").replace("-", "") in forms:
+        return _form(name)
     if name in recipe_files() or name.endswith(".toml"):
         return _recipe(name)
-    forms = {each.replace("_", "") for each in names("forms")}
-    if name.lower().replace("_", "").replace("-", "") not in forms:
-        known = sorted({*forms, *recipe_files(), "base", *(f"peft:{each}" for each in PEFT)})
-        raise LuthierError(f"no method {name!r}{near(name, known)} There are: {', '.join(known)}.")
-    return _form(name)
+    known = sorted({*forms, *recipe_files(), "base", *(f"peft:{each}" for each in PEFT)})
+    raise LuthierError(f"no method {name!r}{near(name, known)} There are: {', '.join(known)}.")
 
 
 def _form(name: str) -> Method:
     form: Any = find("forms", name)
-    return Method(name, "luthier", form())
+    notes = (f"the form's own settings, not those of recipe:{name}",) if name in recipe_files() else ()
+    return Method(name, "luthier", form(), notes=notes)
 
 
 def _recipe(name: str) -> Method:
@@ -126,13 +127,15 @@ def _recipe(name: str) -> Method:
 
 def _peft(name: str) -> Method:
     """peft's own model, at the sites, rank and scale that Luthier's method of the same name has."""
-    if name not in PEFT:
+    prefix, colon, rest = name.partition(":")
+    known = [*PEFT, *(f"recipe:{each}" for each in PEFT)]
+    twin = _recipe(rest) if colon and prefix == "recipe" else _form(name) if name in PEFT else None
+    if twin is None or twin.form.name() not in PEFT:
         raise LuthierError(
-            f"no method 'peft:{name}'{near(name, PEFT)} There are: {', '.join(f'peft:{k}' for k in PEFT)}."
+            f"no method 'peft:{name}'{near(name, known)} There are: {', '.join(f'peft:{k}' for k in known)}."
         )
     if importlib.util.find_spec("peft") is None:
         raise LuthierError(f"peft:{name} needs peft: pip install peft.")
-    twin = _any(name)
     return dataclasses.replace(twin, kind="peft", notes=(*twin.notes, f"peft's own model, set up as {name} is here"))
 
 

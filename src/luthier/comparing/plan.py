@@ -183,7 +183,7 @@ def _jobs(study: Study, model: str, read: Sourced, method: Method, shapes: Shape
 
 def file_name(method: str) -> str:
     """`peft-lora` of peft:lora, `mine` of a recipe's path."""
-    return Path(method).stem if method.endswith(".toml") else method.replace(":", "-")
+    return (Path(method).stem if method.endswith(".toml") else method).replace(":", "-")
 
 
 def check_names(methods: Iterable[str]) -> None:

@@ -34,6 +34,7 @@ from luthier.core.errors import LuthierError
 from luthier.data import Examples
 from luthier.methods.objectives.sft import SFT
 from luthier.training.folder import versions
+from luthier.training.report import settled
 
 WAIT = 5.0
 """Seconds between looks at runs that another process makes."""
@@ -88,6 +89,8 @@ def carry_out(study: Study, out: str | Path, progress: bool) -> Comparison:
     console = Console(stderr=True, quiet=not progress)
     for note in dict.fromkeys(note for each in planned.data.values() for note in each.notes):
         console.print(note, highlight=False)
+    for line in taken(planned):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     failed = run_all(planned, console)
     found = save(folder)
     markdown.write(folder, found)
@@ -96,6 +99,16 @@ def carry_out(study: Study, out: str | Path, progress: bool) -> Comparison:
         listed = "".join(f"\n  {title}: {reason}" for title, reason in failed.items())
         raise LuthierError(f"{len(failed)} of {len(planned.jobs)} runs failed; {folder} holds the others:{listed}")
     return Comparison(folder, found, report)
+
+
+def taken(planned: Plan) -> list[str]:
+    """A line for each method, on each model and data set where they differ: the settings that its runs have."""
+    lines = {}
+    for job in planned.jobs:
+        notes = "".join(f"; {note}" for note in job.method.notes)
+        said = notes.removeprefix("; ") if job.method.kind == "untouched" else settled(job.run) + notes
+        lines[f"{job.method.name}: {said}"] = None
+    return list(lines)
 
 
 def study_of(

@@ -57,7 +57,7 @@ def allocate(
     """
     sites, ranks, purse = ground(model, form, where, ranks, budget)
     form = purse.form
-    settings = calibration or Calibration()
+    settings = (calibration or Calibration()).seeded(0)
     wanted = [*_of_form(form), *(s for each in (ranks, init) if each is not None for s in each.statistics(form))]
     stats = calibrate(model, features, collator, sites, wanted, settings, data=data, new=new, console=console)
     if ranks is None:

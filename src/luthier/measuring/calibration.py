@@ -33,21 +33,31 @@ class Calibration:
     """Rows read at a time."""
     tokens: Literal["all", "answers"] = "all"
     """Which tokens count: all but padding, or those of answers alone."""
-    seed: int = 0
-    """Fixes the rows that are drawn, and the resamples behind intervals."""
+    seed: int | None = None
+    """Fixes the rows that are drawn and their order (none: the seed of the run, which without training is 0)."""
     fresh: bool = False
     """Measure again though the cache holds the result."""
     source: str | None = None
     """Other data that are looked at, such as what is to be kept (none: the rows trained on)."""
 
     def __post_init__(self) -> None:
-        for name, hint in (("samples", int), ("batch", int), ("seed", int), ("fresh", bool), ("source", str | None)):
+        for name, hint in (
+            ("samples", int),
+            ("batch", int),
+            ("seed", int | None),
+            ("fresh", bool),
+            ("source", str | None),
+        ):
             check_type(name, getattr(self, name), hint)
         for name in ("samples", "batch"):
             if getattr(self, name) < 1:
                 raise LuthierError(f"{name} is {getattr(self, name)}; expected at least 1.")
         if self.tokens not in ("all", "answers"):
             raise LuthierError(f"tokens is {self.tokens!r}; expected all or answers.")
+
+    def seeded(self, seed: int) -> Calibration:
+        """The same with a seed: its own, or else the run's."""
+        return self if self.seed is not None else dataclasses.replace(self, seed=seed)
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON holds them."""
@@ -83,7 +93,7 @@ def calibrate(
     from luthier.measuring import cache
     from luthier.measuring.progress import told
 
-    wanted = joined(list(statistics))
+    wanted, settings = joined(list(statistics)), settings.seeded(0)
     if not wanted:
         return {}
     chosen = sample(features, settings)

@@ -113,7 +113,7 @@ def measure(
     start = time.monotonic()
     form = form if form is not None else LoRA()
     ranks = ranks if ranks is not None else GeLoRA()
-    settings, console = calibration or Calibration(), Console(stderr=True, quiet=not progress)
+    settings, console = (calibration or Calibration()).seeded(0), Console(stderr=True, quiet=not progress)
     if settings.source is not None:
         raise LuthierError("a measurement reads the data it is given; leave source out of the calibration.")
     examples = luthier_data.load(data, task=task, skip_bad_rows=skip_bad_rows, limit=limit, seed=settings.seed)

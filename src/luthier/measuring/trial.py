@@ -11,6 +11,7 @@ from luthier import models
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.ranks import Ranks
+from luthier.core.contracts.statistic import joined
 from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
 from luthier.core.sites.select import select
@@ -50,8 +51,8 @@ def trial(
             empty = getattr(transformers, classes.model).from_config(config)
     sites, *_ = ground(empty, form, where, ranks, budget)
     further = [(piece.form, select(empty, piece.place)) for piece in also]
-    if init is not None:
-        init.statistics(form)  # refuses a form that it cannot start
+    # refuses a form that the start does not serve, and settings that no single pass can follow
+    joined([statistic for each in (ranks, init) if each is not None for statistic in each.statistics(form)])
     if update is not None:
         update.check_form(form, sites)
         for other, places in further:

@@ -2,6 +2,8 @@
 
 description = "one line"
 paper = "authors, year, identifier"
+source = "owner/repository 1a2b3c4: file"   # where the settings were read
+ours = ["training.clip"]       # settings that are ours, not the source's: those of a table that it states or leaves out
 method = "wegeft"              # a form
 where = "q_proj, v_proj"       # its own default when missing
 budget = "0.1%"                # what the ranks may cost
@@ -29,7 +31,15 @@ from luthier.core.errors import LuthierError, near
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
-SHOWN: dict[type, str] = {dict: "a table", list: "a list of tables"}
+SHOWN: dict[str, tuple[type, str]] = {
+    "dict": (dict, "a table"),
+    "list[dict": (list, "a list of tables"),
+    "list[str": (list, "a list of strings"),
+    "str": (str, "a string"),
+}
+"""What a key holds, by how its type begins."""
+TABLES = ("form", "ranks", "init", "update", "objective", "select", "calibration", "training")
+"""Keys that hold settings."""
 SHIPPED = Path(__file__).parent / "recipes"
 
 
@@ -44,6 +54,10 @@ class Recipe:
     """One line."""
     paper: str = ""
     """Authors, year and identifier of the source of the settings."""
+    source: str = ""
+    """Where the settings were read: repository, commit and file, or the paper's table. None: they are the user's own."""
+    ours: list[str] = field(default_factory=list)
+    """Settings that the source does not give, as `table.key`: stated here, or left to Luthier's default."""
     where: str | None = None
     """Where the form goes; None for the form's own default."""
     budget: str | None = None
@@ -94,13 +108,24 @@ def _checked(path: Path, values: dict[str, Any]) -> Recipe:
     for key, value in values.items():
         if key not in known:
             raise LuthierError(f"{path} has an unknown key {key!r}{near(key, known)} A recipe has: {', '.join(known)}.")
-        wanted = next((kind for kind in SHOWN if known[key].startswith(kind.__name__)), str)
-        if not isinstance(value, wanted):
-            shown = SHOWN.get(wanted, "a string")
+        kind, shown = next(each for begins, each in SHOWN.items() if known[key].startswith(begins))
+        inside = dict if shown.endswith("tables") else str
+        if not isinstance(value, kind) or (kind is list and not all(isinstance(each, inside) for each in value)):
             raise LuthierError(f"{path}: {key} is {value!r}; expected {shown}.")
     for key in ("ranks", "init", "update", "objective", "select"):
         if key in values and not isinstance(values[key].get("name"), str):
             raise LuthierError(f'{path}: [{key}] names nothing; add a line such as name = "eva".')
     if "method" not in values:
         raise LuthierError(f'{path} names no method; add a line such as method = "wegeft".')
-    return Recipe(path.stem, **values)
+    return _owned(path, Recipe(path.stem, **values))
+
+
+def _owned(path: Path, recipe: Recipe) -> Recipe:
+    """The recipe; raises for keys in `ours` that name no setting of its tables."""
+    for key in recipe.ours:
+        table, _, name = key.partition(".")
+        if key != "where" and (table not in (*TABLES, "also") or not name):
+            raise LuthierError(
+                f"{path}: ours holds {key!r}; expected where, or the key of a setting, such as training.clip."
+            )
+    return recipe

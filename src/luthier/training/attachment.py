@@ -80,7 +80,7 @@ def _measured(run: Run, where: str | None, loaded: Loaded, prepared: Prepared, c
         budget=run.budget,
         features=labels_in_order(prepared.plain, prepared.examples.labels, loaded.model.config),
         collator=data.collator_for(prepared.task, loaded.processor),
-        calibration=run.calibration,
+        calibration=run.calibration.seeded(settings.seed),
         new=loaded.new_modules,
         data=f"{prepared.seen} {prepared.task} {settings.max_length} {settings.truncate}",
         console=console,

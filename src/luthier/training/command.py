@@ -40,12 +40,15 @@ def flags(value: Any, but: tuple[str, ...] = (), beside: Sequence[Any] = ()) -> 
     """The flags of a dataclass's fields that differ from their defaults.
 
     A name that one of `beside` has too is told apart by the class's, as the command line does: `--calibration-seed`.
+    One of the same class name has the setting in common with it, and was told before.
     """
     taken = {field.name for each in beside for field in dataclasses.fields(each)}
+    namesakes = [each for each in beside if type(each).__name__ == type(value).__name__]
+    common = {field.name for each in namesakes for field in dataclasses.fields(each)}
     found: list[str] = []
     for field in dataclasses.fields(value):
         given = getattr(value, field.name)
-        if field.name not in but and given != field.default:
+        if field.name not in (*but, *common) and given != field.default:
             name = f"{type(value).__name__.lower()}_{field.name}" if field.name in taken else field.name
             found += flag(name, given)
     return found

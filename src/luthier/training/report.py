@@ -12,6 +12,7 @@ from rich.table import Table
 
 from luthier.core.adapters.control import describe, tensors
 from luthier.core.adapters.optimiser import active_places, course_of
+from luthier.core.contracts.component import Component
 from luthier.core.contracts.objective import ALSO
 from luthier.core.sites.structure import base_parameters
 from luthier.training.estimate import Memory
@@ -123,8 +124,8 @@ def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
         "memory, estimate": f"{memory.total / MIB:,.0f} MiB: weights {memory.weights / MIB:,.0f}, gradients and "
         f"optimiser {memory.optimiser / MIB:,.1f}, activations {memory.activations / MIB:,.0f}",
         "rows": f"{len(prepared.train):,} to train on, {len(prepared.evaluation):,} held out" + skipped(prepared, plan),
-        "steps": f"{plan.steps:,} of {settings.batch} x {settings.accumulate} rows ({plan.per_epoch:,} an epoch), "
-        f"learning rate {run.lr:g}, {settings.schedule}",
+        "steps": f"{plan.steps:,} of {settings.batch} x {settings.accumulate} rows ({plan.per_epoch:,} an epoch)",
+        "settings": settled(run),
     }
     if run.update.name() != "adamw":
         lines["update"] = (
@@ -137,6 +138,35 @@ def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
     for name, text in lines.items():
         table.add_row(name, text)
     return table
+
+
+def settled(run: Run) -> str:
+    """The settings that a run trains with, whoever set them: of the form, of what surrounds it, of training."""
+    settings = run.training
+    parts = [(run.form.name(), run.form), ("ranks", run.ranks), ("init", run.init), ("update", run.update)]
+    parts += [("objective", run.objective), ("select", run.select), *((p.form.name(), p.form) for p in run.also)]
+    told = [
+        (f"{key} {part.name()}" if key != part.name() else key) + _inside(part)
+        for key, part in parts
+        if part is not None and part.name() not in PLAIN
+    ]
+    whose = f"{run.form.name()}'s own" if settings.lr is None else "as told"
+    rates = f"learning rate {run.lr:g} ({whose}), {settings.schedule}, warm-up {settings.warmup:g}"
+    return "; ".join([*told, f"{rates}, weight decay {settings.weight_decay:g}, clip {settings.clip:g}"])
+
+
+PLAIN = ("adamw", "sft")
+"""What stands where nothing was chosen."""
+
+
+def _inside(part: Component) -> str:
+    """` (rank 8, alpha 16)`: a component's own settings, and of those that all share what is set."""
+    shown = [
+        f"{key} {value}"
+        for key, (_, each) in part.settings().items()
+        if (value := getattr(part, key)) is not None and not (each.kw_only and value == each.default)
+    ]
+    return f" ({', '.join(shown)})" if shown else ""
 
 
 def skipped(prepared: Prepared, plan: Plan) -> str:

@@ -42,7 +42,8 @@ class Compare(Command):
     test: str | None = field(default=None, kw_only=True)
     """Test rows (none: the data's own test split, or a fifth of the rows, held out)."""
     methods: str | None = field(default=None, kw_only=True)
-    """Forms, recipes, base (the untouched model), peft:lora and peft:dora, joined by commas (none: base,lora,full)."""
+    """Forms, recipes, base (the untouched model), peft:lora and peft:dora, joined by commas (none: base,lora,full).
+    A name that is both means the form, with its own settings, as --method does; recipe:lora is the recipe."""
     seeds: str | None = field(default=None, kw_only=True)
     """How many (3 is 0, 1 and 2), or which, joined by commas (none: 3)."""
     budget: str | None = field(default=None, kw_only=True)
@@ -120,12 +121,17 @@ def seeds(text: str) -> int | list[int]:
 
 
 def rehearse(plan: Plan) -> None:
-    """The runs by model, data and method."""
+    """The runs by model, data and method, and the settings of each method."""
+    from luthier.comparing.runner import taken
+
     seen: dict[tuple[str, str, str], list[Job]] = {}
     for job in plan.jobs:
         seen.setdefault((job.model, job.data.name, job.method.name), []).append(job)
     rows = [_row(key, jobs) for key, jobs in seen.items()]
     table(("model", "data", "method", "seeds", "trains, about", "budget", "lr", "steps", "notes"), rows)
+    say()
+    for line in taken(plan):
+        say(line)
     say(f"\nDry run: {len(plan.jobs)} runs, nothing was trained or written.")
 
 

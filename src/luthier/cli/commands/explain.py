@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say, say_json, table
 from luthier.cli.parse import Command, Flags, Given
 from luthier.core.contracts.component import Component
 from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.methods.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class Explain(Command):
     """Explain a method: its equation, source, settings and, on a model, its exact number of parameters.
 
     The settings of the method are flags as well, and change the count. Only the model's configuration is read,
-    so a model of any size costs nothing.
+    so a model of any size costs nothing. Of a recipe, every setting is shown with whose it is: its source's, or ours.
+    A name that is both a method's and a recipe's means the method; recipe:lora is the recipe.
     """
 
     group: ClassVar[str] = "Look"
@@ -25,10 +29,11 @@ class Explain(Command):
         "luthier explain wegeft",
         'luthier explain wegeft --model smollm2-135m --rank 64 --share type --where "q_proj, v_proj"',
         "luthier explain loreft --model path/to/config.json --json",
+        "luthier explain wegeft-math",
     )
 
     method: str
-    """The component, such as lora; `luthier list` shows all."""
+    """The component, such as lora, or a recipe; `luthier list` shows all."""
     model: str | None = field(default=None, kw_only=True)
     """Count the parameters on this model: a folder, a config.json, a hub id or a name of the catalogue."""
     where: str | None = field(default=None, kw_only=True)
@@ -46,7 +51,12 @@ class Explain(Command):
 
     def run(self, given: Given) -> None:
         from luthier.cli.describe import locate
+        from luthier.methods.recipe import recipe_files
 
+        recipe = _recipe_of(self.method)
+        if recipe is not None:
+            self._explain(recipe)
+            return
         shown = []
         for axis, cls in locate(self.method):
             component = cls.from_dict(dict(given.get(cls, {})))
@@ -58,8 +68,30 @@ class Explain(Command):
                     _print_count(self.model or "", counted)
         if self.json:
             say_json(shown if shown[1:] else shown[0])
+        elif self.method in recipe_files():
+            say(f"\nA recipe has this name too: luthier explain recipe:{self.method}")
 
-    def _count(self, component: Component) -> dict[str, Any] | None:
+    def _explain(self, recipe: Recipe) -> None:
+        """A recipe, with whose each of its settings is."""
+        from luthier.cli.whose import stated
+        from luthier.core.contracts.component import find
+
+        rows, form = stated(recipe), find("forms", recipe.method)
+        counted = self._count(form.from_dict(recipe.form), self.where or recipe.where)
+        if self.json:
+            named = {key: getattr(recipe, key) for key in ("name", "method", "description", "paper", "source", "where")}
+            counts = {} if counted is None else {"count": counted}
+            say_json(named | {"axis": "recipes", "settings": [asdict(row) for row in rows]} | counts)
+            return
+        say(f"{recipe.name} (recipe)\n\n  {recipe.description}\n")
+        for name, text in (("paper", recipe.paper), ("source", recipe.source or "none is named")):
+            say(f"  {name:<6}  {text}")
+        say()
+        table(("setting", "value", "whose"), [(row.key, _plain(row.value), WHOSE[row.whose]) for row in rows])
+        if counted is not None:
+            _print_count(self.model or "", counted)
+
+    def _count(self, component: Component, where: str | None = None) -> dict[str, Any] | None:
         if self.model is None:
             return None
         from luthier.core.adapters.count import count
@@ -68,7 +100,21 @@ class Explain(Command):
 
         if not isinstance(component, Form):
             raise LuthierError(f"{component.name()} is no form: it has no parameters to count on a model.")
-        return count(meta_model(config_of(self.model)), component, self.where)
+        return count(meta_model(config_of(self.model)), component, where or self.where)
+
+
+WHOSE = {"source": "the source's", "ours": "ours", "recipe": "the recipe's", "default": "Luthier's default"}
+"""What the last column says."""
+
+
+def _recipe_of(name: str) -> Recipe | None:
+    """The recipe that `name` means: one by prefix or file, or one that shares its name with no component."""
+    from luthier.methods.recipe import read_recipe, recipe_files
+
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix == "recipe":
+        return read_recipe(rest)
+    return read_recipe(name) if name.endswith(".toml") or (name in recipe_files() and not _is_known(name)) else None
 
 
 def _is_known(token: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,7 +50,8 @@ class Train(Command):
     data: str
     """A file (.jsonl, .csv, .parquet, …), a folder, a hub id or gym:<task>."""
     method: str | None = field(default=None, kw_only=True)
-    """The form that is attached (none: wegeft); `luthier list forms` shows all."""
+    """The form that is attached, with its own settings (none: wegeft); `luthier list forms` shows all. A recipe of the
+    same name is taken by --recipe alone."""
     recipe: str | None = field(default=None, kw_only=True)
     """Settings by name (`luthier list recipes`) or in a .toml file."""
     ranks: str | None = field(default=None, kw_only=True)
@@ -87,10 +88,14 @@ class Train(Command):
         return [*flags, Flags(Calibration, "Calibration")] if any(chosen[flag] for flag in MEASURED) else flags
 
     def run(self, given: Given) -> None:
+        from luthier.cli.output import console
         from luthier.training import train
         from luthier.training.prepare import is_main
 
         run = self.resolved(given)
+        if is_main():
+            for line in self.taken():
+                console(stderr=True).print(line, markup=False, soft_wrap=True)
         if self.dry_run:
             from luthier.cli.dry import rehearse
 
@@ -102,6 +107,17 @@ class Train(Command):
         share = result.trainable / result.total
         say(f"{result.folder} holds the run, {result.adapter} the adapter ({result.trainable:,} numbers, {share:.3%}).")
         say(f"Next: luthier evaluate {self.model} DATA --adapter {result.folder}")
+
+    def taken(self) -> list[str]:
+        """Where the settings come from that no flag sets: the recipe, or the method's own defaults."""
+        from luthier.cli.whose import summary
+        from luthier.methods.recipe import recipe_files
+
+        method, recipe = _chosen(self.method, self.recipe)
+        if recipe is not None:
+            return summary(recipe)
+        named = f"; --recipe {method} has those of its source" if method in recipe_files() else ""
+        return [f"no recipe: what no flag sets is {method}'s own default and that of training{named}"]
 
     def resolved(self, given: Given) -> Run:
         """The run that flags, recipe and defaults make, the first of them before the others."""
@@ -124,7 +140,7 @@ class Train(Command):
             data=self.data,
             form=_made(form, recipe.form if recipe else {}, given),
             calibration=Calibration(**{**(recipe.calibration if recipe else {}), **given.get(Calibration, {})}),
-            training=_made(Training, recipe.training if recipe else {}, given),
+            training=_made(Training, _lasting(recipe, given.get(Training, {})), given),
             **told,
         )
 
@@ -152,6 +168,14 @@ def _component(flag: str, name: str | None, recipe: Recipe | None) -> tuple[Any,
         return None, {}
     found = find(CHOSEN[flag], name or stated)
     return found, under if stated and find(CHOSEN[flag], stated) is found else {}
+
+
+def _lasting(recipe: Recipe | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's settings of training; its steps give way where the user says how many epochs."""
+    stated = dict(recipe.training) if recipe else {}
+    if "epochs" in given and "steps" not in given:
+        stated.pop("steps", None)
+    return stated
 
 
 def _made(cls: Any, recipe: dict[str, Any], given: Given) -> Any:

@@ -17,11 +17,13 @@ from luthier.core.errors import LuthierError
 class MeteoRA(Routed):
     """y' = y + s Σ_i w_i B_i A_i x, w = softmax over the `top` largest of G x, divided by T
 
-    The gate G [experts, d_in] of a layer reads what enters it. Experts bear the names of their tasks, and `task=folder`
-    starts one from a finished adapter of any form whose change is of low rank, its scale in B_i; without a folder an
-    expert starts as LoRA does. A is [experts, rank, d_in], B [experts, d_out, rank]; lower ranks are filled up with
-    zeros. The paper trains the gates alone (train = router), the authors' code the experts as well; both tell each gate
-    the task (objective routing). T acts outside training: their README takes 15 to 30 where a text holds several tasks.
+    The gate G [experts, d_in] of a layer reads what enters it. As in the authors' code its entries start normal of
+    deviation 1 (`spread`), so a token is sent firmly to some experts from the first step on. Experts bear the names of
+    their tasks, and `task=folder` starts one from a finished adapter of any form whose change is of low rank, its scale
+    in B_i; without a folder an expert starts as LoRA does. A is [experts, rank, d_in], B [experts, d_out, rank]; lower
+    ranks are filled up with zeros. The paper trains the gates alone (train = router), the authors' code the experts as
+    well; both tell each gate the task (objective routing). T acts outside training: their README takes 15 to 30 where a
+    text holds several tasks.
 
     Fewer tokens than experts gather the factors of those they are sent to. For more of them all experts are one
     product, in which those not chosen weigh 0: gathered, each token would hold factors of its own.
@@ -43,6 +45,8 @@ class MeteoRA(Routed):
     """T, outside training: a high one lets those chosen weigh alike."""
     scale: float = 1.0
     """s."""
+    spread: float = 1.0
+    """Standard deviation of the gate's start (a linear layer's own would be 1 / sqrt(3 d_in))."""
     dropout: float = 0.0
     """Dropout on x before A."""
 
@@ -51,7 +55,8 @@ class MeteoRA(Routed):
         if not self.top <= len({name for name in self.known() if name}) == len(self.experts):
             found = ", ".join(self.experts) or "none"
             raise LuthierError(f"meteora.experts are {found}; expected at least {self.top} (top), of different names.")
-        self.above("temperature", 0)
+        for key in ("temperature", "spread"):
+            self.above(key, 0)
         if self.sources() and len(self.sources()) < len(self.experts):
             raise LuthierError("meteora.experts: give all of them a folder, or none.")
 
@@ -71,7 +76,8 @@ class MeteoRA(Routed):
     def init(self, site, stats):
         count = len(self.experts)
         fresh = {"A": kaiming(count, self.rank, site.d_in), "B": zeros(count, site.d_out, self.rank)}
-        return {"gate": kaiming(count, site.d_in)} | {key: stats.get(key, tensor) for key, tensor in fresh.items()}
+        gate = {"gate": self.spread * torch.randn(count, site.d_in)}
+        return gate | {key: stats.get(key, tensor) for key, tensor in fresh.items()}
 
     def route(self, p, x):
         return x @ p["gate"].mT

@@ -15,7 +15,9 @@ from luthier.core.errors import LuthierError
 
 
 def _random(form: S2FT, sizes: Tensor, layer: int) -> Tensor:
-    return torch.randperm(len(sizes), generator=torch.Generator().manual_seed(1000 * form.seed + layer), device="cpu")
+    seed = torch.initial_seed() if form.seed is None else form.seed
+    generator = torch.Generator().manual_seed((1000 * seed + layer) % 2**63)
+    return torch.randperm(len(sizes), generator=generator, device="cpu")
 
 
 RULES: dict[str, Callable[[S2FT, Tensor, int], Tensor]] = {
@@ -61,8 +63,8 @@ class S2FT(Form):
     """Which units: random ones, or those of the largest or smallest norm in W."""
     units: int | None = None
     """Equal parts that the channels form, as heads do (none: each channel is its own)."""
-    seed: int = 1
-    """Fixes random units."""
+    seed: int | None = None
+    """Fixes random units (none: the seed of the run, as `torch.manual_seed` was given it)."""
 
     def check(self) -> None:
         super().check()

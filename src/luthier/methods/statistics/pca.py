@@ -98,8 +98,13 @@ class PCA(Statistic):
         }
 
     def join(self, other):
-        """The larger number of components and the stricter tolerance."""
-        return PCA(max(self.components, other.components), max(self.tolerance, other.tolerance))
+        """The larger number of components; raises where one is to be settled before the other, in the same pass."""
+        if self.tolerance != other.tolerance:
+            raise LuthierError(
+                f"ranks and start read the inputs in one pass, which is to end where components settle at "
+                f"{self.tolerance:g} and at {other.tolerance:g}; give both one tau."
+            )
+        return PCA(max(self.components, other.components), self.tolerance)
 
 
 def _fresh(rows: Tensor) -> _Held:
