@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import luthier as lt
 from luthier import data, models
 from luthier.core.contracts.objective import Objective
+from luthier.core.sites import fingerprint_old
 from luthier.training import Run, Training, train
 from luthier.training import metrics as metrics_file
 from luthier.training.checkpoint import checkpoints
@@ -230,6 +232,32 @@ def test_refusals(run, tmp_path):
     (foreign / "README.md").write_text("mine")
     refused(replace(run, out=str(foreign)), "holds files and no run", overwrite=True)
     assert (foreign / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("changed", ["model.layers.1.self_attn.k_proj.weight", "model.norm.weight", "lm_head.weight"])
+def test_no_run_goes_on_over_another_base(run, tmp_path, changed):
+    shutil.copytree(run.model, tmp_path / "base")
+    run = replace(run, model=str(tmp_path / "base"))
+    train(run, progress=False)
+    held = load_file(tmp_path / "base" / "model.safetensors")
+    held[changed] = held[changed] * 1.001
+    save_file(held, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(lt.LuthierError, match="not the base that the run"):
+        train(run, resume=True, progress=False)
+
+
+def test_a_run_that_an_older_luthier_started_goes_on_and_says_what_it_cannot_vouch_for(run):
+    first = adapter(train(run, progress=False))
+    record = json.loads((run.folder / "run.json").read_text())
+    base = models.load(run.model).model
+    record["base"]["fingerprint"] = fingerprint_old.digest(base)
+    (run.folder / "run.json").write_text(json.dumps(record))
+    with pytest.warns(UserWarning, match="started by an older Luthier, which looked at up to 32 tensors"):
+        assert same(adapter(train(run, resume=True, progress=False)), first)
+    record["base"]["fingerprint"] = "0" * 64
+    (run.folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(lt.LuthierError, match="not the base"), pytest.warns(UserWarning, match="older"):
+        train(run, resume=True, progress=False)
 
 
 def test_overwrite_replaces_only_the_run(run):

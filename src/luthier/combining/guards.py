@@ -18,7 +18,7 @@ from luthier.combining.reader import Reader
 from luthier.combining.source import Source
 from luthier.core.contracts.combination import Combination
 from luthier.core.errors import LuthierError
-from luthier.core.sites.fingerprint import fingerprint, kinship, sample_of
+from luthier.core.sites.fingerprint import architecture, kinship, sample_of
 from luthier.core.sites.scope import Scope
 
 RELATED = 0.5
@@ -123,14 +123,14 @@ def check_related(label: str, sample: dict[str, list[float]], model: nn.Module, 
 
 def check_moved(label: str, spec: Mapping[str, Any], model: nn.Module, old: Reader | None, force: bool) -> None:
     """Guards of an adapter that goes to another base: the same layers, kin, and fitted on the source that is given."""
-    if spec["base"]["architecture"] != fingerprint(model)["architecture"]:
+    if spec["base"]["architecture"] != architecture(model):
         raise LuthierError(
             f"{label} was fitted on a {spec['base']['model']} with other layers or sizes than this base."
         )
     check_related(label, spec["base"]["sample"], model, force)
     if old is None:
         return
-    held = sample_of(lambda name: old.get(name) if name in old.shapes else None, model)
+    held = sample_of(lambda name: old.get(name) if name in old.shapes else None, spec["base"]["sample"])
     for name, values in spec["base"]["sample"].items():
         theirs, ours = torch.tensor(values), torch.tensor(held.get(name, []))
         if len(ours) and (theirs.shape != ours.shape or not torch.allclose(theirs, ours, 1e-2, 1e-5)):

@@ -20,7 +20,7 @@ from luthier.core.contracts.combination import Combination, Place
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json
 from luthier.core.numerics.delta import Delta
-from luthier.core.sites.fingerprint import sample_of
+from luthier.core.sites.fingerprint import matrices, sample_of
 from luthier.core.sites.scope import Scope
 from luthier.core.sites.structure import features, is_quantised
 from luthier.core.storage.folder import adapter_at, read_adapter
@@ -149,7 +149,7 @@ def _read(
 ) -> Source:
     if spec is None:
         made = Model(str(given), reader(str(given), base), Held(base) if old is None else old)
-        guards.check_related(str(given), sample_of(made.sampled, base), base, force)
+        guards.check_related(str(given), sample_of(made.sampled, matrices(base)), base, force)
         return made
     folder = adapter_at(given)
     assert folder is not None

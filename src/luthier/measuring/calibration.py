@@ -99,7 +99,7 @@ def calibrate(
     chosen = sample(features, settings)
     key = cache.key_of(
         {
-            "base": fingerprint(model),
+            "base": fingerprint(model, leave=new),
             "data": data,
             "rows": [feature["row"] for feature in chosen],
             "sites": [site.key for site in sites],

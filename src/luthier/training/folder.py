@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from luthier.training.spec import Run
 SPEC = "run.json"
 OWN = ("checkpoints", "adapter", "metrics.jsonl", "loss.png", "README.md", SPEC)
 """What a run writes into its folder; the record goes last when a run is removed."""
+EVERY = "2:"
+"""Starts the fingerprint of a base of which every tensor counted."""
 
 
 def claim(run: Run, resume: bool, overwrite: bool) -> bool:
@@ -122,7 +125,21 @@ def base_of(model: Any) -> dict[str, str]:
 
     found = fingerprint(model)
     digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
-    return {"model": found["model"], "fingerprint": digest}
+    return {"model": found["model"], "fingerprint": f"{EVERY}{digest}"}
+
+
+def _same_base(folder: Path, here: dict[str, str], there: dict[str, str], model: Any) -> bool:
+    """Whether the base is the one that a run was started with; warns of what an older record cannot vouch for."""
+    from luthier.core.sites import fingerprint_old
+
+    if there["fingerprint"].startswith(EVERY):
+        return here == there
+    warnings.warn(
+        f"the run in {folder} was started by an older Luthier, which looked at up to {fingerprint_old.TENSORS} tensors "
+        "of its base; whether the others are the same is not known.",
+        stacklevel=4,
+    )
+    return there == {"model": here["model"], "fingerprint": fingerprint_old.digest(model)}
 
 
 def versions() -> dict[str, str]:
@@ -133,7 +150,7 @@ def versions() -> dict[str, str]:
     return {"luthier": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def same_ground(folder: Path, new: dict[str, Any]) -> None:
+def same_ground(folder: Path, new: dict[str, Any], model: Any) -> None:
     """Raises if data, base or number of processes are no longer those that the run was started with."""
     old = read_record(folder)
     if new["data"] != old["data"]:
@@ -145,7 +162,7 @@ def same_ground(folder: Path, new: dict[str, Any]) -> None:
         raise LuthierError(
             f"the run in {folder} was started with {old.get('processes')} processes, and here are {new['processes']}."
         )
-    if new["base"] != old["base"]:
+    if not _same_base(folder, new["base"], old["base"], model):
         raise LuthierError(
             f"{new['run']['model']} is not the base that the run in {folder} was started with: its weights differ."
         )

@@ -80,7 +80,7 @@ class Session:
                 memory = estimate(model, features[0], collator, run.objective, run.training.batch)
                 self.console.print(overview(run, prepared, model, plan, memory), highlight=False)
             record = folders.record(run, prepared, model, command(run), plan.steps, evidence)
-            checkpoint = self.start(record, goes_on)
+            checkpoint = self.start(record, goes_on, model)
             with shown(self.console, plan.steps) as callbacks:
                 log = metrics.Metrics(run.folder)
                 args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
@@ -96,14 +96,14 @@ class Session:
                 trainer.accelerator.wait_for_everyone()
         return self.finish(prepared, loaded, plan, record)
 
-    def start(self, record: dict[str, Any], goes_on: bool) -> Path | None:
+    def start(self, record: dict[str, Any], goes_on: bool, model: Any) -> Path | None:
         """Writes the record of a new run, or finds where an old one goes on."""
         folder = self.run.folder
         if not goes_on:
             if is_main():
                 folders.begin(folder, record)
             return None
-        folders.same_ground(folder, record)
+        folders.same_ground(folder, record, model)
         checkpoint = newest(folder / "checkpoints")
         step = step_of(checkpoint) if checkpoint else 0
         if is_main():

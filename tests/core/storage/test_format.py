@@ -14,6 +14,7 @@ import transformers
 from safetensors.torch import load_file
 
 import luthier as lt
+from luthier.core.sites import fingerprint_old
 from luthier.core.storage.format import FORMAT, MIGRATIONS, read
 from support.forged import forge_spec
 
@@ -52,12 +53,38 @@ def test_an_adapter_of_format_1_loads_to_its_tensors():
     assert torch.allclose(logits[:4], torch.tensor(known), atol=1e-5)
 
 
+def test_an_adapter_of_format_3_loads_and_says_what_it_cannot_vouch_for(tmp_path):
+    """It sampled 19 tensors of the base, which are checked as then: its final norm and head were none of them."""
+    with pytest.warns(UserWarning, match=r"19 tensors.*other 2 do \(model\.norm\.weight first\) is not known"):
+        model = lt.load(base(), OLD.with_name("format3"))
+    with torch.no_grad():
+        logits = model(torch.arange(1, 7)[None]).logits[0, -1]
+    known = [-0.05770506709814072, -0.015252089127898216, 0.037064388394355774, 0.06541170924901962]
+    assert torch.allclose(logits[:4], torch.tensor(known), atol=1e-5)
+    other = base()
+    other.model.layers[1].mlp.up_proj.weight.data += 0.1
+    with pytest.raises(lt.LuthierError, match=r"first in model\.layers\.1\.mlp\.up_proj"):
+        lt.load(other, OLD.with_name("format3"))
+    other = base()
+    other.lm_head.weight.data += 0.1
+    with pytest.warns(UserWarning, match="is not known"):
+        assert lt.load(other, OLD.with_name("format3"))
+    lt.save(model, tmp_path / "new")
+    with pytest.raises(lt.LuthierError, match="first in lm_head"):
+        lt.load(lt.detach(other), tmp_path / "new")
+
+
+def test_a_run_of_an_older_format_is_known_by_what_it_sampled():
+    """As an older Luthier wrote it into run.json."""
+    assert fingerprint_old.digest(base()) == "2beb0d305b4148afb5d15b7e9256c3dfb60fb95a89b0748050f9032497119587"
+
+
 def test_ranks_that_another_rule_scaled_are_refused(tmp_path):
     model = lt.attach(
         base(), lt.LoRA(scaling="rslora"), "q_proj", ranks={f"model.layers.{i}.self_attn.q_proj": 1 + i for i in (0, 1)}
     )
     adapter = lt.save(model, tmp_path / "adapter")
-    assert read(adapter)["format"] == 3
+    assert read(adapter)["format"] == FORMAT
     forge_spec(adapter, lambda spec: spec | {"format": 2})
     with pytest.raises(lt.LuthierError, match="scaled by another rule"):
         read(adapter)

@@ -1,42 +1,67 @@
-"""What tells one base from another: its layers, and a sample of its weights."""
+"""What tells one base from another: its layers, and something of every one of its tensors."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from luthier.core.adapters.attach import find_state
+from luthier.core.sites import fingerprint_old
 from luthier.core.sites.scope import Scope
 from luthier.core.sites.structure import base_modules, base_parameters, block_lists, is_sharded, whole
 
-TENSORS, VALUES = 32, 8
+VALUES = 8
+"""Values of a tensor that are kept as numbers, to compare bases in different precisions."""
+DIGESTED = 32768
+"""Values of a tensor that its digest covers at least; of a larger one, it covers a value of every row."""
+LARGEST = 3e38
+"""What stands for infinity among these."""
 LEAST = 32
 """Values below which two bases are not compared for kinship."""
 
 
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """`{"model", "architecture", "dtype", "sample"}` of the base under an adapted model.
+def fingerprint(model: nn.Module, leave: Iterable[str] = ()) -> dict[str, Any]:
+    """`{"model", "architecture", "dtype", "sample", "digests"}` of the base under an adapted model.
 
-    The architecture is a hash of the layers and their sizes, equal for a packed copy. The sample takes 8 values of
-    up to 32 floating tensors inside the blocks and of the embeddings; heads, which a task replaces, stay out. Where
-    the base is sharded, every process must ask.
+    The architecture is a hash of the layers and their sizes, equal for a packed copy. Every floating parameter and
+    stored buffer counts, by each of its names: the sample takes 8 of its values, the digest is a hash of all of its
+    bytes up to 32,768 values, and of one value in every row (or more) where it is larger. What is packed, or on no
+    device, cannot be compared with other precisions: its digest is None. Heads stay out that an attached adapter
+    replaces whole, and so do the modules of `leave`, which a checkpoint lacks. Where the base is sharded, every process
+    must ask, and each tensor is gathered once.
     """
-    scope = Scope(model)
-    layers = sorted(f"{s.path} {s.d_in} {s.d_out}" for s in scope.named if s.layer is not None)
-    digest = hashlib.sha256("\n".join(layers).encode()).hexdigest()
-    tensors = _candidates(model)
+    digests, sample, dtypes, seen = {}, {}, set(), {}
+    for path, tensor in _counted(model, tuple(leave)).items():
+        if not _comparable(tensor):
+            digests[path] = None
+            continue
+        dtypes.add(str(tensor.dtype).removeprefix("torch."))
+        if id(tensor) not in seen:  # tied tensors are read once
+            flat = whole(tensor.detach()).reshape(-1)
+            seen[id(tensor)] = values(flat), _digest(flat, tensor.shape)
+        sample[path], digests[path] = seen[id(tensor)]
     return {
-        "model": _class_name(model),
-        "architecture": digest[:32],
-        "dtype": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
-        "sample": _sample(tensors),
+        "model": class_name(model),
+        "architecture": architecture(model),
+        "dtype": sorted(dtypes),
+        "sample": sample,
+        "digests": digests,
     }
 
 
-def _class_name(model: nn.Module) -> str:
+def architecture(model: nn.Module, renamed: Callable[[str], str] = str) -> str:
+    """A hash of the layers inside the blocks and of their sizes, under other names where `renamed` gives them."""
+    scope = Scope(model)
+    layers = sorted(f"{renamed(s.path)} {s.d_in} {s.d_out}" for s in scope.named if s.layer is not None)
+    return hashlib.sha256("\n".join(layers).encode()).hexdigest()[:32]
+
+
+def class_name(model: nn.Module) -> str:
     """The name of the model's class; FSDP2 makes one of its own."""
     if not any(is_sharded(parameter) for _, parameter in base_parameters(model)):
         return type(model).__name__
@@ -45,56 +70,118 @@ def _class_name(model: nn.Module) -> str:
     return next(cls.__name__ for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
 
 
-def _candidates(model: nn.Module) -> dict[str, torch.Tensor]:
-    inside = tuple(f"{path}." for path in block_lists(model))
+def _counted(model: nn.Module, leave: tuple[str, ...]) -> dict[str, Tensor]:
+    """Every parameter, floating or packed, and every stored floating buffer, but those that a task brings."""
+    state = find_state(model)
+    replaced = set() if state is None else {site.path for part in state.parts for site in replacing(part)}
+    inside = _inside(model)
     tables = {f"{path}.weight" for path, m in base_modules(model) if isinstance(m, nn.Embedding)}
-    return {
-        path: parameter
-        for path, parameter in base_parameters(model)
-        if parameter.is_floating_point()
-        and (type(parameter.data) is torch.Tensor or is_sharded(parameter))  # a packed tensor has other values
-        and not parameter.is_meta
-        and (path in tables or path.startswith(inside or ("",)))
-    }
+    heads = {path for path in replaced if path not in tables and not path.startswith(inside)}
+    new = tuple(f"{module}." for module in leave)
+    tensors = [*base_parameters(model, remove_duplicate=False), *_buffers(model)]
+    return {path: t for path, t in tensors if path not in heads and not path.startswith(new or ("\0",))}
 
 
-def _sample(tensors: dict[str, torch.Tensor]) -> dict[str, list[float]]:
-    """Values at fixed, spread places of spread tensors."""
-    found = list(tensors.items())
-    chosen = found[:: max(1, len(found) // TENSORS)][:TENSORS]
-    return {path: _values(tensor) for path, tensor in chosen}
+def replacing(part: Any) -> list[Any]:
+    """The sites of a part whose tensors stand in place of the base's."""
+    from luthier.methods.forms.full import Full
+
+    return list(part.sites) if isinstance(part.form, Full) and not part.relative else []
 
 
-def _values(tensor: torch.Tensor) -> list[float]:
+def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The floating buffers that a checkpoint holds; running statistics move in training, whoever trains."""
+    for path, module in base_modules(model):
+        for name, tensor in module._buffers.items():
+            if tensor is None or name in module._non_persistent_buffers_set or isinstance(module, _NormBase):
+                continue
+            if tensor.is_floating_point():
+                yield (f"{path}.{name}" if path else name), tensor
+
+
+def _comparable(tensor: Tensor) -> bool:
+    plain = type(tensor.data) is Tensor or is_sharded(tensor)  # a packed tensor has other values
+    return tensor.is_floating_point() and plain and not tensor.is_meta
+
+
+def _inside(model: nn.Module) -> tuple[str, ...]:
+    """What the paths of tensors inside the blocks start with; of a model without blocks, every path does."""
+    return tuple(f"{path}." for path in block_lists(model)) or ("",)
+
+
+def values(tensor: Tensor) -> list[float]:
+    """8 values at fixed, spread places."""
     size = tensor.numel()
     count = min(VALUES, size)
     places = [i * (size - 1) // max(1, count - 1) for i in range(count)]
-    flat = whole(tensor.detach()).reshape(-1)
-    return [float(flat[i]) for i in places]
+    taken = whole(tensor.detach()).reshape(-1)[places].double()
+    return taken.nan_to_num(0.0, LARGEST, -LARGEST).tolist()  # JSON has no infinity
+
+
+def _digest(flat: Tensor, shape: torch.Size) -> str:
+    """A hash of spread values, in the precision that they have: along diagonals, so that every row is met."""
+    step = max(1, min(len(flat) // DIGESTED, shape[-1] - 1 if shape else 1))
+    taken = flat[::step].cpu().contiguous().view(torch.uint8).numpy()
+    return hashlib.blake2b(str(tuple(shape)).encode() + taken.tobytes(), digest_size=8).hexdigest()
+
+
+def close(theirs: list[float], ours: list[float], exact: bool) -> bool:
+    """Whether sampled values are the same, up to rounding to another precision unless `exact`."""
+    a, b = torch.tensor(theirs), torch.tensor(ours)
+    return a.shape == b.shape and torch.allclose(a, b, *((0.0, 0.0) if exact else (1e-2, 1e-5)), equal_nan=True)
 
 
 def differences(stored: dict[str, Any], model: nn.Module) -> str | None:
-    """Why the base of `stored` is not `model`; None if it is. Rounding to another dtype is allowed for."""
-    here = fingerprint(model)
-    if stored["architecture"] != here["architecture"]:
-        return f"its layers differ ({stored['model']} there, {here['model']} here, or another size)"
-    tensors = _candidates(model)
-    shared = [path for path in stored["sample"] if path in tensors]
+    """Why the base of `stored` is not `model`; None if it is. Rounding to another dtype is allowed for.
+
+    A head that one of the two lacks is no difference: another task has another.
+    """
+    if stored["architecture"] != architecture(model):
+        return f"its layers differ ({stored['model']} there, {class_name(model)} here, or another size)"
+    if not stored["digests"]:
+        return fingerprint_old.differences(stored, model)
+    return compared(stored, fingerprint(model), _inside(model))
+
+
+def compared(stored: dict[str, Any], here: dict[str, Any], inside: tuple[str, ...]) -> str | None:
+    """Why two fingerprints of one architecture are of two bases, whose blocks' paths start with `inside`."""
+    one_sided = sorted(p for p in {*stored["digests"]} ^ {*here["digests"]} if p.startswith(inside))
+    if one_sided:
+        there = one_sided[0] in stored["digests"]
+        return f"it has {one_sided[0]}, this base not" if there else f"this base has {one_sided[0]}, it not"
+    shared = [path for path in stored["sample"] if path in here["sample"]]
     if not shared and stored["sample"]:
         return "none of its weights can be compared with this base"
-    exact = stored["dtype"] == here["dtype"]
-    for path in shared:
-        theirs, ours = torch.tensor(stored["sample"][path]), torch.tensor(_values(tensors[path]))
-        tolerance = (0.0, 0.0) if exact else (1e-2, 1e-5)
-        if theirs.shape != ours.shape or not torch.allclose(theirs, ours, *tolerance):
-            return f"its weights differ (first in {path})"
-    return None
+    if stored["dtype"] == here["dtype"]:
+        wrong = (path for path in shared if stored["digests"][path] != here["digests"][path])
+    else:
+        wrong = (path for path in shared if not close(stored["sample"][path], here["sample"][path], exact=False))
+    return next((f"its weights differ (first in {path})" for path in wrong), None)
 
 
-def sample_of(get: Callable[[str], torch.Tensor | None], model: nn.Module) -> dict[str, list[float]]:
-    """The sample of other weights under the names of `model`; `get(name)` gives a tensor, or None without one."""
-    found = {path: get(path) for path in _sample(_candidates(model))}
-    return {path: _values(tensor) for path, tensor in found.items() if tensor is not None}
+def unseen(stored: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """The tensors of the base that a spec of an older format says nothing about; empty for a present one."""
+    if stored["digests"]:
+        return []
+    return [path for path, tensor in base_parameters(model) if _comparable(tensor) and path not in stored["sample"]]
+
+
+def sample_of(get: Callable[[str], Tensor | None], paths: Iterable[str]) -> dict[str, list[float]]:
+    """The sample of other weights; `get(name)` gives a tensor, or None without one."""
+    found = {path: get(path) for path in paths}
+    return {path: values(tensor) for path, tensor in found.items() if tensor is not None}
+
+
+def matrices(model: nn.Module, most: int = 32) -> list[str]:
+    """Some matrices inside the blocks, spread over them, to judge kinship by."""
+    found = list(_matrices(model))
+    stride = max(1, len(found) // most)
+    return found[:: stride + (stride > 1 and stride % 2 == 0)][:most]  # an even stride keeps step with the blocks
+
+
+def _matrices(model: nn.Module) -> dict[str, Tensor]:
+    inside = _inside(model)
+    return {p: t for p, t in base_parameters(model) if p.startswith(inside) and t.dim() > 1 and _comparable(t)}
 
 
 def kinship(sample: dict[str, list[float]], model: nn.Module) -> float | None:
@@ -103,9 +190,8 @@ def kinship(sample: dict[str, list[float]], model: nn.Module) -> float | None:
     About 1 for a base that grew out of the other, about 0 for two that were trained apart. Matrices inside the blocks
     are compared, each at its own scale: norms look alike everywhere, and tables may have other rows.
     """
-    inside = tuple(f"{path}." for path in block_lists(model))
-    here = {path: t for path, t in _candidates(model).items() if path.startswith(inside or ("",)) and t.dim() > 1}
-    pairs = [(torch.tensor(sample[path]), torch.tensor(_values(here[path]))) for path in sample if path in here]
+    here = _matrices(model)
+    pairs = [(torch.tensor(sample[path]), torch.tensor(values(here[path]))) for path in sample if path in here]
     pairs = [(a, b) for a, b in pairs if a.shape == b.shape and bool(a.any()) and bool(b.any())]
     if sum(len(a) for a, _ in pairs) < LEAST:
         return None

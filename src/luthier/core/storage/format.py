@@ -27,7 +27,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.files import own_file, read_json
 from luthier.core.version import __version__
 
-FORMAT = 3
+FORMAT = 4
 SPEC = "adapter.json"
 LARGEST = 8 * 2**20
 """Bytes of the longest spec that is read: some fifty thousand sites."""
@@ -55,7 +55,12 @@ def _to_3(spec: Spec) -> Spec:
     return spec
 
 
-MIGRATIONS: dict[int, Callable[[Spec], Spec]] = {1: _to_2, 2: _to_3}
+def _to_4(spec: Spec) -> Spec:
+    """From format 4 on, every tensor of the base counts; of an older spec's, what it sampled is checked as before."""
+    return spec | {"base": spec["base"] | {"digests": {}}}
+
+
+MIGRATIONS: dict[int, Callable[[Spec], Spec]] = {1: _to_2, 2: _to_3, 3: _to_4}
 """`MIGRATIONS[n]` makes a spec of format n + 1 of one of format n."""
 
 
@@ -122,7 +127,7 @@ def pair(at: str, value: Any) -> None:
         text(1024)(at, each)
 
 
-SITES = 2**17
+SITES = TENSORS = 2**17
 PART = record(
     {
         "form": text(64, r"[a-z][a-z0-9_]*", "the name of a form"),
@@ -138,7 +143,8 @@ BASE = record(
         "model": text(256),
         "architecture": text(64, r"[0-9a-f]*", "a hash"),
         "dtype": many(text(32), 0, 64),
-        "sample": mapping(many(number, 0, 64), 256),
+        "sample": mapping(many(number, 0, 64), TENSORS),
+        "digests": mapping(maybe(text(64, r"[0-9a-f]*", "a hash")), TENSORS),
         "license": maybe(text(256)),
     }
 )
@@ -162,6 +168,9 @@ CONTENTS = record(
 def check(spec: Any) -> None:
     """Raises `LuthierError` unless every value of a spec is as it must be, before any is used."""
     CONTENTS("", spec)
+    base = spec["base"]
+    if base["digests"] and {path for path, digest in base["digests"].items() if digest} != set(base["sample"]):
+        raise LuthierError("base.sample and base.digests are of different tensors.")
     for index, part in enumerate(spec["parts"]):
         most = 8192 + 2 * sum(16 + len(path) for path, _ in part["sites"])
         if len(part["where"]) > most:  # each of its words is compared with each layer

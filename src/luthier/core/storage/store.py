@@ -26,7 +26,7 @@ from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
 from luthier.core.files import all_steady, committed, free_folder, sha256, steady, write_json
-from luthier.core.sites.fingerprint import differences, fingerprint
+from luthier.core.sites.fingerprint import differences, fingerprint, unseen
 from luthier.core.sites.select import select
 from luthier.core.sites.structure import adaptable, unwrapped, writes
 from luthier.core.storage import weights
@@ -234,7 +234,7 @@ def refuse_foreign(folder: Path, spec: Mapping[str, Any], model: nn.Module, forc
     """Raises for another base than the spec's; with `force` it warns."""
     why = differences(spec["base"], model)
     if why is None:
-        return
+        return _tell_unseen(folder, spec, model)
     text = (
         f"{folder} was fitted on {spec['base']['name'] or spec['base']['model']!r}, and this base "
         f"({getattr(model, 'name_or_path', '') or type(model).__name__!r}) is another: {why}."
@@ -242,6 +242,17 @@ def refuse_foreign(folder: Path, spec: Mapping[str, Any], model: nn.Module, forc
     if not force:
         raise LuthierError(f"{text} Load the base it was fitted on, or force=True (--force) to try anyway.")
     warnings.warn(text, stacklevel=3)
+
+
+def _tell_unseen(folder: Path, spec: Mapping[str, Any], model: nn.Module) -> None:
+    """Warns of what an adapter of an older format cannot vouch for."""
+    if missed := unseen(spec["base"], model):
+        warnings.warn(
+            f"{folder} was saved by an older Luthier, which looked at {len(spec['base']['sample'])} tensors of its "
+            f"base. They agree with this one; whether the other {len(missed)} do ({missed[0]} first) is not known. "
+            "Saved again on the base that it was fitted on, it will say.",
+            stacklevel=4,
+        )
 
 
 def part_of(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path) -> Part:
