@@ -61,12 +61,11 @@ def test_the_folder_itself_is_whole(folder):
 
 
 SETTINGS = {
-    "another method": ({"peft_type": "VERA"}, "VERA, which has no equal"),
+    "another method": ({"peft_type": "VERA"}, "VERA, which is not read here"),
     "no method": ({"peft_type": None}, "no peft_type"),
-    "quantised factors": ({"use_qalora": True}, "use_qalora=True has no equal"),
-    "bias of a factor": ({"lora_bias": True}, "lora_bias=True"),
+    "bias of a factor": ({"lora_bias": True}, r"has A, B; expected A, B and b \(lora_bias\)"),
     "activated late": ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
-    "of a later version": ({"use_something_new": 3}, "use_something_new=3 has no equal"),
+    "of a later version": ({"use_something_new": 3}, "use_something_new=3: what it does is not known"),
     "residual base": ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
     "alpha as text": ({"lora_alpha": "16"}, "expected a finite number"),
     "alpha NaN": ({"lora_alpha": float("nan")}, "expected a finite number"),
@@ -104,21 +103,20 @@ TENSORS = {
     ),
     "pairs that do not fit": (lambda held: held.update({PATH.format(1, "A"): torch.ones(3, 32)}), "do not fit"),
     "a vector": (lambda held: held.update({PATH.format(1, "A"): torch.ones(2)}), "no matrices"),
-    "a stranger": (lambda held: held.update({"base_model.model.evil.weight": torch.ones(2)}), "neither a factor"),
-    "no prefix": (rename(PATH.format(0, "A"), "../../etc.lora_A.weight"), "expected A, B|neither a factor"),
+    "a stranger": (
+        lambda held: held.update({"base_model.model.evil.weight": torch.ones(2)}),
+        "evil.weight, which is neither",
+    ),
+    "no prefix": (rename(PATH.format(0, "A"), "../../etc.lora_A.weight"), "neither a layer"),
     "a layer too deep": (
         lambda held: held.update(
             {PATH.format(9, s): torch.ones(2, 32) if s == "A" else torch.ones(32, 2) for s in "AB"}
         ),
-        "layers.9.self_attn.q_proj, which is not there",
-    ),
-    "no layer": (
-        lambda held: held.update({f"base_model.model.model.norm.lora_{s}.weight": torch.ones(2, 2) for s in "AB"}),
-        "model.norm, which is no affine site there",
+        r"layers.9.self_attn.q_proj, which is neither a layer .*did you mean 'model.layers.\d.self_attn.q_proj'",
     ),
     "a way out": (
         lambda held: held.update({f"base_model.model.../../x.lora_{s}.weight": torch.ones(2, 2) for s in "AB"}),
-        "which is not there",
+        "x, which is neither a layer",
     ),
     "nothing": (lambda held: held.clear(), "no factors"),
 }
@@ -131,6 +129,17 @@ def test_tensors_that_do_not_fit_are_refused(case, folder):
     with pytest.raises(lt.LuthierError, match=message):
         take(folder)
     assert not (folder.parent / "ours").exists()
+
+
+def test_a_layer_that_takes_no_factors_is_refused_and_one_that_is_left_out_is_told(folder):
+    norm = {f"base_model.model.model.norm.lora_{s}.weight": torch.ones(2, 2) for s in "AB"}
+    tensored(folder, lambda held: held.update(norm))
+    configured(folder, target_modules=["q_proj", "norm"])
+    with pytest.raises(lt.LuthierError, match=r"adapts model\.norm, which is no affine site of this LlamaForCausalLM"):
+        take(folder)
+    configured(folder)
+    with pytest.warns(UserWarning, match=r"1 layers that its configuration leaves out \(first model\.norm\)"):
+        take(folder)
 
 
 def test_a_pickle_that_runs_code_is_not_opened(folder, tmp_path):

@@ -173,7 +173,7 @@ SPOILED = {
     "lists of other lengths": ({"sorted_keys": []}, "damaged"),
     "heads": ({"representations": [[1, "block_output", "h.pos", 1, 3]]}, "only single positions"),
     "another component": ({"representations": [[1, "mlp_activation", "pos", 1, 3]]}, "'mlp_activation'"),
-    "a block too deep": ({"representations": [[9, "block_output", "pos", 1, 3]]}, "which is not there"),
+    "a block too deep": ({"representations": [[9, "block_output", "pos", 1, 3]]}, "which this LlamaForCausalLM lacks"),
     "an unknown module": ({"representations": [[1, "model.layrs[1].output", "pos", 1, 3]]}, "lacks"),
     "numbers for places": ({"representations": [7]}, "damaged"),
     "no places": ({"representations": []}, "damaged"),

@@ -17,6 +17,7 @@ from luthier.core.contracts.import_ import Found, Source
 from luthier.core.contracts.site import Sites
 from luthier.core.errors import LuthierError
 from luthier.core.files import must_be_free
+from luthier.core.sites.renaming import nearest
 from luthier.core.sites.select import select
 from luthier.core.storage.store import SPEC, save
 from luthier.models import licence_of
@@ -105,10 +106,12 @@ def spelled(model: nn.Module, kind: str, paths: list[str], folder: Path) -> str:
     known = {p for p, _ in model.named_modules()} | {p for p, _ in model.named_parameters()}
     strange = next((path for path in paths if path not in known), None)
     strange = strange or next((path for path in paths if not _alone(model, kind, path)), paths[0])
-    why = f"which is no {kind} site" if strange in known else "which is not"
-    raise LuthierError(
-        f"{folder} was fitted on another base than this {type(model).__name__}: it adapts {strange}, {why} there."
-    )
+    if strange not in known:
+        raise LuthierError(
+            f"{folder} adapts {strange}, which this {type(model).__name__} lacks{nearest(strange, model)} It was "
+            "fitted on another base, or its names are of a layout that is not known here."
+        )
+    raise LuthierError(f"{folder} adapts {strange}, which is no {kind} site of this {type(model).__name__}.")
 
 
 def _alone(model: nn.Module, kind: str, path: str) -> bool:

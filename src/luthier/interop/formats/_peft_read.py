@@ -4,98 +4,102 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from luthier.core.contracts.form import rank_scale
 from luthier.core.contracts.import_ import Found
 from luthier.core.errors import LuthierError
+from luthier.core.sites.renaming import nearest, renamed
+from luthier.interop.formats import _peft_beside as beside
+from luthier.interop.formats._peft_config import ALSO_MERGED
+from luthier.interop.formats._peft_targets import adapted, matches, refuse_missing
+from luthier.methods.forms.bitfit import BitFit
 from luthier.methods.forms.dora import DoRA
-from luthier.methods.forms.full import Full
 from luthier.methods.forms.ia3 import IA3
 from luthier.methods.forms.lora import LoRA
 
 PREFIX = "base_model.model."
 FACTORS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_embedding_A": "A", "lora_embedding_B": "B"}
-FACTORS |= {"lora_magnitude_vector": "m", "lora_magnitude_vector.weight": "m"}
+FACTORS |= {"lora_magnitude_vector": "m", "lora_magnitude_vector.weight": "m", "lora_B.bias": "b"}
 """Ends of LORA's keys, and what we call the tensors."""
-TOLD = [
-    "peft_type",
-    "task_type",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
-    "peft_version",
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "modules_to_save",
-    "fan_in_fan_out",
-    "bias",
-    "use_rslora",
-    "use_dora",
-    "init_lora_weights",
-    "rank_pattern",
-    "alpha_pattern",
-    "loftq_config",
-    "eva_config",
-    "corda_config",
-    "lora_ga_config",
-    "runtime_config",
-    "qalora_group_size",
-    "ensure_weight_tying",
-    "feedforward_modules",
-    "init_ia3_weights",
-    "megatron_core",
-]
-"""Settings that are read here, or that say how the adapter was trained and not what it does."""
-STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of `init_lora_weights` that leave the base as it is."""
-
-
-def refuse_unknown(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises for a setting that is on and that changes what the adapter does in a way unknown here."""
-    strange = [key for key, value in config.items() if key not in TOLD and value]
-    if strange:
-        raise LuthierError(
-            f"{folder}: {strange[0]}={config[strange[0]]!r} has no equal here, so the adapter would do something else. "
-            "Merge it with peft (merge_and_unload) and use the model."
-        )
-    if config.get("init_lora_weights", True) not in STARTS:
-        raise LuthierError(
-            f"{folder}: init_lora_weights={config['init_lora_weights']!r} takes its start off the base's weights when "
-            "peft loads it. Save it with path_initial_model_for_weight_conversion=… in peft first; it is then a LoRA."
-        )
+TOKENS = "token_adapter.trainable_tokens_delta"
+"""End of the key of a table's trained rows."""
 
 
 def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> list[Found]:
     """LORA with rank and alpha patterns, rsLoRA and DoRA; parameters trained beside it become full ones."""
-    groups, rest = _grouped(tensors, FACTORS)
-    if not groups:
-        raise LuthierError(f"{folder} holds no factors (lora_A, lora_B).")
-    dora = bool(config.get("use_dora"))
+    if not any(_divided(key, FACTORS)[1] for key in tensors):
+        first = next(iter(tensors), "nothing")
+        raise LuthierError(f"{folder} holds no factors: no name ends as lora_A.weight does (the first is {first}).")
+    groups, rest = sorted_out(folder, config, tensors, FACTORS, model)
+    rows = {path: found["rows"] for path, found in groups.items() if "rows" in found}
+    groups = {path: found for path, found in groups.items() if path not in rows}
+    dora, biased = bool(config.get("use_dora")), bool(config.get("lora_bias"))
     for path, found in groups.items():
-        if set(found) != ({"A", "B", "m"} if dora else {"A", "B"}):
-            raise LuthierError(f"{folder}: {path} has {', '.join(sorted(found))}; expected A, B{' and m' * dora}.")
+        if set(found) != {"A", "B"} | ({"m"} if dora else set()) | ({"b"} if biased else set()):
+            more = " and m" * dora + " and b (lora_bias)" * biased
+            raise LuthierError(f"{folder}: {path} has {', '.join(sorted(found))}; expected A, B{more}.")
+    biases = {path: found.pop("b") for path, found in groups.items() if biased}
+    for path, found in groups.items():
+        if dora and isinstance(model.get_submodule(path), nn.Embedding):
+            raise LuthierError(f"{folder} adapts the table {path} by DoRA, which has no equal here. {ALSO_MERGED}")
+        if found["A"].dim() == found["B"].dim() == 4 or found["A"].dim() == found["B"].dim() == 3:
+            raise LuthierError(f"{folder} adapts the convolution {path}; LoRA has no equal for one here. {ALSO_MERGED}")
         if found["A"].dim() != 2 or found["B"].dim() != 2 or len(found["A"]) != found["B"].shape[1]:
             raise LuthierError(f"{folder}: the factors of {path} do not fit each other, or are no matrices.")
-    _refuse_missing(folder, config, model, groups)
     scales = {path: _scale(folder, config, path, len(found["A"])) for path, found in groups.items()}
-    form, ranks = _form(config, dora, {path: len(found["A"]) for path, found in groups.items()}, scales)
+    if groups:
+        form, ranks = _form(config, dora, {path: len(found["A"]) for path, found in groups.items()}, scales)
+    else:
+        form, ranks = LoRA(), {}
     for path, found in groups.items():
-        if scales[path] != form.scale:
-            found["B"] = found["B"] * (scales[path] / form.scale)
-    return [Found(form, "affine", groups, ranks), *_trained_beside(folder, rest, model)]
+        if (factor := _looked_up(folder, path, model) * scales[path] / form.scale) != 1:
+            found["B"] = found["B"] * factor
+    return [
+        *([Found(form, "affine", groups, ranks)] if groups else []),
+        *_biases(folder, {path: scales[path] * bias for path, bias in biases.items()}, dora, model),
+        *beside.tokens(folder, rows, _indices(folder, config, rows), model),
+        *beside.whole_parameters(folder, config, rest, model),
+    ]
+
+
+def _biases(folder: Path, biases: Mapping[str, Tensor], dora: bool, model: nn.Module) -> list[Found]:
+    """`lora_bias`: s b is added to what leaves a layer, which is a change of its bias."""
+    for path in biases:
+        if dora or model.get_submodule(path)._parameters.get("bias") is None:
+            raise LuthierError(
+                f"{folder}: lora_bias adds a bias at {path}, "
+                + ("where DoRA acts" if dora else "a layer without one")
+                + ", and no form here does so. peft cannot merge it there either; run it with peft."
+            )
+    kept = {f"{path}.bias": {"delta": bias} for path, bias in biases.items()}
+    return [Found(BitFit(), "param", kept)] if kept else []
+
+
+def _looked_up(folder: Path, path: str, model: nn.Module) -> float:
+    """What a table multiplies its rows by; 1 for other layers."""
+    module = model.get_submodule(path)
+    return beside.table_scale(folder, path, module) if isinstance(module, nn.Embedding) else 1.0
+
+
+def _indices(folder: Path, config: Mapping[str, Any], rows: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """The tokens whose rows were trained, by table."""
+    told = config.get("trainable_token_indices") or []
+    found = {}
+    for path in rows:
+        own = told
+        if isinstance(told, dict):
+            own = next((each for key, each in told.items() if path == key or path.endswith(f".{key}")), [])
+        if not isinstance(own, list) or not all(type(each) is int for each in own):
+            raise LuthierError(f"{folder}: trainable_token_indices is {told!r}; expected whole numbers for {path}.")
+        found[path] = own
+    return found
 
 
 def _form(
@@ -127,67 +131,68 @@ def _by_pattern(folder: Path, patterns: Any, path: str, otherwise: Any) -> Any:
     """The value of the first expression that matches the end of a path, as peft looks it up."""
     if not isinstance(patterns or {}, dict):
         raise LuthierError(f"{folder}: a pattern is {patterns!r}; expected a table of expressions.")
-    found = (value for key, value in (patterns or {}).items() if _matches(folder, rf"(.*\.)?({key})$", path))
+    found = (value for key, value in (patterns or {}).items() if matches(folder, rf"(.*\.)?({key})$", path))
     return next(found, otherwise)
 
 
-def _matches(folder: Path, pattern: str, path: str) -> bool:
-    """`re.match`, for expressions whose time is bounded: no repeated groups, few repeats."""
-    inner = pattern.removeprefix(r"(.*\.)?")
-    if len(inner) > 20_000 or re.search(r"\)[*+{]", inner) or len(re.findall(r"(?<!\\)[*+{]", inner)) > 5:
-        raise LuthierError(f"{folder}: the expression {inner[:60]!r} could take for ever to match; write plain names.")
-    try:
-        return re.match(pattern, path) is not None
-    except re.error as error:
-        raise LuthierError(f"{folder}: {inner[:60]!r} is no regular expression: {error}.") from None
+def sorted_out(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], ends: Mapping[str, str], model: nn.Module
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """({layer: {our name: tensor}}, {parameter: tensor}), by the model's own paths, without what peft would not load.
 
-
-def _grouped(tensors: Mapping[str, Tensor], ends: Mapping[str, str]) -> tuple[dict[str, dict[str, Tensor]], dict]:
-    """({path: {our name: tensor}}, the rest) of keys that end in one of `ends`."""
+    Keys end in one of `ends`, or name a parameter. Known layouts of names are mapped; raises for any other, with the
+    nearest name, and where a layer that the configuration adapts has nothing.
+    """
     groups: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        end = next((end for end in ends if key.endswith(f".{end}")), None)
-        if end is None or not key.startswith(PREFIX):
-            rest[key] = tensor
+        path, end = _divided(key, ends)
+        if end is None:
+            rest[path] = tensor
         else:
-            groups.setdefault(key[len(PREFIX) : -len(end) - 1], {})[ends[end]] = tensor
-    return groups, rest
+            groups.setdefault(path, {})[end] = tensor
+    names, lost = renamed([*groups, *rest], model)
+    lost = [path for path in lost if path not in dict(model.named_buffers())]
+    if lost:
+        raise LuthierError(
+            f"{folder} holds {'tensors of ' if lost[0] in groups else ''}{lost[0]}, which is neither a layer nor a "
+            f"parameter of this {type(model).__name__}{nearest(lost[0], model)} It was fitted on another base, or its "
+            "names are of a layout that is not known here" + _experts(lost[0])
+        )
+    held = {names[path]: found for path, found in groups.items()}
+    beside_ = {names.get(path, path): tensor for path, tensor in rest.items()}
+    out = [path for path, found in held.items() if not ("rows" in found or adapted(folder, config, path, model))]
+    if out:
+        warnings.warn(
+            f"{folder} holds tensors of {len(out)} layers that its configuration leaves out (first {out[0]}); peft does "
+            "not load them, and they are left out here.",
+            stacklevel=2,
+        )
+    held = {path: found for path, found in held.items() if path not in out}
+    refuse_missing(folder, config, model, {**held, **beside_})
+    return held, beside_
 
 
-def _refuse_missing(folder: Path, config: Mapping[str, Any], model: nn.Module, groups: Mapping[str, Any]) -> None:
-    """Raises where a layer that the configuration names has no tensors: the file lost them."""
-    wanted = config.get("target_modules")
-    if not isinstance(wanted, list) or config.get("layers_to_transform") is not None or config.get("exclude_modules"):
-        return
-    saved = tuple(config.get("modules_to_save") or ())
-    for path, module in model.named_modules():
-        named = any(path == each or path.endswith(f".{each}") for each in wanted)
-        if named and path not in groups and "weight" in module._parameters and not path.endswith(saved or ("\0",)):
-            raise LuthierError(f"{folder} lacks the tensors of {path}, which its configuration names; it is damaged.")
+def _experts(path: str) -> str:
+    """What is to be said of the experts of transformers 4, each a module."""
+    if not re.search(r"\.experts\.\d+\.", path):
+        return "."
+    return " (transformers 4 kept each expert as modules; 5 keeps those of a layer in one tensor)."
 
 
-def _trained_beside(folder: Path, rest: Mapping[str, Tensor], model: nn.Module) -> list[Found]:
-    """Parameters of the base that were trained themselves (heads, biases); copies of untouched ones are left out."""
-    known, kept = dict(model.named_parameters(remove_duplicate=False)), {}
-    untouched = dict(model.named_buffers())
-    for key, tensor in rest.items():
-        path = key.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-        twin = known.get(path, untouched.get(path))
-        if not key.startswith(PREFIX) or twin is None:
-            raise LuthierError(f"{folder} holds {key}, which is neither a factor nor a parameter of this base.")
-        if twin.shape == tensor.shape and torch.equal(twin.detach().to(tensor), tensor):
-            continue
-        if path not in known:
-            raise LuthierError(f"{folder}: {path} is a buffer that training moved, and no form of ours holds one.")
-        kept[path] = {"theta": tensor}
-    return [Found(Full(), "param", kept)] if kept else []
+def _divided(key: str, ends: Mapping[str, str]) -> tuple[str, str | None]:
+    """(path, our name of the tensor) of a key; (path of a parameter, None) of one that has no such end."""
+    plain = key.removeprefix(PREFIX)
+    plain = re.sub(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l)\.default\b", r".\1", plain)
+    for end, name in {**ends, TOKENS: "rows"}.items():
+        if plain.endswith(f".{end}"):
+            return plain[: -len(end) - 1], name
+    return re.sub(r"\.(base_layer|modules_to_save\.default|modules_to_save|original_module)\.", ".", plain), None
 
 
 def read_ia3(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> list[Found]:
     """IA3: a column scales what leaves a layer, a row what enters it."""
-    groups, rest = _grouped(tensors, {"ia3_l": "l"})
-    _refuse_missing(folder, config, model, groups)
+    groups, rest = sorted_out(folder, config, tensors, {"ia3_l": "l"}, model)
     sides: dict[str, dict[str, dict[str, Tensor]]] = {"affine": {}, "input": {}}
     for path, found in groups.items():
         vector = found["l"]
@@ -195,9 +200,54 @@ def read_ia3(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tens
             raise LuthierError(f"{folder}: ia3_l of {path} is {tuple(vector.shape)}; expected one row or one column.")
         sides["input" if vector.shape[0] == 1 else "affine"][path] = {"l": vector.flatten()}
     scaled = [Found(IA3(), kind, paths) for kind, paths in sides.items() if paths]
-    return [*scaled, *_trained_beside(folder, rest, model)]
+    return [*scaled, *beside.whole_parameters(folder, config, rest, model)]
+
+
+def read_adalora(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module
+) -> list[Found]:
+    """ADALORA: B diag(E) A, times lora_alpha over the rank that is left (and 1e-5, as peft has it)."""
+    ends = {"lora_A": "A", "lora_B": "B", "lora_E": "E"}
+    groups, rest = sorted_out(folder, config, tensors, ends, model)
+    kept: dict[str, dict[str, Tensor]] = {}
+    for path, found in groups.items():
+        if set(found) != {"A", "B", "E"} or found["E"].shape != (len(found["A"]), 1):
+            raise LuthierError(f"{folder}: {path} has {', '.join(sorted(found))} of shapes that do not fit each other.")
+        rank = len(found["A"])
+        scale = (config.get("lora_alpha") or rank) / (rank + 1e-5)
+        if rank:
+            kept[path] = {"A": found["A"], "B": found["B"] * (scale * found["E"].mT)}
+    ranks = {path: len(found["A"]) for path, found in kept.items()}
+    most = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
+    form = LoRA(rank=most, alpha=float(most), dropout=float(config.get("lora_dropout") or 0.0))
+    lora = Found(form, "affine", kept, ranks if set(ranks.values()) != {most} else {})
+    return [*([lora] if kept else []), *beside.whole_parameters(folder, config, rest, model)]
+
+
+def read_norms(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> list[Found]:
+    """LN_TUNING: modules that were trained whole, norms as a rule."""
+    plain = {key.replace(".ln_tuning_layers.", "."): tensor for key, tensor in tensors.items()}
+    _, rest = sorted_out(folder, {**config, "target_modules": None}, plain, {}, model)
+    whole = {**config, "modules_to_save": config.get("target_modules")}
+    return beside.whole_parameters(folder, whole, rest, model)
+
+
+def read_tokens(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module
+) -> list[Found]:
+    """TRAINABLE_TOKENS: rows of tables."""
+    groups, rest = sorted_out(folder, config, tensors, {"trainable_tokens_delta": "rows"}, model)
+    rows = {path: found["rows"] for path, found in groups.items()}
+    told = _indices(folder, {"trainable_token_indices": config.get("token_indices")}, rows)
+    return [*beside.tokens(folder, rows, told, model), *beside.whole_parameters(folder, config, rest, model)]
 
 
 Reader = Callable[[Path, Mapping[str, Any], Mapping[str, Tensor], nn.Module], list[Found]]
-READERS: Mapping[str, Reader] = {"LORA": read_lora, "IA3": read_ia3}
+READERS: Mapping[str, Reader] = {
+    "LORA": read_lora,
+    "ADALORA": read_adalora,
+    "IA3": read_ia3,
+    "LN_TUNING": read_norms,
+    "TRAINABLE_TOKENS": read_tokens,
+}
 """By `peft_type`."""

@@ -16,10 +16,12 @@ from luthier.core.errors import LuthierError
 class PEFT(Source):
     """adapter_config.json, adapter_model.safetensors → LoRA, DoRA or IA3, and full parameters
 
-    LORA with ranks and alphas of each layer, the rsLoRA scale, `use_dora`, tables and transposed layers (GPT-2), and
-    IA3. Modules and biases trained beside them are kept as full parameters. Outputs are peft's. What changes the output
-    and has no equal here is refused with the reason, and so are damage, missing layers and another base, which peft
-    loads without a word.
+    LORA with ranks and alphas of each layer, the rsLoRA scale, `use_dora`, `lora_bias`, tables and transposed layers
+    (GPT-2), ADALORA, IA3, LN_TUNING and TRAINABLE_TOKENS. Modules and biases trained beside them are kept as full
+    parameters, single tokens and copies of one of two tied modules as low-rank changes. Outputs are peft's. Names of
+    wrapped models (torch.compile, DDP) and of other versions of transformers are mapped. What changes the output and
+    has no equal here is refused with the reason, and so are damage, missing layers and another base, which peft loads
+    without a word.
     """
 
     paper = "peft 0.21 (Hugging Face), `PeftModel.from_pretrained`"
@@ -30,19 +32,15 @@ class PEFT(Source):
 
     def read(self, folder: Path, model: nn.Module) -> list[Found]:
         from luthier.interop.formats._files import inside, read_tensors
-        from luthier.interop.formats._peft_read import READERS, refuse_unknown
+        from luthier.interop.formats._peft_config import refuse_method, refuse_unknown
+        from luthier.interop.formats._peft_read import READERS
 
         config = _config(folder)
-        reader = READERS.get(config["peft_type"])
-        if reader is None:
-            raise LuthierError(
-                f"{folder} is peft's {config['peft_type']}, which has no equal here; {', '.join(READERS)} have. "
-                "If it can be merged, do so with peft (merge_and_unload) and use the model."
-            )
+        refuse_method(folder, config["peft_type"], READERS)
         refuse_unknown(folder, config)
         names = ("adapter_model.safetensors", "adapter_model.bin")
         file = next((name for name in names if (folder / name).is_file()), names[0])
-        return reader(folder, config, read_tensors(inside(folder, file)), model)
+        return READERS[config["peft_type"]](folder, config, read_tensors(inside(folder, file)), model)
 
     def evidence(self, folder: Path) -> dict[str, Any]:
         config = _config(folder)

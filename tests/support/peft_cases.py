@@ -1,0 +1,187 @@
+"""Folders that peft writes: every method of its registry, and the settings of LORA, each on a tiny model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from support.architectures import ARCHITECTURES
+
+TIED = {"tie_word_embeddings": True}
+SEEN: list[int] = ARCHITECTURES["llama"].inputs()["input_ids"][0, 2:4].tolist()
+"""Tokens of the inputs."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration on one model; `settings` change the model's."""
+
+    make: Callable[[], Any]
+    name: str = "llama"
+    settings: dict[str, Any] = field(default_factory=dict)
+    after: Callable[[Any], None] = lambda model: None
+    """Done to peft's model after its tensors were moved."""
+    saved: dict[str, Any] = field(default_factory=dict)
+    """Given to `save_pretrained`."""
+    reading: bool = True
+    """Whether it is to be read; the others are refused."""
+
+    def base(self):
+        if self.name == "conv":
+            return convolutional()
+        architecture = ARCHITECTURES[self.name]
+        return dataclasses.replace(architecture, settings=architecture.settings | self.settings).build()
+
+    def inputs(self) -> dict[str, Any]:
+        return ARCHITECTURES["vit" if self.name == "conv" else self.name].inputs()
+
+    def fitted(self):
+        """peft's model with every tensor that it trains moved."""
+        torch.manual_seed(0)
+        model = peft.get_peft_model(self.base(), self.make()).eval()
+        for key, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data += (0.02 if "magnitude" in key else 0.1) * torch.randn_like(parameter)
+        self.after(model)
+        return model
+
+
+def convolutional():
+    torch.manual_seed(0)
+    config = transformers.ConvNextConfig(
+        num_channels=3, patch_size=4, hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=16, num_labels=3
+    )
+    return transformers.ConvNextForImageClassification(config).eval()
+
+
+def lora(*targets: str, **settings) -> Callable[[], Any]:
+    return lambda: peft.LoraConfig(**{"target_modules": list(targets) or None, "r": 4, "lora_alpha": 6, **settings})
+
+
+LORA: dict[str, Case] = {
+    "lora": Case(lora("q_proj", "v_proj")),
+    "all-linear": Case(lora(target_modules="all-linear")),
+    "an expression": Case(lora(target_modules=r".*\.1\.(self_attn|mlp)\.(q_proj|down_proj)")),
+    "rank_pattern": Case(lora("q_proj", "k_proj", rank_pattern={"k_proj": 2, r"layers\.1\.self_attn\.q_proj": 7})),
+    "alpha_pattern": Case(lora("q_proj", "k_proj", alpha_pattern={"k_proj": 3})),
+    "rslora": Case(lora("q_proj", use_rslora=True, rank_pattern={r"layers\.1\..*": 9})),
+    "dora": Case(lora("q_proj", "down_proj", use_dora=True)),
+    "dora on a table": Case(lora("embed_tokens", use_dora=True), reading=False),
+    "bias all": Case(lora("q_proj", bias="all"), "qwen2"),
+    "bias lora_only": Case(lora("q_proj", bias="lora_only"), "qwen2"),
+    "layers_to_transform": Case(lora("q_proj", layers_to_transform=[0, 2])),
+    "layers_pattern": Case(lora("q_proj", layers_to_transform=1, layers_pattern="layers")),
+    "exclude_modules": Case(lora("q_proj", "v_proj", exclude_modules=["model.layers.1.self_attn.q_proj"])),
+    "exclude_modules by expression": Case(lora("q_proj", "v_proj", exclude_modules=r".*\.2\..*")),
+    "fan_in_fan_out": Case(lora("c_attn", "c_proj", fan_in_fan_out=True), "gpt2"),
+    "dora on Conv1D": Case(lora("c_attn", fan_in_fan_out=True, use_dora=True), "gpt2"),
+    "a table": Case(lora("embed_tokens", "q_proj")),
+    "a tied table": Case(lora("embed_tokens", "q_proj"), settings=TIED),
+    "a tied table and head": Case(lora("embed_tokens", "lm_head", "q_proj"), settings=TIED),
+    "a tied table, kept tied": Case(lora("embed_tokens", "q_proj", ensure_weight_tying=True), settings=TIED),
+    "a tied head": Case(lora("lm_head", "q_proj"), settings=TIED),
+    "modules_to_save": Case(lora("q_proj", modules_to_save=["input_layernorm", "lm_head"])),
+    "modules_to_save embed_tokens": Case(lora("q_proj", modules_to_save=["embed_tokens"])),
+    "modules_to_save embed_tokens, tied": Case(lora("q_proj", modules_to_save=["embed_tokens"]), settings=TIED),
+    "modules_to_save lm_head, tied": Case(lora("q_proj", modules_to_save=["lm_head"]), settings=TIED),
+    "modules_to_save both, tied": Case(lora("q_proj", modules_to_save=["embed_tokens", "lm_head"]), settings=TIED),
+    "modules_to_save embed_tokens, kept tied": Case(
+        lora("q_proj", modules_to_save=["embed_tokens"], ensure_weight_tying=True), settings=TIED
+    ),
+    "modules_to_save lm_head, kept tied": Case(
+        lora("q_proj", modules_to_save=["lm_head"], ensure_weight_tying=True), settings=TIED
+    ),
+    "modules_to_save both, kept tied": Case(
+        lora("q_proj", modules_to_save=["embed_tokens", "lm_head"], ensure_weight_tying=True), settings=TIED
+    ),
+    "modules_to_save a block": Case(lora("q_proj", modules_to_save=["model.layers.1.mlp"])),
+    "a new head": Case(lora("query", task_type="SEQ_CLS"), "bert"),
+    "save_embedding_layers": Case(lora("q_proj"), saved={"save_embedding_layers": True}),
+    "save_embedding_layers, tied": Case(lora("q_proj"), settings=TIED, saved={"save_embedding_layers": True}),
+    "target_parameters": Case(lora("q_proj", target_parameters=["mlp.experts.gate_up_proj"]), "mixtral", reading=False),
+    "trainable_token_indices": Case(lora("q_proj", trainable_token_indices=SEEN)),
+    "trainable_token_indices, tied": Case(lora("q_proj", trainable_token_indices=SEEN), settings=TIED),
+    "trainable_token_indices of two": Case(
+        lora("q_proj", trainable_token_indices={"embed_tokens": SEEN, "lm_head": [4, 7, 9]})
+    ),
+    "conv layers": Case(lora("embeddings.patch_embeddings", "pwconv1"), "conv", reading=False),
+    "pissa": Case(lora("q_proj", init_lora_weights="pissa"), reading=False),
+    "olora": Case(lora("q_proj", init_lora_weights="olora"), reading=False),
+    "lora_bias": Case(lora("q_proj", "k_proj", lora_bias=True), "qwen2"),
+    "lora_bias on Conv1D": Case(lora("c_attn", fan_in_fan_out=True, lora_bias=True), "gpt2"),
+    "lora_bias without a bias": Case(lora("q_proj", lora_bias=True), reading=False),
+    "lora_bias on fused layers": Case(lora("qkv_proj", lora_bias=True), "phi3", reading=False),
+    "a scaled table": Case(lora("embed_tokens", "q_proj"), "gemma3"),
+    "a scaled table saved whole": Case(lora("q_proj", modules_to_save=["embed_tokens"]), "gemma3"),
+    "a scaled table, both saved": Case(
+        lora("q_proj", modules_to_save=["embed_tokens"], ensure_weight_tying=True), "gemma3"
+    ),
+    "tokens of a scaled table": Case(lora("q_proj", trainable_token_indices=SEEN), "gemma3"),
+    "aLoRA": Case(lora("q_proj", alora_invocation_tokens=[5, 6], task_type="CAUSAL_LM"), reading=False),
+    "layer_replication": Case(lora("q_proj", layer_replication=[[0, 2], [1, 3]]), reading=False),
+    "qalora": Case(lora("q_proj", use_qalora=True)),
+    "experts": Case(lora("q_proj", "gate"), "mixtral", reading=False),
+    "seq2seq": Case(lora("q", "v"), "t5"),
+}
+
+
+QV = ["q_proj", "v_proj"]
+SPECIAL: dict[str, dict[str, Any]] = {
+    "ADALORA": {"target_modules": QV, "total_step": 10, "init_r": 4},
+    "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 2, "task_type": "CAUSAL_LM"},
+    "C3A": {"target_modules": QV, "block_size": 8},
+    "FOURIERFT": {"target_modules": QV, "n_frequency": 50},
+    "IA3": {"target_modules": [*QV, "down_proj"], "feedforward_modules": ["down_proj"]},
+    "MISS": {"target_modules": QV, "r": 4},
+    "SHIRA": {"target_modules": QV, "r": 2},
+    "PSOFT": {"target_modules": QV, "r": 4},
+    "ROAD": {"target_modules": QV, "group_size": 8},
+    "TRAINABLE_TOKENS": {"target_modules": ["embed_tokens"], "token_indices": SEEN},
+    "VBLORA": {"target_modules": QV, "vector_length": 8, "num_vectors": 16, "topk": 2, "r": 4},
+    "WAVEFT": {"target_modules": QV, "n_frequency": 50},
+}
+"""Settings of methods that do not take the usual ones on a tiny model."""
+GENERIC: tuple[dict[str, Any], ...] = (
+    {"target_modules": ["q_proj", "v_proj"]},
+    {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"},
+    {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4},
+    {"task_type": "CAUSAL_LM"},
+    {},
+)
+
+
+def of_method(kind: Any) -> Callable[[], Any]:
+    """A configuration of a method of the registry, the first of the usual ones that it takes."""
+
+    def make() -> Any:
+        reasons = []
+        for settings in [SPECIAL[kind.value]] if kind.value in SPECIAL else GENERIC:
+            try:
+                config = PEFT_TYPE_TO_CONFIG_MAPPING[kind](**settings)
+                peft.get_peft_model(Case(lambda: None).base(), config)
+                return PEFT_TYPE_TO_CONFIG_MAPPING[kind](**settings)
+            except Exception as error:
+                reasons.append(f"{settings}: {type(error).__name__}: {error}")
+        raise AssertionError(f"say in SPECIAL how to configure peft's {kind.value}: " + "; ".join(reasons))
+
+    return make
+
+
+def _mixture() -> Any:
+    """X-LoRA mixes LoRA folders that lie somewhere else."""
+    import tempfile
+
+    folder = tempfile.mkdtemp()
+    peft.get_peft_model(Case(lambda: None).base(), lora("q_proj")()).save_pretrained(folder)
+    return peft.XLoraConfig(hidden_size=32, task_type="CAUSAL_LM", adapters={"one": folder})
+
+
+METHODS = {kind.value: Case(of_method(kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+METHODS["XLORA"] = Case(_mixture, settings={"use_cache": False})
