@@ -169,3 +169,22 @@ def test_positions_are_a_bound_where_a_table_holds_them(architecture, most):
     from support.architectures import ARCHITECTURES
 
     assert positions(ARCHITECTURES[architecture].build()) == most
+
+
+def test_an_adapter_in_the_models_folder_is_told_and_not_applied(tiny_llama, tmp_path):
+    """transformers puts it on the model, which often holds it already: merged beside the adapter."""
+    peft = pytest.importorskip("peft")
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    made = peft.get_peft_model(load(str(tiny_llama)).model, peft.LoraConfig(target_modules=["q_proj"]))
+    for parameter in made.parameters():
+        parameter.data += 0.1 * parameter.requires_grad
+    made.save_pretrained(folder)
+    plain = load(str(tiny_llama)).model
+    with pytest.warns(UserWarning, match="holds an adapter of peft's beside the model"):
+        found = load(str(folder)).model
+    assert type(found) is type(plain) and found.state_dict().keys() == plain.state_dict().keys()
+    assert all(torch.equal(found.state_dict()[key], tensor) for key, tensor in plain.state_dict().items())
+    (folder / "config.json").unlink()
+    with pytest.raises(LuthierError, match=r"adapter of peft's\. Give its base"):
+        load(str(folder))

@@ -94,10 +94,12 @@ def reader(name: str, model: nn.Module) -> Reader:
             for group in groups:
                 _alias(found, [spot.name for spot in group])
             return found
+    from luthier.models.beside import WITHOUT
     from luthier.models.quiet import quiet
 
+    options = {"dtype": "auto", "use_safetensors": True, "adapter_kwargs": WITHOUT}
     with quiet():
-        return Held(type(model).from_pretrained(path, dtype="auto", use_safetensors=True))  # type: ignore[attr-defined]
+        return Held(type(model).from_pretrained(path, **options))  # type: ignore[attr-defined]
 
 
 def _alias(found: Checkpoint, names: list[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.sites.fresh import mark_fresh
+from luthier.models.beside import WITHOUT, tell_adapter
 from luthier.models.hub import only_local
 from luthier.models.labels import label_settings
 from luthier.models.quantize import quantization, warn_of_odd_widths
@@ -87,7 +88,7 @@ def load(
     """The model `name` (a folder, a .gguf file, a catalogue name or a hub id) for a task.
 
     Only safetensors weights are read, and code that comes with a model runs only with
-    `trust_remote_code`. `labels` name the classes; a checkpoint that already has these very labels
+    `trust_remote_code`. An adapter of peft's that lies in the folder is told and not applied. `labels` name the classes; a checkpoint that already has these very labels
     keeps its own order (see `model.config.label2id`). `dtype` is one of `DTYPES`, `quantize` is `nf4`
     or `int8`. Raises `LuthierError` on anything that does not fit.
     """
@@ -113,8 +114,10 @@ def load(
             ignore_mismatched_sizes=labels is not None or num_labels is not None or task == "regression",
             quantization_config=quantization(quantize, model_class, config),
             output_loading_info=True,
+            adapter_kwargs=WITHOUT,
             **source,
         )
+    tell_adapter(path, name)
     new = _new_modules(model, report, name)
     mark_fresh(model, new)
     set_pad_token(model, processor)

@@ -30,12 +30,21 @@ def resolve(name: str, progress: bool = True) -> Path | str:
     if name in names:
         return fetch(name, progress)
     if path.is_dir():
-        raise LuthierError(f"the folder {name} holds no config.json, so it is no transformers model.")
+        raise LuthierError(f"the folder {name} holds no config.json, so it is no transformers model{_adapter(path)}")
     if _HUB_ID.fullmatch(name):
         return name
     raise LuthierError(
         f"no model {name!r}: no such folder{near(name, names) or '.'} The catalogue has "
         f"{', '.join(names)}; else give a folder, a .gguf file or a hub id org/name."
+    )
+
+
+def _adapter(folder: Path) -> str:
+    """What to do with a folder that holds an adapter."""
+    if (folder / "adapter_config.json").is_file():
+        return ": it is an adapter of peft's. Give its base, and make an adapter of ours of it (luthier import)."
+    return (
+        ": it is an adapter. Give its base, and the adapter by itself." if (folder / "adapter.json").is_file() else "."
     )
 
 

@@ -57,7 +57,9 @@ def _load(weights: Path) -> Any:
     import torch
     import transformers
 
-    options: dict[str, Any] = {"gguf_file": weights.name, "dtype": torch.float32}
+    from luthier.models.beside import WITHOUT
+
+    options: dict[str, Any] = {"gguf_file": weights.name, "dtype": torch.float32, "adapter_kwargs": WITHOUT}
     if "GgufConfig" in dir(transformers):  # newer releases may keep the blocks packed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     return transformers.AutoModelForCausalLM.from_pretrained(weights.parent, **options)
