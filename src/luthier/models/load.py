@@ -88,7 +88,8 @@ def load(
     """The model `name` (a folder, a .gguf file, a catalogue name or a hub id) for a task.
 
     Only safetensors weights are read, and code that comes with a model runs only with
-    `trust_remote_code`. An adapter of peft's that lies in the folder is told and not applied. `labels` name the classes; a checkpoint that already has these very labels
+    `trust_remote_code`. An adapter of peft's that lies in the folder is told and not
+    applied. `labels` name the classes; a checkpoint that already has these very labels
     keeps its own order (see `model.config.label2id`). `dtype` is one of `DTYPES`, `quantize` is `nf4`
     or `int8`. Raises `LuthierError` on anything that does not fit.
     """

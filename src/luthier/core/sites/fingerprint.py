@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from luthier.core.adapters.attach import find_state
 from luthier.core.sites import fingerprint_old
+from luthier.core.sites.renaming import names_of, nearest
 from luthier.core.sites.scope import Scope
 from luthier.core.sites.structure import base_modules, base_parameters, block_lists, is_sharded, whole
 
@@ -137,10 +138,19 @@ def differences(stored: dict[str, Any], model: nn.Module) -> str | None:
     A head that one of the two lacks is no difference: another task has another.
     """
     if stored["architecture"] != architecture(model):
-        return f"its layers differ ({stored['model']} there, {class_name(model)} here, or another size)"
+        return f"its layers differ ({stored['model']} there, {class_name(model)} here{_first_lost(stored, model)})"
     if not stored["digests"]:
         return fingerprint_old.differences(stored, model)
     return compared(stored, fingerprint(model), _inside(model))
+
+
+def _first_lost(stored: Mapping[str, Any], model: nn.Module) -> str:
+    """The first tensor of a stored base that the model has not, beside the nearest that it has."""
+    names = names_of(model)
+    lost = next((path for path in stored["sample"] if path not in names), None)
+    if lost is None:
+        return ", of another size or number"
+    return f"; its {lost} is not here{nearest(lost, model).rstrip('.')}"
 
 
 def compared(stored: dict[str, Any], here: dict[str, Any], inside: tuple[str, ...]) -> str | None:

@@ -65,3 +65,24 @@ def nearest(path: str, model: nn.Module) -> str:
 def rewritten(text: str, names: Mapping[str, str]) -> str:
     """A text with every whole path of `names` replaced."""
     return re.sub(r"[\w.]+", lambda match: names.get(match[0], match[0]), text)
+
+
+def substitutions(names: Mapping[str, str]) -> dict[str, str]:
+    """{beginning of paths of the model: what stands there in the other layout}, from `renamed`'s pairs."""
+    found: dict[str, str] = {}
+    for other, own in names.items():
+        theirs, ours = other.split("."), own.split(".")
+        while theirs and ours and theirs[-1] == ours[-1]:
+            theirs.pop(), ours.pop()
+        found[".".join(ours)] = ".".join(theirs)
+    return found
+
+
+def in_other_layout(path: str, beginnings: Mapping[str, str]) -> str:
+    """A path of the model as the other layout has it: by the longest beginning that is known."""
+    parts = path.split(".")
+    for end in range(len(parts), -1, -1):
+        start = ".".join(parts[:end])
+        if start in beginnings:
+            return ".".join(filter(None, [beginnings[start], *parts[end:]]))
+    return path

@@ -33,6 +33,7 @@ from luthier.core.storage import weights
 from luthier.core.storage.card import card_of
 from luthier.core.storage.folder import holds_adapter
 from luthier.core.storage.format import FORMAT, SPEC, read, sealed
+from luthier.core.storage.layout import with_names_of
 from luthier.core.storage.licence import stated_licence
 from luthier.core.storage.weights import WEIGHTS, group_of
 from luthier.core.version import __version__
@@ -214,9 +215,10 @@ def _load_one(model: nn.Module, folder: Path, name: str | None, force: bool, che
     with steady(folder):
         spec = read(folder)
         name = name or str(spec["name"])
+        spec, stored = with_names_of(spec, model)
         refuse_foreign(folder, spec, model, force)
         parts = [part_of(model, each, name, folder) for each in spec["parts"]]
-        held = weights.read(folder, spec, model, parts)
+        held = weights.read(folder, spec, model, parts, stored)
 
     def start(module: nn.Module, site: Site, part: Part) -> dict[str, Tensor]:
         device = next((p.device for p in module.parameters()), torch.device("cpu"))

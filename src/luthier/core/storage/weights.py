@@ -53,28 +53,43 @@ def header(file: Any) -> Header:
 
 
 def read(
-    folder: Path, spec: Mapping[str, Any], model: nn.Module, parts: Sequence[Part]
+    folder: Path,
+    spec: Mapping[str, Any],
+    model: nn.Module,
+    parts: Sequence[Part],
+    stored: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """The tensors by group and name, for these parts on this model: of the expected shapes, finite, none more or less.
 
-    What the parts take is worked out first, so that no more is ever allocated than the file holds and they ask for.
+    `stored` gives the file's names where they are not the model's own. What the parts take is worked out first, so that no more is ever allocated than the file holds and they ask for.
     """
     firsts = _firsts(parts)
     shapes = {group: _shapes(folder, model, part, site) for group, (part, site) in firsts.items()}
     file = opened(folder, spec, _most(shapes))
     found: dict[str, dict[str, tuple[str, torch.Size]]] = {group: {} for group in firsts}
+    own_of = {_renamed(group, stored or {}): group for group in firsts}
     for key, entry in header(file).items():
         group, _, name = key.rpartition(".")
+        group = own_of.get(group, "")
         if group not in found:
             raise LuthierError(f"{folder / WEIGHTS} holds tensors that the spec does not know: {shown(key)}.")
         found[group][name] = entry
     for group, own in found.items():
         check_shapes(folder, f"{group}.", {name: shape for name, (_, shape) in own.items()}, shapes[group])
         _check_formats(folder, group, own, model, *firsts[group])
-    held = {group: {name: _tensor(folder, file, f"{group}.{name}") for name in own} for group, own in found.items()}
+    held = {
+        group: {name: _tensor(folder, file, f"{_renamed(group, stored or {})}.{name}") for name in own}
+        for group, own in found.items()
+    }
     for group, own in held.items():
         _check_positions(folder, group, own, firsts[group][1])
     return held
+
+
+def _renamed(group: str, stored: Mapping[str, str]) -> str:
+    """The group under the names that the file has."""
+    index, _, path = group.partition(".")
+    return f"{index}.{stored.get(path, path)}"
 
 
 def group_of(index: int, part: Part, site: Site) -> str:

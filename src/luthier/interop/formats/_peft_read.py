@@ -35,7 +35,7 @@ TOKENS = "token_adapter.trainable_tokens_delta"
 def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> list[Found]:
     """LORA with rank and alpha patterns, rsLoRA and DoRA; parameters trained beside it become full ones."""
     if not any(_divided(key, FACTORS)[1] for key in tensors):
-        first = next(iter(tensors), "nothing")
+        first = next((key for key in tensors if "lora" in key.lower()), next(iter(tensors), "nothing"))
         raise LuthierError(f"{folder} holds no factors: no name ends as lora_A.weight does (the first is {first}).")
     groups, rest = sorted_out(folder, config, tensors, FACTORS, model)
     rows = {path: found["rows"] for path, found in groups.items() if "rows" in found}
@@ -53,7 +53,8 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
             raise LuthierError(f"{folder} adapts the convolution {path}; LoRA has no equal for one here. {ALSO_MERGED}")
         if found["A"].dim() != 2 or found["B"].dim() != 2 or len(found["A"]) != found["B"].shape[1]:
             raise LuthierError(f"{folder}: the factors of {path} do not fit each other, or are no matrices.")
-    scales = {path: _scale(folder, config, path, len(found["A"])) for path, found in groups.items()}
+    told = _stored_names(tensors, FACTORS, model)
+    scales = {path: _scale(folder, config, told[path], len(found["A"])) for path, found in groups.items()}
     if groups:
         form, ranks = _form(config, dora, {path: len(found["A"]) for path, found in groups.items()}, scales)
     else:
@@ -161,16 +162,27 @@ def sorted_out(
         )
     held = {names[path]: found for path, found in groups.items()}
     beside_ = {names.get(path, path): tensor for path, tensor in rest.items()}
-    out = [path for path, found in held.items() if not ("rows" in found or adapted(folder, config, path, model))]
+    told = {names[path]: path for path in groups}  # a configuration means the names that its file has
+    out = [
+        path
+        for path, found in held.items()
+        if not ("rows" in found or any(adapted(folder, config, each, model) for each in (told[path], path)))
+    ]
     if out:
         warnings.warn(
-            f"{folder} holds tensors of {len(out)} layers that its configuration leaves out (first {out[0]}); peft does "
-            "not load them, and they are left out here.",
+            f"{folder} holds tensors of {len(out)} layers that its configuration leaves out (first {out[0]}); peft "
+            "does not load them, and they are left out here.",
             stacklevel=2,
         )
     held = {path: found for path, found in held.items() if path not in out}
     refuse_missing(folder, config, model, {**held, **beside_})
     return held, beside_
+
+
+def _stored_names(tensors: Mapping[str, Tensor], ends: Mapping[str, str], model: nn.Module) -> dict[str, str]:
+    """{the model's own path: the path in the file} of its layers, which patterns are written for."""
+    names, _ = renamed({path for path, end in (_divided(key, ends) for key in tensors) if end is not None}, model)
+    return {own: path for path, own in names.items()}
 
 
 def _experts(path: str) -> str:
@@ -183,7 +195,10 @@ def _experts(path: str) -> str:
 def _divided(key: str, ends: Mapping[str, str]) -> tuple[str, str | None]:
     """(path, our name of the tensor) of a key; (path of a parameter, None) of one that has no such end."""
     plain = key.removeprefix(PREFIX)
-    plain = re.sub(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l)\.default\b", r".\1", plain)
+    plain = re.sub(
+        r"\.(lora_[AB])\.\w+\.(weight|bias)$", r".\1.\2", plain
+    )  # a model's own keys hold the adapter's name
+    plain = re.sub(r"\.(lora_embedding_[AB]|lora_magnitude_vector|ia3_l)\.(?!weight$)\w+(\.weight)?$", r".\1\2", plain)
     for end, name in {**ends, TOKENS: "rows"}.items():
         if plain.endswith(f".{end}"):
             return plain[: -len(end) - 1], name

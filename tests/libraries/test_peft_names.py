@@ -1,0 +1,138 @@
+"""peft's files under other names: known layouts give peft's outputs, others say which name did not fit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import luthier as lt
+
+peft = pytest.importorskip("peft")
+
+from support.peft_cases import LORA, SEEN, Case, lora  # noqa: E402
+
+PREFIX = "base_model.model."
+LAYOUTS: dict[str, Callable[[str], str]] = {
+    "compiled": lambda key: key.replace(PREFIX, f"{PREFIX}_orig_mod."),
+    "compiled around": lambda key: f"_orig_mod.{key}",
+    "a block compiled": lambda key: key.replace(".layers.1.", ".layers.1._orig_mod."),
+    "DistributedDataParallel": lambda key: f"module.{key}",
+    "FSDP": lambda key: key.replace(".layers.1.", ".layers.1._fsdp_wrapped_module."),
+    "no prefix": lambda key: key.removeprefix(PREFIX),
+    "the body alone": lambda key: key.replace(f"{PREFIX}model.", PREFIX),
+    "inside a vision-language model, 4": lambda key: key.replace(f"{PREFIX}model.", f"{PREFIX}language_model.model."),
+    "inside a vision-language model, 5": lambda key: key.replace(f"{PREFIX}model.", f"{PREFIX}model.language_model."),
+    "the adapter's name": lambda key: re.sub(r"(lora_[AB])\.weight$", r"\1.mine.weight", key),
+}
+WHOLE = Case(
+    lora("q_proj", "down_proj", modules_to_save=["lm_head"], trainable_token_indices=SEEN, rank_pattern={"q_proj": 3})
+)
+
+
+def output(model, case: Case) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**case.inputs()).logits
+
+
+def renamed(folder, change: Callable[[str], str]) -> None:
+    held = load_file(folder / "adapter_model.safetensors")
+    save_file({change(key): tensor for key, tensor in held.items()}, folder / "adapter_model.safetensors")
+
+
+def configured(folder, **changes) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_known_layouts_are_read(layout, tmp_path):
+    theirs = WHOLE.fitted()
+    theirs.save_pretrained(tmp_path / "peft")
+    renamed(tmp_path / "peft", LAYOUTS[layout])
+    ours = lt.load(WHOLE.base(), lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=WHOLE.base()))
+    assert (output(ours, WHOLE) - output(theirs, WHOLE)).abs().max() < 1e-5
+
+
+def test_patterns_mean_the_names_of_the_file(tmp_path):
+    case = Case(lora("q_proj", "v_proj", rank_pattern={r"model\.layers\.1\.self_attn\.q_proj": 2}))
+    theirs = case.fitted()
+    theirs.save_pretrained(tmp_path / "peft")
+    renamed(tmp_path / "peft", lambda key: key.replace(f"{PREFIX}model.", f"{PREFIX}language_model.model."))
+    configured(
+        tmp_path / "peft",
+        rank_pattern={r"language_model\.model\.layers\.1\.self_attn\.q_proj": 2},
+        target_modules=r"language_model\.model\.layers\.\d\.self_attn\.(q_proj|v_proj)",
+    )
+    ours = lt.load(case.base(), lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=case.base()))
+    assert (output(ours, case) - output(theirs, case)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda key: key.replace("self_attn", "attention"),
+            r"layers\.0\.attention\.q_proj, which is neither .* did you mean 'model\.layers\.0\.self_attn\.q_proj'",
+        ),
+        (lambda key: key.replace("lora_A", "lora_down"), r"lora_down\.weight, which is neither"),
+        (lambda key: key.replace("lora_", "ora_"), r"ora_A\.weight, which is neither"),
+        (
+            lambda key: key.replace(".layers.1.mlp.down_proj.", ".layers.1.block_sparse_moe.experts.0.w2."),
+            "transformers 4 kept each expert as modules",
+        ),
+    ],
+)
+def test_other_layouts_are_refused_by_the_first_name(change, message, tmp_path):
+    WHOLE.fitted().save_pretrained(tmp_path / "peft")
+    renamed(tmp_path / "peft", change)
+    with pytest.raises(lt.LuthierError, match=message) as caught:
+        lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=WHOLE.base())
+    assert "damaged" not in str(caught.value)
+
+
+CHANGES = {
+    "other layers": {"layers_to_transform": [0, 2]},
+    "one left out": {"exclude_modules": ["down_proj"]},
+    "one left out by its whole name": {"exclude_modules": ["model.layers.1.self_attn.q_proj"]},
+    "fewer names": {"target_modules": ["q_proj"]},
+    "of training alone": {
+        "lorap_emb_lr": 1e-6,
+        "lorap_lr_ratio": 16.0,
+        "lora_dropout": 0.3,
+        "of_a_later_version": None,
+        "another": {},
+        "and_one": False,
+        "more": 0,
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_the_configuration_says_now_is_what_counts(change, tmp_path):
+    """As in peft, which loads no tensors of layers that the configuration leaves out."""
+    case = Case(lora("q_proj", "down_proj"))
+    case.fitted().save_pretrained(tmp_path / "peft")
+    configured(tmp_path / "peft", **CHANGES[change])
+    wanted = output(peft.PeftModel.from_pretrained(case.base(), tmp_path / "peft").eval(), case)
+    ours = lt.load(case.base(), lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=case.base()))
+    assert (output(ours, case) - wanted).abs().max() < 1e-5
+    assert (output(case.base(), case) - wanted).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["modules_to_save embed_tokens, tied", "modules_to_save both, kept tied"])
+def test_files_without_the_head_of_a_tied_base(name, tmp_path):
+    """Older versions of peft write one of the two names."""
+    case = LORA[name]
+    theirs = case.fitted()
+    theirs.save_pretrained(tmp_path / "peft")
+    held = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    held.pop(f"{PREFIX}lm_head.weight", None)
+    save_file(held, tmp_path / "peft" / "adapter_model.safetensors")
+    ours = lt.load(case.base(), lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=case.base()))
+    assert (output(ours, case) - output(theirs, case)).abs().max() < 1e-5
