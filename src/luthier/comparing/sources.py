@@ -14,7 +14,7 @@ from luthier import data
 from luthier.comparing.study import DataSet
 from luthier.core.errors import LuthierError, near
 from luthier.data import Examples
-from luthier.data.table import Table
+from luthier.data.read import Table
 from luthier.training.spec import Training
 
 FOLDER, STUDY = "data", "study.json"

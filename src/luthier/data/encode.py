@@ -251,11 +251,3 @@ def _encoder(task: str) -> Callable[[Example, Any, Options], Feature]:
     if task not in TASKS:
         raise LuthierError(f"no task {task!r}{near(task, TASKS)} There are: {', '.join(TASKS)}.")
     return TASKS[task]
-
-
-def labels_in_order(features: list[Feature], labels: list[str] | None, config: Any) -> list[Feature]:
-    """The features with the label indices of the model, which may keep an order of its own."""
-    if labels is None:
-        return features
-    order = [config.label2id[name] for name in labels]
-    return [feature | {"labels": order[feature["labels"]]} for feature in features]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.data.table import Table
+    from luthier.data.read import Table
 
 
 def read_hub(source: str, split: str) -> Table:
@@ -20,7 +20,7 @@ def read_hub(source: str, split: str) -> Table:
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
-    from luthier.data.table import Table
+    from luthier.data.read import Table
 
     name, _, rest = source.partition(":")
     config, _, named = rest.partition(":")

@@ -13,7 +13,7 @@ from typing import Any
 from luthier.core.contracts.example import Message, last_answer
 from luthier.core.errors import LuthierError, near
 from luthier.data.bad import BadRow
-from luthier.data.table import Row
+from luthier.data.read import Row
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 GENERATIVE = ("causal-lm", "seq2seq")

@@ -6,11 +6,15 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
-from luthier.data.table import Numbered, Row, Table
+
+Row = dict[str, Any]
+Numbered = tuple[int, Row | str]
+"""(number from 1, the columns) of a good row, (number, reason) of one that cannot be read."""
 
 SPLITS = {
     "train": ("train", "training"),
@@ -19,6 +23,27 @@ SPLITS = {
 }
 """First words of file names (up to `-`, `_` or `.`) that tell which split of a folder a file
 belongs to."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a source holds, before its layout is known."""
+
+    rows: list[tuple[int, Row]]
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    folder: Path | None = None
+    """What relative image and audio paths start from."""
+    classes: list[str] | None = None
+    """Names of integer labels, where the source declares them."""
+    starts: list[tuple[int, str]] = field(default_factory=list)
+    """(number before the first row, file name) when several files follow one another."""
+
+    def place(self, row: int) -> str:
+        """`row` as a person finds it: `part-2.jsonl:17` among several files, else its number."""
+        for before, name in reversed(self.starts):
+            if row > before:
+                return f"{name}:{row - before}"
+        return str(row)
 
 
 def read(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> Table:
@@ -37,7 +62,7 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
     if source.startswith("mix:"):
         from luthier.data.mix import read_mix
 
-        return read_mix(source, lambda each: read(each, split, limit, seed))
+        return read_mix(source, split, limit, seed)
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder(path, split or "train")

@@ -108,7 +108,7 @@ def measure(
     With `crosscheck`, two estimators of scikit-dimension stand beside every dimension, where it is installed.
     Raises `LuthierError` for whatever does not fit, before the weights are read where that can be known.
     """
-    from luthier.data.encode import labels_in_order
+    from luthier.training.prepare import labels_in_order
 
     start = time.monotonic()
     form = form if form is not None else LoRA()

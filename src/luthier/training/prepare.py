@@ -150,6 +150,14 @@ def _other(run: Run, examples: Examples) -> Examples:
     return held
 
 
+def labels_in_order(features: list[Feature], labels: list[str] | None, config: Any) -> list[Feature]:
+    """The features with the label indices of the model, which may keep an order of its own."""
+    if labels is None:
+        return features
+    order = [config.label2id[name] for name in labels]
+    return [feature | {"labels": order[feature["labels"]]} for feature in features]
+
+
 def processes() -> int:
     """Processes that train together, as torchrun tells."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -8,11 +8,14 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.data.score import Scorer
 
 Message = dict[str, Any]
 
@@ -159,11 +162,3 @@ def without(examples: Examples, other: Examples) -> Examples:
     """`examples` less the problems that occur in `other`: a test set that training has not seen."""
     seen = {example.problem() for example in other.rows}
     return examples.keep([e for e in examples.rows if e.problem() not in seen])
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """`score(prediction, example)` in [0, 1]; 1 is right."""
-
-    name: str
-    score: Callable[[str, Example], float]
