@@ -89,7 +89,7 @@ BAD = {
     '{"messages": [3]}': "is an int, expected",
     '{"other": 1}': "'messages' is null",
     '{"messages": [{"role": "user", "content": "q"}]}': "no assistant turn",
-    '{"messages": [{"role": "bot", "content": "q"}]}': "unknown role 'bot'",
+    '{"messages": [{"role": "narrator", "content": "q"}]}': "unknown role 'narrator'",
     '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}]}': "empty 'answer'",
     '{"messages": [{"role": "user", "content": 3}]}': "is an int, expected a string",
     '{"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]}': "has no 'content'",
@@ -115,11 +115,21 @@ def test_bytes_that_are_not_utf8_are_a_bad_row(tmp_path):
         load(tmp_path / "a.jsonl")
 
 
-def test_twenty_bad_rows_are_listed_and_the_rest_counted(tmp_path):
-    rows = [{"text": ""}] * 25 + [{"text": "t"}] * 5
-    with pytest.raises(LuthierError, match=r"25 of 30 rows[\s\S]*row 20: [\s\S]*and 5 more") as error:
+def test_bad_rows_are_grouped_by_their_reason(tmp_path):
+    rows = [{"text": ""}] * 25 + [{"text": "t"}] * 5 + [{"text": 3}]
+    with pytest.raises(LuthierError, match=r"26 of 31 rows") as error:
         load(write(tmp_path / "a.jsonl", rows))
-    assert "row 21" not in str(error.value)
+    lines = str(error.value).splitlines()
+    assert lines[1] == "  25 rows: empty 'text'; lines 1, 2, 3, 4, 5, …"
+    assert lines[2] == "  row 31: 'text' is an int, expected a string" and len(lines) == 4
+
+
+def test_twenty_reasons_are_listed_and_the_rest_counted(tmp_path):
+    turns = [[{"role": f"r{i}", "content": "q"}] for i in range(25)]
+    rows = [{"messages": each} for each in [*turns, turns[24], ANSWERED]]
+    with pytest.raises(LuthierError, match=r"26 of 27 rows[\s\S]*row 20: [\s\S]*and 6 more, for 5 other") as error:
+        load(write(tmp_path / "a.jsonl", rows))
+    assert "'r20'" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "[]"])

@@ -37,6 +37,12 @@ def tell(kind: str, text: str) -> None:
     console(stderr=True).print(Text(f"{kind}: ", style=colour).append(text, style="default"), soft_wrap=True)
 
 
+def tell_unread(names: Sequence[str], source: str) -> None:
+    """Names on stderr what the data hold and nothing reads."""
+    if names:
+        tell("warning", f"nothing reads {', '.join(names)} of {source}.")
+
+
 def say_json(value: Any) -> None:
     """`value` as JSON on stdout."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -5,8 +5,42 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.data import Example
+
+LINES = (".txt", ".md", "")
+"""Files with a prompt a line."""
+
+
+def prompts_or_rows(
+    prompts: Sequence[str], file: Path | None, columns: str | None, command: str
+) -> list[str] | list[Example]:
+    """As `read_prompts`, but of a file with rows the examples up to their answers."""
+    from luthier.data import load_prompts
+    from luthier.data.read import READERS, suffix
+
+    rows = file is not None and suffix(file) in READERS and suffix(file) not in LINES
+    if columns is not None and not rows:
+        raise LuthierError("--columns names columns of the rows of --file, and here are none; leave it out.")
+    if not rows or prompts:
+        return read_prompts(prompts, file, command)
+    return load_prompts(str(file), named=columns)
+
+
+def plain(prompt: str | Example) -> Any:
+    """A prompt as JSON holds it: a text, or turns."""
+    return prompt if isinstance(prompt, str) else prompt.text or prompt.messages
+
+
+def asked(prompt: str | Example) -> str:
+    """A prompt on the screen: the text, or the last turn."""
+    if isinstance(prompt, str):
+        return prompt
+    return prompt.text or (prompt.messages or [{}])[-1].get("content") or ""
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None, command: str) -> list[str]:

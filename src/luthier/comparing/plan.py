@@ -223,6 +223,7 @@ def run_of(study: Study, model: str, read: Sourced, method: Method, seed: int, o
         target=method.target,
         budget=method.budget,
         calibration=method.calibration,
+        columns=given.columns,
     )
 
 

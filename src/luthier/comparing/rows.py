@@ -18,7 +18,7 @@ from luthier.training.routes import columns_of
 from luthier.training.spec import Run
 
 LONGEST = 1024
-"""Tokens of a held text that count."""
+"""Tokens of a piece of held text."""
 
 
 def trained_on(runs: Iterable[Run], attempt: Callable[[Callable[[], Any]], Any]) -> None:
@@ -39,7 +39,7 @@ def _ground(run: Run) -> str:
     settings, plain = run.training, run.to_dict()
     drawn = settings.seed if run.limit is not None or run.data.startswith("gym:") else None
     found: list[Any] = [
-        plain[key] for key in ("model", "data", "eval_data", "limit", "objective", "target", "select_rows")
+        plain[key] for key in ("model", "data", "eval_data", "limit", "objective", "target", "select_rows", "columns")
     ]
     found += [settings.max_length, settings.truncate, settings.eval_fraction, drawn, columns_of(run)]
     found.append(run.calibration.source)
@@ -49,7 +49,7 @@ def _ground(run: Run) -> str:
 def _prepared(run: Run) -> None:
     with quiet():
         if run.target is not None:
-            data.load(run.target, task=run.task)
+            data.load(run.target, task=run.task, named=run.columns)
         prepared = prepare(dataclasses.replace(run, select=None, select_rows=None, target=None))
     if run.select_rows is not None and not 1 <= run.select_rows <= len(prepared.examples):
         raise LuthierError(f"select_rows is {run.select_rows}; here are {len(prepared.examples)} rows to choose from.")

@@ -14,6 +14,7 @@ from luthier import data
 from luthier.comparing.study import DataSet
 from luthier.core.errors import LuthierError, near
 from luthier.data import Examples
+from luthier.data.columns import mapping
 from luthier.data.read import Table
 from luthier.training.spec import Training
 
@@ -68,14 +69,19 @@ def sourced(name: str, given: DataSet, training: Training, seeds: Sequence[int],
 
     A row of the training or validation part whose problem is tested on (see `Example.problem`) is left out of it.
     """
-    train = given.train[0] if len(given.train) == 1 else _joined(given.train, folder / FOLDER / f"{name}.train.jsonl")
+    train = (
+        given.train[0]
+        if len(given.train) == 1
+        else _joined(given.train, given, folder / FOLDER / f"{name}.train.jsonl")
+    )
     single = len(given.train) > 1 or Path(train).expanduser().is_file()
     parts = given.test
     if not parts and single:
         train, held = _held_out(train, given, folder / FOLDER / name)
         parts = {name: held}
     examples = [
-        data.load(train, limit=given.rows, seed=seed, task=given.task) for seed in (seeds if not parts else seeds[:1])
+        data.load(train, limit=given.rows, seed=seed, task=given.task, named=given.columns)
+        for seed in (seeds if not parts else seeds[:1])
     ]
     task = examples[0].task
     if parts:
@@ -91,12 +97,15 @@ def sourced(name: str, given: DataSet, training: Training, seeds: Sequence[int],
     if parts:
         train = _unseen(train, "training", name, tests, given, folder, notes)
         validation = validation and _unseen(validation, "validation", name, tests, given, folder, notes)
-        examples = [data.load(train, limit=given.rows, seed=seeds[0], task=given.task)]
+        examples = [data.load(train, limit=given.rows, seed=seeds[0], task=given.task, named=given.columns)]
     if given.validation is None and not training.eval_fraction:
         raise LuthierError(
             f"data {name} has no validation part; name one (validation), or hold rows out (eval_fraction)."
         )
-    print_of = data.load(train, limit=given.rows if _drawn(train) else None, seed=0, task=given.task).fingerprint
+    drawn = given.rows if _drawn(train) else None
+    print_of = data.load(train, limit=drawn, seed=0, task=given.task, named=given.columns).fingerprint
+    if examples[0].unread:
+        notes.append(f"nothing reads {', '.join(examples[0].unread)} of {name}")
     return Sourced(name, train, examples[0], tests, metric, validation, print_of, tuple(notes))
 
 
@@ -111,7 +120,7 @@ def _unseen(
     """The source itself, or a file of its rows without those that are tested on; `notes` then tells how many."""
     if _drawn(source) or (part == "validation" and source in given.train):  # of the latter, its own test split
         return source
-    whole = data.load(source, task=given.task)
+    whole = data.load(source, task=given.task, named=given.columns)
     kept = whole
     for each in tests.values():
         kept = data.without(kept, each)
@@ -122,14 +131,14 @@ def _unseen(
         raise LuthierError(f"data {name}: every row of {source} is tested on; give other rows for {part}.")
     numbers = {example.row for example in kept.rows}
     table = data.read(source, "train")
-    rows = [_apart(row, table) for number, row in table.rows if number in numbers]
+    rows = [_apart(row, table, given) for number, row in table.rows if number in numbers]
     notes.append(f"{left_out} of {len(whole)} {part} rows of {name} are problems of its tests, and were left out")
     return _write(rows, folder / FOLDER / f"{name}.{part}.unseen.jsonl")
 
 
 def _test(source: str, given: DataSet, task: str, seen: Sequence[Examples] = ()) -> Examples:
     """The rows of a part of the test; of a source with splits, its test rows that no training row repeats."""
-    found = data.load(source, limit=given.test_rows, task=task, split="test")
+    found = data.load(source, limit=given.test_rows, task=task, split="test", named=given.columns)
     for each in seen:
         found = data.without(found, each)
     if not found.rows:
@@ -159,40 +168,41 @@ def _measured(name: str, given: DataSet, task: str, tests: dict[str, Examples]) 
 # --- files of the study's own ----------------------------------------------------------------------
 
 
-def _joined(sources: Sequence[str], target: Path) -> str:
+def _joined(sources: Sequence[str], given: DataSet, target: Path) -> str:
     """One file with the rows of all sources, in order."""
-    rows = [row for source in sources for row in _rows(source)]
+    rows = [row for source in sources for row in _rows(source, given)]
     return _write(rows, target)
 
 
 def _held_out(source: str, given: DataSet, target: Path) -> tuple[str, str]:
     """(training file, test file) of a single file, divided by a fixed seed."""
-    examples = data.load(source, task=given.task)
+    examples = data.load(source, task=given.task, named=given.columns)
     kept, held = data.split(examples, HELD_OUT, seed=0)
     table = data.read(source)
-    rows = {number: _apart(row, table) for number, row in table.rows}
+    rows = {number: _apart(row, table, given) for number, row in table.rows}
     parts = {name: [rows[example.row] for example in each.rows] for name, each in (("train", kept), ("test", held))}
     train, test = (_write(part, target.with_name(f"{target.name}.{name}.jsonl")) for name, part in parts.items())
     return train, test
 
 
-def _rows(source: str) -> list[dict[str, Any]]:
+def _rows(source: str, given: DataSet) -> list[dict[str, Any]]:
     table = data.read(source, "train")
     if table.bad:
         row, reason = table.bad[0]
         raise LuthierError(f"{source}: row {table.place(row)} cannot be read: {reason}.")
-    return [_apart(row, table) for _, row in table.rows]
+    return [_apart(row, table, given) for _, row in table.rows]
 
 
-def _apart(row: dict[str, Any], table: Table) -> dict[str, Any]:
-    """The row as another file may hold it: with absolute paths of its picture and sound, and its class by name."""
-    found = dict(row)
-    for key in ("image", "audio"):
+def _apart(row: dict[str, Any], table: Table, given: DataSet) -> dict[str, Any]:
+    """The row as another file may hold it: with absolute paths of its picture and sound, and its classes by name."""
+    found, named = dict(row), mapping(given.columns)
+    for key in (named.get("image", "image"), named.get("audio", "audio")):
         if isinstance(row.get(key), str):
             found[key] = str(((table.folder or Path()) / row[key]).absolute())
-    label = row.get("label")
-    if table.classes is not None and isinstance(label, int) and 0 <= label < len(table.classes):
-        found["label"] = table.classes[label]
+    for column, names in table.classes.items():
+        label = row.get(column)
+        if isinstance(label, int) and 0 <= label < len(names):
+            found[column] = names[label]
     return found
 
 

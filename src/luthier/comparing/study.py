@@ -58,6 +58,8 @@ class DataSet:
     """Take that many rows of each test part, the same for all."""
     task: str | None = None
     """What the rows are for (none: what their columns tell)."""
+    columns: str | None = None
+    """Columns that the data call otherwise, by what they are: text=body,label=category."""
     metric: str | None = None
     """The main metric (none: the first that the task has)."""
     max_new_tokens: int = 128

@@ -10,7 +10,7 @@ from luthier.data.collate import Collator, collate, collator_for, length_of
 from luthier.data.encode import TASKS, encode, encode_all, encode_classification, encode_seq2seq
 from luthier.data.gym import split_gym
 from luthier.data.layout import LAYOUTS
-from luthier.data.load import load
+from luthier.data.load import load, load_prompts
 from luthier.data.media import encode_audio, encode_image
 from luthier.data.read import read
 from luthier.data.score import SCORERS, Scorer, scorer_for
@@ -40,6 +40,7 @@ __all__ = [
     "last_answer",
     "length_of",
     "load",
+    "load_prompts",
     "prompt_ids",
     "prompt_of",
     "read",

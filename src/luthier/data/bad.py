@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import PurePath
 
 from luthier.core.errors import LuthierError
 
 SHOWN = 20
+"""Reasons that are listed."""
+PLACES = 5
+"""Rows that are listed with a reason."""
+LINED = (".jsonl", ".csv", ".tsv")
+"""Files whose rows are numbered by their lines."""
 
 
 class BadRow(LuthierError):
@@ -29,12 +35,24 @@ def refuse(
     total: int,
     place: Callable[[int], str] = str,
 ) -> LuthierError:
-    """The error that lists the first bad rows with their reasons, and says how many there are."""
-    lines = [f"  row {place(row)}: {reason}" for row, reason in bad[:SHOWN]]
-    if len(bad) > SHOWN:
-        lines.append(f"  … and {len(bad) - SHOWN} more")
+    """The error that lists the reasons with the first rows of each, and says how many there are."""
+    groups: dict[str, list[int]] = {}
+    for row, reason in bad:
+        groups.setdefault(reason, []).append(row)
+    unit = "lines" if PurePath(source).suffix in LINED else "rows"
+    lines = [f"  {_told(reason, rows, place, unit)}" for reason, rows in list(groups.items())[:SHOWN]]
+    more = sum(map(len, list(groups.values())[SHOWN:]))
+    if more:
+        lines.append(f"  … and {more} more, for {len(groups) - SHOWN} other reasons")
     return LuthierError(
         f"{len(bad)} of {total} rows of {source} cannot be used:\n"
         + "\n".join(lines)
         + "\nMend them, or go on without them: skip_bad_rows=True (--skip-bad-rows)."
     )
+
+
+def _told(reason: str, rows: Sequence[int], place: Callable[[int], str], unit: str) -> str:
+    if len(rows) == 1:
+        return f"row {place(rows[0])}: {reason}"
+    shown = ", ".join(map(place, rows[:PLACES])) + (", …" if len(rows) > PLACES else "")
+    return f"{len(rows)} rows: {reason}; {unit} {shown}"

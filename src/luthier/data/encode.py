@@ -15,6 +15,7 @@ from luthier.data.media import audio_features, image_features
 from luthier.data.tokens import tokens
 
 Feature = dict[str, Any]
+Encoder = Callable[[Example, Any, "Options"], Feature]
 IGNORED = -100
 """Label of a token that is not in the loss (PyTorch's `ignore_index`)."""
 LONG_INPUT = 2000
@@ -57,8 +58,8 @@ def encode(
     Every answer is in the loss with its end-of-turn or EOS token (see `luthier.data.chat` for how
     answers are found). A row of more than `max_length` tokens (None: no bound) raises; with
     `truncate` its prompt is cut on the left, after the BOS, and `truncated` counts the tokens cut.
-    The last answer is never cut: a row whose answer alone is too long raises. A `text` row has no
-    prompt and keeps its first `max_length` tokens. Raises `LuthierError` naming the row; also when
+    The last answer is never cut: a row whose answer alone is too long raises. So does a longer `text`
+    row in any case, for it is several rows (`encode_all` makes them). Raises `LuthierError` naming the row; also when
     no token would be in the loss.
     """
     with named(example.row):
@@ -106,6 +107,10 @@ def encode_all(
 ) -> list[Feature]:
     """Features of all rows for `task` (the examples' own unless given; a key of `TASKS`).
 
+    A `text` row of more than `max_length` tokens becomes several features of its number. Each but the first opens with
+    what the tokenizer puts before a text and with the token before its own, out of the loss, so that every token of
+    the text is learned once and the EOS stands at its end alone. All other tasks and layouts give a feature a row.
+
     `processor` is a tokenizer, an image processor or a feature extractor; `labels` are the classes
     (those of the examples unless given, so pass the training set's with a test set). `positions`
     are the tokens that the model can number, a bound beside `max_length` (`luthier.models`). One
@@ -118,12 +123,33 @@ def encode_all(
     bad: list[tuple[int, str]] = []
     for example in _progress(examples.rows):
         try:
-            good.append(encoder(example, processor, options))
+            good += _rows(example, processor, encoder, options)
         except BadRow as reason:
             bad.append((example.row, str(reason)))
     if bad and not (skip_bad_rows and good):
         raise refuse(examples.source, bad, len(examples))
     return good
+
+
+def _rows(example: Example, processor: Any, encoder: Encoder, options: Options) -> list[Feature]:
+    if encoder is not _causal or example.messages is not None:
+        return [encoder(example, processor, options)]
+    return _cut(encoder(example, processor, replace(options, max_length=None, positions=None)), options.most)
+
+
+def _cut(whole: Feature, most: int | None) -> list[Feature]:
+    """The pieces of a text, of at most so many tokens each."""
+    ids, labels = whole["input_ids"], whole["labels"]
+    if most is None or len(ids) <= most:
+        return [whole]
+    lead = next(i for i, label in enumerate(labels) if label != IGNORED)
+    step = most - lead - 1
+    if step < 1:
+        raise BadRow(f"a text of {len(ids)} tokens cannot be cut into pieces of {most}")
+    found = [(ids[:most], labels[:most])]
+    for at in range(most, len(ids), step):
+        found.append((ids[:lead] + ids[at - 1 : at + step], [IGNORED] * (lead + 1) + labels[at : at + step]))
+    return [whole | {"input_ids": a, "attention_mask": [1] * len(a), "labels": b} for a, b in found]
 
 
 def _progress(rows: list[Example]) -> Any:
@@ -156,10 +182,10 @@ def _fitting(ids: list[int], owner: list[int], tokenizer: Any, options: Options,
     n, most = len(ids), options.most
     if most is None or n <= most:
         return list(range(n))
+    if not prompted:
+        raise BadRow(f"a text of {n} tokens is several rows of {most}, which encode_all makes of it")
     if not options.truncate:
         raise BadRow(f"{n} tokens, {options.bound('truncate prompts')}")
-    if not prompted:
-        return list(range(most))
     bos = [0] if ids[0] == tokenizer.bos_token_id and owner[0] < 0 else []
     first = n - most + len(bos)
     answer = owner.index(max(owner))

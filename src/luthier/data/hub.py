@@ -1,7 +1,8 @@
-"""A hub id: `id`, `id:config`, `id:config:split` or `id::split`, through `datasets`."""
+"""Sets of the `datasets` library: a hub id (`id`, `id:config`, `id:config:split` or `id::split`), or a saved folder."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
@@ -20,8 +21,6 @@ def read_hub(source: str, split: str) -> Table:
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
-    from luthier.data.read import Table
-
     name, _, rest = source.partition(":")
     config, _, named = rest.partition(":")
     split = named or split
@@ -32,12 +31,36 @@ def read_hub(source: str, split: str) -> Table:
             f"{source!r} is no file here, and as a hub data set {name!r} (configuration {config or 'default'}, split "
             f"{split}) it cannot be loaded: {_first_line(error)} Without a network, give the path of a file."
         ) from None
+    return _table(data)
+
+
+def read_saved(folder: Path, split: str) -> Table:
+    """The rows of what `save_to_disk` wrote: one split of a dictionary of sets, or a set, whatever `split` says."""
+    import datasets
+
+    from luthier.data.folder import of_split, split_of
+
+    try:
+        data: Any = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise LuthierError(f"{folder} is no readable folder of save_to_disk: {_first_line(error)}") from None
+    if isinstance(data, datasets.DatasetDict):
+        splits = {split_of(str(name), whole=True) or str(name): name for name in data}
+        data = data[splits[of_split(str(folder), split, splits)]]
+    return _table(data)
+
+
+def _table(data: Any) -> Table:
+    import datasets
+
+    from luthier.data.read import Table, without_nulls
+
     for column, feature in data.features.items():
         if isinstance(feature, datasets.Image | datasets.Audio):
             data = data.cast_column(column, type(feature)(decode=False))
-    label = data.features.get("label")
-    classes = list(label.names) if isinstance(label, datasets.ClassLabel) else None
-    return Table(list(enumerate(data, 1)), classes=classes)
+    named = {column: f.names for column, f in data.features.items() if isinstance(f, datasets.ClassLabel)}
+    rows = [(i, {name: without_nulls(value) for name, value in row.items()}) for i, row in enumerate(data, 1)]
+    return Table(rows, classes={column: list(names) for column, names in named.items()})
 
 
 def _first_line(error: Exception) -> str:

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier.core.contracts.example import Message, last_answer
-from luthier.core.errors import LuthierError, near
+from luthier.core.errors import LuthierError
+from luthier.data.around import AROUND, learned, surrounded
 from luthier.data.bad import BadRow
+from luthier.data.columns import guesses, suggestion
 from luthier.data.read import Row
+from luthier.data.turns import checked, decoded, is_assistant, kind, turns
+from luthier.data.wanted import check_wanted
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 GENERATIVE = ("causal-lm", "seq2seq")
 
 
@@ -30,7 +33,17 @@ class Layout:
     """Tasks that such rows serve; the first is the default."""
     parse: Callable[[Row, Path | None], dict[str, Any]]
     also: tuple[str, ...] = ()
-    """Columns that are read when they are there; all others are ignored."""
+    """Columns that are read when they are there; all others are told to be unread."""
+    answer: str = ""
+    """The column of the answer, which a row to generate from may lack."""
+    turns: tuple[str, ...] = ()
+    """Columns that may hold turns."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Every column that is read."""
+        around = AROUND if self.tasks == GENERATIVE else ()
+        return (*self.needs, *self.also, *around)
 
 
 def text_of(row: Row, column: str) -> str:
@@ -38,89 +51,76 @@ def text_of(row: Row, column: str) -> str:
     value = row.get(column)
     if value is None:
         raise BadRow(f"no {column!r}")
-    return _checked(value, column)
+    return checked(value, column)
 
 
-def _checked(value: Any, what: str, empty: bool = False) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"{what!r} is {_kind(value)}, expected a string")
-    if not value.strip() and not empty:
-        raise BadRow(f"empty {what!r}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadRow(f"{what!r} is not valid UTF-8") from None
-    return value
-
-
-def _kind(value: Any) -> str:
-    name = type(value).__name__
-    return "null" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-
-
-def _turns(value: Any, column: str) -> list[Message]:
-    if not isinstance(value, list):
-        raise BadRow(f"{column!r} is {_kind(value)}, expected a list of {{'role', 'content'}}")
-    if not value:
-        raise BadRow(f"empty {column!r}")
-    return [_turn(message, f"{column}[{i}]") for i, message in enumerate(value)]
-
-
-def _turn(message: Any, what: str) -> Message:
-    if not isinstance(message, dict):
-        raise BadRow(f"{what!r} is {_kind(message)}, expected {{'role', 'content'}}")
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise BadRow(f"{what} has the unknown role {role!r}; expected one of {', '.join(ROLES)}")
-    if isinstance(content, list):
-        content = "".join(_part(part, what) for part in content)
-    calls = role == "assistant" and bool(message.get("tool_calls"))
-    if content is None and calls:
-        return dict(message)
-    if content is None:
-        raise BadRow(f"{what} has no 'content'")
-    may_be_empty = calls or role in ("system", "tool")
-    name = "answer" if role == "assistant" else f"{what}.content"
-    return {**message, "content": _checked(content, name, empty=may_be_empty)}
-
-
-def _part(part: Any, what: str) -> str:
-    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-        raise BadRow(f"{what} holds a part that is not text")
-    return part["text"]
-
-
-def _conversation(messages: list[Message], context: int = 0, answer: str | None = None) -> Row:
+def _conversation(
+    row: Row, messages: list[Message], context: int = 0, masked: Iterable[int] = (), answer: str | None = None
+) -> Row:
     if all(m["role"] != "assistant" for m in messages[context:]):
         raise BadRow("no assistant turn: nothing to learn")
-    answer = answer or messages[last_answer(messages)].get("content")
-    return {"messages": messages, "context": context, "answer": answer}
+    fields = {"messages": messages, "context": context, "masked": tuple(sorted(masked))}
+    made = surrounded(fields, row)
+    if not learned(made):
+        raise BadRow("every assistant turn is kept out of the loss: nothing to learn")
+    return made | {"answer": answer or messages[last_answer(messages)].get("content")}
 
 
-def _asked(prompt: str, answer: str, reference: str | None = None) -> Row:
+def _asked(row: Row, prompt: str, answer: str, reference: str | None = None) -> Row:
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return _conversation(turns, answer=reference)
+    return _conversation(row, turns, answer=reference)
+
+
+def _joined(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
+
+
+def context_of(row: Row) -> str:
+    """What stands in `context`: a text, or several, that the prompt refers to."""
+    value = decoded(row.get("context"))
+    if value in (None, "", []):
+        return ""
+    texts = value if isinstance(value, list) else [value]
+    return _joined(*(checked(each, "context") for each in texts))
 
 
 def chat(row: Row, folder: Path | None) -> Row:
-    """`messages`: a list of {role, content}; every assistant turn is an answer."""
-    return _conversation(_turns(row.get("messages"), "messages"))
+    """`messages` (or ShareGPT's `conversations`): a list of {role, content}; every assistant turn is an answer."""
+    column = "messages" if row.get("messages") is not None or "conversations" not in row else "conversations"
+    if context_of(row):
+        raise BadRow(
+            "'context' beside turns does not say where it belongs; put it into a turn, or name what it is "
+            "(--columns documents=context, or system=context)"
+        )
+    found, masked = turns(row.get(column), column)
+    return _conversation(row, found, masked=masked)
 
 
 def prompt_completion(row: Row, folder: Path | None) -> Row:
     """`prompt`, `completion`: strings, or lists of messages of which the completion's answers are
-    learned."""
-    if isinstance(row.get("prompt"), list):
-        before = _turns(row["prompt"], "prompt")
-        after = row.get("completion")
-        if isinstance(after, str):
-            after = [{"role": "assistant", "content": after}]
-        return _conversation(before + _turns(after, "completion"), context=len(before))
-    return _asked(text_of(row, "prompt"), text_of(row, "completion"))
+    learned; a `context` opens the prompt."""
+    prompt, completion = decoded(row.get("prompt")), decoded(row.get("completion"))
+    if not (_is_turns(prompt) or _is_turns(completion)):
+        return _asked(row, _joined(context_of(row), text_of(row, "prompt")), text_of(row, "completion"))
+    before = _as_turns(row, "prompt", prompt, "user")
+    after = _as_turns(row, "completion", completion, "assistant")
+    if context_of(row):
+        raise BadRow("'context' beside turns does not say where it belongs; put it into a turn")
+    found, _ = turns(before, "prompt")
+    answers, masked = turns(after, "completion")
+    return _conversation(row, found + answers, len(found), {len(found) + i for i in masked})
+
+
+def _is_turns(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
+
+
+def _as_turns(row: Row, column: str, value: Any, role: str) -> Any:
+    return [{"role": role, "content": text_of(row, column)}] if isinstance(value, str) else value
 
 
 def instruction(row: Row, folder: Path | None) -> Row:
-    """`instruction`, `output`, and an `input` that follows the instruction after an empty line.
+    """`instruction`, `output`, and an `input` or `context` that follows the instruction after an empty line.
 
     An `answer` column is the reference to score with (LLM-Adapters' files); it also stands in for
     an empty output.
@@ -128,21 +128,22 @@ def instruction(row: Row, folder: Path | None) -> Row:
     prompt = text_of(row, "instruction")
     if row.get("input"):
         prompt += "\n\n" + text_of(row, "input")
+    prompt = _joined(prompt, context_of(row))
     reference = row.get("answer")
     reference = None if reference in (None, "") else str(reference)
     if reference is not None and row.get("output") in (None, ""):
-        return _asked(prompt, reference)
-    return _asked(prompt, text_of(row, "output"), reference)
+        return _asked(row, prompt, reference)
+    return _asked(row, prompt, text_of(row, "output"), reference)
 
 
 def question(row: Row, folder: Path | None) -> Row:
-    """`question`, `answer`."""
-    return _asked(text_of(row, "question"), text_of(row, "answer"))
+    """`question`, `answer`; a `context` opens the prompt."""
+    return _asked(row, _joined(context_of(row), text_of(row, "question")), text_of(row, "answer"))
 
 
 def source_target(row: Row, folder: Path | None) -> Row:
-    """`source`, `target`: a pair to translate or summarise."""
-    return _asked(text_of(row, "source"), text_of(row, "target"))
+    """`source`, `target`: a pair to translate or summarise; a `context` opens the prompt."""
+    return _asked(row, _joined(context_of(row), text_of(row, "source")), text_of(row, "target"))
 
 
 def plain(row: Row, folder: Path | None) -> Row:
@@ -176,11 +177,11 @@ def label_of(row: Row) -> str | int | float:
     if value is None:
         raise BadRow("no 'label'")
     if isinstance(value, str):
-        return _checked(value, "label")
+        return checked(value, "label")
     if isinstance(value, float) and not math.isfinite(value):
         raise BadRow(f"label is {value}")
     if not isinstance(value, int | float):
-        raise BadRow(f"'label' is {_kind(value)}, expected a string or a number")
+        raise BadRow(f"'label' is {kind(value)}, expected a string or a number")
     return str(value).lower() if isinstance(value, bool) else value
 
 
@@ -196,57 +197,113 @@ def _file(row: Row, column: str, folder: Path | None) -> Any:
     return str(path)
 
 
+LABELLED = ("classification", "regression")
 LAYOUTS: dict[str, Layout] = {
-    "messages": Layout(("messages",), GENERATIVE, chat),
-    "prompt-completion": Layout(("prompt", "completion"), GENERATIVE, prompt_completion),
-    "instruction": Layout(("instruction", "output"), GENERATIVE, instruction, ("input", "answer")),
-    "question-answer": Layout(("question", "answer"), GENERATIVE, question),
-    "source-target": Layout(("source", "target"), GENERATIVE, source_target),
+    "messages": Layout(("messages",), GENERATIVE, chat, ("context",), "messages", ("messages",)),
+    "conversations": Layout(("conversations",), GENERATIVE, chat, ("context",), "conversations", ("conversations",)),
+    "prompt-completion": Layout(
+        ("prompt", "completion"), GENERATIVE, prompt_completion, ("context",), "completion", ("prompt", "completion")
+    ),
+    "instruction": Layout(("instruction", "output"), GENERATIVE, instruction, ("input", "context", "answer"), "output"),
+    "question-answer": Layout(("question", "answer"), GENERATIVE, question, ("context",), "answer"),
+    "source-target": Layout(("source", "target"), GENERATIVE, source_target, ("context",), "target"),
     "text": Layout(("text",), ("causal-lm",), plain),
-    "text-label": Layout(("text", "label"), ("classification", "regression"), labelled),
-    "text-pair-label": Layout(("text", "text_pair", "label"), ("classification", "regression"), labelled_pair),
+    "text-label": Layout(("text", "label"), LABELLED, labelled),
+    "text-pair-label": Layout(("text", "text_pair", "label"), LABELLED, labelled_pair),
     "image-label": Layout(("image", "label"), ("image-classification",), labelled_image),
     "audio-label": Layout(("audio", "label"), ("audio-classification",), labelled_audio),
 }
 """Every layout, by name."""
 
 
-def recognise(rows: Iterable[Row], source: str, task: str | None = None) -> str:
+TO_COME = "…"
+"""Stands for an answer that a row does not have yet."""
+
+
+def unanswered(row: Row, layout: Layout) -> Row:
+    """The row with an answer in every case, so that it can be parsed and cut before it."""
+    if not layout.answer:
+        return row
+    value = decoded(row.get(layout.answer))
+    if layout.turns and layout.answer != "completion":
+        found = list(value) if isinstance(value, list) else []
+        if found and (kept := _cut_empty(found)) is not None:
+            return {**row, layout.answer: [*kept, {"role": "assistant", "content": TO_COME}]}
+        return row
+    return {**row, layout.answer: TO_COME} if value in (None, "", []) else row
+
+
+def _cut_empty(messages: list[Any]) -> list[Any] | None:
+    """The turns before an answer to come; None where the last one is an answer."""
+    last = messages[-1] if isinstance(messages[-1], dict) else {}
+    if is_assistant(last):
+        said = [last.get(key) for key in ("content", "value", "tool_calls", "function_call")]
+        return None if any(said) else messages[:-1]
+    return messages
+
+
+def known_columns() -> tuple[str, ...]:
+    """Every name that some layout reads."""
+    return tuple(dict.fromkeys(column for layout in LAYOUTS.values() for column in layout.reads))
+
+
+def columns_in(rows: Sequence[Row]) -> set[str]:
+    """The columns that half of the rows have and one of them fills."""
+    counts = Counter(column for row in rows for column in row)
+    filled = {column for row in rows for column, value in row.items() if value is not None}
+    return {column for column, n in counts.items() if 2 * n >= len(rows) and column in filled}
+
+
+def recognise(
+    rows: Iterable[Row], source: str, task: str | None = None, named: Collection[str] = (), to_answer: bool = False
+) -> str:
     """Name of the one layout whose columns the rows have (a column counts when half of the rows
     have it).
 
     Of two layouts that fit, one of which needs all that the other needs and more, the fuller one
-    is meant. `task` leaves only the layouts that serve it. No layout, or several, raises and lists
-    the columns and the layouts.
+    is meant; of others, the one whose columns are all `named` by the user. `task` leaves only the
+    layouts that serve it; rows `to_answer` may lack the answer. No layout, several, or rows that
+    tell good answers from bad ones raise, and list the columns and the layouts.
     """
     rows = list(rows)
-    counts = Counter(column for row in rows for column in row)
-    columns = {c for c, n in counts.items() if 2 * n >= len(rows)}
+    found_columns = columns_in(rows)
+    columns = found_columns | ({layout.answer for layout in LAYOUTS.values()} if to_answer else set())
     fits = {
         name: set(layout.needs)
         for name, layout in LAYOUTS.items()
         if columns.issuperset(layout.needs) and (task is None or task in layout.tasks)
     }
+    if to_answer:
+        fits = {name: needs for name, needs in fits.items() if needs & found_columns}
     best = [a for a in fits if not any(fits[a] < fits[b] for b in fits)]
+    meant = [name for name in best if fits[name] <= set(named)]
+    if len(meant) == 1:
+        return meant[0]
+    if not to_answer:
+        check_wanted(rows, columns, source)
     if len(best) == 1:
         return best[0]
     purpose = f" for {task}" if task else ""
-    found = f"{source} has the columns {', '.join(sorted(columns)) or '(none)'}"
+    found = f"{source} has the columns {', '.join(sorted(found_columns)) or '(none)'}"
     known = "; ".join(f"{name}: {' + '.join(layout.needs)}" for name, layout in LAYOUTS.items())
     if best:
+        needs = LAYOUTS[best[0]].needs
         raise LuthierError(
-            f"{found}, which fit several layouts{purpose}: {', '.join(best)}. Remove or rename the columns that are "
-            f"not meant. Layouts: {known}."
+            f"{found}, which fit several layouts{purpose}: {', '.join(best)}. Name the columns that are meant "
+            f"(--columns {','.join(f'{c}={c}' for c in needs)}, say), or remove the others. Layouts: {known}."
         )
     raise LuthierError(f"{found}, which fit no layout{purpose}{_missing(columns)} Layouts: {known}.")
 
 
 def _missing(columns: set[str]) -> str:
-    """What the nearest layout lacks."""
-    shared = {name: columns & set(layout.needs) for name, layout in LAYOUTS.items()}
-    name = max(shared, key=lambda n: (len(shared[n]), -len(LAYOUTS[n].needs)))
-    if not shared[name] or shared[name] == set(LAYOUTS[name].needs):
+    """What the nearest layout lacks: of those that guesses complete, or else any, the one of which most is there."""
+    found = {}
+    for name, layout in LAYOUTS.items():
+        lacking = [c for c in layout.needs if c not in columns]
+        meant = guesses(lacking, columns - set(layout.needs))
+        found[name] = lacking, meant, (len(meant) == len(lacking), len(layout.needs) - len(lacking), len(meant))
+    name = max(found, key=lambda each: found[each][2])
+    lacking, meant, (_, there, guessed) = found[name]
+    if not lacking or not (there or guessed):
         return "."
-    lacking = [c for c in LAYOUTS[name].needs if c not in columns]
-    hints = "".join(near(c, columns) for c in lacking) or "."
-    return f": {name} lacks {', '.join(map(repr, lacking))}{hints}"
+    return f": {name} lacks {', '.join(map(repr, lacking))}{suggestion(meant)}"

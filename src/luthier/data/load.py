@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.core.contracts.example import Example, Examples, fingerprint
+from luthier.core.contracts.example import Example, Examples, fingerprint, last_answer
 from luthier.core.errors import LuthierError, near
 from luthier.data.bad import BadRow, refuse
-from luthier.data.layout import LAYOUTS, recognise
+from luthier.data.columns import mapping, renamed, unread
+from luthier.data.layout import LAYOUTS, Layout, known_columns, recognise, unanswered
 from luthier.data.read import Table, read
 from luthier.data.score import scorer_for
 
@@ -28,37 +29,96 @@ def load(
     split: str = "train",
     task: str | None = None,
     columns: Sequence[str] = (),
+    named: str | Mapping[str, str] | None = None,
 ) -> Examples:
     """The examples of `source` (see `read` for what a source can be), in the layout that its
     columns tell.
 
     `limit` draws that many rows by `seed` and keeps their order; all rows are still checked and
     all classes known. `task` (a key of `TASKS`) is the layout's own unless given. `columns` are
-    kept in `Example.meta` where a row has them, whatever the layout reads. Raises one
-    `LuthierError` that lists the bad rows with their reasons, unless `skip_bad_rows`, which drops
-    them and records them in `.skipped`; raises on an empty source, or columns that fit no layout.
+    kept in `Example.meta` where a row has them, whatever the layout reads. `named` says which
+    columns are meant where the source calls them otherwise: `text=body,label=category`. What
+    nothing reads is listed in `.unread`.
+
+    Raises one `LuthierError` that lists the bad rows with their reasons, unless `skip_bad_rows`,
+    which drops them and records them in `.skipped`; raises on an empty source, columns that fit no
+    layout, and rows that hold answers which are not wanted (preferences).
     """
     source = str(source)
     check_task(task)
     if limit is not None and limit < 1:
         raise LuthierError(f"limit is {limit}; expected at least 1.")
-    table = read(source, split, limit, seed)
+    table, names, gone = _named(read(source, split, limit, seed), mapping(named), columns, source)
     total = len(table.rows) + len(table.bad)
     if not total:
         raise LuthierError(f"{source} is empty: no row to learn from.")
     if not table.rows:
         raise refuse(source, table.bad, total, table.place)
-    layout = recognise((row for _, row in table.rows), source, task)
-    rows, bad = _parse(table, layout, ("entry", *columns))
-    rows, labels, task, wrong = _label(rows, task or LAYOUTS[layout].tasks[0], task is not None, table.classes)
+    layout = recognise((row for _, row in table.rows), source, task, names)
+    rows, bad = _parse(table, LAYOUTS[layout], ("entry", *columns))
+    classes = table.classes.get(names.get("label", "label"))
+    rows, labels, task, wrong = _label(rows, task or LAYOUTS[layout].tasks[0], task is not None, classes)
     bad = sorted(table.bad + bad + wrong)
     if bad and not (skip_bad_rows and rows):
         raise refuse(source, bad, total, table.place)
     if limit is not None and limit < len(rows):
         chosen = sorted(random.Random(seed).sample(range(len(rows)), limit))
         rows = [rows[i] for i in chosen]
-    examples = Examples(rows, layout, source, bad, fingerprint(rows), None, labels, task)
+    beside = ("entry", *columns, *(("task",) if source.startswith("mix:") else ()))
+    unread = (*gone, *_unread(table, LAYOUTS[layout], beside))
+    examples = Examples(rows, layout, source, bad, fingerprint(rows), None, labels, task, unread)
     return dataclasses.replace(examples, scorer=scorer_for(examples))
+
+
+def load_prompts(
+    source: str | Path, *, named: str | Mapping[str, str] | None = None, split: str = "train"
+) -> list[Example]:
+    """What there is to answer in `source`: its rows up to their last answer, or all of those that have none yet.
+
+    The layouts are those of `load`; a row of plain `text` is one to go on with. Raises as `load` does.
+    """
+    source = str(source)
+    table, names, _ = _named(read(source, split), mapping(named), (), source)
+    if not table.rows and not table.bad:
+        raise LuthierError(f"{source} is empty: no row to answer.")
+    if not table.rows:
+        raise refuse(source, table.bad, len(table.bad), table.place)
+    name = recognise((row for _, row in table.rows), source, "causal-lm", names, to_answer=True)
+    layout = LAYOUTS[name]
+    asked = [(number, unanswered(row, layout)) for number, row in table.rows]
+    rows, bad = _parse(dataclasses.replace(table, rows=asked), layout, ())
+    if bad or table.bad:
+        raise refuse(source, sorted(table.bad + bad), len(table.rows) + len(table.bad), table.place)
+    return [
+        row if row.messages is None else dataclasses.replace(row, messages=row.messages[: last_answer(row.messages)])
+        for row in rows
+    ]
+
+
+def _named(
+    table: Table, named: dict[str, str], columns: Sequence[str], source: str
+) -> tuple[Table, dict[str, str], list[str]]:
+    """(the table under the names that layouts know, these names, columns that made room for others)."""
+    present = {column for _, row in table.rows for column in row}
+    if "labels" in present and "label" not in {*present, *named} and {*present, *named} & set(ITEMS):
+        named = {**named, "label": "labels"}
+    rows, gone = renamed(table.rows, named, dict.fromkeys((*known_columns(), *columns)), source)
+    return dataclasses.replace(table, rows=rows), named, gone
+
+
+ITEMS = ("text", "image", "audio")
+"""What `labels` beside it names the class of, as `label` does."""
+
+
+def _unread(table: Table, layout: Layout, beside: Sequence[str]) -> list[str]:
+    found = unread((row for _, row in table.rows), {*layout.reads, *beside}, layout.turns)
+    shown = [f"file {name}" for name in table.left[:FILES]]
+    more = len(table.left) - len(shown)
+    return [*found, *shown, *([f"{more:,} more files"] if more > 0 else [])]
+
+
+FILES = 5
+"""Unread files that are named."""
 
 
 def check_task(task: str | None) -> None:
@@ -68,13 +128,12 @@ def check_task(task: str | None) -> None:
         raise LuthierError(f"no task {task!r}{near(task, known)} There are: {', '.join(known)}.")
 
 
-def _parse(table: Table, layout: str, columns: Sequence[str]) -> tuple[list[Example], Bad]:
+def _parse(table: Table, layout: Layout, columns: Sequence[str]) -> tuple[list[Example], Bad]:
     rows: list[Example] = []
     bad: Bad = []
-    parse = LAYOUTS[layout].parse
     for number, row in table.rows:
         try:
-            fields = parse(row, table.folder)
+            fields = layout.parse(row, table.folder)
         except BadRow as reason:
             bad.append((number, str(reason)))
         else:
@@ -91,7 +150,8 @@ def _label(
         return rows, None, task, []
     if not given and "regression" in _tasks_with(task) and _numbers([e.label for e in rows]):
         task = "regression"
-    convert: Callable[[Any], str | float] = _number if task == "regression" else _class_name(classes)
+    whole = all(value is not None and value.is_integer() for value in (_finite(e.label) for e in rows))
+    convert: Callable[[Any], str | float] = _number if task == "regression" else _class_name(classes, whole)
     good: list[Example] = []
     bad: Bad = []
     for example in rows:
@@ -109,11 +169,18 @@ def _tasks_with(task: str) -> set[str]:
 
 
 def _numbers(labels: list[Any]) -> bool:
-    """Whether labels are measurements: half of them are numbers, and one is a float or has a
-    fraction."""
+    """Whether labels are measurements: half of them are numbers, one of which has a fraction, or which are written with
+    a decimal point and are too many different ones for classes."""
     numbers = [(label, value) for label in labels if (value := _finite(label)) is not None]
-    measured = any(isinstance(label, float) or not value.is_integer() for label, value in numbers)
-    return measured and 2 * len(numbers) >= len(labels)
+    if 2 * len(numbers) < len(labels):
+        return False
+    pointed = any(isinstance(label, float) or "." in str(label) for label, _ in numbers)
+    many = len({value for _, value in numbers}) > CLASSES
+    return any(not value.is_integer() for _, value in numbers) or (pointed and many)
+
+
+CLASSES = 20
+"""More different whole numbers than these, written as 3.0, are no classes."""
 
 
 def _finite(label: Any) -> float | None:
@@ -131,8 +198,12 @@ def _number(label: Any) -> float:
     return value
 
 
-def _class_name(classes: list[str] | None) -> Callable[[Any], str]:
+def _class_name(classes: list[str] | None, whole: bool) -> Callable[[Any], str]:
+    """How a label is named; where all are `whole` numbers, 1.0 in a CSV file is the 1 that it is elsewhere."""
+
     def name(label: Any) -> str:
+        if whole and isinstance(label, str) and "." in label:
+            label = float(label)
         if isinstance(label, float):
             if not label.is_integer():
                 raise ValueError(label)

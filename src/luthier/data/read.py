@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import json
+import lzma
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
+from luthier.data.records import records
 
 Row = dict[str, Any]
 Numbered = tuple[int, Row | str]
 """(number from 1, the columns) of a good row, (number, reason) of one that cannot be read."""
-
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval"),
-    "test": ("test", "testing"),
-}
-"""First words of file names (up to `-`, `_` or `.`) that tell which split of a folder a file
-belongs to."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +30,12 @@ class Table:
     bad: list[tuple[int, str]] = field(default_factory=list)
     folder: Path | None = None
     """What relative image and audio paths start from."""
-    classes: list[str] | None = None
-    """Names of integer labels, where the source declares them."""
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    """Names of the integer labels in a column, where the source declares them."""
     starts: list[tuple[int, str]] = field(default_factory=list)
     """(number before the first row, file name) when several files follow one another."""
+    left: tuple[str, ...] = ()
+    """Files of a folder that nothing reads."""
 
     def place(self, row: int) -> str:
         """`row` as a person finds it: `part-2.jsonl:17` among several files, else its number."""
@@ -47,13 +46,13 @@ class Table:
 
 
 def read(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> Table:
-    """The rows of `source`: a file, a folder of files, `gym:<task>?settings`, a hub id
-    (`id:config:split`), or several of these (`mix:<task>=<source>,<task>=<source>`).
+    """The rows of `source`: a file, a folder (see `luthier.data.folder`), `gym:<task>?settings`, a
+    hub id (`id:config:split`), or several of these (`mix:<task>=<source>,<task>=<source>`).
 
-    A single file is one split, whatever `split` says; a folder whose file names open with `train`,
-    `test`, `dev`, … gives the files of `split` (None: train). `limit` and `seed` reach only
-    sources that are generated: reading all of a file costs little and finds all its bad rows.
-    Raises `LuthierError` when nothing is there to read.
+    A single file is one split, whatever `split` says, unless it is an object of splits
+    (`{"train": […], "test": […]}`); a folder gives the files of `split` (None: train). `limit` and
+    `seed` reach only sources that are generated: reading all of a file costs little and finds all
+    its bad rows. Raises `LuthierError` when nothing is there to read.
     """
     if source.startswith("gym:"):
         from luthier.data.gym import read_gym
@@ -63,11 +62,13 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
         from luthier.data.mix import read_mix
 
         return read_mix(source, split, limit, seed)
-    path = Path(source).expanduser()
+    path, _, config = _parted(source)
     if path.is_dir():
-        return _folder(path, split or "train")
+        from luthier.data.folder import read_folder
+
+        return read_folder(path, config, split or "train")
     if path.is_file():
-        good, bad = _sort(_reader(path)(path))
+        good, bad = read_file(path, split or "train")
         return Table(good, bad, path.parent)
     if _looks_like_path(source):
         raise LuthierError(f"no data file {source}{_near_files(path)} Known suffixes: {', '.join(READERS)}.")
@@ -76,7 +77,21 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
     return read_hub(source, split or "train")
 
 
-def _sort(rows: Iterator[Numbered]) -> tuple[list[tuple[int, Row]], list[tuple[int, str]]]:
+def _parted(source: str) -> tuple[Path, str, str]:
+    """(path, ":", configuration) of a folder's `path:configuration`; else the path alone."""
+    path = Path(source).expanduser()
+    before, colon, config = source.rpartition(":")
+    folder = Path(before).expanduser()
+    return (folder, colon, config) if colon and not path.exists() and folder.is_dir() else (path, "", "")
+
+
+def read_file(path: Path, split: str) -> tuple[list[tuple[int, Row]], list[tuple[int, str]]]:
+    """(good rows, bad rows) of one file; of a JSON object of splits, those of one split."""
+    reader = _reader(path)
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise LuthierError(f"{path} is a pointer of Git LFS and holds no rows; fetch it: git lfs pull.")
+    rows = read_json(path, split) if reader is read_json else reader(path)
     good: list[tuple[int, Row]] = []
     bad: list[tuple[int, str]] = []
     for number, row in rows:
@@ -87,8 +102,11 @@ def _sort(rows: Iterator[Numbered]) -> tuple[list[tuple[int, Row]], list[tuple[i
     return good, bad
 
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+
+
 def _looks_like_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or Path(source).suffix in READERS or source.count("/") > 1
+    return source.startswith((".", "/", "~")) or suffix(Path(source)) in READERS or source.count("/") > 1
 
 
 def _near_files(path: Path) -> str:
@@ -97,48 +115,43 @@ def _near_files(path: Path) -> str:
     return near(path.name, [p.name for p in path.parent.iterdir()]) or "."
 
 
+def _zst(packed: bytes) -> bytes:
+    import pyarrow
+
+    with pyarrow.CompressedInputStream(pyarrow.BufferReader(packed), "zstd") as stream:
+        return stream.read()
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": _zst,
+}
+"""How a compressed file is unpacked, by its last suffix; the one before it tells what it holds."""
+
+
+def suffix(path: Path) -> str:
+    """What a file holds by its name, in lower case, without what it is compressed by."""
+    last = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if last in PACKED else last
+
+
+def _bytes(path: Path) -> bytes:
+    unpack = PACKED.get(path.suffix.lower())
+    if unpack is None:
+        return path.read_bytes()
+    try:
+        return unpack(path.read_bytes())
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise LuthierError(f"{path} cannot be unpacked: {error}.") from None
+
+
 def _reader(path: Path) -> Callable[[Path], Iterator[Numbered]]:
-    if path.suffix not in READERS:
-        raise LuthierError(f"{path}: cannot read {path.suffix or 'no suffix'!r}. Known: {', '.join(READERS)}.")
-    return READERS[path.suffix]
-
-
-def _folder(folder: Path, split: str) -> Table:
-    files = sorted(p for p in folder.iterdir() if p.suffix in READERS and not p.name.startswith("."))
-    if not files:
-        raise LuthierError(f"{folder} holds no data file. Known suffixes: {', '.join(READERS)}.")
-    files = _of_split(folder, files, split)
-    good: list[tuple[int, Row]] = []
-    bad: list[tuple[int, str]] = []
-    starts: list[tuple[int, str]] = []
-    before = 0
-    for file in files:
-        starts.append((before, file.name))
-        rows, errors = _sort(_reader(file)(file))
-        good += [(before + number, row) for number, row in rows]
-        bad += [(before + number, reason) for number, reason in errors]
-        before = max([before, *(number for number, _ in good[-1:] + bad[-1:])])
-    return Table(good, bad, folder, starts=starts if len(files) > 1 else [])
-
-
-def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
-    """The files of one split. Files without a split's name count as training data when no file has
-    one."""
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        word = file.name.replace("-", ".").replace("_", ".").split(".")[0].lower()
-        name = next((name for name, words in SPLITS.items() if word in words), "")
-        found.setdefault(name, []).append(file)
-    if set(found) == {""}:
-        found = {"train": files}
-    name = next((name for name, words in SPLITS.items() if split in words), split)
-    if name not in found:
-        raise LuthierError(f"{folder} has no split {split!r}{near(split, found)} Files: {_names(files)}.")
-    return found[name]
-
-
-def _names(files: list[Path]) -> str:
-    return ", ".join(p.name for p in files[:20]) + (", …" if len(files) > 20 else "")
+    found = suffix(path)
+    if found not in READERS:
+        raise LuthierError(f"{path}: cannot read {found or 'no suffix'!r}. Known: {', '.join(READERS)}.")
+    return READERS[found]
 
 
 def _decode(data: bytes) -> str:
@@ -148,70 +161,99 @@ def _decode(data: bytes) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[Numbered]:
-    """One JSON object a line; blank lines are passed over, and counted."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            text = _decode(line).strip()
-            if text:
-                yield number, _object(text)
+    """One JSON object a line (or a conversation as a list); blank lines are passed over, and counted."""
+    for number, line in enumerate(_bytes(path).split(b"\n"), 1):
+        text = _decode(line).strip()
+        if text:
+            yield number, _parsed(text)
 
 
-def _object(text: str) -> Row | str:
+def _parsed(text: str) -> Row | str:
     try:
-        value = json.loads(text)
+        return _row(json.loads(text))
     except (json.JSONDecodeError, RecursionError) as error:
         return f"invalid JSON: {error}"
+
+
+def _row(value: Any) -> Row | str:
+    """The columns of a JSON value; a bare list of turns is a conversation."""
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        return {"messages" if "role" in value[0] else "conversations": value}
     return value if isinstance(value, dict) else f"a JSON {type(value).__name__}, expected an object"
 
 
-def read_json(path: Path) -> Iterator[Numbered]:
-    """A list of objects; a file that does not open with `[` is read as one object a line."""
-    text = _decode(path.read_bytes()).strip()
-    if not text.startswith("["):
-        yield from read_jsonl(path)
-        return
+HOLDERS = ("data", "rows", "examples", "instances", "records", "items")
+"""Keys under which a JSON object may hold all rows."""
+
+
+def read_json(path: Path, split: str = "train") -> Iterator[Numbered]:
+    """A list of objects, or an object of such lists by split or under a key such as `data`; a file that is no JSON as
+    a whole is read as one object a line."""
+    text = _decode(_bytes(path)).strip()
     try:
-        values = json.loads(text)
+        values = json.loads(text) if text else []
     except (json.JSONDecodeError, RecursionError) as error:
+        if not text.startswith("[") or text.split("\n", 1)[0].rstrip().endswith("]"):
+            yield from read_jsonl(path)
+            return
         raise LuthierError(f"{path} is not valid JSON: {error}.") from None
+    if isinstance(values, dict):
+        values = _held(path, values, split)
     for number, value in enumerate(values, 1):
-        ok = isinstance(value, dict)
-        yield number, value if ok else f"a JSON {type(value).__name__}, expected an object"
+        yield number, _row(value)
+
+
+def _held(path: Path, value: Row, split: str) -> list[Any]:
+    """The rows in an object: those of a split, those under its one list, or the object as the only row."""
+    from luthier.data.folder import of_split, split_of
+
+    lists = {key: rows for key, rows in value.items() if isinstance(rows, list)}
+    splits = {name: key for key in lists if (name := split_of(key, whole=True))}
+    if splits and all(isinstance(row, dict | list) for key in splits.values() for row in lists[key]):
+        return lists[splits[of_split(str(path), split, splits)]]
+    holder = next((key for key in HOLDERS if key in lists and set(lists) == {key}), None)
+    return [value] if holder is None else lists[holder]
 
 
 def read_csv(path: Path) -> Iterator[Numbered]:
     """Comma-separated, quoted as RFC 4180, with a header; a row's number is the line that it
     starts on."""
-    return _delimited(path, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+    lines, header, start = _headed(path, csv.QUOTE_MINIMAL)
+    for each in records(lines, start, len(header)):
+        yield each.first + 1, each.wrong or dict(zip(header, each.cells, strict=True))
 
 
 def read_tsv(path: Path) -> Iterator[Numbered]:
     """Tab-separated with a header and no quoting (IANA text/tab-separated-values): a `"` is a
     plain character."""
-    return _delimited(path, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
-def _delimited(path: Path, delimiter: str, quoting: Any) -> Iterator[Numbered]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = (line.rstrip("\r") + "\n" for line in _decode(path.read_bytes()).split("\n"))
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-    header = next(reader, [])
-    if len(set(header)) < len(header):
-        raise LuthierError(f"{path}: a column occurs twice in the header {header}.")
-    start = reader.line_num + 1
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield start, f"malformed: {error}"
-            return
-        if cells:
+    lines, header, start = _headed(path, csv.QUOTE_NONE, delimiter="\t")
+    for number, line in enumerate(lines[start:], start + 1):
+        cells = line[:-1].split("\t")
+        if line != "\n":
             same = len(cells) == len(header)
             wrong = f"{len(cells)} cells, the header has {len(header)}"
-            yield start, dict(zip(header, cells, strict=True)) if same else wrong
-        start = reader.line_num + 1
+            yield number, dict(zip(header, cells, strict=True)) if same else wrong
+
+
+def _headed(path: Path, quoting: Any, delimiter: str = ",") -> tuple[list[str], list[str], int]:
+    """(lines, header, place of the line after it)."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    lines = [line.rstrip("\r") + "\n" for line in _decode(_bytes(path)).split("\n")]
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise LuthierError(f"{path}: the header is malformed: {error}.") from None
+    if len(set(header)) < len(header):
+        raise LuthierError(f"{path}: a column occurs twice in the header {header}.")
+    return lines, header, reader.line_num
+
+
+def read_text(path: Path) -> Iterator[Numbered]:
+    """A file of plain text is one row, `{"text": …}`; an empty one is none."""
+    text = _decode(_bytes(path)).replace("\r\n", "\n")
+    if text.strip():
+        yield 1, {"text": text}
 
 
 def read_parquet(path: Path) -> Iterator[Numbered]:
@@ -220,10 +262,20 @@ def read_parquet(path: Path) -> Iterator[Numbered]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.ParquetFile(path).read()
     except (pyarrow.ArrowException, OSError) as error:
         raise LuthierError(f"{path} is not a readable Parquet file: {error}.") from None
-    yield from enumerate(table.to_pylist(), 1)
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield number, {column: without_nulls(value) for column, value in row.items()}
+
+
+def without_nulls(value: Any) -> Any:
+    """A value of an Arrow table without the nulls in its structs: Arrow gives each struct the keys of all others."""
+    if isinstance(value, list) and value and all(isinstance(each, tuple) for each in value):  # a map
+        value = dict(value)
+    if isinstance(value, dict):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {
@@ -232,5 +284,7 @@ READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {
     ".csv": read_csv,
     ".tsv": read_tsv,
     ".parquet": read_parquet,
+    ".txt": read_text,
+    ".md": read_text,
 }
 """Reader of each suffix."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.contracts.example import Example, Examples
-from luthier.core.contracts.selection import DataSelection, Pool
+from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.errors import LuthierError
 from luthier.data.words import whole
 
@@ -29,7 +29,7 @@ class Chosen:
     """Of every row of the pool."""
 
 
-def choose(selection: DataSelection, pool: Pool, rows: int) -> Chosen:
+def choose(selection: Selection, pool: Pool, rows: int) -> Chosen:
     """The `rows` rows of the pool that score highest (of equal ones the first).
 
     Raises `LuthierError` where the pool has fewer, the selection needs target rows and there are none, or a row has no
@@ -49,7 +49,7 @@ def choose(selection: DataSelection, pool: Pool, rows: int) -> Chosen:
     return Chosen(pool.examples.keep([pool.examples.rows[i] for i in sorted(places)]), places, scores)
 
 
-def with_shots(selection: DataSelection, queries: Examples, pool: Pool, count: int) -> Examples:
+def with_shots(selection: Selection, queries: Examples, pool: Pool, count: int) -> Examples:
     """The queries, each with `count` rows of the pool before its prompt, the nearest one last.
 
     A shot is the whole conversation of its row but for a system message; the query's own opens all. Shots are not in

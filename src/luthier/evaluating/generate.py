@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
-from luthier.data import Collator, Example, encode, prompt_ids
+from luthier.data import Collator, Example, encode, encode_seq2seq, prompt_ids
 from luthier.models import positions
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Sampling:
 def generate(
     model: Any,
     processor: Any,
-    prompts: list[str] | list[Messages],
+    prompts: Sequence[str] | Sequence[Messages] | Sequence[Example],
     *,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
@@ -53,8 +53,9 @@ def generate(
 ) -> list[str]:
     """One answer to each prompt, in their order, without special tokens.
 
-    A prompt is a list of messages, or a string: the user's turn where the tokenizer has a chat template, plain text
-    elsewhere. Its tokens are those that stand before an answer in training. Generation stops at the end of the turn,
+    A prompt is a list of messages, an example that ends before its answer (`data.load_prompts`), or a string: the
+    user's turn where the tokenizer has a chat template, plain text elsewhere. Its tokens are those that stand before an
+    answer in training; a `text` example is gone on with. Generation stops at the end of the turn,
     after `max_new_tokens`, or where a model with absolute positions has no more of them. `tasks` names the task of all
     prompts, or of each, for an adapter that goes by tasks. The model's mode and the global random state are left as
     they were.
@@ -64,18 +65,31 @@ def generate(
     return answers(model, processor, tokenised(model, processor, prompts), sampling, batch, tasks=told)
 
 
-def tokenised(model: Any, tokenizer: Any, prompts: Sequence[str | Messages]) -> list[list[int]]:
+def tokenised(model: Any, tokenizer: Any, prompts: Sequence[str | Messages | Example]) -> list[list[int]]:
     """The token ids of prompts as `generate` takes them."""
-    turns = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
-    return [_ids(model, tokenizer, messages, number) for number, messages in enumerate(turns, 1)]
+    return [_ids(model, tokenizer, _example(prompt, number)) for number, prompt in enumerate(prompts, 1)]
 
 
-def _ids(model: Any, tokenizer: Any, messages: Messages, number: int) -> list[int]:
+def _example(prompt: str | Messages | Example, number: int) -> Example:
+    if isinstance(prompt, Example):
+        return prompt
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not messages or not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages):
         raise LuthierError(f"prompt {number} is no list of messages with a role and a content each.")
+    return Example(row=number, messages=messages)
+
+
+def _ids(model: Any, tokenizer: Any, example: Example) -> list[int]:
+    answer = replace(example, messages=[*(example.messages or []), PLACEHOLDER])
     if model.config.is_encoder_decoder:
-        return tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
-    return prompt_ids(Example(row=number, messages=[*messages, PLACEHOLDER]), tokenizer)
+        return (
+            encode_seq2seq(answer, tokenizer, None)["input_ids"]
+            if example.text is None
+            else tokenizer(example.text)["input_ids"]
+        )
+    if example.text is not None:  # to go on with, as texts are learned
+        return encode(example, tokenizer, max_length=None)["input_ids"][:-1]
+    return prompt_ids(answer, tokenizer)
 
 
 def answers(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from luthier import data
 from luthier.core.contracts.aggregation import Aggregation
@@ -80,7 +81,7 @@ def planned(run: Run, method: Aggregation, federation: Federation) -> Plan:
     check_run(run)
     some = federation.clients or len(federation.numbers()) or 1
     method.check_ranks([federation.rank_of(client, run.form) for client in range(some)])
-    prepared = prepare(run)
+    prepared = prepare(run, (federation.column,))
     parts = partition(federation, kinds(run, prepared, federation), run.training.seed)
     plan = Plan(run, method, federation, prepared, parts)
     method.check_ranks(plan.ranks)
@@ -105,7 +106,9 @@ def kinds(run: Run, prepared: Prepared, federation: Federation) -> Sequence[Hash
 
 def overview(plan: Plan) -> Table:
     """Who takes part, with which rows."""
-    table = Table(box=None, pad_edge=False)
+    unread = plan.prepared.unread
+    caption = Text(f"not read: {', '.join(unread)}") if unread else None
+    table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
     for name in ("client", "rows", "share", "rank"):
         table.add_column(name, justify="right")
     labels = plan.prepared.examples.labels

@@ -100,15 +100,17 @@ def measure(
     crosscheck: bool = True,
     limit: int | None = None,
     skip_bad_rows: bool = False,
+    columns: str | None = None,
     progress: bool = True,
 ) -> Report:
     """Reads a sample of `data` through `model` and allocates ranks for `form` (LoRA unless told).
 
     `ranks` is what allocates (GeLoRA unless told), within `budget`. Rows of more than `max_length` tokens are cut.
-    With `crosscheck`, two estimators of scikit-dimension stand beside every dimension, where it is installed.
+    `columns` says which columns are meant where the data call them otherwise (`text=body,label=category`). With
+    `crosscheck`, two estimators of scikit-dimension stand beside every dimension, where it is installed.
     Raises `LuthierError` for whatever does not fit, before the weights are read where that can be known.
     """
-    from luthier.training.prepare import labels_in_order
+    from luthier.training.prepare import labels_in_order, pieces_of
 
     start = time.monotonic()
     form = form if form is not None else LoRA()
@@ -116,7 +118,11 @@ def measure(
     settings, console = (calibration or Calibration()).seeded(0), Console(stderr=True, quiet=not progress)
     if settings.source is not None:
         raise LuthierError("a measurement reads the data it is given; leave source out of the calibration.")
-    examples = luthier_data.load(data, task=task, skip_bad_rows=skip_bad_rows, limit=limit, seed=settings.seed)
+    examples = luthier_data.load(
+        data, task=task, skip_bad_rows=skip_bad_rows, limit=limit, seed=settings.seed, named=columns
+    )
+    if examples.unread:
+        console.print(f"not read: {', '.join(examples.unread)}", highlight=False, markup=False)
     processor, positions = trial(model, examples.task, form, where, ranks, budget)
     loaded = models.load(model, task=examples.task, dtype=dtype, labels=examples.labels)
     features = luthier_data.encode_all(
@@ -139,7 +145,7 @@ def measure(
         collator=luthier_data.collator_for(examples.task, loaded.processor),
         calibration=settings,
         new=loaded.new_modules,
-        data=f"{examples.fingerprint} {examples.task} {max_length} True",
+        data=f"{examples.fingerprint} {examples.task} {max_length} True{pieces_of(features)}",
         console=console,
     )
     evidence: dict[str, Any] = allocation.evidence

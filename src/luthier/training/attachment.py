@@ -14,7 +14,7 @@ from luthier.core.sites.select import select
 from luthier.measuring.allocation import Allocation, allocate, allocated
 from luthier.methods.forms.full import Full
 from luthier.models import Loaded
-from luthier.training.prepare import Prepared, labels_in_order
+from luthier.training.prepare import Prepared, labels_in_order, pieces_of
 from luthier.training.spec import Run
 
 TENSORS = ("affine", "embedding", "param")
@@ -81,7 +81,7 @@ def _measured(run: Run, where: str | None, loaded: Loaded, prepared: Prepared, c
         collator=data.collator_for(prepared.task, loaded.processor),
         calibration=run.calibration.seeded(settings.seed),
         new=loaded.new_modules,
-        data=f"{prepared.seen} {prepared.task} {settings.max_length} {settings.truncate}",
+        data=f"{prepared.seen} {prepared.task} {settings.max_length} {settings.truncate}{pieces_of(prepared.plain)}",
         console=console,
     )
 

@@ -111,6 +111,7 @@ def record(
             "eval_fingerprint": held.fingerprint if held else None,
             **prepared.selected,
         },
+        "unread": list(prepared.unread),
         "base": base_of(model),
         "measured": measured,
         "command": command,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -39,12 +39,19 @@ class Prepared:
     """What a calibration pass reads: the rows trained on, or other data, as they were encoded."""
     seen: str
     """The fingerprint of those rows."""
+    unread: tuple[str, ...] = ()
+    """What the data hold and nothing reads, the template included."""
+    dropped: int = 0
+    """Rows that were read and could not be encoded (`skip_bad_rows`)."""
     selected: dict[str, Any] = field(default_factory=dict)
     """How many rows the selection chose from, and the fingerprint of its target; empty without one."""
 
 
-def prepare(run: Run) -> Prepared:
-    """The encoded rows of `run`; whatever is wrong with the data, the model's name or the selector raises here."""
+def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
+    """The encoded rows of `run`; whatever is wrong with the data, the model's name or the selector raises here.
+
+    Columns `beside` are read by the caller.
+    """
     settings = run.training
     run.objective.check_form(run.form)
     for source in run.form.sources():
@@ -56,11 +63,13 @@ def prepare(run: Run) -> Prepared:
         seed=settings.seed,
         task=run.task,
         columns=columns_of(run),
+        named=run.columns,
     )
     train, held = _divide(run, examples)
     processor, positions = trial(
         run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also, run.init
     )
+    unread = _unread(run, processor, beside, examples, *([held] if held else []))
     train, selected = _selected(run, train)
     encode = partial(
         data.encode_all,
@@ -76,6 +85,7 @@ def prepare(run: Run) -> Prepared:
     parts = [part for part in (train, held) if part is not None]
     tasks = tuple(sorted({str(e.meta["task"]) for part in parts for e in part.rows if "task" in e.meta}))
     encoded = [encode(part) for part in parts]
+    dropped = sum(len(part) - len({f["row"] for f in made}) for part, made in zip(parts, encoded, strict=True))
     shaped = []
     for part, features in zip(parts, encoded, strict=True):
         places = task_places(run.form, part)
@@ -88,7 +98,23 @@ def prepare(run: Run) -> Prepared:
         )
     plain, seen = _seen(run, train, encoded[0], encode)
     evaluation = shaped[1] if held else []
-    return Prepared(examples.task, train, held, shaped[0], evaluation, processor, plain, seen, selected)
+    return Prepared(
+        examples.task, train, held, shaped[0], evaluation, processor, plain, seen, unread, dropped, selected
+    )
+
+
+def _unread(run: Run, processor: Any, beside: Sequence[str | None], *parts: Examples) -> tuple[str, ...]:
+    """What no layout reads, but for keys of turns that the chat template names; raises if the run is strict."""
+    template = str(getattr(processor, "chat_template", None) or "")
+    named = dict.fromkeys(name for part in parts for name in part.unread)
+    told = [name for name in named if "[]." in name and name.rpartition(".")[2] in template]
+    found = tuple(name for name in named if name not in (*told, *beside))
+    if found and run.strict:
+        raise LuthierError(
+            f"{run.data} holds what nothing reads: {', '.join(found)}. Remove it, say what it is (columns), or leave "
+            "strict out."
+        )
+    return found
 
 
 def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples | None]:
@@ -114,6 +140,7 @@ def _seen(
         seed=run.training.seed,
         task=train.task,
         columns=columns_of(run),
+        named=run.columns,
     )
     return encode(other), other.fingerprint
 
@@ -124,7 +151,13 @@ def _selected(run: Run, examples: Examples) -> tuple[Examples, dict[str, Any]]:
         return examples, {}
     target = None
     if run.target is not None:
-        target = data.load(run.target, skip_bad_rows=run.skip_bad_rows, seed=run.training.seed, task=examples.task)
+        target = data.load(
+            run.target,
+            skip_bad_rows=run.skip_bad_rows,
+            seed=run.training.seed,
+            task=examples.task,
+            named=run.columns,
+        )
     pool = Pool(examples, target, run.training.seed, data.states_by(run.model, examples.task))
     found = {"selected_of": len(examples), "target_fingerprint": target.fingerprint if target else None}
     return data.choose(run.select, pool, run.select_rows).examples, found
@@ -140,6 +173,7 @@ def _other(run: Run, examples: Examples) -> Examples:
         split="test" if same else "train",
         task=examples.task,
         columns=columns_of(run),
+        named=run.columns,
     )
     held = data.without(held, examples)
     if not held.rows:
@@ -148,6 +182,12 @@ def _other(run: Run, examples: Examples) -> Examples:
             "(a share of the training rows is then held out: eval_fraction)."
         )
     return held
+
+
+def pieces_of(features: list[Feature]) -> str:
+    """What cutting long texts made of the rows, for names of what is kept about them; empty where none was cut."""
+    more = len(features) - len({feature["row"] for feature in features})
+    return f" {more} pieces" if more else ""
 
 
 def labels_in_order(features: list[Feature], labels: list[str] | None, config: Any) -> list[Feature]:

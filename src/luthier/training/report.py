@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from luthier.core.adapters.control import describe, tensors
 from luthier.core.adapters.optimiser import active_places, course_of
@@ -135,8 +137,9 @@ def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
         learned = f", of which {plan.learned:,} in the loss" if plan.learned else ""
         lines["tokens an epoch"] = f"{plan.tokens:,}{learned}"
         lines["longest row"] = f"{plan.longest:,} tokens (row {plan.longest_row})"
+    lines |= notes(prepared)
     for name, text in lines.items():
-        table.add_row(name, text)
+        table.add_row(name, Text(text))
     return table
 
 
@@ -169,9 +172,25 @@ def _inside(part: Component) -> str:
     return f" ({', '.join(shown)})" if shown else ""
 
 
+def notes(prepared: Prepared) -> dict[str, str]:
+    """What is worth knowing of the rows before they are learned."""
+    held, layout, found = prepared.held, prepared.examples.layout, {}
+    if prepared.unread:
+        found["not read"] = ", ".join(prepared.unread)
+    if held is not None and held.layout != layout:
+        found["held out"] = f"rows of another layout: {held.layout}, where those to train on are {layout}"
+    cut = Counter(feature["row"] for feature in prepared.train) if layout == "text" else Counter()
+    pieces = [count for count in cut.values() if count > 1]
+    if pieces:
+        found["long texts"] = (
+            f"{len(pieces):,} cut into {sum(pieces):,} pieces, each a row of its own; no token is lost"
+        )
+    return found
+
+
 def skipped(prepared: Prepared, plan: Plan) -> str:
     """What the rows lost."""
-    bad = len(prepared.examples.skipped)
+    bad = len(prepared.examples.skipped) + prepared.dropped
     gone = f", {bad:,} bad ones left out" if bad else ""
     gone += f", chosen from {prepared.selected['selected_of']:,}" if prepared.selected else ""
     return gone + (f", {plan.shortened:,} cut to fit" if plan.shortened else "")

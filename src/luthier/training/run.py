@@ -47,6 +47,8 @@ def train(
     select_rows: int | None = None,
     target: str | None = None,
     license: str | None = None,
+    columns: str | None = None,
+    strict: bool = False,
 ) -> Result:
     """Trains `run`, or the run that the fields after `progress` describe (see `Run`), and fills its folder.
 
@@ -60,8 +62,8 @@ def train(
     from luthier.training.session import Session
 
     fields = [model, data, form, where, task, eval_data, objective, training, limit, ranks, init, budget, calibration]
-    later = (update, *also, select, select_rows, target, license)
-    usual = (out, name, skip_bad_rows) == (Run.out, Run.name, Run.skip_bad_rows)
+    later = (update, *also, select, select_rows, target, license, columns)
+    usual = (out, name, skip_bad_rows, strict) == (Run.out, Run.name, Run.skip_bad_rows, Run.strict)
     if run is not None and (not usual or any(field is not None for field in (*fields, *later))):
         raise LuthierError("give a Run or its fields, not both.")
     if run is None:
@@ -90,5 +92,7 @@ def train(
             select_rows,
             target,
             license,
+            columns,
+            strict,
         )
     return Session(run, progress).train(resume, overwrite)

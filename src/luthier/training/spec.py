@@ -17,6 +17,7 @@ from luthier.core.contracts.ranks import Ranks, parameters_of
 from luthier.core.contracts.selection import Selection
 from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError, near
+from luthier.data.columns import mapping
 from luthier.measuring.calibration import Calibration
 from luthier.methods.objectives.sft import SFT
 from luthier.methods.piece import Piece
@@ -48,7 +49,7 @@ class Training:
     clip: float = 1.0
     """Gradients of a larger norm are scaled to it (0: never)."""
     max_length: int = 1024
-    """Longest row, in tokens; a longer one is a bad row."""
+    """Longest row, in tokens; a longer text is cut into several rows, a longer row of any other kind is a bad one."""
     truncate: bool = False
     """Cut the prompts of rows that are too long, instead of refusing them."""
     eval_fraction: float = 0.05
@@ -166,6 +167,10 @@ class Run:
     """Data of the task that it chooses for, as `data`."""
     license: str | None = None
     """Licence of the adapter, for its card (none: not stated; the base's is told)."""
+    columns: str | None = None
+    """Columns that the data call otherwise than the layouts do, by what they are: text=body,label=category."""
+    strict: bool = False
+    """Refuse data with columns that nothing reads, instead of naming them."""
 
     def __post_init__(self) -> None:
         from luthier.core.adapters.attach import NAME  # brings transformers, which --help does without
@@ -180,6 +185,7 @@ class Run:
             parameters_of(self.budget, 10**12)  # its words, before the model is known
             self.form.with_rank(1)
         self.update.check_decay(self.training.weight_decay)
+        mapping(self.columns)
         if self.limit is not None and self.limit < 1:
             raise LuthierError(f"limit is {self.limit}; expected at least 1.")
         if (self.select is None) != (self.select_rows is None) or (self.select is None and self.target is not None):

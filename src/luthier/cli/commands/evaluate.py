@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from luthier.cli.output import say, say_json, table
+from luthier.cli.output import say, say_json, table, tell_unread
 from luthier.cli.parse import Command, Given
 from luthier.core.errors import LuthierError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SAMPLES = 3
 CORRELATIONS = ("pearson", "mcc")
 """Metrics that are no shares of the rows."""
-UNREAD = ("scorer", "task", "split", "skip_bad_rows", "max_new_tokens", "max_length")
+UNREAD = ("scorer", "task", "split", "columns", "skip_bad_rows", "max_new_tokens", "max_length")
 """Flags that the harness does not read: its tasks say these things themselves."""
 
 
@@ -53,6 +53,8 @@ class Evaluate(Command):
     """Which rows, where the data have splits."""
     limit: int | None = field(default=None, kw_only=True)
     """Take that many rows, drawn by the seed."""
+    columns: str | None = field(default=None, kw_only=True)
+    """Columns that the data call otherwise, by what they are: text=body,label=category."""
     skip_bad_rows: bool = field(default=False, kw_only=True)
     """Go on without the rows that cannot be used."""
     batch: int = field(default=16, kw_only=True)
@@ -115,7 +117,9 @@ class Evaluate(Command):
             skip_bad_rows=self.skip_bad_rows,
             task=self.task,
             columns=("task",),
+            named=self.columns,
         )
+        tell_unread(examples.unread, source)
         written = examples.task in data.LAYOUTS["messages"].tasks
         if self.scorer is not None and not written:
             raise LuthierError(

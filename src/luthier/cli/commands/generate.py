@@ -8,21 +8,23 @@ from typing import ClassVar
 
 from luthier.cli.output import say, say_json
 from luthier.cli.parse import Command, Given
-from luthier.cli.prompts import read_prompts
+from luthier.cli.prompts import asked, plain, prompts_or_rows
 
 
 @dataclass(frozen=True)
 class Generate(Command):
     """Let a model answer prompts, with or without an adapter.
 
-    Prompts are arguments, the lines of --file, or, without either, what stands on the standard input. A chat
-    model answers each as a user's turn.
+    Prompts are arguments, the lines or rows of --file, or, without either, what stands on the standard input. A chat
+    model answers each as a user's turn. Of rows, in any layout of training, what stands before the last answer is the
+    prompt; those without an answer are prompts as they are.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
         'luthier generate smollm2-135m "What is 12 + 30?"',
         'luthier generate smollm2-135m "What is 12 + 30?" --adapter run --merged',
         "luthier generate smollm2-135m --file prompts.txt --temperature 0.7 --seed 1 --json",
+        "luthier generate smollm2-135m --file test.jsonl --columns question=problem --adapter run",
     )
 
     model: str
@@ -34,7 +36,9 @@ class Generate(Command):
     merged: bool = field(default=False, kw_only=True)
     """Merge the adapter into the weights first."""
     file: Path | None = field(default=None, kw_only=True)
-    """A text file with one prompt a line."""
+    """A text file (.txt, .md) with one prompt a line, or rows as training reads them (.jsonl, .csv, .parquet, …)."""
+    columns: str | None = field(default=None, kw_only=True)
+    """Columns that the rows of --file call otherwise, by what they are: question=problem."""
     max_new_tokens: int = field(default=128, kw_only=True)
     """Longest answer."""
     temperature: float = field(default=0.0, kw_only=True)
@@ -60,7 +64,7 @@ class Generate(Command):
         from luthier.cli.base import fitted
         from luthier.evaluating import generate
 
-        prompts = read_prompts(self.prompts, self.file, self.name())
+        prompts = prompts_or_rows(self.prompts, self.file, self.columns, self.name())
         loaded = fitted(
             self.model, self.adapter, task=self.task, dtype=self.dtype, merged=self.merged, force=self.force
         )
@@ -76,7 +80,7 @@ class Generate(Command):
             tasks=self.as_task,
         )
         if self.json:
-            say_json([{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)])
+            say_json([{"prompt": plain(p), "answer": a} for p, a in zip(prompts, answers, strict=True)])
             return
         for prompt, answer in zip(prompts, answers, strict=True):
-            say(f"> {prompt}\n{answer}\n" if len(prompts) > 1 else answer)
+            say(f"> {asked(prompt)}\n{answer}\n" if len(prompts) > 1 else answer)

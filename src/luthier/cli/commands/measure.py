@@ -49,6 +49,8 @@ class Measure(Command):
     """Number format of the model: float32 or bfloat16."""
     crosscheck: bool = field(default=True, kw_only=True)
     """Show two other estimators beside each dimension, where scikit-dimension is installed."""
+    columns: str | None = field(default=None, kw_only=True)
+    """Columns that the data call otherwise, by what they are: text=body,label=category."""
     skip_bad_rows: bool = field(default=False, kw_only=True)
     """Go on without the rows that cannot be used."""
     out: str | None = field(default=None, kw_only=True)
@@ -93,6 +95,7 @@ class Measure(Command):
             crosscheck=self.crosscheck,
             limit=self.limit,
             skip_bad_rows=self.skip_bad_rows,
+            columns=self.columns,
             progress=not self.json,
         )
         folder = report.save(self.out) if self.out is not None else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from luthier.cli.output import console, say, say_json
+from luthier.cli.output import console, say, say_json, tell_unread
 from luthier.cli.parse import Command, Flags, Given, option
 from luthier.core.errors import LuthierError
 
@@ -57,6 +57,8 @@ class Select(Command):
     """What the rows are for (none: what their columns tell)."""
     limit: int | None = field(default=None, kw_only=True)
     """Read that many rows of DATA, drawn by the seed."""
+    columns: str | None = field(default=None, kw_only=True)
+    """Columns that the data call otherwise, by what they are: text=body,label=category."""
     skip_bad_rows: bool = field(default=False, kw_only=True)
     """Go on without the rows that cannot be used."""
     seed: int = field(default=0, kw_only=True)
@@ -136,7 +138,16 @@ class Select(Command):
     def _load(self, source: str, limit: int | None = None) -> Examples:
         from luthier import data
 
-        return data.load(source, skip_bad_rows=self.skip_bad_rows, limit=limit, seed=self.seed, task=self.task)
+        examples = data.load(
+            source,
+            skip_bad_rows=self.skip_bad_rows,
+            limit=limit,
+            seed=self.seed,
+            task=self.task,
+            named=self.columns,
+        )
+        tell_unread(examples.unread, source)
+        return examples
 
     def _chosen(self, told: str, work: Callable[[Pool], Any], examples: Examples, target: Examples | None) -> Any:
         """What `work` makes of the pool."""

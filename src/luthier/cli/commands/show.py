@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from luthier.cli.output import console, say, table
+from luthier.cli.output import console, say, table, tell_unread
 from luthier.cli.parse import Command, Given
 from luthier.core.errors import LuthierError
 
@@ -36,6 +36,8 @@ class Show(Command):
     """A selection of sites."""
     task: str | None = field(default=None, kw_only=True)
     """What the rows are for (none: what their columns tell)."""
+    columns: str | None = field(default=None, kw_only=True)
+    """Columns that the data call otherwise, by what they are: text=body,label=category."""
     max_length: int | None = field(default=None, kw_only=True)
     """Longest row, in tokens; a longer one is an error."""
 
@@ -56,7 +58,8 @@ class Show(Command):
         from luthier import data
         from luthier.models import processor_of
 
-        examples = data.load(source, skip_bad_rows=True, task=self.task)
+        examples = data.load(source, skip_bad_rows=True, task=self.task, named=self.columns)
+        tell_unread(examples.unread, source)
         chosen = [e for e in examples.rows if self.row in (None, e.row)][:1]
         if not chosen:
             raise LuthierError(f"no row {self.row} in {source}: {self._reason(examples)}")

@@ -47,7 +47,10 @@ def _tasks(plan: Plan, job: Job, held: Examples | None) -> dict[str, tuple[str, 
     bound = (run.max_length,) if own.task not in data.LAYOUTS["messages"].tasks else ()
     tasks: dict[str, tuple[str, Measure]] = {}
     if held is not None and own.task == "causal-lm":
-        tasks[HELD] = _key(HELD, held.fingerprint, *base), lambda fitted: text_loss(fitted, held, study.batch)
+        tasks[HELD] = (
+            _key(HELD, held.fingerprint, "in pieces", *base),
+            lambda fitted: text_loss(fitted, held, study.batch),
+        )
     for name, other in plan.data.items() if study.others and not job.new_head else ():
         if name == own.name or other.task != own.task or other.labels != own.labels:
             continue
@@ -81,7 +84,7 @@ def _of_base(fitted: Fitted, measure: Measure) -> float:
 
 
 def text_loss(fitted: Fitted, texts: Examples, batch: int) -> float:
-    """Mean loss of the tokens of `texts`, of which the first `LONGEST` tokens are read."""
+    """Mean loss of the tokens of `texts`, read in pieces of `LONGEST` tokens."""
     features = data.encode_all(texts, fitted.processor, task="causal-lm", max_length=LONGEST, truncate=True)
     features.sort(key=lambda feature: len(feature["input_ids"]), reverse=True)
     collator, model = data.collator_for("causal-lm", fitted.processor), fitted.model

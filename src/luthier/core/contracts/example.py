@@ -8,7 +8,7 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from luthier.data.score import Scorer
 
 Message = dict[str, Any]
+LATER = ("masked", "tools", "documents", "template")
+"""Fields that are in a fingerprint only where a row has them: runs begun before there were such go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +58,24 @@ class Example:
     """What someone reads beyond the layout: the problem's entry for the scorer of `gym:`, further columns."""
 
     def key(self) -> str:
-        """The input without its answer: two rows with the same key are the same problem."""
-        turns = self.messages
-        if turns is not None:
-            turns = [[m["role"], m.get("content")] for m in turns[: last_answer(turns)]]
-        return _canonical([turns, self.text, self.text_pair, self.image, self.audio])
+        """The input without its answer, tools and documents included: rows of one key are the same problem."""
+        return self._input(lambda text: text)
 
     def problem(self) -> str:
         """The key less what a second typing may change: case, white space at signs, width, marks at the end."""
+        return self._input(_plain)
+
+    def _input(self, read: Callable[[Any], Any]) -> str:
         turns = self.messages
         if turns is not None:
-            turns = [[m["role"], _plain(m.get("content"))] for m in turns[: last_answer(turns)]]
-        return _canonical([turns, _plain(self.text), _plain(self.text_pair), self.image, self.audio])
+            turns = [_said(m, read) for m in turns[: last_answer(turns)]]
+        given = [each for each in (self.tools, self.documents) if each]
+        return _canonical([turns, read(self.text), read(self.text_pair), self.image, self.audio, *given])
+
+
+def _said(message: Message, read: Callable[[Any], Any]) -> list[Any]:
+    calls = [message["tool_calls"]] if message.get("tool_calls") else []
+    return [message["role"], read(message.get("content")), *calls]
 
 
 def _plain(text: Any) -> Any:
@@ -100,6 +108,8 @@ class Examples:
     """Class names in the order of their indices, when the rows carry classes."""
     task: str = "causal-lm"
     """What the rows are for, a key of `TASKS`."""
+    unread: tuple[str, ...] = ()
+    """What the source holds and nothing reads: columns, keys of turns (`turn.key`), files of a folder."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,7 +123,8 @@ def fingerprint(rows: Iterable[Example]) -> str:
     """SHA-256, in hexadecimal, of the rows in order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(_canonical(dataclasses.asdict(row)).encode("utf-8", "surrogatepass") + b"\n")
+        fields = {k: v for k, v in dataclasses.asdict(row).items() if v or k not in LATER}
+        digest.update(_canonical(fields).encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
 
 

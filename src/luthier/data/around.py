@@ -1,0 +1,171 @@
+"""Columns that stand around a conversation, whatever its layout: what the prompt holds beside its turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.core.contracts.example import Message
+from luthier.data.bad import BadRow
+from luthier.data.read import Row
+from luthier.data.turns import checked, decoded, kind, turns
+
+SYSTEM = ("system", "system_prompt")
+TOOLS = ("tools", "functions")
+THOUGHT = ("reasoning_content", "thinking")
+FLAGS = ("weight", "train", "loss_mask")
+"""Columns that may keep a whole row out of the loss."""
+AROUND = (*SYSTEM, "history", *TOOLS, "documents", "chat_template_kwargs", *THOUGHT)
+"""Columns that every conversation may have."""
+OURS = ("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
+        "return_tensors", "return_dict", "return_assistant_tokens_mask")  # fmt: skip
+"""Arguments of `apply_chat_template` that no row may set."""
+
+
+def given(row: Row, *columns: str) -> Any:
+    """The value of the first column that holds something; None without one. Raises if two of them differ."""
+    found = {column: row[column] for column in columns if row.get(column) not in (None, "", [], {})}
+    values = list(found.values())
+    if any(value != values[0] for value in values[1:]):
+        raise BadRow(f"{' and '.join(map(repr, found))} both stand here and differ")
+    return values[0] if values else None
+
+
+def surrounded(fields: Row, row: Row) -> Row:
+    """The fields of a conversation with what stands around it in the row."""
+    _check_flags(row)
+    messages, tools = _lifted(fields["messages"])
+    head = messages[:1] if messages[0]["role"] in ("system", "developer") else []
+    told, earlier = _system(row, head), _history(row)
+    lead, after = len(told) + len(earlier), max(0, fields["context"] - len(head))
+    made = {**fields, "messages": [*told, *earlier, *messages[len(head) :]]}
+    made["context"] = lead + after if earlier or fields["context"] else 0
+    made["masked"] = tuple(i + lead - len(head) for i in fields.get("masked", ()))
+    made |= {"tools": _tools(row) or tools, "documents": _documents(row), "template": _template(row)}
+    if made["template"]:
+        _move(made)
+    return _thoughtful(made, row)
+
+
+def learned(fields: Row) -> list[int]:
+    """Indices of the turns in the loss."""
+    masked = fields.get("masked", ())
+    return [
+        i
+        for i, m in enumerate(fields["messages"])
+        if m["role"] == "assistant" and i >= fields["context"] and i not in masked
+    ]
+
+
+def _check_flags(row: Row) -> None:
+    for column in FLAGS:
+        value = row.get(column)
+        if isinstance(value, bool | int | float) and not value:
+            raise BadRow(
+                f"{column!r} is {value!r} for the whole row, which keeps it out of the loss: leave the row out"
+            )
+
+
+def _system(row: Row, head: list[Message]) -> list[Message]:
+    """The system turn of the column, or the conversation's own; raises where both stand and differ."""
+    text = given(row, *SYSTEM)
+    if text is None:
+        return head
+    checked(text, "system")
+    if head and head[0].get("content") != text:
+        raise BadRow("the column 'system' and the system turn differ; leave one of them out")
+    return head or [{"role": "system", "content": text}]
+
+
+def _history(row: Row) -> list[Message]:
+    """Earlier turns, never in the loss: pairs of question and answer, or turns."""
+    value = decoded(given(row, "history"))
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise BadRow(f"'history' is {kind(value)}, expected a list of [question, answer] or of turns")
+    if all(isinstance(each, dict) for each in value):
+        return turns(value, "history")[0]
+    found: list[Message] = []
+    for i, pair in enumerate(value):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise BadRow(f"history[{i}] is {kind(pair)}, expected [question, answer]")
+        found += [
+            {"role": role, "content": checked(text, f"history[{i}]")}
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+    return found
+
+
+def _lifted(messages: list[Message]) -> tuple[list[Message], list[dict[str, Any]] | None]:
+    """(turns, the tools that the first of them bore)."""
+    first = messages[0]
+    found = _tools(first) if first["role"] in ("system", "developer") else None
+    plain = {key: value for key, value in first.items() if key not in TOOLS or not found}
+    return [plain, *messages[1:]], found
+
+
+def _tools(row: Row) -> list[dict[str, Any]] | None:
+    """Schemas as `{"type": "function", "function": {…}}`; JSON text is decoded, OpenAI's older `functions` wrapped."""
+    value = decoded(given(row, *TOOLS))
+    value = [value] if isinstance(value, dict) else value
+    if value is not None and not isinstance(value, list):
+        raise BadRow(f"'tools' is {kind(value)}, expected a list of functions (or it as JSON)")
+    return [_tool(decoded(each), i) for i, each in enumerate(value or ())] or None
+
+
+def _tool(tool: Any, place: int) -> dict[str, Any]:
+    inner = tool.get("function", tool) if isinstance(tool, dict) else None
+    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        raise BadRow(f"tools[{place}] is {kind(tool) if inner is None else 'no function with a name'}")
+    inner = {**inner, "parameters": decoded(inner["parameters"])} if "parameters" in inner else inner
+    return {**tool, "function": inner} if "function" in tool else {"type": "function", "function": inner}
+
+
+def _documents(row: Row) -> list[dict[str, Any]] | None:
+    value = decoded(given(row, "documents"))
+    if value is None:
+        return None
+    value = value if isinstance(value, list) else [value]
+    found = [{"text": each} if isinstance(each, str) else each for each in value]
+    wrong = next((each for each in found if not isinstance(each, dict)), None)
+    if wrong is not None:
+        raise BadRow(f"'documents' holds {kind(wrong)}, expected texts or objects")
+    return found
+
+
+def _template(row: Row) -> dict[str, Any]:
+    value = decoded(given(row, "chat_template_kwargs"))
+    if value is not None and not isinstance(value, dict):
+        raise BadRow(f"'chat_template_kwargs' is {kind(value)}, expected an object")
+    wrong = [name for name in value or () if name in OURS]
+    if wrong:
+        raise BadRow(f"'chat_template_kwargs' sets {', '.join(wrong)}, which training sets itself")
+    return dict(value or {})
+
+
+def _move(made: Row) -> None:
+    """Tools and documents among the variables of the template go where those of columns stand."""
+    variables = made["template"]
+    for name, read in (("tools", _tools), ("documents", _documents)):
+        value = read({name: variables.pop(name, None)})
+        if value and made[name] and value != made[name]:
+            raise BadRow(f"{name!r} stands in a column and in 'chat_template_kwargs', and they differ")
+        made[name] = made[name] or value
+
+
+def _thoughtful(made: Row, row: Row) -> Row:
+    """With the thought of a column before the one answer."""
+    thought = given(row, *THOUGHT)
+    if thought is None:
+        return made
+    places = learned(made)
+    if len(places) != 1:
+        raise BadRow(
+            f"the column of a thought does not say to which of {len(places)} answers it belongs; put it on its turn"
+        )
+    messages = list(made["messages"])
+    own = messages[places[0]].get("reasoning_content", thought)
+    if own != thought:
+        raise BadRow("the thought of the column and that of the answer differ; leave one of them out")
+    messages[places[0]] = {**messages[places[0]], "reasoning_content": checked(thought, "reasoning_content")}
+    return {**made, "messages": messages}

@@ -1,0 +1,229 @@
+"""Folders of data: files by split, `save_to_disk`'s, a clone of a hub data set, pictures or sounds in a folder a class.
+
+What a clone says of itself is believed: the `configs` at the head of its README.md tell which files are which split
+(`FOLDER:name` chooses one of several configurations), `dataset_info` the names of integer labels. Elsewhere a file, or
+else the folder that it stands in, tells its split by a word of its name (`train-00000-of-00002.parquet`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import LuthierError, near
+from luthier.data.read import READERS, Row, Table, read_file, suffix
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+"""Words of names that tell a split."""
+TEXTS = (".txt", ".md")
+"""Files that are data only where a folder holds no others."""
+MEDIA = {
+    "image": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"),
+    "audio": (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".opus"),
+}
+ABOUT = re.compile(r"(readme|licen[cs]e|changelog|citation|notice)\b.*|(dataset_infos?|dataset_dict|state)\.json", re.I)
+"""Files about the data."""
+SHOWN = 20
+
+
+def read_folder(folder: Path, config: str, split: str) -> Table:
+    """The rows of one split, files one after another; raises `LuthierError` where there is none."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        from luthier.data.hub import read_saved
+
+        return read_saved(folder, split)
+    card = _card(folder)
+    if card.get("configs"):
+        return _configured(folder, card, config, split)
+    if config:
+        raise LuthierError(f"{folder} has no configurations, so none is {config!r} (its README.md names none).")
+    files = _data_files(folder)
+    if files:
+        return _table(folder, *_of_split(folder, files, split))
+    return _classes(folder, split)
+
+
+def split_of(name: str, whole: bool = False) -> str:
+    """The split that a name tells by one of its words, or by being one; empty if none."""
+    words = [name.lower()] if whole else re.split(r"[^a-z]+", name.lower())
+    return next((split for word in words for split, known in SPLITS.items() if word in known), "")
+
+
+def of_split(where: str, split: str, found: Collection[str], files: str = "") -> str:
+    """The one of the splits `found` that is asked for; raises if it is not there."""
+    name = split if split in found else next((name for name, words in SPLITS.items() if split in words), split)
+    if name not in found:
+        raise LuthierError(f"{where} has no split {split!r}{near(split, found)} {files or f'It has: {_names(found)}.'}")
+    return name
+
+
+def _names(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:SHOWN]) + (", …" if len(listed) > SHOWN else "")
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Files with rows: the folder's own, else those of `data/` and of folders that bear a split's name."""
+    inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and (p.name == "data" or split_of(p.name, whole=True))]
+    for places in ([folder], inner):
+        files = [p for place in places for p in sorted(place.rglob("*") if place != folder else place.iterdir())]
+        known = [p for p in files if p.is_file() and suffix(p) in READERS and not _hidden(p, folder)]
+        rows = [p for p in known if suffix(p) not in TEXTS]
+        if rows or known:
+            return rows or known
+    return []
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    parts = path.relative_to(folder).parts
+    return any(part.startswith(".") for part in parts) or ABOUT.fullmatch(path.name) is not None
+
+
+def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], tuple[str, ...]]:
+    """(files of one split, files of none). Those without a split's name are training data where no file is named so."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        inside = file.relative_to(folder).parts
+        name = split_of(inside[-1]) or next((s for part in inside[:-1] if (s := split_of(part, whole=True))), "")
+        found.setdefault(name, []).append(file)
+    nameless = found.pop("", [])
+    if nameless and "train" not in found:
+        found["train"], nameless = nameless, []
+    listing = f"Files: {_names(str(p.relative_to(folder)) for p in files)}."
+    return found[of_split(str(folder), split, found, listing)], tuple(str(p.relative_to(folder)) for p in nameless)
+
+
+def _table(
+    folder: Path, files: Sequence[Path], left: tuple[str, ...] = (), classes: dict[str, list[str]] | None = None
+) -> Table:
+    good: list[tuple[int, Row]] = []
+    bad: list[tuple[int, str]] = []
+    starts: list[tuple[int, str]] = []
+    before = 0
+    for file in files:
+        starts.append((before, str(file.relative_to(folder))))
+        rows, errors = read_file(file, "train")
+        good += [(before + number, row) for number, row in rows]
+        bad += [(before + number, reason) for number, reason in errors]
+        before = max([before, *(number for number, _ in good[-1:] + bad[-1:])])
+    return Table(good, bad, folder, classes or {}, starts if len(files) > 1 else [], left)
+
+
+# --- a clone of a hub data set ---------------------------------------------------------------------
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """What stands in YAML at the head of README.md; empty without it."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    head = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    if head is None:
+        return {}
+    import yaml
+
+    try:
+        found = yaml.safe_load(head[1])
+    except yaml.YAMLError as error:
+        raise LuthierError(f"{path}: what stands between its --- lines is no YAML: {error}.") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _configured(folder: Path, card: dict[str, Any], config: str, split: str) -> Table:
+    configs = {str(each.get("config_name", "default")): each for each in card["configs"] if isinstance(each, dict)}
+    name = config or _usual(folder, configs)
+    if name not in configs:
+        raise LuthierError(f"{folder} has no configuration {name!r}{near(name, configs)} It has: {_names(configs)}.")
+    patterns = _patterns(configs[name])
+    if not patterns:
+        place = _inside(folder, str(configs[name].get("data_dir") or "."))
+        return _table(folder, *_of_split(folder, _data_files(place), split), _class_names(card, name))
+    chosen = patterns[of_split(f"{folder} ({name})", split, patterns)]
+    files = [path for each in chosen for path in sorted(folder.glob(_relative(folder, each))) if path.is_file()]
+    if not files:
+        raise LuthierError(f"{folder / 'README.md'} names {', '.join(chosen)} as {split}, and no such file is here.")
+    return _table(folder, list(dict.fromkeys(files)), (), _class_names(card, name))
+
+
+def _usual(folder: Path, configs: dict[str, Any]) -> str:
+    marked = [name for name, each in configs.items() if each.get("default") or name == "default"]
+    if len(configs) > 1 and not marked:
+        raise LuthierError(f"{folder} has the configurations {_names(configs)}; choose one: {folder}:{min(configs)}.")
+    return (marked or list(configs))[0]
+
+
+def _patterns(config: dict[str, Any]) -> dict[str, list[str]]:
+    """{split: patterns} of a configuration's `data_files`, in all forms that the hub takes."""
+    given = config.get("data_files")
+    if isinstance(given, str) or (isinstance(given, list) and all(isinstance(each, str) for each in given)):
+        given = {"train": given} if given else {}
+    elif isinstance(given, list):
+        given = {str(each.get("split", "train")): each.get("path") for each in given if isinstance(each, dict)}
+    found = given if isinstance(given, dict) else {}
+    splits = {str(split): [paths] if isinstance(paths, str) else list(paths or ()) for split, paths in found.items()}
+    return {split_of(split, whole=True) or split: paths for split, paths in splits.items()}
+
+
+def _relative(folder: Path, pattern: str) -> str:
+    if "://" in pattern or pattern.startswith("/") or ".." in Path(pattern).parts:
+        raise LuthierError(f"{folder / 'README.md'} names {pattern}, which is outside its folder; fetch it yourself.")
+    return pattern
+
+
+def _inside(folder: Path, place: str) -> Path:
+    found = folder / _relative(folder, place)
+    if not found.is_dir():
+        raise LuthierError(f"{folder / 'README.md'} names the folder {place}, and it is not here.")
+    return found
+
+
+def _class_names(card: dict[str, Any], config: str) -> dict[str, list[str]]:
+    """Names of the integer labels by column, where `dataset_info` declares them."""
+    infos = card.get("dataset_info")
+    infos = infos if isinstance(infos, list) else [infos]
+    info = next((i for i in infos if isinstance(i, dict) and i.get("config_name", config) == config), {})
+    found: dict[str, list[str]] = {}
+    for feature in info.get("features") or ():
+        kind = feature.get("dtype") if isinstance(feature, dict) else None
+        names = kind.get("class_label", {}).get("names") if isinstance(kind, dict) else None
+        if isinstance(names, dict):
+            found[str(feature["name"])] = [str(names[key]) for key in sorted(names, key=int)]
+        elif isinstance(names, list):
+            found[str(feature["name"])] = [str(each) for each in names]
+    return found
+
+
+# --- a folder a class ------------------------------------------------------------------------------
+
+
+def _classes(folder: Path, split: str) -> Table:
+    """Rows of the pictures or sounds in a folder's folders, each of which is a class."""
+    inner = _folders(folder)
+    splits = {name: place for place in inner if (name := split_of(place.name, whole=True))}
+    divided = bool(splits) and len(splits) == len(inner)
+    place = splits[of_split(str(folder), split, splits)] if divided else folder
+    found = {each.name: sorted(p for p in each.rglob("*") if p.is_file()) for each in _folders(place)}
+    kinds = {
+        kind: sum(p.suffix.lower() in known for files in found.values() for p in files) for kind, known in MEDIA.items()
+    }
+    kind = max(kinds, key=lambda name: kinds[name])
+    if len(found) < 2 or not kinds[kind]:
+        known = ", ".join(READERS)
+        raise LuthierError(
+            f"{folder} holds no data file ({known}), and no pictures or sounds in a folder for each class."
+        )
+    if place == folder:
+        of_split(str(folder), split, ("train",))
+    taken = [(p, name) for name, files in found.items() for p in files if p.suffix.lower() in MEDIA[kind]]
+    left = [p for files in found.values() for p in files if p.suffix.lower() not in MEDIA[kind] and p.name[0] != "."]
+    rows = [(i, {kind: str(p.relative_to(folder)), "label": name}) for i, (p, name) in enumerate(taken, 1)]
+    return Table(rows, [], folder, left=tuple(str(p.relative_to(folder)) for p in left))
+
+
+def _folders(place: Path) -> list[Path]:
+    return sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))

@@ -1,0 +1,211 @@
+"""Turns of conversations: from the forms that files have to the one that examples have.
+
+A turn of an example is OpenAI's: `role`, `content`, and where they are given `tool_calls` (with decoded arguments),
+`tool_call_id`, `name` and `reasoning_content`; further keys stay, for a template may read them. ShareGPT's `from` and
+`value`, its `function_call` and `observation`, OpenAI's older `function_call`, and content in parts become that. What
+keeps a turn out of the loss (`weight`, `train`, …) is taken off it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from luthier.core.contracts.example import Message
+from luthier.data.bad import BadRow
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SAID = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "ipython": "tool",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+}
+"""Other words for the roles."""
+CALLING = ("function_call", "tool_call")
+"""Roles whose content is a call, as JSON."""
+FLAGS = ("weight", "train", "training", "trainable", "loss", "loss_mask")
+"""Keys of a turn that say whether it is learned: 1 or true, 0 or false."""
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a turn for the thought before its answer."""
+KNOWN = ("role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", *THOUGHTS, *FLAGS)
+"""Keys of a turn that are read whatever the template."""
+
+
+def kind(value: Any) -> str:
+    """`a list`, `an int`, `null`."""
+    name = type(value).__name__
+    return "null" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def checked(value: Any, what: str, empty: bool = False) -> str:
+    """A string that is valid Unicode, and not empty unless it may be."""
+    if not isinstance(value, str):
+        raise BadRow(f"{what!r} is {kind(value)}, expected a string")
+    if not value.strip() and not empty:
+        raise BadRow(f"empty {what!r}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadRow(f"{what!r} is not valid UTF-8") from None
+    return value
+
+
+def decoded(value: Any) -> Any:
+    """A list or an object written as JSON text, as CSV files and many hub sets hold it; else the value itself."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            return value
+    return value
+
+
+def turns(value: Any, column: str) -> tuple[list[Message], set[int]]:
+    """(the turns in a column, the indices of those that are kept out of the loss)."""
+    value = decoded(value)
+    if not isinstance(value, list):
+        raise BadRow(f"{column!r} is {kind(value)}, expected a list of {{'role', 'content'}}")
+    if not value:
+        raise BadRow(f"empty {column!r}")
+    found = [_turn(message, f"{column}[{i}]") for i, message in enumerate(value)]
+    masked = {i for i, message in enumerate(found) if not _learned(message, f"{column}[{i}]")}
+    plain = [{key: each for key, each in message.items() if key not in FLAGS} for message in found]
+    return plain, {i for i in masked if plain[i]["role"] == "assistant"}
+
+
+def _turn(message: Any, what: str) -> Message:
+    if not isinstance(message, dict):
+        raise BadRow(f"{what!r} is {kind(message)}, expected {{'role', 'content'}}")
+    message = {key: value for key, value in message.items() if value is not None}
+    said, content = message.pop("role", message.pop("from", None)), message.pop("content", message.pop("value", None))
+    role = _role(said, what)
+    made: Message = {"role": role, "content": content, **message}
+    if isinstance(said, str) and said.lower() in CALLING:
+        made |= {"content": None, "tool_calls": decoded(content)}
+    made |= _thought(made, what)
+    calls = _calls(made, what)
+    for key in ("tool_calls", "function_call", *THOUGHTS[1:]):
+        made.pop(key, None)
+    made |= {"tool_calls": calls} if calls else {}
+    return made | {"content": _content(made, what)}
+
+
+def _role(said: Any, what: str) -> str:
+    role = SAID.get(said.lower(), said.lower()) if isinstance(said, str) else said
+    if role not in ROLES:
+        raise BadRow(f"{what} has the unknown role {said!r}; expected one of {', '.join(ROLES)}")
+    return role
+
+
+def is_assistant(message: Message) -> bool:
+    """Whether a turn, as a file has it, is an assistant's."""
+    said = str(message.get("role") or message.get("from") or "").lower()
+    return SAID.get(said, said) == "assistant"
+
+
+def _content(message: Message, what: str) -> str | None:
+    role, content = message["role"], message["content"]
+    if isinstance(content, list):
+        content = "".join(_part(part, what) for part in content)
+    calls = bool(message.get("tool_calls"))
+    if content is None and calls:
+        return None
+    if content is None:
+        raise BadRow(f"{what} has no 'content'")
+    may_be_empty = calls or role in ("system", "developer", "tool")
+    name = "answer" if role == "assistant" else f"{what}.content"
+    return checked(content, name, empty=may_be_empty)
+
+
+def _part(part: Any, what: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+        shown = f" ({part.get('type')})" if isinstance(part, dict) and part.get("type") else ""
+        raise BadRow(f"{what} holds a part that is not text{shown}")
+    return part["text"]
+
+
+def _thought(message: Message, what: str) -> dict[str, str]:
+    """The thought before an answer, under the one key; a part of the content may hold it."""
+    found = [message[key] for key in THOUGHTS if message.get(key)]
+    content = message["content"]
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict) and isinstance(part.get("thinking"), str)]
+        found += [part["thinking"] for part in parts]
+        message["content"] = [part for part in content if part not in parts]
+    if len({str(each) for each in found}) > 1:
+        raise BadRow(f"{what} holds two thoughts that differ ({', '.join(k for k in THOUGHTS if message.get(k))})")
+    return {"reasoning_content": checked(found[0], f"{what}.reasoning_content")} if found else {}
+
+
+def _calls(message: Message, what: str) -> list[dict[str, Any]]:
+    """Calls as `{"type": "function", "function": {"name", "arguments": object}}`, in whatever form they are given."""
+    given = decoded(message.get("tool_calls")) or (
+        [decoded(message["function_call"])] if "function_call" in message else []
+    )
+    given = [given] if isinstance(given, dict) else given
+    if not isinstance(given, list):
+        raise BadRow(f"{what}: a call is {kind(given)}, expected {{'name', 'arguments'}}")
+    if given and message["role"] != "assistant":
+        raise BadRow(f"{what} is a {message['role']} turn with calls; only an assistant calls")
+    return [_call(decoded(each), what) for each in given]
+
+
+def _call(call: Any, what: str) -> dict[str, Any]:
+    inner = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        raise BadRow(
+            f"{what}: a call is {kind(call) if inner is None else 'without a name'}, expected {{'name', 'arguments'}}"
+        )
+    arguments = inner.get("arguments", inner.get("parameters"))
+    arguments = {} if arguments in (None, "") else _arguments(arguments, what)
+    function = {"name": inner["name"], "arguments": arguments}
+    around = (
+        {key: each for key, each in call.items() if key != "function" and each is not None} if inner is not call else {}
+    )
+    return {"type": "function", **around, "function": function}
+
+
+def _arguments(value: Any, what: str) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            raise BadRow(f"{what}: the arguments of a call are not valid JSON: {value[:60]!r}") from None
+    if not isinstance(value, dict):
+        raise BadRow(f"{what}: the arguments of a call are {kind(value)}, expected an object")
+    return value
+
+
+def _learned(message: Message, what: str) -> bool:
+    """Whether a turn may be in the loss, by its flags; raises where they ask for what cannot be."""
+    told = {key: message[key] for key in FLAGS if key in message}
+    for key, value in told.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise BadRow(f"{what}.{key} is {value!r}; a turn is learned or not: 1 or 0, true or false")
+    if len(set(map(bool, told.values()))) > 1:
+        raise BadRow(f"{what} says both that it is learned and that it is not ({', '.join(told)})")
+    asked = any(told.values())
+    if asked and message["role"] != "assistant":
+        raise BadRow(f"{what} asks to be learned ({', '.join(told)}) and is a {message['role']} turn; only answers are")
+    return asked or not told
+
+
+def keys(value: Any) -> Iterable[str]:
+    """The keys of the turns in a column that are not read whatever the template."""
+    value = decoded(value)
+    for message in value if isinstance(value, list) else ():
+        if isinstance(message, dict):
+            yield from (key for key, each in message.items() if key not in KNOWN and each not in (None, "", [], {}))

@@ -1,0 +1,81 @@
+"""Rows that tell good answers from bad ones: preference data, which supervised fine-tuning must not learn whole."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from luthier.core.errors import LuthierError
+from luthier.data.columns import empty
+from luthier.data.read import Row
+from luthier.data.turns import decoded
+
+ANSWERED = (
+    {"prompt", "completion"},
+    {"messages"},
+    {"conversations"},
+    {"instruction", "output"},
+    {"question", "answer"},
+)
+"""Columns beside which a label is a judgement of the answer."""
+JUDGED = ("label", "labels", "kto_tag")
+SAID = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+KTO = "KTO's form, unpaired preferences"
+
+
+def check_wanted(rows: Iterable[Row], columns: Collection[str], source: str) -> None:
+    """Raises for rows with answers that are not to be given, naming what the rows are and what can be done."""
+    have = set(columns)
+    if have >= {"chosen", "rejected"}:
+        raise _refused(
+            source, "'chosen' and 'rejected'", "preference data (as DPO takes them)", _only_chosen(rows, have)
+        )
+    if have >= {"preferred_output", "non_preferred_output"}:
+        way = "write input's messages with preferred_output behind them as one list, `messages`"
+        raise _refused(source, "'preferred_output' and 'non_preferred_output'", "OpenAI's preference data", way)
+    if have >= {"prompt", "completions", "labels"}:
+        way = "write the right steps of a row as one `completion`"
+        raise _refused(source, "'completions' with a label for each", "data of stepwise supervision", way)
+    for column in JUDGED:
+        if column in have and any(needs <= have for needs in ANSWERED):
+            _check_judged(rows, column, source)
+
+
+def _check_judged(rows: Iterable[Row], column: str, source: str) -> None:
+    told = [row[column] for row in rows if not empty(row.get(column))]
+    truths = [judgement(value) for value in told]
+    if all(truth is not None for truth in truths) and False in truths:
+        count = truths.count(False)
+        way = f"leave out the {count:,} rows whose {column!r} is {told[truths.index(False)]!r}, and the column"
+        raise _refused(source, f"{column!r}, true or false, beside an answer", KTO, way)
+
+
+def judgement(value: Any) -> bool | None:
+    """Whether a label says that an answer is wanted; None if it says something else."""
+    if isinstance(value, bool | int | float):
+        return bool(value) if value in (0, 1) else None
+    return SAID.get(value.strip().lower()) if isinstance(value, str) else None
+
+
+def _only_chosen(rows: Iterable[Row], columns: set[str]) -> str:
+    first = next((row for row in rows if not empty(row.get("chosen"))), {})
+    chosen = decoded(first.get("chosen"))
+    roles = (
+        [turn.get("role", turn.get("from")) for turn in chosen if isinstance(turn, dict)]
+        if isinstance(chosen, list)
+        else []
+    )
+    pairs = {"prompt": "completion", "instruction": "output", "question": "answer"}
+    asked = next((name for name in pairs if name in columns), None)
+    if roles and (asked is None or roles[0] not in ("assistant", "gpt")):
+        name = "messages"
+    else:
+        name = pairs[asked] if asked else "text"
+    return f"to learn the chosen answers alone: --columns {name}=chosen"
+
+
+def _refused(source: str, columns: str, kind: str, way: str) -> LuthierError:
+    return LuthierError(
+        f"{source} has {columns}: that is {kind}, whose rejected answers supervised fine-tuning would not tell from "
+        f"the others, and no objective here reads them. Instead, {way}."
+    )
