@@ -7,10 +7,9 @@ from typing import Any
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
 from luthier.data.read import Row
-from luthier.data.turns import checked, decoded, kind, turns
+from luthier.data.turns import TOOLS, checked, decoded, kind, turns
 
 SYSTEM = ("system", "system_prompt")
-TOOLS = ("tools", "functions")
 THOUGHT = ("reasoning_content", "thinking")
 FLAGS = ("weight", "train", "loss_mask")
 """Columns that may keep a whole row out of the loss."""
@@ -40,7 +39,10 @@ def surrounded(fields: Row, row: Row) -> Row:
     made = {**fields, "messages": [*told, *earlier, *messages[len(head) :]]}
     made["context"] = lead + after if earlier or fields["context"] else 0
     made["masked"] = tuple(i + lead - len(head) for i in fields.get("masked", ()))
-    made |= {"tools": _tools(row) or tools, "documents": _documents(row), "template": _template(row)}
+    own = _tools(row)
+    if own and tools and own != tools:
+        raise BadRow("the tools of the column and those of the system turn differ; leave one of them out")
+    made |= {"tools": own or tools, "documents": _documents(row), "template": _template(row)}
     if made["template"]:
         _move(made)
     return _thoughtful(made, row)

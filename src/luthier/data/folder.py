@@ -165,7 +165,9 @@ def _patterns(config: dict[str, Any]) -> dict[str, list[str]]:
     elif isinstance(given, list):
         given = {str(each.get("split", "train")): each.get("path") for each in given if isinstance(each, dict)}
     found = given if isinstance(given, dict) else {}
-    splits = {str(split): [paths] if isinstance(paths, str) else list(paths or ()) for split, paths in found.items()}
+    splits = {
+        str(split): [paths] if isinstance(paths, str) else list(map(str, paths or ())) for split, paths in found.items()
+    }
     return {split_of(split, whole=True) or split: paths for split, paths in splits.items()}
 
 
@@ -190,12 +192,17 @@ def _class_names(card: dict[str, Any], config: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for feature in info.get("features") or ():
         kind = feature.get("dtype") if isinstance(feature, dict) else None
-        names = kind.get("class_label", {}).get("names") if isinstance(kind, dict) else None
-        if isinstance(names, dict):
-            found[str(feature["name"])] = [str(names[key]) for key in sorted(names, key=int)]
-        elif isinstance(names, list):
-            found[str(feature["name"])] = [str(each) for each in names]
+        names = _listed(kind.get("class_label", {}).get("names")) if isinstance(kind, dict) else []
+        if names:
+            found[str(feature["name"])] = names
     return found
+
+
+def _listed(names: Any) -> list[str]:
+    """Names in the order of their indices, of a list or of an object by index."""
+    if isinstance(names, dict):
+        return [str(names[key]) for key in sorted(names, key=int)]
+    return list(map(str, names or ()))
 
 
 # --- a folder a class ------------------------------------------------------------------------------

@@ -73,15 +73,29 @@ def with_shots(selection: Selection, queries: Examples, pool: Pool, count: int) 
 def _shown(query: Example, shots: Iterable[Example]) -> Example:
     own = query.messages or []
     head = own[:1] if own and own[0]["role"] == "system" else []
-    before = [m for shot in shots for m in shot.messages or [] if m["role"] != "system"]
-    return dataclasses.replace(query, messages=[*head, *before, *own[len(head) :]], context=query.context + len(before))
+    before = [m for shot in shots for m in _alike(shot, query).messages or [] if m["role"] != "system"]
+    masked = tuple(i + len(before) for i in query.masked)
+    turns, context = [*head, *before, *own[len(head) :]], query.context + len(before)
+    return dataclasses.replace(query, messages=turns, context=context, masked=masked)
+
+
+def _alike(shot: Example, query: Example) -> Example:
+    """The shot, unless its answer stands on tools or documents that the query's prompt does not show."""
+    for name in ("tools", "documents"):
+        if getattr(shot, name) not in (None, getattr(query, name)):
+            raise LuthierError(
+                f"row {shot.row} has {name} of its own, which it cannot bring into another row's prompt."
+            )
+    return shot
 
 
 def as_row(example: Example) -> dict[str, Any]:
     """A conversation as a row whose leading messages are not learned (`prompt`, `completion`)."""
-    turns = example.messages or []
+    turns = [m | {"weight": 0} if i in example.masked else m for i, m in enumerate(example.messages or [])]
+    beside = {"tools": example.tools, "documents": example.documents, "chat_template_kwargs": example.template}
     first = next(i for i, m in enumerate(turns) if i >= example.context and m["role"] == "assistant")
-    return {"prompt": turns[:first], "completion": turns[first:]}
+    found = {"prompt": turns[:first], "completion": turns[first:]}
+    return found | {name: value for name, value in beside.items() if value}
 
 
 def plot_scores(chosen: Chosen, title: str, path: Path) -> None:

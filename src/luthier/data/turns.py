@@ -38,6 +38,8 @@ FLAGS = ("weight", "train", "training", "trainable", "loss", "loss_mask")
 """Keys of a turn that say whether it is learned: 1 or true, 0 or false."""
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a turn for the thought before its answer."""
+TOOLS = ("tools", "functions")
+"""Keys of a first system turn, and columns, for what the assistant may call."""
 KNOWN = ("role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", *THOUGHTS, *FLAGS)
 """Keys of a turn that are read whatever the template."""
 
@@ -206,6 +208,7 @@ def _learned(message: Message, what: str) -> bool:
 def keys(value: Any) -> Iterable[str]:
     """The keys of the turns in a column that are not read whatever the template."""
     value = decoded(value)
-    for message in value if isinstance(value, list) else ():
+    for i, message in enumerate(value if isinstance(value, list) else ()):
         if isinstance(message, dict):
-            yield from (key for key, each in message.items() if key not in KNOWN and each not in (None, "", [], {}))
+            known = (*KNOWN, *TOOLS) if i == 0 else KNOWN
+            yield from (key for key, each in message.items() if key not in known and each not in (None, "", [], {}))

@@ -46,7 +46,9 @@ def _check_judged(rows: Iterable[Row], column: str, source: str) -> None:
     truths = [judgement(value) for value in told]
     if all(truth is not None for truth in truths) and False in truths:
         count = truths.count(False)
-        way = f"leave out the {count:,} rows whose {column!r} is {told[truths.index(False)]!r}, and the column"
+        way = (
+            f"leave out the rows whose {column!r} is {told[truths.index(False)]!r} (here are {count:,}), and the column"
+        )
         raise _refused(source, f"{column!r}, true or false, beside an answer", KTO, way)
 
 

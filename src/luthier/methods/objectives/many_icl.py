@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class ManyICL(Objective):
         groups: dict[Any, list[Example]] = {}
         for example in rows.examples.rows:
             if example.row in lengths:
-                groups.setdefault((example.meta.get("task"), system_of(example)), []).append(example)
+                groups.setdefault((example.meta.get("task"), system_of(example), beside(example)), []).append(example)
         made = []
         for group in groups.values():
             random.Random(rows.seed).shuffle(group)
@@ -80,10 +81,19 @@ def system_of(example: Example) -> str | None:
     return turns[0].get("content") if turns[0]["role"] == "system" else None
 
 
+def beside(example: Example) -> str:
+    """What stands in the prompt beside the turns; only rows that share it are packed."""
+    return json.dumps([example.tools, example.documents, example.template], sort_keys=True, default=str)
+
+
 def packed(pack: Sequence[Example]) -> Example:
     """The conversations one after another, as one."""
     first, *others = pack
-    turns = list(first.messages or [])
+    turns, masked = list(first.messages or []), list(first.masked)
     for example in others:
-        turns += [m for i, m in enumerate(example.messages or []) if i or m["role"] != "system"]
-    return dataclasses.replace(first, messages=turns, context=0 if others else first.context)
+        own = example.messages or []
+        said = int(own[0]["role"] == "system")
+        masked += [i + len(turns) - said for i in example.masked]
+        turns += own[said:]
+    context = 0 if others else first.context
+    return dataclasses.replace(first, messages=turns, context=context, masked=tuple(masked))
