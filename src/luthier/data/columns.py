@@ -105,9 +105,7 @@ def guesses(lacking: Iterable[str], columns: Iterable[str]) -> dict[str, str]:
 
 
 def suggestion(found: Mapping[str, str]) -> str:
-    """`; did you mean …?` with the flag that says it; a full stop where nothing was found."""
-    if not found:
-        return "."
+    """`; did you mean …?` with the flag that says it."""
     meant = " and ".join(map(repr, found.values()))
     return f"; did you mean {meant}? Say so: --columns {','.join(f'{n}={c}' for n, c in found.items())}."
 

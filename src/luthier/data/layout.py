@@ -304,6 +304,9 @@ def _missing(columns: set[str]) -> str:
         found[name] = lacking, meant, (len(meant) == len(lacking), len(layout.needs) - len(lacking), len(meant))
     name = max(found, key=lambda each: found[each][2])
     lacking, meant, (_, there, guessed) = found[name]
-    if not lacking or not (there or guessed):
+    if not lacking:
         return "."
-    return f": {name} lacks {', '.join(map(repr, lacking))}{suggestion(meant)}"
+    if not (there or guessed):
+        return ". Columns of other names are told by --columns, such as prompt=COLUMN,completion=COLUMN."
+    hint = suggestion(meant) if meant else f"; tell it by --columns {lacking[0]}=COLUMN."
+    return f": {name} lacks {', '.join(map(repr, lacking))}{hint}"
