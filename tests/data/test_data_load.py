@@ -116,20 +116,23 @@ def test_bytes_that_are_not_utf8_are_a_bad_row(tmp_path):
 
 
 def test_bad_rows_are_grouped_by_their_reason(tmp_path):
-    rows = [{"text": ""}] * 25 + [{"text": "t"}] * 5 + [{"text": 3}]
-    with pytest.raises(LuthierError, match=r"26 of 31 rows") as error:
+    late = [{"messages": [*ANSWERED * n, {"role": "user", "content": 3}]} for n in (1, 2)]
+    rows = [{"messages": []}] * 25 + [{"messages": ANSWERED}] * 5 + [{"messages": 3}] + late
+    with pytest.raises(LuthierError, match=r"28 of 33 rows") as error:
         load(write(tmp_path / "a.jsonl", rows))
     lines = str(error.value).splitlines()
-    assert lines[1] == "  25 rows: empty 'text'; lines 1, 2, 3, 4, 5, …"
-    assert lines[2] == "  row 31: 'text' is an int, expected a string" and len(lines) == 4
+    assert lines[1] == "  25 rows: empty 'messages'; lines 1, 2, 3, 4, 5, …"
+    assert lines[2] == "  row 31: 'messages' is an int, expected a list of {'role', 'content'}"
+    assert lines[3].startswith("  2 rows: 'messages[2].content' is an int, expected a string (the first; ")
+    assert lines[3].endswith("; lines 32, 33") and len(lines) == 5
 
 
 def test_twenty_reasons_are_listed_and_the_rest_counted(tmp_path):
-    turns = [[{"role": f"r{i}", "content": "q"}] for i in range(25)]
+    turns = [[{"role": chr(97 + i), "content": "q"}] for i in range(25)]
     rows = [{"messages": each} for each in [*turns, turns[24], ANSWERED]]
     with pytest.raises(LuthierError, match=r"26 of 27 rows[\s\S]*row 20: [\s\S]*and 6 more, for 5 other") as error:
         load(write(tmp_path / "a.jsonl", rows))
-    assert "'r20'" not in str(error.value)
+    assert f"{chr(97 + 20)!r}" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "[]"])

@@ -210,15 +210,15 @@ def test_rows_longer_than_the_positions_are_bad(bert, tmp_path):
     rows = [{"text": "ab" * length, "label": "xy"[i % 2]} for i, length in enumerate((4, 64, 65, 90, 5, 6))]
     source = write_rows(tmp_path / "rows.jsonl", rows)
     run = Run(bert, source, lt.LoRA(), out=str(tmp_path / "run"), training=replace(QUICK, epochs=1, eval_fraction=0))
-    with pytest.raises(LuthierError, match="row 3: 130 tokens, the maximum is 128, as the model has no more positions"):
-        train(run, progress=False)
-    with pytest.raises(LuthierError, match="row 4: 180 tokens"):
-        rehearse(run)
+    told = "2 rows: 130 tokens, the maximum is 128, as the model has no more positions.*lines 3, 4"
+    for start in (lambda: train(run, progress=False), lambda: rehearse(run)):
+        with pytest.raises(LuthierError, match=told):
+            start()
     assert not (tmp_path / "run" / "adapter").exists()
     assert train(replace(run, skip_bad_rows=True, out=str(tmp_path / "less")), progress=False).losses
     cut = replace(run, out=str(tmp_path / "cut"), training=replace(run.training, truncate=True))
     result = train(cut, progress=False)
-    with pytest.raises(LuthierError, match=r"row 3: 130 tokens.* the model has no more positions"):
+    with pytest.raises(LuthierError, match=told):
         evaluate(result.model, result.processor, data.load(source), progress=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePath
@@ -35,12 +36,15 @@ def refuse(
     total: int,
     place: Callable[[int], str] = str,
 ) -> LuthierError:
-    """The error that lists the reasons with the first rows of each, and says how many there are."""
-    groups: dict[str, list[int]] = {}
+    """The error that lists the reasons with the first rows of each, and says how many there are.
+
+    Reasons that differ in numbers alone (lengths, places) are one.
+    """
+    groups: dict[str, list[tuple[int, str]]] = {}
     for row, reason in bad:
-        groups.setdefault(reason, []).append(row)
+        groups.setdefault(re.sub(r"\d+", "0", reason), []).append((row, reason))
     unit = "lines" if PurePath(source).suffix in LINED else "rows"
-    lines = [f"  {_told(reason, rows, place, unit)}" for reason, rows in list(groups.items())[:SHOWN]]
+    lines = [f"  {_told(group, place, unit)}" for group in list(groups.values())[:SHOWN]]
     more = sum(map(len, list(groups.values())[SHOWN:]))
     if more:
         lines.append(f"  … and {more} more, for {len(groups) - SHOWN} other reasons")
@@ -51,8 +55,10 @@ def refuse(
     )
 
 
-def _told(reason: str, rows: Sequence[int], place: Callable[[int], str], unit: str) -> str:
+def _told(group: Sequence[tuple[int, str]], place: Callable[[int], str], unit: str) -> str:
+    rows, reasons = [row for row, _ in group], dict.fromkeys(reason for _, reason in group)
+    first = next(iter(reasons)) + (" (the first; the like of the others)" if len(reasons) > 1 else "")
     if len(rows) == 1:
-        return f"row {place(rows[0])}: {reason}"
+        return f"row {place(rows[0])}: {first}"
     shown = ", ".join(map(place, rows[:PLACES])) + (", …" if len(rows) > PLACES else "")
-    return f"{len(rows)} rows: {reason}; {unit} {shown}"
+    return f"{len(rows)} rows: {first}; {unit} {shown}"
