@@ -96,9 +96,8 @@ def test_the_runs_read_what_was_left(llama, files):
 
 
 def test_classes_of_a_hub_keep_their_names():
-    table = Table([], folder=Path("/there"), classes=["no", "yes"])
-    assert _apart({"text": "a", "label": 1, "image": "b.png"}, table) == {
-        "text": "a",
-        "label": "yes",
-        "image": "/there/b.png",
-    }
+    table = Table([], folder=Path("/there"), classes={"label": ["no", "yes"]})
+    row, wanted = {"text": "a", "label": 1, "image": "b.png"}, {"text": "a", "label": "yes", "image": "/there/b.png"}
+    assert _apart(row, table, DataSet(["x"])) == wanted
+    row, wanted = {"label": 1, "file": "b.png"}, {"label": "yes", "file": "/there/b.png"}
+    assert _apart(row, table, DataSet(["x"], columns="image=file")) == wanted

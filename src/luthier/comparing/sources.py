@@ -15,7 +15,7 @@ from luthier.comparing.study import DataSet
 from luthier.core.errors import LuthierError, near
 from luthier.data import Examples
 from luthier.data.columns import mapping
-from luthier.data.read import Table
+from luthier.data.read import Table, with_class_names
 from luthier.training.spec import Training
 
 FOLDER, STUDY = "data", "study.json"
@@ -195,14 +195,10 @@ def _rows(source: str, given: DataSet) -> list[dict[str, Any]]:
 
 def _apart(row: dict[str, Any], table: Table, given: DataSet) -> dict[str, Any]:
     """The row as another file may hold it: with absolute paths of its picture and sound, and its classes by name."""
-    found, named = dict(row), mapping(given.columns)
+    found, named = with_class_names(row, table), mapping(given.columns)
     for key in (named.get("image", "image"), named.get("audio", "audio")):
         if isinstance(row.get(key), str):
             found[key] = str(((table.folder or Path()) / row[key]).absolute())
-    for column, names in table.classes.items():
-        label = row.get(column)
-        if isinstance(label, int) and 0 <= label < len(names):
-            found[column] = names[label]
     return found
 
 

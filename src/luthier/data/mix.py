@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from luthier.core.errors import LuthierError
-from luthier.data.read import Row, Table, read
+from luthier.data.read import Row, Table, read, with_class_names
 
 
 def read_mix(source: str, split: str | None, limit: int | None, seed: int) -> Table:
@@ -14,16 +14,18 @@ def read_mix(source: str, split: str | None, limit: int | None, seed: int) -> Ta
     rows: list[tuple[int, Row]] = []
     bad: list[tuple[int, str]] = []
     starts: list[tuple[int, str]] = []
+    left: list[str] = []
     before = 0
     for name, each in _named(source):
         table = read(each, split, limit, seed)
         if table.folder is not None and any({"image", "audio"} & set(row) for _, row in table.rows[:1]):
             raise LuthierError(f"{each} holds pictures or sounds, whose paths a mix would lose; read it alone.")
         starts += [(before + number, f"{name}/{file}") for number, file in table.starts] or [(before, name)]
-        rows += [(before + number, {"task": name, **row}) for number, row in table.rows]
+        rows += [(before + number, {"task": name, **with_class_names(row, table)}) for number, row in table.rows]
+        left += [f"{name}/{file}" for file in table.left]
         bad += [(before + number, reason) for number, reason in table.bad]
         before += max((number for number, _ in (*table.rows, *table.bad)), default=0)
-    return Table(rows, bad, starts=starts)
+    return Table(rows, bad, starts=starts, left=tuple(left))
 
 
 def _named(source: str) -> list[tuple[str, str]]:

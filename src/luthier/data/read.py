@@ -45,6 +45,16 @@ class Table:
         return str(row)
 
 
+def with_class_names(row: Row, table: Table) -> Row:
+    """The row with its integer labels by name, where the source declares names."""
+    found = dict(row)
+    for column, names in table.classes.items():
+        label = row.get(column)
+        if isinstance(label, int) and 0 <= label < len(names):
+            found[column] = names[label]
+    return found
+
+
 def read(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> Table:
     """The rows of `source`: a file, a folder (see `luthier.data.folder`), `gym:<task>?settings`, a
     hub id (`id:config:split`), or several of these (`mix:<task>=<source>,<task>=<source>`).
