@@ -18,8 +18,9 @@ from luthier.data import (
     prompt_of,
     show_example,
     show_plain,
+    told,
 )
-from luthier.data.chat import rendered
+from luthier.data.chat import HISTORY, rendered
 from support.tiny_tokenizers import BACKENDS, DROPS, END, PARTS, TEMPLATES, make
 
 
@@ -97,7 +98,7 @@ def test_whitespace_of_an_answer_is_learned_exactly(template, backend, answer):
 def test_cutting_at_a_boundary_changes_no_text(template, backend, case):
     tokenizer = make(template, backend)
     ids = encode(CASES[case], tokenizer, max_length=None)["input_ids"]
-    whole = tokenizer(rendered(CASES[case], tokenizer)[0], add_special_tokens=template == "none")["input_ids"]
+    whole = tokenizer(rendered(CASES[case], tokenizer).text, add_special_tokens=template == "none")["input_ids"]
     assert tokenizer.decode(ids) == tokenizer.decode(whole)
 
 
@@ -115,11 +116,12 @@ def test_the_line_break_after_the_end_of_turn_is_not_learned():
     assert feature["labels"][-1] == -100 and feature["labels"][-2] == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
-def test_thoughts_are_learned_where_the_template_keeps_them():
+def test_an_answer_is_learned_where_the_template_keeps_its_thought():
     tokenizer = make("qwen3")
     example = chat("a?", "<think>\nhm\n</think>\n\none", "b?", "<think>\nho\n</think>\n\ntwo")
     feature = encode(example, tokenizer, max_length=None)
-    assert squeezed(learned(feature, tokenizer)) == "one<|im_end|><think>ho</think>two<|im_end|>"
+    assert squeezed(learned(feature, tokenizer)) == "<think>ho</think>two<|im_end|>"
+    assert told([feature]) == {HISTORY: "1 in 1 row"}
 
 
 def test_only_the_completion_of_a_conversational_prompt_is_learned():

@@ -18,6 +18,7 @@ from luthier.data.select import Chosen, choose, with_shots
 from luthier.data.show import show_example, show_plain
 from luthier.data.states import states_by, states_of
 from luthier.data.tokens import prompt_ids, prompt_of
+from luthier.data.told import told
 
 __all__ = [
     "LAYOUTS",
@@ -51,6 +52,7 @@ __all__ = [
     "split_gym",
     "states_by",
     "states_of",
+    "told",
     "with_shots",
     "without",
 ]

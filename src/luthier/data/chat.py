@@ -3,13 +3,16 @@
 Chat templates differ in every way they can, so nothing about one is assumed; each place is
 measured on the template. An answer starts where the prompt for generation ends: the render of the
 turns before it with `add_generation_prompt=True`, when that opens the full text. Otherwise it
-starts at its content, which is found by rendering the conversation once more with a marker in its
-stead: what stands before and after the marker stands before and after the answer. So an empty
-thought that a template puts before an answer is learned where generation would have to produce it
-(Qwen3's last turn), and not where the template takes it out (its earlier turns). An answer ends
-with the end-of-turn token after its content; the line break that many templates add after that
-token is not learned. A template with `{% generation %}` says itself what the assistant produces,
-and is believed, but for what the prompt for generation holds already.
+starts where it differs from a marker rendered in its stead: what stands before and after the marker
+stands before and after the answer. So an empty thought that a template puts before an answer is
+learned where generation would have to produce it (Qwen3's last turn), and not where the template
+takes it out (its earlier turns). An answer ends with the end-of-turn token after its content; what
+a template writes behind that (a line break, phi-3's `<|endoftext|>`) is not learned. A template with
+`{% generation %}` says itself what the assistant produces, and is believed, but for what the prompt
+for generation holds already and what stands behind the end of the turn.
+
+Then all that the row says is looked for in the text (`luthier.data.shown`): an answer that stands
+there in another form is not learned, and a row of which a part is left out is refused.
 
 Without a chat template the turns follow each other as plain text: a line break between prompt and
 answer unless one of them has whitespace there, and the EOS token after each answer.
@@ -17,213 +20,210 @@ answer unless one of them has whitespace there, and the EOS token after each ans
 
 from __future__ import annotations
 
-import functools
-import os
 import re
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.core.contracts.example import Example, Message
-from luthier.core.errors import LuthierError
+from luthier.core.contracts.example import Example, Message, last_answer
 from luthier.data.bad import BadRow
+from luthier.data.ends import closed, ends_of, eos_of, stop_of, with_end
+from luthier.data.messages import calls_of, thought_of
+from luthier.data.place import Span, places, shared
+from luthier.data.shown import check_calls, check_given, idle, lacks, missing, settled, squeezed
+from luthier.data.template import Template, has_template
 
-Span = tuple[int, int]
-"""Start and end of an answer, in characters of the rendered text."""
+OPEN = re.compile(r"<(\w+)>(?!.*</\1>)", re.DOTALL)
+"""A tag that is opened and not closed."""
+HISTORY = (
+    "answers are read and not learned: behind later turns the template leaves a part of them out, such as a thought "
+    "(to learn one, end a row with it)"
+)
+UNHEARD = "thoughts of turns that are not learned are left out by the template"
+ELSEWHERE = "the template's prompt for generation goes on with {!r}, and answers are learned behind {} instead"
+ANOTHER = "the template renders the turns before the last answer otherwise while that is still to come"
+QUOTED = 60
+"""Characters of a template's own that a note quotes."""
+PIECES = "the template ends a turn with {!r}, which is no token here: what serves the model needs it as a stop text"
+TWICE = "answers end with {!r} already, and the template adds another; take it out of the rows"
 
-MARKER = "XqzAnswerMarkerzqX"
-GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+@dataclass(frozen=True)
+class Rendered:
+    """A row as text."""
+
+    text: str
+    spans: list[Span]
+    """The answers that are learned, each with its end-of-turn token, in order."""
+    told: Counter[str] = field(default_factory=Counter)
+    """What the user should hear of it, each with the number of turns that it is true of."""
 
 
-def rendered(example: Example, tokenizer: Any) -> tuple[str, list[Span]]:
+def rendered(example: Example, tokenizer: Any, asked: bool = False) -> Rendered:
     """The whole text of an example, and the answers in it (each with its end-of-turn token).
 
-    Raises `BadRow` when the template refuses the conversation or an answer cannot be placed in
-    what it renders.
+    With `asked`, the row is a prompt: its last answer is placed whatever becomes of it. Raises `BadRow` when the
+    template refuses the conversation, leaves out a part of it, or an answer cannot be placed in what it renders.
     """
     if example.messages is None:
         if example.text is None:
             raise BadRow("neither messages nor a text to learn")
-        text = example.text + _eos(tokenizer)
-        return text, [(0, len(text))]
+        text = closed(example.text, tokenizer)
+        return Rendered(text, [(0, len(text))])
+    answers = _answers(example, asked)
     if not has_template(tokenizer):
-        return _plain(example.messages, example.context, tokenizer)
-    text = _render(tokenizer, example.messages)
-    found: list[Span] = []
-    spans = _declared(tokenizer, example, text)
-    for i, turn in enumerate(_answers(example)):
-        place = _clipped(tokenizer, example.messages[:turn], text, spans[i]) if spans else None
-        found.append(place or _place(tokenizer, example.messages, turn, text))
-        _check_shown(tokenizer, example.messages, turn, text[slice(*found[-1])])
-    return _ended(text, found, tokenizer)
+        return _plain(example, example.messages, answers, tokenizer)
+    template = Template.of(example, tokenizer)
+    turns = settled(template, example.messages)
+    text = template.render(turns)
+    told = Counter(check_given(template, turns, text))
+    spans = _checked(template, turns, text, places(template, turns, answers, text), told, asked)
+    text, spans = _opened(template, turns, text, spans, told)
+    _tell_ends(template, turns, spans, told)
+    return Rendered(*_ended(text, list(spans.values()), tokenizer, ends_of(template)), told)
 
 
-def has_template(tokenizer: Any) -> bool:
-    """Whether the tokenizer brings a chat template."""
-    return getattr(tokenizer, "chat_template", None) is not None
+def refuse_unsaid(example: Example, why: str) -> None:
+    """Raises `BadRow` for what only a chat template can render: tools, documents, calls and thoughts."""
+    turns = example.messages or []
+    found = {
+        "tools": example.tools,
+        "documents": example.documents,
+        "calls of functions": any(map(calls_of, turns)),
+        "thoughts beside the content (reasoning_content)": any(map(thought_of, turns)),
+    }
+    for what, there in found.items():
+        if there:
+            raise BadRow(f"the row has {what}, and {why}")
 
 
-def _eos(tokenizer: Any) -> str:
-    if tokenizer.eos_token is None:
-        raise LuthierError(
-            f"{type(tokenizer).__name__} has no EOS token, so a model could not learn to stop; set "
-            "tokenizer.eos_token to a token of its vocabulary."
-        )
-    return tokenizer.eos_token
-
-
-def _plain(messages: list[Message], context: int, tokenizer: Any) -> tuple[str, list[Span]]:
+def _plain(example: Example, messages: list[Message], answers: list[int], tokenizer: Any) -> Rendered:
+    refuse_unsaid(example, "the tokenizer has no chat template to render them with")
     text, spans = "", []
     for i, message in enumerate(messages):
         content = message.get("content") or ""
-        glued = not text or text[-1].isspace() or content[:1].isspace() or text.endswith(_eos(tokenizer))
+        glued = not text or text[-1].isspace() or content[:1].isspace() or text.endswith(eos_of(tokenizer))
         text += "" if glued else "\n"
         start = len(text)
-        text += content
-        if message["role"] == "assistant":
-            text += _eos(tokenizer)
-            if i >= context:
-                spans.append((start, len(text)))
-    return text, spans
+        text += closed(content, tokenizer) if message["role"] == "assistant" else content
+        if i in answers:
+            spans.append((start, len(text)))
+    unread = f"without a chat template, nothing reads {', '.join(map(repr, example.template))} of chat_template_kwargs"
+    return Rendered(text, spans, Counter({unread: 1} if example.template else {}))
 
 
-def _render(tokenizer: Any, messages: list[Message], prompt: bool = False) -> str:
-    from jinja2.exceptions import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except (TemplateError, TypeError, LookupError, ValueError) as error:
-        raise BadRow(f"the chat template refuses this conversation: {error}") from None
-
-
-def _try_render(tokenizer: Any, messages: list[Message], prompt: bool = False) -> str | None:
-    """As `_render`, but None when the template refuses a part of a conversation that it takes as a
-    whole."""
-    try:
-        return _render(tokenizer, messages, prompt)
-    except BadRow:
-        return None
-
-
-def _answers(example: Example) -> list[int]:
-    """Indices of the assistant turns in the loss."""
+def _answers(example: Example, asked: bool) -> list[int]:
+    """Indices of the assistant turns in the loss; of a prompt, the last one in any case."""
     turns = example.messages or []
-    return [i for i, m in enumerate(turns) if m["role"] == "assistant" and i >= example.context]
+    said = [i for i, m in enumerate(turns) if m["role"] == "assistant" and i >= example.context]
+    found = [i for i in said if i not in example.masked]
+    if asked:
+        return sorted({*found, last_answer(turns)})
+    if not found:
+        raise BadRow("no answer is to be learned: the row keeps all of them out of the loss")
+    return found
 
 
-def _declared(tokenizer: Any, example: Example, text: str) -> list[Span] | None:
-    """The spans that a template marks with `{% generation %}`, or None when it marks not one for
-    every answer."""
-    template = tokenizer.chat_template
-    if not isinstance(template, str) or not GENERATION.search(template):
-        return None
-    out = tokenizer.apply_chat_template(
-        example.messages,
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        tokenizer_kwargs={"return_offsets_mapping": True},
+def _checked(
+    template: Template, turns: list[Message], text: str, found: dict[int, Span | None], told: Counter[str], asked: bool
+) -> dict[int, Span]:
+    """The answers that stand in the text as the row has them. Raises `BadRow` for what the template leaves out."""
+    check_calls(text, turns)
+    there, kept = squeezed(text), {}
+    for turn, span in found.items():
+        lost = [] if asked and turn == max(found) else _lost(template, turns, turn, text, span)
+        if lost:
+            _check_dropped(template, turns, turn, lost)
+            told[HISTORY] += 1
+        else:
+            kept[turn] = span or _nowhere(turn)
+    for turn in set(range(len(turns))) - set(found):
+        _check_read(turns, turn, missing(turns[turn], there), told)
+    if not kept:
+        raise BadRow("no answer would be learned as the model is to write it: the template leaves out a part of each")
+    return kept
+
+
+def _nowhere(turn: int) -> Span:
+    raise BadRow(
+        f"the chat template renders the answer of message {turn + 1} so that it cannot be told from what stands "
+        "around it; nothing of it would be learned"
     )
-    offsets = [tuple(pair) for pair in out["offset_mapping"]]
-    mask = list(out["assistant_masks"])
-    edges = [i for i in range(len(mask) + 1) if (i and mask[i - 1]) != (i < len(mask) and mask[i])]
-    spans = [(offsets[a][0], offsets[b - 1][1]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
-    turns = [i for i, m in enumerate(example.messages or []) if m["role"] == "assistant"]
-    return spans[len(turns) - len(_answers(example)) :] if len(spans) == len(turns) else None
 
 
-def _clipped(tokenizer: Any, before: list[Message], text: str, span: Span) -> Span:
-    """A declared span from where generation starts: some templates mark the header of the answer too, some the line
-    break after its end-of-turn token, and a token at the edge may reach out of the mark."""
-    start, end = span
-    prompt = (_try_render(tokenizer, before, prompt=True) or "") if before else ""
-    # characters are meant: a prompt may go on with an open thought that the text lacks
-    shared = len(os.path.commonprefix([prompt, text]))  # noqa: RUF071
-    start = shared if start < shared < end else start
-    return start, start + len(text[start:end].rstrip())
+def _lost(template: Template, turns: list[Message], turn: int, text: str, span: Span | None) -> list[tuple[str, str]]:
+    """What the template leaves out of an answer, wherever that stands."""
+    lost = missing(turns[turn], squeezed(text[slice(*span)] if span else text))
+    return lost or idle(template, turns, turn, text)
 
 
-def _check_shown(tokenizer: Any, messages: list[Message], turn: int, answer: str) -> None:
-    """Raises when a template leaves out the content of an answer (one that wants a list of parts, for instance)."""
-    content = (messages[turn].get("content") or "").strip()
-    if content in answer or MARKER in (_try_render(tokenizer, _marked(messages, turn)) or ""):
-        return
-    raise BadRow(f"the chat template does not render the content of message {turn + 1}; nothing of it would be learned")
+def _check_read(turns: list[Message], turn: int, lost: list[tuple[str, str]], told: Counter[str]) -> None:
+    """Raises where a turn that is only read lacks more than its thought."""
+    said = [each for each in lost if each[0] != "thought"]
+    if said:
+        raise lacks(turns[turn], turn, said)
+    told.update({UNHEARD: 1} if lost else {})
 
 
-def _marked(messages: list[Message], turn: int) -> list[Message]:
-    return [*messages[:turn], {**messages[turn], "content": MARKER}, *messages[turn + 1 :]]
+def _check_dropped(template: Template, turns: list[Message], turn: int, lost: list[tuple[str, str]]) -> None:
+    """Raises where the template leaves out a part of an answer even while it is the last."""
+    upto = turns[: turn + 1]
+    alone = template.attempt(upto) or ""
+    prompt = (template.attempt(turns[:turn], prompt=True) or "") if turn else ""
+    shown = squeezed(alone[shared(prompt, alone) :])
+    if upto == turns or missing(turns[turn], shown) or idle(template, upto, turn, alone):
+        raise lacks(turns[turn], turn, lost)
 
 
-def _place(tokenizer: Any, messages: list[Message], turn: int, text: str) -> Span:
-    """Where turn `turn` stands in `text`, the render of all turns (see the module's docstring)."""
-    before, after = _around(tokenizer, messages, turn, text)
-    start = _prompt_end(tokenizer, messages[:turn], text, before)
-    end = len(text) - len(after) if after is not None else _turn_end(tokenizer, messages[: turn + 1], text)
-    if start is None:
-        start = before
-    if start is None or end is None or not text[start:end].strip():
+def _opened(
+    template: Template, turns: list[Message], text: str, found: dict[int, Span], told: Counter[str]
+) -> tuple[str, dict[int, Span]]:
+    """The text with its last answer behind the prompt for generation, where the row's variables make that another
+    one than the template renders before answers (an empty thought that only a prompt opens with)."""
+    turn = len(turns) - 1
+    if turn not in found or not turn:
+        return text, found
+    start, end = found[turn]
+    prompt = template.attempt(turns[:turn], prompt=True) or ""
+    begun = shared(prompt, text)
+    more = prompt[begun:]
+    if not more.strip():
+        return text, found
+    if begun < start or not template.variables or prompt == _usual(template, turns[:turn]):
+        own = text[begun:start].strip()
+        short = max(len(own), len(more)) <= QUOTED
+        told[ELSEWHERE.format(more.strip(), repr(own) if own else "nothing") if short else ANOTHER] += 1
+        return text, found
+    if OPEN.search(prompt[start:]):
         raise BadRow(
-            f"the chat template renders the answer of message {turn + 1} so that it cannot be told from the prompt; "
-            "nothing of it would be learned"
+            f"chat_template_kwargs make the prompt end with {more.strip()!r}, and message {turn + 1} has nothing to "
+            "close it with; take the variable out, or give the thought"
         )
-    return start, end
+    return prompt + text[start:], found | {turn: (len(prompt), end + len(prompt) - start)}
 
 
-def _around(tokenizer: Any, messages: list[Message], turn: int, text: str) -> tuple[int | None, str | None]:
-    """(length of what stands before the content of a turn, what stands after it); None where that
-    depends on it."""
-    if not messages[turn].get("content"):
-        return None, None
-    before, found, after = (_try_render(tokenizer, _marked(messages, turn)) or "").partition(MARKER)
-    if not found or MARKER in after:
-        return None, None
-    return (
-        len(before) if text.startswith(before) else None,
-        after if text.endswith(after) else None,
-    )
+def _usual(template: Template, turns: list[Message]) -> str | None:
+    """The prompt for generation without the row's variables."""
+    return template.less(variables={}).attempt(turns, prompt=True)
 
 
-def _prompt_end(tokenizer: Any, messages: list[Message], text: str, content: int | None) -> int | None:
-    """Where the prompt for generation ends in `text`; None when the template has none, or another
-    one."""
-    if not messages:
-        return None
-    prompt = _try_render(tokenizer, messages, prompt=True)
-    if prompt is None or not text.startswith(prompt) or (content is not None and len(prompt) > content):
-        return None
-    ignored = prompt == _try_render(tokenizer, messages)  # then a header of the answer may still be to come
-    if ignored and (content is None or text[len(prompt) : content].strip()):
-        return None
-    return len(prompt)
+def _tell_ends(template: Template, turns: list[Message], found: dict[int, Span], told: Counter[str]) -> None:
+    stop, special = stop_of(template), template.tokenizer.all_special_tokens
+    if not stop:
+        return
+    if stop not in special and len(template.tokenizer(stop, add_special_tokens=False)["input_ids"]) > 1:
+        told[PIECES.format(stop)] += 1
+    twice = sum((turns[turn].get("content") or "").rstrip().endswith(stop) for turn in found)
+    if twice:
+        told[TWICE.format(stop)] += twice
 
 
-def _turn_end(tokenizer: Any, messages: list[Message], text: str) -> int | None:
-    """Where the turns up to here end in `text`, without the whitespace that follows them."""
-    upto = (_try_render(tokenizer, messages) or "").rstrip()
-    return len(upto) if upto and text.startswith(upto) else None
-
-
-def _ended(text: str, spans: list[Span], tokenizer: Any) -> tuple[str, list[Span]]:
+def _ended(text: str, spans: list[Span], tokenizer: Any, ends: tuple[str, ...]) -> tuple[str, list[Span]]:
     """The spans with the end-of-turn token that follows each; a last answer without one gets the
     EOS token."""
-    marks = _marks(tokenizer, len(tokenizer))
-    spans = [(start, _with_mark(text, end, marks)) for start, end in spans]
+    spans = [(start, with_end(text, end, ends)) for start, end in spans]
     start, end = spans[-1]
-    if not text[start:end].endswith(marks):
-        text = text[:end] + _eos(tokenizer)
+    if not text[start:end].endswith(ends):
+        text = text[:end] + eos_of(tokenizer)
         spans[-1] = (start, len(text))
     return text, spans
-
-
-def _with_mark(text: str, end: int, marks: tuple[str, ...]) -> int:
-    if text[:end].endswith(marks):
-        return end
-    gap = len(text[end:]) - len(text[end:].lstrip())
-    mark = next((m for m in marks if text.startswith(m, end + gap)), "")
-    return end + gap + len(mark) if mark else end
-
-
-@functools.lru_cache(maxsize=8)
-def _marks(tokenizer: Any, size: int) -> tuple[str, ...]:
-    """Texts of the special tokens, longest first."""
-    added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    return tuple(sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True))

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from luthier.core.errors import LuthierError
 from luthier.data.encode import IGNORED
+from luthier.data.told import TOLD
 
 Side = Literal["left", "right"]
-PLAIN = ("row", "truncated", "also")
+PLAIN = ("row", "truncated", "also", TOLD)
 """Features that are no tensor."""
 
 

@@ -10,9 +10,11 @@ from typing import Any
 from luthier.core.contracts.example import Example, Examples, last_answer
 from luthier.core.errors import LuthierError, near
 from luthier.data.bad import BadRow, named, refuse
-from luthier.data.chat import has_template, rendered
+from luthier.data.chat import refuse_unsaid, rendered
 from luthier.data.media import audio_features, image_features
+from luthier.data.template import has_template
 from luthier.data.tokens import tokens
+from luthier.data.told import cut_off, doubled, noted, unlearned
 
 Feature = dict[str, Any]
 Encoder = Callable[[Example, Any, "Options"], Feature]
@@ -162,9 +164,9 @@ def _progress(rows: list[Example]) -> Any:
 
 
 def _causal(example: Example, tokenizer: Any, options: Options) -> Feature:
-    text, spans = rendered(example, tokenizer)
+    found = rendered(example, tokenizer)
     chat = example.messages is not None and has_template(tokenizer)
-    ids, owner = tokens(text, spans, tokenizer, special=not chat)
+    ids, owner = tokens(found.text, found.spans, tokenizer, special=not chat)
     if max(owner) < 0:
         raise BadRow("no token of an answer would be in the loss")
     keep = _fitting(ids, owner, tokenizer, options, prompted=example.messages is not None)
@@ -174,6 +176,7 @@ def _causal(example: Example, tokenizer: Any, options: Options) -> Feature:
         "labels": [ids[i] if owner[i] >= 0 else IGNORED for i in keep],
         "row": example.row,
         "truncated": len(ids) - len(keep),
+        **noted(found.told + doubled(ids, tokenizer) + cut_off(example, len(ids) - len(keep))),
     }
 
 
@@ -224,7 +227,10 @@ def label_index(example: Example, labels: list[str] | None) -> int | float:
 def _seq2seq(example: Example, tokenizer: Any, options: Options) -> Feature:
     if example.messages is None:
         raise BadRow("not a prompt with an answer")
+    refuse_unsaid(example, "an encoder-decoder reads plain text: no chat template renders them")
     last = last_answer(example.messages)
+    if last in example.masked or last < example.context:
+        raise BadRow("the last answer is kept out of the loss, and an encoder-decoder learns no other")
     prompt = "\n".join(m.get("content") or "" for m in example.messages[:last])
     ids = tokenizer(prompt)["input_ids"]
     labels = tokenizer(text_target=example.messages[last].get("content") or "")["input_ids"]
@@ -244,6 +250,7 @@ def _seq2seq(example: Example, tokenizer: Any, options: Options) -> Feature:
         "labels": labels,
         "row": example.row,
         "truncated": cut,
+        **noted(unlearned(example, last)),
     }
 
 

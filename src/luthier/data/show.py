@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from luthier.data.encode import IGNORED
+from luthier.data.told import TOLD
 
 Feature = dict[str, Any]
 WINDOW = 8
@@ -52,6 +53,7 @@ def show_example(encoded: Feature, tokenizer: Any) -> Any:
     return Group(
         Panel(body, title=title, title_align="left"),
         Text("In the loss: ") + Text(_answer(encoded, tokenizer)),
+        *map(Text, _notes(encoded)),
     )
 
 
@@ -61,7 +63,12 @@ def show_plain(encoded: Feature, tokenizer: Any) -> str:
     for text, learned in _shown(encoded, tokenizer):
         shown = _visible(text)
         body += (f"[[{shown}]]" if learned else shown) + "│" + "\n" * text.count("\n")
-    return f"{counts_or_label(encoded)}\n{body}\nIn the loss: {_answer(encoded, tokenizer)}"
+    return "\n".join([counts_or_label(encoded), body, f"In the loss: {_answer(encoded, tokenizer)}", *_notes(encoded)])
+
+
+def _notes(encoded: Feature) -> list[str]:
+    """What the user should hear of the row, a line each."""
+    return [f"Note: {note} ({count})" for note, count in encoded.get(TOLD, {}).items()]
 
 
 def counts_or_label(encoded: Feature) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 from luthier.core.contracts.example import Example
 from luthier.core.errors import LuthierError
 from luthier.data.bad import BadRow, named
-from luthier.data.chat import Span, has_template, rendered
+from luthier.data.chat import Rendered, rendered
+from luthier.data.place import Span
+from luthier.data.template import has_template
 
 
 def prompt_of(example: Example, tokenizer: Any) -> str:
@@ -18,22 +20,22 @@ def prompt_of(example: Example, tokenizer: Any) -> str:
     it again with `add_special_tokens=True` would double the BOS. Raises `LuthierError` for a row
     without an answer to generate.
     """
-    text, spans = _prompted(example, tokenizer)
-    return text[: spans[-1][0]]
+    found = _prompted(example, tokenizer)
+    return found.text[: found.spans[-1][0]]
 
 
 def prompt_ids(example: Example, tokenizer: Any) -> list[int]:
     """Token ids of `prompt_of`: exactly those that stand before the last answer in training."""
-    text, spans = _prompted(example, tokenizer)
-    ids, owner = tokens(text, spans, tokenizer, special=not has_template(tokenizer))
-    return ids[: owner.index(len(spans) - 1)]
+    found = _prompted(example, tokenizer)
+    ids, owner = tokens(found.text, found.spans, tokenizer, special=not has_template(tokenizer))
+    return ids[: owner.index(len(found.spans) - 1)]
 
 
-def _prompted(example: Example, tokenizer: Any) -> tuple[str, list[Span]]:
+def _prompted(example: Example, tokenizer: Any) -> Rendered:
     with named(example.row):
         if example.messages is None:
             raise BadRow("not a prompt with an answer, so there is nothing to generate")
-        return rendered(example, tokenizer)
+        return rendered(example, tokenizer, asked=True)
 
 
 def tokens(text: str, spans: list[Span], tokenizer: Any, special: bool) -> tuple[list[int], list[int]]:

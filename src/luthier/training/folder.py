@@ -112,6 +112,7 @@ def record(
             **prepared.selected,
         },
         "unread": list(prepared.unread),
+        "told": prepared.told,
         "base": base_of(model),
         "measured": measured,
         "command": command,

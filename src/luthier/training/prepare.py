@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from luthier import data
@@ -45,6 +46,8 @@ class Prepared:
     """Rows that were read and could not be encoded (`skip_bad_rows`)."""
     selected: dict[str, Any] = field(default_factory=dict)
     """How many rows the selection chose from, and the fingerprint of its target; empty without one."""
+    told: dict[str, str] = field(default_factory=dict)
+    """What the user should hear of the rows, with how many it is true of."""
 
 
 def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
@@ -98,9 +101,19 @@ def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
         )
     plain, seen = _seen(run, train, encoded[0], encode)
     evaluation = shaped[1] if held else []
+    told = _told(run, chain.from_iterable(encoded))
     return Prepared(
-        examples.task, train, held, shaped[0], evaluation, processor, plain, seen, unread, dropped, selected
+        examples.task, train, held, shaped[0], evaluation, processor, plain, seen, unread, dropped, selected, told
     )
+
+
+def _told(run: Run, features: Iterable[Feature]) -> dict[str, str]:
+    """What the user should hear of the rows; raises if the run is strict."""
+    found = data.told(features)
+    if found and run.strict:
+        notes = "\n".join(f"  {count}: {note}" for note, count in found.items())
+        raise LuthierError(f"{run.data} is not learned as it stands:\n{notes}\nMend the rows, or leave strict out.")
+    return found
 
 
 def _unread(run: Run, processor: Any, beside: Sequence[str | None], *parts: Examples) -> tuple[str, ...]:

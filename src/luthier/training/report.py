@@ -140,6 +140,8 @@ def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
     lines |= notes(prepared)
     for name, text in lines.items():
         table.add_row(name, Text(text))
+    for note, count in prepared.told.items():
+        table.add_row("note", Text(f"{note}: {count}"))
     return table
 
 

@@ -1,0 +1,125 @@
+"""A tokenizer's chat template, and what a row gives it besides its turns."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.core.contracts.example import Example, Message
+from luthier.data.bad import BadRow
+from luthier.data.messages import THOUGHTS, calls_of, thought_of
+
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+TRACKED = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+
+
+def has_template(tokenizer: Any) -> bool:
+    """Whether the tokenizer brings a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+@dataclass(frozen=True)
+class Template:
+    """The chat template of a tokenizer for rows with these tools, documents and variables."""
+
+    tokenizer: Any
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
+    variables: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, example: Example, tokenizer: Any) -> Template:
+        """The template for one row. Raises `BadRow` for a variable that would change more than what is rendered."""
+        reserved = sorted(set(example.template) & _reserved(type(tokenizer)))
+        if reserved:
+            raise BadRow(
+                f"chat_template_kwargs holds {', '.join(map(repr, reserved))}, which is no variable of a template; "
+                "take it out (tools and documents are columns of their own)"
+            )
+        return cls(tokenizer, example.tools or None, example.documents or None, example.template)
+
+    @property
+    def name(self) -> str | None:
+        """Which of several named templates is meant; None for the only one, or the library's choice among them."""
+        named = self.tokenizer.chat_template
+        rag = isinstance(named, dict) and self.documents and not self.tools and "rag" in named
+        return "rag" if rag else None
+
+    @property
+    def source(self) -> str:
+        """The template itself."""
+        try:
+            return self.tokenizer.get_chat_template(self.name, self.tools)
+        except ValueError as error:
+            raise BadRow(f"the tokenizer's chat templates do not fit this row: {error}") from None
+
+    def less(self, **changes: Any) -> Template:
+        """The same template for rows that say otherwise."""
+        return dataclasses.replace(self, **changes)
+
+    def render(self, messages: list[Message], prompt: bool = False) -> str:
+        """The turns as text, up to where the answer begins with `prompt`; raises `BadRow` where it is refused."""
+        return self._apply(messages, tokenize=False, add_generation_prompt=prompt)
+
+    def attempt(self, messages: list[Message], prompt: bool = False) -> str | None:
+        """As `render`, but None where the template refuses a part of a conversation that it takes as a whole."""
+        try:
+            return self.render(messages, prompt)
+        except BadRow:
+            return None
+
+    def tracked(self, messages: list[Message]) -> Any:
+        """Tokens with the mask of what the template itself says that the assistant produces."""
+        return self._apply(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"return_offsets_mapping": True},
+        )
+
+    def _apply(self, messages: list[Message], **how: Any) -> Any:
+        from jinja2.exceptions import TemplateError
+
+        given = {"tools": self.tools, "documents": self.documents, "chat_template": self.name}
+        heard = [_heard(message, self.source) for message in messages]
+        try:
+            return self.tokenizer.apply_chat_template(heard, **given, **how, **self.variables)
+        except (TemplateError, TypeError, LookupError, ValueError, AttributeError) as error:
+            raise BadRow(f"the chat template refuses this conversation: {error}") from None
+
+    def unread(self) -> list[str]:
+        """Variables of the row that the template never reads."""
+        return sorted(set(self.variables) - _variables(self.source))
+
+
+def _heard(message: Message, source: str) -> Message:
+    """A turn as a template reads it: thoughts under the names that it knows, and a call without content has an
+    empty one, for templates that add to it unasked."""
+    thought = thought_of(message)
+    names = [name for name in THOUGHTS[1:] if thought and name in source]
+    empty = {"content": ""} if calls_of(message) and message.get("content") is None else {}
+    role = {"role": "system"} if message["role"] == "developer" and "developer" not in source else {}
+    return {**message, **dict.fromkeys(names, thought), **empty, **role}
+
+
+@functools.lru_cache(maxsize=8)
+def _reserved(cls: type) -> frozenset[str]:
+    """What `apply_chat_template` takes as settings of its own."""
+    return frozenset({*inspect.signature(cls.apply_chat_template).parameters, "messages"})
+
+
+@functools.lru_cache(maxsize=64)
+def _variables(source: str) -> frozenset[str]:
+    """Every name that a template reads from outside."""
+    from jinja2 import Environment, TemplateError, meta
+
+    try:
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(TRACKED.sub("", source))
+        return frozenset(meta.find_undeclared_variables(tree))
+    except TemplateError:  # rendering will say what is wrong with it
+        return frozenset(re.findall(r"\w+", source))
