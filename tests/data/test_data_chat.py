@@ -334,7 +334,7 @@ def test_no_token_is_doubled_or_it_is_told():
     assert note == "the text opens with '<|bos|>' twice"
     plain = Example(row=1, messages=[said("user", "a?"), said("assistant", "one<|eos|>")])
     assert learned(plain, make("none")) == "one<|eos|>"
-    assert learned(Example(row=1, text="<|bos|>all<|eos|>"), make("none")) == "all<|eos|>"
+    assert learned(Example(row=1, text="<|bos|>all<|eos|>"), make("none")) == "<|bos|>all<|eos|>"
 
 
 def test_a_cut_prompt_that_loses_its_system_message_is_told():
