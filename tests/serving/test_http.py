@@ -145,7 +145,9 @@ def test_a_failure_inside_a_stream_is_its_last_event(client, engine):
 @pytest.mark.parametrize(
     ("more", "param", "code"),
     [
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        ({"tools": [{"type": "function", "function": {"name": "clock"}}]}, "messages", "invalid_value"),
+        ({"tool_choice": "required"}, "tool_choice", "unsupported_value"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "messages", "invalid_value"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_parameter"),
         ({"logit_bias": {"1": 2}}, "logit_bias", "unsupported_parameter"),
@@ -168,12 +170,12 @@ def test_a_failure_inside_a_stream_is_its_last_event(client, engine):
         ({"messages": None}, "messages", "missing_parameter"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": "hello"}, "messages", "invalid_value"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", "unsupported_value"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role", "unsupported_value"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_parameter"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_value"),
         (
             {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}]},
-            "messages[0].tool_calls", "unsupported_parameter",
+            "messages[0].tool_calls[0].function", "missing_parameter",
         ),
         (
             {"messages": [*HELLO, {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -417,3 +419,47 @@ def test_metrics(client):
 
 def test_answers_differ_by_model():
     assert len({answer(name) for name in (None, "one", "two")}) == 3
+
+
+SAYS_ALL = (
+    "{% for t in tools or [] %}{{ t.function.name + ' ' + t.function.description + '\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if quiet %}{{ '<think></think>' }}{% endif %}{% endif %}"
+)
+CLOCK = {"type": "function", "function": {"name": "clock", "description": "The time.", "parameters": {}}}
+
+
+def test_tools_calls_and_variables_are_in_the_prompt_as_in_training(client, engine):
+    from luthier.data import Example, prompt_ids
+
+    engine.tokenizer.chat_template = SAYS_ALL
+    call = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": '{"zone": "UTC"}'}}
+    turns = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    turns += [{"role": "tool", "tool_call_id": "c1", "content": "noon"}]
+    assert chat(client(), messages=turns, tools=[CLOCK], chat_template_kwargs={"quiet": True}).status_code == 200
+    messages = [*turns, {"role": "assistant", "content": "It is noon."}]
+    wanted = prompt_ids(Example(row=1, messages=messages, tools=[CLOCK], template={"quiet": True}), engine.tokenizer)
+    text = engine.tokenizer.decode(wanted)
+    assert list(engine.requests[-1].prompt) == wanted and text.endswith("<think></think>")
+    assert "clock The time." in text and '"zone": "UTC"' in text
+    assert chat(client(), tools=[CLOCK], tool_choice="none").status_code == 200
+    assert "The time." not in engine.tokenizer.decode(engine.requests[-1].prompt)
+
+
+def test_an_adapter_is_spoken_to_as_it_was_trained(client, engine, monkeypatch):
+    from luthier.models import Chat
+    from luthier.serving.http import service
+
+    engine.tokenizer.chat_template = SAYS_ALL
+    kept = {"one": Chat(SAYS_ALL.replace("im_start", "begin"), {"quiet": True})}
+    monkeypatch.setattr(service, "read", lambda folder: {"measured": kept[folder.name].kept()})
+    with pytest.warns(UserWarning, match="adapter 'one' was trained with another chat template"):
+        api = client(trained={"one": "one"})
+    texts = []
+    for name in ("one", "base"):
+        assert chat(api, model=name).status_code == 200
+        texts.append(engine.tokenizer.decode(engine.requests[-1].prompt))
+    assert "begin" in texts[0] and texts[0].endswith("assistant\n<think></think>")
+    assert "im_start" in texts[1] and texts[1].endswith("assistant\n")

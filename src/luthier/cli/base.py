@@ -48,6 +48,7 @@ def fitted(
     """
     from luthier.core.storage.folder import read_adapter
     from luthier.evaluating.untrained import refuse_untrained
+    from luthier.models import with_chat
 
     if labels is not None:
         labels = _classes(name, labels, adapter)
@@ -61,7 +62,7 @@ def fitted(
     from luthier.core.storage.store import load
 
     folder, spec = read_adapter(adapter)
-    loaded = base_of(name, spec, dtype=dtype, task=task, labels=labels)
+    loaded = with_chat(base_of(name, spec, dtype=dtype, task=task, labels=labels), spec, folder)
     load(loaded.model, folder, force=force)
     refuse_untrained(loaded)
     if merged:

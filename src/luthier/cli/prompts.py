@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,33 @@ def prompts_or_rows(
     if not rows or prompts:
         return read_prompts(prompts, file, command)
     return load_prompts(str(file), named=columns)
+
+
+def tools_of(file: Path | None) -> list[dict[str, Any]] | None:
+    """The tools in a .json file; raises unless it is a list of objects."""
+    if file is None:
+        return None
+    from luthier.core.files import read_json
+
+    found = read_json(file.expanduser())
+    if not isinstance(found, list) or not found or not all(isinstance(each, dict) for each in found):
+        raise LuthierError(f"{file} holds no tools; expected a list of JSON schemas, one for each function.")
+    return found
+
+
+def variables_of(given: str | None, adapter: str | None) -> dict[str, Any]:
+    """Variables of the chat template: those that an adapter's rows shared, under those `given` as a JSON object."""
+    from luthier.core.storage.folder import read_adapter
+    from luthier.models import Chat
+
+    chat = Chat.of(read_adapter(adapter)[1]) if adapter is not None else None
+    try:
+        told = json.loads(given) if given is not None else {}
+    except ValueError as error:
+        raise LuthierError(f"--chat-template-kwargs is no JSON: {error}.") from None
+    if not isinstance(told, dict):
+        raise LuthierError('--chat-template-kwargs: expected a JSON object, such as {"enable_thinking": false}.')
+    return {**(chat.variables if chat else {}), **told}
 
 
 def plain(prompt: str | Example) -> Any:

@@ -13,11 +13,11 @@ from luthier.data.layout import LAYOUTS
 from luthier.data.load import load, load_prompts
 from luthier.data.media import encode_audio, encode_image
 from luthier.data.read import read
-from luthier.data.score import SCORERS, Scorer, scorer_for
+from luthier.data.score import SCORERS, Scorer, judge, refuse_unscorable, scorer_for
 from luthier.data.select import Chosen, choose, with_shots
 from luthier.data.show import show_example, show_plain
 from luthier.data.states import states_by, states_of
-from luthier.data.tokens import prompt_ids, prompt_of
+from luthier.data.tokens import prompt_ids, prompt_of, stop_text
 from luthier.data.told import told
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "encode_classification",
     "encode_image",
     "encode_seq2seq",
+    "judge",
     "last_answer",
     "length_of",
     "load",
@@ -45,6 +46,7 @@ __all__ = [
     "prompt_ids",
     "prompt_of",
     "read",
+    "refuse_unscorable",
     "scorer_for",
     "show_example",
     "show_plain",
@@ -52,6 +54,7 @@ __all__ = [
     "split_gym",
     "states_by",
     "states_of",
+    "stop_text",
     "told",
     "with_shots",
     "without",

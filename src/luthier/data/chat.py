@@ -27,7 +27,7 @@ from typing import Any
 
 from luthier.core.contracts.example import Example, Message, last_answer
 from luthier.data.bad import BadRow
-from luthier.data.ends import closed, ends_of, eos_of, stop_of, with_end
+from luthier.data.ends import closed, ends_of, eos_of, in_pieces, stop_of, with_end
 from luthier.data.messages import calls_of, thought_of
 from luthier.data.place import Span, places, shared
 from luthier.data.shown import check_calls, check_given, idle, lacks, missing, settled, squeezed
@@ -208,10 +208,10 @@ def _usual(template: Template, turns: list[Message]) -> str | None:
 
 
 def _tell_ends(template: Template, turns: list[Message], found: dict[int, Span], told: Counter[str]) -> None:
-    stop, special = stop_of(template), template.tokenizer.all_special_tokens
+    stop = stop_of(template)
     if not stop:
         return
-    if stop not in special and len(template.tokenizer(stop, add_special_tokens=False)["input_ids"]) > 1:
+    if in_pieces(stop, template.tokenizer):
         told[PIECES.format(stop)] += 1
     twice = sum((turns[turn].get("content") or "").rstrip().endswith(stop) for turn in found)
     if twice:

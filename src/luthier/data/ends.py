@@ -66,6 +66,12 @@ def _token(text: str, tokenizer: Any, size: int) -> str:
     return next((m for m in special_marks(tokenizer, size) if text.startswith(m)), tag[0] if tag else "")
 
 
+def in_pieces(stop: str, tokenizer: Any) -> bool:
+    """Whether an end of turn is plain text to a tokenizer, whose last token may stand anywhere."""
+    ids = tokenizer(stop, add_special_tokens=False)["input_ids"] if stop else []
+    return len(ids) > 1 and ids[-1] not in tokenizer.added_tokens_decoder
+
+
 def ends_of(template: Template) -> tuple[str, ...]:
     """What may end a turn, the template's own first."""
     marks, stop = special_marks(template.tokenizer, len(template.tokenizer)), stop_of(template)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -113,6 +113,26 @@ def gym(task: str) -> Callable[[str, Example], float]:
         return float(scored(prediction.strip(), example.meta["entry"]))
 
     return score
+
+
+def judge(scorer: Scorer, prediction: str, example: Example) -> tuple[float, str | None]:
+    """(score, why there is none): what a scorer fails on is wrong, for it is the model's own words that it fails on."""
+    try:
+        score = float(scorer.score(prediction, example))
+    except Exception as error:  # scorers of other packages raise whatever they like
+        return 0.0, f"{type(error).__name__}: {error}"
+    return (score, None) if 0 <= score <= 1 else (0.0, f"a score of {score}, expected 0 to 1")
+
+
+def refuse_unscorable(scorer: Scorer, rows: Iterable[Example]) -> None:
+    """Raises for rows that no answer could be scored for, before any is generated."""
+    for example in rows:
+        try:
+            scorer.score("", example)
+        except LuthierError:
+            raise
+        except Exception:  # of the answer, which is none yet
+            continue
 
 
 def reference(example: Example) -> str:

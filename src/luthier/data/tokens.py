@@ -9,8 +9,9 @@ from luthier.core.contracts.example import Example
 from luthier.core.errors import LuthierError
 from luthier.data.bad import BadRow, named
 from luthier.data.chat import Rendered, rendered
+from luthier.data.ends import in_pieces, stop_of
 from luthier.data.place import Span
-from luthier.data.template import has_template
+from luthier.data.template import Template, has_template
 
 
 def prompt_of(example: Example, tokenizer: Any) -> str:
@@ -29,6 +30,12 @@ def prompt_ids(example: Example, tokenizer: Any) -> list[int]:
     found = _prompted(example, tokenizer)
     ids, owner = tokens(found.text, found.spans, tokenizer, special=not has_template(tokenizer))
     return ids[: owner.index(len(found.spans) - 1)]
+
+
+def stop_text(tokenizer: Any) -> str:
+    """The text that ends an answer where no token of the tokenizer does; empty where one does, as it should."""
+    stop = stop_of(Template(tokenizer)) if has_template(tokenizer) else ""
+    return stop if in_pieces(stop, tokenizer) else ""
 
 
 def _prompted(example: Example, tokenizer: Any) -> Rendered:

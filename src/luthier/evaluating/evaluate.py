@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from luthier import data, models
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
-from luthier.data import Examples, Scorer
+from luthier.data import Examples, Scorer, judge, refuse_unscorable
 from luthier.evaluating.generate import Sampling, answers
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Evaluation:
     """Mean loss of the labels; None for generated answers."""
     metrics: dict[str, float]
     """Every figure by name: `accuracy` and `mcc` (Matthews), `mse` and `pearson`, or the scorer's own."""
+    failed: list[tuple[int, str]] = field(default_factory=list)
+    """(row, reason) of every answer that the scorer failed on; it counts as wrong."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Found:
     loss: float | None = None
     confidences: list[float] | None = None
     """Probability of each predicted class."""
+    failed: list[tuple[int, str]] = field(default_factory=list)
+    """(row, reason) of every answer that could not be scored."""
 
 
 def evaluate(
@@ -88,8 +92,9 @@ def evaluate(
 
     Generative tasks answer greedily and score by `scorer` (the examples' own unless given); classification counts
     the likeliest class, regression compares numbers. `task` is the examples' own unless given. Rows longer than
-    `max_length` tokens are refused, and those of more tokens than the model has absolute positions. Raises
-    `LuthierError` when no scorer fits, or a label is not one of the model's.
+    `max_length` tokens are refused, and those of more tokens than the model has absolute positions. An answer that the
+    scorer fails on is wrong, and listed under `failed`. Raises `LuthierError` when no scorer fits, or a label is not
+    one of the model's.
     """
     check_type("examples", examples, Examples)
     if batch < 1:
@@ -115,6 +120,7 @@ def _summary(job: Job, found: Found, keep: bool) -> Evaluation:
         predictions=_kept(job, found) if keep else [],
         loss=found.loss,
         metrics=metrics,
+        failed=found.failed,
     )
 
 
@@ -161,11 +167,14 @@ def _generated(job: Job) -> Found:
     longest = max(map(len, prompts))
     if job.max_length is not None and longest > job.max_length:
         raise LuthierError(f"a prompt has {longest} tokens, the maximum is {job.max_length}.")
+    refuse_unscorable(scorer, rows)
     with _bar(job, len(prompts)) as done:
         texts = answers(job.model, job.processor, prompts, job.sampling, job.batch, done, row_tasks(job))
-    scores = [scorer.score(text, example) for text, example in zip(texts, rows, strict=True)]
+    judged = [judge(scorer, text, example) for text, example in zip(texts, rows, strict=True)]
     truths = [example.answer for example in rows]
-    return Found(texts, truths, scores, lambda left, _: {scorer.name: float(left.mean())})
+    scores = [score for score, _ in judged]
+    failed = [(row.row, reason) for row, (_, reason) in zip(rows, judged, strict=True) if reason]
+    return Found(texts, truths, scores, lambda left, _: {scorer.name: float(left.mean())}, failed=failed)
 
 
 def _classified(job: Job) -> Found:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
-from luthier.data import Collator, Example, encode, encode_seq2seq, prompt_ids
+from luthier.data import Collator, Example, encode, encode_seq2seq, prompt_ids, stop_text
 from luthier.models import positions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Messages = list[dict[str, Any]]
+Tools = list[dict[str, Any]]
 IGNORED = -100
 """Label of what is not learned."""
 PLACEHOLDER = {"role": "assistant", "content": "a"}
@@ -50,6 +51,8 @@ def generate(
     seed: int = 0,
     batch: int = 8,
     tasks: str | Sequence[str] | None = None,
+    tools: Tools | None = None,
+    template: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """One answer to each prompt, in their order, without special tokens.
 
@@ -57,17 +60,29 @@ def generate(
     user's turn where the tokenizer has a chat template, plain text elsewhere. Its tokens are those that stand before an
     answer in training; a `text` example is gone on with. Generation stops at the end of the turn,
     after `max_new_tokens`, or where a model with absolute positions has no more of them. `tasks` names the task of all
-    prompts, or of each, for an adapter that goes by tasks. The model's mode and the global random state are left as
-    they were.
+    prompts, or of each, for an adapter that goes by tasks. `tools` (JSON schemas) and `template` (variables of the chat
+    template, `chat_template_kwargs`) are those of prompts that bring none of their own. The model's mode and the global
+    random state are left as they were.
     """
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     told = [tasks] * len(prompts) if isinstance(tasks, str) else tasks
-    return answers(model, processor, tokenised(model, processor, prompts), sampling, batch, tasks=told)
+    ids = tokenised(model, processor, prompts, tools, template)
+    return answers(model, processor, ids, sampling, batch, tasks=told)
 
 
-def tokenised(model: Any, tokenizer: Any, prompts: Sequence[str | Messages | Example]) -> list[list[int]]:
+def tokenised(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str | Messages | Example],
+    tools: Tools | None = None,
+    template: Mapping[str, Any] | None = None,
+) -> list[list[int]]:
     """The token ids of prompts as `generate` takes them."""
-    return [_ids(model, tokenizer, _example(prompt, number)) for number, prompt in enumerate(prompts, 1)]
+    examples = [_example(prompt, number) for number, prompt in enumerate(prompts, 1)]
+    return [
+        _ids(model, tokenizer, replace(e, tools=e.tools or tools, template={**(template or {}), **e.template}))
+        for e in examples
+    ]
 
 
 def _example(prompt: str | Messages | Example, number: int) -> Example:
@@ -76,7 +91,7 @@ def _example(prompt: str | Messages | Example, number: int) -> Example:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not messages or not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages):
         raise LuthierError(f"prompt {number} is no list of messages with a role and a content each.")
-    return Example(row=number, messages=messages)
+    return Example(row=number, messages=messages, context=len(messages))
 
 
 def _ids(model: Any, tokenizer: Any, example: Example) -> list[int]:
@@ -149,11 +164,13 @@ def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sa
         use_cache=True,
         **drawn,
     )
+    stop = "" if seq2seq else stop_text(tokenizer)
     with _own_settings(model):
         out = model.generate(
             input_ids=inputs["input_ids"].to(model.device),
             attention_mask=inputs["attention_mask"].to(model.device),
             generation_config=config,
+            **({"stop_strings": [stop], "tokenizer": tokenizer} if stop else {}),
         )
     return out[:, 1:] if seq2seq else out[:, inputs["input_ids"].shape[1] :]
 
@@ -197,10 +214,14 @@ def _turn_end(tokenizer: Any) -> int | None:
         labels = encode(turn, tokenizer, max_length=None)["labels"]
     except LuthierError:  # a template that refuses so short a conversation tells nothing
         return None
+    if stop_text(tokenizer):  # whose last token may stand anywhere
+        return None
     return next(label for label in reversed(labels) if label != IGNORED)  # a line break may follow it
 
 
 def text_of(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
     """What new tokens say, up to the first that stops."""
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    return tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    stop = stop_text(tokenizer)
+    return text.partition(stop)[0] if stop else text

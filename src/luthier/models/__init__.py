@@ -6,6 +6,7 @@ Heavy libraries load inside the functions, so importing this costs nothing.
 from __future__ import annotations
 
 from luthier.models.catalogue import Entry, File, catalogue
+from luthier.models.chat import Chat, with_chat
 from luthier.models.config import config_of, meta_model, processor_of
 from luthier.models.fetch import fetch, is_cached
 from luthier.models.labels import named
@@ -19,6 +20,7 @@ model = load
 
 __all__ = [
     "TASKS",
+    "Chat",
     "Entry",
     "File",
     "Loaded",
@@ -35,4 +37,5 @@ __all__ = [
     "processor_of",
     "resolve",
     "task_of_class",
+    "with_chat",
 ]

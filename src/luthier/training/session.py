@@ -126,6 +126,7 @@ class Session:
         measured |= {"task": prepared.task, "labels": prepared.examples.labels}
         measured |= {"ranks": record["measured"]} if record["measured"] else {}
         measured |= {"update": record["run"]["update"]}
+        measured |= chat_of(prepared)
         if run.update.sparse:
             sparsify(loaded.model, run.name)
         if is_main() or run.training.shard:  # of a sharded base, every process holds a part
@@ -150,6 +151,16 @@ class Session:
             model=loaded.model,
             processor=loaded.processor,
         )
+
+
+def chat_of(prepared: Prepared) -> dict[str, Any]:
+    """How conversations were rendered, for the adapter's spec; empty where there were none, or no template."""
+    rows = [row for row in prepared.examples.rows if row.messages is not None]
+    if not rows or prepared.task != "causal-lm" or not prepared.processor.chat_template:
+        return {}
+    first = rows[0].template
+    shared = {k: v for k, v in first.items() if all(k in row.template and row.template[k] == v for row in rows)}
+    return models.Chat(prepared.processor.chat_template, shared).kept()
 
 
 def check_services(report_to: str) -> None:

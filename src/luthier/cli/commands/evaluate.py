@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from luthier.cli.output import say, say_json, table, tell_unread
+from luthier.cli.output import say, say_json, table, tell, tell_unread
 from luthier.cli.parse import Command, Given
 from luthier.core.errors import LuthierError
 
@@ -165,6 +165,12 @@ class Evaluate(Command):
         for name, value in found.metrics.items():
             if name != metric:
                 say(f"{name} {value:.4g}")
+        if found.failed:
+            row, reason = found.failed[0]
+            tell(
+                "warning",
+                f"the scorer failed on {len(found.failed):,} answers, which count as wrong; row {row}: {reason}",
+            )
         for each in found.predictions[:SAMPLES]:
             say("\n" + "\n".join(f"  {key}: {_short(value)}" for key, value in each.items()))
 

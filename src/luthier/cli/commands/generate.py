@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from luthier.cli.output import say, say_json
 from luthier.cli.parse import Command, Given
-from luthier.cli.prompts import asked, plain, prompts_or_rows
+from luthier.cli.prompts import asked, plain, prompts_or_rows, tools_of, variables_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Generate(Command):
         'luthier generate smollm2-135m "What is 12 + 30?"',
         'luthier generate smollm2-135m "What is 12 + 30?" --adapter run --merged',
         "luthier generate smollm2-135m --file prompts.txt --temperature 0.7 --seed 1 --json",
+        "luthier generate path/to/model 'How high is Lake Como?' --tools tools.json --adapter run",
         "luthier generate smollm2-135m --file test.jsonl --columns question=problem --adapter run",
     )
 
@@ -39,6 +40,10 @@ class Generate(Command):
     """A text file (.txt, .md) with one prompt a line, or rows as training reads them (.jsonl, .csv, .parquet, …)."""
     columns: str | None = field(default=None, kw_only=True)
     """Columns that the rows of --file call otherwise, by what they are: question=problem."""
+    tools: Path | None = field(default=None, kw_only=True)
+    """A .json file with the tools (a list of JSON schemas) that a model may call; rows with tools keep their own."""
+    chat_template_kwargs: str | None = field(default=None, kw_only=True)
+    """Variables of the chat template, over those that the adapter's rows shared: '{"enable_thinking": false}'."""
     max_new_tokens: int = field(default=128, kw_only=True)
     """Longest answer."""
     temperature: float = field(default=0.0, kw_only=True)
@@ -64,6 +69,7 @@ class Generate(Command):
         from luthier.cli.base import fitted
         from luthier.evaluating import generate
 
+        tools, variables = tools_of(self.tools), variables_of(self.chat_template_kwargs, self.adapter)
         prompts = prompts_or_rows(self.prompts, self.file, self.columns, self.name())
         loaded = fitted(
             self.model, self.adapter, task=self.task, dtype=self.dtype, merged=self.merged, force=self.force
@@ -78,6 +84,8 @@ class Generate(Command):
             seed=self.seed,
             batch=self.batch,
             tasks=self.as_task,
+            tools=tools,
+            template=variables,
         )
         if self.json:
             say_json([{"prompt": plain(p), "answer": a} for p, a in zip(prompts, answers, strict=True)])

@@ -105,7 +105,7 @@ class Serve(Command):
             waiting=self.waiting,
             max_length=self.max_length,
         )
-        return Service(engine, loaded.processor, name, self.adapters_folder)
+        return Service(engine, loaded.processor, name, self.adapters_folder, adapters)
 
     def key(self) -> str | None:
         """The API key, from the flag or the environment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -115,6 +116,7 @@ def _span(layers: list[int | None]) -> str | None:
 def show_adapter(path: str) -> None:
     """The spec of an adapter, for a reader."""
     from luthier.core.storage.folder import read_adapter
+    from luthier.models import Chat
 
     folder, spec = read_adapter(path)
     base = spec["base"]
@@ -124,7 +126,11 @@ def show_adapter(path: str) -> None:
         settings = ", ".join(f"{k}={v}" for k, v in part["settings"].items())
         lines[f"form{number}"] = f"{part['form']}({settings})"
         lines[f"where{number}"] = f"{part['where']}: {len(part['sites'])} sites"
-    lines |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in spec["measured"].items()}
+    measured = {key: value for key, value in spec["measured"].items() if key != "chat"}
+    lines |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in measured.items()}
+    if chat := Chat.of(spec):
+        own = hashlib.sha256(json.dumps(chat.template).encode()).hexdigest()[:16]
+        lines["chat template"] = f"SHA-256 {own}, variables {json.dumps(chat.variables)}"
     lines |= {"made": f"{spec['created']} by luthier {spec['versions']['luthier']}", "sha256": spec["sha256"]}
     for name, value in lines.items():
         say(f"{name:<{max(map(len, lines))}}  {value}")

@@ -15,7 +15,6 @@ from luthier.serving.http import refusal
 from luthier.serving.http.answers import Chat, Choice, Completion, Shape
 from luthier.serving.http.guard import Guard, Guarded
 from luthier.serving.http.metrics import MEDIA
-from luthier.serving.http.prompts import chat_ids, text_ids
 from luthier.serving.http.schema import AdapterBody, ChatBody, CompletionBody, Sampled
 from luthier.serving.http.service import Service
 from luthier.serving.http.stream import Events, Flight, events, whole
@@ -43,7 +42,7 @@ def answers(service: Service) -> APIRouter:
     async def chat(body: ChatBody, call: Call) -> Response:
         service.refuse_when_draining()
         service.adapter_of(body.model)
-        prompts = await service.tokens(chat_ids, [body.messages])
+        prompts = [await service.spoken(body)]
         most = body.max_completion_tokens or body.max_tokens
         flight = service.submit(body, prompts, most, body.top_logprobs if body.logprobs else None)
         return await told(call, body, flight, shape(Chat, body, body.logprobs, prompts))
@@ -52,7 +51,7 @@ def answers(service: Service) -> APIRouter:
     async def completion(body: CompletionBody, call: Call) -> Response:
         service.refuse_when_draining()
         service.adapter_of(body.model)
-        prompts = await service.tokens(text_ids, body.prompt)
+        prompts = await service.tokens(body.prompt)
         flight = service.submit(body, prompts, body.max_tokens or COMPLETION_TOKENS, body.logprobs)
         return await told(call, body, flight, shape(Completion, body, body.logprobs is not None, prompts))
 

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.data import Example, prompt_ids
 from luthier.serving.http.refusal import Refusal
-from luthier.serving.http.schema import Message
+from luthier.serving.http.schema import ChatBody
 
 PLACEHOLDER = {"role": "assistant", "content": "a"}
 """Stands for the answer, before which the prompt ends."""
 
 
-def chat_ids(messages: Sequence[Message], tokenizer: Any) -> list[int]:
-    """Token ids of a conversation up to the answer: those that stand before an answer in training."""
-    turns = [message.spoken() for message in messages]
-    example = Example(row=1, messages=[*turns, PLACEHOLDER], context=len(turns))
+def chat_ids(body: ChatBody, tokenizer: Any, variables: Mapping[str, Any] = {}) -> list[int]:
+    """Token ids of a conversation up to the answer: those that stand before an answer in training.
+
+    `variables` of the chat template hold where the call gives none of that name.
+    """
+    turns = [message.spoken() for message in body.messages]
+    example = Example(
+        row=1,
+        messages=[*turns, PLACEHOLDER],
+        context=len(turns),
+        tools=(body.tools or None) if body.tool_choice == "auto" else None,
+        documents=body.documents or None,
+        template={**variables, **body.chat_template_kwargs},
+    )
     try:
         return prompt_ids(example, tokenizer)
     except LuthierError as error:
-        raise Refusal(400, str(error).removeprefix("row 1: "), param="messages", code="invalid_value") from None
+        reason = f"messages: {str(error).removeprefix('row 1: ')}"
+        raise Refusal(400, reason, param="messages", code="invalid_value") from None
 
 
 def text_ids(prompt: str | Sequence[int], tokenizer: Any) -> list[int]:

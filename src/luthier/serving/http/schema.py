@@ -6,7 +6,7 @@ Shapes and names are those of OpenAI's API reference (chat completions and compl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -85,30 +85,67 @@ class TextPart(Body):
         return given
 
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-"""The role that the chat template hears, by the one that was said; developer is OpenAI's later name of system."""
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def _role(value: Any) -> Any:
     if not isinstance(value, str) or value not in ROLES:
         hint = near(value, ROLES).removesuffix(".") if isinstance(value, str) else ""
         raise refused("unsupported_value", f"role {value!r} is not supported{hint}; there are: {', '.join(ROLES)}.")
-    return ROLES[value]
+    return value
+
+
+def _choice(value: Any) -> Any:
+    """Whether tools are shown: a model that sees them may call them, and cannot be made to."""
+    if value not in ("none", "auto"):
+        raise refused("unsupported_value", f"tool_choice {value!r} is not supported; there are: none, auto.")
+    return value
+
+
+class Called(Body):
+    """The function of a call: its name, and its arguments as JSON."""
+
+    name: str
+    arguments: str | dict[str, Any] = "{}"
+
+
+class ToolCall(Body):
+    """A call that an assistant made."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Called
 
 
 class Message(Body):
     """A turn of a conversation."""
 
-    neutral: ClassVar = {
-        "name": (), "refusal": (), "audio": (), "tool_calls": ([],), "function_call": (), "annotations": ([],),
-        "tool_call_id": (),
-    }  # fmt: skip
+    neutral: ClassVar = {"refusal": (), "audio": (), "function_call": (), "annotations": ([],)}
     role: Annotated[str, BeforeValidator(_role)]
-    content: Annotated[list[TextPart], BeforeValidator(_parts), Field(min_length=1)]
+    content: Annotated[list[TextPart], BeforeValidator(_parts)] = []
+    name: str | None = None
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
-    def spoken(self) -> dict[str, str]:
+    @model_validator(mode="after")
+    def said(self) -> Message:
+        """Raises for a turn that says nothing, and for what only an assistant or a tool says."""
+        if not self.content and not self.tool_calls:
+            raise refused("missing_parameter", "content: a turn without calls needs some.", "content")
+        if self.tool_calls and self.role != "assistant":
+            raise refused("invalid_value", f"a {self.role} turn has no tool_calls.", "tool_calls")
+        if self.reasoning_content is not None and self.role != "assistant":
+            raise refused("invalid_value", f"a {self.role} turn has no reasoning_content.", "reasoning_content")
+        if self.tool_call_id is not None and self.role != "tool":
+            raise refused("invalid_value", f"a {self.role} turn has no tool_call_id.", "tool_call_id")
+        return self
+
+    def spoken(self) -> dict[str, Any]:
         """The turn as chat templates take it, its parts on lines of their own."""
-        return {"role": self.role, "content": "\n".join(part.text for part in self.content)}
+        more = self.model_dump(include={"name", "tool_call_id", "reasoning_content", "tool_calls"}, exclude_none=True)
+        content = "\n".join(part.text for part in self.content)
+        return {"role": self.role, "content": content, **{key: value for key, value in more.items() if value}}
 
 
 class StreamOptions(Body):
@@ -158,12 +195,16 @@ class ChatBody(Sampled):
     """The body of POST /v1/chat/completions."""
 
     neutral: ClassVar = NEUTRAL | {
-        "response_format": ({"type": "text"},), "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],),
+        "response_format": ({"type": "text"},), "functions": ([],),
         "function_call": ("none", "auto"), "parallel_tool_calls": (True, False), "modalities": (["text"],),
         "audio": (), "prediction": (), "reasoning_effort": (), "service_tier": ("auto", "default"), "store": (False,),
         "metadata": ({},), "verbosity": (), "web_search_options": (), "prompt_cache_key": (), "safety_identifier": (),
     }  # fmt: skip
     messages: Annotated[list[Message], Field(min_length=1)]
+    tools: list[dict[str, Any]] = []
+    tool_choice: Annotated[str, BeforeValidator(_choice)] = "auto"
+    documents: list[dict[str, Any]] = []
+    chat_template_kwargs: dict[str, Any] = {}
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0

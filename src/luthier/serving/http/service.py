@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.adapters.attach import NAME
 from luthier.core.errors import LuthierError, near
 from luthier.core.storage.folder import adapter_at
+from luthier.core.storage.format import read
+from luthier.models import Chat
 from luthier.serving.engine.request import Request
 from luthier.serving.http.metrics import Metrics, Watch
+from luthier.serving.http.prompts import chat_ids, text_ids
 from luthier.serving.http.refusal import RETRY, Refusal, refusal_of
-from luthier.serving.http.schema import MOST_CHOICES, Sampled
+from luthier.serving.http.schema import MOST_CHOICES, ChatBody, Sampled
 from luthier.serving.http.stream import Flight
 
 if TYPE_CHECKING:
@@ -27,9 +31,19 @@ UNBOUNDED = 2**12
 
 
 class Service:
-    """An engine under names. `base` is what the bare model is called; adapters go by their own names."""
+    """An engine under names. `base` is what the bare model is called; adapters go by their own names.
 
-    def __init__(self, engine: Engine, tokenizer: Any, base: str, adapters_folder: str | Path | None = None) -> None:
+    `trained` are the folders of the engine's adapters, which say how conversations were rendered in training.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        base: str,
+        adapters_folder: str | Path | None = None,
+        trained: Mapping[str, str | Path] = {},
+    ) -> None:
         self.engine, self.base = engine, base
         self.tokenizer = copy.deepcopy(tokenizer)  # the engine's thread uses the other one
         self.folder = None if adapters_folder is None else Path(adapters_folder).expanduser().resolve()
@@ -37,6 +51,9 @@ class Service:
         self.created = int(time.time())
         self.draining = False
         self._tokenizing = asyncio.Lock()
+        self._chats: dict[str, Chat] = {}
+        for name, folder in trained.items():
+            self.hear(name, folder)
 
     def refuse_when_draining(self) -> None:
         """Raises 503 when the server is about to stop."""
@@ -68,10 +85,41 @@ class Service:
 
     # --- answers ---
 
-    async def tokens(self, function: Callable[..., list[int]], texts: Sequence[Any]) -> list[list[int]]:
-        """`function(text, tokenizer)` for each text, beside the loop: long texts take their time."""
+    async def tokens(self, texts: Sequence[Any]) -> list[list[int]]:
+        """The token ids of texts, beside the loop: long texts take their time."""
         async with self._tokenizing:
-            return await asyncio.to_thread(lambda: [function(text, self.tokenizer) for text in texts])
+            return await asyncio.to_thread(lambda: [text_ids(text, self.tokenizer) for text in texts])
+
+    async def spoken(self, body: ChatBody) -> list[int]:
+        """The token ids of a conversation, rendered as in the training of the adapter that is to answer."""
+        adapter = self.adapter_of(body.model)
+        async with self._tokenizing:
+            return await asyncio.to_thread(lambda: self._rendered(body, adapter))
+
+    def _rendered(self, body: ChatBody, adapter: str | None) -> list[int]:
+        chat, tokenizer = self._chats.get(adapter or ""), self.tokenizer
+        if chat is None:
+            return chat_ids(body, tokenizer)
+        if chat.template != tokenizer.chat_template:
+            tokenizer = copy.copy(tokenizer)
+            tokenizer.chat_template = chat.template
+        return chat_ids(body, tokenizer, chat.variables)
+
+    def hear(self, adapter: str, folder: str | Path) -> None:
+        """Renders conversations with an adapter as it was trained; says so where that is not as the base would."""
+        try:
+            chat = Chat.of(read(Path(folder)))
+        except LuthierError:  # what loads without its spec says nothing of conversations
+            chat = None
+        if chat is None:
+            return
+        self._chats[adapter] = chat
+        if chat.template != self.tokenizer.chat_template:
+            warnings.warn(
+                f"adapter {adapter!r} was trained with another chat template than the base's; its prompts are rendered "
+                "by its own.",
+                stacklevel=2,
+            )
 
     def submit(self, body: Sampled, prompts: Sequence[list[int]], most: int | None, logprobs: int | None) -> Flight:
         """`body.n` answers to each prompt, of at most `most` tokens (None: as many as the model has room for)."""
@@ -115,6 +163,7 @@ class Service:
             await asyncio.to_thread(self.engine.load, name, folder)
         except LuthierError as error:
             raise Refusal(400, str(error), param="path", code="invalid_adapter") from error
+        self.hear(name, folder)
         return self.model(name)
 
     async def unload(self, name: str) -> dict[str, Any]:
@@ -123,6 +172,7 @@ class Service:
         if self.adapter_of(name) is None:
             raise Refusal(400, f"{name!r} is the base; only adapters can be unloaded.", code="invalid_value")
         await asyncio.to_thread(self.engine.unload, name)
+        self._chats.pop(name, None)
         return {"id": name, "object": "model", "deleted": True}
 
     def refuse_unless_managed(self) -> None:

@@ -32,8 +32,10 @@ def describe(writer: Any, tokenizer: Any, rows: int) -> None:
     _KINDS[kind](writer, core, tokens)
     writer.add_token_types(types)
     _special(writer, tokenizer)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    template = tokenizer.chat_template
+    if template:
+        named = isinstance(template, dict) and [{"name": name, "template": text} for name, text in template.items()]
+        writer.add_chat_template(named or template)
 
 
 def core_of(tokenizer: Any) -> dict[str, Any]:
