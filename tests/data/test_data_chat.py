@@ -48,17 +48,25 @@ def answers(example: Example) -> list[str]:
     return [m.get("content") or "" for i, m in enumerate(turns) if m["role"] == "assistant" and i not in example.masked]
 
 
-@pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("name", published() or ["none"])
-def test_with_published_templates_a_row_is_learned_whole_or_refused(name, row):
+def test_with_published_templates_a_row_is_learned_whole_or_refused(name):
     if not published():
         pytest.skip("trl is not installed")
-    example, tokenizer = ROWS[row], make(published()[name])
-    try:
-        feature = encode(example, tokenizer, max_length=None)
-    except LuthierError as reason:
-        assert str(reason).startswith("row 1: the chat template")
-        return
+    tokenizer, used = make(published()[name]), 0
+    for example in ROWS.values():
+        try:
+            feature = encode(example, tokenizer, max_length=None)
+        except LuthierError as reason:
+            assert str(reason).startswith("row 1: the chat template")
+            continue
+        used += 1
+        check_learned(example, feature, tokenizer)
+        ids = prompt_ids(example, tokenizer)
+        assert feature["input_ids"][: len(ids)] == ids and feature["labels"][len(ids)] != -100
+    assert used or name.startswith(("idefics", "llava", "smolvlm"))  # which want content in parts
+
+
+def check_learned(example: Example, feature: dict, tokenizer) -> None:
     text, notes = learned(example, tokenizer), feature.get("told", {})
     assert not [word for word in NOT_LEARNED if word in text]
     parts = [part for answer in answers(example) for part in re.findall(r"[A-Z]+Q", answer)]
@@ -69,20 +77,6 @@ def test_with_published_templates_a_row_is_learned_whole_or_refused(name, row):
     if example.tools and not lost:
         assert "get_level" in text and "Como" in text and '\\"' not in text
         assert "Water level of a lake." in tokenizer.decode(feature["input_ids"])
-
-
-@pytest.mark.parametrize("name", published() or ["none"])
-def test_with_published_templates_a_prompt_is_what_stands_before_the_answer(name):
-    if not published():
-        pytest.skip("trl is not installed")
-    tokenizer = make(published()[name])
-    for example in ROWS.values():
-        try:
-            feature = encode(example, tokenizer, max_length=None)
-        except LuthierError:
-            continue
-        ids = prompt_ids(example, tokenizer)
-        assert feature["input_ids"][: len(ids)] == ids and feature["labels"][len(ids)] != -100
 
 
 TAKEN = {
@@ -170,7 +164,7 @@ def test_a_call_that_is_not_rendered_is_refused():
 
 def test_words_beside_a_call_that_are_not_rendered_are_refused():
     template = OBJECTS.replace("'\n' + m.content", "'\n' + ('' if m.tool_calls else m.content)")
-    with pytest.raises(LuthierError, match=r"the content of message 2 \(assistant\): 'LOOKQ first.'"):
+    with pytest.raises(LuthierError, match=r"the content of message 2 \(assistant\); nothing of it would be learned"):
         encode(ROWS["tool and words"], make(template), max_length=None)
 
 
@@ -215,7 +209,7 @@ def test_a_thought_is_learned_where_the_template_has_a_word_for_it():
     for name in ("reasoning_content", "thinking", "reasoning"):
         tokenizer = make(REASONING.replace("reasoning_content", name))
         assert learned(ROWS["thought"], tokenizer) == "<think>\nTHINKQ a while\n</think>\n\nFIRSTQ<|im_end|>"
-    with pytest.raises(LuthierError, match=r"thought of message 2 \(assistant\): 'THINKQ a while'; use a template"):
+    with pytest.raises(LuthierError, match=r"thought of message 2 \(assistant\); use a template"):
         encode(ROWS["thought"], make("chatml"), max_length=None)
 
 

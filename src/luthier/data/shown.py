@@ -15,8 +15,6 @@ from luthier.data.bad import BadRow
 from luthier.data.messages import THOUGHTS, as_json, calls_of, decoded, encoded, leaves, split_thought, thought_of
 from luthier.data.template import Template
 
-SHOWN = 60
-"""Characters of a missing text that a reason quotes."""
 DOCUMENT = ("title", "text", "content", "contents", "snippet")
 """Keys of a document that hold what it says."""
 
@@ -71,17 +69,13 @@ def idle(template: Template, messages: list[Message], turn: int, text: str) -> l
 
 
 def lacks(message: Message, index: int, found: list[tuple[str, str]]) -> BadRow:
-    """The reason why a turn cannot be used of which the template leaves out `found`."""
-    what, text = found[0]
-    quoted = text.strip() if len(text.strip()) <= SHOWN else f"{text.strip()[:SHOWN]}…"
-    hint = ""
+    """The reason why a turn cannot be used of which the template leaves out `found`; the same words for every row."""
+    what, hint = found[0][0], ""
     if what == "thought" and thought_of(message):
         hint = "; use a template that renders reasoning_content, or put the thought into the content"
     elif message["role"] == "assistant":
         hint = "; nothing of it would be learned"
-    return BadRow(
-        f"the chat template does not render the {what} of message {index + 1} ({message['role']}): {quoted!r}{hint}"
-    )
+    return BadRow(f"the chat template does not render the {what} of message {index + 1} ({message['role']}){hint}")
 
 
 def check_given(template: Template, messages: list[Message], text: str) -> dict[str, int]:
