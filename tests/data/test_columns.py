@@ -310,6 +310,14 @@ def test_turns_as_json_text(tmp_path, column):
     assert one(tmp_path, rows[column]).messages == TURNS
 
 
+@pytest.mark.parametrize("text", ['[{"a": 1}]', '{"a": 1}', "[]", '["x"]', "[1] Smith et al."])
+def test_json_is_a_text_like_any_where_a_text_stands(tmp_path, text):
+    for layout in STRINGS:
+        row = {column: text if value else value for column, value in ROWS[layout].items()}
+        assert [m["content"] for m in one(tmp_path, row).messages] == [text, text]
+        assert text in one(tmp_path, ROWS[layout] | {"context": text}).messages[0]["content"]
+
+
 ITEMS = {"text": "good", "text_pair": "x"}
 
 

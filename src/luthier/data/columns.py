@@ -11,7 +11,7 @@ from luthier.data.read import Row
 from luthier.data.turns import keys
 
 ALIKE = {
-    "messages": ("conversation", "conversations", "dialog", "dialogue", "turns", "chat", "chosen"),
+    "messages": ("conversation", "conversations", "dialog", "dialogue", "turns", "chat", "items", "chosen"),
     "prompt": ("query", "question", "input", "instruction", "problem", "user", "request"),
     "completion": ("response", "answer", "output", "solution", "assistant", "target", "reply", "chosen", "answers"),
     "instruction": ("prompt", "query", "question", "task"),

@@ -16,7 +16,7 @@ from luthier.data.around import AROUND, learned, surrounded
 from luthier.data.bad import BadRow
 from luthier.data.columns import guesses, suggestion
 from luthier.data.read import Row
-from luthier.data.turns import checked, decoded, is_assistant, kind, turns
+from luthier.data.turns import checked, decoded, is_assistant, kind, turns, unpacked
 from luthier.data.wanted import check_wanted
 
 GENERATIVE = ("causal-lm", "seq2seq")
@@ -77,7 +77,7 @@ def _joined(*parts: str) -> str:
 
 def context_of(row: Row) -> str:
     """What stands in `context`: a text, or several, that the prompt refers to."""
-    value = decoded(row.get("context"))
+    value = row.get("context")
     if value in (None, "", []):
         return ""
     texts = value if isinstance(value, list) else [value]
@@ -99,8 +99,8 @@ def chat(row: Row, folder: Path | None) -> Row:
 def prompt_completion(row: Row, folder: Path | None) -> Row:
     """`prompt`, `completion`: strings, or lists of messages of which the completion's answers are
     learned; a `context` opens the prompt."""
-    prompt, completion = decoded(row.get("prompt")), decoded(row.get("completion"))
-    if not (_is_turns(prompt) or _is_turns(completion)):
+    prompt, completion = unpacked(row.get("prompt")), unpacked(row.get("completion"))
+    if not (isinstance(prompt, list) or isinstance(completion, list)):
         return _asked(row, _joined(context_of(row), text_of(row, "prompt")), text_of(row, "completion"))
     before = _as_turns(row, "prompt", prompt, "user")
     after = _as_turns(row, "completion", completion, "assistant")
@@ -109,10 +109,6 @@ def prompt_completion(row: Row, folder: Path | None) -> Row:
     found, _ = turns(before, "prompt")
     answers, masked = turns(after, "completion")
     return _conversation(row, found + answers, len(found), {len(found) + i for i in masked})
-
-
-def _is_turns(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def _as_turns(row: Row, column: str, value: Any, role: str) -> Any:

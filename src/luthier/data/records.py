@@ -34,6 +34,8 @@ def records(lines: Sequence[str], start: int, width: int) -> list[Record]:
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     found = list(_joined(_read(lines, start, len(lines), width), width))
+    if all(each.first == each.last for each in found):
+        return found
     kinds = _kinds([each.cells for each in found if each.first == each.last and not each.wrong])
     apart: list[Record] = []
     for each in found:

@@ -73,6 +73,13 @@ def decoded(value: Any) -> Any:
     return value
 
 
+def unpacked(value: Any) -> Any:
+    """The turns that a text holds as JSON; other JSON is a text like any."""
+    found = decoded(value)
+    turns = isinstance(found, list) and found and all(isinstance(m, dict) and {"role", "from"} & set(m) for m in found)
+    return found if turns else value
+
+
 def turns(value: Any, column: str) -> tuple[list[Message], set[int]]:
     """(the turns in a column, the indices of those that are kept out of the loss)."""
     value = decoded(value)
@@ -207,8 +214,8 @@ def _learned(message: Message, what: str) -> bool:
 
 def keys(value: Any) -> Iterable[str]:
     """The keys of the turns in a column that are not read whatever the template."""
-    value = decoded(value)
-    for i, message in enumerate(value if isinstance(value, list) else ()):
+    found = unpacked(value)
+    for i, message in enumerate(found if isinstance(found, list) else []):
         if isinstance(message, dict):
             known = (*KNOWN, *TOOLS) if i == 0 else KNOWN
             yield from (key for key, each in message.items() if key not in known and each not in (None, "", [], {}))
