@@ -153,14 +153,14 @@ TEXTS = [
 ]
 
 
-def splitting(steps: list) -> Any:
+def splitting(steps: list, whole: bool = False) -> Any:
     """The byte-level tokenizer with another split before merging."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     core = json.loads(byte_level().backend_tokenizer.to_str())
     core["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
-    core["model"]["ignore_merges"] = len(steps) == 2 and "{1,3}" in json.dumps(steps)  # as Llama 3 has it
+    core["model"]["ignore_merges"] = whole
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(core)), bos_token="<|bos|>", eos_token="<|eos|>"
     )
@@ -170,21 +170,22 @@ def byte_step(use_regex: bool) -> dict:
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
 
 
-def named_split(name: str) -> list:
-    from luthier.interop.formats._gguf.tokenizers import SPLITS
+def named_split(name: str) -> tuple[list, bool]:
+    """The steps, and whether a word of the vocabulary stays whole."""
+    from luthier.interop.formats._gguf.tokenizers import NAMES
 
-    steps = next(steps for steps, each in SPLITS.items() if each == name)
+    steps, whole = next(key for key, each in NAMES.items() if each == name)
     made = {"bytes split": byte_step(True), "bytes": byte_step(False)}
     made["digits"] = {"type": "Digits", "individual_digits": True}
     split = {"type": "Split", "behavior": "Isolated", "invert": False}
-    return [made.get(step, {**split, "pattern": {"Regex": step}}) for step in steps]
+    return [made.get(step, {**split, "pattern": {"Regex": step}}) for step in steps], whole
 
 
-@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2", "deepseek-v3", "falcon"])
 def test_llamacpp_reads_text_as_the_tokenizer_does(name, tmp_path):
     from support.llamacpp import Engine
 
-    tokenizer = splitting(named_split(name))
+    tokenizer = splitting(*named_split(name))
     lt.save(lt.attach(made("llama"), lt.LoRA(rank=1)), tmp_path / "none")
     lt.export(tmp_path / "none", tmp_path / "out", to="gguf", base=made("llama"), processor=tokenizer)
     assert reader(tmp_path).get_field("tokenizer.ggml.pre").contents() == name

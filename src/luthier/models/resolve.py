@@ -11,6 +11,8 @@ from luthier.models.catalogue import catalogue
 from luthier.models.fetch import convert, fetch, sha256
 from luthier.models.progress import step
 
+READ = 2
+"""Raised whenever .gguf files are read better than before, so that none is taken from the cache as it was read then."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -59,4 +61,4 @@ def converted(weights: Path, progress: bool = True) -> Path:
             convert("gguf", weights, scratch / "model")
         return scratch / "model"
 
-    return commit(f"{stem}-{sha256(weights)[:8]}", build)
+    return commit(f"{stem}-{sha256(weights)[:8]}-{READ}", build)

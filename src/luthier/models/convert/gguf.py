@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 import io
+import textwrap
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.models.convert._bytelevel import Metadata, byte_level
 from luthier.models.convert._save import filled
 from luthier.models.quiet import quiet
-
-_DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
-"""Values of `tokenizer.ggml.pre` whose vocabularies were learned with every digit split off first
-(llama.cpp, `llm_tokenizer_bpe`). transformers leaves that split out, so that the last space or newline
-of a run before a digit becomes a token of its own, which the model never saw."""
 
 
 def convert(weights: Path, target: Path) -> None:
     """Saves model and tokenizer of `weights` as a safetensors folder; tied embeddings stay tied."""
     reader = _open(weights)
+    _refuse_no_model(weights, Metadata(weights, reader))
     with quiet(), redirect_stderr(io.StringIO()):  # its reader draws bars of its own
         tokenizer = _tokenizer(weights, reader)
         model = _dense(_load(weights))
@@ -40,17 +38,37 @@ def _open(weights: Path) -> Any:
         raise LuthierError(f"{weights} is no readable GGUF file: {error}") from None
 
 
+def _refuse_no_model(weights: Path, said: Metadata) -> None:
+    """Raises for a file that holds a part of a model, or something beside one."""
+    parts, kind, architecture = (
+        said.of("split.count") or 1,
+        said.of("general.type") or "model",
+        said.of("general.architecture"),
+    )
+    if parts > 1:
+        raise LuthierError(
+            f"{weights.name} is one of {parts} parts of a model; join them first: llama-gguf-split --merge "
+            "FIRST-PART OUT.gguf."
+        )
+    if kind == "adapter":
+        raise LuthierError(f"{weights.name} is an adapter in GGUF (LoRA), no model; give the model's own file.")
+    if kind in ("mmproj", "projector", "imatrix") or architecture == "clip":
+        raise LuthierError(f"{weights.name} is a {kind} file, which goes beside a language model; give that one's.")
+    if not architecture:
+        raise LuthierError(f"{weights.name} does not say what model it holds (general.architecture).")
+
+
 def _tokenizer(weights: Path, reader: Any) -> Any:
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    said = Metadata(weights, reader)
+    kind = said("model")
+    if kind == "gpt2":
+        return byte_level(said)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
-    field = reader.get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() in _DIGITS_APART:
-        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
-        )
-    return tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise LuthierError(f"the tokenizer of {weights.name} ({kind or 'none'}) cannot be read: {error}") from error
 
 
 def _load(weights: Path) -> Any:
@@ -62,7 +80,11 @@ def _load(weights: Path) -> Any:
     options: dict[str, Any] = {"gguf_file": weights.name, "dtype": torch.float32, "adapter_kwargs": WITHOUT}
     if "GgufConfig" in dir(transformers):  # newer releases may keep the blocks packed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    return transformers.AutoModelForCausalLM.from_pretrained(weights.parent, **options)
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(weights.parent, **options)
+    except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError, AttributeError, TypeError) as error:
+        reason = textwrap.shorten(str(error), 300, placeholder=" …").rstrip(".")
+        raise LuthierError(f"transformers cannot read the model in {weights.name}: {reason}.") from error
 
 
 def _dense(model: Any) -> Any:

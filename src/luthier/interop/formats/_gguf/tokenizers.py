@@ -7,19 +7,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.models.convert._splits import DIGIT, GPT2, SPLITS, Split
 
-_CASES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 Steps = tuple[str, ...]
 
-SPLITS: Mapping[Steps, str] = {
-    ("bytes split",): "gpt-2",
-    ("digits", "bytes split"): "smollm",
-    (_CASES + r"\p{N}{1,3}" + _REST, "bytes"): "llama-bpe",
-    (_CASES + r"\p{N}" + _REST, "bytes"): "qwen2",
+
+def _steps(split: Split) -> Steps:
+    """The steps of a split in the words of `_step`."""
+    last = split.steps[-1] == GPT2
+    named = ("digits" if step == DIGIT else step for step in (split.steps[:-1] if last else split.steps))
+    return (*named, "bytes split" if last else "bytes")
+
+
+NAMES: Mapping[tuple[Steps, bool], str] = {
+    (_steps(split), split.whole): split.names[0] for split in reversed(SPLITS) if split.names != ("default",)
 }
-"""How text is split before merging, and the name by which llama.cpp splits so (`llm_tokenizer_bpe`). A wrong name
-raises nothing there: it reads other tokens than the model was trained on."""
+"""By how text is split before merging, and whether a word of the vocabulary stays whole: the name by which llama.cpp
+does so. A wrong name raises nothing there: it reads other tokens than the model was trained on."""
 
 
 def describe(writer: Any, tokenizer: Any, rows: int) -> None:
@@ -61,12 +65,13 @@ def kind_of(core: dict[str, Any]) -> str:
 
 def _split_name(core: dict[str, Any]) -> str:
     steps = tuple(_step(each) for each in _listed(core["pre_tokenizer"], "pretokenizers"))
-    found = SPLITS.get(steps)
+    found = NAMES.get((steps, bool(core["model"].get("ignore_merges"))))
     normal = [each["type"] for each in _listed(core["normalizer"], "normalizers")]
     if found is None or set(normal) - {"NFC"}:
         raise LuthierError(
-            f"llama.cpp's ways to split text before merging ({', '.join(SPLITS.values())}) are not this tokenizer's: "
-            f"{', '.join((*normal, *steps)) or 'no split'}. Export it merged and try llama.cpp's own converter."
+            f"llama.cpp's ways to split text before merging ({', '.join(sorted(NAMES.values()))}) are not this "
+            f"tokenizer's: {', '.join((*normal, *steps)) or 'no split'}. Export it merged and try llama.cpp's own "
+            "converter."
         )
     return found
 
