@@ -67,12 +67,14 @@ class Into:
             warnings.warn(f"{name} was tied to another tensor; combined, they differ and are untied.", stacklevel=5)
 
     def save(self, folder: Path, base: str, measured: Mapping[str, Any]) -> dict[str, int]:
+        from luthier.models.older import for_older_readers
         from luthier.models.quiet import quiet
 
         with quiet():
             self.model.save_pretrained(folder)  # type: ignore[operator]
             if self.processor is not None:
                 self.processor.save_pretrained(folder)
+        for_older_readers(folder)
         return {"merged": self._changed}
 
 

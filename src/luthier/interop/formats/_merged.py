@@ -26,11 +26,13 @@ def merged(model: nn.Module, name: str | None = None) -> Iterator[dict[str, Tens
 
 def save_merged(model: Any, processor: Any, folder: Path, name: str | None = None) -> None:
     """Saves what is attached to `model` (or the one named) as a model to which nothing had ever been attached."""
+    from luthier.models.older import for_older_readers
     from luthier.models.quiet import quiet
 
     with merged(model, name) as tensors, quiet(), _generation_as_it_is(model, folder):
         model.save_pretrained(folder, state_dict=tensors)
         processor.save_pretrained(folder)
+        for_older_readers(folder)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 from luthier.core.errors import LuthierError
 from luthier.models.convert._bytelevel import Metadata, byte_level
 from luthier.models.convert._save import filled
+from luthier.models.older import for_older_readers
 from luthier.models.quiet import quiet
 
 
@@ -25,6 +26,7 @@ def convert(weights: Path, target: Path) -> None:
         tokenizer.model_max_length = model.config.get_text_config().max_position_embeddings
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
+        for_older_readers(target)
 
 
 def _open(weights: Path) -> Any:

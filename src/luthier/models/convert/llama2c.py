@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.models.convert._save import filled
+from luthier.models.older import for_older_readers
 from luthier.models.quiet import quiet
 
 _HEADER = struct.Struct("<7i")  # dim, hidden, layers, heads, key-value heads, vocabulary, context
@@ -36,6 +37,7 @@ def convert(weights: Path, target: Path) -> None:
     with quiet():
         filled(LlamaForCausalLM, config, state).save_pretrained(target)
         _tokenizer(data, end, config).save_pretrained(target)
+        for_older_readers(target)
 
 
 def _state(data: bytes, config: Any) -> tuple[dict[str, Any], int]:
