@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
@@ -19,16 +21,25 @@ def base_of(
     labels: list[str] | None = None,
 ) -> Loaded:
     """A model for a task; that of an adapter's spec, by `name` or its own, for the task that it was fitted for."""
-    from luthier.models import load, task_of_class
+    from luthier.models import fitted_task, load
 
     if spec is None:
         return load(name or "", task=task or "causal-lm", dtype=dtype, labels=labels)
     name = name or spec["base"]["name"]
     if not name:
         raise LuthierError("the adapter does not say what its base is called; give --model.")
-    known = spec["measured"]
-    task = str(task or known.get("task") or task_of_class(spec["base"]["model"]))
-    return load(name, task=task, dtype=dtype, labels=known.get("labels") or labels)
+    found = fitted_task(spec)
+    if task is not None and task != found:
+        raise LuthierError(f"the adapter was fitted for {found}, which --task {task} contradicts; leave --task out.")
+    return load(name, task=found, dtype=dtype, labels=spec["measured"].get("labels") or labels)
+
+
+def next_step(model: str, data: str | None, adapter: str | Path | None) -> str:
+    """The command that looks at what was just made, to be run as it is; without data, a first prompt."""
+    on = ["--adapter", str(adapter)] if adapter else []
+    if data is None:
+        return f"Next: luthier generate {shlex.join([model, 'Hello', *on])}"
+    return f"Next: luthier evaluate {shlex.join([model, data, *on])}"
 
 
 def fitted(

@@ -119,12 +119,10 @@ class _Shelf:
 
     def announce(self, text: str) -> None:
         """Reads what tells early that something is amiss: the adapter's spec and the tokenizer."""
-        from luthier.core.storage.folder import read_adapter
-        from luthier.models import processor_of
+        from luthier.models import processor_of, refuse_unwritten, task_of
 
         name, adapter = split(text)
-        if adapter is not None:
-            read_adapter(adapter)
+        refuse_unwritten(name, adapter, task_of(name, adapter), tasks=("causal-lm",))
         if _place(name) not in self._tokenizers:
             self._tokenizers[_place(name)] = processor_of(name, "causal-lm")
 

@@ -9,6 +9,7 @@ from luthier.models.catalogue import Entry, File, catalogue
 from luthier.models.chat import Chat, with_chat
 from luthier.models.config import config_of, meta_model, processor_of
 from luthier.models.fetch import fetch, is_cached
+from luthier.models.fitted import WRITTEN, fitted_task, refuse_unwritten, task_of
 from luthier.models.labels import named
 from luthier.models.licence import licence_of
 from luthier.models.load import TASKS, Loaded, load, task_of_class
@@ -20,6 +21,7 @@ model = load
 
 __all__ = [
     "TASKS",
+    "WRITTEN",
     "Chat",
     "Entry",
     "File",
@@ -27,6 +29,7 @@ __all__ = [
     "catalogue",
     "config_of",
     "fetch",
+    "fitted_task",
     "is_cached",
     "licence_of",
     "load",
@@ -35,7 +38,9 @@ __all__ = [
     "named",
     "positions",
     "processor_of",
+    "refuse_unwritten",
     "resolve",
+    "task_of",
     "task_of_class",
     "with_chat",
 ]

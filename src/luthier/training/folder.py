@@ -105,6 +105,7 @@ def record(
         "processes": processes(),
         "data": {
             "rows": len(prepared.train),
+            "layout": prepared.examples.layout,
             "fingerprint": prepared.examples.fingerprint,
             "skipped": len(prepared.examples.skipped),
             "eval_rows": len(prepared.evaluation),

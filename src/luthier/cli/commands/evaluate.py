@@ -12,6 +12,7 @@ from luthier.cli.parse import Command, Given
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
+    from luthier.data import Examples
     from luthier.evaluating import Evaluation
 
 SAMPLES = 3
@@ -48,7 +49,7 @@ class Evaluate(Command):
     scorer: str | None = field(default=None, kw_only=True)
     """exact_match, number, choice, label or gym (none: what the data call for); of answers that are written."""
     task: str | None = field(default=None, kw_only=True)
-    """What the rows are for (none: what their columns tell)."""
+    """What the rows are for (none: what the adapter was fitted for, else what their columns tell)."""
     split: str = field(default="test", kw_only=True)
     """Which rows, where the data have splits."""
     limit: int | None = field(default=None, kw_only=True)
@@ -109,17 +110,7 @@ class Evaluate(Command):
         from luthier.cli.base import fitted
         from luthier.evaluating import evaluate
 
-        examples = data.load(
-            source,
-            split=self.split,
-            limit=self.limit,
-            seed=self.seed,
-            skip_bad_rows=self.skip_bad_rows,
-            task=self.task,
-            columns=("task",),
-            named=self.columns,
-        )
-        tell_unread(examples.unread, source)
+        examples = self._examples(source)
         written = examples.task in data.LAYOUTS["messages"].tasks
         if self.scorer is not None and not written:
             raise LuthierError(
@@ -149,6 +140,21 @@ class Evaluate(Command):
             progress=not self.json,
         )
         self._tell(found, scorer.name if scorer else None)
+
+    def _examples(self, source: str) -> Examples:
+        """The rows, for the task that was asked for, else for what the adapter was fitted for or the model is."""
+        from luthier import data
+        from luthier.models import task_of
+
+        known = task_of(self.model, self.adapter)
+        task = self.task or (known if self.adapter else None)
+        settings: dict[str, Any] = {"split": self.split, "limit": self.limit, "seed": self.seed}
+        settings |= {"skip_bad_rows": self.skip_bad_rows, "columns": ("task",), "named": self.columns}
+        found = data.load(source, task=task, **settings)
+        if task is None and known is not None and found.task == "causal-lm":
+            found = data.load(source, task=known, **settings)
+        tell_unread(found.unread, source)
+        return found
 
     def _tell(self, found: Evaluation, scorer: str | None) -> None:
         metric = next(iter(found.metrics))

@@ -83,6 +83,7 @@ class Federate(Command):
         ]
 
     def run(self, given: Given) -> None:
+        from luthier.cli.base import next_step
         from luthier.federating.run import carry_out
 
         run, method, federation = self.resolved(given)
@@ -91,7 +92,7 @@ class Federate(Command):
             return
         done = carry_out(run, method, federation, resume=self.resume, overwrite=self.overwrite)
         say(f"{done.folder} holds the run, {done.adapter} the adapter (rank up to {max(done.ranks.values())}).")
-        say(f"Next: luthier evaluate {self.model} DATA --adapter {done.adapter}")
+        say(next_step(self.model, run.eval_data or self.data, done.adapter))
 
     def resolved(self, given: Given) -> tuple[Run, Aggregation, Federation]:
         """What the flags describe."""

@@ -55,7 +55,7 @@ class Generate(Command):
     batch: int = field(default=8, kw_only=True)
     """Prompts at a time."""
     task: str | None = field(default=None, kw_only=True)
-    """causal-lm or seq2seq (none: the adapter's, else causal-lm)."""
+    """causal-lm or seq2seq (none: what the adapter was fitted for, or the model is)."""
     dtype: str = field(default="float32", kw_only=True)
     """Number format of the base: float32, bfloat16, float16 or auto."""
     force: bool = field(default=False, kw_only=True)
@@ -68,11 +68,14 @@ class Generate(Command):
     def run(self, given: Given) -> None:
         from luthier.cli.base import fitted
         from luthier.evaluating import generate
+        from luthier.models import refuse_unwritten, task_of
 
         tools, variables = tools_of(self.tools), variables_of(self.chat_template_kwargs, self.adapter)
         prompts = prompts_or_rows(self.prompts, self.file, self.columns, self.name())
+        known = task_of(self.model, self.adapter)
+        refuse_unwritten(self.model, self.adapter, known)
         loaded = fitted(
-            self.model, self.adapter, task=self.task, dtype=self.dtype, merged=self.merged, force=self.force
+            self.model, self.adapter, task=self.task or known, dtype=self.dtype, merged=self.merged, force=self.force
         )
         answers = generate(
             loaded.model,

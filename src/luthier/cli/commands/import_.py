@@ -44,10 +44,11 @@ class Import(Command):
     def run(self, given: Given) -> None:
         from pathlib import Path
 
-        from luthier.cli.base import base_of
+        from luthier.cli.base import base_of, next_step
         from luthier.core.errors import LuthierError
         from luthier.core.files import must_be_free
         from luthier.interop.import_adapter import import_adapter, source_of
+        from luthier.models import WRITTEN
 
         source: Any = source_of(folder := Path(self.folder).expanduser(), None)
         for cls, settings in given.items():
@@ -60,3 +61,5 @@ class Import(Command):
         measured = {"task": self.task} | ({"labels": labels} if labels else {})
         import_adapter(folder, out, base=base.model, source=source, base_name=self.model, measured=measured)
         say(f"{out} holds the adapter of {source.name()}, fitted on {self.model}.")
+        if self.task in WRITTEN:
+            say(next_step(self.model, None, out))

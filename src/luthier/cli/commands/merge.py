@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,12 +38,13 @@ class Merge(Command):
     """Merge into another base than the adapter was fitted on."""
 
     def run(self, given: Given) -> None:
-        from luthier.cli.base import base_of
+        from luthier.cli.base import base_of, next_step
         from luthier.core.files import committed, must_be_free
         from luthier.core.storage.card import merged_card
         from luthier.core.storage.folder import read_adapter
         from luthier.core.storage.store import load
         from luthier.interop.formats._merged import difference, probe, save_merged
+        from luthier.models import WRITTEN
 
         folder, spec = read_adapter(self.adapter)
         out = must_be_free(self.out)
@@ -61,6 +63,11 @@ class Merge(Command):
             (temporary / "README.md").write_text(text, encoding="utf-8")
         say(f"{out} holds the merged {kind.__name__}.")
         say(f"Largest change of an output between the adapted and the merged model: {change:.2g} (of {largest:.3g}).")
+        say(
+            next_step(str(out), None, None)
+            if task in WRITTEN
+            else f"Next: luthier evaluate {shlex.quote(str(out))} DATA"
+        )
 
 
 def reloaded(folder: Path, task: str) -> Any:

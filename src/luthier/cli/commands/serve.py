@@ -69,10 +69,12 @@ class Serve(Command):
         key = self.key()
         need_extra()
 
+        from luthier.models import refuse_unwritten, task_of
         from luthier.serving.http.apart import apart
         from luthier.serving.http.guard import LOOPBACK, Guard
         from luthier.serving.http.server import bind, serve
 
+        refuse_unwritten(self.model, None, task_of(self.model, None), tasks=("causal-lm",))
         base = model_name(self.model)
         if base in folders:
             raise LuthierError(f"--adapter: {base!r} is what the base is called; name the adapter otherwise.")
@@ -119,6 +121,7 @@ def named(adapters: Iterable[str]) -> dict[str, Path]:
     """Folders of adapters by name, from `name=folder`, each of which holds one."""
     from luthier.core.adapters.attach import NAME
     from luthier.core.storage.folder import read_adapter
+    from luthier.models import fitted_task, refuse_unwritten
 
     found: dict[str, Path] = {}
     for each in adapters:
@@ -129,7 +132,8 @@ def named(adapters: Iterable[str]) -> dict[str, Path]:
             raise LuthierError(f"--adapter {each!r}: a name has letters, digits, '_' and '-' (at most 64).")
         if name in found:
             raise LuthierError(f"--adapter: two adapters are named {name!r}.")
-        found[name], _ = read_adapter(folder)
+        found[name], spec = read_adapter(folder)
+        refuse_unwritten(spec["base"]["name"] or "MODEL", folder, fitted_task(spec), tasks=("causal-lm",))
     return found
 
 

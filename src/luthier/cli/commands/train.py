@@ -88,8 +88,10 @@ class Train(Command):
         return [*flags, Flags(Calibration, "Calibration")] if any(chosen[flag] for flag in MEASURED) else flags
 
     def run(self, given: Given) -> None:
+        from luthier.cli.base import next_step
         from luthier.cli.output import console
         from luthier.training import train
+        from luthier.training.folder import read_record
         from luthier.training.prepare import is_main
 
         run = self.resolved(given)
@@ -106,7 +108,8 @@ class Train(Command):
             return
         share = result.trainable / result.total
         say(f"{result.folder} holds the run, {result.adapter} the adapter ({result.trainable:,} numbers, {share:.3%}).")
-        say(f"Next: luthier evaluate {self.model} DATA --adapter {result.folder}")
+        plain = read_record(result.folder)["data"]["layout"] == "text"  # which has no answers to score
+        say(next_step(self.model, None if plain else run.eval_data or self.data, result.folder))
 
     def taken(self) -> list[str]:
         """Where the settings come from that no flag sets: the recipe, or the method's own defaults."""

@@ -1,0 +1,161 @@
+"""What was fitted is used with nothing said twice, and every command that is printed as the next step works."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import struct
+import wave
+
+import pytest
+
+from support.cli_tools import save_bert
+from support.tiny import save_model, sums, write_rows
+
+
+def _sound(path, high: bool) -> str:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(b"".join(struct.pack("<h", 8000 * (-1) ** (i // (2 if high else 8))) for i in range(4000)))
+    return str(path)
+
+
+def _audio(folder):
+    from transformers import Wav2Vec2FeatureExtractor
+
+    base = save_model(folder / "model", "wav2vec2")
+    Wav2Vec2FeatureExtractor().save_pretrained(base)
+    return base, [{"audio": _sound(folder / f"{i}.wav", i % 2 == 0), "label": "ab"[i % 2]} for i in range(8)]
+
+
+def _images(folder):
+    from PIL import Image
+    from transformers import ViTImageProcessor
+
+    base = save_model(folder / "model", "vit")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(base)
+    rows = []
+    for i in range(8):
+        Image.new("RGB", (16, 16), ("red", "blue")[i % 2]).save(folder / f"{i}.png")
+        rows.append({"image": str(folder / f"{i}.png"), "label": "ab"[i % 2]})
+    return base, rows
+
+
+def _classes(folder):
+    return save_bert(folder / "model"), [{"text": f"x{i}", "label": "yn"[i % 2]} for i in range(8)]
+
+
+def _numbers(folder):
+    return save_bert(folder / "model"), [{"text": f"x{i}", "label": i / 2 + 0.25} for i in range(8)]
+
+
+TASKS = {
+    "causal-lm": lambda folder: (save_model(folder / "model", "llama"), sums(12)),
+    "text": lambda folder: (save_model(folder / "model", "llama"), [{"text": f"row {i}"} for i in range(12)]),
+    "seq2seq": lambda folder: (
+        save_model(folder / "model", "t5"),
+        [{"prompt": c, "completion": c * 3} for c in "abcd" * 3],
+    ),
+    "classification": _classes,
+    "regression": _numbers,
+    "image-classification": _images,
+    "audio-classification": _audio,
+}
+WRITES = ("causal-lm", "text", "seq2seq")
+
+
+@pytest.fixture(params=TASKS)
+def fitted(request, call, tmp_path):
+    """(task, base, rows, run folder, the screen) of a run of one step."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    base, rows = TASKS[request.param](folder)
+    data = write_rows(folder / "rows.jsonl", rows)
+    out = folder / "my run"
+    words = ["train", base, data, "--method", "lora", "--rank", 2, "--steps", 1, "--batch", 2, "--eval-fraction", 0]
+    told = ["--task", "seq2seq"] if request.param == "seq2seq" else []
+    done = call(*words, *told, "--out", out)
+    assert done.code == 0, done.err
+    return request.param, base, data, out, done.out
+
+
+def next_of(screen: str) -> list[str]:
+    line = next(line for line in screen.splitlines() if line.startswith("Next: luthier "))
+    return shlex.split(line.removeprefix("Next: luthier "))
+
+
+def test_what_train_prints_works_as_it_stands(call, fitted):
+    done = call(*next_of(fitted[-1]))
+    assert done.code == 0, done.err
+
+
+def test_what_merge_prints_works_with_data_in_place(call, fitted, tmp_path):
+    task, base, data, run, _ = fitted
+    done = call("merge", base, run, tmp_path / "merged")
+    assert done.code == 0, done.err
+    found = call(*[data if word == "DATA" else word for word in next_of(done.out)])
+    assert found.code == 0, found.err
+    if task != "text":
+        scores = [
+            call("evaluate", *words, data, "--json") for words in ([base, "--adapter", run], [tmp_path / "merged"])
+        ]
+        assert [each.code for each in scores] == [0, 0], scores[1].err
+        first, second = (json.loads(each.out) for each in scores)
+        assert first["score"] == pytest.approx(second["score"], nan_ok=True) and first["count"] == second["count"]
+
+
+def test_generate_writes_or_names_the_command_that_answers(call, fitted):
+    task, base, data, run, _ = fitted
+    done = call("generate", base, "abc", "--adapter", run, "--max-new-tokens", 2)
+    if task in WRITES:
+        assert done.code == 0, done.err
+        return
+    assert done.code == 2 and f"was fitted for {task}" in done.err
+    words = shlex.split(done.err.split("luthier ", 1)[1])
+    found = call(*[{"DATA": data, "FILE": run / "scores.json"}.get(word, word) for word in words])
+    assert found.code == 0, found.err
+    assert len(json.loads((run / "scores.json").read_text())["predictions"]) == 8
+
+
+def test_serve_and_decode_refuse_what_they_cannot_write(call, fitted):
+    task, base, _, run, _ = fitted
+    if task in ("causal-lm", "text"):
+        return
+    for words in (
+        ["serve", base, "--adapter", f"mine={run}"],
+        ["decode", f"{base}@{run}", "abc", "--by", "contrastive", "--pretrained", base],
+    ):
+        done = call(*words)
+        assert done.code == 2 and f"was fitted for {task}" in done.err, done.err
+
+
+def test_a_task_that_contradicts_the_adapter_is_told(call, fitted):
+    task, base, _, run, _ = fitted
+    wrong = "causal-lm" if task != "causal-lm" and task != "text" else "seq2seq"
+    done = call("generate", base, "abc", "--adapter", run, "--task", wrong)
+    assert done.code == 2 and "was fitted for" in done.err
+
+
+def test_what_federate_prints_works_as_it_stands(call, tmp_path):
+    base, rows = _classes(tmp_path)
+    data = write_rows(tmp_path / "rows.jsonl", rows * 2)
+    words = ["--clients", 2, "--rounds", 1, "--rank", 2, "--steps", 1, "--batch", 2, "--out", tmp_path / "out"]
+    done = call("federate", base, data, *words)
+    assert done.code == 0, done.err
+    found = call(*next_of(done.out))
+    assert found.code == 0, found.err
+
+
+def test_what_import_prints_works_as_it_stands(call, tmp_path):
+    base, rows = TASKS["causal-lm"](tmp_path)
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    run = tmp_path / "run"
+    words = ["train", base, data, "--method", "lora", "--rank", 2, "--steps", 1, "--batch", 2, "--out", run]
+    assert call(*words).code == 0
+    assert call("export", run, tmp_path / "peft", "--model", base).code == 0
+    done = call("import", tmp_path / "peft", tmp_path / "back", "--model", base)
+    assert done.code == 0, done.err
+    found = call(*next_of(done.out))
+    assert found.code == 0, found.err
