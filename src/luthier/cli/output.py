@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.deprecation import LuthierDeprecationWarning
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -80,5 +82,6 @@ def plain_warnings() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of libraries, to their own users
+        warnings.simplefilter("default", LuthierDeprecationWarning)
         warnings.showwarning = show
         yield

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.core.contracts.component import Component, find, package_of, packages
+from luthier.core.contracts.component import Component, file_of, find, packages
 
 
 @functools.cache
@@ -54,8 +54,7 @@ def card(axis: str, name: str) -> Card:
 
     A file whose class cannot be read off its source is imported; raises `LuthierError` if it holds none.
     """
-    spec = importlib.util.find_spec(f"{package_of(axis)}.{name}")
-    node = _component(Path(spec.origin), name) if spec and spec.origin else None
+    node = _component(file_of(axis, name).path, name)
     if node is None:
         found = find(axis, name)
         return Card(found.name(), found.equation(), found.paper)

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from luthier.core.contracts.component import plugin_folders
+from luthier.core.contracts.plugins import installed_folders, plugin_folders
 from luthier.core.errors import LuthierError, near
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -83,8 +83,9 @@ class Recipe:
 
 
 def recipe_files() -> dict[str, Path]:
-    """`{name: file}` of the recipes that come with Luthier and of those in `LUTHIER_PATH`, sorted."""
-    folders = [SHIPPED, *map(Path, plugin_folders("recipes"))]
+    """`{name: file}` of the recipes of Luthier, of `LUTHIER_PATH` and of installed packages, sorted."""
+    installed = [folder for _, folder in installed_folders("recipes")]
+    folders = [SHIPPED, *map(Path, plugin_folders("recipes")), *installed]
     return dict(sorted((file.stem, file) for folder in folders for file in folder.glob("*.toml")))
 
 

@@ -1,8 +1,8 @@
 """Components: frozen hyper-parameters found by discovery, never listed.
 
 An axis (`forms`, `ranks`, `objectives`, …) is a folder; a component is the one class in it whose lower-cased name
-is its file's (`methods/forms/wegeft.py` holds `WeGeFT`). Folders named in `LUTHIER_PATH` add their own `<axis>/*.py`
-files.
+is its file's (`methods/forms/wegeft.py` holds `WeGeFT`). Folders named in `LUTHIER_PATH`, and packages that declare the
+entry point `luthier.methods`, add their own `<axis>/*.py` files (see `luthier.core.contracts.plugins`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import dataclasses
 import functools
 import importlib
 import math
-import os
 import pkgutil
 import types
 import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
 
+from luthier.core.contracts.plugins import File, files_in, installed_files
 from luthier.core.errors import LuthierError, near
 
 C = TypeVar("C", bound="Component")
@@ -114,12 +113,6 @@ def check_type(label: str, value: Any, hint: Any) -> None:
         raise LuthierError(f"{label} is {text} ({type(value).__name__}); expected {wanted}.")
 
 
-def plugin_folders(axis: str) -> list[str]:
-    """`<folder>/<axis>` for every folder of `LUTHIER_PATH`; an axis package appends them to its `__path__`."""
-    roots = [r for r in os.environ.get("LUTHIER_PATH", "").split(os.pathsep) if r]
-    return [str(Path(root) / axis) for root in roots if (Path(root) / axis).is_dir()]
-
-
 HOMES = ("methods", "interop")
 """Packages of `luthier` whose sub-packages may be axes."""
 
@@ -137,10 +130,38 @@ def packages() -> dict[str, str]:
     return {m.name: f"{home}.{m.name}" for home, m in found if m.ispkg}
 
 
+def files(axis: str) -> dict[str, list[File]]:
+    """`{name: files}` of an axis, sorted; more than one file where two places define the same name."""
+    own = package_of(axis)
+    folders = importlib.import_module(own).__path__
+    found: dict[str, list[File]] = {}
+    for file in [*(f for folder in folders for f in files_in(own, folder)), *installed_files(axis)]:
+        same = found.setdefault(file.name, [])
+        if file.path not in {each.path for each in same}:
+            same.append(file)
+    return dict(sorted(found.items()))
+
+
 def names(axis: str) -> list[str]:
     """The names on an axis, sorted. Files that open with `_` are private and hold no component."""
-    package = importlib.import_module(package_of(axis))
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return list(files(axis))
+
+
+def file_of(axis: str, name: str) -> File:
+    """The file that defines `name` on an axis; raises for an unknown name, with near ones, and for one defined twice."""
+    known = files(axis)
+    wanted = _joined(name)
+    found = [file for each, same in known.items() if _joined(each) == wanted for file in same]
+    if not found:
+        raise LuthierError(f"no {axis.rstrip('s')} named {name!r}{near(name, known)} There are: {', '.join(known)}.")
+    if len(found) > 1:
+        places = " and ".join(str(file.path) for file in found)
+        raise LuthierError(f"{axis}: {name!r} is defined by {places}; remove or rename one of them.")
+    return found[0]
+
+
+def _joined(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
 
 
 @overload
@@ -149,12 +170,9 @@ def find(axis: str, name: str) -> type[Component]: ...
 def find(axis: str, name: str, kind: type[C]) -> type[C]: ...
 def find(axis: str, name: str, kind: type[Component] = Component) -> type[Component]:
     """The component `name` of an axis, which is of that `kind`; an unknown name raises with near ones."""
-    known = names(axis)
-    file = {n.replace("_", ""): n for n in known}.get(name.lower().replace("_", "").replace("-", ""))
-    if file is None:
-        raise LuthierError(f"no {axis.rstrip('s')} named {name!r}{near(name, known)} There are: {', '.join(known)}.")
-    module = importlib.import_module(f"{package_of(axis)}.{file}")
-    wanted = file.replace("_", "")
+    file = file_of(axis, name)
+    module = importlib.import_module(file.module)
+    wanted = _joined(file.name)
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, kind) and value.__name__.lower() == wanted:
             return value

@@ -1,6 +1,7 @@
 """Imports: another library's adapter becomes one of ours. One file, one library."""
 
-from luthier.core.contracts.component import attributes, plugin_folders
+from luthier.core.contracts.component import attributes
+from luthier.core.contracts.plugins import plugin_folders
 
 AXIS = "comes in from which library?"
 __path__ += plugin_folders("sources")

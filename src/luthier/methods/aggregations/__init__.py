@@ -1,6 +1,7 @@
 """Aggregations: what clients learnt apart becomes one change. One file, one rule."""
 
-from luthier.core.contracts.component import attributes, plugin_folders
+from luthier.core.contracts.component import attributes
+from luthier.core.contracts.plugins import plugin_folders
 
 AXIS = "aggregated how?"
 __path__ += plugin_folders("aggregations")

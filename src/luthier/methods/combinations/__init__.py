@@ -1,6 +1,7 @@
 """Combinations: several changes of one base become one. One file, one rule."""
 
-from luthier.core.contracts.component import attributes, plugin_folders
+from luthier.core.contracts.component import attributes
+from luthier.core.contracts.plugins import plugin_folders
 
 AXIS = "combined how?"
 __path__ += plugin_folders("combinations")

@@ -1,6 +1,7 @@
 """Objectives: a loss on a batch."""
 
-from luthier.core.contracts.component import attributes, plugin_folders
+from luthier.core.contracts.component import attributes
+from luthier.core.contracts.plugins import plugin_folders
 
 AXIS = "towards what?"
 __path__ += plugin_folders("objectives")

@@ -1,6 +1,7 @@
 """Selections: which rows a model is fitted to. One file, one rule."""
 
-from luthier.core.contracts.component import attributes, plugin_folders
+from luthier.core.contracts.component import attributes
+from luthier.core.contracts.plugins import plugin_folders
 
 AXIS = "on what?"
 __path__ += plugin_folders("selections")

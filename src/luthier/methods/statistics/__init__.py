@@ -1,6 +1,7 @@
 """Statistics: what the calibration pass can learn of a place. A file is one statistic."""
 
-from luthier.core.contracts.component import attributes, plugin_folders
+from luthier.core.contracts.component import attributes
+from luthier.core.contracts.plugins import plugin_folders
 
 AXIS = "known from what?"
 __path__ += plugin_folders("statistics")
