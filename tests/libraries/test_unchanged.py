@@ -82,6 +82,22 @@ def test_transformers_trainer_fits_it(form, tmp_path, checkpointing, base):
     assert all(not p.requires_grad for n, p in model.named_parameters() if ".adapters." not in n)
 
 
+def test_a_quantised_model_is_marked_only_as_long_as_something_trains(tmp_path):
+    """transformers' Trainer refuses it otherwise; a mark of peft's own stays."""
+    from luthier.core.adapters.swap import TRAINS
+
+    form = lt.LoRA(rank=4)
+    model = packed(form, tmp_path / "base")
+    assert vars(model)[TRAINS]
+    model.save_pretrained(tmp_path / "saved")
+    assert vars(model)[TRAINS] and (tmp_path / "saved" / "config.json").is_file()
+    lt.detach(model)
+    assert TRAINS not in vars(model) and type(model).__name__ == "LlamaForCausalLM"
+    vars(model)[TRAINS] = True
+    assert vars(lt.detach(lt.attach(model, form)))[TRAINS]
+    assert TRAINS not in vars(adapted(form))
+
+
 def test_trl_fits_it(form, tokenizer, tmp_path):
     trl = pytest.importorskip("trl")
     from datasets import Dataset

@@ -23,11 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Other exceptions are bugs and keep their traceback; `LUTHIER_DEBUG=1` shows that of bad input as well.
     """
     from luthier.cli.output import plain_warnings, tell
+    from luthier.core.first_import import quiet_imports
 
     tokens = list(sys.argv[1:] if argv is None else argv)
     debug = bool(os.environ.get("LUTHIER_DEBUG"))
     try:
-        with plain_warnings():
+        with plain_warnings(), quiet_imports():
             _run(tokens)
     except LuthierError as error:
         if debug:

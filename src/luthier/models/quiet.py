@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from luthier.core.first_import import quiet_imports
+
 
 @contextmanager
 def quiet(bars: bool = False) -> Iterator[None]:
@@ -17,7 +19,8 @@ def quiet(bars: bool = False) -> Iterator[None]:
     if not (bars and sys.stderr.isatty()):
         logging.disable_progress_bar()
     try:
-        yield
+        with quiet_imports():
+            yield
     finally:
         logging.set_verbosity(level)
         if had_bars:

@@ -15,7 +15,7 @@ from luthier.core.adapters.reach import unreached
 from luthier.core.adapters.slot import Part, Slot, starts
 from luthier.core.adapters.start import Start, initial, parameters
 from luthier.core.adapters.state import State
-from luthier.core.adapters.swap import adapters_of, swap, unswap
+from luthier.core.adapters.swap import TRAINS, adapters_of, swap, unswap
 from luthier.core.contracts.form import Form, Stats
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.router import Routed
@@ -33,8 +33,6 @@ from luthier.core.sites.structure import (
     unwrapped,
 )
 
-TRAINS = "_hf_peft_config_loaded"
-"""The mark by which transformers' Trainer knows that a packed base carries something to train."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -190,8 +188,9 @@ def _new_state(model: nn.Module) -> State:
     state.unpacked = keep_differentiable(model)
     lean(model)
     vars(model)["_luthier"] = state
-    if getattr(model, "is_quantized", False):
-        vars(model)[TRAINS] = True
+    if getattr(model, "is_quantized", False) and not getattr(model, TRAINS, False):
+        swap(model, state, "")  # which lifts the mark while the model is saved
+        vars(model)[TRAINS] = state.marked = True
     return state
 
 
@@ -290,4 +289,5 @@ def _restore(model: nn.Module, state: State) -> None:
         module.support_avx512bf16_for_cpu = True  # type: ignore[assignment]
     for module in model.modules():
         vars(module).pop("_luthier", None)
-        vars(module).pop(TRAINS, None)
+    if state.marked:
+        vars(model).pop(TRAINS, None)

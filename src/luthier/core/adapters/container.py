@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -101,6 +102,10 @@ class Adapters(Attachment):
     def _apply(self, fn, recurse=True):
         self.step = self.stack = None  # the parameters move
         return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: it has parameters of its own, and settles its own steps."""
+        return {**vars(self), "step": None, "stack": None}
 
     def slots(self) -> list[Slot]:
         """Every slot, enabled or not, in the order of attachment."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,11 @@ class Pass:
     """What layers returned in a probing pass, and its version then."""
     ahead: Ahead | None = None
     """Outputs of the layers that are called next."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: the contexts that are set, and no pass, since it is under none."""
+        idle = {"calls": {}, "derived": None, "reached": None, "reading": None, "returned": [], "ahead": None}
+        return {**vars(self), **idle}
 
     def prompt_of(self, owner: str) -> Prompt:
         """The prompt of a stack: a decoder's, behind an encoder, is its start token unless told."""

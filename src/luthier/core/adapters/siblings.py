@@ -41,6 +41,3 @@ class Ahead:
         """The output of a layer for x, once."""
         fits = self.x() is x and self.version == x._version
         return self.outputs.pop(adapters, None) if fits else None
-
-    def __reduce__(self):
-        return type(None), ()  # a copy of the model is under no pass

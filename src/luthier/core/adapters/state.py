@@ -31,6 +31,8 @@ class State:
     """Merging had to untie the output head."""
     rounding: tuple[float, float] | None = None
     """What merging changed on probe inputs: (largest difference of an output, largest output); None if not known."""
+    marked: bool = False
+    """A quantised model was marked as one with something to train (`luthier.core.adapters.swap.TRAINS`)."""
     unpacked: list[nn.Module] = field(default_factory=list)
     """Quantised layers that were told not to repack themselves."""
     met: set[tuple[str, str]] = field(default_factory=set)

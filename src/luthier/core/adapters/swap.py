@@ -24,6 +24,12 @@ from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import is_sharded, namesake, weight_of
 
 
+TRAINS = "_hf_peft_config_loaded"
+"""A mark of transformers' peft integration. Its Trainer refuses a quantised model without it, for it has no other way
+to learn that something beside the packed weights is trained. It also makes `save_pretrained` look for peft's layers
+and fail, so models that are not quantised go without it, and it is lifted while one that has it is saved."""
+
+
 def adapters_of(module: nn.Module) -> Adapters | None:
     """The slots of a module, or None if it is not adapted."""
     found = module._modules.get("adapters")
@@ -95,6 +101,8 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
         body["__getattr__"] = __getattr__
     if generate := getattr(cls, "generate", None):
         body["generate"] = _prompting(generate)
+    if save := getattr(cls, "save_pretrained", None):
+        body["save_pretrained"] = _unmarked(save)
     return namesake(cls, body)
 
 
@@ -132,6 +140,21 @@ def _prompting(generate: Callable) -> Callable:
             current.tasks = before
 
     return prompted
+
+
+def _unmarked(save: Callable) -> Callable:
+    @functools.wraps(save)
+    def saved(self, *args, **kwargs):
+        state: State | None = vars(self).get("_luthier")
+        if state is None or not state.marked:
+            return save(self, *args, **kwargs)
+        del vars(self)[TRAINS]
+        try:
+            return save(self, *args, **kwargs)
+        finally:
+            vars(self)[TRAINS] = True
+
+    return saved
 
 
 def _prompt_of_generate(current: Pass, named: dict[str, Any]) -> Prompt:

@@ -148,7 +148,8 @@ def names(axis: str) -> list[str]:
 
 
 def file_of(axis: str, name: str) -> File:
-    """The file that defines `name` on an axis; raises for an unknown name, with near ones, and for one defined twice."""
+    """The file that defines `name` on an axis; raises for an unknown name, with near ones, and for one that is
+    defined twice."""
     known = files(axis)
     wanted = _joined(name)
     found = [file for each, same in known.items() if _joined(each) == wanted for file in same]

@@ -101,13 +101,8 @@ class Guard:
         return all(torch.equal(tensor, copy) for tensor, copy in self.copies)
 
 
-class _Own:
-    def __reduce__(self):
-        return type(None), ()  # a copy of the layer has other parameters, and settles its own
-
-
 @dataclass(frozen=True)
-class Step(_Own):
+class Step:
     """An adapted layer, ready to run as long as nothing about it changes."""
 
     dtype: torch.dtype
@@ -118,7 +113,7 @@ class Step(_Own):
 
 
 @dataclass(frozen=True)
-class Stack(_Own):
+class Stack:
     """What the adapters of a layer are together, whichever of them the rows use."""
 
     places: Mapping[nn.Module, int]

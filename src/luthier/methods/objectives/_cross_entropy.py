@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +49,13 @@ def causal_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     with _in_chunks(inner):
         loss = model(**batch, logits_to_keep=_fewest(inner, batch["labels"].device)).loss
     if loss is None:  # its forward pass goes round the body, as OPT's does
-        _ROUND.add(_plain_class(inner))
+        _WHOLE.add(inner)
         return model(**batch).loss
     return loss
 
 
-_ROUND: set[type[nn.Module]] = set()
-"""Classes that were found to have another structure than expected."""
+_WHOLE: WeakSet[nn.Module] = WeakSet()
+"""Models that were found to have another structure than expected, each by itself: their loss is taken whole."""
 
 
 def chunks(model: PreTrainedModel) -> bool:
@@ -64,7 +65,7 @@ def chunks(model: PreTrainedModel) -> bool:
     if head is None or getattr(model.config.get_text_config(), "vocab_size", 0) < VOCABULARY:
         return False
     return (
-        _plain_class(model) not in _ROUND
+        model not in _WHOLE
         and _asks_for_its_loss(_plain_class(model), model.base_model_prefix)
         and model.loss_function is ForCausalLMLoss
         and _here(model, head)
