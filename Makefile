@@ -26,10 +26,11 @@ lint: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(BIN)/python -m luthier.cli.docs
+	$(BIN)/python -m luthier.cli.stubs
 
 # What adapters cost on this machine, beside the bare base and peft: some twenty minutes on two cores.
 bench: $(VENV)/installed
-	$(BIN)/python -m bench.speed
+	$(BIN)/python -m bench speed
 
 clean:
 	rm -rf $(VENV) runs build dist

@@ -1,4 +1,4 @@
-"""Importing Luthier changes nothing of other libraries: what it needs of them happens when something is attached or run."""
+"""Importing Luthier changes nothing of other libraries: that happens when something is attached, loaded or run."""
 
 from __future__ import annotations
 

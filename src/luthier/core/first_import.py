@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import Lock
 
 NOISY = ("torchao", "bitsandbytes", "torch.utils._pytree")
-"""Loggers of libraries that transformers imports where they are installed; each reports the kernels that are missing."""
+"""Loggers of what transformers imports where it is installed; each reports the kernels that are missing."""
 _lock = Lock()
 _levels: dict[str, int] = {}
 """The levels before the outermost context was entered."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Messages = list[dict[str, Any]]
+"""A conversation: `{"role": …, "content": …}` for each turn."""
 Tools = list[dict[str, Any]]
 IGNORED = -100
 """Label of what is not learned."""

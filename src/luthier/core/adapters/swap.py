@@ -23,7 +23,6 @@ from luthier.core.adapters.state import State
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import is_sharded, namesake, weight_of
 
-
 TRAINS = "_hf_peft_config_loaded"
 """A mark of transformers' peft integration. Its Trainer refuses a quantised model without it, for it has no other way
 to learn that something beside the packed weights is trained. It also makes `save_pretrained` look for peft's layers

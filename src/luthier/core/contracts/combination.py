@@ -66,7 +66,7 @@ class Combination(Component):
 
 
 def weighted(deltas: Sequence[Delta], weights: Sequence[float]) -> Delta:
-    """Σ w_i δ_i; low-rank deltas are stacked and sparse ones united, so no structure is lost."""
+    """The weighted sum Σ w_i δ_i; low-rank deltas are stacked and sparse ones united, so no structure is lost."""
     total = Delta.zero(*deltas[0].shape)
     for delta, weight in zip(deltas, weights, strict=True):
         total = total + weight * delta

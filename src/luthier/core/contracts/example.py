@@ -24,8 +24,10 @@ LATER = ("masked", "tools", "documents", "template")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row: a conversation, a text, or an input with a label. What a layout does not have is
-    None."""
+    """One row: a conversation, a text, or an input with a label.
+
+    What a layout does not have is None.
+    """
 
     row: int
     """Place in the source, from 1: the line of a JSONL or CSV file, else the number of the row."""

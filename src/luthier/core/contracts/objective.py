@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from luthier.core.contracts.form import Form
 
 Feature = dict[str, Any]
+"""One encoded row, by the names of what the model is called with."""
 Batch = Mapping[str, Any]
+"""What the model is called with, `labels` included."""
 Memory = dict[str, Any]
+"""What an objective remembers from one evaluation to the next, as JSON holds it."""
 PART = "part"
 """Feature that tells a row's part: a list with 1 at its place and 0 elsewhere; in a batch [rows, parts]."""
 TASKS = "tasks"

@@ -21,8 +21,10 @@ from luthier.core.errors import LuthierError, near
 if TYPE_CHECKING:
     pass
 
-ROUTE, TASKS = "_route", "_tasks"
-"""Names under which a face finds the logits of its experts, and the tasks of the rows."""
+ROUTE = "_route"
+"""The name under which `post` finds the logits of its experts, among its parameters."""
+TASKS = "_tasks"
+"""The name under which `post` finds the tasks of the rows, among its parameters."""
 Told = str | Sequence[str] | Tensor
 """The tasks of a batch: one name, a name for each row, or places among the names of the form [rows]."""
 

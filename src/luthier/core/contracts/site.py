@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 from luthier.core.errors import LuthierError
 
@@ -70,7 +70,11 @@ class Sites(Sequence[Site]):
     def __init__(self, sites: Iterable[Site]) -> None:
         self._sites = {site.key: site for site in sites}
 
-    def __getitem__(self, index):  # type: ignore[override]
+    @overload
+    def __getitem__(self, index: int) -> Site: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Site]: ...
+    def __getitem__(self, index: int | slice) -> Site | list[Site]:
         return list(self._sites.values())[index]
 
     def __len__(self) -> int:

@@ -1,0 +1,68 @@
+"""The public names, and which module defines each. It is data: nothing is imported from here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+PLACES = {
+    "core.adapters.attach": "attach detach",
+    "core.adapters.control": "enable disable use disabled trainable describe rows prompt tasks watched",
+    "core.adapters.merge": "merge unmerge rounding",
+    "core.adapters.optimiser": "optimiser",
+    "core.adapters.shard": "shard",
+    "core.contracts.aggregation": "Aggregation factors",
+    "core.contracts.combination": "Combine Place weighted examined",
+    "core.contracts.component": "Component find names axes",
+    "core.contracts.decoding": "Decoding",
+    "core.contracts.examination": "Examination Pair Report Change",
+    "core.contracts.example": "Example Examples Scorer",
+    "core.contracts.export": "Format Outgoing check_truncation",
+    "core.contracts.form": "Form Params Stats kaiming orthogonal dropout rank_scale",
+    "core.contracts.import_": "Source Found",
+    "core.contracts.init": "Init",
+    "core.contracts.objective": "Objective Rows At Batch Feature Memory PART TASKS ALSO by_part",
+    "core.contracts.ranks": "Ranks Budget levelled",
+    "core.contracts.router": "Routed Route ROUTE ROUTE_TASKS=TASKS",
+    "core.contracts.selection": "DataSelection Pool",
+    "core.contracts.site": "Site Selection check_rank",
+    "core.contracts.statistic": "Statistic rows_of",
+    "core.contracts.update": "Update Course ParameterGroup=Place",
+    "core.deprecation": "LuthierDeprecationWarning",
+    "core.errors": "LuthierError near",
+    "core.numerics.crosscheck": "crosscheck",
+    "core.numerics.delta": "Delta",
+    "core.numerics.dimension": "Dimension intrinsic_dimension",
+    "core.sites.collect": "collect",
+    "core.sites.probe": "dummy_inputs eval_mode=evaluating",
+    "core.sites.select": "select",
+    "core.sites.structure": "base_tensor block_lists decoder_path features is_sharded unwrapped",
+    "core.storage.store": "save load",
+    "cli.parse": "Command Flags Given",
+    "combining": "combine",
+    "combining.tally": "Combined",
+    "comparing": "compare Comparison DataSet Record Study read_study records",
+    "decoding": "decode Answer Member",
+    "evaluating": "evaluate Evaluation generate",
+    "evaluating.generate": "Messages Sampling",
+    "examining.examine": "examine Examined",
+    "federating": "federate Federated Federation",
+    "interop.export": "export",
+    "interop.import_adapter": "import_adapter",
+    "kernels.backend": "cpu_backend",
+    "measuring.calibration": "Calibration",
+    "measuring.measure": "measure Measurement=Report",
+    "methods.piece": "Piece",
+    "models": "model Loaded",
+    "training": "train Result Run Training",
+}
+"""The public names by the module that defines them; `name=other` where it calls them otherwise."""
+
+
+def _public(places: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, str]]]:
+    for module, names in places.items():
+        for name, _, own in (each.partition("=") for each in names.split()):
+            yield name, (f"luthier.{module}", own or name)
+
+
+PUBLIC = dict(_public(PLACES))
+"""`{public name: (module, the name there)}`."""

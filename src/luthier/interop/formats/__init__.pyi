@@ -1,0 +1,8 @@
+"""What type checkers know of this package. Written by `python -m luthier.cli.stubs`; edit the source, not this file."""
+
+from luthier.interop.formats.gguf import GGUF as GGUF
+from luthier.interop.formats.gguf_lora import GGUFLoRA as GGUFLoRA
+from luthier.interop.formats.merged import Merged as Merged
+from luthier.interop.formats.peft import PEFT as PEFT
+
+AXIS: str

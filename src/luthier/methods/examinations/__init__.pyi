@@ -1,0 +1,8 @@
+"""What type checkers know of this package. Written by `python -m luthier.cli.stubs`; edit the source, not this file."""
+
+from luthier.methods.examinations.forgetting import Forgetting as Forgetting
+from luthier.methods.examinations.grafting import Grafting as Grafting
+from luthier.methods.examinations.intruders import Intruders as Intruders
+from luthier.methods.examinations.similarity import Similarity as Similarity
+
+AXIS: str

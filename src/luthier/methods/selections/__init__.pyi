@@ -1,0 +1,7 @@
+"""What type checkers know of this package. Written by `python -m luthier.cli.stubs`; edit the source, not this file."""
+
+from luthier.methods.selections.bm25 import BM25 as BM25
+from luthier.methods.selections.got_d import GOTD as GOTD
+from luthier.methods.selections.random import Random as Random
+
+AXIS: str
