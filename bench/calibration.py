@@ -3,7 +3,7 @@
 Each batch goes through an untouched copy of the model right before it is measured, so that a drift of the machine's
 speed falls on both. Each set of statistics runs in a process of its own, whose peak memory is read before and after.
 
-    OMP_NUM_THREADS=1 python bench/calibration.py --data ROWS.jsonl [--model smollm2-135m] [--rows 256] [--batch 8]
+    OMP_NUM_THREADS=1 python -m bench calibration --data ROWS.jsonl [--model smollm2-135m] [--rows 256] [--batch 8]
 
 ROWS.jsonl holds question and answer. Writes bench/results/calibration.json.
 """
@@ -17,10 +17,11 @@ import multiprocessing
 import platform
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from bench._registry import results_of
 from rich.console import Console
 from rich.table import Table
 
@@ -92,15 +93,15 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     }  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints a table, writes JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/calibration.json"))
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=results_of("calibration"))
+    options = parser.parse_args(arguments)
     fresh, rows = multiprocessing.get_context("spawn"), {}
     for name in CASES:
         with fresh.Pool(1) as pool:
@@ -116,7 +117,3 @@ def main() -> None:
     machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     ground = {"model": options.model, "rows": options.rows, "batch": options.batch, "torch": torch.__version__}
     options.out.write_text(json.dumps({"machine": machine, **ground, "passes": rows}, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

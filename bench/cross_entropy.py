@@ -4,7 +4,7 @@ Each memory figure is the growth of a fresh process's resident peak over one ste
 on two tokens; "body" is the same step without a head, so what a loss costs is its growth less the body's. Times are
 medians of rounds in which both take turns. The model is one block of a Llama of width 768 with a LoRA.
 
-    python bench/cross_entropy.py [--rounds 5] [--out bench/results/cross_entropy.json]
+    python -m bench cross_entropy [--rounds 5] [--out bench/results/cross_entropy.json]
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from bench._registry import ROOT, results_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import luthier as lt
@@ -89,7 +91,8 @@ def measured(vocabulary: int, dtype: str, prompt: float, rounds: int) -> dict[st
     words = [str(vocabulary), dtype, str(prompt)]
     grown = {}
     for name in LOSSES:
-        done = subprocess.run([sys.executable, __file__, "--one", name, *words], capture_output=True, check=True)
+        own = [sys.executable, "-m", "bench", "cross_entropy", "--one", name, *words]
+        done = subprocess.run(own, capture_output=True, check=True, cwd=ROOT.parent)
         grown[name] = float(done.stdout)
     extra = {name: round(grown[name] - grown["body"], 1) for name in ("transformers", "chunks")}
     times = seconds(vocabulary, dtype, prompt, rounds)
@@ -100,13 +103,13 @@ def measured(vocabulary: int, dtype: str, prompt: float, rounds: int) -> dict[st
     }  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints a line each, writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cross_entropy.json")
+    parser.add_argument("--out", type=Path, default=results_of("cross_entropy"))
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.one:
         loss, vocabulary, dtype, prompt = options.one
         print(growth(loss, int(vocabulary), dtype, float(prompt)))
@@ -121,7 +124,3 @@ def main() -> None:
     result = {"machine": machine, "torch": torch.__version__, "width": WIDTH, "losses": lines}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """TwoNN on clouds of known dimension: bias, spread and what its intervals cover, beside two estimators of another kind.
 
-    python bench/dimension.py [--seeds 12] [--out bench/results/dimension.json] [--plot docs/images/dimension.png]
+    python -m bench dimension [--seeds 12] [--out bench/results/dimension.json] [--plot docs/images/dimension.png]
 
 One thread, float64, 100 coordinates. A cell is a manifold, a noise, a dimension and a number of points.
 """
@@ -13,13 +13,15 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from bench._manifolds import MANIFOLDS, sample
+from bench._registry import results_of
 
 from luthier.core.numerics.crosscheck import crosscheck
 from luthier.core.numerics.dimension import METHODS, draws, interval, ratios
-from manifolds import MANIFOLDS, sample
 
 DIMENSIONS = (2, 5, 10, 20)
 SIZES = (256, 1000, 4000)
@@ -117,13 +119,13 @@ def plot(cells: list[dict], out: Path) -> None:
     figure.savefig(out, dpi=110)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints the tables, writes JSON and the plot."""
     parser = argparse.ArgumentParser(description="TwoNN on clouds of known dimension.")
     parser.add_argument("--seeds", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/dimension.json"))
+    parser.add_argument("--out", type=Path, default=results_of("dimension"))
     parser.add_argument("--plot", type=Path, default=Path("docs/images/dimension.png"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     started = time.process_time()  # of this thread's work: the wall's clock also counts who else uses the machine
     cells = [cell(*key, options.seeds) for key in itertools.product(MANIFOLDS, NOISES, DIMENSIONS, SIZES)]
@@ -134,7 +136,3 @@ def main() -> None:
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     plot(cells, options.plot)
     print(table(cells), f"\n{seconds} s of the processor")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
 Rows are cut into 5 parts that share none; each part of n rows gives its own ranks, and their differences, block by
 block and pair by pair of parts, are the spread. One pass over the rows serves every pooling.
 
-    python bench/profiles.py MODEL DATA [--name smollm2-gsm8k] [--rows 5120] [--out bench/results/profiles.json]
+    python -m bench profiles MODEL DATA [--name smollm2-gsm8k] [--rows 5120] [--out bench/results/profiles.json]
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench._registry import results_of
 from rich.console import Console
 from rich.table import Table
 
@@ -39,7 +41,7 @@ class Every(States):
     def update(self, held, x, mask):
         return {pool: States(pool).update(held[pool], x, mask) for pool in POOLS}
 
-    def result(self, held):
+    def results_of(self, held):
         return {pool: States(pool).result(held[pool])["states"] for pool in POOLS}
 
 
@@ -118,22 +120,18 @@ def table(made: list[dict[str, Any]]) -> Table:
     return shown
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and adds the result to the file under its name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("--name")
     parser.add_argument("--rows", type=int, default=PARTS * SIZES[-1])
-    parser.add_argument("--out", type=Path, default=Path("bench/results/profiles.json"))
-    args = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=results_of("profiles"))
+    args = parser.parse_args(arguments)
     console = Console()
     made = study(states(args.model, args.data, args.rows, console), console)
     console.print(table(made))
     held = json.loads(args.out.read_text()) if args.out.exists() else {}
     held[args.name or f"{args.model} on {Path(args.data).parent.name}"] = made
     args.out.write_text(json.dumps(held, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

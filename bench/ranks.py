@@ -6,7 +6,7 @@ training, is scored on rows it leaves out. The runs that count are scored on the
 chosen on. EVA has the scale of its authors' settings (1/16), the others LoRA's usual 2. Results are kept run by run: an
 interrupted study goes on, and processes can share it (--only).
 
-    python bench/ranks.py --data FOLDER [--seeds 3] [--only cola] [--out bench/results/ranks.json]
+    python -m bench ranks --data FOLDER [--seeds 3] [--only cola] [--out bench/results/ranks.json]
 
 FOLDER holds glue/{cola,rte,sst2}/{train,dev}.jsonl with columns text[, text_pair], label.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench._registry import results_of
 from filelock import FileLock
 from rich.console import Console
 from rich.table import Table
@@ -210,14 +211,14 @@ def gap(gaps: torch.Tensor) -> str:
     return f"{gaps.mean():+.3f} ± {half:.3f}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=list(TASKS))
-    parser.add_argument("--out", type=Path, default=Path("bench/results/ranks.json"))
-    args = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=results_of("ranks"))
+    args = parser.parse_args(arguments)
     console, limit = Console(), budget()
     for task, way, seed, rate in todo(args):
         found = run(args.data, task, way, seed, rate, limit)
@@ -226,7 +227,3 @@ def main() -> None:
             f"{task} {way} seed {seed} rate {rate:g}: {found['score']:.3f} in {found['seconds']:.0f} s", highlight=False
         )
     console.print(table(read(args.out)))
-
-
-if __name__ == "__main__":
-    main()

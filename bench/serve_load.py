@@ -3,7 +3,7 @@
 Eight adapters are fitted to begin their answers with a mark of their own. Then a server of its own process gets
 `--clients` clients of the `openai` package for `--minutes`; each asks adapters (and the base) at random, half of them
 as streams. Every answer has to bear its adapter's mark and to equal what one-by-one greedy decoding gives, and the
-server has to end with 0 on SIGTERM. `python -m bench.serve_load` writes `results/serve_load.json`; adapters and
+server has to end with 0 on SIGTERM. `python -m bench serve_load` writes `results/serve_load.json`; adapters and
 expected answers are kept in `--work`, so a second call measures at once.
 """
 
@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench._registry import results_of
+
 import luthier as lt
 from luthier.core.files import write_json
 
@@ -35,7 +37,7 @@ LESSONS = (
 PROMPTS = ("Name a fruit.", "What is 4 + 5?", "Tell me about the sea.", "Why is the sky blue?")
 TOKENS = 24
 """Of the longest answer."""
-RESULTS = Path(__file__).parent / "results" / "serve_load.json"
+RESULTS = results_of("serve_load")
 Expected = dict[str, dict[str, str]]
 """Answers by model and prompt."""
 
@@ -220,7 +222,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }  # fmt: skip
     RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
-
-
-if __name__ == "__main__":
-    main()

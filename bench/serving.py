@@ -2,7 +2,7 @@
 
 Eight LoRAs (rank 8, all linear layers) on real weights. Contestants have a process each and take turns within a round;
 a ratio is to the contestant of the same round. The prompts count, so that no answer ends early, which is checked.
-`python -m bench.serving [--dtype float32] [--model NAME] [--rounds N]` writes `results/serving-<machine>.json`; what
+`python -m bench serving [--dtype float32] [--model NAME] [--rounds N]` writes `results/serving-<machine>.json`; what
 was measured before in the other dtype stays.
 """
 
@@ -14,7 +14,7 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from bench._registry import results_of
 from bench.speed.machine import about, slug
 
 import luthier as lt
@@ -34,7 +35,7 @@ PROMPT, NEW = 32, 64
 """Tokens of a prompt and of its answer."""
 ROWS = (8, 32)
 LOADED = (1, 8, 32)
-RESULTS = Path(__file__).parent / "results" / f"serving-{slug()}.json"
+RESULTS = results_of(f"serving-{slug()}")
 Work = Callable[[], int]
 """Answers a batch; returns how many tokens that made."""
 
@@ -183,13 +184,13 @@ def loading(name: str, dtype: str, folder: Path) -> dict[str, float]:
     return {str(count): statistics.median(took[max(count - 1, 0) : count + 2]) for count in LOADED}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures everything and writes it down."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     about_this: dict[str, Any] = {"machine": about(), "model": chosen.model, "prompt": PROMPT, "new": NEW}
     before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     found = before if {key: before.get(key) for key in about_this} == about_this else about_this
@@ -200,7 +201,3 @@ def main() -> None:
         found[chosen.dtype]["loading, ms"] = loading(chosen.model, chosen.dtype, folders[ADAPTERS[0]])
     print(json.dumps(found, indent=1), flush=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

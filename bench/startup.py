@@ -1,6 +1,6 @@
 """How long Luthier takes to answer: processes started one after the other in turns, the file cache warm, medians.
 
-python bench/startup.py [--rounds 10] [--out bench/results/startup.json]
+python -m bench startup [--rounds 10] [--out bench/results/startup.json]
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from bench._registry import results_of
 
 COMMANDS = {
     "python (nothing)": ["-c", "pass"],
@@ -35,12 +38,12 @@ def seconds(words: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Times, prints a line each, writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "startup.json")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=results_of("startup"))
+    options = parser.parse_args(arguments)
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for turn in range(options.rounds + 1):
         for name, words in COMMANDS.items():
@@ -58,7 +61,3 @@ def main() -> None:
     result = {"machine": machine, "versions": versions, "rounds": options.rounds, "seconds": rows}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench._registry import results_of
 from filelock import FileLock
 
 TUNING = 100
@@ -48,15 +49,15 @@ def shown(value: Any) -> str:
     return f"[{len(value)}]" if isinstance(value, list) else str(value)
 
 
-def arguments(doc: str | None, axis: str, seeds: int = 3) -> argparse.Namespace:
-    """The command line of a study, with its ledger as `ledger`."""
+def parsed(words: Sequence[str] | None, doc: str | None, axis: str, seeds: int = 3) -> argparse.Namespace:
+    """What the command line of a study says, with its ledger as `ledger`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the data sets, see docs/axes.md; not needed for --table")
     parser.add_argument("--work", type=Path, default=Path("runs/axes"), help="folder of models that runs share")
-    parser.add_argument("--out", type=Path, default=Path(f"bench/results/axes-{axis}.json"))
+    parser.add_argument("--out", type=Path, default=results_of(f"axes-{axis}"))
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--table", action="store_true", help="print the tables as markdown, and run nothing")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     if not given.table and given.data is None:
         parser.error("--data is needed to run anything")
     given.ledger = Ledger(given.out)

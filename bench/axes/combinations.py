@@ -4,7 +4,7 @@ For each seed, the base of `_intents.py` is fitted to each of its three tasks. T
 combination at its own settings, with each of `WEIGHTS` for all of them, and the result is scored on all tasks, beside
 the base and each adapter alone.
 
-    python -m bench.axes.combinations --data FOLDER
+    python -m bench axes-combinations --data FOLDER
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import argparse
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.axes._intents import GROUPS, Fit, Intents, train
-from bench.axes._study import arguments, difference, markdown, mean
+from bench.axes._study import difference, markdown, mean, parsed
 
 import luthier as lt
 from luthier.core.contracts.component import names
@@ -85,15 +85,11 @@ def singles(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     return [each[0] for each in found if each]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and prints the table."""
-    args = arguments(__doc__, "combinations", seeds=2)
+    args = parsed(arguments, __doc__, "combinations", seeds=2)
     if not args.table:
         ground = Intents(args.data, args.work)
         for way, weight, seed in todo(args):
             args.ledger.add(run(ground, args.work / "adapters", way, weight, seed))
     print(table(args))
-
-
-if __name__ == "__main__":
-    main()

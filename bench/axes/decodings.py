@@ -9,7 +9,7 @@
 - new: the bare model is fitted to texts of its own, one in ten replaced by a word problem; how often a text drawn from
   it is one, plainly and by contrastive generation.
 
-    python -m bench.axes.decodings --data FOLDER
+    python -m bench axes-decodings --data FOLDER
 
 FOLDER is that of `_tasks.py`.
 """
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from bench.axes import _tasks as tasks
-from bench.axes._study import arguments, markdown
+from bench.axes._study import markdown, parsed
 from torch import Tensor
 
 import luthier as lt
@@ -245,13 +245,9 @@ def tables(given: argparse.Namespace) -> str:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and prints the tables."""
-    given = arguments(__doc__, "decodings", seeds=2)
+    given = parsed(arguments, __doc__, "decodings", seeds=2)
     if not given.table:
         todo(given)
     print(tables(given))
-
-
-if __name__ == "__main__":
-    main()

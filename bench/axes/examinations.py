@@ -5,7 +5,7 @@ chose and at four times that, and not at all (LoRA at its start). Every examinat
 them, on test rows. Then what two of them suggest is tried: intruders are turned down (`combine mitigate_intruders`),
 and the bottom blocks that similarity would freeze are frozen, beside all other depths.
 
-    python -m bench.axes.examinations --data FOLDER
+    python -m bench axes-examinations --data FOLDER
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.axes._intents import BATCH, GROUPS, LENGTH, TESTED, Fit, Intents, train
-from bench.axes._study import Ledger, arguments, difference, markdown, mean
+from bench.axes._study import Ledger, difference, markdown, mean, parsed
 
 import luthier as lt
 from luthier.core.contracts.component import find
@@ -253,16 +253,12 @@ def grafting_table(ledger: Ledger) -> str:
     return markdown([*head, "of the gain, %", "calibration error of the fit", "of the graft"], rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and prints the tables."""
-    args = arguments(__doc__, "examinations", seeds=2)
+    args = parsed(arguments, __doc__, "examinations", seeds=2)
     if not args.table:
         ground = Intents(args.data, args.work)
         for key, find_ in todo(ground, args):
             if not args.ledger.runs(**key):
                 args.ledger.add(key | find_())
     print(*(make(args.ledger) for make in (fits_table, similarity_table, depth_table, grafting_table)), sep="\n")
-
-
-if __name__ == "__main__":
-    main()

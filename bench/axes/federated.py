@@ -6,7 +6,7 @@ client. Of mixed ranks the clients have 4, 8 and 16 in turn, else 8; alpha / ran
 bench/ranks.py found best for LoRA on this task at rank 4; no way is tuned for itself. Scores are on rows of the
 development set, which nothing was chosen on. Results are kept run by run: an interrupted bench goes on.
 
-    python -m bench.axes.federated --data FOLDER
+    python -m bench axes-federated --data FOLDER
 
 FOLDER holds glue/sst2/{train,dev}.jsonl with columns text, label.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench.axes._study import arguments, markdown
+from bench.axes._study import markdown, parsed
 
 import luthier as lt
 from luthier import data
@@ -130,15 +130,11 @@ def sum_of(runs: Sequence[dict[str, Any]], key: str) -> str:
     return f"{sum(found) / len(runs) / 1e6:.1f} M" if found else ""
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and prints the table."""
-    args = arguments(__doc__, "federated")
+    args = parsed(arguments, __doc__, "federated")
     if not args.table:
         for seed, way in itertools.product(range(args.seeds), WAYS):
             if not args.ledger.runs(way=way, seed=seed):
                 args.ledger.add(run(args.data / "glue" / "sst2", way, seed))
     print(table(args.ledger.runs()))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,20 +4,20 @@ Every start of the registry, on the first of `FORMS` that it serves, fits the ba
 same rank, rows, batches and steps for a seed, the rate chosen from `RATES` by a short run on a seed of its own.
 CorDA's knowledge mode measures rows of the other tasks, which are to be kept; the others measure rows of the task.
 
-    python -m bench.axes.inits --data FOLDER
+    python -m bench axes-inits --data FOLDER
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from bench.axes._intents import Fit, Intents, batches, inputs, train
-from bench.axes._study import TUNING, arguments, by_seed, difference, markdown, mean
+from bench.axes._study import TUNING, by_seed, difference, markdown, mean, parsed
 
 import luthier as lt
 from luthier import data
@@ -130,9 +130,9 @@ def table(args: argparse.Namespace) -> str:
     return markdown([*head, "the other tasks, %"], rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and prints the table."""
-    args = arguments(__doc__, "inits", seeds=2)
+    args = parsed(arguments, __doc__, "inits", seeds=2)
     if not args.table:
         ground = Intents(args.data, args.work)
         for seed in range(args.seeds):
@@ -141,7 +141,3 @@ def main() -> None:
         for way, seed, rate in todo(args):
             args.ledger.add(run(ground, way, seed, rate))
     print(table(args))
-
-
-if __name__ == "__main__":
-    main()

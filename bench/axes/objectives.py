@@ -9,7 +9,7 @@ Three comparisons, each of LoRA fits that differ in their objective alone, with 
 - shots: ManyICL on intents, in as many tokens a step as SFT, scored on intents that no row was of, with no and with
   three answered rows before the question.
 
-    python -m bench.axes.objectives --data FOLDER
+    python -m bench axes-objectives --data FOLDER
 
 FOLDER is that of `_tasks.py`, with gsm8k/test.jsonl.
 """
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.axes import _tasks as tasks
-from bench.axes._study import arguments, by_seed, difference, markdown, mean
+from bench.axes._study import by_seed, difference, markdown, mean, parsed
 
 import luthier as lt
 from luthier.core.contracts.objective import Objective
@@ -206,9 +206,9 @@ def table(args: argparse.Namespace, study: str) -> str:
     return markdown(["objective", *head, "mean loss", "against sft"], rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and prints the tables."""
-    args = arguments(__doc__, "objectives", seeds=2)
+    args = parsed(arguments, __doc__, "objectives", seeds=2)
     if not args.table:
         for study in STUDIES:
             for seed in range(args.seeds):
@@ -217,7 +217,3 @@ def main() -> None:
                         args.ledger.add(run(args, study, way, seed))
     for study in STUDIES:
         print(f"{study}\n\n{table(args, study)}")
-
-
-if __name__ == "__main__":
-    main()

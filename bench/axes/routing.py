@@ -9,7 +9,7 @@ likeliest (what greedy decoding would give) and by the mean loss of their tokens
 message) cannot be told apart, so the shares of tokens sent to the own expert count from the text on. A row is routed
 right where most decisions at its answer, over all gates, are for its own expert.
 
-    python -m bench.axes.routing --data FOLDER
+    python -m bench axes-routing --data FOLDER
 
 FOLDER is that of `_tasks.py`.
 """
@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from bench.axes import _tasks as tasks
-from bench.axes._study import TUNING, Ledger, arguments, markdown, mean
+from bench.axes._study import TUNING, Ledger, markdown, mean, parsed
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
@@ -247,9 +247,9 @@ def rates(ledger: Ledger) -> str:
     return markdown(("rate", "loss of the gates", "tokens for the own expert, %", "at answers, %", "rows, %"), rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and prints the tables."""
-    given = arguments(__doc__, "routing", seeds=2)
+    given = parsed(arguments, __doc__, "routing", seeds=2)
     if not given.table:
         probe(given)
         folders = {name: tasks.fitted(given.data, given.work, name) for name in TASKS}
@@ -270,7 +270,3 @@ def routed_by(given: argparse.Namespace, names: tuple[str, ...], rate: float, se
         lt.load(model, gates(given, names, rate, seed) / "adapter")
 
     return load
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,7 @@ task's intents stands for what is wanted, and the base is fitted to the `ROWS` r
 the accuracy on test rows of those intents. `all` learns from the whole pool in as many steps; `oracle`, the frame,
 draws from the rows of those intents, which no selection is told.
 
-    python -m bench.axes.selections --data FOLDER
+    python -m bench axes-selections --data FOLDER
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import argparse
 import json
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.axes._intents import SHOTS, Fit, Intents, score, train
-from bench.axes._study import arguments, by_seed, difference, markdown, mean
+from bench.axes._study import by_seed, difference, markdown, mean, parsed
 
 import luthier as lt
 from luthier import data
@@ -109,9 +110,9 @@ def table(args: argparse.Namespace) -> str:
     return markdown(["selection", "rows", "wanted, %", "accuracy, %", "against random", "loss"], rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and prints the table."""
-    args = arguments(__doc__, "selections", seeds=2)
+    args = parsed(arguments, __doc__, "selections", seeds=2)
     if not args.table:
         ground = Intents(args.data, args.work)
         if not args.ledger.runs(way="the base"):
@@ -121,7 +122,3 @@ def main() -> None:
                 if not args.ledger.runs(way=way, seed=seed):
                     args.ledger.add(run(ground, way, seed, args.work / "selections"))
     print(table(args))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,18 +4,18 @@ Every update of the registry fits the base of `_intents.py` to one task: those t
 others on the weights of the blocks, AdamW on both. The learning rate is chosen from the form's `RATES` by a short run
 on a seed of its own. Forgotten is what the accuracy on the two other tasks loses, which the base has seen.
 
-    python -m bench.axes.updates --data FOLDER
+    python -m bench axes-updates --data FOLDER
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench.axes._intents import Fit, Intents, train
-from bench.axes._study import TUNING, arguments, by_seed, difference, markdown, mean
+from bench.axes._study import TUNING, by_seed, difference, markdown, mean, parsed
 
 import luthier as lt
 from luthier.core.contracts.component import find, names
@@ -144,9 +144,9 @@ def mean_of(runs: list[dict[str, Any]], key: str) -> float:
     return sum(run[key] for run in runs) / len(runs)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and prints the table."""
-    args = arguments(__doc__, "updates", seeds=2)
+    args = parsed(arguments, __doc__, "updates", seeds=2)
     if not args.table:
         ground = Intents(args.data, args.work)
         if not args.ledger.runs(way="base"):
@@ -154,7 +154,3 @@ def main() -> None:
         for way, seed, rate in todo(args):
             args.ledger.add(run(ground, way, seed, rate))
     print(table(args))
-
-
-if __name__ == "__main__":
-    main()

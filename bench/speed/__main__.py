@@ -3,20 +3,22 @@
 Everything takes turns within a round; medians of the rounds, and the quartiles of the ratios to the base of the same
 round. Results and a plot go to bench/results, under the name of the machine.
 
-    make bench                                        # or: python -m bench.speed
-    python -m bench.speed --dtype bfloat16 --rounds 9
-    python -m bench.speed --only train decode
+    make bench                                        # or: python -m bench speed
+    python -m bench speed --dtype bfloat16 --rounds 9
+    python -m bench speed --only train decode
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench._registry import results_of
 from bench.speed import passes
 from bench.speed.adapters import growth, loading
 from bench.speed.contestants import trained
@@ -38,14 +40,14 @@ MEMORY, GROWTH, LOADING, PRODUCTS = "memory", "growth", "loading", "products"
 ALL = [*TIMED, MEMORY, GROWTH, LOADING, PRODUCTS]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints tables, writes JSON and a plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=ALL, default=ALL)
-    parser.add_argument("--out", type=Path, default=Path(f"bench/results/speed-{slug()}"))
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=results_of(f"speed-{slug()}").with_suffix(""))
+    options = parser.parse_args(arguments)
     found: dict[str, Any] = {"machine": about(), "size": vars(fitting_size()), "rounds": options.rounds}
     console = Console()
     for dtype in options.dtype:
@@ -125,7 +127,3 @@ def memory_table(title: str, rows: dict[str, dict[str, float]]) -> Table:
     for name, row in rows.items():
         table.add_row(name, f"{row['saved']:.0f}", f"{row['peak']:.0f}")
     return table
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,64 @@
+"""The registry of benchmarks: each is found, says what it measures, and takes its command line."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bench._registry import RESULTS, ROOT, benchmarks
+
+KNOWN = benchmarks()
+
+
+def bench(*words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "bench", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT.parent, capture_output=True, text=True, check=False)
+
+
+def test_all_are_listed_with_a_line_each():
+    done = bench()
+    listed = [line.partition(" ") for line in done.stdout.splitlines()[2:]]
+    assert done.returncode == 0 and {name: told.strip() for name, _, told in listed} == {
+        name: each.line() for name, each in KNOWN.items()
+    }
+    assert {"speed", "startup", "axes-inits"} <= set(KNOWN)
+    assert all(each.line().endswith((".", "?")) for each in KNOWN.values())
+
+
+def test_an_unknown_one_is_told_with_near_names():
+    done = bench("speeed")
+    assert done.returncode == 2 and "Did you mean speed?" in done.stderr
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_each_takes_the_rest_of_the_command_line(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest", "--no-such-flag"])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(KNOWN[name].module).main(["--help"])
+    assert stopped.value.code == 0 and "usage" in capsys.readouterr().out
+
+
+def test_one_runs_and_writes_where_it_is_told(tmp_path):
+    done = bench("startup", "--rounds", 1, "--out", tmp_path / "startup.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "startup.json").read_text())["seconds"]["import luthier"]["median"] > 0
+
+
+def test_results_bear_the_name_of_their_benchmark():
+    files = [file for file in RESULTS.iterdir() if file.is_file()]
+    assert files and all(any(file.stem == name or file.stem.startswith(f"{name}-") for name in KNOWN) for file in files)
+
+
+def test_what_is_written_of_benchmarks_names_those_that_are():
+    """`python -m bench NAME` in the documents, in the Makefile and in the benchmarks themselves."""
+    pages = [ROOT.parent / "README.md", ROOT.parent / "Makefile", *ROOT.rglob("*.md"), *ROOT.rglob("*.py")]
+    texts = {file: file.read_text(encoding="utf-8") for file in [*pages, *Path(ROOT.parent / "docs").glob("*.md")]}
+    for file, text in texts.items():
+        words = " ".join(text.split()).split("python -m bench")[1:]
+        for said in (each.split()[0].strip("`.,;:)") for each in words if each.startswith(" ")):
+            assert said in KNOWN or said in ("NAME", ""), f"{file}: python -m bench {said}"
+        assert not any(each.startswith(".") for each in words), f"{file}: python -m bench.…"
