@@ -1,6 +1,6 @@
 """How long Luthier takes to answer: processes started one after the other in turns, the file cache warm, medians.
 
-python -m bench startup [--rounds 10] [--out bench/results/startup.json]
+python -m bench startup [--rounds 10] [--only "import luthier"] [--out bench/results/startup.json]
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Times, prints a line each, writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--only", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
     parser.add_argument("--out", type=Path, default=results_of("startup"))
     options = parser.parse_args(arguments)
-    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    times: dict[str, list[float]] = {name: [] for name in options.only}
     for turn in range(options.rounds + 1):
-        for name, words in COMMANDS.items():
-            taken = seconds(words)
+        for name in options.only:
+            taken = seconds(COMMANDS[name])
             if turn:  # the first round fills the file cache
                 times[name].append(taken)
     rows = {

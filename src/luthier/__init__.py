@@ -17,6 +17,8 @@ from luthier.core.version import __version__ as __version__
 
 
 def __getattr__(name: str) -> Any:
+    if name.startswith("__"):  # asked for by the import system, inspect and the like
+        raise AttributeError(f"module 'luthier' has no attribute {name!r}")
     if "transformers.modeling_utils" in sys.modules:
         return _load(name)
     from luthier.core.first_import import quiet_imports
@@ -35,7 +37,7 @@ def _load(name: str) -> Any:
         return found
     if name in packages():  # lt.ranks, an axis
         return importlib.import_module(packages()[name])
-    if importlib.util.find_spec(f"luthier.{name}") and not name.startswith("__"):
+    if importlib.util.find_spec(f"luthier.{name}"):
         return importlib.import_module(f"luthier.{name}")
     from luthier.core.errors import near
 
