@@ -49,11 +49,11 @@ def plugin_folders(axis: str) -> list[str]:
 
 def _renamed(axis: str, roots: Iterable[Path]) -> Iterator[Path]:
     """Folders under the former name of an axis that hold files of methods."""
-    former = RENAMED.get(axis)
-    for root in roots if former else ():
-        if any(not file.name.startswith("_") for file in (root / former).glob("*.py")):
-            deprecated(f"{root / former} as a folder of {axis}", str(root / axis), until="0.3")
-            yield root / former
+    former = [root / RENAMED[axis] for root in roots] if axis in RENAMED else []
+    for folder in former:
+        if any(not file.name.startswith("_") for file in folder.glob("*.py")):
+            deprecated(f"{folder} as a folder of {axis}", str(folder.with_name(axis)), until="0.3")
+            yield folder
 
 
 def installed_folders(axis: str) -> list[tuple[str, Path]]:
