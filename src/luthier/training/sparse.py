@@ -40,7 +40,7 @@ def sparsify(model: Any, name: str) -> None:
     def start(module: Any, site: Site, part: Part) -> dict[str, Tensor]:
         if part is sparse:
             return dict(zip(("index", "values"), found[site.path], strict=True))
-        slot = whole[id(part)].slots[part.form.group(site)]
+        slot = whole[id(part)].slots[part.group(site)]
         return {key: p.detach() for key, p in slot.named_parameters()}
 
     detach(model, name)

@@ -40,15 +40,29 @@ class Bypass(nn.Module):
         return nn.functional.linear(x, self.inner.weight)
 
 
+class Hidden(Bypass):
+    """Reads it past everybody."""
+
+    def forward(self, x, *args, **kwargs):
+        return nn.functional.linear(x, self.inner._parameters["weight"])
+
+
 def test_a_layer_that_the_model_bypasses_is_refused_and_nothing_is_left():
     model = build()
     for block in model.model.layers:
-        block.mlp.up_proj = Bypass(block.mlp.up_proj)
+        block.mlp.up_proj = Hidden(block.mlp.up_proj)
     kinds = {path: type(module) for path, module in model.named_modules()}
     with pytest.raises(lt.LuthierError, match=r"up_proj\.inner"):
         lt.attach(model, lt.LoRA(), where="*.inner")
     assert {path: type(module) for path, module in model.named_modules()} == kinds
-    lt.attach(model, lt.Full(), where="params(*.inner.weight)")  # a parameter is met wherever it is read
+
+
+@pytest.mark.parametrize(("form", "where"), [(lt.LoRA(), "*.inner"), (lt.Full(), "params(*.inner.weight)")])
+def test_a_weight_is_met_wherever_it_is_read(form, where):
+    model = build()
+    for block in model.model.layers:
+        block.mlp.up_proj = Bypass(block.mlp.up_proj)
+    lt.attach(model, form, where=where)
     before = logits(model)
     perturb(model)
     assert not torch.equal(logits(model), before)

@@ -13,7 +13,7 @@ from luthier.core.adapters.lean import fatten, lean
 from luthier.core.adapters.prefix import refresh_prefixes
 from luthier.core.adapters.reach import unreached
 from luthier.core.adapters.slot import Part, Slot, starts
-from luthier.core.adapters.start import Start, initial, parameters
+from luthier.core.adapters.start import Start, initial, parameters, regroup
 from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import TRAINS, adapters_of, swap, unswap
 from luthier.core.contracts.form import Form, Stats
@@ -21,6 +21,8 @@ from luthier.core.contracts.init import Init
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError, near
+from luthier.core.sites.inputs import NotKnown
+from luthier.core.sites.reads import is_read
 from luthier.core.sites.select import select
 from luthier.core.sites.structure import (
     adaptable,
@@ -55,7 +57,7 @@ def attach(
     `ranks` gives each site its own rank by path, 0 for none, with the scale of `Form.with_rank`; `init` chooses
     where the form starts. `relative`: the form acts as the difference to its start, so that no start changes the output
     (None: as `init` says). With `check`, one small pass makes sure that every kind of site takes part in the forward
-    pass. Returns the model.
+    pass; where no input of the model is known, a warning says so. Returns the model.
 
     Raises `LuthierError` for a selector that matches nothing, a kind of site that the form cannot take, ranks that
     do not fit the sites, a name that already acts there, and a site that the model bypasses; the model is then as
@@ -120,9 +122,8 @@ def place(model: nn.Module, parts: Sequence[Part], start: Start, *, check: bool 
             _place(model, state, part, start)
         _mark(model, state)
         refresh_prefixes(model, state)
-        if check:
-            for part in parts:
-                _refuse_bypassed(unreached(model, state, part.sites), part.sites)
+        for part in parts if check else ():
+            _check(model, state, part.sites)
     except BaseException:
         _remove(model, state, parts)
         raise
@@ -154,6 +155,16 @@ def _refuse_vectors(model: nn.Module, form: Form, sites: Sites) -> None:
                 f"{form.name()} changes matrices, and {site} has {axes} axis; leave it out (where), or choose a form "
                 "of single numbers (full, bitfit)."
             )
+
+
+def _check(model: nn.Module, state: State, sites: Sites) -> None:
+    try:
+        missed = unreached(model, state, sites)
+    except NotKnown as error:
+        text = "it was not looked whether a pass meets every place of the adapter (check=False: nor tried)."
+        warnings.warn(f"{error} So {text}", stacklevel=4)
+        return
+    _refuse_bypassed(missed, sites)
 
 
 def _refuse_bypassed(missed: list[str], sites: Sites) -> None:
@@ -197,6 +208,7 @@ def _new_state(model: nn.Module) -> State:
 def _place(model: nn.Module, state: State, part: Part, start: Start) -> None:
     """Creates the parameters of every group and hangs a slot on every module."""
     state.parts.append(part)
+    regroup(model, part)
     owners = {path: stack_owner(model, path) for path in block_lists(model)}
     places = _places(model) if any(site.kind == "param" for site in part.sites) else {}
     for site in part.sites:
@@ -205,12 +217,14 @@ def _place(model: nn.Module, state: State, part: Part, start: Start) -> None:
         owner = next((o for path, o in owners.items() if site.path.startswith(path + ".")), "")
         for tied in _tied(model, site, places):
             slot = Slot(part, tied, site, owner, params)
-            _hang(model.get_submodule(tied.module), slot, state)
-            part.slots.setdefault(part.form.group(site), slot)
+            read = tied.kind == "affine" and is_read(model, tied.path)
+            _hang(model.get_submodule(tied.module), slot, state, read)
+            part.slots.setdefault(part.group(site), slot)
 
 
-def _hang(module: nn.Module, slot: Slot, state: State) -> None:
-    adapters = swap(module, state, slot.site.module, reads=slot.site.kind == "param")
+def _hang(module: nn.Module, slot: Slot, state: State, read: bool) -> None:
+    adapters = swap(module, state, slot.site.module, reads=read or slot.site.kind == "param")
+    adapters.read |= read
     adapters.add(slot)
 
 

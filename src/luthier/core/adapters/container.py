@@ -28,6 +28,10 @@ class Adapters(Attachment):
         """The layers that read the same tensor right after this one."""
         self.written = False
         """Others write into what this layer returns, as a probing pass found: in training no kernel runs then."""
+        self.read = False
+        """The module that holds this layer reads its weight itself."""
+        self.running = False
+        """The layer's own forward pass is under way."""
         self.acting: dict[int, Slot] = {}
         """The enabled slots by their order of attachment."""
         self.given = 0
@@ -84,6 +88,9 @@ class Adapters(Attachment):
         self.weights = [s for s in rest if s.form.face == "weight"]
         self.posts = [s for s in rest if s.form.face == "post"]
         self.live = bool(self.inputs or rest)
+        affine = [s for s in rest if self.read and s.site.kind == "affine"]
+        self.owners = affine if all(s.form.linear and s.spot is None for s in affine) else []
+        """Those that act on what the owner reads; none where no weight expresses what they do."""
         kernels = {_kernel_of(s) for s in slots if s.site.kind == "affine"}
         alike = len(kernels) == 1 and all(s.site.kind == "affine" for s in slots)
         self.fast = slots if alike and kernels.pop() else []

@@ -204,7 +204,7 @@ def describe(model: nn.Module) -> list[dict]:
             )  # fmt: skip
             row["sites"] += 1
             row["ranks"] += [part.ranks[site.path]] if part.ranks else []
-            slot = part.slots[part.form.group(site)]
+            slot = part.slots[part.group(site)]
             if slot.site.key == site.key:
                 row["parameters"] += sum(p.numel() for p in slot.parameters() if p.requires_grad)
         rows_ += groups.values()

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 from torch import nn
 
 from luthier.core.adapters.container import Adapters
 from luthier.core.adapters.state import State
 from luthier.core.contracts.site import Sites
-from luthier.core.sites.probe import run_once
+from luthier.core.errors import LuthierError
+from luthier.core.sites.probe import run_bare, run_once
+
+
+class CannotRun(LuthierError):
+    """A model that ran before does not run with an adapter on it."""
+
+    def __init__(self, model: nn.Module, error: Exception) -> None:
+        self.reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:300]
+        super().__init__(f"with this adapter attached, {type(model).__name__} cannot run ({self.reason}).")
 
 
 def unreached(model: nn.Module, state: State, sites: Sites) -> list[str]:
@@ -16,6 +27,8 @@ def unreached(model: nn.Module, state: State, sites: Sites) -> list[str]:
     One reached site of a type stands for all (a router sends few tokens to few experts). Attentions were found by
     running them, and are not judged; nor are models on the meta device and those that are no transformers model.
     What a pass has met once is not asked again.
+
+    Raises `CannotRun` where the adapters break the pass, and `NotKnown` where no pass is known.
     """
     from transformers import PreTrainedModel
 
@@ -25,7 +38,7 @@ def unreached(model: nn.Module, state: State, sites: Sites) -> list[str]:
         return []
     state.current.reached = set()
     try:
-        run_once(model)
+        _run_adapted(model, state)
         state.met |= state.current.reached
         for adapters, y, version in state.current.returned:
             assert isinstance(adapters, Adapters)
@@ -34,3 +47,24 @@ def unreached(model: nn.Module, state: State, sites: Sites) -> list[str]:
     finally:
         state.current.reached, state.current.reading, state.current.returned = None, None, []
     return sorted({site.type for site in judged} - reached)
+
+
+def _run_adapted(model: nn.Module, state: State) -> None:
+    try:
+        run_once(model)
+    except Exception as error:
+        with _silenced(state):
+            run_bare(model)  # where this raises too, the adapters are not to blame
+        raise CannotRun(model, error) from error
+
+
+@contextmanager
+def _silenced(state: State):
+    before = [(home, list(home.acting.values())) for home in state.homes]
+    for home, slots in before:
+        home.switch(slots, False)
+    try:
+        yield
+    finally:
+        for home, slots in before:
+            home.switch(slots, True)

@@ -41,6 +41,13 @@ class Part:
     shapes: dict[Hashable, dict[str, torch.Size]] = field(default_factory=dict)
     """Shapes of the parameters by what they depend on, found once."""
 
+    groups: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Groups by site, where they are narrower than those of the form (see `luthier.core.adapters.start.regroup`)."""
+
+    def group(self, site: Site) -> str:
+        """Which sites have their parameters in common."""
+        return self.groups.get(site.key) or self.form.group(site)
+
     def form_at(self, site: Site) -> Form:
         """The form at the rank of a site."""
         return self.form.with_rank(self.ranks[site.path]) if self.ranks else self.form

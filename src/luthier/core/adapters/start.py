@@ -22,7 +22,7 @@ Start = Callable[[nn.Module, Site, Part], dict[str, Tensor]]
 
 def parameters(module: nn.Module, site: Site, part: Part, start: Start) -> dict[str, nn.Parameter]:
     """The parameters of a part at a site: new ones, or those of the group that it shares them with."""
-    form, group = part.form_at(site), part.form.group(site)
+    form, group = part.form_at(site), part.group(site)
     first = part.slots.get(group)
     if first is not None:
         shapes = {k: p.shape for k, p in first._parameters.items() if p is not None}
@@ -40,6 +40,21 @@ def parameters(module: nn.Module, site: Site, part: Part, start: Start) -> dict[
         key: nn.Parameter(tensor.to(wide) if tensor.is_floating_point() else tensor, part.trains(key))
         for key, tensor in tensors.items()
     }
+
+
+def regroup(model: nn.Module, part: Part) -> None:
+    """Splits the groups of share="type" by shape, where the layers of a type differ in size from block to block."""
+    if part.form.share != "type":
+        return
+    any_rank = replace(part, ranks={}, slots={}, shapes={})
+    found: dict[str, list[dict[str, torch.Size] | None]] = {}
+    for site in part.sites:
+        shapes = expected_shapes(model.get_submodule(site.module), site, any_rank)
+        seen = found.setdefault(part.form.group(site), [shapes])
+        if shapes not in seen:
+            seen.append(shapes)
+        if shapes != seen[0]:
+            part.groups[site.key] = f"{part.form.group(site)}[{site.d_in}x{site.d_out}]"
 
 
 @contextmanager

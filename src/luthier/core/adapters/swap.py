@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from luthier.core.adapters import siblings
 from luthier.core.adapters.call import Prompt, read_call
@@ -84,6 +85,16 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
     def forward(self, *args, **kwargs):
         return _run(self, base, names, args, kwargs)
 
+    @functools.wraps(base)
+    def inside(self, *args, **kwargs):
+        """The same, where what the layer reads of its own is not what its owner reads."""
+        adapters = self._modules["adapters"]
+        before, adapters.running = adapters.running, True
+        try:
+            return _run(self, base, names, args, kwargs)
+        finally:
+            adapters.running = before
+
     def __call__(self, *args, **kwargs):
         adapters = self._modules["adapters"]
         if adapters.block is not None:  # a recomputation in the backward pass must meet the same call
@@ -94,7 +105,7 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
         value = cls.__getattr__(self, name)
         return adapted_tensor(self, name, value) if isinstance(value, nn.Parameter) else value
 
-    body: dict[str, Any] = {"forward": forward, "__call__": __call__}
+    body: dict[str, Any] = {"forward": inside if reads else forward, "__call__": __call__}
     body |= {"_luthier_base": cls, "_luthier_reads": reads}
     if reads:
         body["__getattr__"] = __getattr__
@@ -108,11 +119,31 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
 def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """A parameter as the forms on it make it; a sharded one is read by the sharding itself, and stays."""
     adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
+    if adapters.owners and not adapters.running and not is_sharded(tensor):
+        return _for_owner(module, adapters, name, tensor)
     if not adapters.params or is_sharded(tensor):
         return tensor
     if adapters.current.reached is not None:
         adapters.current.reached.update(slot.origin.key for slot in _on(adapters.params, name))
     return under(adapters.params, name, tensor)
+
+
+def _for_owner(module: nn.Module, adapters: Adapters, name: str, tensor: Tensor) -> Tensor:
+    """A linear layer's tensor as its owner is to read it: that of the map which the layer and its forms are."""
+    from luthier.core.adapters.merge import bias_change, merged_weight
+
+    if adapters.current.rows is not None:
+        raise LuthierError(
+            f"{adapters.path} is read by the module that holds it, once for all rows; a mixed batch cannot have "
+            "adapters there. Use one adapter for all rows."
+        )
+    if adapters.current.reached is not None:
+        adapters.current.reached.update(slot.origin.key for slot in adapters.slots())
+    slots = [*adapters.params, *adapters.owners]
+    if name == "bias":
+        return under(slots, name, tensor) + bias_change(module, slots).to(tensor.dtype)
+    new = merged_weight(module, slots).to(tensor.dtype)
+    return new.mT if isinstance(module, Conv1D) else new
 
 
 def under(slots: Sequence[Slot], name: str, tensor: Tensor) -> Tensor:
@@ -231,7 +262,7 @@ def generative(model: nn.Module) -> bool:
 
 def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple, kwargs: dict) -> Any:
     current = adapters.current
-    x = args[0] if args else kwargs[first]
+    x: Any = args[0] if args else kwargs.get(first)  # a model may be called by other names alone
     if current.reached is not None:
         current.reached.update(s.site.key for s in adapters.slots() if s.site.kind != "param")
         if adapters.fast:

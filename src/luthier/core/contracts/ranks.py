@@ -70,7 +70,7 @@ class Budget:
 
     def spent(self, sites: Sequence[Site], ranks: Mapping[str, int]) -> int:
         """Trained numbers in all, shared ones once."""
-        groups = {self.form.group(site): site for site in reversed(sites)}
+        groups = {(self.form.group(site), self.cost(site, 1)): site for site in reversed(sites)}  # sizes share apart
         return sum(self.cost(site, ranks[site.path]) for site in groups.values())
 
     def fits(self, sites: Sequence[Site], ranks: Mapping[str, int]) -> bool:

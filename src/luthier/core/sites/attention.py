@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from luthier.core.sites.probe import run_once
+from luthier.core.sites.probe import run_bare
 from luthier.core.sites.structure import base_modules
 
 Attention = Callable[..., Any]
@@ -50,7 +50,7 @@ def attention_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     token = _seen.set(seen := {})
     try:
         with _watched(model):
-            run_once(model)
+            run_bare(model)
     finally:
         _seen.reset(token)
     return {paths[key]: shape for key, shape in seen.items()}

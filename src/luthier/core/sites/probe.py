@@ -1,9 +1,9 @@
-"""A smallest input for any model, to see what a forward pass reaches."""
+"""One small pass, to see what it reaches."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+import weakref
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,65 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
-from luthier.core.sites.structure import Attachment
-
-
-def dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
-    """One short row for every kind of input that the model's forward names, from its configuration."""
-    config = getattr(model, "config", None)
-    parameter = next(model.parameters())
-    taken = inspect.signature(model.forward).parameters
-    with torch.device(parameter.device):
-        made = {name: make(config, parameter.dtype) for name, make in MAKERS.items() if name in taken}
-    if "input_ids" in made and "inputs_embeds" in made:
-        del made["inputs_embeds"]
-    if not made:
-        raise LuthierError(f"no way to run {type(model).__name__} is known: pass check=False.")
-    return made
-
-
-def _part(config: Any, key: str) -> Any:
-    """The first of a configuration and its parts (vision, audio, …) that has `key`."""
-    parts = [config, *(v for v in vars(config).values() if type(v).__name__.endswith("Config"))]
-    return next((getattr(part, key) for part in parts if getattr(part, key, None) is not None), None)
-
-
-def _ids(config: Any, dtype: torch.dtype) -> Tensor:
-    last = (_part(config, "vocab_size") or 8) - 1
-    return torch.arange(1, 7).clamp(max=last)[None]
-
-
-def _image(config: Any, dtype: torch.dtype) -> Tensor:
-    size = _part(config, "image_size") or 224
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    return _wave(1, _part(config, "num_channels") or 3, height, width, dtype=dtype)
-
-
-def _speech(config: Any, dtype: torch.dtype) -> Tensor:
-    steps = 2 * (_part(config, "max_source_positions") or 50)
-    return _wave(1, _part(config, "num_mel_bins") or 80, steps, dtype=dtype)
-
-
-def _audio(config: Any, dtype: torch.dtype) -> Tensor:
-    bins = _part(config, "num_mel_bins")
-    if bins and _part(config, "max_length"):
-        return _wave(1, _part(config, "max_length"), bins, dtype=dtype)
-    return _wave(1, 4000, dtype=dtype)
-
-
-def _wave(*shape: int, dtype: torch.dtype) -> Tensor:
-    """A fixed, uneven input: no generator is disturbed."""
-    size = int(torch.Size(shape).numel())
-    return torch.linspace(0, 9, size).sin().reshape(shape).to(dtype)
-
-
-MAKERS: dict[str, Callable[[Any, torch.dtype], Tensor]] = {
-    "input_ids": _ids,
-    "pixel_values": _image,
-    "input_features": _speech,
-    "input_values": _audio,
-    "decoder_input_ids": _ids,
-}
+from luthier.core.sites.inputs import NotKnown, dummy_inputs
+from luthier.core.sites.structure import Attachment, base_modules, base_parameters, is_sharded
 
 
 @contextmanager
@@ -92,3 +35,62 @@ def run_once(model: nn.Module) -> None:
     """One small pass."""
     with evaluating(model):
         model(**dummy_inputs(model))
+
+
+def run_bare(model: nn.Module) -> None:
+    """One small pass; raises `NotKnown` where none can be run."""
+    try:
+        run_once(model)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model says to inputs that do not fit it
+        raise error if isinstance(error, LuthierError) else NotKnown(model, error) from error
+
+
+Met = Mapping[str, tuple[Any, Any]]
+"""What first entered and left each called module, by path: the shape of a tensor, or the name of another type."""
+_met: weakref.WeakKeyDictionary[nn.Module, tuple[int, Met | None]] = weakref.WeakKeyDictionary()
+
+
+def met(model: nn.Module) -> Met | None:
+    """What a small pass meets, found once for a model; None where none can be run: no transformers model, one that is
+    sharded, or one whose inputs are not known."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel) or any(is_sharded(p) for _, p in base_parameters(model)):
+        return None
+    token = hash(tuple((path, id(module)) for path, module in base_modules(model)))
+    known = _met.get(model)
+    if known is None or known[0] != token:
+        _met[model] = known = token, _watched(model)
+    return known[1]
+
+
+def _watched(model: nn.Module) -> Met | None:
+    found: dict[str, tuple[Any, Any]] = {}
+    hooks = []
+
+    def watch(path: str, module: nn.Module) -> None:
+        def note(module, args, kwargs, output) -> None:
+            entering = args[0] if args else next(iter(kwargs.values()), None)
+            found.setdefault(path, (_shown(entering), _shown(output)))
+
+        hooks.append(module.register_forward_hook(note, with_kwargs=True))
+
+    for path, module in base_modules(model):
+        watch(path, module)
+    try:
+        run_once(model)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a model says to inputs that do not fit it
+        return None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _shown(value: Any) -> Any:
+    first = value[0] if type(value) is tuple and value else value
+    return tuple(first.shape) if isinstance(first, Tensor) else type(value).__name__

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from luthier.core.contracts.site import Site, Sites
-from luthier.core.sites.structure import base_modules, block_lists, features, raw_parameter, width
+from luthier.core.errors import LuthierError
+from luthier.core.sites.structure import base_modules, block_lists, channels, features, raw_parameter, width
+
+if TYPE_CHECKING:
+    from luthier.core.sites.probe import Met
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,49 @@ class Scope:
         return Site(path, "param", d_in, d_out, self.layer(path), experts=experts, maps=maps, transposed=transposed)
 
     def activation(self, path: str, kind: str) -> Site:
-        """The site of what enters (`input`) or leaves (`stream`) a module."""
+        """The site of what enters (`input`) or leaves (`stream`) a module.
+
+        Its width is what a small pass meets there; where none can be run, that of most linear layers of the block.
+        """
         module = self.modules[path]
         inside = width(self.blocks[block][1]) if (block := self.block(path)) else width(module)
         d_in, d_out = features(module) or (inside, inside)
-        size = d_in if kind == "input" else d_out
+        size = self._met_width(path, kind) or (d_in if kind == "input" else d_out)
         return Site(path, kind, size, size, self.layer(path))  # type: ignore[arg-type]
+
+    @cached_property
+    def met(self) -> Met:
+        """What a small pass meets; nothing where none can be run."""
+        from luthier.core.sites.probe import met
+
+        return met(self.model) or {}
+
+    def _met_width(self, path: str, kind: str) -> int | None:
+        """The width of what enters or leaves a module in a small pass; None where it is not called."""
+        if path not in self.met:
+            return None
+        shape, words = (self.met[path][0], "input") if kind == "input" else (self.met[path][1], "output")
+        if isinstance(shape, str):
+            raise LuthierError(f"the {words} of {path} is no tensor ({shape}), so no form can act on it; name others.")
+        if len(shape) > 3 and not _behind(self.modules[path], shape):
+            raise LuthierError(
+                f"the {words} of {path} is an image {list(shape)} with its channels ahead, and a form acts on the last "
+                "axis. Choose linear layers, or params(…) with a form that takes tensors of any shape, such as full."
+            )
+        return shape[-1] if shape else None
+
+    @cached_property
+    def passed_over(self) -> set[str]:
+        """Linear layers that a small pass does not call, though it calls the module that holds them, and those of which
+        it calls none of the type (an expert that gets no token, among others that do, is none of these)."""
+        linear = [site for site in self.named if site.kind == "affine"] if self.met else []
+        called = {site.type for site in linear if site.path in self.met}
+        idle = [site for site in linear if site.path not in self.met]
+        return {s.path for s in idle if s.type not in called or s.path.rpartition(".")[0] in self.met}
+
+
+def _behind(module: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether the channels of an image are its last axis: linear layers and layer norms take that one, convolutions
+    the second."""
+    last, second = channels(module)
+    return shape[-1] in last and shape[1] not in second

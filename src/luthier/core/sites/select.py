@@ -1,6 +1,6 @@
 """Where: a small language whose words are sets of sites.
 
-all-linear                  the linear layers of the blocks (never the output head)
+all-linear                  the linear layers of the blocks that a pass calls (never the output head)
 stream                      the residual stream after each block
 embeddings, head, experts   embedding tables; linear layers after the blocks; 3-D expert parameters
 attention                   the keys and values of each attention layer; attention(*.3.*) of some
@@ -14,6 +14,7 @@ layers(8, 16)               narrows: blocks 8 to 16, both included; layers(3; 9;
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
@@ -31,8 +32,25 @@ from luthier.core.sites.structure import base_parameters, unwrapped
 def _all_linear(scope: Scope) -> Sites:
     linear = [site for site in scope.named if site.kind == "affine"]
     if scope.stacks:
-        return Sites(site for site in linear if site.layer is not None)
+        return _layers_called(scope, "all-linear", Sites(site for site in linear if site.layer is not None))
     return Sites(linear[:-1])  # a plain network: all but its last, the output head
+
+
+def _layers_called(scope: Scope, word: str, sites: Sites) -> Sites:
+    return _called(sites, word, [s for s in sites if s.kind == "affine" and s.path in scope.passed_over])
+
+
+def _called(sites: Sites, word: str, left: list[Site]) -> Sites:
+    """The sites without those of `left`, which no pass calls, as far as others are there, and says so."""
+    if not left or len(left) == len(sites):
+        return sites
+    types = ", ".join(sorted({site.type for site in left}))
+    warnings.warn(
+        f"{word} leaves out {len(left)} places that a forward pass does not call ({types}): what holds them reads "
+        "their weights itself, or has no use for them. Layers named by themselves are adapted where they are read.",
+        stacklevel=3,
+    )
+    return sites - Sites(left)
 
 
 def _head(scope: Scope) -> Sites:
@@ -43,7 +61,8 @@ def _head(scope: Scope) -> Sites:
 
 
 def _stream(scope: Scope) -> Sites:
-    return Sites(scope.activation(path, "stream") for path in scope.blocks)
+    sites = Sites(scope.activation(path, "stream") for path in scope.blocks)
+    return _called(sites, "stream", [site for site in sites if scope.met and site.path not in scope.met])
 
 
 def _embeddings(scope: Scope) -> Sites:
@@ -223,7 +242,7 @@ class _Parser:
         if word in WORDS:
             return self._found(WORDS[word](self.scope), word)
         matched = Sites(s for s in self.scope.named if _matches(word, s.path))
-        return self._found(matched, word)
+        return self._found(_layers_called(self.scope, word, matched), word)
 
     def _found(self, value: Sites | Layers, word: str) -> Sites | Layers:
         """Refuses a word that matches nothing, with near names."""

@@ -159,6 +159,20 @@ def width(module: nn.Module) -> int:
     return votes.most_common(1)[0][0] if votes else 0
 
 
+def channels(module: nn.Module) -> tuple[set[int], set[int]]:
+    """(widths that linear layers and norms in a module take as the last axis, those that convolutions and batch norms
+    take as the second)."""
+    last: set[int] = set()
+    second: set[int] = set()
+    for _, child in base_modules(module):
+        last.update(features(child) or ())
+        if isinstance(child, nn.modules.conv._ConvNd):
+            second.update((child.in_channels, child.out_channels))
+        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+            second.add(child.num_features)
+    return last, second
+
+
 def stack_owner(model: nn.Module, path: str) -> str:
     """Path of the module that meets the attention mask and the cache of a stack: the innermost
     `PreTrainedModel` above it, or the root."""

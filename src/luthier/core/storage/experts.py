@@ -103,5 +103,5 @@ def parameters(
         (part,) = found
         if {site.path for site in part.sites} != {site.path for site in sites}:
             raise LuthierError(f"{source} acts on {len(part.sites)} other sites (where={part.where!r}); take the same.")
-        held = {site.path: part.slots[part.form.group(site)].own() for site in sites}
+        held = {site.path: part.slots[part.group(site)].own() for site in sites}
         return {path: {key: tensors[key].detach().clone() for key in keys} for path, tensors in held.items()}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from luthier.core.adapters.attach import adapter_names, check_name, detach, find_state, place, ranked, state_of
 from luthier.core.adapters.control import tensors
+from luthier.core.adapters.reach import CannotRun
 from luthier.core.adapters.slot import Part
 from luthier.core.checks import shown
 from luthier.core.contracts.component import find
@@ -226,9 +227,10 @@ def _load_one(model: nn.Module, folder: Path, name: str | None, force: bool, che
 
     try:
         place(model, parts, start, check=check)
-    except (RuntimeError, IndexError, OverflowError) as error:  # of the pass that looks whether the adapter is met
-        reason = str(error).split("\n", 1)[0]
-        raise LuthierError(f"{folder / WEIGHTS} holds values that this base cannot run with ({reason}).") from error
+    except CannotRun as error:  # of the pass that looks whether the adapter is met
+        raise LuthierError(
+            f"{folder / WEIGHTS} holds values that this base cannot run with ({error.reason})."
+        ) from error
     return name
 
 

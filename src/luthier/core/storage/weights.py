@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapters.slot import Part
-from luthier.core.adapters.start import expected_shapes, initial
+from luthier.core.adapters.start import expected_shapes, initial, regroup
 from luthier.core.checks import shown
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
@@ -61,8 +61,11 @@ def read(
 ) -> dict[str, dict[str, Tensor]]:
     """The tensors by group and name, for these parts on this model: of the expected shapes, finite, none more or less.
 
-    `stored` gives the file's names where they are not the model's own. What the parts take is worked out first, so that no more is ever allocated than the file holds and they ask for.
+    `stored` gives the file's names where they are not the model's own. What the parts take is worked out first, so
+    that no more is ever allocated than the file holds and they ask for.
     """
+    for part in parts:
+        regroup(model, part)
     firsts = _firsts(parts)
     shapes = {group: _shapes(folder, model, part, site) for group, (part, site) in firsts.items()}
     file = opened(folder, spec, _most(shapes))
@@ -94,7 +97,7 @@ def _renamed(group: str, stored: Mapping[str, str]) -> str:
 
 def group_of(index: int, part: Part, site: Site) -> str:
     """The group of tensors of a site, for the part of that number."""
-    return f"{index}.{part.form.group(site)}"
+    return f"{index}.{part.group(site)}"
 
 
 def _firsts(parts: Sequence[Part]) -> dict[str, tuple[Part, Site]]:

@@ -1,0 +1,181 @@
+"""What a small pass meets: widths of streams, layers that are not called, weights that their owner reads itself."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+
+import luthier as lt
+from luthier.core.contracts.form import Form
+from luthier.core.sites.inputs import NotKnown, dummy_inputs
+from luthier.core.sites.probe import CannotRun
+
+
+def mamba(cls=tf.MambaForCausalLM):
+    torch.manual_seed(0)
+    config = cls.config_class(hidden_size=32, num_hidden_layers=2, vocab_size=97, state_size=4, time_step_rank=4)
+    return cls(config).eval()
+
+
+def swin():
+    torch.manual_seed(0)
+    config = tf.SwinConfig(embed_dim=8, num_heads=[1, 2], depths=[2, 2], image_size=32, window_size=2, num_labels=3)
+    return tf.SwinForImageClassification(config).eval()
+
+
+def output(model, **inputs) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**(inputs or dummy_inputs(model))).logits
+
+
+def move(model) -> None:
+    for parameter in lt.trainable(model).values():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+
+
+def test_all_linear_leaves_out_what_the_mixer_reads_itself_and_says_so():
+    model = mamba()
+    with pytest.warns(UserWarning, match=r"all-linear leaves out 2 places .*mixer\.dt_proj"):
+        found = lt.select(model, "all-linear")
+    assert {site.type.rpartition(".")[2] for site in found} == {"in_proj", "x_proj", "out_proj"}
+
+
+@pytest.mark.parametrize("cls", [tf.MambaForCausalLM, tf.FalconMambaForCausalLM], ids=["mamba", "falcon_mamba"])
+@pytest.mark.parametrize("form", [lt.LoRA(rank=2), lt.WeGeFT(rank=2), lt.DoRA(rank=2)], ids=["lora", "wegeft", "dora"])
+def test_a_layer_that_its_owner_reads_is_adapted_where_it_is_read(cls, form, tmp_path):
+    model, ids = mamba(cls), {"input_ids": torch.randint(3, 97, (2, 9))}
+    base = output(model, **ids)
+    lt.attach(model, form, "dt_proj")
+    assert torch.allclose(output(model, **ids), base, atol=1e-5)
+    move(model)
+    moved = output(model, **ids)
+    assert (moved - base).abs().max() > 1e-5
+    model(**ids).logits.pow(2).sum().backward()
+    assert all(bool(p.grad.any()) for p in lt.trainable(model).values())
+    lt.save(model, tmp_path / "adapter")
+    assert torch.equal(output(lt.load(mamba(cls), tmp_path / "adapter"), **ids), moved)
+    lt.merge(model)
+    assert torch.allclose(output(model, **ids), moved, atol=1e-5)
+    lt.detach(lt.unmerge(model))
+    assert torch.equal(output(model, **ids), base)
+
+
+def test_a_form_that_no_weight_expresses_is_refused_where_a_weight_is_read():
+    with pytest.raises(lt.LuthierError, match="never meets these"):
+        lt.attach(mamba(), lt.LoReFT(rank=2), "dt_proj")
+
+
+def test_a_layer_that_is_called_and_read_is_adapted_once_in_both():
+    """In training, Mamba hands its weights to a fused kernel, where one is installed."""
+    model = mamba()
+    lt.attach(model, lt.LoRA(rank=2), "x_proj")
+    move(model)
+    layer = model.backbone.layers[0].mixer.x_proj
+    slot, x = layer.adapters.slots()[0], torch.randn(3, layer.in_features)
+    whole = layer._parameters["weight"] + slot.form.scale * slot.B @ slot.A
+    assert torch.allclose(layer.weight, whole, atol=1e-6)
+    assert torch.allclose(layer(x), x @ whole.mT, atol=1e-5)
+
+
+def test_the_stream_has_the_width_that_leaves_a_block():
+    assert {site.d_out for site in lt.select(mamba(), "stream")} == {32}
+    assert [site.d_out for site in lt.select(swin(), "stream")] == [16, 16]  # the first stage widens behind its blocks
+
+
+@pytest.mark.parametrize("form", [lt.LoReFT(rank=2), lt.LoReFT(rank=2, share="type"), lt.LoRA(rank=2, share="type"),
+                                  lt.WeGeFT(rank=2, share="type")], ids=str)  # fmt: skip
+def test_stages_of_other_widths_have_streams_and_shared_parameters_of_their_own(form, tmp_path):
+    model, image = swin(), {"pixel_values": torch.randn(2, 3, 32, 32)}
+    base = output(model, **image)
+    lt.attach(model, form)
+    move(model)
+    moved = output(model, **image)
+    assert (moved - base).abs().max() > 1e-4
+    lt.save(model, tmp_path / "adapter")
+    assert torch.equal(output(lt.load(swin(), tmp_path / "adapter"), **image), moved)
+
+
+def test_shared_by_type_layers_of_one_size_have_one_set():
+    model = lt.attach(swin(), lt.LoRA(rank=2, share="type"), "q_proj")
+    names = {key.rpartition(".")[0] for key in lt.trainable(model)}
+    assert names == {f"default.swin.encoder.layers.blocks.attention.q_proj{more}" for more in ("", "[16x16]")}
+
+
+def test_layers_for_what_is_not_given_are_left_out():
+    """A decoder on its own has attentions for an encoder that nobody calls."""
+    config = tf.BartConfig(vocab_size=97, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48)
+    model = tf.BartForCausalLM(config)
+    with pytest.warns(UserWarning, match="encoder_attn"):
+        lt.attach(model, lt.LoRA(rank=2))
+    assert not any("encoder_attn" in key for key in lt.trainable(model))
+    assert any("self_attn.q_proj" in key for key in lt.trainable(model))
+
+
+def test_images_with_their_channels_ahead_have_no_stream():
+    config = tf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32)
+    with pytest.raises(lt.LuthierError, match="channels ahead"):
+        lt.select(tf.ConvNextForImageClassification(config), "stream")
+
+
+class Unknown(tf.PreTrainedModel):
+    """A model that made-up inputs do not fit."""
+
+    config_class = tf.PreTrainedConfig
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.layers = nn.ModuleList([nn.Linear(5, 5), nn.Linear(5, 5)])
+
+    def forward(self, input_ids, secret=None):
+        if secret is None:
+            raise KeyError("secret")
+        x = nn.functional.one_hot(input_ids, 5).float()
+        return (self.layers[1](self.layers[0](x)),)
+
+
+def test_a_model_that_cannot_be_run_is_adapted_with_a_warning():
+    model = Unknown(tf.PreTrainedConfig())
+    with pytest.raises(NotKnown):
+        lt.select(model, "attention")
+    with pytest.warns(UserWarning, match=r"KeyError: 'secret'.*not looked"):
+        lt.attach(model, lt.LoRA(rank=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lt.attach(model, lt.LoRA(rank=2), name="quiet", check=False)
+
+
+@dataclass(frozen=True)
+class Breaking(Form):
+    """ŷ = nothing that can be had"""
+
+    def init(self, site, stats):
+        return {"a": torch.zeros(1)}
+
+    def post(self, p, x, y):
+        raise IndexError("out of range")
+
+
+def test_an_adapter_that_breaks_the_pass_is_refused_and_taken_off():
+    model = swin()
+    with pytest.raises(CannotRun, match="IndexError: out of range"):
+        lt.attach(model, Breaking())
+    assert type(model.swin.encoder.layers[0].blocks[0].attention.q_proj) is nn.Linear
+
+
+def test_a_text_model_that_also_takes_images_runs_on_text():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = tf.LlavaConfig(
+        text_config={"model_type": "llama", "vocab_size": 97, "num_key_value_heads": 2, **sizes},
+        vision_config={"model_type": "clip_vision_model", "image_size": 16, "patch_size": 8, **sizes},
+        image_token_id=90,
+    )
+    model = tf.LlavaForConditionalGeneration(config).eval()
+    assert "input_ids" in dummy_inputs(model)
+    for form in (lt.LoRA(rank=2), lt.LoReFT(rank=2)):
+        lt.attach(model, form, name=form.name())
+        assert any(f"{form.name()}.model.language_model" in key for key in lt.trainable(model))
