@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ import luthier as lt
 from luthier.core.contracts.form import Form
 from luthier.core.sites.inputs import NotKnown, dummy_inputs
 from luthier.core.sites.probe import CannotRun
+from luthier.core.storage.format import read
+from luthier.core.storage.store import write_spec
 
 
 def mamba(cls=tf.MambaForCausalLM):
@@ -179,3 +182,34 @@ def test_a_text_model_that_also_takes_images_runs_on_text():
     for form in (lt.LoRA(rank=2), lt.LoReFT(rank=2)):
         lt.attach(model, form, name=form.name())
         assert any(f"{form.name()}.model.language_model" in key for key in lt.trainable(model))
+
+
+class Grouped(nn.Linear):
+    """Linear by its class: it maps groups of vectors, each with rows of its own."""
+
+    def forward(self, x):
+        weight = self.weight.view(x.shape[-2], -1, self.in_features)
+        return torch.einsum("...gi,goi->...go", x, weight)
+
+
+def test_a_layer_that_is_linear_by_its_class_alone_is_left_out():
+    model = swin()
+    layer = model.swin.encoder.layers[1].blocks[1].mlp
+    layer.fc1 = Grouped(16, layer.fc1.out_features)
+    layer.fc1.register_forward_pre_hook(lambda module, args: (args[0][..., None, :],))
+    layer.fc1.register_forward_hook(lambda module, args, y: y.flatten(-2))
+    found = {site.path for site in lt.select(model, "all-linear")}
+    assert "swin.encoder.layers.1.blocks.1.mlp.fc1" not in found and "swin.encoder.layers.1.blocks.0.mlp.fc1" in found
+
+
+def test_an_adapter_from_before_layers_were_left_out_still_loads(tmp_path):
+    config = tf.BartConfig(vocab_size=97, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48)
+    model = tf.BartForCausalLM(config).eval()
+    fresh = copy.deepcopy(model)
+    lt.attach(model, lt.LoRA(rank=2), lt.select(model, "all-linear", uncalled=True), check=False)
+    lt.save(model, tmp_path / "adapter")
+    spec = read(tmp_path / "adapter")
+    spec["parts"][0]["where"] = "all-linear"
+    write_spec(tmp_path / "adapter", spec)
+    lt.load(fresh, tmp_path / "adapter", check=False)
+    assert sorted(lt.trainable(fresh)) == sorted(lt.trainable(model))

@@ -137,17 +137,26 @@ def edit(call: Call | None, positions: Positions | None, face, p, x: Tensor, y: 
     """`face(p, x, y)` at the positions, y elsewhere."""
     if positions is None:
         return face(p, x, y)
-    if y.dim() != 3:
+    if y.dim() < 3:
         raise LuthierError(f"positions need [batch, tokens, width]; the activation is {tuple(y.shape)}.")
+    if y.dim() > 3 and (call is None or call.length != y.shape[1]):  # an image: its patches, row by row
+        patches = y.flatten(1, -2)
+        entering = x.flatten(1, -2) if _alike(x, y) else patches
+        return edit(call, positions, face, p, entering, patches).view(y.shape)
     located = _fitting(call, y).locate(positions)
     if located is None:
         return y
-    index, keep = located
-    rows = lambda t: t.gather(1, index[..., None].expand(-1, -1, t.shape[-1]))  # noqa: E731
+    index, keep = (t[(...,) + (None,) * (y.dim() - 2)] for t in located)
+    rows = lambda t: t.gather(1, index.expand(-1, -1, *t.shape[2:]))  # noqa: E731
     old = rows(y)
-    entering = rows(x) if x.dim() == 3 and x.shape[:2] == y.shape[:2] else old
-    new = torch.where(keep[..., None], face(p, entering, old), old)
-    return y.scatter(1, index[..., None].expand_as(new), new)
+    entering = rows(x) if _alike(x, y) else old
+    new = torch.where(keep, face(p, entering, old), old)
+    return y.scatter(1, index.expand_as(new), new)
+
+
+def _alike(x: Any, y: Tensor) -> bool:
+    """Whether what entered has a vector for each that left."""
+    return isinstance(x, Tensor) and x.shape[:-1] == y.shape[:-1]
 
 
 def _fitting(call: Call | None, y: Tensor) -> Call:

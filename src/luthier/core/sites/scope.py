@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -33,8 +33,8 @@ class Layers:
 class Scope:
     """A model, read once for a selection."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, uncalled: bool = False) -> None:
+        self.model, self.uncalled = model, uncalled
         self.modules = dict(base_modules(model))
         self.stacks = block_lists(model)
         self.blocks = {
@@ -120,14 +120,28 @@ class Scope:
             )
         return shape[-1] if shape else None
 
+    def idle(self, path: str) -> bool:
+        """Whether a small pass does not call the module."""
+        return bool(self.met) and path not in self.met and not self.uncalled
+
     @cached_property
     def passed_over(self) -> set[str]:
         """Linear layers that a small pass does not call, though it calls the module that holds them, and those of which
-        it calls none of the type (an expert that gets no token, among others that do, is none of these)."""
-        linear = [site for site in self.named if site.kind == "affine"] if self.met else []
+        it calls none of the type (an expert that gets no token, among others that do, is none of these). With them,
+        layers that are linear by their class alone, and do something else."""
+        linear = [site for site in self.named if site.kind == "affine"] if self.met and not self.uncalled else []
         called = {site.type for site in linear if site.path in self.met}
         idle = [site for site in linear if site.path not in self.met]
-        return {s.path for s in idle if s.type not in called or s.path.rpartition(".")[0] in self.met}
+        left = {s.path for s in idle if s.type not in called or s.path.rpartition(".")[0] in self.met}
+        return left | {s.path for s in linear if s.path in self.met and not _maps(self.met[s.path], s)}
+
+
+def _maps(met: tuple[Any, Any], site: Site) -> bool:
+    """Whether a layer maps each vector of d_in to one of d_out, as a linear one does (a grouped one does not)."""
+    entering, leaving = met
+    if isinstance(entering, str) or isinstance(leaving, str):
+        return not isinstance(leaving, str)
+    return entering[-1:] == (site.d_in,) and leaving == (*entering[:-1], site.d_out)
 
 
 def _behind(module: nn.Module, shape: Sequence[int]) -> bool:

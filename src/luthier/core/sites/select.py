@@ -46,8 +46,9 @@ def _called(sites: Sites, word: str, left: list[Site]) -> Sites:
         return sites
     types = ", ".join(sorted({site.type for site in left}))
     warnings.warn(
-        f"{word} leaves out {len(left)} places that a forward pass does not call ({types}): what holds them reads "
-        "their weights itself, or has no use for them. Layers named by themselves are adapted where they are read.",
+        f"{word} leaves out {len(left)} places that a forward pass does not call as layers ({types}): what holds "
+        "them reads their weights itself, has no use for them, or they map no single vectors. Layers named by "
+        "themselves are adapted where they are read.",
         stacklevel=3,
     )
     return sites - Sites(left)
@@ -62,7 +63,7 @@ def _head(scope: Scope) -> Sites:
 
 def _stream(scope: Scope) -> Sites:
     sites = Sites(scope.activation(path, "stream") for path in scope.blocks)
-    return _called(sites, "stream", [site for site in sites if scope.met and site.path not in scope.met])
+    return _called(sites, "stream", [site for site in sites if scope.idle(site.path)])
 
 
 def _embeddings(scope: Scope) -> Sites:
@@ -264,12 +265,13 @@ class _Parser:
         )
 
 
-def select(model: nn.Module, where: str | Iterable[Site]) -> Sites:
+def select(model: nn.Module, where: str | Iterable[Site], *, uncalled: bool = False) -> Sites:
     """The sites of `model` that `where` names (the language is this module's docstring), in the model's order.
 
     A word that matches nothing raises `LuthierError` with near names, and so does a selection of no sites. Sites
-    already chosen pass through.
+    already chosen pass through. Places that a small pass does not call are left out, among others that it does, with a
+    warning; not so with `uncalled`.
     """
     if not isinstance(where, str):
         return Sites(where)
-    return _Parser(Scope(unwrapped(model)), where).parse()
+    return _Parser(Scope(unwrapped(model), uncalled), where).parse()

@@ -24,7 +24,7 @@ from luthier.core.adapters.slot import Part
 from luthier.core.checks import shown
 from luthier.core.contracts.component import find
 from luthier.core.contracts.form import Form
-from luthier.core.contracts.site import Site
+from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
 from luthier.core.files import all_steady, committed, free_folder, sha256, steady, write_json
 from luthier.core.sites.fingerprint import differences, fingerprint, unseen
@@ -263,7 +263,7 @@ def part_of(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path
     """A stored part at the sites of `model`; raises where those are not the ones that it was fitted on."""
     form = _form_of(stored["form"], stored["settings"], folder)
     try:
-        sites, ranks = select(model, stored["where"]), stored.get("ranks", {})
+        sites, ranks = _selected(model, stored), stored.get("ranks", {})
     except RecursionError:
         raise LuthierError(f"{folder / SPEC}: where={shown(stored['where'])} is nested too deep.") from None
     sites = ranked(form, sites, ranks) if ranks else sites
@@ -277,6 +277,13 @@ def part_of(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path
             f"{folder / SPEC}: {form.name()} does not act on {wrong[0]}, which is of kind {wrong[0].kind}."
         )
     return Part(name, form, stored["where"], sites, ranks, stored.get("relative", False))
+
+
+def _selected(model: nn.Module, stored: Mapping[str, Any]) -> Sites:
+    """What its `where` selects; adapters from before places were left out that no pass calls hold those as well."""
+    sites = select(model, stored["where"])
+    missing = {path for path, _ in stored["sites"]} - {site.path for site in sites}
+    return select(model, stored["where"], uncalled=True) if missing else sites
 
 
 def _form_of(name: str, settings: dict[str, Any], folder: Path) -> Form:
