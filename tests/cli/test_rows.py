@@ -69,7 +69,7 @@ def test_what_is_read(dry, case):
 
 def test_labels_are_classes(dry):
     done = dry("a.jsonl", [{"text": "good", "labels": "pos"}, {"text": "bad", "labels": "neg"}])
-    assert done.code == 0 and "labels 1" in done.out
+    assert done.code == 0 and "labels 1" in done.out and "2: neg, pos" in done.out
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])

@@ -124,6 +124,22 @@ def reader(folder):
     return gguf.GGUFReader(folder / "out" / "model.gguf")
 
 
+def test_the_reader_finds_every_named_template(tmp_path):
+    from luthier.interop.formats._gguf.tokenizers import describe
+
+    named = byte_level()
+    named.chat_template = {"default": named.chat_template, "tool_use": "{{ tools }}"}
+    writer = gguf.GGUFWriter(tmp_path / "names.gguf", "llama")
+    describe(writer, named, len(named))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    fields = {key: field.contents() for key, field in gguf.GGUFReader(tmp_path / "names.gguf").fields.items()}
+    assert fields["tokenizer.chat_template"] == named.chat_template["default"]
+    assert fields["tokenizer.chat_template.tool_use"] == "{{ tools }}"
+
+
 def test_the_reader_finds_sizes_tokens_and_the_template(tmp_path):
     shipped("llama", tmp_path, "gguf")
     fields = {key: field.contents() for key, field in reader(tmp_path).fields.items() if not key.startswith("GGUF")}

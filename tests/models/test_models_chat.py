@@ -10,7 +10,7 @@ import pytest
 from luthier.core.checks import plain
 from luthier.models import Chat, Loaded, with_chat
 
-ODD = "{{ '\r\n\x0b\u202e\ud83e\udd9c' }}{% for m in messages %}{{ m.content }}{% endfor %}"
+ODD = "{{ '\r\n\x0b\u202e\U0001f99c' }}{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
 @pytest.mark.parametrize("template", [ODD, {"default": ODD, "tool_use": "{{ tools }}"}])

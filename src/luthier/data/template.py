@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,8 @@ class Template:
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
     variables: dict[str, Any] = field(default_factory=dict)
+    seen: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
+    """What was rendered already: places are found by rendering the same parts again and again."""
 
     @classmethod
     def of(cls, example: Example, tokenizer: Any) -> Template:
@@ -59,7 +62,7 @@ class Template:
 
     def less(self, **changes: Any) -> Template:
         """The same template for rows that say otherwise."""
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, seen={}, **changes)
 
     def render(self, messages: list[Message], prompt: bool = False) -> str:
         """The turns as text, up to where the answer begins with `prompt`; raises `BadRow` where it is refused."""
@@ -67,10 +70,13 @@ class Template:
 
     def attempt(self, messages: list[Message], prompt: bool = False) -> str | None:
         """As `render`, but None where the template refuses a part of a conversation that it takes as a whole."""
-        try:
-            return self.render(messages, prompt)
-        except BadRow:
-            return None
+        key = json.dumps([messages, prompt], default=str)
+        if key not in self.seen:
+            try:
+                self.seen[key] = self.render(messages, prompt)
+            except BadRow:
+                self.seen[key] = None
+        return self.seen[key]
 
     def tracked(self, messages: list[Message]) -> Any:
         """Tokens with the mask of what the template itself says that the assistant produces."""

@@ -47,8 +47,7 @@ def with_chat(loaded: Any, spec: Mapping[str, Any], folder: Any) -> Any:
     if chat is None or loaded.processor.chat_template == chat.template:
         return loaded
     warnings.warn(
-        f"the chat template of {loaded.name!r} is not the one that {folder} was trained with; prompts are rendered by "
-        "the adapter's.",
+        f"the chat template of {loaded.name!r} is not the one that {folder} was trained with; the adapter's is used.",
         stacklevel=3,
     )
     processor = copy.deepcopy(loaded.processor)

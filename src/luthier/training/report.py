@@ -22,6 +22,8 @@ from luthier.training.prepare import Prepared, length
 from luthier.training.spec import Run
 
 MIB = 2**20
+SHOWN = 10
+"""Classes that are named."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,9 @@ def _inside(part: Component) -> str:
 def notes(prepared: Prepared) -> dict[str, str]:
     """What is worth knowing of the rows before they are learned."""
     held, layout, found = prepared.held, prepared.examples.layout, {}
+    labels = prepared.examples.labels
+    if labels is not None:
+        found["classes"] = f"{len(labels):,}: {', '.join(labels[:SHOWN])}" + (", …" if len(labels) > SHOWN else "")
     if prepared.unread:
         found["not read"] = ", ".join(prepared.unread)
     if held is not None and held.layout != layout:

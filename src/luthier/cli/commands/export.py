@@ -48,12 +48,13 @@ class Export(Command):
         from luthier.core.files import must_be_free
         from luthier.core.storage.folder import read_adapter
         from luthier.interop.export import export
+        from luthier.models import with_chat
 
         cls: Any = find("formats", self.to)
         to = cls.from_dict(dict(given.get(cls, {})))
         folder, spec = read_adapter(self.adapter)
         out = must_be_free(self.out)
-        base = base_of(self.model, spec, dtype=to.base_dtype)
+        base = with_chat(base_of(self.model, spec, dtype=to.base_dtype), spec, folder)
         lost = export(folder, out, to=to, base=base.model, processor=base.processor)
         say(f"{out} holds the adapter in the format of {self.to}.")
         if lost:

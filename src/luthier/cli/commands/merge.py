@@ -44,14 +44,14 @@ class Merge(Command):
         from luthier.core.storage.folder import read_adapter
         from luthier.core.storage.store import load
         from luthier.interop.formats._merged import difference, probe, save_merged
-        from luthier.models import WRITTEN
+        from luthier.models import WRITTEN, with_chat
 
         folder, spec = read_adapter(self.adapter)
         out = must_be_free(self.out)
         for source in (Path(self.model).expanduser(), folder):
             if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
                 raise LuthierError(f"{out} lies in {source}, which merging leaves as it is; name another folder.")
-        base = base_of(self.model, spec, dtype=self.dtype)
+        base = with_chat(base_of(self.model, spec, dtype=self.dtype), spec, folder)
         load(base.model, folder, force=self.force)
         adapted = probe(base.model)
         with committed(out) as temporary:
