@@ -98,6 +98,23 @@ def test_every_recipe_makes_a_run(name):
     assert run.init is None or find("inits", recipe.init["name"]) is type(run.init)
 
 
+@pytest.mark.parametrize(
+    "name, words",
+    {  # the commands of examples/loreft/README.md: rank, positions, dropout; epochs, rate, rows a step, warm-up, tokens
+        "loreft-commonsense": (8, "f7+l7", 0.0, 6.0, 9e-4, 32, 0.1, 512),
+        "loreft-math": (8, "f7+l7", 0.0, 12.0, 9e-4, 32, 0.1, 512),
+        "loreft-instruct": (4, "f5,l5", 0.0, 9.0, 9e-4, 128, 0.0, 768),
+        "loreft-glue": (1, "f1", 0.05, 3.0, 6e-4, 32, 0.09, 256),
+    }.items(),
+)
+def test_lorefts_recipes_are_the_authors_commands(name, words):
+    run = run_of("--recipe", name)
+    form, training = run.form.to_dict(), run.training
+    told = (form["rank"], form["positions"], form["dropout"], training.epochs, training.lr)
+    assert (*told, training.batch * training.accumulate, training.warmup, training.max_length) == words
+    assert (training.weight_decay, training.schedule, training.precision) == (0.0, "linear", "bfloat16")
+
+
 def test_flags_before_recipe_before_defaults():
     run = run_of("--recipe", "wegeft-math", "--rank", "8", "--lr", "1e-3", "--where", "q_proj")
     assert (run.form.rank, run.training.lr, run.where) == (8, 1e-3, "q_proj")  # flags
