@@ -29,6 +29,7 @@ CASES = {
     "rslora": ("qwen2", lt.LoRA(rank=4, scaling="rslora"), "q_proj, down_proj"),
     "lora on Conv1D": ("gpt2", lt.LoRA(rank=4), "all-linear"),
     "lora on a table": ("llama", lt.LoRA(rank=4), "q_proj | embeddings"),
+    "lora on a scaled table": ("gemma3", lt.LoRA(rank=4), "q_proj | embeddings"),
     "wegeft": ("llama", lt.WeGeFT(rank=4), "all-linear"),
     "wegeft by type": ("llama", lt.WeGeFT(rank=4, share="type"), "q_proj, v_proj, up_proj, down_proj"),
     "gift": ("llama", lt.GIFT(rank=4, block="mlp"), "q_proj"),

@@ -136,3 +136,21 @@ def test_files_without_the_head_of_a_tied_base(name, tmp_path):
     save_file(held, tmp_path / "peft" / "adapter_model.safetensors")
     ours = lt.load(case.base(), lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=case.base()))
     assert (output(ours, case) - output(theirs, case)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("case", [Case(lora(), settings={"tie_word_embeddings": True}), Case(lora(), "gemma3")])
+@pytest.mark.parametrize("where", [None, "embeddings", "lm_head"])
+def test_our_own_export_of_a_tied_table_comes_back_exactly(case, where, tmp_path):
+    """Trained whole (none), at its reading place alone, at the head alone; peft runs it alike."""
+    model = lt.attach(case.base(), lt.LoRA(rank=2), f"q_proj | {where}" if where else "q_proj")
+    if where is None:
+        lt.attach(model, lt.Full(), "params(model.embed_tokens.weight)")
+    for parameter in lt.trainable(model).values():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    lt.save(model, tmp_path / "ours")
+    lt.export(tmp_path / "ours", tmp_path / "peft", to="peft", base=case.base())
+    wanted = output(model, case)
+    theirs = peft.PeftModel.from_pretrained(case.base(), tmp_path / "peft").eval()
+    back = lt.load(case.base(), lt.import_adapter(tmp_path / "peft", tmp_path / "back", base=case.base()))
+    for other in (theirs, back):
+        assert (output(other, case) - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))

@@ -47,6 +47,26 @@ def weight_of(module: nn.Module, stored: Tensor | None = None) -> Tensor:
         return (base(module, eye) - base(module, zero)).mT
 
 
+def lookup_scale(path: str, table: nn.Embedding) -> float:
+    """The factor that a table puts on the rows that it looks up (Gemma's square root of the width); 1 as a rule.
+
+    Raises `LuthierError` for a table that does something else with them.
+    """
+    weight = table._parameters["weight"]
+    assert weight is not None
+    if type(table) is nn.Embedding:
+        return 1.0
+    base = getattr(type(table), "_luthier_base", type(table)).forward
+    with torch.no_grad():
+        row = int(weight.float().norm(dim=1).argmax())
+        stored = weight[row].double()
+        looked_up = base(table, torch.tensor([row], device=weight.device))[0].double()
+        scale = float(looked_up @ stored / (stored @ stored))
+    if not torch.allclose(looked_up, scale * stored, rtol=1e-2, atol=1e-6):
+        raise LuthierError(f"{path} does more than look its rows up, so no change of them says what it gives.")
+    return 1.0 if abs(scale - 1) < 1e-6 else scale
+
+
 def raw_parameter(model: nn.Module, path: str) -> nn.Parameter:
     """The base's own parameter at `path`, whatever forms act on it."""
     owner, _, name = path.rpartition(".")

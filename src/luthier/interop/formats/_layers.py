@@ -13,6 +13,7 @@ from luthier.core.adapters.swap import adapters_of
 from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
+from luthier.core.sites.structure import lookup_scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,4 +101,6 @@ def _table(layer: Layer) -> Delta:
         raise LuthierError(
             f"{slot.form.name()} on the table {layer.path} has no low-rank form; export it merged instead."
         )
-    return Delta.low_rank(*factors)
+    assert isinstance(layer.module, nn.Embedding)
+    b, a = factors  # what is looked up, and so the change of the table, is scaled by it
+    return Delta.low_rank(b / lookup_scale(layer.path, layer.module), a)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from luthier.core.contracts.import_ import Found
 from luthier.core.errors import LuthierError
-from luthier.core.sites.structure import base_parameters, features, raw_parameter
+from luthier.core.sites.structure import base_parameters, features, lookup_scale, raw_parameter
 from luthier.interop.formats._peft_targets import saved_whole
 from luthier.methods.forms.full import Full
 from luthier.methods.forms.lora import LoRA
@@ -75,27 +75,13 @@ def low_rank(folder: Path, model: nn.Module, path: str, left: Tensor, right: Ten
     module, rank = model.get_submodule(path), len(right)
     form = LoRA(rank=rank, alpha=float(rank))
     if isinstance(module, nn.Embedding):
-        scale = table_scale(folder, path, module)
+        scale = lookup_scale(path, module)
         return Found(form, "affine", {path: {"A": left.mT.contiguous(), "B": scale * right.mT.contiguous()}})
     if not features(module):
         raise LuthierError(
             f"{folder}: {path} is tied to another module and was trained alone; no form of ours does so."
         )
     return Found(form, "affine", {path: {"A": right.contiguous(), "B": left.contiguous()}})
-
-
-def table_scale(folder: Path, path: str, table: nn.Embedding) -> float:
-    """The factor that a table puts on its rows when they are looked up (Gemma's √width); 1 as a rule."""
-    weight = table._parameters["weight"]
-    assert weight is not None
-    with torch.no_grad():
-        row = int(weight.float().norm(dim=1).argmax())
-        looked_up = table(torch.tensor([row], device=weight.device))[0].double()
-        stored = weight[row].double()
-        scale = float(looked_up @ stored / (stored @ stored))
-        if not torch.allclose(looked_up, scale * stored, rtol=1e-2, atol=1e-6):
-            raise LuthierError(f"{folder}: {path} does more than look rows up, so a change of them has no equal here.")
-    return 1.0 if abs(scale - 1) < 1e-6 else scale
 
 
 def tokens(folder: Path, rows: Mapping[str, Tensor], indices: Mapping[str, list[int]], model: nn.Module) -> list[Found]:

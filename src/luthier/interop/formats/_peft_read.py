@@ -16,6 +16,7 @@ from luthier.core.contracts.form import rank_scale
 from luthier.core.contracts.import_ import Found
 from luthier.core.errors import LuthierError
 from luthier.core.sites.renaming import nearest, renamed
+from luthier.core.sites.structure import lookup_scale
 from luthier.interop.formats import _peft_beside as beside
 from luthier.interop.formats._peft_config import ALSO_MERGED
 from luthier.interop.formats._peft_targets import adapted, matches, refuse_missing
@@ -60,7 +61,7 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
     else:
         form, ranks = LoRA(), {}
     for path, found in groups.items():
-        if (factor := _looked_up(folder, path, model) * scales[path] / form.scale) != 1:
+        if (factor := _looked_up(path, model) * scales[path] / form.scale) != 1:
             found["B"] = found["B"] * factor
     return [
         *([Found(form, "affine", groups, ranks)] if groups else []),
@@ -83,10 +84,10 @@ def _biases(folder: Path, biases: Mapping[str, Tensor], dora: bool, model: nn.Mo
     return [Found(BitFit(), "param", kept)] if kept else []
 
 
-def _looked_up(folder: Path, path: str, model: nn.Module) -> float:
+def _looked_up(path: str, model: nn.Module) -> float:
     """What a table multiplies its rows by; 1 for other layers."""
     module = model.get_submodule(path)
-    return beside.table_scale(folder, path, module) if isinstance(module, nn.Embedding) else 1.0
+    return lookup_scale(path, module) if isinstance(module, nn.Embedding) else 1.0
 
 
 def _indices(folder: Path, config: Mapping[str, Any], rows: Mapping[str, Tensor]) -> dict[str, list[int]]:
