@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,7 @@ import luthier as lt
 peft = pytest.importorskip("peft")
 
 from support.peft_cases import LORA, SEEN, Case, lora  # noqa: E402
+from support.tiny import tokenizer  # noqa: E402
 
 PREFIX = "base_model.model."
 LAYOUTS: dict[str, Callable[[str], str]] = {
@@ -154,3 +156,25 @@ def test_our_own_export_of_a_tied_table_comes_back_exactly(case, where, tmp_path
     back = lt.load(case.base(), lt.import_adapter(tmp_path / "peft", tmp_path / "back", base=case.base()))
     for other in (theirs, back):
         assert (output(other, case) - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
+
+
+def test_a_template_and_tokens_of_the_folder_are_kept_and_told(tmp_path):
+    case = Case(lora("q_proj"))
+    case.fitted().save_pretrained(tmp_path / "peft")
+    theirs = tokenizer("{{ messages }}!")
+    theirs.add_tokens(["<tool>"])
+    theirs.save_pretrained(tmp_path / "peft")
+
+    def take(name: str, processor=None) -> None:
+        lt.import_adapter(tmp_path / "peft", tmp_path / name, base=case.base(), processor=processor)
+        for file in ("chat_template.jinja", "tokenizer.json"):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "peft" / file).read_bytes()
+
+    with pytest.warns(UserWarning, match=r"chat template that is not the base's and 1 added tokens .*'<tool>' first"):
+        take("other", tokenizer("{{ messages }}?"))
+    with pytest.warns(UserWarning, match="holds a chat template and"):
+        take("unknown")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(chat template|added tokens)")
+        take("same", theirs)
+    assert lt.load(case.base(), tmp_path / "same")

@@ -20,6 +20,7 @@ from luthier.core.files import must_be_free
 from luthier.core.sites.renaming import nearest
 from luthier.core.sites.select import select
 from luthier.core.storage.store import SPEC, save
+from luthier.interop.formats._tokenizer import keep
 from luthier.models import licence_of
 
 
@@ -32,13 +33,16 @@ def import_adapter(
     name: str = "default",
     base_name: str | None = None,
     measured: Mapping[str, Any] | None = None,
+    processor: Any = None,
 ) -> Path:
     """Reads the adapter that another library saved in `folder` and saves it as ours in `out`, for the model `base`.
 
     `source` is a name (`luthier list sources`) or a component with settings, such as `lt.sources.PyReFT(positions=
     "f7+l7")`; None tells the library by what the folder holds. `base_name` is what to load the base by, `measured`
-    goes into the spec. Raises `LuthierError` for damage, for another base, and for what has no equal here, with the
-    reason; `base` is left as it was. No code of the folder is run.
+    goes into the spec. What the folder has of a tokenizer is kept beside the adapter; a chat template or added tokens
+    that are not those of `processor`, which prepares the base's inputs, are told. Raises `LuthierError` for damage, for
+    another base, and for what has no equal here, with the reason; `base` is left as it was. No code of the folder is
+    run.
     """
     source_folder, target = Path(folder).expanduser(), must_be_free(out)
     reader = source_of(source_folder, source)
@@ -59,9 +63,11 @@ def import_adapter(
     place(base, parts, start)
     try:
         evidence = {"imported": reader.evidence(source_folder), **(measured or {})}
-        return save(base, target, name, base=base_name, measured=evidence, base_license=licence_of(base_name or ""))
+        saved = save(base, target, name, base=base_name, measured=evidence, base_license=licence_of(base_name or ""))
     finally:
         detach(base, name)
+    keep(source_folder, saved, processor)
+    return saved
 
 
 def source_of(folder: Path, source: str | Source | None) -> Source:

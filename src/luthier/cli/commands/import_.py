@@ -59,7 +59,15 @@ class Import(Command):
         labels = self.labels.split(",") if self.labels else None
         base = base_of(self.model, None, task=self.task, labels=labels)
         measured = {"task": self.task} | ({"labels": labels} if labels else {})
-        import_adapter(folder, out, base=base.model, source=source, base_name=self.model, measured=measured)
+        import_adapter(
+            folder,
+            out,
+            base=base.model,
+            source=source,
+            base_name=self.model,
+            measured=measured,
+            processor=base.processor,
+        )
         say(f"{out} holds the adapter of {source.name()}, fitted on {self.model}.")
         if self.task in WRITTEN:
             say(next_step(self.model, None, out))
