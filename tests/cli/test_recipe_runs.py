@@ -136,7 +136,7 @@ def test_explain_tells_whose_each_setting_is(capsys):
 
 
 @pytest.mark.parametrize("words, told", [
-    (["--recipe", "wegeft-code"], ["recipe wegeft-code: savadikarc/gift", "ours, not the source's: training.lr=0.0002"]),
+    (["--recipe", "wegeft-code"], ["recipe wegeft-code: savadikarc/gift", "not the source's: training.lr=0.0002"]),
     (["--method", "lora"], ["no recipe: what no flag sets is lora's own default", "--recipe lora"]),
 ])  # fmt: skip
 def test_train_says_which_settings_it_takes(words, told, bases, rows, tmp_path, capsys):

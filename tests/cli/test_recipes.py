@@ -165,6 +165,8 @@ def test_bad_recipes_on_the_command_line(call, tmp_path):
     assert done.code == 2 and "did you mean 'wegeft-math'" in done.err
     done = call("train", "m", "d.jsonl", "--recipe", "wegeft", "--method", "lora")
     assert done.code == 2 and "leave one of the two out" in done.err
+    done = call("train", "m", "d.jsonl", "--method", "wegeft-math")
+    assert done.code == 2 and "takes it by --recipe wegeft-math" in done.err
     file = tmp_path / "odd.toml"
     file.write_text('method = "lora"\n[form]\nrnk = 2\n', encoding="utf-8")
     done = call("train", "m", "d.jsonl", "--recipe", file)
@@ -191,3 +193,28 @@ def test_names_are_given_one_by_one():
     assert run.objective.to_dict() == {"beta": 50.0}
     run = run_of("--recipe", "mhr", "--tasks", "boolq", "--tasks", "arc")
     assert run.form.to_dict()["tasks"] == ("boolq", "arc") and run.update.to_dict() == {"ratio": 100.0}
+
+
+def test_ranks_and_start_of_one_paper_share_their_setting():
+    """They read one pass: a tau that one of them alone heard of would change nothing."""
+    run = run_of("--method", "lora", "--ranks", "eva", "--init", "eva", "--tau", "0.5")
+    assert run.ranks is not None and run.init is not None
+    assert run.ranks.to_dict()["tau"] == run.init.to_dict()["tau"] == 0.5
+    import shlex
+
+    from luthier.training.command import command
+
+    assert run_of(*shlex.split(command(run))[4:]) == run
+
+
+def test_two_settings_of_one_pass_are_refused(tmp_path, llama, additions):
+    from luthier.training import prepare
+
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'method = "lora"\n[ranks]\nname = "eva"\ntau = 0.9\n[init]\nname = "eva"\ntau = 0.5\n', encoding="utf-8"
+    )
+    parsed = parse(["train", llama, additions, "--recipe", str(file)])
+    assert parsed is not None and isinstance(parsed[0], Train)
+    with pytest.raises(LuthierError, match=r"settle at 0\.9 and at 0\.5; give both one tau"):
+        prepare.prepare(parsed[0].resolved(parsed[1]))

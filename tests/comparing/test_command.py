@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 import luthier as lt
@@ -10,6 +12,8 @@ from luthier.cli.commands.compare import seeds, words
 from luthier.comparing import Study, read_study, records, runner
 from luthier.comparing.study import label
 from luthier.core.errors import LuthierError
+from luthier.methods.recipe import read_recipe
+from luthier.training import Training
 
 FILE = """
 models = {{tiny = "{model}"}}
@@ -72,7 +76,29 @@ def test_layers_of_settings(file):
 
     jobs = {job.method.name: job for job in checked(study).jobs}
     assert jobs["lora"].run.training.steps == 3 and jobs["lora"].run.lr == 0.01 and jobs["full"].run.lr == 2e-5
-    assert jobs["lora"].run.training.warmup == 0.003 and jobs["lora"].run.training.batch == 4
+    assert jobs["lora"].run.training.warmup == Training().warmup and jobs["lora"].run.training.batch == 4
+
+
+def test_a_name_means_in_compare_what_it_means_in_train(file):
+    """The form with its own settings, not the recipe of the same name; recipe:lora is the recipe."""
+    from luthier.cli.commands.train import Train
+    from luthier.cli.parse import parse
+    from luthier.comparing.plan import checked
+    from luthier.comparing.runner import taken
+
+    parsed = parse(["train", "m", "d.jsonl", "--method", "lora"])
+    assert parsed is not None and isinstance(parsed[0], Train)
+    trained, study = parsed[0].resolved(parsed[1]), read_study(file)
+    plan = checked(dataclasses.replace(study, methods=["lora", "recipe:lora"], settings={}))
+    jobs = {job.method.name: job.run for job in plan.jobs}
+    assert jobs["lora"].form == trained.form and jobs["lora"].where == trained.where and jobs["lora"].lr == trained.lr
+    recipe = read_recipe("lora")
+    assert jobs["recipe:lora"].lr == recipe.training["lr"] and jobs["recipe:lora"].where == recipe.where
+    said = dict(line.split(": ", 1) for line in (line.replace("recipe:", "recipe-") for line in taken(plan)))
+    assert (
+        "lora (rank 8, alpha 16.0" in said["lora"] and "the form's own settings, not those of recipe-" in said["lora"]
+    )
+    assert "rank 32, alpha 64.0" in said["recipe-lora"] and "learning rate 0.0003 (as told)" in said["recipe-lora"]
 
 
 @pytest.mark.parametrize(

@@ -205,10 +205,10 @@ def test_classifiers(bert, letters, tmp_path):
         {
             "models": bert,
             "data": {"letters": {"train": letters, "metric": "mcc"}},
-            "methods": ["base", "lora", "full"],
+            "methods": ["base", "recipe:lora", "full"],
             "seeds": [0],
             "training": QUICK | {"steps": 20, "lr": 1e-2},
-            "settings": {"lora": {"form": {"rank": 2}}},
+            "settings": {"recipe:lora": {"form": {"rank": 2}}},
             "timing": 1,
         }
     )
@@ -217,8 +217,8 @@ def test_classifiers(bert, letters, tmp_path):
     for run in runs.values():
         assert run.metric == "mcc" and run.rows == 12 and set(run.metrics) == {"accuracy", "mcc"} and not run.hits
         assert 0 <= run.calibration_error <= 1 and run.samples[0]["expected"] in ("left", "right")
-    assert runs["base"].trainable == 2 * 32 + 2 < runs["lora"].trainable < runs["full"].trainable
-    assert runs["full"].score > 0.9 and "recipe's sites" in " ".join(runs["lora"].notes)
+    assert runs["base"].trainable == 2 * 32 + 2 < runs["recipe:lora"].trainable < runs["full"].trainable
+    assert runs["full"].score > 0.9 and "recipe's sites" in " ".join(runs["recipe:lora"].notes)
     assert any("exempt" in note for note in runs["base"].notes)
 
 

@@ -53,10 +53,12 @@ def _section(cls: type[Component]) -> Iterator[str]:
 
 
 def _recipes() -> Iterator[str]:
-    yield from row("name", "description", "paper")
+    yield "`luthier explain NAME` shows every setting with whose it is; what the last column names is not the source's.\n"
+    yield from row("name", "description", "paper", "settings from", "ours")
     for file in recipe_files().values():
         recipe = read_recipe(str(file))
-        yield line(recipe.name, recipe.description, recipe.paper)
+        ours = ", ".join(f"`{key}`" for key in recipe.ours)
+        yield line(recipe.name, recipe.description, recipe.paper, recipe.source, ours)
 
 
 def row(*cells: str) -> Iterator[str]:

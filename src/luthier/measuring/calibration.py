@@ -142,7 +142,7 @@ def sample(features: Sequence[Feature], settings: Calibration) -> list[Feature]:
     """The rows that are read, in the data's order."""
     if len(features) <= settings.samples:
         return list(features)
-    drawn = random.Random(settings.seed).sample(range(len(features)), settings.samples)
+    drawn = random.Random(settings.seeded(0).seed).sample(range(len(features)), settings.samples)
     return [features[i] for i in sorted(drawn)]
 
 
@@ -150,7 +150,7 @@ def batched(rows: Sequence[Feature], settings: Calibration) -> Iterator[list[Fea
     """Batches of rows of like length, which saves padding, in an order that does not follow length."""
     ordered = sorted(rows, key=lambda row: len(row.get("input_ids", ())))
     batches = [ordered[i : i + settings.batch] for i in range(0, len(ordered), settings.batch)]
-    random.Random(settings.seed).shuffle(batches)
+    random.Random(settings.seeded(0).seed).shuffle(batches)
     yield from batches
 
 

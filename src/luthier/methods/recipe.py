@@ -24,10 +24,14 @@ import importlib
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from luthier.core.contracts.component import find, names
 from luthier.core.contracts.plugins import installed_folders, plugin_folders
 from luthier.core.errors import LuthierError, near
+
+if TYPE_CHECKING:
+    from luthier.core.contracts.form import Form
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -55,7 +59,7 @@ class Recipe:
     paper: str = ""
     """Authors, year and identifier of the source of the settings."""
     source: str = ""
-    """Where the settings were read: repository, commit and file, or the paper's table. None: they are the user's own."""
+    """Where the settings were read: repository, commit and file, or the paper's table (none: they are one's own)."""
     ours: list[str] = field(default_factory=list)
     """Settings that the source does not give, as `table.key`: stated here, or left to Luthier's default."""
     where: str | None = None
@@ -87,6 +91,16 @@ def recipe_files() -> dict[str, Path]:
     installed = [folder for _, folder in installed_folders("recipes")]
     folders = [SHIPPED, *map(Path, plugin_folders("recipes")), *installed]
     return dict(sorted((file.stem, file) for folder in folders for file in folder.glob("*.toml")))
+
+
+def form_named(name: str) -> type[Form]:
+    """The form of that name; a recipe's name raises `LuthierError` that says how recipes are asked for."""
+    if name in recipe_files() and name.replace("-", "_") not in names("forms"):
+        raise LuthierError(
+            f"{name} is a recipe, for the form {read_recipe(name).method}: `luthier train` takes it by --recipe {name} "
+            f"and `luthier compare` by its name; its settings are shown by `luthier explain {name}`."
+        )
+    return find("forms", name)  # type: ignore[return-value]
 
 
 def read_recipe(name: str) -> Recipe:

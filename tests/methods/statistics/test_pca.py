@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import luthier as lt
+from luthier.core.errors import LuthierError
 from luthier.methods.statistics.pca import PCA
 
 WIDTH, ROWS = 96, 4000
@@ -138,7 +139,9 @@ def test_small_batches_count_together_so_that_they_do_not_look_settled():
 
 
 def test_two_askers_get_one_statistic():
-    assert PCA(4, 0.99).join(PCA(9, 0.9)) == PCA(9, 0.99)
+    assert PCA(4, 0.99).join(PCA(9, 0.99)) == PCA(9, 0.99)
+    with pytest.raises(LuthierError, match="give both one tau"):
+        PCA(4, 0.99).join(PCA(9, 0.9))
 
 
 @pytest.mark.parametrize(("values", "told"), [((0,), "at least 1"), ((4, 0.0), "above 0"), ((4, 1.5), "at most 1")])

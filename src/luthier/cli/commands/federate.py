@@ -49,7 +49,8 @@ class Federate(Command):
     aggregation: str = field(default=AGGREGATION, kw_only=True)
     """What the server makes of the clients' changes; `luthier list aggregations` shows all."""
     method: str = field(default=METHOD, kw_only=True)
-    """The form that clients train: one whose change is s B A."""
+    """The form that clients train: one whose change is s B A. It has its own settings, never those of a recipe of the
+    same name."""
     update: str | None = field(default=None, kw_only=True)
     """What becomes of the gradients (none: AdamW); `luthier list updates` shows all."""
     objective: str | None = field(default=None, kw_only=True)

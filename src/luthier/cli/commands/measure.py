@@ -34,7 +34,7 @@ class Measure(Command):
     ranks: str = field(default="gelora", kw_only=True)
     """What chooses the ranks; `luthier list ranks` shows all."""
     method: str = field(default="lora", kw_only=True)
-    """The form that the ranks are for."""
+    """The form that the ranks are for, with its own settings (never those of a recipe of the same name)."""
     where: str | None = field(default=None, kw_only=True)
     """Sites of the form (none: the form's own)."""
     budget: str | None = field(default=None, kw_only=True)
@@ -62,9 +62,10 @@ class Measure(Command):
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
         from luthier.core.contracts.component import find
         from luthier.measuring.calibration import Calibration
+        from luthier.methods.recipe import form_named
 
         ranks = find("ranks", option(tokens, "--ranks") or "gelora")
-        form = find("forms", option(tokens, "--method") or "lora")
+        form = form_named(option(tokens, "--method") or "lora")
         return [
             Flags(Calibration, "Calibration", ("source",)),
             Flags(ranks, f"Settings of {ranks.name()}"),
@@ -73,14 +74,14 @@ class Measure(Command):
 
     def run(self, given: Given) -> None:
         from luthier.core.contracts.component import find
-        from luthier.core.contracts.form import Form
         from luthier.core.contracts.ranks import Ranks
         from luthier.measuring.calibration import Calibration
         from luthier.measuring.measure import free, measure
+        from luthier.methods.recipe import form_named
 
         if self.out is not None:
             free(self.out)
-        form, ranks = find("forms", self.method, Form), find("ranks", self.ranks, Ranks)
+        form, ranks = form_named(self.method), find("ranks", self.ranks, Ranks)
         report = measure(
             self.model,
             self.data,

@@ -75,14 +75,14 @@ class Train(Command):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.core.contracts.component import find
         from luthier.measuring.calibration import Calibration
+        from luthier.methods.recipe import form_named
         from luthier.training import Run, Training
 
         flags = [Flags(Run, "Run", OWN), Flags(Training, "Training")]
         method, recipe = _chosen(option(tokens, "--method"), option(tokens, "--recipe"))
         if method is not None:
-            flags.append(Flags(find("forms", method), f"Settings of {method}"))
+            flags.append(Flags(form_named(method), f"Settings of {method}"))
         chosen = {flag: _component(flag, option(tokens, f"--{flag}"), recipe)[0] for flag in CHOSEN}
         flags += [Flags(each, f"Settings of {each.name()}, for --{flag}") for flag, each in chosen.items() if each]
         return [*flags, Flags(Calibration, "Calibration")] if any(chosen[flag] for flag in MEASURED) else flags
@@ -124,13 +124,13 @@ class Train(Command):
 
     def resolved(self, given: Given) -> Run:
         """The run that flags, recipe and defaults make, the first of them before the others."""
-        from luthier.core.contracts.component import find
         from luthier.measuring.calibration import Calibration
         from luthier.methods.piece import Piece, read_pieces
+        from luthier.methods.recipe import form_named
         from luthier.training import Run, Training
 
         method, recipe = _chosen(self.method, self.recipe)
-        form = find("forms", method or METHOD)
+        form = form_named(method or METHOD)
         told: dict[str, Any] = {"where": recipe.where, "budget": recipe.budget} if recipe else {}
         further = tuple(map(Piece.from_dict, recipe.also)) if recipe else ()
         told["also"] = read_pieces(self.also) if self.also else further
