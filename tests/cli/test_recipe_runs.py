@@ -67,7 +67,7 @@ def small(run: Run, folder) -> Run:
     own = {key: value for key, value in SMALL.items() if key in run.form.settings()}
     form = type(run.form).from_dict({**run.form.to_dict(), **own})
     training = replace(run.training, steps=2, batch=2, accumulate=1, max_length=64)
-    return replace(run, form=form, training=training, calibration=replace(run.calibration, samples=4), out=str(folder))
+    return replace(run, form=form, training=training, calibration=replace(run.calibration, samples=8), out=str(folder))
 
 
 @pytest.mark.parametrize("name", RECIPES)
