@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
+from luthier.core.sites.pictures import picture_inputs, picture_token
 
 Inputs = dict[str, Tensor]
 Maker = Callable[[Any, torch.dtype], Tensor]
@@ -61,6 +62,11 @@ def _candidates(model: nn.Module) -> Iterator[Inputs]:
             name: [each(config, parameter.dtype) for each in makers] for name, makers in MAKERS.items() if name in taken
         }
     if not made:
+        return
+    if "input_ids" in made and picture_token(config) is not None:  # a picture comes with its tokens, or not at all
+        text = {name: found[0] for name, found in made.items() if name not in SEEN}
+        yield text | picture_inputs(model, text["input_ids"], parameter.dtype)
+        yield text
         return
     for index in range(max(map(len, made.values()))):
         yield {name: found[min(index, len(found) - 1)] for name, found in made.items()}

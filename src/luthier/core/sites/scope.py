@@ -12,6 +12,7 @@ from torch import nn
 
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
+from luthier.core.sites.pictures import language_path
 from luthier.core.sites.structure import base_modules, block_lists, channels, features, raw_parameter, width
 
 if TYPE_CHECKING:
@@ -24,10 +25,13 @@ class Layers:
 
     ranges: tuple[tuple[int, int], ...]
 
-    def keep(self, sites: Sites, depth: int) -> Sites:
-        """The sites inside; negative indices count from the last of `depth` blocks."""
+    def keep(self, sites: Sites, scope: Scope) -> Sites:
+        """The sites inside; negative indices count from the last block. Beside parts that see or hear, the blocks are
+        those of the language model, unless none of `sites` is in it."""
+        depth = scope.depth
         wanted = {i for a, b in self.ranges for i in range(a % depth, b % depth + 1)}
-        return Sites(site for site in sites if site.layer in wanted)
+        spoken = [site for site in sites if scope.speaks(site.path)]
+        return Sites(site for site in spoken or sites if site.layer in wanted)
 
 
 class Scope:
@@ -42,7 +46,15 @@ class Scope:
             for path, blocks in self.stacks.items()
             for index, block in enumerate(blocks)
         }
-        self.depth = max((len(blocks) for blocks in self.stacks.values()), default=0)
+        self.language = language_path(model)
+        spoken = [blocks for path, blocks in self.stacks.items() if self.speaks(path)]
+        if not spoken:
+            self.language, spoken = None, list(self.stacks.values())
+        self.depth = max((len(blocks) for blocks in spoken), default=0)
+
+    def speaks(self, path: str) -> bool:
+        """Whether a path is inside the language model, where the model has parts that see or hear as well."""
+        return self.language is None or f"{path}.".startswith(f"{self.language}.")
 
     def block(self, path: str) -> str | None:
         """Path of the block that holds `path`."""

@@ -9,6 +9,9 @@ output(mlp), input(o_proj)  the activation that leaves or enters any module
 params(*.bias)              parameters themselves
 layers(8, 16)               narrows: blocks 8 to 16, both included; layers(3; 9; -1) takes single ones
 & | -                       and, or, without; `&` binds first, a comma before it: "q_proj, v_proj & layers(0, 3)"
+
+Of a model that also sees or hears, `all-linear`, `stream` and `layers` mean its language model; a name means every
+layer that bears it, so that `vision_tower.*` takes those of the part that sees.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ from luthier.core.sites.structure import base_parameters, unwrapped
 def _all_linear(scope: Scope) -> Sites:
     linear = [site for site in scope.named if site.kind == "affine"]
     if scope.stacks:
-        return _layers_called(scope, "all-linear", Sites(site for site in linear if site.layer is not None))
+        return _layers_called(
+            scope, "all-linear", Sites(site for site in linear if site.layer is not None and scope.speaks(site.path))
+        )
     return Sites(linear[:-1])  # a plain network: all but its last, the output head
 
 
@@ -62,7 +67,7 @@ def _head(scope: Scope) -> Sites:
 
 
 def _stream(scope: Scope) -> Sites:
-    sites = Sites(scope.activation(path, "stream") for path in scope.blocks)
+    sites = Sites(scope.activation(path, "stream") for path in scope.blocks if scope.speaks(path))
     return _called(sites, "stream", [site for site in sites if scope.idle(site.path)])
 
 
@@ -201,7 +206,7 @@ class _Parser:
         while sign := self._next("|", "-"):
             right = self.term()
             if sign == "-" and isinstance(right, Layers):
-                right = right.keep(self._sites(left), self.scope.depth)
+                right = right.keep(self._sites(left), self.scope)
             joined = Sites.__or__ if sign == "|" else Sites.__sub__
             left = joined(self._sites(left), self._sites(right))
         return left
@@ -212,10 +217,8 @@ class _Parser:
             right = self.listed()
             if isinstance(left, Layers):
                 left, right = right, left
-            if isinstance(right, Layers):
-                left = right.keep(self._sites(left), self.scope.depth)
-            else:
-                left = self._sites(left) & right
+            found = self._sites(left)
+            left = right.keep(found, self.scope) if isinstance(right, Layers) else found & right
         return left
 
     def listed(self) -> Sites | Layers:
