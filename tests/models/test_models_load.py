@@ -115,6 +115,43 @@ def test_a_pickled_checkpoint_is_refused(tiny_llama, tmp_path):
         load(str(folder))
 
 
+def test_weights_in_several_files_are_read_and_a_missing_one_is_named(tiny_llama, tmp_path):
+    whole = load(str(tiny_llama))
+    whole.model.save_pretrained(tmp_path / "m", max_shard_size="20KB")
+    whole.processor.save_pretrained(tmp_path / "m")
+    files = sorted((tmp_path / "m").glob("model-*.safetensors"))
+    assert len(files) > 1
+    ids = torch.arange(3, 19)[None]
+    assert torch.equal(load(str(tmp_path / "m")).model(ids).logits, whole.model(ids).logits)
+    files[1].unlink()
+    with pytest.raises(LuthierError, match=f"lacks 1 of the {len(files)} files.*{files[1].name}"):
+        load(str(tmp_path / "m"))
+
+
+def test_a_folder_without_weights_is_told(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(LuthierError, match="no weights"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("adapter.json", "an adapter's or a run's. Give the model .* MODEL --adapter"),
+        ("run.json", "an adapter's or a run's"),
+        ("adapter_config.json", "luthier import"),
+        ("model-q8_0.gguf", "gguf files in it by its own name: model-q8_0.gguf"),
+        ("snapshots/abc/config.json", "Models are in it: snapshots/abc"),
+    ],
+)
+def test_a_wrong_folder_is_told_by_what_it_is(tmp_path, file, message):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(LuthierError, match=message):
+        load(str(tmp_path))
+
+
 def test_a_missing_tokenizer_is_told(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
+from luthier.core.files import read_json
 from luthier.core.sites.fresh import mark_fresh
 from luthier.models.beside import WITHOUT, tell_adapter
 from luthier.models.hub import only_local
@@ -54,7 +55,29 @@ CLASS_TASKS = {
 
 def task_of_class(model: str) -> str:
     """The task (a key of `TASKS`) that a model class serves; a bare one embeds."""
+    if model in pictured():
+        return "causal-lm"
     return next((task for ending, task in CLASS_TASKS.items() if model.endswith(ending)), "embedding")
+
+
+def pictured() -> set[str]:
+    """The classes of decoders that read pictures beside text."""
+    from transformers.models.auto import modeling_auto as auto
+
+    seeing = dict(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    return {name for kind, name in seeing.items() if kind not in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES}
+
+
+def _class_of(task: str, config: Any) -> Any:
+    """The auto class of a task for a configuration: of decoders that read pictures, transformers has one apart."""
+    import transformers
+
+    found = getattr(transformers, TASKS[task].model)
+    apart = transformers.AutoModelForImageTextToText
+    kind = type(config)
+    if task == "causal-lm" and kind not in found._model_mapping and kind in apart._model_mapping:
+        return apart
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +124,14 @@ def load(
     revision = revision or "main"
     source = {"trust_remote_code": trust_remote_code, "revision": revision}
     source["local_files_only"] = only_local(path, revision)
+    if isinstance(path, Path):
+        _refuse_without_weights(path)
     with _told(name, path, task), quiet(bars=True):
         config = transformers.AutoConfig.from_pretrained(path, **source)
         config = label_settings(config, task, labels, num_labels)
         processor = getattr(transformers, TASKS[task].processor).from_pretrained(path, **source)
         refuse_empty(processor, name)
-        model_class = getattr(transformers, TASKS[task].model)
+        model_class = _class_of(task, config)
         model, report = model_class.from_pretrained(
             path,
             config=config,
@@ -125,6 +150,30 @@ def load(
     if quantize is not None:
         warn_of_odd_widths(model)
     return Loaded(model.eval(), processor, name, path, task, new)
+
+
+def _refuse_without_weights(folder: Path) -> None:
+    """Raises for a folder without safetensors, and for one that lacks some of those that its index lists."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        wanted = set(read_json(index).get("weight_map", {}).values())
+        lacking = sorted(each for each in wanted if not (folder / each).is_file())
+        if lacking:
+            raise LuthierError(
+                f"{folder} lacks {len(lacking)} of the {len(wanted)} files of weights that its index lists, the first "
+                f"of them {lacking[0]}: it was not copied or downloaded whole."
+            )
+        return
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(each.name for each in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+    if pickled:
+        raise LuthierError(
+            f"{folder} holds its weights as {pickled[0]}, a pickle, which can run code when read; only safetensors "
+            "are read. Take a copy of the model in safetensors, or convert a file that you trust with transformers: "
+            "model.save_pretrained(FOLDER)."
+        )
+    raise LuthierError(f"{folder} holds a config.json and no weights (*.safetensors): it was not copied whole.")
 
 
 def _choice(what: str, value: str, known: Any) -> None:

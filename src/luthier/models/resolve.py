@@ -32,7 +32,7 @@ def resolve(name: str, progress: bool = True) -> Path | str:
     if name in names:
         return fetch(name, progress)
     if path.is_dir():
-        raise LuthierError(f"the folder {name} holds no config.json, so it is no transformers model{_adapter(path)}")
+        raise LuthierError(f"the folder {name} holds no config.json, so it is no transformers model{_instead(path)}")
     if _HUB_ID.fullmatch(name):
         return name
     raise LuthierError(
@@ -41,13 +41,20 @@ def resolve(name: str, progress: bool = True) -> Path | str:
     )
 
 
-def _adapter(folder: Path) -> str:
-    """What to do with a folder that holds an adapter."""
-    if (folder / "adapter_config.json").is_file():
-        return ": it is an adapter of peft's. Give its base, and make an adapter of ours of it (luthier import)."
-    return (
-        ": it is an adapter. Give its base, and the adapter by itself." if (folder / "adapter.json").is_file() else "."
-    )
+def _instead(folder: Path) -> str:
+    """What a folder without config.json is, or has in it, with the way on."""
+    holds = {file.name for file in folder.iterdir()}
+    if holds & {"adapter.json", "run.json", "adapter_config.json"}:
+        told = (
+            "MODEL --adapter" if "adapter_config.json" not in holds else "`luthier import` first, then MODEL --adapter"
+        )
+        return f": it is an adapter's or a run's. Give the model that it was fitted on, and this folder as {told}."
+    files = sorted(each for each in holds if each.endswith(".gguf"))
+    if files:
+        return f". Give one of the .gguf files in it by its own name: {', '.join(files[:3])}."
+    inner = sorted(each.parent.name for each in folder.glob("*/config.json"))
+    inner += sorted(f"snapshots/{each.parent.name}" for each in folder.glob("snapshots/*/config.json"))
+    return f". Models are in it: {', '.join(inner[:3])}." if inner else "."
 
 
 def converted(weights: Path, progress: bool = True) -> Path:
