@@ -25,7 +25,7 @@ mechanism is right, and nothing about quality. `tests/laws/test_any_architecture
 NOTE = """
 *Tried* counts the classes that have been run; *not run* are those that need a library which was not installed, that the
 small configuration does not build, that take inputs of which the harness knows nothing, or that were out of time (a
-limit of wall-clock seconds for one class, on a shared machine). *Hold* counts the classes on which all four forms hold.
+limit of processor seconds for one class). *Hold* counts the classes on which all four forms hold.
 """
 
 

@@ -96,7 +96,7 @@ def small(cls: type[tf.PreTrainedModel], config: type[tf.PreTrainedConfig], runs
     All fields are made small at first; where that does not fit together, one or two of them keep their size, or one
     that the configuration leaves open is told. Raises what the first attempt raised where nothing was found in time.
     """
-    end, first = time.monotonic() + seconds, None
+    end, first = time.process_time() + seconds, None
     config = cls.config_class or config
     found = changes(config)
     for kept, told in _orders([*found], [*_open(config())]):
@@ -104,7 +104,7 @@ def small(cls: type[tf.PreTrainedModel], config: type[tf.PreTrainedConfig], runs
             return _tried(cls, config, {k: v for k, v in found.items() if k not in kept} | dict(told), runs)
         except Exception as error:
             first = first or error
-        if time.monotonic() > end:
+        if time.process_time() > end:
             break
     assert first is not None
     raise first

@@ -12,7 +12,7 @@ from bench.architectures.report import holds, runs
 from bench.architectures.trial import limited, tried
 
 SAMPLE, SECONDS = 5, 30
-"""Classes of a family, and the seconds of one."""
+"""Classes of a family, and the processor seconds of one."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -23,8 +23,7 @@ def test_the_forms_hold_on_a_sample_of_the_family_or_say_why_not(family, capsys)
         with limited(SECONDS):
             rows.append(tried(each, SECONDS))
     ran = [row for row in rows if runs(row)]
-    if not ran:
-        pytest.skip("none of the sample was built and run in time")
+    assert ran
     verdicts = [(row["name"], form, row[form]) for row in ran for form in FORMS]
     bad = [(name, form, found["reason"]) for name, form, found in verdicts if found["status"] in ("wrong", "raw")]
     assert not bad
