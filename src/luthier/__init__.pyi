@@ -32,7 +32,7 @@ from luthier.core.adapters.optimiser import optimiser as optimiser
 from luthier.core.adapters.shard import shard as shard
 from luthier.core.contracts.aggregation import Aggregation as Aggregation
 from luthier.core.contracts.aggregation import factors as factors
-from luthier.core.contracts.combination import Combine as Combine
+from luthier.core.contracts.combination import Combination as Combination
 from luthier.core.contracts.combination import Place as Place
 from luthier.core.contracts.combination import examined as examined
 from luthier.core.contracts.combination import weighted as weighted
@@ -78,10 +78,10 @@ from luthier.core.contracts.router import ROUTE as ROUTE
 from luthier.core.contracts.router import Route as Route
 from luthier.core.contracts.router import Routed as Routed
 from luthier.core.contracts.router import TASKS as ROUTE_TASKS
-from luthier.core.contracts.selection import DataSelection as DataSelection
 from luthier.core.contracts.selection import Pool as Pool
-from luthier.core.contracts.site import Selection as Selection
+from luthier.core.contracts.selection import Selection as Selection
 from luthier.core.contracts.site import Site as Site
+from luthier.core.contracts.site import Sites as Sites
 from luthier.core.contracts.site import check_rank as check_rank
 from luthier.core.contracts.statistic import Statistic as Statistic
 from luthier.core.contracts.statistic import rows_of as rows_of

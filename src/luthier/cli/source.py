@@ -54,12 +54,13 @@ def card(axis: str, name: str) -> Card:
 
     A file whose class cannot be read off its source is imported; raises `LuthierError` if it holds none.
     """
-    node = _component(file_of(axis, name).path, name)
+    file = file_of(axis, name)
+    node = _component(file.path, file.name)
     if node is None:
         found = find(axis, name)
         return Card(found.name(), found.equation(), found.paper)
     doc = ast.get_docstring(node) or ""
-    return Card(node.name.lower(), doc.split("\n", 1)[0], _assigned(node.body, "paper") or Component.paper)
+    return Card(file.name, doc.split("\n", 1)[0], _assigned(node.body, "paper") or Component.paper)
 
 
 def axes() -> dict[str, str]:

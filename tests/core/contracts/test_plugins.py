@@ -148,7 +148,7 @@ def test_a_package_brings_a_method_that_trains(installed, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["trained"] > 0
     spec = json.loads((tmp_path / "run" / "adapter" / "adapter.json").read_text())
-    assert spec["parts"][0]["form"] == "outgate" and spec["parts"][0]["settings"]["size"] == 4.0
+    assert spec["parts"][0]["form"] == "out_gate" and spec["parts"][0]["settings"]["size"] == 4.0
 
 
 def test_its_methods_are_listed_without_being_imported(installed):
