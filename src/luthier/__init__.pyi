@@ -47,7 +47,6 @@ from luthier.core.contracts.examination import Pair as Pair
 from luthier.core.contracts.examination import Report as Report
 from luthier.core.contracts.example import Example as Example
 from luthier.core.contracts.example import Examples as Examples
-from luthier.core.contracts.example import Scorer as Scorer
 from luthier.core.contracts.export import Format as Format
 from luthier.core.contracts.export import Outgoing as Outgoing
 from luthier.core.contracts.export import check_truncation as check_truncation
@@ -107,6 +106,7 @@ from luthier.core.sites.structure import is_sharded as is_sharded
 from luthier.core.sites.structure import unwrapped as unwrapped
 from luthier.core.storage.store import load as load
 from luthier.core.storage.store import save as save
+from luthier.data import Scorer as Scorer
 from luthier.decoding import Answer as Answer
 from luthier.decoding import Member as Member
 from luthier.decoding import decode as decode
