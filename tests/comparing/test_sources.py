@@ -12,7 +12,7 @@ from luthier.comparing.sources import Sourced, _apart, sourced
 from luthier.comparing.study import DataSet, Study
 from luthier.core.errors import LuthierError
 from luthier.data import Example
-from luthier.data.read import Table
+from luthier.data.table import Table
 from luthier.training import Training
 from support.tiny import sums, write_rows
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import luthier as lt
-from luthier.core.sites.fingerprint import compared, differences, fingerprint
 from luthier.core.sites.structure import block_lists
+from luthier.core.storage.fingerprint import compared, differences, fingerprint
 from support.architectures import ARCHITECTURES
 
 DEPTHS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"}

@@ -9,7 +9,7 @@ import torch
 
 import luthier as lt
 from luthier.core.adapters.control import tensors
-from luthier.core.adapters.merge import affine_map, delta_of
+from luthier.core.adapters.lower import affine_map, delta_of
 from luthier.core.adapters.slot import START, Slot
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form

@@ -7,7 +7,7 @@ import torch
 
 import luthier as lt
 from luthier.core.adapters.control import tensors, watched
-from luthier.core.adapters.merge import affine_map
+from luthier.core.adapters.lower import affine_map
 from luthier.core.adapters.swap import adapters_of
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.router import Routed, names_of, routing

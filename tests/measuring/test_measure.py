@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import luthier as lt
 from luthier.cli import main
 from luthier.core.contracts.ranks import Ranks
-from luthier.core.sites.fingerprint import fingerprint
+from luthier.core.storage.fingerprint import fingerprint
 from luthier.measuring import Calibration, cache, calibrate
 from luthier.measuring.calibration import batched, sample
 from luthier.measuring.measure import measure

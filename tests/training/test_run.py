@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import luthier as lt
 from luthier import data, models
 from luthier.core.contracts.objective import Objective
-from luthier.core.sites import fingerprint_old
+from luthier.core.storage import fingerprint_old
 from luthier.training import Run, Training, train
 from luthier.training import metrics as metrics_file
 from luthier.training.checkpoint import checkpoints

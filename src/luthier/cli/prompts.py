@@ -22,7 +22,7 @@ def prompts_or_rows(
 ) -> list[str] | list[Example]:
     """As `read_prompts`, but of a file with rows the examples up to their answers."""
     from luthier.data import load_prompts
-    from luthier.data.read import READERS, suffix
+    from luthier.data.files import READERS, suffix
 
     rows = file is not None and suffix(file) in READERS and suffix(file) not in LINES
     if columns is not None and not rows:

@@ -18,8 +18,9 @@ from luthier.combining.reader import Reader
 from luthier.combining.source import Source
 from luthier.core.contracts.combination import Combination
 from luthier.core.errors import LuthierError
-from luthier.core.sites.fingerprint import architecture, kinship, sample_of
+from luthier.core.sites.samples import architecture
 from luthier.core.sites.scope import Scope
+from luthier.core.storage.fingerprint import kinship, sample_of
 
 RELATED = 0.5
 """Least cosine of sampled weights at which one base counts as grown out of the other."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.combining.places import wide
-from luthier.core.adapters.merge import affine_map, bias_change
+from luthier.core.adapters.lower import affine_map, bias_change
 from luthier.core.adapters.pass_ import Pass
 from luthier.core.adapters.slot import OneHot, Slot
 from luthier.core.errors import LuthierError

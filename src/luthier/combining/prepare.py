@@ -20,9 +20,9 @@ from luthier.core.contracts.combination import Combination, Place
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json
 from luthier.core.numerics.delta import Delta
-from luthier.core.sites.fingerprint import matrices, sample_of
 from luthier.core.sites.scope import Scope
 from luthier.core.sites.structure import features, is_quantised
+from luthier.core.storage.fingerprint import matrices, sample_of
 from luthier.core.storage.folder import adapter_at, read_adapter
 from luthier.core.storage.store import refuse_foreign
 from luthier.models import named, task_of_class

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luthier.combining.lower import at_base, lowered
 from luthier.combining.places import Spot, wide
 from luthier.combining.reader import Reader
-from luthier.core.adapters.merge import refuse_unmergeable
+from luthier.core.adapters.lower import refuse_unmergeable
 from luthier.core.adapters.slot import Part, Slot
 from luthier.core.adapters.start import expected_shapes
 from luthier.core.errors import LuthierError

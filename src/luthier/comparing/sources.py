@@ -15,7 +15,7 @@ from luthier.comparing.study import DataSet
 from luthier.core.errors import LuthierError, near
 from luthier.data import Examples
 from luthier.data.columns import mapping
-from luthier.data.read import Table, with_class_names
+from luthier.data.table import Table, with_class_names
 from luthier.training.spec import Training
 
 FOLDER, STUDY = "data", "study.json"

@@ -13,11 +13,12 @@ from luthier import data
 from luthier.comparing.fitted import Fitted, curves, tensors_on_disk
 from luthier.comparing.methods import PEFT
 from luthier.core.sites.select import select
+from luthier.data.encode import labels_in_order
 from luthier.measuring.allocation import allocate
 from luthier.models import Loaded
 from luthier.training import metrics
 from luthier.training.frame import framed
-from luthier.training.prepare import Prepared, labels_in_order, prepare, processes
+from luthier.training.prepare import Prepared, prepare, processes
 from luthier.training.progress import quiet
 from luthier.training.report import steps_of
 from luthier.training.session import every, load

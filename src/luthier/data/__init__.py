@@ -5,15 +5,14 @@ features = encode_all(examples, tokenizer, max_length=1024)
 batch = collator_for(examples.task, tokenizer)(features[:8])
 """
 
-from luthier.core.contracts.example import Example, Examples, last_answer, split, without
+from luthier.core.contracts.example import Example, Examples, Scorer, last_answer, split, without
 from luthier.data.collate import Collator, collate, collator_for, length_of
 from luthier.data.encode import TASKS, encode, encode_all, encode_classification, encode_seq2seq
-from luthier.data.gym import split_gym
 from luthier.data.layout import LAYOUTS
-from luthier.data.load import load, load_prompts
+from luthier.data.load import load, load_prompts, split_gym
 from luthier.data.media import encode_audio, encode_image
 from luthier.data.read import read
-from luthier.data.score import SCORERS, Scorer, judge, refuse_unscorable, scorer_for
+from luthier.data.score import SCORERS, judge, refuse_unscorable, scorer_for
 from luthier.data.select import Chosen, choose, with_shots
 from luthier.data.show import show_example, show_plain
 from luthier.data.states import states_by, states_of

@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
-from luthier.data.read import Row
+from luthier.data.table import Row
 from luthier.data.turns import TOOLS, checked, decoded, kind, turns
 
 SYSTEM = ("system", "system_prompt")

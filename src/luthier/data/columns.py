@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
-from luthier.data.read import Row
+from luthier.data.table import Row
 from luthier.data.turns import keys
 
 ALIKE = {

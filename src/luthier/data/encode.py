@@ -284,3 +284,17 @@ def _encoder(task: str) -> Callable[[Example, Any, Options], Feature]:
     if task not in TASKS:
         raise LuthierError(f"no task {task!r}{near(task, TASKS)} There are: {', '.join(TASKS)}.")
     return TASKS[task]
+
+
+def labels_in_order(features: list[Feature], labels: list[str] | None, config: Any) -> list[Feature]:
+    """The features with the label indices of the model, which may keep an order of its own."""
+    if labels is None:
+        return features
+    order = [config.label2id[name] for name in labels]
+    return [feature | {"labels": order[feature["labels"]]} for feature in features]
+
+
+def pieces_of(features: list[Feature]) -> str:
+    """What cutting long texts made of the rows, for names of what is kept about them; empty where none was cut."""
+    more = len(features) - len({feature["row"] for feature in features})
+    return f" {more} pieces" if more else ""

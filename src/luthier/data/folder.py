@@ -8,19 +8,15 @@ else the folder that it stands in, tells its split by a word of its name (`train
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
-from luthier.data.read import READERS, Row, Table, read_file, suffix
+from luthier.data.files import READERS, read_file, suffix
+from luthier.data.splits import listed, of_split, split_of
+from luthier.data.table import Row, Table
 
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval"),
-    "test": ("test", "testing"),
-}
-"""Words of names that tell a split."""
 TEXTS = (".txt", ".md")
 """Files that are data only where a folder holds no others."""
 MEDIA = {
@@ -29,7 +25,6 @@ MEDIA = {
 }
 ABOUT = re.compile(r"(readme|licen[cs]e|changelog|citation|notice)\b.*|(dataset_infos?|dataset_dict|state)\.json", re.I)
 """Files about the data."""
-SHOWN = 20
 
 
 def read_folder(folder: Path, config: str, split: str) -> Table:
@@ -47,25 +42,6 @@ def read_folder(folder: Path, config: str, split: str) -> Table:
     if files:
         return _table(folder, *_of_split(folder, files, split))
     return _classes(folder, split)
-
-
-def split_of(name: str, whole: bool = False) -> str:
-    """The split that a name tells by one of its words, or by being one; empty if none."""
-    words = [name.lower()] if whole else re.split(r"[^a-z]+", name.lower())
-    return next((split for word in words for split, known in SPLITS.items() if word in known), "")
-
-
-def of_split(where: str, split: str, found: Collection[str], files: str = "") -> str:
-    """The one of the splits `found` that is asked for; raises if it is not there."""
-    name = split if split in found else next((name for name, words in SPLITS.items() if split in words), split)
-    if name not in found:
-        raise LuthierError(f"{where} has no split {split!r}{near(split, found)} {files or f'It has: {_names(found)}.'}")
-    return name
-
-
-def _names(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:SHOWN]) + (", …" if len(listed) > SHOWN else "")
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -95,7 +71,7 @@ def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], 
     nameless = found.pop("", [])
     if nameless and "train" not in found:
         found["train"], nameless = nameless, []
-    listing = f"Files: {_names(str(p.relative_to(folder)) for p in files)}."
+    listing = f"Files: {listed(str(p.relative_to(folder)) for p in files)}."
     return found[of_split(str(folder), split, found, listing)], tuple(str(p.relative_to(folder)) for p in nameless)
 
 
@@ -138,7 +114,7 @@ def _configured(folder: Path, card: dict[str, Any], config: str, split: str) -> 
     configs = {str(each.get("config_name", "default")): each for each in card["configs"] if isinstance(each, dict)}
     name = config or _usual(folder, configs)
     if name not in configs:
-        raise LuthierError(f"{folder} has no configuration {name!r}{near(name, configs)} It has: {_names(configs)}.")
+        raise LuthierError(f"{folder} has no configuration {name!r}{near(name, configs)} It has: {listed(configs)}.")
     patterns = _patterns(configs[name])
     if not patterns:
         place = _inside(folder, str(configs[name].get("data_dir") or "."))
@@ -153,7 +129,7 @@ def _configured(folder: Path, card: dict[str, Any], config: str, split: str) -> 
 def _usual(folder: Path, configs: dict[str, Any]) -> str:
     marked = [name for name, each in configs.items() if each.get("default") or name == "default"]
     if len(configs) > 1 and not marked:
-        raise LuthierError(f"{folder} has the configurations {_names(configs)}; choose one: {folder}:{min(configs)}.")
+        raise LuthierError(f"{folder} has the configurations {listed(configs)}; choose one: {folder}:{min(configs)}.")
     return (marked or list(configs))[0]
 
 

@@ -10,8 +10,7 @@ from urllib.parse import parse_qsl
 from luthier.core.errors import LuthierError, near
 
 if TYPE_CHECKING:
-    from luthier.core.contracts.example import Examples
-    from luthier.data.read import Table
+    from luthier.data.table import Table
 
 OFFSETS = {"train": 0, "test": 1_000_000, "validation": 2_000_000}
 """Added to the seed of each split. Problem i of a task is drawn from seed + i, so splits of at
@@ -28,7 +27,7 @@ def read_gym(source: str, split: str, limit: int | None, seed: int) -> Table:
     well, and a limit takes the place of `size`. Raises on an unknown task or setting, a value out
     of range, or an unknown split.
     """
-    from luthier.data.read import Table
+    from luthier.data.table import Table
 
     task, settings = _parse(source)
     if split not in OFFSETS:
@@ -45,31 +44,6 @@ def read_gym(source: str, split: str, limit: int | None, seed: int) -> Table:
             raise LuthierError(f"{source}: {task} scores answers but gives none to learn from; choose another task.")
         rows.append((number + 1, {"question": entry["question"], "answer": entry["answer"], "entry": entry}))
     return Table(rows)
-
-
-def split_gym(source: str, train: int, test: int, seed: int = 0) -> tuple[Examples, Examples]:
-    """(`train` problems, `test` problems) of a gym task, no question in both and no test question
-    twice.
-
-    Test problems whose question training has seen are replaced by further ones; raises when a task
-    has too few distinct questions.
-    """
-    from luthier.core.contracts.example import without
-    from luthier.data.load import load
-
-    learned = load(source, limit=train, seed=seed, split="train")
-    pool = learned
-    fresh, drawn = [], test
-    while len(fresh) < test and drawn < 32 * test:
-        drawn = min(2 * drawn, OFFSETS["test"])
-        pool = without(load(source, limit=drawn, seed=seed, split="test"), learned)
-        fresh = list({example.key(): example for example in pool.rows}.values())
-    if len(fresh) < test:
-        raise LuthierError(
-            f"{source}: only {len(fresh)} of {drawn} test problems do not occur among {train} training problems; "
-            f"{test} are needed. Train on fewer, or choose wider settings."
-        )
-    return learned, pool.keep(fresh[:test])
 
 
 def gym_score(task: str) -> Any:

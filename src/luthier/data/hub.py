@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.data.read import Table
+    from luthier.data.table import Table
 
 
 def read_hub(source: str, split: str) -> Table:
@@ -38,7 +38,7 @@ def read_saved(folder: Path, split: str) -> Table:
     """The rows of what `save_to_disk` wrote: one split of a dictionary of sets, or a set, whatever `split` says."""
     import datasets
 
-    from luthier.data.folder import of_split, split_of
+    from luthier.data.splits import of_split, split_of
 
     try:
         data: Any = datasets.load_from_disk(str(folder))
@@ -53,7 +53,7 @@ def read_saved(folder: Path, split: str) -> Table:
 def _table(data: Any) -> Table:
     import datasets
 
-    from luthier.data.read import Table, without_nulls
+    from luthier.data.table import Table, without_nulls
 
     for column, feature in data.features.items():
         if isinstance(feature, datasets.Image | datasets.Audio):

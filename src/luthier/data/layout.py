@@ -15,7 +15,7 @@ from luthier.core.errors import LuthierError
 from luthier.data.around import AROUND, learned, surrounded
 from luthier.data.bad import BadRow
 from luthier.data.columns import guesses, suggestion
-from luthier.data.read import Row
+from luthier.data.table import Row
 from luthier.data.turns import checked, decoded, is_assistant, kind, turns, unpacked
 from luthier.data.wanted import check_wanted
 

@@ -7,15 +7,20 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.contracts.example import Example, Examples, fingerprint, last_answer
 from luthier.core.errors import LuthierError, near
 from luthier.data.bad import BadRow, refuse
 from luthier.data.columns import mapping, renamed, unread
+from luthier.data.gym import OFFSETS
 from luthier.data.layout import LAYOUTS, Layout, known_columns, recognise, unanswered
-from luthier.data.read import Table, read
+from luthier.data.read import read
 from luthier.data.score import scorer_for
+from luthier.data.table import Table
+
+if TYPE_CHECKING:
+    from luthier.core.contracts.example import Examples
 
 Bad = list[tuple[int, str]]
 
@@ -222,3 +227,27 @@ def _ordered(names: set[str]) -> list[str]:
     if all(name.lstrip("-").isdecimal() for name in names):
         return sorted(names, key=int)
     return sorted(names)
+
+
+def split_gym(source: str, train: int, test: int, seed: int = 0) -> tuple[Examples, Examples]:
+    """(`train` problems, `test` problems) of a gym task, no question in both and no test question
+    twice.
+
+    Test problems whose question training has seen are replaced by further ones; raises when a task
+    has too few distinct questions.
+    """
+    from luthier.core.contracts.example import without
+
+    learned = load(source, limit=train, seed=seed, split="train")
+    pool = learned
+    fresh, drawn = [], test
+    while len(fresh) < test and drawn < 32 * test:
+        drawn = min(2 * drawn, OFFSETS["test"])
+        pool = without(load(source, limit=drawn, seed=seed, split="test"), learned)
+        fresh = list({example.key(): example for example in pool.rows}.values())
+    if len(fresh) < test:
+        raise LuthierError(
+            f"{source}: only {len(fresh)} of {drawn} test problems do not occur among {train} training problems; "
+            f"{test} are needed. Train on fewer, or choose wider settings."
+        )
+    return learned, pool.keep(fresh[:test])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from luthier.core.errors import LuthierError
-from luthier.data.read import Row, Table, read, with_class_names
+from luthier.data.table import Row, Table, with_class_names
 
 
-def read_mix(source: str, split: str | None, limit: int | None, seed: int) -> Table:
+def read_mix(source: str, read: Callable[[str], Table]) -> Table:
     """The rows of all sources, each with its name in the column `task` unless the row says another.
 
-    All must be of one layout. Commas part the sources, so none may have one in its path.
+    `read` gives the rows of one of them. All must be of one layout. Commas part the sources, so none may have one in
+    its path.
     """
     rows: list[tuple[int, Row]] = []
     bad: list[tuple[int, str]] = []
@@ -17,7 +20,7 @@ def read_mix(source: str, split: str | None, limit: int | None, seed: int) -> Ta
     left: list[str] = []
     before = 0
     for name, each in _named(source):
-        table = read(each, split, limit, seed)
+        table = read(each)
         if table.folder is not None and any({"image", "audio"} & set(row) for _, row in table.rows[:1]):
             raise LuthierError(f"{each} holds pictures or sounds, whose paths a mix would lose; read it alone.")
         starts += [(before + number, f"{name}/{file}") for number, file in table.starts] or [(before, name)]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.core.contracts.example import Example
+from luthier.core.contracts.example import Example, Scorer
 from luthier.core.errors import LuthierError, near
 
 if TYPE_CHECKING:
@@ -23,14 +22,6 @@ CONCLUSION = re.compile(r"answer\s*(?:is\b|:)", re.IGNORECASE)
 TOLERANCE = 1e-3
 """Numbers agree to this (LLM-Adapters' evaluation), or to this share of the reference when that is
 below 1."""
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """`score(prediction, example)` in [0, 1]; 1 is right."""
-
-    name: str
-    score: Callable[[str, Example], float]
 
 
 def exact_match(prediction: str, example: Example) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.data.columns import empty
-from luthier.data.read import Row
+from luthier.data.table import Row
 from luthier.data.turns import decoded
 
 ANSWERED = (

@@ -15,11 +15,12 @@ from transformers.trainer_utils import SaveStrategy
 from luthier import data
 from luthier.core.adapters.attach import detach
 from luthier.core.contracts.aggregation import Aggregation
+from luthier.data.encode import labels_in_order
 from luthier.federating.change import Change, fill, folded, taken
 from luthier.models import Loaded
 from luthier.training.attachment import attach_all
 from luthier.training.frame import framed
-from luthier.training.prepare import Prepared, labels_in_order
+from luthier.training.prepare import Prepared
 from luthier.training.report import steps_of
 from luthier.training.spec import Run
 from luthier.training.trainer import Trainer, arguments

@@ -20,12 +20,13 @@ from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
 from luthier.core.sites.probe import evaluating
 from luthier.core.storage import store
+from luthier.data.encode import labels_in_order
 from luthier.evaluating.evaluate import agreement, closeness
 from luthier.federating.change import Change, fill, folded, taken
 from luthier.federating.client import at_rank
 from luthier.models import Loaded, licence_of
 from luthier.training.attachment import attach_all
-from luthier.training.prepare import Prepared, labels_in_order
+from luthier.training.prepare import Prepared
 from luthier.training.spec import Run
 
 Figures = Callable[[Any, Any], dict[str, float]]

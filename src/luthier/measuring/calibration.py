@@ -89,7 +89,7 @@ def calibrate(
 
     from luthier.core.contracts.statistic import joined
     from luthier.core.sites.collect import collect
-    from luthier.core.sites.fingerprint import fingerprint
+    from luthier.core.storage.fingerprint import fingerprint
     from luthier.measuring import cache
     from luthier.measuring.progress import told
 

@@ -110,7 +110,7 @@ def measure(
     `crosscheck`, two estimators of scikit-dimension stand beside every dimension, where it is installed.
     Raises `LuthierError` for whatever does not fit, before the weights are read where that can be known.
     """
-    from luthier.training.prepare import labels_in_order, pieces_of
+    from luthier.data.encode import labels_in_order, pieces_of
 
     start = time.monotonic()
     form = form if form is not None else LoRA()
@@ -119,7 +119,7 @@ def measure(
     if settings.source is not None:
         raise LuthierError("a measurement reads the data it is given; leave source out of the calibration.")
     examples = luthier_data.load(
-        data, task=task, skip_bad_rows=skip_bad_rows, limit=limit, seed=settings.seed, named=columns
+        data, task=task, skip_bad_rows=skip_bad_rows, limit=limit, seed=settings.seed or 0, named=columns
     )
     if examples.unread:
         console.print(f"not read: {', '.join(examples.unread)}", highlight=False, markup=False)

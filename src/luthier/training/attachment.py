@@ -11,10 +11,11 @@ from luthier.core.adapters.attach import attach, state_of
 from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError
 from luthier.core.sites.select import select
+from luthier.data.encode import labels_in_order, pieces_of
 from luthier.measuring.allocation import Allocation, allocate, allocated
 from luthier.methods.forms.full import Full
 from luthier.models import Loaded
-from luthier.training.prepare import Prepared, labels_in_order, pieces_of
+from luthier.training.prepare import Prepared
 from luthier.training.spec import Run
 
 TENSORS = ("affine", "embedding", "param")

@@ -124,7 +124,7 @@ def record(
 
 def base_of(model: Any) -> dict[str, str]:
     """The base's class, and a hash of what tells it from others."""
-    from luthier.core.sites.fingerprint import fingerprint
+    from luthier.core.storage.fingerprint import fingerprint
 
     found = fingerprint(model)
     digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
@@ -133,7 +133,7 @@ def base_of(model: Any) -> dict[str, str]:
 
 def _same_base(folder: Path, here: dict[str, str], there: dict[str, str], model: Any) -> bool:
     """Whether the base is the one that a run was started with; warns of what an older record cannot vouch for."""
-    from luthier.core.sites import fingerprint_old
+    from luthier.core.storage import fingerprint_old
 
     if there["fingerprint"].startswith(EVERY):
         return here == there

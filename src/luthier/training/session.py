@@ -14,6 +14,7 @@ from luthier import data, models
 from luthier.core.adapters.shard import shard
 from luthier.core.errors import LuthierError, near
 from luthier.core.storage import store
+from luthier.data.encode import labels_in_order
 from luthier.models import Loaded, licence_of
 from luthier.training import folder as folders
 from luthier.training import metrics
@@ -26,7 +27,7 @@ from luthier.training.frame import framed
 from luthier.training.join import join
 from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
-from luthier.training.prepare import Prepared, is_main, labels_in_order, prepare, processes
+from luthier.training.prepare import Prepared, is_main, prepare, processes
 from luthier.training.progress import quiet, shown
 from luthier.training.report import Plan, overview, plan_of, steps_of
 from luthier.training.result import Result

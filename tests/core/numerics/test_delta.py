@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import luthier as lt
-from luthier.core.adapters.merge import delta_of
+from luthier.core.adapters.lower import delta_of
 from luthier.core.adapters.swap import adapters_of
 from luthier.core.numerics.delta import Delta
 

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file
 
 import luthier as lt
-from luthier.core.sites import fingerprint_old
+from luthier.core.storage import fingerprint_old
 from luthier.core.storage.format import FORMAT, MIGRATIONS, read
 from support.forged import forge_spec
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import luthier as lt
 from luthier.core.adapters.attach import state_of
-from luthier.core.adapters.merge import affine_map, delta_of
+from luthier.core.adapters.lower import affine_map, delta_of
 from support.architectures import ARCHITECTURES
 
 D_IN, D_OUT, R = 7, 5, 3

@@ -8,7 +8,7 @@ from torch import nn
 from torch.linalg import matrix_norm
 
 import luthier as lt
-from luthier.core.adapters.merge import affine_map
+from luthier.core.adapters.lower import affine_map
 from luthier.core.adapters.slot import Slot
 from luthier.core.sites.collect import collect
 from luthier.methods.inits.corda import GOOD, CorDA, damped

@@ -19,8 +19,8 @@ from luthier import data, models
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
 from luthier.core.contracts.kernel import plain
+from luthier.data.encode import labels_in_order
 from luthier.training.frame import running
-from luthier.training.prepare import labels_in_order
 
 Batch = dict[str, Any]
 

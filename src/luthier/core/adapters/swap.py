@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,9 @@ from luthier.core.adapters import siblings
 from luthier.core.adapters.call import Prompt, read_call
 from luthier.core.adapters.container import Adapters
 from luthier.core.adapters.dispatch import fast_linear, ready
+from luthier.core.adapters.lower import acting_on, bias_change, merged_weight, under
 from luthier.core.adapters.pass_ import Pass
-from luthier.core.adapters.slot import OneHot, Slot
+from luthier.core.adapters.slot import OneHot
 from luthier.core.adapters.state import State
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import is_sharded, namesake, weight_of
@@ -124,14 +125,12 @@ def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
     if not adapters.params or is_sharded(tensor):
         return tensor
     if adapters.current.reached is not None:
-        adapters.current.reached.update(slot.origin.key for slot in _on(adapters.params, name))
+        adapters.current.reached.update(slot.origin.key for slot in acting_on(adapters.params, name))
     return under(adapters.params, name, tensor)
 
 
 def _for_owner(module: nn.Module, adapters: Adapters, name: str, tensor: Tensor) -> Tensor:
     """A linear layer's tensor as its owner is to read it: that of the map which the layer and its forms are."""
-    from luthier.core.adapters.merge import bias_change, merged_weight
-
     if adapters.current.rows is not None:
         raise LuthierError(
             f"{adapters.path} is read by the module that holds it, once for all rows; a mixed batch cannot have "
@@ -144,17 +143,6 @@ def _for_owner(module: nn.Module, adapters: Adapters, name: str, tensor: Tensor)
         return under(slots, name, tensor) + bias_change(module, slots).to(tensor.dtype)
     new = merged_weight(module, slots).to(tensor.dtype)
     return new.mT if isinstance(module, Conv1D) else new
-
-
-def under(slots: Sequence[Slot], name: str, tensor: Tensor) -> Tensor:
-    """The parameter `name` of a module as those of the slots make it that act on the parameter itself."""
-    for slot in _on(slots, name):
-        tensor = slot.weight(tensor)
-    return tensor
-
-
-def _on(slots: Sequence[Slot], name: str) -> list[Slot]:
-    return [slot for slot in slots if slot.site.kind == "param" and slot.site.path.rpartition(".")[2] == name]
 
 
 def _prompting(generate: Callable) -> Callable:

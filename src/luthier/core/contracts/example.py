@@ -10,12 +10,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from luthier.core.errors import LuthierError
-
-if TYPE_CHECKING:
-    from luthier.data.score import Scorer
 
 Message = dict[str, Any]
 LATER = ("masked", "tools", "documents", "template")
@@ -175,3 +172,11 @@ def without(examples: Examples, other: Examples) -> Examples:
     """`examples` less the problems that occur in `other`: a test set that training has not seen."""
     seen = {example.problem() for example in other.rows}
     return examples.keep([e for e in examples.rows if e.problem() not in seen])
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """`score(prediction, example)` in [0, 1]; 1 is right."""
+
+    name: str
+    score: Callable[[str, Example], float]

@@ -53,6 +53,8 @@ class Form(Component):
     """The adapted map is linear in x, so that it folds into a weight."""
     whole: ClassVar[bool] = False
     """It meets a tensor of any shape at once; others meet each map of a 3-D parameter by itself."""
+    replaces: ClassVar[bool] = False
+    """Its tensor stands in place of the base's."""
     identity: ClassVar[bool] = True
     """It starts as a no-op."""
     lr: ClassVar[float] = 5e-4

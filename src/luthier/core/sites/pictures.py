@@ -40,6 +40,7 @@ def picture_inputs(model: Any, words: Tensor, dtype: torch.dtype) -> dict[str, T
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
         return {}
     token = picture_token(config)
+    assert token is not None  # or nothing of a picture is asked for
     ids = torch.cat([words[:, :1], torch.full((1, count), token, dtype=words.dtype), words], dim=1)
     if "mm_token_type_ids" in taken:
         made["mm_token_type_ids"] = (ids == token).int()

@@ -73,7 +73,8 @@ def substitutions(names: Mapping[str, str]) -> dict[str, str]:
     for other, own in names.items():
         theirs, ours = other.split("."), own.split(".")
         while theirs and ours and theirs[-1] == ours[-1]:
-            theirs.pop(), ours.pop()
+            theirs.pop()
+            ours.pop()
         found[".".join(ours)] = ".".join(theirs)
     return found
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapters.attach import adapter_names, detach, find_state, state_of
-from luthier.core.adapters.merge import delta_of
+from luthier.core.adapters.lower import delta_of
 from luthier.core.adapters.slot import Part, Slot
 from luthier.core.contracts.form import Stats
 from luthier.core.contracts.site import Site

@@ -9,8 +9,8 @@ from torch import nn
 
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
-from luthier.core.sites.fingerprint import architecture
 from luthier.core.sites.renaming import in_other_layout, renamed, rewritten, substitutions
+from luthier.core.sites.samples import architecture
 from luthier.core.sites.select import select
 
 Spec = dict[str, Any]

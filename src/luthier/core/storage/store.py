@@ -27,11 +27,11 @@ from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
 from luthier.core.files import all_steady, committed, free_folder, sha256, steady, write_json
-from luthier.core.sites.fingerprint import differences, fingerprint, unseen
 from luthier.core.sites.select import select
 from luthier.core.sites.structure import adaptable, unwrapped, writes
 from luthier.core.storage import weights
 from luthier.core.storage.card import card_of
+from luthier.core.storage.fingerprint import differences, fingerprint, unseen
 from luthier.core.storage.folder import holds_adapter
 from luthier.core.storage.format import FORMAT, SPEC, read, sealed
 from luthier.core.storage.layout import with_names_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapters.merge import delta_of, refuse_unmergeable
+from luthier.core.adapters.lower import delta_of, refuse_unmergeable
 from luthier.core.adapters.slot import Slot
 from luthier.core.adapters.swap import adapters_of
 from luthier.core.contracts.form import Form

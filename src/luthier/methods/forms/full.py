@@ -19,6 +19,7 @@ class Full(Form):
     paper = "the baseline"
     kinds = ("param",)
     whole = True
+    replaces = True
     lr = 2e-5
     where = "params(*)"
     needs = ("weight",)

@@ -11,17 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from luthier.core.adapters.attach import find_state
-from luthier.core.sites import fingerprint_old
 from luthier.core.sites.renaming import names_of, nearest
-from luthier.core.sites.scope import Scope
+from luthier.core.sites.samples import architecture, class_name, close, values
 from luthier.core.sites.structure import base_modules, base_parameters, block_lists, is_sharded, whole
+from luthier.core.storage import fingerprint_old
 
-VALUES = 8
-"""Values of a tensor that are kept as numbers, to compare bases in different precisions."""
 DIGESTED = 32768
 """Values of a tensor that its digest covers at least; of a larger one, it covers a value of every row."""
-LARGEST = 3e38
-"""What stands for infinity among these."""
 LEAST = 32
 """Values below which two bases are not compared for kinship."""
 
@@ -55,22 +51,6 @@ def fingerprint(model: nn.Module, leave: Iterable[str] = ()) -> dict[str, Any]:
     }
 
 
-def architecture(model: nn.Module, renamed: Callable[[str], str] = str) -> str:
-    """A hash of the layers inside the blocks and of their sizes, under other names where `renamed` gives them."""
-    scope = Scope(model)
-    layers = sorted(f"{renamed(s.path)} {s.d_in} {s.d_out}" for s in scope.named if s.layer is not None)
-    return hashlib.sha256("\n".join(layers).encode()).hexdigest()[:32]
-
-
-def class_name(model: nn.Module) -> str:
-    """The name of the model's class; FSDP2 makes one of its own."""
-    if not any(is_sharded(parameter) for _, parameter in base_parameters(model)):
-        return type(model).__name__
-    from torch.distributed.fsdp import FSDPModule
-
-    return next(cls.__name__ for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
-
-
 def _counted(model: nn.Module, leave: tuple[str, ...]) -> dict[str, Tensor]:
     """Every parameter, floating or packed, and every stored floating buffer, but those that a task brings."""
     state = find_state(model)
@@ -85,9 +65,7 @@ def _counted(model: nn.Module, leave: tuple[str, ...]) -> dict[str, Tensor]:
 
 def replacing(part: Any) -> list[Any]:
     """The sites of a part whose tensors stand in place of the base's."""
-    from luthier.methods.forms.full import Full
-
-    return list(part.sites) if isinstance(part.form, Full) and not part.relative else []
+    return list(part.sites) if part.form.replaces and not part.relative else []
 
 
 def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -110,26 +88,11 @@ def _inside(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{path}." for path in block_lists(model)) or ("",)
 
 
-def values(tensor: Tensor) -> list[float]:
-    """8 values at fixed, spread places."""
-    size = tensor.numel()
-    count = min(VALUES, size)
-    places = [i * (size - 1) // max(1, count - 1) for i in range(count)]
-    taken = whole(tensor.detach()).reshape(-1)[places].double()
-    return taken.nan_to_num(0.0, LARGEST, -LARGEST).tolist()  # JSON has no infinity
-
-
 def _digest(flat: Tensor, shape: torch.Size) -> str:
     """A hash of spread values, in the precision that they have: along diagonals, so that every row is met."""
     step = max(1, min(len(flat) // DIGESTED, shape[-1] - 1 if shape else 1))
     taken = flat[::step].cpu().contiguous().view(torch.uint8).numpy()
     return hashlib.blake2b(str(tuple(shape)).encode() + taken.tobytes(), digest_size=8).hexdigest()
-
-
-def close(theirs: list[float], ours: list[float], exact: bool) -> bool:
-    """Whether sampled values are the same, up to rounding to another precision unless `exact`."""
-    a, b = torch.tensor(theirs), torch.tensor(ours)
-    return a.shape == b.shape and torch.allclose(a, b, *((0.0, 0.0) if exact else (1e-2, 1e-5)), equal_nan=True)
 
 
 def differences(stored: dict[str, Any], model: nn.Module) -> str | None:

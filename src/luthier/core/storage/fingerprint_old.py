@@ -30,7 +30,7 @@ def candidates(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
     """`{"model", "architecture", "dtype", "sample"}` as these formats hold it."""
-    from luthier.core.sites.fingerprint import architecture, class_name, values
+    from luthier.core.sites.samples import architecture, class_name, values
 
     tensors = candidates(model)
     chosen = list(tensors.items())[:: max(1, len(tensors) // TENSORS)][:TENSORS]
@@ -49,7 +49,7 @@ def digest(model: nn.Module) -> str:
 
 def differences(stored: dict[str, Any], model: nn.Module) -> str | None:
     """Why the base of `stored` is not `model`; None if nothing that was looked at then says so."""
-    from luthier.core.sites.fingerprint import close, values
+    from luthier.core.sites.samples import close, values
 
     tensors = candidates(model)
     shared = [path for path in stored["sample"] if path in tensors]
