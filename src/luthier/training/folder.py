@@ -75,12 +75,19 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def same_run(run: Run, stored: Run) -> None:
     """Raises unless both are the same run; only their folder may differ in name."""
-    differing = _differences(run.to_dict(), stored.to_dict())
+    differing = _differences(_that_counts(run), _that_counts(stored))
     if differing:
         raise LuthierError(
             f"{run.folder} holds another run, so it cannot be resumed with these settings: {'; '.join(differing)}. "
             "Give the settings it was started with, or another folder (out)."
         )
+
+
+def _that_counts(run: Run) -> dict[str, Any]:
+    """What a run is told by: the calibration only where something is measured, under the seed that it has in effect."""
+    measures = run.ranks is not None or run.init is not None
+    found = run.calibration.seeded(run.training.seed).to_dict() if measures else None
+    return run.to_dict() | {"calibration": found}
 
 
 def _differences(new: dict[str, Any], old: dict[str, Any], prefix: str = "") -> list[str]:
@@ -105,13 +112,13 @@ def record(
         "processes": processes(),
         "data": {
             "rows": len(prepared.train),
-            "layout": prepared.examples.layout,
             "fingerprint": prepared.examples.fingerprint,
             "skipped": len(prepared.examples.skipped),
             "eval_rows": len(prepared.evaluation),
             "eval_fingerprint": held.fingerprint if held else None,
             **prepared.selected,
         },
+        "layout": prepared.examples.layout,
         "unread": list(prepared.unread),
         "told": prepared.told,
         "base": base_of(model),

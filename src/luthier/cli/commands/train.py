@@ -108,7 +108,7 @@ class Train(Command):
             return
         share = result.trainable / result.total
         say(f"{result.folder} holds the run, {result.adapter} the adapter ({result.trainable:,} numbers, {share:.3%}).")
-        plain = read_record(result.folder)["data"]["layout"] == "text"  # which has no answers to score
+        plain = read_record(result.folder).get("layout") == "text"  # which has no answers to score
         say(next_step(self.model, None if plain else run.eval_data or self.data, result.folder))
 
     def taken(self) -> list[str]:
