@@ -1,6 +1,6 @@
 """The bases, inputs and settings of what pyreft itself wrote, for both sides.
 
-It lies in importing/pyreft_folders and was written by importing/record_pyreft.py. Nothing here needs pyreft: weights
+It lies in tests/interop/pyreft_folders and was written by record_pyreft.py. Nothing here needs pyreft: weights
 come from a formula, so that they are the same under any version of torch.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-FOLDER = Path(__file__).parent / "importing" / "pyreft_folders"
+FOLDER = Path(__file__).parents[1] / "interop" / "pyreft_folders"
 RANK = 3
 SIZE = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
 IDS = torch.tensor([[5, 9, 2, 30, 11, 8, 17, 3, 26, 14], [7, 7, 21, 4, 13, 29, 6, 1, 10, 19]])

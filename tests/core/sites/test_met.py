@@ -14,7 +14,7 @@ from torch import nn
 import luthier as lt
 from luthier.core.contracts.form import Form
 from luthier.core.sites.inputs import NotKnown, dummy_inputs
-from luthier.core.sites.probe import CannotRun
+from luthier.core.adapters.reach import CannotRun
 from luthier.core.storage.format import read
 from luthier.core.storage.store import write_spec
 
