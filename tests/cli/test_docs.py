@@ -15,7 +15,9 @@ def test_the_committed_page_is_current(monkeypatch):
 
 
 def test_a_bar_in_a_cell_does_not_end_it():
-    assert all(row.replace("\\|", "").count("|") in (4, 5, 6) for row in markdown().splitlines() if row.startswith("| "))
+    assert all(
+        row.replace("\\|", "").count("|") in (4, 5, 6) for row in markdown().splitlines() if row.startswith("| ")
+    )
 
 
 def test_it_writes_where_it_is_told(tmp_path):

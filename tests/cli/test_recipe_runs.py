@@ -17,9 +17,9 @@ from support.tiny import save_model, write_rows
 
 RECIPES = list(recipe_files())
 VOUCHED = [name for name in RECIPES if not name.startswith("loreft-")]
-KINDS = {"hydra": "image", "wegeft-fgvc": "image", "wegeft-vtab": "image", "loreft-glue": "label", "mam": "seq2seq"}
+KINDS = {"hydra": "image", "wegeft-fgvc": "image", "wegeft-vtab": "image", "loreft-glue": "label"}
 """Recipes for other rows than questions and answers."""
-BASES = {"image": "vit", "label": "bert", "seq2seq": "bart", "text": "llama"}
+BASES = {"image": "vit", "label": "bert", "text": "llama"}
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_hidden_layers": 26}
 """As wide as packed weights need, as deep as the blocks that recipes name."""
 SMALL = {"rank": 2, "heads": 2, "length": 3}
@@ -47,17 +47,16 @@ def bases(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory) -> dict[str, str]:
-    """Eight rows of each kind, with the columns that objectives ask for."""
+    """Rows of each kind, with the columns that objectives ask for."""
     image = pytest.importorskip("PIL.Image")
     folder = tmp_path_factory.mktemp("rows")
     found: dict[str, list[dict]] = {kind: [] for kind in BASES}
-    for i in range(8):
+    for i in range(24):
         task = ("first", "second")[i % 2]
-        image.new("RGB", (16, 16), (30 * i, 9 * i, 90)).save(folder / f"{i}.png")
+        image.new("RGB", (16, 16), (10 * i, 9 * i, 90)).save(folder / f"{i}.png")
         found["image"].append({"image": f"{i}.png", "label": task})
         found["label"].append({"text": f"say {i}", "label": task})
         answered = {"prompt": f"say {i}", "completion": f"{i} it is"}
-        found["seq2seq"].append(answered)
         found["text"].append(answered | {"task": task, "rationale": "because"})
     return {kind: write_rows(folder / f"{kind}.jsonl", each) for kind, each in found.items()}
 
@@ -66,8 +65,8 @@ def small(run: Run, folder) -> Run:
     """The run in two steps, at sizes that a tiny model holds; all else is the recipe's."""
     own = {key: value for key, value in SMALL.items() if key in run.form.settings()}
     form = type(run.form).from_dict({**run.form.to_dict(), **own})
-    training = replace(run.training, steps=2, batch=2, accumulate=1, max_length=64)
-    return replace(run, form=form, training=training, calibration=replace(run.calibration, samples=8), out=str(folder))
+    training = replace(run.training, steps=2, batch=2, accumulate=1, max_length=64, eval_fraction=0.25)
+    return replace(run, form=form, training=training, calibration=replace(run.calibration, samples=24), out=str(folder))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -77,7 +76,6 @@ def test_every_recipe_trains(name, bases, rows, tmp_path):
         pytest.importorskip("bitsandbytes")
     more = {"mhr": ["--tasks", "first", "--tasks", "second"], "meteora": ["--experts", "first", "--experts", "second"]}
     words = [bases[kind], rows[kind], "--recipe", name, *more.get(name, [])]
-    words += ["--task", "seq2seq"] if kind == "seq2seq" else []
     run = small(run_of(*words), tmp_path / "run")
     result = train(run, progress=False)
     assert len(result.losses) == 2 and result.trainable > 0

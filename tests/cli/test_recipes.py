@@ -119,7 +119,7 @@ def test_flags_before_recipe_before_defaults():
     run = run_of("--recipe", "wegeft-math", "--rank", "8", "--lr", "1e-3", "--where", "q_proj")
     assert (run.form.rank, run.training.lr, run.where) == (8, 1e-3, "q_proj")  # flags
     assert (run.form.alpha, run.training.batch) == (128.0, 16)  # recipe
-    assert run.training.max_length == Training().max_length  # default
+    assert run.training.keep == Training().keep  # default
 
 
 def test_a_flag_equal_to_the_default_still_wins():
@@ -207,14 +207,16 @@ def test_ranks_and_start_of_one_paper_share_their_setting():
     assert run_of(*shlex.split(command(run))[4:]) == run
 
 
-def test_two_settings_of_one_pass_are_refused(tmp_path, llama, additions):
+def test_two_settings_of_one_pass_are_refused(tmp_path):
     from luthier.training import prepare
+    from support.tiny import save_model, sums, write_rows
 
+    base, rows = save_model(tmp_path / "base", "llama"), write_rows(tmp_path / "rows.jsonl", sums(8))
     file = tmp_path / "mine.toml"
     file.write_text(
         'method = "lora"\n[ranks]\nname = "eva"\ntau = 0.9\n[init]\nname = "eva"\ntau = 0.5\n', encoding="utf-8"
     )
-    parsed = parse(["train", llama, additions, "--recipe", str(file)])
+    parsed = parse(["train", base, rows, "--recipe", str(file)])
     assert parsed is not None and isinstance(parsed[0], Train)
     with pytest.raises(LuthierError, match=r"settle at 0\.9 and at 0\.5; give both one tau"):
         prepare.prepare(parsed[0].resolved(parsed[1]))

@@ -53,7 +53,7 @@ def _section(cls: type[Component]) -> Iterator[str]:
 
 
 def _recipes() -> Iterator[str]:
-    yield "`luthier explain NAME` says whose each setting is; what the last column names is not the source's.\n"
+    yield "`luthier explain NAME` shows every setting with whose it is; the last column has those that are ours.\n"
     yield from row("name", "description", "paper", "settings from", "ours")
     for file in recipe_files().values():
         recipe = read_recipe(str(file))

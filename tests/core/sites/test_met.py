@@ -12,9 +12,9 @@ import transformers as tf
 from torch import nn
 
 import luthier as lt
+from luthier.core.adapters.reach import CannotRun
 from luthier.core.contracts.form import Form
 from luthier.core.sites.inputs import NotKnown, dummy_inputs
-from luthier.core.adapters.reach import CannotRun
 from luthier.core.storage.format import read
 from luthier.core.storage.store import write_spec
 

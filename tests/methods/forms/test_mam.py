@@ -105,3 +105,18 @@ def test_two_forms_at_one_place_are_refused():
     model = lt.attach(build(), lt.Bottleneck(dim=5), "output(mlp)")
     with pytest.raises(lt.LuthierError, match="already acts on"):
         lt.attach(model, lt.LoReFT(rank=2), "output(mlp)")
+
+
+def test_attentions_of_an_encoder_decoder_are_found_without_weights():
+    """A model on the meta device has no numbers that a mask could go by."""
+    from transformers import BartConfig
+
+    from luthier.core.sites.attention import attention_shapes
+    from luthier.models import meta_model
+
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": 97}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    model = meta_model(BartConfig(architectures=["BartForConditionalGeneration"], **sizes, **heads))
+    before = model.config._attn_implementation
+    assert len(attention_shapes(model)) == 6 and set(attention_shapes(model).values()) == {(4, 8)}
+    assert model.config._attn_implementation == before

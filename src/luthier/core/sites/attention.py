@@ -60,9 +60,12 @@ def attention_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
 def _watched(model: nn.Module) -> Iterator[None]:
     """The model's attentions tell their shapes while the context lasts."""
     before = [(config, config._attn_implementation) for config in attention_configs(model)]
+    bare = next(model.parameters()).is_meta
     try:
         for config, name in before:
             if name in ("sdpa", "eager") or str(name).startswith("luthier_"):
+                # sdpa's masks look at their numbers, of which a model without weights has none
+                name = "eager" if bare and name == "sdpa" else name
                 register_attention(WATCH + name, _watching(name), name)
                 config._attn_implementation = WATCH + name
         yield
