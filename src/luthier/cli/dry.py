@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from luthier.cli.commands.show import show_feature
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
     from luthier.training import Run
 
 
-def rehearse(run: Run) -> None:
-    """Prints what is trained and the first row's tokens; the run folder is not touched."""
+def rehearse(run: Run, notes: Sequence[str] = ()) -> None:
+    """Prints `notes`, what is trained and the first row's tokens; the run folder is not touched."""
     from luthier import data
     from luthier.training.attachment import attach_all
     from luthier.training.estimate import estimate
@@ -28,6 +29,8 @@ def rehearse(run: Run) -> None:
         plan = plan_of(run, prepared, loaded.model, steps_of(run, len(prepared.train), processes()))
         collator = data.collator_for(prepared.task, loaded.processor)
         memory = estimate(loaded.model, prepared.train, collator, run.objective, run.training.batch)
+    for line in notes:
+        console(stderr=True).print(line, markup=False, soft_wrap=True)
     console().print(overview(run, prepared, loaded.model, plan, memory))
     say()
     show_feature(prepared.train[0], loaded.processor)

@@ -131,9 +131,10 @@ def record(
 
 def base_of(model: Any) -> dict[str, str]:
     """The base's class, and a hash of what tells it from others."""
+    from luthier.core.sites.fresh import fresh_modules
     from luthier.core.storage.fingerprint import fingerprint
 
-    found = fingerprint(model)
+    found = fingerprint(model, leave=fresh_modules(model))
     digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
     return {"model": found["model"], "fingerprint": f"{EVERY}{digest}"}
 

@@ -25,6 +25,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    notes: Sequence[str] = (),
     model: str | None = None,
     data: str | None = None,
     form: Form | None = None,
@@ -50,11 +51,12 @@ def train(
     columns: str | None = None,
     strict: bool = False,
 ) -> Result:
-    """Trains `run`, or the run that the fields after `progress` describe (see `Run`), and fills its folder.
+    """Trains `run`, or the run that the fields after `notes` describe (see `Run`), and fills its folder.
 
     The folder gets `run.json`, `adapter/`, `metrics.jsonl`, `loss.png`, `README.md` and `checkpoints/`. With
     `resume`, an interrupted run goes on from its newest whole checkpoint with the very losses that it would have
-    had; a folder without a run starts one. `overwrite` replaces a run. Without `progress` nothing is printed.
+    had; a folder without a run starts one. `overwrite` replaces a run. Without `progress` nothing is printed; `notes`
+    are lines to print ahead of the overview.
 
     Raises `LuthierError` for bad rows, a selector that matches nothing, a folder in use and the like before the
     weights are loaded, and for a loss that is not finite, naming the step and the rows.
@@ -95,4 +97,4 @@ def train(
             columns,
             strict,
         )
-    return Session(run, progress).train(resume, overwrite)
+    return Session(run, progress, notes).train(resume, overwrite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ SHARE = 10
 class Session:
     """The steps of `luthier.train`, in order."""
 
-    def __init__(self, run: Run, progress: bool) -> None:
-        self.run = run
+    def __init__(self, run: Run, progress: bool, notes: Sequence[str] = ()) -> None:
+        self.run, self.notes = run, notes
         self.console = Console(stderr=True, quiet=not (progress and is_main()))
 
     def train(self, resume: bool, overwrite: bool) -> Result:
@@ -78,6 +79,8 @@ class Session:
             plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
             if not self.console.quiet:
                 memory = estimate(model, features[0], collator, run.objective, run.training.batch)
+                for line in self.notes:
+                    self.console.print(line, markup=False, highlight=False, soft_wrap=True)
                 self.console.print(overview(run, prepared, model, plan, memory), highlight=False)
             record = folders.record(run, prepared, model, command(run), plan.steps, evidence)
             checkpoint = self.start(record, goes_on, model)

@@ -146,12 +146,11 @@ class Evaluate(Command):
         from luthier import data
         from luthier.models import task_of
 
-        known = task_of(self.model, self.adapter)
-        task = self.task or (known if self.adapter else None)
+        task = self.task or (task_of(self.model, self.adapter) if self.adapter else None)
         settings: dict[str, Any] = {"split": self.split, "limit": self.limit, "seed": self.seed}
         settings |= {"skip_bad_rows": self.skip_bad_rows, "columns": ("task",), "named": self.columns}
         found = data.load(source, task=task, **settings)
-        if task is None and known is not None and found.task == "causal-lm":
+        if task is None and found.task == "causal-lm" and (known := task_of(self.model, None)) is not None:
             found = data.load(source, task=known, **settings)
         tell_unread(found.unread, source)
         return found

@@ -38,7 +38,7 @@ class Select(Command):
     data: str
     """A file (.jsonl, .csv, .parquet, …), a folder, a hub id or gym:<task>."""
     by: str = field(default=BY, kw_only=True)
-    """What chooses; `luthier list data` shows all."""
+    """What chooses; `luthier list selections` shows all."""
     rows: int | None = field(default=None, kw_only=True)
     """Take that many rows."""
     target: str | None = field(default=None, kw_only=True)

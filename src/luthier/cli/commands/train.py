@@ -65,7 +65,7 @@ class Train(Command):
     objective: str | None = field(default=None, kw_only=True)
     """What training lowers (none: sft); `luthier list objectives` shows all."""
     select: str | None = field(default=None, kw_only=True)
-    """What chooses --select-rows rows to learn from (none: all are taken); `luthier list data` shows all."""
+    """What chooses --select-rows rows to learn from (none: all are taken); `luthier list selections` shows all."""
     resume: bool = field(default=False, kw_only=True)
     """Go on from the last checkpoint in --out."""
     overwrite: bool = field(default=False, kw_only=True)
@@ -89,21 +89,17 @@ class Train(Command):
 
     def run(self, given: Given) -> None:
         from luthier.cli.base import next_step
-        from luthier.cli.output import console
         from luthier.training import train
         from luthier.training.folder import read_record
         from luthier.training.prepare import is_main
 
         run = self.resolved(given)
-        if is_main():
-            for line in self.taken():
-                console(stderr=True).print(line, markup=False, soft_wrap=True)
         if self.dry_run:
             from luthier.cli.dry import rehearse
 
-            rehearse(run)
+            rehearse(run, self.taken())
             return
-        result = train(run, resume=self.resume, overwrite=self.overwrite)
+        result = train(run, resume=self.resume, overwrite=self.overwrite, notes=self.taken())
         if not is_main():
             return
         share = result.trainable / result.total

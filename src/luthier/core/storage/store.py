@@ -27,6 +27,7 @@ from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
 from luthier.core.files import all_steady, committed, free_folder, sha256, steady, write_json
+from luthier.core.sites.fresh import fresh_modules
 from luthier.core.sites.select import select
 from luthier.core.sites.structure import adaptable, unwrapped, writes
 from luthier.core.storage import weights
@@ -154,7 +155,9 @@ def spec_of(
             | ({"relative": True} if part.relative else {})
             for part in parts
         ],
-        "base": {"name": called} | fingerprint(model) | {"license": base_license or stated_licence(called)},
+        "base": {"name": called}
+        | fingerprint(model, leave=fresh_modules(model))
+        | {"license": base_license or stated_licence(called)},
         "license": license,
         "measured": finite(dict(measured or {})),
         "versions": {
