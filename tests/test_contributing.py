@@ -17,6 +17,7 @@ import luthier as lt
 from luthier.cli import main
 from luthier.core.contracts.component import package_of
 from support.architectures import ARCHITECTURES
+from test_layers import LAYERS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -181,3 +182,12 @@ def test_the_folders_of_the_page_exist():
     assert folders
     missing = [each for each in folders if not any((ROOT / at / each).is_dir() for at in ("", "src/luthier"))]
     assert not missing
+
+
+def test_the_layers_of_the_page_are_those_that_are_held():
+    """In their order, from below; those of one layer in any."""
+    (text,) = re.findall(r"from below: (.*?)\. A\s+package", PAGE, re.S)
+    told = iter(re.findall(r"`([\w.]+)`", text))
+    for layer in LAYERS:
+        assert {next(told) for _ in layer} == layer
+    assert not list(told)
