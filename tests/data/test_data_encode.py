@@ -209,7 +209,7 @@ def test_all_rows_are_judged_before_any_is_used():
     tokenizer = make("chatml")
     rows = [Example(row=i, messages=chat("hi", "x" * (i * 40)).messages) for i in range(1, 5)]
     examples = Examples(rows, "messages", "file.jsonl")
-    with pytest.raises(LuthierError, match=r"2 of 4 rows of file.jsonl[\s\S]*row 3: [\s\S]*row 4: ") as error:
+    with pytest.raises(LuthierError, match=r"2 of 4 rows of file.jsonl[\s\S]*2 rows: [\s\S]*lines 3, 4") as error:
         encode_all(examples, tokenizer, max_length=120)
     assert "skip_bad_rows" in str(error.value)
     kept = encode_all(examples, tokenizer, max_length=120, skip_bad_rows=True)

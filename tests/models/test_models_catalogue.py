@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
 from luthier.core.errors import LuthierError
 from luthier.models import TASKS, catalogue, resolve
-from luthier.models import catalogue as _catalogue
+
+_catalogue = importlib.import_module("luthier.models.catalogue")
 
 GOOD = """
 ["{name}"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import os
 import signal
@@ -14,9 +15,10 @@ from dataclasses import replace
 import pytest
 
 from luthier.core.errors import LuthierError
-from luthier.models import fetch as _fetch
 from luthier.models.cache import commit, models_folder
 from luthier.models.catalogue import Entry, File
+
+_fetch = importlib.import_module("luthier.models.fetch")
 
 CONTENT = {"pkg/config.json": b"{}", "pkg/part0": b"first", "pkg/part1": b"second"}
 

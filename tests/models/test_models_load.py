@@ -223,5 +223,5 @@ def test_an_adapter_in_the_models_folder_is_told_and_not_applied(tiny_llama, tmp
     assert type(found) is type(plain) and found.state_dict().keys() == plain.state_dict().keys()
     assert all(torch.equal(found.state_dict()[key], tensor) for key, tensor in plain.state_dict().items())
     (folder / "config.json").unlink()
-    with pytest.raises(LuthierError, match=r"adapter of peft's\. Give its base"):
+    with pytest.raises(LuthierError, match=r"it is an adapter's or a run's\. Give the model that it was fitted on"):
         load(str(folder))

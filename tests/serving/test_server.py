@@ -80,7 +80,7 @@ def test_an_address_that_is_taken_is_told():
 PROCESS = """
 import sys
 sys.path[:0] = sys.argv[1:3]
-from fake_engine import FakeEngine
+from support.fake_engine import FakeEngine
 from luthier.serving.http.guard import Guard
 from luthier.serving.http.server import bind, serve
 from luthier.serving.http.service import Service

@@ -164,15 +164,15 @@ def test_loss_is_the_mean_over_learned_tokens(llama, tmp_path, texts):
 class Spoilt(Objective):
     """The loss, but not a number from the seventh batch on."""
 
-    value: float = float("nan")
+    value: str = "nan"
     calls: list = ()  # type: ignore[assignment]
 
     def loss(self, model, batch):
         self.calls.append(batch)
-        return model(**batch).loss * (self.value if len(self.calls) >= 7 else 1)
+        return model(**batch).loss * (float(self.value) if len(self.calls) >= 7 else 1)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_loss_that_is_no_number_stops(run, value):
     spoilt = replace(run, objective=Spoilt(value, []), training=replace(SHORT, save_every=1, eval_fraction=0))
     with pytest.raises(lt.LuthierError, match=r"the loss became (nan|inf) at step 4, on the rows (\d+, ){3}\d+ of"):

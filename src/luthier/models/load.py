@@ -11,7 +11,6 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import read_json
-from luthier.core.sites.fresh import mark_fresh
 from luthier.models.beside import WITHOUT, tell_adapter
 from luthier.models.hub import only_local
 from luthier.models.labels import label_settings
@@ -117,6 +116,8 @@ def load(
     or `int8`. Raises `LuthierError` on anything that does not fit.
     """
     import transformers
+
+    from luthier.core.sites.fresh import mark_fresh
 
     _choice("task", task, TASKS)
     _choice("dtype", dtype, DTYPES)
