@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "exporting"))
 import luthier as lt
 from luthier.models.convert._bytelevel import Metadata, byte_level
 from luthier.models.convert._splits import BY_NAME, UNREAD

@@ -80,6 +80,8 @@ def test_an_address_that_is_taken_is_told():
 PROCESS = """
 import sys
 sys.path[:0] = sys.argv[1:3]
+import luthier
+luthier.attach  # libraries load quietly by it, and this process is to say nothing of its own
 from support.fake_engine import FakeEngine
 from luthier.serving.http.guard import Guard
 from luthier.serving.http.server import bind, serve
