@@ -382,3 +382,14 @@ def test_watched_logits_carry_gradients_through_a_recomputation():
     again = gradients()
     assert again.keys() == plain.keys()
     assert all(torch.allclose(again[key], plain[key], rtol=1e-9, atol=1e-12) for key in plain)
+
+
+def test_a_gate_starts_as_it_is_told():
+    """Normal of the deviation asked for (1 in the authors' code), else as a linear layer: uniform in ±1 / sqrt(d_in)."""
+    width = build().config.hidden_size
+    for spread, deviation in ((1.0, 1.0), (None, (3 * width) ** -0.5)):
+        model = lt.attach(build(), lt.MeteoRA(experts=tuple("abcdefgh"), spread=spread), "q_proj, k_proj, v_proj")
+        gates = torch.cat([t.flatten() for key, t in lt.trainable(model).items() if key.endswith("gate")])
+        assert float(gates.std()) == pytest.approx(deviation, rel=0.05)
+    with pytest.raises(lt.LuthierError, match=r"meteora.spread is 0.0"):
+        lt.MeteoRA(spread=0.0)

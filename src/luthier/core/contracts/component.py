@@ -51,10 +51,11 @@ class Component:
             raise LuthierError(f"{self.name()}.{key} is {value}; expected {span}.")
 
     def above(self, key: str, low: float, high: float = math.inf) -> None:
-        """Raises unless the setting `key` lies in (low, high]."""
-        if not low < getattr(self, key) <= high:
+        """Raises unless the setting `key` is None or lies in (low, high]."""
+        value = getattr(self, key)
+        if value is not None and not low < value <= high:
             span = f"a number above {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
-            raise LuthierError(f"{self.name()}.{key} is {getattr(self, key)}; expected {span}.")
+            raise LuthierError(f"{self.name()}.{key} is {value}; expected {span}.")
 
     @classmethod
     def name(cls) -> str:

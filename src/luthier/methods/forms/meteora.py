@@ -17,9 +17,10 @@ from luthier.core.errors import LuthierError
 class MeteoRA(Routed):
     """y' = y + s Σ_i w_i B_i A_i x, w = softmax over the `top` largest of G x, divided by T
 
-    The gate G [experts, d_in] of a layer reads what enters it. As in the authors' code its entries start normal of
-    deviation 1 (`spread`), so a token is sent firmly to some experts from the first step on. Experts bear the names of
-    their tasks, and `task=folder` starts one from a finished adapter of any form whose change is of low rank, its scale
+    The gate G [experts, d_in] of a layer reads what enters it. The authors' code starts its entries normal of deviation
+    1 (spread = 1, as the recipe has it): a token is then sent firmly to some experts, and unlearning that takes their
+    thousands of steps. Without `spread` it starts as a linear layer does, which short runs do better with. Experts bear
+    the names of their tasks, and `task=folder` starts one from a finished adapter of any form whose change is of low rank, its scale
     in B_i; without a folder an expert starts as LoRA does. A is [experts, rank, d_in], B [experts, d_out, rank]; lower
     ranks are filled up with zeros. The paper trains the gates alone (train = router), the authors' code the experts as
     well; both tell each gate the task (objective routing). T acts outside training: their README takes 15 to 30 where a
@@ -45,8 +46,8 @@ class MeteoRA(Routed):
     """T, outside training: a high one lets those chosen weigh alike."""
     scale: float = 1.0
     """s."""
-    spread: float = 1.0
-    """Standard deviation of the gate's start (a linear layer's own would be 1 / sqrt(3 d_in))."""
+    spread: float | None = None
+    """Standard deviation of the gate's start (none: a linear layer's own start, of deviation 1 / sqrt(3 d_in))."""
     dropout: float = 0.0
     """Dropout on x before A."""
 
@@ -76,8 +77,8 @@ class MeteoRA(Routed):
     def init(self, site, stats):
         count = len(self.experts)
         fresh = {"A": kaiming(count, self.rank, site.d_in), "B": zeros(count, site.d_out, self.rank)}
-        gate = {"gate": self.spread * torch.randn(count, site.d_in)}
-        return gate | {key: stats.get(key, tensor) for key, tensor in fresh.items()}
+        gate = kaiming(count, site.d_in) if self.spread is None else self.spread * torch.randn(count, site.d_in)
+        return {"gate": gate} | {key: stats.get(key, tensor) for key, tensor in fresh.items()}
 
     def route(self, p, x):
         return x @ p["gate"].mT
