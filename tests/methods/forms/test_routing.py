@@ -385,7 +385,7 @@ def test_watched_logits_carry_gradients_through_a_recomputation():
 
 
 def test_a_gate_starts_as_it_is_told():
-    """Normal of the deviation asked for (1 in the authors' code), else as a linear layer: uniform in ±1 / sqrt(d_in)."""
+    """Normal of the deviation asked for (1 in the authors' code), else as a linear layer: within ±1 / sqrt(d_in)."""
     width = build().config.hidden_size
     for spread, deviation in ((1.0, 1.0), (None, (3 * width) ** -0.5)):
         model = lt.attach(build(), lt.MeteoRA(experts=tuple("abcdefgh"), spread=spread), "q_proj, k_proj, v_proj")

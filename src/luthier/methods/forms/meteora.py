@@ -20,11 +20,11 @@ class MeteoRA(Routed):
     The gate G [experts, d_in] of a layer reads what enters it. The authors' code starts its entries normal of deviation
     1 (spread = 1, as the recipe has it): a token is then sent firmly to some experts, and unlearning that takes their
     thousands of steps. Without `spread` it starts as a linear layer does, which short runs do better with. Experts bear
-    the names of their tasks, and `task=folder` starts one from a finished adapter of any form whose change is of low rank, its scale
-    in B_i; without a folder an expert starts as LoRA does. A is [experts, rank, d_in], B [experts, d_out, rank]; lower
-    ranks are filled up with zeros. The paper trains the gates alone (train = router), the authors' code the experts as
-    well; both tell each gate the task (objective routing). T acts outside training: their README takes 15 to 30 where a
-    text holds several tasks.
+    the names of their tasks, and `task=folder` starts one from a finished adapter of any form whose change is of low
+    rank, its scale in B_i; without a folder an expert starts as LoRA does. A is [experts, rank, d_in], B [experts,
+    d_out, rank]; lower ranks are filled up with zeros. The paper trains the gates alone (train = router), the authors'
+    code the experts as well; both tell each gate the task (objective routing). T acts outside training: their README
+    takes 15 to 30 where a text holds several tasks.
 
     Fewer tokens than experts gather the factors of those they are sent to. For more of them all experts are one
     product, in which those not chosen weigh 0: gathered, each token would hold factors of its own.
