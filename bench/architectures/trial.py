@@ -49,10 +49,10 @@ def tried(each: Known, seconds: int) -> dict[str, Any]:
                 raise ValueError("its output is not finite")
 
         model = small(each.model, each.config, runs, seconds / 2)
+        subject: Subject | None = Subject(copy.deepcopy(model), found["inputs"])  # some train in training mode alone
     except (Exception, Late) as error:
         return row | {"built": False, "reason": _line(error), "seconds": round(time.process_time() - started, 1)}
     row |= {"built": True, "numbers": sum(p.numel() for p in model.parameters()), "labels": "labels" in found["inputs"]}
-    subject = None
     for name in FORMS:
         try:
             subject = subject or Subject(copy.deepcopy(model), found["inputs"])

@@ -13,21 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import set_seed
 
 import luthier as lt
-from luthier import data
 from luthier.core.adapters.control import tensors
 from luthier.core.adapters.optimiser import course_of
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
-from luthier.core.contracts.objective import At, Objective, Rows
-from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.contracts.statistic import joined
 from luthier.core.contracts.update import Update
 from luthier.measuring.calibration import Calibration, sample
 from luthier.training import Run, Training, train
 from support.architectures import ARCHITECTURES
 from support.calibrated import build, measured
-from support.tiny import tokenizer, write_rows
 
 RANDOM = ("uniform", "normal", "rand", "bernoulli", "multinomial", "dropout", "exponential")
 """Parts of the names of torch's operations that draw."""
@@ -85,13 +81,15 @@ def law(draw, monkeypatch) -> None:
 
 @pytest.mark.parametrize("name", names("forms"))
 def test_forms(name, monkeypatch):
-    cls = find("forms", name, Form)
+    cls, model = find("forms", name, Form), build()
+    where = cls.where if name != "bitfit" else "params(*norm.weight)"
 
     def draw(seed):
-        model = build()
         set_seed(seed)
-        lt.attach(model, cls(), cls.where if name != "bitfit" else "params(*norm.weight)", check=False)
-        return {key: tensor.detach().clone() for key, tensor in tensors(model).items()}
+        lt.attach(model, cls(), where, check=False)
+        found = {key: tensor.detach().clone() for key, tensor in tensors(model).items()}
+        lt.detach(model)
+        return found
 
     law(draw, monkeypatch)
 
@@ -108,18 +106,16 @@ def started(init: Init) -> Form:
 
 @pytest.mark.parametrize("name", names("inits"))
 def test_inits(name, monkeypatch):
-    cls = find("inits", name, Init)
+    cls, model = find("inits", name, Init), build()
     init = cls.from_dict({"niter": 1} if "niter" in cls.settings() else {})
     form = started(init)
-    stats = measured(build(), *joined(list(init.statistics(form))))
+    (site, *_) = lt.select(model, "q_proj")
+    found = measured(model, *joined(list(init.statistics(form)))).get(site.path, {})
+    given = {**found, "weight": model.get_submodule(site.path).weight.detach()}
 
     def draw(seed):
-        model = build()
         set_seed(seed)
-        lt.attach(model, form, "q_proj", stats=stats, init=init, check=False)
-        own = {key.rpartition(".")[2] for key in tensors(model)}
-        chosen = {key for key in own if not key.endswith("_start")}
-        return {key: t.detach().clone() for key, t in tensors(model).items() if key.rpartition(".")[2] in chosen}
+        return init.factors(form, site, given)
 
     law(draw, monkeypatch)
 
@@ -135,7 +131,7 @@ def test_updates(name, monkeypatch):
         (lt.MHR(rank=2), "q_proj"),
     ):
         try:
-            update.check(form, lt.select(build(), where))
+            update.check_form(form, lt.select(build(), where))
             break
         except lt.LuthierError:
             continue
@@ -149,47 +145,6 @@ def test_updates(name, monkeypatch):
         values = {key: tensor.detach().clone() for key, tensor in update.values(course, 0).items()}
         return [steps, {key: t for key, t in values.items() if t.dim() > 1}]
 
-    law(draw, monkeypatch)
-
-
-def questions(count: int, tmp_path) -> data.Examples:
-    rows = [{"prompt": f"say {i}", "completion": f"{i} it is", "task": "ab"[i % 2]} for i in range(count)]
-    return data.load(write_rows(tmp_path / f"rows{count}.jsonl", rows), columns=("task",))
-
-
-@pytest.mark.parametrize("name", names("objectives"))
-def test_objectives(name, monkeypatch, tmp_path):
-    cls = find("objectives", name, Objective)
-    objective = cls.from_dict({"replacement": "random"} if "replacement" in cls.settings() else {})
-    if name == "morepair":
-        pytest.skip("its rows need a rationale, and its noise is torch's own: test_a_whole_run has it")
-    examples, words = questions(8, tmp_path), tokenizer()
-    encode = lambda part: data.encode_all(part, words, task="causal-lm")  # noqa: E731
-    collator = data.collator_for("causal-lm", words)
-
-    def draw(seed):
-        set_seed(seed)
-        places = [f | {"tasks": i % 2} for i, f in enumerate(encode(examples))]
-        rows = objective.rows(Rows(examples, places, encode, words, 128, seed, ("a", "b")))
-        at = At(5, 10, training=True)
-        return objective.inputs({k: v for k, v in collator(rows).items() if k != "rows"}, at)
-
-    law(draw, monkeypatch)
-
-
-@pytest.mark.parametrize("name", names("selections"))
-def test_selections(name, monkeypatch, tmp_path, llama):
-    selection = find("selections", name, Selection)()
-    pool, target = questions(12, tmp_path), questions(5, tmp_path)
-
-    def draw(seed):
-        states = data.states_by(llama, "causal-lm")
-        made = Pool(pool, target if selection.targeted else None, seed, states)
-        return [row.row for row in data.choose(selection, made, 4).examples.rows]
-
-    if name == "got_d":  # it reads the model, whose loading draws what its checkpoint then fills
-        assert draw(0) == draw(0) == draw(1)
-        return
     law(draw, monkeypatch)
 
 

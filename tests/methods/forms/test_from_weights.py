@@ -236,7 +236,11 @@ def test_s2ft_chooses_matching_heads_under_grouped_queries():
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [({"ratio": 0.0}, "expected a share"), ({"ratio": 1.5}, "expected a share"), ({"side": "both"}, "expected one of")],
+    [
+        ({"ratio": 0.0}, "expected a number above 0"),
+        ({"ratio": 1.5}, "expected a number above 0"),
+        ({"side": "both"}, "expected one of"),
+    ],
 )
 def test_s2ft_refuses_what_makes_no_sense(settings, told):
     with pytest.raises(lt.LuthierError, match=told):
