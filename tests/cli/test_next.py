@@ -140,7 +140,8 @@ def test_a_task_that_contradicts_the_adapter_is_told(call, fitted):
 
 def test_what_federate_prints_works_as_it_stands(call, tmp_path):
     base, rows = _classes(tmp_path)
-    data = write_rows(tmp_path / "rows.jsonl", rows * 2)
+    more = [row | {"text": f"{row['text']} again"} for row in rows]
+    data = write_rows(tmp_path / "rows.jsonl", rows + more)
     words = ["--clients", 2, "--rounds", 1, "--rank", 2, "--steps", 1, "--batch", 2, "--out", tmp_path / "out"]
     done = call("federate", base, data, *words)
     assert done.code == 0, done.err

@@ -74,7 +74,6 @@ class Serve(Command):
         from luthier.serving.http.guard import LOOPBACK, Guard
         from luthier.serving.http.server import bind, serve
 
-        refuse_unwritten(self.model, None, task_of(self.model, None), tasks=("causal-lm",))
         base = model_name(self.model)
         if base in folders:
             raise LuthierError(f"--adapter: {base!r} is what the base is called; name the adapter otherwise.")
@@ -82,6 +81,7 @@ class Serve(Command):
         if not local and key is None:
             tell("warning", f"everyone who reaches {self.host} may use this server: no API key is set (--api-key).")
         with bind(self.host, self.port) as bound:
+            refuse_unwritten(self.model, None, task_of(self.model, None), tasks=("causal-lm",))
             service = apart(lambda: self.service(base, folders))
             hosts = (*LOOPBACK, *self.allowed_host) if local or self.allowed_host else ()
             where = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{bound.getsockname()[1]}"
