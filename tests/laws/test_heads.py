@@ -18,6 +18,7 @@ from luthier.core.contracts.form import Form
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.update import Update
 from luthier.core.sites.fresh import mark_fresh
+from luthier.evaluating.untrained import refuse_untrained
 from luthier.methods.piece import Piece
 from luthier.methods.updates.adamw import AdamW
 from luthier.methods.updates.hft import HFT
@@ -51,7 +52,7 @@ def fitting(update: Update) -> tuple[Form, str]:
     """A form that the update trains, and where: whole weights, or else factors, or else routed ones."""
     for form, where in ((lt.Full(), "params(*)"), (lt.LoRA(rank=2), "all-linear"), (lt.MeteoRA(rank=2), "all-linear")):
         try:
-            update.check(form, lt.select(bare(), where))
+            update.check_form(form, lt.select(bare(), where))
         except lt.LuthierError:
             continue
         return form, where
@@ -88,7 +89,7 @@ def held(base: str, rows: str, folder: Path, form: Form, where: str | None, upda
     fresh = models.load(base, task="classification", labels=LABELS)
     assert not torch.allclose(heads(fresh.model)["weight"], start["weight"], atol=1e-3)
     lt.load(fresh.model, result.adapter)
-    models.refuse_untrained(fresh)
+    refuse_untrained(fresh)
     assert torch.equal(logits(fresh.model), logits(result.model))
     return result
 
