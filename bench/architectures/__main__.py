@@ -1,10 +1,12 @@
+"""How many of transformers' classes each form holds on: attached, trained, saved, loaded and merged in small."""
+
 from __future__ import annotations
 
 import argparse
 import json
 import resource
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,15 @@ MEMORY = 24 << 30
 """Bytes of address space: a class that builds too big stops, and not the machine."""
 
 
-def main() -> None:
+def main(given: Sequence[str]) -> None:
     """Tries the classes that the file has no row of yet, or that were out of time, and writes the page."""
-    parser = argparse.ArgumentParser(prog="python -m bench.architectures", description=architectures.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench architectures", description=architectures.__doc__)
     parser.add_argument("families", nargs="*", help=f"of {', '.join(FAMILIES)}; none: all")
     parser.add_argument("--only", default="", help="names of classes or architectures, with commas")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--seconds", type=int, default=60, help="of the processor, for one class")
     parser.add_argument("--report", action="store_true", help="only write the page of what is there")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     warnings.simplefilter("ignore")
     tf.logging.set_verbosity_error()
     torch.set_num_threads(1)
@@ -71,7 +73,3 @@ def _told(row: dict[str, Any]) -> str:
     verdicts = {form: row[form] for form in FORMS if form in row and row[form]["status"] != "holds"}
     bad = [f"{form} {found['status']}: {found['reason'][:400]}" for form, found in verdicts.items()]
     return f"{row['name']} {row['seconds']} s: {' | '.join(bad) or 'holds'}"
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ from bench.architectures.laws import FORMS
 Row = dict[str, Any]
 HEAD = """# Architectures
 
-Every class of transformers' auto mappings for these families, in small: `python -m bench.architectures` builds each
+Every class of transformers' auto mappings for these families, in small: `python -m bench architectures` builds each
 from its own configuration with its fields made small (by their names; no architecture is listed), finds inputs, and
 holds {forms} to the same laws, in float32 on a CPU. A form holds if it starts as a no-op, moves the output when its
 parameters move, gives a gradient to every parameter where the base has one, lowers the loss in a step, gives the same

@@ -1,6 +1,6 @@
 """A sample of every family of transformers' classes, found by its auto mappings and built from their configurations.
 
-`python -m bench.architectures` holds all of them to the same laws; its table is docs/architectures.md.
+`python -m bench architectures` holds all of them to the same laws; its table is docs/architectures.md.
 """
 
 from __future__ import annotations
