@@ -27,7 +27,7 @@ MEMORY = 24 << 30
 
 def main(given: Sequence[str]) -> None:
     """Tries the classes that the file has no row of yet, or that were out of time, and writes the page."""
-    parser = argparse.ArgumentParser(prog="python -m bench architectures", description=architectures.__doc__)
+    parser = argparse.ArgumentParser(description=architectures.__doc__)
     parser.add_argument("families", nargs="*", help=f"of {', '.join(FAMILIES)}; none: all")
     parser.add_argument("--only", default="", help="names of classes or architectures, with commas")
     parser.add_argument("--out", type=Path, default=OUT)
