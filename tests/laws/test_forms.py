@@ -38,9 +38,9 @@ def perturb(model, size: float = 0.1) -> None:
         parameter.data += size * noise.to(parameter.dtype)
 
 
-def fitted(name: str, dtype: torch.dtype = torch.float32):
+def fitted(name: str, dtype: torch.dtype = torch.float32, layers: int = 3):
     """A model with the form attached and its parameters away from the start."""
-    model = lt.attach(build(dtype), form_of(name))
+    model = lt.attach(build(dtype, layers), form_of(name))
     perturb(model)
     return model
 
@@ -191,7 +191,7 @@ def test_disabled_it_is_the_base(name):
 
 def test_compiled_it_is_one_graph_and_the_same(name):
     torch._dynamo.reset()
-    model = fitted(name)
+    model = fitted(name, layers=2)  # tracing takes seconds a layer
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert close(logits(compiled), logits(model))
 
