@@ -143,7 +143,7 @@ def plain(row: data.Example) -> dict[str, Any]:
 
 
 def budget() -> int:
-    """Trained numbers of LoRA at `RANK` everywhere."""
+    """Trainable parameters of LoRA at `RANK` everywhere."""
     from luthier.core.adapters.count import count
     from luthier.models import config_of, meta_model
 

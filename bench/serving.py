@@ -27,8 +27,8 @@ from bench.speed.machine import about, slug
 
 import luthier as lt
 from luthier.serving.engine.engine import Engine
-from luthier.serving.engine.request import Piece, Request
-from luthier.serving.http.apart import apart
+from luthier.serving.engine.request import Chunk, Request
+from luthier.serving.http.threads import run_in_thread
 
 ADAPTERS = [f"a{index}" for index in range(8)]
 PROMPT, NEW = 32, 64
@@ -68,9 +68,9 @@ def through_engine(engine: Engine, ids: list[tuple[int, ...]], names: list[str |
         done = threading.Semaphore(0)
         counts: list[int] = []
 
-        def deliver(piece: Piece) -> None:
-            if piece.finish is not None:
-                counts.append(piece.generated)
+        def deliver(chunk: Chunk) -> None:
+            if chunk.finish is not None:
+                counts.append(chunk.generated)
                 done.release()
 
         for request in requests:
@@ -117,7 +117,7 @@ def contestant(kind: str, name: str, dtype: str, folders: dict[str, Path], pipe:
     if kind == "peft":
         model, tokenizer = peft_model(name, dtype), base(name, dtype).processor
     else:
-        model, tokenizer = apart(lambda: served(name, dtype, folders if kind == "mixed" else {}))
+        model, tokenizer = run_in_thread(lambda: served(name, dtype, folders if kind == "mixed" else {}))
         model.start()
     works: dict[int, Work] = {}
     while rows := pipe.recv():
@@ -173,7 +173,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def loading(name: str, dtype: str, folder: Path) -> dict[str, float]:
     """{adapters there: milliseconds to load one more}, medians of three around each count, while the engine runs."""
-    engine, _ = apart(lambda: served(name, dtype, {}))
+    engine, _ = run_in_thread(lambda: served(name, dtype, {}))
     engine.start()
     took = []
     for index in range(max(LOADED) + 2):
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = before if {key: before.get(key) for key in about_this} == about_this else about_this
     with TemporaryDirectory() as scratch:
         made = partial(adapter, chosen.model, chosen.dtype)
-        folders = {n: apart(partial(made, Path(scratch) / n, i)) for i, n in enumerate(ADAPTERS)}
+        folders = {n: run_in_thread(partial(made, Path(scratch) / n, i)) for i, n in enumerate(ADAPTERS)}
         found[chosen.dtype] = throughput(chosen.model, chosen.dtype, folders, chosen.rounds)
         found[chosen.dtype]["loading, ms"] = loading(chosen.model, chosen.dtype, folders[ADAPTERS[0]])
     print(json.dumps(found, indent=1), flush=True)

@@ -81,8 +81,8 @@ class Rescale(lt.Form):
 class Halved(lt.Update):
     """g' = g / 2"""
 
-    def update(self, grads: Mapping[str, Tensor], state: dict[str, Tensor], place: lt.ParameterGroup) -> int:  # result
-        return 0
+    def update(self, grads: Mapping[str, Tensor], state: dict[str, Tensor], group: lt.ParameterGroup) -> lt.Params:
+        return 0  # result
 
 
 Rescale(size="large")  # setting

@@ -169,7 +169,7 @@ LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_lay
 
 
 def _depth(own: dict[str, Any]) -> int:
-    """Blocks that show every kind which lists of one entry a block name."""
+    """Blocks that show every kind which lists of one entry per block name."""
     depth = next((own[key] for key in LAYERS if isinstance(own.get(key), int)), 0)
     lists = [v for v in own.values() if isinstance(v, list | tuple) and len(v) == depth and depth > 1]
     firsts = [max(v.index(each) for each in v) + 1 for v in lists if len({str(e) for e in v}) < BLOCKS]

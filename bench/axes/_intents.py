@@ -61,7 +61,7 @@ class Trained:
     """Loss of each step's batch before the step. In the first pass over the rows, which most runs do not outlast, it
     is of rows never seen before."""
     count: int
-    """Trained numbers."""
+    """Trainable parameters."""
     moved: float
     """Share of them that train in the last step and are not what they were at the start."""
 

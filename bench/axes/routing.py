@@ -214,7 +214,7 @@ def alike(names: tuple[str, ...]) -> Callable[[Any, str], None]:
 
 
 def table(ledger: Ledger) -> str:
-    """One row a task: answers and their loss each way, and how often the routed adapter chose the own expert."""
+    """One row per task: answers and their loss each way, and how often the routed adapter chose the own expert."""
 
     def cell(way: str, name: str) -> str:
         runs = ledger.runs(way=way, task=name)

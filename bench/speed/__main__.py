@@ -69,7 +69,7 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def measured(dtype: str, options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """All that was asked for in one number format."""
+    """All that was asked for in one dtype."""
     size, found = fitting_size(), {}
     for key in (key for key in TIMED if key in options.only):
         title, works = TIMED[key]

@@ -13,7 +13,7 @@ from bench.speed.machine import Size, device, faster_library, seconds
 from torch import nn
 from transformers import DynamicCache
 
-from luthier.core.adapters.control import Arrangement
+from luthier.core.adapters.control import RowAssignment
 from luthier.kernels.backend import OWN, cpu_backend
 
 PROMPT, TOKENS, ADAPTERS = 64, 8, 8
@@ -83,10 +83,10 @@ def mixed_decodes(size: Size, dtype: torch.dtype) -> dict[str, Work]:
 @contextmanager
 def arranged(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """Row i uses the adapter names[i], as the serving engine has it."""
-    arrangement = Arrangement(model)
-    arrangement.set(names)
+    row_assignment = RowAssignment(model)
+    row_assignment.set(names)
     yield
-    arrangement.release()
+    row_assignment.release()
 
 
 def _decode(

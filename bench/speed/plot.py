@@ -10,7 +10,7 @@ GROWTH = "growth"
 
 
 def plot(found: dict[str, Any], file: Path) -> None:
-    """Ratios to the base as bars with their quartiles, a panel for each pass and number format."""
+    """Ratios to the base as bars with their quartiles, a panel for each pass and dtype."""
     from matplotlib.figure import Figure
 
     formats = [d for d in ("float32", "bfloat16") if any(key in found.get(d, {}) for key in (*TITLES, GROWTH))]

@@ -64,8 +64,8 @@ from luthier.core.contracts.objective import ALSO as ALSO
 from luthier.core.contracts.objective import At as At
 from luthier.core.contracts.objective import Batch as Batch
 from luthier.core.contracts.objective import Feature as Feature
-from luthier.core.contracts.objective import Memory as Memory
 from luthier.core.contracts.objective import Objective as Objective
+from luthier.core.contracts.objective import ObjectiveState as ObjectiveState
 from luthier.core.contracts.objective import PART as PART
 from luthier.core.contracts.objective import Rows as Rows
 from luthier.core.contracts.objective import TASKS as TASKS
@@ -74,9 +74,9 @@ from luthier.core.contracts.ranks import Budget as Budget
 from luthier.core.contracts.ranks import Ranks as Ranks
 from luthier.core.contracts.ranks import levelled as levelled
 from luthier.core.contracts.router import ROUTE as ROUTE
+from luthier.core.contracts.router import ROUTE_TASKS as ROUTE_TASKS
 from luthier.core.contracts.router import Route as Route
 from luthier.core.contracts.router import Routed as Routed
-from luthier.core.contracts.router import TASKS as ROUTE_TASKS
 from luthier.core.contracts.selection import Pool as Pool
 from luthier.core.contracts.selection import Selection as Selection
 from luthier.core.contracts.site import Site as Site
@@ -84,8 +84,8 @@ from luthier.core.contracts.site import Sites as Sites
 from luthier.core.contracts.site import check_rank as check_rank
 from luthier.core.contracts.statistic import Statistic as Statistic
 from luthier.core.contracts.statistic import rows_of as rows_of
-from luthier.core.contracts.update import Course as Course
-from luthier.core.contracts.update import Place as ParameterGroup
+from luthier.core.contracts.update import ParameterGroup as ParameterGroup
+from luthier.core.contracts.update import TrainingPlan as TrainingPlan
 from luthier.core.contracts.update import Update as Update
 from luthier.core.deprecation import LuthierDeprecationWarning as LuthierDeprecationWarning
 from luthier.core.errors import LuthierError as LuthierError
@@ -96,7 +96,7 @@ from luthier.core.numerics.dimension import Dimension as Dimension
 from luthier.core.numerics.dimension import intrinsic_dimension as intrinsic_dimension
 from luthier.core.sites.collect import collect as collect
 from luthier.core.sites.probe import dummy_inputs as dummy_inputs
-from luthier.core.sites.probe import evaluating as eval_mode
+from luthier.core.sites.probe import eval_mode as eval_mode
 from luthier.core.sites.select import select as select
 from luthier.core.sites.structure import base_tensor as base_tensor
 from luthier.core.sites.structure import block_lists as block_lists
@@ -130,7 +130,7 @@ from luthier.interop.import_adapter import import_adapter as import_adapter
 from luthier.interop.sources.pyreft import PyReFT as PyReFT
 from luthier.kernels.backend import cpu_backend as cpu_backend
 from luthier.measuring.calibration import Calibration as Calibration
-from luthier.measuring.measure import Report as Measurement
+from luthier.measuring.measure import Measurement as Measurement
 from luthier.measuring.measure import measure as measure
 from luthier.methods import aggregations as aggregations
 from luthier.methods import combinations as combinations
@@ -196,7 +196,6 @@ from luthier.methods.objectives.mft import MFT as MFT
 from luthier.methods.objectives.morepair import MORepair as MORepair
 from luthier.methods.objectives.routing import Routing as Routing
 from luthier.methods.objectives.sft import SFT as SFT
-from luthier.methods.piece import Piece as Piece
 from luthier.methods.ranks.gelora import GeLoRA as GeLoRA
 from luthier.methods.ranks.uniform import Uniform as Uniform
 from luthier.methods.selections.bm25 import BM25 as BM25
@@ -206,6 +205,7 @@ from luthier.methods.statistics.gradient import Gradient as Gradient
 from luthier.methods.statistics.moment import Moment as Moment
 from luthier.methods.statistics.pca import PCA as PCA
 from luthier.methods.statistics.states import States as States
+from luthier.methods.targeted_form import TargetedForm as TargetedForm
 from luthier.methods.updates.adamw import AdamW as AdamW
 from luthier.methods.updates.freeze import Freeze as Freeze
 from luthier.methods.updates.hft import HFT as HFT

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from luthier.cli.describe import FACES, KINDS, locate, settings_of, type_words
+from luthier.cli.describe import EDIT_KINDS, KINDS, locate, settings_of, type_words
 from luthier.core.contracts.component import find, names
-from luthier.core.contracts.form import FACES as FORM_FACES
+from luthier.core.contracts.form import EDIT_KINDS as FORM_EDIT_KINDS
 
 LLAMA2 = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 LLAMA3 = {
@@ -54,7 +54,7 @@ def test_every_form_is_explained(call, name):
     cls = find("forms", name)
     done = call("explain", name)
     assert done.code == 0
-    for text in (cls.equation(), cls.paper, cls.where, FACES[cls.face], *cls.settings()):
+    for text in (cls.equation(), cls.paper, cls.where, EDIT_KINDS[cls.edit_kind], *cls.settings()):
         assert text.replace("_", "-") in done.out.replace("_", "-")
 
 
@@ -68,7 +68,7 @@ def test_words_for_every_face_and_kind():
 
     from luthier.core.contracts.site import Kind
 
-    assert set(FACES) == set(FORM_FACES) and set(KINDS) == set(get_args(Kind))
+    assert set(EDIT_KINDS) == set(FORM_EDIT_KINDS) and set(KINDS) == set(get_args(Kind))
 
 
 def test_settings_change_what_is_explained(call):

@@ -21,7 +21,7 @@ KINDS = {"hydra": "image", "wegeft-fgvc": "image", "wegeft-vtab": "image", "lore
 """Recipes for other rows than questions and answers."""
 BASES = {"image": "vit", "label": "bert", "text": "llama"}
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_hidden_layers": 26}
-"""As wide as packed weights need, as deep as the blocks that recipes name."""
+"""As wide as quantised weights need, as deep as the blocks that recipes name."""
 SMALL = {"rank": 2, "heads": 2, "length": 3}
 """What a tiny model has room for."""
 

@@ -9,8 +9,8 @@ from luthier.cli.parse import parse
 from luthier.core.contracts.component import find
 from luthier.core.errors import LuthierError
 from luthier.core.sites.select import select
-from luthier.methods.piece import Piece
 from luthier.methods.recipe import read_recipe, recipe_files
+from luthier.methods.targeted_form import TargetedForm
 from luthier.training import Run, Training
 
 SHIPPED = [
@@ -82,7 +82,7 @@ def test_every_recipe_builds(name):
     llama = LlamaConfig(architectures=["LlamaForCausalLM"])  # of 32 blocks
     model = meta_model(ViTConfig(architectures=["ViTForImageClassification"]) if name in IMAGES else llama)
     assert len(select(model, recipe.where or form.where))
-    assert all(len(select(model, Piece.from_dict(each).place)) for each in recipe.also)
+    assert all(len(select(model, TargetedForm.from_dict(each).place)) for each in recipe.also)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -94,7 +94,7 @@ def test_every_recipe_makes_a_run(name):
     stated = dict(recipe.objective)
     assert type(run.objective) is find("objectives", stated.pop("name", "sft"))
     assert {k: v for k, v in run.objective.to_dict().items() if k in stated} == stated
-    assert run.also == tuple(map(Piece.from_dict, recipe.also))
+    assert run.also == tuple(map(TargetedForm.from_dict, recipe.also))
     assert run.init is None or find("inits", recipe.init["name"]) is type(run.init)
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from luthier.comparing.measures import significance as statistics
 from luthier.comparing.record import records
-from luthier.comparing.report import axis, charts, labels, markdown, summary, table, words
+from luthier.comparing.report import axis, charts, formatting, labels, markdown, summary, table
 from luthier.comparing.report import page as report
 from luthier.comparing.report.charts import Point, Span
 from luthier.comparing.report.labels import Box
@@ -92,7 +92,10 @@ def test_unmeasured_is_said_and_never_nought(tmp_path):
     assert (found.step_ratio, found.peak_bytes, found.intruders, found.forgetting) == (None, None, None, {})
     columns = report.columns(summary.sections(records(tmp_path))[0])
     cells = {column.name: column.cells["lora"] for column in columns}
-    assert cells["Step time"][:2] == (None, words.NOTHING) and cells["Peak memory"][:2] == (None, words.NOTHING)
+    assert cells["Step time"][:2] == (None, formatting.NOTHING) and cells["Peak memory"][:2] == (
+        None,
+        formatting.NOTHING,
+    )
     page = report.write(tmp_path).read_text(encoding="utf-8")
     row = re.search(r'<th scope="row" class="name" data-sort="lora">.*?</tr>', page, re.S)
     assert row and row[0].count("not measured") == 3
@@ -191,7 +194,7 @@ def test_bars_end_where_figures_do(tmp_path):
         assert row.step_ratio and row.step_ratio.low < 0 and row.trainable.low < 0
     trained, time, _ = (plot.layout for plot in report.plots(section))
     for plot in (trained, time):
-        assert all(point.x.low == 0 for point in plot.points) and all(tick >= 0 for tick in plot.flat.ticks())
+        assert all(point.x.low == 0 for point in plot.points) and all(tick >= 0 for tick in plot.x_axis.ticks())
         for x, _, to_x, _ in plot.bars:
             assert charts.FRAME.left <= x <= to_x <= charts.FRAME.right
     assert all(
@@ -214,12 +217,14 @@ def test_one_figure_has_an_axis():
 @pytest.mark.parametrize(
     "show,value,shown",
     [
-        (words.count, 41_760, "41.8k"), (words.count, 1_048_576, "1.05M"), (words.count, 0, "0"),
-        (words.count, None, words.NOTHING), (words.megabytes, 1_843_200, "1.84 MB"),
-        (words.megabytes, 1.8e9, "1,800 MB"),
-        (words.ratio, 1.115, "1.11×"), (words.ratio, math.nan, words.NOTHING), (words.share, 0.00031, "0.031%"),
-        (words.change, -0.0412, "−0.041"), (words.score, None, words.NOTHING), (words.p_value, 0.0002, "under 0.001"),
-        (words.count, 999_700, "1M"),
+        (formatting.count, 41_760, "41.8k"), (formatting.count, 1_048_576, "1.05M"), (formatting.count, 0, "0"),
+        (formatting.count, None, formatting.NOTHING), (formatting.megabytes, 1_843_200, "1.84 MB"),
+        (formatting.megabytes, 1.8e9, "1,800 MB"),
+        (formatting.ratio, 1.115, "1.11×"), (formatting.ratio, math.nan, formatting.NOTHING),
+        (formatting.share, 0.00031, "0.031%"),
+        (formatting.change, -0.0412, "−0.041"), (formatting.score, None, formatting.NOTHING),
+        (formatting.p_value, 0.0002, "under 0.001"),
+        (formatting.count, 999_700, "1M"),
     ],
 )  # fmt: skip
 def test_figures_in_words(show, value, shown):
@@ -227,9 +232,9 @@ def test_figures_in_words(show, value, shown):
 
 
 def test_intervals_in_words():
-    assert words.interval(statistics.Interval(0.8, 0.79, 0.81, "seeds")) == "± 0.010"
-    assert words.interval(statistics.Interval(0.8, 0.75, 0.81, "rows")) == "0.750 to 0.810"
-    assert words.interval(statistics.Interval(0.8, math.nan, math.nan, "nothing")) == ""
+    assert formatting.interval(statistics.Interval(0.8, 0.79, 0.81, "seeds")) == "± 0.010"
+    assert formatting.interval(statistics.Interval(0.8, 0.75, 0.81, "rows")) == "0.750 to 0.810"
+    assert formatting.interval(statistics.Interval(0.8, math.nan, math.nan, "nothing")) == ""
 
 
 def test_answers_side_by_side():

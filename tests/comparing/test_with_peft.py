@@ -48,7 +48,7 @@ def copied(run):
     loaded = load(run, prepared)
     attach_all(run, loaded, prepared, Console(quiet=True))
     drawn = tensors(loaded.model, run.name)
-    paths = [site.path for site in state_of(loaded.model).parts[0].sites]
+    paths = [site.path for site in state_of(loaded.model).components[0].sites]
 
     def start(wrapped) -> None:
         for path in paths:

@@ -179,5 +179,5 @@ def test_the_logits_of_a_batch_never_exist(monkeypatch):
     keep = lambda t: kept.append(t.shape[:-1].numel() if t.shape[-1:] == (97,) else 0) or t  # noqa: E731
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         causal_loss(model, batch_of(architecture)).backward()
-    assert rows == [3, 7, 7, 7, 2]  # one a row, which nobody reads; 3 rows of 8 labels, one of which is left out
+    assert rows == [3, 7, 7, 7, 2]  # one per row, which nobody reads; 3 rows of 8 labels, one of which is left out
     assert max(kept) <= 7

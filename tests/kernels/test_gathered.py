@@ -1,4 +1,4 @@
-"""The Triton path of a mixed batch, by Triton's interpreter, against its plain twin."""
+"""The Triton path of a mixed batch, by Triton's interpreter, against its reference implementation."""
 
 from __future__ import annotations
 

@@ -12,17 +12,17 @@ from torch import nn
 
 import luthier as lt
 from luthier import kernels
-from luthier.core.adapters.control import Arrangement
+from luthier.core.adapters.control import RowAssignment
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.init import Init
-from luthier.core.contracts.kernel import kernel_of, plain
+from luthier.core.contracts.kernel import kernel_of, reference_implementation
 from luthier.kernels._dropout import draw_mask, dropped, keep
 from support.architectures import ARCHITECTURES
 
 FORMS = [name for name in names("forms") if kernel_of(find("forms", name)) is not None]
 
 
-def build(dtype=torch.float64, bias: bool = True, relative: bool = False, **settings):
+def build(dtype=torch.float64, bias: bool = True, subtract_start: bool = False, **settings):
     """(form's name -> an adapted layer away from its start, with those of the settings that the form has)."""
 
     def made(name: str) -> nn.Module:
@@ -30,7 +30,7 @@ def build(dtype=torch.float64, bias: bool = True, relative: bool = False, **sett
         model = nn.Sequential(nn.Linear(12, 12, dtype=dtype), nn.Linear(12, 20, bias=bias, dtype=dtype))
         cls = find("forms", name)
         form = cls(**{key: value for key, value in settings.items() if key in cls.settings()})
-        lt.attach(model, form, "1", relative=relative)
+        lt.attach(model, form, "1", subtract_start=subtract_start)
         return moved(model)
 
     return made
@@ -64,7 +64,7 @@ def test_the_headline_forms_have_kernels():
 def test_a_kernel_is_its_equation(name, bias, shape, monkeypatch):
     model, x = build(bias=bias)(name), torch.randn(*shape, dtype=torch.float64)
     fast = run(model, x)
-    with plain():
+    with reference_implementation():
         slow = run(model, x)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(fast, slow, strict=True))
     refuse = lambda *given: pytest.fail("the plain path was to run")  # noqa: E731
@@ -99,7 +99,7 @@ def test_a_model_that_writes_into_what_a_layer_returns(form):
         return [p.grad.clone() for p in lt.trainable(model).values()]
 
     fast = step()
-    with plain():
+    with reference_implementation():
         assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-9) for a, b in zip(fast, step(), strict=True))
 
 
@@ -110,7 +110,7 @@ def test_dora_learns_lengths_of_nought_and_behind_a_large_bias(bias):
         model[1].bias.data.fill_(1e4)
     (lengths,) = (p for key, p in lt.trainable(model).items() if key.endswith(".m"))
     lengths.data[3] = 0
-    with plain():
+    with reference_implementation():
         slow = run(model.double(), x.double())
     fast = run(model.float(), x)
     for a, b in zip(fast[1:], slow[1:], strict=True):
@@ -124,7 +124,7 @@ def test_dora_leaves_a_row_of_zeros_until_it_has_a_direction(fast):
     model[1].weight.data[[0, 7]] = 0
     base = model(x).detach()
     lt.attach(model, lt.DoRA(rank=2), "1")
-    with nullcontext() if fast else plain():
+    with nullcontext() if fast else reference_implementation():
         with torch.no_grad():
             assert torch.allclose(model(x), base, atol=1e-12)
         y, *gradients = run(model, x)
@@ -137,7 +137,7 @@ def test_dora_leaves_a_row_of_zeros_until_it_has_a_direction(fast):
                 parameter.grad = None
         trained = model.eval()(x).detach()
         assert trained.isfinite().all() and (trained - base)[:, 7].any()
-    model[1].adapters.slots()[0].B.data[0] = 0
+    model[1].adapters.tuners()[0].B.data[0] = 0
     with torch.no_grad():
         expected = model(x)
         assert torch.allclose(lt.merge(model)(x), expected, atol=1e-12) and expected.isfinite().all()
@@ -151,7 +151,7 @@ def test_a_weight_may_change_between_two_steps(name):
         with torch.no_grad():
             change(model[1].weight)
         fast = run(model, x)
-        with plain():
+        with reference_implementation():
             slow = run(model, x)
         assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(fast, slow, strict=True))
 
@@ -162,7 +162,7 @@ def test_second_derivatives_are_refused_and_not_wrong(name):
     first = lambda: torch.autograd.grad(model(x).square().sum(), [*lt.trainable(model).values()], create_graph=True)  # noqa: E731
     with pytest.raises(RuntimeError, match="once_differentiable"):
         sum(gradient.square().sum() for gradient in first()).backward()
-    with plain():
+    with reference_implementation():
         sum(gradient.square().sum() for gradient in first()).backward()
 
 
@@ -172,7 +172,7 @@ def test_it_saves_work_where_the_input_needs_no_gradient(name):
     model(x).sum().backward()
     fast = [p.grad.clone() for p in lt.trainable(model).values()]
     model.zero_grad()
-    with plain():
+    with reference_implementation():
         model(x).sum().backward()
     assert all(torch.allclose(p.grad, g) for p, g in zip(lt.trainable(model).values(), fast, strict=True))
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_a_frozen_adapter_lets_gradients_through(name, dtype):
         parameter.requires_grad_(False)
     x = torch.randn(4, 12, dtype=dtype, requires_grad=True)
     (fast,) = torch.autograd.grad(model(x).square().sum(), x)
-    with plain():
+    with reference_implementation():
         (slow,) = torch.autograd.grad(model(x).square().sum(), x)
     assert torch.allclose(fast, slow, rtol=1e-4)
 
@@ -199,7 +199,7 @@ def test_in_bfloat16_it_is_no_less_exact_than_the_plain_path(name):
     exact.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
     truth = run(exact, x.bfloat16().double())
     fast = run(model, x.bfloat16())
-    with plain():
+    with reference_implementation():
         slow = run(model, x.bfloat16())
     for true, a, b in zip(truth, fast, slow, strict=True):
         errors = [float((t.double() - true).norm() / true.norm()) for t in (a, b)]
@@ -214,7 +214,7 @@ def test_dropout_is_of_the_input_and_keeps_its_mean(name, monkeypatch):
         patch.setattr("luthier.kernels._dropout.draw_mask", lambda x, rate: mask)
         fast = run(model, x)
     monkeypatch.setattr(f"luthier.methods.forms.{name}.dropout", lambda x, rate: x * mask.to(x) / 0.5)
-    with plain():
+    with reference_implementation():
         slow = run(model, x)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(fast, slow, strict=True))
 
@@ -257,7 +257,7 @@ def test_what_a_kernel_cannot_serve_runs_plainly(monkeypatch):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model(x)
     torch.compile(model, backend="eager", fullgraph=True)(x)
-    with plain():
+    with reference_implementation():
         model(x)
     with lt.rows(model, ["default", None, "default"]):
         model(x)
@@ -271,14 +271,14 @@ DECODERS = [name for name in FORMS if {"decoder", "mixed"} <= set(vars(kernel_of
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1, 12), (2, 40, 12), (12,)])
-def test_a_settled_step_is_the_equation(name, dtype, shape):
+def test_a_cached_decode_plan_is_the_equation(name, dtype, shape):
     model, x = build(dtype, dropout=0.3)(name).eval(), torch.randn(*shape).to(dtype)
     adapters = model[1].adapters
     with torch.no_grad():
-        first, settled = model(x), adapters.step
+        first, settled = model(x), adapters.decode_plan
         assert settled is not None
-        assert torch.equal(model(x), first) and adapters.step is settled
-        with plain():
+        assert torch.equal(model(x), first) and adapters.decode_plan is settled
+        with reference_implementation():
             expected = model(x)
     error = (first - expected).abs().max() / expected.abs().max()
     assert error < (1e-12 if dtype == torch.float64 else 2e-2)
@@ -292,16 +292,16 @@ def same(model: nn.Module, x: torch.Tensor) -> bool:
     """Whether the settled step gives what the equation gives now."""
     with torch.no_grad():
         fast = model(x)
-        with plain():
+        with reference_implementation():
             return torch.allclose(fast, model(x), atol=1e-12)
 
 
-@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("subtract_start", [False, True])
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_settled_step_follows_what_changes(name, relative):
-    model, x = build(relative=relative)(name).eval(), torch.randn(2, 3, 12, dtype=torch.float64)
+def test_a_cached_decode_plan_follows_what_changes(name, subtract_start):
+    model, x = build(subtract_start=subtract_start)(name).eval(), torch.randn(2, 3, 12, dtype=torch.float64)
     adapters = model[1].adapters
-    assert same(model, x) and (adapters.step is not None) == (not relative or name in LIVE)
+    assert same(model, x) and (adapters.decode_plan is not None) == (not subtract_start or name in LIVE)
     with torch.no_grad():
         before = model(x)
         for parameter in lt.trainable(model).values():
@@ -332,12 +332,12 @@ def test_training_unsettles_a_step(name):
     adapters = model[1].adapters
     assert same(model, x)
     model(x).sum().backward()
-    assert adapters.step is None
+    assert adapters.decode_plan is None
     for parameter in lt.trainable(model).values():
         parameter.data.sub_(0.3 * parameter.grad)
     assert same(model, x)
     model.train()
-    assert adapters.step is None
+    assert adapters.decode_plan is None
 
 
 @pytest.mark.parametrize("name", LIVE)
@@ -353,9 +353,9 @@ def test_parameters_without_counters_are_not_kept():
     with torch.inference_mode():
         model, x = build()("dora").eval(), torch.randn(2, 3, 12, dtype=torch.float64)
         for _ in range(2):
-            with plain():
+            with reference_implementation():
                 slow = model(x)
-            assert torch.allclose(model(x), slow) and model[1].adapters.step is None
+            assert torch.allclose(model(x), slow) and model[1].adapters.decode_plan is None
             for parameter in model[1].adapters.named("default")[0].parameters():
                 parameter.mul_(1.5)
 
@@ -370,11 +370,11 @@ def test_a_difference_to_the_start_is_nothing_at_the_start(name, dtype):
     model, x = nn.Sequential(nn.Linear(12, 20, dtype=dtype)), torch.randn(6, 12).to(dtype)
     base = model(x)
     form = find("forms", name)(rank=3)
-    lt.attach(model, form, "0", relative=True, init=Started())
+    lt.attach(model, form, "0", subtract_start=True, init=Started())
     assert model[0].adapters.fast
     assert torch.equal(model(x), base)
     with torch.no_grad():
-        assert torch.equal(model(x), base) and model[0].adapters.step is not None
+        assert torch.equal(model(x), base) and model[0].adapters.decode_plan is not None
 
 
 class Started(Init):
@@ -387,12 +387,12 @@ class Started(Init):
 @pytest.mark.parametrize("name", DIFFERENCES)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_difference_to_the_start_is_its_equation(name, dropout):
-    model, x = build(relative=True, dropout=dropout)(name), torch.randn(2, 3, 12, dtype=torch.float64)
+    model, x = build(subtract_start=True, dropout=dropout)(name), torch.randn(2, 3, 12, dtype=torch.float64)
     moved(model)
     torch.manual_seed(0)
     fast = run(model, x)
     torch.manual_seed(0)
-    with plain():
+    with reference_implementation():
         slow = run(model, x)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(fast, slow, strict=True))
 
@@ -401,11 +401,18 @@ def test_a_difference_to_the_start_is_its_equation(name, dropout):
 def test_differences_to_starts_in_a_mixed_batch(name):
     torch.manual_seed(5)
     model, x = nn.Sequential(nn.Linear(12, 20)).double(), torch.randn(4, 2, 12, dtype=torch.float64)
-    for index, relative in enumerate([True, False, True]):
-        lt.attach(model, find("forms", name)(rank=2 + index), "0", name=f"a{index}", relative=relative, init=Started())
+    for index, subtract_start in enumerate([True, False, True]):
+        lt.attach(
+            model,
+            find("forms", name)(rank=2 + index),
+            "0",
+            name=f"a{index}",
+            subtract_start=subtract_start,
+            init=Started(),
+        )
     moved(model.eval())
     with lt.rows(model, ["a2", None, "a0", "a1"]):
-        assert same(model, x) and model[0].adapters.step is not None
+        assert same(model, x) and model[0].adapters.decode_plan is not None
         with torch.no_grad():
             next(iter(lt.trainable(model).values())).mul_(3)
         assert same(model, x)
@@ -424,8 +431,8 @@ def test_a_mixed_batch_of_several_ranks_and_scales(name, tokens, dtype):
     x = torch.randn(5, tokens, 12, dtype=torch.float64).to(dtype)
     with torch.no_grad(), lt.rows(model.eval(), ["a2", None, "a0", "a1", "a2"]):
         fast = model(x)
-        assert model[0].adapters.step is not None
-        with plain():
+        assert model[0].adapters.decode_plan is not None
+        with reference_implementation():
             slow = model(x)
     assert (fast - slow).abs().max() / slow.abs().max() < (1e-12 if dtype == torch.float64 else 2e-2)
     assert not torch.equal(fast[0], model[0].forward(x[0]))
@@ -458,15 +465,15 @@ def several(name: str, dtype: torch.dtype = torch.float64) -> nn.Sequential:
 @pytest.mark.parametrize("tokens", [1, 3, 40])
 def test_rows_come_and_go_and_the_adapters_stay_stacked(name, tokens):
     model = several(name)
-    arrangement, stacks = Arrangement(model), set()
+    row_assignment, stacks = RowAssignment(model), set()
     for names_ in ARRANGEMENTS:
-        arrangement.set(names_)
+        row_assignment.set(names_)
         x = torch.randn(len(names_), tokens, 12, dtype=torch.float64)
         assert same(model, x) and same(model, x)
-        stacks.add(id(model[0].adapters.stack))
+        stacks.add(id(model[0].adapters.stacked))
         with torch.no_grad():
             fast = model(x)
-            arrangement.release()
+            row_assignment.release()
             for row, name_ in enumerate(names_):
                 alone = lt.use(model, name_ or [])(x[row : row + 1])
                 assert torch.allclose(fast[row], alone[0], atol=1e-12)
@@ -476,49 +483,49 @@ def test_rows_come_and_go_and_the_adapters_stay_stacked(name, tokens):
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_stack_follows_what_changes(name):
     model, x = several(name), torch.randn(3, 1, 12, dtype=torch.float64)
-    adapters, arrangement = model[0].adapters, Arrangement(model)
+    adapters, row_assignment = model[0].adapters, RowAssignment(model)
     seen = []
 
     def look() -> None:
         assert same(model, x)
-        seen.append(adapters.stack)
+        seen.append(adapters.stacked)
         assert len({id(stack) for stack in seen}) == len(seen)
 
-    arrangement.set(["a0", "a1", "a2"])
+    row_assignment.set(["a0", "a1", "a2"])
     look()
-    arrangement.release()
+    row_assignment.release()
     with torch.no_grad():
         next(iter(adapters.named("a1")[0].parameters())).mul_(3)
-    arrangement.set(["a0", "a1", "a2"])
+    row_assignment.set(["a0", "a1", "a2"])
     look()
-    arrangement.release()
+    row_assignment.release()
     with torch.no_grad():
         next(iter(adapters.named("a1")[0].parameters())).mul_(3)  # it is in the stack, though no row uses it now
-    arrangement.set(["a0", "a2", None])
+    row_assignment.set(["a0", "a2", None])
     look()
-    arrangement.release()
+    row_assignment.release()
     for parameter in adapters.named("a0")[0].parameters():
         parameter.data = parameter.data * 1.1
-    arrangement.set(["a0", "a2", None])
+    row_assignment.set(["a0", "a2", None])
     look()
-    arrangement.release()
+    row_assignment.release()
     lt.detach(model, "a0")
-    assert adapters.stack is None
-    arrangement.set(["a1", "a2", "a2"])
+    assert adapters.stacked is None
+    row_assignment.set(["a1", "a2", "a2"])
     look()
     model(x).sum().backward()
-    assert adapters.stack is None
+    assert adapters.stacked is None
     look()
     model.train()
-    assert adapters.stack is None
-    assert copy.deepcopy(model.eval())[0].adapters.stack is None
+    assert adapters.stacked is None
+    assert copy.deepcopy(model.eval())[0].adapters.stacked is None
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_the_same_tuple_of_rows_sees_what_changed_in_between(name):
     """A step goes by which object the rows are, and a tuple of a tuple is the same one."""
     model, x = several(name), torch.randn(3, 1, 12, dtype=torch.float64)
-    arrangement, rows = Arrangement(model), ("a0", "a1", None)
+    row_assignment, rows = RowAssignment(model), ("a0", "a1", None)
 
     def change() -> None:
         with torch.no_grad():
@@ -526,9 +533,9 @@ def test_the_same_tuple_of_rows_sees_what_changed_in_between(name):
                 parameter.mul_(1.5)
 
     for _ in range(2):
-        arrangement.set(rows)
+        row_assignment.set(rows)
         assert same(model, x)
-        arrangement.release()
+        row_assignment.release()
         change()
     with lt.rows(model, rows):
         assert same(model, x)
@@ -543,5 +550,5 @@ def test_a_form_of_the_same_name_keeps_its_own_equation():
 
 def test_files_of_kernels_bear_the_names_of_forms():
     found = {m.name for m in pkgutil.iter_modules(kernels.__path__) if not m.name.startswith("_")}
-    others = {"backend", "pieces"}  # no kernels of forms
+    others = {"backend", "memory_saving"}  # no kernels of forms
     assert found - others <= set(names("forms"))

@@ -10,7 +10,7 @@ from torch import nn
 
 import luthier as lt
 from luthier.core.contracts.component import find, names
-from luthier.core.contracts.kernel import kernel_of, plain
+from luthier.core.contracts.kernel import kernel_of, reference_implementation
 from support.architectures import ARCHITECTURES
 
 FORMS = [n for n in names("forms") if "linears" in vars(kernel_of(find("forms", n)) or object)]
@@ -53,10 +53,10 @@ def test_a_probing_pass_finds_them(name, groups):
 def test_together_is_as_alone(form, name, monkeypatch):
     model, inputs = adapted(name, form)
     together = run(model, inputs)
-    with plain():
+    with reference_implementation():
         assert same(together, run(model, inputs))
-    for home in lt.core.adapters.attach.state_of(model).homes:
-        home.siblings = []
+    for container in lt.core.adapters.attach.state_of(model).containers:
+        container.siblings = []
     assert same(together, run(model, inputs))
 
 
@@ -69,7 +69,7 @@ def test_ranks_differ(form):
     for parameter in lt.trainable(model).values():
         parameter.data += 0.1 * torch.randn_like(parameter)
     together = run(model, known.inputs())
-    with plain():
+    with reference_implementation():
         assert same(together, run(model, known.inputs()))
 
 
@@ -108,7 +108,7 @@ def test_who_is_called_with_another_tensor_goes_alone(turn):
     model.turn = turn
     x = {"x": torch.randn(3, 6, dtype=torch.float64)}
     found = run(model, x)
-    with plain():
+    with reference_implementation():
         expected = run(model, x)
     assert same(found, expected)
 
@@ -117,11 +117,11 @@ def test_one_that_is_silent_or_elsewhere_is_not_run_ahead():
     model, x = three(), torch.randn(3, 6, dtype=torch.float64)
     model.k.to("meta")
     model.q(x)
-    assert set(model.q.adapters.current.ahead.outputs) == {model.v.adapters}
-    assert model.v(x) is not None and not model.q.adapters.current.ahead.outputs
+    assert set(model.q.adapters.current.prefetched.outputs) == {model.v.adapters}
+    assert model.v(x) is not None and not model.q.adapters.current.prefetched.outputs
 
 
 def test_a_copy_is_made_in_the_middle_of_a_pass():
     model, x = three(), torch.randn(3, 6, dtype=torch.float64)
     model.q(x)
-    assert copy.deepcopy(model).q.adapters.current.ahead is None
+    assert copy.deepcopy(model).q.adapters.current.prefetched is None

@@ -97,7 +97,7 @@ def test_ranks_are_attached_counted_saved_and_loaded(name, tmp_path):
             parameter.data += 0.1 * torch.randn(parameter.shape)
         lt.save(model, tmp_path / form.name())
         again, ids = lt.load(build(), tmp_path / form.name()), batches(1)[0]
-        assert state_of(again).parts[0].ranks == found
+        assert state_of(again).components[0].ranks == found
         assert torch.equal(again(**ids).logits, model(**ids).logits)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import luthier as lt
-from luthier.combining.places import spots
+from luthier.combining.parameter_refs import parameter_refs
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.examination import Change, Examination, Pair
 from luthier.core.numerics.delta import Delta
@@ -43,7 +43,7 @@ def against(model, size: float) -> Pair:
     """The model before and after a random change of relative norm `size` of every matrix; 0 is the model itself."""
     scope, generator = Scope(model), torch.Generator().manual_seed(2)
     changes = []
-    for group in spots(model):
+    for group in parameter_refs(model):
         if group[0].tensor.dim() == 2:
             noise = size * torch.randn(group[0].tensor.shape, generator=generator, dtype=torch.float64)
             delta = Delta.dense_of(noise * group[0].tensor.detach().std()) if size else Delta.zero(*noise.shape)

@@ -13,7 +13,7 @@ import torch
 import luthier as lt
 from luthier.core.adapters.control import tensors
 from luthier.core.contracts.component import find, names
-from luthier.core.contracts.form import FACES, Form
+from luthier.core.contracts.form import EDIT_KINDS, Form
 from support.architectures import ARCHITECTURES
 
 FORMS = names("forms")
@@ -67,7 +67,7 @@ def pytest_generate_tests(metafunc) -> None:
 def test_a_form_states_its_equation_source_and_one_face(name):
     form = find("forms", name)
     assert len(form.equation()) > 5 and form.paper
-    assert sum(face in vars(form) for face in FACES) == 1
+    assert sum(kind in vars(form) for kind in EDIT_KINDS) == 1
     assert form.name() == name
 
 
@@ -146,11 +146,11 @@ def test_merged_it_is_the_same_and_unmerged_the_base_is_back(name):
 def test_relative_to_its_start_it_starts_as_a_no_op_and_keeps_the_laws(name, tmp_path):
     model, form = build(torch.float64), form_of(name)
     before = logits(model)
-    if form.face == "cache":
+    if form.edit_kind == "cache":
         with pytest.raises(lt.LuthierError, match="no start can be taken off"):
-            lt.attach(model, form, relative=True)
+            lt.attach(model, form, subtract_start=True)
         return
-    lt.attach(model, form, relative=True)
+    lt.attach(model, form, subtract_start=True)
     assert torch.equal(logits(model), before)
     plain = lt.attach(build(torch.float64), form)
     assert lt.trainable(model).keys() == lt.trainable(plain).keys()
@@ -196,10 +196,10 @@ def test_compiled_it_is_one_graph_and_the_same(name):
     assert close(logits(compiled), logits(model))
 
 
-ONE_A_FACE = list({(find("forms", n).face, find("forms", n).kinds[0]): n for n in FORMS}.values())  # type: ignore
+ONE_PER_EDIT_KIND = list({(find("forms", n).edit_kind, find("forms", n).kinds[0]): n for n in FORMS}.values())  # type: ignore
 
 
-@pytest.mark.parametrize("name", ONE_A_FACE)
+@pytest.mark.parametrize("name", ONE_PER_EDIT_KIND)
 def test_attached_after_compiling_it_acts(name):
     torch._dynamo.reset()
     model = build(layers=1)

@@ -12,14 +12,14 @@ from transformers import set_seed
 import luthier as lt
 from luthier import models
 from luthier.core.adapters.attach import state_of
-from luthier.core.adapters.optimiser import active_places, course_of, optimiser
+from luthier.core.adapters.optimiser import active_groups, optimiser, training_plan
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.update import Update
 from luthier.core.sites.fresh import mark_fresh
 from luthier.evaluating.untrained import refuse_untrained
-from luthier.methods.piece import Piece
+from luthier.methods.targeted_form import TargetedForm
 from luthier.methods.updates.adamw import AdamW
 from luthier.methods.updates.hft import HFT
 from luthier.methods.updates.lisa import LISA
@@ -115,9 +115,9 @@ OVER = [form for form in FORMS if {"affine", "param"} & set(form.kinds)]
 @pytest.mark.parametrize("form", OVER, ids=lambda form: form.name())
 def test_under_every_form_that_is_put_on_it(form, bert, rows, tmp_path):
     """What the form is asked to do to the head gives way: the head is trained whole."""
-    where = "params(*)" if form.whole and "param" in form.kinds else f"{form.where} | classifier"
+    where = "params(*)" if form.elementwise and "param" in form.kinds else f"{form.where} | classifier"
     result = held(bert, rows, tmp_path / "run", form(), where)
-    parts = state_of(result.model).parts
+    parts = state_of(result.model).components
     assert [site.path for part in parts for site in part.sites if site.module == "classifier"] == [
         "classifier.weight",
         "classifier.bias",
@@ -139,14 +139,14 @@ def adapted(form: Form, where: str):
 @pytest.mark.parametrize("update", [LTSFT(density=0.05, search=0.4), LISA(gamma=1), HFT(outside=False)], ids=str)
 def test_in_a_loop_of_one_s_own(update):
     model = adapted(lt.Full(), "params(*)")
-    course = course_of(model, 6)
-    assert {place.site.path for place in course.fresh} == {"classifier.weight", "classifier.bias"}
-    assert not {place.name for place in course.fresh} & {place.name for place in course.places}
+    plan = training_plan(model, 6)
+    assert {place.site.path for place in plan.new_groups} == {"classifier.weight", "classifier.bias"}
+    assert not {place.name for place in plan.new_groups} & {place.name for place in plan.groups}
     optimizer = optimiser(model, update, lr=1e-2, steps=6)
     weight = lt.trainable(model)["default.classifier.weight.theta"]
     seen = [weight.detach().clone()]
     for step in range(6):
-        assert set(course.fresh) <= set(active_places(update, course, step))
+        assert set(plan.new_groups) <= set(active_groups(update, plan, step))
         model(torch.tensor([[5, 6, 7, 8]]), labels=torch.tensor([step % 2])).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -158,12 +158,12 @@ def test_in_a_loop_of_one_s_own(update):
 @pytest.mark.parametrize("name", ["lift", "lt_sft"])
 def test_further_forms_of_a_sparse_adapter_train_whole(name, bert, rows, tmp_path):
     update = update_of(name)
-    also = (Piece(lt.LoReFT(rank=2), "stream"),)
+    also = (TargetedForm(lt.LoReFT(rank=2), "stream"),)
     run = Run(
         bert, rows, lt.Full(), "params(*.layer.*)", str(tmp_path / "run"), training=SHORT, update=update, also=also
     )
     result = train(run, progress=False)
-    assert [part.form.name() for part in state_of(result.model).parts] == ["sparse", "loreft", "full"]
+    assert [part.form.name() for part in state_of(result.model).components] == ["sparse", "loreft", "full"]
     torch.manual_seed(99)
     fresh = models.load(bert, task="classification", labels=LABELS).model
     lt.load(fresh, result.adapter)

@@ -10,7 +10,7 @@ import torch
 import luthier as lt
 from luthier.core.adapters.control import tensors
 from luthier.core.adapters.lower import affine_map, delta_of
-from luthier.core.adapters.slot import START, Slot
+from luthier.core.adapters.tuner import START, TunerLayer
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
@@ -48,9 +48,9 @@ def started(name: str):
         yield form, lt.attach(build(dtype=torch.float64), form, WHERE, init=init, stats=stats), stats  # type: ignore[arg-type]
 
 
-def relative(name: str) -> bool:
+def subtract_start(name: str) -> bool:
     """Whether the effect of the start is taken off."""
-    return find("inits", name).relative  # type: ignore[attr-defined]
+    return find("inits", name).subtract_start  # type: ignore[attr-defined]
 
 
 def moved(model):
@@ -84,7 +84,7 @@ def test_factors_have_the_forms_shapes_and_differ_from_its_own_start(name):
         ours, theirs = tensors(model), tensors(plain)
         kept = {key: ours.pop(key) for key in list(ours) if key.endswith(START)}
         trained = [key for key in theirs if theirs[key].requires_grad]
-        assert sorted(kept) == (sorted(key + START for key in trained) if relative(name) else [])
+        assert sorted(kept) == (sorted(key + START for key in trained) if subtract_start(name) else [])
         assert all(torch.equal(t, ours[key.removesuffix(START)]) and not t.requires_grad for key, t in kept.items())
         assert {key: t.shape for key, t in ours.items()} == {key: t.shape for key, t in theirs.items()}
         assert any(not torch.equal(ours[key], theirs[key]) for key in ours)
@@ -170,6 +170,6 @@ def test_exact_factors_of_the_change_are_exact(name):
     for _, model, _ in started(name):
         for site in lt.select(build(), WHERE):
             module = moved(model).get_submodule(site.path)
-            slots = [slot for slot in module.adapters.slots() if isinstance(slot, Slot)]
-            dense = affine_map(module, slots)[0] - weight(model, site.path)
-            assert torch.allclose(delta_of(module, slots).dense(), dense, atol=1e-10)
+            tuners = [tuner for tuner in module.adapters.tuners() if isinstance(tuner, TunerLayer)]
+            dense = affine_map(module, tuners)[0] - weight(model, site.path)
+            assert torch.allclose(delta_of(module, tuners).dense(), dense, atol=1e-10)

@@ -100,11 +100,11 @@ def test_watching_tells_each_site_and_changes_nothing(name):
 @pytest.mark.parametrize("name", ROUTERS)
 def test_it_merges_only_where_one_weight_says_it_all(name, tmp_path):
     model = attached(made(name))
-    slots = adapters_of(model.get_submodule("model.layers.0.self_attn.q_proj")).slots()  # type: ignore[union-attr]
-    if made(name).linear and len(names_of(slots[0].form)) < 2:
+    tuners = adapters_of(model.get_submodule("model.layers.0.self_attn.q_proj")).tuners()  # type: ignore[union-attr]
+    if made(name).linear and len(names_of(tuners[0].form)) < 2:
         adapted = logits(model)
         assert torch.allclose(logits(lt.merge(model)), adapted, rtol=1e-9)
-        assert affine_map(model.get_submodule("model.layers.0.self_attn.q_proj"), slots)[0].isfinite().all()
+        assert affine_map(model.get_submodule("model.layers.0.self_attn.q_proj"), tuners)[0].isfinite().all()
         return
     with pytest.raises(lt.LuthierError, match="cannot be merged"):
         lt.merge(model)

@@ -14,7 +14,7 @@ from transformers import set_seed
 
 import luthier as lt
 from luthier.core.adapters.control import tensors
-from luthier.core.adapters.optimiser import course_of
+from luthier.core.adapters.optimiser import training_plan
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
@@ -140,9 +140,9 @@ def test_updates(name, monkeypatch):
 
     def draw(seed):
         set_seed(9)  # what is drawn comes from the course alone
-        course = course_of(model, 40, seed=seed)
-        steps = [[place.name for place in update.active(course, step)] for step in range(40)]
-        values = {key: tensor.detach().clone() for key, tensor in update.values(course, 0).items()}
+        plan = training_plan(model, 40, seed=seed)
+        steps = [[place.name for place in update.active(plan, step)] for step in range(40)]
+        values = {key: tensor.detach().clone() for key, tensor in update.values(plan, 0).items()}
         return [steps, {key: t for key, t in values.items() if t.dim() > 1}]
 
     law(draw, monkeypatch)

@@ -9,7 +9,7 @@ import torch
 
 import luthier as lt
 from luthier.core.adapters.control import tensors
-from luthier.core.adapters.optimiser import course_of, optimiser
+from luthier.core.adapters.optimiser import optimiser, training_plan
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.update import Update
@@ -111,16 +111,16 @@ def test_it_lowers_the_loss_and_leaves_the_base_alone(case):
 def test_what_is_not_active_keeps_its_bits_and_gets_no_gradient(case):
     update, model = case
     optimizer = optimiser(model, update, lr=1e-2, steps=STEPS, weight_decay=0.1 if update.decays else 0.0)
-    course = course_of(model, STEPS)
+    plan = training_plan(model, STEPS)
     for step in range(STEPS):
-        active = {place.name for place in update.active(course, step)}
-        resting = {p.key(k) for p in course.places if p.name not in active for k in p.params}
+        active = {place.name for place in update.active(plan, step)}
+        resting = {p.key(k) for p in plan.groups if p.name not in active for k in p.params}
         before = copies(model)
         model(**batches(1, seed=step)[0]).loss.backward()
         assert all(tensors(model)[key].grad is None for key in resting)
         optimizer.step()
         optimizer.zero_grad()
-        set_anew = set(update.values(course, step + 1))
+        set_anew = set(update.values(plan, step + 1))
         assert all(torch.equal(tensors(model)[key], before[key]) for key in resting - set_anew)
 
 
@@ -149,10 +149,10 @@ def test_a_resumed_run_equals_one_left_alone(case, kept):
 
 def test_what_it_does_follows_from_the_seed(case):
     update, model = case
-    course = course_of(model, 40, seed=1)
-    drawn = [[p.name for p in update.active(course, step)] for step in range(40)]
-    assert drawn == [[p.name for p in update.active(course, step)] for step in range(40)]
+    plan = training_plan(model, 40, seed=1)
+    drawn = [[p.name for p in update.active(plan, step)] for step in range(40)]
+    assert drawn == [[p.name for p in update.active(plan, step)] for step in range(40)]
     if len({tuple(names) for names in drawn}) > 1:
         assert update.changes
-        other = course_of(model, 40, seed=2)
+        other = training_plan(model, 40, seed=2)
         assert drawn != [[p.name for p in update.active(other, step)] for step in range(40)]

@@ -47,7 +47,7 @@ def test_it_serves_every_form_with_a_rank_and_is_saved(form, tmp_path):
     lt.save(model, tmp_path / "adapter")
     again = lt.load(build(), tmp_path / "adapter")
     assert torch.allclose(model(**ids).logits, again(**ids).logits, atol=1e-6)
-    assert {slot.form.rank for part in vars(again)["_luthier"].parts for slot in part.slots.values()} == {4, 1}
+    assert {tuner.form.rank for part in vars(again)["_luthier"].components for tuner in part.tuners.values()} == {4, 1}
 
 
 def test_a_budget_scales_the_rises_and_is_kept():

@@ -220,7 +220,7 @@ def test_measuring_leaves_the_base_as_it_was(llama):
 def test_a_budget_decides_the_rank_that_starts_and_allocations_count_from():
     """EVA's components are asked for at the rank that the budget pays for, not at the form's own."""
     from luthier.core.contracts.ranks import Budget
-    from luthier.measuring.allocation import ground
+    from luthier.measuring.allocation import resolve_targets
     from luthier.methods.statistics.pca import PCA
     from support.architectures import ARCHITECTURES
 
@@ -228,8 +228,8 @@ def test_a_budget_decides_the_rank_that_starts_and_allocations_count_from():
     sites = lt.select(model, "all-linear")
     worth = Budget(form).spent(sites, {site.path: 5 for site in sites})
     for ranks in (None, lt.ranks.EVA(2.0), lt.GeLoRA()):
-        _, _, purse = ground(model, form, None, ranks, str(worth + 1))
-        assert purse.form == lt.LoRA(rank=5, alpha=15.0)
-    (components,) = lt.ranks.EVA(2.0).statistics(purse.form)
-    assert components == PCA(10) and lt.inits.EVA().statistics(purse.form) == (PCA(5),)
-    assert ground(model, form, None, None, None)[2].form is form
+        _, _, rank_budget = resolve_targets(model, form, None, ranks, str(worth + 1))
+        assert rank_budget.form == lt.LoRA(rank=5, alpha=15.0)
+    (components,) = lt.ranks.EVA(2.0).statistics(rank_budget.form)
+    assert components == PCA(10) and lt.inits.EVA().statistics(rank_budget.form) == (PCA(5),)
+    assert resolve_targets(model, form, None, None, None)[2].form is form

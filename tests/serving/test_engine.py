@@ -13,7 +13,7 @@ from luthier.core.adapters.attach import state_of
 from luthier.core.contracts.component import find, names
 from luthier.core.errors import LuthierError
 from luthier.serving.engine.engine import Engine
-from luthier.serving.engine.request import Busy, Piece, Request
+from luthier.serving.engine.request import Busy, Chunk, Request
 from support import tiny
 from support.architectures import ARCHITECTURES
 
@@ -45,26 +45,26 @@ def saved(folder, model_name: str, form: str, keys: str = "ab", **settings) -> d
 class Answer:
     """What came of a request."""
 
-    pieces: list[Piece] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, piece: Piece) -> None:
+    def __call__(self, chunk: Chunk) -> None:
         assert not self.done.is_set(), "nothing may come behind the end"
-        self.pieces.append(piece)
-        if piece.finish is not None:
+        self.chunks.append(chunk)
+        if chunk.finish is not None:
             self.done.set()
 
     @property
     def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
+        return "".join(chunk.text for chunk in self.chunks)
 
     @property
     def ids(self) -> list[int]:
-        return [token.id for piece in self.pieces for token in piece.tokens]
+        return [token.id for chunk in self.chunks for token in chunk.tokens]
 
     @property
     def finish(self) -> str | None:
-        return self.pieces[-1].finish if self.pieces else None
+        return self.chunks[-1].finish if self.chunks else None
 
 
 def ids_of(text: str) -> tuple[int, ...]:
@@ -113,7 +113,7 @@ def same_as_alone(model_name: str, adapters: dict[str, str], **settings) -> None
     waves = mixed_waves()
     answers = served(engine, *waves)
     for request, answer in zip([request for wave in waves for request in wave], answers, strict=True):
-        assert answer.ids == alone(model_name, request, adapters), answer.pieces[-1].error
+        assert answer.ids == alone(model_name, request, adapters), answer.chunks[-1].error
         assert answer.finish == ("stop" if answer.ids[-1] == 2 else "length")
     assert engine.statistics().running == 0
     engine.close()
@@ -182,7 +182,7 @@ def test_greedy_rows_stay_greedy_beside_drawn_ones(engine):
 def test_log_probabilities_are_the_models_own(engine):
     request = asked("hello", temperature=0.7, top_p=0.8, seed=3, logprobs=5, max_tokens=6)
     (answer,) = served(engine, [request])
-    tokens = [token for piece in answer.pieces for token in piece.tokens]
+    tokens = [token for chunk in answer.chunks for token in chunk.tokens]
     ids = torch.tensor([[*request.prompt, *answer.ids]])
     with torch.no_grad():
         logs = build(dtype=torch.float32)(input_ids=ids).logits[0].log_softmax(-1)
@@ -201,7 +201,7 @@ def test_a_stop_text_ends_the_answer_and_is_not_in_it(engine):
     stop = whole.text[3:6]
     (answer,) = served(engine, [asked("stop here", max_tokens=12, stop=("never", stop))])
     assert answer.text == whole.text[: whole.text.index(stop)]
-    assert answer.finish == "stop" and answer.pieces[-1].generated == whole.text.index(stop) + 3
+    assert answer.finish == "stop" and answer.chunks[-1].generated == whole.text.index(stop) + 3
 
 
 def test_a_request_that_cannot_be_served_is_refused(engine):
@@ -260,7 +260,7 @@ def test_a_row_at_fault_takes_no_other_along(engine, monkeypatch):
     """Deliveries that raise, and logits that are no numbers."""
     good = served(engine, [asked("abc", max_tokens=9)])[0].ids
 
-    def broken(piece):
+    def broken(chunk):
         raise ConnectionError("gone")
 
     real, bad, beside = engine._model.forward, Answer(), [Answer(), Answer()]
@@ -280,7 +280,7 @@ def test_a_row_at_fault_takes_no_other_along(engine, monkeypatch):
     engine.submit(asked("abc", max_tokens=9), beside[1])
     while engine._worker.live.total():
         engine._worker.round()
-    assert bad.finish == "error" and "NaN" in str(bad.pieces[-1].error)
+    assert bad.finish == "error" and "NaN" in str(bad.chunks[-1].error)
     assert [answer.ids for answer in beside] == [good, good]
     assert engine.statistics().failed == 2
 
@@ -297,7 +297,7 @@ def test_a_failed_step_fails_its_requests_and_the_engine_goes_on(engine, monkeyp
     monkeypatch.setattr(engine._model, "forward", failing)
     engine._worker.round()
     monkeypatch.undo()
-    assert lost.finish == "error" and lost.pieces[-1].error == "RuntimeError: out of memory"
+    assert lost.finish == "error" and lost.chunks[-1].error == "RuntimeError: out of memory"
     engine.submit(asked("abc"), after)
     while engine._worker.live.total():
         engine._worker.round()
@@ -320,7 +320,7 @@ def test_a_prompt_at_fault_does_not_keep_others_from_joining(engine, monkeypatch
 def test_adapters_rest_until_a_row_asks_for_them(tmp_path):
     model = build()
     Engine(model, tiny.tokenizer(), adapters=saved(tmp_path, "llama", "lora", "abc")).close()
-    assert not any(home.acting for home in state_of(model).homes)
+    assert not any(container.acting for container in state_of(model).containers)
 
 
 def test_adapters_come_and_go_while_rows_run(tmp_path):

@@ -8,7 +8,7 @@ import torch
 import luthier as lt
 from luthier.evaluating.generate import Sampling, answers
 from luthier.serving.engine.engine import Engine
-from luthier.serving.engine.request import Piece, Request
+from luthier.serving.engine.request import Chunk, Request
 
 pytestmark = pytest.mark.real
 
@@ -32,9 +32,9 @@ def test_mixed_rows_on_real_weights(tmp_path):
     texts = ["" for _ in PROMPTS]
 
     def deliver_to(row: int):
-        def deliver(piece: Piece) -> None:
-            assert piece.error is None
-            texts[row] += piece.text
+        def deliver(chunk: Chunk) -> None:
+            assert chunk.error is None
+            texts[row] += chunk.text
 
         return deliver
 

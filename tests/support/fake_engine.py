@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.serving.engine.request import Busy, Piece, Request, Statistics, Ticket, Token, refuse_wrong
+from luthier.serving.engine.request import Busy, Chunk, Request, Statistics, Ticket, Token, refuse_wrong
 from support.tiny import TEMPLATE, tokenizer
 
 
@@ -62,7 +62,7 @@ class FakeEngine:
             running=len(self.live), finished=self.finished, generated_tokens=self.generated, adapters=len(self.names)
         )
 
-    def submit(self, request: Request, deliver: Callable[[Piece], None]) -> Ticket:
+    def submit(self, request: Request, deliver: Callable[[Chunk], None]) -> Ticket:
         refuse_wrong(request)
         if len(request.prompt) >= self.max_length:
             raise LuthierError(f"the prompt has {len(request.prompt)} tokens, at most {self.max_length} may be.")
@@ -74,32 +74,32 @@ class FakeEngine:
         threading.Thread(target=self._run, args=(number, request, deliver), daemon=True).start()
         return Ticket(lambda: self.cancelled.add(number))
 
-    def _run(self, number: int, request: Request, deliver: Callable[[Piece], None]) -> None:
+    def _run(self, number: int, request: Request, deliver: Callable[[Chunk], None]) -> None:
         while not self.gate.wait(0.005) and number not in self.cancelled:
             pass
-        for piece in self._pieces(number, request):
+        for chunk in self._pieces(number, request):
             self.generated = self.generated + 1
-            if piece.finish:
+            if chunk.finish:
                 self.live.discard(number)
                 self.finished += 1
-            deliver(piece)
-            if piece.finish:
+            deliver(chunk)
+            if chunk.finish:
                 return
 
     def _pieces(self, number: int, request: Request) -> Any:
         text = self.say(request)
         if text == "fail":
-            yield Piece(finish="error", error="the model made no sense")
+            yield Chunk(finish="error", error="the model made no sense")
         ends = [at for stop in request.stop if (at := text.find(stop)) >= 0]
         text, stopped = (text[: min(ends)], True) if ends else (text, False)
         for i, letter in enumerate(text[: request.max_tokens], 1):
             time.sleep(self.pace)
             if number in self.cancelled:
-                yield Piece(finish="cancelled", generated=i)
+                yield Chunk(finish="cancelled", generated=i)
             tokens: tuple[Token, ...] = ()
             if request.logprobs is not None:
                 top = tuple((j, other, -1.0 - j) for j, other in enumerate("xyz"[: request.logprobs]))
                 tokens = (Token(7, letter, -0.5, top),)
             last = i == min(len(text), request.max_tokens)
             finish = None if not last else "length" if i == request.max_tokens and not stopped else "stop"
-            yield Piece(letter, tokens, finish, generated=i)
+            yield Chunk(letter, tokens, finish, generated=i)

@@ -14,7 +14,7 @@ CASES = [(1, (2, 5, 1), 12, 20), (3, (17, 4, 8), 130, 260)]
 
 
 def error(dtype: torch.dtype, tokens: int, ranks: tuple[int, ...], d_in: int, d_out: int) -> float:
-    """The largest difference to the plain twin over the largest number; infinite if a row without adapter changed."""
+    """The largest difference to the reference over the largest number; infinite if a row without adapter changed."""
     a, b = ([torch.randn(rank, width) for rank in ranks] for width in (d_in, d_out))
     x, y = torch.randn(5, tokens, d_in).to(dtype), torch.randn(5, tokens, d_out).to(dtype)
     plain, fast = Rows(a, b), Rows(a, b)

@@ -7,8 +7,8 @@ import pytest
 import luthier as lt
 from luthier import data, models
 from luthier.methods.objectives.sft import SFT
+from luthier.training.context import recompute
 from luthier.training.estimate import estimate, saved_bytes
-from luthier.training.frame import recompute
 from support.tiny import sums, write_rows
 
 

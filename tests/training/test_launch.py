@@ -110,5 +110,5 @@ def test_launchers_that_would_spread_the_adapters_are_refused(alone, tmp_path, m
 def test_sharding_needs_processes(alone, tmp_path):
     with pytest.raises(lt.LuthierError, match="torchrun"):
         train(again(alone, tmp_path, shard=True), progress=False)
-    with pytest.raises(lt.LuthierError, match="packed"):
+    with pytest.raises(lt.LuthierError, match="quantised"):
         Training(shard=True, quantize="nf4")

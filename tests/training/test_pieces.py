@@ -19,7 +19,7 @@ from luthier.methods.inits.corda import CorDA
 from luthier.methods.inits.lora_ga import LoRAGA
 from luthier.methods.inits.lora_sb import LoRASB
 from luthier.methods.inits.pissa import PiSSA
-from luthier.methods.piece import Piece, read_pieces
+from luthier.methods.targeted_form import TargetedForm, read_targeted_forms
 from luthier.training import Run, Training, train
 from luthier.training.checkpoint import checkpoints
 from luthier.training.command import command
@@ -27,8 +27,8 @@ from support.tiny import sums, write_rows
 
 SHORT = Training(epochs=1, batch=4, accumulate=2, save_every=2, keep=20, lr=1e-2)
 ALSO = (
-    Piece(lt.Bottleneck(dim=6, insertion="parallel", scale=4.0), "output(mlp)"),
-    Piece(lt.LoReFT(rank=2, positions="f2,l1")),
+    TargetedForm(lt.Bottleneck(dim=6, insertion="parallel", scale=4.0), "output(mlp)"),
+    TargetedForm(lt.LoReFT(rank=2, positions="f2,l1")),
 )
 
 
@@ -81,7 +81,7 @@ def test_the_command_and_the_record_repeat_it(mam):
 
 def test_a_form_that_selects_nothing_is_found_before_the_weights(mam):
     with pytest.raises(lt.LuthierError, match="mpl"):
-        train(replace(mam, also=(Piece(lt.Bottleneck(), "output(mpl)"),)), progress=False)
+        train(replace(mam, also=(TargetedForm(lt.Bottleneck(), "output(mpl)"),)), progress=False)
     assert not mam.folder.exists()
 
 
@@ -143,7 +143,7 @@ def test_lora_sb_from_the_command_line(llama, additions, tmp_path):
 )
 def test_what_is_no_form_is_refused(text, told):
     with pytest.raises(lt.LuthierError, match=told):
-        read_pieces(text)
+        read_targeted_forms(text)
 
 
 def test_other_data_are_looked_at_where_they_are_named(pissa, tmp_path):

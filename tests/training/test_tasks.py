@@ -13,7 +13,7 @@ import torch
 
 import luthier as lt
 from luthier import data, models
-from luthier.cli.dry import rehearse
+from luthier.cli.dry_run import dry_run
 from luthier.core.errors import LuthierError
 from luthier.evaluating import evaluate, generate
 from luthier.evaluating.generate import Sampling, answers
@@ -211,7 +211,7 @@ def test_rows_longer_than_the_positions_are_bad(bert, tmp_path):
     source = write_rows(tmp_path / "rows.jsonl", rows)
     run = Run(bert, source, lt.LoRA(), out=str(tmp_path / "run"), training=replace(QUICK, epochs=1, eval_fraction=0))
     told = "2 rows: 130 tokens, the maximum is 128, as the model has no more positions.*lines 3, 4"
-    for start in (lambda: train(run, progress=False), lambda: rehearse(run)):
+    for start in (lambda: train(run, progress=False), lambda: dry_run(run)):
         with pytest.raises(LuthierError, match=told):
             start()
     assert not (tmp_path / "run" / "adapter").exists()

@@ -12,7 +12,7 @@ from luthier.cli.source import axes, field_docs
 from luthier.core.contracts.component import Component, find, names
 from luthier.core.errors import LuthierError, near
 
-FACES = {
+EDIT_KINDS = {
     "pre": "edits what enters a layer: x̂ = f(x), y = layer(x̂)",
     "post": "edits what leaves a place: ŷ = f(x, y)",
     "weight": "changes the tensor itself: Ŵ = f(W)",
@@ -88,7 +88,7 @@ def facts(cls: type[Component]) -> dict[str, str]:
     if not issubclass(cls, Form):
         return found
     return found | {
-        "face": f"{cls.face}: {FACES.get(cls.face, '')}",
+        "face": f"{cls.edit_kind}: {EDIT_KINDS.get(cls.edit_kind, '')}",
         "acts on": ", ".join(KINDS[kind] for kind in cls.kinds),
         "default where": cls.where,
         "learning rate": f"{cls.lr:g} unless told otherwise",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from luthier.data import Example
 
 LINES = (".txt", ".md", "")
-"""Files with a prompt a line."""
+"""Files with one prompt per line."""
 
 
 def prompts_or_rows(

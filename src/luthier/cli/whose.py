@@ -64,8 +64,8 @@ def _tables(recipe: Recipe) -> Iterator[tuple[str, type[Component], dict[str, An
         name = recipe.method if table == "form" else given.pop("name", None)
         if name is not None:
             yield table, find(axis, name), given
-    for number, piece in enumerate(recipe.also):
-        yield f"also.{number}", find("forms", piece["method"]), dict(piece.get("form", {}))
+    for number, targeted in enumerate(recipe.also):
+        yield f"also.{number}", find("forms", targeted["method"]), dict(targeted.get("form", {}))
 
 
 def _rows(recipe: Recipe, table: str, given: dict[str, Any], known: dict[str, Any]) -> list[Stated]:

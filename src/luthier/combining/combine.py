@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from luthier.combining import guards
-from luthier.combining.places import Spot, wide
+from luthier.combining.parameter_refs import ParameterRef, wide
 from luthier.combining.plot import plot
 from luthier.combining.prepare import Job, prepare
 from luthier.combining.result import Adapter, Into, Result
@@ -128,7 +128,7 @@ def _merged(
     return tally
 
 
-def _mean(job: Job, group: Sequence[Spot], deltas: Sequence[Delta], weights: Sequence[float]) -> Delta:
+def _mean(job: Job, group: Sequence[ParameterRef], deltas: Sequence[Delta], weights: Sequence[float]) -> Delta:
     """The weighted mean of the inputs that hold a module which the base lacks."""
     held = [i for i, each in enumerate(job.sources) if each.touches(group)]
     total = guards.check_mean([weights[i] for i in held])
@@ -145,7 +145,7 @@ def _truncated(delta: Delta, rank: int, row: Row) -> Delta:
     return best
 
 
-def _gap(job: Job, group: Sequence[Spot]) -> float:
+def _gap(job: Job, group: Sequence[ParameterRef]) -> float:
     """‖W_base - W_source‖² of one tensor; 0 without a source, rows that one of the two lacks left out."""
     if job.old is None:
         return 0.0

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.combining.places import Spot
+from luthier.combining.parameter_refs import ParameterRef
 from luthier.combining.reader import Reader
 from luthier.combining.source import Source
 from luthier.core.contracts.combination import Combination
 from luthier.core.errors import LuthierError
 from luthier.core.sites.samples import architecture
 from luthier.core.sites.scope import Scope
-from luthier.core.storage.fingerprint import kinship, sample_of
+from luthier.core.storage.fingerprint import base_similarity, sample_of
 
 RELATED = 0.5
 """Least cosine of sampled weights at which one base counts as grown out of the other."""
@@ -81,29 +81,29 @@ def check_weights(weights: Sequence[float] | None, count: int) -> tuple[float, .
 
 
 def check_shapes(
-    method: Combination, sources: Sequence[Source], groups: Sequence[Sequence[Spot]], scope: Scope
+    method: Combination, sources: Sequence[Source], groups: Sequence[Sequence[ParameterRef]], scope: Scope
 ) -> None:
     """Raises unless every delta may go where it would."""
-    for spots in groups:
+    for refs in groups:
         for source in sources:
-            if not source.touches(spots):
+            if not source.touches(refs):
                 continue
-            shape, at = source.shape(spots), spots[0].place(scope, {})
-            there = tuple(reversed(shape)) if spots[0].flipped else shape
+            shape, at = source.shape(refs), refs[0].place(scope, {})
+            there = tuple(reversed(shape)) if refs[0].flipped else shape
             if not method.fits(there, at):
                 raise LuthierError(
-                    f"{source.label}: {spots[0].name} is {shape}; in the base it is {tuple(spots[0].tensor.shape)}. "
+                    f"{source.label}: {refs[0].name} is {shape}; in the base it is {tuple(refs[0].tensor.shape)}. "
                     f"{method.name()} needs the same shapes" + (", but for rows of tokens." if method.moves else ".")
                 )
 
 
-def check_old(method: Combination, old: Reader, groups: Sequence[Sequence[Spot]], scope: Scope) -> None:
+def check_old(method: Combination, old: Reader, groups: Sequence[Sequence[ParameterRef]], scope: Scope) -> None:
     """Raises unless the old base has the parameters of the new one, of shapes that may move."""
-    for spots in groups:
-        name, at = spots[0].name, spots[0].place(scope, {})
+    for refs in groups:
+        name, at = refs[0].name, refs[0].place(scope, {})
         if name not in old.shapes:
             raise LuthierError(f"the source base has no {name}; it is of another architecture than the base.")
-        shape = tuple(reversed(old.shapes[name])) if spots[0].flipped else old.shapes[name]
+        shape = tuple(reversed(old.shapes[name])) if refs[0].flipped else old.shapes[name]
         if not method.fits(shape, at):
             raise LuthierError(
                 f"{name} is {shape} in the source base and {at.shape} in the base; {method.name()} refuses."
@@ -112,7 +112,7 @@ def check_old(method: Combination, old: Reader, groups: Sequence[Sequence[Spot]]
 
 def check_related(label: str, sample: dict[str, list[float]], model: nn.Module, force: bool) -> float | None:
     """The kinship of a sample of weights with the base; refuses strangers unless `force`."""
-    found = kinship(sample, model)
+    found = base_similarity(sample, model)
     if found is not None and found < RELATED:
         _refuse(
             f"{label} and the base were trained apart: the cosine of sampled weights is {found:.2f}, and a change "

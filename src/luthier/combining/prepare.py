@@ -12,7 +12,7 @@ from torch import nn
 
 from luthier.combining import guards
 from luthier.combining.guards import Served
-from luthier.combining.places import Spot, spots
+from luthier.combining.parameter_refs import ParameterRef, parameter_refs
 from luthier.combining.reader import Held, Reader, reader
 from luthier.combining.source import Adapter, Model, Source
 from luthier.core.adapters.attach import find_state
@@ -34,7 +34,7 @@ class Job:
 
     method: Combination
     sources: Sequence[Source]
-    groups: Sequence[Sequence[Spot]]
+    groups: Sequence[Sequence[ParameterRef]]
     """Parameters that change, each by all of its names, or by one where an input changes that one alone."""
     apart: frozenset[str]
     """Names of the latter."""
@@ -48,7 +48,7 @@ class Job:
     processor: Any
     """What prepares the inputs of the model, where a source has more tokens than the base."""
 
-    def at(self, group: Sequence[Spot], totals: Mapping[str, float]) -> tuple[Place, list[Delta]]:
+    def at(self, group: Sequence[ParameterRef], totals: Mapping[str, float]) -> tuple[Place, list[Delta]]:
         """A place and the deltas there."""
         return group[0].place(self.scope, dict(totals)), [
             each.delta(group) if each.touches(group) else Delta.zero(*group[0].oriented(group[0].tensor).shape)
@@ -77,7 +77,7 @@ def prepare(
     old = None if old_name is None else reader(old_name, base)
     sources = [_read(each, spec, base, old, method, force) for each, spec in zip(inputs, specs, strict=True)]
     processor = None if old is None else _grown(base, sources, method, old, merged)
-    scope, everything = Scope(base), spots(base)
+    scope, everything = Scope(base), parameter_refs(base)
     if old is not None and old_name is not None:
         guards.check_old(method, old, everything, scope)
         guards.check_tokens(old_name, str(getattr(base, "name_or_path", "")), force)
@@ -163,7 +163,7 @@ def _read(
 def _grown(base: nn.Module, sources: Sequence[Source], method: Combination, old: Reader, merged: bool) -> Any:
     """Gives the base the tokens that a source has more, as rows of zeros; returns that source's processor, if any."""
     scope = Scope(base)
-    for group in spots(base):
+    for group in parameter_refs(base):
         at = group[0].place(scope, {})
         for each in sources:
             rows = each.shape(group)[0] if at.vocabulary and isinstance(each, Model) else 0
@@ -201,24 +201,24 @@ def _processor(name: str) -> Any:
 
 
 def _groups(
-    sources: Sequence[Source], everything: Sequence[Sequence[Spot]]
-) -> tuple[list[Sequence[Spot]], frozenset[str]]:
+    sources: Sequence[Source], everything: Sequence[Sequence[ParameterRef]]
+) -> tuple[list[Sequence[ParameterRef]], frozenset[str]]:
     """(the parameters that change, the names of those that change apart from what they are tied to)."""
-    found: list[Sequence[Spot]] = []
+    found: list[Sequence[ParameterRef]] = []
     apart: set[str] = set()
-    for spots_ in everything:
-        touching = [each for each in sources if each.touches(spots_)]
-        alone = [each for each in touching if each.apart(spots_)]
+    for refs_ in everything:
+        touching = [each for each in sources if each.touches(refs_)]
+        alone = [each for each in touching if each.apart(refs_)]
         if alone and len(alone) < len(touching):
             other = next(each for each in touching if each not in alone)
             raise LuthierError(
-                f"{alone[0].label} changes {' or '.join(spot.name for spot in spots_)} alone and {other.label} both, "
+                f"{alone[0].label} changes {' or '.join(ref.name for ref in refs_)} alone and {other.label} both, "
                 "which are one tensor in the base."
             )
         if alone:
-            names = [spot for spot in spots_ if any(each.touches([spot]) for each in alone)]
-            apart.update(spot.name for spot in names)
-            found += [[spot] for spot in names]
+            names = [ref for ref in refs_ if any(each.touches([ref]) for each in alone)]
+            apart.update(ref.name for ref in names)
+            found += [[ref] for ref in names]
         elif touching:
-            found.append(spots_)
+            found.append(refs_)
     return found, frozenset(apart)

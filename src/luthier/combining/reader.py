@@ -9,7 +9,7 @@ from typing import Protocol
 import safetensors
 from torch import Tensor, nn
 
-from luthier.combining.places import spots
+from luthier.combining.parameter_refs import parameter_refs
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json
 
@@ -89,10 +89,10 @@ def reader(name: str, model: nn.Module) -> Reader:
     path = resolve(name)
     if isinstance(path, Path) and ((path / WEIGHTS).is_file() or (path / INDEX).is_file()):
         found = Checkpoint(path)
-        groups = spots(model)
-        if set(found.shapes) <= {spot.name for group in groups for spot in group} | _buffers(model):
+        groups = parameter_refs(model)
+        if set(found.shapes) <= {ref.name for group in groups for ref in group} | _buffers(model):
             for group in groups:
-                _alias(found, [spot.name for spot in group])
+                _alias(found, [ref.name for ref in group])
             return found
     from luthier.models.beside import WITHOUT
     from luthier.models.quiet import quiet

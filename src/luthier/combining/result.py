@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from luthier.combining.places import Spot, wide
+from luthier.combining.parameter_refs import ParameterRef, wide
 from luthier.combining.tensorfile import TensorFile
-from luthier.core.adapters.slot import Part
+from luthier.core.adapters.tuner import AdapterComponent
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
@@ -34,7 +34,7 @@ NAME = "combined"
 class Result(Protocol):
     """Takes changes, one tensor after the other."""
 
-    def add(self, spots: Sequence[Spot], delta: Delta, apart: bool) -> None:
+    def add(self, refs: Sequence[ParameterRef], delta: Delta, apart: bool) -> None:
         """The change of a parameter under all of its names (`apart`: under the one name given, though tied)."""
         ...
 
@@ -49,13 +49,13 @@ class Into:
     def __init__(self, model: nn.Module, processor: Any = None) -> None:
         self.model, self.processor, self._changed = model, processor, 0
 
-    def add(self, spots: Sequence[Spot], delta: Delta, apart: bool) -> None:
-        spot = spots[0]
-        old = spot.tensor
-        new = spot.oriented(delta.apply(spot.oriented(wide(old)))).to(old.dtype)
+    def add(self, refs: Sequence[ParameterRef], delta: Delta, apart: bool) -> None:
+        ref = refs[0]
+        old = ref.tensor
+        new = ref.oriented(delta.apply(ref.oriented(wide(old)))).to(old.dtype)
         if apart:
-            spot.module._parameters[spot.key] = nn.Parameter(new.contiguous(), old.requires_grad)
-            self._untie(spot.name)
+            ref.module._parameters[ref.key] = nn.Parameter(new.contiguous(), old.requires_grad)
+            self._untie(ref.name)
         else:
             old.data.copy_(new)
         self._changed += 1
@@ -89,37 +89,37 @@ class Adapter:
         self._sparse: dict[Site, Delta] = {}
         self._full: list[Site] = []
 
-    def add(self, spots: Sequence[Spot], delta: Delta, apart: bool) -> None:
-        spot = spots[0]
-        if spot.name in self._new:
-            self._add_whole(spot, delta)
+    def add(self, refs: Sequence[ParameterRef], delta: Delta, apart: bool) -> None:
+        ref = refs[0]
+        if ref.name in self._new:
+            self._add_whole(ref, delta)
             return
-        layer = None if len(spots) > 1 else self._layer(spot)
-        site = layer or self.scope.parameter(spot.name)
+        layer = None if len(refs) > 1 else self._layer(ref)
+        site = layer or self.scope.parameter(ref.name)
         if _stays_low_rank(delta):
             self._low[site] = Delta(delta.shape[::-1], delta.A.mT, delta.B.mT) if site.kind == "embedding" else delta  # type: ignore[union-attr]
             return
         sparse = _as_sparse(delta)
-        place = site if site.kind == "affine" else self.scope.parameter(spot.name)
+        place = site if site.kind == "affine" else self.scope.parameter(ref.name)
         if apart and (sparse is None or place.kind == "param"):
             raise LuthierError(
-                f"{spot.name} is tied to another tensor and changes alone, by more than low rank: give a rank "
+                f"{ref.name} is tied to another tensor and changes alone, by more than low rank: give a rank "
                 "(--rank), or write a merged model (--merged)."
             )
         if sparse is not None:
             self._sparse[place] = sparse
         elif bool(delta.dense().any()):
-            self._add_whole(spot, delta)
+            self._add_whole(ref, delta)
 
-    def _add_whole(self, spot: Spot, delta: Delta) -> None:
-        self._full.append(self.scope.parameter(spot.name))
-        theta = spot.oriented(spot.oriented(wide(spot.tensor)) + delta.dense())
+    def _add_whole(self, ref: ParameterRef, delta: Delta) -> None:
+        self._full.append(self.scope.parameter(ref.name))
+        theta = ref.oriented(ref.oriented(wide(ref.tensor)) + delta.dense())
         self._file.add(f"full.{self._full[-1].path}.theta", theta)
 
-    def _layer(self, spot: Spot) -> Site | None:
+    def _layer(self, ref: ParameterRef) -> Site | None:
         """The site of the layer whose weight this is; a table that scales what it looks up has none."""
-        plain = features(spot.module) is not None or type(spot.module) is nn.Embedding
-        return self._layers.get(spot.path) if spot.key == "weight" and plain else None
+        plain = features(ref.module) is not None or type(ref.module) is nn.Embedding
+        return self._layers.get(ref.path) if ref.key == "weight" and plain else None
 
     def save(self, folder: Path, base: str, measured: Mapping[str, Any]) -> dict[str, int]:
         made = {"lora": self._lora(), "sparse": self._entries(), "full": self._whole()}
@@ -139,7 +139,7 @@ class Adapter:
         )
         return {kind: len(part.sites) for kind, part in parts.items()}
 
-    def _lora(self) -> Part | None:
+    def _lora(self) -> AdapterComponent | None:
         ranks = {site.path: int(delta.rank or 0) for site, delta in self._low.items()}
         for site, delta in self._low.items():
             assert delta.A is not None and delta.B is not None
@@ -152,7 +152,7 @@ class Adapter:
         part.ranks = ranks if len(set(ranks.values())) > 1 else {}
         return part
 
-    def _entries(self) -> Part | None:
+    def _entries(self) -> AdapterComponent | None:
         sizes = {site: torch.Size(delta.shape).numel() for site, delta in self._sparse.items()}
         density = max((_nnz(delta) / sizes[site] for site, delta in self._sparse.items()), default=0.0)
         for site, delta in self._sparse.items():
@@ -163,10 +163,10 @@ class Adapter:
             self._file.add(f"sparse.{site.path}.values", _padded(delta.values, more))
         return self._part(Sparse(density=density), list(self._sparse)) if sizes else None
 
-    def _whole(self) -> Part | None:
+    def _whole(self) -> AdapterComponent | None:
         return self._part(Full(), self._full) if self._full else None
 
-    def _part(self, form: Form, sites: list[Site]) -> Part:
+    def _part(self, form: Form, sites: list[Site]) -> AdapterComponent:
         chosen = Sites(sites)
         words = ("all-linear", ", ".join(map(str, sites)))
         where = next((text for text in words if _same(self.model, text, chosen)), None)
@@ -174,7 +174,7 @@ class Adapter:
             raise LuthierError(
                 f"no selection names exactly the changed places, first {sites[0]}; write a merged model."
             )
-        return Part(NAME, form, where, chosen)
+        return AdapterComponent(NAME, form, where, chosen)
 
 
 def _stays_low_rank(delta: Delta) -> bool:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from luthier.combining.lower import at_base, lowered
-from luthier.combining.places import Spot, wide
+from luthier.combining.parameter_refs import ParameterRef, wide
 from luthier.combining.reader import Reader
 from luthier.core.adapters.lower import refuse_unmergeable
-from luthier.core.adapters.slot import Part, Slot
 from luthier.core.adapters.start import expected_shapes
+from luthier.core.adapters.tuner import AdapterComponent, TunerLayer
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
-from luthier.core.storage.store import part_of
+from luthier.core.storage.store import component_of
 from luthier.core.storage.weights import WEIGHTS, check_shapes, group_of, header, opened
 
 
@@ -27,19 +27,19 @@ class Source(Protocol):
 
     label: str
 
-    def touches(self, spots: Sequence[Spot]) -> bool:
+    def touches(self, refs: Sequence[ParameterRef]) -> bool:
         """Whether it changes a parameter, given by all of its names."""
         ...
 
-    def apart(self, spots: Sequence[Spot]) -> bool:
+    def apart(self, refs: Sequence[ParameterRef]) -> bool:
         """Whether it changes a tied parameter at one of its names and not at the others."""
         ...
 
-    def shape(self, spots: Sequence[Spot]) -> tuple[int, ...]:
+    def shape(self, refs: Sequence[ParameterRef]) -> tuple[int, ...]:
         """Shape of its change, as the model stores it."""
         ...
 
-    def delta(self, spots: Sequence[Spot]) -> Delta:
+    def delta(self, refs: Sequence[ParameterRef]) -> Delta:
         """Its change of the parameter, [d_out, d_in] for linear layers."""
         ...
 
@@ -52,69 +52,69 @@ class Adapter:
 
     def __init__(self, model: nn.Module, folder: Path, spec: dict[str, Any], old: Reader | None) -> None:
         self.label, self.spec, self._folder, self._old = str(folder), spec, folder, old
-        self.parts = [part_of(model, each, spec["name"], folder) for each in spec["parts"]]
+        self.components = [component_of(model, each, spec["name"], folder) for each in spec["parts"]]
         self._file = opened(folder, spec)
         self._header = header(self._file)
         self._last: tuple[str, dict[str, Delta]] = ("", {})
-        for part in self.parts:
-            for site in part.sites:
-                refuse_unmergeable([Slot(part, site, site, "", {})])
-                self._check(model.get_submodule(site.module), part, site)
+        for component in self.components:
+            for site in component.sites:
+                refuse_unmergeable([TunerLayer(component, site, site, "", {})])
+                self._check(model.get_submodule(site.module), component, site)
 
-    def _check(self, module: nn.Module, part: Part, site) -> None:
-        prefix, found = self._stored(part, site)
+    def _check(self, module: nn.Module, component: AdapterComponent, site) -> None:
+        prefix, found = self._stored(component, site)
         shapes = {name: self._header[key][1] for name, key in found.items()}
-        check_shapes(self._folder, prefix, shapes, expected_shapes(module, site, part))
+        check_shapes(self._folder, prefix, shapes, expected_shapes(module, site, component))
 
-    def _stored(self, part: Part, site) -> tuple[str, dict[str, str]]:
+    def _stored(self, component: AdapterComponent, site) -> tuple[str, dict[str, str]]:
         """(prefix, {parameter: key of the file}) of a site."""
-        prefix = f"{group_of(self.parts.index(part), part, site)}."
+        prefix = f"{group_of(self.components.index(component), component, site)}."
         found = {key.removeprefix(prefix): key for key in self._header if key.startswith(prefix)}
         return prefix, {name: key for name, key in found.items() if "." not in name}
 
     @cached_property
-    def _modules(self) -> dict[str, list[tuple[Part, Any]]]:
-        found: dict[str, list[tuple[Part, Any]]] = {}
-        for part in self.parts:
-            for site in part.sites:
-                found.setdefault(site.module, []).append((part, site))
+    def _modules(self) -> dict[str, list[tuple[AdapterComponent, Any]]]:
+        found: dict[str, list[tuple[AdapterComponent, Any]]] = {}
+        for component in self.components:
+            for site in component.sites:
+                found.setdefault(site.module, []).append((component, site))
         return found
 
-    def _acts(self, spot: Spot) -> bool:
-        sites = [site for _, site in self._modules.get(spot.path, [])]
+    def _acts(self, ref: ParameterRef) -> bool:
+        sites = [site for _, site in self._modules.get(ref.path, [])]
         own = ("weight", "bias")
-        return any(site.path == spot.name if site.kind == "param" else spot.key in own for site in sites)
+        return any(site.path == ref.name if site.kind == "param" else ref.key in own for site in sites)
 
-    def touches(self, spots: Sequence[Spot]) -> bool:
-        return any(self._acts(spot) for spot in spots)
+    def touches(self, refs: Sequence[ParameterRef]) -> bool:
+        return any(self._acts(ref) for ref in refs)
 
-    def apart(self, spots: Sequence[Spot]) -> bool:
-        layers = (site for spot in spots for _, site in self._modules.get(spot.path, []))
-        return len(spots) > 1 and any(site.kind != "param" for site in layers)
+    def apart(self, refs: Sequence[ParameterRef]) -> bool:
+        layers = (site for ref in refs for _, site in self._modules.get(ref.path, []))
+        return len(refs) > 1 and any(site.kind != "param" for site in layers)
 
-    def shape(self, spots: Sequence[Spot]) -> tuple[int, ...]:
-        return tuple(spots[0].tensor.shape)
+    def shape(self, refs: Sequence[ParameterRef]) -> tuple[int, ...]:
+        return tuple(refs[0].tensor.shape)
 
-    def delta(self, spots: Sequence[Spot]) -> Delta:
-        total = Delta.zero(*spots[0].oriented(spots[0].tensor).shape)
-        for spot in spots:
-            if (found := self._changes(spot).get(spot.key)) is not None:
-                flat = spot.flipped and self._modules[spot.path][0][1].kind == "param"
+    def delta(self, refs: Sequence[ParameterRef]) -> Delta:
+        total = Delta.zero(*refs[0].oriented(refs[0].tensor).shape)
+        for ref in refs:
+            if (found := self._changes(ref).get(ref.key)) is not None:
+                flat = ref.flipped and self._modules[ref.path][0][1].kind == "param"
                 total = total + (Delta.dense_of(found.dense().mT) if flat else found)
         return total
 
-    def _changes(self, spot: Spot) -> dict[str, Delta]:
-        if self._last[0] != spot.path:
-            module = spot.module if self._old is None else at_base(spot.path, spot.module, self._old.get)
-            slots = [self._slot(part, site) for part, site in self._modules.get(spot.path, [])]
+    def _changes(self, ref: ParameterRef) -> dict[str, Delta]:
+        if self._last[0] != ref.path:
+            module = ref.module if self._old is None else at_base(ref.path, ref.module, self._old.get)
+            tuners = [self._tuner(component, site) for component, site in self._modules.get(ref.path, [])]
             with torch.no_grad():
-                self._last = spot.path, lowered(spot.path, module, slots) if slots else {}
+                self._last = ref.path, lowered(ref.path, module, tuners) if tuners else {}
         return self._last[1]
 
-    def _slot(self, part: Part, site) -> Slot:
-        _, stored = self._stored(part, site)
+    def _tuner(self, component: AdapterComponent, site) -> TunerLayer:
+        _, stored = self._stored(component, site)
         held = {name: nn.Parameter(self._finite(key), False) for name, key in stored.items()}
-        return Slot(part, site, site, "", held).eval()
+        return TunerLayer(component, site, site, "", held).eval()
 
     def _finite(self, key: str) -> Tensor:
         tensor = self._file.get_tensor(key)
@@ -129,13 +129,13 @@ class Model:
     def __init__(self, label: str, new: Reader, old: Reader) -> None:
         self.label, self._new, self._old = label, new, old
 
-    def check(self, groups: Sequence[Sequence[Spot]]) -> None:
+    def check(self, groups: Sequence[Sequence[ParameterRef]]) -> None:
         """Raises unless it has the parameters of the base, tied where those are."""
-        missing = [spots[0].name for spots in groups if spots[0].name not in self._new.shapes]
+        missing = [refs[0].name for refs in groups if refs[0].name not in self._new.shapes]
         if missing:
             raise LuthierError(f"{self.label} is no fine-tuned copy of this base: it has no {missing[0]}.")
-        for spots in groups:
-            first, *others = (spot.name for spot in spots)
+        for refs in groups:
+            first, *others = (ref.name for ref in refs)
             if any(not torch.equal(self._new.get(first), self._new.get(name)) for name in others):
                 raise LuthierError(
                     f"{self.label} keeps {first} and {others[0]} apart; in the base they are one tensor."
@@ -145,20 +145,20 @@ class Model:
         """The fine-tuned tensor, or None without one."""
         return self._new.get(name) if name in self._new.shapes else None
 
-    def touches(self, spots: Sequence[Spot]) -> bool:
+    def touches(self, refs: Sequence[ParameterRef]) -> bool:
         return True
 
-    def apart(self, spots: Sequence[Spot]) -> bool:
+    def apart(self, refs: Sequence[ParameterRef]) -> bool:
         return False
 
-    def shape(self, spots: Sequence[Spot]) -> tuple[int, ...]:
-        return self._new.shapes[spots[0].name]
+    def shape(self, refs: Sequence[ParameterRef]) -> tuple[int, ...]:
+        return self._new.shapes[refs[0].name]
 
-    def delta(self, spots: Sequence[Spot]) -> Delta:
-        spot = spots[0]
-        new, old = self._new.get(spot.name), self._old.get(spot.name)
+    def delta(self, refs: Sequence[ParameterRef]) -> Delta:
+        ref = refs[0]
+        new, old = self._new.get(ref.name), self._old.get(ref.name)
         if new.shape == old.shape and torch.equal(new, old.to(new.dtype)):
-            return Delta.zero(*spot.oriented(new).shape)
+            return Delta.zero(*ref.oriented(new).shape)
         before = Delta.dense_of(wide(old))
         before = before.padded(len(new)) if new.dim() and len(new) > len(old) else before
-        return Delta.dense_of(spot.oriented((Delta.dense_of(wide(new)) - before).dense()))
+        return Delta.dense_of(ref.oriented((Delta.dense_of(wide(new)) - before).dense()))

@@ -21,8 +21,8 @@ from luthier.core.errors import LuthierError, near
 from luthier.measuring.calibration import Calibration
 from luthier.methods.forms.full import Full
 from luthier.methods.objectives.sft import SFT
-from luthier.methods.piece import Piece
 from luthier.methods.recipe import Recipe, read_recipe, recipe_files
+from luthier.methods.targeted_form import TargetedForm
 from luthier.methods.updates.adamw import AdamW
 from luthier.training.spec import Training
 
@@ -46,7 +46,7 @@ class Method:
     ranks: Ranks | None = None
     init: Init | None = None
     update: Update = field(default_factory=AdamW)
-    also: tuple[Piece, ...] = ()
+    also: tuple[TargetedForm, ...] = ()
     objective: Objective = field(default_factory=SFT)
     select: Selection | None = None
     select_rows: int | None = None
@@ -80,7 +80,7 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, Component):
         return {"name": value.name(), "settings": value.to_dict()}
-    return value.to_dict() if isinstance(value, Piece | Calibration) else value
+    return value.to_dict() if isinstance(value, TargetedForm | Calibration) else value
 
 
 def _any(name: str) -> Method:
@@ -115,7 +115,7 @@ def _recipe(name: str) -> Method:
         ranks=_component(recipe, "ranks"),
         init=_component(recipe, "init"),
         update=_component(recipe, "update") or AdamW(),
-        also=tuple(map(Piece.from_dict, recipe.also)),
+        also=tuple(map(TargetedForm.from_dict, recipe.also)),
         objective=_component(recipe, "objective") or SFT(),
         select=_component(recipe, "select"),
         calibration=Calibration(**recipe.calibration),
@@ -129,14 +129,16 @@ def _peft(name: str) -> Method:
     """peft's own model, at the sites, rank and scale that Luthier's method of the same name has."""
     prefix, colon, rest = name.partition(":")
     known = [*PEFT, *(f"recipe:{each}" for each in PEFT)]
-    twin = _recipe(rest) if colon and prefix == "recipe" else _form(name) if name in PEFT else None
-    if twin is None or twin.form.name() not in PEFT:
+    counterpart = _recipe(rest) if colon and prefix == "recipe" else _form(name) if name in PEFT else None
+    if counterpart is None or counterpart.form.name() not in PEFT:
         raise LuthierError(
             f"no method 'peft:{name}'{near(name, known)} There are: {', '.join(f'peft:{k}' for k in known)}."
         )
     if importlib.util.find_spec("peft") is None:
         raise LuthierError(f"peft:{name} needs peft: pip install peft.")
-    return dataclasses.replace(twin, kind="peft", notes=(*twin.notes, f"peft's own model, set up as {name} is here"))
+    return dataclasses.replace(
+        counterpart, kind="peft", notes=(*counterpart.notes, f"peft's own model, set up as {name} is here")
+    )
 
 
 KINDS = {"": _any, "form": _form, "recipe": _recipe, "peft": _peft}

@@ -19,7 +19,7 @@ from luthier.core.contracts.form import Form
 from luthier.core.contracts.ranks import Ranks
 from luthier.core.errors import LuthierError
 from luthier.core.sites.select import select
-from luthier.measuring.allocation import ground
+from luthier.measuring.allocation import resolve_targets
 from luthier.methods.forms.full import Full
 from luthier.training.spec import Run, Training
 
@@ -48,7 +48,7 @@ class Job:
     folder: Path
     """Where its record goes."""
     trainable: int | None
-    """Trained numbers, estimated; None where the data decide."""
+    """Trainable parameters, estimated; None where the data decide."""
     new_head: bool
     """Whether the checkpoint lacks the head, which is then drawn by the seed and knows nothing yet."""
 
@@ -170,7 +170,7 @@ def _shapes(study: Study, model: str, read: Sourced) -> Shapes:
 
 
 def _jobs(study: Study, model: str, read: Sourced, method: Method, shapes: Shapes, folder: Path) -> list[Job]:
-    """A method's runs on a model and data set, one a seed."""
+    """A method's runs on a model and data set, one per seed."""
     fitted = _fitted(method, shapes)
     trainable = 0 if fitted.kind == "untouched" else _trainable(fitted, shapes)
     made = []
@@ -235,19 +235,19 @@ def _fitted(method: Method, shapes: Shapes) -> Method:
         note = f"the recipe's sites ({method.where}) are not in this model: the method's own ({method.form.where})"
         method = dataclasses.replace(method, where=None, notes=(*method.notes, note))
     method.objective.check_form(method.form)
-    sites, ranks, purse = ground(shapes.empty, method.form, method.where, method.ranks, method.budget)
+    sites, ranks, rank_budget = resolve_targets(shapes.empty, method.form, method.where, method.ranks, method.budget)
     wrong = [site for site in sites if site.kind not in method.form.kinds]
     if wrong:
         raise LuthierError(
             f"{method.form.name()} acts on sites of kind {', '.join(method.form.kinds)}; {wrong[0]} is not."
         )
     method.update.check_form(method.form, sites)
-    for piece in method.also:
-        method.update.check_beside(piece.form, select(shapes.empty, piece.place))
+    for targeted in method.also:
+        method.update.check_beside(targeted.form, select(shapes.empty, targeted.place))
     if method.kind == "peft" and (method.ranks is not None or any(site.kind != "affine" for site in sites)):
         raise LuthierError(f"{method.name} is compared at linear layers of one rank; choose such sites, and no ranks.")
-    if ranks is not None and not any(ranks.statistics(method.form)) and purse.parameters is not None:
-        ranks.allocate(sites, {}, purse)  # too small a budget is told now
+    if ranks is not None and not any(ranks.statistics(method.form)) and rank_budget.parameters is not None:
+        ranks.allocate(sites, {}, rank_budget)  # too small a budget is told now
     return method
 
 
@@ -267,23 +267,23 @@ def _base(method: Method, head: tuple[str, ...]) -> Method:
 
 
 def _trainable(method: Method, shapes: Shapes) -> int | None:
-    """Trained numbers, a new head included; None where ranks follow from measurements."""
-    sites, ranks, purse = ground(shapes.empty, method.form, method.where, method.ranks, method.budget)
+    """Trainable parameters, a new head included; None where ranks follow from measurements."""
+    sites, ranks, rank_budget = resolve_targets(shapes.empty, method.form, method.where, method.ranks, method.budget)
     if set(method.form.needs) - {"weight"}:
         return None
-    form = method.form if ranks is None else _even(method.form, ranks, sites, purse)
+    form = method.form if ranks is None else _even(method.form, ranks, sites, rank_budget)
     if form is None:
         return None
     body = count(shapes.empty, form, method.where)["trainable"]
-    body += sum(count(shapes.empty, piece.form, piece.place)["trainable"] for piece in method.also)
+    body += sum(count(shapes.empty, targeted.form, targeted.place)["trainable"] for targeted in method.also)
     if isinstance(form, Full):
         return body
     heads = [shapes.empty.get_submodule(path) for path in shapes.head]
     return body + sum(p.numel() for module in heads for p in module.parameters())
 
 
-def _even(form: Form, ranks: Ranks, sites: Any, purse: Any) -> Form | None:
+def _even(form: Form, ranks: Ranks, sites: Any, rank_budget: Any) -> Form | None:
     """The form at the one rank that an allocation without measurements gives."""
     if any(ranks.statistics(form)):
         return None
-    return form.with_rank(max(ranks.allocate(sites, {}, purse).values()))
+    return form.with_rank(max(ranks.allocate(sites, {}, rank_budget).values()))

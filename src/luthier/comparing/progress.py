@@ -1,4 +1,4 @@
-"""Progress over the runs of a study: a bar on a terminal, a line a run elsewhere; always on stderr."""
+"""Progress over the runs of a study: a bar on a terminal, one line per run elsewhere; always on stderr."""
 
 from __future__ import annotations
 

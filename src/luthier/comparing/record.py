@@ -43,7 +43,7 @@ class Record:
     eval_losses: list[tuple[int, float]]
     """(step, loss on the validation part)."""
     trainable: int
-    """Trained numbers, a new head included."""
+    """Trainable parameters, a new head included."""
     total: int
     """Numbers of the model, without the adapter."""
     bytes: int
@@ -71,7 +71,7 @@ class Record:
     trials: list[dict[str, Any]] = field(default_factory=list)
     """Trials of the search: settings, `lr` first, and `value`, the validation loss (null where it diverged)."""
     budget: str | None = None
-    """The budget that bounds the trained numbers; None where the method is exempt (see `notes`)."""
+    """The budget that bounds the trainable parameters; None where the method is exempt (see `notes`)."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know to compare fairly."""
     command: str = ""

@@ -14,8 +14,8 @@ from luthier.core.errors import LuthierError
 from luthier.data import Examples
 from luthier.training.prepare import prepare
 from luthier.training.progress import quiet
-from luthier.training.routes import columns_of
 from luthier.training.spec import Run
+from luthier.training.task_columns import columns_of
 
 LONGEST = 1024
 """Tokens of a piece of held text."""
@@ -28,13 +28,13 @@ def trained_on(runs: Iterable[Run], attempt: Callable[[Callable[[], Any]], Any])
     """
     seen: set[str] = set()
     for run in runs:
-        ground = _ground(run)
-        if ground not in seen:
-            seen.add(ground)
+        key = _encoding_key(run)
+        if key not in seen:
+            seen.add(key)
             attempt(lambda run=run: _prepared(run))
 
 
-def _ground(run: Run) -> str:
+def _encoding_key(run: Run) -> str:
     """What the encoded rows follow from."""
     settings, plain = run.training, run.to_dict()
     drawn = settings.seed if run.limit is not None or run.data.startswith("gym:") else None

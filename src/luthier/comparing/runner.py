@@ -34,7 +34,7 @@ from luthier.core.errors import LuthierError
 from luthier.data import Examples
 from luthier.methods.objectives.sft import SFT
 from luthier.training.folder import versions
-from luthier.training.report import settled
+from luthier.training.report import resolved_settings
 
 WAIT = 5.0
 """Seconds between looks at runs that another process makes."""
@@ -106,7 +106,7 @@ def taken(planned: Plan) -> list[str]:
     lines = {}
     for job in planned.jobs:
         notes = "".join(f"; {note}" for note in job.method.notes)
-        said = notes.removeprefix("; ") if job.method.kind == "untouched" else settled(job.run) + notes
+        said = notes.removeprefix("; ") if job.method.kind == "untouched" else resolved_settings(job.run) + notes
         lines[f"{job.method.name}: {said}"] = None
     return list(lines)
 

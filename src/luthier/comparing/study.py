@@ -39,7 +39,7 @@ tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 METHODS = ("base", "lora", "full")
-"""What is compared when nobody says."""
+"""What is compared by default."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,21 @@ class DataSet:
     test: dict[str, str] = field(default_factory=dict)
     """Sources of the test parts by name; none: the test split of `train`, or a fifth of its rows, held out."""
     validation: str | None = None
-    """Source of the validation part (none: a share of the training rows, eval_fraction)."""
+    """Source of the validation part. Default: a share of the training rows, eval_fraction."""
     rows: int | None = None
     """Take that many training rows, drawn by the seed."""
     test_rows: int | None = None
     """Take that many rows of each test part, the same for all."""
     task: str | None = None
-    """What the rows are for (none: what their columns tell)."""
+    """What the rows are for. Default: what their columns tell."""
     columns: str | None = None
     """Columns that the data call otherwise, by what they are: text=body,label=category."""
     metric: str | None = None
-    """The main metric (none: the first that the task has)."""
+    """The main metric. Default: the first that the task has."""
     max_new_tokens: int = 128
     """Longest answer."""
     models: list[str] = field(default_factory=list)
-    """Models that are fitted to it (none: all)."""
+    """Models that are fitted to it. Default: all."""
     training: dict[str, Any] = field(default_factory=dict)
     """Settings of training, over the study's."""
 
@@ -101,7 +101,7 @@ class Study:
     `recipe:lora` is the recipe."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     budget: str | None = None
-    """What the adapters may cost: a share of the model (0.1%), trained numbers (500k) or a size on disk (8MB)."""
+    """What the adapters may cost: a share of the model (0.1%), trainable parameters (500k) or a size on disk (8MB)."""
     training: dict[str, Any] = field(default_factory=dict)
     """Settings of training, the same for every method."""
     settings: dict[str, Settings] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Study:
     tune: int = 0
     """Trials of the search for learning rate, rank (without a budget) and positions, for each method (0: none)."""
     tune_steps: int | None = None
-    """Steps of a trial (none: those of a run)."""
+    """Steps of a trial. Default: those of a run."""
     held: str | None = None
     """Data of texts whose loss is measured before and after."""
     others: int = 100

@@ -17,7 +17,7 @@ from luthier.data.encode import labels_in_order
 from luthier.measuring.allocation import allocate
 from luthier.models import Loaded
 from luthier.training import metrics
-from luthier.training.frame import framed
+from luthier.training.context import training_context
 from luthier.training.prepare import Prepared, prepare, processes
 from luthier.training.progress import quiet
 from luthier.training.report import steps_of
@@ -89,7 +89,7 @@ def _train(run: Run, prepared: Prepared, loaded: Loaded, log: metrics.Metrics) -
     steps, _ = steps_of(run, len(train), processes())
     args = arguments(run, steps, every(run, steps), bool(held))
     args.save_strategy = "no"  # pyright: ignore[reportAttributeAccessIssue]
-    with framed(run, model):
+    with training_context(run, model):
         trainer = Trainer(run, model, args, (train, held), collator, prepared.task == "causal-lm", [log])
         log.trainer = trainer
         transformers.Trainer.create_optimizer(trainer)  # Luthier's own drives updates of Luthier's adapters

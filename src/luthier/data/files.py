@@ -84,7 +84,7 @@ def _decode(data: bytes) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[Numbered]:
-    """One JSON object a line (or a conversation as a list); blank lines are passed over, and counted."""
+    """One JSON object per line (or a conversation as a list); blank lines are passed over, and counted."""
     for number, line in enumerate(_bytes(path).split(b"\n"), 1):
         text = _decode(line).strip()
         if text:
@@ -111,7 +111,7 @@ HOLDERS = ("data", "rows", "examples", "instances", "records", "items")
 
 def read_json(path: Path, split: str = "train") -> Iterator[Numbered]:
     """A list of objects, or an object of such lists by split or under a key such as `data`; a file that is no JSON as
-    a whole is read as one object a line."""
+    a whole is read as one object per line."""
     text = _decode(_bytes(path)).strip()
     try:
         values = json.loads(text) if text else []

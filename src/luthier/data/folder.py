@@ -1,4 +1,4 @@
-"""Folders of data: files by split, `save_to_disk`'s, a clone of a hub data set, pictures or sounds in a folder a class.
+"""Folders of data: files by split, `save_to_disk`'s, a clone of a hub data set, media in one folder per class.
 
 What a clone says of itself is believed: the `configs` at the head of its README.md tell which files are which split
 (`FOLDER:name` chooses one of several configurations), `dataset_info` the names of integer labels. Elsewhere a file, or
@@ -181,7 +181,7 @@ def _listed(names: Any) -> list[str]:
     return list(map(str, names or ()))
 
 
-# --- a folder a class ------------------------------------------------------------------------------
+# --- one folder per class ------------------------------------------------------------------------------
 
 
 def _classes(folder: Path, split: str) -> Table:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.contracts.example import Example, Examples
 from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.errors import LuthierError
-from luthier.data.words import whole
+from luthier.data.texts import full_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,7 @@ def choose(selection: Selection, pool: Pool, rows: int) -> Chosen:
         raise LuthierError(f"{selection.name()} takes rows that are near those of a task; name them (target).")
     for part in (pool.examples, pool.target):
         if part is not None and selection.targeted:
-            whole(part.rows[0])
+            full_text(part.rows[0])
     scores = selection.score(pool)
     places = [int(i) for i in np.argsort(-scores, kind="stable")[:rows]]
     return Chosen(pool.examples.keep([pool.examples.rows[i] for i in sorted(places)]), places, scores)

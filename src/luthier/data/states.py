@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.contracts.example import Examples
 from luthier.data.collate import collator_for
-from luthier.data.words import whole
+from luthier.data.texts import full_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,13 +21,13 @@ def states_of(model: Any, tokenizer: Any, examples: Examples, *, batch: int = 16
     import numpy as np
     import torch
 
-    from luthier.core.sites.probe import evaluating
+    from luthier.core.sites.probe import eval_mode
 
     body = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
-    texts = [whole(row) for row in examples.rows]
+    texts = [full_text(row) for row in examples.rows]
     found = []
     collate = collator_for("causal-lm", tokenizer)
-    with evaluating(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for start in range(0, len(texts), batch):
             ids = [
                 tokenizer(text, truncation=True, max_length=max_length)["input_ids"]

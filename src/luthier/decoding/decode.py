@@ -81,7 +81,7 @@ def answers(
     """`decode` with members that are ready; `watch` hands the batches on and may tell how far it is."""
     import torch
 
-    from luthier.core.sites.probe import evaluating
+    from luthier.core.sites.probe import eval_mode
     from luthier.decoding.vocabulary import common_width
     from luthier.evaluating.generate import stop_ids, text_of, tokenised
 
@@ -99,7 +99,7 @@ def answers(
     generator = torch.Generator(led.model.device).manual_seed(sampling.seed)
     with ExitStack() as stack:
         for model in {id(m.model): m.model for given in members.values() for m in given}.values():
-            stack.enter_context(evaluating(model))
+            stack.enter_context(eval_mode(model))
         stack.enter_context(torch.inference_mode())
         for chosen in watch([order[start : start + size] for start in range(0, len(order), size)]):
             written = _written(by, members, [ids[i] for i in chosen], sampling, stops, width, generator, draft)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from luthier.core.adapters.slot import Slot
+from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.contracts.decoding import Decoding
 from luthier.core.errors import LuthierError
 from luthier.decoding.members import Member, labelled, members_of
@@ -59,7 +59,7 @@ class DecodingProcessor(LogitsProcessor):
         same = len(ids) == len(known) and ids.shape[1] == known.shape[1] + (self._ids is not None)
         if not same or (self._ids is not None and not torch.equal(ids[:, :-1], self._ids)):
             raise LuthierError(
-                f"{self.by.name()} follows rows that grow by one token a step, from the {len(known)} prompts of its "
+                f"{self.by.name()} follows rows that grow by one token per step, from the {len(known)} prompts of its "
                 "attention mask. Beam search moves and repeats rows, assisted generation takes several tokens at "
                 "once, and a second call starts anew: use num_beams=1, no assistant, and a processor for each call."
             )
@@ -67,7 +67,7 @@ class DecodingProcessor(LogitsProcessor):
 
 def refuse_others(member: Member) -> None:
     """Raises unless the member's adapter is the one that acts on its model now, alone."""
-    active = sorted({slot.name for slot in member.model.modules() if isinstance(slot, Slot) and slot.enabled})
+    active = sorted({tuner.name for tuner in member.model.modules() if isinstance(tuner, TunerLayer) and tuner.enabled})
     if active != ([] if member.adapter is None else [member.adapter]):
         wanted = f"only {member.adapter!r}" if member.adapter is not None else "none"
         raise LuthierError(

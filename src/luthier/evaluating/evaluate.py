@@ -221,7 +221,7 @@ def row_tasks(job: Job) -> list[str] | None:
     from luthier.core.contracts.router import names_of
 
     state = find_state(job.model)
-    if state is None or not any(names_of(part.form) for part in state.parts):
+    if state is None or not any(names_of(component.form) for component in state.components):
         return None
     told = [row.meta.get("task") for row in job.examples.rows]
     return None if None in told else [str(task) for task in told]
@@ -231,7 +231,7 @@ def _outputs(job: Job, names: list[str] | None) -> tuple[np.ndarray, np.ndarray,
     """(logits [rows, outputs], labels [rows], mean loss), in the order of the rows."""
     import torch
 
-    from luthier.training.routes import routed
+    from luthier.training.task_columns import routed
 
     features = data.encode_all(
         job.examples,

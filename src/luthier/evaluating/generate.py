@@ -123,8 +123,8 @@ def answers(
     """
     import torch
 
-    from luthier.core.sites.probe import evaluating
-    from luthier.training.routes import routed
+    from luthier.core.sites.probe import eval_mode
+    from luthier.training.task_columns import routed
 
     if batch < 1:
         raise LuthierError(f"batch is {batch}; expected at least 1.")
@@ -133,7 +133,7 @@ def answers(
     texts = [""] * len(prompts)
     stops, most = stop_ids(model, tokenizer), positions(model)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    with evaluating(model), torch.random.fork_rng(), torch.inference_mode():
+    with eval_mode(model), torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(sampling.seed)
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]

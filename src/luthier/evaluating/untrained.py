@@ -12,8 +12,8 @@ def refuse_untrained(loaded: Loaded) -> None:
     from luthier.methods.forms.full import Full
 
     state = find_state(loaded.model)
-    parts = [] if state is None else state.parts
-    filled = {site.path for part in parts if isinstance(part.form, Full) for site in part.sites}
+    components = [] if state is None else state.components
+    filled = {site.path for component in components if isinstance(component.form, Full) for site in component.sites}
     for module in loaded.new_modules:
         if not any(path.startswith(f"{module}.") for path in filled):
             raise LuthierError(

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from luthier import data, models
 from luthier.combining.lower import lowered
-from luthier.combining.places import Spot, wide
+from luthier.combining.parameter_refs import ParameterRef, wide
 from luthier.combining.prepare import Job, prepare
 from luthier.core.adapters.attach import detach, find_state
-from luthier.core.adapters.slot import Slot
 from luthier.core.adapters.swap import adapters_of
+from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.contracts.examination import Batch, Change, Pair
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
@@ -78,7 +78,7 @@ def changes_of(base: nn.Module, target: str | Path, *, force: bool = False) -> l
     return [Change(group[0].place(job.scope, {}), partial(_delta, job, group)) for group in job.groups]
 
 
-def _delta(job: Job, group: Sequence[Spot]) -> Delta:
+def _delta(job: Job, group: Sequence[ParameterRef]) -> Delta:
     (delta,) = job.at(group, {})[1]
     return delta
 
@@ -93,12 +93,12 @@ def changes_in(model: nn.Module) -> list[Change]:
         adapters = adapters_of(module)
         if adapters is None or features(module) is None:
             continue
-        slots = [slot for slot in adapters.slots() if slot.enabled and _on_weight(slot)]
-        if slots and all(slot.form.linear and slot.form.positions == "all" for slot in slots):
-            spot, (d_in, d_out) = Spot(path, "weight", module), features(module) or (0, 0)
+        tuners = [tuner for tuner in adapters.tuners() if tuner.enabled and _on_weight(tuner)]
+        if tuners and all(tuner.form.linear and tuner.form.positions == "all" for tuner in tuners):
+            ref, (d_in, d_out) = ParameterRef(path, "weight", module), features(module) or (0, 0)
             unpacked = partial(_unpacked, module)
-            place = replace(spot.place(scope, {}), shape=(d_out, d_in), base=unpacked)  # a quantised one is packed
-            found.append(Change(place, partial(_lowered, spot, slots)))
+            place = replace(ref.place(scope, {}), shape=(d_out, d_in), base=unpacked)  # a quantised one is packed
+            found.append(Change(place, partial(_lowered, ref, tuners)))
     return found
 
 
@@ -106,13 +106,13 @@ def _unpacked(module: nn.Module) -> Tensor:
     return wide(weight_of(module))
 
 
-def _on_weight(slot: Slot) -> bool:
-    return slot.site.kind == "affine" or (slot.site.kind == "param" and slot.site.path.endswith(".weight"))
+def _on_weight(tuner: TunerLayer) -> bool:
+    return tuner.site.kind == "affine" or (tuner.site.kind == "param" and tuner.site.path.endswith(".weight"))
 
 
-def _lowered(spot: Spot, slots: Sequence[Slot]) -> Delta:
-    found = lowered(spot.path, spot.module, slots)["weight"]
-    stored = spot.flipped and slots[0].site.kind == "param"
+def _lowered(ref: ParameterRef, tuners: Sequence[TunerLayer]) -> Delta:
+    found = lowered(ref.path, ref.module, tuners)["weight"]
+    stored = ref.flipped and tuners[0].site.kind == "param"
     return Delta.dense_of(found.dense().mT) if stored else found
 
 

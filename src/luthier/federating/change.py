@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.core.adapters.attach import state_of
-from luthier.core.adapters.slot import Slot
+from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.contracts.aggregation import factors
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
@@ -71,12 +71,14 @@ def _shape(tensor: Tensor | None) -> str:
 def taken(model: nn.Module, name: str) -> Change:
     """The change that the adapter `name` makes, its tensors copied."""
     low, whole = {}, {}
-    for slot in _slots(model, name):
-        own = {key: tensor.detach().clone() for key, tensor in slot.own().items()}
-        if slot.site.kind == "affine":
-            low[slot.site.path] = Delta.low_rank(slot.form.scale * own[slot.form.writer], own[slot.form.reader])
+    for tuner in _tuners(model, name):
+        own = {key: tensor.detach().clone() for key, tensor in tuner.own().items()}
+        if tuner.site.kind == "affine":
+            low[tuner.site.path] = Delta.low_rank(
+                tuner.form.scale * own[tuner.form.up_projection], own[tuner.form.down_projection]
+            )
         else:
-            (whole[slot.site.path],) = own.values()
+            (whole[tuner.site.path],) = own.values()
     return Change(low, whole)
 
 
@@ -86,26 +88,31 @@ def fill(model: nn.Module, name: str, change: Change) -> None:
     Of a smaller rank than the adapter's it fills the first directions, and the others, with B = 0, make no change.
     """
     with torch.no_grad():
-        for slot in _slots(model, name):
-            path, own = slot.site.path, slot.own()
-            if slot.site.kind != "affine" and path in change.whole:
+        for tuner in _tuners(model, name):
+            path, own = tuner.site.path, tuner.own()
+            if tuner.site.kind != "affine" and path in change.whole:
                 (tensor,) = own.values()
                 tensor.copy_(change.whole[path])
             elif path in change.low:
                 b, a = factors(change.low[path])
-                own[slot.form.writer].zero_()[:, : b.shape[1]] = b / slot.form.scale
-                own[slot.form.reader][: len(a)] = a
+                own[tuner.form.up_projection].zero_()[:, : b.shape[1]] = b / tuner.form.scale
+                own[tuner.form.down_projection][: len(a)] = a
 
 
-def _slots(model: nn.Module, name: str) -> Iterator[Slot]:
-    for part in state_of(model).parts:
-        if part.name == name:
-            for slot in part.slots.values():
-                if slot.site.kind == "affine" and set(slot.own()) != {slot.form.reader, slot.form.writer}:
-                    raise LuthierError(f"the change that {slot.form.name()} makes is more than s B A; take lora.")
-                if slot.site.kind not in ("affine", "param") or (slot.site.kind == "param" and slot.form.writer):
-                    raise LuthierError(f"{slot.site} is no linear layer; choose others (where).")
-                yield slot
+def _tuners(model: nn.Module, name: str) -> Iterator[TunerLayer]:
+    for component in state_of(model).components:
+        if component.name == name:
+            for tuner in component.tuners.values():
+                if tuner.site.kind == "affine" and set(tuner.own()) != {
+                    tuner.form.down_projection,
+                    tuner.form.up_projection,
+                }:
+                    raise LuthierError(f"the change that {tuner.form.name()} makes is more than s B A; take lora.")
+                if tuner.site.kind not in ("affine", "param") or (
+                    tuner.site.kind == "param" and tuner.form.up_projection
+                ):
+                    raise LuthierError(f"{tuner.site} is no linear layer; choose others (where).")
+                yield tuner
 
 
 @contextmanager

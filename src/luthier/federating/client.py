@@ -19,7 +19,7 @@ from luthier.data.encode import labels_in_order
 from luthier.federating.change import Change, fill, folded, taken
 from luthier.models import Loaded
 from luthier.training.attachment import attach_all
-from luthier.training.frame import framed
+from luthier.training.context import training_context
 from luthier.training.prepare import Prepared
 from luthier.training.report import steps_of
 from luthier.training.spec import Run
@@ -84,7 +84,7 @@ def trained(run: Run, prepared: Prepared, loaded: Loaded) -> list[float]:
     args = arguments(run, steps, (steps, steps), evaluates=False)
     args.save_strategy = SaveStrategy.NO  # a client that is interrupted begins its round again
     collator, shifted = data.collator_for(prepared.task, loaded.processor), prepared.task == "causal-lm"
-    with framed(run, model):
+    with training_context(run, model):
         Trainer(run, model, args, (features, []), collator, shifted, [losses]).train()
     return losses.values
 
@@ -96,6 +96,6 @@ class Losses(TrainerCallback):
         self.values: list[float] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """One loss a step."""
+        """One loss per step."""
         if logs and "loss" in logs:
             self.values.append(logs["loss"])

@@ -65,11 +65,11 @@ def own(run: Run, labels: list[str] | None = None, *, client: int = 0, clients: 
     Raises `LuthierError` for classes that are not among `labels`, and for what no client could train.
     """
     check_run(run)
-    prepared, loaded = ground(run, labels)
+    prepared, loaded = load_shared(run, labels)
     return Member(run, prepared, loaded, int(getattr(run.form, "rank", 0)), client, clients)
 
 
-def ground(run: Run, labels: list[str] | None) -> tuple[Prepared, Loaded]:
+def load_shared(run: Run, labels: list[str] | None) -> tuple[Prepared, Loaded]:
     """(all rows of `run.data`, the base with the classes `labels`)."""
     with quiet():
         whole = dataclasses.replace(run.training, eval_fraction=0.0)
@@ -189,7 +189,7 @@ def serve(grid: Grid, run: Run, method: Aggregation, federation: Federation, lab
 
     check_run(run)
     folder = folders.claim(run.out, resume=False, overwrite=False)
-    prepared, loaded = ground(run, labels)
+    prepared, loaded = load_shared(run, labels)
     prepared = dataclasses.replace(prepared, evaluation=prepared.train, held=prepared.examples)
     plan = Plan(run, method, federation, prepared, [[]] * (federation.clients or 1))
     folders.begin(folder, {**plan.to_dict(), "command": HOW}, overwrite=False)

@@ -11,7 +11,7 @@ from luthier.core.errors import LuthierError
 from luthier.federating.spec import Federation
 
 USUAL = 8
-"""Clients when nobody says."""
+"""Clients by default."""
 DRAWS = 100
 """Draws of a skewed split until every client has a row."""
 

@@ -1,4 +1,4 @@
-"""Progress of a federated run: a bar over all clients on a terminal, a line a round elsewhere; always on stderr."""
+"""Progress of a federated run: a bar over all clients on a terminal, one line per round elsewhere; always on stderr."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from luthier.core.contracts.aggregation import Aggregation, shares_of
 from luthier.core.contracts.objective import At, labels_of
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
-from luthier.core.sites.probe import evaluating
+from luthier.core.sites.probe import eval_mode
 from luthier.core.storage import store
 from luthier.data.encode import labels_in_order
 from luthier.evaluating.evaluate import agreement, closeness
@@ -98,11 +98,11 @@ def measured(run: Run, prepared: Prepared, loaded: Loaded, held: Change) -> dict
     features = labels_in_order(prepared.evaluation, prepared.examples.labels, model.config)
     features = sorted(features, key=lambda feature: -len(feature.get("input_ids", ())))
     collator, sums, outputs = data.collator_for(prepared.task, loaded.processor), [], []
-    with folded(model, held), evaluating(model):
+    with folded(model, held), eval_mode(model):
         for first in range(0, len(features), size):
             batch = collator(features[first : first + size])
             batch = {key: value.to(model.device) for key, value in batch.items() if key != "rows"}
-            counts = run.objective.counts(batch, labels_of(batch, prepared.task == "causal-lm"))
+            counts = run.objective.token_counts(batch, labels_of(batch, prepared.task == "causal-lm"))
             if figures is None:
                 means = run.objective.loss(model, run.objective.inputs(batch, At(0, 1, training=False)))
             else:
@@ -111,7 +111,7 @@ def measured(run: Run, prepared: Prepared, loaded: Loaded, held: Change) -> dict
                 outputs.append(out.logits.float().cpu())
             sums.append(torch.stack([means.double() * counts, counts.double()]).cpu())
     total, counts = torch.stack(sums).sum(0)
-    loss = float((total / counts.clamp(min=1) * run.objective.shares(counts, {})).sum())
+    loss = float((total / counts.clamp(min=1) * run.objective.part_weights(counts, {})).sum())
     truth = np.array([feature["labels"] for feature in features]) if figures else None
     return {"eval_loss": loss} | (figures(_answers(torch.cat(outputs), figures), truth) if figures else {})
 

@@ -18,7 +18,7 @@ class Federation:
     """Who takes part, with which rows and ranks, and how often they meet."""
 
     clients: int | None = None
-    """Clients that the rows are dealt to (none: 8, or as many as the column has values)."""
+    """Clients that the rows are dealt to. Default: 8, or as many as the column has values."""
     rounds: int = 5
     """Rounds of training and aggregation."""
     ranks: str | None = None
@@ -30,7 +30,7 @@ class Federation:
     concentration: float = 0.5
     """Of the Dirichlet split: small is skewed, large is even."""
     column: str | None = None
-    """Column of the data that rows are divided by (none: their class)."""
+    """Column of the data that rows are divided by. Default: their class."""
 
     def __post_init__(self) -> None:
         for name, (hint, _) in hints(type(self)).items():
@@ -84,7 +84,7 @@ def check_run(run: Run) -> None:
             raise LuthierError(f"{name} is chosen from all rows, and no client of a federation has them; leave it out.")
     if run.also:
         raise LuthierError("a federation shares one form; leave the further ones out (also).")
-    if not (form.reader and form.writer) or form.share is not None or form.positions != "all":
+    if not (form.down_projection and form.up_projection) or form.share is not None or form.positions != "all":
         raise LuthierError(
             f"clients send the factors B and A of each layer's change s B A, and {form.name()} "
             + ("shares them between layers" if form.share else "has none")

@@ -12,7 +12,7 @@ from luthier.core.adapters.control import acting, set_acting, use
 from luthier.core.contracts.component import find
 from luthier.core.contracts.export import Format, Outgoing
 from luthier.core.files import committed, must_be_free
-from luthier.core.sites.probe import evaluating
+from luthier.core.sites.probe import eval_mode
 from luthier.core.storage.store import load
 
 
@@ -36,7 +36,7 @@ def export(
     load(base, adapter, name)
     try:
         use(base, name)
-        with evaluating(base), committed(target) as temporary:
+        with eval_mode(base), committed(target) as temporary:
             return form.write(Outgoing(base, name, processor), temporary)
     finally:
         detach(base, name)

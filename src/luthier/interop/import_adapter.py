@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapters.attach import adapter_names, detach, find_state, place, ranked
-from luthier.core.adapters.slot import Part
 from luthier.core.adapters.start import expected_shapes
+from luthier.core.adapters.tuner import AdapterComponent
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.import_ import Found, Source
 from luthier.core.contracts.site import Sites
@@ -51,16 +51,16 @@ def import_adapter(
     found = reader.read(source_folder, base)
     if not any(each.tensors for each in found):
         raise LuthierError(f"{source_folder} holds no tensors to import.")
-    parts = [_part(each, base, name, source_folder) for each in found]
-    tensors = dict(zip(map(id, parts), found, strict=True))
+    components = [_part(each, base, name, source_folder) for each in found]
+    tensors = dict(zip(map(id, components), found, strict=True))
 
-    def start(module: nn.Module, site: Any, part: Part) -> dict[str, Tensor]:
-        given = tensors[id(part)].tensors[site.path]
-        _check_shapes(source_folder, site.path, given, expected_shapes(module, site, part))
+    def start(module: nn.Module, site: Any, component: AdapterComponent) -> dict[str, Tensor]:
+        given = tensors[id(component)].tensors[site.path]
+        _check_shapes(source_folder, site.path, given, expected_shapes(module, site, component))
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         return {key: tensor.to(device) for key, tensor in given.items()}
 
-    place(base, parts, start)
+    place(base, components, start)
     try:
         evidence = {"imported": reader.evidence(source_folder), **(measured or {})}
         saved = save(base, target, name, base=base_name, measured=evidence, base_license=licence_of(base_name or ""))
@@ -91,13 +91,15 @@ def _listing(folder: Path) -> str:
     return ", ".join(held[:5]) + (", …" if len(held) > 5 else "") or "nothing"
 
 
-def _part(found: Found, model: nn.Module, name: str, folder: Path) -> Part:
+def _part(found: Found, model: nn.Module, name: str, folder: Path) -> AdapterComponent:
     where = spelled(model, found.kind, list(found.tensors), folder)
     sites = select(model, where)
     wrong = [site for site in sites if site.kind not in found.form.kinds]
     if wrong:
         raise LuthierError(f"{folder} adapts {wrong[0]}, where {found.form.name()} has no equal here.")
-    return Part(name, found.form, where, ranked(found.form, sites, found.ranks) if found.ranks else sites, found.ranks)
+    return AdapterComponent(
+        name, found.form, where, ranked(found.form, sites, found.ranks) if found.ranks else sites, found.ranks
+    )
 
 
 def spelled(model: nn.Module, kind: str, paths: list[str], folder: Path) -> str:

@@ -1,1 +1,1 @@
-"""Fast paths, each with a plain twin that is its oracle."""
+"""Fast paths, each with a reference implementation that is its oracle."""

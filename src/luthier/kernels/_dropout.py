@@ -1,4 +1,4 @@
-"""Dropout from one random byte a number: eight bytes come with each draw, and the mask takes a byte a number.
+"""Dropout from one random byte per number: eight bytes come with each draw, and the mask takes one byte per number.
 
 Layers that read the same tensor in a row (query, key and value; gate and up) meet the same mask: each of them has its
 dropout at the rate it asked for, and one draw and one pass over x serve all. A layer that comes again draws again.

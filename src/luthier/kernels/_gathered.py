@@ -1,7 +1,8 @@
 """Rows of several adapters on CUDA: each row reads its own factors in place, without a copy of them for every row.
 
 Two Triton kernels, as in Punica (Chen et al. 2023, arXiv 2310.18547): one shrinks a token to the rank, one expands it
-and adds it to what the layer gave. The plain twin, which runs everywhere else, is `luthier.kernels._rows.added_rows`.
+and adds it to what the layer gave. The reference implementation, which runs everywhere else, is
+`luthier.kernels._rows.added_rows`.
 """
 
 # pyright: reportMissingImports=false, reportArgumentType=false, reportIndexIssue=false

@@ -12,10 +12,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from luthier.core.contracts.form import Params
-from luthier.core.contracts.kernel import Arrange, Frozen, Layer, Numbers, Run
+from luthier.core.contracts.kernel import AssignRows, Frozen, Layer, RowAdapters, Run
 from luthier.core.numerics.matrix import gain
-from luthier.kernels._made import kept
 from luthier.kernels._ranks import factor_gradients, scaled, through, together
+from luthier.kernels._recompute import saved_for_backward
 from luthier.kernels._rows import Rows, added
 
 KEEPS = True
@@ -50,14 +50,14 @@ def decoder(form: Any, p: Params, layer: Frozen) -> Run:
     return run
 
 
-def mixed(pairs: Sequence[tuple[Any, Params]], layer: Frozen) -> Arrange:
+def mixed(pairs: Sequence[tuple[Any, Params]], layer: Frozen) -> AssignRows:
     """The same with the factors and the scales of the pair rows[i] for row i of x [rows, ..., d_in]; None leaves a
     row as it is."""
     factors = Rows([p["A"] for _, p in pairs], [form.scale * p["B"].mT for form, p in pairs])
     scales = [_scales(form, p, layer.weight).to(layer.weight.dtype) for form, p in pairs]
     ones = torch.ones_like(scales[0])
 
-    def arrange(rows: Numbers) -> Run:
+    def assign_rows(rows: RowAdapters) -> Run:
         add = factors.adder(rows)
         c = torch.stack([ones if row is None else scales[row] for row in rows])[:, None]
 
@@ -69,7 +69,7 @@ def mixed(pairs: Sequence[tuple[Any, Params]], layer: Frozen) -> Arrange:
 
         return run
 
-    return arrange
+    return assign_rows
 
 
 def _scales(form: Any, p: Params, w: Tensor) -> Tensor:
@@ -110,13 +110,13 @@ class _DoRA(torch.autograd.Function):
         x, ctx.scales, *tensors = inputs
         n = ctx.count = len(ctx.scales)
         ctx.mark_non_differentiable(*output[n:])
-        ctx.times, parts = kept(x, None)
+        ctx.times, parts = saved_for_backward(x, None)
         bare, rest = iter(output[n : -n - 2]), output[-n - 2 :]
         products = [y if bias is None else next(bare) for y, bias in zip(output, tensors[1::5], strict=False)]
         ctx.save_for_backward(*tensors[::5], *tensors[4::5], *products, *rest, *parts)
 
     @staticmethod
-    @once_differentiable  # what it saved are constants; `luthier.core.contracts.kernel.plain` has second derivatives
+    @once_differentiable  # for second derivatives there is `luthier.core.contracts.kernel.reference_implementation`
     def backward(ctx: Any, *dys: Tensor):
         saved = iter(ctx.saved_tensors)
         weights, cs, products = ([*islice(saved, ctx.count)] for _ in range(3))

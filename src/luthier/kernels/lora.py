@@ -11,10 +11,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from luthier.core.contracts.form import Params
-from luthier.core.contracts.kernel import Arrange, Frozen, Layer, Numbers, Run
+from luthier.core.contracts.kernel import AssignRows, Frozen, Layer, RowAdapters, Run
 from luthier.kernels._dropout import dropped, keep
-from luthier.kernels._made import kept
 from luthier.kernels._ranks import factor_gradients, scaled, through, together
+from luthier.kernels._recompute import saved_for_backward
 from luthier.kernels._rows import Rows, added
 
 
@@ -51,11 +51,11 @@ def decoder(form: Any, p: Params, layer: Frozen) -> Run:
     return run
 
 
-def mixed(pairs: Sequence[tuple[Any, Params]], layer: Frozen) -> Arrange:
+def mixed(pairs: Sequence[tuple[Any, Params]], layer: Frozen) -> AssignRows:
     """The same with the factors of the pair rows[i] for row i of x [rows, ..., d_in]; None leaves a row as it is."""
     factors = Rows([p["A"] for _, p in pairs], [form.scale * p["B"].mT for form, p in pairs])
 
-    def arrange(rows: Numbers) -> Run:
+    def assign_rows(rows: RowAdapters) -> Run:
         add = factors.adder(rows)
 
         def run(x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def mixed(pairs: Sequence[tuple[Any, Params]], layer: Frozen) -> Arrange:
 
         return run
 
-    return arrange
+    return assign_rows
 
 
 class _LoRA(torch.autograd.Function):
@@ -89,11 +89,11 @@ class _LoRA(torch.autograd.Function):
         x, read, mask, ctx.scales, *tensors = inputs
         ctx.count = len(ctx.scales)
         ctx.mark_non_differentiable(*output[ctx.count :])
-        ctx.times, parts = kept(x, read)
+        ctx.times, parts = saved_for_backward(x, read)
         ctx.save_for_backward(mask, *output[ctx.count :], *tensors[::4], *parts)
 
     @staticmethod
-    @once_differentiable  # what it saved are constants; `luthier.core.contracts.kernel.plain` has second derivatives
+    @once_differentiable  # for second derivatives there is `luthier.core.contracts.kernel.reference_implementation`
     def backward(ctx: Any, *dys: Tensor):
         mask, h, a, *rest = ctx.saved_tensors
         ups, weights, parts = rest[: ctx.count], rest[ctx.count : 2 * ctx.count], rest[2 * ctx.count :]

@@ -51,33 +51,35 @@ def allocate(
 ) -> Allocation:
     """Measures what `ranks`, `init` and `form` need on `features` and allocates ranks within `budget`.
 
-    `budget` is a share of the model, a number of trained numbers or a size on disk (`parameters_of`); with a budget
-    alone every site gets the same rank. `new` are the modules that the checkpoint lacks. Raises
+    `budget` is a share of the model, a number of trainable parameters or a size on disk (`parameters_of`); with a
+    budget alone every site gets the same rank. `new` are the modules that the checkpoint lacks. Raises
     `LuthierError` where sites, form, budget and data do not fit, before the pass where that can be known.
     """
-    sites, ranks, purse = ground(model, form, where, ranks, budget)
-    form = purse.form
+    sites, ranks, rank_budget = resolve_targets(model, form, where, ranks, budget)
+    form = rank_budget.form
     settings = (calibration or Calibration()).seeded(0)
     wanted = [*_of_form(form), *(s for each in (ranks, init) if each is not None for s in each.statistics(form))]
     stats = calibrate(model, features, collator, sites, wanted, settings, data=data, new=new, console=console)
     if ranks is None:
         return Allocation(form, None, stats, {})
-    found = ranks.allocate(sites, stats, purse)
-    if not purse.fits(sites, found):
-        raise LuthierError(f"{ranks.name()} allocated more than the budget of {purse.parameters:,} trained numbers.")
+    found = ranks.allocate(sites, stats, rank_budget)
+    if not rank_budget.fits(sites, found):
+        raise LuthierError(
+            f"{ranks.name()} allocated more than the budget of {rank_budget.parameters:,} trainable parameters."
+        )
     evidence = {
         "by": ranks.name(),
         "settings": ranks.to_dict(),
         "calibration": settings.to_dict() if wanted else None,
-        "budget": purse.parameters,
-        "spent": purse.spent(sites, found),
+        "budget": rank_budget.parameters,
+        "spent": rank_budget.spent(sites, found),
         "ranks": found,
         **ranks.evidence(sites, stats),
     }
     return allocated(form, found, stats, evidence)
 
 
-def ground(
+def resolve_targets(
     model: nn.Module, form: Form, where: str | None, ranks: Ranks | None, budget: str | None
 ) -> tuple[Sites, Ranks | None, Budget]:
     """(sites, what allocates, what it may spend); a model without weights will do.
@@ -89,14 +91,14 @@ def ground(
         ranks = find("ranks", "uniform", Ranks)()
     sites = select(model, form.where if where is None else where)
     total = sum(p.numel() for p in model.parameters())
-    purse = Budget(form, None if budget is None else parameters_of(budget, total))
-    affordable = purse.fits(sites, dict.fromkeys((s.path for s in sites), 1))
+    rank_budget = Budget(form, None if budget is None else parameters_of(budget, total))
+    affordable = rank_budget.fits(sites, dict.fromkeys((s.path for s in sites), 1))
     if ranks is not None and ranks.least and not affordable:
-        raise purse.refuse(sites)
+        raise rank_budget.refuse(sites)
     if budget is not None and affordable:
         even = find("ranks", "uniform", Ranks)()
-        purse = replace(purse, form=form.with_rank(max(even.allocate(sites, {}, purse).values())))
-    return sites, ranks, purse
+        rank_budget = replace(rank_budget, form=form.with_rank(max(even.allocate(sites, {}, rank_budget).values())))
+    return sites, ranks, rank_budget
 
 
 def allocated(form: Form, ranks: dict[str, int], stats: Measured, evidence: dict[str, Any]) -> Allocation:

@@ -22,9 +22,9 @@ def folder() -> Path:
     return cache_root() / "measured"
 
 
-def key_of(ground: Mapping[str, Any]) -> str:
+def key_of(inputs: Mapping[str, Any]) -> str:
     """The name of a result that stands on `ground`; another version of Luthier measures anew."""
-    text = json.dumps({**ground, "luthier": __version__}, sort_keys=True)
+    text = json.dumps({**inputs, "luthier": __version__}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 

@@ -34,11 +34,11 @@ class Calibration:
     tokens: Literal["all", "answers"] = "all"
     """Which tokens count: all but padding, or those of answers alone."""
     seed: int | None = None
-    """Fixes the rows that are drawn and their order (none: the seed of the run, which without training is 0)."""
+    """Fixes the rows that are drawn and their order. Default: the seed of the run, which without training is 0."""
     fresh: bool = False
     """Measure again though the cache holds the result."""
     source: str | None = None
-    """Other data that are looked at, such as what is to be kept (none: the rows trained on)."""
+    """Other data that are looked at, such as what is to be kept. Default: the rows trained on."""
 
     def __post_init__(self) -> None:
         for name, hint in (

@@ -29,7 +29,7 @@ JSON, PLOT, TABLE = "measured.json", "measured.png", "README.md"
 
 
 @dataclass(frozen=True)
-class Report:
+class Measurement:
     """What was found: everything that the JSON, the plot and the table show."""
 
     model: str
@@ -42,7 +42,7 @@ class Report:
     samples: int
     """Rows that were read."""
     parameters: int
-    """Trained numbers of the form at these ranks."""
+    """Trainable parameters of the form at these ranks."""
     total: int
     """Numbers of the base."""
     ranks: dict[str, int]
@@ -102,7 +102,7 @@ def measure(
     skip_bad_rows: bool = False,
     columns: str | None = None,
     progress: bool = True,
-) -> Report:
+) -> Measurement:
     """Reads a sample of `data` through `model` and allocates ranks for `form` (LoRA unless told).
 
     `ranks` is what allocates (GeLoRA unless told), within `budget`. Rows of more than `max_length` tokens are cut.
@@ -151,7 +151,7 @@ def measure(
     evidence: dict[str, Any] = allocation.evidence
     if crosscheck and "boundaries" in evidence:
         evidence = evidence | {"boundaries": _crosschecked(evidence["boundaries"], allocation.stats, console)}
-    return Report(
+    return Measurement(
         model=model,
         data=data,
         task=examples.task,

@@ -15,8 +15,8 @@ from luthier.core.contracts.statistic import joined
 from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
 from luthier.core.sites.select import select
-from luthier.measuring.allocation import ground
-from luthier.methods.piece import Piece
+from luthier.measuring.allocation import resolve_targets
+from luthier.methods.targeted_form import TargetedForm
 
 
 class Tried(NamedTuple):
@@ -35,7 +35,7 @@ def trial(
     ranks: Ranks | None,
     budget: str | None,
     update: Update | None = None,
-    also: Sequence[Piece] = (),
+    also: Sequence[TargetedForm] = (),
     init: Init | None = None,
 ) -> Tried:
     """What is known of a model, after selectors, budget, start and update were tried on its shapes alone."""
@@ -49,8 +49,8 @@ def trial(
         processor = getattr(transformers, classes.processor).from_pretrained(path)
         with torch.device("meta"):
             empty = getattr(transformers, classes.model).from_config(config)
-    sites, *_ = ground(empty, form, where, ranks, budget)
-    further = [(piece.form, select(empty, piece.place)) for piece in also]
+    sites, *_ = resolve_targets(empty, form, where, ranks, budget)
+    further = [(targeted.form, select(empty, targeted.place)) for targeted in also]
     # refuses a form that the start does not serve, and settings that no single pass can follow
     joined([statistic for each in (ranks, init) if each is not None for statistic in each.statistics(form)])
     if update is not None:

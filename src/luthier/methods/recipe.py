@@ -59,7 +59,7 @@ class Recipe:
     paper: str = ""
     """Authors, year and identifier of the source of the settings."""
     source: str = ""
-    """Where the settings were read: repository, commit and file, or the paper's table (none: they are one's own)."""
+    """Where the settings were read: repository, commit and file, or the paper's table. Default: they are one's own."""
     ours: list[str] = field(default_factory=list)
     """Settings that the source does not give, as `table.key`: stated here, or left to Luthier's default."""
     where: str | None = None
@@ -69,7 +69,7 @@ class Recipe:
     form: dict[str, Any] = field(default_factory=dict)
     """Hyper-parameters of the form."""
     also: list[dict[str, Any]] = field(default_factory=list)
-    """Further forms under the same adapter name: `{"method", "where", "form"}` each (see `luthier.methods.piece`)."""
+    """Further forms of the same adapter: `{"method", "where", "form"}` each (see `luthier.methods.targeted_form`)."""
     ranks: dict[str, Any] = field(default_factory=dict)
     """Name and settings of the allocation of ranks; empty for the form's own rank."""
     init: dict[str, Any] = field(default_factory=dict)

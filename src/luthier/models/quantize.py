@@ -55,7 +55,7 @@ def warn_of_odd_widths(model: Any) -> None:
         if state is not None and module.weight.device.type == "cpu" and module.in_features % state.blocksize:
             warnings.warn(
                 f"bitsandbytes unpacks NF4 wrongly on a CPU where a layer's width is no multiple of {state.blocksize}, "
-                f"and {path} has {module.in_features}: this packed model is not the one it was made from. Use int8.",
+                f"and {path} has {module.in_features}: this quantised model is not the one it was made from. Use int8.",
                 stacklevel=3,
             )
             return

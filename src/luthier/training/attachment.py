@@ -41,10 +41,10 @@ def attach_all(
         stats=found.stats,
         ranks=found.ranks,
         init=init,
-        relative=run.init is not None and run.init.relative,
+        subtract_start=run.init is not None and run.init.subtract_start,
     )
-    for piece in run.also:
-        attach(loaded.model, piece.form, beside_new(piece.form, piece.where, loaded), run.name)
+    for targeted in run.also:
+        attach(loaded.model, targeted.form, beside_new(targeted.form, targeted.where, loaded), run.name)
     _attach_new(run, loaded)
     return found.evidence
 
@@ -93,7 +93,7 @@ def _recalled(run: Run, known: dict[str, Any]) -> Allocation:
 
 def _attach_new(run: Run, loaded: Loaded) -> None:
     model = loaded.model
-    taken = {site.key for part in state_of(model).parts for site in part.sites}
+    taken = {site.key for component in state_of(model).components for site in component.sites}
     fresh = []
     for module in loaded.new_modules:
         sites = select(model, f"params({module}.*)")

@@ -39,7 +39,7 @@ def card(run: Run, prepared: Prepared, plan: Plan, lines: list[dict[str, Any]], 
         licence=known,
         front=front(
             run.model,
-            [run.form.name(), *(piece.form.name() for piece in run.also)],
+            [run.form.name(), *(targeted.form.name() for targeted in run.also)],
             licence=run.license or known,
             task=prepared.task,
             data=run.data,

@@ -41,7 +41,7 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether every file of the manifest is there as it was written."""
     try:
         manifest = read_json(folder / MANIFEST)
@@ -57,7 +57,7 @@ def _as_written(path: Path, entry: Any) -> bool:
 
 def newest(root: Path) -> Path | None:
     """The newest checkpoint whose manifest verifies, or None."""
-    return next((folder for folder in checkpoints(root) if whole(folder)), None)
+    return next((folder for folder in checkpoints(root) if is_complete(folder)), None)
 
 
 def clean(root: Path, keep: int) -> None:

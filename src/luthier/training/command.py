@@ -14,7 +14,7 @@ NESTED = ("model", "data", "form", "objective", "training", "ranks", "init", "ca
 CHOSEN = ("ranks", "init", "update", "objective", "select")
 """Those that name a component, in the order of the command line."""
 USUAL = {"update": "adamw", "objective": "sft"}
-"""What is chosen when nobody says."""
+"""What is chosen by default."""
 
 
 def command(run: Run) -> str:

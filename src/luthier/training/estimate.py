@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from luthier.core.contracts.objective import ALSO, At, Objective
 from luthier.data import Collator
-from luthier.training.frame import running
+from luthier.training.context import running_norms
 
 SHORT = 64
 """Tokens of the row that is measured."""
@@ -87,7 +87,7 @@ def saved_bytes(model: nn.Module, batch: dict[str, Any], objective: Objective) -
     inputs = {key: value.to(device) for key, value in batch.items() if key != "rows"}
     training = model.training
     model.train()
-    for norm in running(model):
+    for norm in running_norms(model):
         norm.eval()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = objective.loss(model, objective.inputs(inputs, At(0, 1, training=True)))

@@ -161,7 +161,7 @@ def versions() -> dict[str, str]:
     return {"luthier": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def same_ground(folder: Path, new: dict[str, Any], model: Any) -> None:
+def check_same_inputs(folder: Path, new: dict[str, Any], model: Any) -> None:
     """Raises if data, base or number of processes are no longer those that the run was started with."""
     old = read_record(folder)
     if new["data"] != old["data"]:

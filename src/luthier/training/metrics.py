@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: a line a step, on disk at once, and cut back to the checkpoint on resuming."""
+"""`metrics.jsonl`: one line per step, on disk at once, and cut back to the checkpoint on resuming."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from luthier.core.errors import LuthierError
 from luthier.core.storage.folder import adapter_folder
 from luthier.data import Examples
 from luthier.measuring.trial import trial
-from luthier.training.routes import columns_of, tagged, task_places
 from luthier.training.spec import Run
+from luthier.training.task_columns import columns_of, tagged, task_indices
 
 Feature = dict[str, Any]
 
@@ -91,10 +91,10 @@ def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
     dropped = sum(len(part) - len({f["row"] for f in made}) for part, made in zip(parts, encoded, strict=True))
     shaped = []
     for part, features in zip(parts, encoded, strict=True):
-        places = task_places(run.form, part)
+        places = task_indices(run.form, part)
         rows = Rows(part, tagged(features, places), encode, processor, longest, settings.seed, tasks)
         shaped.append(tagged(run.objective.rows(rows), places))
-    if held is None and run.objective.watch(0) != 0:
+    if held is None and run.objective.eval_batches(0) != 0:
         raise LuthierError(
             f"{run.objective.name()} goes by the evaluation loss, and no row is held out; give evaluation data "
             "(eval_data) or a share of the rows (eval_fraction)."

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.core.adapters.control import describe, tensors
-from luthier.core.adapters.optimiser import active_places, course_of
+from luthier.core.adapters.optimiser import active_groups, training_plan
 from luthier.core.contracts.component import Component
 from luthier.core.contracts.objective import ALSO
 from luthier.core.sites.structure import base_parameters
@@ -64,9 +64,9 @@ def steps_of(run: Run, rows: int, processes: int) -> tuple[int, int]:
 def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) -> Plan:
     """The plan of a run whose adapter is attached to `model`."""
     held = tensors(model, run.name).values()
-    course = course_of(model, steps[0], name=run.name, seed=run.training.seed)
+    plan = training_plan(model, steps[0], name=run.name, seed=run.training.seed)
     trained = sum(p.numel() for p in held if p.requires_grad)
-    active = sum(p.numel() for place in active_places(run.update, course, 0) for p in place.params.values())
+    active = sum(p.numel() for place in active_groups(run.update, plan, 0) for p in place.params.values())
     longest = max(prepared.train, key=length)
     return Plan(
         steps=steps[0],
@@ -129,7 +129,7 @@ def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
         f"optimiser {memory.optimiser / MIB:,.1f}, activations {memory.activations / MIB:,.0f}",
         "rows": f"{len(prepared.train):,} to train on, {len(prepared.evaluation):,} held out" + skipped(prepared, plan),
         "steps": f"{plan.steps:,} of {settings.batch} x {settings.accumulate} rows ({plan.per_epoch:,} an epoch)",
-        "settings": settled(run),
+        "settings": resolved_settings(run),
     }
     if run.update.name() != "adamw":
         lines["update"] = (
@@ -147,7 +147,7 @@ def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
     return table
 
 
-def settled(run: Run) -> str:
+def resolved_settings(run: Run) -> str:
     """The settings that a run trains with, whoever set them: of the form, of what surrounds it, of training."""
     settings = run.training
     parts = [(run.form.name(), run.form), ("ranks", run.ranks), ("init", run.init), ("update", run.update)]

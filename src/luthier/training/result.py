@@ -16,11 +16,11 @@ class Result:
     folder: Path
     """The run folder."""
     losses: list[tuple[int, float]]
-    """(step, training loss), one a step."""
+    """(step, training loss), one per step."""
     eval_loss: float | None
     """The last evaluation loss; None without evaluation rows."""
     trainable: int
-    """Trained numbers."""
+    """Trainable parameters."""
     total: int
     """Numbers of the model, without the adapter."""
     seconds: float

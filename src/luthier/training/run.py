@@ -13,7 +13,7 @@ from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
 from luthier.measuring.calibration import Calibration
 from luthier.methods.objectives.sft import SFT
-from luthier.methods.piece import Piece
+from luthier.methods.targeted_form import TargetedForm
 from luthier.methods.updates.adamw import AdamW
 from luthier.training.result import Result
 from luthier.training.spec import Run, Training
@@ -43,7 +43,7 @@ def train(
     budget: str | None = None,
     calibration: Calibration | None = None,
     update: Update | None = None,
-    also: Sequence[Piece] = (),
+    also: Sequence[TargetedForm] = (),
     select: Selection | None = None,
     select_rows: int | None = None,
     target: str | None = None,

@@ -23,8 +23,8 @@ from luthier.training.attachment import attach_all
 from luthier.training.card import card
 from luthier.training.checkpoint import newest, step_of
 from luthier.training.command import command
+from luthier.training.context import training_context
 from luthier.training.estimate import estimate
-from luthier.training.frame import framed
 from luthier.training.join import join
 from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
@@ -75,7 +75,7 @@ class Session:
             for part in (prepared.train, prepared.evaluation)
         ]
         collator = data.collator_for(prepared.task, loaded.processor)
-        with framed(run, model):
+        with training_context(run, model):
             plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
             if not self.console.quiet:
                 memory = estimate(model, features[0], collator, run.objective, run.training.batch)
@@ -106,7 +106,7 @@ class Session:
             if is_main():
                 folders.begin(folder, record)
             return None
-        folders.same_ground(folder, record, model)
+        folders.check_same_inputs(folder, record, model)
         checkpoint = newest(folder / "checkpoints")
         step = step_of(checkpoint) if checkpoint else 0
         if is_main():
@@ -178,16 +178,16 @@ def check_services(report_to: str) -> None:
 
 
 def check_processes(run: Run) -> None:
-    """Raises if a base is to be spread over processes and there is one, or by a launcher that would spread adapters."""
+    """Raises if a base is to be sharded over processes and there is one, or by a launcher that would shard adapters."""
     told = next((name for name, value in SPREAD.items() if os.environ.get(name, "").lower() == value), None)
     if told is not None:
         raise LuthierError(
-            f"{told}={SPREAD[told]} spreads the adapters over processes as well, and none would hold one to save; "
+            f"{told}={SPREAD[told]} shards the adapters across processes as well, and none would hold one to save; "
             "leave it out, and spread the base alone with shard (--shard)."
         )
     if run.training.shard and processes() == 1:
         raise LuthierError(
-            "shard spreads the base over several processes, and here is one; start them with "
+            "shard shards the base across several processes, and here is one; start them with "
             "`torchrun --nproc-per-node=N -m luthier train …`."
         )
     if run.update.changes and processes() > 1:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.adapters.attach import detach, place, state_of
-from luthier.core.adapters.slot import Part, Slot
+from luthier.core.adapters.tuner import AdapterComponent, TunerLayer
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.sites.fresh import fresh_modules
 from luthier.core.sites.structure import base_tensor
@@ -24,34 +24,46 @@ def sparsify(model: Any, name: str) -> None:
     The first part of the adapter is meant; others stay as they are, and so does all where entries would not be
     smaller. Heads that are new to the checkpoint stay whole: another base would hold other numbers there to add to.
     """
-    first, *others = (part for part in state_of(model).parts if part.name == name)
+    first, *others = (component for component in state_of(model).components if component.name == name)
     new = fresh_modules(model)
-    slots = [slot for slot in first.slots.values() if slot.origin.module not in new]
-    found = {slot.origin.path: _moved(model, slot) for slot in slots}
+    tuners = [tuner for tuner in first.tuners.values() if tuner.origin.module not in new]
+    found = {tuner.origin.path: _moved(model, tuner) for tuner in tuners}
     ranks = {site.path: len(found[site.path][0]) if site.path in found else 0 for site in first.sites}
-    if not 0 < sum(ranks.values()) * WORTH < sum(p.numel() for slot in slots for p in slot.parameters()):
+    if not 0 < sum(ranks.values()) * WORTH < sum(p.numel() for tuner in tuners for p in tuner.parameters()):
         return
-    sparse = Part(name, Sparse(), first.where, Sites(s for s in first.sites if ranks[s.path]), ranks)
+    sparse = AdapterComponent(name, Sparse(), first.where, Sites(s for s in first.sites if ranks[s.path]), ranks)
     heads = Sites(site for site in first.sites if site.module in new)
-    kept = [(first, Part(name, first.form, " | ".join(f"params({s.path})" for s in heads), heads))] if heads else []
-    kept += [(part, Part(name, part.form, part.where, part.sites, part.ranks, part.relative)) for part in others]
-    whole = {id(again): part for part, again in kept}
+    kept = (
+        [(first, AdapterComponent(name, first.form, " | ".join(f"params({s.path})" for s in heads), heads))]
+        if heads
+        else []
+    )
+    kept += [
+        (
+            component,
+            AdapterComponent(
+                name, component.form, component.where, component.sites, component.ranks, component.subtract_start
+            ),
+        )
+        for component in others
+    ]
+    whole = {id(again): component for component, again in kept}
 
-    def start(module: Any, site: Site, part: Part) -> dict[str, Tensor]:
-        if part is sparse:
+    def start(module: Any, site: Site, component: AdapterComponent) -> dict[str, Tensor]:
+        if component is sparse:
             return dict(zip(("index", "values"), found[site.path], strict=True))
-        slot = whole[id(part)].slots[part.group(site)]
-        return {key: p.detach() for key, p in slot.named_parameters()}
+        tuner = whole[id(component)].tuners[component.group(site)]
+        return {key: p.detach() for key, p in tuner.named_parameters()}
 
     detach(model, name)
     place(model, [sparse, *(again for _, again in kept)], start, check=False)
 
 
 @torch.no_grad()
-def _moved(model: Any, slot: Slot) -> tuple[Tensor, Tensor]:
+def _moved(model: Any, tuner: TunerLayer) -> tuple[Tensor, Tensor]:
     """(positions, changes) of the entries that are not the base's."""
-    (trained,) = slot.parameters()
-    base = base_tensor(model.get_submodule(slot.origin.module), slot.origin)
+    (trained,) = tuner.parameters()
+    base = base_tensor(model.get_submodule(tuner.origin.module), tuner.origin)
     change = (trained - base.to(trained.dtype)).flatten()
     index = change.nonzero().flatten()
     return index.to(torch.int32 if len(change) < 2**31 else torch.int64), change[index]

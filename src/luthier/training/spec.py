@@ -20,7 +20,7 @@ from luthier.core.errors import LuthierError, near
 from luthier.data.columns import mapping
 from luthier.measuring.calibration import Calibration
 from luthier.methods.objectives.sft import SFT
-from luthier.methods.piece import Piece
+from luthier.methods.targeted_form import TargetedForm
 from luthier.methods.updates.adamw import AdamW
 
 
@@ -39,7 +39,7 @@ class Training:
     order: Literal["random", "length"] = "random"
     """How rows meet in batches: at random, or with rows of like length, which saves padding."""
     lr: float | None = None
-    """Highest learning rate (none: the form's own)."""
+    """Highest learning rate. Default: the form's own."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """What the learning rate does after the warm-up."""
     warmup: float = 0.06
@@ -55,23 +55,23 @@ class Training:
     eval_fraction: float = 0.05
     """Share of the rows held out for the evaluation loss (0: none), unless evaluation data are given."""
     eval_every: int | None = None
-    """Steps between evaluations (none: a tenth of the run)."""
+    """Steps between evaluations. Default: a tenth of the run."""
     save_every: int | None = None
-    """Steps between checkpoints (none: a tenth of the run)."""
+    """Steps between checkpoints. Default: a tenth of the run."""
     keep: int = 2
     """Checkpoints kept."""
     seed: int = 0
     """Fixes the split, the order of the rows, the start of the form and all noise."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the base; adapters stay float32."""
+    """Dtype of the base; adapters stay float32."""
     quantize: str | None = None
-    """Pack the base's weights: nf4 or int8."""
+    """Quantise the base's weights: nf4 or int8."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     cpu_backend: Literal["auto", "mkl", "onednn", "onednn-convolution"] = "auto"
     """What multiplies float32 matrices on a CPU: auto is the fastest on this machine, measured once."""
     shard: bool = False
-    """Spread the base over the processes of torchrun (FSDP2); adapters stay whole on each."""
+    """Shard the base across the processes of torchrun (FSDP2); adapters stay whole on each."""
     report_to: str = "none"
     """Also log to these services of transformers' Trainer, joined by commas: tensorboard, wandb, mlflow, …"""
 
@@ -90,7 +90,7 @@ class Training:
         if self.eval_fraction >= 1:
             raise LuthierError("eval_fraction is 1, which leaves no row to train on.")
         if self.shard and self.quantize is not None:
-            raise LuthierError(f"quantize={self.quantize} packs the base, and a packed base cannot be sharded.")
+            raise LuthierError(f"quantize={self.quantize} quantises the base, and a quantised base cannot be sharded.")
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON holds them."""
@@ -130,13 +130,13 @@ class Run:
     form: Form
     """What is attached, with its hyper-parameters."""
     where: str | None = None
-    """Sites that it is attached to (none: the form's own)."""
+    """Sites that it is attached to. Default: the form's own."""
     out: str = "run"
     """The run folder."""
     task: str | None = None
-    """What the model is fitted for (none: what the data's columns tell)."""
+    """What the model is fitted for. Default: what the data's columns tell."""
     eval_data: str | None = None
-    """Data for the evaluation loss (none: a share of the training rows). The source of `data` gives its test split."""
+    """Data for the evaluation loss. Default: a share of the training rows. The source `data` gives its test split."""
     objective: Objective = field(default_factory=SFT)
     """What training lowers."""
     training: Training = field(default_factory=Training)
@@ -148,25 +148,25 @@ class Run:
     name: str = "default"
     """Name of the adapter."""
     ranks: Ranks | None = None
-    """What chooses the rank of each site (none: the form's own everywhere)."""
+    """What chooses the rank of each site. Default: the form's own everywhere."""
     init: Init | None = None
-    """Where the form starts (none: its own start)."""
+    """Where the form starts. Default: its own start."""
     budget: str | None = None
-    """What the ranks may cost: a share of the model (0.1%), trained numbers (500k) or a size on disk (8MB)."""
+    """What the ranks may cost: a share of the model (0.1%), trainable parameters (500k) or a size on disk (8MB)."""
     calibration: Calibration = field(default_factory=Calibration)
     """How the data are looked at before ranks and starting factors are chosen."""
     update: Update = field(default_factory=AdamW)
     """What becomes of the gradients, and what is trained at all."""
-    also: tuple[Piece, ...] = ()
+    also: tuple[TargetedForm, ...] = ()
     """Further forms of the same adapter, each with its place; ranks, init and budget are those of `form`."""
     select: Selection | None = None
-    """What chooses the rows that are learned, of those not held out (none: all are)."""
+    """What chooses the rows that are learned, of those not held out. Default: all are."""
     select_rows: int | None = None
     """How many rows it takes."""
     target: str | None = None
     """Data of the task that it chooses for, as `data`."""
     license: str | None = None
-    """Licence of the adapter, for its card (none: not stated; the base's is told)."""
+    """Licence of the adapter, for its card. Default: not stated; the base's is told."""
     columns: str | None = None
     """Columns that the data call otherwise than the layouts do, by what they are: text=body,label=category."""
     strict: bool = False
@@ -222,7 +222,7 @@ class Run:
                 given[key] = find(axis, given[key]["name"]).from_dict(given[key]["settings"])
         if "calibration" in given:
             given["calibration"] = Calibration(**_known(Calibration, given["calibration"]))
-        given["also"] = tuple(map(Piece.from_dict, given.get("also", ())))
+        given["also"] = tuple(map(TargetedForm.from_dict, given.get("also", ())))
         if "training" in given:
             given["training"] = Training.from_dict(given["training"])
         missing = {"model", "data", "form"} - set(given)

@@ -20,12 +20,12 @@ from transformers.trainer_callback import PrinterCallback
 
 from luthier.core.adapters.control import tensors
 from luthier.core.adapters.optimiser import optimiser
-from luthier.core.contracts.objective import At, Memory, labels_of
+from luthier.core.contracts.objective import At, ObjectiveState, labels_of
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, write_json
 from luthier.data import Collator, length_of
 from luthier.training.checkpoint import WRITING, clean, commit
-from luthier.training.frame import running
+from luthier.training.context import running_norms
 from luthier.training.order import ByLength
 from luthier.training.spec import Run
 
@@ -104,7 +104,7 @@ class Trainer(transformers.Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.root = run.folder / "checkpoints"
-        self.memory: Memory = {}
+        self.objective_state: ObjectiveState = {}
         """What the objective remembers of its looks at the evaluation rows, and how many there were."""
         self.looks = 0
         self.resumes = False
@@ -113,7 +113,7 @@ class Trainer(transformers.Trainer):
         """Tokens seen by this process."""
         self.rows: list[int] = []
         """Rows of the step under way."""
-        self.norms = running(model)
+        self.norms = running_norms(model)
         self.model_accepts_loss_kwargs = True  # so it counts the labels and divides nothing itself
         self.loss_is_scaled_for_ga = True
 
@@ -171,26 +171,26 @@ class Trainer(transformers.Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def counts(self, batch: dict[str, Any]) -> Tensor:
+    def token_counts(self, batch: dict[str, Any]) -> Tensor:
         """Over how much the means of a batch are, [parts]."""
-        return self.run.objective.counts(batch, labels_of(batch, self.shifted))
+        return self.run.objective.token_counts(batch, labels_of(batch, self.shifted))
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:  # pyright: ignore
         """The counts of the whole step; called once before it."""
         self.rows = []
         self.tokens += sum(int(batch["attention_mask"].sum()) for batch in batch_samples if "attention_mask" in batch)
         self._look()
-        counts = torch.stack([self.counts(batch).to(device) for batch in batch_samples]).sum(0)
+        counts = torch.stack([self.token_counts(batch).to(device) for batch in batch_samples]).sum(0)
         return self.accelerator.reduce(counts, "sum")  # pyright: ignore[reportReturnType]
 
     def _look(self) -> None:
         """Shows the objective the evaluation losses that it wants before this step."""
         objective, step = self.run.objective, self.state.global_step
-        wanted = objective.watch(step)
+        wanted = objective.eval_batches(step)
         if wanted == 0:
             return
         means, counts = self.measure(self.get_eval_dataloader() if wanted is None else self._glimpse(wanted))
-        self.memory = objective.remember(self.memory, step, means.tolist(), counts.tolist())
+        self.objective_state = objective.update_state(self.objective_state, step, means.tolist(), counts.tolist())
         self.looks += 1
 
     def _glimpse(self, wanted: int) -> Iterator[dict[str, Any]]:
@@ -210,7 +210,7 @@ class Trainer(transformers.Trainer):
             norm.eval()
         objective, totals = self.run.objective, num_items_in_batch
         assert isinstance(totals, Tensor)  # counted above for every step
-        shares = objective.shares(totals, self.memory) * self.counts(inputs) / totals.clamp(min=1)
+        shares = objective.part_weights(totals, self.objective_state) * self.token_counts(inputs) / totals.clamp(min=1)
         at = At(self.state.global_step, self.state.max_steps, training=True)
         means = objective.loss(model, objective.inputs(inputs, at))
         loss = (means * shares.to(means.dtype)).sum()
@@ -236,7 +236,7 @@ class Trainer(transformers.Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):  # pyright: ignore
         """`{"eval_loss": …}`, the objective's own over the evaluation rows, its parts weighed as at the start."""
         means, counts = self.measure(self.get_eval_dataloader())
-        metrics = {f"{metric_key_prefix}_loss": float((means * self.run.objective.shares(counts, {})).sum())}
+        metrics = {f"{metric_key_prefix}_loss": float((means * self.run.objective.part_weights(counts, {})).sum())}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -250,7 +250,7 @@ class Trainer(transformers.Trainer):
         for batch in batches:
             inputs = self._prepare_inputs(batch)
             inputs.pop("rows")
-            counts = self.counts(inputs).cpu().double()
+            counts = self.token_counts(inputs).cpu().double()
             with torch.no_grad():
                 means = objective.loss(model, objective.inputs(inputs, at)).cpu().double()
             found.append(torch.stack([means * counts, counts]))
@@ -283,7 +283,7 @@ class Trainer(transformers.Trainer):
         held = {key: t.detach().cpu().contiguous() for key, t in tensors(self.model, self.run.name).items()}
         save_file(held, folder / ADAPTER)
         if self.looks:
-            write_json(folder / REMEMBERED, {"looks": self.looks, "memory": self.memory})
+            write_json(folder / REMEMBERED, {"looks": self.looks, "memory": self.objective_state})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.resumes = True
@@ -299,7 +299,7 @@ class Trainer(transformers.Trainer):
                 tensor.copy_(stored[key])
         if (Path(resume_from_checkpoint) / REMEMBERED).is_file():
             known = read_json(Path(resume_from_checkpoint) / REMEMBERED)
-            self.looks, self.memory = known["looks"], known["memory"]
+            self.looks, self.objective_state = known["looks"], known["memory"]
 
     def restore(self, checkpoint: Path) -> None:
         """The adapter as `checkpoint` holds it."""

@@ -163,7 +163,7 @@ def test_full_training_of_a_tied_tensor_keeps_it_tied(tmp_path):
 def test_shared_parameters_are_one_tensor():
     model = lt.attach(build(), lt.WeGeFT(rank=4, share="type"), where="q_proj, v_proj")
     assert len(lt.trainable(model)) == 4
-    first, last = (model.model.layers[i].self_attn.q_proj.adapters.slots()[0] for i in (0, -1))
+    first, last = (model.model.layers[i].self_attn.q_proj.adapters.tuners()[0] for i in (0, -1))
     assert first.phi is last.phi
 
 
@@ -201,11 +201,11 @@ def test_a_merged_model_is_not_adapted_further():
 def test_a_deep_copy_is_a_model_of_its_own():
     model = lt.attach(build(), lt.WeGeFT(share="type"))
     perturb(model)
-    twin = copy.deepcopy(model)
-    assert torch.equal(logits(twin), logits(model))
-    perturb(twin)
-    assert not torch.equal(logits(twin), logits(model))
-    lt.detach(twin)
+    counterpart = copy.deepcopy(model)
+    assert torch.equal(logits(counterpart), logits(model))
+    perturb(counterpart)
+    assert not torch.equal(logits(counterpart), logits(model))
+    lt.detach(counterpart)
     assert lt.trainable(model)
 
 
@@ -244,7 +244,7 @@ ON_TENSORS = [form for form in (cast(type[lt.Form], find("forms", n)) for n in n
 @pytest.mark.parametrize("cls", ON_TENSORS, ids=lambda cls: cls.name())
 def test_forms_of_matrices_refuse_vectors(cls):
     form, model = cls(), build()
-    if form.whole:
+    if form.elementwise:
         assert lt.trainable(lt.attach(model, form, where="params(*norm.weight)"))
         return
     with pytest.raises(LuthierError, match=r"changes matrices, and params\(.*norm.weight\) has 1 axis"):
@@ -260,7 +260,7 @@ def test_rows_that_are_arranged_are_let_go_before_merging():
 
 def test_a_compiled_model_is_the_model_it_wraps(tmp_path):
     plain = build()
-    twin, flags = copy.deepcopy(plain), {path: p.requires_grad for path, p in plain.named_parameters()}
+    counterpart, flags = copy.deepcopy(plain), {path: p.requires_grad for path, p in plain.named_parameters()}
     base, compiled = logits(plain), torch.compile(plain, backend="eager")
     assert lt.attach(compiled, lt.LoRA(), where=lt.select(compiled, "q_proj")) is compiled
     perturb(compiled)
@@ -270,9 +270,9 @@ def test_a_compiled_model_is_the_model_it_wraps(tmp_path):
     assert torch.allclose(logits(plain), moved) and lt.rounding(plain)
     lt.unmerge(plain)
     folder = lt.save(compiled, tmp_path / "adapter")
-    other = torch.compile(copy.deepcopy(twin), backend="eager")
+    other = torch.compile(copy.deepcopy(counterpart), backend="eager")
     assert lt.load(other, folder) is other and torch.equal(logits(other), moved)
-    assert torch.equal(logits(lt.load(twin, folder)), moved)
+    assert torch.equal(logits(lt.load(counterpart, folder)), moved)
     for adapt in (lambda: compiled, lambda: torch.compile(lt.attach(plain, lt.LoRA()))):
         lt.detach(adapt())
         assert {path: p.requires_grad for path, p in plain.named_parameters()} == flags

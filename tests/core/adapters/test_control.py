@@ -11,8 +11,8 @@ from torch import nn
 
 import luthier as lt
 from luthier.core.adapters.attach import state_of
-from luthier.core.adapters.container import Adapters
-from luthier.core.adapters.control import Arrangement
+from luthier.core.adapters.container import AdapterContainer
+from luthier.core.adapters.control import RowAssignment
 from luthier.core.contracts.component import find
 from support.architectures import ARCHITECTURES
 
@@ -61,19 +61,19 @@ def test_contexts_give_back_what_acted():
 
 def test_a_copy_has_switches_of_its_own():
     model = several(2)
-    twin = copy.deepcopy(model)
+    counterpart = copy.deepcopy(model)
     both = logits(model)
-    lt.use(twin, "a1")
-    assert torch.equal(logits(model), both) and not torch.equal(logits(twin), both)
+    lt.use(counterpart, "a1")
+    assert torch.equal(logits(model), both) and not torch.equal(logits(counterpart), both)
 
 
 def test_a_switch_looks_at_those_that_act_alone(monkeypatch):
     """However many adapters are loaded, each module sorts the enabled ones."""
     model = several(12)
     seen: list[int] = []
-    refresh = Adapters.refresh
-    monkeypatch.setattr(Adapters, "refresh", lambda self: (seen.append(len(self.acting)), refresh(self))[1])
-    monkeypatch.setattr(Adapters, "slots", lambda self: pytest.fail("every slot was looked at"))
+    refresh = AdapterContainer.refresh
+    monkeypatch.setattr(AdapterContainer, "refresh", lambda self: (seen.append(len(self.acting)), refresh(self))[1])
+    monkeypatch.setattr(AdapterContainer, "tuners", lambda self: pytest.fail("every slot was looked at"))
     lt.use(model, "a3")
     seen.clear()
     lt.use(model, "a4")
@@ -84,9 +84,9 @@ def test_detaching_forgets_the_modules():
     model = several(2)
     state = state_of(model)
     lt.detach(model, "a0")
-    assert state.homes
+    assert state.containers
     lt.detach(model)
-    assert not state.homes and not any(isinstance(module, Adapters) for module in model.modules())
+    assert not state.containers and not any(isinstance(module, AdapterContainer) for module in model.modules())
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -133,7 +133,7 @@ def test_merged_adapters_are_not_switched():
         lambda: lt.use(model, "a0"),
         lambda: enter(lt.disabled(model)),
         lambda: enter(lt.rows(model, ["a0", "a1"])),
-        lambda: Arrangement(model).set(["a0", "a1"]),
+        lambda: RowAssignment(model).set(["a0", "a1"]),
     ):
         with pytest.raises(lt.LuthierError, match="unmerge"):
             act()
@@ -164,12 +164,12 @@ def test_inner_rows_give_back_the_outer_ones():
 
 def test_rows_inside_an_arrangement_leave_it_standing():
     model = several()
-    arrangement = Arrangement(model)
-    arrangement.set(["a0", "a2"])
+    row_assignment = RowAssignment(model)
+    row_assignment.set(["a0", "a2"])
     expected = logits(model)
     with lt.rows(model, ["a1", None]):
         assert not state_of(model).current.frozen
-    arrangement.set(["a0", "a2"])
+    row_assignment.set(["a0", "a2"])
     assert state_of(model).current.frozen and torch.equal(logits(model), expected)
 
 
@@ -199,7 +199,7 @@ def test_the_last_one_may_leave_inside_a_context():
     with lt.rows(model, ["a0", None]):
         lt.detach(model)
         lt.attach(model, lt.LoRA(rank=2), name="new")
-    assert all(home.acting for home in state_of(model).homes)
+    assert all(container.acting for container in state_of(model).containers)
 
 
 def test_any_name_that_is_allowed_works(tmp_path):

@@ -13,7 +13,7 @@ import torch
 
 import luthier as lt
 import luthier.kernels.lora as kernel
-from luthier.core.contracts.kernel import plain
+from luthier.core.contracts.kernel import reference_implementation
 from luthier.core.first_import import NOISY, quiet_imports
 from support.architectures import ARCHITECTURES
 
@@ -40,7 +40,7 @@ def test_one_is_inside_plain_and_the_other_not(monkeypatch):
         monkeypatch.setattr(kernel, name, lambda *a, run=run: (by_kernel.append(threading.get_ident()), run(*a))[1])
 
     def reference(barrier):
-        with plain():
+        with reference_implementation():
             barrier.wait()  # both contexts are as they will be
             found = models[0](**inputs).logits
             barrier.wait()
@@ -54,7 +54,7 @@ def test_one_is_inside_plain_and_the_other_not(monkeypatch):
 
     (inside, plainly), (outside, quickly) = together(reference, fast)
     assert set(by_kernel) == {outside} and inside != outside
-    with plain():
+    with reference_implementation():
         assert torch.equal(models[0](**inputs).logits, plainly)
     assert torch.equal(models[1](**inputs).logits, quickly)
 
@@ -105,12 +105,12 @@ def test_a_copy_settles_its_own_steps():
         with lt.rows(model, ["default", "second"]):
             model(**inputs)
             container = model.model.layers[0].self_attn.q_proj.adapters
-            assert container.step is not None and container.stack is not None
-            twin = copy.deepcopy(model)
-    other = twin.model.layers[0].self_attn.q_proj.adapters
-    assert other.step is None and other.stack is None
+            assert container.decode_plan is not None and container.stacked is not None
+            counterpart = copy.deepcopy(model)
+    other = counterpart.model.layers[0].self_attn.q_proj.adapters
+    assert other.decode_plan is None and other.stacked is None
     assert set(vars(other)) == set(vars(container)) and other.path == container.path
-    assert twin.model.layers[0].self_attn.k_proj.adapters.current is other.current is not container.current
+    assert counterpart.model.layers[0].self_attn.k_proj.adapters.current is other.current is not container.current
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, expected)
 
@@ -120,9 +120,13 @@ def test_a_copy_is_under_no_pass_and_keeps_its_contexts():
     with lt.prompt(model, 3):
         model(**ARCHITECTURES["llama"].inputs(batch=2))
         current = model.adapters.current
-        twin = copy.deepcopy(model).adapters.current
-    assert current.calls and not twin.calls and twin.ahead is twin.reading is twin.derived is None
-    assert set(vars(twin)) == set(vars(current)) and twin.prompt.end == 3
+        counterpart = copy.deepcopy(model).adapters.current
+    assert (
+        current.calls
+        and not counterpart.calls
+        and counterpart.prefetched is counterpart.shared_input is counterpart.derived is None
+    )
+    assert set(vars(counterpart)) == set(vars(current)) and counterpart.prompt.end == 3
 
 
 def test_remarks_are_held_back_while_any_thread_is_inside_and_then_put_back():

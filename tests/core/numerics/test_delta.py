@@ -63,7 +63,7 @@ def test_affine_forms_lower_to_a_delta(form, rank):
     for parameter in lt.trainable(net).values():
         parameter.data += torch.randn_like(parameter)
     layer = net[0]
-    delta = delta_of(layer, adapters_of(layer).slots())
+    delta = delta_of(layer, adapters_of(layer).tuners())
     assert delta.rank == rank
     x = random(3, 4)
     with lt.disabled(net):
@@ -80,7 +80,7 @@ def test_a_change_of_the_bias_is_not_lost():
     for parameter in lt.trainable(net).values():
         parameter.data += torch.randn_like(parameter)
     with pytest.raises(lt.LuthierError, match="bias"):
-        delta_of(net[0], adapters_of(net[0]).slots())
+        delta_of(net[0], adapters_of(net[0]).tuners())
 
 
 def test_a_difference_and_what_is_left_of_it():

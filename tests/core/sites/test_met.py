@@ -79,8 +79,8 @@ def test_a_layer_that_is_called_and_read_is_adapted_once_in_both():
     lt.attach(model, lt.LoRA(rank=2), "x_proj")
     move(model)
     layer = model.backbone.layers[0].mixer.x_proj
-    slot, x = layer.adapters.slots()[0], torch.randn(3, layer.in_features)
-    whole = layer._parameters["weight"] + slot.form.scale * slot.B @ slot.A
+    tuner, x = layer.adapters.tuners()[0], torch.randn(3, layer.in_features)
+    whole = layer._parameters["weight"] + tuner.form.scale * tuner.B @ tuner.A
     assert torch.allclose(layer.weight, whole, atol=1e-6)
     assert torch.allclose(layer(x), x @ whole.mT, atol=1e-5)
 

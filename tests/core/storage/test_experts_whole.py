@@ -27,7 +27,7 @@ def test_entries_of_the_last_expert_are_saved_and_load(where, tmp_path):
             parameter.data[-1, :2, -3:] += 0.5
     moved = output(model)
     sparsify(model, "default")
-    assert {part.form.name() for part in state_of(model).parts} == {"sparse"}
+    assert {part.form.name() for part in state_of(model).components} == {"sparse"}
     lt.save(model, tmp_path / "adapter")
     loaded = lt.load(MIXTRAL.build(), tmp_path / "adapter")
     assert torch.equal(output(loaded), moved)
@@ -38,9 +38,9 @@ def test_entries_of_the_last_expert_are_saved_and_load(where, tmp_path):
 @pytest.mark.parametrize("where", [DOWN, "experts"])
 def test_entries_are_drawn_from_all_experts(where):
     model = lt.attach(MIXTRAL.build(), lt.Sparse(density=0.5), where)
-    (slot, *_) = state_of(model).parts[0].slots.values()
-    experts, d_out, d_in = slot.site.experts, slot.site.d_out, slot.site.d_in
-    index = slot.own()["index"]
+    (tuner, *_) = state_of(model).components[0].tuners.values()
+    experts, d_out, d_in = tuner.site.experts, tuner.site.d_out, tuner.site.d_in
+    index = tuner.own()["index"]
     assert experts == 4 and len(index) == experts * d_out * d_in // 2
     assert set((index // (d_out * d_in)).tolist()) == set(range(experts))
 

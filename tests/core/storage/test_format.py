@@ -191,7 +191,7 @@ for _ in range(40):
         (part(sites=[["a"]]), "path, kind"),
         (part(ranks={"x": 2}), "ranks do not fit"),
         (part(ranks={"x": 2**40}), "whole number"),
-        (part(relative="yes"), "true or false"),
+        (part(subtract_start="yes"), "true or false"),
         (part(extra=1), "extra"),
         (settings(rank=2**40), "expected \\(1099511627776"),
         (settings(rank=2**53), "expected|fits"),

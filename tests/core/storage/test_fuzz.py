@@ -41,7 +41,7 @@ FORMS: dict[str, Callable[[Any], Any]] = {
     "lora": lambda m: lt.attach(m, lt.LoRA(rank=2), where="q_proj, v_proj"),
     "ranked": lambda m: lt.attach(m, lt.LoRA(rank=2), where="mlp.*", ranks={p: i for i, p in enumerate(MLP)}),
     "shared": lambda m: lt.attach(m, lt.WeGeFT(rank=2, share="type"), where="q_proj, v_proj"),
-    "relative": lambda m: lt.attach(m, lt.LoRA(rank=2), where="o_proj", relative=True),
+    "relative": lambda m: lt.attach(m, lt.LoRA(rank=2), where="o_proj", subtract_start=True),
     "two parts": lambda m: lt.attach(lt.attach(m, lt.LoReFT(rank=2, positions="f1,l1")), lt.IA3(), where="k_proj"),
     "sparse": lambda m: lt.attach(m, lt.Sparse(k=4), where="q_proj, params(*.norm.weight)"),
     "s2ft": lambda m: lt.attach(m, lt.S2FT(), where="down_proj"),
@@ -216,12 +216,12 @@ def outcome(model: Any, folder: Path) -> str:
     finally:
         signal.alarm(0)
     stored = load_file(folder / "adapter.safetensors")
-    parts = vars(model)["_luthier"].parts
+    parts = vars(model)["_luthier"].components
     held = {
         f"{index}.{group}.{name}": tensor
         for index, part in enumerate(parts)
-        for group, slot in part.slots.items()
-        for name, tensor in slot._parameters.items()
+        for group, tuner in part.tuners.items()
+        for name, tensor in tuner._parameters.items()
     }
     assert held.keys() == stored.keys()
     for key, tensor in stored.items():

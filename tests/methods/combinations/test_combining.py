@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 import luthier as lt
-from luthier.combining.places import spots
+from luthier.combining.parameter_refs import parameter_refs
 from luthier.core.storage.format import read as read_spec
 from luthier.methods.combinations.breadcrumbs import Breadcrumbs
 from luthier.methods.combinations.composable import Composable
@@ -167,7 +167,7 @@ def test_a_task_and_a_language_commute(tmp_path):
 def test_truncation_tells_its_error(tmp_path):
     inputs = [full(tmp_path / "a")]
     report = lt.combine("task_arithmetic", inputs, base=build(), out=tmp_path / "out", rank=4)
-    matrices = [(group[0].name, group[0].tensor) for group in spots(build()) if group[0].tensor.dim() == 2]
+    matrices = [(group[0].name, group[0].tensor) for group in parameter_refs(build()) if group[0].tensor.dim() == 2]
     changed, lost, total = weights(moved(build(), 1)), 0.0, 0.0
     for name, tensor in matrices:
         values = torch.linalg.svdvals(changed[name] - tensor.detach())
@@ -327,7 +327,7 @@ def test_an_encoder_and_a_decoder_count_their_own_blocks():
 
     known = ARCHITECTURES["t5"]
     scope = Scope(replace(known, settings=known.settings | {"num_layers": 2, "num_decoder_layers": 4}).build())
-    found = {group[0].name: group[0].place(scope, {}) for group in spots(scope.model)}
+    found = {group[0].name: group[0].place(scope, {}) for group in parameter_refs(scope.model)}
     depths = {name.split(".")[0]: at.depth for name, at in found.items() if ".block." in name}
     last = {name.split(".")[0]: at.site.layer for name, at in found.items() if ".block." in name}
     assert depths == {"encoder": 2, "decoder": 4} and last == {"encoder": 1, "decoder": 3}

@@ -26,7 +26,7 @@ def fitted(form, net=None):
     trained = lt.trainable(net)
     for tensor in trained.values():
         tensor.data += torch.randn_like(tensor)
-    p = {k: t.detach() for k, t in net[0].adapters.slots()[0]._parameters.items()}
+    p = {k: t.detach() for k, t in net[0].adapters.tuners()[0]._parameters.items()}
     x = torch.randn(4, 6, D_IN, dtype=torch.float64)
     bias = net[0].bias.detach() if net[0].bias is not None else torch.zeros(D_OUT, dtype=torch.float64)
     return net, p, x, net[0].weight.detach().clone(), bias.clone()
@@ -54,8 +54,8 @@ def test_hydra_without_its_sequential_branch_is_lora():
     other.load_state_dict(net.state_dict())
     net, p, x, _, _ = fitted(lt.Hydra(rank=R, scale=2.0), net)
     p["U_s"].zero_()
-    slot = lt.attach(other, lt.LoRA(rank=R, alpha=2.0 * R), where="0")[0].adapters.slots()[0]
-    slot.A.data, slot.B.data = p["D_p"], p["U_p"]
+    tuner = lt.attach(other, lt.LoRA(rank=R, alpha=2.0 * R), where="0")[0].adapters.tuners()[0]
+    tuner.A.data, tuner.B.data = p["D_p"], p["U_p"]
     assert same(net[0](x), other[0](x))
 
 
@@ -65,9 +65,9 @@ def test_hydra_is_exported_where_no_bias_moves(tmp_path):
     with pytest.raises(lt.LuthierError, match="changes the bias"):
         lt.export(tmp_path / "a", tmp_path / "out", to="peft", base=lt.detach(net))
     net, _, _, w, _ = fitted(lt.Hydra(rank=R), layer(bias=False))
-    slots = net[0].adapters.slots()
-    delta = delta_of(net[0], slots)
-    assert delta.rank == 2 * R and same(delta.dense(), affine_map(net[0], slots)[0] - w)
+    tuners = net[0].adapters.tuners()
+    delta = delta_of(net[0], tuners)
+    assert delta.rank == 2 * R and same(delta.dense(), affine_map(net[0], tuners)[0] - w)
 
 
 def test_loraxs_trains_a_square_between_singular_vectors():
@@ -85,9 +85,9 @@ def test_loraxs_has_a_gradient_from_its_start():
     x = torch.randn(8, D_IN, dtype=torch.float64)
     y = net[0](x)
     (y * torch.ones_like(y)).sum().backward()
-    slot = net[0].adapters.slots()[0]
+    tuner = net[0].adapters.tuners()[0]
     gradient = torch.ones(8, D_OUT, dtype=torch.float64).T @ x  # dL/dW
-    assert same(slot.R.grad, 2.0 * slot.B.T @ gradient @ slot.A.T) and slot.R.grad.abs().max() > 0.1
+    assert same(tuner.R.grad, 2.0 * tuner.B.T @ gradient @ tuner.A.T) and tuner.R.grad.abs().max() > 0.1
 
 
 @pytest.mark.parametrize(("d_in", "d_out"), [(7, 5), (5, 7), (6, 6)])
@@ -96,7 +96,7 @@ def test_loldu_decomposes_the_weight(d_in, d_out):
     net = nn.Sequential(nn.Linear(d_in, d_out), nn.Linear(d_out, 2)).double()
     w = net[0].weight.detach().clone()
     lt.attach(net, lt.LoLDU(rank=rank), where="0")
-    p = net[0].adapters.slots()[0]._parameters
+    p = net[0].adapters.tuners()[0]._parameters
     assert same(p["L"] @ p["D"].diag() @ p["U"], w)  # all pivots give W back
     assert same(p["U"].diagonal(), torch.ones(rank, dtype=w.dtype)) and same(p["U"].tril(-1), torch.zeros(1))
     assert same(p["L"].abs().max(0).values, torch.ones(rank, dtype=w.dtype))  # pivoted: rows of a unit triangle
@@ -110,7 +110,7 @@ def test_loldu_trains_pivots_alone():
     gradient = torch.randn(4, 6, D_OUT, dtype=torch.float64)
     net[0](x).backward(gradient)
     g = torch.einsum("abo,abi->oi", gradient, x)
-    assert same(net[0].adapters.slots()[0].z.grad, 0.5 * (p["L"].T @ g @ p["U"].T).diag())
+    assert same(net[0].adapters.tuners()[0].z.grad, 0.5 * (p["L"].T @ g @ p["U"].T).diag())
 
 
 def test_loldu_starts_as_a_no_op_in_float32():
@@ -175,11 +175,11 @@ def test_s2ft_is_masked_full_fine_tuning_under_grouped_queries():
         form = lt.S2FT(ratio=0.5, side=side, units=None if name == "down_proj" else heads)  # type: ignore[arg-type]
         lt.attach(model, form, name)
     masks = {}
-    for part in state_of(model).parts:
+    for part in state_of(model).components:
         for site in part.sites:
             weight = full.get_submodule(site.path).weight
             mask = torch.zeros_like(weight)
-            index = part.slots[site.path].index
+            index = part.tuners[site.path].index
             mask.index_fill_(0 if part.form.side == "output" else 1, index, 1.0)  # type: ignore[attr-defined]
             masks[f"{site.path}.weight"] = mask
     ids = torch.randint(3, 90, (4, 12))
@@ -213,8 +213,8 @@ def test_s2ft_chooses_matching_heads_under_grouped_queries():
     width = model.config.head_dim or model.config.hidden_size // 4
     picked = set()
     for block in model.model.layers:
-        v = block.self_attn.v_proj.adapters.slots()[0].index.unique()
-        o = block.self_attn.o_proj.adapters.slots()[0].index.unique()
+        v = block.self_attn.v_proj.adapters.tuners()[0].index.unique()
+        o = block.self_attn.o_proj.adapters.tuners()[0].index.unique()
         heads = {int(i) // width for i in v}
         assert len(v) == width and len(o) == 2 * width and len(heads) == 1
         assert {int(i) // width // 2 for i in o} == heads  # query head h reads key-value head h // 2

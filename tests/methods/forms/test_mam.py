@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import luthier as lt
-from luthier.methods.piece import Piece
 from luthier.methods.recipe import read_recipe
+from luthier.methods.targeted_form import TargetedForm
 from support.architectures import ARCHITECTURES
 
 AXES = {"insertion": "parallel", "scale": 4.0, "activation": "relu"}
@@ -38,7 +38,7 @@ def mam():
 
 def test_the_recipe_is_the_papers_composition():
     recipe = read_recipe("mam")
-    (piece,) = map(Piece.from_dict, recipe.also)
+    (piece,) = map(TargetedForm.from_dict, recipe.also)
     assert (recipe.method, recipe.where, recipe.form) == ("prefix", "attention", {"length": 30})
     assert (piece.form, piece.where) == (lt.Bottleneck(dim=512, **AXES), "output(mlp)")  # type: ignore[arg-type]
 
@@ -51,8 +51,8 @@ def test_it_is_the_prefixed_model_whose_mlps_have_a_scaled_relu_beside_them():
     for key, tensor in lt.trainable(expected).items():
         tensor.data = held[key.removeprefix("prefix.")]
     for index, block in enumerate(expected.model.layers):
-        p = {k: model.model.layers[index].mlp.adapters.slots()[0]._parameters[k] for k in ("down", "up")}
-        b = {k: model.model.layers[index].mlp.adapters.slots()[0]._parameters[f"{k}_bias"] for k in ("down", "up")}
+        p = {k: model.model.layers[index].mlp.adapters.tuners()[0]._parameters[k] for k in ("down", "up")}
+        b = {k: model.model.layers[index].mlp.adapters.tuners()[0]._parameters[f"{k}_bias"] for k in ("down", "up")}
 
         def beside(module, args, out, p=p, b=b):
             return out + 4.0 * ((args[0] @ p["down"].T + b["down"]).relu() @ p["up"].T + b["up"])
@@ -70,7 +70,7 @@ def test_lora_is_the_adapter_without_its_nonlinearity():
     parallel = build()
     lt.attach(parallel, lt.Bottleneck(dim=4, insertion="parallel", scale=form.scale), where)
     for site in lt.select(build(), where):
-        a, b = (m.get_submodule(site.path).adapters.slots()[0] for m in (lora, parallel))
+        a, b = (m.get_submodule(site.path).adapters.tuners()[0] for m in (lora, parallel))
         # far to the right of its kink the rectifier is the identity; the constant is taken off behind it
         b.down.data, b.down_bias.data = a.A.data, torch.full((4,), 1e3, dtype=torch.float64)
         b.up.data, b.up_bias.data = a.B.data, -a.B.data.sum(1) * 1e3

@@ -7,7 +7,7 @@ import torch
 
 import luthier as lt
 from luthier.core.adapters.control import tensors, watched
-from luthier.core.contracts.router import ROUTE, TASKS, routing
+from luthier.core.contracts.router import ROUTE, ROUTE_TASKS, routing
 from luthier.core.contracts.site import Site
 from luthier.methods.forms.meteora import gathered, together
 from support.architectures import ARCHITECTURES
@@ -140,7 +140,7 @@ def test_experts_stay_and_the_folders_are_needed_no_more(fitted, tmp_path):
 
 def test_temperature_acts_outside_training_alone():
     form = lt.MeteoRA(experts=("a", "b", "c"), temperature=20.0)
-    assert form.training() == lt.MeteoRA(experts=("a", "b", "c")) and form.quiet() == form
+    assert form.train_mode() == lt.MeteoRA(experts=("a", "b", "c")) and form.eval_mode() == form
     model = moved(lt.attach(build(), form, WHERE))
     plain = moved(lt.attach(build(), lt.MeteoRA(experts=("a", "b", "c")), WHERE))
     assert torch.equal(logits(model.train()), logits(plain.train()))
@@ -223,13 +223,13 @@ def test_rows_have_the_averages_of_their_tasks(heads):
     form = lt.MHR(rank=3, skills=5, heads=heads, tasks=("a", "b", "c"))
     p, x, y = away(form), torch.randn(4, 6, 12).double(), torch.randn(4, 6, 8).double()
     told = torch.tensor([2, 0, 2, 1])
-    found = routing(form)({**p, TASKS: told}, x, y)
+    found = routing(form)({**p, ROUTE_TASKS: told}, x, y)
     for row, task in enumerate(told.tolist()):
         wanted = y[row] + by_hand(form, p, x[row], task)
         assert torch.allclose(found[row], wanted, rtol=1e-10, atol=1e-12)
-        one = routing(form)({**p, TASKS: torch.tensor([task])}, x[row : row + 1], y[row : row + 1])
+        one = routing(form)({**p, ROUTE_TASKS: torch.tensor([task])}, x[row : row + 1], y[row : row + 1])
         assert torch.allclose(one[0], wanted, rtol=1e-10, atol=1e-12)
-    flat = routing(form)({**p, TASKS: told}, x[:, 0], y[:, 0])
+    flat = routing(form)({**p, ROUTE_TASKS: told}, x[:, 0], y[:, 0])
     assert torch.allclose(flat, found[:, 0], rtol=1e-10)
 
 

@@ -9,7 +9,7 @@ from torch.linalg import matrix_norm
 
 import luthier as lt
 from luthier.core.adapters.lower import affine_map
-from luthier.core.adapters.slot import Slot
+from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.sites.collect import collect
 from luthier.methods.inits.corda import GOOD, CorDA, damped
 from luthier.methods.inits.lora_ga import LoRAGA
@@ -33,7 +33,7 @@ def started(init, form=FORM, base=None, **stats):
     model = base or net()
     weight = model[0].weight.detach().clone()
     lt.attach(model, form, "0", init=init, stats={"0": stats})
-    return model, weight, dict(model[0].adapters.slots()[0]._parameters)
+    return model, weight, dict(model[0].adapters.tuners()[0]._parameters)
 
 
 def same(a, b, tolerance: float = 1e-10) -> bool:
@@ -138,8 +138,8 @@ def test_corda_on_the_inputs_of_a_model():
     for mode in ("instruction", "knowledge"):
         fresh = build(dtype=torch.float64)
         lt.attach(fresh, lt.LoRA(rank=4, alpha=4.0), where, init=CorDA(mode=mode), stats=stats)  # type: ignore[arg-type]
-        slot = fresh.get_submodule(path).adapters.slots()[0]
-        ba = (slot.B @ slot.A).detach()
+        tuner = fresh.get_submodule(path).adapters.tuners()[0]
+        ba = (tuner.B @ tuner.A).detach()
         lost[mode] = float(((ba @ held_out) * ba).sum().sqrt())  # size of the trained part's output
     assert lost["instruction"] > 5 * lost["knowledge"]
 
@@ -163,8 +163,8 @@ def test_peft_decomposes_a_single_row_so(mode, theirs):
     )  # fmt: skip
     preprocess_corda(base, config, run_model=lambda: base(**rows[0]))
     layer = get_peft_model(base, config).base_model.model.model.layers[1].self_attn.o_proj
-    slot = model.model.layers[1].self_attn.o_proj.adapters.slots()[0]
-    ours = (slot.B @ slot.A).detach()
+    tuner = model.model.layers[1].self_attn.o_proj.adapters.tuners()[0]
+    ours = (tuner.B @ tuner.A).detach()
     product = (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach()
     assert same(ours, product, 2e-3 * float(ours.abs().max()))
 
@@ -205,7 +205,7 @@ def test_lora_ga_steps_first_by_the_best_of_twice_its_rank():
     optimum = float((gradient - best(gradient, 2 * R)).norm() / gradient.norm())
     assert abs(ours - optimum) < 1e-10
     plain = lt.attach(net(), FORM, "0")
-    q = dict(plain[0].adapters.slots()[0]._parameters)
+    q = dict(plain[0].adapters.tuners()[0]._parameters)
     theirs = residual(first_step(plain, q, gradient), gradient)
     assert ours < 0.65 and theirs > 0.85
 
@@ -236,9 +236,9 @@ def test_lora_ga_reads_the_models_own_gradient():
     base = build(dtype=torch.float64)
     sum(base(**rows).loss for rows in batches(3)).backward()  # type: ignore[union-attr]
     g = base.get_submodule(path).weight.grad / 3
-    slot = model.get_submodule(path).adapters.slots()[0]
-    shared = slot.A @ torch.linalg.svd(g)[2][:R].T  # the rows span the gradient's leading directions
-    assert same(shared @ shared.T, slot.A @ slot.A.T, 1e-5)
+    tuner = model.get_submodule(path).adapters.tuners()[0]
+    shared = tuner.A @ torch.linalg.svd(g)[2][:R].T  # the rows span the gradient's leading directions
+    assert same(shared @ shared.T, tuner.A @ tuner.A.T, 1e-5)
 
 
 def test_lora_sb_starts_at_the_best_of_the_first_sign_step():
@@ -247,7 +247,7 @@ def test_lora_sb_starts_at_the_best_of_the_first_sign_step():
     assert same(p["B"] @ p["R"] @ p["A"], best(-2e-3 * gradient.sign(), R))
     assert lt.trainable(model, count=True) == R * R and list(lt.trainable(model)) == ["default.0.R"]
     assert same(p["B"].T @ p["B"], torch.eye(R, dtype=w.dtype)) and same(p["A"] @ p["A"].T, torch.eye(R, dtype=w.dtype))
-    assert same(affine_map(model[0], model[0].adapters.slots())[0], w + best(-2e-3 * gradient.sign(), R))
+    assert same(affine_map(model[0], model[0].adapters.tuners())[0], w + best(-2e-3 * gradient.sign(), R))
     model[0](torch.eye(D_IN, dtype=w.dtype)).T.mul(gradient).sum().backward()
     assert same(p["R"].grad, p["B"].T @ gradient @ p["A"].T)  # scale 1: the projected gradient itself
 
@@ -286,11 +286,11 @@ def test_experts_start_each_by_its_own_weight():
     model = ARCHITECTURES["mixtral"].build(dtype=torch.float64)
     site = lt.select(model, "experts")[0]
     lt.attach(model, FORM, "experts", init=PiSSA(), check=False)  # no grouped product in float64
-    slot = next(slot for slot in model.modules() if isinstance(slot, Slot) and slot.site.key == site.key)
+    tuner = next(tuner for tuner in model.modules() if isinstance(tuner, TunerLayer) and tuner.site.key == site.key)
     weight = model.get_submodule(site.module)._parameters[site.path.rpartition(".")[2]].detach()
     weight = weight.mT if site.transposed else weight
     for expert in range(site.experts or 0):
-        assert same(S * slot.B[expert] @ slot.A[expert], best(weight[expert], R))
+        assert same(S * tuner.B[expert] @ tuner.A[expert], best(weight[expert], R))
 
 
 def test_dropout_falls_on_what_is_trained_alone():

@@ -25,7 +25,7 @@ def started(form, where: str = "all-linear", **settings):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_reader_is_orthonormal_and_the_output_as_it_was(form):
     model, ids = started(form, dtype=torch.float64), batches(1, seed=9)[0]
-    readers = [t for key, t in tensors(model).items() if key.endswith(f".{form.reader}")]
+    readers = [t for key, t in tensors(model).items() if key.endswith(f".{form.down_projection}")]
     assert len(readers) == len(lt.select(build(), "all-linear"))
     for reader in readers:
         assert torch.allclose(reader @ reader.T, torch.eye(6, dtype=reader.dtype), atol=1e-5)

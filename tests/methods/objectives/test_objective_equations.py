@@ -58,8 +58,8 @@ def batch_of(features, collator):
 
 def step_loss(objective, model, batch, memory=None):
     """The loss of a step that is this batch alone, as the trainer weighs it."""
-    counts = objective.counts(batch, labels_of(batch, True))
-    shares = objective.shares(counts, memory or {}).double()
+    counts = objective.token_counts(batch, labels_of(batch, True))
+    shares = objective.part_weights(counts, memory or {}).double()
     with torch.no_grad():
         means = objective.loss(model, objective.inputs(batch, dataclasses.replace(NOW, training=False)))
     return float((means * shares).sum())

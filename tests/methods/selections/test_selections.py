@@ -16,7 +16,7 @@ from luthier.core.contracts.component import find, names
 from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.errors import LuthierError
 from luthier.data.select import as_row
-from luthier.data.words import asked
+from luthier.data.texts import prompt_text
 from luthier.methods.selections.bm25 import BM25
 from luthier.methods.selections.got_d import GOTD
 from luthier.methods.selections.random import Random
@@ -173,8 +173,8 @@ def test_an_unsolved_transport_is_told(pool):
 
 
 def test_scores_are_the_formula(pool):
-    rows = [asked(row).split() for row in pool.examples.rows]
-    query, mean = asked(pool.examples.rows[0]).split(), float(np.mean([len(row) for row in rows]))
+    rows = [prompt_text(row).split() for row in pool.examples.rows]
+    query, mean = prompt_text(pool.examples.rows[0]).split(), float(np.mean([len(row) for row in rows]))
     own = Pool(pool.examples, pool.examples.keep(pool.examples.rows[:1]))
     found = BM25(k1=1.2, b=0.6).score(own)
     for row, score in zip(rows, found, strict=True):

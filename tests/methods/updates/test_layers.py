@@ -12,7 +12,7 @@ import transformers
 
 import luthier as lt
 from luthier.core.adapters.control import tensors
-from luthier.core.adapters.optimiser import course_of, optimiser
+from luthier.core.adapters.optimiser import optimiser, training_plan
 from luthier.methods.updates.freeze import Freeze
 from luthier.methods.updates.hft import HFT
 from luthier.methods.updates.layer_decay import LayerDecay
@@ -27,7 +27,7 @@ def size(places) -> int:
 
 
 def test_levels_go_from_the_embeddings_to_the_head():
-    levels = {place.site.path: place.level for place in course_of(full(3), 1).places}
+    levels = {place.site.path: place.level for place in training_plan(full(3), 1).groups}
     assert levels["model.embed_tokens.weight"] == 0 and levels["model.layers.0.mlp.up_proj.weight"] == 1
     assert levels["model.layers.2.input_layernorm.weight"] == 3
     assert levels["model.norm.weight"] == levels["lm_head.weight"] == 4
@@ -43,18 +43,18 @@ def test_levels_of_other_architectures(name, ahead, behind):
     from support.architectures import ARCHITECTURES
 
     model = lt.attach(ARCHITECTURES[name].build(), lt.Full(), check=False)
-    course = course_of(model, 1)
-    levels = {place.site.path: place.level for place in course.places}
+    plan = training_plan(model, 1)
+    levels = {place.site.path: place.level for place in plan.groups}
     assert [levels[path] for path in ahead] == [0] * len(ahead)
-    assert [levels[path] for path in behind] == [course.depth + 1] * len(behind)
+    assert [levels[path] for path in behind] == [plan.depth + 1] * len(behind)
 
 
 def test_lisa_s_visits_are_uniform():
     """χ² with 9 degrees of freedom over 600 draws of 2 out of 10 blocks: above 27.9 once in a thousand seeds."""
-    course, update = course_of(full(10), 1), LISA(gamma=2, interval=5)
-    draws = [{p.level for p in update.active(course, 5 * k)} - {0, 11} for k in range(600)]
+    plan, update = training_plan(full(10), 1), LISA(gamma=2, interval=5)
+    draws = [{p.level for p in update.active(plan, 5 * k)} - {0, 11} for k in range(600)]
     assert {len(draw) for draw in draws} == {2}
-    assert all(draws[k] == {p.level for p in update.active(course, 5 * k + 4)} - {0, 11} for k in range(20))
+    assert all(draws[k] == {p.level for p in update.active(plan, 5 * k + 4)} - {0, 11} for k in range(20))
     visits = Counter(level for draw in draws for level in draw)
     expected = 600 * 2 / 10
     # drawn without replacement, a block's visits vary by 8/9 of what the multinomial's would
@@ -65,23 +65,20 @@ def test_lisa_s_visits_are_uniform():
 def test_lisa_holds_the_moments_of_gamma_blocks():
     model = full(6)
     update = LISA(gamma=2, interval=1)
-    optimizer, course = optimiser(model, update, lr=1e-3, steps=13), course_of(model, 13)
-    block = size(p for p in course.places if p.level == 1)
-    outside = size(p for p in course.places if p.level in (0, 7))
+    optimizer, plan = optimiser(model, update, lr=1e-3, steps=13), training_plan(model, 13)
+    block = size(p for p in plan.groups if p.level == 1)
+    outside = size(p for p in plan.groups if p.level in (0, 7))
     before, visited = copies(model), set()
     for step in range(12):
-        active = {p.level for p in update.active(course, step)}
+        active = {p.level for p in update.active(plan, step)}
         assert moments(optimizer) <= 2 * (outside + 2 * block)
         run(model, optimizer, 1, first=step)
         moved = {
-            p.level
-            for p in course.places
-            for key in p.params
-            if not tensors(model)[p.key(key)].equal(before[p.key(key)])
+            p.level for p in plan.groups for key in p.params if not tensors(model)[p.key(key)].equal(before[p.key(key)])
         }
         visited |= active
         assert moved == visited
-        after = {p.level for p in update.active(course, step + 1)}
+        after = {p.level for p in update.active(plan, step + 1)}
         assert moments(optimizer) == 2 * (outside + block * len((active & after) - {0, 7}))
     assert visited == set(range(8))
 
@@ -89,8 +86,8 @@ def test_lisa_holds_the_moments_of_gamma_blocks():
 def test_a_block_that_returns_starts_with_fresh_moments():
     model = full(3)
     update = LISA(gamma=1, interval=1)
-    course = course_of(model, 30)
-    levels = [max({p.level for p in update.active(course, k)} - {0, 4}) for k in range(30)]
+    plan = training_plan(model, 30)
+    levels = [max({p.level for p in update.active(plan, k)} - {0, 4}) for k in range(30)]
     again = next(k for k in range(2, 30) if levels[k] != levels[k - 1] and levels[k] in levels[:k])
     optimizer = optimiser(model, update, lr=1e-3, steps=30)
     run(model, optimizer, again)
@@ -100,11 +97,11 @@ def test_a_block_that_returns_starts_with_fresh_moments():
 
 
 def test_hft_trains_half_of_every_category():
-    course = course_of(full(24), 1)
-    inner = [p for p in course.places if 1 <= p.level <= 24]
+    plan = training_plan(full(24), 1)
+    inner = [p for p in plan.groups if 1 <= p.level <= 24]
     active = []
     for seed in range(10):
-        active = HFT(outside=False).active(replace(course, seed=seed), 0)
+        active = HFT(outside=False).active(replace(plan, seed=seed), 0)
         assert size(active) / size(inner) == pytest.approx(0.5, abs=0.02)
     for level in range(1, 25):
         names = [p.site.path for p in active if p.level == level]
@@ -118,34 +115,34 @@ def test_hft_trains_half_of_every_category():
 
 def test_hft_s_fraction_holds_over_the_whole_model_of_usual_shape():
     """Embeddings and head are small beside the blocks; with them, the fraction stays within .02 of a half."""
-    course = course_of(full(24), 1)
-    assert size(HFT().active(course, 0)) / size(course.places) == pytest.approx(0.5, abs=0.02 + 0.5 * outer(course))
+    plan = training_plan(full(24), 1)
+    assert size(HFT().active(plan, 0)) / size(plan.groups) == pytest.approx(0.5, abs=0.02 + 0.5 * outer(plan))
 
 
-def outer(course) -> float:
-    return size(p for p in course.places if p.level in (0, course.depth + 1)) / size(course.places)
+def outer(plan) -> float:
+    return size(p for p in plan.groups if p.level in (0, plan.depth + 1)) / size(plan.groups)
 
 
 def test_hft_draws_again_for_a_stage_and_leaves_the_rest_alone():
     model = full(6)
-    course = course_of(model, 8)
+    plan = training_plan(model, 8)
     once, staged = HFT(), HFT(interval=4)
-    names = lambda update, step: {p.name for p in update.active(course, step)}  # noqa: E731
+    names = lambda update, step: {p.name for p in update.active(plan, step)}  # noqa: E731
     assert names(once, 0) == names(once, 7) and not once.changes
     assert names(staged, 0) == names(staged, 3) != names(staged, 4) and staged.changes
     before = copies(model)
     run(model, optimiser(model, once, lr=1e-2, steps=8), 3)
-    resting = {p.name for p in course.places} - names(once, 0)
-    for place in course.places:
+    resting = {p.name for p in plan.groups} - names(once, 0)
+    for place in plan.groups:
         for key in place.params:
             assert tensors(model)[place.key(key)].equal(before[place.key(key)]) == (place.name in resting)
 
 
 def test_a_bias_goes_with_its_matrix():
     model = lt.attach(llama(4, "qwen2"), lt.Full(), "params(*.layers.*)")
-    course = course_of(model, 1)
-    active = {p.site.path for p in HFT().active(course, 0)}
-    biases = [p.site.path for p in course.places if p.site.path.endswith("q_proj.bias")]
+    plan = training_plan(model, 1)
+    active = {p.site.path for p in HFT().active(plan, 0)}
+    biases = [p.site.path for p in plan.groups if p.site.path.endswith("q_proj.bias")]
     assert biases and all((path in active) == (path.replace("bias", "weight") in active) for path in biases)
 
 
@@ -153,7 +150,7 @@ def test_freeze_keeps_the_bottom_and_the_backward_pass_short():
     model = full(4)
     before = copies(model)
     run(model, optimiser(model, Freeze(bottom=2), lr=1e-2, steps=2), 2)
-    for place in course_of(model, 1).places:
+    for place in training_plan(model, 1).groups:
         for key in place.params:
             assert tensors(model)[place.key(key)].equal(before[place.key(key)]) == (place.level <= 2)
     hidden = model.model.layers[1](torch.zeros(1, 3, 32, dtype=torch.float64), position_embeddings=rotary(model))
@@ -184,7 +181,7 @@ def test_layer_decay_may_start_the_top_anew():
     model = full(4)
     before = copies(model)
     optimiser(model, LayerDecay(reinit=2), lr=1e-3, steps=1, seed=1)
-    for place in course_of(model, 1).places:
+    for place in training_plan(model, 1).groups:
         for key, p in place.params.items():
             if place.level in (3, 4):
                 fresh = p.std().item() if p.dim() > 1 else (p - 1).abs().max().item()
@@ -205,9 +202,9 @@ def test_what_starts_anew_starts_as_the_model_s_own_does(name):
         parameter.data.uniform_(0.3, 0.6)
     before = {key: p.clone() for key, p in model.state_dict().items()}
     lt.attach(model, lt.Full(), "params(*.layers.*, *.h.*, *.block.*)")
-    course = course_of(model, 1)
+    plan = training_plan(model, 1)
     optimiser(model, LayerDecay(reinit=1), lr=1e-3, steps=1)
-    top = [place for place in course.places if place.level == course.depth]
+    top = [place for place in plan.groups if place.level == plan.depth]
     for place in top:
         if place.params["theta"].dim() < 2:
             assert place.params["theta"].equal(fresh.get_parameter(place.site.path))

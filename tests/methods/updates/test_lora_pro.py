@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import luthier as lt
-from luthier.core.adapters.optimiser import course_of, optimiser
+from luthier.core.adapters.optimiser import optimiser, training_plan
 from luthier.core.contracts.update import Update
 from luthier.measuring.trial import trial
-from luthier.methods.piece import Piece
+from luthier.methods.targeted_form import TargetedForm
 from luthier.methods.updates.lora_pro import LoRAPro, nearest, scale
 from support.calibrated import batches
 from support.common import copies, llama, moments, run
@@ -125,15 +125,15 @@ def test_further_factors_are_checked_as_the_first_are(form, tmp_path):
         optimiser(model, LoRAPro(), lr=1e-3, steps=1)
     base = save_model(tmp_path / "base", "llama")
     with pytest.raises(lt.LuthierError, match=f"{form.name()} is none of that kind"):
-        trial(base, "causal-lm", lt.LoRA(rank=3), "q_proj", None, None, LoRAPro(), (Piece(form, "v_proj"),))
-    trial(base, "causal-lm", lt.LoRA(rank=3), "q_proj", None, None, LoRAPro(), (Piece(lt.IA3(), "v_proj"),))
+        trial(base, "causal-lm", lt.LoRA(rank=3), "q_proj", None, None, LoRAPro(), (TargetedForm(form, "v_proj"),))
+    trial(base, "causal-lm", lt.LoRA(rank=3), "q_proj", None, None, LoRAPro(), (TargetedForm(lt.IA3(), "v_proj"),))
 
 
 def test_in_a_model_the_first_step_follows_the_weight_s_gradient():
     """W moves along g P_A, the gradient of the whole weight projected on the rows of A."""
     model = lt.attach(llama(), lt.LoRA(rank=3), "q_proj")
     made = LoRAPro()
-    (place, *_) = course_of(model, 1).places
+    (place, *_) = training_plan(model, 1).groups
     weight = place.module.get_parameter("weight").requires_grad_(True)
     run_backward(model)
     g = grad(weight)
@@ -170,7 +170,7 @@ def test_adamw_sees_what_it_makes():
             other.copy_(one)
     run(model, optimiser(model, LoRAPro(), lr=1e-2, steps=1), 1)
     run_backward(plain)
-    for place in course_of(plain, 1).places:
+    for place in training_plan(plain, 1).groups:
         a, b = place.params["A"], place.params["B"]
         a.grad, b.grad = nearest(a.detach(), b.detach(), grad(a), grad(b), 16 / 3)
     torch.optim.AdamW(lt.trainable(plain).values(), lr=1e-2, weight_decay=0).step()

@@ -10,7 +10,7 @@ import torch
 import luthier as lt
 from luthier import models
 from luthier.core.adapters.control import tensors
-from luthier.core.adapters.optimiser import course_of, optimiser
+from luthier.core.adapters.optimiser import optimiser, training_plan
 from luthier.methods.updates.lift import LIFT, reduced
 from luthier.methods.updates.lt_sft import LTSFT
 from luthier.training import Run, Training, train
@@ -23,7 +23,7 @@ WHERE = "params(*.layers.*)"
 
 def masks(model, update) -> dict[str, torch.Tensor]:
     """Where the entries of a tensor are chosen, by its name."""
-    chosen = update.entries(course_of(model, 8), 0)
+    chosen = update.entries(training_plan(model, 8), 0)
     found = {key: torch.zeros(tensors(model)[key].shape, dtype=torch.bool) for key in chosen}
     for key, index in chosen.items():
         found[key].view(-1)[index] = True

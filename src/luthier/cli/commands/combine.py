@@ -37,9 +37,9 @@ class Combine(Command):
     inputs: tuple[str, ...] = ()
     """Run folders, adapters' folders, or folders of models that were fine-tuned from the base."""
     base: str | None = field(default=None, kw_only=True)
-    """The base: a folder, a hub id or a name of the catalogue (none: the name in the first adapter)."""
+    """The base: a folder, a hub id or a name of the catalogue. Default: the name in the first adapter."""
     weights: str | None = field(default=None, kw_only=True)
-    """One number for each input, as 0.5,0.5 (none: 1 each)."""
+    """One number for each input, as 0.5,0.5. Default: 1 each."""
     out: str = field(kw_only=True)
     """The folder to write."""
     merged: bool = field(default=False, kw_only=True)
@@ -49,7 +49,7 @@ class Combine(Command):
     source: str | None = field(default=None, kw_only=True)
     """The base that the inputs were fitted on, for the methods that move them to another --base."""
     dtype: str = field(default="auto", kw_only=True)
-    """Number format of the base: auto is the model's own; or float32, bfloat16, float16."""
+    """Dtype of the base: auto is the model's own; or float32, bfloat16, float16."""
     force: bool = field(default=False, kw_only=True)
     """Combine inputs of other bases, tasks or classes, and bases that are not related."""
 

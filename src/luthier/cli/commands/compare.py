@@ -40,24 +40,24 @@ class Compare(Command):
     data: str | None = None
     """Training rows: a file (.jsonl, .csv, .parquet, …), a folder, a hub id or gym:<task>."""
     test: str | None = field(default=None, kw_only=True)
-    """Test rows (none: the data's own test split, or a fifth of the rows, held out)."""
+    """Test rows. Default: the data's own test split, or a fifth of the rows, held out."""
     methods: str | None = field(default=None, kw_only=True)
-    """Forms, recipes, base (the untouched model), peft:lora and peft:dora, joined by commas (none: base,lora,full).
+    """Forms, recipes, base (the untouched model), peft:lora and peft:dora, joined by commas. Default: base,lora,full.
     A name that is both means the form, with its own settings, as --method does; recipe:lora is the recipe."""
     seeds: str | None = field(default=None, kw_only=True)
-    """How many (3 is 0, 1 and 2), or which, joined by commas (none: 3)."""
+    """How many (3 is 0, 1 and 2), or which, joined by commas. Default: 3."""
     budget: str | None = field(default=None, kw_only=True)
-    """What every adapter may cost: a share of the model (0.1%), trained numbers (500k) or a size on disk (8MB)."""
+    """What every adapter may cost: a share of the model (0.1%), trainable parameters (500k) or a size on disk (8MB)."""
     held: str | None = field(default=None, kw_only=True)
     """Data with texts ({"text": …} rows) whose loss is measured before and after, for forgetting."""
     tune: int | None = field(default=None, kw_only=True)
     """Trials of a search on the validation part, for each method: learning rate, rank without a budget, positions."""
     tune_steps: int | None = field(default=None, kw_only=True)
-    """Steps of a trial (none: those of a run)."""
+    """Steps of a trial. Default: those of a run."""
     others: int | None = field(default=None, kw_only=True)
-    """Rows of each other data set to test on, before and after (none: 100; 0: no such test)."""
+    """Rows of each other data set to test on, before and after. Default: 100; 0: no such test."""
     timing: int | None = field(default=None, kw_only=True)
-    """Steps timed against the frozen base (none: 5; 0: no timing)."""
+    """Steps timed against the frozen base. Default: 5; 0: no timing."""
     out: str = field(default="study", kw_only=True)
     """The study's folder."""
     keep_adapters: bool = field(default=False, kw_only=True)
@@ -83,7 +83,7 @@ class Compare(Command):
         if self.dry_run:
             from luthier.comparing.plan import checked
 
-            rehearse(checked(study))
+            dry_run(checked(study))
             return
         done = runner.carry_out(study, self.out, progress=True)
         show(done.records, console())
@@ -120,7 +120,7 @@ def seeds(text: str) -> int | list[int]:
     return int(text) if "," not in text else [int(each) for each in found]
 
 
-def rehearse(plan: Plan) -> None:
+def dry_run(plan: Plan) -> None:
     """The runs by model, data and method, and the settings of each method."""
     from luthier.comparing.runner import taken
 

@@ -39,7 +39,7 @@ class Decode(Command):
     by: str = field(kw_only=True)
     """How; `luthier list decodings` shows all."""
     file: Path | None = field(default=None, kw_only=True)
-    """A text file with one prompt a line."""
+    """A text file with one prompt per line."""
     draft: int = field(default=0, kw_only=True)
     """Tokens that the small tuned model writes ahead, for all to read in one pass (0: none). Greedily the same text."""
     max_new_tokens: int = field(default=128, kw_only=True)
@@ -53,9 +53,9 @@ class Decode(Command):
     batch: int = field(default=8, kw_only=True)
     """Prompts at a time, without a draft."""
     dtype: str = field(default="float32", kw_only=True)
-    """Number format of the models: float32, bfloat16, float16 or auto."""
+    """Dtype of the models: float32, bfloat16, float16 or auto."""
     json: bool = field(default=False, kw_only=True)
-    """Print a JSON object a line: prompt, answer, tokens, drafted, accepted."""
+    """Print one JSON object per line: prompt, answer, tokens, drafted, accepted."""
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:

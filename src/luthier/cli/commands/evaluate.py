@@ -49,7 +49,7 @@ class Evaluate(Command):
     scorer: str | None = field(default=None, kw_only=True)
     """exact_match, number, choice, label or gym (none: what the data call for); of answers that are written."""
     task: str | None = field(default=None, kw_only=True)
-    """What the rows are for (none: what the adapter was fitted for, else what their columns tell)."""
+    """What the rows are for. Default: what the adapter was fitted for, else what their columns tell."""
     split: str = field(default="test", kw_only=True)
     """Which rows, where the data have splits."""
     limit: int | None = field(default=None, kw_only=True)
@@ -63,9 +63,9 @@ class Evaluate(Command):
     max_new_tokens: int = field(default=128, kw_only=True)
     """Longest answer."""
     max_length: int | None = field(default=None, kw_only=True)
-    """Longest prompt, in tokens (none: the model's own bound)."""
+    """Longest prompt, in tokens. Default: the model's own bound."""
     dtype: str = field(default="float32", kw_only=True)
-    """Number format of the base: float32, bfloat16, float16 or auto."""
+    """Dtype of the base: float32, bfloat16, float16 or auto."""
     seed: int = field(default=0, kw_only=True)
     """Draws the rows of --limit."""
     force: bool = field(default=False, kw_only=True)

@@ -40,13 +40,13 @@ class Examine(Command):
     by: str = field(default="intruders", kw_only=True)
     """What is measured; `luthier list examinations` shows all."""
     base: str | None = field(default=None, kw_only=True)
-    """The base: a folder, a hub id or a name of the catalogue (none: the name in the adapter)."""
+    """The base: a folder, a hub id or a name of the catalogue. Default: the name in the adapter."""
     data: str | None = field(default=None, kw_only=True)
     """Rows to read, for the examinations that read any: one source, or several with commas between."""
     out: str | None = field(default=None, kw_only=True)
-    """Folder for examined.json and examined.png (none: nothing is written)."""
+    """Folder for examined.json and examined.png. Default: nothing is written."""
     task: str | None = field(default=None, kw_only=True)
-    """What the rows are for (none: the adapter's task, or the model's)."""
+    """What the rows are for. Default: the adapter's task, or the model's."""
     limit: int | None = field(default=None, kw_only=True)
     """Take that many rows of each source."""
     batch: int = field(default=8, kw_only=True)
@@ -54,7 +54,7 @@ class Examine(Command):
     max_length: int = field(default=1024, kw_only=True)
     """Longest row, in tokens; longer ones are cut."""
     dtype: str = field(default="float32", kw_only=True)
-    """Number format of the base: float32, bfloat16, float16, float64 or auto, the model's own."""
+    """Dtype of the base: float32, bfloat16, float16, float64 or auto, the model's own."""
     force: bool = field(default=False, kw_only=True)
     """Go on with another base than the one that was fitted."""
     json: bool = field(default=False, kw_only=True)

@@ -37,7 +37,7 @@ class Explain(Command):
     model: str | None = field(default=None, kw_only=True)
     """Count the parameters on this model: a folder, a config.json, a hub id or a name of the catalogue."""
     where: str | None = field(default=None, kw_only=True)
-    """Sites that the count is for (none: the method's own)."""
+    """Sites that the count is for. Default: the method's own."""
     json: bool = field(default=False, kw_only=True)
     """Print JSON."""
 

@@ -33,7 +33,7 @@ class Export(Command):
     to: str = field(default=DEFAULT, kw_only=True)
     """The format."""
     model: str | None = field(default=None, kw_only=True)
-    """The base that it was fitted on (none: the name in the adapter)."""
+    """The base that it was fitted on. Default: the name in the adapter."""
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:

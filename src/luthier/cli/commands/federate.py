@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from luthier.training import Run
 
 METHOD, AGGREGATION = "lora", "flora"
-"""What is used when nobody says."""
+"""What is used by default."""
 CHOSEN = {"update": "updates", "objective": "objectives"}
 """Flags that name a component of a run, with its axis."""
 SKIP = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration", "update", "also", "select",
@@ -52,9 +52,9 @@ class Federate(Command):
     """The form that clients train: one whose change is s B A. It has its own settings, never those of a recipe of the
     same name."""
     update: str | None = field(default=None, kw_only=True)
-    """What becomes of the gradients (none: AdamW); `luthier list updates` shows all."""
+    """What becomes of the gradients. Default: AdamW; `luthier list updates` shows all."""
     objective: str | None = field(default=None, kw_only=True)
-    """What training lowers (none: sft); `luthier list objectives` shows all."""
+    """What training lowers. Default: sft; `luthier list objectives` shows all."""
     out: str = field(default="federation", kw_only=True)
     """The folder of the run."""
     resume: bool = field(default=False, kw_only=True)
@@ -89,7 +89,7 @@ class Federate(Command):
 
         run, method, federation = self.resolved(given)
         if self.dry_run:
-            rehearse(run, method, federation)
+            dry_run(run, method, federation)
             return
         done = carry_out(run, method, federation, resume=self.resume, overwrite=self.overwrite)
         say(f"{done.folder} holds the run, {done.adapter} the adapter (rank up to {max(done.ranks.values())}).")
@@ -116,7 +116,7 @@ class Federate(Command):
         return run, method, Federation(**given.get(Federation, {}))
 
 
-def rehearse(run: Run, method: Aggregation, federation: Federation) -> None:
+def dry_run(run: Run, method: Aggregation, federation: Federation) -> None:
     """Who takes part, with which rows."""
     from luthier.federating.prepare import overview, planned
     from luthier.training.progress import quiet

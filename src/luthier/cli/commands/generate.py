@@ -37,7 +37,7 @@ class Generate(Command):
     merged: bool = field(default=False, kw_only=True)
     """Merge the adapter into the weights first."""
     file: Path | None = field(default=None, kw_only=True)
-    """A text file (.txt, .md) with one prompt a line, or rows as training reads them (.jsonl, .csv, .parquet, …)."""
+    """A text file (.txt, .md) with one prompt per line, or rows as training reads them (.jsonl, .csv, .parquet, …)."""
     columns: str | None = field(default=None, kw_only=True)
     """Columns that the rows of --file call otherwise, by what they are: question=problem."""
     tools: Path | None = field(default=None, kw_only=True)
@@ -55,9 +55,9 @@ class Generate(Command):
     batch: int = field(default=8, kw_only=True)
     """Prompts at a time."""
     task: str | None = field(default=None, kw_only=True)
-    """causal-lm or seq2seq (none: what the adapter was fitted for, or the model is)."""
+    """causal-lm or seq2seq. Default: what the adapter was fitted for, or the model is."""
     dtype: str = field(default="float32", kw_only=True)
-    """Number format of the base: float32, bfloat16, float16 or auto."""
+    """Dtype of the base: float32, bfloat16, float16 or auto."""
     force: bool = field(default=False, kw_only=True)
     """Use the adapter on another base than it was fitted on."""
     as_task: str | None = field(default=None, kw_only=True)

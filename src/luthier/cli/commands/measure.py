@@ -36,17 +36,17 @@ class Measure(Command):
     method: str = field(default="lora", kw_only=True)
     """The form that the ranks are for, with its own settings (never those of a recipe of the same name)."""
     where: str | None = field(default=None, kw_only=True)
-    """Sites of the form (none: the form's own)."""
+    """Sites of the form. Default: the form's own."""
     budget: str | None = field(default=None, kw_only=True)
-    """What the ranks may cost: a share of the model (0.1%), trained numbers (500k) or a size on disk (8MB)."""
+    """What the ranks may cost: a share of the model (0.1%), trainable parameters (500k) or a size on disk (8MB)."""
     task: str | None = field(default=None, kw_only=True)
-    """What the rows are for (none: what their columns tell)."""
+    """What the rows are for. Default: what their columns tell."""
     limit: int | None = field(default=None, kw_only=True)
     """Take that many rows of the data, drawn by the seed."""
     max_length: int = field(default=1024, kw_only=True)
     """Longest row, in tokens; the prompts of longer ones are cut."""
     precision: str = field(default="float32", kw_only=True)
-    """Number format of the model: float32 or bfloat16."""
+    """Dtype of the model: float32 or bfloat16."""
     crosscheck: bool = field(default=True, kw_only=True)
     """Show two other estimators beside each dimension, where scikit-dimension is installed."""
     columns: str | None = field(default=None, kw_only=True)
@@ -54,7 +54,7 @@ class Measure(Command):
     skip_bad_rows: bool = field(default=False, kw_only=True)
     """Go on without the rows that cannot be used."""
     out: str | None = field(default=None, kw_only=True)
-    """Folder for measured.json and measured.png (none: nothing is written)."""
+    """Folder for measured.json and measured.png. Default: nothing is written."""
     json: bool = field(default=False, kw_only=True)
     """Print JSON."""
 
@@ -127,7 +127,7 @@ def show(found: dict[str, Any]) -> None:
     share = found["parameters"] / found["total"]
     say(
         f"{found['form']['name']} at {len(ranks)} sites ({found['where']}): rank {span(ranks)}; "
-        f"{found['parameters']:,} trained numbers ({share:.3%})."
+        f"{found['parameters']:,} trainable parameters ({share:.3%})."
     )
 
 

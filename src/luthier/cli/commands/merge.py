@@ -33,7 +33,7 @@ class Merge(Command):
     out: str
     """The folder to write."""
     dtype: str = field(default="auto", kw_only=True)
-    """Number format to merge and save in: auto is the model's own; or float32, bfloat16, float16."""
+    """Dtype to merge and save in: auto is the model's own; or float32, bfloat16, float16."""
     force: bool = field(default=False, kw_only=True)
     """Merge into another base than the adapter was fitted on."""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from luthier.data import Examples
 
 BY = "got_d"
-"""What chooses when nobody says."""
+"""What chooses by default."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Select(Command):
     shots: int | None = field(default=None, kw_only=True)
     """Put that many rows before each prompt."""
     pool: str | None = field(default=None, kw_only=True)
-    """Data that shots come from (none: DATA, where no row is its own shot)."""
+    """Data that shots come from. Default: DATA, where no row is its own shot."""
     model: str | None = field(default=None, kw_only=True)
     """The model whose hidden states rows are compared by, where the selection reads them."""
     out: str = field(default="selected.jsonl", kw_only=True)
@@ -54,7 +54,7 @@ class Select(Command):
     overwrite: bool = field(default=False, kw_only=True)
     """Write though --out is there."""
     task: str | None = field(default=None, kw_only=True)
-    """What the rows are for (none: what their columns tell)."""
+    """What the rows are for. Default: what their columns tell."""
     limit: int | None = field(default=None, kw_only=True)
     """Read that many rows of DATA, drawn by the seed."""
     columns: str | None = field(default=None, kw_only=True)

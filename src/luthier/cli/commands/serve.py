@@ -41,23 +41,23 @@ class Serve(Command):
     port: int = field(default=8000, kw_only=True)
     """Port to listen at (0: a free one)."""
     api_key: str | None = field(default=None, kw_only=True)
-    """Key that every client has to send (none: $LUTHIER_API_KEY; without either, no key)."""
+    """Key that every client has to send. Default: $LUTHIER_API_KEY; without either, no key."""
     allowed_host: tuple[str, ...] = field(default=(), kw_only=True)
     """A further name that this server may be called by, as behind a proxy; may be repeated."""
     adapters_folder: Path | None = field(default=None, kw_only=True)
-    """Folder below which clients may load adapters while the server runs (none: they may not)."""
+    """Folder below which clients may load adapters while the server runs. Default: they may not."""
     rows: int = field(default=32, kw_only=True)
     """Requests decoded together."""
     waiting: int = field(default=128, kw_only=True)
     """Requests that may wait; further ones get 429."""
     max_length: int | None = field(default=None, kw_only=True)
-    """Most tokens of a prompt and its answer together (none: what the model was made for)."""
+    """Most tokens of a prompt and its answer together. Default: what the model was made for."""
     max_body: int = field(default=2**20, kw_only=True)
     """Longest request in bytes; longer ones get 413."""
     drain: float = field(default=30.0, kw_only=True)
     """Seconds that running answers get to end, once the server is told to stop."""
     dtype: str = field(default="float32", kw_only=True)
-    """Number format of the base: float32, bfloat16, float16 or auto."""
+    """Dtype of the base: float32, bfloat16, float16 or auto."""
 
     def run(self, given: Given) -> None:
         folders = named(self.adapter)
@@ -70,9 +70,9 @@ class Serve(Command):
         need_extra()
 
         from luthier.models import refuse_unwritten, task_of
-        from luthier.serving.http.apart import apart
         from luthier.serving.http.guard import LOOPBACK, Guard
         from luthier.serving.http.server import bind, serve
+        from luthier.serving.http.threads import run_in_thread
 
         base = model_name(self.model)
         if base in folders:
@@ -82,7 +82,7 @@ class Serve(Command):
             tell("warning", f"everyone who reaches {self.host} may use this server: no API key is set (--api-key).")
         with bind(self.host, self.port) as bound:
             refuse_unwritten(self.model, None, task_of(self.model, None), tasks=("causal-lm",))
-            service = apart(lambda: self.service(base, folders))
+            service = run_in_thread(lambda: self.service(base, folders))
             hosts = (*LOOPBACK, *self.allowed_host) if local or self.allowed_host else ()
             where = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{bound.getsockname()[1]}"
             models = f"{base} and {len(folders)} adapter{'s' * (len(folders) != 1)}"

@@ -32,11 +32,11 @@ class Show(Command):
     data: str | None = None
     """A file, a folder, a hub id or gym:<task>."""
     row: int | None = field(default=None, kw_only=True)
-    """The row's number in the data, from 1 (none: the first)."""
+    """The row's number in the data, from 1. Default: the first."""
     where: str | None = field(default=None, kw_only=True)
     """A selection of sites."""
     task: str | None = field(default=None, kw_only=True)
-    """What the rows are for (none: what their columns tell)."""
+    """What the rows are for. Default: what their columns tell."""
     columns: str | None = field(default=None, kw_only=True)
     """Columns that the data call otherwise, by what they are: text=body,label=category."""
     max_length: int | None = field(default=None, kw_only=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from luthier.training import Run
 
 METHOD = "wegeft"
-"""What is used when nobody says."""
+"""What is used by default."""
 OWN = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration", "update", "also", "select")
 """Fields of a run that are no flags: the command has its own for them."""
 
@@ -50,22 +50,22 @@ class Train(Command):
     data: str
     """A file (.jsonl, .csv, .parquet, …), a folder, a hub id or gym:<task>."""
     method: str | None = field(default=None, kw_only=True)
-    """The form that is attached, with its own settings (none: wegeft); `luthier list forms` shows all. A recipe of the
-    same name is taken by --recipe alone."""
+    """The form that is attached, with its own settings. Default: wegeft; `luthier list forms` shows all. A recipe of
+    the same name is taken by --recipe alone."""
     recipe: str | None = field(default=None, kw_only=True)
     """Settings by name (`luthier list recipes`) or in a .toml file."""
     ranks: str | None = field(default=None, kw_only=True)
-    """What chooses the rank of each site from the data (none: --rank everywhere); `luthier list ranks` shows all."""
+    """What chooses the rank of each site from the data. Default: --rank everywhere; `luthier list ranks` shows all."""
     init: str | None = field(default=None, kw_only=True)
-    """Where the method starts (none: its own start); `luthier list inits` shows all."""
+    """Where the method starts. Default: its own start; `luthier list inits` shows all."""
     update: str | None = field(default=None, kw_only=True)
-    """What becomes of the gradients, and what is trained at all (none: AdamW); `luthier list updates` shows all."""
+    """What becomes of the gradients, and what is trained at all. Default: AdamW; `luthier list updates` shows all."""
     also: str | None = field(default=None, kw_only=True)
     """Further forms under the same adapter: [{method = "bottleneck", where = "output(mlp)", form = {dim = 512}}]."""
     objective: str | None = field(default=None, kw_only=True)
-    """What training lowers (none: sft); `luthier list objectives` shows all."""
+    """What training lowers. Default: sft; `luthier list objectives` shows all."""
     select: str | None = field(default=None, kw_only=True)
-    """What chooses --select-rows rows to learn from (none: all are taken); `luthier list selections` shows all."""
+    """What chooses --select-rows rows to learn from. Default: all are taken; `luthier list selections` shows all."""
     resume: bool = field(default=False, kw_only=True)
     """Go on from the last checkpoint in --out."""
     overwrite: bool = field(default=False, kw_only=True)
@@ -95,9 +95,9 @@ class Train(Command):
 
         run = self.resolved(given)
         if self.dry_run:
-            from luthier.cli.dry import rehearse
+            from luthier.cli.dry_run import dry_run
 
-            rehearse(run, self.taken())
+            dry_run(run, self.taken())
             return
         result = train(run, resume=self.resume, overwrite=self.overwrite, notes=self.taken())
         if not is_main():
@@ -121,15 +121,15 @@ class Train(Command):
     def resolved(self, given: Given) -> Run:
         """The run that flags, recipe and defaults make, the first of them before the others."""
         from luthier.measuring.calibration import Calibration
-        from luthier.methods.piece import Piece, read_pieces
         from luthier.methods.recipe import form_named
+        from luthier.methods.targeted_form import TargetedForm, read_targeted_forms
         from luthier.training import Run, Training
 
         method, recipe = _chosen(self.method, self.recipe)
         form = form_named(method or METHOD)
         told: dict[str, Any] = {"where": recipe.where, "budget": recipe.budget} if recipe else {}
-        further = tuple(map(Piece.from_dict, recipe.also)) if recipe else ()
-        told["also"] = read_pieces(self.also) if self.also else further
+        further = tuple(map(TargetedForm.from_dict, recipe.also)) if recipe else ()
+        told["also"] = read_targeted_forms(self.also) if self.also else further
         told |= given.get(Run, {})
         for flag in CHOSEN:
             cls, under = _component(flag, getattr(self, flag), recipe)

@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 from luthier import data, models
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
-from luthier.core.contracts.kernel import plain
+from luthier.core.contracts.kernel import reference_implementation
 from luthier.data.encode import labels_in_order
-from luthier.training.frame import running
+from luthier.training.context import running_norms
 
 Batch = dict[str, Any]
 
@@ -50,7 +50,7 @@ def costs(job: Job, fitted: Fitted, repeats: int) -> Costs:
     loss = job.run.objective.loss
     trained = [p for p in model.parameters() if p.requires_grad]
     model.train()
-    for norm in running(model):
+    for norm in running_norms(model):
         norm.eval()
     try:
         _floor(fitted, loss, batches[0])
@@ -97,7 +97,7 @@ def _timed(model: Any, loss: Callable, batch: Batch) -> float:
 
 def _floor(fitted: Fitted, loss: Callable, batch: Batch) -> float:
     """The same of the frozen base as it came, whose activations still get gradients, as below any adapter."""
-    with plain(), fitted.frozen(), _reached(fitted.model, batch) as inputs:
+    with reference_implementation(), fitted.frozen(), _reached(fitted.model, batch) as inputs:
         return _timed(fitted.model, loss, inputs)
 
 

@@ -65,8 +65,8 @@ def _tasks(plan: Plan, job: Job, held: Examples | None) -> dict[str, tuple[str, 
     return tasks
 
 
-def _key(*ground: object) -> str:
-    return hashlib.sha256(json.dumps(ground).encode()).hexdigest()[:24]
+def _key(*inputs: object) -> str:
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:24]
 
 
 def _known(path: Path, measure: Callable[[], float]) -> float:

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from luthier.combining.places import Spot, wide
+from luthier.combining.parameter_refs import ParameterRef, wide
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
 from luthier.core.contracts.combination import examined
 from luthier.core.contracts.examination import Change, unwatched
 from luthier.core.numerics.delta import Delta
-from luthier.core.sites.probe import evaluating
+from luthier.core.sites.probe import eval_mode
 from luthier.core.sites.scope import Scope
 from luthier.core.sites.structure import is_quantised
 from luthier.examining.pair import changes_in
@@ -23,7 +23,7 @@ from luthier.methods.examinations.intruders import Intruders
 
 def intruders(job: Job, fitted: Fitted) -> dict[str, float] | None:
     """`count`, `null` and `matrices` examined; None where no matrix of a block changed."""
-    with evaluating(fitted.model):
+    with eval_mode(fitted.model):
         changes = [change for change in CHANGES[job.method.kind](fitted.model) if examined(change.place)]
         if not changes:
             return None
@@ -39,19 +39,19 @@ def _of_peft(model: Any) -> list[Change]:
     scope, found = Scope(model), []
     for path, layer in model.named_modules():
         if isinstance(layer, BaseTunerLayer) and not is_quantised(layer.get_base_layer()):
-            spot = Spot(f"{path}.base_layer", "weight", layer.get_base_layer())
-            found.append(Change(spot.place(scope, {}), partial(_merged, layer, spot)))
+            ref = ParameterRef(f"{path}.base_layer", "weight", layer.get_base_layer())
+            found.append(Change(ref.place(scope, {}), partial(_merged, layer, ref)))
     return found
 
 
-def _merged(layer: Any, spot: Spot) -> Delta:
+def _merged(layer: Any, ref: ParameterRef) -> Delta:
     """W' - W0, by folding the layer in and putting the very weight back."""
-    before: Tensor = spot.tensor.detach().clone()
+    before: Tensor = ref.tensor.detach().clone()
     layer.merge()
-    after = wide(spot.tensor).clone()
+    after = wide(ref.tensor).clone()
     layer.unmerge()
-    spot.tensor.data.copy_(before)
-    return Delta.dense_of(spot.oriented(after - wide(before)))
+    ref.tensor.data.copy_(before)
+    return Delta.dense_of(ref.oriented(after - wide(before)))
 
 
 def _untouched(model: Any) -> Sequence[Change]:

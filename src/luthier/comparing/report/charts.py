@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from luthier.comparing.measures.significance import Interval
-from luthier.comparing.report import axis, labels, words
+from luthier.comparing.report import axis, formatting, labels
 from luthier.comparing.report.axis import Axis
 from luthier.comparing.report.labels import Box, Label
 
@@ -35,7 +35,7 @@ def span(found: Interval, floor: float = -math.inf) -> Span:
     Student's t knows no bounds. Of two seeds whose steps take 1.0 and 1.3 times the base's it says -0.8 to 3.1, and
     no step takes less than no time; the bar goes from 0 to 3.1.
     """
-    low, high = (end if words.known(end) else found.value for end in (found.low, found.high))
+    low, high = (end if formatting.known(end) else found.value for end in (found.low, found.high))
     return Span(found.value, max(low, floor), high)
 
 
@@ -84,15 +84,15 @@ class Layout:
     """The frontier."""
     places: list[tuple[float, float]]
     names: list[Label]
-    flat: Axis
-    upright: Axis
+    x_axis: Axis
+    y_axis: Axis
     price: Price
     metric: str
     base: Span | None
 
     def at(self, point: Point) -> tuple[float, float]:
         """Where a point stands."""
-        return self.flat.at(point.x.value), self.upright.at(point.y.value)
+        return self.x_axis.at(point.x.value), self.y_axis.at(point.y.value)
 
     @property
     def corners(self) -> list[tuple[float, float]]:
@@ -109,50 +109,50 @@ class Layout:
         found = []
         for point in self.points:
             x, y = self.at(point)
-            found.append((x, self.upright.at(point.y.low), x, self.upright.at(point.y.high)))
-            found.append((self.flat.at(point.x.low), y, self.flat.at(point.x.high), y))
+            found.append((x, self.y_axis.at(point.y.low), x, self.y_axis.at(point.y.high)))
+            found.append((self.x_axis.at(point.x.low), y, self.x_axis.at(point.x.high), y))
         return found
 
     @property
     def base_said(self) -> tuple[float, str]:
         """The height of the words for the base, and the words; where it is off the axis they say so."""
         assert self.base
-        y = min(FRAME.bottom, max(FRAME.top, self.upright.at(self.base.value)))
-        side = "below" if self.base.value < self.upright.low else "above"
+        y = min(FRAME.bottom, max(FRAME.top, self.y_axis.at(self.base.value)))
+        side = "below" if self.base.value < self.y_axis.low else "above"
         off = "" if self.base_inside else f", {side} the axis"
-        return (y - 5 if y > FRAME.top + 16 else y + 13), f"base {words.score(self.base.value)}{off}"
+        return (y - 5 if y > FRAME.top + 16 else y + 13), f"base {formatting.score(self.base.value)}{off}"
 
     @property
     def base_inside(self) -> bool:
-        return self.base is not None and self.upright.low <= self.base.value <= self.upright.high
+        return self.base is not None and self.y_axis.low <= self.base.value <= self.y_axis.high
 
 
-def layout(points: Sequence[Point], base: Span | None, price: Price, upright: Axis, metric: str) -> Layout:
+def layout(points: Sequence[Point], base: Span | None, price: Price, y_axis: Axis, metric: str) -> Layout:
     """Places for at least one point, its bars and its name."""
     ends = [end for point in points for end in (point.x.low, point.x.value, point.x.high)]
-    flat = axis.over(ends, FRAME.left, FRAME.right, price.log, price.least)
-    places = [(flat.at(point.x.value), upright.at(point.y.value)) for point in points]
-    bare = Layout(list(points), frontier(points), places, [], flat, upright, price, metric, base)
+    x_axis = axis.over(ends, FRAME.left, FRAME.right, price.log, price.least)
+    places = [(x_axis.at(point.x.value), y_axis.at(point.y.value)) for point in points]
+    bare = Layout(list(points), frontier(points), places, [], x_axis, y_axis, price, metric, base)
     named = [(x, y, point.name) for point, (x, y) in zip(points, places, strict=True)]
     return dataclasses.replace(bare, names=labels.place(named, list(_obstacles(bare)), FRAME))
 
 
 def pareto(plot: Layout) -> Markup:
     """Score against a price: intervals as bars, the frontier as a stair, names beside their points."""
-    stair = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in plot.corners)
+    step_line = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in plot.corners)
     line = Markup('<line class="bar" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
     title = Markup('<text class="title" x="0" y="12">{}</text>').format(plot.metric)
     below = Markup('<text class="title" x="{}" y="{}" text-anchor="end">{}</text>')
     parts = [
         _grid(plot),
         _base_line(plot),
-        Markup('<path class="frontier" d="{}"/>').format(stair),
+        Markup('<path class="frontier" d="{}"/>').format(step_line),
         *(line.format(*bar) for bar in plot.bars),
         *(_mark(plot, index) for index in range(len(plot.points))),
         title,
         below.format(FRAME.right, HIGH - 8, plot.price.title),
     ]
-    about = f"{plot.metric} against {plot.price.title}: {words.listed([point.name for point in plot.points])}"
+    about = f"{plot.metric} against {plot.price.title}: {formatting.listed([point.name for point in plot.points])}"
     return svg(WIDE, HIGH, about, parts)
 
 
@@ -162,24 +162,24 @@ def svg(wide: float, high: float, about: str, parts: Iterable[Markup]) -> Markup
     return head + Markup("").join(parts) + Markup("</svg>")
 
 
-def strip(span: Span, seeds: Sequence[float], flat: Axis, base: Span | None) -> Markup:
+def strip(span: Span, seeds: Sequence[float], x_axis: Axis, base: Span | None) -> Markup:
     """A row of the table as a drawing: the interval, the mean, and each seed as a ring."""
     middle = (STRIP.top + STRIP.bottom) / 2
-    if not flat.low <= span.value <= flat.high:
+    if not x_axis.low <= span.value <= x_axis.high:
         arrow = Markup('<text x="{}" y="17" text-anchor="{}">{}</text>')
-        off = (STRIP.left, "start", "← lower") if span.value < flat.low else (STRIP.right, "end", "higher →")
+        off = (STRIP.left, "start", "← lower") if span.value < x_axis.low else (STRIP.right, "end", "higher →")
         return svg(150, 26, "off the drawing", [arrow.format(*off)])
     parts = []
-    if base and flat.low <= base.value <= flat.high:
+    if base and x_axis.low <= base.value <= x_axis.high:
         line = Markup('<line class="base" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>')
-        parts.append(line.format(flat.at(base.value), STRIP.top, STRIP.bottom))
+        parts.append(line.format(x_axis.at(base.value), STRIP.top, STRIP.bottom))
     bar = Markup('<line class="bar wide" x1="{:.1f}" x2="{:.1f}" y1="{y}" y2="{y}"/>')
-    parts.append(bar.format(flat.at(span.low), flat.at(span.high), y=middle))
+    parts.append(bar.format(x_axis.at(span.low), x_axis.at(span.high), y=middle))
     ring = Markup('<circle class="seed" cx="{:.1f}" cy="{}" r="2.4"/>')
-    parts += [ring.format(flat.at(seed), middle) for seed in seeds]
+    parts += [ring.format(x_axis.at(seed), middle) for seed in seeds]
     mean = Markup('<line class="mean" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>')
-    parts.append(mean.format(flat.at(span.value), middle - 7, middle + 7))
-    return svg(150, 26, f"{words.score(span.low)} to {words.score(span.high)}", parts)
+    parts.append(mean.format(x_axis.at(span.value), middle - 7, middle + 7))
+    return svg(150, 26, f"{formatting.score(span.low)} to {formatting.score(span.high)}", parts)
 
 
 def strip_axis(spans: Sequence[Span], base: Span | None) -> Axis:
@@ -202,11 +202,11 @@ def _grid(plot: Layout) -> Markup:
     below = Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>')
     floor = Markup('<line class="nick" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>')
     parts = [floor.format(FRAME.left, FRAME.right, FRAME.bottom)]
-    for tick in plot.upright.ticks():
-        y = plot.upright.at(tick)
+    for tick in plot.y_axis.ticks():
+        y = plot.y_axis.at(tick)
         parts += [across.format(FRAME.left, FRAME.right, y=y), left.format(FRAME.left - 8, y + 4, f"{tick:.3g}")]
-    for tick in plot.flat.ticks():
-        x = plot.flat.at(tick)
+    for tick in plot.x_axis.ticks():
+        x = plot.x_axis.at(tick)
         parts.append(nick.format(FRAME.bottom, FRAME.bottom + 4, x=x))
         parts.append(below.format(x, FRAME.bottom + 17, plot.price.show(tick)))
     return Markup("").join(parts)
@@ -219,7 +219,7 @@ def _base_line(plot: Layout) -> Markup:
     text = Markup('<text class="base-name" x="{}" y="{:.1f}" text-anchor="end">{}</text>')
     said = text.format(FRAME.right, *plot.base_said)
     line = Markup('<line class="base" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>')
-    y = plot.upright.at(plot.base.value)
+    y = plot.y_axis.at(plot.base.value)
     return line.format(FRAME.left, FRAME.right, y=y) + said if plot.base_inside else said
 
 
@@ -228,8 +228,8 @@ def _mark(plot: Layout, index: int) -> Markup:
     point, (x, y), name = plot.points[index], plot.places[index], plot.names[index]
     lead = Markup('<line class="leader" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
     line = lead.format(x, y, *name.leader) if name.leader else Markup("")
-    low, high = words.score(point.y.low), words.score(point.y.high)
-    about = f"{point.name}: {words.score(point.y.value)} ({low} to {high})"
+    low, high = formatting.score(point.y.low), formatting.score(point.y.high)
+    about = f"{point.name}: {formatting.score(point.y.value)} ({low} to {high})"
     made = Markup(
         '<g class="{}"><title>{}</title>{}<circle cx="{:.1f}" cy="{:.1f}" r="4.6"/>'
         '<text class="name" x="{:.1f}" y="{:.1f}">{}</text></g>'
@@ -240,8 +240,8 @@ def _mark(plot: Layout, index: int) -> Markup:
 
 def _obstacles(plot: Layout) -> Iterable[Box]:
     """What names keep off: bars, the stair, and the words of the base."""
-    stair = [(*start, *end) for start, end in zip(plot.corners, plot.corners[1:], strict=False)]
-    for x, y, to_x, to_y in (*plot.bars, *stair):
+    step_line = [(*start, *end) for start, end in zip(plot.corners, plot.corners[1:], strict=False)]
+    for x, y, to_x, to_y in (*plot.bars, *step_line):
         yield Box(min(x, to_x) - 1, min(y, to_y) - 1, max(x, to_x) + 1, max(y, to_y) + 1)
     if plot.base:
         y, said = plot.base_said

@@ -1,4 +1,4 @@
-"""Loss curves as small drawings, one a method, on the same axes."""
+"""Loss curves as small drawings, one per method, on the same axes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from luthier.comparing.record import Record
-from luthier.comparing.report import axis, words
+from luthier.comparing.report import axis, formatting
 from luthier.comparing.report.axis import Axis
 from luthier.comparing.report.charts import svg
 from luthier.comparing.report.labels import Box
@@ -44,9 +44,9 @@ def panels(all_lines: Sequence[Lines]) -> list[tuple[str, Markup]]:
     if not drawn:
         return []
     curves = [curve for each in drawn for curve in (*each.training, *each.evaluation)]
-    flat = Axis(0, max(step for curve in curves for step, _ in curve), FRAME.left, FRAME.right)
-    upright = axis.over(_range(drawn), FRAME.bottom, FRAME.top)
-    return [(each.method, _panel(each, [o for o in drawn if o is not each], flat, upright)) for each in drawn]
+    x_axis = Axis(0, max(step for curve in curves for step, _ in curve), FRAME.left, FRAME.right)
+    y_axis = axis.over(_range(drawn), FRAME.bottom, FRAME.top)
+    return [(each.method, _panel(each, [o for o in drawn if o is not each], x_axis, y_axis)) for each in drawn]
 
 
 def _range(drawn: Sequence[Lines]) -> list[float]:
@@ -56,20 +56,20 @@ def _range(drawn: Sequence[Lines]) -> list[float]:
     return [*training[: max(1, round(0.9 * len(training)))], *evaluation]
 
 
-def _panel(each: Lines, others: Sequence[Lines], flat: Axis, upright: Axis) -> Markup:
-    parts = [_grid(flat, upright)]
-    parts += [_line("ghost", curve, flat, upright) for other in others for curve in other.evaluation]
-    parts.append(_clipped([_line("training", curve, flat, upright) for curve in each.training]))
+def _panel(each: Lines, others: Sequence[Lines], x_axis: Axis, y_axis: Axis) -> Markup:
+    parts = [_grid(x_axis, y_axis)]
+    parts += [_line("ghost", curve, x_axis, y_axis) for other in others for curve in other.evaluation]
+    parts.append(_clipped([_line("training", curve, x_axis, y_axis) for curve in each.training]))
     for curve in each.evaluation:
-        parts.append(_line("evaluation", curve, flat, upright))
+        parts.append(_line("evaluation", curve, x_axis, y_axis))
         dot = Markup('<circle class="evaluation" cx="{:.1f}" cy="{:.1f}" r="1.9"/>')
-        parts += [dot.format(flat.at(step), upright.at(loss)) for step, loss in curve if len(curve) <= 30]
+        parts += [dot.format(x_axis.at(step), y_axis.at(loss)) for step, loss in curve if len(curve) <= 30]
     ends = [curve[-1] for curve in each.evaluation]
     if ends:
         last = sum(loss for _, loss in ends) / len(ends)
         text = Markup('<text class="end" x="{:.1f}" y="{:.1f}">{}</text>')
-        parts.append(text.format(flat.at(max(step for step, _ in ends)) + 6, upright.at(last) + 4, f"{last:.2f}"))
-        return svg(WIDE, HIGH, f"losses of {each.method}; the evaluation ends at {words.score(last)}", parts)
+        parts.append(text.format(x_axis.at(max(step for step, _ in ends)) + 6, y_axis.at(last) + 4, f"{last:.2f}"))
+        return svg(WIDE, HIGH, f"losses of {each.method}; the evaluation ends at {formatting.score(last)}", parts)
     return svg(WIDE, HIGH, f"losses of {each.method}", parts)
 
 
@@ -80,25 +80,25 @@ def _clipped(parts: Sequence[Markup]) -> Markup:
     return head + Markup("").join(parts) + Markup("</svg>")
 
 
-def _line(kind: str, curve: Curve, flat: Axis, upright: Axis) -> Markup:
+def _line(kind: str, curve: Curve, x_axis: Axis, y_axis: Axis) -> Markup:
     every = max(1, -(-len(curve) // MOST))
     kept = [*curve[:-1:every], curve[-1]]
-    points = " ".join(f"{flat.at(step):.1f},{upright.at(loss):.1f}" for step, loss in kept)
+    points = " ".join(f"{x_axis.at(step):.1f},{y_axis.at(loss):.1f}" for step, loss in kept)
     return Markup('<polyline class="{}" points="{}"/>').format(kind, points)
 
 
-def _grid(flat: Axis, upright: Axis) -> Markup:
+def _grid(x_axis: Axis, y_axis: Axis) -> Markup:
     across = Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>')
     left = Markup('<text x="{}" y="{:.1f}" text-anchor="end">{:.3g}</text>')
     below = Markup('<text x="{:.1f}" y="{}" text-anchor="{}">{}</text>')
     parts = []
-    for tick in upright.ticks(3):
-        parts.append(across.format(FRAME.left, FRAME.right, y=upright.at(tick)))
-        parts.append(left.format(FRAME.left - 6, upright.at(tick) + 4, tick))
+    for tick in y_axis.ticks(3):
+        parts.append(across.format(FRAME.left, FRAME.right, y=y_axis.at(tick)))
+        parts.append(left.format(FRAME.left - 6, y_axis.at(tick) + 4, tick))
     parts.append(below.format(FRAME.left, HIGH - 8, "start", "0"))
-    parts.append(below.format(FRAME.right, HIGH - 8, "end", f"{flat.high:,.0f} steps"))
+    parts.append(below.format(FRAME.right, HIGH - 8, "end", f"{x_axis.high:,.0f} steps"))
     return Markup("").join(parts)
 
 
 def _clean(curve: Sequence[tuple[int, float]]) -> Curve:
-    return [(float(step), loss) for step, loss in curve if words.known(loss)]
+    return [(float(step), loss) for step, loss in curve if formatting.known(loss)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from luthier.comparing.measures.significance import Interval
 from luthier.comparing.record import Record
-from luthier.comparing.report import words
+from luthier.comparing.report import formatting
 from luthier.comparing.report.summary import Row, Section, sections
 
 FILE = "results.md"
@@ -39,23 +39,26 @@ def section(found: Section) -> str:
 def _columns(found: Section) -> list[tuple[str, Callable[[Row], str]]]:
     several = found.parts if len(found.parts) > 1 else []
     return [
-        (found.metric, lambda row: words.score(row.score.value)),
-        ("95%", lambda row: words.interval(row.score)),
-        *((part, lambda row, part=part: _told(row.parts.get(part), words.score)) for part in several),
-        ("trained", lambda row: words.count(row.trainable.value)),
-        ("on disk", lambda row: words.megabytes(row.bytes.value) if row.bytes.value else ""),
-        ("step / frozen base", lambda row: _told(row.step_ratio, words.ratio)),
-        ("peak memory", lambda row: _told(row.peak_bytes, words.megabytes)),
-        ("calibration error", lambda row: _told(row.calibration_error, words.score)),
-        *((f"{what}: worse by", lambda row, w=what: _told(row.forgetting.get(w), words.change)) for what in found.held),
+        (found.metric, lambda row: formatting.score(row.score.value)),
+        ("95%", lambda row: formatting.interval(row.score)),
+        *((part, lambda row, part=part: _told(row.parts.get(part), formatting.score)) for part in several),
+        ("trained", lambda row: formatting.count(row.trainable.value)),
+        ("on disk", lambda row: formatting.megabytes(row.bytes.value) if row.bytes.value else ""),
+        ("step / frozen base", lambda row: _told(row.step_ratio, formatting.ratio)),
+        ("peak memory", lambda row: _told(row.peak_bytes, formatting.megabytes)),
+        ("calibration error", lambda row: _told(row.calibration_error, formatting.score)),
+        *(
+            (f"{what}: worse by", lambda row, w=what: _told(row.forgetting.get(w), formatting.change))
+            for what in found.held
+        ),
         ("intruders (null)", _intruders),
     ]
 
 
 def _told(value: Interval | None, tell: Callable[[float], str]) -> str:
-    return tell(value.value) if value is not None and words.known(value.value) else ""
+    return tell(value.value) if value is not None and formatting.known(value.value) else ""
 
 
 def _intruders(row: Row) -> str:
-    counts = [_told(each, words.count) for each in (row.intruders, row.intruders_null)]
+    counts = [_told(each, formatting.count) for each in (row.intruders, row.intruders_null)]
     return f"{counts[0]} ({counts[1]})" if all(counts) else ""

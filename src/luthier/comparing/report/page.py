@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from luthier.comparing.measures.significance import Interval
 from luthier.comparing.record import Record, records
-from luthier.comparing.report import charts, curves, words
+from luthier.comparing.report import charts, curves, formatting
 from luthier.comparing.report.axis import Axis
 from luthier.comparing.report.charts import Layout, Point, Price, Span
 from luthier.comparing.report.summary import LOSS, Row, Section, sections, told
@@ -74,7 +74,7 @@ def page(found: Sequence[Section], beside: Sequence[str] = ()) -> str:
         script=Markup(script),
         style=Markup(style),
         digests={"script": _digest(script), "style": _digest(style)},
-        words=words,
+        formatting=formatting,
         told=told,
     )
 
@@ -87,7 +87,7 @@ def _digest(text: str) -> str:
 def title(found: Sequence[Section]) -> str:
     """`minilm and smollm2 on cola, rte and sst2`."""
     models, data = (dict.fromkeys(getattr(each, key) for each in found) for key in ("model", "data"))
-    return f"{words.listed(list(models))} on {words.listed(list(data))}"
+    return f"{formatting.listed(list(models))} on {formatting.listed(list(data))}"
 
 
 def plots(section: Section) -> list[Plot]:
@@ -96,16 +96,16 @@ def plots(section: Section) -> list[Plot]:
         return []
     held = section.held[:1]
     prices = [
-        (Price("trained parameters", words.count, log=True, floor=0.0), lambda row: row.trainable),
-        (Price("step time, frozen base = 1", words.ratio, least=0.1, floor=0.0), lambda row: row.step_ratio),
+        (Price("trained parameters", formatting.count, log=True, floor=0.0), lambda row: row.trainable),
+        (Price("step time, frozen base = 1", formatting.ratio, least=0.1, floor=0.0), lambda row: row.step_ratio),
         (
-            Price(lost(held[0]) if held else "forgetting", words.short, least=0.02),
+            Price(lost(held[0]) if held else "forgetting", formatting.short, least=0.02),
             lambda row: row.forgetting.get(held[0]) if held else None,
         ),
     ]
     base = charts.span(section.base) if section.base else None
-    upright = charts.height([charts.span(row.score) for row in section.fitted], base)
-    return [_plot(section, price, read, base, upright) for price, read in prices]
+    y_axis = charts.height([charts.span(row.score) for row in section.fitted], base)
+    return [_plot(section, price, read, base, y_axis) for price, read in prices]
 
 
 def lost(held: str) -> str:
@@ -114,13 +114,13 @@ def lost(held: str) -> str:
 
 
 def _plot(
-    section: Section, price: Price, read: Callable[[Row], Interval | None], base: Span | None, upright: Axis
+    section: Section, price: Price, read: Callable[[Row], Interval | None], base: Span | None, y_axis: Axis
 ) -> Plot:
     found = [(row, read(row)) for row in section.fitted]
     points = [
         Point(row.method, charts.span(x, price.floor), charts.span(row.score)) for row, x in found if x is not None
     ]
-    made = charts.layout(points, base, price, upright, f"score ({section.metric})") if points else None
+    made = charts.layout(points, base, price, y_axis, f"score ({section.metric})") if points else None
     return Plot(price, made, [row.method for row, x in found if x is None])
 
 
@@ -128,9 +128,9 @@ def _plot(
 
 
 def _view(section: Section) -> dict[str, Any]:
-    scored = [row for row in section.rows if words.known(row.score.value)]
+    scored = [row for row in section.rows if formatting.known(row.score.value)]
     base = charts.span(section.base) if section.base else None
-    flat = charts.strip_axis([charts.span(row.score) for row in section.fitted or scored], base) if scored else None
+    x_axis = charts.strip_axis([charts.span(row.score) for row in section.fitted or scored], base) if scored else None
     found = columns(section)
     shown = [column for column in found if column.measured or column is found[0]]
     return {
@@ -139,7 +139,9 @@ def _view(section: Section) -> dict[str, Any]:
         "reasons": [named(reason, section) for reason in section.reasons],
         "facts": facts(section),
         "plots": [(plot, charts.pareto(plot.layout) if plot.layout else None) for plot in plots(section)],
-        "strips": {row.method: charts.strip(charts.span(row.score), row.seeds, flat, base) for row in scored if flat},
+        "strips": {
+            row.method: charts.strip(charts.span(row.score), row.seeds, x_axis, base) for row in scored if x_axis
+        },
         "columns": shown,
         "unmeasured": [column.name.lower() for column in found if column not in shown],
         "curves": curves.panels([curves.lines(row.method, row.runs) for row in section.rows]),
@@ -161,7 +163,7 @@ class Column:
     @property
     def measured(self) -> bool:
         """Whether there is a figure in it."""
-        return any(words.known(value) for value, _, _ in self.cells.values())
+        return any(formatting.known(value) for value, _, _ in self.cells.values())
 
 
 def columns(section: Section) -> list[Column]:
@@ -176,29 +178,29 @@ def columns(section: Section) -> list[Column]:
         return ""
 
     def null(row: Row) -> str:
-        return f"null {words.count(row.intruders_null.value)}" if row.intruders_null else ""
+        return f"null {formatting.count(row.intruders_null.value)}" if row.intruders_null else ""
 
-    score = column("Score", lambda row: row.score, words.score, lambda row: words.interval(row.score))
+    score = column("Score", lambda row: row.score, formatting.score, lambda row: formatting.interval(row.score))
     made = [
         dataclasses.replace(score, first="descending"),
-        column("Parameters", lambda row: row.trainable, words.count, lambda row: words.share(row.share)),
-        column("On disk", lambda row: row.bytes, words.megabytes, nothing),
-        column("Step time", lambda row: row.step_ratio, words.ratio, nothing),
-        column("Peak memory", lambda row: row.peak_bytes, words.megabytes, nothing),
+        column("Parameters", lambda row: row.trainable, formatting.count, lambda row: formatting.share(row.share)),
+        column("On disk", lambda row: row.bytes, formatting.megabytes, nothing),
+        column("Step time", lambda row: row.step_ratio, formatting.ratio, nothing),
+        column("Peak memory", lambda row: row.peak_bytes, formatting.megabytes, nothing),
     ]
     for held in section.held:
         made.append(
             column(
                 lost(held).capitalize() if held.endswith(LOSS) else f"Lost on {held}",
                 lambda row, held=held: row.forgetting.get(held),
-                words.change,
-                lambda row, held=held: words.interval(row.forgetting.get(held)),
+                formatting.change,
+                lambda row, held=held: formatting.interval(row.forgetting.get(held)),
             )
         )
     if not section.held:
-        made.append(column("Forgetting", lambda row: None, words.change, nothing))
-    made.append(column("Intruders", lambda row: row.intruders, words.count, null))
-    made.append(column("Calibration error", lambda row: row.calibration_error, words.score, nothing))
+        made.append(column("Forgetting", lambda row: None, formatting.change, nothing))
+    made.append(column("Intruders", lambda row: row.intruders, formatting.count, null))
+    made.append(column("Calibration error", lambda row: row.calibration_error, formatting.score, nothing))
     return made
 
 
@@ -223,7 +225,7 @@ def facts(section: Section) -> list[tuple[str, str]]:
         ("Seeds each", str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"),
         ("Score", section.metric),
         ("Test rows", f"{max(run.rows for run in runs):,}"),
-        ("Budget", words.listed(budgets) or "none set"),
+        ("Budget", formatting.listed(budgets) or "none set"),
     ]
 
 

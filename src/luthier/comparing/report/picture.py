@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.comparing.report import words
+from luthier.comparing.report import formatting
 from luthier.comparing.report.charts import FRAME, HIGH, WIDE, Layout
 
 INK, SOFT, FAINT, ACCENT = "#14191d", "#59646e", "#e9edef", "#0b62a8"
@@ -40,7 +40,7 @@ def draw(found: Sequence[tuple[str, Sequence[Layout | None]]], path: Path) -> No
 
 def _plot(axes: Any, plot: Layout | None, left: float, top: float) -> None:
     if plot is None:
-        _text(axes, left + WIDE / 2, top + HIGH / 2, words.NOTHING, color=SOFT, fontsize=11, ha="center")
+        _text(axes, left + WIDE / 2, top + HIGH / 2, formatting.NOTHING, color=SOFT, fontsize=11, ha="center")
         return
     _grid(axes, plot, left, top)
     xs, ys = zip(*plot.corners, strict=True)
@@ -59,13 +59,13 @@ def _plot(axes: Any, plot: Layout | None, left: float, top: float) -> None:
 
 def _grid(axes: Any, plot: Layout, left: float, top: float) -> None:
     ends, floor = (left + FRAME.left, left + FRAME.right), top + FRAME.bottom
-    for tick in plot.upright.ticks():
-        y = top + plot.upright.at(tick)
+    for tick in plot.y_axis.ticks():
+        y = top + plot.y_axis.at(tick)
         axes.plot(ends, (y, y), color=FAINT, linewidth=1)
         _text(axes, ends[0] - 8, y + 4, f"{tick:.3g}", color=SOFT, fontsize=11, ha="right")
     axes.plot(ends, (floor, floor), color=SOFT, linewidth=1)
-    for tick in plot.flat.ticks():
-        x = left + plot.flat.at(tick)
+    for tick in plot.x_axis.ticks():
+        x = left + plot.x_axis.at(tick)
         axes.plot((x, x), (floor, floor + 4), color=SOFT, linewidth=1)
         _text(axes, x, floor + 17, plot.price.show(tick), color=SOFT, fontsize=11, ha="center")
     _text(axes, left, top + 12, plot.metric, color=INK, fontsize=11)
@@ -74,7 +74,7 @@ def _grid(axes: Any, plot: Layout, left: float, top: float) -> None:
         y, said = plot.base_said
         _text(axes, ends[1], top + y, said, color=SOFT, fontsize=11, ha="right")
         if plot.base_inside:
-            at = top + plot.upright.at(plot.base.value)
+            at = top + plot.y_axis.at(plot.base.value)
             axes.plot(ends, (at, at), color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
 
 

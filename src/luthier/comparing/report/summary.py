@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from luthier.comparing.measures import significance as statistics
 from luthier.comparing.measures.significance import LEVEL, Interval, Paired, Verdict
 from luthier.comparing.record import Record
-from luthier.comparing.report import words
+from luthier.comparing.report import formatting
 
 LOSS = "loss"
 """Last word of what is worse when it rises; all else is a score, worse when it falls."""
@@ -35,13 +35,13 @@ class Row:
 
     @property
     def share(self) -> float:
-        """Trained numbers over all."""
+        """Trainable parameters over all."""
         return self.trainable.value / self.runs[0].total if self.runs[0].total else 0.0
 
     @property
     def seeds(self) -> list[float]:
         """The score of each run that has one."""
-        return [run.score for run in self.runs if words.known(run.score)]
+        return [run.score for run in self.runs if formatting.known(run.score)]
 
     @property
     def notes(self) -> list[str]:
@@ -73,12 +73,12 @@ class Section:
     def base(self) -> Interval | None:
         """The score of the model as it came."""
         found = next((row.score for row in self.rows if not row.trainable.value), None)
-        return found if found and words.known(found.value) else None
+        return found if found and formatting.known(found.value) else None
 
     @property
     def fitted(self) -> list[Row]:
         """The methods that train something and have a score."""
-        return [row for row in self.rows if row.trainable.value and words.known(row.score.value)]
+        return [row for row in self.rows if row.trainable.value and formatting.known(row.score.value)]
 
     @property
     def parts(self) -> list[str]:
@@ -101,7 +101,7 @@ def sections(runs: Iterable[Record]) -> list[Section]:
 
 def _section(model: str, data: str, methods: dict[str, list[Record]]) -> Section:
     rows = [_row(method, runs) for method, runs in methods.items()]
-    rows.sort(key=lambda row: -row.score.value if words.known(row.score.value) else float("inf"))
+    rows.sort(key=lambda row: -row.score.value if formatting.known(row.score.value) else float("inf"))
     verdict = statistics.winner(methods)
     return Section(model, data, rows, verdict, headline(verdict, rows), reasons(verdict, rows))
 
@@ -124,7 +124,7 @@ def _row(method: str, runs: list[Record]) -> Row:
 
 
 def _mean(runs: Sequence[Record], read: Callable[[Record], float | None]) -> Interval | None:
-    values = [value for value in map(read, runs) if value is not None and words.known(value)]
+    values = [value for value in map(read, runs) if value is not None and formatting.known(value)]
     return statistics.over_seeds(values) if values else None
 
 
@@ -132,7 +132,7 @@ def _parts(runs: Sequence[Record]) -> dict[str, Interval]:
     found: dict[str, list[float]] = {}
     for run in runs:
         for part, metrics in run.tests.items():
-            if words.known(metrics.get(run.metric)):
+            if formatting.known(metrics.get(run.metric)):
                 found.setdefault(part, []).append(metrics[run.metric])
     return {part: statistics.over_seeds(values) for part, values in found.items()}
 
@@ -142,7 +142,7 @@ def _forgetting(runs: Sequence[Record]) -> dict[str, Interval]:
     for run in runs:
         for what, (before, after) in run.forgetting.items():
             worse = after - before if what.endswith(LOSS) else before - after
-            if words.known(worse):
+            if formatting.known(worse):
                 found.setdefault(what, []).append(worse)
     return {what: statistics.over_seeds(values) for what, values in found.items()}
 
@@ -170,7 +170,7 @@ def headline(verdict: Verdict, rows: Sequence[Row]) -> str:
         return "No difference between the fitted methods that the seeds can tell."
     if len(near) > 4:
         return f"No single best: the seeds cannot tell {verdict.best} from {len(near)} others."
-    return f"No single best: the seeds cannot tell {verdict.best} from {words.listed(near, 'or')}."
+    return f"No single best: the seeds cannot tell {verdict.best} from {formatting.listed(near, 'or')}."
 
 
 def reasons(verdict: Verdict, rows: Sequence[Row]) -> list[str]:
@@ -181,13 +181,13 @@ def reasons(verdict: Verdict, rows: Sequence[Row]) -> list[str]:
     behind = [test.second for test in verdict.tests if told(test)]
     if behind:
         verb = "is" if len(behind) == 1 else "are"
-        said.append(f"{words.listed(behind)} {verb} behind {verdict.best} by more than chance.")
+        said.append(f"{formatting.listed(behind)} {verb} behind {verdict.best} by more than chance.")
     near = {verdict.best, *(test.second for test in verdict.tests if not told(test))}
     equals = [row for row in rows if row.method in near and row.trainable.value]
     if len(equals) > 1:
         least = min(equals, key=lambda row: row.trainable.value)
         said.append(
             f"Of the {len(equals)} that the tests leave level, {least.method} trains the fewest parameters "
-            f"({words.count(least.trainable.value)})."
+            f"({formatting.count(least.trainable.value)})."
         )
     return said

@@ -27,7 +27,7 @@ def groups(found: Sequence[Record]) -> dict[tuple[str, str], Group]:
 
 
 def save(folder: Path) -> list[Record]:
-    """Writes results.csv, a line a run, and results.json, an entry a method; returns the records."""
+    """Writes results.csv, one line per run, and results.json, one entry per method; returns the records."""
     found = records(folder)
     lines = [_line(run) for run in found]
     temporary = folder / f".{CSV}.{os.getpid()}"

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from luthier.core.adapters.lean import fatten, lean
+from luthier.core.adapters.memory_saving import patch, unpatch
 from luthier.core.adapters.prefix import refresh_prefixes
 from luthier.core.adapters.reach import unreached
-from luthier.core.adapters.slot import Part, Slot, starts
 from luthier.core.adapters.start import Start, initial, parameters, regroup
 from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import TRAINS, adapters_of, swap, unswap
+from luthier.core.adapters.tuner import AdapterComponent, TunerLayer, starts
 from luthier.core.contracts.form import Form, Stats
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.router import Routed
@@ -47,7 +47,7 @@ def attach(
     stats: Mapping[str, Stats] | None = None,
     ranks: Mapping[str, int] | None = None,
     init: Init | None = None,
-    relative: bool | None = None,
+    subtract_start: bool | None = None,
     check: bool = True,
 ) -> nn.Module:
     """Attaches `form` at `where` (see `luthier.core.sites.select`) under `name` and freezes the rest of the model.
@@ -71,19 +71,21 @@ def attach(
         raise LuthierError("where is an empty list of sites, so nothing would be attached.")
     text = spoken if isinstance(spoken, str) else ", ".join(map(str, sites))
     kept = sites if ranks is None else ranked(form, sites, ranks)
-    relative = init is not None and init.relative if relative is None else relative
-    if relative and form.face == "cache":
+    subtract_start = init is not None and init.subtract_start if subtract_start is None else subtract_start
+    if subtract_start and form.edit_kind == "cache":
         raise LuthierError(f"{form.name()} adds to a cache, and no start can be taken off there.")
     given = {path: dict(found) for path, found in (stats or {}).items()}
     for path, found in form.gather(base, kept).items():
         given[path] = {**given.get(path, {}), **found}
-    parts = [Part(name, each, text, kept, dict(ranks or {}), relative) for each in form.parts()]
+    components = [
+        AdapterComponent(name, each, text, kept, dict(ranks or {}), subtract_start) for each in form.by_positions()
+    ]
 
-    def start(module: nn.Module, site: Site, part: Part) -> dict[str, Tensor]:
-        found = initial(module, site, part.form_at(site), given.get(site.path, {}), init)
-        return found | starts(form, found) if relative else found
+    def start(module: nn.Module, site: Site, component: AdapterComponent) -> dict[str, Tensor]:
+        found = initial(module, site, component.form_at(site), given.get(site.path, {}), init)
+        return found | starts(form, found) if subtract_start else found
 
-    place(base, parts, start, check=check)
+    place(base, components, start, check=check)
     return model
 
 
@@ -110,22 +112,22 @@ def ranked(form: Form, sites: Sites, ranks: Mapping[str, int]) -> Sites:
     return kept
 
 
-def place(model: nn.Module, parts: Sequence[Part], start: Start, *, check: bool = True) -> nn.Module:
+def place(model: nn.Module, components: Sequence[AdapterComponent], start: Start, *, check: bool = True) -> nn.Module:
     """Attaches `parts` (of one name) whose first tensors come from `start(module, site, part)`."""
-    _refuse_name(parts[0].name)
+    _refuse_name(components[0].name)
     state = find_state(model) or _new_state(model)
     try:
-        for part in {part.sites: part for part in parts}.values():
-            _refuse(part.form, part.sites, part.name, state)
-            _refuse_vectors(model, part.form, part.sites)
-        for part in parts:
-            _place(model, state, part, start)
+        for component in {component.sites: component for component in components}.values():
+            _refuse(component.form, component.sites, component.name, state)
+            _refuse_vectors(model, component.form, component.sites)
+        for component in components:
+            _place(model, state, component, start)
         _mark(model, state)
         refresh_prefixes(model, state)
-        for part in parts if check else ():
-            _check(model, state, part.sites)
+        for component in components if check else ():
+            _check(model, state, component.sites)
     except BaseException:
-        _remove(model, state, parts)
+        _remove(model, state, components)
         raise
     return model
 
@@ -139,7 +141,9 @@ def _refuse(form: Form, sites: Sites, name: str, state: State) -> None:
         )
     if state.merged:
         raise LuthierError("adapters are merged into the weights; unmerge before attaching another.")
-    taken = {key for part in state.parts if part.name == name for key in (s.key for s in part.sites)}
+    taken = {
+        key for component in state.components if component.name == name for key in (s.key for s in component.sites)
+    }
     double = [site for site in sites if site.key in taken]
     if double:
         raise LuthierError(
@@ -149,7 +153,7 @@ def _refuse(form: Form, sites: Sites, name: str, state: State) -> None:
 
 def _refuse_vectors(model: nn.Module, form: Form, sites: Sites) -> None:
     """Raises for a form of matrices on a parameter of fewer than two axes."""
-    for site in () if form.whole else (site for site in sites if site.kind == "param"):
+    for site in () if form.elementwise else (site for site in sites if site.kind == "param"):
         if (axes := raw_parameter(model, site.path).dim()) < 2:
             raise LuthierError(
                 f"{form.name()} changes matrices, and {site} has {axes} axis; leave it out (where), or choose a form "
@@ -197,7 +201,7 @@ def _new_state(model: nn.Module) -> State:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     state.unpacked = keep_differentiable(model)
-    lean(model)
+    patch(model)
     vars(model)["_luthier"] = state
     if getattr(model, "is_quantized", False) and not getattr(model, TRAINS, False):
         swap(model, state, "")  # which lifts the mark while the model is saved
@@ -205,27 +209,27 @@ def _new_state(model: nn.Module) -> State:
     return state
 
 
-def _place(model: nn.Module, state: State, part: Part, start: Start) -> None:
+def _place(model: nn.Module, state: State, component: AdapterComponent, start: Start) -> None:
     """Creates the parameters of every group and hangs a slot on every module."""
-    state.parts.append(part)
-    regroup(model, part)
+    state.components.append(component)
+    regroup(model, component)
     owners = {path: stack_owner(model, path) for path in block_lists(model)}
-    places = _places(model) if any(site.kind == "param" for site in part.sites) else {}
-    for site in part.sites:
+    places = _places(model) if any(site.kind == "param" for site in component.sites) else {}
+    for site in component.sites:
         module = model.get_submodule(site.module)
-        params = parameters(module, site, part, start)
+        params = parameters(module, site, component, start)
         owner = next((o for path, o in owners.items() if site.path.startswith(path + ".")), "")
         for tied in _tied(model, site, places):
-            slot = Slot(part, tied, site, owner, params)
+            tuner = TunerLayer(component, tied, site, owner, params)
             read = tied.kind == "affine" and is_read(model, tied.path)
-            _hang(model.get_submodule(tied.module), slot, state, read)
-            part.slots.setdefault(part.group(site), slot)
+            _hang(model.get_submodule(tied.module), tuner, state, read)
+            component.tuners.setdefault(component.group(site), tuner)
 
 
-def _hang(module: nn.Module, slot: Slot, state: State, read: bool) -> None:
-    adapters = swap(module, state, slot.site.module, reads=read or slot.site.kind == "param")
+def _hang(module: nn.Module, tuner: TunerLayer, state: State, read: bool) -> None:
+    adapters = swap(module, state, tuner.site.module, reads=read or tuner.site.kind == "param")
     adapters.read |= read
-    adapters.add(slot)
+    adapters.add(tuner)
 
 
 def _places(model: nn.Module) -> dict[int, list[str]]:
@@ -246,9 +250,11 @@ def _tied(model: nn.Module, site: Site, places: Mapping[int, list[str]]) -> list
 
 def _mark(model: nn.Module, state: State) -> None:
     """Gives roots, owners and blocks their part in resolving positions and tasks, where a form asks for them."""
-    for home in state.homes:
-        home.block = None
-    if not any(part.form.positions != "all" or isinstance(part.form, Routed) for part in state.parts):
+    for container in state.containers:
+        container.block = None
+    if not any(
+        component.form.positions != "all" or isinstance(component.form, Routed) for component in state.components
+    ):
         return
     for path, blocks in block_lists(model).items():
         owner = stack_owner(model, path)
@@ -266,13 +272,13 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         raise LuthierError("adapters are merged into the weights; unmerge before detaching.")
     if name is not None:
         check_name(state, name)
-    _remove(unwrapped(model), state, [part for part in state.parts if name in (None, part.name)])
+    _remove(unwrapped(model), state, [component for component in state.components if name in (None, component.name)])
     return model
 
 
 def adapter_names(state: State) -> list[str]:
     """The names attached, in order."""
-    return list(dict.fromkeys(part.name for part in state.parts))
+    return list(dict.fromkeys(component.name for component in state.components))
 
 
 def check_name(state: State, name: str) -> None:
@@ -282,12 +288,12 @@ def check_name(state: State, name: str) -> None:
         raise LuthierError(f"no adapter named {name!r}{near(name, names)} There are: {', '.join(names)}.")
 
 
-def _remove(model: nn.Module, state: State, parts: Sequence[Part]) -> None:
-    for home in state.homes:
-        home.remove(parts)
-    state.parts = [part for part in state.parts if part not in parts]
+def _remove(model: nn.Module, state: State, components: Sequence[AdapterComponent]) -> None:
+    for container in state.containers:
+        container.remove(components)
+    state.components = [component for component in state.components if component not in components]
     refresh_prefixes(model, state)
-    if not state.parts:
+    if not state.components:
         _restore(model, state)
 
 
@@ -295,7 +301,7 @@ def _restore(model: nn.Module, state: State) -> None:
     for module in list(model.modules()):
         if (adapters := adapters_of(module)) and not adapters._modules:
             unswap(module, state)
-    fatten(model)
+    unpatch(model)
     flags = state.trained_before
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(flags.get(path, parameter.requires_grad))

@@ -133,16 +133,16 @@ def _refuse_packed(position_ids: Any) -> None:
         )
 
 
-def edit(call: Call | None, positions: Positions | None, face, p, x: Tensor, y: Tensor) -> Tensor:
+def edit(call: Call | None, positions: Positions | None, edit_function, p, x: Tensor, y: Tensor) -> Tensor:
     """`face(p, x, y)` at the positions, y elsewhere."""
     if positions is None:
-        return face(p, x, y)
+        return edit_function(p, x, y)
     if y.dim() < 3:
         raise LuthierError(f"positions need [batch, tokens, width]; the activation is {tuple(y.shape)}.")
     if y.dim() > 3 and (call is None or call.length != y.shape[1]):  # an image: its patches, row by row
         patches = y.flatten(1, -2)
         entering = x.flatten(1, -2) if _alike(x, y) else patches
-        return edit(call, positions, face, p, entering, patches).view(y.shape)
+        return edit(call, positions, edit_function, p, entering, patches).view(y.shape)
     located = _fitting(call, y).locate(positions)
     if located is None:
         return y
@@ -150,7 +150,7 @@ def edit(call: Call | None, positions: Positions | None, face, p, x: Tensor, y: 
     rows = lambda t: t.gather(1, index.expand(-1, -1, *t.shape[2:]))  # noqa: E731
     old = rows(y)
     entering = rows(x) if _alike(x, y) else old
-    new = torch.where(keep, face(p, entering, old), old)
+    new = torch.where(keep, edit_function(p, entering, old), old)
     return y.scatter(1, index.expand_as(new), new)
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from luthier.core.adapters.attach import adapter_names, check_name, find_state, state_of
 from luthier.core.adapters.call import Prompt
-from luthier.core.adapters.container import Adapters
+from luthier.core.adapters.container import AdapterContainer
 from luthier.core.adapters.prefix import refresh_prefixes
-from luthier.core.adapters.slot import Slot
 from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import prompting
+from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.contracts.router import Route, Told, _listed, names_of, place
 from luthier.core.errors import LuthierError
 
@@ -47,9 +47,9 @@ def switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.M
     wanted = known if name is None else [name] if isinstance(name, str) else list(name)
     for each in wanted:
         check_name(state, each)
-    for home in state.homes:
-        if found := [slot for each in wanted for slot in home.named(each) if slot.enabled is not on]:
-            home.switch(found, on)
+    for container in state.containers:
+        if found := [tuner for each in wanted for tuner in container.named(each) if tuner.enabled is not on]:
+            container.switch(found, on)
     refresh_prefixes(model, state)
     return model
 
@@ -60,11 +60,11 @@ def use(model: nn.Module, name: str | Sequence[str]) -> nn.Module:
     wanted = [name] if isinstance(name, str) else list(name)
     for each in wanted:
         check_name(state, each)
-    for home in state.homes:
-        if off := [slot for slot in home.acting.values() if slot.name not in wanted]:
-            home.switch(off, False)
-        if on := [slot for each in wanted for slot in home.named(each) if not slot.enabled]:
-            home.switch(on, True)
+    for container in state.containers:
+        if off := [tuner for tuner in container.acting.values() if tuner.name not in wanted]:
+            container.switch(off, False)
+        if on := [tuner for each in wanted for tuner in container.named(each) if not tuner.enabled]:
+            container.switch(on, True)
     refresh_prefixes(model, state)
     return model
 
@@ -80,13 +80,13 @@ def disabled(model: nn.Module, name: str | Sequence[str] | None = None):
         set_acting(model, before)
 
 
-Acting = dict[Adapters, tuple[int, list[Slot]]]
+Acting = dict[AdapterContainer, tuple[int, list[TunerLayer]]]
 """By module: how many slots it has been given so far, and those that act."""
 
 
 def acting(model: nn.Module) -> Acting:
     """The slots that act now."""
-    return {home: (home.given, list(home.acting.values())) for home in state_of(model).homes}
+    return {container: (container.given, list(container.acting.values())) for container in state_of(model).containers}
 
 
 def set_acting(model: nn.Module, before: Acting) -> None:
@@ -98,10 +98,10 @@ def set_acting(model: nn.Module, before: Acting) -> None:
     if state is None:  # all were detached
         return
     folded = set(state.folded)
-    for home in (home for home in state.homes if home in before):
-        given, slots = before[home]
-        home.switch([slot for slot in home.acting.values() if slot.order < given], False)
-        home.switch([slot for slot in slots if home.holds(slot) and slot not in folded], True)
+    for container in (container for container in state.containers if container in before):
+        given, tuners = before[container]
+        container.switch([tuner for tuner in container.acting.values() if tuner.order < given], False)
+        container.switch([tuner for tuner in tuners if container.holds(tuner) and tuner not in folded], True)
     refresh_prefixes(model, state)
 
 
@@ -127,7 +127,7 @@ def stamped(names: Sequence[str | None]) -> tuple[str | None, ...]:
     return tuple(iter(names))
 
 
-class Arrangement:
+class RowAssignment:
     """Which adapter each row of a model uses, over many passes: rows come and go between two of them.
 
     As `rows`, but it stands until another one is set, and what layers keep for a mixed batch is kept along with it. Who
@@ -159,7 +159,7 @@ class Arrangement:
 
 @contextmanager
 def prompt(model: nn.Module, lengths: int | Sequence[int] | Tensor):
-    """Prompts end behind column `lengths` (one number, or one a row), for passes that carry no labels."""
+    """Prompts end behind column `lengths` (one number, or one per row), for passes that carry no labels."""
     end = lengths if isinstance(lengths, int | Tensor) else torch.tensor(lengths)
     with prompting(state_of(model).current, Prompt(end)):
         yield model
@@ -181,32 +181,32 @@ def trainable(model: nn.Module, *, count: bool = False) -> dict[str, nn.Paramete
 def tensors(model: nn.Module, name: str | None = None) -> dict[str, nn.Parameter]:
     """Every tensor of the adapters (or of one), frozen ones included, by name."""
     found: dict[str, nn.Parameter] = {}
-    parts = state_of(model).parts
-    for index, part in enumerate(parts):
-        before = sum(other.name == part.name for other in parts[:index])
-        prefix = part.name if not before else f"{part.name}:{before}"
-        if name in (None, part.name):
-            for group, slot in part.slots.items():
-                found |= {f"{prefix}.{group}.{k}": p for k, p in slot._parameters.items() if p is not None}
+    components = state_of(model).components
+    for index, component in enumerate(components):
+        before = sum(other.name == component.name for other in components[:index])
+        prefix = component.name if not before else f"{component.name}:{before}"
+        if name in (None, component.name):
+            for group, tuner in component.tuners.items():
+                found |= {f"{prefix}.{group}.{k}": p for k, p in tuner._parameters.items() if p is not None}
     return found
 
 
 def describe(model: nn.Module) -> list[dict]:
-    """What is attached: one row a part and type of site, with counts of sites and parameters."""
+    """What is attached: one row per part and type of site, with counts of sites and parameters."""
     rows_: list[dict] = []
-    for part in state_of(model).parts:
+    for component in state_of(model).components:
         groups: dict[tuple, dict] = {}
-        for site in part.sites:
+        for site in component.sites:
             row = groups.setdefault(
                 (site.type, site.kind, site.d_in, site.d_out),
-                {"adapter": part.name, "form": part.form.name(), "type": site.type, "kind": site.kind,
+                {"adapter": component.name, "form": component.form.name(), "type": site.type, "kind": site.kind,
                  "d_in": site.d_in, "d_out": site.d_out, "sites": 0, "ranks": [], "parameters": 0},
             )  # fmt: skip
             row["sites"] += 1
-            row["ranks"] += [part.ranks[site.path]] if part.ranks else []
-            slot = part.slots[part.group(site)]
-            if slot.site.key == site.key:
-                row["parameters"] += sum(p.numel() for p in slot.parameters() if p.requires_grad)
+            row["ranks"] += [component.ranks[site.path]] if component.ranks else []
+            tuner = component.tuners[component.group(site)]
+            if tuner.site.key == site.key:
+                row["parameters"] += sum(p.numel() for p in tuner.parameters() if p.requires_grad)
         rows_ += groups.values()
     return rows_
 
@@ -215,7 +215,7 @@ def describe(model: nn.Module) -> list[dict]:
 def tasks(model: nn.Module, told: Told):
     """The rows of every call are of these tasks while the context lasts: one name for all, or one for each row."""
     state = state_of(model)
-    names = [names_of(part.form) for part in state.parts if names_of(part.form)]
+    names = [names_of(component.form) for component in state.components if names_of(component.form)]
     if names and not isinstance(told, Tensor):
         for each in _listed(told):
             place(names[0], each)

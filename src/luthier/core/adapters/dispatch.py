@@ -3,7 +3,7 @@
 Its `linear(layer, x) -> y` takes x [..., d_in] and a `Layer`: a form with its parameters as they are stored, and a
 frozen dense weight [d_out, d_in] in the dtype of x. It gives what the form's own face and the layer give together, to
 rounding; that plain pair is its oracle, and runs wherever the kernel cannot: under torch.compile (which fuses by
-itself), autocast, sharding, packed weights, and beside another adapter on the same layer. With
+itself), autocast, sharding, quantised weights, and beside another adapter on the same layer. With
 `linears(layers, x) -> ys`, layers of one part that read the same x run as one (`luthier.core.adapters.siblings`).
 
 Where no gradient is wanted, one decoded token costs less than finding out what to do with it. So a kernel may also
@@ -28,132 +28,155 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapters.siblings import Ahead
+from luthier.core.adapters.siblings import PrefetchedOutputs
 from luthier.core.contracts.form import Params
-from luthier.core.contracts.kernel import Frozen, Guard, Held, Kernel, Layer, Run, Stack, Step, kernel_of, on
+from luthier.core.contracts.kernel import (
+    DecodePlan,
+    Frozen,
+    Guard,
+    Held,
+    Kernel,
+    Layer,
+    Run,
+    StackedAdapters,
+    kernel_of,
+    on,
+)
 
 if TYPE_CHECKING:
-    from luthier.core.adapters.container import Adapters
-    from luthier.core.adapters.slot import Slot
+    from luthier.core.adapters.container import AdapterContainer
+    from luthier.core.adapters.tuner import TunerLayer
 
 
-def ready(adapters: Adapters, x: Tensor) -> Run | None:
+def ready(adapters: AdapterContainer, x: Tensor) -> Run | None:
     """The step that was settled for this layer, if it still holds for x."""
-    step: Step | None = adapters.step
-    if step is None or torch.compiler.is_compiling() or not on():
+    plan: DecodePlan | None = adapters.decode_plan
+    if plan is None or torch.compiler.is_compiling() or not on():
         return None
-    if torch.is_grad_enabled() or step.rows is not adapters.current.rows or not step.guard.holds():
-        adapters.step = None
+    if torch.is_grad_enabled() or plan.rows is not adapters.current.rows or not plan.guard.holds():
+        adapters.decode_plan = None
         return None
-    return step.run if step.dtype is x.dtype and not torch.is_autocast_enabled(x.device.type) else None
+    return plan.run if plan.dtype is x.dtype and not torch.is_autocast_enabled(x.device.type) else None
 
 
-def fast_linear(module: nn.Module, adapters: Adapters, x: Tensor) -> Tensor | None:
+def fast_linear(module: nn.Module, adapters: AdapterContainer, x: Tensor) -> Tensor | None:
     """What an adapted layer gives, by a kernel; None where the plain path is to run."""
-    slots = adapters.fast
+    tuners = adapters.fast
     if torch.compiler.is_compiling():
         return None
     if torch.is_grad_enabled():
-        adapters.stack = None
-    if not slots or not on():
+        adapters.stacked = None
+    if not tuners or not on():
         return None
-    kernel = kernel_of(type(slots[0].form))
+    kernel = kernel_of(type(tuners[0].form))
     assert kernel is not None  # or the slots were not fast
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-    if weight is None or not _serves(module, slots, x, weight, bias):
+    if weight is None or not _serves(module, tuners, x, weight, bias):
         return None
     rows = adapters.current.rows
-    if not torch.is_grad_enabled() and (step := _settled(kernel, module, adapters, x)) is not None:
-        return step.run(x)
-    if rows is not None or len(slots) > 1 or adapters.written:
+    if not torch.is_grad_enabled() and (plan := _decode_plan(kernel, module, adapters, x)) is not None:
+        return plan.run(x)
+    if rows is not None or len(tuners) > 1 or adapters.modified_in_place:
         return None
-    slot = slots[0]
-    if slot.part.relative and slot.active() is not slot.quiet:  # the start is taken off without noise
+    tuner = tuners[0]
+    if tuner.component.subtract_start and tuner.active() is not tuner.eval_form:  # the start is taken off without noise
         return None
-    return _trained(kernel, adapters, Layer(slot.active(), _acting(kernel, slot), weight, bias), x)
+    return _trained(kernel, adapters, Layer(tuner.active(), _acting(kernel, tuner), weight, bias), x)
 
 
-def _trained(kernel: Kernel, adapters: Adapters, layer: Layer, x: Tensor) -> Tensor:
+def _trained(kernel: Kernel, adapters: AdapterContainer, layer: Layer, x: Tensor) -> Tensor:
     """A layer's output, and with it those of the layers that read the same x next."""
     current = adapters.current
-    if current.ahead is not None and (y := current.ahead.take(adapters, x)) is not None:
+    if current.prefetched is not None and (y := current.prefetched.take(adapters, x)) is not None:
         return y
     others = _siblings(kernel, adapters, x) if adapters.siblings and "linears" in vars(kernel) else {}
     if not others:
         return kernel.linear(layer, x)
     y, *ys = kernel.linears([layer, *others.values()], x)
-    current.ahead = Ahead(x, dict(zip(others, ys, strict=True)))
+    current.prefetched = PrefetchedOutputs(x, dict(zip(others, ys, strict=True)))
     return y
 
 
-def _siblings(kernel: Kernel, adapters: Adapters, x: Tensor) -> dict[Adapters, Layer]:
+def _siblings(kernel: Kernel, adapters: AdapterContainer, x: Tensor) -> dict[AdapterContainer, Layer]:
     """The layers that read x next, as far as the same adapter is alone on them and they are as they will be called.
 
     What is gathered or fetched only when a layer is called (offloading, sharding) has another device or shape before.
     """
-    part, found = adapters.fast[0].part, {}
+    component, found = adapters.fast[0].component, {}
     for module in adapters.siblings:
-        home: Adapters | None = module._modules.get("adapters")  # type: ignore[assignment]
+        container: AdapterContainer | None = module._modules.get("adapters")  # type: ignore[assignment]
         weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-        if home is None or weight is None or len(home.fast) != 1 or home.fast[0].part is not part or home.written:
+        if (
+            container is None
+            or weight is None
+            or len(container.fast) != 1
+            or container.fast[0].component is not component
+            or container.modified_in_place
+        ):
             continue
         there = weight.device == x.device and weight.dim() == 2 and weight.shape[1] == x.shape[-1]
-        if there and weight.untyped_storage().nbytes() and _serves(module, home.fast, x, weight, bias):
-            slot = home.fast[0]
-            found[home] = Layer(slot.active(), _acting(kernel, slot), weight, bias)
+        if there and weight.untyped_storage().nbytes() and _serves(module, container.fast, x, weight, bias):
+            tuner = container.fast[0]
+            found[container] = Layer(tuner.active(), _acting(kernel, tuner), weight, bias)
     return found
 
 
-def _acting(kernel: Kernel, slot: Slot) -> Params:
+def _acting(kernel: Kernel, tuner: TunerLayer) -> Params:
     """The parameters that have the slot's effect, as they are stored."""
-    return kernel.difference(slot.quiet, slot.own(), slot.start()) if slot.part.relative else slot.own()
+    return (
+        kernel.difference(tuner.eval_form, tuner.own(), tuner.start())
+        if tuner.component.subtract_start
+        else tuner.own()
+    )
 
 
-def _settled(kernel: Kernel, module: nn.Module, adapters: Adapters, x: Tensor) -> Step | None:
+def _decode_plan(kernel: Kernel, module: nn.Module, adapters: AdapterContainer, x: Tensor) -> DecodePlan | None:
     """The step of a layer outside training, where its kernel has one; it is kept if what it goes by can be watched."""
-    slots, weight = adapters.fast, module._parameters["weight"]
-    if any(slot.active() is not slot.quiet for slot in slots) or not {"decoder", "mixed"} <= set(vars(kernel)):
+    tuners, weight = adapters.fast, module._parameters["weight"]
+    if any(tuner.active() is not tuner.eval_form for tuner in tuners) or not {"decoder", "mixed"} <= set(vars(kernel)):
         return None
     assert weight is not None
     layer = Frozen(weight, module._parameters.get("bias"))
-    holders: list[Held] = [module._parameters, *(slot._parameters for slot in slots)]
+    holders: list[Held] = [module._parameters, *(tuner._parameters for tuner in tuners)]
     if adapters.current.rows is not None:
         return _mixed(kernel, adapters, x.dtype, layer, holders)
-    return _single(kernel, adapters, x, layer, holders) if len(slots) == 1 else None
+    return _single(kernel, adapters, x, layer, holders) if len(tuners) == 1 else None
 
 
 def _mixed(
-    kernel: Kernel, adapters: Adapters, dtype: torch.dtype, layer: Frozen, holders: Sequence[Held]
-) -> Step | None:
-    slots, rows, stack = adapters.fast, adapters.current.rows, adapters.stack
-    if len({slot.name for slot in slots}) < len(slots):  # an adapter with two parts here
+    kernel: Kernel, adapters: AdapterContainer, dtype: torch.dtype, layer: Frozen, holders: Sequence[Held]
+) -> DecodePlan | None:
+    tuners, rows, stacked = adapters.fast, adapters.current.rows, adapters.stacked
+    if len({tuner.name for tuner in tuners}) < len(tuners):  # an adapter with two parts here
         return None
-    if stack is None or not stack.serves(slots):
-        pairs = [(slot.quiet, _acting(kernel, slot)) for slot in slots]
-        places: dict[nn.Module, int] = {slot: index for index, slot in enumerate(slots)}
-        stack = Stack(places, kernel.mixed(pairs, layer), Guard(holders, keeps=True))
-    own: dict[str | None, int] = {slot.name: stack.places[slot] for slot in slots}
-    guard = Guard(holders[:1], keeps=False) if adapters.current.frozen else stack.guard
-    step = Step(dtype, rows, stack.arrange(tuple(own.get(row) for row in rows or ())), guard)
-    if stack.guard.counted:
-        adapters.stack, adapters.step = stack, step
-    return step
+    if stacked is None or not stacked.serves(tuners):
+        pairs = [(tuner.eval_form, _acting(kernel, tuner)) for tuner in tuners]
+        indices: dict[nn.Module, int] = {tuner: index for index, tuner in enumerate(tuners)}
+        stacked = StackedAdapters(indices, kernel.mixed(pairs, layer), Guard(holders, keeps=True))
+    own: dict[str | None, int] = {tuner.name: stacked.indices[tuner] for tuner in tuners}
+    guard = Guard(holders[:1], keeps=False) if adapters.current.frozen else stacked.guard
+    plan = DecodePlan(dtype, rows, stacked.assign_rows(tuple(own.get(row) for row in rows or ())), guard)
+    if stacked.guard.counted:
+        adapters.stacked, adapters.decode_plan = stacked, plan
+    return plan
 
 
-def _single(kernel: Kernel, adapters: Adapters, x: Tensor, layer: Frozen, holders: Sequence[Held]) -> Step:
-    (slot,) = adapters.fast
-    keeps = slot.part.relative or vars(kernel).get("KEEPS", False)
-    guard = Guard(holders, keeps, [t for t in slot._parameters.values() if t is not None and keeps])
-    step = Step(x.dtype, None, kernel.decoder(slot.quiet, _acting(kernel, slot), layer), guard)
+def _single(
+    kernel: Kernel, adapters: AdapterContainer, x: Tensor, layer: Frozen, holders: Sequence[Held]
+) -> DecodePlan:
+    (tuner,) = adapters.fast
+    keeps = tuner.component.subtract_start or vars(kernel).get("KEEPS", False)
+    guard = Guard(holders, keeps, [t for t in tuner._parameters.values() if t is not None and keeps])
+    plan = DecodePlan(x.dtype, None, kernel.decoder(tuner.eval_form, _acting(kernel, tuner), layer), guard)
     if guard.counted and (not keeps or x.device.type == "cpu"):
-        adapters.step = step
-    return step
+        adapters.decode_plan = plan
+    return plan
 
 
-def _serves(module: nn.Module, slots: Sequence[Slot], x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def _serves(module: nn.Module, tuners: Sequence[TunerLayer], x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         type(module)._luthier_base is nn.Linear  # type: ignore[attr-defined]
-        and all(slot.spot is None for slot in slots)
+        and all(tuner.positions is None for tuner in tuners)
         and weight.dtype == x.dtype
         and not (weight.requires_grad or (bias is not None and bias.requires_grad))
         and not torch.is_autocast_enabled(x.device.type)

@@ -16,11 +16,11 @@ from luthier.core.adapters.control import switch
 from luthier.core.adapters.lower import _NOBODY, _stored, affine_map, refuse_unmergeable
 from luthier.core.adapters.order import refuse_beneath
 from luthier.core.adapters.prefix import refresh_prefixes
-from luthier.core.adapters.slot import OneHot, Slot
 from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import adapters_of
+from luthier.core.adapters.tuner import OneHot, TunerLayer
 from luthier.core.errors import LuthierError
-from luthier.core.sites.probe import dummy_inputs, evaluating
+from luthier.core.sites.probe import dummy_inputs, eval_mode
 from luthier.core.sites.structure import features, is_quantised, unwrapped
 
 
@@ -32,7 +32,7 @@ def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any
     `inputs` (arguments of the model; none: one short row), where it is known how to run the model.
 
     Raises `LuthierError` for forms that no weight can express, for one that acts on what an adapter makes that is not
-    merged with it (a sum behind a scale, say; two sums may change places), and for packed (quantised) layers, where
+    merged with it (a sum behind a scale, say; two sums may change places), and for quantised layers, where
     rounding the sum again costs quality: merge into the base in its original precision instead.
     """
     state, base = state_of(model), unwrapped(model)
@@ -43,19 +43,19 @@ def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any
     if name is not None:
         check_name(state, name)
     todo = list(_wanted(base, name))
-    for path, module, slots in todo:
-        refuse_unmergeable(slots)
-        refuse_beneath(module, slots)
-        if features(module) and not _only_params(slots) and is_quantised(module):
+    for path, module, tuners in todo:
+        refuse_unmergeable(tuners)
+        refuse_beneath(module, tuners)
+        if features(module) and not _only_params(tuners) and is_quantised(module):
             raise LuthierError(
                 f"{path} is quantised; merging would round the sum again. Load the base in its original "
                 "precision, load the adapter onto it and merge there."
             )
-    with evaluating(base):  # without dropout, whatever mode the model is in
+    with eval_mode(base):  # without dropout, whatever mode the model is in
         before = _outputs(base, inputs)
-        new = {key: tensor for path, module, slots in todo for key, tensor in _merged(path, module, slots).items()}
+        new = {key: tensor for path, module, tuners in todo for key, tensor in _merged(path, module, tuners).items()}
         _write(base, state, new)
-        state.folded = [slot for _, _, slots in todo for slot in slots]
+        state.folded = [tuner for _, _, tuners in todo for tuner in tuners]
         switch(base, name, False)
         after = None if before is None else _outputs(base, inputs)
     if before is not None and after is not None:
@@ -96,48 +96,48 @@ def _first(found: Any) -> Tensor | None:
 def _wanted(model: nn.Module, name: str | None):
     for path, module in model.named_modules():
         if adapters := adapters_of(module):
-            slots = [s for s in adapters.slots() if s.enabled and name in (None, s.name)]
-            if slots:
-                yield path, module, slots
+            tuners = [s for s in adapters.tuners() if s.enabled and name in (None, s.name)]
+            if tuners:
+                yield path, module, tuners
 
 
-def _only_params(slots: Sequence[Slot]) -> bool:
-    return all(slot.site.kind == "param" for slot in slots)
+def _only_params(tuners: Sequence[TunerLayer]) -> bool:
+    return all(tuner.site.kind == "param" for tuner in tuners)
 
 
-def _merged(path: str, module: nn.Module, slots: list[Slot]) -> dict[str, Tensor]:
+def _merged(path: str, module: nn.Module, tuners: list[TunerLayer]) -> dict[str, Tensor]:
     """{parameter path: new tensor} of one module; a layer's form acts on what a parameter's form makes."""
-    kinds = {slot.site.kind for slot in slots}
-    own = dict.fromkeys(s.site.path.rpartition(".")[2] for s in slots if s.site.kind == "param")
-    new = {key: _stored(module, key, slots) for key in own}
+    kinds = {tuner.site.kind for tuner in tuners}
+    own = dict.fromkeys(s.site.path.rpartition(".")[2] for s in tuners if s.site.kind == "param")
+    new = {key: _stored(module, key, tuners) for key in own}
     if "affine" in kinds:
-        weight, new["bias"] = affine_map(module, slots)
+        weight, new["bias"] = affine_map(module, tuners)
         new["weight"] = weight.mT if isinstance(module, Conv1D) else weight
         if new["bias"] is not None and module._parameters.get("bias") is None:
             raise LuthierError(f"{path} has no bias to take the constant that merging would add.")
     if "embedding" in kinds:
-        new["weight"] = _table(module, slots)
+        new["weight"] = _table(module, tuners)
     return {f"{path}.{key}" if path else key: tensor for key, tensor in new.items() if tensor is not None}
 
 
-def _table(module: nn.Module, slots: list[Slot]) -> Tensor:
+def _table(module: nn.Module, tuners: list[TunerLayer]) -> Tensor:
     """The table whose plain look-up equals the adapted one (Gemma scales what it looks up)."""
-    stored = _stored(module, "weight", slots)
+    stored = _stored(module, "weight", tuners)
     assert stored is not None
     ids = torch.arange(len(stored), device=stored.device)
-    base = _looked_up(module, ids, slots)
+    base = _looked_up(module, ids, tuners)
     factor = (base * stored).sum() / (stored * stored).sum()
     y = base
-    for slot in (s for s in slots if s.site.kind == "embedding"):
-        y = slot.post(_NOBODY, OneHot(ids), y)  # type: ignore[arg-type]
+    for tuner in (s for s in tuners if s.site.kind == "embedding"):
+        y = tuner.post(_NOBODY, OneHot(ids), y)  # type: ignore[arg-type]
     return stored + (y - base) / factor
 
 
-def _looked_up(module: nn.Module, ids: Tensor, slots: list[Slot]) -> Tensor:
+def _looked_up(module: nn.Module, ids: Tensor, tuners: list[TunerLayer]) -> Tensor:
     """What the base's table gives, as those of `slots` make it that act on its parameter."""
     adapters = adapters_of(module)
     assert adapters is not None
-    acting, adapters.params = adapters.params, [slot for slot in slots if slot.site.kind == "param"]
+    acting, adapters.params = adapters.params, [tuner for tuner in tuners if tuner.site.kind == "param"]
     try:
         return type(module)._luthier_base.forward(module, ids)  # type: ignore[attr-defined]
     finally:
@@ -185,7 +185,7 @@ def unmerge(model: nn.Module) -> nn.Module:
     if state.untied:
         base.config.tie_word_embeddings = True  # type: ignore[union-attr]
     folded, state.merged, state.folded, state.untied, state.rounding = state.folded, {}, [], False, None
-    for home in state.homes:
-        home.switch([slot for slot in home.slots() if slot in folded], True)
+    for container in state.containers:
+        container.switch([tuner for tuner in container.tuners() if tuner in folded], True)
     refresh_prefixes(base, state)
     return model

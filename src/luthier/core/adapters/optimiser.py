@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from luthier.core.adapters.attach import check_name, state_of
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site
-from luthier.core.contracts.update import Course, Place, Update
+from luthier.core.contracts.update import ParameterGroup, TrainingPlan, Update
 from luthier.core.sites.fresh import fresh_modules
 from luthier.core.sites.structure import base_tensor, block_lists, stack_owner
 
@@ -37,13 +37,13 @@ def optimiser(
     active has `requires_grad` off. With `resumes`, nothing is begun until `load_state_dict` tells where.
     """
     update.check_decay(weight_decay)
-    course = course_of(model, steps, name=name, seed=seed)
-    _check(update, course)
+    plan = training_plan(model, steps, name=name, seed=seed)
+    _check(update, plan)
     spared = {id(p) for p in undecayed}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
-    for place in course.all:
-        for key, parameter in place.params.items():
-            kind = update.rate(course, place, key), id(parameter) not in spared
+    for group in plan.all:
+        for key, parameter in group.params.items():
+            kind = update.rate(plan, group, key), id(parameter) not in spared
             groups.setdefault(kind, []).append(parameter)
     made = torch.optim.AdamW(
         [
@@ -52,44 +52,44 @@ def optimiser(
         ],
         **{**(settings or {}), "lr": lr},
     )
-    _Driver(update, course, made, begins=not resumes)
+    _Driver(update, plan, made, begins=not resumes)
     return made
 
 
-def _check(update: Update, course: Course) -> None:
+def _check(update: Update, plan: TrainingPlan) -> None:
     """Raises for forms and sites that the update cannot train; heads that are new are not its concern."""
     sites: dict[type[Form], list[Site]] = {}
-    for place in course.places:
-        sites.setdefault(type(place.form), []).append(place.site)
-    forms = {type(place.form): place.form for place in reversed(course.places)}
+    for group in plan.groups:
+        sites.setdefault(type(group.form), []).append(group.site)
+    forms = {type(group.form): group.form for group in reversed(plan.groups)}
     for number, (form, at) in enumerate(sites.items()):
         (update.check_beside if number else update.check_form)(forms[form], at)
 
 
-def course_of(model: nn.Module, steps: int, *, name: str | None = None, seed: int = 0) -> Course:
+def training_plan(model: nn.Module, steps: int, *, name: str | None = None, seed: int = 0) -> TrainingPlan:
     """The course of a run of `steps` on the adapters of a model, or on the one named."""
     state = state_of(model)
     if name is not None:
         check_name(state, name)
-    parts, new = state.parts, fresh_modules(model)
-    places: list[Place] = []
-    fresh: list[Place] = []
+    components, new = state.components, fresh_modules(model)
+    groups: list[ParameterGroup] = []
+    fresh: list[ParameterGroup] = []
     depth = max((len(blocks) for blocks in block_lists(model).values()), default=0)
     outside = _outside(model, depth)
-    for index, part in enumerate(parts):
-        before = sum(other.name == part.name for other in parts[:index])
-        prefix = part.name if not before else f"{part.name}:{before}"
-        if name not in (None, part.name):
+    for index, component in enumerate(components):
+        before = sum(other.name == component.name for other in components[:index])
+        prefix = component.name if not before else f"{component.name}:{before}"
+        if name not in (None, component.name):
             continue
-        for group, slot in part.slots.items():
-            site = slot.origin
+        for group, tuner in component.tuners.items():
+            site = tuner.origin
             level = outside[site.module] if site.layer is None else site.layer + 1
-            params = {key: p for key, p in slot.named_parameters() if part.trains(key)}
+            params = {key: p for key, p in tuner.named_parameters() if component.trains(key)}
             module, owner = map(model.get_submodule, (site.module, stack_owner(model, site.module)))
-            held = fresh if site.module in new else places
+            held = fresh if site.module in new else groups
             base = partial(base_tensor, module, site)
-            held.append(Place(f"{prefix}.{group}", site, slot.form, level, params, base, module, owner))
-    return Course(tuple(places), depth, steps, seed, tuple(fresh))
+            held.append(ParameterGroup(f"{prefix}.{group}", site, tuner.form, level, params, base, module, owner))
+    return TrainingPlan(tuple(groups), depth, steps, seed, tuple(fresh))
 
 
 def _outside(model: nn.Module, depth: int) -> dict[str, int]:
@@ -107,9 +107,9 @@ def _outside(model: nn.Module, depth: int) -> dict[str, int]:
     }
 
 
-def active_places(update: Update, course: Course, step: int) -> list[Place]:
+def active_groups(update: Update, plan: TrainingPlan, step: int) -> list[ParameterGroup]:
     """What `step` trains: what the update says, and what is new to the checkpoint."""
-    return [*(update.active(course, step) if course.places else ()), *course.fresh]
+    return [*(update.active(plan, step) if plan.groups else ()), *plan.new_groups]
 
 
 class _Pack:
@@ -140,12 +140,12 @@ class _Pack:
 class _Driver:
     """Follows an optimiser through its steps by hooks; the optimiser keeps it alive."""
 
-    def __init__(self, update: Update, course: Course, optimizer: torch.optim.AdamW, begins: bool) -> None:
-        self.update, self.course, self.optimizer = update, course, optimizer
-        self.params = course.tensors()
+    def __init__(self, update: Update, plan: TrainingPlan, optimizer: torch.optim.AdamW, begins: bool) -> None:
+        self.update, self.plan, self.optimizer = update, plan, optimizer
+        self.params = plan.tensors()
         self.packs: dict[str, _Pack] = {}
-        self.states = {place.name: update.init(place) for place in course.places}
-        self.active: list[Place] = []
+        self.states = {group.name: update.init(group) for group in plan.groups}
+        self.active: list[ParameterGroup] = []
         """What the update changes the gradients of."""
         self.step = -1
         optimizer.register_step_pre_hook(self.before)
@@ -153,36 +153,36 @@ class _Driver:
         optimizer.register_state_dict_post_hook(self.save)
         optimizer.register_load_state_dict_pre_hook(self.load)
         if begins:
-            self.turn()
+            self.advance()
 
     @torch.no_grad()
-    def turn(self) -> None:
+    def advance(self) -> None:
         """Goes to the next step: what it trains, from which values. Behind the last one nothing is chosen anew."""
         self.step += 1
-        if self.step == self.course.steps:
+        if self.step == self.plan.steps:
             return
-        if self.course.places:
+        if self.plan.groups:
             self.choose()
         self.activate()
 
     def choose(self) -> None:
         """What the update has of entries and values for the step at hand."""
-        for key, index in (self.update.entries(self.course, self.step) or {}).items():
+        for key, index in (self.update.entries(self.plan, self.step) or {}).items():
             self.pack(key, index)
-        for key, value in self.update.values(self.course, self.step).items():
+        for key, value in self.update.values(self.plan, self.step).items():
             self.params[key].copy_(value)
             self.optimizer.state.pop(self.stepped(key), None)
 
     def activate(self) -> None:
         """Switches gradients on where the step trains; elsewhere they and all moments go."""
-        names = {place.name for place in active_places(self.update, self.course, self.step)}
-        self.active = [place for place in self.course.places if place.name in names]
-        for place in self.course.all:
-            for key, parameter in place.params.items():
-                parameter.requires_grad_(place.name in names)
-                if place.name not in names:
+        names = {group.name for group in active_groups(self.update, self.plan, self.step)}
+        self.active = [group for group in self.plan.groups if group.name in names]
+        for group in self.plan.all:
+            for key, parameter in group.params.items():
+                parameter.requires_grad_(group.name in names)
+                if group.name not in names:
                     parameter.grad = None
-                    self.optimizer.state.pop(self.stepped(place.key(key)), None)
+                    self.optimizer.state.pop(self.stepped(group.key(key)), None)
 
     def stepped(self, key: str) -> nn.Parameter:
         """What AdamW steps for a tensor: itself, or its packed entries."""
@@ -204,11 +204,11 @@ class _Driver:
     @torch.no_grad()
     def before(self, *_: Any) -> None:
         """Hands AdamW the gradients that the update makes."""
-        for place in self.active:
-            grads = {key: p.grad for key, p in place.params.items() if p.grad is not None}
+        for group in self.active:
+            grads = {key: p.grad for key, p in group.params.items() if p.grad is not None}
             if grads:
-                for key, grad in self.update.update(grads, self.states[place.name], place).items():
-                    place.params[key].grad = grad
+                for key, grad in self.update.update(grads, self.states[group.name], group).items():
+                    group.params[key].grad = grad
         for key, pack in self.packs.items():
             pack.gather(self.params[key])
 
@@ -217,7 +217,7 @@ class _Driver:
         """Takes the step into the tensors, and turns to the next."""
         for key, pack in self.packs.items():
             pack.scatter(self.params[key])
-        self.turn()
+        self.advance()
 
     def save(self, _: Any, state: dict[str, Any]) -> dict[str, Any]:
         """The optimiser's state with the update's."""
@@ -230,9 +230,9 @@ class _Driver:
         if told["step"] < 0:
             return
         self.step = told["step"]
-        for place in self.course.places:
-            device = next(iter(place.params.values())).device
-            self.states[place.name] = {key: t.to(device) for key, t in told["states"][place.name].items()}
+        for group in self.plan.groups:
+            device = next(iter(group.params.values())).device
+            self.states[group.name] = {key: t.to(device) for key, t in told["states"][group.name].items()}
         for key, index in told["entries"].items():
             self.pack(key, index.to(self.params[key].device))
         self.activate()

@@ -7,37 +7,37 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapters.slot import Slot
 from luthier.core.adapters.swap import adapters_of
+from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.errors import LuthierError
 
-FACES = {"weight": 1, "pre": 2, "post": 3}
+EDIT_ORDER = {"weight": 1, "pre": 2, "post": 3}
 """Forms on a parameter itself come first; then those on the layer's weight, its input, and its output."""
 
 
-def refuse_beneath(module: nn.Module, folded: Sequence[Slot]) -> None:
+def refuse_beneath(module: nn.Module, folded: Sequence[TunerLayer]) -> None:
     """Raises where a slot that goes on acting stands before one that is folded, and beneath it would be another map."""
     adapters = adapters_of(module)
     assert adapters is not None
-    others = [s for s in adapters.slots() if s.enabled and s not in folded and s.site.kind not in ("input", "cache")]
+    others = [s for s in adapters.tuners() if s.enabled and s not in folded and s.site.kind not in ("input", "cache")]
     for other in others:
-        for slot in folded:
-            if _place(other) < _place(slot) and not _commute(other, slot):
+        for tuner in folded:
+            if _place(other) < _place(tuner) and not _commute(other, tuner):
                 raise LuthierError(
-                    f"{slot.name!r} ({slot.form.name()}) acts on what {other.name!r} ({other.form.name()}) makes of "
-                    f"{slot.site}; merged alone it would come first, which is another map. Merge both at once, or "
+                    f"{tuner.name!r} ({tuner.form.name()}) acts on what {other.name!r} ({other.form.name()}) makes of "
+                    f"{tuner.site}; merged alone it would come first, which is another map. Merge both at once, or "
                     f"disable or detach {other.name!r} before."
                 )
 
 
-def _place(slot: Slot) -> tuple[int, int]:
+def _place(tuner: TunerLayer) -> tuple[int, int]:
     """The slot's place on the way from the stored tensor to the output; the last edit of an input is the innermost."""
-    if slot.site.kind == "param":
-        return 0, slot.order
-    return FACES[slot.form.face], -slot.order if slot.form.face == "pre" else slot.order
+    if tuner.site.kind == "param":
+        return 0, tuner.order
+    return EDIT_ORDER[tuner.form.edit_kind], -tuner.order if tuner.form.edit_kind == "pre" else tuner.order
 
 
-def _commute(one: Slot, other: Slot) -> bool:
+def _commute(one: TunerLayer, other: TunerLayer) -> bool:
     """Whether two slots of a module make the same of it in either order, one on a parameter being the first."""
     if one.site.kind == "param":
         bare = other.site.kind == "param"
@@ -47,17 +47,17 @@ def _commute(one: Slot, other: Slot) -> bool:
     return _additive(one) and _additive(other)
 
 
-def _additive(slot: Slot) -> bool:
+def _additive(tuner: TunerLayer) -> bool:
     """Whether the form adds the same to any weight."""
-    p = slot.params(torch.float32)
-    if slot.quiet.entries(p) is not None:
+    p = tuner.params(torch.float32)
+    if tuner.eval_form.entries(p) is not None:
         return True
-    found = [slot.quiet.factors(p, _filled(slot, value)) for value in (0.0, 1.0)]
+    found = [tuner.eval_form.factors(p, _filled(tuner, value)) for value in (0.0, 1.0)]
     pairs = [pair for pair in found if pair is not None]
     return len(pairs) == 2 and all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
 
 
-def _filled(slot: Slot, value: float) -> Tensor:
+def _filled(tuner: TunerLayer, value: float) -> Tensor:
     """A weight of one number, which takes no room."""
-    device = next(slot.parameters()).device
-    return torch.full((), value, device=device).expand(slot.site.d_out, slot.site.d_in)
+    device = next(tuner.parameters()).device
+    return torch.full((), value, device=device).expand(tuner.site.d_out, tuner.site.d_in)

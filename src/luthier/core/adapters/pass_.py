@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapters.call import Call, Prompt, entries
-from luthier.core.adapters.siblings import Ahead, Reading
+from luthier.core.adapters.siblings import PrefetchedOutputs, SharedInput
 from luthier.core.contracts.router import Route, Told
 
 
@@ -35,16 +35,16 @@ class Pass:
     """What routed forms decide, while somebody watches."""
     reached: set[tuple[str, str]] | None = None
     """Sites seen by a probing pass, while it runs."""
-    reading: Reading | None = None
+    shared_input: SharedInput | None = None
     """The tensor that a probing pass is reading."""
     returned: list[tuple[nn.Module, Tensor, int]] = field(default_factory=list)
     """What layers returned in a probing pass, and its version then."""
-    ahead: Ahead | None = None
+    prefetched: PrefetchedOutputs | None = None
     """Outputs of the layers that are called next."""
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made of: the contexts that are set, and no pass, since it is under none."""
-        idle = {"calls": {}, "derived": None, "reached": None, "reading": None, "returned": [], "ahead": None}
+        idle = {"calls": {}, "derived": None, "reached": None, "shared_input": None, "returned": [], "prefetched": None}
         return {**vars(self), **idle}
 
     def prompt_of(self, owner: str) -> Prompt:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import adapters_of
-from luthier.core.contracts.form import face_of
+from luthier.core.contracts.form import edit_function_of
 from luthier.core.errors import LuthierError
 from luthier.core.sites.attention import Attention, attention_configs, attention_named, register_attention
 
@@ -23,15 +23,15 @@ def _prefixed(name: str) -> Attention:
 
     def attend(module, query, key, value, attention_mask, *args, **kwargs):
         adapters = adapters_of(module)
-        for slot in adapters.caches if adapters else ():
+        for tuner in adapters.caches if adapters else ():
             assert adapters is not None
-            k, v = face_of(slot.active())(slot.params(key.dtype))
+            k, v = edit_function_of(tuner.active())(tuner.params(key.dtype))
             causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
             attention_mask = _widen(attention_mask, query, key, k.shape[1], causal)
             if (bias := kwargs.get("position_bias")) is not None:  # T5: relative positions, none to a prefix
                 kwargs["position_bias"] = nn.functional.pad(bias, (k.shape[1], 0))
             if adapters.current.rows is not None:
-                own = adapters.current.row_mask(slot.name, query)
+                own = adapters.current.row_mask(tuner.name, query)
                 attention_mask = _only(own, attention_mask, k.shape[1])
             key, value = _before(k, key), _before(v, value)
         return attention_named(name, module)(module, query, key, value, attention_mask, *args, **kwargs)
@@ -78,7 +78,7 @@ def _route(model: nn.Module, on: bool) -> None:
 
 def refresh_prefixes(model: nn.Module, state: State) -> None:
     """Routes through the prefixed functions exactly while a prefix is attached."""
-    wanted = any(home.caches for home in state.homes)
+    wanted = any(container.caches for container in state.containers)
     if wanted != state.routed:
         _route(model, wanted)
         state.routed = wanted

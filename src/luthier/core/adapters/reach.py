@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from luthier.core.adapters.container import Adapters
+from luthier.core.adapters.container import AdapterContainer
 from luthier.core.adapters.state import State
 from luthier.core.contracts.site import Sites
 from luthier.core.errors import LuthierError
@@ -41,11 +41,11 @@ def unreached(model: nn.Module, state: State, sites: Sites) -> list[str]:
         _run_adapted(model, state)
         state.met |= state.current.reached
         for adapters, y, version in state.current.returned:
-            assert isinstance(adapters, Adapters)
-            adapters.written = y._version != version
+            assert isinstance(adapters, AdapterContainer)
+            adapters.modified_in_place = y._version != version
         reached = {site.type for site in judged if site.key in state.current.reached}
     finally:
-        state.current.reached, state.current.reading, state.current.returned = None, None, []
+        state.current.reached, state.current.shared_input, state.current.returned = None, None, []
     return sorted({site.type for site in judged} - reached)
 
 
@@ -60,11 +60,11 @@ def _run_adapted(model: nn.Module, state: State) -> None:
 
 @contextmanager
 def _silenced(state: State):
-    before = [(home, list(home.acting.values())) for home in state.homes]
-    for home, slots in before:
-        home.switch(slots, False)
+    before = [(container, list(container.acting.values())) for container in state.containers]
+    for container, tuners in before:
+        container.switch(tuners, False)
     try:
         yield
     finally:
-        for home, slots in before:
-            home.switch(slots, True)
+        for container, tuners in before:
+            container.switch(tuners, True)

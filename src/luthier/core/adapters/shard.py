@@ -1,4 +1,4 @@
-"""The frozen base spread over processes, the adapters whole on each: what is trained is small, what is large is not.
+"""The frozen base sharded over processes, the adapters whole on each: what is trained is small, what is large is not.
 
 torch's FSDP2 gathers a block's weights when the block runs and drops them again. Nothing that is trained is sharded, so
 gradients are averaged as in data parallelism, and any process holds the whole adapter to save.
@@ -20,7 +20,7 @@ from luthier.core.sites.structure import block_lists
 
 
 def shard(model: nn.Module) -> nn.Module:
-    """Spreads the base of an adapted model over the processes of torch.distributed; returns the model.
+    """Shards the base of an adapted model across the processes of torch.distributed; returns the model.
 
     Every process calls it, with the same base and after `attach`; on GPUs a block leaves the CPU as it is split, so
     no GPU holds the whole base. The adapters of process 0 go to all; after each backward pass their gradients are
@@ -32,7 +32,7 @@ def shard(model: nn.Module) -> nn.Module:
     if not (dist.is_available() and dist.is_initialized()):
         raise LuthierError("sharding needs processes: start with torchrun, or call init_process_group first.")
     if getattr(model, "is_quantized", False):
-        raise LuthierError("a packed base cannot be sharded; load it without quantize, or keep it whole (no shard).")
+        raise LuthierError("a quantised base cannot be sharded; load it without quantize, or keep it whole (no shard).")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

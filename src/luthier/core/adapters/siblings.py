@@ -15,23 +15,23 @@ from torch import Tensor, nn
 
 
 @dataclass(eq=False)
-class Reading:
+class SharedInput:
     """A tensor that is being read, and where the first layer that read it notes those that follow."""
 
     x: weakref.ref[Tensor]
     siblings: list[nn.Module]
 
 
-def note(reading: Reading | None, module: nn.Module, siblings: list[nn.Module], x: Tensor) -> Reading:
+def note(shared_input: SharedInput | None, module: nn.Module, siblings: list[nn.Module], x: Tensor) -> SharedInput:
     """Notes, in a probing pass, that a layer reads x; `siblings` is where it keeps its own, emptied."""
     siblings.clear()
-    if reading is None or reading.x() is not x:
-        return Reading(weakref.ref(x), siblings)
-    reading.siblings.append(module)
-    return reading
+    if shared_input is None or shared_input.x() is not x:
+        return SharedInput(weakref.ref(x), siblings)
+    shared_input.siblings.append(module)
+    return shared_input
 
 
-class Ahead:
+class PrefetchedOutputs:
     """Outputs of layers that are about to be called with x."""
 
     def __init__(self, x: Tensor, outputs: Mapping[nn.Module, Tensor]) -> None:

@@ -9,24 +9,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapters.slot import Part, starts
+from luthier.core.adapters.tuner import AdapterComponent, starts
 from luthier.core.contracts.form import Form, Stats
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import base_tensor, compute_dtype
 
-Start = Callable[[nn.Module, Site, Part], dict[str, Tensor]]
+Start = Callable[[nn.Module, Site, AdapterComponent], dict[str, Tensor]]
 """Gives the first tensors of a site: fresh ones, or stored ones."""
 
 
-def parameters(module: nn.Module, site: Site, part: Part, start: Start) -> dict[str, nn.Parameter]:
+def parameters(module: nn.Module, site: Site, component: AdapterComponent, start: Start) -> dict[str, nn.Parameter]:
     """The parameters of a part at a site: new ones, or those of the group that it shares them with."""
-    form, group = part.form_at(site), part.group(site)
-    first = part.slots.get(group)
+    form, group = component.form_at(site), component.group(site)
+    first = component.tuners.get(group)
     if first is not None:
         shapes = {k: p.shape for k, p in first._parameters.items() if p is not None}
-        if expected_shapes(module, site, part) not in (None, shapes):
+        if expected_shapes(module, site, component) not in (None, shapes):
             raise LuthierError(
                 f"share={form.share!r}: {site} ({site.d_in} -> {site.d_out}) cannot share parameters with "
                 f"{first.site} ({first.site.d_in} -> {first.site.d_out}), or their ranks differ."
@@ -35,26 +35,26 @@ def parameters(module: nn.Module, site: Site, part: Part, start: Start) -> dict[
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     wide = torch.promote_types(compute_dtype(module), torch.float32)  # float32 masters on a bf16 base
     with torch.device(device), default_dtype(wide), torch.no_grad():
-        tensors = start(module, site, part)
+        tensors = start(module, site, component)
     return {
-        key: nn.Parameter(tensor.to(wide) if tensor.is_floating_point() else tensor, part.trains(key))
+        key: nn.Parameter(tensor.to(wide) if tensor.is_floating_point() else tensor, component.trains(key))
         for key, tensor in tensors.items()
     }
 
 
-def regroup(model: nn.Module, part: Part) -> None:
+def regroup(model: nn.Module, component: AdapterComponent) -> None:
     """Splits the groups of share="type" by shape, where the layers of a type differ in size from block to block."""
-    if part.form.share != "type":
+    if component.form.share != "type":
         return
-    any_rank = replace(part, ranks={}, slots={}, shapes={})
+    any_rank = replace(component, ranks={}, tuners={}, shapes={})
     found: dict[str, list[dict[str, torch.Size] | None]] = {}
-    for site in part.sites:
+    for site in component.sites:
         shapes = expected_shapes(model.get_submodule(site.module), site, any_rank)
-        seen = found.setdefault(part.form.group(site), [shapes])
+        seen = found.setdefault(component.form.group(site), [shapes])
         if shapes not in seen:
             seen.append(shapes)
         if shapes != seen[0]:
-            part.groups[site.key] = f"{part.form.group(site)}[{site.d_in}x{site.d_out}]"
+            component.groups[site.key] = f"{component.form.group(site)}[{site.d_in}x{site.d_out}]"
 
 
 @contextmanager
@@ -68,20 +68,20 @@ def default_dtype(dtype: torch.dtype):
         torch.set_default_dtype(before)
 
 
-def expected_shapes(module: nn.Module, site: Site, part: Part) -> dict[str, torch.Size] | None:
+def expected_shapes(module: nn.Module, site: Site, component: AdapterComponent) -> dict[str, torch.Size] | None:
     """Shapes of a part's parameters at a site; None where only a statistic could tell."""
-    form = part.form_at(site)
+    form = component.form_at(site)
     if set(form.needs) - {"weight"}:
         return None
     weight = _shape(module, site) if form.needs else None
     key = form, replace(site, path="", layer=None), weight
-    if key not in part.shapes:
+    if key not in component.shapes:
         stats = {} if weight is None else {"weight": torch.empty(weight, device="meta")}
         with torch.device("meta"):
             found = initial(module, site, form, stats)
-            found |= starts(form, found) if part.relative else {}
-        part.shapes[key] = {k: t.shape for k, t in found.items()}
-    return part.shapes[key]
+            found |= starts(form, found) if component.subtract_start else {}
+        component.shapes[key] = {k: t.shape for k, t in found.items()}
+    return component.shapes[key]
 
 
 def _shape(module: nn.Module, site: Site) -> torch.Size:
@@ -103,7 +103,7 @@ def initial(module: nn.Module, site: Site, form: Form, stats: Stats, init: Init 
     def one(given: Stats) -> dict[str, Tensor]:
         return form.init(site, given) | (init.factors(form, site, given) if init is not None else {})
 
-    if not form.whole and site.maps != (site.experts or 1):
+    if not form.elementwise and site.maps != (site.experts or 1):
         raise LuthierError(
             f"{form.name()} acts on matrices, and {site} has more than three axes; choose others (where)."
         )

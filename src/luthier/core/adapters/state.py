@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from luthier.core.adapters.container import Adapters
+from luthier.core.adapters.container import AdapterContainer
 from luthier.core.adapters.pass_ import Pass
-from luthier.core.adapters.slot import Part, Slot
+from luthier.core.adapters.tuner import AdapterComponent, TunerLayer
 
 
 @dataclass(eq=False)
@@ -17,15 +17,15 @@ class State:
 
     current: Pass = field(default_factory=Pass)
     """What a pass knows; every adapted module holds it too."""
-    parts: list[Part] = field(default_factory=list)
-    homes: list[Adapters] = field(default_factory=list)
+    components: list[AdapterComponent] = field(default_factory=list)
+    containers: list[AdapterContainer] = field(default_factory=list)
     """The containers of all adapted modules, so that switching adapters walks no model."""
     routed: bool = False
     """Attentions go through the functions that know prefixes."""
     trained_before: dict[str, bool] = field(default_factory=dict)
     merged: dict[str, nn.Parameter] = field(default_factory=dict)
     """Parameters as they were before merging, by path."""
-    folded: list[Slot] = field(default_factory=list)
+    folded: list[TunerLayer] = field(default_factory=list)
     """The slots that were merged."""
     untied: bool = False
     """Merging had to untie the output head."""

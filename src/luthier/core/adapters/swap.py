@@ -16,28 +16,28 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.core.adapters import siblings
 from luthier.core.adapters.call import Prompt, read_call
-from luthier.core.adapters.container import Adapters
+from luthier.core.adapters.container import AdapterContainer
 from luthier.core.adapters.dispatch import fast_linear, ready
 from luthier.core.adapters.lower import acting_on, bias_change, merged_weight, under
 from luthier.core.adapters.pass_ import Pass
-from luthier.core.adapters.slot import OneHot
 from luthier.core.adapters.state import State
+from luthier.core.adapters.tuner import OneHot
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import is_sharded, namesake, weight_of
 
 TRAINS = "_hf_peft_config_loaded"
 """A mark of transformers' peft integration. Its Trainer refuses a quantised model without it, for it has no other way
-to learn that something beside the packed weights is trained. It also makes `save_pretrained` look for peft's layers
+to learn that something beside the quantised weights is trained. It also makes `save_pretrained` look for peft's layers
 and fail, so models that are not quantised go without it, and it is lifted while one that has it is saved."""
 
 
-def adapters_of(module: nn.Module) -> Adapters | None:
+def adapters_of(module: nn.Module) -> AdapterContainer | None:
     """The slots of a module, or None if it is not adapted."""
     found = module._modules.get("adapters")
-    return found if isinstance(found, Adapters) else None
+    return found if isinstance(found, AdapterContainer) else None
 
 
-def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> Adapters:
+def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> AdapterContainer:
     """Makes a module adapted, once, and returns its slots. With `reads`, reads of its parameters are adapted too."""
     if found := adapters_of(module):
         if found.current is not state.current:
@@ -53,17 +53,17 @@ def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> 
             "accelerator.prepare), so an adapter would be bypassed; attach first, wrap afterwards."
         )
     module.__class__ = _adapted_class(type(module), reads)
-    module.adapters = Adapters(state.current, path).train(module.training)
+    module.adapters = AdapterContainer(state.current, path).train(module.training)
     state.met.clear()  # the model may have changed since
-    state.homes.append(module.adapters)
+    state.containers.append(module.adapters)
     _follow_hooks(module)
     return module.adapters
 
 
 def unswap(module: nn.Module, state: State) -> None:
     """Gives a module its class back."""
-    adapters: Adapters = module.adapters  # type: ignore[assignment]
-    state.homes = [home for home in state.homes if home is not adapters]
+    adapters: AdapterContainer = module.adapters  # type: ignore[assignment]
+    state.containers = [container for container in state.containers if container is not adapters]
     del module.adapters
     module.__class__ = type(module)._luthier_base  # type: ignore[assignment]
     _follow_hooks(module)
@@ -119,17 +119,17 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
 
 def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """A parameter as the forms on it make it; a sharded one is read by the sharding itself, and stays."""
-    adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
+    adapters: AdapterContainer = module._modules["adapters"]  # type: ignore[assignment]
     if adapters.owners and not adapters.running and not is_sharded(tensor):
         return _for_owner(module, adapters, name, tensor)
     if not adapters.params or is_sharded(tensor):
         return tensor
     if adapters.current.reached is not None:
-        adapters.current.reached.update(slot.origin.key for slot in acting_on(adapters.params, name))
+        adapters.current.reached.update(tuner.origin.key for tuner in acting_on(adapters.params, name))
     return under(adapters.params, name, tensor)
 
 
-def _for_owner(module: nn.Module, adapters: Adapters, name: str, tensor: Tensor) -> Tensor:
+def _for_owner(module: nn.Module, adapters: AdapterContainer, name: str, tensor: Tensor) -> Tensor:
     """A linear layer's tensor as its owner is to read it: that of the map which the layer and its forms are."""
     if adapters.current.rows is not None:
         raise LuthierError(
@@ -137,11 +137,11 @@ def _for_owner(module: nn.Module, adapters: Adapters, name: str, tensor: Tensor)
             "adapters there. Use one adapter for all rows."
         )
     if adapters.current.reached is not None:
-        adapters.current.reached.update(slot.origin.key for slot in adapters.slots())
-    slots = [*adapters.params, *adapters.owners]
+        adapters.current.reached.update(tuner.origin.key for tuner in adapters.tuners())
+    tuners = [*adapters.params, *adapters.owners]
     if name == "bias":
-        return under(slots, name, tensor) + bias_change(module, slots).to(tensor.dtype)
-    new = merged_weight(module, slots).to(tensor.dtype)
+        return under(tuners, name, tensor) + bias_change(module, tuners).to(tensor.dtype)
+    new = merged_weight(module, tuners).to(tensor.dtype)
     return new.mT if isinstance(module, Conv1D) else new
 
 
@@ -194,8 +194,8 @@ def prompting(current: Pass, prompt: Prompt):
 
 
 def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
-    adapters: Adapters = module._modules["adapters"]  # type: ignore[assignment]
-    if adapters.step is not None and len(args) == 1 and (run := ready(adapters, args[0])) is not None:
+    adapters: AdapterContainer = module._modules["adapters"]  # type: ignore[assignment]
+    if adapters.decode_plan is not None and len(args) == 1 and (run := ready(adapters, args[0])) is not None:
         return run(args[0])
     current = adapters.current
     if adapters.block is not None and (call := kwargs.pop("luthier_call", None)) is not None:
@@ -248,13 +248,13 @@ def generative(model: nn.Module) -> bool:
     return isinstance(model, PreTrainedModel) and model.can_generate()
 
 
-def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple, kwargs: dict) -> Any:
+def _adapted(module, adapters: AdapterContainer, base: Callable, first: str, args: tuple, kwargs: dict) -> Any:
     current = adapters.current
     x: Any = args[0] if args else kwargs.get(first)  # a model may be called by other names alone
     if current.reached is not None:
-        current.reached.update(s.site.key for s in adapters.slots() if s.site.kind != "param")
+        current.reached.update(s.site.key for s in adapters.tuners() if s.site.kind != "param")
         if adapters.fast:
-            current.reading = siblings.note(current.reading, module, adapters.siblings, x)
+            current.shared_input = siblings.note(current.shared_input, module, adapters.siblings, x)
     if current.rows is not None and ".experts." in adapters.path:
         raise LuthierError(
             f"{adapters.path} is given the tokens that were routed to it, of any rows; a mixed batch cannot have "
@@ -264,29 +264,29 @@ def _adapted(module, adapters: Adapters, base: Callable, first: str, args: tuple
         if current.reached is not None:
             current.returned.append((adapters, y, y._version))
         return y
-    for slot in adapters.inputs:
-        x = slot.post(current, x, x)
+    for tuner in adapters.inputs:
+        x = tuner.post(current, x, x)
     entering = x
-    for slot in adapters.pres:
-        entering = slot.pre(current, entering)
+    for tuner in adapters.pres:
+        entering = tuner.pre(current, entering)
     args, kwargs = ((entering, *args[1:]), kwargs) if args else ((), {**kwargs, first: entering})
     y = _through_weights(module, adapters, base, entering, args, kwargs)
     if not adapters.posts:
         return y
     out = y[0] if isinstance(y, tuple) else y
-    for slot in adapters.posts:
-        out = slot.post(current, OneHot(x) if slot.site.kind == "embedding" else x, out)  # type: ignore[arg-type]
+    for tuner in adapters.posts:
+        out = tuner.post(current, OneHot(x) if tuner.site.kind == "embedding" else x, out)  # type: ignore[arg-type]
     return (out, *y[1:]) if isinstance(y, tuple) else out
 
 
-def _through_weights(module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict) -> Any:
+def _through_weights(module, adapters: AdapterContainer, base: Callable, x, args: tuple, kwargs: dict) -> Any:
     """The base pass, or a linear layer's with the weight that its forms make."""
     if adapters.current.rows is not None and (adapters.weights or adapters.params):
         return _mixed_weights(module, adapters, base, x, args, kwargs)
     return _linear(module, adapters.weights, x) if adapters.weights else base(module, *args, **kwargs)
 
 
-def _mixed_weights(module, adapters: Adapters, base: Callable, x, args: tuple, kwargs: dict) -> Tensor:
+def _mixed_weights(module, adapters: AdapterContainer, base: Callable, x, args: tuple, kwargs: dict) -> Tensor:
     """Each adapter's weight on all rows; every row keeps the result of its own."""
     every = adapters.params
     try:
@@ -302,11 +302,11 @@ def _mixed_weights(module, adapters: Adapters, base: Callable, x, args: tuple, k
         adapters.params = every
 
 
-def _linear(module: nn.Module, slots: list, x: Tensor) -> Tensor:
+def _linear(module: nn.Module, tuners: list, x: Tensor) -> Tensor:
     stored = module._parameters["weight"]
     assert stored is not None
     weight = weight_of(module, adapted_tensor(module, "weight", stored))
-    for slot in slots:
-        weight = slot.weight(weight)
+    for tuner in tuners:
+        weight = tuner.weight(weight)
     bias = module._parameters.get("bias")
     return functional.linear(x, weight.to(x.dtype), None if bias is None else adapted_tensor(module, "bias", bias))

@@ -29,7 +29,7 @@ class Format(Component):
     """A format: `write(outgoing, folder)`. The folder is empty, and stands only if nothing is raised."""
 
     base_dtype: ClassVar[str] = "float32"
-    """Number format to load the base in: float32 where the change alone leaves, auto where the base leaves as well."""
+    """Dtype to load the base in: float32 where the change alone leaves, auto where the base leaves as well."""
     loss: ClassVar[str] = "not exact"
     """What became of the places that lost something, in a word."""
 

@@ -22,7 +22,7 @@ Stats = Mapping[str, Tensor]
 """Statistics of one site by name: those that the form `needs`."""
 F = TypeVar("F", bound="Form")
 
-FACES = ("pre", "post", "weight", "cache")
+EDIT_KINDS = ("pre", "post", "weight", "cache")
 
 
 @dataclass(frozen=True)
@@ -42,30 +42,30 @@ class Form(Component):
     kinds: ClassVar[tuple[str, ...]] = ("affine",)
     """Kinds of site that the form acts on."""
     where: ClassVar[str] = "all-linear"
-    """Where it goes when nobody says."""
+    """Where it goes by default."""
     frozen: ClassVar[tuple[str, ...]] = ()
     """Parameters that are stored but not trained."""
-    noise: ClassVar[tuple[str, ...]] = ("dropout",)
+    train_only: ClassVar[tuple[str, ...]] = ("dropout",)
     """Hyper-parameters that are zero outside training."""
-    calm: ClassVar[tuple[str, ...]] = ()
+    eval_only: ClassVar[tuple[str, ...]] = ()
     """Hyper-parameters that act outside training alone; in training they have their default."""
     linear: ClassVar[bool] = True
     """The adapted map is linear in x, so that it folds into a weight."""
-    whole: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = False
     """It meets a tensor of any shape at once; others meet each map of a 3-D parameter by itself."""
     replaces: ClassVar[bool] = False
     """Its tensor stands in place of the base's."""
     identity: ClassVar[bool] = True
     """It starts as a no-op."""
     lr: ClassVar[float] = 5e-4
-    """Learning rate when nobody says."""
-    reader: ClassVar[str] = ""
+    """Learning rate by default."""
+    down_projection: ClassVar[str] = ""
     """The factor [rank, d_in] that reads the input while another one is zero, so that an initialiser may choose it."""
-    writer: ClassVar[str] = ""
+    up_projection: ClassVar[str] = ""
     """The factor [d_out, rank] behind the reader, where the change is s · writer · reader: both may then be chosen."""
-    readers: ClassVar[tuple[str, ...]] = ()
+    down_projections: ClassVar[tuple[str, ...]] = ()
     """All factors that read while their partners are zero (none said: `reader`, where there is one)."""
-    face: ClassVar[str] = ""
+    edit_kind: ClassVar[str] = ""
 
     positions: str = field(default="all", kw_only=True)
     """Positions that are edited: all, or the first and last prompt tokens, as f7+l7, f3, l1.
@@ -75,18 +75,18 @@ class Form(Component):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.reader and not cls.readers:
-            cls.readers = (cls.reader,)
-        defined = [face for face in FACES if face in vars(cls)]
-        if len(defined) > 1 or (defined and cls.face):
-            raise TypeError(f"{cls.__name__} must define exactly one of {', '.join(FACES)}")
+        if cls.down_projection and not cls.down_projections:
+            cls.down_projections = (cls.down_projection,)
+        defined = [kind for kind in EDIT_KINDS if kind in vars(cls)]
+        if len(defined) > 1 or (defined and cls.edit_kind):
+            raise TypeError(f"{cls.__name__} must define exactly one of {', '.join(EDIT_KINDS)}")
         if defined:
-            cls.face = defined[0]
+            cls.edit_kind = defined[0]
 
     def check(self) -> None:
         for group in self.positions.split(","):
             Positions.parse(group)
-        if self.positions != "all" and self.face != "post":
+        if self.positions != "all" and self.edit_kind != "post":
             raise LuthierError(
                 f"{self.name()} acts on whole layers, so positions={self.positions!r} cannot narrow it; "
                 "only forms that edit an output take positions."
@@ -101,7 +101,7 @@ class Form(Component):
         counts = int in (hint, *get_args(hint))
         if isinstance(value, int) and not isinstance(value, bool) and value < 1 and counts:
             raise LuthierError(f"{label} is {value}; expected a whole number of at least 1.")
-        if key in self.noise and isinstance(value, int | float) and not 0 <= value < 1:
+        if key in self.train_only and isinstance(value, int | float) and not 0 <= value < 1:
             raise LuthierError(f"{label} is {value}; expected a rate of at least 0 and below 1.")
 
     @property
@@ -130,7 +130,7 @@ class Form(Component):
 
     def maps(self, site: Site) -> int | None:
         """The number of maps that it meets one by one at a site; None where it meets the tensor at once."""
-        return None if self.whole else site.experts
+        return None if self.elementwise else site.experts
 
     def factors(self, p: Params, w: Tensor) -> tuple[Tensor, Tensor] | None:
         """(B, A) with ŵ = w + B A exactly, for a form whose change has low rank; else None."""
@@ -152,19 +152,19 @@ class Form(Component):
         moves = own.get("alpha") is not None and own.get("scaling") != "rslora"
         return replace(self, rank=rank, **({"alpha": own["alpha"] * rank / own["rank"]} if moves else {}))
 
-    def quiet(self: F) -> F:
+    def eval_mode(self: F) -> F:
         """The form outside training: its noise is zero."""
         own = {f.name for f in fields(self)}
-        loud = {name: 0.0 for name in self.noise if name in own and getattr(self, name)}
-        return replace(self, **loud) if loud else self
+        active = {name: 0.0 for name in self.train_only if name in own and getattr(self, name)}
+        return replace(self, **active) if active else self
 
-    def training(self: F) -> F:
+    def train_mode(self: F) -> F:
         """The form in training: what acts outside of it alone has its default."""
-        default = {f.name: f.default for f in fields(self) if f.name in self.calm}
+        default = {f.name: f.default for f in fields(self) if f.name in self.eval_only}
         set_ = {name: value for name, value in default.items() if getattr(self, name) != value}
         return replace(self, **set_) if set_ else self
 
-    def parts(self: F) -> list[F]:
+    def by_positions(self: F) -> list[F]:
         """One form for each group of positions."""
         return [replace(self, positions=group.strip()) for group in self.positions.split(",")]
 
@@ -173,9 +173,9 @@ class Form(Component):
         return {None: site.path, "type": site.type, "all": "all"}[self.share]
 
 
-def face_of(form: Form):
+def edit_function_of(form: Form):
     """The function that a form's face names."""
-    return getattr(form, form.face)
+    return getattr(form, form.edit_kind)
 
 
 def kaiming(*shape: int) -> Tensor:

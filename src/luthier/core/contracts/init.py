@@ -19,7 +19,7 @@ class Init(Component):
 
     identity: ClassVar[bool] = True
     """The model's output is unchanged at the start."""
-    relative: ClassVar[bool] = False
+    subtract_start: ClassVar[bool] = False
     """The factors have an effect at the start, which the core takes off again: the base that remains is
     W_res = W - s B₀ A₀ of the paper, while W itself stays. The start is stored beside what is trained."""
 

@@ -23,11 +23,11 @@ Run = Callable[[Tensor], Tensor]
 """A layer: x [..., d_in] to y [..., d_out]."""
 
 
-Numbers = tuple[int | None, ...]
+RowAdapters = tuple[int | None, ...]
 """The number of each row's adapter, None for the base."""
 
 
-Arrange = Callable[[Numbers], Run]
+AssignRows = Callable[[RowAdapters], Run]
 """The layer for a batch of rows."""
 
 
@@ -73,7 +73,7 @@ class Kernel(Protocol):
     linear: Callable[[Layer, Tensor], Tensor]
     linears: Callable[[Sequence[Layer], Tensor], list[Tensor]]
     decoder: Callable[[Form, Params, Frozen], Run]
-    mixed: Callable[[Sequence[tuple[Form, Params]], Frozen], Arrange]
+    mixed: Callable[[Sequence[tuple[Form, Params]], Frozen], AssignRows]
     difference: Callable[[Form, Params, Params], Params]
 
 
@@ -102,7 +102,7 @@ class Guard:
 
 
 @dataclass(frozen=True)
-class Step:
+class DecodePlan:
     """An adapted layer, ready to run as long as nothing about it changes."""
 
     dtype: torch.dtype
@@ -113,16 +113,16 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackedAdapters:
     """What the adapters of a layer are together, whichever of them the rows use."""
 
-    places: Mapping[nn.Module, int]
-    arrange: Arrange
+    indices: Mapping[nn.Module, int]
+    assign_rows: AssignRows
     guard: Guard
 
-    def serves(self, slots: Sequence[nn.Module]) -> bool:
+    def serves(self, tuners: Sequence[nn.Module]) -> bool:
         """Whether these are in it, as they are."""
-        return all(slot in self.places for slot in slots) and self.guard.holds()
+        return all(tuner in self.indices for tuner in tuners) and self.guard.holds()
 
 
 _on: ContextVar[bool] = ContextVar("fast paths are taken", default=True)
@@ -134,7 +134,7 @@ def on() -> bool:
 
 
 @contextmanager
-def plain() -> Iterator[None]:
+def reference_implementation() -> Iterator[None]:
     """Every form runs as its equation says, and every piece of the base as it came, in this thread while the context
     lasts."""
     token = _on.set(False)
@@ -155,18 +155,18 @@ def kernel_of(form: type[Form]) -> Kernel | None:
     return importlib.import_module(name)  # type: ignore[return-value]
 
 
-class Piece(Protocol):
-    """What a file of `luthier.kernels.pieces` defines."""
+class MemorySavingForward(Protocol):
+    """What a file of `luthier.kernels.memory_saving` defines."""
 
-    plain: Callable[..., Any]
+    reference: Callable[..., Any]
     """The forward pass of such a module, as transformers writes it."""
-    lean: Callable[[nn.Module, Tensor], Tensor | None]
+    memory_saving: Callable[[nn.Module, Tensor], Tensor | None]
     """The same results bit for bit; None where it does not serve."""
 
 
 @functools.cache
-def pieces() -> tuple[Piece, ...]:
+def memory_saving_forwards() -> tuple[MemorySavingForward, ...]:
     """Every piece, by discovery."""
-    package = importlib.import_module("luthier.kernels.pieces")
+    package = importlib.import_module("luthier.kernels.memory_saving")
     found = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
     return tuple(importlib.import_module(f"{package.__name__}.{name}") for name in found)  # type: ignore[misc]

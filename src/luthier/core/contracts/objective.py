@@ -25,7 +25,7 @@ Feature = dict[str, Any]
 """One encoded row, by the names of what the model is called with."""
 Batch = Mapping[str, Any]
 """What the model is called with, `labels` included."""
-Memory = dict[str, Any]
+ObjectiveState = dict[str, Any]
 """What an objective remembers from one evaluation to the next, as JSON holds it."""
 PART = "part"
 """Feature that tells a row's part: a list with 1 at its place and 0 elsewhere; in a batch [rows, parts]."""
@@ -88,22 +88,24 @@ class Objective(Component):
         """The mean loss of each part, [parts], 0 where a part has no rows; a scalar is the mean of one part."""
         raise NotImplementedError(f"{type(self).__name__} must define loss")
 
-    def counts(self, batch: Batch, labels: Tensor) -> Tensor:
+    def token_counts(self, batch: Batch, labels: Tensor) -> Tensor:
         """[parts], what each mean of `loss` is over: by default the labels in the loss, `labels` [rows] of each."""
         return by_part(batch, labels)
 
-    def shares(self, counts: Tensor, memory: Memory) -> Tensor:
+    def part_weights(self, counts: Tensor, state: ObjectiveState) -> Tensor:
         """[parts], what each part weighs in a step whose `counts` sum to these: by default those present, alike."""
         present = counts.gt(0).float()
         return present / present.sum().clamp(min=1)
 
-    def watch(self, step: int) -> int | None:
+    def eval_batches(self, step: int) -> int | None:
         """Evaluation batches to look at after `step` steps: none by default; None is all of them."""
         return 0
 
-    def remember(self, memory: Memory, step: int, losses: list[float], counts: list[float]) -> Memory:
+    def update_state(
+        self, state: ObjectiveState, step: int, losses: list[float], counts: list[float]
+    ) -> ObjectiveState:
         """The memory after such a look, from the means of the parts and their counts; JSON, kept in checkpoints."""
-        return memory
+        return state
 
 
 def by_part(batch: Batch, values: Tensor) -> Tensor:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 NUMBERS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 WIDTH = 4
-"""Bytes of a trained number: adapters are float32."""
+"""Bytes of a trainable parameter: adapters are float32."""
 
 
 def parameters_of(budget: str, total: int) -> int:
-    """Trained numbers that a budget allows on a model of `total` numbers.
+    """Trainable parameters that a budget allows on a model of `total` numbers.
 
-    0.1% is a share of the model; 500k, 2M or 30000 are trained numbers (2B two billion of them); 8MB or 8MiB is
+    0.1% is a share of the model; 500k, 2M or 30000 are trainable parameters (2B two billion of them); 8MB or 8MiB is
     the size of the adapter on disk. Raises `LuthierError` for anything else, and for less than one number.
     """
     match = re.fullmatch(r"\s*(\d[\d_]*\.?\d*|\.\d+)\s*(%|[A-Za-z]*)\s*", budget)
@@ -39,13 +39,13 @@ def parameters_of(budget: str, total: int) -> int:
         )
     found = int(float(match[1].replace("_", "")) * units[match[2].lower()])
     if found < 1:
-        raise LuthierError(f"budget {budget!r} allows less than one trained number.")
+        raise LuthierError(f"budget {budget!r} allows less than one trainable parameter.")
     return found
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What ranks may cost: `parameters` trained numbers in all, or, without them, the form's rank at every site."""
+    """What ranks may cost: `parameters` trainable parameters in all, or else the form's own rank at every site."""
 
     form: Form
     parameters: int | None = None
@@ -60,7 +60,7 @@ class Budget:
         return rank
 
     def cost(self, site: Site, rank: int) -> int:
-        """Trained numbers of the form at a site at this rank."""
+        """Trainable parameters of the form at a site at this rank."""
         if rank == 0:
             return 0
         key = (site.kind, site.d_in, site.d_out, site.experts, site.maps, rank)
@@ -69,7 +69,7 @@ class Budget:
         return self._known[key]
 
     def spent(self, sites: Sequence[Site], ranks: Mapping[str, int]) -> int:
-        """Trained numbers in all, shared ones once."""
+        """Trainable parameters in all, shared ones once."""
         groups = {(self.form.group(site), self.cost(site, 1)): site for site in reversed(sites)}  # sizes share apart
         return sum(self.cost(site, ranks[site.path]) for site in groups.values())
 
@@ -81,7 +81,7 @@ class Budget:
         """The error of a budget that does not even pay for rank 1."""
         least = self.spent(sites, {site.path: 1 for site in sites})
         return LuthierError(
-            f"a budget of {self.parameters:,} trained numbers is too small: {self.form.name()} of rank 1 at "
+            f"a budget of {self.parameters:,} trainable parameters is too small: {self.form.name()} of rank 1 at "
             f"{len(sites)} sites takes {least:,}. Raise the budget or choose fewer sites (where)."
         )
 

@@ -2,8 +2,8 @@
 
 A routed form tells `route(p, x)`, the logits of its experts, and `weights(logits)`, which sum to 1 over the experts.
 The core computes the logits before its face `post` and hands them on as `p[ROUTE]`, so that a pass can be watched
-(`watched`) without being computed twice. Forms that go by the task find the tasks of the rows in `p[TASKS]`; the call
-brings them: `model(…, tasks=…)`, `model.generate(…, tasks=…)`, or `with lt.tasks(model, …)` around any call.
+(`watched`) without being computed twice. Forms that go by the task find the tasks of the rows in `p[ROUTE_TASKS]`; the
+call brings them: `model(…, tasks=…)`, `model.generate(…, tasks=…)`, or `with lt.tasks(model, …)` around any call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from luthier.core.contracts.form import Form, Params, face_of
+from luthier.core.contracts.form import Form, Params, edit_function_of
 from luthier.core.errors import LuthierError, near
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROUTE = "_route"
 """The name under which `post` finds the logits of its experts, among its parameters."""
-TASKS = "_tasks"
+ROUTE_TASKS = "_tasks"
 """The name under which `post` finds the tasks of the rows, among its parameters."""
 Told = str | Sequence[str] | Tensor
 """The tasks of a batch: one name, a name for each row, or places among the names of the form [rows]."""
@@ -66,15 +66,15 @@ class Routed(Form):
 def routing(form: Form, note: Callable[[Tensor], None] | None = None) -> Callable[..., Tensor]:
     """The face of a form; a routed one's with its logits, of which `note` hears."""
     if not isinstance(form, Routed):
-        return face_of(form)
+        return edit_function_of(form)
 
-    def face(p: Params, x: Tensor, y: Tensor) -> Tensor:
+    def edit_function(p: Params, x: Tensor, y: Tensor) -> Tensor:
         logits = form.route(p, x)
         if note is not None:
             note(logits)
-        return face_of(form)({**p, ROUTE: logits}, x, y)
+        return edit_function_of(form)({**p, ROUTE: logits}, x, y)
 
-    return face
+    return edit_function
 
 
 def names_of(form: Form) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from luthier.core.errors import LuthierError
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class ParameterGroup:
     """Parameters that train together: those of a form at a site, or at the sites that share them."""
 
     name: str
@@ -39,10 +39,10 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
+class TrainingPlan:
     """What a run trains, and how long."""
 
-    places: Sequence[Place]
+    groups: Sequence[ParameterGroup]
     """What an update decides about."""
     depth: int
     """Blocks of the deepest stack."""
@@ -50,18 +50,18 @@ class Course:
     """Optimiser steps of the run."""
     seed: int = 0
     """Fixes what is drawn: the same step draws the same, also after an interruption."""
-    fresh: Sequence[Place] = ()
+    new_groups: Sequence[ParameterGroup] = ()
     """Places of modules that the checkpoint lacks, such as a new head. They hold random numbers, so every step trains
     them whole, whatever the update does elsewhere."""
 
     @property
-    def all(self) -> Sequence[Place]:
+    def all(self) -> Sequence[ParameterGroup]:
         """Every place that is trained."""
-        return (*self.places, *self.fresh)
+        return (*self.groups, *self.new_groups)
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """The trained tensors by name."""
-        return {place.key(key): p for place in self.all for key, p in place.params.items()}
+        return {group.key(key): p for group in self.all for key, p in group.params.items()}
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,15 @@ class Update(Component):
     def check_beside(self, form: Form, sites: Sequence[Site]) -> None:
         """Raises for a further form of the adapter that it cannot train beside the first; called likewise."""
 
-    def rate(self, course: Course, place: Place, key: str) -> float:
+    def rate(self, plan: TrainingPlan, group: ParameterGroup, key: str) -> float:
         """The learning rate of tensor `key` of a place, as a multiple of the run's."""
         return 1.0
 
-    def active(self, course: Course, step: int) -> Collection[Place]:
+    def active(self, plan: TrainingPlan, step: int) -> Collection[ParameterGroup]:
         """The places that are trained in `step`."""
-        return course.places
+        return plan.groups
 
-    def entries(self, course: Course, step: int) -> Mapping[str, Tensor] | None:
+    def entries(self, plan: TrainingPlan, step: int) -> Mapping[str, Tensor] | None:
         """Flat indices, unique and sorted, of the entries that are trained from `step` on, by tensor name.
 
         None leaves all as it was. A tensor that was never named is trained whole. An entry that stays keeps its
@@ -115,7 +115,7 @@ class Update(Component):
         """
         return None
 
-    def values(self, course: Course, step: int) -> Mapping[str, Tensor]:
+    def values(self, plan: TrainingPlan, step: int) -> Mapping[str, Tensor]:
         """Tensors that are set before `step`, by name, with fresh moments; called after `entries`."""
         return {}
 
@@ -123,11 +123,13 @@ class Update(Component):
         """The steps, ascending and above 0, at which the schedule of the learning rate begins anew."""
         return ()
 
-    def init(self, place: Place) -> dict[str, Tensor]:
+    def init(self, group: ParameterGroup) -> dict[str, Tensor]:
         """The state that `update` finds for a place."""
         return {}
 
-    def update(self, grads: Mapping[str, Tensor], state: dict[str, Tensor], place: Place) -> Mapping[str, Tensor]:
+    def update(
+        self, grads: Mapping[str, Tensor], state: dict[str, Tensor], group: ParameterGroup
+    ) -> Mapping[str, Tensor]:
         """The gradients that AdamW sees instead of `grads` (after clipping), by parameter; it may change `state`."""
         return grads
 

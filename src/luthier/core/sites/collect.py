@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from luthier.core.contracts.site import Site
 from luthier.core.contracts.statistic import Statistic, joined
 from luthier.core.errors import LuthierError
-from luthier.core.sites.probe import evaluating
+from luthier.core.sites.probe import eval_mode
 from luthier.core.sites.structure import block_lists, decoder_path, raw_parameter
 
 Measured = dict[str, dict[str, Tensor]]
@@ -45,14 +45,14 @@ def collect(
     ends early once every statistic is done.
 
     Pass the result to `attach(stats=…)`. Raises `LuthierError` for a place that no token reached, for gradients of
-    packed weights or without labels, and for `answers` of rows without a prompt.
+    quantised weights or without labels, and for `answers` of rows without a prompt.
     """
     wanted = joined(list(statistics))
     chosen = {reads: [each for each in wanted if each.reads == reads] for reads in READERS}
     pass_ = _Pass(decoder_path(model), answers)
     options = _lean(model, sites, bool(chosen["gradients"]))
     with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
+        stack.enter_context(eval_mode(model))
         for reads, read in READERS.items():
             if chosen[reads]:
                 read(model, sites, chosen[reads], pass_, stack)
@@ -217,7 +217,7 @@ def _gradients(
     for site in sites:
         module, weight = model.get_submodule(site.module), raw_parameter(model, _weight(site))
         if not weight.is_floating_point():
-            raise LuthierError(f"{site.path} is quantised: a packed weight has no gradient. Load the base unpacked.")
+            raise LuthierError(f"{site.path} is quantised: a quantised weight has no gradient. Load the base unpacked.")
         pass_.add("gradients", site.path, wanted)
         flipped = isinstance(module, Conv1D) or site.transposed
 

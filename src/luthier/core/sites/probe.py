@@ -16,7 +16,7 @@ from luthier.core.sites.structure import Attachment, base_modules, base_paramete
 
 
 @contextmanager
-def evaluating(model: nn.Module):
+def eval_mode(model: nn.Module):
     """Evaluation mode and no gradients, every module's own flag restored after."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -33,7 +33,7 @@ def evaluating(model: nn.Module):
 
 def run_once(model: nn.Module) -> None:
     """One small pass."""
-    with evaluating(model):
+    with eval_mode(model):
         model(**dummy_inputs(model))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.sites.scope import Scope
-from luthier.core.sites.structure import base_parameters, is_sharded, whole
+from luthier.core.sites.structure import base_parameters, full_tensor, is_sharded
 
 VALUES = 8
 """Values of a tensor that are kept as numbers, to compare bases in different precisions."""
@@ -40,7 +40,7 @@ def values(tensor: Tensor) -> list[float]:
     size = tensor.numel()
     count = min(VALUES, size)
     places = [i * (size - 1) // max(1, count - 1) for i in range(count)]
-    taken = whole(tensor.detach()).reshape(-1)[places].double()
+    taken = full_tensor(tensor.detach()).reshape(-1)[places].double()
     return taken.nan_to_num(0.0, LARGEST, -LARGEST).tolist()  # JSON has no infinity
 
 

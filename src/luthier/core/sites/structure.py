@@ -75,13 +75,13 @@ def raw_parameter(model: nn.Module, path: str) -> nn.Parameter:
     return found
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor itself, or all of one that is sharded over processes (every rank must ask)."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether the tensor is spread over processes (FSDP2, tensor parallelism)."""
+    """Whether the tensor is sharded over processes (FSDP2, tensor parallelism)."""
     if not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor
@@ -96,7 +96,7 @@ def writes(model: nn.Module) -> bool:
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype that a module computes in: that of its first floating parameter, else float32 (packed weights)."""
+    """The dtype that a module computes in: that of its first floating parameter, else float32 (quantised weights)."""
     for tensor in module.parameters():
         if tensor.is_floating_point():
             return tensor.dtype
@@ -228,7 +228,7 @@ def keep_differentiable(model: nn.Module) -> list[nn.Module]:
 def base_tensor(module: nn.Module, site: Site) -> Tensor:
     """The base's own weight at a site, [..., d_out, d_in] (a bare parameter of fewer axes as it is)."""
     if site.kind != "param":
-        return whole(weight_of(module))
+        return full_tensor(weight_of(module))
     tensor = module._parameters[site.path.rpartition(".")[2]]
     assert tensor is not None
-    return whole(tensor).mT if site.transposed else whole(tensor)
+    return full_tensor(tensor).mT if site.transposed else full_tensor(tensor)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from luthier.core.adapters.attach import adapter_names, detach, find_state, state_of
 from luthier.core.adapters.lower import delta_of
-from luthier.core.adapters.slot import Part, Slot
+from luthier.core.adapters.tuner import AdapterComponent, TunerLayer
 from luthier.core.contracts.form import Stats
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
@@ -20,7 +20,7 @@ from luthier.core.storage.store import load
 
 
 @contextmanager
-def borrowed(model: nn.Module, source: str) -> Iterator[list[Part]]:
+def borrowed(model: nn.Module, source: str) -> Iterator[list[AdapterComponent]]:
     """The parts of a saved adapter, on the model while the context lasts; refuses an adapter of another base."""
     folder, state = adapter_folder(source), find_state(model)
     taken = adapter_names(state) if state else []
@@ -28,7 +28,7 @@ def borrowed(model: nn.Module, source: str) -> Iterator[list[Part]]:
     load(model, folder, name, check=False)
     try:
         with torch.no_grad():
-            yield [part for part in state_of(model).parts if part.name == name]
+            yield [component for component in state_of(model).components if component.name == name]
     finally:
         detach(model, name)
 
@@ -47,21 +47,21 @@ def stacked(model: nn.Module, sources: Sequence[str], sites: Sequence[Site], ran
 
 def deltas(model: nn.Module, source: str) -> dict[str, Delta]:
     """What a saved adapter adds to each linear layer, by path, as factors; the model is left as it was."""
-    with borrowed(model, source) as parts:
+    with borrowed(model, source) as components:
         state = state_of(model)
         return {
-            home.path: _low_rank(source, home.path, model.get_submodule(home.path), slots)
-            for home in state.homes
-            if (slots := home.named(parts[0].name))
+            container.path: _low_rank(source, container.path, model.get_submodule(container.path), tuners)
+            for container in state.containers
+            if (tuners := container.named(components[0].name))
         }
 
 
-def _low_rank(source: str, path: str, module: nn.Module, slots: Sequence[Slot]) -> Delta:
-    why = f"{source}: {slots[0].form.name()} at {path} cannot be an expert"
-    if any(slot.site.kind != "affine" for slot in slots):
-        raise LuthierError(f"{why}: it acts on {slots[0].site}, and experts are changes of linear layers.")
+def _low_rank(source: str, path: str, module: nn.Module, tuners: Sequence[TunerLayer]) -> Delta:
+    why = f"{source}: {tuners[0].form.name()} at {path} cannot be an expert"
+    if any(tuner.site.kind != "affine" for tuner in tuners):
+        raise LuthierError(f"{why}: it acts on {tuners[0].site}, and experts are changes of linear layers.")
     try:
-        found = delta_of(module, slots)
+        found = delta_of(module, tuners)
     except LuthierError as error:
         raise LuthierError(f"{why}. {error}") from None
     if found.rank is None:
@@ -96,12 +96,14 @@ def parameters(
     model: nn.Module, source: str, form: str, sites: Sequence[Site], keys: Sequence[str]
 ) -> dict[str, Stats]:
     """{path: {key: tensor}} of the tensors `keys` of a saved adapter of this form, at the same sites."""
-    with borrowed(model, source) as parts:
-        found = [part for part in parts if part.form.name() == form]
+    with borrowed(model, source) as components:
+        found = [component for component in components if component.form.name() == form]
         if len(found) != 1:
             raise LuthierError(f"{source} is no adapter of one {form}, whose parameters could be taken.")
-        (part,) = found
-        if {site.path for site in part.sites} != {site.path for site in sites}:
-            raise LuthierError(f"{source} acts on {len(part.sites)} other sites (where={part.where!r}); take the same.")
-        held = {site.path: part.slots[part.group(site)].own() for site in sites}
+        (component,) = found
+        if {site.path for site in component.sites} != {site.path for site in sites}:
+            raise LuthierError(
+                f"{source} acts on {len(component.sites)} other sites (where={component.where!r}); take the same."
+            )
+        held = {site.path: component.tuners[component.group(site)].own() for site in sites}
         return {path: {key: tensors[key].detach().clone() for key in keys} for path, tensors in held.items()}

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from luthier.core.adapters.attach import find_state
 from luthier.core.sites.renaming import names_of, nearest
 from luthier.core.sites.samples import architecture, class_name, close, values
-from luthier.core.sites.structure import base_modules, base_parameters, block_lists, is_sharded, whole
+from luthier.core.sites.structure import base_modules, base_parameters, block_lists, full_tensor, is_sharded
 from luthier.core.storage import fingerprint_old
 
 DIGESTED = 32768
@@ -25,7 +25,7 @@ LEAST = 32
 def fingerprint(model: nn.Module, leave: Iterable[str] = ()) -> dict[str, Any]:
     """`{"model", "architecture", "dtype", "sample", "digests"}` of the base under an adapted model.
 
-    The architecture is a hash of the layers and their sizes, equal for a packed copy. Every floating parameter and
+    The architecture is a hash of the layers and their sizes, equal for a quantised copy. Every floating parameter and
     stored buffer counts, by each of its names: the sample takes 8 of its values, the digest is a hash of all of its
     bytes up to 32,768 values, and of one value in every row (or more) where it is larger. What is packed, or on no
     device, cannot be compared with other precisions: its digest is None. Heads stay out that an attached adapter
@@ -39,7 +39,7 @@ def fingerprint(model: nn.Module, leave: Iterable[str] = ()) -> dict[str, Any]:
             continue
         dtypes.add(str(tensor.dtype).removeprefix("torch."))
         if id(tensor) not in seen:  # tied tensors are read once
-            flat = whole(tensor.detach()).reshape(-1)
+            flat = full_tensor(tensor.detach()).reshape(-1)
             seen[id(tensor)] = values(flat), _digest(flat, tensor.shape)
         sample[path], digests[path] = seen[id(tensor)]
     return {
@@ -54,7 +54,9 @@ def fingerprint(model: nn.Module, leave: Iterable[str] = ()) -> dict[str, Any]:
 def _counted(model: nn.Module, leave: tuple[str, ...]) -> dict[str, Tensor]:
     """Every parameter, floating or packed, and every stored floating buffer, but those that a task brings."""
     state = find_state(model)
-    replaced = set() if state is None else {site.path for part in state.parts for site in replacing(part)}
+    replaced = (
+        set() if state is None else {site.path for component in state.components for site in replacing(component)}
+    )
     inside = _inside(model)
     tables = {f"{path}.weight" for path, m in base_modules(model) if isinstance(m, nn.Embedding)}
     heads = {path for path in replaced if path not in tables and not path.startswith(inside)}
@@ -63,9 +65,9 @@ def _counted(model: nn.Module, leave: tuple[str, ...]) -> dict[str, Tensor]:
     return {path: t for path, t in tensors if path not in heads and not path.startswith(new or ("\0",))}
 
 
-def replacing(part: Any) -> list[Any]:
+def replacing(component: Any) -> list[Any]:
     """The sites of a part whose tensors stand in place of the base's."""
-    return list(part.sites) if part.form.replaces and not part.relative else []
+    return list(component.sites) if component.form.replaces and not component.subtract_start else []
 
 
 def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -157,7 +159,7 @@ def _matrices(model: nn.Module) -> dict[str, Tensor]:
     return {p: t for p, t in base_parameters(model) if p.startswith(inside) and t.dim() > 1 and _comparable(t)}
 
 
-def kinship(sample: dict[str, list[float]], model: nn.Module) -> float | None:
+def base_similarity(sample: dict[str, list[float]], model: nn.Module) -> float | None:
     """Cosine between sampled weights and those of `model`, from -1 to 1; None where too few can be compared.
 
     About 1 for a base that grew out of the other, about 0 for two that were trained apart. Matrices inside the blocks

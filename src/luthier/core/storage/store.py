@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from luthier.core.adapters.attach import adapter_names, check_name, detach, find_state, place, ranked, state_of
 from luthier.core.adapters.control import tensors
 from luthier.core.adapters.reach import CannotRun
-from luthier.core.adapters.slot import Part
+from luthier.core.adapters.tuner import AdapterComponent
 from luthier.core.checks import shown
 from luthier.core.contracts.component import find
 from luthier.core.contracts.form import Form
@@ -86,8 +86,8 @@ def save(
     check_name(state, name)
     with steady(folder):
         free_folder(folder, SPEC, "an adapter")
-    parts = [part for part in state.parts if part.name == name]
-    spec = spec_of(model, name, parts, base, measured, license, base_license)
+    components = [component for component in state.components if component.name == name]
+    spec = spec_of(model, name, components, base, measured, license, base_license)
     if not writes(model):
         return folder
     with committed(folder) as temporary:
@@ -133,7 +133,7 @@ def _stored(key: str, name: str) -> str:
 def spec_of(
     model: nn.Module,
     name: str,
-    parts: list[Part],
+    components: list[AdapterComponent],
     base: str | None,
     measured: Mapping[str, Any] | None,
     license: str | None = None,
@@ -146,14 +146,14 @@ def spec_of(
         "name": name,
         "parts": [
             {
-                "form": part.form.name(),
-                "settings": part.form.to_dict(),
-                "where": part.where,
-                "sites": [[site.path, site.kind] for site in part.sites],
+                "form": component.form.name(),
+                "settings": component.form.to_dict(),
+                "where": component.where,
+                "sites": [[site.path, site.kind] for site in component.sites],
             }
-            | ({"ranks": dict(part.ranks)} if part.ranks else {})
-            | ({"relative": True} if part.relative else {})
-            for part in parts
+            | ({"ranks": dict(component.ranks)} if component.ranks else {})
+            | ({"relative": True} if component.subtract_start else {})
+            for component in components
         ],
         "base": {"name": called}
         | fingerprint(model, leave=fresh_modules(model))
@@ -221,15 +221,15 @@ def _load_one(model: nn.Module, folder: Path, name: str | None, force: bool, che
         name = name or str(spec["name"])
         spec, stored = with_names_of(spec, model)
         refuse_foreign(folder, spec, model, force)
-        parts = [part_of(model, each, name, folder) for each in spec["parts"]]
-        held = weights.read(folder, spec, model, parts, stored)
+        components = [component_of(model, each, name, folder) for each in spec["parts"]]
+        held = weights.read(folder, spec, model, components, stored)
 
-    def start(module: nn.Module, site: Site, part: Part) -> dict[str, Tensor]:
+    def start(module: nn.Module, site: Site, component: AdapterComponent) -> dict[str, Tensor]:
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        return {key: t.to(device) for key, t in held[group_of(parts.index(part), part, site)].items()}
+        return {key: t.to(device) for key, t in held[group_of(components.index(component), component, site)].items()}
 
     try:
-        place(model, parts, start, check=check)
+        place(model, components, start, check=check)
     except CannotRun as error:  # of the pass that looks whether the adapter is met
         raise LuthierError(
             f"{folder / WEIGHTS} holds values that this base cannot run with ({error.reason})."
@@ -262,7 +262,7 @@ def _tell_unseen(folder: Path, spec: Mapping[str, Any], model: nn.Module) -> Non
         )
 
 
-def part_of(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path) -> Part:
+def component_of(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path) -> AdapterComponent:
     """A stored part at the sites of `model`; raises where those are not the ones that it was fitted on."""
     form = _form_of(stored["form"], stored["settings"], folder)
     try:
@@ -279,7 +279,7 @@ def part_of(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path
         raise LuthierError(
             f"{folder / SPEC}: {form.name()} does not act on {wrong[0]}, which is of kind {wrong[0].kind}."
         )
-    return Part(name, form, stored["where"], sites, ranks, stored.get("relative", False))
+    return AdapterComponent(name, form, stored["where"], sites, ranks, stored.get("relative", False))
 
 
 def _selected(model: nn.Module, stored: Mapping[str, Any]) -> Sites:

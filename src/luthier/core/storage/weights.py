@@ -11,8 +11,8 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapters.slot import Part
 from luthier.core.adapters.start import expected_shapes, initial, regroup
+from luthier.core.adapters.tuner import AdapterComponent
 from luthier.core.checks import shown
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
@@ -22,14 +22,14 @@ from luthier.core.storage.format import SPEC
 
 WEIGHTS = "adapter.safetensors"
 FLOATS, INTEGERS = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "I8", "U8")
-"""What safetensors calls the number formats that an adapter may hold."""
+"""What safetensors calls the dtypes that an adapter may hold."""
 WIDEST = 8
 """Bytes of the widest number."""
 HEADER = 100 * 2**20
 """Bytes of the longest header that safetensors reads."""
 
 Header = Mapping[str, tuple[str, torch.Size]]
-"""(number format, shape) of each tensor."""
+"""(dtype, shape) of each tensor."""
 
 
 def opened(folder: Path, spec: Mapping[str, Any], most: int | None = None) -> Any:
@@ -47,7 +47,7 @@ def opened(folder: Path, spec: Mapping[str, Any], most: int | None = None) -> An
 
 
 def header(file: Any) -> Header:
-    """Number format and shape of every tensor, of which none is read."""
+    """Dtype and shape of every tensor, of which none is read."""
     slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
     return {key: (each.get_dtype(), torch.Size(each.get_shape())) for key, each in slices.items()}
 
@@ -56,7 +56,7 @@ def read(
     folder: Path,
     spec: Mapping[str, Any],
     model: nn.Module,
-    parts: Sequence[Part],
+    components: Sequence[AdapterComponent],
     stored: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """The tensors by group and name, for these parts on this model: of the expected shapes, finite, none more or less.
@@ -64,10 +64,10 @@ def read(
     `stored` gives the file's names where they are not the model's own. What the parts take is worked out first, so
     that no more is ever allocated than the file holds and they ask for.
     """
-    for part in parts:
-        regroup(model, part)
-    firsts = _firsts(parts)
-    shapes = {group: _shapes(folder, model, part, site) for group, (part, site) in firsts.items()}
+    for component in components:
+        regroup(model, component)
+    firsts = _firsts(components)
+    shapes = {group: _shapes(folder, model, component, site) for group, (component, site) in firsts.items()}
     file = opened(folder, spec, _most(shapes))
     found: dict[str, dict[str, tuple[str, torch.Size]]] = {group: {} for group in firsts}
     own_of = {_renamed(group, stored or {}): group for group in firsts}
@@ -95,27 +95,27 @@ def _renamed(group: str, stored: Mapping[str, str]) -> str:
     return f"{index}.{stored.get(path, path)}"
 
 
-def group_of(index: int, part: Part, site: Site) -> str:
+def group_of(index: int, component: AdapterComponent, site: Site) -> str:
     """The group of tensors of a site, for the part of that number."""
-    return f"{index}.{part.group(site)}"
+    return f"{index}.{component.group(site)}"
 
 
-def _firsts(parts: Sequence[Part]) -> dict[str, tuple[Part, Site]]:
+def _firsts(components: Sequence[AdapterComponent]) -> dict[str, tuple[AdapterComponent, Site]]:
     """The part and the first site of every group of tensors."""
-    found: dict[str, tuple[Part, Site]] = {}
-    for index, part in enumerate(parts):
-        for site in part.sites:
-            found.setdefault(group_of(index, part, site), (part, site))
+    found: dict[str, tuple[AdapterComponent, Site]] = {}
+    for index, component in enumerate(components):
+        for site in component.sites:
+            found.setdefault(group_of(index, component, site), (component, site))
     return found
 
 
-def _shapes(folder: Path, model: nn.Module, part: Part, site: Site) -> dict[str, torch.Size] | None:
+def _shapes(folder: Path, model: nn.Module, component: AdapterComponent, site: Site) -> dict[str, torch.Size] | None:
     try:
-        return expected_shapes(model.get_submodule(site.module), site, part)
+        return expected_shapes(model.get_submodule(site.module), site, component)
     except (RuntimeError, OverflowError) as error:  # sizes that no tensor can have
         reason = str(error).split("\n", 1)[0]
         raise LuthierError(
-            f"{folder / SPEC}: no {part.form.name()} with these settings fits {site} ({reason})."
+            f"{folder / SPEC}: no {component.form.name()} with these settings fits {site} ({reason})."
         ) from error
 
 
@@ -139,10 +139,12 @@ def check_shapes(folder: Path, prefix: str, found: Mapping[str, torch.Size], exp
             raise LuthierError(f"{folder / WEIGHTS}: {prefix}{ascii(key)[1:-1][:60]} is {have}; expected {want}.")
 
 
-def _check_formats(folder: Path, group: str, own: Mapping[str, Any], model: nn.Module, part: Part, site: Site) -> None:
+def _check_formats(
+    folder: Path, group: str, own: Mapping[str, Any], model: nn.Module, component: AdapterComponent, site: Site
+) -> None:
     """Raises unless what is trained is of floating point, and what is frozen as the form has it."""
-    untrained = not all(map(part.trains, own))
-    fresh = _fresh(model.get_submodule(site.module), part, site) if untrained else {}
+    untrained = not all(map(component.trains, own))
+    fresh = _fresh(model.get_submodule(site.module), component, site) if untrained else {}
     for name, (form, _) in own.items():
         floating = name not in fresh or fresh[name].is_floating_point()
         if form not in (FLOATS if floating else INTEGERS):
@@ -150,9 +152,9 @@ def _check_formats(folder: Path, group: str, own: Mapping[str, Any], model: nn.M
             raise LuthierError(f"{folder / WEIGHTS}: {group}.{name} holds {form}; expected {wanted} numbers.")
 
 
-def _fresh(module: nn.Module, part: Part, site: Site) -> dict[str, Tensor]:
+def _fresh(module: nn.Module, component: AdapterComponent, site: Site) -> dict[str, Tensor]:
     """What the form starts from at a site, without values; nothing where only a statistic could tell."""
-    form = part.form_at(site)
+    form = component.form_at(site)
     if set(form.needs) - {"weight"}:
         return {}
     with torch.device("meta"):

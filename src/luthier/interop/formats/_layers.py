@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapters.lower import delta_of, refuse_unmergeable
-from luthier.core.adapters.slot import Slot
 from luthier.core.adapters.swap import adapters_of
+from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
@@ -22,26 +22,26 @@ class Layer:
 
     path: str
     module: nn.Module
-    slots: list[Slot]
+    tuners: list[TunerLayer]
 
     @property
     def kinds(self) -> set[str]:
         """The kinds of the sites that the slots act on."""
-        return {slot.site.kind for slot in self.slots}
+        return {tuner.site.kind for tuner in self.tuners}
 
 
 def layers_of(model: nn.Module, name: str) -> list[Layer]:
     """The modules that the adapter `name` acts on, in the model's order."""
     found = []
     for path, module in model.named_modules():
-        if (adapters := adapters_of(module)) and (slots := adapters.named(name)):
-            found.append(Layer(path, module, slots))
+        if (adapters := adapters_of(module)) and (tuners := adapters.named(name)):
+            found.append(Layer(path, module, tuners))
     return found
 
 
 def trained_whole(layer: Layer) -> bool:
     """Whether a parameter of the module is trained itself, by a form that knows no factors (full, bitfit)."""
-    return any(slot.site.kind == "param" and type(slot.form).factors is Form.factors for slot in layer.slots)
+    return any(tuner.site.kind == "param" and type(tuner.form).factors is Form.factors for tuner in layer.tuners)
 
 
 @dataclass
@@ -56,14 +56,14 @@ class Factoring:
     def __call__(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """(B [d_out, r], A [r, d_in]) of the change of a layer's weight; of a table, B [width, r] and A [r, rows]."""
         _refuse_elsewhere(layer)
-        delta = _table(layer) if layer.kinds == {"embedding"} else delta_of(layer.module, layer.slots)
+        delta = _table(layer) if layer.kinds == {"embedding"} else delta_of(layer.module, layer.tuners)
         if delta.rank is None or delta.A is None or delta.B is None:
             delta = self._truncated(layer, delta)
         assert delta.A is not None and delta.B is not None
         return delta.B, delta.A
 
     def _truncated(self, layer: Layer, delta: Delta) -> Delta:
-        form = layer.slots[0].form.name()
+        form = layer.tuners[0].form.name()
         if self.rank is None:
             raise LuthierError(
                 f"{form} at {layer.path} is not of low rank; give a rank=… (--rank) and a tolerance (--tolerance) for "
@@ -82,12 +82,12 @@ class Factoring:
 def _refuse_elsewhere(layer: Layer) -> None:
     """Raises for what is no change of this layer's weight."""
     try:
-        refuse_unmergeable(layer.slots)
+        refuse_unmergeable(layer.tuners)
     except LuthierError as error:
         raise LuthierError(f"{error} `luthier generate --adapter` runs it as it is.") from None
     if "param" in layer.kinds:
         raise LuthierError(
-            f"{layer.path}: {layer.slots[0].form.name()} acts on a parameter there, and the format has no place for "
+            f"{layer.path}: {layer.tuners[0].form.name()} acts on a parameter there, and the format has no place for "
             "that; export it merged instead (--to merged)."
         )
     if len(layer.kinds) > 1:
@@ -95,11 +95,11 @@ def _refuse_elsewhere(layer: Layer) -> None:
 
 
 def _table(layer: Layer) -> Delta:
-    slot = layer.slots[0]
-    factors = slot.factors(torch.float32, torch.empty(0)) if len(layer.slots) == 1 else None
+    tuner = layer.tuners[0]
+    factors = tuner.factors(torch.float32, torch.empty(0)) if len(layer.tuners) == 1 else None
     if factors is None:
         raise LuthierError(
-            f"{slot.form.name()} on the table {layer.path} has no low-rank form; export it merged instead."
+            f"{tuner.form.name()} on the table {layer.path} has no low-rank form; export it merged instead."
         )
     assert isinstance(layer.module, nn.Embedding)
     b, a = factors  # what is looked up, and so the change of the table, is scaled by it

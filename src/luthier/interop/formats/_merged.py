@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from luthier.core.adapters.merge import merge, unmerge
-from luthier.core.sites.probe import dummy_inputs, evaluating
+from luthier.core.sites.probe import dummy_inputs, eval_mode
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def _generation_as_it_is(model: Any, folder: Path) -> Iterator[None]:
 
 def probe(model: Any) -> Tensor:
     """The first output of a model on a fixed small input, in float32."""
-    with evaluating(model):
+    with eval_mode(model):
         return model(**dummy_inputs(model))[0].float()
 
 

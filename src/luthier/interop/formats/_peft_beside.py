@@ -33,7 +33,7 @@ def whole_parameters(
         if path not in known:
             _refuse_moved_buffer(folder, path, tensor, model)
             continue
-        names = [name for name, twin in known.items() if twin is known[path]]
+        names = [name for name, counterpart in known.items() if counterpart is known[path]]
         given = {name: held[name] for name in names if name in held}
         if _together(config, names, given):
             found[names[0]] = tensor
@@ -43,13 +43,13 @@ def whole_parameters(
     return [*apart, *([Found(Full(), "param", kept)] if kept else [])]
 
 
-def _moved(twin: Tensor, tensor: Tensor) -> bool:
-    return twin.shape != tensor.shape or not torch.equal(twin.detach().to(tensor), tensor)
+def _moved(counterpart: Tensor, tensor: Tensor) -> bool:
+    return counterpart.shape != tensor.shape or not torch.equal(counterpart.detach().to(tensor), tensor)
 
 
 def _refuse_moved_buffer(folder: Path, path: str, tensor: Tensor, model: nn.Module) -> None:
-    twin = dict(model.named_buffers())[path]
-    if _moved(twin, tensor):
+    counterpart = dict(model.named_buffers())[path]
+    if _moved(counterpart, tensor):
         raise LuthierError(f"{folder}: {path} is a buffer that training moved, and no form of ours holds one.")
 
 
@@ -99,7 +99,7 @@ def tokens(folder: Path, rows: Mapping[str, Tensor], indices: Mapping[str, list[
             raise LuthierError(f"{folder} trains token {max(where)}, and {path} has {len(table)}; enlarge it first.")
         spots = torch.zeros(len(table), len(where))
         spots[where, range(len(where))] = 1.0
-        tied = [name for name, twin in known.items() if twin is table]
+        tied = [name for name, counterpart in known.items() if counterpart is table]
         if len({name.removesuffix(".weight") for name in tied} & set(rows)) > 1:
             raise LuthierError(f"{folder} trains tokens of {' and of '.join(tied)} apart, which are one tensor here.")
         change = held - table.detach()[where].to(held)

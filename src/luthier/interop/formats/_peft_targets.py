@@ -57,8 +57,8 @@ def adapted(folder: Path, config: Mapping[str, Any], path: str, model: nn.Module
         return targeted(folder, config, path)
     known = dict(base_parameters(model, remove_duplicate=False))
     own = known.get(f"{path}.weight")
-    twins = [name.removesuffix(".weight") for name, each in known.items() if own is not None and each is own]
-    return any(targeted(folder, config, twin) for twin in twins)
+    counterparts = [name.removesuffix(".weight") for name, each in known.items() if own is not None and each is own]
+    return any(targeted(folder, config, counterpart) for counterpart in counterparts)
 
 
 def excluded(folder: Path, config: Mapping[str, Any], path: str) -> bool:

@@ -54,11 +54,11 @@ def low_rank(model: nn.Module, layers: list[Layer], factoring: Factoring) -> Fil
 def _dora(model: nn.Module, layers: list[Layer]) -> Files:
     files, ranks = Files(), {}
     for layer in layers:
-        slot = layer.slots[0]
-        p = slot.params(torch.float32)
+        tuner = layer.tuners[0]
+        p = tuner.params(torch.float32)
         files.tensors |= {
             f"{layer.path}.lora_A.weight": p["A"],
-            f"{layer.path}.lora_B.weight": slot.quiet.scale * p["B"],
+            f"{layer.path}.lora_B.weight": tuner.eval_form.scale * p["B"],
             f"{layer.path}.lora_magnitude_vector": p["m"],
         }
         ranks[layer.path] = len(p["A"])
@@ -69,7 +69,7 @@ def _dora(model: nn.Module, layers: list[Layer]) -> Files:
 def _ia3(model: nn.Module, layers: list[Layer]) -> Files:
     files, entering = Files(), []
     for layer in layers:
-        vector = layer.slots[0].params(torch.float32)["l"]
+        vector = layer.tuners[0].params(torch.float32)["l"]
         if layer.kinds == {"input"}:
             entering.append(layer.path)
         files.tensors[f"{layer.path}.ia3_l"] = vector[None] if layer.kinds == {"input"} else vector[:, None]
@@ -98,12 +98,14 @@ NATIVE: Mapping[str, Native] = {"dora": Native(_dora, ("affine",)), "ia3": Nativ
 
 def native(layers: list[Layer]) -> Native | None:
     """The method of peft that is all of what acts on `layers`, if there is one."""
-    slots = [slot for layer in layers for slot in layer.slots]
-    names = {slot.form.name() for slot in slots}
+    tuners = [tuner for layer in layers for tuner in layer.tuners]
+    names = {tuner.form.name() for tuner in tuners}
     found = NATIVE.get(names.pop()) if len(names) == 1 else None
-    if found is None or any(len(layer.slots) != 1 or not features(layer.module) for layer in layers):
+    if found is None or any(len(layer.tuners) != 1 or not features(layer.module) for layer in layers):
         return None
-    alike = all(s.site.kind in found.kinds and s.form.positions == "all" and not s.part.relative for s in slots)
+    alike = all(
+        s.site.kind in found.kinds and s.form.positions == "all" and not s.component.subtract_start for s in tuners
+    )
     return found if alike else None
 
 
@@ -145,9 +147,9 @@ def saved_modules(model: nn.Module, layers: list[Layer]) -> Files:
     for layer in layers:
         _refuse_unsaveable(model, layer, paths)
         state = {k: t for k, t in layer.module.state_dict().items() if not k.startswith("adapters.")}
-        for slot in layer.slots:
-            key = slot.site.path.removeprefix(f"{layer.path}.")
-            state[key] = slot.weight(state[key])
+        for tuner in layer.tuners:
+            key = tuner.site.path.removeprefix(f"{layer.path}.")
+            state[key] = tuner.weight(state[key])
         files.tensors |= {f"{layer.path}.{key}": tensor for key, tensor in state.items()}
     files.config = {"modules_to_save": sorted(paths)}
     return files
@@ -155,10 +157,10 @@ def saved_modules(model: nn.Module, layers: list[Layer]) -> Files:
 
 def _refuse_unsaveable(model: nn.Module, layer: Layer, paths: list[str]) -> None:
     why = None
-    owner, form = layer.path, layer.slots[0].form.name()
+    owner, form = layer.path, layer.tuners[0].form.name()
     if layer.kinds != {"param"}:
         why = "a form acts on it as well, and peft takes a module either adapted or whole"
-    elif any(slot.form.maps(slot.site) is not None for slot in layer.slots):
+    elif any(tuner.form.maps(tuner.site) is not None for tuner in layer.tuners):
         why = "its experts would have to travel whole"
     elif not owner or any(other.startswith(f"{owner}.") for other in paths):
         why = "modules inside it are trained as well"

@@ -27,7 +27,7 @@ class GGUF(Format):
     loss: ClassVar[str] = "rounded"
 
     dtype: Literal["auto", "f32", "f16", "bf16", "q8_0"] = "auto"
-    """Number format of the matrices (auto: the model's own; q8_0: 8 bits, a scale for 32 numbers)."""
+    """Dtype of the matrices (auto: the model's own; q8_0: 8 bits, a scale for 32 numbers)."""
 
     def check_base(self, model: nn.Module, processor: Any) -> None:
         from luthier.interop.formats._gguf.architectures import architecture_of

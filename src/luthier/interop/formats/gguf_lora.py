@@ -27,7 +27,7 @@ class GGUFLoRA(Format):
     loss: ClassVar[str] = "truncated"
 
     rank: int | None = None
-    """Rank for forms that are not of low rank (none: they are refused)."""
+    """Rank for forms that are not of low rank. Default: they are refused."""
     tolerance: float = 0.0
     """Largest relative error of a layer (Frobenius) that truncation may make."""
 

@@ -24,7 +24,7 @@ class Composable(Combination):
     neutral: ClassVar = {"density": None}
 
     density: float | None = None
-    """Share of each tensor's entries that is kept of each delta (none: deltas as they are)."""
+    """Share of each tensor's entries that is kept of each delta. Default: deltas as they are."""
 
     def check(self):
         self.within("density", 0, 1)

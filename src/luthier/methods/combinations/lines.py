@@ -24,9 +24,9 @@ class LiNeS(Combination):
     neutral: ClassVar = {"alpha": 1.0, "beta": 0.0}
 
     alpha: float | None = None
-    """α, the factor of the first block and of what lies outside the blocks (none: 0.1, or by norms)."""
+    """α, the factor of the first block and of what lies outside the blocks. Default: 0.1, or by norms."""
     beta: float | None = None
-    """β, what is added to it up to the last block (none: 1 - α)."""
+    """β, what is added to it up to the last block. Default: 1 - α."""
     then: str = "task_arithmetic"
     """The combination that is scaled, where there are several inputs: task_arithmetic, ties, …"""
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from luthier.core.contracts.examination import Batch
 from luthier.core.errors import LuthierError
-from luthier.core.sites.probe import evaluating
+from luthier.core.sites.probe import eval_mode
 from luthier.core.sites.structure import decoder_path
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One entry a label (of a token, or of a row to classify), in order."""
+    """One entry per label (of a token, or of a row to classify), in order."""
 
     loss: Tensor
     """[n], nats."""
@@ -36,7 +36,7 @@ class Answers:
 def answers(model: nn.Module, batches: Iterable[Batch], call: Callable | None = None) -> Answers:
     """The model's answers to all labels; float64 on the CPU. `call` is what is called instead of it."""
     found, start = [], 0
-    with evaluating(model):
+    with eval_mode(model):
         for batch in batches:
             logits, labels, row = spoken(model, batch, call)
             likely = torch.log_softmax(logits.double(), -1)

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from luthier.core.contracts.examination import Batch, Change, Examination, Pair, Report
 from luthier.core.errors import LuthierError
-from luthier.core.sites.probe import evaluating
+from luthier.core.sites.probe import eval_mode
 from luthier.methods.examinations._answers import Answers, answers, spoken
 
 Tensors = dict[str, Tensor]
@@ -58,7 +58,7 @@ class Grafting(Examination):
         if not changes:
             raise LuthierError("no tensor changed, so there is nothing to graft.")
         deltas = {change.place.site.path: _stored(change) for change in pair.watch("reading changes", changes)}
-        with pair.before() as model, evaluating(model):
+        with pair.before() as model, eval_mode(model):
             gamma = self._graft(pair, model, deltas, fitting)
             base = answers(model, testing)
             graft = answers(model, testing, grafted(model, deltas, gamma))

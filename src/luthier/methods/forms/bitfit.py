@@ -19,7 +19,7 @@ class BitFit(Form):
 
     paper = "Ben Zaken, Goldberg, Ravfogel 2022, arXiv 2106.10199"
     kinds = ("param",)
-    whole = True
+    elementwise = True
     lr = 1e-3
     where = "params(*.bias)"
     needs = ("weight",)

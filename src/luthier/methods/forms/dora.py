@@ -23,7 +23,7 @@ class DoRA(Form):
 
     paper = "Liu et al. 2024, arXiv 2402.09353"
     kinds = ("affine", "param")
-    reader = "A"
+    down_projection = "A"
     needs = ("weight",)
 
     rank: int = 8

@@ -18,7 +18,7 @@ class Full(Form):
 
     paper = "the baseline"
     kinds = ("param",)
-    whole = True
+    elementwise = True
     replaces = True
     lr = 2e-5
     where = "params(*)"

@@ -53,7 +53,7 @@ class GIFT(Form):
     rank: int = 8
     """Rank of the generator."""
     alpha: float | None = None
-    """Numerator of the scale: s = alpha / rank (none: s = 1)."""
+    """Numerator of the scale: s = alpha / rank. Default: s = 1."""
     block: Literal["identity", "sigmoid", "softmax", "gelu", "mlp", "transformer"] = "identity"
     """The block g between φ and ψ."""
 

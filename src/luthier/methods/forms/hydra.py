@@ -21,9 +21,9 @@ class Hydra(Form):
     """
 
     paper = "Kim et al. 2023, arXiv 2309.06922 (code: extremebird/Hydra)"
-    reader = "D_p"
-    writer = "U_p"
-    readers = ("D_p", "D_s")
+    down_projection = "D_p"
+    up_projection = "U_p"
+    down_projections = ("D_p", "D_s")
 
     rank: int = 8
     """Rank of each branch."""

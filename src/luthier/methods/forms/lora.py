@@ -21,8 +21,8 @@ class LoRA(Form):
 
     paper = "Hu et al. 2021, arXiv 2106.09685; rsLoRA: Kalajdzievski 2023, arXiv 2312.03732"
     kinds = ("affine", "embedding", "param")
-    reader = "A"
-    writer = "B"
+    down_projection = "A"
+    up_projection = "B"
 
     rank: int = 8
     """Rank of the change."""

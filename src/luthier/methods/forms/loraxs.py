@@ -17,7 +17,7 @@ class LoRAXS(Form):
 
     Only R [rank, rank] is trained; A [rank, d_in] and B [d_out, rank] are frozen. R starts at zero, a no-op whose
     gradient s Bᵀ G Aᵀ is not zero; the paper draws it from a normal distribution of deviation 1e-5. The authors' code
-    (MohammadrezaBanaei/LoRA-XS) decomposes Wᵀ, so that S lies in A. A packed base is decomposed as it computes.
+    (MohammadrezaBanaei/LoRA-XS) decomposes Wᵀ, so that S lies in A. A quantised base is decomposed as it computes.
     """
 
     paper = "Bałazy, Banaei, Aberer, Tabor 2024, arXiv 2405.17604 (code: MohammadrezaBanaei/LoRA-XS)"

@@ -33,7 +33,7 @@ class MeteoRA(Routed):
     paper = "Xu, Lai, Huang 2024 (ICLR 2025), arXiv 2405.13053 (code: NJUDeepEngine/meteora)"
     router = ("gate",)
     mixed = ("A", "B")
-    calm = ("temperature",)
+    eval_only = ("temperature",)
     neutral: ClassVar = {"experts": ("only",), "top": 1}
 
     experts: tuple[str, ...] = ("first", "second", "third")
@@ -47,7 +47,7 @@ class MeteoRA(Routed):
     scale: float = 1.0
     """s."""
     spread: float | None = None
-    """Standard deviation of the gate's start (none: a linear layer's own start, of deviation 1 / sqrt(3 d_in))."""
+    """Standard deviation of the gate's start. Default: a linear layer's own start, of deviation 1 / sqrt(3 d_in)."""
     dropout: float = 0.0
     """Dropout on x before A."""
 

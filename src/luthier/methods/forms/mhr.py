@@ -9,7 +9,7 @@ from torch import Tensor, einsum, rand, zeros
 from torch.nn.functional import logsigmoid
 
 from luthier.core.contracts.form import dropout, kaiming, rank_scale
-from luthier.core.contracts.router import ROUTE, TASKS, Routed
+from luthier.core.contracts.router import ROUTE, ROUTE_TASKS, Routed
 from luthier.core.errors import LuthierError
 
 
@@ -47,7 +47,7 @@ class MHR(Routed):
     heads: int = 1
     """Parts of the inputs and of the outputs that are routed apart; they must divide the widths of all sites."""
     tasks: tuple[str, ...] = ()
-    """Names of the tasks, as the column task has them (none: all rows are of one)."""
+    """Names of the tasks, as the column task has them. Default: all rows are of one."""
     route_by: Literal["task", "uniform"] = "task"
     """What weighs the skills: Z of the task, or nothing, so that all weigh alike."""
     source: str | None = None
@@ -97,7 +97,7 @@ class MHR(Routed):
     def route(self, p, x):
         if "Z" not in p:
             return p["A"].new_zeros(self.heads, self.skills)
-        return p["Z"][p[TASKS]] if TASKS in p else p["Z"][0]
+        return p["Z"][p[ROUTE_TASKS]] if ROUTE_TASKS in p else p["Z"][0]
 
     def weights(self, logits):
         return logsigmoid(logits).softmax(-1)  # σ / Σ σ, also where every σ vanishes

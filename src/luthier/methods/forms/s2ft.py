@@ -38,7 +38,7 @@ class S2FT(Form):
 
     The authors permute coupled weights (up, gate and down; values and output) alike, so that the chosen channels lie
     together and a view of W can be trained. Here the slice is gathered by its index: no weight of the base moves,
-    detaching is exact, packed bases serve, and nothing is coupled that could be permuted wrongly (their code counts
+    detaching is exact, quantised bases serve, and nothing is coupled that could be permuted wrongly (their code counts
     key-value heads in the order of the query heads). What is trained and computed is the same.
 
     The recipe takes 3% of the inputs of each down projection, where the authors draw as many over all layers together,
@@ -62,9 +62,9 @@ class S2FT(Form):
     rule: Literal["random", "largest", "smallest"] = "random"
     """Which units: random ones, or those of the largest or smallest norm in W."""
     units: int | None = None
-    """Equal parts that the channels form, as heads do (none: each channel is its own)."""
+    """Equal parts that the channels form, as heads do. Default: each channel is its own."""
     seed: int | None = None
-    """Fixes random units (none: the seed of the run, as `torch.manual_seed` was given it)."""
+    """Fixes random units. Default: the seed of the run, as `torch.manual_seed` was given it."""
 
     def check(self) -> None:
         super().check()

@@ -22,13 +22,13 @@ class Sparse(Form):
 
     paper = "Ansell et al. 2022, arXiv 2110.07560; a random support: the baseline of sparse fine-tuning"
     kinds = ("affine", "param")
-    whole = True
+    elementwise = True
     frozen = ("index",)
 
     density: float = 0.01
     """k as a share of the tensor's entries, at least 1."""
     k: int | None = None
-    """Entries of each tensor (none: as `density` says)."""
+    """Entries of each tensor. Default: as `density` says."""
 
     def check(self):
         super().check()

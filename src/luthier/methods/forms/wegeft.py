@@ -22,7 +22,7 @@ class WeGeFT(Form):
 
     paper = "Savadikar, Song, Wu 2025 (ICML), arXiv 2312.00700"
     kinds = ("affine", "param")
-    reader = "psi"
+    down_projection = "psi"
 
     rank: int = 8
     """Rank of the generator φψ."""

@@ -12,8 +12,8 @@ from luthier.core.errors import LuthierError
 
 def check_form(init: str, form: Form) -> None:
     """Raises for a form whose change is not s · writer · reader, and for one whose sites share their factors."""
-    if not form.writer:
-        serving = [name for name in names("forms") if find("forms", name, Form).writer]
+    if not form.up_projection:
+        serving = [name for name in names("forms") if find("forms", name, Form).up_projection]
         raise LuthierError(
             f"{init} chooses both factors of a low-rank change, and {form.name()} has no such pair; "
             f"these forms have one: {', '.join(serving)}."
@@ -39,4 +39,4 @@ def rank_of(init: str, form: Form, site: Site, times: int = 1) -> int:
 def balanced(form: Form, u: Tensor, s: Tensor, vt: Tensor) -> dict[str, Tensor]:
     """Factors whose effect, the form's scale included, is U diag(S) Vᵀ, each with the root of S."""
     root = (s / form.scale).sqrt()
-    return {form.writer: u * root, form.reader: root[:, None] * vt}
+    return {form.up_projection: u * root, form.down_projection: root[:, None] * vt}

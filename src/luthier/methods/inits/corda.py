@@ -44,7 +44,7 @@ class CorDA(Init):
 
     paper = "Yang et al. 2024, arXiv 2406.05223 (code: iboing/CorDA)"
     needs = ("weight", "moment")
-    relative = True
+    subtract_start = True
 
     mode: Literal["instruction", "knowledge"] = "instruction"
     """Train the parts that matter most for the measured inputs, or least."""

@@ -37,4 +37,4 @@ class EVA(Init):
         rank = Budget(form).rank
         directions = explained(site, stats, rank)["pca"][:rank]
         # a copy: sites with one input share their statistics, never their factors
-        return {form.reader: directions.to(torch.get_default_device(), copy=True)}
+        return {form.down_projection: directions.to(torch.get_default_device(), copy=True)}

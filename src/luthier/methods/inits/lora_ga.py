@@ -20,7 +20,7 @@ class LoRAGA(Init):
 
     paper = "Wang, Yu, Li 2024, arXiv 2407.05000 (code: Outsider565/LoRA-GA)"
     needs = ("gradient",)
-    relative = True
+    subtract_start = True
 
     gamma: float = 16.0
     """γ: the larger, the smaller the factors."""
@@ -36,4 +36,4 @@ class LoRAGA(Init):
         rank = rank_of("lora_ga", form, site, times=2)
         u, _, vt = leading(stats["gradient"], 2 * rank)
         size = site.d_out**0.25 / self.gamma**0.5
-        return {form.writer: size * u[:, rank:], form.reader: size * vt[:rank]}
+        return {form.up_projection: size * u[:, rank:], form.down_projection: size * vt[:rank]}

@@ -20,7 +20,7 @@ class OLoRA(Init):
 
     paper = "Büyükakyüz 2024, arXiv 2406.01775"
     needs = ("weight",)
-    relative = True
+    subtract_start = True
 
     def statistics(self, form):
         check_form(self.name(), form)
@@ -29,4 +29,4 @@ class OLoRA(Init):
     def factors(self, form, site, stats):
         rank = rank_of(self.name(), form, site)
         q, r = torch.linalg.qr(wide(stats["weight"]))
-        return {form.writer: q[:, :rank].contiguous(), form.reader: r[:rank].contiguous()}
+        return {form.up_projection: q[:, :rank].contiguous(), form.down_projection: r[:rank].contiguous()}

@@ -13,16 +13,16 @@ from luthier.methods.inits._factors import balanced, check_form, rank_of
 class PiSSA(Init):
     """s B A = U_r S_r V_rᵀ, the leading part of the SVD of W; the rest of W stays frozen
 
-    B = U_r S_r^½ / s^½ and A = S_r^½ V_rᵀ / s^½. A packed base is decomposed as it computes and stays packed as it is
-    (QPiSSA packs the rest anew, which loses less).
+    B = U_r S_r^½ / s^½ and A = S_r^½ V_rᵀ / s^½. A quantised base is decomposed as it computes and stays as it is
+    (QPiSSA quantises the rest anew, which loses less).
     """
 
     paper = "Meng, Wang, Zhang 2024, arXiv 2404.02948 (code: GraphPKU/PiSSA)"
     needs = ("weight",)
-    relative = True
+    subtract_start = True
 
     niter: int | None = None
-    """Subspace iterations of a randomised SVD, for large models (none: the exact SVD)."""
+    """Subspace iterations of a randomised SVD, for large models. Default: the exact SVD."""
 
     def check(self) -> None:
         self.within("niter", 0)

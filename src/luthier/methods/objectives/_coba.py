@@ -21,7 +21,7 @@ from torch import Tensor
 
 from luthier.core.errors import LuthierError
 
-Memory = dict[str, Any]
+ObjectiveState = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,29 @@ class Windows:
     tau: float
 
 
-def remembered(memory: Memory, step: int, losses: list[float], counts: list[float], windows: Windows) -> Memory:
+def remembered(
+    state: ObjectiveState, step: int, losses: list[float], counts: list[float], windows: Windows
+) -> ObjectiveState:
     """The memory after one more look: the first is at all evaluation rows and sets what later ones are shares of.
 
     `seen` holds each task's last looks as [step, loss], `highest` those of the highest of them, `slopes` each task's
     last slopes, `worst` all slopes of the highest, `weights` what the tasks weigh from the warm-up on.
     """
-    if not memory:
+    if not state:
         if not all(counts):
             raise LuthierError("coba weighs tasks by their evaluation losses, and a task has no evaluation row.")
         empty: list[list] = [[] for _ in losses]
         return {"start": losses, "seen": empty, "highest": [], "slopes": empty, "worst": []}
     last = windows.history
-    shares = [loss / start for loss, start in zip(losses, memory["start"], strict=True)]
-    told = zip(memory["seen"], shares, counts, strict=True)
+    shares = [loss / start for loss, start in zip(losses, state["start"], strict=True)]
+    told = zip(state["seen"], shares, counts, strict=True)
     seen = [[*old, [step, share]][-last:] if count else old for old, share, count in told]
     top = max(share for share, count in zip(shares, counts, strict=True) if count)
-    new = memory | {"seen": seen, "highest": [*memory["highest"], [step, top]][-last:]}
+    new = state | {"seen": seen, "highest": [*state["highest"], [step, top]][-last:]}
     if step < windows.warmup:
         return new
-    slopes = [[*old, slope(points)][-last:] for old, points in zip(memory["slopes"], seen, strict=True)]
-    worst = [*memory["worst"], slope(new["highest"])]
+    slopes = [[*old, slope(points)][-last:] for old, points in zip(state["slopes"], seen, strict=True)]
+    worst = [*state["worst"], slope(new["highest"])]
     return new | {"slopes": slopes, "worst": worst, "weights": weights(slopes, worst, windows.tau)}
 
 

@@ -5,7 +5,7 @@ over. Here a few tokens at a time go through the model's own end (its head with 
 the model does to logits: Gemma's soft cap, Cohere's and Granite's scale), their gradient is taken at once, and the
 logits are dropped. Tokens that are not in the loss never meet the head.
 
-The plain twin is `model(**batch).loss`. Liger-Kernel has the like for GPUs only (Triton); torch 2.13's
+The reference implementation is `model(**batch).loss`. Liger-Kernel has the like for GPUs only (Triton); torch 2.13's
 `linear_cross_entropy` and Liger's read the head's weight, which would leave out an adapter on the head.
 """
 
@@ -112,7 +112,7 @@ def _asks_for_its_loss(cls: type[nn.Module], body: str) -> bool:
 def _token_by_token(head: nn.Module) -> bool:
     """Whether no adapter on the head goes by a token's place in the batch."""
     adapters = adapters_of(head)
-    return adapters is None or (adapters.current.rows is None and not any(s.spot for s in adapters.slots()))
+    return adapters is None or (adapters.current.rows is None and not any(s.positions for s in adapters.tuners()))
 
 
 @contextmanager

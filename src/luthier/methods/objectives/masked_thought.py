@@ -47,7 +47,7 @@ class MaskedThought(Objective):
     replacement: Literal["mask", "random"] = "mask"
     """What is read in place of a hidden token."""
     token: str | None = None
-    """What stands for <mask>, a token of the vocabulary (none: see above)."""
+    """What stands for <mask>, a token of the vocabulary. Default: see above."""
 
     def check(self) -> None:
         for name in ("p", "ramp"):

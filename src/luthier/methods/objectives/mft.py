@@ -76,21 +76,21 @@ class MFT(Objective):
             return causal_loss(model, batch)
         sums, labels = row_losses(model, {key: value for key, value in batch.items() if key != PART})
         means = by_part(batch, sums / labels.clamp(min=1) if self.balance in SAMPLES else sums)
-        return means / self.counts(batch, labels).clamp(min=1)
+        return means / self.token_counts(batch, labels).clamp(min=1)
 
-    def counts(self, batch, labels):
+    def token_counts(self, batch, labels):
         return by_part(batch, labels.gt(0).long() if self.balance in SAMPLES else labels)
 
-    def shares(self, counts, memory):
-        return present_weights(counts, memory.get("weights"))
+    def part_weights(self, counts, state):
+        return present_weights(counts, state.get("weights"))
 
-    def watch(self, step):
+    def eval_batches(self, step):
         if self.balance != "coba" or step % self.interval:
             return 0
         return None if step == 0 else self.looks
 
-    def remember(self, memory, step, losses, counts):
-        return remembered(memory, step, losses, counts, Windows(self.warmup, self.history, self.tau))
+    def update_state(self, state, step, losses, counts):
+        return remembered(state, step, losses, counts, Windows(self.warmup, self.history, self.tau))
 
 
 def row_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

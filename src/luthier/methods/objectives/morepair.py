@@ -68,7 +68,7 @@ class MORepair(Objective):
         chosen = batch[PART].bool().unbind(1)
         return torch.stack([self._mean(model, {k: v[rows] for k, v in rest.items()}) for rows in chosen])
 
-    def shares(self, counts, memory):
+    def part_weights(self, counts, state):
         import torch
 
         parts = torch.tensor([1.0, self.beta], device=counts.device)[: len(counts)]

@@ -60,13 +60,13 @@ class Routing(Objective):
         losses = [torch.nn.functional.cross_entropy(route.logits[real].float(), wanted) for route in routes]
         return torch.stack([loss, torch.stack(losses).mean().to(loss.dtype)])
 
-    def counts(self, batch, labels):
+    def token_counts(self, batch, labels):
         import torch
 
         total = labels.sum()
         return torch.stack([total, batch["attention_mask"].sum()]) if self.beta else total[None]
 
-    def shares(self, counts, memory):
+    def part_weights(self, counts, state):
         import torch
 
         weights = [1.0, self.beta] if self.beta else [1.0]

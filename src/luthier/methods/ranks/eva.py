@@ -20,7 +20,7 @@ class EVA(Ranks):
 
     λ_ij / Σλ_i is the share of the variance of site i's input that its j-th principal component explains. R is the
     form's rank times the number of sites, kept exactly; a site may get 0, and of equal shares the earlier site's goes
-    first. With a budget of trained numbers, components are taken in the same order while they fit, those that do not
+    first. With a budget of trainable parameters, components are taken in this order while they fit, those that do not
     are passed over, and rho counts from the largest rank that the budget pays for everywhere. A budget that pays for
     rho r everywhere leaves nothing to choose and is refused. rho = 1 is the uniform rank.
     """
@@ -62,7 +62,7 @@ class EVA(Ranks):
             raise budget.refuse(sites)
         if budget.parameters is not None and self.rho > 1 and sum(found) == len(shares):
             raise LuthierError(
-                f"a budget of {budget.parameters:,} trained numbers pays for rank {highest} (rho times the form's) "
+                f"a budget of {budget.parameters:,} trainable parameters pays for rank {highest} (rho x the form's) "
                 f"at all {len(sites)} sites, which leaves nothing to choose; raise the form's rank or lower the budget."
             )
         return {site.path: rank for site, rank in zip(sites, found, strict=True)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.core.contracts.selection import Selection
 from luthier.core.errors import LuthierError
-from luthier.data.words import WORD, asked
+from luthier.data.texts import WORD, prompt_text
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class BM25(Selection):
         assert pool.target is not None  # `targeted`
         index, total = self._index(pool.examples.rows), np.zeros(len(pool.examples))
         for row in pool.target.rows:
-            total += scores(index, words(asked(row)), len(total))
+            total += scores(index, words(prompt_text(row)), len(total))
         return total / len(pool.target)
 
     def nearest(self, queries, pool, count):
@@ -42,7 +42,7 @@ class BM25(Selection):
         index, keys = self._index(rows), [row.key() for row in rows]
         found = []
         for query in queries:
-            order = np.argsort(-scores(index, words(asked(query)), len(rows)), kind="stable")
+            order = np.argsort(-scores(index, words(prompt_text(query)), len(rows)), kind="stable")
             own = query.key()
             found.append([int(i) for i in order if keys[i] != own][:count])
         return found
@@ -53,7 +53,7 @@ class BM25(Selection):
         except ImportError:
             raise LuthierError("bm25 needs bm25s: pip install 'luthier[bm25]'") from None
         index = bm25s.BM25(method="lucene", k1=self.k1, b=self.b)
-        index.index([words(asked(row)) for row in rows], show_progress=False)
+        index.index([words(prompt_text(row)) for row in rows], show_progress=False)
         return index
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.errors import LuthierError
-from luthier.data.words import WORD, whole
+from luthier.data.texts import WORD, full_text
 
 LARGEST = 2 * 10**8
 """Entries of a cost matrix (1.6 GB) beyond which no transport is solved."""
@@ -91,7 +91,7 @@ def _tfidf(pool: Pool) -> Any:
     except ImportError:
         raise LuthierError("embedding=tfidf needs scikit-learn: pip install 'luthier[ot]'") from None
     assert pool.target is not None
-    left, right = ([whole(row) for row in part.rows] for part in (pool.examples, pool.target))
+    left, right = ([full_text(row) for row in part.rows] for part in (pool.examples, pool.target))
     maker = TfidfVectorizer(token_pattern=WORD.pattern, sublinear_tf=True).fit([*left, *right])
     return (maker.transform(left) @ maker.transform(right).T).toarray()
 

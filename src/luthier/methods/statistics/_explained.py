@@ -10,8 +10,8 @@ from luthier.core.errors import LuthierError
 
 def check_form(form: Form) -> None:
     """Raises for a form without a factor that reads the input, and for one whose sites share theirs."""
-    if not form.reader:
-        serving = [name for name in names("forms") if find("forms", name, Form).reader]
+    if not form.down_projection:
+        serving = [name for name in names("forms") if find("forms", name, Form).down_projection]
         raise LuthierError(
             f"eva chooses the factor that reads a layer's input, and {form.name()} has none; "
             f"these forms have one: {', '.join(serving)}."

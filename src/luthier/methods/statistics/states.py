@@ -40,7 +40,7 @@ POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class States(Statistic):
-    """h_i: the hidden state that enters block i, one point a row
+    """h_i: the hidden state that enters block i, one point per row
 
     Gives `states` [rows, d], float32, at every boundary of the stacks that hold a site. Rows follow the data, so
     point j is the same row at every boundary.

@@ -33,5 +33,5 @@ class Freeze(Update):
         if self.bottom >= blocks:
             raise LuthierError(f"freeze.bottom is {self.bottom}, and the sites end with block {blocks - 1}; lower it.")
 
-    def active(self, course, step):
-        return [place for place in course.places if not self.bottom or place.level > self.bottom]
+    def active(self, plan, step):
+        return [group for group in plan.groups if not self.bottom or group.level > self.bottom]

@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 
-from luthier.core.contracts.update import Course, Place, Update
+from luthier.core.contracts.update import ParameterGroup, TrainingPlan, Update
 from luthier.methods.updates._layers import check_layered
 
 
@@ -23,7 +23,7 @@ class HFT(Update):
     paper = "Hui et al. 2025 (ACL), arXiv 2404.18466"
 
     interval: int | None = None
-    """Steps between draws (none: one draw for the run)."""
+    """Steps between draws. Default: one draw for the run."""
     outside: bool = True
     """Embeddings, final norm and head train."""
 
@@ -37,20 +37,20 @@ class HFT(Update):
     def check_form(self, form, sites):
         check_layered(self, form, sites)
 
-    def active(self, course, step):
+    def active(self, plan, step):
         stage = 0 if self.interval is None else step // self.interval
-        chosen = halves(course, random.Random(f"hft {course.seed} {stage}"))
-        outer = {0, course.depth + 1} if self.outside else set()
-        return [place for place in course.places if place.level in outer or owner(place) in chosen]
+        chosen = halves(plan, random.Random(f"hft {plan.seed} {stage}"))
+        outer = {0, plan.depth + 1} if self.outside else set()
+        return [group for group in plan.groups if group.level in outer or owner(group) in chosen]
 
 
-def halves(course: Course, draw: random.Random) -> set[str]:
+def halves(plan: TrainingPlan, draw: random.Random) -> set[str]:
     """The modules of the blocks that train: half of each block's and category's, and over the blocks half of all."""
     units: dict[tuple[str, int], dict[str, None]] = defaultdict(dict)
-    matrices = {owner(place) for place in course.places if place.site.d_out > 1}
-    for place in course.places:
-        if 1 <= place.level <= course.depth:
-            units[category(place, matrices), place.level][owner(place)] = None
+    matrices = {owner(group) for group in plan.groups if group.site.d_out > 1}
+    for group in plan.groups:
+        if 1 <= group.level <= plan.depth:
+            units[category(group, matrices), group.level][owner(group)] = None
     extra = {kind: draw.random() < 0.5 for kind in sorted({kind for kind, _ in units})}
     chosen: set[str] = set()
     for (kind, _), members in sorted(units.items()):
@@ -60,14 +60,14 @@ def halves(course: Course, draw: random.Random) -> set[str]:
     return chosen
 
 
-def owner(place: Place) -> str:
+def owner(group: ParameterGroup) -> str:
     """The module that a tensor belongs to."""
-    return place.site.module
+    return group.site.module
 
 
-def category(place: Place, matrices: set[str]) -> str:
+def category(group: ParameterGroup, matrices: set[str]) -> str:
     """attention, feed-forward or norm, by what the module holds and where it lies in its block."""
-    if owner(place) not in matrices:
+    if owner(group) not in matrices:
         return "norm"
-    inside = owner(place).split(".")
+    inside = owner(group).split(".")
     return "attention" if any("att" in part.lower() for part in inside[:-1]) else "feed-forward"

@@ -10,8 +10,8 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapters.container import Adapters
-from luthier.core.contracts.update import Course, Place, Update
+from luthier.core.adapters.container import AdapterContainer
+from luthier.core.contracts.update import ParameterGroup, TrainingPlan, Update
 from luthier.core.errors import LuthierError
 from luthier.methods.forms.full import Full
 from luthier.methods.updates._layers import check_layered
@@ -52,50 +52,50 @@ class LayerDecay(Update):
         if self.reinit > blocks:
             raise LuthierError(f"layer_decay.reinit is {self.reinit}, and there are {blocks} blocks.")
 
-    def rate(self, course, place, key):
-        return self.decay ** max(0, course.depth - place.level)
+    def rate(self, plan, group, key):
+        return self.decay ** max(0, plan.depth - group.level)
 
-    def values(self, course, step):
-        top = range(course.depth - self.reinit + 1, course.depth + 1)
+    def values(self, plan, step):
+        top = range(plan.depth - self.reinit + 1, plan.depth + 1)
         return {
-            place.key(key): fresh(course, place, parameter)
-            for place in course.places
-            if step == 0 and place.level in top
-            for key, parameter in place.params.items()
+            group.key(key): fresh(plan, group, parameter)
+            for group in plan.groups
+            if step == 0 and group.level in top
+            for key, parameter in group.params.items()
         }
 
 
-def fresh(course: Course, place: Place, like: Tensor) -> Tensor:
+def fresh(plan: TrainingPlan, group: ParameterGroup, like: Tensor) -> Tensor:
     """A tensor as it is before any training, drawn by the seed and the tensor's name."""
     if like.dim() < 2:
-        return _as_initialised(place, like)
-    generator = torch.Generator().manual_seed(crc32(f"{course.seed} {place.name}".encode()))
+        return _as_initialised(group, like)
+    generator = torch.Generator().manual_seed(crc32(f"{plan.seed} {group.name}".encode()))
     return SPREAD * torch.randn(like.shape, generator=generator, dtype=like.dtype)
 
 
-def _as_initialised(place: Place, like: Tensor) -> Tensor:
+def _as_initialised(group: ParameterGroup, like: Tensor) -> Tensor:
     """A vector as its model's own initialisation starts it, found on a copy of its module."""
     from transformers import PreTrainedModel  # --help does without
 
-    twin, why = _blank(place.module), f"{type(place.owner).__name__} has no initialisation of its own"
-    if isinstance(place.owner, PreTrainedModel):
-        place.owner._init_weights(twin)
-        found = twin._parameters[place.site.path.rpartition(".")[2]]
+    counterpart, why = _blank(group.module), f"{type(group.owner).__name__} has no initialisation of its own"
+    if isinstance(group.owner, PreTrainedModel):
+        group.owner._init_weights(counterpart)
+        found = counterpart._parameters[group.site.path.rpartition(".")[2]]
         if found is not None and not bool(found.isnan().any()):
             return found.detach().to(like.device, like.dtype)
-        why = f"{type(place.owner).__name__}'s own initialisation leaves it"
-    raise LuthierError(f"layer_decay.reinit cannot tell how {place.site} starts: {why}. Leave reinit 0.")
+        why = f"{type(group.owner).__name__}'s own initialisation leaves it"
+    raise LuthierError(f"layer_decay.reinit cannot tell how {group.site} starts: {why}. Leave reinit 0.")
 
 
 def _blank(module: nn.Module) -> nn.Module:
     """A copy without adapters whose vectors hold no number yet, and whose matrices no memory."""
-    twin = copy.copy(module)
-    twin.__class__ = getattr(type(module), "_luthier_base", type(module))
-    inside = {key: child for key, child in module._modules.items() if not isinstance(child, Adapters | None)}
-    vars(twin)["_modules"] = {key: _blank(child) for key, child in inside.items()}
-    vars(twin)["_parameters"] = {key: None if p is None else _empty(p) for key, p in module._parameters.items()}
-    vars(twin)["_buffers"] = {key: None if b is None else b.clone() for key, b in module._buffers.items()}
-    return twin
+    counterpart = copy.copy(module)
+    counterpart.__class__ = getattr(type(module), "_luthier_base", type(module))
+    inside = {key: child for key, child in module._modules.items() if not isinstance(child, AdapterContainer | None)}
+    vars(counterpart)["_modules"] = {key: _blank(child) for key, child in inside.items()}
+    vars(counterpart)["_parameters"] = {key: None if p is None else _empty(p) for key, p in module._parameters.items()}
+    vars(counterpart)["_buffers"] = {key: None if b is None else b.clone() for key, b in module._buffers.items()}
+    return counterpart
 
 
 def _empty(parameter: Tensor) -> nn.Parameter:

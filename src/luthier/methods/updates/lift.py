@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from luthier.core.contracts.update import Course, Place, Update
+from luthier.core.contracts.update import ParameterGroup, TrainingPlan, Update
 from luthier.core.errors import LuthierError
 from luthier.methods.forms.full import Full
 
@@ -47,21 +47,21 @@ class LIFT(Update):
         if not any(site.layer is not None and site.d_out > 1 for site in sites):
             raise LuthierError(f"lift trains matrices of the blocks, and none of the {len(sites)} sites is one.")
 
-    def active(self, course, step):
-        return [*self.matrices(course), *(place for place in course.places if not isinstance(place.form, Full))]
+    def active(self, plan, step):
+        return [*self.matrices(plan), *(group for group in plan.groups if not isinstance(group.form, Full))]
 
-    def matrices(self, course: Course) -> list[Place]:
+    def matrices(self, plan: TrainingPlan) -> list[ParameterGroup]:
         """Weights of the base of which entries are chosen."""
-        inside = (p for p in course.places if isinstance(p.form, Full) and 1 <= p.level <= course.depth)
-        return [place for place in inside if all(p.dim() > 1 for p in place.params.values())]
+        inside = (p for p in plan.groups if isinstance(p.form, Full) and 1 <= p.level <= plan.depth)
+        return [group for group in inside if all(p.dim() > 1 for p in group.params.values())]
 
-    def entries(self, course, step):
-        return self.chosen(course, step) if step % self.interval == 0 else None
+    def entries(self, plan, step):
+        return self.chosen(plan, step) if step % self.interval == 0 else None
 
-    def chosen(self, course: Course, step: int) -> dict[str, Tensor]:
+    def chosen(self, plan: TrainingPlan, step: int) -> dict[str, Tensor]:
         """The entries of every matrix as it is now."""
-        places = self.matrices(course)
-        return {place.key(key): self.principal(p.detach()) for place in places for key, p in place.params.items()}
+        groups = self.matrices(plan)
+        return {group.key(key): self.principal(p.detach()) for group in groups for key, p in group.params.items()}
 
     def principal(self, w: Tensor) -> Tensor:
         """Flat indices, sorted, of the principal entries of w [..., m, n]."""

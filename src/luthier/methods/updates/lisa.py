@@ -40,8 +40,8 @@ class LISA(Update):
     def check_form(self, form, sites):
         check_layered(self, form, sites)
 
-    def active(self, course, step):
-        blocks = sorted({place.level for place in course.places} & set(range(1, course.depth + 1)))
-        draw = random.Random(f"lisa {course.seed} {step // self.interval}")
+    def active(self, plan, step):
+        blocks = sorted({group.level for group in plan.groups} & set(range(1, plan.depth + 1)))
+        draw = random.Random(f"lisa {plan.seed} {step // self.interval}")
         resting = set(blocks) - set(draw.sample(blocks, min(self.gamma, len(blocks))))
-        return [place for place in course.places if place.level not in resting]
+        return [group for group in plan.groups if group.level not in resting]

@@ -29,10 +29,10 @@ class LoRAPlus(Update):
         self.within("ratio", 0.0, 1e6)
 
     def check_form(self, form, sites):
-        if not form.readers:
+        if not form.down_projections:
             raise LuthierError(
                 f"{self.name()} sets two factors apart, and {form.name()} has no factor that reads; use lora."
             )
 
-    def rate(self, course, place, key):
-        return self.ratio if place.form.readers and key not in place.form.readers else 1.0
+    def rate(self, plan, group, key):
+        return self.ratio if group.form.down_projections and key not in group.form.down_projections else 1.0

@@ -31,35 +31,35 @@ class LoRAPro(Update):
 
     def check_form(self, form, sites):
         with torch.device("meta"):
-            held = form.init(sites[0], {}) if form.reader and not form.needs else {}
-        if len(set(held) - {*form.frozen, form.reader}) != 1 or scale(form, writer(form, held)) is None:
+            held = form.init(sites[0], {}) if form.down_projection and not form.needs else {}
+        if len(set(held) - {*form.frozen, form.down_projection}) != 1 or scale(form, up_projection(form, held)) is None:
             raise LuthierError(
                 f"{self.name()} joins the gradients of two factors with ΔW = s B A, and {form.name()} is none of that "
                 "kind; use lora."
             )
 
     def check_beside(self, form, sites):
-        if form.reader:  # what has no factors is trained as it is
+        if form.down_projection:  # what has no factors is trained as it is
             self.check_form(form, sites)
 
-    def update(self, grads, state, place):
-        a, b = place.form.reader, writer(place.form, place.params)
+    def update(self, grads, state, group):
+        a, b = group.form.down_projection, up_projection(group.form, group.params)
         if a not in grads or b not in grads:  # a head that is trained whole
             return grads
-        s = scale(place.form, b)
+        s = scale(group.form, b)
         assert s is not None
-        return dict(zip((a, b), nearest(place.params[a], place.params[b], grads[a], grads[b], s), strict=True))
+        return dict(zip((a, b), nearest(group.params[a], group.params[b], grads[a], grads[b], s), strict=True))
 
 
-def writer(form: Form, params) -> str:
+def up_projection(form: Form, params) -> str:
     """The factor that is not the reader."""
-    return next((key for key in params if key not in (form.reader, *form.frozen)), "")
+    return next((key for key in params if key not in (form.down_projection, *form.frozen)), "")
 
 
 def scale(form: Form, b: str) -> float | None:
     """s of ΔW = s B A, read off factors of a single one; None for a form that is no product, or one with W."""
     one = torch.ones(1, 1, dtype=torch.float64, device="cpu")
-    pairs = [form.factors({form.reader: one, b: one}, w) for w in (one, 2 * one)]
+    pairs = [form.factors({form.down_projection: one, b: one}, w) for w in (one, 2 * one)]
     found = [float(pair[0] @ pair[1]) for pair in pairs if pair is not None]
     return found[0] if len(found) == 2 and found[0] == found[1] else None
 

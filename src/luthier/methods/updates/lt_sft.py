@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from luthier.core.contracts.update import Course, Place, Update
+from luthier.core.contracts.update import ParameterGroup, TrainingPlan, Update
 from luthier.core.errors import LuthierError
 from luthier.methods.forms.full import Full
 
@@ -37,24 +37,24 @@ class LTSFT(Update):
         if not isinstance(form, Full):
             raise LuthierError(f"lt_sft chooses entries of weights, and {form.name()} adds factors; use full.")
 
-    def turn(self, steps: int) -> int:
+    def search_steps(self, steps: int) -> int:
         """The step at which the chosen entries begin."""
         return min(max(1, round(self.search * steps)), steps - 1)
 
     def restarts(self, steps):
-        return (self.turn(steps),)
+        return (self.search_steps(steps),)
 
-    def weights(self, course: Course) -> list[Place]:
+    def weights(self, plan: TrainingPlan) -> list[ParameterGroup]:
         """Places that hold weights of the base."""
-        return [place for place in course.places if isinstance(place.form, Full)]
+        return [group for group in plan.groups if isinstance(group.form, Full)]
 
-    def entries(self, course, step):
-        if step != self.turn(course.steps):
+    def entries(self, plan, step):
+        if step != self.search_steps(plan.steps):
             return None
         moved = {
-            place.key(key): (p.detach() - place.base().to(p.dtype)).abs().flatten()
-            for place in self.weights(course)
-            for key, p in place.params.items()
+            group.key(key): (p.detach() - group.base().to(p.dtype)).abs().flatten()
+            for group in self.weights(plan)
+            for key, p in group.params.items()
         }
         sizes = [len(each) for each in moved.values()]
         top = torch.cat(list(moved.values())).topk(max(1, int(self.density * sum(sizes)))).indices.sort().values
@@ -62,7 +62,7 @@ class LTSFT(Update):
         counts = torch.searchsorted(top, ends).diff().tolist()
         return {key: each - end for key, each, end in zip(moved, top.split(counts), ends, strict=False)}
 
-    def values(self, course: Course, step: int):
-        if step != self.turn(course.steps):
+    def values(self, plan: TrainingPlan, step: int):
+        if step != self.search_steps(plan.steps):
             return {}
-        return {place.key(key): place.base() for place in self.weights(course) for key in place.params}
+        return {group.key(key): group.base() for group in self.weights(plan) for key in group.params}

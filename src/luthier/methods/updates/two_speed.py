@@ -32,6 +32,6 @@ class TwoSpeed(Update):
         if not isinstance(form, Routed):
             raise LuthierError(f"{self.name()} sets a router apart, and {form.name()} has none; fit mhr or meteora.")
 
-    def rate(self, course, place, key):
-        form = place.form
+    def rate(self, plan, group, key):
+        form = group.form
         return self.ratio if isinstance(form, Routed) and key in form.router else 1.0

@@ -1,4 +1,4 @@
-"""The rows that run: they join with their prompts, get a token a step together, and leave."""
+"""The rows that run: they join with their prompts, get one token per step together, and leave."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from luthier.core.adapters.control import Arrangement
+from luthier.core.adapters.control import RowAssignment
 from luthier.serving.engine.cache import RowCache, attention_mask
 from luthier.serving.engine.job import Job
 from luthier.serving.engine.sampling import choose
@@ -22,7 +22,7 @@ class Batch:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.jobs: list[Job] = []
-        self.arrangement = Arrangement(model)
+        self.row_assignment = RowAssignment(model)
         self._cache = RowCache()
         self._takes = frozenset(inspect.signature(model.forward).parameters)
 
@@ -71,11 +71,11 @@ class Batch:
         """Drops every row."""
         self.jobs = []
         self._cache.clear()
-        self.arrangement.release()
+        self.row_assignment.release()
 
     def _logits(self, ids: list[list[int]], lengths: Sequence[int], cache: DynamicCache, names: list) -> Tensor:
         """The logits behind the last token of every row, [rows, vocabulary]; `lengths` count the tokens of `ids`."""
-        self.arrangement.set(names)
+        self.row_assignment.set(names)
         device = self.model.device
         entering = torch.tensor(ids, device=device)
         mask = attention_mask(lengths, device)

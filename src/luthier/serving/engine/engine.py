@@ -11,9 +11,9 @@ from luthier.core.adapters.attach import NAME, detach, find_state
 from luthier.core.adapters.control import use
 from luthier.core.errors import LuthierError, near
 from luthier.core.storage.store import load
-from luthier.serving.engine.able import Trial, refuse_unservable
 from luthier.serving.engine.job import Job, Vocabulary
 from luthier.serving.engine.request import Deliver, Request, Statistics, Ticket, refuse_wrong
+from luthier.serving.engine.servable import Trial, check_servable
 from luthier.serving.engine.worker import Worker
 
 
@@ -41,7 +41,7 @@ class Engine:
             )
         if find_state(model) is not None:
             raise LuthierError("the model carries adapters already; give the engine the base, and the folders.")
-        refuse_unservable(model.eval())
+        check_servable(model.eval())
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length: int | None = max_length if max_length is not None else positions
         self._model, self._vocabulary = model, Vocabulary.of(model, tokenizer)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.serving.engine.request import Deliver, Piece, Request, Token
+from luthier.serving.engine.request import Chunk, Deliver, Request, Token
 from luthier.serving.engine.sampling import Choice, drawing
 from luthier.serving.engine.text import Reader, token_texts
 
@@ -63,7 +63,7 @@ class Job:
             text += self._reader.rest()
             self._end("stop" if ended or self._reader.stopped else "length", text)
         elif text:
-            self._send(Piece(text, self._told(), generated=self.generated))
+            self._send(Chunk(text, self._told(), generated=self.generated))
 
     def _token(self, choice: Choice) -> Token:
         text = self._vocabulary.text
@@ -86,11 +86,11 @@ class Job:
 
     def _end(self, finish: str, text: str = "", error: str | None = None) -> None:
         self.finish = finish
-        self._send(Piece(text, self._told(), finish, error, self.generated))
+        self._send(Chunk(text, self._told(), finish, error, self.generated))
 
-    def _send(self, piece: Piece) -> None:
+    def _send(self, chunk: Chunk) -> None:
         try:
-            self._deliver(piece)
+            self._deliver(chunk)
         except Exception:  # whoever asked is at fault, and no other row may suffer for it
             log.exception("a piece could not be delivered; its request ends")
             self.finish = "error"

@@ -46,7 +46,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """A part of an answer. Texts of all pieces together are the answer; the last one alone has a `finish`."""
 
     text: str = ""
@@ -78,7 +78,7 @@ class Statistics:
     adapters: int = 0
 
 
-Deliver = Callable[[Piece], None]
+Deliver = Callable[[Chunk], None]
 
 
 class Ticket:

@@ -145,7 +145,7 @@ class Worker:
         try:
             self.batch.enter(jobs)
         except Exception as error:
-            self.batch.arrangement.release()
+            self.batch.row_assignment.release()
             if any(job.generated for job in jobs):  # the cache itself is at fault
                 self._fail([*self.batch.jobs, *jobs], error)
             elif len(jobs) == 1:
@@ -188,7 +188,7 @@ class Worker:
             self.changed.notify_all()
 
     def _obey(self, command: Callable[[], None], done: Future[None]) -> None:
-        self.batch.arrangement.release()
+        self.batch.row_assignment.release()
         try:
             command()
         except Exception as error:  # it is the caller's

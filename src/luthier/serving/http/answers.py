@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.serving.engine.request import Piece, Token
+from luthier.serving.engine.request import Chunk, Token
 
 DONE = "data: [DONE]\n\n"
 
@@ -31,12 +31,12 @@ class Choice:
     """Tokens."""
     begun: bool = False
 
-    def add(self, piece: Piece) -> None:
+    def add(self, chunk: Chunk) -> None:
         """Takes in the next piece."""
-        self.text += piece.text
-        self.tokens += piece.tokens
-        self.finish = piece.finish
-        self.generated = max(self.generated, piece.generated)
+        self.text += chunk.text
+        self.tokens += chunk.tokens
+        self.finish = chunk.finish
+        self.generated = max(self.generated, chunk.generated)
         self.begun = True
 
 
@@ -56,7 +56,7 @@ class Shape(ABC):
         """The body of an answer that is no stream."""
 
     @abstractmethod
-    def part(self, index: int, piece: Piece) -> dict[str, Any]:
+    def part(self, index: int, chunk: Chunk) -> dict[str, Any]:
         """An event: what `piece` adds to choice `index`, which has not taken it in yet."""
 
     @abstractmethod
@@ -92,13 +92,13 @@ class Chat(Shape):
         ]
         return self.head("chatcmpl-", "chat.completion") | {"choices": choices, "usage": self.usage()}
 
-    def part(self, index: int, piece: Piece) -> dict[str, Any]:
+    def part(self, index: int, chunk: Chunk) -> dict[str, Any]:
         opening = {} if self.choices[index].begun else {"role": "assistant"}
         choice = {
             "index": index,
-            "delta": opening | ({"content": piece.text} if piece.text or opening else {}),
-            "logprobs": self._logprobs(piece.tokens),
-            "finish_reason": piece.finish,
+            "delta": opening | ({"content": chunk.text} if chunk.text or opening else {}),
+            "logprobs": self._logprobs(chunk.tokens),
+            "finish_reason": chunk.finish,
         }
         return self.head("chatcmpl-", "chat.completion.chunk") | {"choices": [choice]}
 
@@ -129,9 +129,9 @@ class Completion(Shape):
         ]
         return self.head("cmpl-", "text_completion") | {"choices": choices, "usage": self.usage()}
 
-    def part(self, index: int, piece: Piece) -> dict[str, Any]:
+    def part(self, index: int, chunk: Chunk) -> dict[str, Any]:
         before = sum(len(token.text) for token in self.choices[index].tokens)
-        choice = self._choice(index, piece.text, piece.tokens, piece.finish, before)
+        choice = self._choice(index, chunk.text, chunk.tokens, chunk.finish, before)
         return self.head("cmpl-", "text_completion") | {"choices": [choice]}
 
     def last(self) -> dict[str, Any]:

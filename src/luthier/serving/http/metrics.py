@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Count
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from luthier.serving.engine.request import Piece
+from luthier.serving.engine.request import Chunk
 
 if TYPE_CHECKING:
     from luthier.serving.engine.engine import Engine
@@ -77,11 +77,11 @@ class Watch:
     def __init__(self, metrics: Metrics) -> None:
         self.metrics, self.start, self.waiting = metrics, time.monotonic(), True
 
-    def piece(self, piece: Piece) -> None:
+    def chunk(self, chunk: Chunk) -> None:
         """Notes the first token of the call, and the end of each of its answers."""
         passed = time.monotonic() - self.start
-        if self.waiting and piece.generated:
+        if self.waiting and chunk.generated:
             self.metrics.first.observe(passed)
             self.waiting = False
-        if piece.finish:
+        if chunk.finish:
             self.metrics.seconds.observe(passed)

@@ -11,7 +11,7 @@ from fastapi import Request as Call
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from luthier.serving.engine.request import Piece, Request, Ticket
+from luthier.serving.engine.request import Chunk, Request, Ticket
 from luthier.serving.http.answers import DONE, Shape, event
 from luthier.serving.http.metrics import Watch
 from luthier.serving.http.refusal import Refusal
@@ -28,7 +28,7 @@ class Flight:
 
     def __init__(self, engine: Engine, requests: Sequence[Request], watch: Watch) -> None:
         """Submits all or none; raises what the engine raises."""
-        self.pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        self.chunks: asyncio.Queue[tuple[int, Chunk]] = asyncio.Queue()
         self.tickets: list[Ticket] = []
         self.watch = watch
         loop = asyncio.get_running_loop()
@@ -40,22 +40,22 @@ class Flight:
             raise
 
     def _deliver(self, loop: asyncio.AbstractEventLoop, index: int) -> Any:
-        def deliver(piece: Piece) -> None:
+        def deliver(chunk: Chunk) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
-                loop.call_soon_threadsafe(self.pieces.put_nowait, (index, piece))
+                loop.call_soon_threadsafe(self.chunks.put_nowait, (index, chunk))
 
         return deliver
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
         """(number of the request, piece) until every request has ended; raises `Refusal` when one failed."""
         left = len(self.tickets)
         while left:
-            index, piece = await self.pieces.get()
-            self.watch.piece(piece)
-            if piece.finish in FAILED:
-                raise failed(piece)
-            left -= piece.finish is not None
-            yield index, piece
+            index, chunk = await self.chunks.get()
+            self.watch.chunk(chunk)
+            if chunk.finish in FAILED:
+                raise failed(chunk)
+            left -= chunk.finish is not None
+            yield index, chunk
 
     def cancel(self) -> None:
         """Ends what has not ended yet."""
@@ -66,11 +66,11 @@ class Flight:
 FAILED = ("error", "cancelled")
 
 
-def failed(piece: Piece) -> Refusal:
+def failed(chunk: Chunk) -> Refusal:
     """What a client hears whose request ended without an answer."""
-    if piece.finish == "cancelled":
+    if chunk.finish == "cancelled":
         return Refusal(503, "the server stopped before the answer was complete.", code="cancelled")
-    return Refusal(500, piece.error or "the engine failed.", code="engine_failed")
+    return Refusal(500, chunk.error or "the engine failed.", code="engine_failed")
 
 
 async def whole(call: Call, flight: Flight, shape: Shape) -> dict[str, Any]:
@@ -89,8 +89,8 @@ async def whole(call: Call, flight: Flight, shape: Shape) -> dict[str, Any]:
 
 
 async def _gathered(flight: Flight, shape: Shape) -> dict[str, Any]:
-    async for index, piece in flight:
-        shape.choices[index].add(piece)
+    async for index, chunk in flight:
+        shape.choices[index].add(chunk)
     return shape.whole()
 
 
@@ -98,10 +98,10 @@ async def events(flight: Flight, shape: Shape, usage: bool) -> AsyncIterator[str
     """The answers as server-sent events; a failure is the last of them, since the status has been sent."""
     told = {"usage": None} if usage else {}
     try:
-        async for index, piece in flight:
-            if piece.text or piece.tokens or piece.finish:
-                yield event(shape.part(index, piece) | told)
-                shape.choices[index].add(piece)
+        async for index, chunk in flight:
+            if chunk.text or chunk.tokens or chunk.finish:
+                yield event(shape.part(index, chunk) | told)
+                shape.choices[index].add(chunk)
     except Refusal as refusal:
         yield event(refusal.body())
         return

@@ -1,4 +1,4 @@
-"""The file itself: names and number formats of tensors, a model's and an adapter's."""
+"""The file itself: names and dtypes of tensors, a model's and an adapter's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from luthier.core.errors import LuthierError
 from luthier.interop.formats._gguf.architectures import Architecture
 
 DTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
-"""Number formats of matrices; vectors are float32 in every one. auto is the model's own."""
+"""Dtypes of matrices; vectors are float32 in every one. auto is the model's own."""
 _OWN = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 
@@ -59,7 +59,7 @@ class Names:
 
 
 def own_dtype(model: nn.Module) -> str:
-    """The number format that most of a model's matrices are in already."""
+    """The dtype that most of a model's matrices are in already."""
     dtype = next((p.dtype for p in model.parameters() if p.dim() == 2 and p.is_floating_point()), torch.float32)
     return _OWN.get(dtype, "f32")
 
@@ -72,7 +72,7 @@ def file_type(writer: Any, dtype: str) -> None:
 
 
 def add(writer: Any, name: str, tensor: Tensor, dtype: str) -> float:
-    """Adds a tensor in a number format; returns the relative error that it costs (0: exact)."""
+    """Adds a tensor in a dtype; returns the relative error that it costs (0: exact)."""
     gguf = library()
     values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
     wanted = gguf.GGMLQuantizationType[dtype.upper() if tensor.dim() > 1 else "F32"]

@@ -25,7 +25,7 @@ def columns_of(run: Run) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*run.objective.columns, *asked)))
 
 
-def task_places(form: Form, examples: Examples) -> dict[int, int]:
+def task_indices(form: Form, examples: Examples) -> dict[int, int]:
     """{row: place of its task among the names of the form}; empty for forms and rows without tasks.
 
     Raises `LuthierError` for tasks that the form does not know, and rows without one where it goes by the task.

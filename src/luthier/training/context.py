@@ -18,7 +18,7 @@ WORTH = 10_000_000
 
 
 @contextmanager
-def framed(run: Run, model: Any) -> Iterator[None]:
+def training_context(run: Run, model: Any) -> Iterator[None]:
     """The model as it trains in `run`: it keeps no keys and values, recomputes activations if asked to, and goes
     through the run's CPU backend.
 
@@ -61,6 +61,6 @@ def backend_of(run: Run, model: Any) -> str:
     return OWN if undecided and (small or not on_cpu) else run.training.cpu_backend
 
 
-def running(model: nn.Module) -> list[nn.Module]:
+def running_norms(model: nn.Module) -> list[nn.Module]:
     """The norms with running statistics, which stay in evaluation mode: the statistics belong to the frozen base."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]

@@ -10,11 +10,11 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import luthier as lt
-from luthier.core.adapters.lean import _lean_class
-from luthier.core.contracts.kernel import plain
-from luthier.kernels._made import kept, mark
-from luthier.kernels.pieces import glu as _glu
-from luthier.kernels.pieces import norm as _norm
+from luthier.core.adapters.memory_saving import _patched_class
+from luthier.core.contracts.kernel import reference_implementation
+from luthier.kernels._recompute import mark_recomputable, saved_for_backward
+from luthier.kernels.memory_saving import glu as _glu
+from luthier.kernels.memory_saving import norm as _norm
 from support.architectures import ARCHITECTURES
 
 FORMS = [lt.LoRA(), lt.LoRA(dropout=0.3), lt.WeGeFT(rank=4), lt.DoRA(), lt.LoReFT(rank=2), lt.BitFit()]
@@ -46,14 +46,14 @@ def step(model) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return out.logits.detach(), [p.grad.clone() for p in lt.trainable(model).values()]
 
 
-def is_lean(module: nn.Module) -> bool:
-    return "_luthier_plain" in vars(type(module))
+def is_patched(module: nn.Module) -> bool:
+    return "_luthier_reference" in vars(type(module))
 
 
 @pytest.fixture
 def without(monkeypatch):
     """Switches the twins off, and only them."""
-    return lambda: monkeypatch.setattr("luthier.core.adapters.lean._serves", lambda x: False)
+    return lambda: monkeypatch.setattr("luthier.core.adapters.memory_saving._serves", lambda x: False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -85,7 +85,7 @@ def test_detaching_gives_the_classes_back():
     model = build()
     kinds, base = [type(module) for module in model.modules()], model(IDS).logits
     lt.attach(model, lt.LoRA())
-    assert sum(map(is_lean, model.modules())) == 7  # a feed-forward layer and two norms a block, and the last norm
+    assert sum(map(is_patched, model.modules())) == 7  # a feed-forward layer and two norms a block, and the last norm
     assert torch.equal(model(IDS).logits, base) and type(model.model.norm).__name__ == "LlamaRMSNorm"
     lt.detach(model)
     assert [type(module) for module in model.modules()] == kinds
@@ -103,13 +103,13 @@ def test_pieces_go_by_what_their_forward_does_and_not_by_name():
             down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) + self.up_proj(x))
             return down_proj
 
-    assert _lean_class(Mine) is not None and _lean_class(Other) is None
-    made = _lean_class(Mine)
-    assert made is not None and made.__name__ == "Mine" and _lean_class(made) is None
+    assert _patched_class(Mine) is not None and _patched_class(Other) is None
+    made = _patched_class(Mine)
+    assert made is not None and made.__name__ == "Mine" and _patched_class(made) is None
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     qwen = lt.attach(Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2, vocab_size=50)), lt.LoRA())
-    assert sum(map(is_lean, qwen.modules())) == 4
-    assert not any(map(is_lean, lt.attach(ARCHITECTURES["gpt2"].build(), lt.LoRA()).modules()))
+    assert sum(map(is_patched, qwen.modules())) == 4
+    assert not any(map(is_patched, lt.attach(ARCHITECTURES["gpt2"].build(), lt.LoRA()).modules()))
 
 
 def test_what_is_kept_is_less(without):
@@ -162,24 +162,24 @@ def test_second_derivatives_are_those_of_the_base_itself():
         (slope,) = torch.autograd.grad(model(input_ids=IDS, labels=IDS).loss, tensor, create_graph=True)
         return torch.autograd.grad(slope.square().sum(), tensor)[0]
 
-    with plain():
+    with reference_implementation():
         exact = second()
     assert exact.norm() > 0 and torch.allclose(second(), exact, rtol=1e-3, atol=1e-5 * float(exact.abs().max()))
 
 
 def test_a_tensor_that_was_written_into_is_kept_itself():
     x, left, mask = torch.randn(3, 4), torch.randn(2, 3), torch.rand(3, 4) > 0.5
-    made = mark(x * 2, torch.mul, x, torch.tensor(2.0))
-    times, parts = kept(made, None)
+    made = mark_recomputable(x * 2, torch.mul, x, torch.tensor(2.0))
+    times, parts = saved_for_backward(made, None)
     assert len(parts) == 2 and torch.allclose(times(left, None, *parts), left @ made)
     assert torch.allclose(times(left, mask, *parts), left @ (made * mask))
     made.add_(1)
-    times, parts = kept(made, None)
+    times, parts = saved_for_backward(made, None)
     assert len(parts) == 1 and parts[0] is made and torch.allclose(times(left, None, *parts), left @ made)
 
 
 def test_the_plain_twins_are_the_functions_of_transformers():
     model = build()
     norm, layer, x = model.model.norm, model.model.layers[0].mlp, torch.randn(2, 3, 64)
-    assert torch.equal(_norm.plain(norm, x), norm(x)) and torch.equal(_glu.plain(layer, x), layer(x))
-    assert is_lean(lt.attach(copy.deepcopy(model), lt.LoRA()).model.norm)
+    assert torch.equal(_norm.reference(norm, x), norm(x)) and torch.equal(_glu.reference(layer, x), layer(x))
+    assert is_patched(lt.attach(copy.deepcopy(model), lt.LoRA()).model.norm)

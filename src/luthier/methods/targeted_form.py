@@ -15,12 +15,12 @@ KEYS = ("method", "where", "form")
 
 
 @dataclass(frozen=True)
-class Piece:
+class TargetedForm:
     """A form and where it goes."""
 
     form: Form
     where: str | None = None
-    """Sites that it is attached to (none: the form's own)."""
+    """Sites that it is attached to. Default: the form's own."""
 
     @property
     def place(self) -> str:
@@ -32,7 +32,7 @@ class Piece:
         return {"method": self.form.name(), "where": self.where, "form": self.form.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: Any) -> Piece:
+    def from_dict(cls, values: Any) -> TargetedForm:
         """The inverse; `where` and `form` may be left out. Raises `LuthierError` for anything else."""
         if not isinstance(values, dict):
             raise LuthierError(f'a further form is {values!r}; expected a table such as {{method = "bottleneck"}}.')
@@ -59,7 +59,7 @@ def _inline(value: Any) -> str:
     return json.dumps(value)
 
 
-def read_pieces(text: str) -> tuple[Piece, ...]:
+def read_targeted_forms(text: str) -> tuple[TargetedForm, ...]:
     """The forms of `[{method = …, where = …, form = {…}}, …]`; one table may stand without brackets."""
     from luthier.methods.recipe import tomllib
 
@@ -70,4 +70,4 @@ def read_pieces(text: str) -> tuple[Piece, ...]:
             f'{text!r} is no list of forms: {error}. Write [{{method = "bottleneck", where = "output(mlp)", '
             "form = {dim = 512}}]."
         ) from None
-    return tuple(map(Piece.from_dict, found if isinstance(found, list) else [found]))
+    return tuple(map(TargetedForm.from_dict, found if isinstance(found, list) else [found]))

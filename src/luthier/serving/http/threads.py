@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def apart(make: Callable[[], T]) -> T:
+def run_in_thread(make: Callable[[], T]) -> T:
     """What `make` returns or raises, from a thread that has ended by then.
 
     Every thread that runs torch on a CPU gets OpenMP workers of its own, and keeps them as long as it lives. Once there

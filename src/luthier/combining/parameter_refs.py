@@ -15,7 +15,7 @@ from luthier.core.sites.structure import features
 
 
 @dataclass(frozen=True)
-class Spot:
+class ParameterRef:
     """A name of a parameter, with the module that owns it."""
 
     path: str
@@ -61,12 +61,12 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def spots(model: nn.Module) -> list[list[Spot]]:
+def parameter_refs(model: nn.Module) -> list[list[ParameterRef]]:
     """Every parameter in the model's order, with all of its names where it is tied."""
-    found: dict[int, list[Spot]] = {}
+    found: dict[int, list[ParameterRef]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for key, tensor in module.named_parameters(recurse=False):
-            found.setdefault(id(tensor), []).append(Spot(path, key, module))
+            found.setdefault(id(tensor), []).append(ParameterRef(path, key, module))
     return list(found.values())
 
 
@@ -76,11 +76,11 @@ def _depth(scope: Scope, path: str) -> int:
     return next(own, scope.depth)
 
 
-def _rows_are_tokens(scope: Scope, spot: Spot) -> bool:
-    if isinstance(spot.module, nn.Embedding):
-        return _vocabulary(scope.model) == spot.module.num_embeddings
-    sizes = features(spot.module)
-    return sizes is not None and scope.layer(spot.path) is None and _vocabulary(scope.model) == sizes[1]
+def _rows_are_tokens(scope: Scope, ref: ParameterRef) -> bool:
+    if isinstance(ref.module, nn.Embedding):
+        return _vocabulary(scope.model) == ref.module.num_embeddings
+    sizes = features(ref.module)
+    return sizes is not None and scope.layer(ref.path) is None and _vocabulary(scope.model) == sizes[1]
 
 
 def _vocabulary(model: nn.Module) -> int | None:

@@ -8,13 +8,13 @@ from functools import partial
 
 from torch import Tensor
 
-MADE = "_luthier_made"
+RECOMPUTED = "_luthier_recomputed"
 """The attribute of a tensor that says how it is made."""
 Make = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class Recomputed:
     """`make(*parts)` is the tensor [..., d], as long as nobody wrote into it."""
 
     make: Make
@@ -24,18 +24,18 @@ class Made:
     version: int
 
 
-def mark(x: Tensor, make: Make, *parts: Tensor, times: Make | None = None) -> Tensor:
+def mark_recomputable(x: Tensor, make: Make, *parts: Tensor, times: Make | None = None) -> Tensor:
     """x, which knows that it is make(*parts). Neither function holds a tensor, or checkpointing could not let it go."""
-    vars(x)[MADE] = Made(make, parts, times, x._version)
+    vars(x)[RECOMPUTED] = Recomputed(make, parts, times, x._version)
     return x
 
 
-def kept(x: Tensor, read: Tensor | None) -> tuple[Make, tuple[Tensor, ...]]:
+def saved_for_backward(x: Tensor, read: Tensor | None) -> tuple[Make, tuple[Tensor, ...]]:
     """(times, tensors): what a backward pass keeps of `read` [..., d], which is x with dropout (None: x itself).
 
     times(left, mask, *tensors) is left [n, tokens] @ what was read; the mask is None without dropout.
     """
-    made: Made | None = vars(x).get(MADE)
+    made: Recomputed | None = vars(x).get(RECOMPUTED)
     if made is None or made.version != x._version:
         return _itself, (x if read is None else read,)
     return partial(_again, made.make, made.times), made.parts

@@ -7,7 +7,7 @@ import pytest
 import luthier as lt
 from luthier import models
 from luthier.training import Run, Training
-from luthier.training.frame import framed
+from luthier.training.context import training_context
 
 
 def recomputes(model) -> bool:
@@ -18,7 +18,7 @@ def test_the_model_is_as_it_was_even_after_a_failure(llama):
     model = lt.attach(models.load(llama).model, lt.LoRA(rank=2))
     run = Run(llama, "none.jsonl", lt.LoRA(rank=2), training=Training(gradient_checkpointing=True))
     trained, cached = lt.trainable(model), model.config.use_cache
-    with pytest.raises(KeyError), framed(run, model):
+    with pytest.raises(KeyError), training_context(run, model):
         assert recomputes(model) and not model.config.use_cache
         model.train()
         next(iter(trained.values())).requires_grad_(False)  # as an update lets it rest
@@ -32,6 +32,6 @@ def test_a_model_that_cannot_recompute_is_refused_and_left(llama, monkeypatch):
     monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
     cached = model.config.use_cache
     run = Run(llama, "none.jsonl", lt.LoRA(rank=2), training=Training(gradient_checkpointing=True))
-    with pytest.raises(lt.LuthierError, match="cannot recompute activations"), framed(run, model):
+    with pytest.raises(lt.LuthierError, match="cannot recompute activations"), training_context(run, model):
         pytest.fail("it began")
     assert model.config.use_cache == cached

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import luthier as lt
 from luthier.core.adapters.control import tensors
-from luthier.core.adapters.slot import START
+from luthier.core.adapters.tuner import START
 from luthier.methods.inits.pissa import PiSSA
 from support.architectures import ARCHITECTURES
 

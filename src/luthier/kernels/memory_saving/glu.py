@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.kernels._made import mark
+from luthier.kernels._recompute import mark_recomputable
 
 Act = Callable[[Tensor], Tensor]
 
 
-def plain(self, x):
+def reference(self, x):
     down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
     return down_proj
 
 
-def lean(module: Any, x: Tensor) -> Tensor:
+def memory_saving(module: Any, x: Tensor) -> Tensor:
     """`plain`, bit for bit."""
     act = module.act_fn
     gate, up = module.gate_proj(x), module.up_proj(x)
@@ -31,7 +31,7 @@ def lean(module: Any, x: Tensor) -> Tensor:
         return module.down_proj(act(gate) * up)
     room = Room()
     h: Any = _Product.apply(gate, up, act, room)
-    return module.down_proj(mark(h, partial(_again, act, room), gate, up))
+    return module.down_proj(mark_recomputable(h, partial(_again, act, room), gate, up))
 
 
 def _plain(act: Act) -> bool:

@@ -85,7 +85,7 @@ def test_gates_learn_whose_row_it_is_and_go_on_after_a_stop(llama, mix, tmp_path
     assert result.losses[-1][1] < result.losses[0][1]
     fresh = models.load(llama).model
     lt.attach(fresh, form)
-    trained = {key: t for part in state_of(result.model).parts for key, t in lt.trainable(result.model).items()}
+    trained = {key: t for part in state_of(result.model).components for key, t in lt.trainable(result.model).items()}
     assert all(key.endswith("gate") and not torch.equal(t, lt.trainable(fresh)[key]) for key, t in trained.items())
     spec = json.loads((result.adapter / "adapter.json").read_text())
     assert spec["parts"][0]["settings"]["experts"] == list(experts)

@@ -14,7 +14,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import dummy_inputs
 
 
-def refuse_unservable(model: Any) -> None:
+def check_servable(model: Any) -> None:
     """Raises for a model that writes no text, or whose memory of a prompt is no keys and values by token."""
     what = f"{type(model).__name__} cannot be served"
     if not isinstance(model, PreTrainedModel) or not model.can_generate():

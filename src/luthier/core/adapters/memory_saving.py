@@ -1,10 +1,10 @@
 """Pieces of a frozen base that keep less for the backward pass than autograd makes of them.
 
-A piece is a file of `luthier.kernels.pieces` with two functions: `plain(self, x)`, written as transformers writes the
-forward pass of such a module, and its twin `lean(module, x)`, with the same results bit for bit (None: not here). Every
-module whose own forward pass compiles to the bytecode of `plain` is such a piece, in whatever architecture; while
-adapters are on its model, it runs the twin in passes with gradients. Where that cannot be (torch.compile, which fuses
-by itself, autocast, float64, `luthier.core.contracts.kernel.plain`), it runs as it did.
+A file of `luthier.kernels.memory_saving` has two functions: `reference(self, x)`, the forward pass of such a module as
+transformers writes it, and `memory_saving(module, x)`, which gives the same results bit for bit (None: not here). Every
+module whose own forward pass compiles to the bytecode of `reference` is patched, in whatever architecture; while
+adapters are on its model, passes with gradients run the second. Where that cannot be (torch.compile, which fuses
+by itself, autocast, float64, `luthier.core.contracts.kernel.reference_implementation`), it runs as it did.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.core.contracts.kernel import on, pieces
+from luthier.core.contracts.kernel import memory_saving_forwards, on
 from luthier.core.sites.structure import base_modules, namesake
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def lean(model: nn.Module) -> None:
+def patch(model: nn.Module) -> None:
     """Gives the pieces of a model their twins."""
     for _, module in base_modules(model):
-        found = _lean_class(type(module))
+        found = _patched_class(type(module))
         if found is not None and "forward" not in vars(module):  # nor one that was replaced on the instance
             module.__class__ = found
 
 
-def fatten(model: nn.Module) -> None:
+def unpatch(model: nn.Module) -> None:
     """Gives the pieces their classes back."""
     for _, module in base_modules(model):
-        if (plain := vars(type(module)).get("_luthier_plain")) is not None:
+        if (plain := vars(type(module)).get("_luthier_reference")) is not None:
             module.__class__ = plain
 
 
 @functools.cache
-def _lean_class(cls: type[nn.Module]) -> type[nn.Module] | None:
+def _patched_class(cls: type[nn.Module]) -> type[nn.Module] | None:
     """A subclass of the same name with the twin of its forward pass; None if it is no piece, or is one already."""
     base = cls.forward
-    piece = next((each for each in pieces() if _code(base) == _code(each.plain)), None)
-    if piece is None or "_luthier_plain" in vars(cls):
+    replacement = next((each for each in memory_saving_forwards() if _code(base) == _code(each.reference)), None)
+    if replacement is None or "_luthier_reference" in vars(cls):
         return None
 
     @functools.wraps(base)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        y = piece.lean(self, args[0]) if len(args) == 1 and not kwargs and _serves(args[0]) else None
+        y = replacement.memory_saving(self, args[0]) if len(args) == 1 and not kwargs and _serves(args[0]) else None
         return base(self, *args, **kwargs) if y is None else y
 
-    return namesake(cls, {"forward": forward, "_luthier_plain": cls})
+    return namesake(cls, {"forward": forward, "_luthier_reference": cls})
 
 
 def _code(function: Callable) -> tuple:

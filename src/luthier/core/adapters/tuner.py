@@ -12,7 +12,7 @@ from luthier.core.adapters.call import Call, edit
 from luthier.core.adapters.pass_ import Pass
 from luthier.core.contracts.form import Form, Params
 from luthier.core.contracts.positions import Positions
-from luthier.core.contracts.router import TASKS, Route, Routed, routing, tasks_of
+from luthier.core.contracts.router import ROUTE_TASKS, Route, Routed, routing, tasks_of
 from luthier.core.contracts.site import Site, Sites
 
 START = "_start"
@@ -25,7 +25,7 @@ def starts(form: Form, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @dataclass(eq=False)
-class Part:
+class AdapterComponent:
     """One form on its sites; an adapter is the parts of one name."""
 
     name: str
@@ -34,9 +34,9 @@ class Part:
     sites: Sites
     ranks: Mapping[str, int] = field(default_factory=dict)
     """The rank at each site, by path, where ranks were allocated; 0 leaves a site out of `sites`."""
-    relative: bool = False
+    subtract_start: bool = False
     """The form acts as the difference to its start, which each slot keeps (see `Slot.face`)."""
-    slots: dict[str, Slot] = field(default_factory=dict)
+    tuners: dict[str, TunerLayer] = field(default_factory=dict)
     """One slot for each group of sites that share parameters, by the group's name."""
     shapes: dict[Hashable, dict[str, torch.Size]] = field(default_factory=dict)
     """Shapes of the parameters by what they depend on, found once."""
@@ -57,16 +57,18 @@ class Part:
         return key not in self.form.untrained() and not key.endswith(START)
 
 
-class Slot(nn.Module):
+class TunerLayer(nn.Module):
     """The parameters of a form at a site (or at a group of sites that share them)."""
 
-    def __init__(self, part: Part, site: Site, origin: Site, owner: str, params: dict[str, nn.Parameter]) -> None:
+    def __init__(
+        self, component: AdapterComponent, site: Site, origin: Site, owner: str, params: dict[str, nn.Parameter]
+    ) -> None:
         super().__init__()
-        self.part, self.name, self.site, self.owner = part, part.name, site, owner
+        self.component, self.name, self.site, self.owner = component, component.name, site, owner
         self.origin = origin  # the selected site, where this is another place of the same tied tensor
-        self.form = part.form_at(origin)
-        self.quiet, self.loud = self.form.quiet(), self.form.training()
-        self.spot = Positions.parse(part.form.positions)
+        self.form = component.form_at(origin)
+        self.eval_form, self.train_form = self.form.eval_mode(), self.form.train_mode()
+        self.positions = Positions.parse(component.form.positions)
         self.enabled = True
         self.order = 0
         """Place among the slots of its module."""
@@ -87,32 +89,32 @@ class Slot(nn.Module):
 
     def active(self) -> Form:
         """The form as it acts now: without noise outside training."""
-        return self.loud if self.training else self.quiet
+        return self.train_form if self.training else self.eval_form
 
-    def face(self, note: Callable[[Tensor], None] | None = None) -> Face:
+    def edit_function(self, note: Callable[[Tensor], None] | None = None) -> EditFunction:
         """The function `(p, *given)` that changes the last of `given`: x, (x, y) or w.
 
         Of a start that is to have no effect, it is the change since then: y + f(p, x, y) - f(p₀, x, y). Nothing of
-        the base is written, so packed bases serve and detaching is exact; at the start the difference is exactly
+        the base is written, so quantised bases serve and detaching is exact; at the start the difference is exactly
         zero; and what is linear stays linear, of rank 2r where f is of rank r. It costs f a second time, without
         gradients of its own, instead of a second copy of the base.
         """
         now = routing(self.active(), note)
-        return _relative(now, routing(self.quiet)) if self.part.relative else now
+        return _subtracted(now, routing(self.eval_form)) if self.component.subtract_start else now
 
     def factors(self, dtype: torch.dtype, w: Tensor) -> tuple[Tensor, Tensor] | None:
         """(B, A) with ŵ = w + B A exactly, for a change of low rank; else None."""
         p = self.params(dtype)
-        now = self.quiet.factors(p, w)
-        if now is None or not self.part.relative:
+        now = self.eval_form.factors(p, w)
+        if now is None or not self.component.subtract_start:
             return now
-        then = self.quiet.factors(_at_start(p), w)
+        then = self.eval_form.factors(_at_start(p), w)
         assert then is not None
         return torch.cat([now[0], -then[0]], 1), torch.cat([now[1], then[1]], 0)
 
     def pre(self, now: Pass, x: Tensor) -> Tensor:
         """The input that the layer gets."""
-        edited = self.face()(self.params(x.dtype), x)
+        edited = self.edit_function()(self.params(x.dtype), x)
         return edited if now.rows is None else torch.where(now.row_mask(self.name, x), edited, x)
 
     def post(self, now: Pass, x: Tensor, y: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ class Slot(nn.Module):
         call, p = now.calls.get(self.owner), self.params(y.dtype)
         if isinstance(self.form, Routed):
             p |= self.told(now, call, y)
-        edited = edit(call, self.spot, self.face(self.note(now)), p, x, y)
+        edited = edit(call, self.positions, self.edit_function(self.note(now)), p, x, y)
         return edited if now.rows is None else torch.where(now.row_mask(self.name, y), edited, y)
 
     def told(self, now: Pass, call: Call | None, y: Tensor) -> dict[str, Tensor]:
@@ -128,7 +130,7 @@ class Slot(nn.Module):
         if not (isinstance(self.form, Routed) and self.form.by_task) or now.reached is not None:
             return {}
         found = tasks_of(self.form, now.tasks if call is None else call.tasks, y)
-        return {} if found is None else {TASKS: found}
+        return {} if found is None else {ROUTE_TASKS: found}
 
     def note(self, now: Pass) -> Callable[[Tensor], None] | None:
         """What writes a decision of this slot down, while somebody watches."""
@@ -140,21 +142,21 @@ class Slot(nn.Module):
     def weight(self, w: Tensor) -> Tensor:
         """The tensor that stands for w; experts, whatever their layout, meet the form one map at a time."""
         params, site = self.params(w.dtype), self.site
-        face = _LOWERED[self.form.face](self.face())
+        edit_function = _LOWERED[self.form.edit_kind](self.edit_function())
         flipped = site.transposed and site.kind == "param"
         w = w.mT if flipped else w
-        new = face(params, w) if self.form.maps(site) is None else torch.vmap(face)(params, w)
+        new = edit_function(params, w) if self.form.maps(site) is None else torch.vmap(edit_function)(params, w)
         return new.mT if flipped else new
 
 
-Face = Callable[..., Tensor]
+EditFunction = Callable[..., Tensor]
 
 
 def _at_start(p: Params) -> Params:
     return {**p, **{key.removesuffix(START): t for key, t in p.items() if key.endswith(START)}}
 
 
-def _relative(now: Face, then: Face) -> Face:
+def _subtracted(now: EditFunction, then: EditFunction) -> EditFunction:
     def change(p: Params, *given: Tensor) -> Tensor:
         return given[-1] + (now(p, *given) - then(_at_start(p), *given))
 
@@ -175,17 +177,21 @@ class OneHot:
         return self.ids.dim()
 
 
-def _pre_lowered(face: Face) -> Face:
-    return lambda p, w: (face(p, _eye(w)) @ w.mT).mT
+def _pre_lowered(edit_function: EditFunction) -> EditFunction:
+    return lambda p, w: (edit_function(p, _eye(w)) @ w.mT).mT
 
 
-def _post_lowered(face: Face) -> Face:
-    return lambda p, w: face(p, _eye(w), w.mT).mT
+def _post_lowered(edit_function: EditFunction) -> EditFunction:
+    return lambda p, w: edit_function(p, _eye(w), w.mT).mT
 
 
 def _eye(w: Tensor) -> Tensor:
     return torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
 
 
-_LOWERED: dict[str, Callable[[Face], Face]] = {"weight": lambda face: face, "pre": _pre_lowered, "post": _post_lowered}
+_LOWERED: dict[str, Callable[[EditFunction], EditFunction]] = {
+    "weight": lambda edit_function: edit_function,
+    "pre": _pre_lowered,
+    "post": _post_lowered,
+}
 """Each face on the weight itself: a linear one is lowered by applying it to the identity."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from luthier.training import Run
 
 
-def rehearse(run: Run, notes: Sequence[str] = ()) -> None:
+def dry_run(run: Run, notes: Sequence[str] = ()) -> None:
     """Prints `notes`, what is trained and the first row's tokens; the run folder is not touched."""
     from luthier import data
     from luthier.training.attachment import attach_all

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.kernels._made import mark
+from luthier.kernels._recompute import mark_recomputable
 
 
-def plain(self, hidden_states):
+def reference(self, hidden_states):
     input_dtype = hidden_states.dtype
     hidden_states = hidden_states.to(torch.float32)
     variance = hidden_states.pow(2).mean(-1, keepdim=True)
@@ -22,7 +22,7 @@ def plain(self, hidden_states):
     return self.weight * hidden_states.to(input_dtype)
 
 
-def lean(module: Any, x: Tensor) -> Tensor | None:
+def memory_saving(module: Any, x: Tensor) -> Tensor | None:
     """`plain`, bit for bit; None where the weight is trained, sharded or of another dtype."""
     weight = module.weight
     if not x.requires_grad or weight.requires_grad or weight.dtype is not x.dtype:
@@ -31,7 +31,7 @@ def lean(module: Any, x: Tensor) -> Tensor | None:
         return None
     made: Any = _Norm.apply(x, weight, module.variance_epsilon)
     y, r = made
-    return mark(y, _normed, x, weight, r, times=_times)
+    return mark_recomputable(y, _normed, x, weight, r, times=_times)
 
 
 def _normed(x: Tensor, weight: Tensor, r: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, _: Any):
         x, weight, r = ctx.saved_tensors
         if torch.is_grad_enabled():  # second derivatives are wanted
-            y = plain(SimpleNamespace(weight=weight, variance_epsilon=ctx.epsilon), x)
+            y = reference(SimpleNamespace(weight=weight, variance_epsilon=ctx.epsilon), x)
             return torch.autograd.grad(y, x, dy, create_graph=True)[0], None, None
         wide, g = x.float(), (dy * weight).float()
         pull = torch.linalg.vecdot(g, wide)[..., None].mul_(r.pow(3)).div_(-x.shape[-1])
