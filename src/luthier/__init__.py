@@ -12,7 +12,7 @@ import importlib.util
 import sys
 from typing import Any
 
-from luthier.core.public import PUBLIC
+from luthier.core.public import FORMER, PUBLIC
 from luthier.core.version import __version__ as __version__
 
 
@@ -28,6 +28,11 @@ def __getattr__(name: str) -> Any:
 
 
 def _load(name: str) -> Any:
+    if name in FORMER:
+        from luthier.core.deprecation import deprecated
+
+        deprecated(f"lt.{name}", f"lt.{FORMER[name]}", until="0.3", stacklevel=4)
+        name = FORMER[name]
     if name in PUBLIC:
         module, own = PUBLIC[name]
         return getattr(importlib.import_module(module), own)

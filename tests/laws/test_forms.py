@@ -147,7 +147,7 @@ def test_relative_to_its_start_it_starts_as_a_no_op_and_keeps_the_laws(name, tmp
     model, form = build(torch.float64), form_of(name)
     before = logits(model)
     if form.edit_kind == "cache":
-        with pytest.raises(lt.LuthierError, match="no start can be taken off"):
+        with pytest.raises(lt.LuthierError, match="no start can be subtracted"):
             lt.attach(model, form, subtract_start=True)
         return
     lt.attach(model, form, subtract_start=True)

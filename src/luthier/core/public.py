@@ -67,3 +67,6 @@ def _public(places: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, str]]]:
 
 PUBLIC = dict(_public(PLACES))
 """`{public name: (module, the name there)}`."""
+
+FORMER = {"Course": "TrainingPlan", "Memory": "ObjectiveState", "Piece": "TargetedForm"}
+"""Former public names, by the present ones; they warn until they are removed."""

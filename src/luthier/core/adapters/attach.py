@@ -20,6 +20,7 @@ from luthier.core.contracts.form import Form, Stats
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.site import Site, Sites
+from luthier.core.deprecation import deprecated
 from luthier.core.errors import LuthierError, near
 from luthier.core.sites.inputs import NotKnown
 from luthier.core.sites.reads import is_read
@@ -49,21 +50,26 @@ def attach(
     init: Init | None = None,
     subtract_start: bool | None = None,
     check: bool = True,
+    relative: bool | None = None,
 ) -> nn.Module:
     """Attaches `form` at `where` (see `luthier.core.sites.select`) under `name` and freezes the rest of the model.
 
     The module classes change to subclasses of themselves; the model, its type and the base's keys stay.
     `stats` gives, by path, the statistics that the form needs beyond the weights (see `luthier.core.sites.collect`).
     `ranks` gives each site its own rank by path, 0 for none, with the scale of `Form.with_rank`; `init` chooses
-    where the form starts. `relative`: the form acts as the difference to its start, so that no start changes the output
-    (None: as `init` says). With `check`, one small pass makes sure that every kind of site takes part in the forward
-    pass; where no input of the model is known, a warning says so. Returns the model.
+    where the form starts. With `subtract_start` the effect of the start is subtracted, W_res = W - s B₀ A₀, so that no
+    start changes the output (None: as `init` says; `relative` is its former name). With `check`, one small pass makes
+    sure that every kind of site takes part in the forward pass; where no input of the model is known, a warning says
+    so. Returns the model.
 
     Raises `LuthierError` for a selector that matches nothing, a kind of site that the form cannot take, ranks that
     do not fit the sites, a name that already acts there, and a site that the model bypasses; the model is then as
     it was.
     """
     _refuse_name(name)
+    if relative is not None:
+        deprecated("attach(relative=…)", "subtract_start=…", until="0.3")
+        subtract_start = relative
     base = adaptable(model)
     spoken = form.where if where is None else where
     sites = select(base, spoken)
@@ -73,7 +79,7 @@ def attach(
     kept = sites if ranks is None else ranked(form, sites, ranks)
     subtract_start = init is not None and init.subtract_start if subtract_start is None else subtract_start
     if subtract_start and form.edit_kind == "cache":
-        raise LuthierError(f"{form.name()} adds to a cache, and no start can be taken off there.")
+        raise LuthierError(f"{form.name()} adds to a cache, and no start can be subtracted there.")
     given = {path: dict(found) for path, found in (stats or {}).items()}
     for path, found in form.gather(base, kept).items():
         given[path] = {**given.get(path, {}), **found}

@@ -14,10 +14,11 @@ import math
 import pkgutil
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar, overload
 
 from luthier.core.contracts.plugins import File, files_in, installed_files
+from luthier.core.deprecation import rename_attributes
 from luthier.core.errors import LuthierError, near
 
 C = TypeVar("C", bound="Component")
@@ -30,7 +31,13 @@ class Component:
     paper: ClassVar[str] = ""
     """Authors, year and identifier of the source."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Names of the statistics that `init` (or its twin on another axis) reads."""
+    """Names of the statistics that `init` (`factors` of an initialiser, `allocate` of ranks) reads."""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Former names of class attributes and methods, `{former: present}`; a component that uses one warns."""
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        rename_attributes(cls, cls.renamed)
 
     def __post_init__(self) -> None:
         for key, (hint, _) in self.settings().items():

@@ -39,6 +39,11 @@ class Form(Component):
     All are pure: the same p and x give the same result, whatever the model around them.
     """
 
+    renamed: ClassVar = {
+        "noise": "train_only", "calm": "eval_only", "whole": "elementwise", "reader": "down_projection",
+        "writer": "up_projection", "readers": "down_projections",
+    }  # fmt: skip
+
     kinds: ClassVar[tuple[str, ...]] = ("affine",)
     """Kinds of site that the form acts on."""
     where: ClassVar[str] = "all-linear"

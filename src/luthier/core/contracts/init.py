@@ -19,6 +19,8 @@ class Init(Component):
 
     identity: ClassVar[bool] = True
     """The model's output is unchanged at the start."""
+    renamed: ClassVar = {"relative": "subtract_start"}
+
     subtract_start: ClassVar[bool] = False
     """The factors have an effect at the start, which the core takes off again: the base that remains is
     W_res = W - s B₀ A₀ of the paper, while W itself stays. The start is stored beside what is trained."""

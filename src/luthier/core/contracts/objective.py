@@ -68,6 +68,10 @@ class At:
 class Objective(Component):
     """What training lowers. Every hook is pure; `loss` alone must be written."""
 
+    renamed: ClassVar = {
+        "counts": "token_counts", "shares": "part_weights", "watch": "eval_batches", "remember": "update_state",
+    }  # fmt: skip
+
     neutral: ClassVar[Mapping[str, Any]] = {}
     """Settings at which it is supervised fine-tuning, bit for bit."""
     columns: ClassVar[tuple[str, ...]] = ()
