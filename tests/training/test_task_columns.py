@@ -61,7 +61,7 @@ def test_skills_learn_each_task_and_answer_by_it(llama, mix, tmp_path):
     assert generate(loaded.model, loaded.processor, prompts, max_new_tokens=3, tasks="spelt") == ["zzz", "zzz"]
     with pytest.raises(lt.LuthierError, match="1 tasks for 2 prompts"):
         generate(loaded.model, loaded.processor, prompts, tasks=["plus"])
-    with pytest.raises(lt.LuthierError, match="nobody told which"):
+    with pytest.raises(lt.LuthierError, match="none was given"):
         generate(loaded.model, loaded.processor, prompts)
 
 

@@ -1,4 +1,4 @@
-"""A component in words: what `luthier explain` prints and docs/methods.md holds."""
+"""Descriptions of components, for `luthier explain` and docs/methods.md."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A hyper-parameter for a reader."""
+    """A hyper-parameter as it is shown to a reader."""
 
     name: str
     type: str
@@ -39,7 +39,7 @@ class Setting:
 
 
 def locate(name: str) -> list[tuple[str, type[Component]]]:
-    """(axis, class) of every component `name`, on whatever axis; an unknown name raises with near ones."""
+    """Finds the (axis, class) of every component `name`; an unknown name raises with near ones."""
     wanted = name.lower().replace("-", "").replace("_", "")
     known = [(axis, each) for axis in axes() for each in names(axis)]
     found = [(axis, find(axis, each)) for axis, each in known if each.replace("_", "") == wanted]
@@ -50,7 +50,7 @@ def locate(name: str) -> list[tuple[str, type[Component]]]:
 
 
 def settings_of(cls: type[Component]) -> list[Setting]:
-    """The hyper-parameters of a component, in order, with their docstrings."""
+    """Returns the hyper-parameters of a component, in order, with their docstrings."""
     docs = field_docs(cls)
     made = []
     known = cls.settings()
@@ -62,7 +62,7 @@ def settings_of(cls: type[Component]) -> list[Setting]:
 
 
 def type_words(hint: Any) -> str:
-    """`str | None` is "str or none"; choices are listed."""
+    """Describes a type: `str | None` is "str or none", and choices are listed."""
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
@@ -73,12 +73,12 @@ def type_words(hint: Any) -> str:
 
 
 def body(cls: type[Component]) -> str:
-    """The docstring below the equation."""
+    """Returns the docstring below the equation."""
     return inspect.cleandoc(cls.__doc__ or "").partition("\n")[2].strip()
 
 
 def facts(cls: type[Component]) -> dict[str, str]:
-    """What a form or a decoding is beyond its settings; of other components, the source alone."""
+    """Returns facts about a form or a decoding beyond its settings; of other components, only the source."""
     from luthier.core.contracts.decoding import Decoding
     from luthier.core.contracts.form import Form
 

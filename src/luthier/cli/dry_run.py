@@ -1,4 +1,4 @@
-"""`--dry-run`: everything that comes before the first step of training."""
+"""The `--dry-run` of training: everything that comes before the first step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def dry_run(run: Run, notes: Sequence[str] = ()) -> None:
-    """Prints `notes`, what is trained and the first row's tokens; the run folder is not touched."""
+    """Prints `notes`, what would be trained and the first row's tokens; the run folder is not touched."""
     from luthier import data
     from luthier.training.attachment import attach_all
     from luthier.training.estimate import estimate

@@ -1,4 +1,4 @@
-"""From tokens to a command: the flags are the fields of dataclasses, their help the fields' docstrings."""
+"""Parsing the command line: flags are fields of dataclasses, and their help is the fields' docstrings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Command:
-    """Base of every command: a dataclass whose fields are its arguments, and those keyword-only its flags."""
+    """The base class of commands: a dataclass whose fields are arguments, and keyword-only fields flags."""
 
     group: ClassVar[str] = "Fit and ship"
     """Under which heading it is listed."""

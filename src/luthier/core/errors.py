@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class LuthierError(ValueError):
-    """Bad input, told plainly. The command line prints it and exits with 2, without a traceback."""
+    """The error for bad input; the command line prints its message and exits with 2, without a traceback."""
 
 
 def near(word: str, words: Iterable[str], count: int = 3) -> str:
-    """`"; did you mean 'a' or 'b'?"` for the words nearest to `word`; a full stop when none is near."""
+    """Returns `"; did you mean 'a' or 'b'?"` for the words nearest to `word`, or a full stop when none is near."""
     folded = {w.lower(): w for w in words}
     found = [folded[w] for w in difflib.get_close_matches(word.lower(), folded, n=count, cutoff=0.5)]
     return "; did you mean " + " or ".join(repr(w) for w in found) + "?" if found else "."

@@ -33,19 +33,19 @@ class Combine(Command):
     )
 
     method: str
-    """How; `luthier list combinations` shows all."""
+    """The combination; `luthier list combinations` shows all."""
     inputs: tuple[str, ...] = ()
-    """Run folders, adapters' folders, or folders of models that were fine-tuned from the base."""
+    """Run folders, adapter folders, or folders of models that were fine-tuned from the base."""
     base: str | None = field(default=None, kw_only=True)
     """The base: a folder, a hub id or a name of the catalogue. Default: the name in the first adapter."""
     weights: str | None = field(default=None, kw_only=True)
-    """One number for each input, as 0.5,0.5. Default: 1 each."""
+    """One weight for each input, as 0.5,0.5. Default: 1 each."""
     out: str = field(kw_only=True)
     """The folder to write."""
     merged: bool = field(default=False, kw_only=True)
     """Write the whole model and not an adapter."""
     rank: int | None = field(default=None, kw_only=True)
-    """Truncate the change of every matrix to this rank by SVD; the error is told."""
+    """Truncate the change of every matrix to this rank by SVD, and report the error."""
     source: str | None = field(default=None, kw_only=True)
     """The base that the inputs were fitted on, for the methods that move them to another --base."""
     dtype: str = field(default="auto", kw_only=True)

@@ -45,7 +45,7 @@ class Compare(Command):
     """Forms, recipes, base (the untouched model), peft:lora and peft:dora, joined by commas. Default: base,lora,full.
     A name that is both means the form, with its own settings, as --method does; recipe:lora is the recipe."""
     seeds: str | None = field(default=None, kw_only=True)
-    """How many (3 is 0, 1 and 2), or which, joined by commas. Default: 3."""
+    """The number of seeds (3 means 0, 1 and 2), or the seeds themselves, joined by commas. Default: 3."""
     budget: str | None = field(default=None, kw_only=True)
     """What every adapter may cost: a share of the model (0.1%), trainable parameters (500k) or a size on disk (8MB)."""
     held: str | None = field(default=None, kw_only=True)
@@ -53,13 +53,13 @@ class Compare(Command):
     tune: int | None = field(default=None, kw_only=True)
     """Trials of a search on the validation part, for each method: learning rate, rank without a budget, positions."""
     tune_steps: int | None = field(default=None, kw_only=True)
-    """Steps of a trial. Default: those of a run."""
+    """Training steps of a trial. Default: those of a run."""
     others: int | None = field(default=None, kw_only=True)
     """Rows of each other data set to test on, before and after. Default: 100; 0: no such test."""
     timing: int | None = field(default=None, kw_only=True)
     """Steps timed against the frozen base. Default: 5; 0: no timing."""
     out: str = field(default="study", kw_only=True)
-    """The study's folder."""
+    """The folder of the study."""
     keep_adapters: bool = field(default=False, kw_only=True)
     """Keep the adapters of finished runs."""
     dry_run: bool = field(default=False, kw_only=True)

@@ -35,23 +35,23 @@ class Decode(Command):
     model: str
     """The model that is led: a folder, a hub id, a .gguf file or a name of the catalogue, with @ADAPTER if one acts."""
     prompts: tuple[str, ...] = ()
-    """The prompts."""
+    """The prompts to answer."""
     by: str = field(kw_only=True)
-    """How; `luthier list decodings` shows all."""
+    """The decoding; `luthier list decodings` shows all."""
     file: Path | None = field(default=None, kw_only=True)
     """A text file with one prompt per line."""
     draft: int = field(default=0, kw_only=True)
-    """Tokens that the small tuned model writes ahead, for all to read in one pass (0: none). Greedily the same text."""
+    """Tokens that the small tuned model drafts, for all to read in one pass (0: none). Greedily the same text."""
     max_new_tokens: int = field(default=128, kw_only=True)
-    """Longest answer."""
+    """The most tokens of an answer."""
     temperature: float = field(default=0.0, kw_only=True)
-    """0 takes the best token; above, tokens are drawn."""
+    """The sampling temperature; 0 takes the best token (greedy decoding)."""
     top_p: float = field(default=1.0, kw_only=True)
-    """Draw from the likeliest tokens of this total probability."""
+    """Sample from the likeliest tokens of this total probability (nucleus sampling)."""
     seed: int = field(default=0, kw_only=True)
-    """Fixes what is drawn."""
+    """The seed of sampling."""
     batch: int = field(default=8, kw_only=True)
-    """Prompts at a time, without a draft."""
+    """Prompts per batch, without a draft."""
     dtype: str = field(default="float32", kw_only=True)
     """Dtype of the models: float32, bfloat16, float16 or auto."""
     json: bool = field(default=False, kw_only=True)

@@ -43,37 +43,37 @@ class Evaluate(Command):
     lm_eval: str | None = field(default=None, kw_only=True)
     """Instead of data: tasks of the lm-evaluation-harness by name or .yaml file, joined by commas."""
     adapter: str | None = field(default=None, kw_only=True)
-    """A run folder, or an adapter's."""
+    """The adapter: a run folder or an adapter folder."""
     merged: bool = field(default=False, kw_only=True)
     """Merge the adapter into the weights first."""
     scorer: str | None = field(default=None, kw_only=True)
-    """exact_match, number, choice, label or gym (none: what the data call for); of answers that are written."""
+    """Scorer of generated answers: exact_match, number, choice, label or gym. Default: chosen by the data."""
     task: str | None = field(default=None, kw_only=True)
     """What the rows are for. Default: what the adapter was fitted for, else what their columns tell."""
     split: str = field(default="test", kw_only=True)
-    """Which rows, where the data have splits."""
+    """The split to evaluate, where the data have several."""
     limit: int | None = field(default=None, kw_only=True)
-    """Take that many rows, drawn by the seed."""
+    """Evaluate this many rows, drawn by the seed."""
     columns: str | None = field(default=None, kw_only=True)
-    """Columns that the data call otherwise, by what they are: text=body,label=category."""
+    """The names of columns in the data, by their meaning: text=body,label=category."""
     skip_bad_rows: bool = field(default=False, kw_only=True)
-    """Go on without the rows that cannot be used."""
+    """Skip the rows that cannot be used, instead of refusing the data."""
     batch: int = field(default=16, kw_only=True)
-    """Rows at a time."""
+    """Rows per batch."""
     max_new_tokens: int = field(default=128, kw_only=True)
-    """Longest answer."""
+    """The most tokens of an answer."""
     max_length: int | None = field(default=None, kw_only=True)
-    """Longest prompt, in tokens. Default: the model's own bound."""
+    """The most tokens of a prompt. Default: the model's own bound."""
     dtype: str = field(default="float32", kw_only=True)
     """Dtype of the base: float32, bfloat16, float16 or auto."""
     seed: int = field(default=0, kw_only=True)
-    """Draws the rows of --limit."""
+    """The seed that draws the rows of --limit."""
     force: bool = field(default=False, kw_only=True)
-    """Use the adapter on another base than it was fitted on."""
+    """Use the adapter on another base than the one it was trained on."""
     out: Path | None = field(default=None, kw_only=True)
     """Also write everything, all predictions included, to this .json file."""
     json: bool = field(default=False, kw_only=True)
-    """Print JSON."""
+    """Print the result as JSON."""
 
     def run(self, given: Given) -> None:
         if (self.data is None) == (self.lm_eval is None):

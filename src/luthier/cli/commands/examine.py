@@ -18,7 +18,7 @@ MOST = 24
 
 @dataclass(frozen=True)
 class Examine(Command):
-    """Examine what fitting did to a model: an adapter, or a fine-tuned model and the base that it grew out of.
+    """Examine what fine-tuning did to a model: an adapter, or a fine-tuned model and its base.
 
     --by says what is measured: intruder dimensions in the weights, how much is forgotten, in which layers
     representations changed, which few numbers carry the skill. Each stands beside a null, which is what the same
@@ -38,27 +38,27 @@ class Examine(Command):
     target: str
     """A run folder, an adapter's folder, or the folder of a model that was fine-tuned from --base."""
     by: str = field(default="intruders", kw_only=True)
-    """What is measured; `luthier list examinations` shows all."""
+    """The examination; `luthier list examinations` shows all."""
     base: str | None = field(default=None, kw_only=True)
     """The base: a folder, a hub id or a name of the catalogue. Default: the name in the adapter."""
     data: str | None = field(default=None, kw_only=True)
-    """Rows to read, for the examinations that read any: one source, or several with commas between."""
+    """Data for the examinations that read any: one source, or several joined by commas."""
     out: str | None = field(default=None, kw_only=True)
-    """Folder for examined.json and examined.png. Default: nothing is written."""
+    """The folder for examined.json and examined.png. Default: nothing is written."""
     task: str | None = field(default=None, kw_only=True)
     """What the rows are for. Default: the adapter's task, or the model's."""
     limit: int | None = field(default=None, kw_only=True)
-    """Take that many rows of each source."""
+    """Read this many rows of each source."""
     batch: int = field(default=8, kw_only=True)
-    """Rows read at a time."""
+    """Rows per batch."""
     max_length: int = field(default=1024, kw_only=True)
-    """Longest row, in tokens; longer ones are cut."""
+    """The most tokens of a row; longer ones are cut."""
     dtype: str = field(default="float32", kw_only=True)
     """Dtype of the base: float32, bfloat16, float16, float64 or auto, the model's own."""
     force: bool = field(default=False, kw_only=True)
-    """Go on with another base than the one that was fitted."""
+    """Examine against another base than the one that was trained."""
     json: bool = field(default=False, kw_only=True)
-    """Print JSON."""
+    """Print the result as JSON."""
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:

@@ -37,9 +37,9 @@ class Explain(Command):
     model: str | None = field(default=None, kw_only=True)
     """Count the parameters on this model: a folder, a config.json, a hub id or a name of the catalogue."""
     where: str | None = field(default=None, kw_only=True)
-    """Sites that the count is for. Default: the method's own."""
+    """The sites to count parameters for. Default: the method's own."""
     json: bool = field(default=False, kw_only=True)
-    """Print JSON."""
+    """Print the result as JSON."""
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:

@@ -27,13 +27,13 @@ class Export(Command):
     )
 
     adapter: str
-    """A run folder, or an adapter's."""
+    """The adapter: a run folder or an adapter folder."""
     out: str
     """The folder to write."""
     to: str = field(default=DEFAULT, kw_only=True)
-    """The format."""
+    """The export format; `luthier list formats` shows all."""
     model: str | None = field(default=None, kw_only=True)
-    """The base that it was fitted on. Default: the name in the adapter."""
+    """The base that the adapter was trained on. Default: the name in the adapter."""
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:

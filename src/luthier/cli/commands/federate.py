@@ -26,7 +26,7 @@ SKIP = ("form", "objective", "training", "model", "data", "ranks", "init", "cali
 
 @dataclass(frozen=True)
 class Federate(Command):
-    """Fit a model to data that stay with several clients, by simulation.
+    """Fine-tune a model on data that stay with several clients, by simulation.
 
     Rows are dealt to clients; in every round each of them trains an adapter on its own rows, as `luthier train` does,
     and the server makes one change of theirs. The settings of training are those of one client in one round. The
@@ -47,20 +47,20 @@ class Federate(Command):
     data: str
     """A file (.jsonl, .csv, .parquet, …), a folder or a hub id: the rows of all clients."""
     aggregation: str = field(default=AGGREGATION, kw_only=True)
-    """What the server makes of the clients' changes; `luthier list aggregations` shows all."""
+    """The rule by which the server combines the clients' changes; `luthier list aggregations` shows all."""
     method: str = field(default=METHOD, kw_only=True)
     """The form that clients train: one whose change is s B A. It has its own settings, never those of a recipe of the
     same name."""
     update: str | None = field(default=None, kw_only=True)
-    """What becomes of the gradients. Default: AdamW; `luthier list updates` shows all."""
+    """The change of AdamW's update. Default: AdamW; `luthier list updates` shows all."""
     objective: str | None = field(default=None, kw_only=True)
-    """What training lowers. Default: sft; `luthier list objectives` shows all."""
+    """The training loss. Default: sft; `luthier list objectives` shows all."""
     out: str = field(default="federation", kw_only=True)
-    """The folder of the run."""
+    """The run folder to write."""
     resume: bool = field(default=False, kw_only=True)
-    """Go on from the last client that finished in --out; --rounds may be larger than before."""
+    """Resume after the last client that finished in --out; --rounds may be larger than before."""
     overwrite: bool = field(default=False, kw_only=True)
-    """Start anew though --out holds a run."""
+    """Start again even if --out holds a run."""
     dry_run: bool = field(default=False, kw_only=True)
     """Stop before the weights are loaded: check everything, show who takes part with which rows."""
 

@@ -13,7 +13,7 @@ from luthier.cli.prompts import asked, plain, prompts_or_rows, tools_of, variabl
 
 @dataclass(frozen=True)
 class Generate(Command):
-    """Let a model answer prompts, with or without an adapter.
+    """Generate answers to prompts, with or without an adapter.
 
     Prompts are arguments, the lines or rows of --file, or, without either, what stands on the standard input. A chat
     model answers each as a user's turn. Of rows, in any layout of training, what stands before the last answer is the
@@ -31,39 +31,39 @@ class Generate(Command):
     model: str
     """A folder, a hub id, a .gguf file or a name of the catalogue."""
     prompts: tuple[str, ...] = ()
-    """The prompts."""
+    """The prompts to answer."""
     adapter: str | None = field(default=None, kw_only=True)
-    """A run folder, or an adapter's."""
+    """The adapter: a run folder or an adapter folder."""
     merged: bool = field(default=False, kw_only=True)
     """Merge the adapter into the weights first."""
     file: Path | None = field(default=None, kw_only=True)
     """A text file (.txt, .md) with one prompt per line, or rows as training reads them (.jsonl, .csv, .parquet, …)."""
     columns: str | None = field(default=None, kw_only=True)
-    """Columns that the rows of --file call otherwise, by what they are: question=problem."""
+    """The names of columns in --file, by their meaning: question=problem."""
     tools: Path | None = field(default=None, kw_only=True)
     """A .json file with the tools (a list of JSON schemas) that a model may call; rows with tools keep their own."""
     chat_template_kwargs: str | None = field(default=None, kw_only=True)
     """Variables of the chat template, over those that the adapter's rows shared: '{"enable_thinking": false}'."""
     max_new_tokens: int = field(default=128, kw_only=True)
-    """Longest answer."""
+    """The most tokens of an answer."""
     temperature: float = field(default=0.0, kw_only=True)
-    """0 takes the likeliest token; above, tokens are drawn."""
+    """The sampling temperature; 0 takes the likeliest token (greedy decoding)."""
     top_p: float = field(default=1.0, kw_only=True)
-    """Draw from the likeliest tokens of this total probability."""
+    """Sample from the likeliest tokens of this total probability (nucleus sampling)."""
     seed: int = field(default=0, kw_only=True)
-    """Fixes what is drawn."""
+    """The seed of sampling."""
     batch: int = field(default=8, kw_only=True)
-    """Prompts at a time."""
+    """Prompts per batch."""
     task: str | None = field(default=None, kw_only=True)
-    """causal-lm or seq2seq. Default: what the adapter was fitted for, or the model is."""
+    """The task: causal-lm or seq2seq. Default: the adapter's task, or the model's."""
     dtype: str = field(default="float32", kw_only=True)
     """Dtype of the base: float32, bfloat16, float16 or auto."""
     force: bool = field(default=False, kw_only=True)
-    """Use the adapter on another base than it was fitted on."""
+    """Use the adapter on another base than the one it was trained on."""
     as_task: str | None = field(default=None, kw_only=True)
-    """The task that the prompts are of, for an adapter that goes by tasks (mhr)."""
+    """The task of the prompts, for an adapter that routes by task (mhr)."""
     json: bool = field(default=False, kw_only=True)
-    """Print JSON."""
+    """Print the result as JSON."""
 
     def run(self, given: Given) -> None:
         from luthier.cli.base import fitted

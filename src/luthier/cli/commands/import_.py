@@ -12,7 +12,7 @@ from luthier.cli.parse import Command, Flags, Given
 
 @dataclass(frozen=True)
 class Import(Command):
-    """Make an adapter of ours from one that another library saved: peft (LoRA, DoRA, IA3) or pyreft.
+    """Import an adapter that another library saved: peft (LoRA, DoRA, IA3) or pyreft.
 
     The library is told by what the folder holds; nothing in it is run. What has no equal here is refused with the
     reason, and so are damage and another base. `luthier list sources` shows the libraries.
@@ -24,13 +24,13 @@ class Import(Command):
     )
 
     folder: str
-    """What the other library saved."""
+    """The folder that the other library saved."""
     out: str
     """The folder to write."""
     model: str = field(kw_only=True)
     """The base that it was fitted on: a folder, a hub id, a .gguf file or a name of the catalogue."""
     task: str = field(default="causal-lm", kw_only=True)
-    """What the base does with it: causal-lm, classification, seq2seq, …"""
+    """The task of the base: causal-lm, classification, seq2seq and others."""
     labels: str | None = field(default=None, kw_only=True)
     """Names of the classes, joined by commas, in the order of the head that was trained (classification)."""
 

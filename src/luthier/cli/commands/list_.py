@@ -12,7 +12,7 @@ from luthier.core.errors import LuthierError, near
 
 @dataclass(frozen=True)
 class List(Command):
-    """List what there is: the components of every axis with their equations and papers, and the recipes."""
+    """List the methods of every axis with their equations and papers, and the recipes."""
 
     group: ClassVar[str] = "Look"
     examples: ClassVar[tuple[str, ...]] = ("luthier list", "luthier list forms", "luthier list recipes --json")
@@ -20,7 +20,7 @@ class List(Command):
     axis: str | None = None
     """One axis only, such as forms or recipes."""
     json: bool = field(default=False, kw_only=True)
-    """Print JSON."""
+    """Print the result as JSON."""
 
     def run(self, given: Given) -> None:
         from luthier.cli.source import axes

@@ -12,7 +12,7 @@ from luthier.cli.parse import Command, Flags, Given, option
 
 @dataclass(frozen=True)
 class Measure(Command):
-    """Measure what the data are like inside the model, and the ranks that follow.
+    """Measure the intrinsic dimension of data inside a model, and allocate ranks by it.
 
     Reads a sample of the rows once, without training. With --ranks gelora it shows the intrinsic dimension at
     every layer, with intervals; with --ranks eva the variance that each rank captures. The table goes to the
@@ -32,31 +32,31 @@ class Measure(Command):
     data: str
     """A file (.jsonl, .csv, .parquet, …), a folder, a hub id or gym:<task>."""
     ranks: str = field(default="gelora", kw_only=True)
-    """What chooses the ranks; `luthier list ranks` shows all."""
+    """The rank allocation; `luthier list ranks` shows all."""
     method: str = field(default="lora", kw_only=True)
     """The form that the ranks are for, with its own settings (never those of a recipe of the same name)."""
     where: str | None = field(default=None, kw_only=True)
-    """Sites of the form. Default: the form's own."""
+    """The sites of the form. Default: the form's own."""
     budget: str | None = field(default=None, kw_only=True)
     """What the ranks may cost: a share of the model (0.1%), trainable parameters (500k) or a size on disk (8MB)."""
     task: str | None = field(default=None, kw_only=True)
     """What the rows are for. Default: what their columns tell."""
     limit: int | None = field(default=None, kw_only=True)
-    """Take that many rows of the data, drawn by the seed."""
+    """Read this many rows of the data, drawn by the seed."""
     max_length: int = field(default=1024, kw_only=True)
-    """Longest row, in tokens; the prompts of longer ones are cut."""
+    """The most tokens of a row; the prompts of longer ones are cut."""
     precision: str = field(default="float32", kw_only=True)
     """Dtype of the model: float32 or bfloat16."""
     crosscheck: bool = field(default=True, kw_only=True)
     """Show two other estimators beside each dimension, where scikit-dimension is installed."""
     columns: str | None = field(default=None, kw_only=True)
-    """Columns that the data call otherwise, by what they are: text=body,label=category."""
+    """The names of columns in the data, by their meaning: text=body,label=category."""
     skip_bad_rows: bool = field(default=False, kw_only=True)
-    """Go on without the rows that cannot be used."""
+    """Skip the rows that cannot be used, instead of refusing the data."""
     out: str | None = field(default=None, kw_only=True)
-    """Folder for measured.json and measured.png. Default: nothing is written."""
+    """The folder for measured.json and measured.png. Default: nothing is written."""
     json: bool = field(default=False, kw_only=True)
-    """Print JSON."""
+    """Print the result as JSON."""
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:

@@ -14,7 +14,7 @@ from luthier.core.errors import LuthierError
 
 @dataclass(frozen=True)
 class Merge(Command):
-    """Fold an adapter into its model and save the whole model.
+    """Merge an adapter into its base model and save the whole model.
 
     The folder loads in transformers without Luthier: safetensors in the model's own dtype, configuration,
     tokenizer, and a card. What was written is loaded again and compared with the adapted model, on a small input; the
@@ -29,13 +29,13 @@ class Merge(Command):
     model: str
     """The base that the adapter was fitted on: a folder, a hub id, a .gguf file or a name of the catalogue."""
     adapter: str
-    """A run folder, or an adapter's."""
+    """The adapter: a run folder or an adapter folder."""
     out: str
     """The folder to write."""
     dtype: str = field(default="auto", kw_only=True)
     """Dtype to merge and save in: auto is the model's own; or float32, bfloat16, float16."""
     force: bool = field(default=False, kw_only=True)
-    """Merge into another base than the adapter was fitted on."""
+    """Merge into another base than the one the adapter was trained on."""
 
     def run(self, given: Given) -> None:
         from luthier.cli.base import base_of, next_step

@@ -21,11 +21,11 @@ class Models(Command):
     examples: ClassVar[tuple[str, ...]] = ("luthier models", "luthier models fetch smollm2-135m")
 
     action: Literal["list", "fetch"] = "list"
-    """list or fetch."""
+    """The action: list or fetch."""
     names: tuple[str, ...] = ()
     """The models to fetch."""
     json: bool = field(default=False, kw_only=True)
-    """Print JSON."""
+    """Print the list as JSON."""
 
     def run(self, given: Given) -> None:
         {"list": self._list, "fetch": self._fetch}[self.action]()

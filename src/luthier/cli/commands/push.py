@@ -11,7 +11,7 @@ from luthier.cli.parse import Command, Given
 
 @dataclass(frozen=True)
 class Push(Command):
-    """Put an adapter on the model hub.
+    """Push an adapter to the model hub.
 
     Exactly its three files go up, in one commit, after their checksums were verified. Log in with `hf auth login`.
     """
@@ -22,13 +22,13 @@ class Push(Command):
     )
 
     adapter: str
-    """A run folder, or an adapter's."""
+    """The adapter: a run folder or an adapter folder."""
     repo: str
-    """The repository, as user/name; it is made if it is new."""
+    """The repository, as user/name; it is created if it does not exist."""
     private: bool = field(default=False, kw_only=True)
-    """Only you may see it; a public repository of that name is refused."""
+    """Create a private repository; an existing public one of that name is refused."""
     dry_run: bool = field(default=False, kw_only=True)
-    """Show what would go up, and ask nothing of the hub."""
+    """Show what would be uploaded, without contacting the hub."""
 
     def run(self, given: Given) -> None:
         from luthier.interop.push import CARD, parcel, push

@@ -22,7 +22,7 @@ BY = "got_d"
 
 @dataclass(frozen=True)
 class Select(Command):
-    """Choose the rows to learn from, or put shots before each prompt.
+    """Choose rows of data to train on, or put few-shot examples before each prompt.
 
     With --rows, the rows of DATA that serve the rows of --target best are written as they are. With --shots, every row
     of DATA is written with that many rows of --pool before its prompt; these are read, not learned.
@@ -38,13 +38,13 @@ class Select(Command):
     data: str
     """A file (.jsonl, .csv, .parquet, …), a folder, a hub id or gym:<task>."""
     by: str = field(default=BY, kw_only=True)
-    """What chooses; `luthier list selections` shows all."""
+    """The selection; `luthier list selections` shows all."""
     rows: int | None = field(default=None, kw_only=True)
-    """Take that many rows."""
+    """The number of rows to select."""
     target: str | None = field(default=None, kw_only=True)
-    """Data of the task that rows are chosen for."""
+    """Data of the target task, for which rows are chosen."""
     shots: int | None = field(default=None, kw_only=True)
-    """Put that many rows before each prompt."""
+    """The number of examples (shots) to put before each prompt."""
     pool: str | None = field(default=None, kw_only=True)
     """Data that shots come from. Default: DATA, where no row is its own shot."""
     model: str | None = field(default=None, kw_only=True)
@@ -52,19 +52,19 @@ class Select(Command):
     out: str = field(default="selected.jsonl", kw_only=True)
     """The .jsonl file to write; a picture of the scores stands beside it."""
     overwrite: bool = field(default=False, kw_only=True)
-    """Write though --out is there."""
+    """Overwrite --out if it exists."""
     task: str | None = field(default=None, kw_only=True)
     """What the rows are for. Default: what their columns tell."""
     limit: int | None = field(default=None, kw_only=True)
-    """Read that many rows of DATA, drawn by the seed."""
+    """Read this many rows of DATA, drawn by the seed."""
     columns: str | None = field(default=None, kw_only=True)
-    """Columns that the data call otherwise, by what they are: text=body,label=category."""
+    """The names of columns in the data, by their meaning: text=body,label=category."""
     skip_bad_rows: bool = field(default=False, kw_only=True)
-    """Go on without the rows that cannot be used."""
+    """Skip the rows that cannot be used, instead of refusing the data."""
     seed: int = field(default=0, kw_only=True)
-    """Fixes what is drawn."""
+    """The seed of what is drawn."""
     json: bool = field(default=False, kw_only=True)
-    """Print JSON."""
+    """Print the result as JSON."""
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:

@@ -20,7 +20,7 @@ KEY = "LUTHIER_API_KEY"
 
 @dataclass(frozen=True)
 class Serve(Command):
-    """Serve a model and its adapters over HTTP, as OpenAI's API has it, with a chat page at /.
+    """Serve a model and its adapters over HTTP with OpenAI's API, and a chat page at /.
 
     The base and every adapter are models of their own; requests for different ones share batches. Without
     --adapters-folder, adapters are those of the start. SIGTERM (or Ctrl-C) lets running answers end first.
@@ -35,9 +35,9 @@ class Serve(Command):
     model: str
     """A folder, a hub id, a .gguf file or a name of the catalogue."""
     adapter: tuple[str, ...] = field(default=(), kw_only=True)
-    """name=folder: an adapter (a run folder, or an adapter's) and the model name that it gets; may be repeated."""
+    """An adapter as name=folder (a run or adapter folder), with the model name that it gets; may be repeated."""
     host: str = field(default="127.0.0.1", kw_only=True)
-    """Address to listen at. The default takes calls from this machine alone; 0.0.0.0 takes them from everywhere."""
+    """Address to listen at. The default takes calls from this machine only; 0.0.0.0 takes them from everywhere."""
     port: int = field(default=8000, kw_only=True)
     """Port to listen at (0: a free one)."""
     api_key: str | None = field(default=None, kw_only=True)
@@ -47,15 +47,15 @@ class Serve(Command):
     adapters_folder: Path | None = field(default=None, kw_only=True)
     """Folder below which clients may load adapters while the server runs. Default: they may not."""
     rows: int = field(default=32, kw_only=True)
-    """Requests decoded together."""
+    """The number of requests decoded together."""
     waiting: int = field(default=128, kw_only=True)
-    """Requests that may wait; further ones get 429."""
+    """The number of requests that may wait; further ones get 429."""
     max_length: int | None = field(default=None, kw_only=True)
-    """Most tokens of a prompt and its answer together. Default: what the model was made for."""
+    """The most tokens of a prompt and its answer together. Default: the model's own bound."""
     max_body: int = field(default=2**20, kw_only=True)
-    """Longest request in bytes; longer ones get 413."""
+    """The longest request in bytes; longer ones get 413."""
     drain: float = field(default=30.0, kw_only=True)
-    """Seconds that running answers get to end, once the server is told to stop."""
+    """Seconds that running answers get to finish once the server is stopped."""
     dtype: str = field(default="float32", kw_only=True)
     """Dtype of the base: float32, bfloat16, float16 or auto."""
 

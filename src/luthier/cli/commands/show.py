@@ -14,7 +14,7 @@ from luthier.core.errors import LuthierError
 
 @dataclass(frozen=True)
 class Show(Command):
-    """Show what would be trained on, or what was: tokens in the loss, sites of a model, an adapter's spec.
+    """Show the tokens in the loss of a row, the sites of a model, or the spec of an adapter.
 
     With DATA: the tokens of one row, those in the loss marked. With a model alone: its layers by type, and
     with --where the sites of that selection. With an adapter or a run folder: what it is and was fitted on.
@@ -34,13 +34,13 @@ class Show(Command):
     row: int | None = field(default=None, kw_only=True)
     """The row's number in the data, from 1. Default: the first."""
     where: str | None = field(default=None, kw_only=True)
-    """A selection of sites."""
+    """The selector of the sites to show."""
     task: str | None = field(default=None, kw_only=True)
     """What the rows are for. Default: what their columns tell."""
     columns: str | None = field(default=None, kw_only=True)
-    """Columns that the data call otherwise, by what they are: text=body,label=category."""
+    """The names of columns in the data, by their meaning: text=body,label=category."""
     max_length: int | None = field(default=None, kw_only=True)
-    """Longest row, in tokens; a longer one is an error."""
+    """The most tokens of a row; a longer one is an error."""
 
     def run(self, given: Given) -> None:
         from luthier.core.storage.folder import adapter_at

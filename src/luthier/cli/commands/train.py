@@ -27,7 +27,7 @@ CHOSEN = {**MEASURED, "update": "updates", "objective": "objectives", "select": 
 
 @dataclass(frozen=True)
 class Train(Command):
-    """Fit a model to data.
+    """Fine-tune a model on data.
 
     The flags of the method follow from --method: `luthier train --method lora --help` shows them. A recipe
     stands under the flags, and both over the defaults.
@@ -55,21 +55,21 @@ class Train(Command):
     recipe: str | None = field(default=None, kw_only=True)
     """Settings by name (`luthier list recipes`) or in a .toml file."""
     ranks: str | None = field(default=None, kw_only=True)
-    """What chooses the rank of each site from the data. Default: --rank everywhere; `luthier list ranks` shows all."""
+    """The allocation of ranks from the data. Default: --rank everywhere; `luthier list ranks` shows all."""
     init: str | None = field(default=None, kw_only=True)
-    """Where the method starts. Default: its own start; `luthier list inits` shows all."""
+    """The initialisation of the method. Default: its own; `luthier list inits` shows all."""
     update: str | None = field(default=None, kw_only=True)
-    """What becomes of the gradients, and what is trained at all. Default: AdamW; `luthier list updates` shows all."""
+    """The change of AdamW's update, and of what is trained. Default: AdamW; `luthier list updates` shows all."""
     also: str | None = field(default=None, kw_only=True)
-    """Further forms under the same adapter: [{method = "bottleneck", where = "output(mlp)", form = {dim = 512}}]."""
+    """Further forms of the same adapter: [{method = "bottleneck", where = "output(mlp)", form = {dim = 512}}]."""
     objective: str | None = field(default=None, kw_only=True)
-    """What training lowers. Default: sft; `luthier list objectives` shows all."""
+    """The training loss. Default: sft; `luthier list objectives` shows all."""
     select: str | None = field(default=None, kw_only=True)
-    """What chooses --select-rows rows to learn from. Default: all are taken; `luthier list selections` shows all."""
+    """The selection of --select-rows rows to train on. Default: all rows; `luthier list selections` shows all."""
     resume: bool = field(default=False, kw_only=True)
-    """Go on from the last checkpoint in --out."""
+    """Resume from the last checkpoint in --out."""
     overwrite: bool = field(default=False, kw_only=True)
-    """Start anew though --out holds a run."""
+    """Start again even if --out holds a run."""
     dry_run: bool = field(default=False, kw_only=True)
     """Stop before training: show the sites, the parameters, and the tokens of the first row."""
 

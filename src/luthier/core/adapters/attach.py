@@ -1,4 +1,4 @@
-"""Attach, detach, enable: an adapted model is still the model."""
+"""Attaching and detaching adapters; an adapted model keeps its class, its type and its keys."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _refuse_name(name: str) -> None:
 
 
 def ranked(form: Form, sites: Sites, ranks: Mapping[str, int]) -> Sites:
-    """The sites whose rank is above 0; raises for ranks that are not those of `sites`."""
+    """Returns the sites whose rank is above 0; raises for ranks that do not fit `sites`."""
     paths = {site.path for site in sites}
     strange = [path for path in ranks if path not in paths]
     missing = [site.path for site in sites if site.path not in ranks]
@@ -119,7 +119,7 @@ def ranked(form: Form, sites: Sites, ranks: Mapping[str, int]) -> Sites:
 
 
 def place(model: nn.Module, components: Sequence[AdapterComponent], start: Start, *, check: bool = True) -> nn.Module:
-    """Attaches `parts` (of one name) whose first tensors come from `start(module, site, part)`."""
+    """Attaches `components` of one adapter, initialised by `start(module, site, component)`."""
     _refuse_name(components[0].name)
     state = find_state(model) or _new_state(model)
     try:
@@ -189,13 +189,13 @@ def _refuse_bypassed(missed: list[str], sites: Sites) -> None:
 
 
 def find_state(model: nn.Module) -> State | None:
-    """The state of an adapted model, also under a wrapper (torch.compile, DDP); None if it is not adapted."""
+    """Returns the state of an adapted model, also under a wrapper (torch.compile, DDP); None if it is not adapted."""
     states = (vars(module).get("_luthier") for module in model.modules())
     return next((s for s in states if s is not None), None)
 
 
 def state_of(model: nn.Module) -> State:
-    """The state of an adapted model; raises for one that carries no adapter."""
+    """Returns the state of an adapted model; raises for a model without adapters."""
     state = find_state(model)
     if state is None:
         raise LuthierError(f"this {type(model).__name__} carries no adapter; attach or load one first.")
@@ -216,7 +216,7 @@ def _new_state(model: nn.Module) -> State:
 
 
 def _place(model: nn.Module, state: State, component: AdapterComponent, start: Start) -> None:
-    """Creates the parameters of every group and hangs a slot on every module."""
+    """Creates the parameters of every group and adds a tuner layer to every module."""
     state.components.append(component)
     regroup(model, component)
     owners = {path: stack_owner(model, path) for path in block_lists(model)}
@@ -272,7 +272,7 @@ def _mark(model: nn.Module, state: State) -> None:
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:
-    """Takes an adapter off (all of them without a name); the last one gives classes and flags back."""
+    """Detaches an adapter, or all without a name; the last one restores classes and `requires_grad` flags."""
     state = state_of(model)
     if state.merged:
         raise LuthierError("adapters are merged into the weights; unmerge before detaching.")
@@ -283,7 +283,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
 
 
 def adapter_names(state: State) -> list[str]:
-    """The names attached, in order."""
+    """Returns the names of the attached adapters, in order."""
     return list(dict.fromkeys(component.name for component in state.components))
 
 

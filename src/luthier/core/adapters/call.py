@@ -1,4 +1,4 @@
-"""What one forward call knows: padding, cache length, where the prompt ends, which adapter each row uses."""
+"""The facts of one forward call: padding, cache length, where the prompt ends, which adapter each row uses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Call:
     length: int
     past: int = 0
     mask: Tensor | None = None
-    """1 for real tokens, [B, past + length]; None: no padding."""
+    """The padding mask, [B, past + length], 1 for real tokens; None means no padding."""
     prompt: Prompt = field(default_factory=Prompt)
     device: torch.device | None = None
     tasks: str | Sequence[str] | Tensor | None = None
@@ -39,7 +39,7 @@ class Call:
     _found: dict[Positions, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
 
     def locate(self, positions: Positions) -> tuple[Tensor, Tensor] | None:
-        """(index, keep), both [B, P]: columns of this pass to edit, and which of them are real edits.
+        """Returns (index, keep), both [B, P]: columns of this pass to edit, and which of them are real edits.
 
         With n prompt tokens in a row, the first min(p, floor(n/2)) and the last min(s, ceil(n/2)) are edited.
         None when the pass holds no prompt: later tokens see the edits through the cache.
@@ -95,7 +95,7 @@ class Call:
 
 
 def read_call(arguments: dict[str, Any], prompt: Prompt) -> Call | None:
-    """The call of a stack from the arguments of its owner; None when they hold no sequence to place."""
+    """Reads the call of a stack from the arguments of its owner; None when they hold no sequence."""
     entering = next((arguments[n] for n in ENTRIES if isinstance(arguments.get(n), Tensor)), None)
     if entering is None:
         return None
@@ -111,7 +111,7 @@ def read_call(arguments: dict[str, Any], prompt: Prompt) -> Call | None:
 
 
 def entries(x: Tensor, rows: int) -> int:
-    """How many entries of an activation [entries, ...] each row has: beams repeat rows, some layers flatten tokens.
+    """Returns how many entries of an activation [entries, ...] belong to each row (beams, flattened tokens).
 
     Raises `LuthierError` where they are not the same for all.
     """
@@ -134,7 +134,7 @@ def _refuse_packed(position_ids: Any) -> None:
 
 
 def edit(call: Call | None, positions: Positions | None, edit_function, p, x: Tensor, y: Tensor) -> Tensor:
-    """`face(p, x, y)` at the positions, y elsewhere."""
+    """Applies `edit_function(p, x, y)` at the positions and returns y elsewhere."""
     if positions is None:
         return edit_function(p, x, y)
     if y.dim() < 3:

@@ -1,4 +1,4 @@
-"""What an adapted module carries: a slot for each form on it, sorted by what they do in its forward pass."""
+"""The container of an adapted module: one tuner layer per form, sorted by what it edits in the forward pass."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ from luthier.core.sites.structure import Attachment
 
 
 class AdapterContainer(Attachment):
-    """The slots of one module."""
+    """The tuner layers of one module."""
 
     def __init__(self, current: Pass, path: str) -> None:
         super().__init__()
         self.current, self.path = current, path
         self.root = False
         self.owner: str | None = None
-        """Set on the module that meets the mask and the cache of a stack: its own path."""
+        """Set on the module that is given the mask and the cache of a stack: its own path."""
         self.block: str | None = None
-        """Set on a block that hands its call on to a recomputation: the path of its owner."""
+        """Set on a block whose activations may be recomputed: the path of its owner."""
         self.siblings: list[nn.Module] = []
-        """The layers that read the same tensor right after this one."""
+        """The layers that read the same input right after this one."""
         self.modified_in_place = False
-        """Others write into what this layer returns, as a probing pass found: in training no kernel runs then."""
+        """Whether others modify this layer's output in place (a probing pass finds out); then no kernel trains it."""
         self.read = False
-        """The module that holds this layer reads its weight itself."""
+        """Whether the module that holds this layer reads its weight itself."""
         self.running = False
-        """The layer's own forward pass is under way."""
+        """Whether the layer's own forward pass is running."""
         self.acting: dict[int, TunerLayer] = {}
-        """The enabled slots by their order of attachment."""
+        """The enabled tuner layers, by their order of attachment."""
         self.given = 0
-        """How many slots were ever hung here: the order of the next one, whatever was removed."""
+        """How many tuner layers were ever added here: the order of the next one, whatever was removed."""
         self.stacked: StackedAdapters | None = None
-        """What a mixed batch makes of the adapters here; switching them leaves it."""
+        """The stacked adapters for mixed batches; switching adapters on and off keeps it."""
         self.refresh()
 
     def add(self, tuner: TunerLayer) -> None:
-        """Hangs a slot, behind those that are there."""
+        """Adds a tuner layer behind those that are there."""
         tuner.order = self.given
         self.given += 1
         self.add_module(_key(tuner.name, len(self.named(tuner.name))), tuner)
         self.switch([tuner], True)
 
     def named(self, name: str) -> list[TunerLayer]:
-        """The slots of one adapter here."""
+        """Returns the tuner layers of one adapter on this module."""
         found: list[TunerLayer] = []
         while (tuner := self._modules.get(_key(name, len(found)))) is not None:
             found.append(tuner)  # type: ignore[arg-type]
         return found
 
     def holds(self, tuner: TunerLayer) -> bool:
-        """Whether the very slot still hangs here."""
+        """Returns whether this tuner layer is still on the module."""
         return any(each is tuner for each in self.named(tuner.name))
 
     def switch(self, tuners: Iterable[TunerLayer], on: bool) -> None:
-        """Lets slots act, or silences them."""
+        """Enables or disables tuner layers."""
         for tuner in tuners:
             tuner.enabled = on
             tuner.training = self.training
@@ -70,7 +70,7 @@ class AdapterContainer(Attachment):
         self.refresh()
 
     def remove(self, components: Sequence[AdapterComponent]) -> None:
-        """Drops the slots of `parts`."""
+        """Removes the tuner layers of `components`."""
         for key, tuner in [(k, s) for k, s in self._modules.items() if s.component in components]:  # type: ignore[union-attr]
             del self._modules[key]
             self.acting.pop(tuner.order, None)  # type: ignore[union-attr, arg-type]
@@ -78,7 +78,7 @@ class AdapterContainer(Attachment):
         self.refresh()
 
     def refresh(self) -> None:
-        """Sorts the enabled slots anew; called after every change. Silent ones cost nothing, however many."""
+        """Sorts the enabled tuner layers again, after every change; disabled ones cost nothing, however many."""
         tuners = [self.acting[order] for order in sorted(self.acting)]
         self.inputs = [s for s in tuners if s.site.kind == "input"]
         self.params = [s for s in tuners if s.site.kind == "param"]
@@ -90,16 +90,16 @@ class AdapterContainer(Attachment):
         self.live = bool(self.inputs or rest)
         affine = [s for s in rest if self.read and s.site.kind == "affine"]
         self.owners = affine if all(s.form.linear and s.positions is None for s in affine) else []
-        """Those that act on what the owner reads; none where no weight expresses what they do."""
+        """Those that act on the weight that the owner reads; none where no weight can express their effect."""
         kernels = {_kernel_of(s) for s in tuners if s.site.kind == "affine"}
         alike = len(kernels) == 1 and all(s.site.kind == "affine" for s in tuners)
         self.fast = tuners if alike and kernels.pop() else []
-        """The slots of a linear layer whose adapters are all of one form, if that form has a kernel."""
+        """The tuner layers of a linear layer whose adapters are all of one form, if that form has a kernel."""
         self.decode_plan: DecodePlan | None = None
-        """What the layer does outside training, once it is settled."""
+        """The cached decode plan of the layer, once there is one."""
 
     def train(self, mode: bool = True) -> AdapterContainer:
-        """As every module's; noise comes and goes with it. Silent slots hear of it when they are to act."""
+        """Switches between train and eval mode; disabled tuner layers follow when they are enabled."""
         self.decode_plan = self.stacked = None
         self.training = mode
         for tuner in self.acting.values():
@@ -111,16 +111,16 @@ class AdapterContainer(Attachment):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of: it has parameters of its own, and settles its own steps."""
+        """Returns what a copy is made from: it has parameters, and so caches, of its own."""
         return {**vars(self), "decode_plan": None, "stacked": None}
 
     def tuners(self) -> list[TunerLayer]:
-        """Every slot, enabled or not, in the order of attachment."""
+        """Returns every tuner layer, enabled or not, in the order of attachment."""
         return list(self._modules.values())  # type: ignore[arg-type]
 
 
 def _key(name: str, count: int) -> str:
-    """The key of an adapter's slot number `count`: the colon keeps adapters called train or step apart from torch's
+    """The key of an adapter's tuner layer number `count`: the colon keeps an adapter called `train` apart from torch's
     and our own attributes."""
     return f"{name}:{count}"
 

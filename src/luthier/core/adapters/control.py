@@ -1,4 +1,4 @@
-"""Which adapters act, on which rows, and what is trained."""
+"""Control of attached adapters: which are enabled, on which rows they act, and what is trained."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from luthier.core.errors import LuthierError
 
 
 def enable(model: nn.Module, name: str | Sequence[str] | None = None) -> nn.Module:
-    """Lets adapters act: those named, or all. Others stay as they are."""
+    """Enables adapters, those named or all; others stay as they are."""
     _unmerged(model)
     return switch(model, name, True)
 
 
 def disable(model: nn.Module, name: str | Sequence[str] | None = None) -> nn.Module:
-    """Silences adapters, those named or all; they stay attached and keep their parameters."""
+    """Disables adapters, those named or all; they stay attached and keep their parameters."""
     _unmerged(model)
     return switch(model, name, False)
 
 
 def _unmerged(model: nn.Module) -> State:
-    """The state of a model; raises while adapters are in its weights, where no switch reaches them."""
+    """The state of a model; raises while adapters are merged, as they cannot be switched then."""
     state = state_of(model)
     if state.merged:
         raise LuthierError("adapters are merged into the weights; unmerge before choosing which of them act.")
@@ -41,7 +41,7 @@ def _unmerged(model: nn.Module) -> State:
 
 
 def switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.Module:
-    """Lets adapters act or silences them, merged ones too."""
+    """Enables or disables adapters, merged ones too."""
     state = state_of(model)
     known = adapter_names(state)
     wanted = known if name is None else [name] if isinstance(name, str) else list(name)
@@ -55,7 +55,7 @@ def switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.M
 
 
 def use(model: nn.Module, name: str | Sequence[str]) -> nn.Module:
-    """Lets the named adapters act, and no others. Its time does not grow with how many are attached."""
+    """Enables the named adapters and disables all others; its time does not grow with how many are attached."""
     state = _unmerged(model)
     wanted = [name] if isinstance(name, str) else list(name)
     for each in wanted:
@@ -71,7 +71,7 @@ def use(model: nn.Module, name: str | Sequence[str]) -> nn.Module:
 
 @contextmanager
 def disabled(model: nn.Module, name: str | Sequence[str] | None = None):
-    """The base as it was, while the context lasts."""
+    """Disables adapters, those named or all, while the context lasts."""
     before = acting(model)
     disable(model, name)
     try:
@@ -81,18 +81,18 @@ def disabled(model: nn.Module, name: str | Sequence[str] | None = None):
 
 
 Acting = dict[AdapterContainer, tuple[int, list[TunerLayer]]]
-"""By module: how many slots it has been given so far, and those that act."""
+"""By container: how many tuner layers it has been given so far, and those that are enabled."""
 
 
 def acting(model: nn.Module) -> Acting:
-    """The slots that act now."""
+    """Returns the tuner layers that are enabled now."""
     return {container: (container.given, list(container.acting.values())) for container in state_of(model).containers}
 
 
 def set_acting(model: nn.Module, before: Acting) -> None:
-    """Lets those act that acted before, as far as they are still there, and of the others only newer ones.
+    """Enables again what was enabled before and is still attached; of the others, only newer ones stay enabled.
 
-    Those that were merged meanwhile stay silent, as their effect is in the weights.
+    Those that were merged meanwhile stay disabled, as their effect is in the weights.
     """
     state = find_state(model)
     if state is None:  # all were detached
@@ -107,7 +107,7 @@ def set_acting(model: nn.Module, before: Acting) -> None:
 
 @contextmanager
 def rows(model: nn.Module, names: Sequence[str | None]):
-    """A mixed batch: row i uses the adapter `names[i]`, None the base, while the context lasts."""
+    """Assigns an adapter to each row of a mixed batch while the context lasts: row i uses `names[i]`, None the base."""
     state = _unmerged(model)
     for name in names:
         if name is not None:
@@ -123,16 +123,16 @@ def rows(model: nn.Module, names: Sequence[str | None]):
 
 
 def stamped(names: Sequence[str | None]) -> tuple[str | None, ...]:
-    """The names as an object of its own, also of a tuple: settled steps go by which object the rows are."""
+    """Returns the names as a new tuple object: decode plans compare rows by identity."""
     return tuple(iter(names))
 
 
 class RowAssignment:
-    """Which adapter each row of a model uses, over many passes: rows come and go between two of them.
+    """The per-row adapter assignment of a model over many passes, between which rows come and go.
 
-    As `rows`, but it stands until another one is set, and what layers keep for a mixed batch is kept along with it. Who
-    changes what an adapter holds has to `release` the rows before: to look at the parameters of all adapters again for
-    every token takes as long as to use them.
+    As `rows`, but it stays until another one is set, and so do the caches of layers for mixed batches. Code that
+    changes the parameters of an adapter has to `release` the rows before: checking the parameters of all adapters for
+    every token would take as long as using them.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -140,7 +140,7 @@ class RowAssignment:
         self._names: list[str | None] | None = None
 
     def set(self, names: Sequence[str | None]) -> None:
-        """Row i uses the adapter names[i], None the base. Costs nothing where nothing changes."""
+        """Assigns the adapter names[i] to row i, None to use the base; free where nothing changes."""
         if self._names == list(names):
             return
         if (state := find_state(self._model)) is not None:
@@ -151,7 +151,7 @@ class RowAssignment:
         self._names = list(names)
 
     def release(self) -> None:
-        """No row is arranged: adapters may come and go."""
+        """Removes the assignment, so that adapters may be attached and detached."""
         self._names = None
         if (state := find_state(self._model)) is not None:
             state.current.rows, state.current.frozen = None, False
@@ -159,7 +159,7 @@ class RowAssignment:
 
 @contextmanager
 def prompt(model: nn.Module, lengths: int | Sequence[int] | Tensor):
-    """Prompts end behind column `lengths` (one number, or one per row), for passes that carry no labels."""
+    """Sets where prompts end, behind column `lengths` (one number, or one per row), for calls without labels."""
     end = lengths if isinstance(lengths, int | Tensor) else torch.tensor(lengths)
     with prompting(state_of(model).current, Prompt(end)):
         yield model
@@ -170,7 +170,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]: ...
 @overload
 def trainable(model: nn.Module, *, count: bool) -> int: ...
 def trainable(model: nn.Module, *, count: bool = False) -> dict[str, nn.Parameter] | int:
-    """The trained tensors by name, `<adapter>.<group>.<parameter>`; shared ones once. With `count`, their size.
+    """Returns the trainable tensors by name, `<adapter>.<group>.<parameter>`; with `count`, their total size.
 
     Those with `requires_grad`: between the steps of an update that lets some rest, what the next step trains.
     """
@@ -179,7 +179,7 @@ def trainable(model: nn.Module, *, count: bool = False) -> dict[str, nn.Paramete
 
 
 def tensors(model: nn.Module, name: str | None = None) -> dict[str, nn.Parameter]:
-    """Every tensor of the adapters (or of one), frozen ones included, by name."""
+    """Returns every tensor of the adapters (or of one) by name, frozen ones included."""
     found: dict[str, nn.Parameter] = {}
     components = state_of(model).components
     for index, component in enumerate(components):
@@ -192,7 +192,7 @@ def tensors(model: nn.Module, name: str | None = None) -> dict[str, nn.Parameter
 
 
 def describe(model: nn.Module) -> list[dict]:
-    """What is attached: one row per part and type of site, with counts of sites and parameters."""
+    """Describes what is attached: one row per component and type of site, with counts of sites and parameters."""
     rows_: list[dict] = []
     for component in state_of(model).components:
         groups: dict[tuple, dict] = {}
@@ -213,7 +213,7 @@ def describe(model: nn.Module) -> list[dict]:
 
 @contextmanager
 def tasks(model: nn.Module, told: Told):
-    """The rows of every call are of these tasks while the context lasts: one name for all, or one for each row."""
+    """Sets the tasks of the rows of every call while the context lasts: one name for all, or one per row."""
     state = state_of(model)
     names = [names_of(component.form) for component in state.components if names_of(component.form)]
     if names and not isinstance(told, Tensor):
@@ -228,7 +228,7 @@ def tasks(model: nn.Module, told: Told):
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[Route]]:
-    """The decisions of every pass while the context lasts, in the order of the sites that were met."""
+    """Records the routing decisions of every pass while the context lasts, in the order of the sites."""
     state = state_of(model)
     before, state.current.routes = state.current.routes, []
     try:

@@ -1,4 +1,4 @@
-"""How many parameters a form trains on a model, without the model's weights."""
+"""Counting the parameters that a form trains on a model, without the model's weights."""
 
 from __future__ import annotations
 

@@ -1,23 +1,23 @@
-"""Fast paths: a form's `luthier/kernels/<name>.py` computes an adapted linear layer in one piece.
+"""Dispatch to kernels: a form's `luthier/kernels/<name>.py` computes a linear layer together with its adapter.
 
 Its `linear(layer, x) -> y` takes x [..., d_in] and a `Layer`: a form with its parameters as they are stored, and a
-frozen dense weight [d_out, d_in] in the dtype of x. It gives what the form's own face and the layer give together, to
-rounding; that plain pair is its oracle, and runs wherever the kernel cannot: under torch.compile (which fuses by
+frozen dense weight [d_out, d_in] in the dtype of x. It gives what the layer and the form give together, to rounding;
+that reference implementation is its oracle, and runs wherever the kernel cannot: under torch.compile (which fuses by
 itself), autocast, sharding, quantised weights, and beside another adapter on the same layer. With
-`linears(layers, x) -> ys`, layers of one part that read the same x run as one (`luthier.core.adapters.siblings`).
+`linears(layers, x) -> ys`, layers of one component that read the same x run as one (`luthier.core.adapters.siblings`).
 
-Where no gradient is wanted, one decoded token costs less than finding out what to do with it. So a kernel may also
-have `decoder(form, p, layer) -> run` and `mixed(pairs, layer) -> arrange`, which settle all of that once: `run(x)` is
-then the adapted layer, `layer(x)` the base's. `arrange(rows) -> run` is the layer for rows that use one of the pairs
-each: what the pairs make together is kept while rows come and go. The parameters come as they are stored (float32).
-What depends on them alone may be computed then and kept (`KEEPS`): a step is settled anew when torch's counters say
+In generation, one decoded token costs less than finding out what to do with it. So a kernel may also have
+`decoder(form, p, layer) -> run` and `mixed(pairs, layer) -> assign_rows`, which are cached as a decode plan: `run(x)`
+is the adapted layer, `layer(x)` the base's. `assign_rows(rows) -> run` is the layer for rows that use one of the pairs
+each: the stacked adapters are kept while rows come and go. The parameters come as they are stored (float32).
+What depends on them alone may be computed then and kept (`KEEPS`): a plan is made again when torch's counters say
 that a tensor changed, when one was replaced or moved, and behind every pass with gradients, since some optimisers write
 past the counters.
 What is written through `.data` (averages of weights, say) has no counter. So on a CPU what is kept of a single adapter
 also goes by the values of its parameters; on a GPU, where a look at them would stop the queue, nothing is kept of it.
 
 A kernel with `difference(form, p, start) -> p'`, f(p') = f(p) - f(start) and exactly 0 at the start, also serves forms
-that act as the difference to their start.
+whose start is subtracted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 def ready(adapters: AdapterContainer, x: Tensor) -> Run | None:
-    """The step that was settled for this layer, if it still holds for x."""
+    """Returns the cached decode plan of this layer, if it is still valid for x."""
     plan: DecodePlan | None = adapters.decode_plan
     if plan is None or torch.compiler.is_compiling() or not on():
         return None
@@ -60,7 +60,7 @@ def ready(adapters: AdapterContainer, x: Tensor) -> Run | None:
 
 
 def fast_linear(module: nn.Module, adapters: AdapterContainer, x: Tensor) -> Tensor | None:
-    """What an adapted layer gives, by a kernel; None where the plain path is to run."""
+    """Computes an adapted layer by a kernel; None where the reference implementation has to run."""
     tuners = adapters.fast
     if torch.compiler.is_compiling():
         return None
@@ -79,13 +79,13 @@ def fast_linear(module: nn.Module, adapters: AdapterContainer, x: Tensor) -> Ten
     if rows is not None or len(tuners) > 1 or adapters.modified_in_place:
         return None
     tuner = tuners[0]
-    if tuner.component.subtract_start and tuner.active() is not tuner.eval_form:  # the start is taken off without noise
+    if tuner.component.subtract_start and tuner.active() is not tuner.eval_form:  # the start is subtracted in eval mode
         return None
     return _trained(kernel, adapters, Layer(tuner.active(), _acting(kernel, tuner), weight, bias), x)
 
 
 def _trained(kernel: Kernel, adapters: AdapterContainer, layer: Layer, x: Tensor) -> Tensor:
-    """A layer's output, and with it those of the layers that read the same x next."""
+    """Computes a layer's output, and with it those of the layers that read the same x next."""
     current = adapters.current
     if current.prefetched is not None and (y := current.prefetched.take(adapters, x)) is not None:
         return y
@@ -98,7 +98,7 @@ def _trained(kernel: Kernel, adapters: AdapterContainer, layer: Layer, x: Tensor
 
 
 def _siblings(kernel: Kernel, adapters: AdapterContainer, x: Tensor) -> dict[AdapterContainer, Layer]:
-    """The layers that read x next, as far as the same adapter is alone on them and they are as they will be called.
+    """Finds the layers that read x next, as far as the same adapter is alone on them and they can be computed now.
 
     What is gathered or fetched only when a layer is called (offloading, sharding) has another device or shape before.
     """
@@ -122,7 +122,7 @@ def _siblings(kernel: Kernel, adapters: AdapterContainer, x: Tensor) -> dict[Ada
 
 
 def _acting(kernel: Kernel, tuner: TunerLayer) -> Params:
-    """The parameters that have the slot's effect, as they are stored."""
+    """The parameters that have the tuner layer's effect, as they are stored."""
     return (
         kernel.difference(tuner.eval_form, tuner.own(), tuner.start())
         if tuner.component.subtract_start
@@ -131,7 +131,7 @@ def _acting(kernel: Kernel, tuner: TunerLayer) -> Params:
 
 
 def _decode_plan(kernel: Kernel, module: nn.Module, adapters: AdapterContainer, x: Tensor) -> DecodePlan | None:
-    """The step of a layer outside training, where its kernel has one; it is kept if what it goes by can be watched."""
+    """The decode plan of a layer in eval mode, if its kernel has one; it is cached if its tensors can be watched."""
     tuners, weight = adapters.fast, module._parameters["weight"]
     if any(tuner.active() is not tuner.eval_form for tuner in tuners) or not {"decoder", "mixed"} <= set(vars(kernel)):
         return None
@@ -147,7 +147,7 @@ def _mixed(
     kernel: Kernel, adapters: AdapterContainer, dtype: torch.dtype, layer: Frozen, holders: Sequence[Held]
 ) -> DecodePlan | None:
     tuners, rows, stacked = adapters.fast, adapters.current.rows, adapters.stacked
-    if len({tuner.name for tuner in tuners}) < len(tuners):  # an adapter with two parts here
+    if len({tuner.name for tuner in tuners}) < len(tuners):  # an adapter with two components here
         return None
     if stacked is None or not stacked.serves(tuners):
         pairs = [(tuner.eval_form, _acting(kernel, tuner)) for tuner in tuners]
@@ -180,5 +180,5 @@ def _serves(module: nn.Module, tuners: Sequence[TunerLayer], x: Tensor, weight: 
         and weight.dtype == x.dtype
         and not (weight.requires_grad or (bias is not None and bias.requires_grad))
         and not torch.is_autocast_enabled(x.device.type)
-        and type(weight) in (nn.Parameter, Tensor)  # neither sharded nor packed (torchao's has the layer's own dtype)
+        and type(weight) in (nn.Parameter, Tensor)  # not sharded, not quantised (torchao keeps the dtype)
     )

@@ -1,4 +1,4 @@
-"""What the forms on a layer make of its tensors: the weight and bias that stand for the layer with its adapters."""
+"""Lowering: the weight and bias that a linear layer and its adapters are equal to."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from luthier.core.sites.structure import weight_of
 
 
 def under(tuners: Sequence[TunerLayer], name: str, tensor: Tensor) -> Tensor:
-    """The parameter `name` of a module as those of the slots make it that act on the parameter itself."""
+    """Returns the parameter `name` of a module with the edits of those tuner layers that act on it directly."""
     for tuner in acting_on(tuners, name):
         tensor = tuner.weight(tensor)
     return tensor
 
 
 def acting_on(tuners: Sequence[TunerLayer], name: str) -> list[TunerLayer]:
-    """Those of the slots that act on the parameter `name` itself."""
+    """Returns those tuner layers that act on the parameter `name` directly."""
     return [tuner for tuner in tuners if tuner.site.kind == "param" and tuner.site.path.rpartition(".")[2] == name]
 
 
 def affine_map(module: nn.Module, tuners: Sequence[TunerLayer]) -> tuple[Tensor, Tensor | None]:
-    """(W', b') of a linear layer under `slots`, found by probing with the identity: W' = f(I) - f(0), b' = f(0).
+    """Returns (W', b') of an adapted linear layer by probing with the identity: W' = f(I) - f(0), b' = f(0).
 
     Computed in float32 at least, whatever the base is stored in. b' is None where it is zero and the layer has
     no bias.
@@ -44,7 +44,7 @@ def affine_map(module: nn.Module, tuners: Sequence[TunerLayer]) -> tuple[Tensor,
 
 
 def merged_weight(module: nn.Module, tuners: Sequence[TunerLayer]) -> Tensor:
-    """W' of `affine_map`, in the cheapest way that the forms know: read in every pass, by the factors of one."""
+    """Returns W' of `affine_map` in the cheapest way that the forms allow."""
     if len(tuners) == 1 and tuners[0].site.kind == "affine":
         weight = weight_of(module)
         factors = tuners[0].factors(weight.dtype, weight)
@@ -88,13 +88,13 @@ _NOBODY = Pass()
 
 
 def bias_change(module: nn.Module, tuners: Sequence[TunerLayer]) -> Tensor:
-    """b' - b [d_out] of a linear layer under affine slots; a layer without bias has b = 0."""
+    """Returns b' - b [d_out] of a linear layer under affine edits; a layer without bias has b = 0."""
     weight, offset, through = _probe(module, tuners)
     return through(weight.new_zeros(1, weight.shape[1]), offset)[0] - offset
 
 
 def delta_of(module: nn.Module, tuners: Sequence[TunerLayer]) -> Delta:
-    """The change of a linear layer's weight [d_out, d_in] under affine slots; exact factors where forms give them.
+    """Returns the change of a linear layer's weight [d_out, d_in] under affine edits; factors where forms give them.
 
     Raises `LuthierError` for forms that no weight can express, and where the bias changes as well.
     """

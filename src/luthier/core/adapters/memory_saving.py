@@ -1,4 +1,4 @@
-"""Pieces of a frozen base that keep less for the backward pass than autograd makes of them.
+"""Memory-saving forward passes for a frozen base: they keep less for the backward pass than autograd does.
 
 A file of `luthier.kernels.memory_saving` has two functions: `reference(self, x)`, the forward pass of such a module as
 transformers writes it, and `memory_saving(module, x)`, which gives the same results bit for bit (None: not here). Every
@@ -24,7 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def patch(model: nn.Module) -> None:
-    """Gives the pieces of a model their twins."""
+    """Patches the modules of a model that have a memory-saving forward pass."""
     for _, module in base_modules(model):
         found = _patched_class(type(module))
         if found is not None and "forward" not in vars(module):  # nor one that was replaced on the instance
@@ -32,7 +32,7 @@ def patch(model: nn.Module) -> None:
 
 
 def unpatch(model: nn.Module) -> None:
-    """Gives the pieces their classes back."""
+    """Restores the classes of patched modules."""
     for _, module in base_modules(model):
         if (plain := vars(type(module)).get("_luthier_reference")) is not None:
             module.__class__ = plain
@@ -40,7 +40,7 @@ def unpatch(model: nn.Module) -> None:
 
 @functools.cache
 def _patched_class(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """A subclass of the same name with the twin of its forward pass; None if it is no piece, or is one already."""
+    """A subclass of the same name with the memory-saving forward pass; None if there is none, or it is patched."""
     base = cls.forward
     replacement = next((each for each in memory_saving_forwards() if _code(base) == _code(each.reference)), None)
     if replacement is None or "_luthier_reference" in vars(cls):
@@ -55,7 +55,7 @@ def _patched_class(cls: type[nn.Module]) -> type[nn.Module] | None:
 
 
 def _code(function: Callable) -> tuple:
-    """What a function does, its docstring aside."""
+    """The bytecode of a function, without its docstring."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return () if code is None else (code.co_code, code.co_names, code.co_varnames, code.co_consts[1:])
 

@@ -1,4 +1,4 @@
-"""Fold adapters into the weights and out again, bit for bit."""
+"""Merging adapters into the weights and unmerging them again, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from luthier.core.sites.structure import features, is_quantised, unwrapped
 
 
 def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any] | None = None) -> nn.Module:
-    """Folds the enabled adapters (or the one named) into the weights; `unmerge` brings the base back bit-equal.
+    """Merges the enabled adapters (or the one named) into the weights; `unmerge` restores the base bit for bit.
 
     The originals are kept beside the model until then. A tied tensor that changes in one place only is untied.
     Weights keep their dtype, and rounding to it changes the outputs a little: `rounding` says by how much at most on
@@ -64,7 +64,7 @@ def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any
 
 
 def rounding(model: nn.Module) -> tuple[float, float] | None:
-    """(largest change of an output by merging, largest output) on the probe inputs of `merge`; None if not known.
+    """Returns (largest change of an output by merging, largest output) on probe inputs; None if not known.
 
     Raises `LuthierError` where nothing is merged.
     """
@@ -175,7 +175,7 @@ def _untie(model: nn.Module, state: State, path: str, others: list[str]) -> None
 
 
 def unmerge(model: nn.Module) -> nn.Module:
-    """Puts the base's own tensors back, the very ones, and lets the adapters act again."""
+    """Restores the base's original tensors and enables the merged adapters again."""
     state, base = state_of(model), unwrapped(model)
     if not state.merged:
         raise LuthierError("nothing is merged.")

@@ -1,4 +1,4 @@
-"""torch's own AdamW, driven by an update: hooks before and after its step, so any training loop can use it."""
+"""The optimiser: torch's own AdamW with an update hooked before and after its step, for any training loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def optimiser(
     settings: Mapping[str, Any] | None = None,
     resumes: bool = False,
 ) -> torch.optim.AdamW:
-    """AdamW over the adapters of a model (or the one named), trained as `update` says.
+    """Makes an AdamW over the adapters of a model (or the one named), trained as `update` says.
 
     Call `step` and `zero_grad` as of any optimiser; its `state_dict` holds the update's state as well. `undecayed`
     get no weight decay; `settings` are further ones of AdamW (betas, eps, fused). Between the steps, what is not
@@ -67,7 +67,7 @@ def _check(update: Update, plan: TrainingPlan) -> None:
 
 
 def training_plan(model: nn.Module, steps: int, *, name: str | None = None, seed: int = 0) -> TrainingPlan:
-    """The course of a run of `steps` on the adapters of a model, or on the one named."""
+    """Returns the training plan of `steps` optimiser steps on the adapters of a model, or on the one named."""
     state = state_of(model)
     if name is not None:
         check_name(state, name)
@@ -108,7 +108,7 @@ def _outside(model: nn.Module, depth: int) -> dict[str, int]:
 
 
 def active_groups(update: Update, plan: TrainingPlan, step: int) -> list[ParameterGroup]:
-    """What `step` trains: what the update says, and what is new to the checkpoint."""
+    """Returns the groups that `step` trains: those that the update says, and modules new to the checkpoint."""
     return [*(update.active(plan, step) if plan.groups else ()), *plan.new_groups]
 
 

@@ -1,4 +1,4 @@
-"""In which order the forms on a module act on its weight, and which of them may change places."""
+"""The order in which the forms on a module act on its weight, and which of them commute."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EDIT_ORDER = {"weight": 1, "pre": 2, "post": 3}
 
 
 def refuse_beneath(module: nn.Module, folded: Sequence[TunerLayer]) -> None:
-    """Raises where a slot that goes on acting stands before one that is folded, and beneath it would be another map."""
+    """Raises where a tuner layer that stays attached acts before one that is merged and does not commute with it."""
     adapters = adapters_of(module)
     assert adapters is not None
     others = [s for s in adapters.tuners() if s.enabled and s not in folded and s.site.kind not in ("input", "cache")]

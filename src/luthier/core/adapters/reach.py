@@ -1,4 +1,4 @@
-"""Reach: which sites a forward pass meets."""
+"""Reachability: which sites a forward pass calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from luthier.core.sites.probe import run_bare, run_once
 
 
 class CannotRun(LuthierError):
-    """A model that ran before does not run with an adapter on it."""
+    """Raised when a model that ran before does not run with an adapter attached."""
 
     def __init__(self, model: nn.Module, error: Exception) -> None:
         self.reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:300]
@@ -22,7 +22,7 @@ class CannotRun(LuthierError):
 
 
 def unreached(model: nn.Module, state: State, sites: Sites) -> list[str]:
-    """Types of site that a pass never calls: an adapter there would be silent.
+    """Returns the types of site that a forward pass never calls, where an adapter would have no effect.
 
     One reached site of a type stands for all (a router sends few tokens to few experts). Attentions were found by
     running them, and are not judged; nor are models on the meta device and those that are no transformers model.

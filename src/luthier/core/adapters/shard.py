@@ -1,4 +1,4 @@
-"""The frozen base sharded over processes, the adapters whole on each: what is trained is small, what is large is not.
+"""Sharding: the frozen base is sharded over processes (FSDP2), the small trainable adapters are replicated.
 
 torch's FSDP2 gathers a block's weights when the block runs and drops them again. Nothing that is trained is sharded, so
 gradients are averaged as in data parallelism, and any process holds the whole adapter to save.
@@ -26,7 +26,7 @@ def shard(model: nn.Module) -> nn.Module:
     no GPU holds the whole base. The adapters of process 0 go to all; after each backward pass their gradients are
     the mean over processes. `luthier.save` is then called by every process, and process 0 writes.
 
-    Raises `LuthierError` where there is no process group, and for a base whose weights are packed.
+    Raises `LuthierError` where there is no process group, and for a quantised base.
     """
     state_of(model)
     if not (dist.is_available() and dist.is_initialized()):

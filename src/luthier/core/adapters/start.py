@@ -1,4 +1,4 @@
-"""What a part starts from at a site: its parameters, fresh or stored, and the shapes that they must have."""
+"""Initialisation at a site: the first parameters of a component, new or stored, and their expected shapes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import base_tensor, compute_dtype
 
 Start = Callable[[nn.Module, Site, AdapterComponent], dict[str, Tensor]]
-"""Gives the first tensors of a site: fresh ones, or stored ones."""
+"""Returns the first tensors of a site, new or stored."""
 
 
 def parameters(module: nn.Module, site: Site, component: AdapterComponent, start: Start) -> dict[str, nn.Parameter]:
-    """The parameters of a part at a site: new ones, or those of the group that it shares them with."""
+    """Returns the parameters of a component at a site: new ones, or those of the group that shares them."""
     form, group = component.form_at(site), component.group(site)
     first = component.tuners.get(group)
     if first is not None:
@@ -43,7 +43,7 @@ def parameters(module: nn.Module, site: Site, component: AdapterComponent, start
 
 
 def regroup(model: nn.Module, component: AdapterComponent) -> None:
-    """Splits the groups of share="type" by shape, where the layers of a type differ in size from block to block."""
+    """Splits the groups of share="type" by shape, where layers of one type differ in size from block to block."""
     if component.form.share != "type":
         return
     any_rank = replace(component, ranks={}, tuners={}, shapes={})
@@ -59,7 +59,7 @@ def regroup(model: nn.Module, component: AdapterComponent) -> None:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype):
-    """Factories make tensors of `dtype` while the context lasts."""
+    """Sets torch's default dtype while the context lasts."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -69,7 +69,7 @@ def default_dtype(dtype: torch.dtype):
 
 
 def expected_shapes(module: nn.Module, site: Site, component: AdapterComponent) -> dict[str, torch.Size] | None:
-    """Shapes of a part's parameters at a site; None where only a statistic could tell."""
+    """Returns the shapes of a component's parameters at a site; None where they depend on a statistic."""
     form = component.form_at(site)
     if set(form.needs) - {"weight"}:
         return None
@@ -85,12 +85,12 @@ def expected_shapes(module: nn.Module, site: Site, component: AdapterComponent) 
 
 
 def _shape(module: nn.Module, site: Site) -> torch.Size:
-    """The shape of the base's weight; a linear layer's needs no unpacking."""
+    """The shape of the base's weight; a quantised linear layer need not be dequantised for it."""
     return torch.Size((site.d_out, site.d_in)) if site.kind == "affine" else base_tensor(module, site).shape
 
 
 def initial(module: nn.Module, site: Site, form: Form, stats: Stats, init: Init | None = None) -> dict[str, Tensor]:
-    """The start at a site: the form's own, or that of `init`; one for each expert of a 3-D parameter."""
+    """Initialises a site by the form itself or by `init`; once for each expert of a 3-D parameter."""
     given = dict(stats)
     asking = [form] if init is None else [form, init]
     if any("weight" in each.needs for each in asking) and "weight" not in given:

@@ -1,4 +1,4 @@
-"""The class swap: an adapted module is still an instance of its class, under its own name."""
+"""The class swap: an adapted module becomes an instance of a subclass with the same name."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ and fail, so models that are not quantised go without it, and it is lifted while
 
 
 def adapters_of(module: nn.Module) -> AdapterContainer | None:
-    """The slots of a module, or None if it is not adapted."""
+    """Returns the container of a module's tuner layers, or None if it is not adapted."""
     found = module._modules.get("adapters")
     return found if isinstance(found, AdapterContainer) else None
 
 
 def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> AdapterContainer:
-    """Makes a module adapted, once, and returns its slots. With `reads`, reads of its parameters are adapted too."""
+    """Swaps the class of a module, once, and returns its container; with `reads`, its parameters are adapted too."""
     if found := adapters_of(module):
         if found.current is not state.current:
             raise LuthierError(f"{path!r} already carries adapters of another model; attach to that one.")
@@ -61,7 +61,7 @@ def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> 
 
 
 def unswap(module: nn.Module, state: State) -> None:
-    """Gives a module its class back."""
+    """Restores the class of a module."""
     adapters: AdapterContainer = module.adapters  # type: ignore[assignment]
     state.containers = [container for container in state.containers if container is not adapters]
     del module.adapters
@@ -118,7 +118,7 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
 
 
 def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """A parameter as the forms on it make it; a sharded one is read by the sharding itself, and stays."""
+    """Returns a parameter with the edits of its forms; a sharded one is read by the sharding itself."""
     adapters: AdapterContainer = module._modules["adapters"]  # type: ignore[assignment]
     if adapters.owners and not adapters.running and not is_sharded(tensor):
         return _for_owner(module, adapters, name, tensor)
@@ -184,7 +184,7 @@ def _prompt_of_generate(current: Pass, named: dict[str, Any]) -> Prompt:
 
 @contextmanager
 def prompting(current: Pass, prompt: Prompt):
-    """The prompts of a batch end there while the context lasts; an outer one wins."""
+    """Sets where the prompts of a batch end while the context lasts; an outer context wins."""
     before = current.prompt
     current.prompt = before or prompt
     try:
@@ -242,7 +242,7 @@ def _read_prompt(model: nn.Module, arguments: dict[str, Any]) -> Prompt | None:
 
 
 def generative(model: nn.Module) -> bool:
-    """Whether the model generates text, so that its labels are the tokens themselves."""
+    """Returns whether the model generates text, so that its labels are the tokens themselves."""
     from transformers import PreTrainedModel
 
     return isinstance(model, PreTrainedModel) and model.can_generate()

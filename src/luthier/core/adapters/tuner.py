@@ -1,4 +1,4 @@
-"""A form at a place: its parameters, and what it does there."""
+"""The adapter of one module: the parameters of a form at a site, and the edit that they make there."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from luthier.core.contracts.router import ROUTE_TASKS, Route, Routed, routing, t
 from luthier.core.contracts.site import Site, Sites
 
 START = "_start"
-"""Ends the name of a parameter's frozen start, where the effect of the start is taken off."""
+"""The suffix of a parameter's frozen initial value, where the effect of the start is subtracted."""
 
 
 def starts(form: Form, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the trained tensors, under the names of their starts."""
+    """Copies the trainable tensors, under the names of their initial values."""
     return {f"{key}{START}": tensor.clone() for key, tensor in tensors.items() if key not in form.untrained()}
 
 
 @dataclass(eq=False)
 class AdapterComponent:
-    """One form on its sites; an adapter is the parts of one name."""
+    """One component of an adapter: a form with its sites; an adapter is all components of one name."""
 
     name: str
     form: Form
@@ -35,30 +35,30 @@ class AdapterComponent:
     ranks: Mapping[str, int] = field(default_factory=dict)
     """The rank at each site, by path, where ranks were allocated; 0 leaves a site out of `sites`."""
     subtract_start: bool = False
-    """The form acts as the difference to its start, which each slot keeps (see `Slot.face`)."""
+    """Whether the effect of the start is subtracted; each tuner layer keeps it (see `TunerLayer.edit_function`)."""
     tuners: dict[str, TunerLayer] = field(default_factory=dict)
-    """One slot for each group of sites that share parameters, by the group's name."""
+    """One tuner layer for each group of sites that share parameters, by the group's name."""
     shapes: dict[Hashable, dict[str, torch.Size]] = field(default_factory=dict)
-    """Shapes of the parameters by what they depend on, found once."""
+    """A cache of the parameters' shapes, by what they depend on."""
 
     groups: dict[tuple[str, str], str] = field(default_factory=dict)
     """Groups by site, where they are narrower than those of the form (see `luthier.core.adapters.start.regroup`)."""
 
     def group(self, site: Site) -> str:
-        """Which sites have their parameters in common."""
+        """Returns the name of the group of sites that share parameters with `site`."""
         return self.groups.get(site.key) or self.form.group(site)
 
     def form_at(self, site: Site) -> Form:
-        """The form at the rank of a site."""
+        """Returns the form at the rank of a site."""
         return self.form.with_rank(self.ranks[site.path]) if self.ranks else self.form
 
     def trains(self, key: str) -> bool:
-        """Whether a parameter of this name is trained."""
+        """Returns whether a parameter of this name is trained."""
         return key not in self.form.untrained() and not key.endswith(START)
 
 
 class TunerLayer(nn.Module):
-    """The parameters of a form at a site (or at a group of sites that share them)."""
+    """The parameters of a form at one module, or at several that share them (peft calls it a tuner layer)."""
 
     def __init__(
         self, component: AdapterComponent, site: Site, origin: Site, owner: str, params: dict[str, nn.Parameter]
@@ -71,28 +71,28 @@ class TunerLayer(nn.Module):
         self.positions = Positions.parse(component.form.positions)
         self.enabled = True
         self.order = 0
-        """Place among the slots of its module."""
+        """The order of attachment on its module."""
         for key, tensor in params.items():
             self.register_parameter(key, tensor)
 
     def params(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The parameters in the dtype of the activations: they are small, so they are cast and not x."""
+        """Returns the parameters in the dtype of the activations: they are small, so they are cast and not x."""
         return {k: v.to(dtype) if v.is_floating_point() else v for k, v in self._parameters.items() if v is not None}
 
     def own(self) -> Params:
-        """The parameters as they are stored."""
+        """Returns the parameters in the dtype in which they are stored."""
         return self._parameters  # type: ignore[return-value]
 
     def start(self) -> Params:
-        """The parameters as they were at the start, of a part that keeps it."""
+        """Returns the parameters at their initial values, for a component that keeps them."""
         return _at_start(self.own())
 
     def active(self) -> Form:
-        """The form as it acts now: without noise outside training."""
+        """Returns the form as it acts in the present mode: `train_form` or `eval_form`."""
         return self.train_form if self.training else self.eval_form
 
     def edit_function(self, note: Callable[[Tensor], None] | None = None) -> EditFunction:
-        """The function `(p, *given)` that changes the last of `given`: x, (x, y) or w.
+        """Returns the edit as a function `(p, *given)` that changes the last of `given`: x, (x, y) or w.
 
         Of a start that is to have no effect, it is the change since then: y + f(p, x, y) - f(p₀, x, y). Nothing of
         the base is written, so quantised bases serve and detaching is exact; at the start the difference is exactly
@@ -103,7 +103,7 @@ class TunerLayer(nn.Module):
         return _subtracted(now, routing(self.eval_form)) if self.component.subtract_start else now
 
     def factors(self, dtype: torch.dtype, w: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(B, A) with ŵ = w + B A exactly, for a change of low rank; else None."""
+        """Returns (B, A) with ŵ = w + B A exactly, for a change of low rank; else None."""
         p = self.params(dtype)
         now = self.eval_form.factors(p, w)
         if now is None or not self.component.subtract_start:
@@ -113,12 +113,12 @@ class TunerLayer(nn.Module):
         return torch.cat([now[0], -then[0]], 1), torch.cat([now[1], then[1]], 0)
 
     def pre(self, now: Pass, x: Tensor) -> Tensor:
-        """The input that the layer gets."""
+        """Returns the edited input of the layer."""
         edited = self.edit_function()(self.params(x.dtype), x)
         return edited if now.rows is None else torch.where(now.row_mask(self.name, x), edited, x)
 
     def post(self, now: Pass, x: Tensor, y: Tensor) -> Tensor:
-        """The output after the edit."""
+        """Returns the edited output of the layer."""
         call, p = now.calls.get(self.owner), self.params(y.dtype)
         if isinstance(self.form, Routed):
             p |= self.told(now, call, y)
@@ -126,21 +126,21 @@ class TunerLayer(nn.Module):
         return edited if now.rows is None else torch.where(now.row_mask(self.name, y), edited, y)
 
     def told(self, now: Pass, call: Call | None, y: Tensor) -> dict[str, Tensor]:
-        """The tasks of the rows, for a form that goes by them; a probing pass tells none."""
+        """Returns the tasks of the rows, for a form that routes by task; none in a probing pass."""
         if not (isinstance(self.form, Routed) and self.form.by_task) or now.reached is not None:
             return {}
         found = tasks_of(self.form, now.tasks if call is None else call.tasks, y)
         return {} if found is None else {ROUTE_TASKS: found}
 
     def note(self, now: Pass) -> Callable[[Tensor], None] | None:
-        """What writes a decision of this slot down, while somebody watches."""
+        """Returns a function that records this layer's routing decisions, while `watched` is active."""
         form, routes = self.form, now.routes
         if routes is None or not isinstance(form, Routed):
             return None
         return lambda logits: routes.append(Route(self.site.path, form, logits))
 
     def weight(self, w: Tensor) -> Tensor:
-        """The tensor that stands for w; experts, whatever their layout, meet the form one map at a time."""
+        """Returns the edited weight; the experts of a 3-D parameter are edited one matrix at a time."""
         params, site = self.params(w.dtype), self.site
         edit_function = _LOWERED[self.form.edit_kind](self.edit_function())
         flipped = site.transposed and site.kind == "param"
@@ -164,7 +164,7 @@ def _subtracted(now: EditFunction, then: EditFunction) -> EditFunction:
 
 
 class OneHot:
-    """Token ids as the one-hot rows they stand for: `x @ M` is a look-up, so a table is a linear layer."""
+    """Token ids as one-hot rows: `x @ M` is a look-up, so an embedding table acts as a linear layer."""
 
     def __init__(self, ids: Tensor) -> None:
         self.ids = ids
@@ -173,7 +173,7 @@ class OneHot:
         return nn.functional.embedding(self.ids, matrix)
 
     def dim(self) -> int:
-        """As a tensor of ids has it; not an activation."""
+        """Returns the number of dimensions of the ids, not of an activation."""
         return self.ids.dim()
 
 
@@ -194,4 +194,4 @@ _LOWERED: dict[str, Callable[[EditFunction], EditFunction]] = {
     "pre": _pre_lowered,
     "post": _post_lowered,
 }
-"""Each face on the weight itself: a linear one is lowered by applying it to the identity."""
+"""Each kind of edit as one of the weight: a linear edit is lowered by applying it to the identity."""

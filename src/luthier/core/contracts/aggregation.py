@@ -1,4 +1,4 @@
-"""The contract of an aggregation: what clients have learnt, each from rows of its own, becomes one change."""
+"""The contract of an aggregation: how a federated server combines the changes of its clients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from luthier.core.numerics.delta import Delta
 
 @dataclass(frozen=True)
 class Aggregation(Component):
-    """What a server makes of its clients' factors: `aggregate(deltas, shares) -> Delta`, pure, one layer at a time.
+    """How a server combines its clients' factors: `aggregate(deltas, shares) -> Delta`, pure, one layer at a time.
 
     `deltas` holds each client's change B A of a layer, B [d_out, r] with the client's own scale s = alpha / r
     multiplied in and A [r, d_in], `shares` what each client counts for, which sum to 1. The result is of low rank too.
@@ -26,12 +26,12 @@ class Aggregation(Component):
     """
 
     merges: ClassVar[bool] = False
-    """The result is folded into the base and every client starts a new adapter on it."""
+    """Whether the result is merged into the base, on which every client starts a new adapter."""
     mixed: ClassVar[bool] = True
-    """Clients may have adapters of different ranks."""
+    """Whether clients may have adapters of different ranks."""
 
     def check_ranks(self, ranks: Sequence[int]) -> None:
-        """Raises for ranks that it cannot bring together."""
+        """Raises for client ranks that it cannot combine."""
         if not self.mixed and len(set(ranks)) > 1:
             raise LuthierError(
                 f"{self.name()} averages B and A entry by entry, which only factors of one size allow, and the "
@@ -40,7 +40,7 @@ class Aggregation(Component):
             )
 
     def aggregate(self, deltas: Sequence[Delta], shares: Sequence[float]) -> Delta:
-        """The change B A that the server holds after a round."""
+        """Returns the change B A that the server holds after a round."""
         raise NotImplementedError(f"{type(self).__name__} must define aggregate")
 
     def start(self, held: Delta, rank: int) -> Delta:
@@ -53,14 +53,14 @@ class Aggregation(Component):
 
 
 def factors(delta: Delta) -> tuple[Tensor, Tensor]:
-    """(B, A) of a change of low rank."""
+    """Returns the factors (B, A) of a low-rank change."""
     if delta.rank is None or delta.B is None or delta.A is None:
         raise LuthierError("aggregations take changes of low rank, B A.")
     return delta.B, delta.A
 
 
 def shares_of(rows: Sequence[int]) -> tuple[float, ...]:
-    """What clients with so many rows count for, p_k = n_k / Σ n; they sum to 1."""
+    """Returns the weights of clients with these numbers of rows, p_k = n_k / Σ n; they sum to 1."""
     if not rows or min(rows) < 1:
         raise LuthierError(f"every client needs a row to learn from, and they have {', '.join(map(str, rows))}.")
     total = math.fsum(rows)

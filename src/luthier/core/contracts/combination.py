@@ -1,4 +1,4 @@
-"""The contract of a combination: several changes of one base become one."""
+"""The contract of a combination: how several changes of one base are merged into one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from luthier.core.numerics.delta import Delta
 
 @dataclass(frozen=True)
 class Place:
-    """One tensor of the base, as a combination may see it.
+    """One tensor of the base, as a combination is given it.
 
     Tensors come one after the other, so a method knows this one and, where it `surveys`, sums over all of them.
     A linear layer's weight is [d_out, d_in] whatever the model stores.
@@ -25,18 +25,18 @@ class Place:
     """Its path, its widths and its block (`site.layer`; None outside the blocks)."""
     shape: tuple[int, ...]
     depth: int
-    """Blocks in the stack that holds it (outside of them: in the deepest one)."""
+    """The number of blocks in the stack that holds it (outside the blocks: in the deepest stack)."""
     base: Callable[[], Tensor]
-    """Reads W0, of `shape`."""
+    """Reads the base weight W0, of `shape`."""
     vocabulary: bool = False
-    """Its rows are tokens: an embedding table or an output head."""
+    """Whether its rows are tokens: an embedding table or an output head."""
     totals: Mapping[str, float] = field(default_factory=dict)
-    """What `survey` found, summed over all tensors."""
+    """The numbers that `survey` returned, summed over all tensors."""
 
 
 @dataclass(frozen=True)
 class Combination(Component):
-    """Arithmetic of deltas: `merge(deltas, weights, at) -> Delta`, pure, one tensor at a time.
+    """A rule that merges weight deltas: `merge(deltas, weights, at) -> Delta`, pure, one tensor at a time.
 
     `deltas` holds one delta of each input at this tensor (of no part where an input leaves it alone), `weights` the
     numbers that the user gave them, 1 each unless told. The methods multiply by them: a method that averages may
@@ -44,29 +44,29 @@ class Combination(Component):
     """
 
     commutes: ClassVar[bool] = True
-    """The order of the inputs does not matter."""
+    """Whether the order of the inputs does not matter."""
     moves: ClassVar[bool] = False
-    """The inputs may have been fitted on another base than the one that the result is for."""
+    """Whether the inputs may have been fitted on another base than the one that the result is for."""
     surveys: ClassVar[bool] = False
-    """It reads all tensors once before it merges the first (see `survey`)."""
+    """Whether it reads all tensors once before it merges the first (see `survey`)."""
     neutral: ClassVar[Mapping[str, Any]] = {}
-    """Settings at which one input of weight 1 comes back unchanged."""
+    """Settings at which a single input of weight 1 is returned unchanged."""
 
     def fits(self, shape: tuple[int, ...], at: Place) -> bool:
-        """Whether a delta of this shape may go there; asked before anything is read."""
+        """Returns whether a delta of this shape may be added there; asked before anything is read."""
         return shape == at.shape
 
     def survey(self, deltas: Sequence[Delta], weights: Sequence[float], at: Place) -> dict[str, float]:
-        """Numbers that are summed over all tensors and come back as `at.totals`."""
+        """Returns numbers that are summed over all tensors and given to `merge` as `at.totals`."""
         return {}
 
     def merge(self, deltas: Sequence[Delta], weights: Sequence[float], at: Place) -> Delta:
-        """The change of this tensor, of shape `at.shape`."""
+        """Returns the merged change of this tensor, of shape `at.shape`."""
         raise NotImplementedError(f"{type(self).__name__} must define merge")
 
 
 def weighted(deltas: Sequence[Delta], weights: Sequence[float]) -> Delta:
-    """The weighted sum Σ w_i δ_i; low-rank deltas are stacked and sparse ones united, so no structure is lost."""
+    """Returns Σ w_i δ_i; low-rank deltas are stacked and sparse ones united, so no structure is lost."""
     total = Delta.zero(*deltas[0].shape)
     for delta, weight in zip(deltas, weights, strict=True):
         total = total + weight * delta
@@ -74,5 +74,5 @@ def weighted(deltas: Sequence[Delta], weights: Sequence[float]) -> Delta:
 
 
 def examined(at: Place) -> bool:
-    """Whether a tensor is looked at: the matrices of the blocks, neither tables of tokens nor new heads."""
+    """Returns whether a tensor is examined: the matrices of the blocks, but neither embeddings nor new heads."""
     return len(at.shape) == 2 and at.site.layer is not None and not at.vocabulary

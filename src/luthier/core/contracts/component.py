@@ -26,7 +26,7 @@ C = TypeVar("C", bound="Component")
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """Base of everything that a registry holds: a frozen dataclass whose docstring opens with its equation."""
+    """The base class of every method: a frozen dataclass whose docstring opens with its equation."""
 
     paper: ClassVar[str] = ""
     """Authors, year and identifier of the source."""
@@ -48,7 +48,7 @@ class Component:
         self.check()
 
     def check(self) -> None:
-        """Raises `LuthierError` for settings out of range; called when a component is made."""
+        """Raises `LuthierError` for settings out of range; called when a component is created."""
 
     def within(self, key: str, low: float, high: float = math.inf) -> None:
         """Raises unless the setting `key` is None or lies in [low, high]."""
@@ -66,27 +66,27 @@ class Component:
 
     @classmethod
     def name(cls) -> str:
-        """The name in the registry, on the command line and in files: that of the component's file."""
+        """Returns the name in the registry, on the command line and in files: that of the component's file."""
         file = cls.__module__.rpartition(".")[2]
         return file if file.replace("_", "") == cls.__name__.lower() else cls.__name__.lower()
 
     @classmethod
     def equation(cls) -> str:
-        """The first line of the docstring."""
+        """Returns the equation, which is the first line of the docstring."""
         return (cls.__doc__ or "").strip().split("\n", 1)[0]
 
     @classmethod
     def settings(cls) -> dict[str, tuple[Any, dataclasses.Field]]:
-        """`{name: (type, field)}` of every hyper-parameter, in order."""
+        """Returns `{name: (type, field)}` of every hyper-parameter, in order."""
         return dict(_settings(cls))
 
     def to_dict(self) -> dict[str, Any]:
-        """The hyper-parameters as JSON holds them."""
+        """Returns the hyper-parameters as JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls: type[C], values: dict[str, Any]) -> C:
-        """The component with these hyper-parameters; an unknown or ill-typed one raises `LuthierError`."""
+        """Creates the component with these hyper-parameters; an unknown or ill-typed one raises `LuthierError`."""
         known = cls.settings()
         for key, value in values.items():
             if key not in known:
@@ -126,20 +126,20 @@ HOMES = ("methods", "interop")
 
 
 def package_of(axis: str) -> str:
-    """The full name of an axis's package, such as `luthier.methods.forms`."""
+    """Returns the full name of an axis's package, such as `luthier.methods.forms`."""
     return packages()[axis]
 
 
 @functools.cache
 def packages() -> dict[str, str]:
-    """`{sub-package: full name}` of the sub-packages of `HOMES`, not imported."""
+    """Returns `{sub-package: full name}` of the sub-packages of `HOMES`, without importing them."""
     homes = [importlib.import_module(f"luthier.{home}") for home in HOMES]
     found = [(home.__name__, m) for home in homes for m in pkgutil.iter_modules(home.__path__)]
     return {m.name: f"{home}.{m.name}" for home, m in found if m.ispkg}
 
 
 def files(axis: str) -> dict[str, list[File]]:
-    """`{name: files}` of an axis, sorted; more than one file where two places define the same name."""
+    """Returns `{name: files}` of an axis, sorted; several files where two places define the same name."""
     own = package_of(axis)
     folders = importlib.import_module(own).__path__
     found: dict[str, list[File]] = {}
@@ -151,7 +151,7 @@ def files(axis: str) -> dict[str, list[File]]:
 
 
 def names(axis: str) -> list[str]:
-    """The names on an axis, sorted. Files that open with `_` are private and hold no component."""
+    """Lists the names on an axis, sorted; files that begin with `_` are private and hold no component."""
     return list(files(axis))
 
 
@@ -178,7 +178,7 @@ def find(axis: str, name: str) -> type[Component]: ...
 @overload
 def find(axis: str, name: str, kind: type[C]) -> type[C]: ...
 def find(axis: str, name: str, kind: type[Component] = Component) -> type[Component]:
-    """The component `name` of an axis, which is of that `kind`; an unknown name raises with near ones."""
+    """Finds the component `name` of an axis, of class `kind`; an unknown name raises with near ones."""
     file = file_of(axis, name)
     module = importlib.import_module(file.module)
     wanted = _joined(file.name)
@@ -200,5 +200,5 @@ def attributes(axis: str) -> Callable[[str], Any]:
 
 
 def axes() -> list[str]:
-    """The axes: the packages below `HOMES` whose modules are components (they carry `AXIS`, a question)."""
+    """Lists the axes: the packages below `HOMES` whose modules are components (they define `AXIS`, a question)."""
     return sorted(name for name, package in packages().items() if "AXIS" in vars(importlib.import_module(package)))

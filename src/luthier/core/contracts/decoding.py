@@ -1,4 +1,4 @@
-"""The contract of a decoding: the next-token logits of several models become the scores that tokens are chosen by."""
+"""The contract of a decoding: how the next-token logits of several models are combined into scores."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from luthier.core.contracts.component import Component
 
 @dataclass(frozen=True)
 class Decoding(Component):
-    """Arithmetic of logits: `scores(logits) -> Tensor`, pure, one step of a batch at a time."""
+    """A rule that combines logits: `scores(logits) -> Tensor`, pure, one step of a batch at a time."""
 
     roles: ClassVar[Mapping[str, str]] = {}
-    """{role: what its model is}. The first is the model that is led: its tokenizer and its stops count."""
+    """The roles, `{role: description of its model}`; the first role's tokenizer and stop tokens are used."""
     several: ClassVar[tuple[str, ...]] = ()
-    """Roles that one or more models may play."""
+    """The roles that one or more models may have."""
     draft: ClassVar[str | None] = None
-    """The role, of a small model, that may write ahead of the others; None if there is none."""
+    """The role of a small model that may draft tokens for the others (speculative decoding); None if none."""
     neutral: ClassVar[Mapping[str, Any]] = {}
-    """Settings at which the scores are the logits of the first role, exactly."""
+    """Settings at which the scores are exactly the logits of the first role."""
 
     @classmethod
     def led(cls) -> str:
-        """The first role."""
+        """The name of the first role."""
         return next(iter(cls.roles))
 
     def check_models(self, counts: Mapping[str, int]) -> None:
@@ -34,7 +34,7 @@ class Decoding(Component):
         loaded."""
 
     def scores(self, logits: Mapping[str, Tensor]) -> Tensor:
-        """The scores of the next token, [batch, vocabulary]: its log-probabilities but for a constant in each row,
+        """Returns the scores of the next token, [batch, vocabulary]: log-probabilities up to a constant in each row,
         -inf for what must not come. `logits` holds [batch, vocabulary] by role, [models, batch, vocabulary] for those
         of `several`."""
         raise NotImplementedError(f"{type(self).__name__} must define scores")

@@ -1,4 +1,4 @@
-"""The contract of an examination: a model before and after fitting becomes numbers, beside those of a null."""
+"""The contract of an examination: it measures a model before and after fine-tuning, and the same under a null."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from luthier.core.numerics.delta import Delta
 
 T = TypeVar("T")
 Batch = Mapping[str, Any]
-"""What the model is called with, `labels` included."""
+"""The model's arguments by name, `labels` included."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One tensor of the base and what fitting added to it; neither is read before it is asked for."""
+    """One tensor of the base and what fine-tuning added to it; both are read lazily."""
 
     place: Place
     delta: Callable[[], Delta]
 
 
 def unwatched(text: str, items: Sequence[T]) -> Iterable[T]:
-    """The items, without a word of progress."""
+    """Returns the items without showing progress."""
     return items
 
 
@@ -39,13 +39,13 @@ class Pair:
     """
 
     changes: Callable[[], Sequence[Change]]
-    """The tensors that changed; raises `LuthierError` where no weight can express what fitting did."""
+    """The tensors that changed; raises `LuthierError` where no weight can express the change."""
     before: Callable[[], AbstractContextManager[nn.Module]]
     after: Callable[[], AbstractContextManager[nn.Module]]
     data: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
-    """Batches by the name of their data set."""
+    """The batches, by the name of their data set."""
     watch: Callable[[str, Sequence[Any]], Iterable[Any]] = unwatched
-    """Hands on a sequence and shows how far it is."""
+    """Iterates over a sequence and shows its progress."""
 
 
 Numbers = Mapping[str, float]
@@ -53,27 +53,27 @@ Numbers = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Report:
-    """What an examination found, and what the null shows: the same numbers where nothing was learnt."""
+    """The result of an examination beside that of its null, where nothing was learnt."""
 
     effect: float
-    """Size of what was found; 0 where a model is examined against itself."""
+    """The size of the effect; 0 where a model is examined against itself."""
     column: str
-    """Which of the numbers of a place tells most: the one that is drawn."""
+    """The name of the main number of a place, which is plotted."""
     places: Mapping[str, Numbers]
-    """Numbers of each site, block or data set."""
+    """The numbers of each site, block or data set."""
     null: Mapping[str, Numbers]
     """The same numbers under the null."""
     layers: Mapping[str, int | None]
-    """Index of the block of each place; None for places outside the blocks."""
+    """The index of the block of each place; None for places outside the blocks."""
     summary: Numbers
     null_summary: Numbers
     baseline: str
-    """What the null is."""
+    """A description of the null."""
     verdict: str
     """The finding in one sentence."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Returns the report as JSON values."""
         return {
             "effect": self.effect,
             "column": self.column,
@@ -89,14 +89,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Examination(Component):
-    """A measurement of what fitting did: `measure(pair) -> Report`. It leaves the models as they were.
+    """A measurement of what fine-tuning did: `measure(pair) -> Report`. It leaves the models as they were.
 
     Draws follow from settings, so a measurement repeats itself exactly.
     """
 
     reads: ClassVar[bool] = False
-    """It needs data."""
+    """Whether it needs data."""
 
     def measure(self, pair: Pair) -> Report:
-        """What fitting did to the model, and what the null shows."""
+        """Measures what fine-tuning did to the model, and what the null shows."""
         raise NotImplementedError(f"{type(self).__name__} must define measure")

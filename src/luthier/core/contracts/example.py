@@ -21,7 +21,7 @@ LATER = ("masked", "tools", "documents", "template")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row: a conversation, a text, or an input with a label.
+    """One row of data: a conversation, a text, or an input with a label.
 
     What a layout does not have is None.
     """
@@ -92,14 +92,14 @@ def last_answer(messages: list[Message]) -> int:
 
 @dataclass(frozen=True)
 class Examples:
-    """The good rows of a source, with what was learned on reading them."""
+    """The valid rows of a source, with what was found on reading them."""
 
     rows: list[Example]
     layout: str
     """Name of the layout, a key of `LAYOUTS`."""
     source: str
     skipped: list[tuple[int, str]] = field(default_factory=list)
-    """(row, reason) of every bad row left out."""
+    """The (row, reason) of every bad row that was left out."""
     fingerprint: str = ""
     """SHA-256 of the rows (of paths and not of contents, for images and audio)."""
     scorer: Scorer | None = None
@@ -143,7 +143,7 @@ def split(
     n: int | None = None,
     seed: int = 0,
 ) -> tuple[Examples, Examples]:
-    """(train, eval): `n` rows, or a fraction of them, drawn by `seed`; each part keeps the
+    """Splits rows into (train, eval): `n` rows, or a fraction of them, drawn by `seed`; each part keeps the
     source's order.
 
     Rows with the same input (whatever their answer) go to the same side, so no problem is seen in

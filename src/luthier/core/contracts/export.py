@@ -1,4 +1,4 @@
-"""The contract of an export: what is attached to a model is written as a folder of another format."""
+"""The contract of an export: a format writes what is attached to a model as a folder for other software."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from luthier.core.errors import LuthierError
 
 @dataclass(frozen=True, eq=False)
 class Outgoing:
-    """What leaves: one adapter on its base, in evaluation mode, and what prepares the base's inputs."""
+    """What is exported: one adapter on its base, in eval mode, and the base's tokenizer or processor."""
 
     model: nn.Module
     name: str
-    """The adapter's, on the model."""
+    """The name of the adapter on the model."""
     processor: Any = None
     """The base's tokenizer or processor; only formats that hold the whole model ask for it."""
 
 
 @dataclass(frozen=True)
 class Format(Component):
-    """A format: `write(outgoing, folder)`. The folder is empty, and stands only if nothing is raised."""
+    """An export format: `write(outgoing, folder)` fills an empty folder, which is kept only if nothing raises."""
 
     base_dtype: ClassVar[str] = "float32"
-    """Dtype to load the base in: float32 where the change alone leaves, auto where the base leaves as well."""
+    """The dtype to load the base in: float32 where only the change is exported, auto where the base is as well."""
     loss: ClassVar[str] = "not exact"
-    """What became of the places that lost something, in a word."""
+    """A word for what happened to places that are not exact, such as `rounded`."""
 
     def check_base(self, model: nn.Module, processor: Any) -> None:
-        """Raises `LuthierError` for a base that the format has no place for; asked before any work is done."""
+        """Raises `LuthierError` for a base that the format cannot hold; called before any work is done."""
 
     def told(self, lost: Mapping[str, float]) -> str:
-        """A sentence on what `write` returned, where that is something."""
+        """Returns a sentence about what `write` returned, where that is not empty."""
         place = max(lost, key=lost.__getitem__)
         many = f"{len(lost)} places were" if len(lost) > 1 else "One place was"
         return f"{many} {self.loss}; the largest relative error is {lost[place]:.2g} ({place})."

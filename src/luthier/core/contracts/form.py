@@ -1,4 +1,4 @@
-"""The contract of a form: frozen hyper-parameters, a dict of tensors, and one pure function that joins them."""
+"""The contract of a form (an adapter method): frozen hyper-parameters, a dict of tensors, and one pure function."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
 
 Params = Mapping[str, Tensor]
-"""Parameters of one site by name."""
+"""The parameters of one site, by name."""
 Stats = Mapping[str, Tensor]
-"""Statistics of one site by name: those that the form `needs`."""
+"""The statistics of one site, by name: those that the form `needs`."""
 F = TypeVar("F", bound="Form")
 
 EDIT_KINDS = ("pre", "post", "weight", "cache")
@@ -27,7 +27,7 @@ EDIT_KINDS = ("pre", "post", "weight", "cache")
 
 @dataclass(frozen=True)
 class Form(Component):
-    """What is added to a site, as exactly one of four faces.
+    """An adapter method, such as LoRA: what is added at each site, as exactly one of four kinds of edit.
 
     A form is a dataclass with `init(self, site, stats) -> dict[str, Tensor]` and exactly one of
 
@@ -45,32 +45,33 @@ class Form(Component):
     }  # fmt: skip
 
     kinds: ClassVar[tuple[str, ...]] = ("affine",)
-    """Kinds of site that the form acts on."""
+    """The kinds of site that the form can be attached to."""
     where: ClassVar[str] = "all-linear"
-    """Where it goes by default."""
+    """The selector of the sites that it is attached to by default."""
     frozen: ClassVar[tuple[str, ...]] = ()
-    """Parameters that are stored but not trained."""
+    """The parameters that are saved but not trained."""
     train_only: ClassVar[tuple[str, ...]] = ("dropout",)
-    """Hyper-parameters that are zero outside training."""
+    """Hyper-parameters that act in train mode only; in eval mode they are zero."""
     eval_only: ClassVar[tuple[str, ...]] = ()
-    """Hyper-parameters that act outside training alone; in training they have their default."""
+    """Hyper-parameters that act in eval mode only; in train mode they have their default."""
     linear: ClassVar[bool] = True
-    """The adapted map is linear in x, so that it folds into a weight."""
+    """Whether the adapted map is linear in x, so that it can be merged into a weight."""
     elementwise: ClassVar[bool] = False
-    """It meets a tensor of any shape at once; others meet each map of a 3-D parameter by itself."""
+    """Whether it edits a tensor of any shape at once; other forms edit each matrix of a 3-D parameter by itself."""
     replaces: ClassVar[bool] = False
-    """Its tensor stands in place of the base's."""
+    """Whether its tensor replaces the base's tensor."""
     identity: ClassVar[bool] = True
-    """It starts as a no-op."""
+    """Whether the adapter is a no-op before training."""
     lr: ClassVar[float] = 5e-4
-    """Learning rate by default."""
+    """The default learning rate."""
     down_projection: ClassVar[str] = ""
-    """The factor [rank, d_in] that reads the input while another one is zero, so that an initialiser may choose it."""
+    """The down-projection A [rank, d_in], which an initialiser may choose because another factor starts at zero."""
     up_projection: ClassVar[str] = ""
-    """The factor [d_out, rank] behind the reader, where the change is s · writer · reader: both may then be chosen."""
+    """The up-projection B [d_out, rank], where the change is s B A: an initialiser may then choose both."""
     down_projections: ClassVar[tuple[str, ...]] = ()
-    """All factors that read while their partners are zero (none said: `reader`, where there is one)."""
+    """All down-projections whose partners start at zero. Default: `down_projection`, where there is one."""
     edit_kind: ClassVar[str] = ""
+    """The kind of edit: which one of `pre`, `post`, `weight` and `cache` the class defines."""
 
     positions: str = field(default="all", kw_only=True)
     """Positions that are edited: all, or the first and last prompt tokens, as f7+l7, f3, l1.
@@ -111,42 +112,42 @@ class Form(Component):
 
     @property
     def scale(self) -> float:
-        """s, the factor before the change."""
+        """The scale s of the change."""
         return 1.0
 
     def init(self, site: Site, stats: Stats) -> dict[str, Tensor]:
-        """The parameters of one site before training, on the default device."""
+        """Returns the parameters of one site before training, on the default device."""
         raise NotImplementedError(f"{type(self).__name__} must define init")
 
     def untrained(self) -> tuple[str, ...]:
-        """The parameters that are stored and, under these settings, not trained."""
+        """Returns the parameters that are saved and, under these settings, not trained."""
         return self.frozen
 
     def sources(self) -> tuple[str, ...]:
-        """Folders of adapters that its start reads; a finished form no longer needs them."""
+        """Returns the folders of adapters that its initialisation reads; a trained form no longer needs them."""
         return ()
 
     def gather(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, Stats]:
-        """What `init` is given beyond statistics, by path, read from `sources` before anything is attached.
+        """Returns what `init` is given beyond statistics, by path, read from `sources` before anything is attached.
 
         Raises `LuthierError` for sources that do not fit the model or the form.
         """
         return {}
 
     def maps(self, site: Site) -> int | None:
-        """The number of maps that it meets one by one at a site; None where it meets the tensor at once."""
+        """Returns how many matrices of a site are edited one by one; None where the tensor is edited at once."""
         return None if self.elementwise else site.experts
 
     def factors(self, p: Params, w: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(B, A) with ŵ = w + B A exactly, for a form whose change has low rank; else None."""
+        """Returns (B, A) with ŵ = w + B A exactly, for a form whose change has low rank; else None."""
         return None
 
     def entries(self, p: Params) -> tuple[Tensor, Tensor] | None:
-        """(index, values) with ŵ = w but for values added at flat positions, for a form whose change is sparse."""
+        """Returns (index, values): ŵ is w with `values` added at flat positions, if the change is sparse; else None."""
         return None
 
     def with_rank(self: F, rank: int) -> F:
-        """The form at another rank, with the scale that its rule gives there.
+        """Returns the form at another rank, with the scale that its rule gives there.
 
         With s = alpha / rank, alpha goes with the rank and s stays: the change keeps its size per direction. With
         s = alpha / sqrt(rank) (rslora), alpha stays: that rule itself keeps the size of a change as the rank grows.
@@ -158,48 +159,48 @@ class Form(Component):
         return replace(self, rank=rank, **({"alpha": own["alpha"] * rank / own["rank"]} if moves else {}))
 
     def eval_mode(self: F) -> F:
-        """The form outside training: its noise is zero."""
+        """Returns the form as it acts in eval mode: its train-only hyper-parameters are zero."""
         own = {f.name for f in fields(self)}
         active = {name: 0.0 for name in self.train_only if name in own and getattr(self, name)}
         return replace(self, **active) if active else self
 
     def train_mode(self: F) -> F:
-        """The form in training: what acts outside of it alone has its default."""
+        """Returns the form as it acts in train mode: its eval-only hyper-parameters have their defaults."""
         default = {f.name: f.default for f in fields(self) if f.name in self.eval_only}
         set_ = {name: value for name, value in default.items() if getattr(self, name) != value}
         return replace(self, **set_) if set_ else self
 
     def by_positions(self: F) -> list[F]:
-        """One form for each group of positions."""
+        """Returns one form for each comma-separated group of positions."""
         return [replace(self, positions=group.strip()) for group in self.positions.split(",")]
 
     def group(self, site: Site) -> str:
-        """Which sites have their parameters in common."""
+        """Returns the name of the group of sites that share parameters with `site`."""
         return {None: site.path, "type": site.type, "all": "all"}[self.share]
 
 
 def edit_function_of(form: Form):
-    """The function that a form's face names."""
+    """Returns the method of a form that edits: `pre`, `post`, `weight` or `cache`."""
     return getattr(form, form.edit_kind)
 
 
 def kaiming(*shape: int) -> Tensor:
-    """Kaiming uniform with a = sqrt(5): uniform in ±1/sqrt(fan_in), the default of a linear layer."""
+    """Draws Kaiming-uniform values with a = sqrt(5): uniform in ±1/sqrt(fan_in), the default of a linear layer."""
     return torch.empty(*shape).uniform_(-1, 1) / math.sqrt(shape[-1])
 
 
 def orthogonal(rows: int, columns: int) -> Tensor:
-    """A random matrix with orthonormal rows."""
+    """Draws a random matrix with orthonormal rows."""
     if rows > columns:
         raise LuthierError(f"{rows} orthonormal rows do not fit in width {columns}; lower the rank.")
     return torch.nn.init.orthogonal_(torch.empty(rows, columns))
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Dropout at `rate`; zero outside training (see `Form.noise`) and on the ids of a table."""
+    """Applies dropout at `rate`, which is 0 in eval mode (see `Form.train_only`); token ids are left as they are."""
     return functional.dropout(x, rate, training=True) if rate and isinstance(x, Tensor) else x
 
 
 def rank_scale(alpha: float, rank: int, rule: str) -> float:
-    """The scale s of a low-rank change: alpha / r ("lora"), or alpha / sqrt(r) ("rslora", arXiv 2312.03732)."""
+    """Returns the scale s of a low-rank change: alpha / r ("lora") or alpha / sqrt(r) ("rslora", arXiv 2312.03732)."""
     return alpha / (math.sqrt(rank) if rule == "rslora" else rank)

@@ -1,4 +1,4 @@
-"""The contract of an import: another library's folder is read as forms with their tensors."""
+"""The contract of an import: a source reads another library's folder as forms with their tensors."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from luthier.core.contracts.form import Form
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """One form on its sites, which are of one kind or of those that a bare name can mean."""
+    """One imported form with its sites, which are of one kind."""
 
     form: Form
     kind: str
-    """affine (tables included), input, stream or param."""
+    """The kind of the sites: affine (embeddings included), input, stream or param."""
     tensors: dict[str, dict[str, Tensor]]
-    """{path of the site: {parameter: tensor}}."""
+    """The tensors, {path of the site: {parameter: tensor}}."""
     ranks: dict[str, int] = field(default_factory=dict)
-    """{path: rank}, where ranks differ."""
+    """The ranks, {path: rank}, where they differ."""
 
 
 @dataclass(frozen=True)
 class Source(Component):
-    """A library: `fits(folder)` tells its folders by what they hold, `read(folder, model)` gives the forms."""
+    """A library to import from: `fits(folder)` recognises its folders, `read(folder, model)` reads them."""
 
     @classmethod
     def fits(cls, folder: Path) -> bool:
-        """Whether a folder is one of this library's adapters."""
+        """Returns whether a folder is an adapter of this library."""
         raise NotImplementedError(f"{cls.__name__} must define fits")
 
     def read(self, folder: Path, model: nn.Module) -> list[Found]:
-        """The forms with their tensors, for a base. Raises `LuthierError` for damage and for what has no equal here."""
+        """Reads the forms with their tensors; raises `LuthierError` for damage and for what has no equal here."""
         raise NotImplementedError(f"{type(self).__name__} must define read")
 
     def evidence(self, folder: Path) -> dict[str, Any]:
-        """What the adapter's spec keeps of where it came from."""
+        """Returns what the adapter's spec records about its origin."""
         return {"library": self.name()}

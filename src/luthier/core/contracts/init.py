@@ -1,4 +1,4 @@
-"""The contract of an initialiser: where a form starts."""
+"""The contract of an initialiser: how the factors of a form are initialised."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from luthier.core.contracts.statistic import Statistic
 
 @dataclass(frozen=True)
 class Init(Component):
-    """Starting factors for a form that has factors of that kind."""
+    """An initialisation for forms with low-rank factors, such as PiSSA for LoRA."""
 
     identity: ClassVar[bool] = True
-    """The model's output is unchanged at the start."""
+    """Whether the model's output is unchanged before training."""
     renamed: ClassVar = {"relative": "subtract_start"}
 
     subtract_start: ClassVar[bool] = False
@@ -26,11 +26,11 @@ class Init(Component):
     W_res = W - s B₀ A₀ of the paper, while W itself stays. The start is stored beside what is trained."""
 
     def statistics(self, form: Form) -> tuple[Statistic, ...]:
-        """What the calibration pass is to measure at the sites of `form`."""
+        """Returns the statistics that the calibration pass has to measure at the sites of `form`."""
         return ()
 
     def factors(self, form: Form, site: Site, stats: Stats) -> dict[str, Tensor]:
-        """The parameters that differ from the form's own start, by name, in its shapes.
+        """Returns the parameters that differ from the form's own initialisation, by name, in its shapes.
 
         `form` has the rank of this site. Raises `LuthierError` for a form or a site that it cannot start.
         """

@@ -1,4 +1,4 @@
-"""The contract of a kernel: what computes an adapted linear layer in one piece."""
+"""The contract of a kernel: one function that computes a linear layer together with its adapter."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form, Params
 
 Run = Callable[[Tensor], Tensor]
-"""A layer: x [..., d_in] to y [..., d_out]."""
+"""A function that runs a layer: x [..., d_in] to y [..., d_out]."""
 
 
 RowAdapters = tuple[int | None, ...]
-"""The number of each row's adapter, None for the base."""
+"""The index of each row's adapter in the batch; None for the base."""
 
 
 AssignRows = Callable[[RowAdapters], Run]
-"""The layer for a batch of rows."""
+"""Builds the layer for a batch of rows, from the adapter of each row."""
 
 
 Held = Mapping[str, Tensor | None]
-"""Tensors of a module, by name."""
+"""The tensors of a module, by name."""
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """The base's layer: a `Run`."""
+    """The base's own linear layer, as a function."""
 
     weight: Tensor
     bias: Tensor | None
@@ -51,24 +51,24 @@ F = TypeVar("F", bound=Form)
 
 @dataclass(frozen=True)
 class Layer(Generic[F]):
-    """An adapted linear layer."""
+    """A linear layer of the base with the adapter on it."""
 
     form: F
     p: Params
-    """The parameters that have the form's effect, as they are stored."""
+    """The adapter's parameters, in the dtype in which they are stored."""
     weight: Tensor
     bias: Tensor | None
 
     def cast(self, dtype: torch.dtype) -> Params:
-        """The parameters in the dtype of the activations: they are small, so they are cast and not x."""
+        """Returns the parameters in the dtype of the activations: they are small, so they are cast and not x."""
         return {key: tensor.to(dtype) for key, tensor in self.p.items()}
 
 
 class Kernel(Protocol):
-    """What a file of `luthier.kernels` defines; all but the first may be missing."""
+    """The functions that a file of `luthier.kernels` may define; only `linear` is required."""
 
     KEEPS: bool
-    """Its decoder keeps what it computed from the parameters."""
+    """Whether its decoder caches values that it computed from the parameters."""
 
     linear: Callable[[Layer, Tensor], Tensor]
     linears: Callable[[Sequence[Layer], Tensor], list[Tensor]]
@@ -78,10 +78,10 @@ class Kernel(Protocol):
 
 
 class Guard:
-    """Tells whether something that was made of tensors still counts."""
+    """Checks whether a cache that was computed from tensors is still valid."""
 
     def __init__(self, holders: Sequence[Held], keeps: bool, watched: Sequence[Tensor] = ()) -> None:
-        """With `keeps`, it goes by what the tensors in `holders` were and not only by which they are.
+        """Notes the tensors in `holders`; with `keeps`, their contents must stay the same and not only their identity.
 
         The values of those that are `watched` are compared as well, by a copy.
         """
@@ -91,7 +91,7 @@ class Guard:
         self.copies = [(t, t.detach().clone()) for t in watched]
 
     def holds(self) -> bool:
-        """Whether every tensor is the one that was there, and as it was."""
+        """Returns whether every tensor is still the same one, with the same contents."""
         for held, name, tensor in self.tensors:
             if held[name] is not tensor:
                 return False
@@ -103,25 +103,25 @@ class Guard:
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """An adapted layer, ready to run as long as nothing about it changes."""
+    """A cached decode plan: an adapted layer prepared for generation, valid until one of its tensors changes."""
 
     dtype: torch.dtype
     rows: tuple[str | None, ...] | None
-    """The rows it is for, the very tuple that the state holds."""
+    """The adapter of each row that it was made for, the same tuple object that the state holds."""
     run: Run
     guard: Guard
 
 
 @dataclass(frozen=True)
 class StackedAdapters:
-    """What the adapters of a layer are together, whichever of them the rows use."""
+    """The adapters of one layer stacked for mixed batches, from which each row takes its own."""
 
     indices: Mapping[nn.Module, int]
     assign_rows: AssignRows
     guard: Guard
 
     def serves(self, tuners: Sequence[nn.Module]) -> bool:
-        """Whether these are in it, as they are."""
+        """Returns whether these adapters are in the stack, unchanged."""
         return all(tuner in self.indices for tuner in tuners) and self.guard.holds()
 
 
@@ -129,14 +129,13 @@ _on: ContextVar[bool] = ContextVar("fast paths are taken", default=True)
 
 
 def on() -> bool:
-    """Whether fast paths are taken, by this thread."""
+    """Returns whether this thread uses kernels and memory-saving forward passes."""
     return _on.get()
 
 
 @contextmanager
 def reference_implementation() -> Iterator[None]:
-    """Every form runs as its equation says, and every piece of the base as it came, in this thread while the context
-    lasts."""
+    """Runs the reference implementation of every form and of the base in this thread, while the context lasts."""
     token = _on.set(False)
     try:
         yield
@@ -146,7 +145,7 @@ def reference_implementation() -> Iterator[None]:
 
 @functools.cache
 def kernel_of(form: type[Form]) -> Kernel | None:
-    """The kernel in the file that bears the form's name, or None; another class of that name has its own equation."""
+    """Returns the kernel in the file named after the form, or None; another class of that name has no kernel."""
     name = f"luthier.kernels.{form.name()}"
     if importlib.util.find_spec(name) is None or form.name() not in names("forms"):
         return None
@@ -156,17 +155,17 @@ def kernel_of(form: type[Form]) -> Kernel | None:
 
 
 class MemorySavingForward(Protocol):
-    """What a file of `luthier.kernels.memory_saving` defines."""
+    """The functions that a file of `luthier.kernels.memory_saving` defines."""
 
     reference: Callable[..., Any]
-    """The forward pass of such a module, as transformers writes it."""
+    """The reference implementation: the forward pass of such a module, as transformers writes it."""
     memory_saving: Callable[[nn.Module, Tensor], Tensor | None]
-    """The same results bit for bit; None where it does not serve."""
+    """The memory-saving forward pass, with the same results bit for bit; None where it cannot be used."""
 
 
 @functools.cache
 def memory_saving_forwards() -> tuple[MemorySavingForward, ...]:
-    """Every piece, by discovery."""
+    """Finds every memory-saving forward pass."""
     package = importlib.import_module("luthier.kernels.memory_saving")
     found = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
     return tuple(importlib.import_module(f"{package.__name__}.{name}") for name in found)  # type: ignore[misc]

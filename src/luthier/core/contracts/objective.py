@@ -2,8 +2,8 @@
 
 The loss of an optimiser step is a weighted mean of means, L = Σ_k w_k (Σ_b n_kb l_kb) / (Σ_b n_kb), over the parts k
 into which an objective divides its rows (most have one) and the batches b of the step, on all processes. An objective
-says what the means of a batch are (`loss`), over how much each is taken (`counts`) and what the parts weigh
-(`shares`); the trainer does the sums, so a step in many batches is the step in one.
+says what the means of a batch are (`loss`), over how many tokens each is taken (`token_counts`) and what the parts
+weigh (`part_weights`); the trainer does the sums, so a step in many batches is the step in one.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from luthier.core.contracts.form import Form
 
 Feature = dict[str, Any]
-"""One encoded row, by the names of what the model is called with."""
+"""One encoded row: the model's arguments by name."""
 Batch = Mapping[str, Any]
-"""What the model is called with, `labels` included."""
+"""The model's arguments by name, `labels` included."""
 ObjectiveState = dict[str, Any]
-"""What an objective remembers from one evaluation to the next, as JSON holds it."""
+"""The state that an objective keeps from one evaluation to the next, as JSON."""
 PART = "part"
-"""Feature that tells a row's part: a list with 1 at its place and 0 elsewhere; in a batch [rows, parts]."""
+"""The feature that holds a row's part: a one-hot list; in a batch [rows, parts]."""
 TASKS = "tasks"
-"""Feature that tells a row's task: its place among the names of a routed form; in a batch [rows]."""
+"""The feature that holds a row's task: its index among the task names of a routed form; in a batch [rows]."""
 ALSO = "also"
-"""Feature that holds further rows, which stand in the batch behind the row that brings them."""
+"""The feature that holds further rows, which follow the row that brings them in the batch."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded rows on their way to the trainer, and what an objective may need to shape them."""
+    """The encoded rows before training, and what an objective may need to reshape them."""
 
     examples: Examples
     """The rows before they were encoded; `feature["row"]` is `example.row`."""
@@ -54,71 +54,71 @@ class Rows:
 
 @dataclass(frozen=True)
 class At:
-    """Where training stands."""
+    """The progress of training at one batch."""
 
     step: int
-    """Optimiser steps done."""
+    """The number of optimiser steps done so far."""
     steps: int
-    """Optimiser steps of the run."""
+    """The number of optimiser steps of the run."""
     training: bool
-    """Whether the batch is trained on; else it is only measured."""
+    """Whether the batch is trained on; otherwise it is only evaluated."""
 
 
 @dataclass(frozen=True)
 class Objective(Component):
-    """What training lowers. Every hook is pure; `loss` alone must be written."""
+    """A training loss with optional hooks around it; every hook is pure, and only `loss` must be defined."""
 
     renamed: ClassVar = {
         "counts": "token_counts", "shares": "part_weights", "watch": "eval_batches", "remember": "update_state",
     }  # fmt: skip
 
     neutral: ClassVar[Mapping[str, Any]] = {}
-    """Settings at which it is supervised fine-tuning, bit for bit."""
+    """Settings at which it equals supervised fine-tuning, bit for bit."""
     columns: ClassVar[tuple[str, ...]] = ()
-    """Columns of the data that it reads beside those of the layout; they are in `example.meta`."""
+    """Further columns of the data that it reads; they are in `example.meta`."""
 
     def check_form(self, form: Form) -> None:
         """Raises `LuthierError` for a form that it cannot train; called before the weights are loaded."""
 
     def rows(self, rows: Rows) -> list[Feature]:
-        """What is batched, before the weights are loaded; raises `LuthierError` for data that do not fit."""
+        """Returns the rows to batch, before the weights are loaded; raises `LuthierError` for data that do not fit."""
         return rows.features
 
     def inputs(self, batch: Batch, at: At) -> Batch:
-        """The batch that `loss` is given, from the collated one."""
+        """Returns the batch that `loss` is given, made from the collated one."""
         return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss of each part, [parts], 0 where a part has no rows; a scalar is the mean of one part."""
+        """Returns the mean loss of each part, [parts], 0 where a part has no rows; a scalar means one part."""
         raise NotImplementedError(f"{type(self).__name__} must define loss")
 
     def token_counts(self, batch: Batch, labels: Tensor) -> Tensor:
-        """[parts], what each mean of `loss` is over: by default the labels in the loss, `labels` [rows] of each."""
+        """Returns the count over which each mean of `loss` is taken, [parts]. Default: the labels in the loss."""
         return by_part(batch, labels)
 
     def part_weights(self, counts: Tensor, state: ObjectiveState) -> Tensor:
-        """[parts], what each part weighs in a step whose `counts` sum to these: by default those present, alike."""
+        """Returns the weight of each part in a step with these `counts`, [parts]. Default: equal for parts present."""
         present = counts.gt(0).float()
         return present / present.sum().clamp(min=1)
 
     def eval_batches(self, step: int) -> int | None:
-        """Evaluation batches to look at after `step` steps: none by default; None is all of them."""
+        """Returns how many evaluation batches to evaluate after `step` steps. Default: 0; None means all."""
         return 0
 
     def update_state(
         self, state: ObjectiveState, step: int, losses: list[float], counts: list[float]
     ) -> ObjectiveState:
-        """The memory after such a look, from the means of the parts and their counts; JSON, kept in checkpoints."""
+        """Returns the state after such an evaluation, from means and counts of the parts; checkpoints keep it."""
         return state
 
 
 def by_part(batch: Batch, values: Tensor) -> Tensor:
-    """The sums of `values` [rows] over the rows of each part, [parts]."""
+    """Sums `values` [rows] over the rows of each part, [parts]."""
     return (values[:, None] * batch[PART]).sum(0) if PART in batch else values.sum()[None]
 
 
 def labels_of(batch: Batch, shifted: bool) -> Tensor:
-    """How many labels of each row are in the loss, [rows]; `shifted`, a row's first one has no prediction."""
+    """Counts the labels in the loss of each row, [rows]; with `shifted`, a row's first label has no prediction."""
     labels: Tensor = batch["labels"]
     if labels.dim() == 1:
         return torch.ones(len(labels), dtype=torch.long, device=labels.device)

@@ -1,4 +1,4 @@
-"""The contract of an allocation of ranks, and the budget that it keeps."""
+"""The contract of a rank allocation, and the parameter budget that it keeps."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 NUMBERS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 WIDTH = 4
-"""Bytes of a trainable parameter: adapters are float32."""
+"""The bytes of one trainable parameter: adapters are float32."""
 
 
 def parameters_of(budget: str, total: int) -> int:
-    """Trainable parameters that a budget allows on a model of `total` numbers.
+    """Returns how many trainable parameters a budget allows on a model of `total` parameters.
 
     0.1% is a share of the model; 500k, 2M or 30000 are trainable parameters (2B two billion of them); 8MB or 8MiB is
     the size of the adapter on disk. Raises `LuthierError` for anything else, and for less than one number.
@@ -45,7 +45,7 @@ def parameters_of(budget: str, total: int) -> int:
 
 @dataclass(frozen=True)
 class Budget:
-    """What ranks may cost: `parameters` trainable parameters in all, or else the form's own rank at every site."""
+    """A bound on the trainable parameters of an allocation; without `parameters`, the form's own rank everywhere."""
 
     form: Form
     parameters: int | None = None
@@ -60,7 +60,7 @@ class Budget:
         return rank
 
     def cost(self, site: Site, rank: int) -> int:
-        """Trainable parameters of the form at a site at this rank."""
+        """Counts the trainable parameters of the form at a site at this rank."""
         if rank == 0:
             return 0
         key = (site.kind, site.d_in, site.d_out, site.experts, site.maps, rank)
@@ -69,16 +69,16 @@ class Budget:
         return self._known[key]
 
     def spent(self, sites: Sequence[Site], ranks: Mapping[str, int]) -> int:
-        """Trainable parameters in all, shared ones once."""
+        """Counts all trainable parameters, shared ones once."""
         groups = {(self.form.group(site), self.cost(site, 1)): site for site in reversed(sites)}  # sizes share apart
         return sum(self.cost(site, ranks[site.path]) for site in groups.values())
 
     def fits(self, sites: Sequence[Site], ranks: Mapping[str, int]) -> bool:
-        """Whether the ranks stay within `parameters`."""
+        """Returns whether the ranks stay within `parameters`."""
         return self.parameters is None or self.spent(sites, ranks) <= self.parameters
 
     def refuse(self, sites: Sequence[Site]) -> LuthierError:
-        """The error of a budget that does not even pay for rank 1."""
+        """Returns the error for a budget that is too small for rank 1."""
         least = self.spent(sites, {site.path: 1 for site in sites})
         return LuthierError(
             f"a budget of {self.parameters:,} trainable parameters is too small: {self.form.name()} of rank 1 at "
@@ -87,7 +87,7 @@ class Budget:
 
 
 def levelled(form: Form, sites: Sequence[Site], ranks: Mapping[str, int]) -> dict[str, int]:
-    """The ranks, where sites that share parameters get the largest one among them."""
+    """Returns the ranks, with sites that share parameters at the largest rank among them."""
     highest: dict[str, int] = {}
     for site in sites:
         group = form.group(site)
@@ -108,13 +108,13 @@ def _size(form: Form, site: Site) -> int:
 
 @dataclass(frozen=True)
 class Ranks(Component):
-    """How many directions each site gets."""
+    """A rank allocation: which rank each site gets."""
 
     least: ClassVar[int] = 1
     """The lowest rank that a site gets; 0 where sites can be left out."""
 
     def statistics(self, form: Form) -> tuple[Statistic, ...]:
-        """What the calibration pass is to measure for the sites of `form`."""
+        """Returns the statistics that the calibration pass has to measure at the sites of `form`."""
         return ()
 
     def allocate(self, sites: Sites, stats: Mapping[str, Stats], budget: Budget) -> dict[str, int]:
@@ -126,5 +126,5 @@ class Ranks(Component):
         raise NotImplementedError(f"{type(self).__name__} must define allocate")
 
     def evidence(self, sites: Sites, stats: Mapping[str, Stats]) -> dict[str, Any]:
-        """What the ranks follow from, as JSON holds it: for the adapter's spec and for reports."""
+        """Returns the measurements behind the ranks as JSON, for the adapter's spec and for reports."""
         return {}

@@ -1,7 +1,7 @@
 """The contract of a router: a form that holds several experts and mixes them, by the token or by the task of a row.
 
 A routed form tells `route(p, x)`, the logits of its experts, and `weights(logits)`, which sum to 1 over the experts.
-The core computes the logits before its face `post` and hands them on as `p[ROUTE]`, so that a pass can be watched
+The core computes the logits before its `post` and hands them on as `p[ROUTE]`, so that a pass can be watched
 (`watched`) without being computed twice. Forms that go by the task find the tasks of the rows in `p[ROUTE_TASKS]`; the
 call brings them: `model(…, tasks=…)`, `model.generate(…, tasks=…)`, or `with lt.tasks(model, …)` around any call.
 """
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     pass
 
 ROUTE = "_route"
-"""The name under which `post` finds the logits of its experts, among its parameters."""
+"""The name of the experts' logits among the parameters that `post` is given."""
 ROUTE_TASKS = "_tasks"
-"""The name under which `post` finds the tasks of the rows, among its parameters."""
+"""The name of the rows' task indices among the parameters that `post` is given."""
 Told = str | Sequence[str] | Tensor
-"""The tasks of a batch: one name, a name for each row, or places among the names of the form [rows]."""
+"""The tasks of a batch: one name, a name for each row, or indices into the form's task names [rows]."""
 
 
 @dataclass(frozen=True)
 class Routed(Form):
-    """Several experts at a site, and what chooses among them."""
+    """A form with several experts at a site and a router that mixes them (a mixture of experts)."""
 
     linear: ClassVar[bool] = False
     by_task: ClassVar[bool] = False
-    """It goes by the task of each row, which the call has to tell where there are several."""
+    """Whether it routes by the task of each row, which the call has to give where there are several tasks."""
     router: ClassVar[tuple[str, ...]] = ()
-    """The parameters that route."""
+    """The names of the router's parameters."""
     mixed: ClassVar[tuple[str, ...]] = ()
-    """The parameters that are mixed."""
+    """The names of the experts' parameters, which are mixed."""
 
     neutral: ClassVar[Mapping[str, Any]] = {}
-    """Settings at which it holds one expert, and is that expert."""
+    """Settings at which it has one expert and equals that expert."""
 
     train: Literal["all", "router"] = field(default="all", kw_only=True)
     """What is trained: all, or the router alone, while the experts stay as they are."""
@@ -51,20 +51,20 @@ class Routed(Form):
         return self.mixed if self.train == "router" else ()
 
     def known(self) -> tuple[str, ...]:
-        """Names of the tasks, in order; of one expert each, where it does not go by the task."""
+        """Returns the names of the tasks, in order; of its experts, where it does not route by the task."""
         raise NotImplementedError(f"{type(self).__name__} must define known")
 
     def route(self, p: Params, x: Tensor) -> Tensor:
-        """Logits of the experts: [..., experts] for x [..., d_in], or by the task [rows, heads, experts]."""
+        """Returns the experts' logits: [..., experts] for x [..., d_in], or by task [rows, heads, experts]."""
         raise NotImplementedError(f"{type(self).__name__} must define route")
 
     def weights(self, logits: Tensor) -> Tensor:
-        """What each expert weighs, of the shape of `logits`; the sum over the last axis is 1."""
+        """Returns the experts' weights, of the shape of `logits`; they sum to 1 over the last axis."""
         raise NotImplementedError(f"{type(self).__name__} must define weights")
 
 
 def routing(form: Form, note: Callable[[Tensor], None] | None = None) -> Callable[..., Tensor]:
-    """The face of a form; a routed one's with its logits, of which `note` hears."""
+    """Returns the edit function of a form; a routed form is given its logits, which `note` is called with."""
     if not isinstance(form, Routed):
         return edit_function_of(form)
 
@@ -78,21 +78,21 @@ def routing(form: Form, note: Callable[[Tensor], None] | None = None) -> Callabl
 
 
 def names_of(form: Form) -> tuple[str, ...]:
-    """The names of the tasks that a form goes by; of none where it does not."""
+    """Returns the task names that a form routes by; empty where it does not."""
     return form.known() if isinstance(form, Routed) and form.by_task else ()
 
 
 def place(names: Sequence[str], told: str) -> int:
-    """The place of a task among the names; an unknown one raises with near ones."""
+    """Returns the index of a task among the names; an unknown name raises with near ones."""
     if told not in names:
         raise LuthierError(f"no task {told!r}{near(told, names)} The adapter knows: {', '.join(names) or 'none'}.")
     return names.index(told)
 
 
 def tasks_of(form: Routed, told: Told | None, x: Tensor) -> Tensor | None:
-    """The place of each row's task among the names of `form`, [rows of x] or [1]; None where there is one for all.
+    """Returns the index of each row's task, [rows of x] or [1]; None where the form has a single task.
 
-    Beams repeat each row. Raises `LuthierError` where nobody told the tasks, or tasks that do not fit x.
+    Beams repeat each row. Raises `LuthierError` where no tasks were given, or tasks that do not fit x.
     """
     names = form.known()
     if len(names) < 2:
@@ -101,7 +101,7 @@ def tasks_of(form: Routed, told: Told | None, x: Tensor) -> Tensor | None:
         return None
     if told is None:
         raise LuthierError(
-            f"{form.name()} goes by the task, and nobody told which; call model(…, tasks=…), or within lt.tasks(model, "
+            f"{form.name()} routes by the task, and none was given; call model(…, tasks=…), or within lt.tasks(model, "
             f"…). It knows: {', '.join(names)}."
         )
     index = told if isinstance(told, Tensor) else torch.tensor([place(names, each) for each in _listed(told)])
@@ -119,7 +119,7 @@ def _listed(told: str | Sequence[str]) -> Sequence[str]:
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """What a routed form decided at one site in one pass."""
+    """The routing decision of one site in one forward pass."""
 
     path: str
     form: Routed

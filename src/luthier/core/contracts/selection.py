@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows to choose from, and what a choice may go by."""
+    """The rows to choose from, and what a selection may compare them by."""
 
     examples: Examples
     target: Examples | None = None
-    """Rows of the task that the choice is for."""
+    """The rows of the target task."""
     seed: int = 0
     states: Callable[[Examples], np.ndarray] | None = None
-    """The mean last hidden state of each row, [rows, d], by the model at hand; None where there is none."""
+    """The mean last hidden state of each row, [rows, d]; None without a model."""
 
 
 @dataclass(frozen=True)
 class Selection(Component):
-    """How rows are chosen. A file defines `score`, `nearest` or both."""
+    """A rule that chooses rows of data; it defines `score`, `nearest` or both."""
 
     targeted: ClassVar[bool] = True
     """Whether `score` needs target rows."""
 
     @property
     def reads_states(self) -> bool:
-        """Whether it goes by `Pool.states`, so that a model is wanted."""
+        """Whether it reads `Pool.states`, so that a model is needed."""
         return False
 
     def score(self, pool: Pool) -> np.ndarray:
-        """The score of each row of the pool, [rows], finite; the highest are taken first."""
+        """Scores each row of the pool, [rows], finite; the highest are taken first."""
         raise LuthierError(f"{self.name()} finds rows near a prompt and scores none; choose another one.")
 
     def nearest(self, queries: Sequence[Example], pool: Pool, count: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Sites: the places of a model that a form can act on."""
+"""Sites: the modules and parameters of a model that a form can be attached to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Kind = Literal["affine", "stream", "input", "embedding", "cache", "param"]
 
 @dataclass(frozen=True)
 class Site:
-    """One place of a model.
+    """One place in a model that a form can be attached to: a layer, an activation or a parameter.
 
     kind      what a form meets there                               path names
     affine    a linear map: x, W, y                                 the layer
@@ -29,33 +29,33 @@ class Site:
     d_in: int
     d_out: int
     layer: int | None = None
-    """Index of the block that holds it, in its own stack; None outside the blocks."""
+    """The index of its block in its own stack; None outside the blocks."""
     bias: bool = False
     experts: int | None = None
-    """Length of the leading axis of a 3-D parameter, experts' as a rule: one map for each."""
+    """The length of the leading axis of a 3-D parameter (usually experts), which holds one matrix for each."""
     maps: int = 1
-    """[d_out, d_in] maps that the tensor holds, the product of its leading axes."""
+    """The number of [d_out, d_in] matrices in the tensor, the product of its leading axes."""
     transposed: bool = False
-    """The stored tensor is [d_in, d_out], as GPT-2's Conv1D and some experts keep it."""
+    """Whether the stored tensor is [d_in, d_out], as in GPT-2's Conv1D and some experts."""
 
     @property
     def type(self) -> str:
-        """The path without indices: equal for the same layer of every block."""
+        """The path without indices, which is equal for the same layer of every block."""
         return ".".join(part for part in self.path.split(".") if not part.isdigit())
 
     @property
     def entries(self) -> int:
-        """Entries of the whole tensor."""
+        """The number of entries of the whole tensor."""
         return self.maps * self.d_in * self.d_out
 
     @property
     def module(self) -> str:
-        """Path of the module to adapt: the owner, for a parameter."""
+        """The path of the module to adapt; for a parameter, of the module that owns it."""
         return self.path.rpartition(".")[0] if self.kind == "param" else self.path
 
     @property
     def key(self) -> tuple[str, str]:
-        """What makes two sites the same."""
+        """The key that identifies a site."""
         return self.path, self.kind
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The contract of a statistic: what one calibration pass can learn of a place, a batch at a time."""
+"""The contract of a statistic: what a calibration pass measures at a site, one batch at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ S = TypeVar("S", bound="Statistic")
 
 @dataclass(frozen=True)
 class Statistic(Component):
-    """Something that is known of a place after the pass: `result(update(update(begin(), …), …))`.
+    """A streaming statistic of activations or gradients: `result(update(update(begin(), …), …))`.
 
     What it reads says which places it is measured at, and what `update` gets:
 
@@ -27,35 +27,35 @@ class Statistic(Component):
     reads: ClassVar[Literal["inputs", "states", "gradients"]] = "inputs"
 
     def begin(self) -> Any:
-        """What is known before the first batch."""
+        """Returns the state before the first batch."""
         raise NotImplementedError(f"{type(self).__name__} must define begin")
 
     def update(self, held: Any, x: Tensor, mask: Tensor | None) -> Any:
-        """What is known after a batch more; x is detached, and belongs to the model."""
+        """Returns the state after one more batch; x is detached and belongs to the model."""
         raise NotImplementedError(f"{type(self).__name__} must define update")
 
     def done(self, held: Any) -> bool:
-        """Whether more batches would change nothing that matters; the pass ends when all is done."""
+        """Returns whether further batches would change nothing that matters; the pass ends when all are done."""
         return False
 
     def result(self, held: Any) -> dict[str, Tensor]:
-        """The tensors, by the names under which components find them; on the CPU."""
+        """Returns the tensors, by the names under which components find them, on the CPU."""
         raise NotImplementedError(f"{type(self).__name__} must define result")
 
     def join(self: S, other: S) -> S:
-        """One statistic that serves where both were asked for; raises `LuthierError` when none can."""
+        """Joins two statistics into one that serves both; raises `LuthierError` when none can."""
         if self == other:
             return self
         raise LuthierError(f"two components ask for different statistics: {self} and {other}.")
 
 
 def rows_of(x: Tensor, mask: Tensor | None) -> Tensor:
-    """The rows of x [..., d] that count, [n, d]."""
+    """Returns the rows of x [..., d] that the mask keeps, [n, d]."""
     return x.reshape(-1, x.shape[-1]) if mask is None else x[mask]
 
 
 def joined(statistics: list[Statistic] | tuple[Statistic, ...]) -> list[Statistic]:
-    """One statistic of each name."""
+    """Joins statistics so that there is one of each name."""
     found: dict[str, Statistic] = {}
     for each in statistics:
         before = found.get(each.name())
