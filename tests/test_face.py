@@ -196,7 +196,7 @@ def test_every_public_name_is_documented(name):
     if isinstance(value, type) and issubclass(value, Component) and name not in PUBLIC:
         assert first, f"lt.{name} has no equation"
     else:
-        assert re.match(r"[A-Z0-9`'(].*[.:]$", first), f"lt.{name}: {first!r} is no sentence"
+        assert re.match(r"[A-Z0-9`'(].*[.:]$", first), f"lt.{name}: {first!r} is not a sentence"
 
 
 # --- complete --------------------------------------------------------------------------------------

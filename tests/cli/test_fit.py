@@ -108,7 +108,7 @@ def test_evaluate_refuses_an_unknown_scorer(call, llama, rows):
     "labels, metric, other, shown", [(["a", "b"], "accuracy", "mcc", "%"), ([0.5, 1.5, 2.25], "pearson", "mse", "0.")]
 )
 def test_evaluate_names_the_metric_that_it_shows(call, bert, tmp_path, labels, metric, other, shown):
-    """Classes and numbers are not scored by a scorer, and a correlation is no share."""
+    """Classes and numbers are not scored by a scorer, and a correlation is not a share."""
     data = write_rows(
         tmp_path / "d.jsonl", [{"text": "ab" * i, "label": labels[i % len(labels)]} for i in range(1, 13)]
     )

@@ -47,4 +47,4 @@ def test_each_class_gives_pyrefts_outputs(name, call, folder, tmp_path):
 def test_the_adapter_is_refused_on_another_base(call, folder, tmp_path):
     words = ["--model", folder("roberta"), "--positions", "f2+l3", "--task", "classification", "--labels", "no,yes"]
     done = call("import", FOLDER / "direft-head", tmp_path / "ours", *words)
-    assert done.code == 2 and "lm_head.weight, which is no parameter of this Roberta" in done.err
+    assert done.code == 2 and "lm_head.weight, which is not a parameter of this Roberta" in done.err

@@ -112,7 +112,7 @@ def test_a_name_means_in_compare_what_it_means_in_train(file):
         ('models = "m"\n[data.d]\ntrain = "t"\n[settings.dora]\nwhere = "q"', "settings are for 'dora'"),
         ('models = "m"\n[data."a b"]\ntrain = "t"', "cannot name"),
         ('models = ["x/m", "y/m"]\n[data.d]\ntrain = "t"', "two are called 'm'"),
-        ("models = ", "no study"),
+        ("models = ", "not a study"),
     ],
 )
 def test_bad_files(tmp_path, text, fault):

@@ -113,7 +113,7 @@ def test_phi_3_does_not_learn_what_follows_its_end_of_turn():
 
 def test_an_end_of_turn_that_is_no_token_is_told():
     feature = encode(ROWS["system"], make(PHI), max_length=None)
-    assert any("'<|end|>', which is no token here" in note for note in told([feature]))
+    assert any("'<|end|>', which is not a token here" in note for note in told([feature]))
 
 
 def test_masked_turns_are_read_and_not_learned():

@@ -309,7 +309,7 @@ def test_bad_input_is_refused_before_work(llama, additions, tmp_path, monkeypatc
 
 
 def test_places_that_are_no_linear_layers_are_refused(llama, additions, tmp_path):
-    refused(run_of(llama, additions, tmp_path / "run", where="embeddings"), "no linear layer")
+    refused(run_of(llama, additions, tmp_path / "run", where="embeddings"), "not a linear layer")
 
 
 def test_another_run_is_not_gone_on_with(llama, additions, tmp_path):

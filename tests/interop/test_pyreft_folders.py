@@ -83,7 +83,7 @@ def test_parameters_saved_beside_must_be_those_of_the_base(folder, tmp_path):
     reft = folder("direft-head")
     head = torch.load(reft / "pytorch_model.bin", weights_only=True)["lm_head.weight"].detach()
     for held, message in (
-        ({"lm_haed.weight": head}, "lm_haed.weight, which is no parameter.*lm_head.weight"),
+        ({"lm_haed.weight": head}, "lm_haed.weight, which is not a parameter.*lm_head.weight"),
         ({"lm_head.weight": head[:5]}, r"lm_head.weight is \(5, 16\); this base expects \(32, 16\)"),
     ):
         torch.save(held, reft / "pytorch_model.bin")

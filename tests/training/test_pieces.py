@@ -133,7 +133,7 @@ def test_lora_sb_from_the_command_line(llama, additions, tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{method = bottleneck}", "is no list of forms"),
+        ("{method = bottleneck}", "is not a list of forms"),
         ('{method = "botleneck"}', "did you mean"),
         ('{metod = "bottleneck"}', "has no 'metod'"),
         ('[{method = "lora", form = {rnk = 3}}]', "lora has no setting 'rnk'"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH = 240
-"""Columns when the output is no terminal: rows stay on one line."""
+"""Columns when the output is not a terminal: rows stay on one line."""
 
 
 def console(stderr: bool = False) -> Console:

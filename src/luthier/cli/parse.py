@@ -78,7 +78,7 @@ def option(tokens: Sequence[str], flag: str) -> str | None:
 def parse(tokens: Sequence[str]) -> tuple[Command, Given] | None:
     """The command to run, with the settings given; None when help or the version was asked for and printed.
 
-    Raises `LuthierError` for what is no command line of ours, with near names.
+    Raises `LuthierError` for an invalid command line, with near names.
     """
     import cyclopts
 

@@ -53,7 +53,7 @@ def variables_of(given: str | None, adapter: str | None) -> dict[str, Any]:
     try:
         told = json.loads(given) if given is not None else {}
     except ValueError as error:
-        raise LuthierError(f"--chat-template-kwargs is no JSON: {error}.") from None
+        raise LuthierError(f"--chat-template-kwargs is not JSON: {error}.") from None
     if not isinstance(told, dict):
         raise LuthierError('--chat-template-kwargs: expected a JSON object, such as {"enable_thinking": false}.')
     return {**(chat.variables if chat else {}), **told}

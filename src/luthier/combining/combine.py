@@ -55,7 +55,7 @@ def combine(
     console = Console(stderr=True, quiet=not progress)
     made = find("combinations", method)() if isinstance(method, str) else method
     if not isinstance(made, Combination):
-        raise LuthierError(f"{made.name()} is no combination.")
+        raise LuthierError(f"{made.name()} is not a combination.")
     folder = must_be_free(out)
     if rank is not None and rank < 1:
         raise LuthierError(f"rank is {rank}; expected at least 1.")

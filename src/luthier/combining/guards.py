@@ -1,4 +1,4 @@
-"""What is refused before work: inputs of other bases, shapes and vocabularies that do not fit, strangers."""
+"""Checks before combining: inputs of other bases, unrelated bases, shapes and vocabularies that do not fit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from luthier.core.sites.scope import Scope
 from luthier.core.storage.fingerprint import base_similarity, sample_of
 
 RELATED = 0.5
-"""Least cosine of sampled weights at which one base counts as grown out of the other."""
+"""The least cosine of sampled weights at which one base counts as derived from the other."""
 FILE = "tokenizer.json"
 
 
@@ -93,7 +93,7 @@ def check_shapes(
             if not method.fits(there, at):
                 raise LuthierError(
                     f"{source.label}: {refs[0].name} is {shape}; in the base it is {tuple(refs[0].tensor.shape)}. "
-                    f"{method.name()} needs the same shapes" + (", but for rows of tokens." if method.moves else ".")
+                    f"{method.name()} needs the same shapes" + (", except for rows of tokens." if method.moves else ".")
                 )
 
 
@@ -111,7 +111,7 @@ def check_old(method: Combination, old: Reader, groups: Sequence[Sequence[Parame
 
 
 def check_related(label: str, sample: dict[str, list[float]], model: nn.Module, force: bool) -> float | None:
-    """The kinship of a sample of weights with the base; refuses strangers unless `force`."""
+    """Returns the similarity of a sample of weights to the base; refuses an unrelated base unless `force`."""
     found = base_similarity(sample, model)
     if found is not None and found < RELATED:
         _refuse(

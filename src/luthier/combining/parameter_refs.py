@@ -1,4 +1,4 @@
-"""The tensors of a base in order, each as a combination meets it."""
+"""References to the parameters of a base, in order."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from luthier.core.sites.structure import features
 
 @dataclass(frozen=True)
 class ParameterRef:
-    """A name of a parameter, with the module that owns it."""
+    """A reference to a parameter: its name and the module that owns it."""
 
     path: str
-    """Of the module."""
+    """The path of the module."""
     key: str
     module: nn.Module
 
     @property
     def name(self) -> str:
-        """Of the parameter."""
+        """The name of the parameter."""
         return f"{self.path}.{self.key}" if self.path else self.key
 
     @property

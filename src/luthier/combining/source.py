@@ -133,7 +133,7 @@ class Model:
         """Raises unless it has the parameters of the base, tied where those are."""
         missing = [refs[0].name for refs in groups if refs[0].name not in self._new.shapes]
         if missing:
-            raise LuthierError(f"{self.label} is no fine-tuned copy of this base: it has no {missing[0]}.")
+            raise LuthierError(f"{self.label} is not a fine-tuned copy of this base: it has no {missing[0]}.")
         for refs in groups:
             first, *others = (ref.name for ref in refs)
             if any(not torch.equal(self._new.get(first), self._new.get(name)) for name in others):

@@ -62,7 +62,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         found["study"] = Study.from_dict(found["study"]).to_dict()  # what studies of then had no word for
     except (ValueError, KeyError, TypeError) as error:
-        raise LuthierError(f"{path} is no study: {error}.") from None
+        raise LuthierError(f"{path} is not a study: {error}.") from None
     return found
 
 

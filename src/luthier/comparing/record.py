@@ -63,7 +63,7 @@ class Record:
     calibration_error: float | None = None
     """Expected calibration error in 15 bins, of classifiers."""
     answers: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
-    """By part of the test, (truth, prediction) of each row where the main metric is no mean of rows, else nothing."""
+    """By part of the test, (truth, prediction) of each row where the main metric is not a mean of rows; else empty."""
     samples: list[dict[str, str]] = field(default_factory=list)
     """prompt, expected and answer of the first test rows."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -156,7 +156,7 @@ def read(path: Path) -> Record:
     except (OSError, ValueError) as error:
         raise LuthierError(f"{path} cannot be read as a run's record: {error}.") from None
     if not isinstance(values, dict):
-        raise LuthierError(f"{path} is no run's record.")
+        raise LuthierError(f"{path} is not a run's record.")
     try:
         return Record.from_dict(values)
     except LuthierError as error:

@@ -139,7 +139,7 @@ class Study:
                 raise LuthierError(f"{name} is {value}; expected at least {low}.")
         for name in self.settings:
             if name not in self.methods:
-                raise LuthierError(f"settings are for {name!r}{near(name, self.methods)} It is no method of the study.")
+                raise LuthierError(f"settings are for {name!r}{near(name, self.methods)} The study has no such method.")
         for name, each in self.data.items():
             for model in each.models:
                 if model not in self.models:
@@ -183,7 +183,7 @@ def read_study(file: str | Path) -> Study:
     except OSError as error:
         raise LuthierError(f"cannot read the study {file}: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, ValueError, KeyError, TypeError) as error:
-        raise LuthierError(f"{file} is no study: {error}.") from None
+        raise LuthierError(f"{file} is not a study: {error}.") from None
     try:
         return Study.from_dict(values, path.parent)
     except LuthierError as error:

@@ -265,7 +265,7 @@ def own_file(folder: Path, name: str) -> Path:
     if not (target.is_relative_to(root) or target.parent == blobs):
         raise LuthierError(f"{path} is a link that leads out of its folder (to {target}); put the file itself there.")
     if not target.is_file():
-        raise LuthierError(f"{path} is no regular file.")
+        raise LuthierError(f"{path} is not a regular file.")
     return path
 
 
@@ -273,7 +273,7 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
     """A JSON file; damage, duplicate keys, absurd sizes, numbers and nesting raise `LuthierError`."""
     try:
         if path.stat().st_size > largest:
-            raise LuthierError(f"{path} is larger than {largest >> 20} MiB; that is no file of ours.")
+            raise LuthierError(f"{path} is larger than {largest >> 20} MiB; Luthier writes no such file.")
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except LuthierError:
         raise

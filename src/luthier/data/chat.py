@@ -44,7 +44,7 @@ ELSEWHERE = "the template's prompt for generation goes on with {!r}, and answers
 ANOTHER = "the template renders the turns before the last answer otherwise while that is still to come"
 QUOTED = 60
 """Characters of a template's own that a note quotes."""
-PIECES = "the template ends a turn with {!r}, which is no token here: what serves the model needs it as a stop text"
+PIECES = "the template ends a turn with {!r}, which is not a token here: what serves the model needs it as a stop text"
 TWICE = "answers end with {!r} already, and the template adds another; take it out of the rows"
 
 

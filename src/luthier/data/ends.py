@@ -32,7 +32,7 @@ def closed(text: str, tokenizer: Any) -> str:
 def stop_of(template: Template) -> str:
     """What a template ends a turn with: the tokens that stand behind an answer, whether or not another turn follows.
 
-    A last answer may have more behind it (phi-3's `<|endoftext|>`), and then that is no part of the turn. Tokens are
+    A last answer may have more behind it (phi-3's `<|endoftext|>`), and then that is not part of the turn. Tokens are
     the tokenizer's special ones and what looks like such (`<|end|>`), else the first word. Empty where nothing stands
     there.
     """

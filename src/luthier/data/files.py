@@ -110,7 +110,7 @@ HOLDERS = ("data", "rows", "examples", "instances", "records", "items")
 
 
 def read_json(path: Path, split: str = "train") -> Iterator[Numbered]:
-    """A list of objects, or an object of such lists by split or under a key such as `data`; a file that is no JSON as
+    """A list of objects, or an object of such lists by split or under a key such as `data`; a file that is not JSON as
     a whole is read as one object per line."""
     text = _decode(_bytes(path)).strip()
     try:

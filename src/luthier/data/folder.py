@@ -106,7 +106,7 @@ def _card(folder: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(head[1])
     except yaml.YAMLError as error:
-        raise LuthierError(f"{path}: what stands between its --- lines is no YAML: {error}.") from None
+        raise LuthierError(f"{path}: what stands between its --- lines is not YAML: {error}.") from None
     return found if isinstance(found, dict) else {}
 
 

@@ -28,8 +28,8 @@ def read_hub(source: str, split: str) -> Table:
         data: Any = datasets.load_dataset(name, config or None, split=split)
     except (DatasetNotFoundError, OSError, ValueError, ImportError) as error:
         raise LuthierError(
-            f"{source!r} is no file here, and as a hub data set {name!r} (configuration {config or 'default'}, split "
-            f"{split}) it cannot be loaded: {_first_line(error)} Without a network, give the path of a file."
+            f"{source!r} is not a file here, and as a hub data set {name!r} (configuration {config or 'default'}, "
+            f"split {split}) it cannot be loaded: {_first_line(error)} Without a network, give the path of a file."
         ) from None
     return _table(data)
 
@@ -43,7 +43,7 @@ def read_saved(folder: Path, split: str) -> Table:
     try:
         data: Any = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
-        raise LuthierError(f"{folder} is no readable folder of save_to_disk: {_first_line(error)}") from None
+        raise LuthierError(f"{folder} is not a readable folder of save_to_disk: {_first_line(error)}") from None
     if isinstance(data, datasets.DatasetDict):
         splits = {split_of(str(name), whole=True) or str(name): name for name in data}
         data = data[splits[of_split(str(folder), split, splits)]]

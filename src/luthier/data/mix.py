@@ -36,6 +36,6 @@ def _named(source: str) -> list[tuple[str, str]]:
     named = [(name.strip(), path.strip()) for name, _, path in found]
     if not all(name and path for name, path in named):
         raise LuthierError(
-            f"{source!r} is no mix; write mix:name=source,name=source, as mix:boolq=a.jsonl,arc=b.jsonl."
+            f"{source!r} is not a mix; write mix:name=source,name=source, as mix:boolq=a.jsonl,arc=b.jsonl."
         )
     return named

@@ -21,7 +21,7 @@ class Record:
     last: int
     cells: list[str]
     wrong: str = ""
-    """Why it is no row."""
+    """Why it is not a row."""
 
 
 def records(lines: Sequence[str], start: int, width: int) -> list[Record]:

@@ -93,14 +93,14 @@ def final(prediction: str, example: Example) -> float:
 
 
 def gym(task: str) -> Callable[[str, Example], float]:
-    """reasoning-gym's own scorer of a task. Surrounding whitespace is no part of an answer."""
+    """reasoning-gym's own scorer of a task. Surrounding whitespace is not part of an answer."""
     from luthier.data.gym import gym_score
 
     scored = gym_score(task)
 
     def score(prediction: str, example: Example) -> float:
         if "entry" not in example.meta:
-            raise LuthierError(f"row {example.row} is no gym problem: it has no entry to score with.")
+            raise LuthierError(f"row {example.row} is not a gym problem: it has no entry to score with.")
         return float(scored(prediction.strip(), example.meta["entry"]))
 
     return score

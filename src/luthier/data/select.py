@@ -62,7 +62,7 @@ def with_shots(selection: Selection, queries: Examples, pool: Pool, count: int) 
     for part in (queries, pool.examples):
         bad = next((row.row for row in part.rows if row.messages is None), None)
         if bad is not None:
-            raise LuthierError(f"row {bad} of {part.source} is no prompt with an answer; shots are such rows.")
+            raise LuthierError(f"row {bad} of {part.source} is not a prompt with an answer; shots are such rows.")
     found = selection.nearest(queries.rows, pool, count)
     rows = pool.examples.rows
     return queries.keep(

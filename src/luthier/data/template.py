@@ -40,7 +40,7 @@ class Template:
         reserved = sorted(set(example.template) & _reserved(type(tokenizer)))
         if reserved:
             raise BadRow(
-                f"chat_template_kwargs holds {', '.join(map(repr, reserved))}, which is no variable of a template; "
+                f"chat_template_kwargs holds {', '.join(map(repr, reserved))}, which is not a variable of a template; "
                 "take it out (tools and documents are columns of their own)"
             )
         return cls(tokenizer, example.tools or None, example.documents or None, example.template)

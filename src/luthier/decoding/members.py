@@ -75,7 +75,7 @@ def check_members(members: Members) -> None:
     for role, member in ((role, each) for role, given in members.items() for each in given):
         kind, state = type(member.model).__name__, find_state(member.model)
         if member.model.config.is_encoder_decoder or not member.model.can_generate():
-            raise LuthierError(f"{kind} as {role} is no decoder; models that decode together must be causal-lm.")
+            raise LuthierError(f"{kind} as {role} is not a decoder; models that decode together must be causal-lm.")
         if "past_key_values" not in inspect.signature(member.model.forward).parameters:
             raise LuthierError(f"{kind} as {role} keeps no cache of keys and values, and cannot take part.")
         if state is not None and state.merged:

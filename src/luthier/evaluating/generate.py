@@ -91,7 +91,7 @@ def _example(prompt: str | Messages | Example, number: int) -> Example:
         return prompt
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not messages or not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages):
-        raise LuthierError(f"prompt {number} is no list of messages with a role and a content each.")
+        raise LuthierError(f"prompt {number} is not a list of messages with a role and a content each.")
     return Example(row=number, messages=messages, context=len(messages))
 
 

@@ -77,7 +77,7 @@ def examine(
     force: bool = False,
     progress: bool = False,
 ) -> Examined:
-    """What fitting did: the adapter or fine-tuned model in the folder `target` against the bare `base`.
+    """Examines what fine-tuning did: the adapter or model in the folder `target` against the bare `base`.
 
     `by` is what is measured. Some examinations read `data` (one source or several), which `processor` prepares for
     `task`, cut at `max_length` tokens; `limit` draws that many rows of each. `base` is left as it was. `out` gets
@@ -87,7 +87,7 @@ def examine(
     start, console = time.monotonic(), Console(stderr=True, quiet=not progress)
     made = find("examinations", by)() if isinstance(by, str) else by
     if not isinstance(made, Examination):
-        raise LuthierError(f"{made.name()} is no examination.")
+        raise LuthierError(f"{made.name()} is not an examination.")
     if out is not None:
         free(out)
     sources = (data,) if isinstance(data, str) else tuple(data)

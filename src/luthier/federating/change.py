@@ -43,7 +43,7 @@ class Change:
         for name, tensor in tensors.items():
             kind, _, path = name.partition(":")
             if kind not in split or not path:
-                raise LuthierError(f"{name!r} is no part of a change; expected B:path, A:path or whole:path.")
+                raise LuthierError(f"{name!r} is not part of a change; expected B:path, A:path or whole:path.")
             if not bool(tensor.isfinite().all()):
                 raise LuthierError(f"{name} holds NaN or infinity.")
             split[kind][path] = tensor
@@ -111,7 +111,7 @@ def _tuners(model: nn.Module, name: str) -> Iterator[TunerLayer]:
                 if tuner.site.kind not in ("affine", "param") or (
                     tuner.site.kind == "param" and tuner.form.up_projection
                 ):
-                    raise LuthierError(f"{tuner.site} is no linear layer; choose others (where).")
+                    raise LuthierError(f"{tuner.site} is not a linear layer; choose others (where).")
                 yield tuner
 
 

@@ -96,7 +96,7 @@ def arrays_of(change: Change) -> ArrayRecord:
 
 
 def change_of(arrays: ArrayRecord) -> Change:
-    """The inverse of `arrays_of`; raises for what is no change."""
+    """The inverse of `arrays_of`; raises for what is not a change."""
     return Change.of({name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()})
 
 

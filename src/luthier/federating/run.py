@@ -55,7 +55,7 @@ def federate(
     """
     made = find("aggregations", aggregation)() if isinstance(aggregation, str) else aggregation
     if not isinstance(made, Aggregation):
-        raise LuthierError(f"{made.name()} is no aggregation.")
+        raise LuthierError(f"{made.name()} is not an aggregation.")
     chosen = form or find("forms", "lora")()
     assert isinstance(chosen, Form)
     run = Run(

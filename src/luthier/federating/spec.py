@@ -28,7 +28,7 @@ class Federation:
     split: Literal["iid", "dirichlet", "column"] = "iid"
     """Who gets which rows: iid (at random), dirichlet (skewed by class or column), column (a client for each value)."""
     concentration: float = 0.5
-    """Of the Dirichlet split: small is skewed, large is even."""
+    """The concentration of the Dirichlet split: small is skewed, large is even."""
     column: str | None = None
     """Column of the data that rows are divided by. Default: their class."""
 

@@ -82,7 +82,7 @@ def source_of(folder: Path, source: str | Source | None) -> Source:
     fitting = [each for each in known if each.fits(folder)]
     if len(fitting) != 1:
         libraries = ", ".join(each.name() for each in known)
-        raise LuthierError(f"{folder} is no adapter of {libraries}: it holds {_listing(folder)}.")
+        raise LuthierError(f"{folder} is not an adapter of {libraries}: it holds {_listing(folder)}.")
     return fitting[0]()
 
 
@@ -119,7 +119,7 @@ def spelled(model: nn.Module, kind: str, paths: list[str], folder: Path) -> str:
             f"{folder} adapts {strange}, which this {type(model).__name__} lacks{nearest(strange, model)} It was "
             "fitted on another base, or its names are of a layout that is not known here."
         )
-    raise LuthierError(f"{folder} adapts {strange}, which is no {kind} site of this {type(model).__name__}.")
+    raise LuthierError(f"{folder} adapts {strange}, which is not a {kind} site of this {type(model).__name__}.")
 
 
 def _alone(model: nn.Module, kind: str, path: str) -> bool:

@@ -41,10 +41,10 @@ class Parcel:
 def parcel(adapter: str | Path, repo: str) -> Parcel:
     """The files of an adapter's folder (or of a run's), verified, with the repository named in the card.
 
-    Raises `LuthierError` for a folder that is no adapter, for damage, and for a name that is no user/name.
+    Raises `LuthierError` for a folder that is not an adapter, for damage, and for a name that is not user/name.
     """
     if not NAME.fullmatch(repo) or ".." in repo or "--" in repo:
-        raise LuthierError(f"{repo!r} is no repository; write user/name, of letters, digits, '-', '_' and '.'.")
+        raise LuthierError(f"{repo!r} is not a repository; write user/name, of letters, digits, '-', '_' and '.'.")
     folder = adapter_at(adapter)
     if folder is None:
         raise LuthierError(f"{adapter} holds no adapter ({SPEC} is not there); only adapters are pushed.")
@@ -62,7 +62,7 @@ def push(adapter: str | Path, repo: str, *, private: bool = False, api: Any = No
     Exactly `adapter.json`, `adapter.safetensors` and the card go up, in one commit. `api` is a `huggingface_hub.HfApi`
     (none: one that uses the token of `hf auth login`).
 
-    Raises `LuthierError` for what is no adapter, where the hub cannot be reached or refuses, and where a private
+    Raises `LuthierError` for what is not an adapter, where the hub cannot be reached or refuses, and where a private
     repository is asked for and a public one of that name is there.
     """
     from huggingface_hub import CommitOperationAdd, HfApi

@@ -1,1 +1,1 @@
-"""Fast paths, each with a reference implementation that is its oracle."""
+"""Kernels: fast implementations, each with a reference implementation as its oracle."""

@@ -1,4 +1,4 @@
-"""Activations that are cheap to make again: a backward pass keeps what they are made of, which is kept anyway."""
+"""Recomputation (rematerialisation) of cheap activations: the backward pass keeps their inputs instead."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from functools import partial
 from torch import Tensor
 
 RECOMPUTED = "_luthier_recomputed"
-"""The attribute of a tensor that says how it is made."""
+"""The attribute of a tensor that says how to recompute it."""
 Make = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Recomputed:
-    """`make(*parts)` is the tensor [..., d], as long as nobody wrote into it."""
+    """How to recompute a tensor [..., d]: `make(*parts)`, as long as it was not modified in place."""
 
     make: Make
     parts: tuple[Tensor, ...]
     times: Make | None
-    """`times(left, *parts)` is left @ make(*parts), where that is had without making it."""
+    """`times(left, *parts)` is left @ make(*parts) without recomputing the tensor, where that is possible."""
     version: int
 
 
 def mark_recomputable(x: Tensor, make: Make, *parts: Tensor, times: Make | None = None) -> Tensor:
-    """x, which knows that it is make(*parts). Neither function holds a tensor, or checkpointing could not let it go."""
+    """Marks x as make(*parts). Neither function may hold a tensor, or checkpointing could not free it."""
     vars(x)[RECOMPUTED] = Recomputed(make, parts, times, x._version)
     return x
 
 
 def saved_for_backward(x: Tensor, read: Tensor | None) -> tuple[Make, tuple[Tensor, ...]]:
-    """(times, tensors): what a backward pass keeps of `read` [..., d], which is x with dropout (None: x itself).
+    """Returns (times, tensors), which a backward pass keeps of `read` [..., d], x with dropout (None: x itself).
 
     times(left, mask, *tensors) is left [n, tokens] @ what was read; the mask is None without dropout.
     """

@@ -1,4 +1,4 @@
-"""Low-rank terms outside training: in place, in float32 where few tokens make half-precision products dear.
+"""Low-rank terms outside training: in place, in float32 where few tokens make half-precision products expensive.
 
 A sum of two formats runs number by number on a CPU, so a float32 term is rounded to its output's before it is added.
 """

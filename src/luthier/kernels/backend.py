@@ -45,7 +45,7 @@ def _convolution(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 def _pointwise(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """The operator that torch.compile uses for linear layers; it is no public name, so it may be missing."""
+    """The operator that torch.compile uses for linear layers; it is not a public name, so it may be missing."""
     return torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "")
 
 
@@ -127,7 +127,7 @@ def _processor() -> str:
 
 @contextmanager
 def cpu_backend(name: str = AUTO) -> Iterator[str]:
-    """Frozen float32 linear layers on the CPU go through a library, while the context lasts; yields its name.
+    """Runs frozen float32 linear layers on the CPU through a library, while the context lasts; yields its name.
 
     `auto` takes the one that is fastest here, `mkl` leaves everything as torch has it. Backward passes belong inside
     the context as well. Raises `LuthierError` for an unknown name.

@@ -82,7 +82,7 @@ def allocate(
 def resolve_targets(
     model: nn.Module, form: Form, where: str | None, ranks: Ranks | None, budget: str | None
 ) -> tuple[Sites, Ranks | None, Budget]:
-    """(sites, what allocates, what it may spend); a model without weights will do.
+    """Resolves (sites, rank allocation, budget) of a form on a model, which may be without weights.
 
     A budget decides the form's rank: the largest that it pays for everywhere, from which allocations and starts count.
     A budget alone is spent that way. Raises `LuthierError` for a budget below the lowest ranks.

@@ -114,7 +114,7 @@ def read_recipe(name: str) -> Recipe:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LuthierError(f"{path} is no valid TOML: {error}.") from None
+        raise LuthierError(f"{path} is not valid TOML: {error}.") from None
     return _checked(path, values)
 
 

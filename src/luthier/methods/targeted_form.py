@@ -1,4 +1,4 @@
-"""Several forms under one adapter name: each with its place, as recipes, flags and `run.json` tell them."""
+"""Several forms of one adapter, each with its sites, as recipes, flags and `run.json` store them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEYS = ("method", "where", "form")
 
 @dataclass(frozen=True)
 class TargetedForm:
-    """A form and where it goes."""
+    """A form and the selector of the sites that it is attached to."""
 
     form: Form
     where: str | None = None
@@ -24,7 +24,7 @@ class TargetedForm:
 
     @property
     def place(self) -> str:
-        """Where it goes, said by somebody or by the form."""
+        """The selector: the one given, or the form's own."""
         return self.form.where if self.where is None else self.where
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def read_targeted_forms(text: str) -> tuple[TargetedForm, ...]:
         found = tomllib.loads(f"also = {text}")["also"]
     except tomllib.TOMLDecodeError as error:
         raise LuthierError(
-            f'{text!r} is no list of forms: {error}. Write [{{method = "bottleneck", where = "output(mlp)", '
+            f'{text!r} is not a list of forms: {error}. Write [{{method = "bottleneck", where = "output(mlp)", '
             "form = {dim = 512}}]."
         ) from None
     return tuple(map(TargetedForm.from_dict, found if isinstance(found, list) else [found]))

@@ -54,7 +54,7 @@ def warn_of_odd_widths(model: Any) -> None:
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None and module.weight.device.type == "cpu" and module.in_features % state.blocksize:
             warnings.warn(
-                f"bitsandbytes unpacks NF4 wrongly on a CPU where a layer's width is no multiple of {state.blocksize}, "
+                f"bitsandbytes dequantises NF4 wrongly on CPUs where a width is not a multiple of {state.blocksize}, "
                 f"and {path} has {module.in_features}: this quantised model is not the one it was made from. Use int8.",
                 stacklevel=3,
             )

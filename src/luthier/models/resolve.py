@@ -32,7 +32,7 @@ def resolve(name: str, progress: bool = True) -> Path | str:
     if name in names:
         return fetch(name, progress)
     if path.is_dir():
-        raise LuthierError(f"the folder {name} holds no config.json, so it is no transformers model{_instead(path)}")
+        raise LuthierError(f"the folder {name} holds no config.json, so it is not a transformers model{_instead(path)}")
     if _HUB_ID.fullmatch(name):
         return name
     raise LuthierError(

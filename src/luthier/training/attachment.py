@@ -1,4 +1,4 @@
-"""What a run attaches: its form, at measured ranks and starts where it asks for them, and heads that are new."""
+"""Attaching what a run trains: its form, with measured ranks and initial factors if asked for, and new heads."""
 
 from __future__ import annotations
 

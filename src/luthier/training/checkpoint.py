@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all: written aside, listed in a manifest, synced, renamed."""
+"""Atomic checkpoints: written aside, listed in a manifest, synced, renamed."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def commit(written: Path, folder: Path) -> None:
 
 
 def step_of(folder: Path) -> int:
-    """The step after which a checkpoint was made."""
+    """Returns the step after which a checkpoint was made."""
     found = NAME.fullmatch(folder.name)
     assert found is not None
     return int(found[1])
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """The committed folders in `root`, newest first; damage is not looked for."""
+    """Lists the committed folders in `root`, newest first, without checking them for damage."""
     found = [path for path in root.glob("step-*") if NAME.fullmatch(path.name)] if root.is_dir() else []
     return sorted(found, key=step_of, reverse=True)
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every file of the manifest is there as it was written."""
+    """Returns whether every file of the manifest is there as it was written."""
     try:
         manifest = read_json(folder / MANIFEST)
     except LuthierError:
@@ -56,7 +56,7 @@ def _as_written(path: Path, entry: Any) -> bool:
 
 
 def newest(root: Path) -> Path | None:
-    """The newest checkpoint whose manifest verifies, or None."""
+    """Returns the newest checkpoint whose manifest verifies, or None."""
     return next((folder for folder in checkpoints(root) if is_complete(folder)), None)
 
 

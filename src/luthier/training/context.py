@@ -1,4 +1,4 @@
-"""How a model stands while it trains, whoever's layers are on it and whoever runs the loop."""
+"""The state of a model during training: no cache, recomputed activations, a CPU backend."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from luthier.kernels.backend import AUTO, OWN, cpu_backend
 from luthier.training.spec import Run
 
 WORTH = 10_000_000
-"""Numbers of a model from which on CPU backends are timed."""
+"""The number of parameters from which on CPU backends are timed; smaller models do not repay it."""
 
 
 @contextmanager
 def training_context(run: Run, model: Any) -> Iterator[None]:
-    """The model as it trains in `run`: it keeps no keys and values, recomputes activations if asked to, and goes
-    through the run's CPU backend.
+    """Prepares a model for training in `run`: without a key-value cache, with recomputed activations if the run asks
+    for them, and with the run's CPU backend.
 
-    Afterwards it is as it was, but for its mode, which is evaluation: what was to be trained is again, where an update
-    left some of it out in the last step. Raises `LuthierError` for a model that cannot recompute.
+    Afterwards everything is restored, except that the model is in eval mode: parameters that an update left out in the
+    last step are trainable again. Raises `LuthierError` for a model that cannot recompute.
     """
     if run.training.gradient_checkpointing:
         recompute(model, True)
@@ -42,7 +42,7 @@ def training_context(run: Run, model: Any) -> Iterator[None]:
 
 
 def recompute(model: Any, on: bool) -> None:
-    """Switches the recomputation of activations in the backward pass, in the way that works with frozen inputs."""
+    """Switches gradient checkpointing on or off, in the variant that works with frozen inputs."""
     if not model.supports_gradient_checkpointing:
         raise LuthierError(f"{type(model).__name__} cannot recompute activations; leave gradient_checkpointing out.")
     with warnings.catch_warnings():  # the older names, which every transformers 5 has, warn in the newer ones
@@ -54,7 +54,7 @@ def recompute(model: Any, on: bool) -> None:
 
 
 def backend_of(run: Run, model: Any) -> str:
-    """The CPU backend of a run. A small model would not repay the timing of them."""
+    """Returns the CPU backend of a run; small models keep the default, as timing would not pay."""
     small = sum(parameter.numel() for parameter in model.parameters()) < WORTH
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     undecided = run.training.cpu_backend == AUTO
@@ -62,5 +62,5 @@ def backend_of(run: Run, model: Any) -> str:
 
 
 def running_norms(model: nn.Module) -> list[nn.Module]:
-    """The norms with running statistics, which stay in evaluation mode: the statistics belong to the frozen base."""
+    """Returns the norms with running statistics, which stay in eval mode: the statistics belong to the frozen base."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]

@@ -1,4 +1,4 @@
-"""How much memory training takes, measured on short rows and scaled."""
+"""An estimate of the memory that training takes, measured on short rows and scaled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHORT = 64
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, estimated."""
+    """The estimated bytes of a training step."""
 
     weights: int
     """The base and the adapter."""
@@ -31,14 +31,14 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All three."""
+        """The sum of all three."""
         return self.weights + self.optimiser + self.activations
 
 
 def estimate(
     model: nn.Module, features: Sequence[dict[str, Any]], collator: Collator, objective: Objective, batch: int
 ) -> Memory:
-    """The memory of a step on `batch` rows as long as the longest of `features`."""
+    """Estimates the memory of a step on `batch` rows as long as the longest of `features`."""
     weights = dict(pair for t in [*model.parameters(), *model.buffers()] for pair in storages(t))
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     longest = max(features, key=size)
@@ -49,7 +49,7 @@ def estimate(
 
 
 def storages(tensor: Tensor) -> Iterator[tuple[int, int]]:
-    """(address, bytes) of what a tensor is stored in; a packed one is made of others."""
+    """Yields (address, bytes) of a tensor's storages; a quantised tensor has several."""
     if is_traceable_wrapper_subclass(tensor):
         for name in tensor.__tensor_flatten__()[0]:
             yield from storages(getattr(tensor, name))
@@ -59,7 +59,7 @@ def storages(tensor: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def size(feature: dict[str, Any]) -> int:
-    """What activations grow with: tokens or samples; 1 where all rows have one size."""
+    """Returns what activations grow with: tokens or samples; 1 where all rows have one size."""
     ids = feature.get("input_ids", feature.get("input_values", ()))
     labels = feature["labels"]
     own = max(len(ids), len(labels) if isinstance(labels, list) else 0, 1)

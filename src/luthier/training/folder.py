@@ -1,4 +1,4 @@
-"""The run folder: whether it may be used, and `run.json`, which says what the run is."""
+"""The run folder: whether it may be used, and `run.json`, which stores the specification of the run."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """All of `run.json`."""
     record = read_json(folder / SPEC)
     if not isinstance(record, dict) or not {"run", "data", "base", "measured", "versions"} <= set(record):
-        raise LuthierError(f"{folder / SPEC} is no run's record, or a damaged one.")
+        raise LuthierError(f"{folder / SPEC} is not a run's record, or a damaged one.")
     return record
 
 

@@ -1,4 +1,4 @@
-"""The processes of a run find each other, whether they have GPUs or not, and after a restart not the dead."""
+"""Joining the processes of a distributed run, with or without GPUs, also after a restart."""
 
 from __future__ import annotations
 

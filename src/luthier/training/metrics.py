@@ -46,7 +46,7 @@ class Metrics(TrainerCallback):
         self.last, self.tokens = time.monotonic(), 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """One line."""
+        """Writes one line."""
         told = logs or {}
         kept = {ours: told[theirs] for theirs, ours in NAMES.items() if theirs in told}
         if not kept or not state.is_world_process_zero:

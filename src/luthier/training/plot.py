@@ -32,7 +32,7 @@ def plot(lines: list[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def column(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of the lines that have `name`."""
+    """Returns (steps, values) of the lines that have `name`."""
     found = [(line["step"], line[name]) for line in lines if name in line]
     return [step for step, _ in found], [value for _, value in found]
 

@@ -1,4 +1,4 @@
-"""Before the weights: the data read, divided and encoded, the selector tried on an empty model."""
+"""Preparation before weights are loaded: the data read, split and encoded, the selector tried on an empty model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Prepared:
     """The rows of a run, encoded."""
 
     task: str
-    """What the model is fitted for."""
+    """The task of the model."""
     examples: Examples
     """The rows trained on."""
     held: Examples | None
@@ -117,7 +117,7 @@ def _told(run: Run, features: Iterable[Feature]) -> dict[str, str]:
 
 
 def _unread(run: Run, processor: Any, beside: Sequence[str | None], *parts: Examples) -> tuple[str, ...]:
-    """What no layout reads, but for keys of turns that the chat template names; raises if the run is strict."""
+    """What no layout reads, except keys of turns that the chat template names; raises if the run is strict."""
     template = str(getattr(processor, "chat_template", None) or "")
     named = dict.fromkeys(name for part in parts for name in part.unread)
     told = [name for name in named if "[]." in name and name.rpartition(".")[2] in template]

@@ -19,7 +19,7 @@ EVERY = 10.0
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' own bars and remarks, silenced; errors stay."""
+    """Silences transformers' progress bars and warnings; errors are still shown."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -33,7 +33,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def shown(console: Console, total: int) -> Iterator[list[TrainerCallback]]:
-    """The callbacks that show a run of `total` steps."""
+    """Returns the callbacks that show the progress of `total` steps."""
     if not console.is_terminal:
         yield [Lines(console, total)]
         return

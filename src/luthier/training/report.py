@@ -1,4 +1,4 @@
-"""The table before the start: what is trained, on what, and what it takes."""
+"""The overview before training: what is trained, on what data, and at what cost."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, in numbers."""
+    """The figures of a planned run: steps, parameters, tokens and bytes."""
 
     steps: int
     per_epoch: int
     """Steps of an epoch."""
     held: int
-    """Numbers that the form gives the update to train."""
+    """Parameters of the form that the update may train."""
     trainable: int
-    """Numbers that some step trains."""
+    """Parameters that some step trains."""
     active: int
-    """Numbers that the first step trains."""
+    """Parameters that the first step trains."""
     total: int
-    """Numbers of the model, without the adapter."""
+    """Parameters of the model, without the adapter."""
     disk: int
     """Bytes of the saved adapter."""
     tokens: int
@@ -54,7 +54,7 @@ class Plan:
 
 
 def steps_of(run: Run, rows: int, processes: int) -> tuple[int, int]:
-    """(steps of the run, steps of an epoch)."""
+    """Returns (steps of the run, steps of an epoch)."""
     settings = run.training
     batches = math.ceil(math.ceil(rows / settings.batch) / processes)
     per_epoch = math.ceil(batches / settings.accumulate)
@@ -62,7 +62,7 @@ def steps_of(run: Run, rows: int, processes: int) -> tuple[int, int]:
 
 
 def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) -> Plan:
-    """The plan of a run whose adapter is attached to `model`."""
+    """Returns the plan of a run whose adapter is attached to `model`."""
     held = tensors(model, run.name).values()
     plan = training_plan(model, steps[0], name=run.name, seed=run.training.seed)
     trained = sum(p.numel() for p in held if p.requires_grad)
@@ -85,20 +85,20 @@ def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) ->
 
 
 def labels_in(feature: dict[str, Any]) -> int:
-    """Tokens of a row that are in the loss."""
+    """Counts the tokens of a row that are in the loss."""
     labels = feature["labels"]
     own = sum(label != -100 for label in labels) if isinstance(labels, list) else 0
     return own + sum(map(labels_in, feature.get(ALSO, ())))
 
 
 def overview(run: Run, prepared: Prepared, model: Any, plan: Plan, memory: Memory) -> Group:
-    """The two tables that are printed before training."""
+    """Returns the two tables that are printed before training."""
     held = replace(memory, optimiser=memory.optimiser * plan.active // max(1, plan.held))
     return Group(sites(describe(model)), figures(run, prepared, plan, held))
 
 
 def sites(rows: Sequence[dict[str, Any]]) -> Table:
-    """Adapted sites by type."""
+    """Returns the table of adapted sites by type."""
     table = Table(title="what is trained", title_justify="left", box=None, pad_edge=False)
     for name in ("form", "site"):
         table.add_column(name)
@@ -119,7 +119,7 @@ def span(ranks: Sequence[int]) -> str:
 
 
 def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
-    """Sizes, work and memory."""
+    """Returns the table of sizes, steps and memory."""
     settings = run.training
     table = Table(show_header=False, box=None, pad_edge=False)
     lines = {
@@ -148,7 +148,7 @@ def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
 
 
 def resolved_settings(run: Run) -> str:
-    """The settings that a run trains with, whoever set them: of the form, of what surrounds it, of training."""
+    """Returns all settings that a run trains with: of the form, of other components, and of training."""
     settings = run.training
     parts = [(run.form.name(), run.form), ("ranks", run.ranks), ("init", run.init), ("update", run.update)]
     parts += [("objective", run.objective), ("select", run.select), *((p.form.name(), p.form) for p in run.also)]
@@ -163,7 +163,7 @@ def resolved_settings(run: Run) -> str:
 
 
 PLAIN = ("adamw", "sft")
-"""What stands where nothing was chosen."""
+"""What is shown where nothing was chosen."""
 
 
 def _inside(part: Component) -> str:
@@ -177,7 +177,7 @@ def _inside(part: Component) -> str:
 
 
 def notes(prepared: Prepared) -> dict[str, str]:
-    """What is worth knowing of the rows before they are learned."""
+    """Returns notes about the rows that are worth knowing before training."""
     held, layout, found = prepared.held, prepared.examples.layout, {}
     labels = prepared.examples.labels
     if labels is not None:
@@ -196,7 +196,7 @@ def notes(prepared: Prepared) -> dict[str, str]:
 
 
 def skipped(prepared: Prepared, plan: Plan) -> str:
-    """What the rows lost."""
+    """Describes rows that were skipped or cut."""
     bad = len(prepared.examples.skipped) + prepared.dropped
     gone = f", {bad:,} bad ones left out" if bad else ""
     gone += f", chosen from {prepared.selected['selected_of']:,}" if prepared.selected else ""

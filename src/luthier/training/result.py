@@ -1,4 +1,4 @@
-"""What `train` returns."""
+"""The result of training."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left behind."""
+    """The result of a training run."""
 
     adapter: Path
     """Folder of the saved adapter."""
     folder: Path
     """The run folder."""
     losses: list[tuple[int, float]]
-    """(step, training loss), one per step."""
+    """The (step, training loss) of every step."""
     eval_loss: float | None
     """The last evaluation loss; None without evaluation rows."""
     trainable: int
-    """Trainable parameters."""
+    """The number of trainable parameters."""
     total: int
-    """Numbers of the model, without the adapter."""
+    """The number of parameters of the model, without the adapter."""
     seconds: float
     """Time spent in training, interruptions left out."""
     model: Any

@@ -1,4 +1,4 @@
-"""`train`: from a run to its folder."""
+"""Training: from the specification of a run to its folder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def train(
     The folder gets `run.json`, `adapter/`, `metrics.jsonl`, `loss.png`, `README.md` and `checkpoints/`. With
     `resume`, an interrupted run goes on from its newest whole checkpoint with the very losses that it would have
     had; a folder without a run starts one. `overwrite` replaces a run. Without `progress` nothing is printed; `notes`
-    are lines to print ahead of the overview.
+    are lines to print before the overview.
 
     Raises `LuthierError` for bad rows, a selector that matches nothing, a folder in use and the like before the
     weights are loaded, and for a loss that is not finite, naming the step and the rows.

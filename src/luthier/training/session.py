@@ -1,4 +1,4 @@
-"""One run under way: prepare, load, attach, show, train, save."""
+"""One training session: prepare, load, attach, show, train, save."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from luthier.training.spec import Run
 from luthier.training.trainer import Trainer, arguments
 
 SPREAD = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
-"""What `accelerate launch` sets to have all parameters spread."""
+"""The environment variables by which `accelerate launch` shards all parameters."""
 SHARE = 10
-"""Evaluations and checkpoints of a run, unless told otherwise."""
+"""The number of evaluations and checkpoints of a run by default."""
 
 
 class Session:
@@ -50,7 +50,7 @@ class Session:
         self.console = Console(stderr=True, quiet=not (progress and is_main()))
 
     def train(self, resume: bool, overwrite: bool) -> Result:
-        """The whole run."""
+        """Runs the whole session."""
         run = self.run
         check_services(run.training.report_to)
         check_processes(run)
@@ -158,7 +158,7 @@ class Session:
 
 
 def chat_of(prepared: Prepared) -> dict[str, Any]:
-    """How conversations were rendered, for the adapter's spec; empty where there were none, or no template."""
+    """Returns how conversations were rendered, for the adapter's spec; empty without conversations or template."""
     rows = [row for row in prepared.examples.rows if row.messages is not None]
     if not rows or prepared.task != "causal-lm" or not prepared.processor.chat_template:
         return {}
@@ -183,7 +183,7 @@ def check_processes(run: Run) -> None:
     if told is not None:
         raise LuthierError(
             f"{told}={SPREAD[told]} shards the adapters across processes as well, and none would hold one to save; "
-            "leave it out, and spread the base alone with shard (--shard)."
+            "leave it out, and shard only the base with shard (--shard)."
         )
     if run.training.shard and processes() == 1:
         raise LuthierError(
@@ -198,7 +198,7 @@ def check_processes(run: Run) -> None:
 
 
 def load(run: Run, prepared: Prepared) -> Loaded:
-    """The base of a run, with the classes of its rows."""
+    """Loads the base of a run, with the classes of its rows."""
     return models.load(
         run.model,
         task=prepared.task,
@@ -209,6 +209,6 @@ def load(run: Run, prepared: Prepared) -> Loaded:
 
 
 def every(run: Run, steps: int) -> tuple[int, int]:
-    """(steps between evaluations, steps between checkpoints)."""
+    """Returns (steps between evaluations, steps between checkpoints)."""
     usual = max(1, steps // SHARE)
     return run.training.eval_every or usual, run.training.save_every or usual

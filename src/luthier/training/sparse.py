@@ -1,4 +1,4 @@
-"""Whole weights of which few entries moved, as a sparse adapter."""
+"""Saving full weights of which few entries changed as a sparse adapter."""
 
 from __future__ import annotations
 

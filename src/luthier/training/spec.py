@@ -1,4 +1,4 @@
-"""What a run is: its hyper-parameters and what it fits, as frozen values that travel through JSON."""
+"""The specification of a training run: model, data, form and hyper-parameters, as frozen values stored as JSON."""
 
 from __future__ import annotations
 
@@ -26,54 +26,54 @@ from luthier.methods.updates.adamw import AdamW
 
 @dataclass(frozen=True)
 class Training:
-    """How a form is trained, whatever the update."""
+    """The hyper-parameters of training that every method shares."""
 
     epochs: float = 3.0
-    """Passes over the training rows; a fraction is allowed."""
+    """The number of passes over the training rows; a fraction is allowed."""
     steps: int | None = None
-    """Optimiser steps; overrides epochs."""
+    """The number of optimiser steps; overrides epochs."""
     batch: int = 8
-    """Rows a process takes at a time."""
+    """Rows per batch and process."""
     accumulate: int = 1
-    """Batches whose gradients make one step; the loss is the mean over all their tokens."""
+    """Batches accumulated per optimiser step; the loss is the mean over all their tokens."""
     order: Literal["random", "length"] = "random"
-    """How rows meet in batches: at random, or with rows of like length, which saves padding."""
+    """The order of rows: random, or with rows of similar length in a batch, which saves padding."""
     lr: float | None = None
-    """Highest learning rate. Default: the form's own."""
+    """The peak learning rate. Default: the form's own."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """What the learning rate does after the warm-up."""
+    """The learning-rate schedule after the warm-up."""
     warmup: float = 0.06
-    """Share of the steps in which the learning rate rises from zero."""
+    """The share of the steps in which the learning rate warms up from zero."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     clip: float = 1.0
-    """Gradients of a larger norm are scaled to it (0: never)."""
+    """The gradient norm to clip to (0: no clipping)."""
     max_length: int = 1024
-    """Longest row, in tokens; a longer text is cut into several rows, a longer row of any other kind is a bad one."""
+    """The most tokens of a row; a longer text is cut into several rows, any other longer row is refused."""
     truncate: bool = False
-    """Cut the prompts of rows that are too long, instead of refusing them."""
+    """Truncate the prompts of rows that are too long, instead of refusing the rows."""
     eval_fraction: float = 0.05
-    """Share of the rows held out for the evaluation loss (0: none), unless evaluation data are given."""
+    """The share of the rows held out for the evaluation loss (0: none), unless evaluation data are given."""
     eval_every: int | None = None
     """Steps between evaluations. Default: a tenth of the run."""
     save_every: int | None = None
     """Steps between checkpoints. Default: a tenth of the run."""
     keep: int = 2
-    """Checkpoints kept."""
+    """The number of checkpoints to keep."""
     seed: int = 0
-    """Fixes the split, the order of the rows, the start of the form and all noise."""
+    """The seed of the split, the order of the rows, the initialisation and dropout."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the base; adapters stay float32."""
     quantize: str | None = None
     """Quantise the base's weights: nf4 or int8."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     cpu_backend: Literal["auto", "mkl", "onednn", "onednn-convolution"] = "auto"
-    """What multiplies float32 matrices on a CPU: auto is the fastest on this machine, measured once."""
+    """The library for float32 matrix products on a CPU: auto is the fastest on this machine, measured once."""
     shard: bool = False
     """Shard the base across the processes of torchrun (FSDP2); adapters stay whole on each."""
     report_to: str = "none"
-    """Also log to these services of transformers' Trainer, joined by commas: tensorboard, wandb, mlflow, …"""
+    """Services of transformers' Trainer to log to, joined by commas: tensorboard, wandb, mlflow and others."""
 
     def __post_init__(self) -> None:
         for name, (hint, _) in _hints(type(self)).items():
@@ -93,12 +93,12 @@ class Training:
             raise LuthierError(f"quantize={self.quantize} quantises the base, and a quantised base cannot be sharded.")
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as JSON holds them."""
+        """Returns the values as JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Training:
-        """The inverse of `to_dict`; unknown names raise `LuthierError`."""
+        """Creates the settings that `to_dict` wrote; unknown names raise `LuthierError`."""
         return cls(**_known(cls, values))
 
 
@@ -116,61 +116,61 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("keep", 1, math.inf),
     ("seed", 0, 2**32 - 1),
 )
-"""Lowest and highest value of a setting."""
+"""The lowest and the highest value of a setting."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A model, data, a form and how to train it: everything that `luthier train` needs, and what `run.json` keeps."""
+    """A training run: model, data, form and settings, which is all that `luthier train` needs and `run.json` stores."""
 
     model: str
     """A folder, a hub id, a .gguf file or a name of the catalogue."""
     data: str
     """A file, a folder, a hub id or gym:<task>."""
     form: Form
-    """What is attached, with its hyper-parameters."""
+    """The form that is attached, with its hyper-parameters."""
     where: str | None = None
-    """Sites that it is attached to. Default: the form's own."""
+    """The sites that the form is attached to. Default: the form's own."""
     out: str = "run"
     """The run folder."""
     task: str | None = None
-    """What the model is fitted for. Default: what the data's columns tell."""
+    """The task of the model. Default: the task that the data's columns imply."""
     eval_data: str | None = None
     """Data for the evaluation loss. Default: a share of the training rows. The source `data` gives its test split."""
     objective: Objective = field(default_factory=SFT)
-    """What training lowers."""
+    """The training loss."""
     training: Training = field(default_factory=Training)
-    """How it is trained."""
+    """The hyper-parameters of training."""
     skip_bad_rows: bool = False
-    """Go on without the rows that cannot be used."""
+    """Skip the rows that cannot be used, instead of refusing the data."""
     limit: int | None = None
-    """Take that many rows of the data, drawn by the seed."""
+    """Train on this many rows of the data, drawn by the seed."""
     name: str = "default"
-    """Name of the adapter."""
+    """The name of the adapter."""
     ranks: Ranks | None = None
-    """What chooses the rank of each site. Default: the form's own everywhere."""
+    """The allocation of ranks to sites. Default: the form's own rank everywhere."""
     init: Init | None = None
-    """Where the form starts. Default: its own start."""
+    """The initialisation of the form. Default: its own."""
     budget: str | None = None
     """What the ranks may cost: a share of the model (0.1%), trainable parameters (500k) or a size on disk (8MB)."""
     calibration: Calibration = field(default_factory=Calibration)
-    """How the data are looked at before ranks and starting factors are chosen."""
+    """The calibration pass over the data, by which ranks and initial factors are chosen."""
     update: Update = field(default_factory=AdamW)
-    """What becomes of the gradients, and what is trained at all."""
+    """The change of AdamW's update, and of what is trained."""
     also: tuple[TargetedForm, ...] = ()
-    """Further forms of the same adapter, each with its place; ranks, init and budget are those of `form`."""
+    """Further forms of the same adapter, each with its sites; ranks, init and budget apply to `form` only."""
     select: Selection | None = None
-    """What chooses the rows that are learned, of those not held out. Default: all are."""
+    """The selection of rows to train on, of those not held out. Default: all rows."""
     select_rows: int | None = None
-    """How many rows it takes."""
+    """The number of rows that the selection takes."""
     target: str | None = None
-    """Data of the task that it chooses for, as `data`."""
+    """Data of the target task, for which the selection chooses rows; given as `data`."""
     license: str | None = None
-    """Licence of the adapter, for its card. Default: not stated; the base's is told."""
+    """Licence of the adapter, for its card. Default: not stated; the base's licence is named."""
     columns: str | None = None
-    """Columns that the data call otherwise than the layouts do, by what they are: text=body,label=category."""
+    """The names of columns in the data, by their meaning: text=body,label=category."""
     strict: bool = False
-    """Refuse data with columns that nothing reads, instead of naming them."""
+    """Refuse data with columns that are not used, instead of warning."""
 
     def __post_init__(self) -> None:
         from luthier.core.adapters.attach import NAME  # brings transformers, which --help does without
@@ -204,7 +204,7 @@ class Run:
         return self.training.lr if self.training.lr is not None else self.form.lr
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole run as JSON holds it; the inverse of `from_dict`."""
+        """Returns the whole run as JSON; the inverse of `from_dict`."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return plain | {
             **{key: _component(getattr(self, key)) for key in COMPONENTS},
@@ -215,7 +215,7 @@ class Run:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Run:
-        """The run that `to_dict` wrote; unknown names and ill-typed values raise `LuthierError`."""
+        """Creates the run that `to_dict` wrote; unknown names and ill-typed values raise `LuthierError`."""
         given = _known(cls, values)
         for key, axis in COMPONENTS.items():
             if given.get(key) is not None:
@@ -239,7 +239,7 @@ COMPONENTS = {
     "update": "updates",
     "select": "selections",
 }
-"""Fields of a run that hold a component, with its axis."""
+"""The fields of a run that hold a component, with its axis."""
 
 
 def _component(component: Component | None) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The tasks of rows, for forms that route by them or are told them: from the column `task` to a place in a batch."""
+"""The tasks of rows, for forms that route by task: from the column `task` to an index in a batch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ COLUMN = "task"
 
 
 def columns_of(run: Run) -> tuple[str, ...]:
-    """Columns that are read beside those of the layout: the objective's, and the task where the form goes by it."""
+    """Returns further columns that are read: the objective's, and the task where the form routes by it."""
     asked = (COLUMN,) if names_of(run.form) else ()
     return tuple(dict.fromkeys((*run.objective.columns, *asked)))
 
 
 def task_indices(form: Form, examples: Examples) -> dict[int, int]:
-    """{row: place of its task among the names of the form}; empty for forms and rows without tasks.
+    """Returns {row: index of its task among the names of the form}; empty for forms and rows without tasks.
 
     Raises `LuthierError` for tasks that the form does not know, and rows without one where it goes by the task.
     """
@@ -42,7 +42,7 @@ def task_indices(form: Form, examples: Examples) -> dict[int, int]:
 
 
 def tagged(features: Sequence[dict[str, Any]], places: Mapping[int, int]) -> list[dict[str, Any]]:
-    """The features with the places of their tasks, those behind another row included."""
+    """Returns the features with the indices of their tasks, those behind another row included."""
     if not all(feature["row"] in places for feature in features):
         return list(features)
     behind = [{ALSO: tagged(f[ALSO], places)} if ALSO in f else {} for f in features]
@@ -51,7 +51,7 @@ def tagged(features: Sequence[dict[str, Any]], places: Mapping[int, int]) -> lis
 
 @contextmanager
 def routed(model: Any, told: str | Sequence[str] | None) -> Iterator[None]:
-    """The rows of every call are of these tasks, where any are told."""
+    """Sets the tasks of the rows of every call, where any are given."""
     if told is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""transformers' Trainer, with the loss of an objective, exact means, and whole checkpoints."""
+"""The Trainer: transformers' own, with the loss of an objective, exact means, and atomic checkpoints."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_
 
 
 def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> transformers.TrainingArguments:
-    """What transformers calls the settings of `run`; `every` is (steps between evaluations, between checkpoints)."""
+    """Returns the TrainingArguments of `run`; `every` is (steps between evaluations, between checkpoints)."""
     settings = run.training
     made = transformers.TrainingArguments(
         output_dir=str(run.folder),
@@ -70,11 +70,11 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
 
 
 class Diverged(LuthierError):
-    """The loss, or the norm of its gradient, is no longer a finite number."""
+    """Raised when the loss, or the norm of its gradient, is no longer a finite number."""
 
 
 class Trainer(transformers.Trainer):
-    """Trains `model`'s adapter `run.name` on features; what is not told here is transformers' own.
+    """Trains the adapter `run.name` of a model on features; everything else is transformers' own.
 
     The objective's means of each batch are weighted by its share in the step, over accumulated batches and processes,
     so a step's loss and gradient are those of the step's rows in a single batch (see `core/contracts/objective.py`).
@@ -105,14 +105,14 @@ class Trainer(transformers.Trainer):
         self.remove_callback(PrinterCallback)
         self.root = run.folder / "checkpoints"
         self.objective_state: ObjectiveState = {}
-        """What the objective remembers of its looks at the evaluation rows, and how many there were."""
+        """The state that the objective keeps of its evaluations; `looks` counts them."""
         self.looks = 0
         self.resumes = False
-        """A checkpoint was loaded, whose optimiser follows."""
+        """Whether a checkpoint was loaded, whose optimiser state follows."""
         self.tokens = 0
         """Tokens seen by this process."""
         self.rows: list[int] = []
-        """Rows of the step under way."""
+        """Rows of the current step."""
         self.norms = running_norms(model)
         self.model_accepts_loss_kwargs = True  # so it counts the labels and divides nothing itself
         self.loss_is_scaled_for_ga = True
@@ -130,7 +130,7 @@ class Trainer(transformers.Trainer):
         return ByLength([length_of(row) for row in rows], group, self.run.training.seed)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """AdamW, driven by the run's update."""
+        """Creates AdamW, driven by the run's update."""
         if self.optimizer is None:
             trained: Any = self.model
             _, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
@@ -150,7 +150,7 @@ class Trainer(transformers.Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> Any:
-        """The schedule, begun anew where the update begins anew."""
+        """Creates the learning-rate schedule, which restarts where the update restarts."""
         turns = self.run.update.restarts(num_training_steps)
         if self.lr_scheduler is not None or not turns:
             return super().create_scheduler(num_training_steps, optimizer)
@@ -172,7 +172,7 @@ class Trainer(transformers.Trainer):
         return self.lr_scheduler
 
     def token_counts(self, batch: dict[str, Any]) -> Tensor:
-        """Over how much the means of a batch are, [parts]."""
+        """Returns the counts over which the means of a batch are taken, [parts]."""
         return self.run.objective.token_counts(batch, labels_of(batch, self.shifted))
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:  # pyright: ignore
@@ -203,7 +203,7 @@ class Trainer(transformers.Trainer):
             yield self.data_collator([rows[order[i % len(rows)]] for i in range(first, first + min(size, len(rows)))])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # pyright: ignore
-        """The objective's loss, weighted; NaN and infinity stop the run before anything is saved."""
+        """Computes the objective's loss, weighted; NaN and infinity stop the run before anything is saved."""
         rows: Any = inputs.pop("rows")
         self.rows += rows
         for norm in self.norms:
@@ -227,14 +227,14 @@ class Trainer(transformers.Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Hands `logs` to the callbacks; Trainer's own history, which would grow in every checkpoint, is not kept."""
+        """Passes `logs` to the callbacks; Trainer's own history, which would grow in every checkpoint, is not kept."""
         if not math.isfinite(logs.get("grad_norm", 0.0)):
             self._stop("gradient's norm", logs["grad_norm"], self.rows)
         super().log(logs, start_time)
         self.state.log_history.clear()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):  # pyright: ignore
-        """`{"eval_loss": …}`, the objective's own over the evaluation rows, its parts weighed as at the start."""
+        """Returns `{"eval_loss": …}`, the objective's own over the evaluation rows, parts weighed as at the start."""
         means, counts = self.measure(self.get_eval_dataloader())
         metrics = {f"{metric_key_prefix}_loss": float((means * self.run.objective.part_weights(counts, {})).sum())}
         self.log(metrics)
@@ -242,7 +242,7 @@ class Trainer(transformers.Trainer):
         return metrics
 
     def measure(self, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
-        """(the mean loss of each part, 0 where it has no rows, over how much it is), [parts] each, over `batches`."""
+        """Returns the mean loss of each part (0 where it has no rows) and its count, [parts] each, over `batches`."""
         model: Any = self.model
         objective, at = self.run.objective, At(self.state.global_step, self.state.max_steps, training=False)
         model.eval()
@@ -302,5 +302,5 @@ class Trainer(transformers.Trainer):
             self.looks, self.objective_state = known["looks"], known["memory"]
 
     def restore(self, checkpoint: Path) -> None:
-        """The adapter as `checkpoint` holds it."""
+        """Restores the adapter from `checkpoint`."""
         self._load_from_checkpoint(str(checkpoint))

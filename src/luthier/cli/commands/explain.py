@@ -99,7 +99,7 @@ class Explain(Command):
         from luthier.models import config_of, meta_model
 
         if not isinstance(component, Form):
-            raise LuthierError(f"{component.name()} is no form: it has no parameters to count on a model.")
+            raise LuthierError(f"{component.name()} is not a form: it has no parameters to count on a model.")
         return count(meta_model(config_of(self.model)), component, where or self.where)
 
 

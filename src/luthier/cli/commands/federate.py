@@ -109,7 +109,7 @@ class Federate(Command):
 
         form, method = made("forms", self.method), made("aggregations", self.aggregation)
         if not isinstance(form, Form) or not isinstance(method, Aggregation):
-            raise LuthierError(f"{self.method} is no form, or {self.aggregation} no aggregation.")
+            raise LuthierError(f"{self.method} is not a form, or {self.aggregation} no aggregation.")
         told = {flag: made(axis, getattr(self, flag)) for flag, axis in CHOSEN.items() if getattr(self, flag)}
         training = Training(**{"epochs": 1.0, **given.get(Training, {})})
         run = Run(self.model, self.data, form, out=self.out, training=training, **told, **given.get(Run, {}))

@@ -79,7 +79,7 @@ def _hits(found: Evaluation, read: Sourced) -> list[float]:
 
 
 def _answers(found: Evaluation, read: Sourced) -> list[tuple[Any, Any]]:
-    """(truth, prediction) of each row, if the main metric is no mean of rows."""
+    """(truth, prediction) of each row, if the main metric is not a mean of rows."""
     return [(x["answer"], x["prediction"]) for x in found.predictions] if read.metric in SCORES else []
 
 

@@ -188,7 +188,7 @@ def winner(runs: Mapping[str, Sequence[Record]], level: float = LEVEL) -> Verdic
 
 
 def _against(best: str, tests: Sequence[Paired], alpha: float) -> str:
-    """Why the best is no winner; nothing where it is one."""
+    """Why the best is not a winner; nothing where it is one."""
     if not tests:
         return "one method alone: nothing to compare it with"
     few = [test.second for test in tests if test.seeds < 2]

@@ -62,7 +62,7 @@ class Price:
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:
-    """Points that no other beats on both axes at once (less of x, more of y), by their values, from cheap to dear."""
+    """Returns the points that no other beats on both axes (less of x, more of y), from cheap to expensive."""
     best: list[Point] = []
     for point in sorted(points, key=lambda each: (each.x.value, -each.y.value)):
         if not best or point.y.value > best[-1].y.value:
@@ -96,7 +96,7 @@ class Layout:
 
     @property
     def corners(self) -> list[tuple[float, float]]:
-        """The stair of the frontier, to the edge of the frame."""
+        """The step line of the frontier, to the edge of the frame."""
         found = [self.at(self.best[0])]
         for point in self.best[1:]:
             x, y = self.at(point)
@@ -138,7 +138,7 @@ def layout(points: Sequence[Point], base: Span | None, price: Price, y_axis: Axi
 
 
 def pareto(plot: Layout) -> Markup:
-    """Score against a price: intervals as bars, the frontier as a stair, names beside their points."""
+    """Score against a price: intervals as bars, the frontier as a step line, names beside their points."""
     step_line = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in plot.corners)
     line = Markup('<line class="bar" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
     title = Markup('<text class="title" x="0" y="12">{}</text>').format(plot.metric)
@@ -239,7 +239,7 @@ def _mark(plot: Layout, index: int) -> Markup:
 
 
 def _obstacles(plot: Layout) -> Iterable[Box]:
-    """What names keep off: bars, the stair, and the words of the base."""
+    """What names keep off: bars, the step line, and the words of the base."""
     step_line = [(*start, *end) for start, end in zip(plot.corners, plot.corners[1:], strict=False)]
     for x, y, to_x, to_y in (*plot.bars, *step_line):
         yield Box(min(x, to_x) - 1, min(y, to_y) - 1, max(x, to_x) + 1, max(y, to_y) + 1)

@@ -117,7 +117,7 @@ def refuse_unmergeable(tuners: Sequence[TunerLayer]) -> None:
         form, site = tuner.form, tuner.site
         why = None
         if site.kind in ("stream", "input", "cache"):
-            why = f"it acts on {site}, which is no weight"
+            why = f"it acts on {site}, which is not a weight"
         elif form.positions != "all":
             why = f"it acts at positions {form.positions}, and a weight acts at all"
         elif len(names := names_of(form)) > 1:

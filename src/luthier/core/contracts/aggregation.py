@@ -21,7 +21,7 @@ class Aggregation(Component):
     `deltas` holds each client's change B A of a layer, B [d_out, r] with the client's own scale s = alpha / r
     multiplied in and A [r, d_in], `shares` what each client counts for, which sum to 1. The result is of low rank too.
 
-    After a round the clients either start afresh on a base that the result was folded into (`merges`), or go on from
+    After a round the clients either start again on a base into which the result was merged (`merges`), or continue from
     factors of the result.
     """
 
@@ -44,7 +44,7 @@ class Aggregation(Component):
         raise NotImplementedError(f"{type(self).__name__} must define aggregate")
 
     def start(self, held: Delta, rank: int) -> Delta:
-        """What a client of this rank goes on from, where the result is not folded in: the first directions of it.
+        """Returns the factors that a client of this rank continues from, where the result is not merged.
 
         Where it has fewer (the clients of a round may be those of small ranks), the client starts the rest afresh.
         """

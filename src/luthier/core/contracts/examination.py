@@ -33,7 +33,7 @@ def unwatched(text: str, items: Sequence[T]) -> Iterable[T]:
 
 @dataclass(frozen=True)
 class Pair:
-    """One model before and after fitting.
+    """One model before and after fine-tuning.
 
     Only one of the two contexts is open at a time; both may yield the same module, with an adapter in the second.
     """

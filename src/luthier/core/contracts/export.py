@@ -51,7 +51,7 @@ class Format(Component):
 
 
 def check_truncation(rank: int | None, tolerance: float) -> None:
-    """Raises for a rank below 1 or a tolerance that is no relative error."""
+    """Raises for a rank below 1 or a tolerance that is not a relative error."""
     if rank is not None and rank < 1:
         raise LuthierError(f"rank is {rank}; expected a whole number of at least 1.")
     if not 0 <= tolerance <= 1:

@@ -78,7 +78,7 @@ class Update(Component):
 
     Steps count from 0. All but `init` and `update` follow from their arguments alone, draws from `plan.seed`
     included, so a resumed run goes on as if it had never stopped. A head that is new to the checkpoint
-    (`plan.new_groups`) is no update's to rest, thin out or set: AdamW trains it whole in every step.
+    (`plan.new_groups`) is not an update's to rest, thin out or set: AdamW trains it whole in every step.
     """
 
     neutral: ClassVar[Mapping[str, Any] | None] = None

@@ -15,7 +15,7 @@ NEIGHBOURS = 20
 
 
 def crosscheck(points: Tensor, seed: int = 0, limit: int = LIMIT) -> dict[str, float]:
-    """Dimensions of the points [n, d] by the name of their estimator, over each point's 20 nearest neighbours.
+    """Estimates dimensions of the points [n, d], by estimator, over each point's 20 nearest neighbours.
 
     "levina-bickel" (2005, maximum likelihood over all 20 distances) errs as TwoNN does, low at high d. "ess" (Johnsson,
     Soneson, Fontes 2015, expected simplex skewness) reads angles: nearly unbiased on flat clouds, high on

@@ -48,7 +48,7 @@ def intrinsic_dimension(
     memory: int = MEMORY,
     track: Track = iter,
 ) -> Dimension:
-    """TwoNN's dimension of the points [n, d], with a 95% interval by bootstrap over the ratios.
+    """Estimates TwoNN's dimension of the points [n, d], with a 95% interval by bootstrap over the ratios.
 
     `method` is "mle" (censored maximum likelihood) or "fit" (Facco's line); `discard` is the share of largest ratios
     that is left out; `memory` and `track` go to `neighbours`. LuthierError if the points are no finite matrix, or

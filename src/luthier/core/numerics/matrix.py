@@ -12,7 +12,7 @@ def wide(matrix: Tensor) -> Tensor:
 
 
 def leading(matrix: Tensor, rank: int, niter: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(U [m, r], S [r], Vᵀ [r, n]) of the leading singular values; by `niter` subspace iterations where given."""
+    """Computes the leading (U [m, r], S [r], Vᵀ [r, n]) of an SVD; by `niter` subspace iterations where given."""
     if niter is None:
         u, s, vt = torch.linalg.svd(wide(matrix), full_matrices=False)
     else:

@@ -45,7 +45,7 @@ def attention_configs(model: nn.Module) -> list[Any]:
 
 
 def attention_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """{path: (key heads, head width)} of every attention that a small pass sends through the interface."""
+    """Returns {path: (key heads, head width)} of every attention that a small pass sends through the interface."""
     paths = {id(module): path for path, module in base_modules(model)}
     token = _seen.set(seen := {})
     try:

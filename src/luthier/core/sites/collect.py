@@ -1,4 +1,4 @@
-"""One calibration pass that yields every statistic asked for, in one stream over the data.
+"""The calibration pass: it measures every requested statistic in one stream over the data.
 
 What a statistic keeps is its own business (`core/contracts/statistic.py`). This module runs the model, hooks the places
 and says which tokens count: padding never does, and prompts do not where only answers are wanted.
@@ -37,7 +37,7 @@ def collect(
     *,
     answers: bool = False,
 ) -> Measured:
-    """Every statistic at its places, over `batches` of the model's arguments, in one pass that keeps nothing else.
+    """Measures every statistic at its sites, over `batches` of the model's arguments, in one pass.
 
     Padding (`attention_mask` 0) does not count; with `answers`, prompts (`labels` -100) do not either. Behind an
     encoder, a decoder counts the tokens of its labels. Tokens that a router has sent to an expert all count. The

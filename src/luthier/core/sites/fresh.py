@@ -1,4 +1,4 @@
-"""Modules that a base's checkpoint lacks, such as a new classification head: they hold random numbers."""
+"""New modules that a base's checkpoint lacks, such as a classification head, which hold random numbers."""
 
 from __future__ import annotations
 

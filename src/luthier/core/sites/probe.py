@@ -1,4 +1,4 @@
-"""One small pass, to see what it reaches."""
+"""A probing pass: one small forward pass that shows what it reaches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from luthier.core.sites.structure import Attachment, base_modules, base_paramete
 
 @contextmanager
 def eval_mode(model: nn.Module):
-    """Evaluation mode and no gradients, every module's own flag restored after."""
+    """Sets eval mode without gradients while the context lasts, and restores every module's own flag after."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -32,13 +32,13 @@ def eval_mode(model: nn.Module):
 
 
 def run_once(model: nn.Module) -> None:
-    """One small pass."""
+    """Runs one small forward pass."""
     with eval_mode(model):
         model(**dummy_inputs(model))
 
 
 def run_bare(model: nn.Module) -> None:
-    """One small pass; raises `NotKnown` where none can be run."""
+    """Runs one small forward pass; raises `NotKnown` where none can be run."""
     try:
         run_once(model)
     except torch.OutOfMemoryError:

@@ -27,7 +27,7 @@ def names_of(model: nn.Module) -> list[str]:
 
 
 def renamed(paths: Iterable[str], model: nn.Module) -> tuple[dict[str, str], list[str]]:
-    """({path in another layout: the model's own path}, the paths that have none).
+    """Maps paths: ({path in another layout: the model's own path}, the paths that have none).
 
     A path that the model has is itself; another one is the only path of the model that differs in wrappers alone. Two
     paths never become one.
@@ -68,7 +68,7 @@ def rewritten(text: str, names: Mapping[str, str]) -> str:
 
 
 def substitutions(names: Mapping[str, str]) -> dict[str, str]:
-    """{beginning of paths of the model: what stands there in the other layout}, from `renamed`'s pairs."""
+    """Maps the beginnings of the model's paths to those in the other layout, from `renamed`'s pairs."""
     found: dict[str, str] = {}
     for other, own in names.items():
         theirs, ours = other.split("."), own.split(".")

@@ -36,7 +36,7 @@ def class_name(model: nn.Module) -> str:
 
 
 def values(tensor: Tensor) -> list[float]:
-    """8 values at fixed, spread places."""
+    """Returns 8 values at fixed, evenly spaced places."""
     size = tensor.numel()
     count = min(VALUES, size)
     places = [i * (size - 1) // max(1, count - 1) for i in range(count)]

@@ -124,7 +124,7 @@ class Scope:
             return None
         shape, words = (self.met[path][0], "input") if kind == "input" else (self.met[path][1], "output")
         if isinstance(shape, str):
-            raise LuthierError(f"the {words} of {path} is no tensor ({shape}), so no form can act on it; name others.")
+            raise LuthierError(f"the {words} of {path} is not a tensor ({shape}), so no form can edit it; name others.")
         if len(shape) > 3 and not _behind(self.modules[path], shape):
             raise LuthierError(
                 f"the {words} of {path} is an image {list(shape)} with its channels ahead, and a form acts on the last "

@@ -1,4 +1,4 @@
-"""Where: a small language whose words are sets of sites.
+"""Selectors (`where`): a small language whose words are sets of sites.
 
 all-linear                  the linear layers of the blocks that a pass calls (never the output head)
 stream                      the residual stream after each block
@@ -257,7 +257,7 @@ class _Parser:
         if word in WORDS:
             advice = ": the model has none."
         elif inside:
-            advice = f"; {inside[0]!r} is no linear layer: use {word}.* for the layers in it, or output({word})."
+            advice = f"; {inside[0]!r} is not a linear layer: use {word}.* for the layers in it, or output({word})."
         else:
             advice = near(word, [*known, *WORDS]) or "."
         names = sorted({s.path.rpartition(".")[2] for s in self.scope.named})
@@ -269,7 +269,7 @@ class _Parser:
 
 
 def select(model: nn.Module, where: str | Iterable[Site], *, uncalled: bool = False) -> Sites:
-    """The sites of `model` that `where` names (the language is this module's docstring), in the model's order.
+    """Selects the sites of `model` that `where` names (see this module's docstring), in the model's order.
 
     A word that matches nothing raises `LuthierError` with near names, and so does a selection of no sites. Sites
     already chosen pass through. Places that a small pass does not call are left out, among others that it does, with a

@@ -1,4 +1,4 @@
-"""Reading a base model: its linear layers, blocks and widths, found by structure and not by architecture."""
+"""The structure of a base model: its linear layers, blocks and widths, found without knowing the architecture."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from luthier.core.errors import LuthierError
 
 
 class Attachment(nn.Module):
-    """What hangs on a module of a model and is no part of the base; it decides itself what its mode means."""
+    """A module that is attached to a model and not part of the base; it handles train and eval mode itself."""
 
 
 def features(module: nn.Module) -> tuple[int, int] | None:
-    """(d_in, d_out) of a linear layer, from its attributes (a packed or sharded weight has other shapes)."""
+    """Returns (d_in, d_out) of a linear layer, from its attributes (quantised and sharded weights differ in shape)."""
     if isinstance(module, Conv1D):
         return module.nx, module.nf
     if isinstance(module, nn.Linear):  # bitsandbytes, torchao and Falcon's layers are subclasses
@@ -68,7 +68,7 @@ def lookup_scale(path: str, table: nn.Embedding) -> float:
 
 
 def raw_parameter(model: nn.Module, path: str) -> nn.Parameter:
-    """The base's own parameter at `path`, whatever forms act on it."""
+    """Returns the base's own parameter at `path`, whatever forms act on it."""
     owner, _, name = path.rpartition(".")
     found = model.get_submodule(owner)._parameters[name]
     assert found is not None
@@ -76,12 +76,12 @@ def raw_parameter(model: nn.Module, path: str) -> nn.Parameter:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of one that is sharded over processes (every rank must ask)."""
+    """Returns the tensor itself, or gathers one that is sharded over processes (every rank must call it)."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether the tensor is sharded over processes (FSDP2, tensor parallelism)."""
+    """Returns whether the tensor is sharded over processes (FSDP2, tensor parallelism)."""
     if not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor
@@ -90,7 +90,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def writes(model: nn.Module) -> bool:
-    """Whether this process is the one to write what it holds: all do, but for those that share a sharded base."""
+    """Returns whether this process writes files: all do, except where they share a sharded base."""
     sharded = any(is_sharded(parameter) for _, parameter in base_parameters(model))
     return not sharded or torch.distributed.get_rank() == 0
 
@@ -104,7 +104,7 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
 
 
 def is_quantised(module: nn.Module) -> bool:
-    """Whether a linear layer keeps its weight packed."""
+    """Returns whether the weight of a linear layer is quantised."""
     weight = module._parameters["weight"]
     assert weight is not None
     plain = type(weight) is nn.Parameter or type(weight.data) is Tensor
@@ -112,13 +112,13 @@ def is_quantised(module: nn.Module) -> bool:
 
 
 def namesake(cls: type[nn.Module], body: dict[str, Any]) -> type[nn.Module]:
-    """A subclass with this body that goes by the name of `cls`."""
+    """Creates a subclass with this body and the name of `cls`."""
     body = body | {key: getattr(cls, key) for key in ("__module__", "__qualname__", "__doc__")}
     return types.new_class(cls.__name__, (cls,), {}, lambda namespace: namespace.update(body))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model that torch.compile and DistributedDataParallel wrap: paths, classes and what is saved are its own."""
+    """Returns the model inside torch.compile and DistributedDataParallel, whose paths and classes are used."""
     inner = model._modules.get("module" if isinstance(model, DistributedDataParallel) else "_orig_mod")
     return model if inner is None else unwrapped(inner)
 
@@ -158,7 +158,7 @@ def base_parameters(model: nn.Module, *, remove_duplicate: bool = True) -> Itera
 
 
 def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """The stacks of blocks: the outermost module lists whose elements hold linear layers."""
+    """Finds the stacks of blocks: the outermost module lists whose elements hold linear layers."""
     found: dict[str, nn.ModuleList] = {}
     for path, module in base_modules(model):
         inside = any(path.startswith(outer + ".") for outer in found)
@@ -172,7 +172,7 @@ def _holds_linear(blocks: nn.ModuleList) -> bool:
 
 
 def width(module: nn.Module) -> int:
-    """Width of the residual stream through a module: the size that most of its linear layers share."""
+    """Returns the width of the residual stream through a module: the size that most of its linear layers share."""
     votes: Counter[int] = Counter()
     for _, child in base_modules(module):
         votes.update(features(child) or ())
@@ -205,7 +205,7 @@ def stack_owner(model: nn.Module, path: str) -> str:
 
 
 def decoder_path(model: nn.Module) -> str | None:
-    """Path of the decoder of an encoder-decoder; None for other models."""
+    """Returns the path of the decoder of an encoder-decoder; None for other models."""
     config = getattr(model, "config", None)
     if not getattr(config, "is_encoder_decoder", False):
         return None
@@ -226,7 +226,7 @@ def keep_differentiable(model: nn.Module) -> list[nn.Module]:
 
 
 def base_tensor(module: nn.Module, site: Site) -> Tensor:
-    """The base's own weight at a site, [..., d_out, d_in] (a bare parameter of fewer axes as it is)."""
+    """Returns the base's own weight at a site, [..., d_out, d_in] (a parameter of fewer axes as it is)."""
     if site.kind != "param":
         return full_tensor(weight_of(module))
     tensor = module._parameters[site.path.rpartition(".")[2]]

@@ -34,7 +34,7 @@ def borrowed(model: nn.Module, source: str) -> Iterator[list[AdapterComponent]]:
 
 
 def stacked(model: nn.Module, sources: Sequence[str], sites: Sequence[Site], rank: int) -> dict[str, Stats]:
-    """{path: {"A": [experts, rank, d_in], "B": [experts, d_out, rank]}} of the adapters in `sources`, scales in B.
+    """Stacks the adapters in `sources`: {path: {"A": [experts, rank, d_in], "B": [experts, d_out, rank]}}, scaled in B.
 
     An expert of a lower rank is filled up with zeros, and is zero at sites that it leaves alone. Raises `LuthierError`
     for adapters of another base, forms that are no change of low rank, and changes elsewhere than at `sites`.
@@ -95,11 +95,11 @@ def _stack(held: Sequence[Delta | None], site: Site, rank: int) -> dict[str, Ten
 def parameters(
     model: nn.Module, source: str, form: str, sites: Sequence[Site], keys: Sequence[str]
 ) -> dict[str, Stats]:
-    """{path: {key: tensor}} of the tensors `keys` of a saved adapter of this form, at the same sites."""
+    """Reads {path: {key: tensor}} of the tensors `keys` of a saved adapter of this form, at the same sites."""
     with borrowed(model, source) as components:
         found = [component for component in components if component.form.name() == form]
         if len(found) != 1:
-            raise LuthierError(f"{source} is no adapter of one {form}, whose parameters could be taken.")
+            raise LuthierError(f"{source} is not an adapter of one {form}, whose parameters could be taken.")
         (component,) = found
         if {site.path for site in component.sites} != {site.path for site in sites}:
             raise LuthierError(

@@ -1,4 +1,4 @@
-"""What tells one base from another: its layers, and something of every one of its tensors."""
+"""The fingerprint of a base: its layers, and a digest of every tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from luthier.core.storage import fingerprint_old
 DIGESTED = 32768
 """Values of a tensor that its digest covers at least; of a larger one, it covers a value of every row."""
 LEAST = 32
-"""Values below which two bases are not compared for kinship."""
+"""The number of values below which two bases are not compared for similarity."""
 
 
 def fingerprint(model: nn.Module, leave: Iterable[str] = ()) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _digest(flat: Tensor, shape: torch.Size) -> str:
 def differences(stored: dict[str, Any], model: nn.Module) -> str | None:
     """Why the base of `stored` is not `model`; None if it is. Rounding to another dtype is allowed for.
 
-    A head that one of the two lacks is no difference: another task has another.
+    A head that one of the two lacks is not a difference: another task has another.
     """
     if stored["architecture"] != architecture(model):
         return f"its layers differ ({stored['model']} there, {class_name(model)} here{_first_lost(stored, model)})"
@@ -148,7 +148,7 @@ def sample_of(get: Callable[[str], Tensor | None], paths: Iterable[str]) -> dict
 
 
 def matrices(model: nn.Module, most: int = 32) -> list[str]:
-    """Some matrices inside the blocks, spread over them, to judge kinship by."""
+    """Returns some matrices of evenly spaced blocks, by which similarity is judged."""
     found = list(_matrices(model))
     stride = max(1, len(found) // most)
     return found[:: stride + (stride > 1 and stride % 2 == 0)][:most]  # an even stride keeps step with the blocks

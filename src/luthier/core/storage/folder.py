@@ -34,7 +34,7 @@ def adapter_folder(path: str | Path) -> Path:
 
 
 def read_adapter(path: str | Path) -> tuple[Path, Spec]:
-    """(folder, spec) of an adapter; raises `LuthierError` where there is none, and for a damaged spec."""
+    """Reads (folder, spec) of an adapter; raises `LuthierError` where there is none, and for a damaged spec."""
     folder = adapter_folder(path)
     with steady(folder):
         return folder, read(folder)

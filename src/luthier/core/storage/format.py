@@ -73,7 +73,7 @@ def read(folder: Path) -> Spec:
     except LuthierError as error:
         raise LuthierError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError, RecursionError):
-        raise LuthierError(f"{path} is no adapter's spec, or a damaged one.") from None
+        raise LuthierError(f"{path} is not an adapter's spec, or a damaged one.") from None
 
 
 def _present(spec: Any) -> Spec:
@@ -120,7 +120,7 @@ def sealed(spec: Mapping[str, Any]) -> Spec:
 
 
 def pair(at: str, value: Any) -> None:
-    """[path, kind] of a site."""
+    """Checks the [path, kind] of a site."""
     if not isinstance(value, list) or len(value) != 2:
         refuse(at, value, "[path, kind]")
     for each in value:

@@ -1,4 +1,4 @@
-"""An adapter of ours whose base has other names now: wrapped, or of another version of transformers."""
+"""Loading an adapter whose base has other names now: wrapped, or of another version of transformers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def with_names_of(spec: Spec, model: nn.Module) -> tuple[Spec, dict[str, str]]:
         return spec, {}
     names |= {path: path for path in lost}
     back_starts = {other: own for own, other in starts.items()}
-    for part in spec["parts"]:  # a rank of 0 has a path that is no site
+    for part in spec["parts"]:  # a rank of 0 has a path that is not a site
         names |= {path: in_other_layout(path, back_starts) for path in part.get("ranks", {}) if path not in names}
     moved = {
         **base,

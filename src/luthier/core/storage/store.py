@@ -1,4 +1,4 @@
-"""An adapter on disk: `adapter.safetensors`, and `adapter.json` with its spec, its base and what was measured."""
+"""Adapters on disk: `adapter.safetensors`, and `adapter.json` with the spec, the base and what was measured."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def save(
     as its card or configuration states it). The folder is written whole or not at all, and what else lies in it stays.
     Where the base is sharded over processes (FSDP2), every process calls this and the first one writes.
 
-    Raises `LuthierError` if the folder holds something that is no adapter, or cannot be written.
+    Raises `LuthierError` if the folder holds something that is not an adapter, or cannot be written.
     """
     folder, state, model = Path(folder).expanduser(), state_of(model), unwrapped(model)
     names = adapter_names(state)
@@ -139,7 +139,7 @@ def spec_of(
     license: str | None = None,
     base_license: str | None = None,
 ) -> dict[str, Any]:
-    """`adapter.json` of these parts on the base `model`, but for the checksums."""
+    """Returns `adapter.json` of these components on the base `model`, without the checksums."""
     called = base or getattr(model, "name_or_path", "")
     return {
         "format": FORMAT,

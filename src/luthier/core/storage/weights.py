@@ -29,7 +29,7 @@ HEADER = 100 * 2**20
 """Bytes of the longest header that safetensors reads."""
 
 Header = Mapping[str, tuple[str, torch.Size]]
-"""(dtype, shape) of each tensor."""
+"""The (dtype, shape) of each tensor."""
 
 
 def opened(folder: Path, spec: Mapping[str, Any], most: int | None = None) -> Any:

@@ -80,7 +80,7 @@ class Factoring:
 
 
 def _refuse_elsewhere(layer: Layer) -> None:
-    """Raises for what is no change of this layer's weight."""
+    """Raises for what is not a change of this layer's weight."""
     try:
         refuse_unmergeable(layer.tuners)
     except LuthierError as error:

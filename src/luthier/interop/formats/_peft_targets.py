@@ -24,7 +24,7 @@ def matches(folder: Path, pattern: str, path: str) -> bool:
     try:
         return re.match(pattern, path) is not None
     except re.error as error:
-        raise LuthierError(f"{folder}: {inner[:60]!r} is no regular expression: {error}.") from None
+        raise LuthierError(f"{folder}: {inner[:60]!r} is not a regular expression: {error}.") from None
 
 
 def bounded(pattern: str) -> bool:

@@ -50,7 +50,7 @@ def representations(folder: Path, config: Mapping[str, Any]) -> list[dict[str, A
     """The representations by name of field, with the class of the intervention and the key of its file."""
     listed, kinds, keys = (config.get(k) for k in ("representations", "intervention_types", "sorted_keys"))
     if not all(isinstance(each, list) for each in (listed, kinds, keys)) or not listed:
-        raise LuthierError(f"{folder / 'config.json'} is no configuration of pyreft's, or a damaged one.")
+        raise LuthierError(f"{folder / 'config.json'} is not a configuration of pyreft's, or a damaged one.")
     assert isinstance(listed, list) and isinstance(kinds, list) and isinstance(keys, list)
     if not len(listed) == len(kinds) == len(keys):
         raise LuthierError(f"{folder / 'config.json'} lists {len(listed)} places and {len(keys)} keys; it is damaged.")
@@ -58,7 +58,7 @@ def representations(folder: Path, config: Mapping[str, Any]) -> list[dict[str, A
     for each, kind, key in zip(listed, kinds, keys, strict=True):
         place = dict(zip(FIELDS, each, strict=False)) if isinstance(each, list) else each
         if not isinstance(place, dict) or not isinstance(kind, str) or not isinstance(key, str):
-            raise LuthierError(f"{folder / 'config.json'} is no configuration of pyreft's, or a damaged one.")
+            raise LuthierError(f"{folder / 'config.json'} is not a configuration of pyreft's, or a damaged one.")
         found.append({**place, "class": _class(kind), "key": key})
     return found
 
@@ -191,7 +191,7 @@ def trained(folder: Path, held: Tensors, model: nn.Module) -> dict[str, dict[str
     for name, tensor in held.items():
         if name not in known:
             raise LuthierError(
-                f"{folder} holds {name}, which is no parameter of this {type(model).__name__}{near(name, known)}"
+                f"{folder} holds {name}, which is not a parameter of this {type(model).__name__}{near(name, known)}"
             )
         if known[name].shape != tensor.shape:
             have, want = tuple(tensor.shape), tuple(known[name].shape)

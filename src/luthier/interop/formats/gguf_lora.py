@@ -52,7 +52,7 @@ class GGUFLoRA(Format):
         layers = layers_of(model, outgoing.name)
         for layer in layers:
             if not features(layer.module) or (layer.path == "lm_head" and model.config.tie_word_embeddings):
-                raise LuthierError(f"{layer.path} is no linear layer of its own to llama.cpp; export a whole GGUF.")
+                raise LuthierError(f"{layer.path} is not a linear layer of its own to llama.cpp; export a whole GGUF.")
         pairs = {layer.path: factoring(layer) for layer in layers}
         common = Counter(len(a) for _, a in pairs.values()).most_common(1)[0][0]
         with file.writing(folder / "adapter.gguf", architecture) as writer:

@@ -28,7 +28,7 @@ class Merged(Format):
 
     def check_base(self, model: nn.Module, processor: Any) -> None:
         if not isinstance(model, PreTrainedModel):
-            raise LuthierError(f"{type(model).__name__} is no transformers model, and no folder of one can be written.")
+            raise LuthierError(f"{type(model).__name__} is not a transformers model, so it has no folder to write.")
         if processor is None:
             raise LuthierError("a merged model travels with its tokenizer; pass processor=….")
 

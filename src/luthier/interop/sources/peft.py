@@ -53,5 +53,5 @@ def _config(folder: Path) -> dict[str, Any]:
 
     config = read_json(folder / "adapter_config.json")
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
-        raise LuthierError(f"{folder / 'adapter_config.json'} is no configuration of peft's (no peft_type).")
+        raise LuthierError(f"{folder / 'adapter_config.json'} is not a configuration of peft's (no peft_type).")
     return config

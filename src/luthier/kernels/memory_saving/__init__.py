@@ -1,1 +1,1 @@
-"""Pieces: modules of a base model whose forward pass keeps less for the backward pass. One file, one piece."""
+"""Memory-saving forward passes of a base's modules, which keep less for the backward pass; one per file."""

@@ -24,7 +24,7 @@ def reference(self, x):
 
 
 def memory_saving(module: Any, x: Tensor) -> Tensor:
-    """`plain`, bit for bit."""
+    """Computes `reference`, bit for bit."""
     act = module.act_fn
     gate, up = module.gate_proj(x), module.up_proj(x)
     if not (_plain(act) and gate.requires_grad and up.requires_grad):

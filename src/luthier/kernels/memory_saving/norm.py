@@ -23,7 +23,7 @@ def reference(self, hidden_states):
 
 
 def memory_saving(module: Any, x: Tensor) -> Tensor | None:
-    """`plain`, bit for bit; None where the weight is trained, sharded or of another dtype."""
+    """Computes `reference`, bit for bit; None where the weight is trained, sharded or of another dtype."""
     weight = module.weight
     if not x.requires_grad or weight.requires_grad or weight.dtype is not x.dtype:
         return None

@@ -28,11 +28,11 @@ class DARE(Combination):
     neutral: ClassVar = {"drop": 0.0}
 
     drop: float = 0.9
-    """p, the share that is dropped."""
+    """The share p of the entries that is dropped."""
     seed: int = 0
-    """Of the draw."""
+    """The seed of the random drop."""
     then: str = "task_arithmetic"
-    """The combination of what is left: task_arithmetic, ties, …"""
+    """The combination of what is left, such as task_arithmetic or ties."""
 
     def check(self):
         self.within("drop", 0, 1 - 1e-6)

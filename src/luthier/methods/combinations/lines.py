@@ -28,7 +28,7 @@ class LiNeS(Combination):
     beta: float | None = None
     """β, what is added to it up to the last block. Default: 1 - α."""
     then: str = "task_arithmetic"
-    """The combination that is scaled, where there are several inputs: task_arithmetic, ties, …"""
+    """The combination that is scaled, where there are several inputs, such as task_arithmetic or ties."""
 
     def check(self):
         following(self.then, self)

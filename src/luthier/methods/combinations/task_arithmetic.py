@@ -20,7 +20,7 @@ class TaskArithmetic(Combination):
     neutral: ClassVar = {"scale": 1.0}
 
     scale: float = 1.0
-    """λ, on the sum."""
+    """The factor λ on the sum."""
 
     def merge(self, deltas, weights, at):
         return self.scale * weighted(deltas, weights)

@@ -28,7 +28,7 @@ class TIES(Combination):
     density: float = 0.2
     """Share of the entries of each delta that is kept."""
     scale: float = 1.0
-    """λ, on the mean."""
+    """The factor λ on the mean."""
 
     def check(self):
         self.within("density", 0, 1)

@@ -23,7 +23,7 @@ class Transfer(Combination):
     neutral: ClassVar = {"scale": 1.0}
 
     scale: float = 1.0
-    """λ, on the sum."""
+    """The factor λ on the sum."""
 
     def fits(self, shape, at):
         return shape == at.shape or (at.vocabulary and shape[1:] == at.shape[1:] and shape[0] <= at.shape[0])

@@ -28,9 +28,9 @@ class Forgetting(Examination):
     reads = True
 
     resamples: int = 2000
-    """Bootstrap samples."""
+    """The number of bootstrap samples."""
     seed: int = 0
-    """Of the bootstrap."""
+    """The seed of the bootstrap."""
 
     def check(self):
         self.within("resamples", 100, float("inf"))

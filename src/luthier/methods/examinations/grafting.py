@@ -36,13 +36,13 @@ class Grafting(Examination):
     lr: float = 1e7
     """Learning rate of S, as in the authors' script: the sigmoid is nearly flat where S starts."""
     steps: int = 10
-    """Steps on S."""
+    """The number of gradient steps on S."""
     bias: float = 10.0
     """S starts at -bias, so that γ starts at b (ours; the authors add uniform noise)."""
     draws: int = 3
-    """Random grafts."""
+    """The number of random grafts."""
     seed: int = 0
-    """Of the random grafts."""
+    """The seed of the random grafts."""
 
     def check(self):
         self.within("share", 0, 1)

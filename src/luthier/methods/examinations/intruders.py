@@ -33,7 +33,7 @@ class Intruders(Examination):
     eps: float = 0.5
     """Largest cosine with a vector of the base at which a vector counts as new."""
     seed: int = 0
-    """Of the null's updates."""
+    """The seed of the null's random updates."""
 
     def check(self):
         self.within("k", 1, float("inf"))

@@ -36,7 +36,7 @@ class Similarity(Examination):
     least: float = 0.9
     """Similarity at which a layer counts as unchanged."""
     seed: int = 0
-    """Of the halves."""
+    """The seed that divides the rows into halves."""
 
     def check(self):
         self.within("least", -1, 1)

@@ -41,7 +41,7 @@ class Bottleneck(Form):
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
     """The nonlinearity σ."""
     scale: float = 1.0
-    """s."""
+    """The scale s of the adapter's output."""
     dropout: float = 0.0
     """Dropout on h."""
 

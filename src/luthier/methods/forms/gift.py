@@ -59,7 +59,7 @@ class GIFT(Form):
 
     @property
     def scale(self) -> float:
-        """s."""
+        """The scale s."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def init(self, site, stats):

@@ -28,7 +28,7 @@ class Hydra(Form):
     rank: int = 8
     """Rank of each branch."""
     scale: float = 1.0
-    """s."""
+    """The scale s of both branches."""
     dropout: float = 0.0
     """Dropout inside both branches, behind D."""
 

@@ -29,7 +29,7 @@ class LoLDU(Form):
     rank: int = 8
     """Pivots that are trained."""
     scale: float = 1.0
-    """s."""
+    """The scale s of the change."""
 
     def init(self, site, stats):
         check_rank(self.name(), site, self.rank)

@@ -35,7 +35,7 @@ class LoRA(Form):
 
     @property
     def scale(self) -> float:
-        """s."""
+        """The scale s."""
         return rank_scale(self.alpha, self.rank, self.scaling)
 
     def init(self, site, stats):

@@ -27,9 +27,9 @@ class LoRAXS(Form):
     lr = 4e-3
 
     rank: int = 8
-    """Side of R."""
+    """The rank, which is the side of the square matrix R."""
     scale: float = 1.0
-    """s."""
+    """The scale s of the change."""
     dropout: float = 0.0
     """Dropout on x before A."""
 

@@ -45,7 +45,7 @@ class MeteoRA(Routed):
     temperature: float = 1.0
     """T, outside training: a high one lets those chosen weigh alike."""
     scale: float = 1.0
-    """s."""
+    """The scale s of the experts."""
     spread: float | None = None
     """Standard deviation of the gate's start. Default: a linear layer's own start, of deviation 1 / sqrt(3 d_in)."""
     dropout: float = 0.0

@@ -66,7 +66,7 @@ class MHR(Routed):
 
     @property
     def scale(self) -> float:
-        """s."""
+        """The scale s."""
         return rank_scale(self.alpha, self.rank, "lora")
 
     def known(self):

@@ -26,7 +26,7 @@ class Sparse(Form):
     frozen = ("index",)
 
     density: float = 0.01
-    """k as a share of the tensor's entries, at least 1."""
+    """The number of entries k as a share of the tensor's entries, at least one."""
     k: int | None = None
     """Entries of each tensor. Default: as `density` says."""
 
@@ -55,5 +55,5 @@ class Sparse(Form):
 
 
 def count(density: float, size: int) -> int:
-    """k of a tensor of `size` entries."""
+    """Returns k for a tensor of `size` entries."""
     return max(1, round(density * size))

@@ -33,7 +33,7 @@ class WeGeFT(Form):
 
     @property
     def scale(self) -> float:
-        """s."""
+        """The scale s."""
         return self.alpha / self.rank
 
     def init(self, site, stats):

@@ -1,4 +1,4 @@
-"""Initialisers: where a form starts. A file is one choice of starting factors."""
+"""Initialisations of a form's factors; one per file."""
 
 from luthier.core.contracts.component import attributes
 from luthier.core.contracts.plugins import plugin_folders

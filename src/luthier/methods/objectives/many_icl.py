@@ -76,7 +76,7 @@ def system_of(example: Example) -> str | None:
     turns = example.messages
     if turns is None or any(m["role"] == "assistant" for m in turns[: example.context]):
         raise LuthierError(
-            f"row {example.row} is no prompt with its answers, all of them to be learned; many_icl packs such rows."
+            f"row {example.row} is not a prompt with its answers, all of them to be learned; many_icl packs such rows."
         )
     return turns[0].get("content") if turns[0]["role"] == "system" else None
 

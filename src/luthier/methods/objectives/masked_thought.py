@@ -88,5 +88,5 @@ def stand_in(tokenizer: Any, token: str | None) -> int:
     names = [token] if token is not None else [getattr(tokenizer, name, None) for name in STAND_INS]
     name = next((name for name in names if name is not None), None)
     if name is None or name not in tokenizer.get_vocab():
-        raise LuthierError(f"{name!r} is no token of {type(tokenizer).__name__}; name one that is (token).")
+        raise LuthierError(f"{name!r} is not a token of {type(tokenizer).__name__}; name one that is (token).")
     return tokenizer.get_vocab()[name]

@@ -34,17 +34,17 @@ class MFT(Objective):
     columns = ("task",)
 
     balance: Literal["token", "sample", "task_token", "task_sample", "coba"] = "task_token"
-    """What the loss is a mean of."""
+    """What the loss is averaged over."""
     warmup: int = 100
-    """coba: steps in which all tasks weigh alike."""
+    """The steps in which all tasks have equal weight (coba)."""
     history: int = 200
-    """coba: looks at the evaluation loss that a slope is fitted to."""
+    """The number of evaluations to which a slope is fitted (coba)."""
     tau: float = 5.0
-    """coba: how sharply divergence is told, τ."""
+    """The temperature τ of the divergence factor (coba)."""
     interval: int = 1
-    """coba: steps between looks at the evaluation loss."""
+    """The steps between evaluations (coba)."""
     looks: int = 1
-    """coba: evaluation batches of a look."""
+    """The batches per evaluation (coba)."""
 
     def check(self) -> None:
         for name, least in (("warmup", 0), ("history", 2), ("tau", 0), ("interval", 1), ("looks", 1)):

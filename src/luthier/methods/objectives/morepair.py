@@ -87,7 +87,7 @@ def explained(example: Example) -> Example:
 
     turns = example.messages
     if turns is None:
-        raise LuthierError(f"row {example.row} is no prompt with an answer, which morepair repeats with its rationale.")
+        raise LuthierError(f"row {example.row} is not a prompt with an answer, which morepair needs for its rationale.")
     place = last_answer(turns)
     answer = f"{turns[place].get('content') or ''}\n\n{example.meta[RATIONALE]}"
     return dataclasses.replace(

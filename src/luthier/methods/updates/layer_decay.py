@@ -34,9 +34,9 @@ class LayerDecay(Update):
     neutral: ClassVar = {"decay": 1.0}
 
     decay: float = 0.8
-    """d: the rate of a layer over that of the one above."""
+    """The decay d: the learning rate of a layer over that of the one above."""
     reinit: int = 0
-    """Blocks at the top that start anew."""
+    """The number of top blocks that are initialised again."""
 
     def check(self):
         self.within("decay", 0.0, 1.0)

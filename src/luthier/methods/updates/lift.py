@@ -31,11 +31,11 @@ class LIFT(Update):
     decays = False
 
     lora_rank: int = 128
-    """r: LoRA of this rank would train as many numbers."""
+    """The rank r at which LoRA would train as many parameters."""
     filter_rank: int = 128
-    """Rank that is left of W."""
+    """The rank to which W is reduced."""
     interval: int = 400
-    """Steps between choices."""
+    """The steps between choices of the entries."""
 
     def check(self):
         for key in ("lora_rank", "filter_rank", "interval"):

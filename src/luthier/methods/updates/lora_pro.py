@@ -57,7 +57,7 @@ def up_projection(form: Form, params) -> str:
 
 
 def scale(form: Form, b: str) -> float | None:
-    """s of ΔW = s B A, read off factors of a single one; None for a form that is no product, or one with W."""
+    """s of ΔW = s B A, read off factors of a single one; None for a form that is not a product, or one with W."""
     one = torch.ones(1, 1, dtype=torch.float64, device="cpu")
     pairs = [form.factors({form.down_projection: one, b: one}, w) for w in (one, 2 * one)]
     found = [float(pair[0] @ pair[1]) for pair in pairs if pair is not None]

@@ -25,7 +25,7 @@ class LTSFT(Update):
     sparse = True
 
     density: float = 0.01
-    """k over the number of trained entries."""
+    """The share of the trainable entries that is kept, k over their number."""
     search: float = 0.5
     """Share of the steps that full fine-tuning takes."""
 
@@ -38,7 +38,7 @@ class LTSFT(Update):
             raise LuthierError(f"lt_sft chooses entries of weights, and {form.name()} adds factors; use full.")
 
     def search_steps(self, steps: int) -> int:
-        """The step at which the chosen entries begin."""
+        """Returns the step at which the sparse phase begins."""
         return min(max(1, round(self.search * steps)), steps - 1)
 
     def restarts(self, steps):

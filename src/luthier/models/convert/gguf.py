@@ -37,7 +37,7 @@ def _open(weights: Path) -> Any:
     try:
         return GGUFReader(weights)
     except (ValueError, IndexError) as error:
-        raise LuthierError(f"{weights} is no readable GGUF file: {error}") from None
+        raise LuthierError(f"{weights} is not a readable GGUF file: {error}") from None
 
 
 def _refuse_no_model(weights: Path, said: Metadata) -> None:

@@ -1,4 +1,4 @@
-"""What can be served: models whose rows can share a batch, and adapters that leave the other rows alone."""
+"""Checks what can be served: models whose rows can share a batch, adapters that leave other rows unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from luthier.core.sites.probe import dummy_inputs
 
 
 def check_servable(model: Any) -> None:
-    """Raises for a model that writes no text, or whose memory of a prompt is no keys and values by token."""
+    """Raises for a model that generates no text, or that has no key-value cache by token."""
     what = f"{type(model).__name__} cannot be served"
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
         raise LuthierError(f"{what}: it does not generate text.")
@@ -53,7 +53,7 @@ class Trial:
     def __call__(self, name: str) -> None:
         """Raises if rows of the base change beside a row of the adapter `name`.
 
-        Rounding is no change, nor is what rounding does to a router: a leak is of the size of the adapter's effect.
+        Rounding is not a change, nor is what rounding does to a router: a leak is of the size of the adapter's effect.
         """
         with rows(self._model, [None, name, None]):
             changes = (self._logits() - self._base).abs().amax(-1)

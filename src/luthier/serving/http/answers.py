@@ -53,7 +53,7 @@ class Shape(ABC):
 
     @abstractmethod
     def whole(self) -> dict[str, Any]:
-        """The body of an answer that is no stream."""
+        """The body of an answer that is not a stream."""
 
     @abstractmethod
     def part(self, index: int, chunk: Chunk) -> dict[str, Any]:

@@ -41,6 +41,6 @@ def text_ids(prompt: str | Sequence[int], tokenizer: Any) -> list[int]:
         return tokenizer(prompt)["input_ids"]
     wrong = [i for i in prompt if not 0 <= i < len(tokenizer)]
     if wrong:
-        message = f"prompt: {wrong[0]} is no token id; expected 0 to {len(tokenizer) - 1:,}."
+        message = f"prompt: {wrong[0]} is not a token id; expected 0 to {len(tokenizer) - 1:,}."
         raise Refusal(400, message, param="prompt", code="invalid_value")
     return list(prompt)

@@ -1,4 +1,4 @@
-"""Refusals: every answer that is no success, in the shape that OpenAI's clients read."""
+"""Refusals: every answer that is not a success, in the shape that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OWN = ("unsupported_parameter", "unsupported_value", "unknown_parameter", "missi
 
 
 class Refusal(HTTPException):
-    """An HTTP answer that is no success: status, message, and the parameter and code of OpenAI's errors."""
+    """An HTTP answer that is not a success: status, message, and the parameter and code of OpenAI's errors."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ def _invalid(error: Mapping[str, Any]) -> Refusal:
     """The first thing wrong with a body."""
     kind, place = error["type"], list(error["loc"][1:])
     if kind == "json_invalid":
-        return Refusal(400, f"the body is no JSON: {error['ctx']['error']}, at character {place[0]}.", code=kind)
+        return Refusal(400, f"the body is not JSON: {error['ctx']['error']}, at character {place[0]}.", code=kind)
     if not place and kind not in OWN:
         return Refusal(400, "expected a JSON object, sent with Content-Type: application/json.", code="invalid_type")
     param = path([*place, *[field for field in [error.get("ctx", {}).get("field")] if field]])

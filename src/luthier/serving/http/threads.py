@@ -1,4 +1,4 @@
-"""Work that must not leave threads of OpenMP behind."""
+"""Running work in a thread of its own, which leaves no threads of OpenMP behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def run_in_thread(make: Callable[[], T]) -> T:
-    """What `make` returns or raises, from a thread that has ended by then.
+    """Runs `make` in a thread that ends, and returns or raises what it does.
 
     Every thread that runs torch on a CPU gets OpenMP workers of its own, and keeps them as long as it lives. Once there
     are more of them than cores, GNU's OpenMP sends workers to sleep between any two products, and wakes them for each:

@@ -43,10 +43,10 @@ def describe(writer: Any, tokenizer: Any, rows: int) -> None:
 
 
 def core_of(tokenizer: Any) -> dict[str, Any]:
-    """`tokenizer.json`; raises `LuthierError` for what is no fast tokenizer."""
+    """`tokenizer.json`; raises `LuthierError` for what is not a fast tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise LuthierError(f"{type(tokenizer).__name__} is no tokenizer that GGUF can hold; it must be a fast one.")
+        raise LuthierError(f"{type(tokenizer).__name__} is not a tokenizer that GGUF can hold; it must be a fast one.")
     return json.loads(backend.to_str())
 
 
