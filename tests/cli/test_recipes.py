@@ -149,7 +149,7 @@ def test_a_recipe_in_the_search_path(tmp_path, monkeypatch):
         ("method = 3", "expected a string"),
         ('methd = "lora"', "did you mean 'method'"),
         ("[form]\nrank = 2", "names no method"),
-        ("method = ", "no valid TOML"),
+        ("method = ", "not valid TOML"),
         ('method = "lora"\nform = 3', "expected a table"),
     ],
 )

@@ -244,7 +244,7 @@ def test_no_such_file(tmp_path, monkeypatch, name):
 
 def test_a_hub_id_without_a_network_is_told_plainly(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(LuthierError, match=r"no file here, and as a hub data set 'some/thing' \(configuration main"):
+    with pytest.raises(LuthierError, match=r"not a file here, and as a hub data set 'some/thing' \(configuration main"):
         load("some/thing:main:train")
 
 

@@ -72,7 +72,7 @@ SETTINGS = {
     "another rank": ({"r": 8}, "has rank 2, and the configuration says 8"),
     "endless expression": ({"alpha_pattern": {"(a+)+$": 3}}, "for ever"),
     "many stars": ({"rank_pattern": {".*a" * 9: 3}}, "for ever"),
-    "no expression": ({"alpha_pattern": {"(": 3}}, "no regular expression"),
+    "no expression": ({"alpha_pattern": {"(": 3}}, "not a regular expression"),
     "a list for a table": ({"alpha_pattern": ["q_proj"]}, "expected a table"),
     "a layer without tensors": ({"target_modules": ["q_proj", "v_proj"]}, "lacks the tensors of .*v_proj"),
     "DoRA without lengths": ({"use_dora": True}, "expected A, B and m"),

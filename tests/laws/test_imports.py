@@ -25,7 +25,7 @@ def test_folders_of_nobody_are_refused(name, tmp_path):
     (tmp_path / "model").mkdir()
     base.config.save_pretrained(tmp_path / "model")
     lt.save(lt.attach(base, lt.LoRA(rank=2)), tmp_path / "ours")
-    for folder, message in (("empty", "holds nothing"), ("model", "no adapter of"), ("ours", "already")):
+    for folder, message in (("empty", "holds nothing"), ("model", "not an adapter of"), ("ours", "already")):
         with pytest.raises(lt.LuthierError, match=message):
             lt.import_adapter(tmp_path / folder, tmp_path / "out", base=base, source=name, name="new")
     with pytest.raises(lt.LuthierError, match="no folder"):

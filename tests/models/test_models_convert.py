@@ -161,5 +161,5 @@ def test_a_gguf_file_is_converted_once_and_damage_is_told(tmp_path):
     first = resolve(str(tmp_path / "t.gguf"))
     assert resolve(str(tmp_path / "t.gguf")) == first
     (tmp_path / "bad.gguf").write_bytes(b"no gguf at all, but long enough to be read")
-    with pytest.raises(LuthierError, match="no readable GGUF"):
+    with pytest.raises(LuthierError, match="not a readable GGUF"):
         resolve(str(tmp_path / "bad.gguf"))

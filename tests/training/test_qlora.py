@@ -75,5 +75,5 @@ def test_packed_weights_lie_within_half_a_gap_of_the_dense_ones(wide):
 
 
 def test_widths_that_bitsandbytes_unpacks_wrongly_are_told(llama):
-    with pytest.warns(UserWarning, match="no multiple of 64"):
+    with pytest.warns(UserWarning, match="not a multiple of 64"):
         lt.model(llama, quantize="nf4")

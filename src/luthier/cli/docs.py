@@ -1,4 +1,4 @@
-"""docs/methods.md, written from the registry: `python -m luthier.cli.docs [FILE]`."""
+"""Writing docs/methods.md from the registry: `python -m luthier.cli.docs [FILE]`."""
 
 from __future__ import annotations
 

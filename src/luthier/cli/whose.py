@@ -27,7 +27,7 @@ class Stated:
     """`table.name`."""
     value: Any
     whose: str
-    """source, ours, recipe (no source is named), or default: neither stated nor declared."""
+    """Whose value it is: source, ours, recipe (no source is named), or default (neither stated nor declared)."""
 
 
 def stated(recipe: Recipe) -> list[Stated]:

@@ -19,7 +19,7 @@ from luthier.core.sites.structure import weight_of
 
 
 def lowered(path: str, module: nn.Module, tuners: Sequence[TunerLayer]) -> dict[str, Delta]:
-    """`{parameter: change}` of a bare module under slots that a weight can express; [d_out, d_in] for linear layers.
+    """Returns `{parameter: change}` of a module under edits that a weight can express; [d_out, d_in] in linear layers.
 
     Forms of low rank and sparse ones keep their structure.
     """

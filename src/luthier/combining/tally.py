@@ -26,7 +26,7 @@ class Row:
     squares: list[float]
     """‖δ_i‖² of each input."""
     result: float = 0.0
-    """‖δ‖²."""
+    """The squared norm ‖δ‖² of the result."""
     agree: int = 0
     """Entries that several inputs move, all in one direction."""
     shared: int = 0

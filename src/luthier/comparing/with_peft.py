@@ -1,4 +1,4 @@
-"""peft's own LoRA and DoRA: its layers, its start and its file, in Luthier's Trainer on Luthier's batches."""
+"""Training peft's own LoRA and DoRA: its layers, its start and its file, in Luthier's Trainer on Luthier's batches."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def fit_peft(run: Run, start: Callable[[Any], None] | None = None) -> Fitted:
 
 
 def adapted(run: Run, loaded: Loaded) -> Any:
-    """peft's model around the loaded one, which is changed in place; new heads are trained with it."""
+    """Builds peft's model around the loaded one, which is changed in place; new heads are trained with it."""
     import peft
 
     form: Any = allocate(loaded.model, run.form, run.where, ranks=run.ranks, budget=run.budget).form

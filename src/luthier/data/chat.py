@@ -8,7 +8,7 @@ stands before and after the answer. So an empty thought that a template puts bef
 learned where generation would have to produce it (Qwen3's last turn), and not where the template
 takes it out (its earlier turns). An answer ends with the end-of-turn token after its content; what
 a template writes behind that (a line break, phi-3's `<|endoftext|>`) is not learned. A template with
-`{% generation %}` says itself what the assistant produces, and is believed, but for what the prompt
+`{% generation %}` says itself what the assistant produces, and is believed, except for what the prompt
 for generation holds already and what stands behind the end of the turn.
 
 Then all that the row says is looked for in the text (`luthier.data.shown`): an answer that stands

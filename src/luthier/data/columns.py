@@ -46,7 +46,7 @@ def mapping(text: str | Mapping[str, str] | None) -> dict[str, str]:
 def renamed(
     rows: list[tuple[int, Row]], named: Mapping[str, str], known: Collection[str], source: str
 ) -> tuple[list[tuple[int, Row]], list[str]]:
-    """(rows with their columns under the names that layouts know, columns that had to make room).
+    """Renames columns: (rows with the names that layouts know, columns that had to make room).
 
     A name whose column the rows lack is passed over where they have the name itself (as evaluation data may).
     """
@@ -94,7 +94,7 @@ def unread(rows: Iterable[Row], read: Collection[str], conversations: Collection
 
 
 def guesses(lacking: Iterable[str], columns: Iterable[str]) -> dict[str, str]:
-    """{name: the column that was probably meant by it}, each column once."""
+    """Guesses {name: the column that was probably meant by it}, each column once."""
     free = {column.lower(): column for column in columns}
     found: dict[str, str] = {}
     for name in lacking:

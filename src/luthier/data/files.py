@@ -19,7 +19,7 @@ from luthier.data.table import Numbered, Row, without_nulls
 
 
 def read_file(path: Path, split: str) -> tuple[list[tuple[int, Row]], list[tuple[int, str]]]:
-    """(good rows, bad rows) of one file; of a JSON object of splits, those of one split."""
+    """Reads (good rows, bad rows) of one file; of a JSON object of splits, those of one split."""
     reader = _reader(path)
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:

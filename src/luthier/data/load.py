@@ -230,7 +230,7 @@ def _ordered(names: set[str]) -> list[str]:
 
 
 def split_gym(source: str, train: int, test: int, seed: int = 0) -> tuple[Examples, Examples]:
-    """(`train` problems, `test` problems) of a gym task, no question in both and no test question
+    """Returns (`train` problems, `test` problems) of a gym task, no question in both and no test question
     twice.
 
     Test problems whose question training has seen are replaced by further ones; raises when a task

@@ -111,7 +111,7 @@ def _soundfile(stream: Any, error: Exception) -> tuple[np.ndarray, int]:
 
 
 def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """(n,) samples at `rate` Hz -> (n wanted / rate,) at `wanted` Hz: the Fourier series, cut or
+    """Resamples (n,) samples at `rate` Hz to (n wanted / rate,) at `wanted` Hz: the Fourier series, cut or
     continued by zeros."""
     import numpy as np
 

@@ -61,7 +61,7 @@ def thought_of(message: Message) -> str:
 
 
 def split_thought(content: str) -> tuple[str, str]:
-    """(the thoughts that stand in a content, the rest of it)."""
+    """Splits a content into (its thoughts, the rest of it)."""
     return "".join(found[1] for found in THOUGHT.findall(content)), THOUGHT.sub("", content)
 
 

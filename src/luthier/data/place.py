@@ -12,7 +12,7 @@ from luthier.data.template import GENERATION, Template
 Span = tuple[int, int]
 """Start and end of an answer, in characters of the rendered text."""
 Beside = tuple[int | None, str | None]
-"""(length of what stands before a turn, what stands after it); None where that depends on what it says."""
+"""The (length of what stands before a turn, what stands after it); None where that depends on what it says."""
 
 
 def places(template: Template, turns: list[Message], answers: list[int], text: str) -> dict[int, Span | None]:

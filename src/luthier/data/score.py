@@ -25,12 +25,12 @@ below 1."""
 
 
 def exact_match(prediction: str, example: Example) -> float:
-    """1 when prediction and reference agree up to whitespace; case counts."""
+    """Scores 1 when prediction and reference agree up to whitespace; case counts."""
     return float(prediction.split() == reference(example).split())
 
 
 def label(prediction: str, example: Example) -> float:
-    """1 when the prediction is the label's name, whatever its case, or the same number."""
+    """Scores 1 when the prediction is the label's name, whatever its case, or the same number."""
     wanted = example.label if example.label is not None else reference(example)
     if isinstance(wanted, str):
         return float(prediction.strip().casefold() == wanted.strip().casefold())
@@ -38,7 +38,7 @@ def label(prediction: str, example: Example) -> float:
 
 
 def number(prediction: str, example: Example) -> float:
-    """1 when the last numbers of prediction and reference agree; `#### N` marks the number where
+    """Scores 1 when the last numbers of prediction and reference agree; `#### N` marks the number where
     it occurs (GSM8K).
 
     Thousands' commas, currency signs and a full stop after the number are no part of it.
@@ -59,7 +59,7 @@ def number_in(text: str) -> float | None:
 
 
 def choice(prediction: str, example: Example) -> float:
-    """1 when the prediction names the right choice: `answer2`, `true`, or a letter.
+    """Scores 1 when the prediction names the right choice: `answer2`, `true`, or a letter.
 
     It is the first named after the last "answer is" or "answer:", if that occurs; else, in the whole text, the first
     word of the reference's kind, or the letter that opens it (`B. A cat`, `(b)`), or the last single capital letter.
@@ -93,7 +93,7 @@ def final(prediction: str, example: Example) -> float:
 
 
 def gym(task: str) -> Callable[[str, Example], float]:
-    """reasoning-gym's own scorer of a task. Surrounding whitespace is not part of an answer."""
+    """Applies reasoning-gym's own scorer of a task. Surrounding whitespace is not part of an answer."""
     from luthier.data.gym import gym_score
 
     scored = gym_score(task)
@@ -107,7 +107,7 @@ def gym(task: str) -> Callable[[str, Example], float]:
 
 
 def judge(scorer: Scorer, prediction: str, example: Example) -> tuple[float, str | None]:
-    """(score, why there is none): what a scorer fails on is wrong, for it is the model's own words that it fails on."""
+    """Returns (score, why there is none): an answer on which the scorer fails counts as wrong."""
     try:
         score = float(scorer.score(prediction, example))
     except Exception as error:  # scorers of other packages raise whatever they like

@@ -52,7 +52,7 @@ def choose(selection: Selection, pool: Pool, rows: int) -> Chosen:
 def with_shots(selection: Selection, queries: Examples, pool: Pool, count: int) -> Examples:
     """The queries, each with `count` rows of the pool before its prompt, the nearest one last.
 
-    A shot is the whole conversation of its row but for a system message; the query's own opens all. Shots are not in
+    A shot is the whole conversation of its row except a system message; the query's own opens all. Shots are not in
     the loss. Raises `LuthierError` for rows that are no prompts with answers, and for fewer rows than shots.
     """
     if not 1 <= count < len(pool.examples):

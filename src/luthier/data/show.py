@@ -13,7 +13,7 @@ WINDOW = 8
 
 
 def pieces(encoded: Feature, tokenizer: Any) -> list[tuple[str, bool]]:
-    """(text, in the loss) of every token; those that make one character together come as one
+    """Returns (text, in the loss) of every token; those that make one character together come as one
     piece."""
     ids, labels = encoded["input_ids"], encoded["labels"]
     texts: list[tuple[str, bool]] = []

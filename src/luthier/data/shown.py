@@ -34,7 +34,7 @@ def stands(value: Any, there: str) -> bool:
 
 
 def missing(message: Message, there: str) -> list[tuple[str, str]]:
-    """(what it is, its text) of everything that a turn says and that does not stand in the squeezed text `there`."""
+    """Finds (what it is, its text) of everything that a turn says and that the squeezed text `there` lacks."""
     return [(what, str(value)) for what, value in _said(message, there) if not stands(value, there)]
 
 

@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 Numbered = tuple[int, Row | str]
-"""(number from 1, the columns) of a good row, (number, reason) of one that cannot be read."""
+"""A (number from 1, columns) of a good row, or a (number, reason) of one that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Table:
     classes: dict[str, list[str]] = field(default_factory=dict)
     """Names of the integer labels in a column, where the source declares them."""
     starts: list[tuple[int, str]] = field(default_factory=list)
-    """(number before the first row, file name) when several files follow one another."""
+    """The (number before the first row, file name) of each file, where there are several."""
     left: tuple[str, ...] = ()
     """Files of a folder that nothing reads."""
 

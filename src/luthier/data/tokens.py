@@ -46,7 +46,7 @@ def _prompted(example: Example, tokenizer: Any) -> Rendered:
 
 
 def tokens(text: str, spans: list[Span], tokenizer: Any, special: bool) -> tuple[list[int], list[int]]:
-    """(token ids, number of the answer that each token belongs to, or -1) of a rendered text.
+    """Tokenises a rendered text: (token ids, number of the answer that each token belongs to, or -1).
 
     Tokens are told apart by their character offsets. Where the tokens of a prompt are others when
     it stands alone (a token runs over the boundary, or the answer changes how the line breaks

@@ -81,7 +81,7 @@ def unpacked(value: Any) -> Any:
 
 
 def turns(value: Any, column: str) -> tuple[list[Message], set[int]]:
-    """(the turns in a column, the indices of those that are kept out of the loss)."""
+    """Reads (the turns in a column, the indices of those that are kept out of the loss)."""
     value = decoded(value)
     if not isinstance(value, list):
         raise BadRow(f"{column!r} is {kind(value)}, expected a list of {{'role', 'content'}}")

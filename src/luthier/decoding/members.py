@@ -97,7 +97,7 @@ def labelled(members: Mapping[str, Sequence[Any]], value: Any) -> dict[str, Any]
 
 
 def split(text: str) -> tuple[str, str | None]:
-    """(model, adapter) of `MODEL@ADAPTER`; a folder's name may hold an @ itself."""
+    """Splits `MODEL@ADAPTER` into (model, adapter); a folder's name may hold an @ itself."""
     from luthier.core.storage.folder import adapter_at
 
     cuts = [place for place, letter in enumerate(text) if letter == "@"]

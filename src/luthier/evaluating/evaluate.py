@@ -23,14 +23,14 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A score with its uncertainty, and what led to it."""
+    """A score with its uncertainty, and the predictions behind it."""
 
     score: float
     """Mean score of generated answers; accuracy of classes; Pearson's correlation of numbers."""
     count: int
-    """Rows scored."""
+    """The number of rows that were scored."""
     interval: tuple[float, float]
-    """95% interval of the score by the percentile bootstrap over rows, seeded."""
+    """The 95% interval of the score by the percentile bootstrap over rows, seeded."""
     predictions: list[dict[str, Any]]
     """`{"row", "prediction", "answer", "score"}` of each row (no score for numbers; of classes also `confidence`, the
     probability of the one predicted); empty unless kept."""
@@ -39,7 +39,7 @@ class Evaluation:
     metrics: dict[str, float]
     """Every figure by name: `accuracy` and `mcc` (Matthews), `mse` and `pearson`, or the scorer's own."""
     failed: list[tuple[int, str]] = field(default_factory=list)
-    """(row, reason) of every answer that the scorer failed on; it counts as wrong."""
+    """The (row, reason) of every answer that the scorer failed on; it counts as wrong."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Found:
     confidences: list[float] | None = None
     """Probability of each predicted class."""
     failed: list[tuple[int, str]] = field(default_factory=list)
-    """(row, reason) of every answer that could not be scored."""
+    """The (row, reason) of every answer that could not be scored."""
 
 
 def evaluate(

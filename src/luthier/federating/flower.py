@@ -51,7 +51,7 @@ class Member:
 
     run: Run
     prepared: Prepared
-    """Its rows."""
+    """The rows of the node."""
     loaded: Loaded
     rank: int
     client: int = 0
@@ -70,7 +70,7 @@ def own(run: Run, labels: list[str] | None = None, *, client: int = 0, clients: 
 
 
 def load_shared(run: Run, labels: list[str] | None) -> tuple[Prepared, Loaded]:
-    """(all rows of `run.data`, the base with the classes `labels`)."""
+    """Loads all rows of `run.data`, and the base with the classes `labels`."""
     with quiet():
         whole = dataclasses.replace(run.training, eval_fraction=0.0)
         prepared = prepare(dataclasses.replace(run, training=whole))

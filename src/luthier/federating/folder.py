@@ -72,7 +72,7 @@ def _differences(name: str, here: Any, there: Any) -> list[str]:
 
 
 def read_state(folder: Path) -> tuple[Change, list[dict[str, Any]]] | None:
-    """(what the server holds, one line per round) after the last whole round; None before the first."""
+    """Reads (what the server holds, one line per round) after the last whole round; None before the first."""
     recover(folder / STATE)
     if not (folder / STATE / LINES).is_file():
         return None

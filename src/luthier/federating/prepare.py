@@ -25,7 +25,7 @@ class Plan:
     """A federated run whose rows are dealt."""
 
     run: Run
-    """What each client trains, but for its rows, rank and seed."""
+    """What each client trains, except its rows, rank and seed."""
     method: Aggregation
     federation: Federation
     prepared: Prepared

@@ -34,7 +34,7 @@ class Shown:
 
 @contextmanager
 def shown(console: Console, total: int, lines: Sequence[Mapping[str, Any]]) -> Iterator[Shown]:
-    """Shows where the run stands, and then how it goes on."""
+    """Shows the progress of a run, from where it stands."""
     if not console.is_terminal:
         plain = Shown(console, None, total)
         plain.round(lines[-1])

@@ -22,7 +22,7 @@ class Federation:
     rounds: int = 5
     """Rounds of training and aggregation."""
     ranks: str | None = None
-    """The clients' ranks, joined by commas and repeated in turn: 4,8,16 (none: the form's own); alpha / rank stays."""
+    """The clients' ranks, joined by commas and repeated in turn (4,8,16), at one alpha / rank. Default: the form's."""
     fraction: float = 1.0
     """Share of the clients that train in a round, drawn by the seed."""
     split: Literal["iid", "dirichlet", "column"] = "iid"

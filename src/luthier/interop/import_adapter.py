@@ -1,4 +1,4 @@
-"""Another library's folder becomes an adapter of ours."""
+"""Importing: another library's folder is converted to an adapter of Luthier."""
 
 from __future__ import annotations
 

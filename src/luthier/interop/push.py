@@ -24,7 +24,7 @@ class Parcel:
     """What goes to the hub."""
 
     repo: str
-    """user/name."""
+    """The repository, as user/name."""
     files: Mapping[str, bytes]
     """Contents by the name in the repository."""
     spec: Mapping[str, Any]
@@ -60,7 +60,7 @@ def push(adapter: str | Path, repo: str, *, private: bool = False, api: Any = No
     """Puts an adapter into the repository user/name of the hub, made if it is new; returns the address of the commit.
 
     Exactly `adapter.json`, `adapter.safetensors` and the card go up, in one commit. `api` is a `huggingface_hub.HfApi`
-    (none: one that uses the token of `hf auth login`).
+    (by default one that uses the token of `hf auth login`).
 
     Raises `LuthierError` for what is not an adapter, where the hub cannot be reached or refuses, and where a private
     repository is asked for and a public one of that name is there.

@@ -1,4 +1,4 @@
-"""peft's adapters that lie in a model's folder: transformers would put them on the model without being asked."""
+"""Adapters of peft in a model's folder, which transformers would load without being asked."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def tell_adapter(path: Path | str, name: str) -> None:
     if isinstance(path, Path) and (path / FILE).is_file():
         warnings.warn(
             f"{name} holds an adapter of peft's beside the model ({FILE}). The model is loaded without it: its weights "
-            "may hold the adapter already. To have it, `luthier import` makes an adapter of ours of it.",
+            "may hold the adapter already. To have it, `luthier import` converts it to an adapter of Luthier.",
             stacklevel=3,
         )

@@ -201,7 +201,7 @@ def _told(name: str, path: Path | str, task: str) -> Iterator[None]:
 
 
 def _new_modules(model: Any, report: dict[str, Any], name: str) -> list[str]:
-    """The owners of parameters that the checkpoint did not fill; a tied one is filled by its twin."""
+    """The owners of parameters that the checkpoint did not fill; a tied one is filled by the one it is tied to."""
     odd = {key for key, *_ in report["mismatched_keys"]}
     body = sorted(key for key in odd if key.startswith(f"{model.base_model_prefix}."))
     if body:

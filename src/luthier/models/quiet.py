@@ -1,4 +1,4 @@
-"""transformers without its remarks: Luthier reports what is new in a model itself."""
+"""Silencing the warnings of transformers: Luthier reports new modules of a model itself."""
 
 from __future__ import annotations
 

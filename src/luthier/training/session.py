@@ -62,7 +62,7 @@ class Session:
             prepared = prepare(run)
             set_seed(run.training.seed)  # new heads, the form's start
             loaded = load(run, prepared)
-            begun = goes_on and newest(run.folder / "checkpoints") is not None  # else the start is made again
+            begun = goes_on and newest(run.folder / "checkpoints") is not None  # else it is initialised again
             known = folders.read_record(run.folder)["measured"] if begun else None
             evidence = attach_all(run, loaded, prepared, self.console, known)
             return self.fit(prepared, loaded, evidence, goes_on)

@@ -283,7 +283,7 @@ def test_skills_go_on_to_a_new_task(tmp_path):
     with pytest.raises(lt.LuthierError, match="other sites"):
         lt.attach(build(), lt.MHR(**settings), "q_proj")
     lt.save(moved(lt.attach(build(), lt.LoRA(rank=2), WHERE)), tmp_path / "lora")
-    with pytest.raises(lt.LuthierError, match="no adapter of one mhr"):
+    with pytest.raises(lt.LuthierError, match="not an adapter of one mhr"):
         lt.attach(build(), lt.MHR(**{**settings, "source": str(tmp_path / "lora")}), WHERE)
 
 

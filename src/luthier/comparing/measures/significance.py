@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 EQUAL = 1e-12
-"""Differences of scores that are this close are the same but for rounding (0.3 - 0.2 is not 0.2 - 0.1)."""
+"""Differences of scores that are this close are equal up to rounding (0.3 - 0.2 is not 0.2 - 0.1)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Figures as a reader takes them: few digits, a unit, and `not measured` where nobody measured."""
+"""Formatting of figures: few digits, a unit, and `not measured` where there is none."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def score(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """`950`, `12.3k`, `1.05M`, `7B`."""
+    """Formats a count: `950`, `12.3k`, `1.05M`, `7B`."""
     if value is None or not known(value):
         return NOTHING
     for scale, letter in SCALES:
@@ -48,7 +48,7 @@ def megabytes(value: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """`1.12×`."""
+    """Formats a ratio: `1.12×`."""
     return f"{value:.2f}×" if value is not None and known(value) else NOTHING
 
 
@@ -67,7 +67,7 @@ def change(value: float | None) -> str:
 
 
 def short(value: float) -> str:
-    """A tick."""
+    """Formats the label of a tick."""
     return f"{value:.3g}".replace("-", "−")
 
 
@@ -87,7 +87,7 @@ def interval(found: Interval | None) -> str:
 
 
 def p_value(value: float) -> str:
-    """`0.031`; `under 0.001`."""
+    """Formats a p-value: `0.031` or `under 0.001`."""
     if not known(value):
         return NOTHING
     return "under 0.001" if value < 0.001 else f"{value:.3f}"

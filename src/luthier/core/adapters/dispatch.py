@@ -10,7 +10,7 @@ In generation, one decoded token costs less than finding out what to do with it.
 `decoder(form, p, layer) -> run` and `mixed(pairs, layer) -> assign_rows`, which are cached as a decode plan: `run(x)`
 is the adapted layer, `layer(x)` the base's. `assign_rows(rows) -> run` is the layer for rows that use one of the pairs
 each: the stacked adapters are kept while rows come and go. The parameters come as they are stored (float32).
-What depends on them alone may be computed then and kept (`KEEPS`): a plan is made again when torch's counters say
+What depends on them alone may be computed then and kept (`KEEPS`): a new plan is made when torch's counters say
 that a tensor changed, when one was replaced or moved, and behind every pass with gradients, since some optimisers write
 past the counters.
 What is written through `.data` (averages of weights, say) has no counter. So on a CPU what is kept of a single adapter

@@ -78,7 +78,7 @@ def _probe(
 
 
 def _stored(module: nn.Module, name: str, tuners: Sequence[TunerLayer]) -> Tensor | None:
-    """The parameter as the slots on the parameter itself make it."""
+    """The parameter with the edits of those tuner layers that act on it directly."""
     found = module._parameters.get(name)
     return None if found is None else under(tuners, name, found)
 

@@ -38,7 +38,7 @@ def _place(tuner: TunerLayer) -> tuple[int, int]:
 
 
 def _commute(one: TunerLayer, other: TunerLayer) -> bool:
-    """Whether two slots of a module make the same of it in either order, one on a parameter being the first."""
+    """Whether two tuner layers of a module commute; `one` may be on a parameter."""
     if one.site.kind == "param":
         bare = other.site.kind == "param"
         met = other.site.path if bare else f"{other.site.path}.weight"

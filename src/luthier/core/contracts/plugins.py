@@ -57,7 +57,7 @@ def _renamed(axis: str, roots: Iterable[Path]) -> Iterator[Path]:
 
 
 def installed_folders(axis: str) -> list[tuple[str, Path]]:
-    """(full name, folder) of an axis in every installed package that has it."""
+    """Lists the (full name, folder) of an axis in every installed package that has it."""
     return [(f"{package}.{axis}", place / axis) for package, place in _installed() if (place / axis).is_dir()]
 
 

@@ -23,11 +23,11 @@ class Delta:
     """Flat positions of the sparse entries, unique and sorted."""
     values: Tensor | None = None
     full: Tensor | None = None
-    """Dense part."""
+    """The dense part."""
 
     @classmethod
     def low_rank(cls, b: Tensor, a: Tensor) -> Delta:
-        """B A."""
+        """Creates the low-rank change B A."""
         return cls((b.shape[0], a.shape[1]), B=b, A=a)
 
     @classmethod
@@ -43,7 +43,7 @@ class Delta:
 
     @classmethod
     def zero(cls, *shape: int) -> Delta:
-        """No change."""
+        """Creates a change of nothing."""
         return cls(shape)
 
     @property

@@ -34,7 +34,7 @@ class Rise:
 
     @property
     def value(self) -> float:
-        """d_{i+1} - d_i."""
+        """The rise d_{i+1} - d_i."""
         return self.after.dimension.value - self.before.dimension.value
 
     @property

@@ -13,11 +13,11 @@ class Spectrum:
     """W = Σ σ_j u_j v_jᵀ, σ descending; directions without a singular value are left out."""
 
     U: Tensor
-    """[d_out, r]."""
+    """The left singular vectors, [d_out, r]."""
     s: Tensor
-    """[r]."""
+    """The singular values, [r]."""
     V: Tensor
-    """[d_in, r]."""
+    """The right singular vectors, [d_in, r]."""
 
 
 def spectrum(w: Tensor, k: int | None = None) -> Spectrum:

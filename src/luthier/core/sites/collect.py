@@ -50,7 +50,7 @@ def collect(
     wanted = joined(list(statistics))
     chosen = {reads: [each for each in wanted if each.reads == reads] for reads in READERS}
     pass_ = _Pass(decoder_path(model), answers)
-    options = _lean(model, sites, bool(chosen["gradients"]))
+    options = _minimal_arguments(model, sites, bool(chosen["gradients"]))
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
         for reads, read in READERS.items():
@@ -156,7 +156,7 @@ def _results(path: str, places: list[_Place]) -> dict[str, Tensor]:
     return {key: tensor for place in places for key, tensor in place.statistic.result(place.held).items()}
 
 
-def _lean(model: nn.Module, sites: Sequence[Site], gradients: bool) -> dict[str, Any]:
+def _minimal_arguments(model: nn.Module, sites: Sequence[Site], gradients: bool) -> dict[str, Any]:
     """Arguments that spare the pass what nobody reads: the cache, and the head at all tokens but the last."""
     taken = inspect.signature(model.forward).parameters
     options: dict[str, Any] = {"use_cache": False, "logits_to_keep": 1}

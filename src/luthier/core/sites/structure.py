@@ -180,7 +180,7 @@ def width(module: nn.Module) -> int:
 
 
 def channels(module: nn.Module) -> tuple[set[int], set[int]]:
-    """(widths that linear layers and norms in a module take as the last axis, those that convolutions and batch norms
+    """Returns (widths that linear layers and norms take as the last axis, those that convolutions and batch norms
     take as the second)."""
     last: set[int] = set()
     second: set[int] = set()

@@ -17,7 +17,7 @@ Spec = dict[str, Any]
 
 
 def with_names_of(spec: Spec, model: nn.Module) -> tuple[Spec, dict[str, str]]:
-    """(the spec under the model's own names, {own path, or type of path: the stored one}).
+    """Returns (the spec under the model's own names, {own path, or type of path: the stored one}).
 
     The spec itself, and nothing, where the names are the same, or where no known layout makes its layers those of the
     model: it is then told as another base.

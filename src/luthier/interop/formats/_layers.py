@@ -18,7 +18,7 @@ from luthier.core.sites.structure import lookup_scale
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A module and the slots of one adapter on it."""
+    """A module and the tuner layers of one adapter on it."""
 
     path: str
     module: nn.Module
@@ -51,7 +51,7 @@ class Factoring:
     rank: int | None = None
     tolerance: float = 0.0
     lost: dict[str, float] = field(default_factory=dict)
-    """{layer: relative error} of the layers that were truncated."""
+    """The {layer: relative error} of the layers that were truncated."""
 
     def __call__(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """(B [d_out, r], A [r, d_in]) of the change of a layer's weight; of a table, B [width, r] and A [r, rows]."""

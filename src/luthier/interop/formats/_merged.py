@@ -60,5 +60,5 @@ def probe(model: Any) -> Tensor:
 
 
 def difference(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """(largest absolute difference, largest absolute value) of two outputs."""
+    """Returns (largest absolute difference, largest absolute value) of two outputs."""
     return float((first - second).abs().max()), float(first.abs().max())

@@ -140,7 +140,7 @@ def _by_pattern(folder: Path, patterns: Any, path: str, otherwise: Any) -> Any:
 def sorted_out(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], ends: Mapping[str, str], model: nn.Module
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """({layer: {our name: tensor}}, {parameter: tensor}), by the model's own paths, without what peft would not load.
+    """Sorts into ({layer: {our name: tensor}}, {parameter: tensor}), by the model's own paths, as peft loads them.
 
     Keys end in one of `ends`, or name a parameter. Known layouts of names are mapped; raises for any other, with the
     nearest name, and where a layer that the configuration adapts has nothing.

@@ -71,7 +71,7 @@ def _class(kind: str) -> str:
 
 
 def site_of(folder: Path, place: Mapping[str, Any], model: nn.Module) -> tuple[str, str]:
-    """(kind, path) of a place: a block by its number, or a module by the path that pyvene takes."""
+    """Returns (kind, path) of a place: a block by its number, or a module by the path that pyvene takes."""
     component, layer = place.get("component"), place.get("layer")
     if place.get("unit", "pos") != "pos" or place.get("max_number_of_units", 1) != 1:
         raise LuthierError(

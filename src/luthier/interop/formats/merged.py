@@ -18,7 +18,7 @@ class Merged(Format):
     """W + ΔW → model.safetensors, config.json, generation_config.json, tokenizer
 
     What `luthier merge` writes: a folder that transformers, vLLM and every converter read as they read the base, in
-    the base's own dtype. Every affine form is exact but for that dtype's rounding. The model is loaded again and
+    the base's own dtype. Every affine form is exact up to that dtype's rounding. The model is loaded again and
     compared with the adapted one on a small input.
     """
 

@@ -1,4 +1,4 @@
-"""peft's folder: the change alone."""
+"""The format of peft: the change alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports: another library's adapter becomes one of ours. One file, one library."""
+"""Sources: the libraries whose adapters can be imported, one per file."""
 
 from luthier.core.contracts.component import attributes
 from luthier.core.contracts.plugins import plugin_folders

@@ -1,4 +1,4 @@
-"""peft's folders."""
+"""The source that reads folders of peft."""
 
 from __future__ import annotations
 

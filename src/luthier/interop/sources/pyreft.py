@@ -1,4 +1,4 @@
-"""pyreft's folders."""
+"""The source that reads folders of pyreft."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A gated feed-forward layer, y = down(h), h = act(g) ∘ u, g = gate(x), u = up(x): g and u are all that is kept of h.
 
-Where the layer `down` needs h for its gradients, its kernel makes h again: a pass over g and u takes a hundredth of
+Where the layer `down` needs h for its gradients, its kernel recomputes h: a pass over g and u takes a hundredth of
 what the products of the layer do, and h is as large as either.
 """
 

@@ -14,7 +14,7 @@ class Emulated(Decoding):
     """log π = log p_base + Σ w_i (log p_tuned_i - log p_reference) + const
 
     With the base larger than the tuned models this is up-scaling. With one tuned model it is proxy-tuning: the two
-    differ by a constant in each row. The base enters by its logits, log p_base but for such a constant, so that w = 0
+    differ by a constant in each row. The base enters by its logits, log p_base up to such a constant, so that w = 0
     leaves them as they are.
     """
 

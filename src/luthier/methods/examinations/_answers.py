@@ -19,7 +19,7 @@ class Answers:
     """One entry per label (of a token, or of a row to classify), in order."""
 
     loss: Tensor
-    """[n], nats."""
+    """The loss in nats, [n]."""
     hit: Tensor
     """[n], 1 where the likeliest answer is the label."""
     confidence: Tensor

@@ -131,7 +131,7 @@ def largest(deltas: Tensors, share: float) -> Tensors:
 
 
 def gate(b: Tensors, s: Tensors) -> Tensors:
-    """γ."""
+    """Computes the gate γ."""
     return {name: b[name] + (1 - 2 * b[name]) * s[name].sigmoid() for name in b}
 
 

@@ -39,7 +39,7 @@ class RotatedReFT(ReFT):
 
 
 def stored(rotation: Tensor) -> Tensor:
-    """M = R / 2, which `orthonormal` makes R again, and whose steps turn R as far as pyreft's do.
+    """Returns M = R / 2, which `orthonormal` maps back to R, and whose steps rotate R as far as pyreft's do.
 
     R does not change with the length of M, but a step ΔM across a row of length l turns it by |ΔM| / l. pyreft's rows
     come from Householder reflectors that start with tau = 2, so that a step of its stored tensor turns them by

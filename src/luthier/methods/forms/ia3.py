@@ -1,4 +1,4 @@
-"""(IA)³: rescale activations."""
+"""IA3, which is (IA)³: rescale activations."""
 
 from __future__ import annotations
 

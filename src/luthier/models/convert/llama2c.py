@@ -1,4 +1,4 @@
-"""llama2.c (Karpathy): a float32 Llama checkpoint followed by its SentencePiece vocabulary."""
+"""The format of llama2.c (Karpathy): a float32 Llama checkpoint followed by its SentencePiece vocabulary."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def states(layer: object) -> tuple[Tensor, Tensor]:
 
 
 def attention_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """1 for real tokens of rows padded on the left, [rows, longest]."""
+    """Returns 1 for real tokens of rows padded on the left, [rows, longest]."""
     own = torch.tensor(lengths, device=device)[:, None]
     width = max(lengths)
     return (torch.arange(width, device=device) >= width - own).long()

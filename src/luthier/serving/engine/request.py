@@ -23,7 +23,7 @@ class Request:
     """None: the base."""
     max_tokens: int = 128
     temperature: float = 1.0
-    """0 takes the likeliest token."""
+    """The sampling temperature; 0 takes the likeliest token."""
     top_p: float = 1.0
     seed: int | None = None
     """The same seed gives the same text, whatever else runs; None draws one."""
@@ -53,7 +53,7 @@ class Chunk:
     tokens: tuple[Token, ...] = ()
     """With `Request.logprobs`, the tokens that brought this text, the one that ended the answer included."""
     finish: str | None = None
-    """stop, length, cancelled or error."""
+    """The reason for the end: stop, length, cancelled or error."""
     error: str | None = None
     """What went wrong, with finish error."""
     generated: int = 0

@@ -28,7 +28,7 @@ class Choice:
     tokens: list[Token] = field(default_factory=list)
     finish: str | None = None
     generated: int = 0
-    """Tokens."""
+    """The number of tokens so far."""
     begun: bool = False
 
     def add(self, chunk: Chunk) -> None:

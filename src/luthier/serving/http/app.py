@@ -20,7 +20,7 @@ from luthier.serving.http.service import Service
 from luthier.serving.http.stream import Events, Flight, events, whole
 
 COMPLETION_TOKENS = 16
-"""max_tokens of a completion that does not say it, as OpenAI's reference has it."""
+"""The default max_tokens of a completion, as in OpenAI's reference."""
 HERE = Path(__file__).parent
 
 

@@ -37,7 +37,7 @@ class Refusal(HTTPException):
         self.param, self.code = param, code
 
     def body(self) -> dict[str, Any]:
-        """{"error": {"message", "type", "param", "code"}}."""
+        """Returns the body `{"error": {"message", "type", "param", "code"}}`."""
         kind = KINDS.get(self.status_code, "invalid_request_error")
         return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
