@@ -80,7 +80,7 @@ def test_settings_change_what_is_explained(call):
 def test_objectives_are_explained_but_have_no_count(call, config):
     assert "cross-entropy" in call("explain", "sft").out.lower()
     done = call("explain", "sft", "--model", config(LLAMA2))
-    assert done.code == 2 and "no form" in done.err
+    assert done.code == 2 and "not a form" in done.err
 
 
 def test_near_names(call):

@@ -102,9 +102,9 @@ def test_trained_norms_and_biases_travel_in_their_modules(tmp_path):
 
 
 REFUSED = {
-    "an edit of the stream": ("llama", [(lt.LoReFT(rank=2), "stream")], "no weight.*luthier generate"),
+    "an edit of the stream": ("llama", [(lt.LoReFT(rank=2), "stream")], "not a weight.*luthier generate"),
     "positions": ("llama", [(lt.LoReFT(rank=2), "q_proj")], "positions f7\\+l7"),
-    "a prefix": ("llama", [(lt.Prefix(), "attention")], "no weight"),
+    "a prefix": ("llama", [(lt.Prefix(), "attention")], "not a weight"),
     "ia3 on a table": ("llama", [(lt.IA3(), "embeddings")], "no low-rank form"),
     "parameters alone": ("llama", [(lt.Full(), "params(model.norm.weight)")], "nothing else.*merged"),
     "experts": ("mixtral", [(lt.LoRA(rank=2), "experts")], "merged"),
@@ -113,7 +113,7 @@ REFUSED = {
         [(lt.LoRA(rank=2), "q_proj, v_proj"), (lt.BitFit(), "params(q_proj.bias)")],
         "as well",
     ),
-    "two forms on one layer": ("llama", [(lt.LoRA(rank=2), "q_proj"), (lt.IA3(), "input(q_proj)")], "no weight"),
+    "two forms on one layer": ("llama", [(lt.LoRA(rank=2), "q_proj"), (lt.IA3(), "input(q_proj)")], "not a weight"),
 }
 
 

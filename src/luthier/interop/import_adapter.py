@@ -119,7 +119,7 @@ def spelled(model: nn.Module, kind: str, paths: list[str], folder: Path) -> str:
             f"{folder} adapts {strange}, which this {type(model).__name__} lacks{nearest(strange, model)} It was "
             "fitted on another base, or its names are of a layout that is not known here."
         )
-    raise LuthierError(f"{folder} adapts {strange}, which is not a {kind} site of this {type(model).__name__}.")
+    raise LuthierError(f"{folder} adapts {strange}, which is not a site of kind {kind} of this {type(model).__name__}.")
 
 
 def _alone(model: nn.Module, kind: str, path: str) -> bool:

@@ -269,7 +269,7 @@ def test_roles_and_models_that_do_not_fit_are_refused(crowd, tokens):
         ({"base": base, "expert": small, "ant": small}, "did you mean 'anti'"),
         ({"base": base, "expert": [small, small], "anti": small}, "one model as expert, not 2"),
         ({"base": base, "expert": Member(small.model, tokens, "x"), "anti": small}, "no adapter 'x'"),
-        ({"base": Member(model("t5"), tokens), "expert": small, "anti": small}, "no decoder"),
+        ({"base": Member(model("t5"), tokens), "expert": small, "anti": small}, "not a decoder"),
     ]
     for roles, why in cases:
         with pytest.raises(lt.LuthierError, match=why):

@@ -117,7 +117,7 @@ def test_what_stands_for_the_mask():
     assert stand_in(words, None) == words.pad_token_id and stand_in(words, "b") == words.get_vocab()["b"]
     words.add_special_tokens({"mask_token": "<mask>"})
     assert stand_in(words, None) == words.mask_token_id
-    with pytest.raises(LuthierError, match="no token"):
+    with pytest.raises(LuthierError, match="not a token"):
         stand_in(words, "<hole>")
 
 
