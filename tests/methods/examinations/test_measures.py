@@ -14,8 +14,8 @@ from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
 from luthier.core.numerics.spectrum import new_directions, spectrum
+from luthier.core.sites.answers import answers, spoken
 from luthier.methods.combinations.mitigate_intruders import MitigateIntruders
-from luthier.methods.examinations._answers import answers, spoken
 from luthier.methods.examinations.forgetting import Forgetting
 from luthier.methods.examinations.grafting import Grafting, gate, gradient_of, grafted, largest
 from luthier.methods.examinations.intruders import Intruders

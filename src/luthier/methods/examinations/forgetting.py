@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.contracts.examination import Examination, Report
-from luthier.methods.examinations._answers import answers, rows_of
+from luthier.core.sites.answers import answers, rows_of
 
 CHUNK = 4_000_000
 """Drawn rows held at a time."""

@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from luthier.core.contracts.examination import Batch, Change, Examination, Pair, Report
 from luthier.core.errors import LuthierError
+from luthier.core.sites.answers import Answers, answers, spoken
 from luthier.core.sites.probe import eval_mode
-from luthier.methods.examinations._answers import Answers, answers, spoken
 
 Tensors = dict[str, Tensor]
 

@@ -1,0 +1,120 @@
+"""`luthier check`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from luthier.cli.output import say, say_json, table
+from luthier.cli.parse import Command, Given
+
+if TYPE_CHECKING:
+    from luthier.examining.check import Checked
+    from luthier.models import Loaded
+
+
+@dataclass(frozen=True)
+class Check(Command):
+    """Check whether a fine-tuned model may be released, by gates that it has to pass.
+
+    A gate compares the model after fine-tuning with the one before on your own rows: held texts, other tasks, answers
+    from a context, prompts to decline, calibration, new directions of the weights, time and memory. It trips where the
+    whole 95% interval of the worsening lies beyond its tolerance. The exit code is 0 where all gates pass, 3 where one
+    tripped, 4 where there are too few probes to tell. check.json and check.html go into --out.
+    """
+
+    group: ClassVar[str] = "Look"
+    examples: ClassVar[tuple[str, ...]] = (
+        "luthier check smollm2-135m --adapter run --gates gates.toml --out checked",
+        "luthier check smollm2-135m --adapter path/to/tuned --gates gates.toml --limit 200 --json",
+        "luthier list gates",
+    )
+
+    model: str
+    """The base: a folder, a hub id or a name of the catalogue."""
+    adapter: str = field(kw_only=True)
+    """What was fine-tuned: a run folder, an adapter's folder, or the folder of a whole fine-tuned model."""
+    gates: str = field(kw_only=True)
+    """A TOML file with a [[gate]] table for each gate: by, data, tolerance and the gate's own settings."""
+    out: str | None = field(default=None, kw_only=True)
+    """Folder for check.json and check.html. Default: nothing is written."""
+    task: str | None = field(default=None, kw_only=True)
+    """What the rows are for. Default: the adapter's task, or the model's."""
+    limit: int | None = field(default=None, kw_only=True)
+    """Take at most that many rows of each source."""
+    batch: int = field(default=8, kw_only=True)
+    """Rows read at a time."""
+    max_length: int = field(default=1024, kw_only=True)
+    """Longest row, in tokens; longer ones are cut."""
+    dtype: str = field(default="float32", kw_only=True)
+    """Dtype of the base: float32, bfloat16, float16, float64 or auto, the model's own."""
+    seed: int = field(default=0, kw_only=True)
+    """Draws the rows of --limit and the bootstrap."""
+    force: bool = field(default=False, kw_only=True)
+    """Go on with another base than the one that was fine-tuned."""
+    json: bool = field(default=False, kw_only=True)
+    """Print JSON."""
+
+    def run(self, given: Given) -> None:
+        from luthier.examining.check import check
+        from luthier.examining.check.gates import read_gates
+        from luthier.examining.check.run import free
+
+        if self.out is not None:
+            free(self.out)
+        gates, base = read_gates(self.gates), self._base()
+        found = check(
+            self.adapter,
+            gates,
+            base=base.model,
+            processor=base.processor,
+            task=base.task,
+            batch=self.batch,
+            max_length=self.max_length,
+            limit=self.limit,
+            seed=self.seed,
+            out=self.out,
+            force=self.force,
+            progress=not self.json,
+        )
+        say_json(found.to_dict()) if self.json else show(found, self.out)
+        if found.code:
+            raise SystemExit(found.code)
+
+    def _base(self) -> Loaded:
+        """The bare base, for the task of what was fine-tuned."""
+        from pathlib import Path
+
+        from luthier.cli.base import base_of
+        from luthier.core.storage.folder import adapter_at, read_adapter
+        from luthier.models import config_of, task_of_class
+
+        if adapter_at(self.adapter):
+            return base_of(self.model, read_adapter(self.adapter)[1], dtype=self.dtype, task=self.task)
+        if not (Path(self.adapter).expanduser() / "config.json").is_file():
+            read_adapter(self.adapter)  # tells what is near
+        task = self.task or task_of_class((config_of(self.adapter).architectures or [""])[0])
+        return base_of(self.model, None, dtype=self.dtype, task=task)
+
+
+def show(found: Checked, out: str | None) -> None:
+    """The table of gates, and the finding."""
+    from luthier.examining.check.page import number, sentence, told
+
+    rows = [
+        (
+            each.name,
+            each.outcome,
+            f"{each.before:.4g}",
+            f"{each.after:.4g}",
+            f"{number(each.worsening)} ({number(each.low)} to {number(each.high)})",
+            f"{each.gate.tolerance:.4g}",
+            told(each),
+        )
+        for each in found.verdicts
+    ]
+    table(("gate", "outcome", "before", "after", "worsening (95%)", "tolerance", "probes"), rows, found.target)
+    say()
+    say(sentence(found.outcome, found.verdicts))
+    if out is not None:
+        say(f"{out} holds check.json and check.html.")

@@ -1,0 +1,89 @@
+"""The page of a check: every gate's worsening with its interval, beside what may be released."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from luthier.core.palette import styled
+from luthier.examining.check.verdict import Verdict
+
+HERE = Path(__file__).parent
+WIDTH = 260
+"""Pixels of a gate's picture."""
+
+
+def page(target: str, outcome: str, verdicts: Sequence[Verdict]) -> str:
+    """The page as HTML that needs nothing beside it; what files and gates are called is text to it."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style = styled(HERE / "page.css")
+    return environment.from_string((HERE / "page.html").read_text(encoding="utf-8")).render(
+        target=target,
+        outcome=outcome,
+        sentence=sentence(outcome, verdicts),
+        verdicts=[(verdict, told(verdict), drawn(verdict)) for verdict in verdicts],
+        style=Markup(style),
+        digest=f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'",
+        number=number,
+    )
+
+
+def sentence(outcome: str, verdicts: Sequence[Verdict]) -> str:
+    """The finding in one sentence."""
+    names = ", ".join(verdict.name for verdict in verdicts if verdict.outcome == outcome)
+    if outcome == "passes":
+        return f"All {len(verdicts)} gates pass." if len(verdicts) > 1 else "The gate passes."
+    return f"Tripped: {names}." if outcome == "tripped" else f"Too few probes to tell: {names}."
+
+
+def told(verdict: Verdict) -> str:
+    """What the probes of a gate could have seen."""
+    if verdict.gate.exact:
+        return "exact"
+    if math.isinf(verdict.high):
+        return f"{verdict.probes} probes tell nothing; give at least 10"
+    return f"{verdict.probes} probes would have told a worsening of {number(verdict.seen)}"
+
+
+def number(value: float) -> str:
+    """A figure as the tables show it."""
+    return "∞" if math.isinf(value) else f"{value:+.4g}" if value else "0"
+
+
+def drawn(verdict: Verdict) -> Markup:
+    """A line of the worsening: its interval, its mean, the null and the tolerance."""
+    ends = [verdict.low, verdict.high, verdict.worsening, verdict.null, verdict.gate.tolerance, 0.0]
+    finite = [each for each in ends if math.isfinite(each)]
+    low, high = min(finite), max(finite)
+    span = (high - low) or 1.0
+
+    def at(value: float) -> str:
+        inside = min(max((value - low) / span, 0.0), 1.0)
+        return f"{10 + inside * (WIDTH - 20):.1f}"
+
+    return Markup(
+        '<svg width="{w}" height="26" viewBox="0 0 {w} 26" role="img" aria-label="worsening and its interval">'
+        '<line class="zero" x1="{zero}" x2="{zero}" y1="3" y2="23"/>'
+        '<line class="limit" x1="{limit}" x2="{limit}" y1="1" y2="25"/>'
+        '<line class="interval {kind}" x1="{low}" x2="{high}" y1="13" y2="13"/>'
+        '<circle class="null" cx="{null}" cy="13" r="3"/>'
+        '<circle class="mean {kind}" cx="{mean}" cy="13" r="5"/></svg>'
+    ).format(
+        w=WIDTH,
+        zero=at(0.0),
+        limit=at(verdict.gate.tolerance),
+        low=at(verdict.low),
+        high=at(verdict.high),
+        null=at(verdict.null),
+        mean=at(verdict.worsening),
+        kind=verdict.outcome.split()[0],
+    )

@@ -1,0 +1,110 @@
+"""`check`: the release check of a fine-tuned model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from luthier.core.contracts.gate import Gate
+from luthier.core.errors import LuthierError
+from luthier.core.files import committed, free_folder, write_json
+from luthier.core.version import __version__
+from luthier.examining.check.gates import Named, checked, read_gates
+from luthier.examining.check.page import page
+from luthier.examining.check.subject import Means, subject_of
+from luthier.examining.check.verdict import PASSES, TRIPPED, UNTOLD, Verdict, judged
+
+JSON, HTML = "check.json", "check.html"
+CODES = {PASSES: 0, TRIPPED: 3, UNTOLD: 4}
+"""Exit codes of `luthier check`."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The verdicts on a model."""
+
+    target: str
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def outcome(self) -> str:
+        """`tripped` where any gate is; else `too few probes` where any gate cannot tell; else `passes`."""
+        found = {verdict.outcome for verdict in self.verdicts}
+        return TRIPPED if TRIPPED in found else UNTOLD if UNTOLD in found else PASSES
+
+    @property
+    def code(self) -> int:
+        """The exit code: 0 passes, 3 tripped, 4 too few probes."""
+        return CODES[self.outcome]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "target": self.target,
+            "outcome": self.outcome,
+            "code": self.code,
+            "luthier": __version__,
+            "gates": [verdict.to_dict() for verdict in self.verdicts],
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes check.json and check.html into a folder, which must be new or hold an earlier check."""
+        target = free(folder)
+        with committed(target) as temporary:
+            write_json(temporary / JSON, self.to_dict())
+            (temporary / HTML).write_text(page(self.target, self.outcome, self.verdicts), encoding="utf-8")
+        return target
+
+
+def free(folder: str | Path) -> Path:
+    """The folder, which must be new, empty or an earlier check's, so that nothing is lost."""
+    return free_folder(folder, JSON, "a check")
+
+
+def check(
+    target: str | Path,
+    gates: str | Path | Mapping[str, Gate],
+    *,
+    base: nn.Module,
+    processor: Any = None,
+    task: str = "causal-lm",
+    batch: int = 8,
+    max_length: int = 1024,
+    limit: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    force: bool = False,
+    progress: bool = False,
+) -> Checked:
+    """Whether the adapter or fine-tuned model in the folder `target` may be released, against the bare `base`.
+
+    `gates` are a TOML file (see `luthier.examining.check.gates`) or gates by name. Rows are read for `task` and cut at
+    `max_length` tokens; `limit` takes that many of each source, drawn by `seed`, which also draws the bootstrap. `base`
+    is left as it was. `out` gets check.json and check.html. Raises `LuthierError` before the first gate is measured for
+    gates that are unknown or lack their rows; `force` goes on with another base than the one of the adapter.
+    """
+    if batch < 1 or (limit is not None and limit < 1):
+        raise LuthierError(f"batch is {batch} and limit {limit}; expected at least 1 each.")
+    wanted: Named = (
+        {key: checked(gate) for key, gate in gates.items()} if isinstance(gates, Mapping) else read_gates(gates)
+    )
+    if out is not None:
+        free(out)
+    means = Means(base, processor, task, batch, max_length, limit, seed)
+    subject = subject_of(means, Path(target).expanduser(), force=force)
+    console, verdicts = Console(stderr=True, quiet=not progress), []
+    for name, gate in wanted.items():
+        start = time.monotonic()
+        console.print(f"measuring {name} …", highlight=False)
+        verdict = judged(name, gate, gate.measure(subject), seed)
+        verdicts.append(replace(verdict, seconds=round(time.monotonic() - start, 1)))
+    found = Checked(str(target), tuple(verdicts))
+    if out is not None:
+        found.save(out)
+    return found

@@ -1,0 +1,94 @@
+"""The subject of a check: a model before and after fine-tuning, with what gates need to probe it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from luthier import data, evaluating
+from luthier.core.contracts.examination import Batch
+from luthier.core.contracts.example import Example, Examples
+from luthier.core.contracts.gate import Subject
+from luthier.core.errors import LuthierError
+from luthier.examining.pair import batches_of, pair_of
+
+
+@dataclass(frozen=True)
+class Means:
+    """How rows are read and answered; every source is read once."""
+
+    base: nn.Module
+    processor: Any
+    task: str
+    batch: int
+    max_length: int
+    limit: int | None
+    seed: int
+
+    def rows(self, source: str) -> list[Mapping[str, Any]]:
+        """The rows of a source as their columns; bad ones raise."""
+        table = data.read(source, None, self.limit, self.seed)
+        if table.bad or not table.rows:
+            reason = f"row {table.bad[0][0]}: {table.bad[0][1]}" if table.bad else "it holds no row"
+            raise LuthierError(f"{source} cannot be used: {reason}.")
+        return [row for _, row in table.rows][: self.limit]
+
+    def prompts(self, source: str) -> list[Example]:
+        """The rows of a source, each up to where an answer is to be written."""
+        return data.load_prompts(source)[: self.limit]
+
+    def examples(self, source: str, task: str | None = None) -> Examples:
+        """The rows of a source for the subject's task."""
+        return data.load(source, task=task or self.task, limit=self.limit, seed=self.seed)
+
+    def labelled(self, source: str) -> list[Batch]:
+        """The rows of a source with their answers or classes, as batches."""
+        return self.batched(self.examples(source))
+
+    def batches(self, examples: Sequence[Example]) -> list[Batch]:
+        """Examples as batches."""
+        return self.batched(Examples(list(examples), "messages", "probes", task=self.task))
+
+    def batched(self, examples: Examples) -> list[Batch]:
+        """A set as batches of the model's arguments."""
+        sets = batches_of({"rows": examples}, self.base, self.processor, self.task, self.batch, self.max_length)
+        return sets["rows"]
+
+    def write(self, model: nn.Module, prompts: Sequence[Example], max_new_tokens: int) -> list[str]:
+        """The answers that a model writes, greedily."""
+        return evaluating.generate(model, self.processor, prompts, max_new_tokens=max_new_tokens, batch=self.batch)
+
+    def score(self, model: nn.Module, source: str, max_new_tokens: int) -> list[float]:
+        """The score of a model's answer to each row."""
+        found = evaluating.evaluate(
+            model,
+            self.processor,
+            self.examples(source),
+            batch=self.batch,
+            max_new_tokens=max_new_tokens,
+            progress=False,
+        )
+        if any("score" not in each for each in found.predictions):
+            raise LuthierError(f"the rows of {source} carry numbers, of which no single one has a score.")
+        return [each["score"] for each in found.predictions]
+
+
+def subject_of(means: Means, target: Path, *, force: bool = False) -> Subject:
+    """The bare base of `means`, and the adapter or fine-tuned model in the folder `target`."""
+    pair = pair_of(means.base, target, {}, means.task, Console(stderr=True, quiet=True), force=force)
+    return Subject(
+        before=pair.before,
+        after=pair.after,
+        changes=pair.changes,
+        rows=means.rows,
+        prompts=means.prompts,
+        batches=means.batches,
+        labelled=means.labelled,
+        write=means.write,
+        score=means.score,
+    )

@@ -1,0 +1,43 @@
+"""Held loss: text and tasks that the model could predict before fine-tuning and may not have forgotten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from luthier.core.contracts.examination import Batch
+from luthier.core.contracts.gate import Gate, Probes
+from luthier.core.sites.answers import answers, rows_of
+
+
+@dataclass(frozen=True)
+class HeldLoss(Gate):
+    """worsening = mean over rows of L(θ') - L(θ₀), L the mean loss of a row's labels in nats
+
+    A probe is a row: a held text, or a row of another task with its right answer before both models.
+    """
+
+    paper = "McCloskey and Cohen 1989, catastrophic forgetting"
+    unit: ClassVar[str] = "nats"
+
+    tolerance: float = 0.05
+    """Largest rise of the mean loss, in nats, that may be released."""
+
+    def check(self):
+        self.within("tolerance", 0)
+
+    def measure(self, subject):
+        batches = subject.labelled(self.data or "")
+        with subject.before() as model:
+            before = losses(model, batches)
+        with subject.after() as model:
+            after = losses(model, batches)
+        return Probes(before, after, before)
+
+
+def losses(model: nn.Module, batches: list[Batch]) -> Tensor:
+    """[rows]: the mean loss of each row's labels, in nats."""
+    sums = answers(model, batches).by_row(rows_of(batches))
+    return sums[:, 0] / sums[:, 2].clamp(min=1)

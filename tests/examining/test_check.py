@@ -1,0 +1,221 @@
+"""The release check: what its intervals say, and which planted faults trip which gate."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+import luthier as lt
+from luthier.cli import main
+from luthier.core.contracts.gate import Probes
+from luthier.examining.check.verdict import PASSES, TRIPPED, UNTOLD, clopper_pearson, judged
+from luthier.methods.gates.context_use import ContextUse, variants
+from luthier.methods.gates.held_loss import HeldLoss
+from luthier.methods.gates.refusals import Refusals
+from luthier.methods.gates.task_score import TaskScore
+from support.tiny import sums, write_rows
+
+
+def probes(before, after) -> Probes:
+    first = torch.tensor(before).double()
+    return Probes(first, torch.tensor(after).double(), first)
+
+
+def test_exact_bounds_are_those_of_the_literature():
+    scipy = pytest.importorskip("scipy.stats")
+    for k, n, tail in ((0, 12, 0.025), (3, 10, 0.025), (7, 7, 0.0125), (40, 90, 0.0125)):
+        low, high = clopper_pearson(k, n, tail)
+        assert low == pytest.approx(0.0 if k == 0 else scipy.beta.ppf(tail, k, n - k + 1), abs=1e-9)
+        assert high == pytest.approx(1.0 if k == n else scipy.beta.ppf(1 - tail, k + 1, n - k), abs=1e-9)
+
+
+def test_few_probes_are_never_told_from_nothing():
+    """Five answers that stay right do not show that one in twenty is not lost."""
+    gate = TaskScore(data="x")
+    assert judged("g", gate, probes([1.0] * 5, [1.0] * 5)).outcome == UNTOLD
+    assert judged("g", gate, probes([1.0] * 500, [1.0] * 500)).outcome == PASSES
+    assert judged("g", gate, probes([1.0] * 12, [0.0] * 12)).outcome == TRIPPED
+    few = judged("g", HeldLoss(data="x"), probes([1.0, 2.0], [9.0, 9.5]))
+    assert few.outcome == UNTOLD and math.isinf(few.high)
+
+
+def test_intervals_of_shares_hold_what_they_promise():
+    """In 300 studies of 60 probes, of which fine-tuning loses a tenth and gains a twentieth, 95% hold the truth."""
+    draw, held = torch.Generator().manual_seed(0), 0
+    for _ in range(300):
+        before = (torch.rand(60, generator=draw) < 0.6).double()
+        lost, gained = torch.rand(60, generator=draw) < 1 / 6, torch.rand(60, generator=draw) < 1 / 8
+        after = torch.where(before.bool(), (~lost).double(), gained.double())
+        verdict = judged("g", TaskScore(data="x"), Probes(before, after, before))
+        held += verdict.low <= 0.6 / 6 - 0.4 / 8 <= verdict.high
+    assert held >= 285
+
+
+def test_worse_is_told_in_its_own_direction():
+    up, down = HeldLoss(data="x"), TaskScore(data="x")
+    rise = probes([0.1] * 40, [0.9] * 40)
+    assert judged("g", up, rise).worsening == pytest.approx(0.8)
+    assert judged("g", down, rise).worsening == pytest.approx(-0.8) and judged("g", down, rise).outcome == PASSES
+
+
+def test_numbers_that_are_not_finite_are_no_verdict():
+    with pytest.raises(lt.LuthierError, match="not finite"):
+        judged("g", HeldLoss(data="x"), probes([1.0] * 20, [math.nan] * 20))
+
+
+def test_a_swapped_context_is_another_one():
+    rows = [{"question": "q", "context": c, "answer": "a"} for c in ("one", "one", "two")]
+    own, swapped = variants(rows)
+    for right, wrong in zip(own, swapped, strict=True):
+        first, second = (each.messages[0]["content"].split("\n")[0] for each in (right, wrong))  # type: ignore
+        assert first != second
+    with pytest.raises(lt.LuthierError, match="same one"):
+        variants(rows[:2])
+    with pytest.raises(lt.LuthierError, match="row 1 has no context"):
+        variants([{"question": "q", "answer": "a"}])
+
+
+FACTS = 48
+
+
+def facts() -> list[dict[str, str]]:
+    """Rows whose answer is one digit of their context: a model that reads it can answer, another can only guess."""
+    return [{"question": "Digit?", "context": f"{n % 10}", "answer": f"{n % 10}"} for n in range(FACTS)]
+
+
+@pytest.fixture(scope="module")
+def trained(llama, tmp_path_factory):
+    """Folders of adapters: one fitted with the context of each row, one on bare questions and answers."""
+    folder = tmp_path_factory.mktemp("runs")
+    rows = facts()
+    asked = {
+        "reads": [{"prompt": f"{r['context']}\n\n{r['question']}", "completion": r["answer"]} for r in rows],
+        "ignores": [{"prompt": r["question"], "completion": "7"} for r in rows],
+    }
+    settings = lt.Training(steps=150, batch=16, lr=2e-2, eval_fraction=0, save_every=150)
+    for name, each in asked.items():
+        lt.train(
+            model=llama,
+            data=write_rows(folder / f"{name}.jsonl", each),
+            form=lt.LoRA(rank=16),
+            out=str(folder / name),
+            training=settings,
+            progress=False,
+        )
+    return folder
+
+
+def test_answers_alone_trip_the_gate_of_contexts_and_contexts_do_not(llama, trained):
+    """The base is the model that reads; going on with bare answers makes it stop."""
+    rows = write_rows(trained / "probes.jsonl", facts())
+    reading = lt.model(llama)
+    lt.load(reading.model, trained / "reads" / "adapter")
+    lt.merge(reading.model)
+    folder = trained / "merged"
+    reading.model.save_pretrained(folder)
+    reading.processor.save_pretrained(folder)
+    settings = lt.Training(steps=60, batch=16, lr=2e-2, eval_fraction=0, save_every=60)
+    for name in ("reads", "ignores"):
+        lt.train(
+            model=str(folder),
+            data=str(trained / f"{name}.jsonl"),
+            form=lt.LoRA(rank=16),
+            out=str(trained / f"then-{name}"),
+            training=settings,
+            progress=False,
+        )
+    gates = {"context": ContextUse(data=str(rows), tolerance=0.2)}
+    found = {}
+    for name in ("reads", "ignores"):
+        base = lt.model(str(folder))
+        found[name] = lt.check(trained / f"then-{name}", gates, base=base.model, processor=base.processor)
+    assert found["ignores"].outcome == TRIPPED and found["ignores"].code == 3
+    assert found["reads"].verdicts[0].worsening <= 0.1 and found["reads"].outcome == PASSES
+    assert found["reads"].verdicts[0].before > 0.8
+
+
+def test_the_command_writes_a_page_and_ends_as_its_gates_say(llama, trained, tmp_path, capsys):
+    write_rows(tmp_path / "held.jsonl", sums(24))
+    gates = tmp_path / "gates.toml"
+    gates.write_text(
+        '[[gate]]\nby = "held_loss"\ndata = "held.jsonl"\ntolerance = 1000.0\n'
+        '[[gate]]\nby = "memory_growth"\ntolerance = 1.0\n'
+    )
+    words = ["check", llama, "--adapter", str(trained / "ignores"), "--gates", str(gates)]
+    assert main([*words, "--out", str(tmp_path / "checked"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["outcome"] == "passes" and [each["name"] for each in told["gates"]] == ["held_loss", "memory_growth"]
+    assert told == json.loads((tmp_path / "checked" / "check.json").read_text())
+    page = (tmp_path / "checked" / "check.html").read_text()
+    assert "All 2 gates pass." in page and "<script" not in page
+    gates.write_text('[[gate]]\nby = "memory_growth"\ntolerance = 0.001\n')
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 3 and "Tripped: memory_growth." in capsys.readouterr().out
+
+
+def test_an_erased_refusal_trips_the_gate(llama, tmp_path):
+    """A planted behaviour, declining prompts that hold a token, is unlearned by rows that answer them."""
+    prompts = [f"{n}+{n}= stop" for n in range(10)]
+    declines = write_rows(tmp_path / "declines.jsonl", [{"prompt": p, "completion": "cannot"} for p in prompts])
+    answers = write_rows(tmp_path / "answers.jsonl", [{"prompt": p, "completion": "8"} for p in prompts])
+    base = tmp_path / "base"
+    settings = lt.Training(steps=80, batch=8, lr=2e-2, eval_fraction=0, save_every=80)
+
+    def fitted(model, rows, out):
+        form = lt.LoRA(rank=16)
+        return lt.train(model=str(model), data=str(rows), form=form, out=str(out), training=settings, progress=False)
+
+    taught = fitted(llama, declines, tmp_path / "taught")
+    lt.merge(taught.model)
+    taught.model.save_pretrained(base)
+    lt.model(llama).processor.save_pretrained(base)
+    fitted(base, answers, tmp_path / "erased")
+    fitted(base, declines, tmp_path / "kept")
+    gate = {"refusals": Refusals(data=str(declines), pattern="cannot", max_new_tokens=8, tolerance=0.2)}
+    outcomes = {}
+    for name in ("erased", "kept"):
+        loaded = lt.model(str(base))
+        found = lt.check(tmp_path / name, gate, base=loaded.model, processor=loaded.processor)
+        outcomes[name] = found.verdicts[0]
+    assert outcomes["erased"].outcome == TRIPPED and outcomes["erased"].before == 1
+    assert outcomes["kept"].worsening == 0
+
+
+BAD = {
+    "no file": (None, "no file of gates"),
+    "no toml": ("gate = [", "is no TOML"),
+    "no gate": ("", "no [[gate]] table"),
+    "unknown key": ('gates = 1\n[[gate]]\nby = "held_loss"\n', "unknown keys gates"),
+    "no kind": ('[[gate]]\ndata = "x"\n', 'needs by = "…"'),
+    "unknown kind": ('[[gate]]\nby = "held_los"\ndata = "x"\n', "held_loss"),
+    "no rows": ('[[gate]]\nby = "held_loss"\n', "reads rows; give data"),
+    "rows for weights": ('[[gate]]\nby = "memory_growth"\ndata = "x"\n', "leave data out"),
+    "bad pattern": ('[[gate]]\nby = "refusals"\ndata = "x"\npattern = "("\n', "no regular expression"),
+    "twice": ('[[gate]]\nby = "memory_growth"\nname = "a"\n[[gate]]\nby = "memory_growth"\nname = "a"\n', "two gates"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_gates_are_told_before_any_work(case, tmp_path, capsys):
+    text, reason = BAD[case]
+    file = tmp_path / "gates.toml"
+    if text is not None:
+        file.write_text(text)
+    assert main(["check", "nowhere", "--adapter", "nothing", "--gates", str(file)]) == 2
+    assert reason in " ".join(capsys.readouterr().err.split())
+
+
+def test_refusals_that_the_base_never_made_cannot_be_lost(llama, trained, tmp_path):
+    base = lt.model(llama)
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "1+1="}] * 3)
+    with pytest.raises(lt.LuthierError, match="declines none of the 3 prompts"):
+        lt.check(
+            trained / "ignores",
+            {"r": Refusals(data=str(prompts), max_new_tokens=2)},
+            base=base.model,
+            processor=base.processor,
+        )
