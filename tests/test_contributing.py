@@ -74,7 +74,7 @@ def test_the_folder_of_luthier_path_is_enough(dropped, monkeypatch):
     from luthier.core.contracts.plugins import plugin_folders
 
     monkeypatch.setenv("LUTHIER_PATH", str(dropped))
-    assert all(plugin_folders(axis) == [str(dropped / axis)] for axis in METHODS)
+    assert all(plugin_folders(axis) == [str(dropped / axis)] for axis, _ in FILES)
 
 
 def test_the_form_starts_as_a_no_op_trains_b_alone_and_merges(tmp_path):

@@ -6,12 +6,15 @@ import dataclasses
 import importlib
 import inspect
 import itertools
-import pkgutil
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from luthier.core.contracts.component import hints
+from luthier.core.contracts.plugins import File, files_in, installed_files
 from luthier.core.errors import LuthierError
 from luthier.core.version import __version__
 
@@ -54,15 +57,39 @@ class Command:
         raise NotImplementedError
 
 
-def commands() -> dict[str, type[Command]]:
-    """Every command by name: the one in each file of `luthier.cli.commands`."""
-    package = importlib.import_module("luthier.cli.commands")
-    found: dict[str, type[Command]] = {}
-    for file in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{file.name}")
-        own = (v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__)
-        found |= {each.name(): each for each in own if issubclass(each, Command)}
+def commands(wanted: str | None = None) -> dict[str, type[Command]]:
+    """Every command by name: that of each file of `luthier.cli.commands`, of `LUTHIER_PATH` and of installed packages.
+
+    Packages are looked for unless the command `wanted` is there without them, for it takes a while. Raises
+    `LuthierError` for a name that two files have. A command of somebody else that cannot be imported is left out, with
+    a warning: it must not take the others along.
+    """
+    own = importlib.import_module("luthier.cli.commands")
+    found = _by_name({}, (file for folder in own.__path__ for file in files_in(own.__name__, folder)))
+    found = found if wanted in found else _by_name(found, installed_files("commands"))
+    return {name: cls for name, (_, cls) in sorted(found.items())}
+
+
+def _by_name(known: dict[str, tuple[File, type[Command]]], files: Iterable[File]) -> dict[str, Any]:
+    found = dict(known)
+    for file in files:
+        for each in _commands_in(file):
+            other, _ = found.setdefault(each.name(), (file, each))
+            if other.path != file.path:
+                raise LuthierError(f"two commands are called {each.name()}: {other.path} and {file.path}; rename one.")
     return found
+
+
+def _commands_in(file: File) -> list[type[Command]]:
+    try:
+        module = importlib.import_module(file.module)
+    except Exception as error:
+        if file.path.is_relative_to(Path(__file__).parent):
+            raise
+        warnings.warn(f"the command in {file.path} is left out: {type(error).__name__}: {error}", stacklevel=2)
+        return []
+    own = (v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__)
+    return [each for each in own if issubclass(each, Command)]
 
 
 def option(tokens: Sequence[str], flag: str) -> str | None:
@@ -90,7 +117,7 @@ def parse(tokens: Sequence[str]) -> tuple[Command, Given] | None:
         version=__version__,
     )
     made: dict[Callable, tuple[type[Command], Places]] = {}
-    known = commands()
+    known = commands(tokens[0] if tokens else None)
     for name, cls in known.items():
         asked = tokens[:1] == [name] or (tokens[:1] in (["--help"], ["-h"]) and list(tokens[1:2]) == [name])
         function, places = _function(cls, tokens[1:]) if asked else (_nothing(), {})
@@ -186,12 +213,15 @@ def _parameter(cls: type, field: dataclasses.Field, title: str | None) -> inspec
 
     from luthier.cli.source import field_docs
 
-    hint, default = typing.get_type_hints(cls)[field.name], _default(field)
+    hint, default = hints(cls)[field.name][0], _default(field)
+    if named := field.metadata.get("flag"):  # a component, which the command line has by its name
+        hint, default = str | None, None
     more = typing.get_origin(hint) is tuple
     kind = inspect.Parameter.KEYWORD_ONLY
     if not field.kw_only and title is None:
         kind = inspect.Parameter.VAR_POSITIONAL if more else inspect.Parameter.POSITIONAL_ONLY
-    settings: dict[str, Any] = {"help": field.metadata.get("help") or field_docs(cls).get(field.name, "")}
+    told = field.metadata.get("help") or field_docs(cls).get(field.name, "")
+    settings: dict[str, Any] = {"help": f"{told} {named}" if named else told}
     if title is not None:
         settings["group"] = title
     if more or (title is None and default is False):
@@ -222,5 +252,5 @@ def _filled(cls: type[Command], places: Places, values: Mapping[str, Any]) -> tu
 
 def _none_if_named(owner: type, field: str, value: Any) -> Any:
     """`--share none` is None where None is a choice."""
-    optional = type(None) in typing.get_args(typing.get_type_hints(owner)[field])
+    optional = type(None) in typing.get_args(hints(owner)[field][0])
     return None if optional and isinstance(value, str) and value.lower() == "none" else value

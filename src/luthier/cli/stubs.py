@@ -1,14 +1,23 @@
 """The stubs by which type checkers and editors see `lt.*`, written from the registries: `python -m luthier.cli.stubs`.
 
-`luthier/__init__.pyi` names everything that is public, and each axis has one with its components. What plugins bring
-is not in them: it is found at run time only.
+`luthier/__init__.pyi` names everything that is public, and each axis has one with its components. A module has one
+whose functions take the fields of dataclasses (`luthier.core.signature`). What plugins bring is not in them: it is
+found at run time only.
 """
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import importlib
+import inspect
+import json
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from luthier.core.contracts.component import Component, axes, files, find, package_of
 from luthier.core.public import PUBLIC
@@ -23,7 +32,7 @@ HEAD = f'''"""What type checkers know of this package. Written by `{REMAKE}`; ed
 def stubs() -> dict[Path, str]:
     """`{file, below the package: its text}` of every stub."""
     found = {Path(*package_of(axis).split(".")[1:], "__init__.pyi"): _axis(axis) for axis in axes()}
-    return {Path("__init__.pyi"): _root(), **found}
+    return {Path("__init__.pyi"): _root(), **found, **dict(map(_module, _spelled_out()))}
 
 
 def shipped(axis: str) -> list[type[Component]]:
@@ -48,6 +57,59 @@ def _unambiguous() -> Iterator[type[Component]]:
 def _axis(axis: str) -> str:
     lines = (_line(cls.__module__, cls.__name__, cls.__name__) for cls in shipped(axis))
     return HEAD + "".join(sorted(lines)) + "\nAXIS: str\n"
+
+
+def _spelled_out() -> list[str]:
+    """The modules of public functions whose signature is made from the fields of dataclasses."""
+    every = (getattr(importlib.import_module(module), own, None) for module, own in PUBLIC.values())
+    return sorted({each.__module__ for each in every if inspect.isfunction(each) and "__signature__" in vars(each)})
+
+
+def _module(name: str) -> tuple[Path, str]:
+    """(file, text) of a module's stub: its public functions, and the imports that their types need."""
+    module = importlib.import_module(name)
+    functions = [each for key, each in vars(module).items() if inspect.isfunction(each) and key[0] != "_"]
+    body = "\n".join(_function(each) for each in functions if each.__module__ == name)
+    known = {word: line for each in (module, *_declaring(module)) for word, line in _imports(each).items()}
+    lines = {
+        known[word] for word in re.findall(r"\b[A-Z]\w*", re.sub(r'""".*?"""', "", body, flags=re.S)) if word in known
+    }
+    return Path(*name.split(".")[1:]).with_suffix(".pyi"), HEAD + "".join(sorted(lines)) + "\n" + body
+
+
+def _declaring(module: ModuleType) -> list[ModuleType]:
+    """The modules of the dataclasses in a module, and of those that they extend."""
+    classes = [each for each in vars(module).values() if isinstance(each, type) and dataclasses.is_dataclass(each)]
+    found = (base for each in classes for base in each.__mro__)
+    return [sys.modules[base.__module__] for base in found if base is not object]
+
+
+def _imports(module: ModuleType) -> dict[str, str]:
+    """`{name: the line that imports it}` of a module, imports for typing alone included, and of its own classes."""
+    source = ast.parse(inspect.getsource(module))
+    own = {node.name: module.__name__ for node in source.body if isinstance(node, ast.ClassDef)}
+    nodes = (node for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and node.module != "__future__")
+    found = own | {each.asname or each.name: str(node.module) for node in nodes for each in node.names}
+    return {name: f"from {place} import {name}\n" for name, place in found.items()}
+
+
+def _function(function: Callable[..., Any]) -> str:
+    """A function with its whole signature and its docstring, an argument a line."""
+    signature = inspect.signature(function)
+    lines, kinds = [], [each.kind for each in signature.parameters.values()]
+    for number, each in enumerate(signature.parameters.values()):
+        keyword = each.kind is inspect.Parameter.KEYWORD_ONLY
+        lines += ["    *,"] if keyword and inspect.Parameter.KEYWORD_ONLY not in kinds[:number] else []
+        default = (
+            ""
+            if each.default is inspect.Parameter.empty
+            else f" = {json.dumps(each.default) if isinstance(each.default, str) else each.default}"
+        )
+        lines += [f"    {each.name}: {each.annotation}{default},"]
+    doc = f'    """{function.__doc__}"""\n' if function.__doc__ else ""
+    return "\n".join([f"def {function.__name__}(", *lines, f") -> {signature.return_annotation}:\n"]) + (
+        doc or "    ...\n"
+    )
 
 
 def _line(module: str, own: str, name: str) -> str:

@@ -8,11 +8,9 @@ from typing import Any
 
 from luthier.core.contracts.component import Component, find
 from luthier.core.contracts.statistic import Statistic
+from luthier.methods.choices import CHOICES, COMPONENTS
 from luthier.methods.recipe import Recipe
 
-AXES = {"form": "forms", "ranks": "ranks", "init": "inits", "update": "updates", "objective": "objectives",
-        "select": "selections"}  # fmt: skip
-"""Tables of a recipe that hold a component's settings, with its axis."""
 TRAINING = ("lr", "epochs", "steps", "batch", "accumulate", "schedule", "warmup", "weight_decay", "clip", "max_length")
 """What every training has: a recipe tells each of them, and whose it is."""
 LOOKS = ("samples", "batch", "tokens")
@@ -50,16 +48,16 @@ def stated(recipe: Recipe) -> list[Stated]:
 def looks_at_data(recipe: Recipe) -> Iterator[Statistic]:
     """What a run by the recipe measures before it starts."""
     form: Any = find("forms", recipe.method).from_dict(recipe.form)
-    for table in ("ranks", "init"):
+    for table, axis in COMPONENTS.items():
         given = dict(getattr(recipe, table))
-        if given:
-            part: Any = find(AXES[table], given.pop("name")).from_dict(given)
+        if given and CHOICES[table].measures:
+            part: Any = find(axis, given.pop("name")).from_dict(given)
             yield from part.statistics(form)
 
 
 def _tables(recipe: Recipe) -> Iterator[tuple[str, type[Component], dict[str, Any]]]:
     """(table, component, settings) of all that the recipe composes."""
-    for table, axis in AXES.items():
+    for table, axis in {"form": "forms", **COMPONENTS}.items():
         given = dict(getattr(recipe, table))
         name = recipe.method if table == "form" else given.pop("name", None)
         if name is not None:
@@ -88,7 +86,7 @@ def _default(field: Any) -> Any:
 
 
 def _defaults(table: str) -> dict[str, Any]:
-    from luthier.measuring.calibration import Calibration
+    from luthier.core.contracts.calibration import Calibration
     from luthier.training.spec import Training
 
     return (Training if table == "training" else Calibration)().to_dict()

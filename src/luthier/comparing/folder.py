@@ -11,7 +11,7 @@ from typing import Any
 
 import filelock
 
-from luthier.comparing.methods import described
+from luthier.comparing.methods import described, redescribed
 from luthier.comparing.plan import Plan, check_names, method_of, plan
 from luthier.comparing.record import write
 from luthier.comparing.rows import read_held
@@ -93,30 +93,25 @@ def _refuse_changed(folder: Path, old: dict[str, Any], study: Study, prints: dic
         )
 
 
-def _told_by(method: dict[str, Any]) -> dict[str, Any]:
-    """What a method is told by: how data are looked at counts where something is measured, underscores in no name."""
-    measures = method.get("ranks") is not None or method.get("init") is not None
-    found = {key: _joined(value) for key, value in method.items()}
-    return found if measures else {**found, "calibration": None}
-
-
-def _joined(value: Any) -> Any:
-    """A component as the first version wrote it, `loraplus` for `lora_plus`."""
-    named = isinstance(value, dict) and isinstance(value.get("name"), str)
-    return {**value, "name": value["name"].replace("_", "")} if named else value
-
-
 def _refuse_other_methods(folder: Path, old: dict[str, Any], resolved: dict[str, Any]) -> None:
     """Raises for a method that is another than that of its name there: a recipe's file was changed."""
     check_names([*old["study"]["methods"], *resolved])
     there = old.get("resolved", {})
-    found = [_difference(name, _told_by(each), _told_by(there.get(name, each))) for name, each in resolved.items()]
+    found = [_difference(name, each, _of_today(there[name])) for name, each in resolved.items() if name in there]
     changed = [text for text in found if text]
     if changed:
         raise LuthierError(
             f"{folder} holds runs of methods that were others then: {'; '.join(changed)}. Make the recipe as it was, "
             "give it another name, or choose another folder (out)."
         )
+
+
+def _of_today(stored: dict[str, Any]) -> dict[str, Any]:
+    """A method as it would be described now; as it stands where its parts are no longer there."""
+    try:
+        return redescribed(stored)
+    except LuthierError:
+        return stored
 
 
 def _difference(name: str, here: Any, there: Any) -> str:

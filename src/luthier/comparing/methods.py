@@ -10,20 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from luthier.comparing.study import Settings
-from luthier.core.contracts.component import Component, find, names
+from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
-from luthier.core.contracts.init import Init
-from luthier.core.contracts.objective import Objective
-from luthier.core.contracts.ranks import Ranks
-from luthier.core.contracts.selection import Selection
-from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError, near
-from luthier.measuring.calibration import Calibration
+from luthier.methods.choices import CHOICES, Choices, made, written
 from luthier.methods.forms.full import Full
-from luthier.methods.objectives.sft import SFT
-from luthier.methods.recipe import Recipe, read_recipe, recipe_files
-from luthier.methods.targeted_form import TargetedForm
-from luthier.methods.updates.adamw import AdamW
+from luthier.methods.recipe import read_recipe, recipe_files
 from luthier.training.spec import Training
 
 OWN = ("lr", "schedule", "warmup", "weight_decay", "clip")
@@ -32,27 +24,15 @@ PEFT = {"lora": False, "dora": True}
 """Competitors of peft, with `LoraConfig.use_dora`."""
 
 
-@dataclass(frozen=True)
-class Method:
+@dataclass(frozen=True, kw_only=True)
+class Method(Choices):
     """One competitor, before it meets a model."""
 
     name: str
     kind: str
     """Who fits it, a key of `luthier.comparing.fit.KINDS`."""
-    form: Form
-    where: str | None = None
     usual: bool = False
     """`where` is a recipe's habit, which gives way on a model that has no such sites."""
-    ranks: Ranks | None = None
-    init: Init | None = None
-    update: Update = field(default_factory=AdamW)
-    also: tuple[TargetedForm, ...] = ()
-    objective: Objective = field(default_factory=SFT)
-    select: Selection | None = None
-    select_rows: int | None = None
-    target: str | None = None
-    calibration: Calibration = field(default_factory=Calibration)
-    budget: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
     """Settings of training under the study's: a recipe's."""
     over: dict[str, Any] = field(default_factory=dict)
@@ -71,23 +51,24 @@ def resolve(name: str, settings: Settings, budget: str | None) -> Method:
 
 def described(method: Method) -> dict[str, Any]:
     """Everything that a method's runs follow from, as JSON holds it."""
-    found = {f.name: _plain(getattr(method, f.name)) for f in dataclasses.fields(method) if f.name != "notes"}
-    return json.loads(json.dumps(found))
+    found = method.to_dict() | ({} if method.measures else {"calibration": None})
+    return json.loads(json.dumps({key: value for key, value in found.items() if key != "notes"}))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, Component):
-        return {"name": value.name(), "settings": value.to_dict()}
-    return value.to_dict() if isinstance(value, TargetedForm | Calibration) else value
+def redescribed(stored: dict[str, Any]) -> dict[str, Any]:
+    """What `described` says today of a method that it described in an earlier version.
+
+    Names of components that were spelled otherwise are today's, and what the version did not know has its default.
+    Raises `LuthierError` for a method whose component or setting is no longer there.
+    """
+    return described(Method(**Method.read(stored)))
 
 
 def _any(name: str) -> Method:
     """`base`, else a form, else a recipe: a name that is both means the form, as it does for `--method`."""
     if name == "base":
         notes = ("exempt from the budget: nothing but a new head is trained",)
-        return Method(name, "base", Full(), training={"lr": Form.lr}, notes=notes)
+        return Method(form=Full(), name=name, kind="base", training={"lr": Form.lr}, notes=notes)
     forms = {each.replace("_", "") for each in names("forms")}
     if name.lower().replace("_", "").replace("-", "") in forms:
         return _form(name)
@@ -100,26 +81,16 @@ def _any(name: str) -> Method:
 def _form(name: str) -> Method:
     form: Any = find("forms", name)
     notes = (f"the form's own settings, not those of recipe:{name}",) if name in recipe_files() else ()
-    return Method(name, "luthier", form(), notes=notes)
+    return Method(form=form(), name=name, kind="luthier", notes=notes)
 
 
 def _recipe(name: str) -> Method:
     recipe = read_recipe(name)
-    form: Any = find("forms", recipe.method)
     return Method(
+        **made(find("forms", recipe.method, Form), written(recipe)),
         name=Path(name).stem,
         kind="luthier",
-        form=form.from_dict(recipe.form),
-        where=recipe.where,
         usual=recipe.where is not None,
-        ranks=_component(recipe, "ranks"),
-        init=_component(recipe, "init"),
-        update=_component(recipe, "update") or AdamW(),
-        also=tuple(map(TargetedForm.from_dict, recipe.also)),
-        objective=_component(recipe, "objective") or SFT(),
-        select=_component(recipe, "select"),
-        calibration=Calibration(**recipe.calibration),
-        budget=recipe.budget,
         training={key: value for key, value in recipe.training.items() if key in OWN},
         notes=(f"settings of the recipe {recipe.name}",),
     )
@@ -145,30 +116,11 @@ KINDS = {"": _any, "form": _form, "recipe": _recipe, "peft": _peft}
 """What a prefix asks for."""
 
 
-def _component(recipe: Recipe, key: str) -> Any:
-    values = dict(getattr(recipe, key))
-    return find(AXES[key], values.pop("name")).from_dict(values) if values else None
-
-
-AXES = {"ranks": "ranks", "init": "inits", "update": "updates", "objective": "objectives", "select": "selections"}
-
-
 def _settled(method: Method, settings: Settings) -> Method:
     """The method under what the study says of it."""
-    changes: dict[str, Any] = {}
-    if settings.where is not None:
-        changes |= {"where": settings.where, "usual": False}
-    if settings.form:
-        changes["form"] = type(method.form).from_dict(method.form.to_dict() | settings.form)
-    for key in AXES:
-        values = dict(getattr(settings, key))
-        if values:
-            changes[key] = find(AXES[key], str(values.pop("name", ""))).from_dict(values)
-    for key in ("select_rows", "target"):
-        if getattr(settings, key) is not None:
-            changes[key] = getattr(settings, key)
-    if settings.calibration:
-        changes["calibration"] = Calibration(**settings.calibration)
+    stated = {key: value for key, value in written(settings).items() if key != "budget"}  # `_budgeted` gives it
+    changes = made(type(method.form), {**stated, "form": method.form.to_dict() | settings.form})
+    changes |= {"usual": False} if "where" in stated else {}
     Training.from_dict(settings.training)
     settled = dataclasses.replace(method, **changes, over=settings.training)
     if settled.select is not None and settled.select_rows is None:
@@ -183,8 +135,9 @@ def _settled(method: Method, settings: Settings) -> Method:
 
 def _refuse_ignored(method: Method) -> None:
     """Raises for parts of a method that peft's own model does not have."""
-    usual = {"init": None, "update": AdamW(), "also": ()}
-    ignored = [key for key, value in usual.items() if getattr(method, key) != value]
+    plain = Choices(method.form)
+    ours = (name for name, choice in CHOICES.items() if choice.adapter)
+    ignored = [name for name in ours if getattr(method, name) != getattr(plain, name)]
     if ignored:
         raise LuthierError(
             f"peft:{method.name} is peft's own model, which reads no {' and no '.join(ignored)}; leave that out for "

@@ -12,6 +12,7 @@ from luthier.comparing.sources import Sourced
 from luthier.comparing.study import Study
 from luthier.core.errors import LuthierError
 from luthier.data import Examples
+from luthier.methods.choices import CHOICES
 from luthier.training.prepare import prepare
 from luthier.training.progress import quiet
 from luthier.training.spec import Run
@@ -38,9 +39,8 @@ def _encoding_key(run: Run) -> str:
     """What the encoded rows follow from."""
     settings, plain = run.training, run.to_dict()
     drawn = settings.seed if run.limit is not None or run.data.startswith("gym:") else None
-    found: list[Any] = [
-        plain[key] for key in ("model", "data", "eval_data", "limit", "objective", "target", "select_rows", "columns")
-    ]
+    chosen = [name for name, choice in CHOICES.items() if choice.rows]
+    found: list[Any] = [plain[key] for key in ("model", "data", "eval_data", "limit", "columns", *chosen)]
     found += [settings.max_length, settings.truncate, settings.eval_fraction, drawn, columns_of(run)]
     found.append(run.calibration.source)
     return json.dumps([*found, plain["form"] if columns_of(run) else None])

@@ -23,10 +23,8 @@ Relative paths that exist beside the file are taken from there.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import re
-import sys
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +32,8 @@ from typing import Any
 
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError, near
-
-tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+from luthier.core.toml import tomllib
+from luthier.methods.choices import Written
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 METHODS = ("base", "lora", "full")
@@ -70,22 +68,10 @@ class DataSet:
     """Settings of training, over the study's."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a study says of one method, over its recipe and its defaults."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(Written):
+    """What a study says of one method, over its recipe and its defaults: choices of a run as a recipe states them."""
 
-    where: str | None = None
-    budget: str | None = None
-    form: dict[str, Any] = field(default_factory=dict)
-    ranks: dict[str, Any] = field(default_factory=dict)
-    init: dict[str, Any] = field(default_factory=dict)
-    update: dict[str, Any] = field(default_factory=dict)
-    objective: dict[str, Any] = field(default_factory=dict)
-    select: dict[str, Any] = field(default_factory=dict)
-    """What chooses `select_rows` rows to learn from, those that serve the rows of `target` best."""
-    select_rows: int | None = None
-    target: str | None = None
-    calibration: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
 

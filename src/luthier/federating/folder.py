@@ -18,6 +18,7 @@ from luthier.federating.change import Change
 from luthier.federating.client import Sent
 from luthier.federating.plot import plot
 from luthier.training.folder import versions
+from luthier.training.spec import Run
 
 SPEC, METRICS, PLOT, CARD = "federation.json", "metrics.jsonl", "federation.png", "README.md"
 STATE, ROUND, ADAPTER = "state", "round", "adapter"
@@ -42,7 +43,10 @@ def claim(out: str | Path, resume: bool, overwrite: bool) -> Path:
 def begin(folder: Path, spec: Mapping[str, Any], overwrite: bool) -> None:
     """Notes what the run is; raises if the folder holds another one and is not to be overwritten."""
     if (folder / SPEC).is_file() and not overwrite:
-        refuse_changed(folder, spec, read_json(folder / SPEC))
+        old = read_json(folder / SPEC)
+        refuse_changed(
+            folder, spec, old | {"run": Run.from_dict(old.get("run", {})).to_dict()}
+        )  # as this version writes it
     folder.mkdir(parents=True, exist_ok=True)
     if overwrite:
         for name in (STATE, ROUND, ADAPTER):

@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from luthier.core.contracts.aggregation import Aggregation
 from luthier.core.contracts.component import find
 from luthier.core.contracts.form import Form
-from luthier.core.contracts.objective import Objective
-from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
+from luthier.core.signature import takes
 from luthier.federating.result import Federated
-from luthier.federating.spec import Federation
-from luthier.methods.objectives.sft import SFT
-from luthier.methods.updates.adamw import AdamW
+from luthier.federating.spec import APART, Federation
 from luthier.training.spec import Run, Training
 
 
+@takes(Run, Federation, but=(*APART, "model", "data", "name"))
 def federate(
     model: str,
     data: str,
     *,
     aggregation: str | Aggregation = "flora",
     form: Form | None = None,
-    where: str | None = None,
-    clients: int | None = None,
-    rounds: int = 5,
-    ranks: str | None = None,
-    fraction: float = 1.0,
-    split: str = "iid",
-    concentration: float = 0.5,
-    column: str | None = None,
     out: str = "federation",
+    ranks: str | None = None,
     training: Training | None = None,
-    task: str | None = None,
-    eval_data: str | None = None,
-    limit: int | None = None,
-    skip_bad_rows: bool = False,
-    objective: Objective | None = None,
-    update: Update | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    **fields: Any,
 ) -> Federated:
     """Simulates federated fine-tuning: `data` dealt to clients, each trains `form` (LoRA unless told) on its part.
 
@@ -56,24 +45,17 @@ def federate(
     made = find("aggregations", aggregation)() if isinstance(aggregation, str) else aggregation
     if not isinstance(made, Aggregation):
         raise LuthierError(f"{made.name()} is not an aggregation.")
-    chosen = form or find("forms", "lora")()
-    assert isinstance(chosen, Form)
-    run = Run(
-        model,
-        data,
-        chosen,
-        where,
-        out,
-        task,
-        eval_data,
-        objective or SFT(),
-        training or Training(epochs=1),
-        skip_bad_rows,
-        limit,
-        update=update or AdamW(),
+    federation = {f.name for f in dataclasses.fields(Federation)} & set(fields)
+    run = {key: value for key, value in fields.items() if key not in federation and value is not None}
+    run |= {"form": form or find("forms", "lora")(), "out": out, "training": training or Training(epochs=1)}
+    return carry_out(
+        Run(model, data, **run),
+        made,
+        Federation(ranks=ranks, **{name: fields[name] for name in federation}),
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
     )
-    federation = Federation(clients, rounds, ranks, fraction, split, concentration, column)  # pyright: ignore
-    return carry_out(run, made, federation, resume=resume, overwrite=overwrite, progress=progress)
 
 
 def carry_out(

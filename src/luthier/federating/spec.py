@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from luthier.core.contracts.component import check_type
+from luthier.core.contracts.component import check_fields
 from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError
+from luthier.methods.choices import CHOICES, Choices
 from luthier.training.spec import Run
 
 
@@ -33,8 +33,7 @@ class Federation:
     """Column of the data that rows are divided by. Default: their class."""
 
     def __post_init__(self) -> None:
-        for name, (hint, _) in hints(type(self)).items():
-            check_type(name, getattr(self, name), hint)
+        check_fields(self)
         for name, low, high in (("clients", 1, 100_000), ("rounds", 1, 100_000), ("concentration", 1e-6, 1e6)):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -66,24 +65,17 @@ class Federation:
         return dataclasses.asdict(self)
 
 
-def hints(cls: type) -> dict[str, tuple[Any, dataclasses.Field]]:
-    """`{name: (type, field)}` of a dataclass."""
-    found = typing.get_type_hints(cls)
-    return {f.name: (found[f.name], f) for f in dataclasses.fields(cls)}
-
-
-WITHOUT = ("ranks", "init", "budget", "select")
-"""Parts of a run that look at all rows at once, which no one of a federation has."""
+APART = [name for name, choice in CHOICES.items() if choice.apart or name == "calibration"]
+"""Choices of a run that clients cannot make, or have no use for."""
 
 
 def check_run(run: Run) -> None:
     """Raises for a run that clients cannot share."""
     form = run.form
-    for name in WITHOUT:
-        if getattr(run, name) is not None:
-            raise LuthierError(f"{name} is chosen from all rows, and no client of a federation has them; leave it out.")
-    if run.also:
-        raise LuthierError("a federation shares one form; leave the further ones out (also).")
+    plain = Choices(form)
+    for name, choice in CHOICES.items():
+        if choice.apart and getattr(run, name) != getattr(plain, name):
+            raise LuthierError(f"{name} {choice.apart}; leave it out.")
     if not (form.down_projection and form.up_projection) or form.share is not None or form.positions != "all":
         raise LuthierError(
             f"clients send the factors B and A of each layer's change s B A, and {form.name()} "

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from luthier.core.contracts.calibration import Calibration
 from luthier.core.contracts.component import find
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
@@ -18,7 +19,7 @@ from luthier.core.contracts.statistic import Statistic
 from luthier.core.errors import LuthierError
 from luthier.core.sites.collect import Measured
 from luthier.core.sites.select import select
-from luthier.measuring.calibration import Calibration, Feature, calibrate
+from luthier.measuring.calibration import Feature, calibrate
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from luthier.core.contracts.component import check_type
-from luthier.core.errors import LuthierError
+from luthier.core.contracts.calibration import Calibration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,47 +18,6 @@ if TYPE_CHECKING:
     from luthier.core.sites.collect import Measured
 
 Feature = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How the data are looked at before ranks and starting factors are chosen."""
-
-    samples: int = 1024
-    """Rows that are read, drawn by the seed (all of them where there are fewer)."""
-    batch: int = 8
-    """Rows read at a time."""
-    tokens: Literal["all", "answers"] = "all"
-    """Which tokens count: all but padding, or those of answers alone."""
-    seed: int | None = None
-    """Fixes the rows that are drawn and their order. Default: the seed of the run, which without training is 0."""
-    fresh: bool = False
-    """Measure again though the cache holds the result."""
-    source: str | None = None
-    """Other data that are looked at, such as what is to be kept. Default: the rows trained on."""
-
-    def __post_init__(self) -> None:
-        for name, hint in (
-            ("samples", int),
-            ("batch", int),
-            ("seed", int | None),
-            ("fresh", bool),
-            ("source", str | None),
-        ):
-            check_type(name, getattr(self, name), hint)
-        for name in ("samples", "batch"):
-            if getattr(self, name) < 1:
-                raise LuthierError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        if self.tokens not in ("all", "answers"):
-            raise LuthierError(f"tokens is {self.tokens!r}; expected all or answers.")
-
-    def seeded(self, seed: int) -> Calibration:
-        """The same with a seed: its own, or else the run's."""
-        return self if self.seed is not None else dataclasses.replace(self, seed=seed)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values as JSON holds them."""
-        return dataclasses.asdict(self)
 
 
 def calibrate(

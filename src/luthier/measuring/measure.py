@@ -12,6 +12,7 @@ from rich.console import Console
 
 from luthier import data as luthier_data
 from luthier import models
+from luthier.core.contracts.calibration import Calibration
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.ranks import Ranks
 from luthier.core.errors import LuthierError
@@ -19,7 +20,6 @@ from luthier.core.files import committed, free_folder, write_json
 from luthier.core.sites.collect import Measured
 from luthier.core.version import __version__
 from luthier.measuring.allocation import Allocation, allocate
-from luthier.measuring.calibration import Calibration
 from luthier.measuring.progress import told
 from luthier.measuring.trial import trial
 from luthier.methods.forms.lora import LoRA

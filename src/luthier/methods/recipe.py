@@ -9,47 +9,41 @@ where = "q_proj, v_proj"       # its own default when missing
 budget = "0.1%"                # what the ranks may cost
 [form]                         # the form's hyper-parameters
 [[also]]                       # a further form of the same adapter: its method, where and form; as many as wanted
-[ranks]                        # name = "gelora", and the settings of that allocation
-[init]                         # name = "eva", and the settings of that initialiser
-[update]                       # name = "lisa", and the settings of that update
-[objective]                    # name = "mft", and the settings of that objective
-[select]                       # name = "bm25", and the settings of that selection of rows
+[update]                       # name = "lisa", and the settings of that update; so too every other choice of a run
 [calibration]                  # how the data are looked at before ranks and starts are chosen
 [training]                     # hyper-parameters of training
+
+Which choices there are, `luthier.methods.choices` declares.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from luthier.core.contracts.component import find, names
+from luthier.core.contracts.component import find, hints, names
 from luthier.core.contracts.plugins import installed_folders, plugin_folders
 from luthier.core.errors import LuthierError, near
+from luthier.core.toml import tomllib
+from luthier.methods.choices import CHOICES, COMPONENTS, Written, example
 
 if TYPE_CHECKING:
     from luthier.core.contracts.form import Form
 
-tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-
-SHOWN: dict[str, tuple[type, str]] = {
-    "dict": (dict, "a table"),
-    "list[dict": (list, "a list of tables"),
-    "list[str": (list, "a list of strings"),
-    "str": (str, "a string"),
-}
-"""What a key holds, by how its type begins."""
-TABLES = ("form", "ranks", "init", "update", "objective", "select", "calibration", "training")
+TABLES = (*(name for name, choice in CHOICES.items() if choice.written in (dict, list)), "training")
 """Keys that hold settings."""
 SHIPPED = Path(__file__).parent / "recipes"
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What a recipe file says. Flags of the command line go before it."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Written):
+    """What a recipe file says: choices of a run, settings of training, and where they were read.
+
+    Flags of the command line go before it.
+    """
 
     name: str
     method: str
@@ -62,26 +56,6 @@ class Recipe:
     """Where the settings were read: repository, commit and file, or the paper's table. Default: they are one's own."""
     ours: list[str] = field(default_factory=list)
     """Settings that the source does not give, as `table.key`: stated here, or left to Luthier's default."""
-    where: str | None = None
-    """Where the form goes; None for the form's own default."""
-    budget: str | None = None
-    """What the ranks may cost; None for no bound."""
-    form: dict[str, Any] = field(default_factory=dict)
-    """Hyper-parameters of the form."""
-    also: list[dict[str, Any]] = field(default_factory=list)
-    """Further forms of the same adapter: `{"method", "where", "form"}` each (see `luthier.methods.targeted_form`)."""
-    ranks: dict[str, Any] = field(default_factory=dict)
-    """Name and settings of the allocation of ranks; empty for the form's own rank."""
-    init: dict[str, Any] = field(default_factory=dict)
-    """Name and settings of the initialiser; empty for the form's own start."""
-    update: dict[str, Any] = field(default_factory=dict)
-    """Name and settings of the update; empty for plain AdamW."""
-    objective: dict[str, Any] = field(default_factory=dict)
-    """Name and settings of the objective; empty for supervised fine-tuning."""
-    select: dict[str, Any] = field(default_factory=dict)
-    """Name and settings of what chooses the rows; empty for all of them."""
-    calibration: dict[str, Any] = field(default_factory=dict)
-    """Settings of the calibration pass."""
     training: dict[str, Any] = field(default_factory=dict)
     """Hyper-parameters of training."""
 
@@ -119,27 +93,40 @@ def read_recipe(name: str) -> Recipe:
 
 
 def _checked(path: Path, values: dict[str, Any]) -> Recipe:
-    known = {f.name: str(f.type) for f in fields(Recipe) if f.name != "name"}
-    for key, value in values.items():
-        if key not in known:
-            raise LuthierError(f"{path} has an unknown key {key!r}{near(key, known)} A recipe has: {', '.join(known)}.")
-        kind, shown = next(each for begins, each in SHOWN.items() if known[key].startswith(begins))
-        inside = dict if shown.endswith("tables") else str
-        if not isinstance(value, kind) or (kind is list and not all(isinstance(each, inside) for each in value)):
-            raise LuthierError(f"{path}: {key} is {value!r}; expected {shown}.")
-    for key in ("ranks", "init", "update", "objective", "select"):
-        if key in values and not isinstance(values[key].get("name"), str):
-            raise LuthierError(f'{path}: [{key}] names nothing; add a line such as name = "eva".')
+    check_written(str(path), Recipe, values, ("name",), "A recipe has")
     if "method" not in values:
         raise LuthierError(f'{path} names no method; add a line such as method = "wegeft".')
-    return _owned(path, Recipe(path.stem, **values))
+    return _owned(path, Recipe(name=path.stem, **values))
+
+
+def check_written(file: str, cls: type, values: Mapping[str, Any], but: Sequence[str], has: str) -> None:
+    """Raises for what cannot be a field of `cls`, a `Written`: unknown names, other types, tables without a name."""
+    known = {f.name: hint for f in fields(cls) for hint, _ in [hints(cls)[f.name]] if f.name not in but}
+    for key, value in values.items():
+        if key not in known:
+            raise LuthierError(f"{file} has an unknown key {key!r}{near(key, known)} {has}: {', '.join(known)}.")
+        kind, inside, shown = _shown(known[key])
+        if not isinstance(value, kind) or (kind is list and not all(isinstance(each, inside) for each in value)):
+            raise LuthierError(f"{file}: {key} is {value!r}; expected {shown}.")
+    for key in COMPONENTS:
+        if key in values and not isinstance(values[key].get("name"), str):
+            raise LuthierError(f"{file}: [{key}] names nothing; add a line such as name = {example(key)!r}.")
+
+
+def _shown(hint: Any) -> tuple[type, type, str]:
+    """(type, that of its items, both for people) of an annotation of a `Written`."""
+    kind = next(each for each in (get_args(hint) if isinstance(hint, UnionType) else (hint,)) if each is not type(None))
+    outer, inside = get_origin(kind) or kind, next(iter(get_args(kind)), str)
+    names = {dict: "a table", str: "a string", int: "a whole number", bool: "true or false"}
+    several = {dict: "a list of tables", str: "a list of strings"}
+    return outer, inside, several[inside] if outer is list else names[outer]
 
 
 def _owned(path: Path, recipe: Recipe) -> Recipe:
     """The recipe; raises for keys in `ours` that name no setting of its tables."""
     for key in recipe.ours:
         table, _, name = key.partition(".")
-        if key != "where" and (table not in (*TABLES, "also") or not name):
+        if key != "where" and (table not in TABLES or not name):
             raise LuthierError(
                 f"{path}: ours holds {key!r}; expected where, or the key of a setting, such as training.clip."
             )

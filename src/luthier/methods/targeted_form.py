@@ -10,6 +10,7 @@ from typing import Any
 from luthier.core.contracts.component import check_type, find
 from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError, near
+from luthier.core.toml import tomllib
 
 KEYS = ("method", "where", "form")
 
@@ -61,8 +62,6 @@ def _inline(value: Any) -> str:
 
 def read_targeted_forms(text: str) -> tuple[TargetedForm, ...]:
     """The forms of `[{method = …, where = …, form = {…}}, …]`; one table may stand without brackets."""
-    from luthier.methods.recipe import tomllib
-
     try:
         found = tomllib.loads(f"also = {text}")["also"]
     except tomllib.TOMLDecodeError as error:

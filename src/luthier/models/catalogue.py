@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import re
-import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
-
-tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+from luthier.core.toml import tomllib
 
 CATALOGUE = Path(__file__).with_name("catalogue.toml")
 

@@ -7,14 +7,11 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from luthier.methods.choices import COMPONENTS, usual
 from luthier.training.spec import Run
 
-NESTED = ("model", "data", "form", "objective", "training", "ranks", "init", "calibration", "update", "also", "select")
-"""Fields of a run that are not flags of their own name."""
-CHOSEN = ("ranks", "init", "update", "objective", "select")
-"""Those that name a component, in the order of the command line."""
-USUAL = {"update": "adamw", "objective": "sft"}
-"""What is chosen by default."""
+NESTED = ("model", "data", "form", "training", "calibration", "also", *COMPONENTS)
+"""Fields of a run that are not flags of their own name and value."""
 
 
 def command(run: Run) -> str:
@@ -24,10 +21,10 @@ def command(run: Run) -> str:
     words += flags(run.form, beside=before)
     words += [word for word in flags(run, but=NESTED) if word]
     before.append(run.form)
-    for name in CHOSEN:
-        chosen, usual = getattr(run, name), USUAL.get(name)
+    for name in COMPONENTS:
+        chosen = getattr(run, name)
         if chosen is not None:
-            words += [f"--{name}", chosen.name()] if chosen.name() != usual else []
+            words += [f"--{name}", chosen.name()] if chosen.name() != usual(name) else []
             words += flags(chosen, beside=before)
             before.append(chosen)
     if run.also:

@@ -85,8 +85,7 @@ def same_run(run: Run, stored: Run) -> None:
 
 def _that_counts(run: Run) -> dict[str, Any]:
     """What a run is told by: the calibration only where something is measured, under the seed that it has in effect."""
-    measures = run.ranks is not None or run.init is not None
-    found = run.calibration.seeded(run.training.seed).to_dict() if measures else None
+    found = run.calibration.seeded(run.training.seed).to_dict() if run.measures else None
     return run.to_dict() | {"calibration": found}
 
 

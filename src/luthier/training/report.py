@@ -17,6 +17,7 @@ from luthier.core.adapters.optimiser import active_groups, training_plan
 from luthier.core.contracts.component import Component
 from luthier.core.contracts.objective import ALSO
 from luthier.core.sites.structure import base_parameters
+from luthier.methods.choices import COMPONENTS, usual
 from luthier.training.estimate import Memory
 from luthier.training.prepare import Prepared, length
 from luthier.training.spec import Run
@@ -150,20 +151,16 @@ def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
 def resolved_settings(run: Run) -> str:
     """Returns all settings that a run trains with: of the form, of other components, and of training."""
     settings = run.training
-    parts = [(run.form.name(), run.form), ("ranks", run.ranks), ("init", run.init), ("update", run.update)]
-    parts += [("objective", run.objective), ("select", run.select), *((p.form.name(), p.form) for p in run.also)]
+    parts = [(run.form.name(), run.form), *((key, getattr(run, key)) for key in COMPONENTS)]
+    parts += [(targeted.form.name(), targeted.form) for targeted in run.also]
     told = [
         (f"{key} {part.name()}" if key != part.name() else key) + _inside(part)
         for key, part in parts
-        if part is not None and part.name() not in PLAIN
+        if part is not None and not (key in COMPONENTS and part.name() == usual(key))
     ]
     whose = f"{run.form.name()}'s own" if settings.lr is None else "as told"
     rates = f"learning rate {run.lr:g} ({whose}), {settings.schedule}, warm-up {settings.warmup:g}"
     return "; ".join([*told, f"{rates}, weight decay {settings.weight_decay:g}, clip {settings.clip:g}"])
-
-
-PLAIN = ("adamw", "sft")
-"""What is shown where nothing was chosen."""
 
 
 def _inside(part: Component) -> str:

@@ -45,7 +45,8 @@ SHARE = 10
 class Session:
     """The steps of `luthier.train`, in order."""
 
-    def __init__(self, run: Run, progress: bool, notes: Sequence[str] = ()) -> None:
+    def __init__(self, run: Run, progress: bool = True, notes: Sequence[str] = ()) -> None:
+        """`notes` are lines to print ahead of the overview; without `progress` nothing is printed."""
         self.run, self.notes = run, notes
         self.console = Console(stderr=True, quiet=not (progress and is_main()))
 

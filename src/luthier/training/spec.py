@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier.core.contracts.component import Component, check_type, find
-from luthier.core.contracts.form import Form
-from luthier.core.contracts.init import Init
-from luthier.core.contracts.objective import Objective
-from luthier.core.contracts.ranks import Ranks, parameters_of
-from luthier.core.contracts.selection import Selection
-from luthier.core.contracts.update import Update
-from luthier.core.errors import LuthierError, near
+from luthier.core.contracts.component import check_fields, known_fields
+from luthier.core.contracts.ranks import parameters_of
+from luthier.core.errors import LuthierError
 from luthier.data.columns import mapping
-from luthier.measuring.calibration import Calibration
-from luthier.methods.objectives.sft import SFT
-from luthier.methods.targeted_form import TargetedForm
-from luthier.methods.updates.adamw import AdamW
+from luthier.methods.choices import Choices
 
 
 @dataclass(frozen=True)
@@ -76,8 +67,7 @@ class Training:
     """Services of transformers' Trainer to log to, joined by commas: tensorboard, wandb, mlflow and others."""
 
     def __post_init__(self) -> None:
-        for name, (hint, _) in _hints(type(self)).items():
-            check_type(name, getattr(self, name), hint)
+        check_fields(self)
         for name, low, high in BOUNDS:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -99,7 +89,7 @@ class Training:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Training:
         """Creates the settings that `to_dict` wrote; unknown names raise `LuthierError`."""
-        return cls(**_known(cls, values))
+        return cls(**known_fields(cls, values))
 
 
 BOUNDS: tuple[tuple[str, float, float], ...] = (
@@ -120,25 +110,28 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
 
 
 @dataclass(frozen=True)
-class Run:
-    """A training run: model, data, form and settings, which is all that `luthier train` needs and `run.json` stores."""
+class Fitted:
+    """A model and the data that it is fitted to: the first two arguments of a run."""
 
     model: str
     """A folder, a hub id, a .gguf file or a name of the catalogue."""
     data: str
     """A file, a folder, a hub id or gym:<task>."""
-    form: Form
-    """The form that is attached, with its hyper-parameters."""
-    where: str | None = None
-    """The sites that the form is attached to. Default: the form's own."""
-    out: str = "run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Choices, Fitted):
+    """A model, data, a form and how to train it: everything that `luthier train` needs, and what `run.json` keeps.
+
+    The choices of the method are those of `luthier.methods.choices`.
+    """
+
+    out: str = field(default="run", kw_only=False)
     """The run folder."""
     task: str | None = None
     """The task of the model. Default: the task that the data's columns imply."""
     eval_data: str | None = None
     """Data for the evaluation loss. Default: a share of the training rows. The source `data` gives its test split."""
-    objective: Objective = field(default_factory=SFT)
-    """The training loss."""
     training: Training = field(default_factory=Training)
     """The hyper-parameters of training."""
     skip_bad_rows: bool = False
@@ -147,24 +140,6 @@ class Run:
     """Train on this many rows of the data, drawn by the seed."""
     name: str = "default"
     """The name of the adapter."""
-    ranks: Ranks | None = None
-    """The allocation of ranks to sites. Default: the form's own rank everywhere."""
-    init: Init | None = None
-    """The initialisation of the form. Default: its own."""
-    budget: str | None = None
-    """What the ranks may cost: a share of the model (0.1%), trainable parameters (500k) or a size on disk (8MB)."""
-    calibration: Calibration = field(default_factory=Calibration)
-    """The calibration pass over the data, by which ranks and initial factors are chosen."""
-    update: Update = field(default_factory=AdamW)
-    """The change of AdamW's update, and of what is trained."""
-    also: tuple[TargetedForm, ...] = ()
-    """Further forms of the same adapter, each with its sites; ranks, init and budget apply to `form` only."""
-    select: Selection | None = None
-    """The selection of rows to train on, of those not held out. Default: all rows."""
-    select_rows: int | None = None
-    """The number of rows that the selection takes."""
-    target: str | None = None
-    """Data of the target task, for which the selection chooses rows; given as `data`."""
     license: str | None = None
     """Licence of the adapter, for its card. Default: not stated; the base's licence is named."""
     columns: str | None = None
@@ -175,8 +150,7 @@ class Run:
     def __post_init__(self) -> None:
         from luthier.core.adapters.attach import NAME  # brings transformers, which --help does without
 
-        for key, (hint, _) in _hints(type(self)).items():
-            check_type(key, getattr(self, key), hint)
+        check_fields(self)
         if not self.out.strip():
             raise LuthierError("out is empty; name the run folder.")
         if not NAME.fullmatch(self.name):
@@ -203,58 +177,13 @@ class Run:
         """The learning rate: the one given, or the form's own."""
         return self.training.lr if self.training.lr is not None else self.form.lr
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the whole run as JSON; the inverse of `from_dict`."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return plain | {
-            **{key: _component(getattr(self, key)) for key in COMPONENTS},
-            "calibration": self.calibration.to_dict(),
-            "training": self.training.to_dict(),
-            "also": [each.to_dict() for each in self.also],
-        }
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Run:
         """Creates the run that `to_dict` wrote; unknown names and ill-typed values raise `LuthierError`."""
-        given = _known(cls, values)
-        for key, axis in COMPONENTS.items():
-            if given.get(key) is not None:
-                given[key] = find(axis, given[key]["name"]).from_dict(given[key]["settings"])
-        if "calibration" in given:
-            given["calibration"] = Calibration(**_known(Calibration, given["calibration"]))
-        given["also"] = tuple(map(TargetedForm.from_dict, given.get("also", ())))
+        given = cls.read(values)
         if "training" in given:
             given["training"] = Training.from_dict(given["training"])
         missing = {"model", "data", "form"} - set(given)
         if missing:
             raise LuthierError(f"a run needs {', '.join(sorted(missing))}.")
         return cls(**given)
-
-
-COMPONENTS = {
-    "form": "forms",
-    "ranks": "ranks",
-    "init": "inits",
-    "objective": "objectives",
-    "update": "updates",
-    "select": "selections",
-}
-"""The fields of a run that hold a component, with its axis."""
-
-
-def _component(component: Component | None) -> dict[str, Any] | None:
-    return component and {"name": component.name(), "settings": component.to_dict()}
-
-
-def _hints(cls: type) -> dict[str, tuple[Any, dataclasses.Field]]:
-    """`{name: (type, field)}`, as `Component.settings` gives."""
-    hints = typing.get_type_hints(cls)
-    return {f.name: (hints[f.name], f) for f in dataclasses.fields(cls)}
-
-
-def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    names = [f.name for f in dataclasses.fields(cls)]
-    for key in values:
-        if key not in names:
-            raise LuthierError(f"no setting {key!r}{near(key, names)} There are: {', '.join(names)}.")
-    return dict(values)

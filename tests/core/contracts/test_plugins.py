@@ -26,7 +26,10 @@ version = "1.0"
 gates = "luthier_gates.methods"
 
 [tool.setuptools]
-packages = ["luthier_gates", "luthier_gates.methods", "luthier_gates.methods.forms", "luthier_gates.methods.recipes"]
+packages = [
+    "luthier_gates", "luthier_gates.methods", "luthier_gates.methods.forms", "luthier_gates.methods.recipes",
+    "luthier_gates.methods.commands",
+]
 
 [tool.setuptools.package-data]
 "luthier_gates.methods.recipes" = ["*.toml"]
@@ -61,6 +64,28 @@ class OutGate(lt.Form):
     def post(self, p, x, y):
         return y * (1 + self.size * p["g"])
 '''
+COMMAND = '''
+"""`luthier gates`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from luthier.cli.parse import Command, Given
+
+
+@dataclass(frozen=True)
+class Gates(Command):
+    """Say how many gates there are."""
+
+    examples = ("luthier gates --times 2",)
+
+    times: int = field(default=1, kw_only=True)
+    """How often it is said."""
+
+    def run(self, given: Given) -> None:
+        print(*["gates"] * self.times)
+'''
 RECIPE = 'description = "gates of a third party"\npaper = "nobody 2031"\nmethod = "out_gate"\n'
 CHOICE = '''
 """First: a selection of one file."""
@@ -90,6 +115,8 @@ def built(project: Path, into: Path) -> Path:
     package = project / "luthier_gates"
     (package / "methods" / "forms").mkdir(parents=True)
     (package / "methods" / "recipes").mkdir()
+    (package / "methods" / "commands").mkdir()
+    (package / "methods" / "commands" / "gates.py").write_text(COMMAND, encoding="utf-8")
     (project / "pyproject.toml").write_text(PROJECT, encoding="utf-8")
     (package / "__init__.py").write_text("raise_if_imported = True\n", encoding="utf-8")
     (package / "_start.py").write_text("START = 0\n", encoding="utf-8")
@@ -162,13 +189,34 @@ print("luthier_gates" in sys.modules, "torch" in sys.modules)
     assert last == "False False" and any("(1 + s g)" in line for line in listed)
 
 
+def test_it_brings_a_command(installed):
+    assert lines("from luthier.cli import main\nmain(['gates', '--times', '3'])", installed) == ["gates gates gates"]
+    assert any(
+        "Say how many gates there are." in line
+        for line in lines("from luthier.cli import main\nmain(['--help'])", installed)
+    )
+
+
+def test_luthier_path_brings_a_command_and_a_broken_one_stays_out(tmp_path):
+    folder = tmp_path / "commands"
+    folder.mkdir()
+    (folder / "doors.py").write_text(COMMAND.replace("Gates", "Doors"), encoding="utf-8")
+    (folder / "broken.py").write_text("import nothing_of_that_name\n", encoding="utf-8")
+    env = {**os.environ, "LUTHIER_PATH": str(tmp_path)}
+    done = python("from luthier.cli import main\nmain(['doors'])", env)
+    assert done.stdout == "gates\n" and f"{folder / 'broken.py'} is left out: ModuleNotFoundError" in done.stderr
+    (folder / "train.py").write_text(COMMAND.replace("Gates", "Train"), encoding="utf-8")
+    done = python("from luthier.cli import main\nsys.exit(main(['doors']))".replace("from", "import sys\nfrom", 1), env)
+    assert done.returncode == 2 and "two commands are called train" in done.stderr
+
+
 def test_its_recipes_are_found(installed):
     assert lines("from luthier.methods.recipe import read_recipe\nprint(read_recipe('gated').method)", installed) == [
         "out_gate"
     ]
 
 
-def test_help_looks_for_no_packages():
+def test_a_command_of_ours_looks_for_no_packages():
     code = """
 import importlib.metadata
 def none(**kwargs):
@@ -178,7 +226,7 @@ importlib.metadata.entry_points = none
 import contextlib, io
 from luthier.cli import main
 with contextlib.redirect_stdout(io.StringIO()):
-    assert main(["--help"]) == 0
+    assert main(["models", "--help"]) == 0
 print("helped")
 """
     assert lines(code, dict(os.environ)) == ["helped"]

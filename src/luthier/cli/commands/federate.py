@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from luthier.cli.output import console, say
 from luthier.cli.parse import Command, Flags, Given, option
-from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
     from luthier.core.contracts.aggregation import Aggregation
@@ -17,11 +16,6 @@ if TYPE_CHECKING:
 
 METHOD, AGGREGATION = "lora", "flora"
 """What is used by default."""
-CHOSEN = {"update": "updates", "objective": "objectives"}
-"""Flags that name a component of a run, with its axis."""
-SKIP = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration", "update", "also", "select",
-        "select_rows", "target", "budget", "name", "out")  # fmt: skip
-"""Fields of a run that are no flags here."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +45,6 @@ class Federate(Command):
     method: str = field(default=METHOD, kw_only=True)
     """The form that clients train: one whose change is s B A. It has its own settings, never those of a recipe of the
     same name."""
-    update: str | None = field(default=None, kw_only=True)
-    """The change of AdamW's update. Default: AdamW; `luthier list updates` shows all."""
-    objective: str | None = field(default=None, kw_only=True)
-    """The training loss. Default: sft; `luthier list objectives` shows all."""
     out: str = field(default="federation", kw_only=True)
     """The run folder to write."""
     resume: bool = field(default=False, kw_only=True)
@@ -66,21 +56,19 @@ class Federate(Command):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
+        from luthier.cli.chosen import component_flags
         from luthier.core.contracts.component import find
-        from luthier.federating.spec import Federation
+        from luthier.federating.spec import APART, Federation
         from luthier.training import Run, Training
 
-        chosen = {
-            "aggregations": option(tokens, "--aggregation") or AGGREGATION,
-            "forms": option(tokens, "--method") or METHOD,
-            **{axis: option(tokens, f"--{flag}") for flag, axis in CHOSEN.items()},
-        }
-        parts = [find(axis, name) for axis, name in chosen.items() if name is not None]
+        form, method = option(tokens, "--method") or METHOD, option(tokens, "--aggregation") or AGGREGATION
+        parts = [find("aggregations", method), find("forms", form)]
         return [
             Flags(Federation, "Federation"),
-            Flags(Run, "Run", SKIP),
+            Flags(Run, "Run", ("form", "training", "model", "data", "name", "out", *APART)),
             Flags(Training, "Training of a client in a round", ("quantize", "shard", "report_to")),
             *(Flags(each, f"Settings of {each.name()}") for each in parts),
+            *component_flags(tokens, but=APART),
         ]
 
     def run(self, given: Given) -> None:
@@ -97,23 +85,24 @@ class Federate(Command):
 
     def resolved(self, given: Given) -> tuple[Run, Aggregation, Federation]:
         """What the flags describe."""
+        from luthier.cli.chosen import choices
         from luthier.core.contracts.aggregation import Aggregation
         from luthier.core.contracts.component import find
         from luthier.core.contracts.form import Form
         from luthier.federating.spec import Federation
+        from luthier.methods.choices import CHOICES
         from luthier.training import Run, Training
 
-        def made(axis: str, name: str) -> Any:
-            cls = find(axis, name)
-            return cls.from_dict(dict(given.get(cls, {})))
-
-        form, method = made("forms", self.method), made("aggregations", self.aggregation)
-        if not isinstance(form, Form) or not isinstance(method, Aggregation):
-            raise LuthierError(f"{self.method} is not a form, or {self.aggregation} no aggregation.")
-        told = {flag: made(axis, getattr(self, flag)) for flag, axis in CHOSEN.items() if getattr(self, flag)}
-        training = Training(**{"epochs": 1.0, **given.get(Training, {})})
-        run = Run(self.model, self.data, form, out=self.out, training=training, **told, **given.get(Run, {}))
-        return run, method, Federation(**given.get(Federation, {}))
+        cls = find("aggregations", self.aggregation, Aggregation)
+        run = Run(
+            self.model,
+            self.data,
+            out=self.out,
+            training=Training(**{"epochs": 1.0, **given.get(Training, {})}),
+            **choices(find("forms", self.method, Form), given),
+            **{name: value for name, value in given.get(Run, {}).items() if name not in CHOICES},
+        )
+        return run, cls.from_dict(dict(given.get(cls, {}))), Federation(**given.get(Federation, {}))
 
 
 def dry_run(run: Run, method: Aggregation, federation: Federation) -> None:

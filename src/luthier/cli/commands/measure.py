@@ -60,8 +60,8 @@ class Measure(Command):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
+        from luthier.core.contracts.calibration import Calibration
         from luthier.core.contracts.component import find
-        from luthier.measuring.calibration import Calibration
         from luthier.methods.recipe import form_named
 
         ranks = find("ranks", option(tokens, "--ranks") or "gelora")
@@ -73,9 +73,9 @@ class Measure(Command):
         ]
 
     def run(self, given: Given) -> None:
+        from luthier.core.contracts.calibration import Calibration
         from luthier.core.contracts.component import find
         from luthier.core.contracts.ranks import Ranks
-        from luthier.measuring.calibration import Calibration
         from luthier.measuring.measure import free, measure
         from luthier.methods.recipe import form_named
 

@@ -16,13 +16,8 @@ if TYPE_CHECKING:
 
 METHOD = "wegeft"
 """What is used by default."""
-OWN = ("form", "objective", "training", "model", "data", "ranks", "init", "calibration", "update", "also", "select")
+OWN = ("form", "training", "model", "data", "calibration")
 """Fields of a run that are no flags: the command has its own for them."""
-
-MEASURED = {"ranks": "ranks", "init": "inits"}
-"""Flags that name a component which looks at the data first, with its axis."""
-CHOSEN = {**MEASURED, "update": "updates", "objective": "objectives", "select": "selections"}
-"""These, and other flags whose component a recipe may name too."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +49,6 @@ class Train(Command):
     the same name is taken by --recipe alone."""
     recipe: str | None = field(default=None, kw_only=True)
     """Settings by name (`luthier list recipes`) or in a .toml file."""
-    ranks: str | None = field(default=None, kw_only=True)
-    """The allocation of ranks from the data. Default: --rank everywhere; `luthier list ranks` shows all."""
-    init: str | None = field(default=None, kw_only=True)
-    """The initialisation of the method. Default: its own; `luthier list inits` shows all."""
-    update: str | None = field(default=None, kw_only=True)
-    """The change of AdamW's update, and of what is trained. Default: AdamW; `luthier list updates` shows all."""
-    also: str | None = field(default=None, kw_only=True)
-    """Further forms of the same adapter: [{method = "bottleneck", where = "output(mlp)", form = {dim = 512}}]."""
-    objective: str | None = field(default=None, kw_only=True)
-    """The training loss. Default: sft; `luthier list objectives` shows all."""
-    select: str | None = field(default=None, kw_only=True)
-    """The selection of --select-rows rows to train on. Default: all rows; `luthier list selections` shows all."""
     resume: bool = field(default=False, kw_only=True)
     """Resume from the last checkpoint in --out."""
     overwrite: bool = field(default=False, kw_only=True)
@@ -75,23 +58,16 @@ class Train(Command):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.measuring.calibration import Calibration
+        from luthier.cli.chosen import component_flags
         from luthier.methods.recipe import form_named
         from luthier.training import Run, Training
 
-        flags = [Flags(Run, "Run", OWN), Flags(Training, "Training")]
         method, recipe = _chosen(option(tokens, "--method"), option(tokens, "--recipe"))
-        if method is not None:
-            flags.append(Flags(form_named(method), f"Settings of {method}"))
-        chosen = {flag: _component(flag, option(tokens, f"--{flag}"), recipe)[0] for flag in CHOSEN}
-        flags += [Flags(each, f"Settings of {each.name()}, for --{flag}") for flag, each in chosen.items() if each]
-        return [*flags, Flags(Calibration, "Calibration")] if any(chosen[flag] for flag in MEASURED) else flags
+        form = Flags(form_named(method), f"Settings of {method}")
+        return [Flags(Run, "Run", OWN), Flags(Training, "Training"), form, *component_flags(tokens, recipe)]
 
     def run(self, given: Given) -> None:
         from luthier.cli.base import next_step
-        from luthier.training import train
-        from luthier.training.folder import read_record
-        from luthier.training.prepare import is_main
 
         run = self.resolved(given)
         if self.dry_run:
@@ -99,7 +75,11 @@ class Train(Command):
 
             dry_run(run, self.taken())
             return
-        result = train(run, resume=self.resume, overwrite=self.overwrite, notes=self.taken())
+        from luthier.training.folder import read_record
+        from luthier.training.prepare import is_main
+        from luthier.training.session import Session
+
+        result = Session(run, notes=self.taken()).train(self.resume, self.overwrite)
         if not is_main():
             return
         share = result.trainable / result.total
@@ -120,27 +100,18 @@ class Train(Command):
 
     def resolved(self, given: Given) -> Run:
         """The run that flags, recipe and defaults make, the first of them before the others."""
-        from luthier.measuring.calibration import Calibration
+        from luthier.cli.chosen import choices
+        from luthier.methods.choices import CHOICES
         from luthier.methods.recipe import form_named
-        from luthier.methods.targeted_form import TargetedForm, read_targeted_forms
         from luthier.training import Run, Training
 
         method, recipe = _chosen(self.method, self.recipe)
-        form = form_named(method or METHOD)
-        told: dict[str, Any] = {"where": recipe.where, "budget": recipe.budget} if recipe else {}
-        further = tuple(map(TargetedForm.from_dict, recipe.also)) if recipe else ()
-        told["also"] = read_targeted_forms(self.also) if self.also else further
-        told |= given.get(Run, {})
-        for flag in CHOSEN:
-            cls, under = _component(flag, getattr(self, flag), recipe)
-            told |= {} if cls is None else {flag: _made(cls, under, given)}
         return Run(
             model=self.model,
             data=self.data,
-            form=_made(form, recipe.form if recipe else {}, given),
-            calibration=Calibration(**{**(recipe.calibration if recipe else {}), **given.get(Calibration, {})}),
-            training=_made(Training, _lasting(recipe, given.get(Training, {})), given),
-            **told,
+            training=Training.from_dict(_lasting(recipe, given.get(Training, {}))),
+            **choices(form_named(method), given, recipe),
+            **{name: value for name, value in given.get(Run, {}).items() if name not in CHOICES},
         )
 
 
@@ -157,26 +128,9 @@ def _chosen(method: str | None, recipe: str | None) -> tuple[str, Recipe | None]
     return read.method, read
 
 
-def _component(flag: str, name: str | None, recipe: Recipe | None) -> tuple[Any, dict[str, Any]]:
-    """The component that a flag or else the recipe names, and the recipe's settings if they are of that one."""
-    from luthier.core.contracts.component import find
-
-    under = dict(getattr(recipe, flag)) if recipe else {}
-    stated = under.pop("name", None)
-    if name is None and stated is None:
-        return None, {}
-    found = find(CHOSEN[flag], name or stated)
-    return found, under if stated and find(CHOSEN[flag], stated) is found else {}
-
-
 def _lasting(recipe: Recipe | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's settings of training; its steps give way where the user says how many epochs."""
+    """Settings of training: the recipe's under the flags. Its steps give way where the user says how many epochs."""
     stated = dict(recipe.training) if recipe else {}
     if "epochs" in given and "steps" not in given:
         stated.pop("steps", None)
-    return stated
-
-
-def _made(cls: Any, recipe: dict[str, Any], given: Given) -> Any:
-    """Defaults under the recipe under the flags."""
-    return cls.from_dict({**recipe, **given.get(cls, {})})
+    return {**stated, **given}

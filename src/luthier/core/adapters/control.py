@@ -16,7 +16,7 @@ from luthier.core.adapters.prefix import refresh_prefixes
 from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import prompting
 from luthier.core.adapters.tuner import TunerLayer
-from luthier.core.contracts.router import Route, Told, _listed, names_of, place
+from luthier.core.contracts.router import Route, Told, listed, names_of, place
 from luthier.core.errors import LuthierError
 
 
@@ -217,7 +217,7 @@ def tasks(model: nn.Module, told: Told):
     state = state_of(model)
     names = [names_of(component.form) for component in state.components if names_of(component.form)]
     if names and not isinstance(told, Tensor):
-        for each in _listed(told):
+        for each in listed(told):
             place(names[0], each)
     before, state.current.tasks = state.current.tasks, told
     try:

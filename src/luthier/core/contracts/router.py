@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from luthier.core.contracts.form import Form, Params, edit_function_of
 from luthier.core.errors import LuthierError, near
-
-if TYPE_CHECKING:
-    pass
 
 ROUTE = "_route"
 """The name of the experts' logits among the parameters that `post` is given."""
@@ -96,7 +93,7 @@ def tasks_of(form: Routed, told: Told | None, x: Tensor) -> Tensor | None:
     """
     names = form.known()
     if len(names) < 2:
-        for each in [] if told is None or isinstance(told, Tensor) or not names else _listed(told):
+        for each in [] if told is None or isinstance(told, Tensor) or not names else listed(told):
             place(names, each)
         return None
     if told is None:
@@ -104,7 +101,7 @@ def tasks_of(form: Routed, told: Told | None, x: Tensor) -> Tensor | None:
             f"{form.name()} routes by the task, and none was given; call model(…, tasks=…), or within lt.tasks(model, "
             f"…). It knows: {', '.join(names)}."
         )
-    index = told if isinstance(told, Tensor) else torch.tensor([place(names, each) for each in _listed(told)])
+    index = told if isinstance(told, Tensor) else torch.tensor([place(names, each) for each in listed(told)])
     index = index.to(x.device)
     if len(index) == 1:
         return index
@@ -113,7 +110,8 @@ def tasks_of(form: Routed, told: Told | None, x: Tensor) -> Tensor | None:
     return index.repeat_interleave(len(x) // len(index))
 
 
-def _listed(told: str | Sequence[str]) -> Sequence[str]:
+def listed(told: str | Sequence[str]) -> Sequence[str]:
+    """The tasks that were told, one or several, as a sequence."""
     return [told] if isinstance(told, str) else told
 
 
