@@ -32,6 +32,7 @@ from typing import Any
 
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError, near
+from luthier.core.files import located
 from luthier.core.toml import tomllib
 from luthier.methods.choices import Written
 
@@ -174,12 +175,6 @@ def read_study(file: str | Path) -> Study:
         return Study.from_dict(values, path.parent)
     except LuthierError as error:
         raise LuthierError(f"{file}: {error}") from None
-
-
-def located(source: str, folder: Path) -> str:
-    """The source, beside the study's file if it is there."""
-    beside = folder / source
-    return str(beside) if not Path(source).expanduser().is_absolute() and beside.exists() else source
 
 
 def label(source: str) -> str:

@@ -29,6 +29,12 @@ def cache_root() -> Path:
     return Path(os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier").expanduser()
 
 
+def located(source: str, folder: Path) -> str:
+    """The source, beside a file in `folder` that names it if it is there."""
+    beside = folder / source
+    return str(beside) if not Path(source).expanduser().is_absolute() and beside.exists() else source
+
+
 def must_be_free(out: str | Path) -> Path:
     """The folder `out`, which must not exist yet (or be empty), so that nothing is lost."""
     folder = Path(out).expanduser()

@@ -18,8 +18,8 @@ Which choices there are, `luthier.methods.choices` declares.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin
@@ -93,15 +93,21 @@ def read_recipe(name: str) -> Recipe:
 
 
 def _checked(path: Path, values: dict[str, Any]) -> Recipe:
-    check_written(str(path), Recipe, values, ("name",), "A recipe has")
+    check_written(
+        str(path), {key: hint for key, hint in recipe_types().items() if key != "name"}, values, "A recipe has"
+    )
     if "method" not in values:
         raise LuthierError(f'{path} names no method; add a line such as method = "wegeft".')
     return _owned(path, Recipe(name=path.stem, **values))
 
 
-def check_written(file: str, cls: type, values: Mapping[str, Any], but: Sequence[str], has: str) -> None:
-    """Raises for what cannot be a field of `cls`, a `Written`: unknown names, other types, tables without a name."""
-    known = {f.name: hint for f in fields(cls) for hint, _ in [hints(cls)[f.name]] if f.name not in but}
+def recipe_types() -> dict[str, Any]:
+    """`{field: type}` of a recipe."""
+    return {key: hint for key, (hint, _) in hints(Recipe).items()}
+
+
+def check_written(file: str, known: Mapping[str, Any], values: Mapping[str, Any], has: str) -> None:
+    """Raises for what cannot be in a file whose keys have the types `known`: names, types, tables without a name."""
     for key, value in values.items():
         if key not in known:
             raise LuthierError(f"{file} has an unknown key {key!r}{near(key, known)} {has}: {', '.join(known)}.")

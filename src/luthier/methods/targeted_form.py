@@ -50,14 +50,16 @@ class TargetedForm:
         own = {f.name: getattr(self.form, f.name) for f in dataclasses.fields(self.form)}
         told = {f.name: own[f.name] for f in dataclasses.fields(self.form) if own[f.name] != f.default}
         where = {} if self.where is None else {"where": self.where}
-        return _inline({"method": self.form.name(), **where, "form": told})
+        return inline({"method": self.form.name(), **where, "form": told})
 
 
-def _inline(value: Any) -> str:
-    """A value as TOML has it; JSON writes strings, numbers and booleans alike."""
+def inline(value: Any) -> str:
+    """A value as TOML has it on one line; JSON writes strings, numbers and booleans alike."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_inline(each)}" for key, each in value.items()) + "}"
-    return json.dumps(value)
+        return "{" + ", ".join(f"{key} = {inline(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(inline, value))}]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def read_targeted_forms(text: str) -> tuple[TargetedForm, ...]:

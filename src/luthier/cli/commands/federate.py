@@ -99,7 +99,7 @@ class Federate(Command):
             self.data,
             out=self.out,
             training=Training(**{"epochs": 1.0, **given.get(Training, {})}),
-            **choices(find("forms", self.method, Form), given),
+            **choices(find("forms", self.method, Form), given, beside=(cls,)),
             **{name: value for name, value in given.get(Run, {}).items() if name not in CHOICES},
         )
         return run, cls.from_dict(dict(given.get(cls, {}))), Federation(**given.get(Federation, {}))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from luthier.cli.output import say
 from luthier.cli.parse import Command, Flags, Given, option
@@ -13,9 +13,8 @@ from luthier.core.errors import LuthierError
 if TYPE_CHECKING:
     from luthier.methods.recipe import Recipe
     from luthier.training import Run
+    from luthier.training.runfile import RunFile
 
-METHOD = "wegeft"
-"""What is used by default."""
 OWN = ("form", "training", "model", "data", "calibration")
 """Fields of a run that are no flags: the command has its own for them."""
 
@@ -38,12 +37,15 @@ class Train(Command):
         "luthier train smollm2-135m pool.jsonl --select got_d --select-rows 2000 --target task.jsonl",
         "luthier train smollm2-135m train.jsonl --method lora --dry-run",
         "luthier train smollm2-135m train.jsonl --out run --resume",
+        "luthier train smollm2-135m train.jsonl --recipe lora --save-config run.toml --dry-run",
+        "luthier train run.toml --lr 1e-4 --out second",
     )
 
     model: str
-    """A folder, a hub id, a .gguf file or a name of the catalogue (`luthier models`)."""
-    data: str
-    """A file (.jsonl, .csv, .parquet, …), a folder, a hub id or gym:<task>."""
+    """A folder, a hub id, a .gguf file or a name of the catalogue (`luthier models`); or a run file (.toml, .yaml or
+    .json, run.json of a run too), which names model, data and settings. It comes first, and flags go before it."""
+    data: str | None = None
+    """A file (.jsonl, .csv, .parquet, …), a folder, a hub id or gym:<task>. Default: what the run file says."""
     method: str | None = field(default=None, kw_only=True)
     """The form that is attached, with its own settings. Default: wegeft; `luthier list forms` shows all. A recipe of
     the same name is taken by --recipe alone."""
@@ -53,6 +55,8 @@ class Train(Command):
     """Resume from the last checkpoint in --out."""
     overwrite: bool = field(default=False, kw_only=True)
     """Start again even if --out holds a run."""
+    save_config: str | None = field(default=None, kw_only=True)
+    """Write the run file that repeats this run (.toml, .yaml or .json)."""
     dry_run: bool = field(default=False, kw_only=True)
     """Stop before training: show the sites, the parameters, and the tokens of the first row."""
 
@@ -62,7 +66,8 @@ class Train(Command):
         from luthier.methods.recipe import form_named
         from luthier.training import Run, Training
 
-        method, recipe = _chosen(option(tokens, "--method"), option(tokens, "--recipe"))
+        file = _file(tokens[0] if tokens else "")
+        method, recipe = _chosen(option(tokens, "--method"), option(tokens, "--recipe"), file)
         form = Flags(form_named(method), f"Settings of {method}")
         return [Flags(Run, "Run", OWN), Flags(Training, "Training"), form, *component_flags(tokens, recipe)]
 
@@ -70,6 +75,11 @@ class Train(Command):
         from luthier.cli.base import next_step
 
         run = self.resolved(given)
+        if self.save_config is not None:
+            from luthier.training.runfile import save_run_file
+
+            save_run_file(run, self.save_config)
+            say(f"{self.save_config} holds the run.")
         if self.dry_run:
             from luthier.cli.dry_run import dry_run
 
@@ -85,14 +95,17 @@ class Train(Command):
         share = result.trainable / result.total
         say(f"{result.folder} holds the run, {result.adapter} the adapter ({result.trainable:,} numbers, {share:.3%}).")
         plain = read_record(result.folder).get("layout") == "text"  # which has no answers to score
-        say(next_step(self.model, None if plain else run.eval_data or self.data, result.folder))
+        say(next_step(run.model, None if plain else run.eval_data or run.data, result.folder))
 
     def taken(self) -> list[str]:
         """Where the settings come from that no flag sets: the recipe, or the method's own defaults."""
         from luthier.cli.whose import summary
         from luthier.methods.recipe import recipe_files
 
-        method, recipe = _chosen(self.method, self.recipe)
+        file = _file(self.model)
+        method, recipe = _chosen(self.method, self.recipe, file)
+        if file is not None and self.recipe is None:
+            return [f"run file {file.path}" + (f", over the recipe {file.named}" if file.named else "")]
         if recipe is not None:
             return summary(recipe)
         named = f"; --recipe {method} has those of its source" if method in recipe_files() else ""
@@ -104,33 +117,40 @@ class Train(Command):
         from luthier.methods.choices import CHOICES
         from luthier.methods.recipe import form_named
         from luthier.training import Run, Training
+        from luthier.training.runfile import lasting
 
-        method, recipe = _chosen(self.method, self.recipe)
-        return Run(
-            model=self.model,
-            data=self.data,
-            training=Training.from_dict(_lasting(recipe, given.get(Training, {}))),
-            **choices(form_named(method), given, recipe),
-            **{name: value for name, value in given.get(Run, {}).items() if name not in CHOICES},
-        )
+        file = _file(self.model)
+        method, recipe = _chosen(self.method, self.recipe, file)
+        told = {name: value for name, value in given.get(Run, {}).items() if name not in CHOICES}
+        fields = {**(file.fields if file else {"model": self.model}), **({"data": self.data} if self.data else {})}
+        if "data" not in fields:
+            raise LuthierError(f"{self.model} is to be fitted to data; name them behind it, or give a run file.")
+        stated = recipe.training if recipe else {}
+        training = Training.from_dict(lasting(stated, given.get(Training, {})))
+        return Run(**{**fields, **told, **choices(form_named(method), given, recipe), "training": training})
 
 
-def _chosen(method: str | None, recipe: str | None) -> tuple[str, Recipe | None]:
-    """The method and the recipe under it. A recipe for another method than the one asked for is refused."""
-    if recipe is None:
-        return method or METHOD, None
+def _file(model: str) -> RunFile | None:
+    """The run file that stands in place of a model."""
+    from luthier.training.runfile import is_run_file, read_run_file
+
+    return read_run_file(model) if is_run_file(model) else None
+
+
+def _chosen(method: str | None, recipe: str | None, file: RunFile | None) -> tuple[str, Recipe | None]:
+    """The method and the recipe under it: the one named, or what a run file says where it is of that method.
+
+    A recipe for another method than the one asked for is refused.
+    """
     from luthier.core.contracts.component import find
     from luthier.methods.recipe import read_recipe
+    from luthier.training.runfile import METHOD
 
-    read = read_recipe(recipe)
+    if recipe is None and file is None:
+        return method or METHOD, None
+    if recipe is not None and file is not None:
+        raise LuthierError(f"{file.path} is the run, and --recipe {recipe} another one; name the recipe in the file.")
+    read = file.recipe if file else read_recipe(recipe or "")
     if method is not None and find("forms", method) is not find("forms", read.method):
         raise LuthierError(f"recipe {read.name!r} is for {read.method}, not for {method}; leave one of the two out.")
     return read.method, read
-
-
-def _lasting(recipe: Recipe | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of training: the recipe's under the flags. Its steps give way where the user says how many epochs."""
-    stated = dict(recipe.training) if recipe else {}
-    if "epochs" in given and "steps" not in given:
-        stated.pop("steps", None)
-    return {**stated, **given}
