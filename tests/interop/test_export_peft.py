@@ -53,6 +53,23 @@ def test_with_a_rank_dora_leaves_as_a_plain_change(tmp_path):
     assert agree(logits(model), logits(theirs.eval()), 1e-4)
 
 
+def test_a_rank_is_the_largest_one_and_a_tolerance_goes_with_it(tmp_path):
+    model = moved(lt.attach(build("llama"), lt.LoRA(rank=4), where="q_proj"))
+    lt.save(model, tmp_path / "adapter")
+
+    def out(name, **settings):
+        return lt.export(tmp_path / "adapter", tmp_path / name, to=lt.formats.PEFT(**settings), base=build("llama"))
+
+    with pytest.raises(lt.LuthierError, match=r"rank 2 loses .* more than the tolerance"):
+        out("cut", rank=2)
+    lost = out("cut", rank=2, tolerance=0.9)
+    assert len(lost) == 3 and json.loads((tmp_path / "cut" / "adapter_config.json").read_text())["r"] == 2
+    assert out("whole", rank=9) == {}
+    assert json.loads((tmp_path / "whole" / "adapter_config.json").read_text())["r"] == 4
+    with pytest.raises(lt.LuthierError, match="no rank is given"):
+        lt.formats.PEFT(tolerance=0.1)
+
+
 def test_ranks_of_each_layer_hold_in_a_deep_model(tmp_path):
     """Layer 1 and layer 11 differ; a pattern that reached both would not load."""
     deep = {"num_hidden_layers": 12}

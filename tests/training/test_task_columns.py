@@ -106,3 +106,9 @@ def test_a_source_that_is_not_there_is_told_before_the_data(llama, tmp_path):
     form = lt.MeteoRA(experts=(f"a={tmp_path}", f"b={tmp_path}"))
     with pytest.raises(lt.LuthierError, match="holds no adapter"):
         train(Run(llama, "no-such-file.jsonl", form, out=str(tmp_path / "run"), training=SETTINGS), progress=False)
+
+
+def test_a_router_over_experts_that_do_nothing_is_refused(llama, tmp_path):
+    for form in (lt.MeteoRA(experts=("a", "b"), train="router"), lt.MHR(train="router")):
+        with pytest.raises(lt.LuthierError, match="nothing to choose among"):
+            train(Run(llama, "no-such-file.jsonl", form, out=str(tmp_path / "run"), training=SETTINGS), progress=False)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.combining.parameter_refs import wide
+from luthier.core.adapters.call import OneHot
 from luthier.core.adapters.lower import affine_map, bias_change
 from luthier.core.adapters.pass_ import Pass
-from luthier.core.adapters.tuner import OneHot, TunerLayer
+from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
 from luthier.core.sites.structure import weight_of

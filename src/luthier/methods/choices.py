@@ -121,7 +121,7 @@ class Choices:
         given = known_fields(cls, values)
         for name, choice in CHOICES.items():
             if choice.axis and given.get(name) is not None:
-                given[name] = find(choice.axis, given[name]["name"]).from_dict(given[name]["settings"])
+                given[name] = find(choice.axis, given[name]["name"]).restored(given[name]["settings"])
         if "calibration" in given:
             given["calibration"] = Calibration(**known_fields(Calibration, given["calibration"] or {}))
         return given | ({"also": tuple(map(TargetedForm.from_dict, given["also"]))} if "also" in given else {})

@@ -11,6 +11,7 @@ from typing import Any
 
 from luthier import data
 from luthier.core.contracts.objective import ALSO, Rows
+from luthier.core.contracts.router import Routed
 from luthier.core.contracts.selection import Pool
 from luthier.core.errors import LuthierError
 from luthier.core.storage.folder import adapter_folder
@@ -57,8 +58,7 @@ def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
     """
     settings = run.training
     run.objective.check_form(run.form)
-    for source in run.form.sources():
-        adapter_folder(source)
+    _check_experts(run)
     examples = data.load(
         run.data,
         skip_bad_rows=run.skip_bad_rows,
@@ -105,6 +105,17 @@ def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
     return Prepared(
         examples.task, train, held, shaped[0], evaluation, processor, plain, seen, unread, dropped, selected, told
     )
+
+
+def _check_experts(run: Run) -> None:
+    """Raises for sources of experts that are no adapters, and for a router over experts that do nothing."""
+    for source in run.form.sources():
+        adapter_folder(source)
+    if isinstance(run.form, Routed) and run.form.train == "router" and not run.form.sources():
+        raise LuthierError(
+            f"train=router leaves the experts of {run.form.name()} as they start, which is without effect: there is "
+            "nothing to choose among. Name finished adapters to start from, or leave train out."
+        )
 
 
 def _told(run: Run, features: Iterable[Feature]) -> dict[str, str]:

@@ -134,3 +134,26 @@ def test_an_encoder_decoder_places_prompts_on_each_side():
     together = model.generate(input_ids=ids, attention_mask=mask, **SETTINGS)
     alone = model.generate(input_ids=ids[1:, :4], **SETTINGS)
     assert torch.equal(together[1], alone[0])
+
+
+def test_a_table_is_edited_at_positions_and_dropout_falls_on_whole_tokens():
+    model = ARCHITECTURES["llama"].build()
+    ids = torch.arange(5, 17)[None]
+    plain = model.get_input_embeddings()(ids)
+    lt.attach(model, lt.LoRA(rank=2, alpha=4.0, positions="f3", dropout=0.5), "embed_tokens")
+    for parameter in lt.trainable(model).values():
+        parameter.data.normal_()
+    rows = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: rows.append(output.detach() - plain)
+    )
+    model(ids)
+    p = {key.rpartition(".")[2]: value for key, value in lt.trainable(model).items()}
+    change = 2.0 * p["A"].mT[ids[0]] @ p["B"].mT
+    assert torch.allclose(rows[0][0, :3], change[:3], atol=1e-5) and not rows[0][0, 3:].any()
+    model.train()
+    torch.manual_seed(0)
+    for _ in range(8):
+        model(ids)
+    sizes = torch.stack([(each[0, :3] / change[:3]).mean(-1) for each in rows[1:]])
+    assert set(sizes.round().flatten().tolist()) == {0.0, 2.0}

@@ -133,7 +133,28 @@ def _refuse_packed(position_ids: Any) -> None:
         )
 
 
-def edit(call: Call | None, positions: Positions | None, edit_function, p, x: Tensor, y: Tensor) -> Tensor:
+class OneHot:
+    """Token ids as one-hot rows: `x @ M` is a look-up, so an embedding table acts as a linear layer."""
+
+    def __init__(self, ids: Tensor, kept: Tensor | None = None) -> None:
+        self.ids = ids
+        self.kept = kept
+        """What the one entry of each row is multiplied by, where dropout fell on it."""
+
+    def __matmul__(self, matrix: Tensor) -> Tensor:
+        rows = nn.functional.embedding(self.ids, matrix)
+        return rows if self.kept is None else rows * self.kept[..., None].to(rows.dtype)
+
+    def dim(self) -> int:
+        """Returns the number of dimensions of the ids, not of an activation."""
+        return self.ids.dim()
+
+    def dropped(self, rate: float) -> OneHot:
+        """Applies dropout to the rows: the entry of each is zero with probability `rate`, the others grow."""
+        return OneHot(self.ids, nn.functional.dropout(torch.ones_like(self.ids, dtype=torch.float32), rate))
+
+
+def edit(call: Call | None, positions: Positions | None, edit_function, p, x: Tensor | OneHot, y: Tensor) -> Tensor:
     """Applies `edit_function(p, x, y)` at the positions and returns y elsewhere."""
     if positions is None:
         return edit_function(p, x, y)
@@ -149,7 +170,7 @@ def edit(call: Call | None, positions: Positions | None, edit_function, p, x: Te
     index, keep = (t[(...,) + (None,) * (y.dim() - 2)] for t in located)
     rows = lambda t: t.gather(1, index.expand(-1, -1, *t.shape[2:]))  # noqa: E731
     old = rows(y)
-    entering = rows(x) if _alike(x, y) else old
+    entering = OneHot(x.ids.gather(1, index[..., 0])) if isinstance(x, OneHot) else rows(x) if _alike(x, y) else old
     new = torch.where(keep, edit_function(p, entering, old), old)
     return y.scatter(1, index.expand_as(new), new)
 

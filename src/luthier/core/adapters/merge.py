@@ -12,13 +12,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.core.adapters.attach import check_name, state_of
+from luthier.core.adapters.call import OneHot
 from luthier.core.adapters.control import switch
 from luthier.core.adapters.lower import _NOBODY, _stored, affine_map, refuse_unmergeable
 from luthier.core.adapters.order import refuse_beneath
 from luthier.core.adapters.prefix import refresh_prefixes
 from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import adapters_of
-from luthier.core.adapters.tuner import OneHot, TunerLayer
+from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import dummy_inputs, eval_mode
 from luthier.core.sites.structure import features, is_quantised, unwrapped

@@ -26,7 +26,10 @@ def parameters(module: nn.Module, site: Site, component: AdapterComponent, start
     first = component.tuners.get(group)
     if first is not None:
         shapes = {k: p.shape for k, p in first._parameters.items() if p is not None}
-        if expected_shapes(module, site, component) not in (None, shapes):
+        sizes = [(each.d_in, each.d_out, each.experts) for each in (site, first.site)]
+        counted = any(not p.is_floating_point() for p in first._parameters.values() if p is not None)
+        apart = counted and sizes[0] != sizes[1]  # positions of one tensor are not those of another
+        if apart or expected_shapes(module, site, component) not in (None, shapes):
             raise LuthierError(
                 f"share={form.share!r}: {site} ({site.d_in} -> {site.d_out}) cannot share parameters with "
                 f"{first.site} ({first.site.d_in} -> {first.site.d_out}), or their ranks differ."

@@ -15,13 +15,12 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from luthier.core.adapters import siblings
-from luthier.core.adapters.call import Prompt, read_call
+from luthier.core.adapters.call import OneHot, Prompt, read_call
 from luthier.core.adapters.container import AdapterContainer
 from luthier.core.adapters.dispatch import fast_linear, ready
 from luthier.core.adapters.lower import acting_on, bias_change, merged_weight, under
 from luthier.core.adapters.pass_ import Pass
 from luthier.core.adapters.state import State
-from luthier.core.adapters.tuner import OneHot
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import is_sharded, namesake, weight_of
 

@@ -163,20 +163,6 @@ def _subtracted(now: EditFunction, then: EditFunction) -> EditFunction:
     return change
 
 
-class OneHot:
-    """Token ids as one-hot rows: `x @ M` is a look-up, so an embedding table acts as a linear layer."""
-
-    def __init__(self, ids: Tensor) -> None:
-        self.ids = ids
-
-    def __matmul__(self, matrix: Tensor) -> Tensor:
-        return nn.functional.embedding(self.ids, matrix)
-
-    def dim(self) -> int:
-        """Returns the number of dimensions of the ids, not of an activation."""
-        return self.ids.dim()
-
-
 def _pre_lowered(edit_function: EditFunction) -> EditFunction:
     return lambda p, w: (edit_function(p, _eye(w)) @ w.mT).mT
 

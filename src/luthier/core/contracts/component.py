@@ -35,6 +35,9 @@ class Component:
     """Authors, year and identifier of the source."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Names of the statistics that `init` (`factors` of an initialiser, `allocate` of ranks) reads."""
+    depends: ClassVar[Mapping[str, tuple[str, Any]]] = {}
+    """Settings that act only where another one has a value: {setting: (the other, its value)}. Elsewhere they are
+    refused, unless they have their default."""
     renamed: ClassVar[Mapping[str, str]] = {}
     """Former names of class attributes and methods, `{former: present}`; a component that uses one warns."""
 
@@ -48,7 +51,17 @@ class Component:
             check_type(f"{self.name()}.{key}", value, hint)
             if isinstance(value, float) and not math.isfinite(value):
                 raise LuthierError(f"{self.name()}.{key} is {value}; expected a finite number.")
+        self._check_effect()
         self.check()
+
+    def _check_effect(self) -> None:
+        for key, (other, needed) in self.depends.items():
+            value, found = getattr(self, key), getattr(self, other)
+            if found != needed and value != _default(type(self), key):
+                raise LuthierError(
+                    f"{self.name()}.{key} is {value!r} and would be ignored: it acts where {other} is "
+                    f"{_shown(needed)}, and {other} is {_shown(found)}. Leave one of the two out."
+                )
 
     def check(self) -> None:
         """Raises `LuthierError` for settings out of range; called when a component is created."""
@@ -97,6 +110,21 @@ class Component:
                 raise LuthierError(f"{cls.name()} has no setting {key!r}{hint} It has: {', '.join(known)}.")
             check_type(f"{cls.name()}.{key}", value, known[key][0])
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    @classmethod
+    def restored(cls: type[C], values: dict[str, Any]) -> C:
+        """Creates the component from a file of any version: settings that had no effect there are left out."""
+        held = {key: _default(cls, key) for key in cls.settings()} | values
+        idle = {key for key, (other, needed) in cls.depends.items() if held[other] != needed}
+        return cls.from_dict({key: value for key, value in values.items() if key not in idle})
+
+
+def _default(cls: type[Component], key: str) -> Any:
+    return cls.settings()[key][1].default
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else str(value)
 
 
 @functools.cache

@@ -56,3 +56,7 @@ def check_truncation(rank: int | None, tolerance: float) -> None:
         raise LuthierError(f"rank is {rank}; expected a whole number of at least 1.")
     if not 0 <= tolerance <= 1:
         raise LuthierError(f"tolerance is {tolerance}; expected a relative error from 0 to 1.")
+    if tolerance and rank is None:
+        raise LuthierError(
+            f"tolerance is {tolerance}, of a truncation to a rank, and no rank is given; give one, or leave it out."
+        )

@@ -197,8 +197,13 @@ def orthogonal(rows: int, columns: int) -> Tensor:
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Applies dropout at `rate`, which is 0 in eval mode (see `Form.train_only`); token ids are left as they are."""
-    return functional.dropout(x, rate, training=True) if rate and isinstance(x, Tensor) else x
+    """Applies dropout at `rate`, which is 0 in eval mode (see `Form.train_only`).
+
+    Of the one-hot rows that token ids of a table stand for, it drops whole tokens.
+    """
+    if not rate:
+        return x
+    return functional.dropout(x, rate, training=True) if isinstance(x, Tensor) else x.dropped(rate)
 
 
 def rank_scale(alpha: float, rank: int, rule: str) -> float:

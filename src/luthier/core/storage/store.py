@@ -294,7 +294,7 @@ def _form_of(name: str, settings: dict[str, Any], folder: Path) -> Form:
     lacking = [key for key, (_, each) in cls.settings().items() if key not in settings and _needed(each)]
     if lacking or not issubclass(cls, Form):
         raise LuthierError(f"{folder / SPEC}: the settings of {name} lack {', '.join(lacking)}.")
-    return cls.from_dict(settings)
+    return cls.restored(settings)
 
 
 def _needed(each: Field) -> bool:

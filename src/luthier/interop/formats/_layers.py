@@ -46,7 +46,8 @@ def trained_whole(layer: Layer) -> bool:
 
 @dataclass
 class Factoring:
-    """How changes become factors: exactly where they have low rank, else by SVD at `rank` within `tolerance`."""
+    """How changes become factors: exactly where they have low rank, and no higher one than `rank`, else by SVD at
+    `rank` within `tolerance`."""
 
     rank: int | None = None
     tolerance: float = 0.0
@@ -57,7 +58,7 @@ class Factoring:
         """(B [d_out, r], A [r, d_in]) of the change of a layer's weight; of a table, B [width, r] and A [r, rows]."""
         _refuse_elsewhere(layer)
         delta = _table(layer) if layer.kinds == {"embedding"} else delta_of(layer.module, layer.tuners)
-        if delta.rank is None or delta.A is None or delta.B is None:
+        if delta.rank is None or (self.rank is not None and delta.rank > self.rank):
             delta = self._truncated(layer, delta)
         assert delta.A is not None and delta.B is not None
         return delta.B, delta.A

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, zeros
@@ -54,6 +54,7 @@ class S2FT(Form):
     needs = ("weight",)
     frozen = ("index",)
     lr = 2e-4
+    depends: ClassVar = {"seed": ("rule", "random")}
 
     ratio: float = 0.03
     """Share of the units that is trained; at least one."""

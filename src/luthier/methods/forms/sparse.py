@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import zeros
@@ -24,6 +25,7 @@ class Sparse(Form):
     kinds = ("affine", "param")
     elementwise = True
     frozen = ("index",)
+    depends: ClassVar = {"density": ("k", None)}
 
     density: float = 0.01
     """The number of entries k as a share of the tensor's entries, at least one."""
@@ -36,7 +38,7 @@ class Sparse(Form):
 
     def with_rank(self, rank):
         """The form with that many entries, which are to it what a rank is to factors."""
-        return replace(self, k=rank)
+        return replace(self, k=rank, density=type(self).density)
 
     def init(self, site, stats):
         k = count(self.density, site.entries) if self.k is None else self.k

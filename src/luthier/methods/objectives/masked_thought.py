@@ -39,6 +39,7 @@ class MaskedThought(Objective):
 
     paper = "Chen et al. 2024, arXiv 2403.02178"
     neutral: ClassVar = {"p": 0.0}
+    depends: ClassVar = {"token": ("replacement", "mask")}
 
     p: float = 0.4
     """Probability that a token of the answer is hidden, after the ramp."""
@@ -52,8 +53,6 @@ class MaskedThought(Objective):
     def check(self) -> None:
         for name in ("p", "ramp"):
             self.within(name, 0, 1)
-        if self.replacement == "random" and self.token is not None:
-            raise LuthierError(f"replacement = random draws tokens, so that token = {self.token!r} would be ignored.")
 
     def rows(self, rows):
         if not self.p:

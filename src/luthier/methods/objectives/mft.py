@@ -31,6 +31,7 @@ class MFT(Objective):
 
     paper = "Liu et al. 2023, arXiv 2311.02303; CoBa: Gong et al. 2024, arXiv 2410.06741"
     neutral: ClassVar = {"balance": "token"}
+    depends: ClassVar = dict.fromkeys(("warmup", "history", "tau", "interval", "looks"), ("balance", "coba"))
     columns = ("task",)
 
     balance: Literal["token", "sample", "task_token", "task_sample", "coba"] = "task_token"

@@ -1,0 +1,445 @@
+"""Every setting of every component acts, in each of the component's modes, or is refused: none is ignored."""
+
+from __future__ import annotations
+
+import itertools
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import MISSING, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import set_seed
+
+import luthier as lt
+from luthier import data
+from luthier.combining.parameter_refs import parameter_refs
+from luthier.core.adapters.control import tensors
+from luthier.core.adapters.optimiser import optimiser, training_plan
+from luthier.core.contracts.combination import Place
+from luthier.core.contracts.component import Component, axes, find, names
+from luthier.core.contracts.examination import Change, Pair
+from luthier.core.contracts.form import Form
+from luthier.core.contracts.objective import At, Rows, labels_of
+from luthier.core.contracts.ranks import Budget
+from luthier.core.contracts.router import names_of
+from luthier.core.contracts.selection import Pool
+from luthier.core.contracts.site import Site
+from luthier.core.numerics.delta import Delta
+from luthier.core.sites.scope import Scope
+from support.architectures import ARCHITECTURES
+from support.calibrated import batches, build, measured
+from support.pyreft_recorded import CASES, FOLDER, base
+from support.shipped import byte_level
+from support.tiny import TEMPLATE, sums, tokenizer, write_rows
+
+WORDS: dict[str, tuple[Any, ...]] = {
+    "positions": ("f2", "f1,l2"),
+    "share": ("all", "type"),
+    "then": ("task_arithmetic", "ties"),
+    "token": ("q",),
+    "tasks": (("a", "b"),),
+    "experts": (("a", "b"), ("a", "b", "c", "d")),
+    "weights": ((0.5,), (0.5, 2.0)),
+    "source": (),
+}
+"""Values of settings that are words: by the setting's name."""
+WHERE = {
+    "affine": "q_proj, down_proj",
+    "embedding": "embed_tokens",
+    "stream": "stream",
+    "input": "input(q_proj)",
+    "cache": "attention",
+    "param": "params(*_proj.weight)",
+}
+BIASES = "params(*.bias)"
+LOOKED = (0, 1, 2, 3, 19, 20, 21, 39, 40, 42, 200, 399, 400, 401, 402)
+"""Steps at which the plan of an update is looked at."""
+SMALL = {"lora_rank": 1}
+"""Settings whose defaults are so large that a tiny model knows no other ones."""
+
+
+def modes(cls: type[Component]) -> Iterator[dict[str, Any]]:
+    """The defaults, and the defaults with each choice of a setting that is one of few."""
+    small = {key: value for key, value in SMALL.items() if key in cls.settings()}
+    yield small
+    for key, (hint, field) in cls.settings().items():
+        choices = [c for option in (hint, *typing.get_args(hint)) for c in _choices(option)]
+        yield from ({key: choice} for choice in choices if choice != field.default)
+        if type(None) in typing.get_args(hint) and field.default is None:
+            yield from ({key: value} for value in itertools.islice(values(key, hint, None), 1))
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) is typing.Literal:
+        return typing.get_args(hint)
+    return (True, False) if hint is bool else ()
+
+
+def values(key: str, hint: Any, now: Any) -> Iterator[Any]:
+    """Other values of a setting, some of which may be out of range."""
+    kinds = (hint, *typing.get_args(hint))
+    if key in WORDS:
+        yield from (value for value in WORDS[key] if value != now)
+    elif choices := [c for option in kinds for c in _choices(option)]:
+        yield from (choice for choice in choices if choice != now)
+    elif int in kinds:
+        yield from (value for value in ((now or 2) + 1, (now or 2) - 1, 2 * (now or 2), 1) if value != now)
+    elif float in kinds:
+        yield from (0.5 * (now or 1.0), 2 * (now or 0.2), 0.3, (now or 0.9) - 0.05)
+    if type(None) in kinds and now is not None:
+        yield None
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equality of nested lists, dictionaries, tensors and arrays."""
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and left.shape == right.shape and torch.equal(left, right)
+    if isinstance(left, np.ndarray):
+        return np.array_equal(left, right)
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return bool(left == right)
+
+
+def outcome(cls: type[Component], settings: dict[str, Any], result: Callable[[Any], Any]) -> Any:
+    """What a component does with these settings: a refusal in use is something done; None where none can be made."""
+    try:
+        made = cls.from_dict(settings)
+    except lt.LuthierError:
+        return None
+    try:
+        return result(made)
+    except lt.LuthierError as error:
+        return f"refused: {error}"
+
+
+def ignored(cls: type[Component], result: Callable[[Any], Any]) -> list[str]:
+    """The settings that were accepted and changed nothing, each with the mode that it was in."""
+    found, known = [], cache(lambda key: outcome(cls, dict(key), result))
+    for mode in modes(cls):
+        before = known(tuple(mode.items()))
+        refused = before is None or (isinstance(before, str) and before.startswith("refused: "))
+        for key, (hint, field) in () if refused else cls.settings().items():
+            default = field.default_factory() if field.default is MISSING else field.default
+            if key in mode:
+                continue
+            after = (known((*mode.items(), (key, value))) for value in values(key, hint, default))
+            accepted = [same(before, each) for each in after if each is not None]
+            if accepted and all(accepted):
+                found.append(f"{cls.name()}.{key} where {mode or 'all else is as it is'}")
+    return found
+
+
+# --- what the components of each axis do ------------------------------------------------------------
+
+
+def _form(kind: str) -> Callable[[Form], Any]:
+    model = ARCHITECTURES["qwen2"].build()
+    given = ARCHITECTURES["qwen2"].inputs(2, 9)
+
+    def result(form: Form) -> Any:
+        set_seed(0)
+        where = BIASES if kind == "param" and form.where == BIASES else WHERE[kind]
+        lt.attach(model, form, where, check=False)
+        try:
+            start = {key: tensor.detach().clone() for key, tensor in tensors(model).items()}
+            draw = torch.Generator().manual_seed(1)
+            for tensor in tensors(model).values():  # frozen experts too, as if they came from somewhere
+                if tensor.is_floating_point():
+                    tensor.data += 0.1 * torch.randn(tensor.shape, generator=draw)
+            told = {"tasks": [form_names[-1]] * 2} if (form_names := names_of(form)) else {}
+            with torch.no_grad():
+                outputs = [model(**given, **told).logits]
+                model.train()
+                set_seed(2)
+                outputs.append(model(**given, **told).logits)
+            return start, list(lt.trainable(model)), outputs
+        finally:
+            model.eval()
+            lt.detach(model)
+
+    return result
+
+
+def _update() -> Callable[[Any], Any]:
+    def result(update: Any) -> Any:
+        for form, where in (
+            (lt.Full(), "params(*.weight)"),
+            (lt.LoRA(rank=2), "q_proj, down_proj"),
+            (lt.MHR(rank=2, skills=2), "q_proj"),
+        ):
+            try:
+                update.check_form(form, lt.select(build(), where))
+            except lt.LuthierError as error:
+                refused = error
+                continue
+            torch.manual_seed(3)
+            model = lt.attach(build(), form, where)
+            course = training_plan(model, 800)
+            plan = [[place.name for place in update.active(course, step)] for step in LOOKED]
+            chosen = [update.entries(course, step) is None for step in LOOKED] if update.sparse else []
+            optimizer = optimiser(model, update, lr=1e-2, steps=4)
+            for step in range(4):
+                model(**batches(1, seed=step)[0]).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            return plan, chosen, {key: t.detach().clone() for key, t in tensors(model).items()}
+        raise refused
+
+    return result
+
+
+def _init() -> Callable[[Any], Any]:
+    model = build()
+    (site, *_) = lt.select(model, "q_proj")
+    weight = model.get_submodule(site.path).weight.detach()
+
+    def result(init: Any) -> Any:
+        for form in (lt.LoRA(rank=2), lt.LoRAXS(rank=2)):
+            try:
+                statistics = init.statistics(form)
+            except lt.LuthierError as error:
+                refused = error
+                continue
+            set_seed(0)
+            found = measured(model, *statistics, count=4, where="q_proj").get(site.path, {}) if statistics else {}
+            return init.factors(form, site, {**found, "weight": weight})
+        raise refused
+
+    return result
+
+
+def _ranks() -> Callable[[Any], Any]:
+    model = build()
+    sites = lt.select(model, "all-linear")
+
+    def result(ranks: Any) -> Any:
+        form = lt.LoRA(rank=3)
+        statistics = ranks.statistics(form)
+        stats = measured(model, *statistics, count=10) if statistics else {}
+        return ranks.allocate(sites, stats, Budget(form)), ranks.evidence(sites, stats)
+
+    return result
+
+
+def _statistic() -> Callable[[Any], Any]:
+    model = build()
+    return lambda statistic: measured(model, statistic, count=4)
+
+
+def _objective(folder: Path) -> Callable[[Any], Any]:
+    model = build()
+    words = tokenizer(TEMPLATE)
+    told = [row | {"task": "abb"[i % 3], "rationale": f"{i} is odd"} for i, row in enumerate(sums(12))]
+    file = write_rows(folder / "rows.jsonl", told)
+
+    def result(objective: Any) -> Any:
+        examples = data.load(file, columns=objective.columns)
+        encode = partial(data.encode_all, processor=words, max_length=200)
+        form = lt.LoRA(rank=2)
+        try:
+            objective.check_form(form)
+        except lt.LuthierError:
+            form = lt.MeteoRA(experts=("a", "b"), rank=2, top=1)
+            objective.check_form(form)
+        features = [
+            feature | ({"tasks": int(row.meta["task"] == "b")} if isinstance(form, lt.MeteoRA) else {})
+            for feature, row in zip(encode(examples), examples.rows, strict=True)
+        ]
+        features = objective.rows(Rows(examples, features, encode, words, 200, 0, ("a", "b")))
+        torch.manual_seed(0)
+        lt.attach(model, form, "q_proj", check=False)
+        try:
+            model.train()
+            batch = data.collator_for("causal-lm", words)(features)
+            batch.pop("rows")
+            counts = objective.counts(batch, labels_of(batch, True))
+            losses = []
+            for step in (2, 9):
+                set_seed(1)
+                losses.append(
+                    objective.loss(model, objective.inputs(dict(batch), At(step, 10, training=True))).detach()
+                )
+            return losses, _shares(objective, counts)
+        finally:
+            lt.detach(model)
+
+    return result
+
+
+def _shares(objective: Any, counts: torch.Tensor) -> Any:
+    """When it looks, and what the parts weigh after looks at a loss that falls and rises, and one that falls."""
+    memory: dict[str, Any] = {}
+    looks = [objective.watch(step) for step in range(240)]
+    found = []
+    for step in range(240) if looks[0] is None else ():
+        x = step / 60
+        memory = objective.remember(memory, step, [2 + 0.3 * (x - 2.2) ** 2, 2 - 0.1 * x], [5.0, 7.0])
+        found.append(objective.shares(counts, memory))
+    return looks, found or objective.shares(counts, memory)
+
+
+def _selection(folder: Path) -> Callable[[Any], Any]:
+    draw, text = np.random.default_rng(0), "sea ship sail wave law court judge verdict"
+    rows = [{"prompt": " ".join(draw.choice(text.split(), 1 + i % 7)), "completion": str(i)} for i in range(24)]
+    pool, target = (data.load(write_rows(folder / f"{i}.jsonl", part)) for i, part in enumerate((rows[:18], rows[18:])))
+
+    def states(part: Any) -> np.ndarray:
+        return np.random.default_rng(len(part)).normal(size=(len(part), 5))
+
+    def result(selection: Any) -> Any:
+        return selection.score(Pool(pool, target, 0, states))
+
+    return result
+
+
+def _combination() -> Callable[[Any], Any]:
+    def result(method: Any) -> Any:
+        found = []
+        for layer, shape, count in ((1, (24, 18), 1), (1, (24, 18), 2), (2, (6, 8), 2), (None, (40,), 2)):
+            draw = torch.Generator().manual_seed(0)
+            site = Site(f"blocks.{layer}.x.weight", "param", shape[-1], (1, *shape)[-2], layer)
+            weight = torch.randn(shape, generator=draw, dtype=torch.float64)
+            given = [Delta.dense_of(3 * torch.randn(shape, generator=draw, dtype=torch.float64)) for _ in range(count)]
+            at = Place(site, shape, 3, lambda weight=weight: weight, False, {})
+            totals = method.survey(given, [1.0, 0.5][:count], at)
+            found.append(method.merge(given, [1.0, 0.5][:count], replace(at, totals=totals)).dense())
+        return found
+
+    return result
+
+
+def _decoding() -> Callable[[Any], Any]:
+    def result(method: Any) -> Any:
+        draw = torch.Generator().manual_seed(0)
+        method.check_models({role: 2 if role in method.several else 1 for role in method.roles})
+        logits = {
+            role: 3 * torch.randn(*([2] if role in method.several else []), 3, 11, generator=draw)
+            for role in method.roles
+        }
+        return method.scores(logits)
+
+    return result
+
+
+def _examination() -> Callable[[Any], Any]:
+    model, other = build(), build()
+    scope, draw = Scope(model), torch.Generator().manual_seed(2)
+    changes = []
+    with torch.no_grad():
+        for group in spots(model):
+            if (tensor := group[0].tensor).dim() == 2:
+                delta = Delta.dense_of(0.4 * torch.randn(tensor.shape, generator=draw) * tensor.detach().std())
+                changes.append(Change(group[0].place(scope, {}), lambda delta=delta: delta))
+                other.get_parameter(changes[-1].place.site.path).add_(delta.dense())
+    ids = [torch.randint(3, 97, (4, 9), generator=draw) for _ in range(4)]
+    with torch.no_grad():  # half of the labels are what the fitted model says
+        said = [torch.where(torch.arange(9) % 2 == 0, x, torch.roll(other(x).logits.argmax(-1), 1, 1)) for x in ids]
+    held = [{"input_ids": x, "attention_mask": torch.ones_like(x), "labels": y} for x, y in zip(ids, said, strict=True)]
+    pair = Pair(lambda: changes, lambda: nullcontext(model), lambda: nullcontext(other), {"texts": held})
+    return lambda examination: examination.measure(pair).to_dict()
+
+
+def _format(folder: Path) -> Callable[[Any], Any]:
+    words, count = byte_level(), itertools.count()
+    ranks = (3, 5)
+    for rank in ranks:
+        torch.manual_seed(0)
+        model = lt.attach(build(), lt.LoRA(rank=rank), "q_proj")
+        for parameter in lt.trainable(model).values():
+            parameter.data += 0.05 * torch.randn(parameter.shape)
+        lt.save(model, folder / f"adapter{rank}")
+
+    def result(method: Any) -> Any:
+        found = []
+        for rank in ranks:
+            out = folder / str(next(count))
+            try:
+                lt.export(folder / f"adapter{rank}", out, to=method, base=build(), processor=words)
+                found.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
+            except lt.LuthierError as error:
+                refused = error
+                found.append({})
+        if not any(found):
+            raise refused
+        return found
+
+    return result
+
+
+def _source(folder: Path) -> Callable[[Any], Any]:
+    count = itertools.count()
+
+    def result(source: Any) -> Any:
+        name = "loreft"
+        model = base(CASES[name].model)
+        out = lt.import_adapter(FOLDER / name, folder / str(next(count)), base=model, source=source)
+        return (out / "adapter.json").read_text()
+
+    return result
+
+
+def _aggregation() -> Callable[[Any], Any]:
+    draw = torch.Generator().manual_seed(0)
+    given = [Delta.low_rank(torch.randn(9, 3, generator=draw), torch.randn(3, 7, generator=draw)) for _ in range(3)]
+    return lambda method: method.aggregate(given, (0.5, 0.3, 0.2)).dense()
+
+
+TRIED: dict[str, Callable[[Path], Callable[[Any], Any]]] = {
+    "aggregations": lambda folder: _aggregation(),
+    "combinations": lambda folder: _combination(),
+    "decodings": lambda folder: _decoding(),
+    "examinations": lambda folder: _examination(),
+    "formats": _format,
+    "inits": lambda folder: _init(),
+    "objectives": _objective,
+    "ranks": lambda folder: _ranks(),
+    "selections": _selection,
+    "sources": _source,
+    "statistics": lambda folder: _statistic(),
+    "updates": lambda folder: _update(),
+}
+"""How a component of an axis is tried; forms are, at each kind of place."""
+
+
+def test_every_axis_is_tried():
+    assert sorted([*TRIED, "forms"]) == axes()
+
+
+@pytest.mark.parametrize("name", names("forms"))
+def test_forms(name):
+    cls = find("forms", name, Form)
+    for kind in cls.kinds:
+        assert not ignored(cls, _form(kind)), kind
+
+
+@pytest.mark.parametrize("axis", TRIED)
+def test_no_setting_is_ignored(axis, tmp_path):
+    result = TRIED[axis](tmp_path)
+    assert not [each for name in names(axis) for each in ignored(find(axis, name), result)]
+
+
+HELD = [(axis, name) for axis in axes() for name in names(axis) if find(axis, name).depends]
+
+
+@pytest.mark.parametrize("axis, name", HELD)
+def test_what_acts_elsewhere_alone_is_refused_and_dropped_from_old_files(axis, name):
+    cls = find(axis, name)
+    for key, (other, needed) in cls.depends.items():
+        (hint, field), (kind, _) = cls.settings()[key], cls.settings()[other]
+        elsewhere = next(value for value in values(other, kind, needed) if value is not None)
+        changed = next(value for value in values(key, hint, field.default) if value is not None)
+        with pytest.raises(lt.LuthierError, match=f"{key} is .* would be ignored: it acts where {other} is"):
+            cls.from_dict({key: changed, other: elsewhere})
+        assert cls.restored({key: changed, other: elsewhere}) == cls.from_dict({other: elsewhere})
+        assert cls.restored({key: changed, other: needed}) == cls.from_dict({key: changed, other: needed})
