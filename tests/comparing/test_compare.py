@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import luthier as lt
 from luthier.comparing import Study, records, runner
@@ -158,6 +160,29 @@ def test_changed_rows_are_refused(study, tmp_path, additions):
     write_rows(tmp_path / "own.jsonl", sums(12, seed=6))
     with pytest.raises(LuthierError, match=r"the rows of sums \(sums\)"):
         runner.carry_out(one, tmp_path / "s", progress=False)
+
+
+@pytest.mark.parametrize("changed_file", ["model.safetensors", "tokenizer.json"])
+def test_a_study_goes_on_over_the_same_base_alone(study, llama, tmp_path, changed_file):
+    base = tmp_path / "base"
+    shutil.copytree(llama, base)
+    one = changed(study, models={"llama": str(base)}, methods=["lora"], seeds=[0])
+    runner.prepared(one, tmp_path / "s")
+    assert runner.prepared(one, tmp_path / "s").jobs
+    if changed_file == "model.safetensors":
+        held = load_file(base / changed_file)
+        held["model.norm.weight"] = held["model.norm.weight"] * 1.001
+        save_file(held, base / changed_file, {"format": "pt"})
+    else:
+        tokens = json.loads((base / changed_file).read_text())
+        tokens["added_tokens"] = []
+        (base / changed_file).write_text(json.dumps(tokens))
+    with pytest.raises(LuthierError, match="runs of another llama: its weights, its tokenizer"):
+        runner.prepared(one, tmp_path / "s")
+    noted = json.loads((tmp_path / "s" / "study.json").read_text())
+    del noted["bases"]  # as an older version wrote it
+    (tmp_path / "s" / "study.json").write_text(json.dumps(noted))
+    assert runner.prepared(one, tmp_path / "s").jobs
 
 
 def test_a_run_that_another_process_makes_is_left_to_it(study, tmp_path, monkeypatch):

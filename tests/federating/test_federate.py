@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import luthier as lt
 from luthier import data, models
@@ -320,6 +321,26 @@ def test_another_run_is_not_gone_on_with(llama, additions, tmp_path):
     refused(run, "federation.clients is 3", federation=Federation(clients=3, rounds=1), resume=True)
     refused(run, "aggregation.name is 'flexlora'", lt.FlexLoRA(), resume=True)
     carry_out(run, lt.FlexLoRA(), Federation(clients=2, rounds=1), overwrite=True, progress=False)
+
+
+@pytest.mark.parametrize("changed", ["weights", "template"])
+def test_a_run_goes_on_over_the_same_base_alone(llama, additions, tmp_path, changed):
+    base = tmp_path / "base"
+    shutil.copytree(llama, base)
+    run = run_of(str(base), additions, tmp_path / "run")
+    done = carry_out(run, lt.FLoRA(), Federation(clients=2, rounds=1), progress=False)
+    again = carry_out(run, lt.FLoRA(), Federation(clients=2, rounds=1), resume=True, progress=False)
+    assert figures(done) == figures(again)
+    if changed == "weights":
+        held = load_file(base / "model.safetensors")
+        held["model.norm.weight"] = held["model.norm.weight"] * 1.001
+        save_file(held, base / "model.safetensors", {"format": "pt"})
+        told = "not the base that the federated run"
+    else:
+        template = "{% for m in messages %}[{{ m['content'] }}{{ eos_token }}]{% endfor %}"
+        (base / "chat_template.jinja").write_text(template, encoding="utf-8")
+        told = "tokenizer or the chat template .* has changed"
+    refused(run, told, federation=Federation(clients=2, rounds=2), resume=True)
 
 
 def test_a_change_travels_and_damage_is_told():

@@ -13,17 +13,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import set_seed
 
 import luthier as lt
+from luthier import data
 from luthier.core.adapters.control import tensors
 from luthier.core.adapters.optimiser import training_plan
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
+from luthier.core.contracts.objective import At, Objective, Rows
+from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.contracts.statistic import joined
 from luthier.core.contracts.update import Update
 from luthier.measuring.calibration import Calibration, sample
 from luthier.training import Run, Training, train
 from support.architectures import ARCHITECTURES
 from support.calibrated import build, measured
+from support.tiny import TEMPLATE, sums, tokenizer, write_rows
 
 RANDOM = ("uniform", "normal", "rand", "bernoulli", "multinomial", "dropout", "exponential")
 """Parts of the names of torch's operations that draw."""
@@ -145,6 +149,59 @@ def test_updates(name, monkeypatch):
         values = {key: tensor.detach().clone() for key, tensor in update.values(plan, 0).items()}
         return [steps, {key: t for key, t in values.items() if t.dim() > 1}]
 
+    law(draw, monkeypatch)
+
+
+@pytest.mark.parametrize("name", names("objectives"))
+def test_objectives(name, monkeypatch, tmp_path):
+    """The rows that it shapes follow the seed that it is told, noise in training that of the process."""
+    cls, words = find("objectives", name, Objective), tokenizer(TEMPLATE)
+    told = [row | {"task": "ab"[i % 2], "rationale": f"{i} is odd"} for i, row in enumerate(sums(12))]
+    examples = data.load(write_rows(tmp_path / "rows.jsonl", told), columns=cls.columns)
+
+    def encode(part):
+        return data.encode_all(part, words, max_length=200)
+
+    objective = cls()
+    form = lt.LoRA(rank=2)
+    try:
+        objective.check_form(form)
+    except lt.LuthierError:
+        form = lt.MeteoRA(experts=("a", "b"), rank=2, top=1)
+    task = {"tasks": 1} if isinstance(form, lt.MeteoRA) else {}
+    torch.manual_seed(3)
+    model = lt.attach(build(), form, "q_proj", check=False).train()
+
+    def draw(seed):
+        features = [feature | task for feature in encode(examples)]
+        found = objective.rows(Rows(examples, features, encode, words, 200, seed, ("a", "b")))
+        batch = data.collator_for("causal-lm", words)(found)
+        rows = batch.pop("rows")
+        set_seed(seed)
+        given = objective.inputs(dict(batch), At(9, 10, training=True))
+        return rows, batch["input_ids"], objective.loss(model, given).detach()
+
+    law(draw, monkeypatch)
+
+
+@pytest.mark.parametrize("name", names("selections"))
+def test_selections(name, monkeypatch, tmp_path):
+    selection = find("selections", name, Selection)()
+    rows = [{"prompt": f"{'sea law ship'[i % 5 :]} {i}", "completion": str(i)} for i in range(20)]
+    files = [write_rows(tmp_path / f"{i}.jsonl", part) for i, part in enumerate((rows[:15], rows[15:]))]
+    pool, target = map(data.load, files)
+
+    def draw(seed):
+        set_seed(9)  # what is drawn comes from the pool's seed alone
+        given, found = Pool(pool, target, seed), []
+        for ask in (lambda: selection.score(given).tolist(), lambda: selection.nearest(target.rows, given, 3)):
+            try:
+                found.append(ask())
+            except lt.LuthierError as error:
+                found.append(str(error))
+        return found
+
+    draw(0)  # libraries that load now draw as they do
     law(draw, monkeypatch)
 
 

@@ -246,6 +246,20 @@ def test_no_run_goes_on_over_another_base(run, tmp_path, changed):
         train(run, resume=True, progress=False)
 
 
+def test_no_run_goes_on_under_another_template(run, tmp_path):
+    shutil.copytree(run.model, tmp_path / "base")
+    run = replace(run, model=str(tmp_path / "base"))
+    first = train(run, progress=False)
+    template = "{% for m in messages %}[{{ m['content'] }}{{ eos_token }}]{% endfor %}"
+    (tmp_path / "base" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(lt.LuthierError, match=r"tokenizer or the chat template .* has changed"):
+        train(run, resume=True, progress=False)
+    record = json.loads((run.folder / "run.json").read_text())
+    record.pop("tokens")  # as an older version wrote it
+    (run.folder / "run.json").write_text(json.dumps(record))
+    assert train(run, resume=True, progress=False).losses == first.losses
+
+
 def test_a_run_that_an_older_luthier_started_goes_on_and_says_what_it_cannot_vouch_for(run):
     first = adapter(train(run, progress=False))
     record = json.loads((run.folder / "run.json").read_text())

@@ -11,6 +11,7 @@ from typing import Any
 
 import filelock
 
+from luthier import models
 from luthier.comparing.methods import described, redescribed
 from luthier.comparing.plan import Plan, check_names, method_of, plan
 from luthier.comparing.record import write
@@ -36,6 +37,7 @@ def prepared(study: Study, folder: Path) -> Plan:
     read_held(study)
     planned = plan(study, folder)
     prints = {name: each.fingerprints() for name, each in planned.data.items()}
+    bases = {name: models.ground(source) for name, source in study.models.items()}
     resolved = {name: described(method_of(study, name)) for name in study.methods}
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
@@ -43,7 +45,8 @@ def prepared(study: Study, folder: Path) -> Plan:
         if old is not None:
             _refuse_changed(folder, old, study, prints)
             _refuse_other_methods(folder, old, resolved)
-        write(_noted(study, old, prints, resolved), folder / STUDY)
+            _refuse_other_bases(folder, old, bases)
+        write(_noted(study, old, prints, resolved, bases), folder / STUDY)
     return planned
 
 
@@ -114,6 +117,17 @@ def _of_today(stored: dict[str, Any]) -> dict[str, Any]:
         return stored
 
 
+def _refuse_other_bases(folder: Path, old: dict[str, Any], bases: dict[str, str | None]) -> None:
+    """Raises for a base whose files are others than when the study began; its runs would not be comparable."""
+    there = old.get("bases", {})
+    changed = [name for name, base in bases.items() if base is not None and there.get(name) not in (None, base)]
+    if changed:
+        raise LuthierError(
+            f"{folder} holds runs of another {', '.join(changed)}: its weights, its tokenizer or its chat template "
+            "have changed since. Put them back, or choose another folder (out)."
+        )
+
+
 def _difference(name: str, here: Any, there: Any) -> str:
     """What differs; nothing where nothing does."""
     if isinstance(here, dict) and isinstance(there, dict):
@@ -123,7 +137,11 @@ def _difference(name: str, here: Any, there: Any) -> str:
 
 
 def _noted(
-    study: Study, old: dict[str, Any] | None, prints: dict[str, Any], resolved: dict[str, Any]
+    study: Study,
+    old: dict[str, Any] | None,
+    prints: dict[str, Any],
+    resolved: dict[str, Any],
+    bases: dict[str, str | None],
 ) -> dict[str, Any]:
     """What study.json holds: all that was ever asked of this folder."""
     new = study.to_dict()
@@ -136,6 +154,7 @@ def _noted(
         "study": new,
         "fingerprints": (old or {}).get("fingerprints", {}) | prints,
         "resolved": (old or {}).get("resolved", {}) | resolved,
+        "bases": (old or {}).get("bases", {}) | {name: base for name, base in bases.items() if base is not None},
         "command": (old or {}).get("command") or command(),
         "versions": versions(),
         "created": (old or {}).get("created")

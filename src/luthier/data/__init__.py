@@ -7,6 +7,7 @@ batch = collator_for(examples.task, tokenizer)(features[:8])
 
 from luthier.core.contracts.example import Example, Examples, Scorer, last_answer, split, without
 from luthier.data.collate import Collator, collate, collator_for, length_of
+from luthier.data.digest import digest
 from luthier.data.encode import TASKS, encode, encode_all, encode_classification, encode_seq2seq
 from luthier.data.layout import LAYOUTS
 from luthier.data.load import load, load_prompts, split_gym
@@ -31,6 +32,7 @@ __all__ = [
     "choose",
     "collate",
     "collator_for",
+    "digest",
     "encode",
     "encode_all",
     "encode_audio",

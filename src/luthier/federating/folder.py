@@ -23,6 +23,7 @@ from luthier.training.spec import Run
 SPEC, METRICS, PLOT, CARD = "federation.json", "metrics.jsonl", "federation.png", "README.md"
 STATE, ROUND, ADAPTER = "state", "round", "adapter"
 CHANGE, LINES = "change.safetensors", "state.json"
+TOKENS = "tokens"
 FREE = ("rounds", "out")
 """What may differ when a run goes on: rounds may be added."""
 
@@ -42,11 +43,13 @@ def claim(out: str | Path, resume: bool, overwrite: bool) -> Path:
 
 def begin(folder: Path, spec: Mapping[str, Any], overwrite: bool) -> None:
     """Notes what the run is; raises if the folder holds another one and is not to be overwritten."""
+    base = {}
     if (folder / SPEC).is_file() and not overwrite:
         old = read_json(folder / SPEC)
         refuse_changed(
             folder, spec, old | {"run": Run.from_dict(old.get("run", {})).to_dict()}
         )  # as this version writes it
+        base = {"base": old["base"]} if "base" in old else {}
     folder.mkdir(parents=True, exist_ok=True)
     if overwrite:
         for name in (STATE, ROUND, ADAPTER):
@@ -54,23 +57,42 @@ def begin(folder: Path, spec: Mapping[str, Any], overwrite: bool) -> None:
         for name in (METRICS, PLOT, CARD, SPEC):
             (folder / name).unlink(missing_ok=True)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    replace_json(folder / SPEC, {**spec, "versions": versions(), "created": now})
+    replace_json(folder / SPEC, {**spec, **base, "versions": versions(), "created": now})
+
+
+def same_base(folder: Path, base: Mapping[str, str]) -> None:
+    """Notes which base the run is on; raises if it was started on another one."""
+    spec = read_json(folder / SPEC)
+    if spec.get("base", base) != base:
+        raise LuthierError(
+            f"{spec['run']['model']} is not the base that the federated run in {folder} was started with: its weights "
+            "differ. Put them back, or start anew (overwrite, or another out)."
+        )
+    replace_json(folder / SPEC, {**spec, "base": dict(base)})
 
 
 def refuse_changed(folder: Path, new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
     """Raises unless both are the same run; rounds may be added."""
     here = json.loads(json.dumps(new))
+    known = old.get("data", here["data"])
+    tokens = here["data"].pop(TOKENS)
+    here["data"] = {key: value for key, value in here["data"].items() if key in known}
     found = [text for key in here if key != "command" for text in _differences(key, here[key], old.get(key))]
     if found:
         raise LuthierError(
             f"{folder} holds another federated run: {'; '.join(found[:3])}. Give the settings it was started with, or "
             "another folder (out)."
         )
+    if tokens != known.get(TOKENS, tokens):
+        raise LuthierError(
+            f"the tokenizer or the chat template of {here['run']['model']} has changed since the federated run in "
+            f"{folder} was started: the same rows are other tokens now. Put it back, or take another folder (out)."
+        )
 
 
 def _differences(name: str, here: Any, there: Any) -> list[str]:
     if isinstance(here, dict) and isinstance(there, dict):
-        keys = [key for key in {**here, **there} if key not in FREE]
+        keys = [key for key in {**here, **there} if key not in (*FREE, TOKENS)]
         return [text for key in keys for text in _differences(f"{name}.{key}", here.get(key), there.get(key))]
     return [] if here == there else [f"{name} is {here!r}, there {there!r}"]
 

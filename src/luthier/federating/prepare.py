@@ -16,6 +16,7 @@ from luthier.core.contracts.aggregation import Aggregation
 from luthier.core.errors import LuthierError, near
 from luthier.federating.partition import Parts, partition
 from luthier.federating.spec import Federation, check_run
+from luthier.training.folder import tokens_of
 from luthier.training.prepare import Prepared, prepare
 from luthier.training.spec import Run
 
@@ -72,6 +73,7 @@ class Plan:
                 "fingerprint": self.prepared.examples.fingerprint,
                 "eval_rows": len(self.prepared.evaluation),
                 "eval_fingerprint": held.fingerprint if held else None,
+                "tokens": tokens_of(self.prepared),
             },
         }
 

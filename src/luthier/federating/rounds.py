@@ -17,6 +17,7 @@ from luthier.federating.prepare import Plan
 from luthier.federating.progress import Shown, shown
 from luthier.federating.result import Federated
 from luthier.models import Loaded
+from luthier.training.folder import base_of
 from luthier.training.session import load
 
 
@@ -25,6 +26,7 @@ def all_rounds(plan: Plan, folder: Path, console: Console) -> Federated:
     run = plan.run
     set_seed(run.training.seed)  # heads that are new
     loaded = load(run, plan.prepared)
+    folders.same_base(folder, base_of(loaded.model))
     found = folders.read_state(folder)
     if found is None:
         held = server.initial(run, plan.method, plan.prepared, loaded, plan.ranks)

@@ -10,6 +10,7 @@ from luthier.models.chat import Chat, with_chat
 from luthier.models.config import config_of, meta_model, processor_of
 from luthier.models.fetch import fetch, is_cached
 from luthier.models.fitted import WRITTEN, fitted_task, refuse_unwritten, task_of
+from luthier.models.ground import ground
 from luthier.models.labels import named
 from luthier.models.licence import licence_of
 from luthier.models.load import TASKS, Loaded, load, task_of_class
@@ -30,6 +31,7 @@ __all__ = [
     "config_of",
     "fetch",
     "fitted_task",
+    "ground",
     "is_cached",
     "licence_of",
     "load",

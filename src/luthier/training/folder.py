@@ -117,6 +117,7 @@ def record(
             "eval_fingerprint": held.fingerprint if held else None,
             **prepared.selected,
         },
+        "tokens": tokens_of(prepared),
         "layout": prepared.examples.layout,
         "unread": list(prepared.unread),
         "told": prepared.told,
@@ -126,6 +127,13 @@ def record(
         "versions": versions(),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def tokens_of(prepared: Prepared) -> str:
+    """What the rows are under the base's tokenizer and chat template."""
+    from luthier.data import digest
+
+    return digest([*prepared.train, *prepared.evaluation])
 
 
 def base_of(model: Any) -> dict[str, str]:
@@ -167,6 +175,11 @@ def check_same_inputs(folder: Path, new: dict[str, Any], model: Any) -> None:
         raise LuthierError(
             f"{new['run']['data']} has changed since the run in {folder} was started, so it cannot be resumed; "
             "start anew (overwrite, or another out)."
+        )
+    if new["tokens"] != old.get("tokens", new["tokens"]):
+        raise LuthierError(
+            f"the tokenizer or the chat template of {new['run']['model']} has changed since the run in {folder} was "
+            "started: the same rows are other tokens now. Put it back, or start anew (overwrite, or another out)."
         )
     if new["processes"] != old.get("processes"):
         raise LuthierError(

@@ -1,0 +1,38 @@
+"""What tells encoded rows from others: the same rows under another tokenizer or chat template are other ones."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def digest(features: Iterable[Mapping[str, Any]]) -> str:
+    """Hexadecimal SHA-256 of encoded rows in their order: tokens, labels and all other whole numbers and words.
+
+    Pictures and sounds count by their shapes alone, since their decoders differ in the last digits.
+    """
+    found = hashlib.sha256()
+    for feature in features:
+        for piece in _pieces(feature):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def _pieces(value: Any) -> Iterable[bytes]:
+    import numpy as np
+
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            yield key.encode() + b"\0"
+            yield from _pieces(value[key])
+    elif isinstance(value, list | tuple):
+        if all(type(each) is int for each in value):
+            yield np.asarray(value, np.int64).tobytes() + b"\0"
+        else:
+            for each in value:
+                yield from _pieces(each)
+    elif np.ndim(value):
+        yield str(np.shape(value)).encode()
+    else:
+        yield f"{value!r}\0".encode()

@@ -1,0 +1,38 @@
+"""The files of a base, told from others without loading it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from luthier.models import ground
+from support.tiny import save_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    return save_model(tmp_path_factory.mktemp("ground") / "llama", "llama")
+
+
+def test_every_tensor_counts(base, tmp_path):
+    here = tmp_path / "base"
+    shutil.copytree(base, here)
+    first = ground(base)
+    assert first is not None and ground(str(here)) == first
+    held = load_file(here / "model.safetensors")
+    for name in held:
+        changed = held | {name: held[name] * 1.001}
+        save_file(changed, here / "model.safetensors", {"format": "pt"})
+        assert ground(str(here)) != first, name
+    save_file(held, here / "model.safetensors", {"format": "pt"})
+    assert ground(str(here)) == first
+    (here / "README.md").write_text("mine")
+    assert ground(str(here)) == first
+    (here / "chat_template.jinja").write_text("{{ messages }}")
+    assert ground(str(here)) != first
+
+
+def test_what_is_not_here_yet_has_none(monkeypatch):
+    assert ground("nobody-at-all/no-such-model") is None
