@@ -81,7 +81,7 @@ def _system(row: Row, head: list[Message]) -> list[Message]:
 def _history(row: Row) -> list[Message]:
     """Earlier turns, never in the loss: pairs of question and answer, or turns."""
     value = decoded(given(row, "history"))
-    if value is None:
+    if not value:
         return []
     if not isinstance(value, list):
         raise BadRow(f"'history' is {kind(value)}, expected a list of [question, answer] or of turns")

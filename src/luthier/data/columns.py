@@ -111,4 +111,4 @@ def suggestion(found: Mapping[str, str]) -> str:
 
 
 def _nearest(name: str, columns: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(name, list(columns), 1, 0.5)), None)
+    return next(iter(difflib.get_close_matches(name, list(columns), 1, 0.7)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import json
@@ -62,12 +63,14 @@ def suffix(path: Path) -> str:
 
 def _bytes(path: Path) -> bytes:
     unpack = PACKED.get(path.suffix.lower())
-    if unpack is None:
-        return path.read_bytes()
     try:
-        return unpack(path.read_bytes())
+        found = path.read_bytes() if unpack is None else unpack(path.read_bytes())
+        wide = found.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Excel's "Unicode text"
+        return found.decode("utf-16").encode() if wide else found
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise LuthierError(f"{path} cannot be unpacked: {error}.") from None
+    except UnicodeError as error:
+        raise LuthierError(f"{path} begins as UTF-16 and is none: {error}.") from None
 
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Numbered]]:
@@ -127,22 +130,54 @@ def read_json(path: Path, split: str = "train") -> Iterator[Numbered]:
 
 
 def _held(path: Path, value: Row, split: str) -> list[Any]:
-    """The rows in an object: those of a split, those under its one list, or the object as the only row."""
+    """The rows in an object: those of a split, those under its one list, its columns, or the object as the only row."""
     from luthier.data.splits import of_split, split_of
 
-    lists = {key: rows for key, rows in value.items() if isinstance(rows, list)}
-    splits = {name: key for key in lists if (name := split_of(key, whole=True))}
-    if splits and all(isinstance(row, dict | list) for key in splits.values() for row in lists[key]):
-        return lists[splits[of_split(str(path), split, splits)]]
-    holder = next((key for key in HOLDERS if key in lists and set(lists) == {key}), None)
-    return [value] if holder is None else lists[holder]
+    inner = {key: rows for key, rows in value.items() if isinstance(rows, list | dict)}
+    splits = {name: key for key in inner if (name := split_of(key, whole=True))}
+    if splits and all(_holds_rows(inner[key]) for key in splits.values()):
+        return _rows_in(path, inner[splits[of_split(str(path), split, splits)]], split)
+    holder = next((key for key in HOLDERS if set(inner) == {key} and _holds_rows(inner[key])), None)
+    if holder is not None:
+        return _rows_in(path, inner[holder], split)
+    columns = [_column(each) for each in value.values()]
+    if len(columns) > 1 and None not in columns and len(set(map(len, columns))) == 1:  # type: ignore[arg-type]
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]  # type: ignore[arg-type]
+    return [value]
+
+
+def _holds_rows(value: Any) -> bool:
+    return isinstance(value, dict) or all(isinstance(row, dict | list) for row in value)
+
+
+def _rows_in(path: Path, value: Any, split: str) -> list[Any]:
+    """The rows in what a key holds; those of the data set viewer lie one level deeper."""
+    rows = value if isinstance(value, list) else _held(path, value, split)
+    shown = bool(rows) and all(isinstance(row, dict) and {"row_idx", "row"} <= set(row) for row in rows)
+    return [row["row"] for row in rows] if shown else rows
+
+
+def _column(value: Any) -> list[Any] | None:
+    """The cells of a column, as `pandas` and `datasets` write tables column by column; None for what is none."""
+    if isinstance(value, dict) and value and all(key.isdecimal() for key in value):
+        return list(value.values())
+    plain = isinstance(value, list) and not any(isinstance(each, dict | list) for each in value)
+    return value if plain else None
+
+
+SEPARATORS = (";", "\t", "|")
+"""What separates cells where no comma stands in the header; Excel writes semicolons where the comma is decimal."""
 
 
 def read_csv(path: Path) -> Iterator[Numbered]:
-    """Comma-separated, quoted as RFC 4180, with a header; a row's number is the line that it
+    """Comma-separated (or as `SEPARATORS` say), quoted as RFC 4180, with a header; a row's number is the line that it
     starts on."""
     lines, header, start = _headed(path, csv.QUOTE_MINIMAL)
-    for each in records(lines, start, len(header)):
+    if len(header) == 1 and (mark := next((each for each in SEPARATORS if each in lines[0]), None)):
+        lines, header, start = _headed(path, csv.QUOTE_MINIMAL, mark)
+    else:
+        mark = ","
+    for each in records(lines, start, len(header), mark):
         yield each.first + 1, each.wrong or dict(zip(header, each.cells, strict=True))
 
 
@@ -164,7 +199,7 @@ def _headed(path: Path, quoting: Any, delimiter: str = ",") -> tuple[list[str], 
     lines = [line.rstrip("\r") + "\n" for line in _decode(_bytes(path)).split("\n")]
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     try:
-        header = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise LuthierError(f"{path}: the header is malformed: {error}.") from None
     if len(set(header)) < len(header):

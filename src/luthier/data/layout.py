@@ -288,15 +288,36 @@ def recognise(
             f"{found}, which fit several layouts{purpose}: {', '.join(best)}. Name the columns that are meant "
             f"(--columns {','.join(f'{c}={c}' for c in needs)}, say), or remove the others. Layouts: {known}."
         )
-    raise LuthierError(f"{found}, which fit no layout{purpose}{_missing(columns)} Layouts: {known}.")
+    raise LuthierError(f"{found}, which fit no layout{purpose}{_missing(columns, rows)} Layouts: {known}.")
 
 
-def _missing(columns: set[str]) -> str:
+def _holds(rows: Sequence[Row], column: str, fits: Callable[[Any], bool]) -> bool:
+    """Whether the first cell that holds something is of a kind."""
+    return next((fits(row[column]) for row in rows if row.get(column) not in (None, "", [], {})), False)
+
+
+def _talk(value: Any) -> bool:
+    found = decoded(value)
+    return isinstance(found, list) and all(isinstance(m, dict) and {"role", "from"} & set(m) for m in found)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _missing(columns: set[str], rows: Sequence[Row]) -> str:
     """What the nearest layout lacks: of those that guesses complete, or else any, the one of which most is there."""
     found = {}
+    if "input_ids" in columns:
+        return ": these are tokens already, and rows are read as texts. Give the texts."
+    talks = {column for column in columns if _holds(rows, column, _talk)}
+    texts = {column for column in columns if _holds(rows, column, _text)}
     for name, layout in LAYOUTS.items():
         lacking = [c for c in layout.needs if c not in columns]
-        meant = guesses(lacking, columns - set(layout.needs))
+        able = talks if layout.turns and len(layout.needs) == 1 else texts | (talks if layout.turns else set())
+        if layout.tasks[0].startswith(("image", "audio")):
+            able = {column for column in columns if not _holds(rows, column, lambda value: isinstance(value, list))}
+        meant = guesses(lacking, able - set(layout.needs))
         found[name] = lacking, meant, (len(meant) == len(lacking), len(layout.needs) - len(lacking), len(meant))
     name = max(found, key=lambda each: found[each][2])
     lacking, meant, (_, there, guessed) = found[name]

@@ -24,8 +24,8 @@ class Record:
     """Why it is not a row."""
 
 
-def records(lines: Sequence[str], start: int, width: int) -> list[Record]:
-    """The rows of `lines[start:]`, each of `width` cells, quoted as RFC 4180.
+def records(lines: Sequence[str], start: int, width: int, mark: str = ",") -> list[Record]:
+    """The rows of `lines[start:]`, each of `width` cells with `mark` between them, quoted as RFC 4180.
 
     A row whose quotes do not close, or close elsewhere than before a comma or a line's end, is bad by itself: the next
     line is the next row, and lines that are no rows belong to the bad one before them. Two stray quotes in different
@@ -33,19 +33,19 @@ def records(lines: Sequence[str], start: int, width: int) -> list[Record]:
     in it is a row of the same kinds of columns as the other rows.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    found = list(_joined(_read(lines, start, len(lines), width), width))
+    found = list(_joined(_read(lines, start, len(lines), width, mark), width))
     if all(each.first == each.last for each in found):
         return found
     kinds = _kinds([each.cells for each in found if each.first == each.last and not each.wrong])
     apart: list[Record] = []
     for each in found:
-        apart += _apart(each, lines, width, kinds)
+        apart += _apart(each, lines, width, kinds, mark)
     return apart
 
 
-def _read(lines: Sequence[str], start: int, end: int, width: int) -> Iterator[Record]:
+def _read(lines: Sequence[str], start: int, end: int, width: int, mark: str) -> Iterator[Record]:
     while start < end:
-        reader = csv.reader((lines[i] for i in range(start, end)), strict=True)
+        reader = csv.reader((lines[i] for i in range(start, end)), strict=True, delimiter=mark)
         begun = start
         try:
             for cells in reader:
@@ -103,12 +103,12 @@ def _kind(cell: str) -> str:
     return NUMBER
 
 
-def _apart(record: Record, lines: Sequence[str], width: int, kinds: Kinds) -> list[Record]:
+def _apart(record: Record, lines: Sequence[str], width: int, kinds: Kinds, mark: str) -> list[Record]:
     """A record of several lines that are rows by themselves is a stray quote and these rows."""
     inner = range(record.first + 1, record.last + 1)
     if width < 2 or not inner or not kinds:
         return [record]
-    rows = [each for i in inner for each in _read(lines, i, i + 1, width)]
+    rows = [each for i in inner for each in _read(lines, i, i + 1, width, mark)]
     if any(each.wrong or not each.cells for each in rows) or not _alike(rows, kinds):
         return [record]
     told = len(inner) >= ENOUGH or (len(inner) > 1 and NUMBER in kinds) or _follows(record, rows[0], kinds)

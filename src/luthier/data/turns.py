@@ -8,6 +8,7 @@ keeps a turn out of the loss (`weight`, `train`, …) is taken off it.
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -40,7 +41,7 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a turn for the thought before its answer."""
 TOOLS = ("tools", "functions")
 """Keys of a first system turn, and columns, for what the assistant may call."""
-KNOWN = ("role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", *THOUGHTS, *FLAGS)
+KNOWN = ("role", "from", "content", "value", "parts", "tool_calls", "function_call", "tool_call_id", *THOUGHTS, *FLAGS)
 """Keys of a turn that are read whatever the template."""
 
 
@@ -64,13 +65,22 @@ def checked(value: Any, what: str, empty: bool = False) -> str:
 
 
 def decoded(value: Any) -> Any:
-    """A list or an object written as JSON text, as CSV files and many hub sets hold it; else the value itself."""
+    """A list or an object written as text, as CSV files and many hub sets hold it: JSON, or Python's own writing of it
+    (pandas writes lists so); else the value itself."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
         except (json.JSONDecodeError, RecursionError):
-            return value
+            return _literal(value)
     return value
+
+
+def _literal(text: str) -> Any:
+    try:
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return found if isinstance(found, list | dict) else text
 
 
 def unpacked(value: Any) -> Any:
@@ -97,7 +107,7 @@ def _turn(message: Any, what: str) -> Message:
     if not isinstance(message, dict):
         raise BadRow(f"{what!r} is {kind(message)}, expected {{'role', 'content'}}")
     message = {key: value for key, value in message.items() if value is not None}
-    said, content = message.pop("role", message.pop("from", None)), message.pop("content", message.pop("value", None))
+    said, content = message.pop("role", message.pop("from", None)), _first(message, "content", "value", "parts")
     role = _role(said, what)
     made: Message = {"role": role, "content": content, **message}
     if isinstance(said, str) and said.lower() in CALLING:
@@ -108,6 +118,12 @@ def _turn(message: Any, what: str) -> Message:
         made.pop(key, None)
     made |= {"tool_calls": calls} if calls else {}
     return made | {"content": _content(made, what)}
+
+
+def _first(message: Message, *names: str) -> Any:
+    """What stands under the first of these keys; the others are taken off as well."""
+    found = [message.pop(name) for name in names if name in message]
+    return found[0] if found else None
 
 
 def _role(said: Any, what: str) -> str:

@@ -19,7 +19,13 @@ ANSWERED = (
 )
 """Columns beside which a label is a judgement of the answer."""
 JUDGED = ("label", "labels", "kto_tag")
-SAID = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+SAID = {
+    **dict.fromkeys(("true", "1", "1.0", "yes", "good", "desirable", "desired", "preferred", "chosen"), True),
+    **dict.fromkeys(("accepted", "accept", "positive", "like", "liked", "thumbs_up", "up", "+1"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "bad", "undesirable", "undesired", "dispreferred", "rejected"), False),
+    **dict.fromkeys(("reject", "negative", "dislike", "disliked", "thumbs_down", "down", "-1", "-1.0"), False),
+}
+"""Words that say whether an answer is wanted."""
 KTO = "KTO's form, unpaired preferences"
 
 
@@ -55,8 +61,8 @@ def _check_judged(rows: Iterable[Row], column: str, source: str) -> None:
 def judgement(value: Any) -> bool | None:
     """Whether a label says that an answer is wanted; None if it says something else."""
     if isinstance(value, bool | int | float):
-        return bool(value) if value in (0, 1) else None
-    return SAID.get(value.strip().lower()) if isinstance(value, str) else None
+        return value > 0 if value in (-1, 0, 1) else None
+    return SAID.get(value.strip().lower().replace(" ", "_")) if isinstance(value, str) else None
 
 
 def _only_chosen(rows: Iterable[Row], columns: set[str]) -> str:
