@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import luthier as lt
-from luthier.core.adapters.memory_saving import _patched_class
+from luthier.core.adapters.memory_saving import patched_class
 from luthier.core.contracts.kernel import reference_implementation
 from luthier.kernels._recompute import mark_recomputable, saved_for_backward
 from luthier.kernels.memory_saving import glu as _glu
@@ -103,9 +103,9 @@ def test_pieces_go_by_what_their_forward_does_and_not_by_name():
             down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) + self.up_proj(x))
             return down_proj
 
-    assert _patched_class(Mine) is not None and _patched_class(Other) is None
-    made = _patched_class(Mine)
-    assert made is not None and made.__name__ == "Mine" and _patched_class(made) is None
+    assert patched_class(Mine) is not None and patched_class(Other) is None
+    made = patched_class(Mine)
+    assert made is not None and made.__name__ == "Mine" and patched_class(made) is None
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     qwen = lt.attach(Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2, vocab_size=50)), lt.LoRA())
     assert sum(map(is_patched, qwen.modules())) == 4

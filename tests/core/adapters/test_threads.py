@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
+import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ import torch
 
 import luthier as lt
 import luthier.kernels.lora as kernel
-from luthier.core.contracts.kernel import reference_implementation
+from luthier.core.contracts.kernel import on, plain
 from luthier.core.first_import import NOISY, quiet_imports
 from support.architectures import ARCHITECTURES
 
@@ -79,6 +81,127 @@ def test_rows_prompts_and_switches_are_of_one_model():
         return found
 
     assert torch.equal(together(switched, other)[1], expected[1])
+
+
+CONTEXTS = {
+    "rows": lambda model: lt.rows(model, ["default", None]),
+    "disabled": lt.disabled,
+    "prompt": lambda model: lt.prompt(model, 2),
+    "tasks": lambda model: lt.tasks(model, "any"),
+    "watched": lt.watched,
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_a_context_has_the_model_for_its_thread_and_others_are_refused(name):
+    """Nobody gets another's rows, nor none of the adapters that another has silenced."""
+    model, inputs = build().eval(), ARCHITECTURES["llama"].inputs(batch=2)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+
+    def inside(barrier):
+        with CONTEXTS[name](model), torch.no_grad():
+            barrier.wait()
+            with lt.disabled(model, []):  # contexts of one thread nest
+                found = model(**inputs).logits
+            barrier.wait()
+        barrier.wait()
+        return found
+
+    def outside(barrier):
+        barrier.wait()
+        for act in (
+            lambda: model(**inputs),
+            lambda: model.generate(inputs["input_ids"], max_new_tokens=1),
+            lambda: lt.disable(model),
+            lambda: lt.use(model, "default"),
+            lambda: lt.merge(model),
+            lambda: lt.attach(model, lt.LoRA(), name="third"),
+            lambda: lt.detach(model),
+            lambda: lt.rows(model, [None, None]).__enter__(),
+        ):
+            with pytest.raises(lt.LuthierError, match=f"another thread is in {name} of this model"):
+                act()
+        barrier.wait()
+        barrier.wait()
+        with torch.no_grad():
+            return model(**inputs).logits
+
+    mine, theirs = together(inside, outside)
+    assert torch.equal(theirs, expected) and [row["adapter"] for row in lt.describe(model)] == ["default"] * len(
+        lt.describe(model)
+    )
+    assert torch.equal(mine, expected) == (name not in ("rows", "disabled"))
+
+
+def test_two_threads_run_one_model_each_with_its_own_prompts():
+    """Places in a prompt are of a pass: passes at the same time do not read each other's."""
+    model = build(lt.LoReFT(rank=2, positions="f2+l2")).eval()
+    architecture = ARCHITECTURES["llama"]
+    batches = [architecture.inputs(batch=batch) for batch in (1, 3)]
+    batches = [{**each, "labels": each["input_ids"].clone()} for each in batches]
+    for end, each in zip((2, 4), batches, strict=True):
+        each["labels"][:, :end] = -100
+    with torch.no_grad():
+        expected = [model(**each).logits for each in batches]
+
+    def work(which):
+        def run(barrier):
+            barrier.wait()
+            with torch.no_grad():
+                return sum(not torch.equal(model(**batches[which]).logits, expected[which]) for _ in range(40))
+
+        return run
+
+    assert together(work(0), work(1)) == [0, 0]
+
+
+def test_threads_of_autograd_work_for_the_one_that_holds(monkeypatch):
+    """On a GPU a backward pass, and what it computes again, runs in a thread that no user has started."""
+    model, seen = build(), []
+    passes = model.model.layers[0].self_attn.q_proj.adapters.passes
+
+    def worker():
+        monkeypatch.setattr(torch._C, "_current_graph_task_id", lambda: 7)
+        seen.append((passes.now, on()))
+
+    with lt.rows(model, ["default", None]), plain():
+        mine = passes.now
+        thread = threading.Thread(target=worker)
+        thread.start()
+        thread.join()
+    assert seen == [(mine, False)] and on()
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+ROUNDS = {"pickle": lambda model: pickle.loads(pickle.dumps(model)), "torch.save": saved, "deepcopy": copy.deepcopy}
+
+
+@pytest.mark.parametrize("way", ROUNDS)
+@pytest.mark.parametrize("case", ["llama lora", "gpt2 full", "llama loreft", "t5 prefix", "mixtral lora"])
+def test_an_adapted_model_comes_back(case, way):
+    """The same outputs from the same classes, and adapters that still can be switched and taken off."""
+    name, form = case.split()
+    forms = {"lora": lt.LoRA(rank=2), "full": lt.Full(), "loreft": lt.LoReFT(rank=2), "prefix": lt.Prefix()}
+    model, inputs = build(forms[form], name).eval(), ARCHITECTURES[name].inputs(batch=2)
+    with torch.no_grad():
+        expected = model(**inputs)[0]
+        again = ROUNDS[way](model)
+        assert again is not model and type(again).__name__ == type(model).__name__
+        assert torch.equal(again(**inputs)[0], expected)
+        assert {k: v.shape for k, v in lt.trainable(again).items()} == {
+            k: v.shape for k, v in lt.trainable(model).items()
+        }
+        bare = lt.detach(again)(**inputs)[0]
+        with lt.disabled(model):
+            assert torch.equal(model(**inputs)[0], bare)
+    assert type(again) is ARCHITECTURES[name].build().__class__
 
 
 def test_shapes_of_attentions_are_read_side_by_side():

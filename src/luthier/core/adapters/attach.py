@@ -122,6 +122,7 @@ def place(model: nn.Module, components: Sequence[AdapterComponent], start: Start
     """Attaches `components` of one adapter, initialised by `start(module, site, component)`."""
     _refuse_name(components[0].name)
     state = find_state(model) or _new_state(model)
+    state.passes.alone()
     try:
         for component in {component.sites: component for component in components}.values():
             _refuse(component.form, component.sites, component.name, state)
@@ -268,7 +269,7 @@ def _mark(model: nn.Module, state: State) -> None:
         for index, block in enumerate(blocks):
             swap(block, state, f"{path}.{index}").block = owner
     swap(model, state, "").root = True
-    state.current.decoder = decoder_path(model)
+    state.passes.decoder = decoder_path(model)
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:
@@ -276,6 +277,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     state = state_of(model)
     if state.merged:
         raise LuthierError("adapters are merged into the weights; unmerge before detaching.")
+    state.passes.alone()
     if name is not None:
         check_name(state, name)
     _remove(unwrapped(model), state, [component for component in state.components if name in (None, component.name)])

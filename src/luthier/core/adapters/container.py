@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from luthier.core.adapters.pass_ import Pass
+from luthier.core.adapters.pass_ import Pass, Passes
 from luthier.core.adapters.tuner import AdapterComponent, TunerLayer
 from luthier.core.contracts.kernel import DecodePlan, Kernel, StackedAdapters, kernel_of
 from luthier.core.sites.structure import Attachment
@@ -16,9 +16,9 @@ from luthier.core.sites.structure import Attachment
 class AdapterContainer(Attachment):
     """The tuner layers of one module."""
 
-    def __init__(self, current: Pass, path: str) -> None:
+    def __init__(self, passes: Passes, path: str) -> None:
         super().__init__()
-        self.current, self.path = current, path
+        self.passes, self.path = passes, path
         self.root = False
         self.owner: str | None = None
         """Set on the module that is given the mask and the cache of a stack: its own path."""
@@ -30,8 +30,6 @@ class AdapterContainer(Attachment):
         """Whether others modify this layer's output in place (a probing pass finds out); then no kernel trains it."""
         self.read = False
         """Whether the module that holds this layer reads its weight itself."""
-        self.running = False
-        """Whether the layer's own forward pass is running."""
         self.acting: dict[int, TunerLayer] = {}
         """The enabled tuner layers, by their order of attachment."""
         self.given = 0
@@ -39,6 +37,11 @@ class AdapterContainer(Attachment):
         self.stacked: StackedAdapters | None = None
         """The stacked adapters for mixed batches; switching adapters on and off keeps it."""
         self.refresh()
+
+    @property
+    def current(self) -> Pass:
+        """Returns the state of this thread's forward pass; raises while another thread has the model for itself."""
+        return self.passes.now
 
     def add(self, tuner: TunerLayer) -> None:
         """Adds a tuner layer behind those that are there."""

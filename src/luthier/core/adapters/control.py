@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from luthier.core.adapters.attach import adapter_names, check_name, find_state, state_of
 from luthier.core.adapters.call import Prompt
 from luthier.core.adapters.container import AdapterContainer
+from luthier.core.adapters.pass_ import Pass, Passes
 from luthier.core.adapters.prefix import refresh_prefixes
 from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import prompting
@@ -43,6 +44,7 @@ def _unmerged(model: nn.Module) -> State:
 def switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.Module:
     """Enables or disables adapters, merged ones too."""
     state = state_of(model)
+    state.passes.alone()
     known = adapter_names(state)
     wanted = known if name is None else [name] if isinstance(name, str) else list(name)
     for each in wanted:
@@ -57,6 +59,7 @@ def switch(model: nn.Module, name: str | Sequence[str] | None, on: bool) -> nn.M
 def use(model: nn.Module, name: str | Sequence[str]) -> nn.Module:
     """Enables the named adapters and disables all others; its time does not grow with how many are attached."""
     state = _unmerged(model)
+    state.passes.alone()
     wanted = [name] if isinstance(name, str) else list(name)
     for each in wanted:
         check_name(state, each)
@@ -72,12 +75,13 @@ def use(model: nn.Module, name: str | Sequence[str]) -> nn.Module:
 @contextmanager
 def disabled(model: nn.Module, name: str | Sequence[str] | None = None):
     """Disables adapters, those named or all, while the context lasts."""
-    before = acting(model)
-    disable(model, name)
-    try:
-        yield model
-    finally:
-        set_acting(model, before)
+    with state_of(model).passes.held("disabled"):
+        before = acting(model)
+        disable(model, name)
+        try:
+            yield model
+        finally:
+            set_acting(model, before)
 
 
 Acting = dict[AdapterContainer, tuple[int, list[TunerLayer]]]
@@ -112,14 +116,15 @@ def rows(model: nn.Module, names: Sequence[str | None]):
     for name in names:
         if name is not None:
             check_name(state, name)
-    before, outer = acting(model), (state.current.rows, state.current.frozen)
-    use(model, list(dict.fromkeys(name for name in names if name is not None)))
-    state.current.rows, state.current.frozen = stamped(names), False
-    try:
-        yield model
-    finally:
-        state.current.rows, state.current.frozen = outer
-        set_acting(model, before)
+    with state.passes.held("rows") as current:
+        before, outer = acting(model), (current.rows, current.frozen)
+        use(model, list(dict.fromkeys(name for name in names if name is not None)))
+        current.rows, current.frozen = stamped(names), False
+        try:
+            yield model
+        finally:
+            current.rows, current.frozen = outer
+            set_acting(model, before)
 
 
 def stamped(names: Sequence[str | None]) -> tuple[str | None, ...]:
@@ -138,6 +143,8 @@ class RowAssignment:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._names: list[str | None] | None = None
+        self._set: tuple[Passes, Pass] | None = None
+        """Where the rows stand: with the thread that runs the model."""
 
     def set(self, names: Sequence[str | None]) -> None:
         """Assigns the adapter names[i] to row i, None to use the base; free where nothing changes."""
@@ -146,22 +153,26 @@ class RowAssignment:
         if (state := find_state(self._model)) is not None:
             use(self._model, sorted({name for name in names if name is not None}))
             # rows of one kind take the forms' own path, without a choice for each row
-            state.current.rows = stamped(names) if len(set(names)) > 1 else None
-            state.current.frozen = True
+            current = state.current
+            current.rows = stamped(names) if len(set(names)) > 1 else None
+            current.frozen = state.passes.arranged = True
+            self._set = state.passes, current
         self._names = list(names)
 
     def release(self) -> None:
         """Removes the assignment, so that adapters may be attached and detached."""
         self._names = None
-        if (state := find_state(self._model)) is not None:
-            state.current.rows, state.current.frozen = None, False
+        if self._set is not None:
+            passes, current = self._set
+            current.rows, current.frozen, passes.arranged = None, False, False
+            self._set = None
 
 
 @contextmanager
 def prompt(model: nn.Module, lengths: int | Sequence[int] | Tensor):
     """Sets where prompts end, behind column `lengths` (one number, or one per row), for calls without labels."""
     end = lengths if isinstance(lengths, int | Tensor) else torch.tensor(lengths)
-    with prompting(state_of(model).current, Prompt(end)):
+    with state_of(model).passes.held("prompt") as current, prompting(current, Prompt(end)):
         yield model
 
 
@@ -219,19 +230,20 @@ def tasks(model: nn.Module, told: Told):
     if names and not isinstance(told, Tensor):
         for each in listed(told):
             place(names[0], each)
-    before, state.current.tasks = state.current.tasks, told
-    try:
-        yield model
-    finally:
-        state.current.tasks = before
+    with state.passes.held("tasks") as current:
+        before, current.tasks = current.tasks, told
+        try:
+            yield model
+        finally:
+            current.tasks = before
 
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[Route]]:
     """Records the routing decisions of every pass while the context lasts, in the order of the sites."""
-    state = state_of(model)
-    before, state.current.routes = state.current.routes, []
-    try:
-        yield state.current.routes
-    finally:
-        state.current.routes = before
+    with state_of(model).passes.held("watched") as current:
+        before, current.routes = current.routes, []
+        try:
+            yield current.routes
+        finally:
+            current.routes = before

@@ -26,7 +26,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def patch(model: nn.Module) -> None:
     """Patches the modules of a model that have a memory-saving forward pass."""
     for _, module in base_modules(model):
-        found = _patched_class(type(module))
+        found = patched_class(type(module))
         if found is not None and "forward" not in vars(module):  # nor one that was replaced on the instance
             module.__class__ = found
 
@@ -39,7 +39,7 @@ def unpatch(model: nn.Module) -> None:
 
 
 @functools.cache
-def _patched_class(cls: type[nn.Module]) -> type[nn.Module] | None:
+def patched_class(cls: type[nn.Module]) -> type[nn.Module] | None:
     """A subclass of the same name with the memory-saving forward pass; None if there is none, or it is patched."""
     base = cls.forward
     replacement = next((each for each in memory_saving_forwards() if _code(base) == _code(each.reference)), None)
@@ -51,7 +51,16 @@ def _patched_class(cls: type[nn.Module]) -> type[nn.Module] | None:
         y = replacement.memory_saving(self, args[0]) if len(args) == 1 and not kwargs and _serves(args[0]) else None
         return base(self, *args, **kwargs) if y is None else y
 
-    return namesake(cls, {"forward": forward, "_luthier_reference": cls})
+    def __reduce_ex__(self, protocol):
+        return _blank, (cls,), cls.__reduce_ex__(self, protocol)[2]
+
+    return namesake(cls, {"forward": forward, "__reduce_ex__": __reduce_ex__, "_luthier_reference": cls})
+
+
+def _blank(plain: type[nn.Module]) -> nn.Module:
+    """A piece that pickle and copy fill."""
+    made = patched_class(plain) or plain
+    return made.__new__(made)
 
 
 def _code(function: Callable) -> tuple:

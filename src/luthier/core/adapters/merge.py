@@ -39,7 +39,7 @@ def merge(model: nn.Module, name: str | None = None, *, inputs: Mapping[str, Any
     state, base = state_of(model), unwrapped(model)
     if state.merged:
         raise LuthierError("adapters are merged already; unmerge first.")
-    if state.current.rows is not None or state.current.frozen:
+    if state.current.rows is not None or state.passes.arranged:
         raise LuthierError("rows are arranged to use adapters of their own; let them go before merging.")
     if name is not None:
         check_name(state, name)
@@ -178,6 +178,7 @@ def _untie(model: nn.Module, state: State, path: str, others: list[str]) -> None
 def unmerge(model: nn.Module) -> nn.Module:
     """Restores the base's original tensors and enables the merged adapters again."""
     state, base = state_of(model), unwrapped(model)
+    state.passes.alone()
     if not state.merged:
         raise LuthierError("nothing is merged.")
     for path, parameter in state.merged.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from luthier.core.adapters.container import AdapterContainer
-from luthier.core.adapters.pass_ import Pass
+from luthier.core.adapters.pass_ import Pass, Passes
 from luthier.core.adapters.tuner import AdapterComponent, TunerLayer
 
 
@@ -15,8 +15,8 @@ from luthier.core.adapters.tuner import AdapterComponent, TunerLayer
 class State:
     """The adapters of one model: their components, their containers, and what attaching and merging changed."""
 
-    current: Pass = field(default_factory=Pass)
-    """The state of the forward pass, which every adapted module shares."""
+    passes: Passes = field(default_factory=Passes)
+    """The states of the forward passes, one for each thread, which every adapted module shares."""
     components: list[AdapterComponent] = field(default_factory=list)
     containers: list[AdapterContainer] = field(default_factory=list)
     """The containers of all adapted modules, so that switching adapters walks no model."""
@@ -37,3 +37,8 @@ class State:
     """Quantised layers that were told not to repack their weights."""
     met: set[tuple[str, str]] = field(default_factory=set)
     """Sites that a probing pass has reached since the last module was adapted."""
+
+    @property
+    def current(self) -> Pass:
+        """Returns the state of this thread's forward pass; raises while another thread has the model for itself."""
+        return self.passes.now

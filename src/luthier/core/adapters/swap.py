@@ -19,7 +19,8 @@ from luthier.core.adapters.call import OneHot, Prompt, read_call
 from luthier.core.adapters.container import AdapterContainer
 from luthier.core.adapters.dispatch import fast_linear, ready
 from luthier.core.adapters.lower import acting_on, bias_change, merged_weight, under
-from luthier.core.adapters.pass_ import Pass
+from luthier.core.adapters.memory_saving import patched_class
+from luthier.core.adapters.pass_ import Pass, Passes
 from luthier.core.adapters.state import State
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import is_sharded, namesake, weight_of
@@ -39,7 +40,7 @@ def adapters_of(module: nn.Module) -> AdapterContainer | None:
 def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> AdapterContainer:
     """Swaps the class of a module, once, and returns its container; with `reads`, its parameters are adapted too."""
     if found := adapters_of(module):
-        if found.current is not state.current:
+        if found.passes is not state.passes:
             raise LuthierError(f"{path!r} already carries adapters of another model; attach to that one.")
         if reads and not type(module)._luthier_reads:  # type: ignore[attr-defined]
             module.__class__ = _adapted_class(type(module)._luthier_base, True)  # type: ignore[assignment]
@@ -52,7 +53,7 @@ def swap(module: nn.Module, state: State, path: str, *, reads: bool = False) -> 
             "accelerator.prepare), so an adapter would be bypassed; attach first, wrap afterwards."
         )
     module.__class__ = _adapted_class(type(module), reads)
-    module.adapters = AdapterContainer(state.current, path).train(module.training)
+    module.adapters = AdapterContainer(state.passes, path).train(module.training)
     state.met.clear()  # the model may have changed since
     state.containers.append(module.adapters)
     _follow_hooks(module)
@@ -89,11 +90,12 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
     def inside(self, *args, **kwargs):
         """The same, where what the layer reads of its own is not what its owner reads."""
         adapters = self._modules["adapters"]
-        before, adapters.running = adapters.running, True
+        running = adapters.current.running
+        before, running[adapters.path] = running.get(adapters.path, False), True
         try:
             return _run(self, base, names, args, kwargs)
         finally:
-            adapters.running = before
+            running[adapters.path] = before
 
     def __call__(self, *args, **kwargs):
         adapters = self._modules["adapters"]
@@ -105,8 +107,12 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
         value = cls.__getattr__(self, name)
         return adapted_tensor(self, name, value) if isinstance(value, nn.Parameter) else value
 
+    def __reduce_ex__(self, protocol):
+        plain = vars(cls).get("_luthier_reference")  # pickle finds a class by its name, which is that of the plain one
+        return _blank, (plain or cls, plain is not None, reads), cls.__reduce_ex__(self, protocol)[2]
+
     body: dict[str, Any] = {"forward": inside if reads else forward, "__call__": __call__}
-    body |= {"_luthier_base": cls, "_luthier_reads": reads}
+    body |= {"__reduce_ex__": __reduce_ex__, "_luthier_base": cls, "_luthier_reads": reads}
     if reads:
         body["__getattr__"] = __getattr__
     if generate := getattr(cls, "generate", None):
@@ -116,10 +122,16 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
     return namesake(cls, body)
 
 
+def _blank(plain: type[nn.Module], leans: bool, reads: bool) -> nn.Module:
+    """An adapted module that pickle and copy fill."""
+    made = _adapted_class((patched_class(plain) if leans else None) or plain, reads)
+    return made.__new__(made)
+
+
 def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """Returns a parameter with the edits of its forms; a sharded one is read by the sharding itself."""
     adapters: AdapterContainer = module._modules["adapters"]  # type: ignore[assignment]
-    if adapters.owners and not adapters.running and not is_sharded(tensor):
+    if adapters.owners and not adapters.current.running.get(adapters.path) and not is_sharded(tensor):
         return _for_owner(module, adapters, name, tensor)
     if not adapters.params or is_sharded(tensor):
         return tensor
@@ -148,10 +160,11 @@ def _prompting(generate: Callable) -> Callable:
     @functools.wraps(generate)
     def prompted(self, *args, **kwargs):
         named = dict(zip(("inputs",), args, strict=False)) | kwargs
-        current: Pass = self.adapters.current
+        passes: Passes = self.adapters.passes
+        current = passes.now
         before, current.tasks = current.tasks, kwargs.pop("tasks", current.tasks)
         try:
-            with prompting(current, _prompt_of_generate(current, named)):
+            with prompting(current, _prompt_of_generate(passes.decoder, named)):
                 return generate(self, *args, **kwargs)
         finally:
             current.tasks = before
@@ -174,10 +187,10 @@ def _unmarked(save: Callable) -> Callable:
     return saved
 
 
-def _prompt_of_generate(current: Pass, named: dict[str, Any]) -> Prompt:
-    keys = ("decoder_input_ids",) if current.decoder is not None else ("input_ids", "inputs_embeds", "inputs")
+def _prompt_of_generate(decoder: str | None, named: dict[str, Any]) -> Prompt:
+    keys = ("decoder_input_ids",) if decoder is not None else ("input_ids", "inputs_embeds", "inputs")
     entering = next((named[k] for k in keys if isinstance(named.get(k), Tensor)), None)
-    mask = named.get("attention_mask") if current.decoder is None else None
+    mask = named.get("attention_mask") if decoder is None else None
     return Prompt(1 if entering is None else entering.shape[1], mask)
 
 
@@ -205,7 +218,9 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
         current.derived = _read_prompt(module, dict(zip(names, args, strict=False)) | kwargs)
     if adapters.owner is not None:
         arguments = dict(zip(names, args, strict=False)) | kwargs
-        current.calls[adapters.owner] = call = read_call(arguments, current.prompt_of(adapters.owner))
+        current.calls[adapters.owner] = call = read_call(
+            arguments, current.prompt_of(adapters.owner, adapters.passes.decoder)
+        )
         if call is not None:
             call.tasks = current.tasks
     if not (adapters.live or (adapters.params and current.rows is not None)):

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form, Params
+from luthier.core.threads import Thread
 
 Run = Callable[[Tensor], Tensor]
 """A function that runs a layer: x [..., d_in] to y [..., d_out]."""
@@ -126,20 +127,31 @@ class StackedAdapters:
 
 
 _on: ContextVar[bool] = ContextVar("fast paths are taken", default=True)
+_plain: list[object] = []
+"""The contexts of `plain` that last, of all threads."""
+_thread = Thread()
 
 
 def on() -> bool:
-    """Returns whether this thread uses kernels and memory-saving forward passes."""
-    return _on.get()
+    """Returns whether this thread uses kernels and memory-saving forward passes.
+
+    Threads of autograd work for others: they use them if no thread has them switched off.
+    """
+    return _on.get() and not (_plain and _thread.of_autograd)
 
 
 @contextmanager
 def reference_implementation() -> Iterator[None]:
-    """Runs the reference implementation of every form and of the base in this thread, while the context lasts."""
-    token = _on.set(False)
+    """Runs the reference implementation of every form and of the base while the context lasts.
+
+    It holds for this thread, and for what the backward passes that it starts recompute.
+    """
+    token, mark = _on.set(False), object()
+    _plain.append(mark)
     try:
         yield
     finally:
+        _plain.remove(mark)
         _on.reset(token)
 
 
