@@ -146,17 +146,29 @@ def test_a_bug_keeps_its_traceback(call, monkeypatch):
         call("list")
 
 
-def test_an_interruption_says_how_to_go_on(call, monkeypatch):
-    import luthier.cli
+@pytest.mark.parametrize("command", ["train", "federate"])
+def test_an_interruption_says_how_to_go_on_where_there_is_something_to_go_on_from(command, call, monkeypatch, tmp_path):
+    import luthier.cli.commands.federate as federate
+    import luthier.cli.commands.train as train
 
-    def interrupted(tokens):
+    def interrupted(self, given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(luthier.cli, "_run", interrupted)
-    done = call("train", "m", "d")
+    monkeypatch.setattr(train.Train, "run", interrupted)
+    monkeypatch.setattr(federate.Federate, "run", interrupted)
+    out = tmp_path / "out"
+    words = (command, "m", "d", "--out", str(out))
+    assert call(*words).err.strip() == "stopped: nothing was written"
+    out.mkdir()
+    for name in ("run.json", "federation.json"):
+        (out / name).write_text("{}")
+    assert "start anew with --overwrite" in call(*words).err and "--resume" not in call(*words).err
+    for name in ("checkpoints/step-1/manifest.json", "state/state.json"):
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text("{}")
+    done = call(*words)
     assert done.code == 130 and done.err.strip() == "stopped: continue with --resume"
-    assert call("federate", "m", "d").err.strip() == "stopped: continue with --resume"
-    assert "--resume" not in call("list").err
+    monkeypatch.undo()
 
 
 def test_a_closed_pipe_is_no_error(shell, tmp_path):

@@ -39,7 +39,7 @@ def batches(rows: int = 24, seed: int = 1) -> list[dict]:
 def subject_of(before, after, scale: float) -> Subject:
     """Two models; what `after` writes and scores is worse where `scale` is above 0."""
     scope, changes = Scope(before), []
-    for group in spots(before):
+    for group in parameter_refs(before):
         if group[0].tensor.dim() == 2:
             first = group[0].tensor.detach().double()
             vectors = torch.linalg.qr(torch.randn(first.shape[0], 2, dtype=torch.double))[0]

@@ -337,7 +337,7 @@ def _examination() -> Callable[[Any], Any]:
     scope, draw = Scope(model), torch.Generator().manual_seed(2)
     changes = []
     with torch.no_grad():
-        for group in spots(model):
+        for group in parameter_refs(model):
             if (tensor := group[0].tensor).dim() == 2:
                 delta = Delta.dense_of(0.4 * torch.randn(tensor.shape, generator=draw) * tensor.detach().std())
                 changes.append(Change(group[0].place(scope, {}), lambda delta=delta: delta))

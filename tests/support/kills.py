@@ -37,7 +37,7 @@ TINY: dict[str, Any] = {
     "num_attention_heads": 1,
 }
 WATCHED = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree"}
-"""Steps of the system that Python tells of; `os.fsync` is wrapped besides."""
+"""Steps of the system that Python tells of, what is opened to read aside; `os.fsync` is wrapped besides."""
 Save = Callable[[int], None]
 
 
@@ -77,19 +77,22 @@ def checkpoint_saver(root: Path) -> tuple[Save, Callable[[], int | None]]:
         written.mkdir(parents=True, exist_ok=True)
         save_file({"x": torch.full((400,), float(value))}, written / "adapter.safetensors")
         torch.save({"step": value}, written / "optimizer.pt")
+        for name in ("scheduler.pt", "rng_state.pth"):
+            (written / name).write_text(str(value))
         (written / "trainer_state.json").write_text(json.dumps({"global_step": value}))
-        commit(written, root / f"step-{value}")
+        commit(written, root / f"step-{value}", "run", value)
         clean(root, 2)
 
     def load() -> int | None:
-        folder = newest(root)
-        if folder is None:
+        saved = newest(root, {"run"})
+        if saved is None:
             return None
+        folder = saved.folder
         files = {path.name: sha256(path) for path in folder.iterdir() if path.name != MANIFEST}
-        assert len(files) == 3, files
+        assert len(files) == 5, files
         found = {*load_file(folder / "adapter.safetensors")["x"].tolist(), torch.load(folder / "optimizer.pt")["step"]}
         found.add(json.loads((folder / "trainer_state.json").read_text())["global_step"])
-        assert len(found) == 1 and folder.name == f"step-{found.copy().pop():.0f}"
+        assert found == {saved.step}
         return int(found.pop())
 
     return save, load
@@ -154,9 +157,10 @@ def killed_at_every_step(save: Save, load: Callable[[], int | None]) -> int:
         def work(tell: Callable[[int], object], after: int = steps, value: int = last + 1) -> None:
             left = after
 
-            def step(event: str, _: object) -> None:
+            def step(event: str, given: tuple) -> None:
                 nonlocal left
-                left -= event in WATCHED
+                reads = event == "open" and given and not int(given[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+                left -= event in WATCHED and not reads
                 if left == 0:
                     left = -1  # a kill is an event too
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -164,7 +168,7 @@ def killed_at_every_step(save: Save, load: Callable[[], int | None]) -> int:
             sync = os.fsync
 
             def fsync(handle: int) -> None:
-                step("open", None)
+                step("open", ())
                 sync(handle)
 
             os.fsync = fsync

@@ -6,15 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from luthier.cli.stopped import NOTHING
 from luthier.core.errors import LuthierError
+from luthier.core.guard import reason
 
 USAGE, INTERRUPTED = 2, 130
-AFTER = {
-    "train": "continue with --resume",
-    "federate": "continue with --resume",
-    "compare": "the same command goes on where it was stopped",
-}
-"""How interrupted commands are continued."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,28 +25,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = bool(os.environ.get("LUTHIER_DEBUG"))
     try:
         with plain_warnings(), quiet_imports():
-            _run(tokens)
+            return _run(tokens)
     except LuthierError as error:
         if debug:
             raise
         tell("error", str(error))
         return USAGE
     except KeyboardInterrupt:
-        tell("stopped", _after_interrupt(tokens))
+        tell("stopped", NOTHING)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return 0
+    except OSError as error:  # of the machine: a full disk, a folder that is closed, a name that is too long
+        if debug:
+            raise
+        tell("error", f"{reason(error)}{f' ({str(error.filename)[:80]})' if error.filename else ''}.")
+        return USAGE
 
 
-def _run(tokens: list[str]) -> None:
+def _run(tokens: list[str]) -> int:
+    from luthier.cli.output import tell
     from luthier.cli.parse import parse
 
-    if (ready := parse(tokens)) is not None:
-        command, given = ready
+    if (ready := parse(tokens)) is None:
+        return 0
+    command, given = ready
+    try:
         command.run(given)
-
-
-def _after_interrupt(tokens: list[str]) -> str:
-    return AFTER.get(tokens[0] if tokens else "", "nothing was written")
+    except KeyboardInterrupt:
+        tell("stopped", command.stopped(given))
+        return INTERRUPTED
+    return 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from luthier.cli.stopped import NOTHING
 from luthier.core.contracts.component import hints
 from luthier.core.contracts.plugins import File, files_in, installed_files
 from luthier.core.errors import LuthierError
@@ -55,6 +56,10 @@ class Command:
     def run(self, given: Given) -> None:
         """Does it. `given` holds the flags set of each dataclass of `settings`."""
         raise NotImplementedError
+
+    def stopped(self, given: Given) -> str:
+        """What is told when it was interrupted."""
+        return NOTHING
 
 
 def commands(wanted: str | None = None) -> dict[str, type[Command]]:

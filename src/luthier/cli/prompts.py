@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
 
 if TYPE_CHECKING:
     from luthier.data import Example
@@ -50,10 +51,8 @@ def variables_of(given: str | None, adapter: str | None) -> dict[str, Any]:
     from luthier.models import Chat
 
     chat = Chat.of(read_adapter(adapter)[1]) if adapter is not None else None
-    try:
+    with guarded("--chat-template-kwargs is not JSON"):
         told = json.loads(given) if given is not None else {}
-    except ValueError as error:
-        raise LuthierError(f"--chat-template-kwargs is not JSON: {error}.") from None
     if not isinstance(told, dict):
         raise LuthierError('--chat-template-kwargs: expected a JSON object, such as {"enable_thinking": false}.')
     return {**(chat.variables if chat else {}), **told}
@@ -78,10 +77,8 @@ def read_prompts(prompts: Sequence[str], file: Path | None, command: str) -> lis
     if prompts:
         return list(prompts)
     if file is not None:
-        try:
+        with guarded(f"cannot read {file}"):
             text = file.expanduser().read_text(encoding="utf-8")
-        except OSError as error:
-            raise LuthierError(f"cannot read {file}: {error.strerror}.") from None
         found = [line for line in text.splitlines() if line.strip()]
     else:
         text = "" if sys.stdin.isatty() else sys.stdin.read().strip()

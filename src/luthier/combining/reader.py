@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from luthier.combining.parameter_refs import parameter_refs
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json
+from luthier.core.guard import guarded
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -46,10 +47,8 @@ class Checkpoint:
     def _add(self, file: Path) -> None:
         if not file.is_file():
             raise LuthierError(f"{file} is missing; {self.folder} holds no whole model in safetensors.")
-        try:
+        with guarded(f"{file} cannot be read"):
             opened = safetensors.safe_open(file, framework="pt")
-        except safetensors.SafetensorError as error:
-            raise LuthierError(f"{file} cannot be read: {error}.") from None
         for name in opened.keys():  # noqa: SIM118
             self._files[name] = opened
             self.shapes[name] = tuple(opened.get_slice(name).get_shape())

@@ -20,6 +20,7 @@ from luthier.comparing.sources import STUDY
 from luthier.comparing.study import Study
 from luthier.comparing.tune import check_tuning
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
 from luthier.training.folder import versions
 
 FREE = ("models", "data", "methods", "seeds", "settings", "timing", "batch", "keep_adapters")
@@ -61,11 +62,9 @@ def _stored(folder: Path) -> dict[str, Any] | None:
     path = folder / STUDY
     if not path.is_file():
         return None
-    try:
+    with guarded(f"{path} is not a study"):
         found = json.loads(path.read_text(encoding="utf-8"))
         found["study"] = Study.from_dict(found["study"]).to_dict()  # what studies of then had no word for
-    except (ValueError, KeyError, TypeError) as error:
-        raise LuthierError(f"{path} is not a study: {error}.") from None
     return found
 
 

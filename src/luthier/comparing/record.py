@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
+from luthier.core.guard import guarded
 
 RUNS, FILE = "runs", "record.json"
 
@@ -151,10 +152,8 @@ def write(values: Any, path: Path) -> None:
 
 def read(path: Path) -> Record:
     """The record in a file."""
-    try:
+    with guarded(f"{path} cannot be read as a run's record"):
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LuthierError(f"{path} cannot be read as a run's record: {error}.") from None
     if not isinstance(values, dict):
         raise LuthierError(f"{path} is not a run's record.")
     try:

@@ -33,6 +33,7 @@ from typing import Any
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import located
+from luthier.core.guard import reason
 from luthier.core.toml import tomllib
 from luthier.methods.choices import Written
 
@@ -169,8 +170,8 @@ def read_study(file: str | Path) -> Study:
         values = json.loads(text)["study"] if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise LuthierError(f"cannot read the study {file}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, ValueError, KeyError, TypeError) as error:
-        raise LuthierError(f"{file} is not a study: {error}.") from None
+    except Exception as error:
+        raise LuthierError(f"{file} is not a study: {reason(error, bare=True)}.") from None
     try:
         return Study.from_dict(values, path.parent)
     except LuthierError as error:

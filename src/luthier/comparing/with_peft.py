@@ -18,6 +18,7 @@ from luthier.measuring.allocation import allocate
 from luthier.models import Loaded
 from luthier.training import metrics
 from luthier.training.context import training_context
+from luthier.training.folder import new_id
 from luthier.training.prepare import Prepared, prepare, processes
 from luthier.training.progress import quiet
 from luthier.training.report import steps_of
@@ -42,7 +43,7 @@ def fit_peft(run: Run, start: Callable[[Any], None] | None = None) -> Fitted:
         wrapped = adapted(run, loaded)
         if start is not None:
             start(wrapped)
-        log = metrics.Metrics(run.folder)
+        log = metrics.Metrics(run.folder, new_id())
         _train(run, prepared, loaded, log)
         adapter = run.folder / "adapter"
         wrapped.save_pretrained(str(adapter), save_embedding_layers=False)

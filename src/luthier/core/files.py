@@ -18,8 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import reason, written
 
 LARGEST_JSON = 32 * 2**20
+LOCK, OWNER = ".owner.lock", ".owner.json"
+"""In a folder while a process works in it (`luthier.core.owner`), and who that is."""
+TRACES = (LOCK, OWNER, f".{OWNER}")
 PATIENCE = 60.0
 """Seconds to wait while another process renames beside a folder, which takes it milliseconds."""
 
@@ -38,6 +42,8 @@ def located(source: str, folder: Path) -> str:
 def must_be_free(out: str | Path) -> Path:
     """The folder `out`, which must not exist yet (or be empty), so that nothing is lost."""
     folder = Path(out).expanduser()
+    with written(str(out)[:80], "Choose another folder (out)."):  # of names that no file system takes
+        folder.exists()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise LuthierError(f"{out} exists and is not empty; name a new folder, or remove it first.")
     return folder
@@ -46,7 +52,10 @@ def must_be_free(out: str | Path) -> Path:
 def free_folder(folder: str | Path, mark: str, what: str) -> Path:
     """The folder, which must be new, empty or hold the file `mark` of an earlier `what`, so that nothing is lost."""
     target = Path(folder).expanduser()
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / mark).exists()):
+    with written(str(folder)[:80], "Choose another folder (out)."):
+        target.exists()
+    held = target.is_dir() and any(path.name not in TRACES for path in target.iterdir())
+    if target.is_file() or (held and not (target / mark).exists()):
         raise LuthierError(f"{target} holds something else than {what}; name a new folder (out).")
     return target
 
@@ -285,8 +294,8 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
         raise
     except FileNotFoundError:
         raise LuthierError(f"{path} does not exist.") from None
-    except (ValueError, RecursionError, OSError) as error:  # of syntax, encoding and numbers of too many digits
-        raise LuthierError(f"{path} cannot be read as JSON ({type(error).__name__}: {error}).") from None
+    except Exception as error:  # of syntax, encoding, nesting and numbers of too many digits
+        raise LuthierError(f"{path} cannot be read as JSON ({reason(error)}).") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -302,9 +311,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def replace_json(path: Path, value: Any) -> None:
-    """`write_json` that is there whole or not at all, under a hidden name until it is on disk."""
+    """`write_json` that is there whole or not at all."""
+    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """A text that is there whole or not at all, under a hidden name until it is on disk."""
     hidden = path.with_name(f".{path.name}")
-    write_json(hidden, value)
+    hidden.write_text(text, encoding="utf-8")
     _sync_folder(hidden)
     os.replace(hidden, path)
     _sync_folder(path.parent)

@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.data.template import Template
+from luthier.data.bad import BadRow
+from luthier.data.template import Template, applied
 
 MARKER = "XqzAnswerMarkerzqX"
 """Stands where an answer would, to see what a template puts around it."""
@@ -54,8 +55,8 @@ def _stop_of(tokenizer: Any, size: int, source: str) -> str:
 
 def _behind(tokenizer: Any, source: str, turns: list[dict[str, str]]) -> str:
     try:
-        text = tokenizer.apply_chat_template(turns, chat_template=source, tokenize=False)
-    except Exception:  # a template that refuses so short a conversation tells nothing
+        text = applied(tokenizer, source, turns, {}, {"chat_template": source, "tokenize": False})
+    except BadRow:  # a template that refuses so short a conversation tells nothing
         return ""
     return text.partition(MARKER)[2].lstrip()
 

@@ -9,14 +9,14 @@ import gzip
 import json
 import lzma
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded, reason
 from luthier.data.records import records
-from luthier.data.table import Numbered, Row, without_nulls
+from luthier.data.table import Numbered, Row, table_rows, without_nulls
 
 
 def read_file(path: Path, split: str) -> tuple[list[tuple[int, Row]], list[tuple[int, str]]]:
@@ -63,14 +63,13 @@ def suffix(path: Path) -> str:
 
 def _bytes(path: Path) -> bytes:
     unpack = PACKED.get(path.suffix.lower())
-    try:
-        found = path.read_bytes() if unpack is None else unpack(path.read_bytes())
+    with guarded(f"{path} cannot be read"):
+        packed = path.read_bytes()
+    with guarded(f"{path} cannot be unpacked"):
+        found = packed if unpack is None else unpack(packed)
+    with guarded(f"{path} begins as UTF-16 and is not UTF-16"):
         wide = found.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Excel's "Unicode text"
         return found.decode("utf-16").encode() if wide else found
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise LuthierError(f"{path} cannot be unpacked: {error}.") from None
-    except UnicodeError as error:
-        raise LuthierError(f"{path} begins as UTF-16 and is none: {error}.") from None
 
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Numbered]]:
@@ -97,8 +96,8 @@ def read_jsonl(path: Path) -> Iterator[Numbered]:
 def _parsed(text: str) -> Row | str:
     try:
         return _row(json.loads(text))
-    except (json.JSONDecodeError, RecursionError) as error:
-        return f"invalid JSON: {error}"
+    except Exception as error:  # also of numbers too long, and of nesting
+        return f"invalid JSON: {reason(error, bare=True)}"
 
 
 def _row(value: Any) -> Row | str:
@@ -118,11 +117,11 @@ def read_json(path: Path, split: str = "train") -> Iterator[Numbered]:
     text = _decode(_bytes(path)).strip()
     try:
         values = json.loads(text) if text else []
-    except (json.JSONDecodeError, RecursionError) as error:
+    except Exception as error:
         if not text.startswith("[") or text.split("\n", 1)[0].rstrip().endswith("]"):
             yield from read_jsonl(path)
             return
-        raise LuthierError(f"{path} is not valid JSON: {error}.") from None
+        raise LuthierError(f"{path} is not valid JSON: {reason(error, bare=True)}.") from None
     if isinstance(values, dict):
         values = _held(path, values, split)
     for number, value in enumerate(values, 1):
@@ -196,12 +195,13 @@ def read_tsv(path: Path) -> Iterator[Numbered]:
 def _headed(path: Path, quoting: Any, delimiter: str = ",") -> tuple[list[str], list[str], int]:
     """(lines, header, place of the line after it)."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = [line.rstrip("\r") + "\n" for line in _decode(_bytes(path)).split("\n")]
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-    try:
+    text = _decode(_bytes(path))
+    if "\n" not in text:  # lines that end as they once did on a Macintosh
+        text = text.replace("\r", "\n")
+    lines = [line.rstrip("\r") + "\n" for line in text.split("\n")]
+    with guarded(f"{path}: the header is malformed"):
+        reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
         header = [name.strip() for name in next(reader, [])]
-    except csv.Error as error:
-        raise LuthierError(f"{path}: the header is malformed: {error}.") from None
     if len(set(header)) < len(header):
         raise LuthierError(f"{path}: a column occurs twice in the header {header}.")
     return lines, header, reader.line_num
@@ -219,12 +219,10 @@ def read_parquet(path: Path) -> Iterator[Numbered]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
+    with guarded(f"{path} is not a readable Parquet file"):
         table = pyarrow.parquet.ParquetFile(path).read()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise LuthierError(f"{path} is not a readable Parquet file: {error}.") from None
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield number, {column: without_nulls(value) for column, value in row.items()}
+    for number, row in enumerate(table_rows(table), 1):
+        yield number, row if isinstance(row, str) else {key: without_nulls(value) for key, value in row.items()}
 
 
 READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
+from luthier.core.guard import guarded
 from luthier.data.files import READERS, read_file, suffix
 from luthier.data.splits import listed, of_split, split_of
 from luthier.data.table import Row, Table
@@ -103,10 +104,8 @@ def _card(folder: Path) -> dict[str, Any]:
         return {}
     import yaml
 
-    try:
+    with guarded(f"{path}: what stands between its --- lines is not YAML"):
         found = yaml.safe_load(head[1])
-    except yaml.YAMLError as error:
-        raise LuthierError(f"{path}: what stands between its --- lines is not YAML: {error}.") from None
     return found if isinstance(found, dict) else {}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from luthier.core.errors import LuthierError, near
+from luthier.core.guard import guarded
 
 if TYPE_CHECKING:
     from luthier.data.table import Table
@@ -66,7 +67,7 @@ def _parse(source: str) -> tuple[str, dict[str, Any]]:
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -100,7 +101,5 @@ def _create(source: str, task: str, settings: dict[str, Any]) -> Any:
             )
     import reasoning_gym
 
-    try:
+    with guarded(f"{source}: {task} refuses these settings"):
         return reasoning_gym.create_dataset(task, **settings)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise LuthierError(f"{source}: {task} refuses these settings: {error}.") from None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
 
 if TYPE_CHECKING:
     from luthier.data.table import Table
@@ -19,19 +20,19 @@ def read_hub(source: str, split: str) -> Table:
     configuration or split.
     """
     import datasets
-    from datasets.exceptions import DatasetNotFoundError
 
     name, _, rest = source.partition(":")
     config, _, named = rest.partition(":")
     split = named or split
     try:
         data: Any = datasets.load_dataset(name, config or None, split=split)
-    except (DatasetNotFoundError, OSError, ValueError, ImportError) as error:
+    except Exception as error:
         raise LuthierError(
             f"{source!r} is not a file here, and as a hub data set {name!r} (configuration {config or 'default'}, "
             f"split {split}) it cannot be loaded: {_first_line(error)} Without a network, give the path of a file."
         ) from None
-    return _table(data)
+    with guarded(f"the rows of {source} cannot be read"):
+        return _table(data)
 
 
 def read_saved(folder: Path, split: str) -> Table:
@@ -42,12 +43,13 @@ def read_saved(folder: Path, split: str) -> Table:
 
     try:
         data: Any = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise LuthierError(f"{folder} is not a readable folder of save_to_disk: {_first_line(error)}") from None
     if isinstance(data, datasets.DatasetDict):
         splits = {split_of(str(name), whole=True) or str(name): name for name in data}
         data = data[splits[of_split(str(folder), split, splits)]]
-    return _table(data)
+    with guarded(f"the rows of {folder} cannot be read"):
+        return _table(data)
 
 
 def _table(data: Any) -> Table:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.checks import shown
 from luthier.core.contracts.example import Example, Examples, fingerprint, last_answer
 from luthier.core.errors import LuthierError, near
+from luthier.core.guard import guarded
 from luthier.data.bad import BadRow, refuse
 from luthier.data.columns import mapping, renamed, unread
 from luthier.data.gym import OFFSETS
@@ -138,7 +141,8 @@ def _parse(table: Table, layout: Layout, columns: Sequence[str]) -> tuple[list[E
     bad: Bad = []
     for number, row in table.rows:
         try:
-            fields = layout.parse(row, table.folder)
+            with guarded("it cannot be read as a row", BadRow):
+                fields = layout.parse(row, table.folder)
         except BadRow as reason:
             bad.append((number, str(reason)))
         else:
@@ -162,8 +166,8 @@ def _label(
     for example in rows:
         try:
             good.append(dataclasses.replace(example, label=convert(example.label)))
-        except (ValueError, IndexError):
-            bad.append((example.row, f"label {example.label!r} does not fit {task}"))
+        except (ValueError, IndexError, OverflowError):
+            bad.append((example.row, f"label {shown(example.label)} does not fit {task}"))
     if task == "regression":
         return good, None, task, bad
     return good, classes or _ordered({str(e.label) for e in good}), task, bad
@@ -222,9 +226,12 @@ def _class_name(classes: list[str] | None, whole: bool) -> Callable[[Any], str]:
     return name
 
 
+WHOLE = re.compile(r"-?\d{1,18}")
+
+
 def _ordered(names: set[str]) -> list[str]:
     """Class names by number when all are whole numbers, else alphabetically."""
-    if all(name.lstrip("-").isdecimal() for name in names):
+    if all(WHOLE.fullmatch(name) for name in names):
         return sorted(names, key=int)
     return sorted(names)
 

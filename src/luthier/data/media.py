@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import wave
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.contracts.example import Example
 from luthier.core.errors import LuthierError
+from luthier.core.files import sha256
+from luthier.core.guard import guarded, reason
 from luthier.data.bad import BadRow, named
 
 if TYPE_CHECKING:
@@ -37,15 +41,35 @@ def image_features(example: Example, processor: Any) -> dict[str, Any]:
     import numpy as np
 
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError:
         raise LuthierError("images need pillow: pip install 'luthier[vision]'.") from None
     try:
         picture = example.image if isinstance(example.image, Image.Image) else Image.open(_stream(example.image))
         out = processor(images=picture.convert("RGB"), return_tensors="np")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BadRow(f"unreadable image: {error}") from None
+    except BadRow:
+        raise
+    except Exception as error:
+        raise BadRow(f"unreadable image: {reason(error, bare=True)}") from None
     return {"pixel_values": np.asarray(out["pixel_values"][0])}
+
+
+def media_digest(rows: Iterable[Example]) -> str | None:
+    """SHA-256 over the files that the rows name as pictures and sounds, in order; None where they name none.
+
+    What lies in the rows themselves is in their fingerprint.
+    """
+    files = [path for row in rows for value in (row.image, row.audio) if (path := _file(value)) is not None]
+    digest = hashlib.sha256()
+    for path in files:
+        with guarded(f"{path} cannot be read"):
+            digest.update(sha256(path).encode())
+    return digest.hexdigest() if files else None
+
+
+def _file(value: Any) -> Path | None:
+    named = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
+    return Path(named) if isinstance(named, str | Path) and Path(named).is_file() else None
 
 
 def _stream(value: Any) -> Any:
@@ -63,7 +87,8 @@ def audio_features(example: Example, extractor: Any) -> dict[str, Any]:
     """As `encode_audio`, raising `BadRow`."""
     import numpy as np
 
-    samples, rate = _sound(example.audio)
+    with guarded("unreadable audio", BadRow):
+        samples, rate = _sound(example.audio)
     if not samples.size:
         raise BadRow("an audio file without samples")
     samples = resample(samples, rate, extractor.sampling_rate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from luthier.core.errors import LuthierError, near
+from luthier.core.guard import guarded
 from luthier.data.files import READERS, read_file, suffix
 from luthier.data.table import Table
 
@@ -26,12 +27,14 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
         from luthier.data.mix import read_mix
 
         return read_mix(source, lambda each: read(each, split, limit, seed))
-    path, _, config = _parted(source)
-    if path.is_dir():
+    with guarded(f"no data {source[:80]}"):  # of names that no file system takes
+        path, _, config = _parted(source)
+        there = path.is_dir(), path.is_file()
+    if there[0]:
         from luthier.data.folder import read_folder
 
         return read_folder(path, config, split or "train")
-    if path.is_file():
+    if there[1]:
         good, bad = read_file(path, split or "train")
         return Table(good, bad, path.parent)
     if _looks_like_path(source):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from luthier.core.guard import reason
 
 Row = dict[str, Any]
 
@@ -44,6 +47,28 @@ def with_class_names(row: Row, table: Table) -> Row:
         if isinstance(label, int) and 0 <= label < len(names):
             found[column] = names[label]
     return found
+
+
+BLOCK = 1024
+"""Rows of an Arrow table that become Python's at a time."""
+
+
+def table_rows(table: Any) -> Iterator[Row | str]:
+    """The rows of an Arrow table; of one that Python cannot hold (a date behind the year 9999, bytes that are no
+    text), the reason."""
+    for start in range(0, table.num_rows, BLOCK):
+        block = table.slice(start, BLOCK)
+        try:
+            yield from block.to_pylist()
+        except Exception:
+            yield from (_row(block, index) for index in range(block.num_rows))
+
+
+def _row(block: Any, index: int) -> Row | str:
+    try:
+        return block.slice(index, 1).to_pylist()[0]
+    except Exception as error:
+        return f"it holds a value that cannot be read: {reason(error)}"
 
 
 def without_nulls(value: Any) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.core.contracts.example import Example, Message
+from luthier.core.guard import reason
 from luthier.data.bad import BadRow
 from luthier.data.messages import THOUGHTS, calls_of, thought_of
 
@@ -57,7 +58,7 @@ class Template:
         """The template itself."""
         try:
             return self.tokenizer.get_chat_template(self.name, self.tools)
-        except ValueError as error:
+        except Exception as error:
             raise BadRow(f"the tokenizer's chat templates do not fit this row: {error}") from None
 
     def less(self, **changes: Any) -> Template:
@@ -89,18 +90,30 @@ class Template:
         )
 
     def _apply(self, messages: list[Message], **how: Any) -> Any:
-        from jinja2.exceptions import TemplateError
-
-        given = {"tools": self.tools, "documents": self.documents, "chat_template": self.name}
+        given = {"tools": self.tools, "documents": self.documents}
         heard = [_heard(message, self.source) for message in messages]
-        try:
-            return self.tokenizer.apply_chat_template(heard, **given, **how, **self.variables)
-        except (TemplateError, TypeError, LookupError, ValueError, AttributeError) as error:
-            raise BadRow(f"the chat template refuses this conversation: {error}") from None
+        return applied(
+            self.tokenizer, self.source, heard, {**given, **self.variables}, {"chat_template": self.name, **how}
+        )
 
     def unread(self) -> list[str]:
         """Variables of the row that the template never reads."""
         return sorted(set(self.variables) - _variables(self.source))
+
+
+def applied(tokenizer: Any, source: str, turns: list[Message], variables: dict[str, Any], how: dict[str, Any]) -> Any:
+    """What a tokenizer's chat template makes of turns, within the bounds of `luthier.data.bounded`; raises `BadRow`."""
+    from luthier.data.bounded import TooMuch, check_bounds
+
+    said = [{key: value for key, value in turn.items() if value is not None} for turn in turns]
+    prompt = {"add_generation_prompt": how.get("add_generation_prompt", False)}
+    try:
+        check_bounds(source, {**tokenizer.special_tokens_map, **variables, **prompt, "messages": said})
+        return tokenizer.apply_chat_template(turns, **how, **variables)
+    except TooMuch as error:
+        raise BadRow(f"the chat template is refused: {error}") from None
+    except Exception as error:  # of a template, or of what a row gives it: it may raise whatever it likes
+        raise BadRow(f"the chat template refuses this conversation: {reason(error, bare=True)}") from None
 
 
 def _heard(message: Message, source: str) -> Message:
@@ -122,10 +135,10 @@ def _reserved(cls: type) -> frozenset[str]:
 @functools.lru_cache(maxsize=64)
 def _variables(source: str) -> frozenset[str]:
     """Every name that a template reads from outside."""
-    from jinja2 import Environment, TemplateError, meta
+    from jinja2 import Environment, meta
 
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(TRACKED.sub("", source))
         return frozenset(meta.find_undeclared_variables(tree))
-    except TemplateError:  # rendering will say what is wrong with it
+    except Exception:  # rendering will say what is wrong with it
         return frozenset(re.findall(r"\w+", source))

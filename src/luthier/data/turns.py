@@ -70,7 +70,7 @@ def decoded(value: Any) -> Any:
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return _literal(value)
     return value
 
@@ -207,7 +207,7 @@ def _arguments(value: Any, what: str) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             raise BadRow(f"{what}: the arguments of a call are not valid JSON: {value[:60]!r}") from None
     if not isinstance(value, dict):
         raise BadRow(f"{what}: the arguments of a call are {kind(value)}, expected an object")

@@ -70,6 +70,7 @@ def carry_out(
     """`federate`, for parts that are made."""
     from rich.console import Console
 
+    from luthier.core.owner import owned
     from luthier.federating import folder as folders
     from luthier.federating.command import command
     from luthier.federating.prepare import overview, planned
@@ -77,7 +78,8 @@ def carry_out(
     from luthier.training.progress import quiet
 
     folder, console = folders.claim(run.out, resume, overwrite), Console(stderr=True, quiet=not progress)
-    with quiet():
+    with quiet(), owned(folder):
+        folders.claim(run.out, resume, overwrite)  # again, now that nobody else is in it
         plan = planned(run, method, federation)
         folders.begin(folder, {**plan.to_dict(), "command": command(run, method, federation)}, overwrite)
         console.print(plan.title, overview(plan), sep="\n", highlight=False)

@@ -17,6 +17,7 @@ from luthier.core.contracts.import_ import Found, Source
 from luthier.core.contracts.site import Sites
 from luthier.core.errors import LuthierError
 from luthier.core.files import must_be_free
+from luthier.core.guard import guarded
 from luthier.core.sites.renaming import nearest
 from luthier.core.sites.select import select
 from luthier.core.storage.store import SPEC, save
@@ -48,7 +49,8 @@ def import_adapter(
     reader = source_of(source_folder, source)
     if (state := find_state(base)) and name in adapter_names(state):
         raise LuthierError(f"an adapter named {name!r} is attached already; give the new one another name.")
-    found = reader.read(source_folder, base)
+    with guarded(f"{source_folder} cannot be read as {reader.name()} would"):
+        found = reader.read(source_folder, base)
     if not any(each.tensors for each in found):
         raise LuthierError(f"{source_folder} holds no tensors to import.")
     components = [_part(each, base, name, source_folder) for each in found]
@@ -62,7 +64,8 @@ def import_adapter(
 
     place(base, components, start)
     try:
-        evidence = {"imported": reader.evidence(source_folder), **(measured or {})}
+        with guarded(f"{source_folder} cannot be read as {reader.name()} would"):
+            evidence = {"imported": reader.evidence(source_folder), **(measured or {})}
         saved = save(base, target, name, base=base_name, measured=evidence, base_license=licence_of(base_name or ""))
     finally:
         detach(base, name)

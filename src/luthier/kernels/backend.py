@@ -98,7 +98,7 @@ def chosen() -> str:
     machine = " ".join(map(str, (_processor(), torch.get_num_threads(), torch.__version__)))
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except Exception:
         known = {}
     if known.get(machine) not in PRODUCTS:
         known = {**known, machine: fastest(timings())}

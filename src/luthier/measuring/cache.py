@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 from safetensors.torch import load_file, save_file
 
 from luthier.core.files import cache_root
@@ -32,7 +31,7 @@ def read(key: str) -> Measured | None:
     """The result, or None where there is none, or none that can be read."""
     try:
         held = load_file(folder() / f"{key}.safetensors")
-    except (OSError, safetensors.SafetensorError):
+    except Exception:
         return None
     found: Measured = {}
     for name, tensor in held.items():

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from luthier.core.contracts.component import find, hints, names
 from luthier.core.contracts.plugins import installed_folders, plugin_folders
 from luthier.core.errors import LuthierError, near
+from luthier.core.guard import guarded
 from luthier.core.toml import tomllib
 from luthier.methods.choices import CHOICES, COMPONENTS, Written, example
 
@@ -81,14 +82,14 @@ def read_recipe(name: str) -> Recipe:
     """The recipe of this name, or in this .toml file. Raises `LuthierError` on anything that does not fit."""
     files = recipe_files()
     path = files.get(name, Path(name).expanduser())
-    if not path.is_file():
+    with guarded(f"no recipe {name[:80]!r}"):
+        there = path.is_file()
+    if not there:
         raise LuthierError(
             f"no recipe {name!r}{near(name, files)} There are: {', '.join(files)}; or give a .toml file."
         )
-    try:
+    with guarded(f"{path} is not valid TOML"):
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LuthierError(f"{path} is not valid TOML: {error}.") from None
     return _checked(path, values)
 
 

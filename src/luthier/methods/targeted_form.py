@@ -10,6 +10,7 @@ from typing import Any
 from luthier.core.contracts.component import check_type, find
 from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError, near
+from luthier.core.guard import reason
 from luthier.core.toml import tomllib
 
 KEYS = ("method", "where", "form")
@@ -66,9 +67,10 @@ def read_targeted_forms(text: str) -> tuple[TargetedForm, ...]:
     """The forms of `[{method = …, where = …, form = {…}}, …]`; one table may stand without brackets."""
     try:
         found = tomllib.loads(f"also = {text}")["also"]
-    except tomllib.TOMLDecodeError as error:
+    except Exception as error:
         raise LuthierError(
-            f'{text!r} is not a list of forms: {error}. Write [{{method = "bottleneck", where = "output(mlp)", '
+            f"{text[:200]!r} is not a list of forms: {reason(error, bare=True)}. Write "
+            '[{method = "bottleneck", where = "output(mlp)", '
             "form = {dim = 512}}]."
         ) from None
     return tuple(map(TargetedForm.from_dict, found if isinstance(found, list) else [found]))

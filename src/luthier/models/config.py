@@ -39,7 +39,7 @@ def _told(name: str, wanted: str) -> Iterator[None]:
         yield
     except LuthierError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise LuthierError(f"could not read {wanted} of {name!r}: {reason}") from error
 

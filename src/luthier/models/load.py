@@ -185,13 +185,11 @@ def _choice(what: str, value: str, known: Any) -> None:
 @contextmanager
 def _told(name: str, path: Path | str, task: str) -> Iterator[None]:
     """Makes a `LuthierError` of what transformers raises for a model that does not load or fit."""
-    from safetensors import SafetensorError
-
     try:
         yield
     except LuthierError:
         raise
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" …").rstrip(".")
         if isinstance(path, str):
             hint = f"{name} was taken for a hub id, as no such folder exists: check it there."

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from luthier.core.errors import LuthierError, near
+from luthier.core.guard import guarded
 from luthier.models.cache import commit
 from luthier.models.catalogue import catalogue
 from luthier.models.fetch import convert, fetch, sha256
@@ -24,7 +25,9 @@ def resolve(name: str, progress: bool = True) -> Path | str:
     names.
     """
     path = Path(name).expanduser()
-    if (path / "config.json").is_file():
+    with guarded(f"no model {name[:80]!r}"):  # of names that no file system takes
+        there = (path / "config.json").is_file()
+    if there:
         return path
     if path.suffix == ".gguf":
         return converted(path, progress)

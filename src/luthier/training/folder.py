@@ -1,4 +1,4 @@
-"""The run folder: whether it may be used, and `run.json`, which stores the specification of the run."""
+"""The run folder: its owner, whether it may be used, and `run.json`, which stores the specification of the run."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import datetime
 import hashlib
 import json
 import os
-import shutil
+import secrets
 import warnings
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import discard, read_json, replace_json
+from luthier.core.files import TRACES, read_json, replace_json
+from luthier.core.guard import written
 from luthier.core.version import __version__
+from luthier.data.media import media_digest
 from luthier.training.prepare import Prepared, processes
+from luthier.training.replace import replaced, settle
 from luthier.training.spec import Run
 
 SPEC = "run.json"
-OWN = ("checkpoints", "adapter", "metrics.jsonl", "loss.png", "README.md", SPEC)
-"""What a run writes into its folder; the record goes last when a run is removed."""
+RESUMED = "resumed"
+"""Where the record lists when the run was gone on with, from which step, under which versions."""
+MAY_CHANGE = ("keep", "save_every", "cpu_backend")
+"""Settings of training that a resumed run takes as they are given now."""
 EVERY = "2:"
 """Starts the fingerprint of a base of which every tensor counted."""
 
@@ -27,12 +32,14 @@ EVERY = "2:"
 def claim(run: Run, resume: bool, overwrite: bool) -> bool:
     """Whether the folder holds a run to go on with; raises if it cannot be used. Changes nothing yet."""
     folder = run.folder
+    with written(str(folder)[:80], "Choose another folder (out)."):  # of names that no file system takes
+        folder.exists()
     if resume and overwrite:
         raise LuthierError("resume goes on with a run and overwrite starts anew; choose one.")
     if folder.exists() and not folder.is_dir():
         raise LuthierError(f"{folder} is a file; choose a folder for the run (out).")
     there = holds_run(folder)
-    if not there and folder.exists() and any(path.name != f".{SPEC}" for path in folder.iterdir()):
+    if not there and folder.exists() and any(path.name not in (f".{SPEC}", *TRACES) for path in folder.iterdir()):
         raise LuthierError(f"{folder} holds files and no run ({SPEC} is not there); choose another folder (out).")
     if there and resume:
         same_run(run, read_run(folder))
@@ -51,14 +58,6 @@ def holds_run(folder: Path) -> bool:
     return (folder / SPEC).is_file()
 
 
-def remove(folder: Path) -> None:
-    """Removes what an earlier run wrote, and nothing else; of a folder that is a link, the link."""
-    discard(folder / "adapter")  # and what a kill left of it, which would be taken for the new run's
-    for name in OWN:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-
-
 def read_run(folder: str | Path) -> Run:
     """The run that a folder holds, to be resumed or repeated; its `out` is that folder."""
     record = read_record(Path(folder))
@@ -73,8 +72,22 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def new_id() -> str:
+    """The id of a new run, which its checkpoints and metrics carry too."""
+    return secrets.token_hex(8)
+
+
+def ids_of(record: dict[str, Any]) -> tuple[str | None, ...]:
+    """The ids that a run's checkpoints may carry, the run's own first. Runs of Luthier 0.1 had none: theirs is made of
+    what they were started with, and their older checkpoints go without."""
+    if (own := record.get("id")) is not None:
+        return (str(own),)
+    lasting = {key: record.get(key) for key in ("created", "run", "data", "base")}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16], None
+
+
 def same_run(run: Run, stored: Run) -> None:
-    """Raises unless both are the same run; only their folder may differ in name."""
+    """Raises unless both are the same run; only their folder may differ in name, and settings in `MAY_CHANGE`."""
     differing = _differences(_that_counts(run), _that_counts(stored))
     if differing:
         raise LuthierError(
@@ -86,7 +99,8 @@ def same_run(run: Run, stored: Run) -> None:
 def _that_counts(run: Run) -> dict[str, Any]:
     """What a run is told by: the calibration only where something is measured, under the seed that it has in effect."""
     found = run.calibration.seeded(run.training.seed).to_dict() if run.measures else None
-    return run.to_dict() | {"calibration": found}
+    training = {key: value for key, value in run.training.to_dict().items() if key not in MAY_CHANGE}
+    return run.to_dict() | {"calibration": found, "training": training}
 
 
 def _differences(new: dict[str, Any], old: dict[str, Any], prefix: str = "") -> list[str]:
@@ -106,6 +120,7 @@ def record(
     """What `run.json` keeps: the resolved run, what it stands on, and what its ranks follow from."""
     held = prepared.held
     return {
+        "id": new_id(),
         "run": run.to_dict(),
         "resolved": {"lr": run.lr, "where": run.where or run.form.where, "task": prepared.task, "steps": steps},
         "processes": processes(),
@@ -115,6 +130,7 @@ def record(
             "skipped": len(prepared.examples.skipped),
             "eval_rows": len(prepared.evaluation),
             "eval_fingerprint": held.fingerprint if held else None,
+            "media": media_digest([*prepared.examples.rows, *(held.rows if held else [])]),
             **prepared.selected,
         },
         "tokens": tokens_of(prepared),
@@ -171,7 +187,8 @@ def versions() -> dict[str, str]:
 def check_same_inputs(folder: Path, new: dict[str, Any], model: Any) -> None:
     """Raises if data, base or number of processes are no longer those that the run was started with."""
     old = read_record(folder)
-    if new["data"] != old["data"]:
+    known = {"media": new["data"]["media"]} if "media" not in old["data"] else {}
+    if new["data"] != {**old["data"], **known}:
         raise LuthierError(
             f"{new['run']['data']} has changed since the run in {folder} was started, so it cannot be resumed; "
             "start anew (overwrite, or another out)."
@@ -189,10 +206,55 @@ def check_same_inputs(folder: Path, new: dict[str, Any], model: Any) -> None:
         raise LuthierError(
             f"{new['run']['model']} is not the base that the run in {folder} was started with: its weights differ."
         )
+    if known.get("media"):
+        warnings.warn(
+            f"the run in {folder} was started by an older Luthier, which did not look into pictures and sounds; "
+            "whether they are the same is not known.",
+            stacklevel=3,
+        )
+    tell_versions(folder, new["versions"], old)
+
+
+def tell_versions(folder: Path, here: dict[str, str], old: dict[str, Any]) -> None:
+    """Warns where a run goes on under other versions than it last ran under: its figures may then differ."""
+    before = (old.get(RESUMED) or [old])[-1]["versions"]
+    changed = [f"{name} {before.get(name)} (here {here[name]})" for name in here if before.get(name) != here[name]]
+    if changed:
+        warnings.warn(
+            f"the run in {folder} last ran under {', '.join(changed)}; it goes on, but its losses may no longer be "
+            "those that it would have had.",
+            stacklevel=4,
+        )
+
+
+def note_resumed(folder: Path, step: int, new: dict[str, Any]) -> None:
+    """Adds to the record when a run was gone on with, where, and under what."""
+    old = read_record(folder)
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    may = {key: new["run"]["training"][key] for key in MAY_CHANGE}
+    entry = {"at": now, "step": step, "versions": new["versions"], **may}
+    replace_json(folder / SPEC, old | {RESUMED: [*old.get(RESUMED, []), entry]})
 
 
 def begin(folder: Path, values: dict[str, Any]) -> None:
-    """Starts a run in its folder: what an earlier one wrote goes, and `run.json` comes, in one move."""
+    """Starts a run in its folder: `run.json` comes, and with that what an earlier run wrote is gone, or nothing is."""
     folder.mkdir(parents=True, exist_ok=True)
-    remove(folder)
-    replace_json(folder / SPEC, values)
+    try:
+        with replaced(folder, _id_there(folder)):
+            replace_json(folder / SPEC, values)
+    except BaseException:
+        mend(folder)
+        raise
+
+
+def mend(folder: Path) -> None:
+    """Undoes or finishes what a killed process had begun to replace in a run folder."""
+    settle(folder, _id_there(folder))
+
+
+def _id_there(folder: Path) -> str | None:
+    """The id of the run in a folder; None where there is none, or a damaged record."""
+    try:
+        return ids_of(read_record(folder))[0] if holds_run(folder) else None
+    except LuthierError:
+        return None

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+
+from luthier.core.guard import guarded, written
+from luthier.training.checkpoint import GO_ON
 
 FILE = "metrics.jsonl"
 NAMES = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm", "eval_loss": "eval_loss"}
@@ -15,15 +19,27 @@ NAMES = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm", "eval_
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics; a last line cut short by a kill is left out."""
+    """The lines of a run's metrics; a last line cut short by a kill or a full disk is left out.
+
+    Raises `LuthierError` for a line that is damaged.
+    """
     path = folder / FILE
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    with guarded(f"{path} cannot be read"):
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+    return [_line(path, number, text) for number, text in enumerate(lines[:-1], 1)]
 
 
-def cut(folder: Path, step: int) -> None:
-    """Drops the lines after `step`; a resumed run writes them anew."""
-    kept = [line for line in read(folder) if line["step"] <= step]
+def _line(path: Path, number: int, text: str) -> dict[str, Any]:
+    with guarded(f"{path}, line {number}, is damaged"):
+        made = json.loads(text)
+        if not (isinstance(made, dict) and type(made.get("step")) is int):
+            raise ValueError("it is no object with a step")
+        return made
+
+
+def cut(folder: Path, step: int, runs: Collection[str | None]) -> None:
+    """Drops the lines after `step`, which a resumed run writes anew, and those of another run than these (ids)."""
+    kept = [line for line in read(folder) if line["step"] <= step and line.get("run") in runs]
     text = "".join(json.dumps(line) + "\n" for line in kept)
     temporary = folder / f".{FILE}"
     temporary.write_text(text, encoding="utf-8")
@@ -31,11 +47,12 @@ def cut(folder: Path, step: int) -> None:
 
 
 class Metrics(TrainerCallback):
-    """Writes `{"step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "seconds"}` a step, and
-    `{"step", "epoch", "eval_loss", "seconds"}` an evaluation. `seconds` leaves interruptions out."""
+    """Writes `{"step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "seconds", "run"}` a step, and
+    `{"step", "epoch", "eval_loss", "seconds", "run"}` an evaluation. `seconds` leaves interruptions out; `run` is the
+    run's id."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, run: str) -> None:
+        self.folder, self.run = folder, run
         self.trainer: Any = None
         """Whose tokens are counted; set once it is there."""
 
@@ -56,5 +73,6 @@ class Metrics(TrainerCallback):
             kept["tokens_per_second"] = round((self.trainer.tokens - self.tokens) / max(now - self.last, 1e-9), 1)
         self.last, self.tokens = now, self.trainer.tokens
         line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **kept}
-        with open(self.folder / FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line | {"seconds": round(now - self.start, 3)}) + "\n")
+        line |= {"seconds": round(now - self.start, 3), "run": self.run}
+        with written(str(self.folder / FILE), GO_ON), open(self.folder / FILE, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

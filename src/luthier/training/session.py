@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +14,9 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from luthier import data, models
 from luthier.core.adapters.shard import shard
 from luthier.core.errors import LuthierError, near
+from luthier.core.files import replace_text
+from luthier.core.guard import written
+from luthier.core.owner import owned
 from luthier.core.storage import store
 from luthier.data.encode import labels_in_order
 from luthier.models import Loaded, licence_of
@@ -21,15 +24,17 @@ from luthier.training import folder as folders
 from luthier.training import metrics
 from luthier.training.attachment import attach_all
 from luthier.training.card import card
-from luthier.training.checkpoint import newest, step_of
+from luthier.training.checkpoint import GO_ON, Checkpoint, newest
 from luthier.training.command import command
 from luthier.training.context import training_context
 from luthier.training.estimate import estimate
 from luthier.training.join import join
+from luthier.training.moments import ByTheClock
 from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
 from luthier.training.prepare import Prepared, is_main, prepare, processes
 from luthier.training.progress import quiet, shown
+from luthier.training.replace import beside
 from luthier.training.report import Plan, overview, plan_of, steps_of
 from luthier.training.result import Result
 from luthier.training.sparse import sparsify
@@ -56,14 +61,23 @@ class Session:
         check_services(run.training.report_to)
         check_processes(run)
         join()
-        goes_on = folders.claim(run, resume, overwrite) if is_main() else resume and folders.holds_run(run.folder)
+        if not is_main():
+            return self.work(resume, resume and folders.holds_run(run.folder))
+        folders.claim(run, resume, overwrite)
+        with owned(run.folder):
+            folders.mend(run.folder)
+            return self.work(resume, folders.claim(run, resume, overwrite))  # again, now that nobody else is in it
+
+    def work(self, resume: bool, goes_on: bool) -> Result:
+        """The run, in a folder that is this process's own."""
+        run = self.run
         if resume and not goes_on:
             self.console.print(f"{run.folder} holds no run yet: starting from the beginning.", highlight=False)
         with quiet():
             prepared = prepare(run)
             set_seed(run.training.seed)  # new heads, the form's start
             loaded = load(run, prepared)
-            begun = goes_on and newest(run.folder / "checkpoints") is not None  # else it is initialised again
+            begun = goes_on and self.newest() is not None  # else it is initialised again
             known = folders.read_record(run.folder)["measured"] if begun else None
             evidence = attach_all(run, loaded, prepared, self.console, known)
             return self.fit(prepared, loaded, evidence, goes_on)
@@ -84,36 +98,45 @@ class Session:
                     self.console.print(line, markup=False, highlight=False, soft_wrap=True)
                 self.console.print(overview(run, prepared, model, plan, memory), highlight=False)
             record = folders.record(run, prepared, model, command(run), plan.steps, evidence)
-            checkpoint = self.start(record, goes_on, model)
+            checkpoint, run_id = self.start(record, goes_on, model)
             with shown(self.console, plan.steps) as callbacks:
-                log = metrics.Metrics(run.folder)
+                log = metrics.Metrics(run.folder, run_id)
+                callbacks += [] if run.training.save_every else [ByTheClock()]
                 args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
                 if run.training.shard:
                     shard(model)
                 shifted = prepared.task == "causal-lm"
-                trainer = Trainer(run, model, args, (features[0], features[1]), collator, shifted, [log, *callbacks])
+                rows = features[0], features[1]
+                trainer = Trainer(run, model, args, rows, collator, shifted, [log, *callbacks], run_id)
                 log.trainer = trainer
-                if checkpoint is not None and step_of(checkpoint) >= plan.steps:
-                    trainer.restore(checkpoint)
+                if checkpoint is not None and checkpoint.step >= plan.steps:
+                    trainer.restore(checkpoint.folder)
                 else:
-                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                    trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
                 trainer.accelerator.wait_for_everyone()
         return self.finish(prepared, loaded, plan, record)
 
-    def start(self, record: dict[str, Any], goes_on: bool, model: Any) -> Path | None:
-        """Writes the record of a new run, or finds where an old one goes on."""
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint of the run in the folder."""
+        return newest(self.run.folder / "checkpoints", folders.ids_of(folders.read_record(self.run.folder)))
+
+    def start(self, record: dict[str, Any], goes_on: bool, model: Any) -> tuple[Checkpoint | None, str]:
+        """Writes the record of a new run, or finds where an old one goes on; with the run's id."""
         folder = self.run.folder
         if not goes_on:
             if is_main():
-                folders.begin(folder, record)
-            return None
+                with written(str(folder)):
+                    folders.begin(folder, record)
+            return None, record["id"]
         folders.check_same_inputs(folder, record, model)
-        checkpoint = newest(folder / "checkpoints")
-        step = step_of(checkpoint) if checkpoint else 0
+        ids, checkpoint = folders.ids_of(folders.read_record(folder)), self.newest()
+        step = checkpoint.step if checkpoint else 0
         if is_main():
-            metrics.cut(folder, step)
+            with written(str(folder), GO_ON):
+                metrics.cut(folder, step, ids)
+                folders.note_resumed(folder, step, record)
         self.console.print(f"going on after step {step}" if step else "no whole checkpoint: from the beginning")
-        return checkpoint
+        return checkpoint, str(ids[0])
 
     def finish(self, prepared: Prepared, loaded: Loaded, plan: Plan, record: dict[str, Any]) -> Result:
         """Saves the adapter with its card, draws the curve."""
@@ -124,8 +147,9 @@ class Session:
         seconds = lines[-1]["seconds"] if lines else 0.0
         text = card(run, prepared, plan, lines, record)
         if is_main():
-            (run.folder / "README.md").write_text(text, encoding="utf-8")
-            plot(lines, run.folder / PLOT, f"{run.model}, {run.form.name()}, {run.data}")
+            with written(str(run.folder), GO_ON):
+                replace_text(run.folder / "README.md", text)
+                plot(lines, run.folder / PLOT, f"{run.model}, {run.form.name()}, {run.data}")
         measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
         measured |= {"eval_loss": evals[-1]} if evals else {}
         measured |= {"task": prepared.task, "labels": prepared.examples.labels}
@@ -135,16 +159,17 @@ class Session:
         if run.update.sparse:
             sparsify(loaded.model, run.name)
         if is_main() or run.training.shard:  # of a sharded base, every process holds a part
-            store.save(
-                loaded.model,
-                run.folder / "adapter",
-                run.name,
-                base=run.model,
-                measured=measured,
-                card=text,
-                license=run.license,
-                base_license=licence_of(run.model),
-            )
+            with beside(run.folder) if is_main() else nullcontext():
+                store.save(
+                    loaded.model,
+                    run.folder / "adapter",
+                    run.name,
+                    base=run.model,
+                    measured=measured,
+                    card=text,
+                    license=run.license,
+                    base_license=licence_of(run.model),
+                )
         return Result(
             adapter=run.folder / "adapter",
             folder=run.folder,

@@ -48,7 +48,8 @@ class Training:
     eval_every: int | None = None
     """Steps between evaluations. Default: a tenth of the run."""
     save_every: int | None = None
-    """Steps between checkpoints. Default: a tenth of the run."""
+    """Steps between checkpoints. Default: a tenth of the run; the first comes after a minute at the latest, and
+    later ones every 15 minutes."""
     keep: int = 2
     """The number of checkpoints to keep."""
     seed: int = 0

@@ -23,8 +23,9 @@ from luthier.core.adapters.optimiser import optimiser
 from luthier.core.contracts.objective import At, ObjectiveState, labels_of
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, write_json
+from luthier.core.guard import guarded, written
 from luthier.data import Collator, length_of
-from luthier.training.checkpoint import WRITING, clean, commit
+from luthier.training.checkpoint import GO_ON, WRITING, clean, commit
 from luthier.training.context import running_norms
 from luthier.training.order import ByLength
 from luthier.training.spec import Run
@@ -89,9 +90,13 @@ class Trainer(transformers.Trainer):
         collator: Collator,
         shifted: bool,
         callbacks: Sequence[transformers.TrainerCallback],
+        run_id: str = "",
     ) -> None:
-        """`features` are (training, evaluation) rows; with `shifted` labels, a row's first one has no prediction."""
-        self.run, self.shifted = run, shifted
+        """`features` are (training, evaluation) rows; with `shifted` labels, a row's first one has no prediction.
+
+        Checkpoints bear the `run_id`.
+        """
+        self.run, self.shifted, self.run_id = run, shifted, run_id
         if run.training.shard:
             model._is_accelerate_prepared = True  # accelerate would wrap it once more
         super().__init__(
@@ -264,6 +269,10 @@ class Trainer(transformers.Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """Trainer's checkpoint, written aside and committed whole."""
+        with written(f"{self.root}, the checkpoint of step {self.state.global_step},", GO_ON):
+            self._commit(model, trial)
+
+    def _commit(self, model, trial) -> None:
         if self.args.should_save:
             shutil.rmtree(self.root / WRITING, ignore_errors=True)
             os.makedirs(self.root / WRITING)
@@ -272,7 +281,7 @@ class Trainer(transformers.Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             step = self.state.global_step
-            commit(self.root / WRITING / f"checkpoint-{step}", self.root / f"step-{step}")
+            commit(self.root / WRITING / f"checkpoint-{step}", self.root / f"step-{step}", self.run_id, step)
             clean(self.root, self.run.training.keep)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -287,7 +296,8 @@ class Trainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.resumes = True
-        stored = load_file(Path(resume_from_checkpoint) / ADAPTER)
+        with guarded(f"{resume_from_checkpoint} cannot be read"):
+            stored = load_file(Path(resume_from_checkpoint) / ADAPTER)
         assert self.model is not None
         own = tensors(self.model, self.run.name)
         if set(stored) != set(own):

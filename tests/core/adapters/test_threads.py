@@ -15,7 +15,7 @@ import torch
 
 import luthier as lt
 import luthier.kernels.lora as kernel
-from luthier.core.contracts.kernel import on, plain
+from luthier.core.contracts.kernel import on, reference_implementation
 from luthier.core.first_import import NOISY, quiet_imports
 from support.architectures import ARCHITECTURES
 
@@ -165,7 +165,7 @@ def test_threads_of_autograd_work_for_the_one_that_holds(monkeypatch):
         monkeypatch.setattr(torch._C, "_current_graph_task_id", lambda: 7)
         seen.append((passes.now, on()))
 
-    with lt.rows(model, ["default", None]), plain():
+    with lt.rows(model, ["default", None]), reference_implementation():
         mine = passes.now
         thread = threading.Thread(target=worker)
         thread.start()

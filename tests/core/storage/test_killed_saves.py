@@ -19,16 +19,16 @@ from support.architectures import ARCHITECTURES
 def test_the_last_complete_adapter_and_checkpoint_load_after_every_kill(tmp_path):
     script = Path(__file__).parents[2] / "support" / "kills.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), "100"],
+        [sys.executable, str(script), str(tmp_path), "40"],
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=280,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
-    assert min(report["adapter random"], report["checkpoint random"]) > 10, report  # kills that fell into a save
+    assert min(report["adapter random"], report["checkpoint random"]) > 3, report  # kills that fell into a save
     assert report["adapter left"] == report["checkpoint left"] == []
     steps = {key: count for key, count in report.items() if key.endswith(("fresh", "replaced"))}
     assert all(count > 10 for count in steps.values()), steps

@@ -75,6 +75,9 @@ class Compare(Command):
             Flags(Training, "Training, the same for every method", ("seed", "report_to", "shard", "quantize")),
         ]
 
+    def stopped(self, given: Given) -> str:
+        return "the same command goes on where it was stopped"
+
     def run(self, given: Given) -> None:
         from luthier.comparing import runner
         from luthier.comparing.report.table import show

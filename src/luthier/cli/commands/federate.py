@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from luthier.cli.output import console, say
 from luthier.cli.parse import Command, Flags, Given, option
+from luthier.cli.stopped import federation_stopped
 
 if TYPE_CHECKING:
     from luthier.core.contracts.aggregation import Aggregation
@@ -82,6 +83,9 @@ class Federate(Command):
         done = carry_out(run, method, federation, resume=self.resume, overwrite=self.overwrite)
         say(f"{done.folder} holds the run, {done.adapter} the adapter (rank up to {max(done.ranks.values())}).")
         say(next_step(self.model, run.eval_data or self.data, done.adapter))
+
+    def stopped(self, given: Given) -> str:
+        return federation_stopped(self.out)
 
     def resolved(self, given: Given) -> tuple[Run, Aggregation, Federation]:
         """What the flags describe."""

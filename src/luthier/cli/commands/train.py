@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from luthier.cli.output import say
 from luthier.cli.parse import Command, Flags, Given, option
+from luthier.cli.stopped import run_stopped
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -96,6 +97,11 @@ class Train(Command):
         say(f"{result.folder} holds the run, {result.adapter} the adapter ({result.trainable:,} numbers, {share:.3%}).")
         plain = read_record(result.folder).get("layout") == "text"  # which has no answers to score
         say(next_step(run.model, None if plain else run.eval_data or run.data, result.folder))
+
+    def stopped(self, given: Given) -> str:
+        from luthier.training import Run
+
+        return run_stopped(given.get(Run, {}).get("out", Run.out))
 
     def taken(self) -> list[str]:
         """Where the settings come from that no flag sets: the recipe, or the method's own defaults."""

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import steady
+from luthier.core.guard import guarded
 from luthier.core.storage.format import SPEC, Spec, read
 
 
 def adapter_at(path: str | Path) -> Path | None:
     """The folder with `adapter.json`, which is `path` or its `adapter`; None where neither has one."""
     folder = Path(path).expanduser()
+    with guarded(f"no adapter folder {str(path)[:80]}"):  # of names that no file system takes
+        folder.exists()
     return next((each for each in (folder, folder / "adapter") if holds_adapter(each)), None)
 
 

@@ -36,12 +36,11 @@ def _of_card(path: Path | None) -> str | None:
     """`license` of the YAML at the head of a card; of a licence without identifier, its name."""
     if path is None:
         return None
-    import yaml
     from huggingface_hub.repocard import metadata_load
 
     try:
         data = metadata_load(path) or {}
-    except (yaml.YAMLError, ValueError, OSError):
+    except Exception:
         return None
     licence = data.get("license_name") if data.get("license") == "other" else data.get("license")
     return licence if isinstance(licence, str) else None
@@ -52,6 +51,6 @@ def _of_config(path: Path | None) -> str | None:
         return None
     try:
         licence = json.loads(path.read_text(encoding="utf-8"))["license"]
-    except (KeyError, TypeError, ValueError, OSError):
+    except Exception:
         return None
     return licence if isinstance(licence, str) else None

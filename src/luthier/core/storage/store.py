@@ -11,7 +11,6 @@ from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -27,6 +26,7 @@ from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
 from luthier.core.files import all_steady, committed, free_folder, sha256, steady, write_json
+from luthier.core.guard import written
 from luthier.core.sites.fresh import fresh_modules
 from luthier.core.sites.select import select
 from luthier.core.sites.structure import adaptable, unwrapped, writes
@@ -110,10 +110,8 @@ def _keep(folder: Path, temporary: Path) -> None:
 def _write_tensors(held: Mapping[str, Tensor], path: Path) -> None:
     path.touch()
     mode = path.stat().st_mode
-    try:
+    with written(path.name, "What was there before is as it was."):
         save_file({key: t.detach().cpu().contiguous() for key, t in held.items()}, path, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:
-        raise LuthierError(f"{path.name} cannot be written: {error}.") from None
     path.chmod(mode)  # safetensors lets nobody else read it
 
 

@@ -17,6 +17,7 @@ from luthier.core.checks import shown
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
 from luthier.core.files import own_file, sha256
+from luthier.core.guard import guarded
 from luthier.core.sites.structure import base_tensor
 from luthier.core.storage.format import SPEC
 
@@ -38,12 +39,10 @@ def opened(folder: Path, spec: Mapping[str, Any], most: int | None = None) -> An
     size = path.stat().st_size
     if most is not None and size > most:
         raise LuthierError(f"{path} is damaged: it has {size:,} bytes, and its adapter takes at most {most:,}.")
-    try:
+    with guarded(f"{path} cannot be read"):
         if sha256(path) != spec["sha256"]:
             raise LuthierError(f"{path} is damaged: its SHA-256 is not the one in {SPEC}. Fetch or save it again.")
         return safetensors.safe_open(path, framework="pt")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise LuthierError(f"{path} cannot be read: {error}.") from None
 
 
 def header(file: Any) -> Header:
@@ -71,7 +70,9 @@ def read(
     file = opened(folder, spec, _most(shapes))
     found: dict[str, dict[str, tuple[str, torch.Size]]] = {group: {} for group in firsts}
     own_of = {_renamed(group, stored or {}): group for group in firsts}
-    for key, entry in header(file).items():
+    with guarded(f"the header of {folder / WEIGHTS} cannot be read"):
+        entries = header(file)
+    for key, entry in entries.items():
         group, _, name = key.rpartition(".")
         group = own_of.get(group, "")
         if group not in found:
@@ -163,9 +164,8 @@ def _fresh(module: nn.Module, component: AdapterComponent, site: Site) -> dict[s
 
 
 def _tensor(folder: Path, file: Any, key: str) -> Tensor:
-    tensor = file.get_tensor(
-        key
-    ).clone()  # the file's memory is aligned to 8 bytes, where some libraries round otherwise
+    with guarded(f"{folder / WEIGHTS}: {key} cannot be read"):
+        tensor = file.get_tensor(key).clone()  # the file's memory is aligned to 8 bytes, where some round otherwise
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise LuthierError(
             f"{folder / WEIGHTS}: {key} holds NaN or infinity; this adapter was saved from a failed run."

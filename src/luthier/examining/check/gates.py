@@ -19,7 +19,7 @@ from typing import Any
 from luthier.core.contracts.component import find
 from luthier.core.contracts.gate import Gate
 from luthier.core.errors import LuthierError
-from luthier.methods.recipe import tomllib
+from luthier.core.toml import tomllib
 
 Named = dict[str, Gate]
 """Gates by how the report calls them."""

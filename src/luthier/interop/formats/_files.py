@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
 
 
 def read_tensors(path: Path, aside: Collection[str] = ()) -> dict[str, Tensor]:
@@ -29,26 +29,14 @@ def read_tensors(path: Path, aside: Collection[str] = ()) -> dict[str, Tensor]:
 
 
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise LuthierError(f"{path} cannot be read: {error}.") from None
+    with guarded(f"{path} cannot be read"), safetensors.safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def _from_pickle(path: Path) -> dict[str, Tensor]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-    ) as error:
+    except Exception as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise LuthierError(
             f"{path} is damaged, or a pickle that holds more than tensors; such a file can run code, so it is not "

@@ -24,8 +24,8 @@ class PEFT(Format):
     loss: ClassVar[str] = "truncated"
 
     rank: int | None = None
-    """Largest rank of a layer; changes of a higher one, or of none, are truncated to it. Default: those of low rank leave
-    as they are, others are refused."""
+    """Largest rank of a layer; changes of a higher one, or of none, are truncated to it. Default: those of low rank
+    leave as they are, others are refused."""
     tolerance: float = 0.0
     """Largest relative error of a layer (Frobenius) that truncation to `rank` may make."""
 

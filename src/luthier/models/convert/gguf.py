@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
 from luthier.models.convert._bytelevel import Metadata, byte_level
+from luthier.models.convert._gguf_header import check_header
 from luthier.models.convert._save import filled
 from luthier.models.older import for_older_readers
 from luthier.models.quiet import quiet
@@ -19,10 +21,13 @@ from luthier.models.quiet import quiet
 def convert(weights: Path, target: Path) -> None:
     """Saves model and tokenizer of `weights` as a safetensors folder; tied embeddings stay tied."""
     reader = _open(weights)
-    _refuse_no_model(weights, Metadata(weights, reader))
+    with guarded(f"{weights} is not a readable GGUF file"):
+        _refuse_no_model(weights, Metadata(weights, reader))
     with quiet(), redirect_stderr(io.StringIO()):  # its reader draws bars of its own
-        tokenizer = _tokenizer(weights, reader)
-        model = _dense(_load(weights))
+        with guarded(f"the tokenizer of {weights.name} cannot be read"):
+            tokenizer = _tokenizer(weights, reader)
+        with guarded(f"the model in {weights.name} cannot be read"):
+            model = _dense(_load(weights))
         tokenizer.model_max_length = model.config.get_text_config().max_position_embeddings
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
@@ -34,10 +39,9 @@ def _open(weights: Path) -> Any:
         from gguf import GGUFReader
     except ImportError:
         raise LuthierError("a .gguf file needs gguf: pip install 'luthier[gguf]'") from None
-    try:
+    check_header(weights)
+    with guarded(f"{weights} is not a readable GGUF file"):
         return GGUFReader(weights)
-    except (ValueError, IndexError) as error:
-        raise LuthierError(f"{weights} is not a readable GGUF file: {error}") from None
 
 
 def _refuse_no_model(weights: Path, said: Metadata) -> None:
@@ -69,7 +73,7 @@ def _tokenizer(weights: Path, reader: Any) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
-    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+    except Exception as error:
         raise LuthierError(f"the tokenizer of {weights.name} ({kind or 'none'}) cannot be read: {error}") from error
 
 
@@ -84,7 +88,7 @@ def _load(weights: Path) -> Any:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(weights.parent, **options)
-    except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError, AttributeError, TypeError) as error:
+    except Exception as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" …").rstrip(".")
         raise LuthierError(f"transformers cannot read the model in {weights.name}: {reason}.") from error
 

@@ -1,0 +1,28 @@
+"""What is said of an interrupted command: how it goes on, where there is something to go on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NOTHING = "nothing was written"
+
+
+def run_stopped(out: str) -> str:
+    """Of a run of training in this folder."""
+    from luthier.training.checkpoint import any_there
+    from luthier.training.folder import holds_run
+
+    folder = Path(out).expanduser()
+    if any_there(folder / "checkpoints"):
+        return "continue with --resume"
+    return "before the first checkpoint; start anew with --overwrite" if holds_run(folder) else NOTHING
+
+
+def federation_stopped(out: str) -> str:
+    """Of a federated run in this folder."""
+    from luthier.federating.folder import ROUND, SPEC, STATE
+
+    folder = Path(out).expanduser()
+    if (folder / STATE).is_dir() or any((folder / ROUND).glob("*.safetensors")):
+        return "continue with --resume"
+    return "before the first client had finished; start anew with --overwrite" if (folder / SPEC).is_file() else NOTHING

@@ -1,0 +1,87 @@
+"""Chat templates within bounds of time, steps and size; those in use are within them by far."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from luthier.core.contracts.example import Example
+from luthier.data import bounded
+from luthier.data.bad import BadRow
+from luthier.data.bounded import TooMuch, check_bounds
+from luthier.data.template import Template
+from support.tiny import tokenizer
+from support.tiny_tokenizers import TEMPLATES
+
+TURNS = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "you"}]
+COUNTED = "{% for i in range(COUNT) %}{% for j in range(50) %}{% endfor %}{% endfor %}"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Bounds that a harmless template passes soon."""
+    monkeypatch.setattr(bounded, "STEPS", 500)
+    monkeypatch.setattr(bounded, "CHARACTERS", 400)
+    monkeypatch.setattr(bounded, "WIDEST", 50)
+
+
+GROWN = {
+    "turns": COUNTED.replace("COUNT", "20"),
+    "calls": "{% macro f(x) %}{% if x %}{{ f(x - 1) }}{{ f(x - 1) }}{% endif %}{% endmacro %}{{ f(9) }}",
+    "joined": "{% set n = namespace(t='ab') %}{% for i in range(9) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
+    "added": "{% set n = namespace(t='ab') %}{% for i in range(9) %}{% set n.t = n.t + n.t %}{% endfor %}",
+    "multiplied": "{{ ('ab' * 300) | length }}",
+    "listed": "{{ ([1] * 900) | length }}",
+    "written": "{% for i in range(100) %}{{ 'abcdefgh' }}{% endfor %}",
+    "plain text": "{% for i in range(100) %}abcdefgh{% endfor %}",
+    "centred": "{{ 'a' | center(60) }}",
+    "justified": "{{ 'a'.ljust(60) }}",
+    "indented": "{{ 'a' | indent(60) }}",
+    "replaced": "{{ 'aaaaaaaaaaaaaaaaaaaaaaaaa' | replace('a', 'bbbbbbbbbbbbbbbbbbbbbbbbb') | length }}",
+    "put between": "{{ range(50) | join('bbbbbbbbbb') | length }}",
+    "formatted": "{{ '%9999d' % 1 }}",
+    "formatted by a filter": "{{ '%9999d' | format(1) }}",
+    "formatted by a method": "{{ '{:9999}'.format(1) }}",
+    "a power": "{{ 2 ** 60 }}",
+    "a product": "{{ 9999999999 * 9999999999 }}",
+}
+
+
+@pytest.mark.parametrize("case", GROWN)
+def test_what_goes_beyond_the_bounds_is_refused(case, small):
+    with pytest.raises(TooMuch, match=r"a template may"):
+        check_bounds(GROWN[case], {"messages": TURNS})
+
+
+@pytest.mark.parametrize("case", GROWN)
+def test_the_usual_bounds_are_wide(case):
+    if not case.startswith(("formatted", "a ")):
+        check_bounds(GROWN[case], {"messages": TURNS})
+
+
+def test_a_slow_template_is_stopped_at_its_time():
+    begun = time.monotonic()
+    with pytest.raises(TooMuch, match="takes longer"):
+        check_bounds(COUNTED.replace("COUNT", "15000"), {"messages": TURNS}, seconds=0.05)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_row_is_refused_with_the_reason(small):
+    made = tokenizer(GROWN["turns"])
+    with pytest.raises(BadRow, match="the chat template is refused: it takes more turns"):
+        Template.of(Example(row=1, messages=TURNS), made).render(TURNS)
+
+
+@pytest.mark.parametrize("name", [name for name, source in TEMPLATES.items() if source])
+def test_templates_in_use_render_alike_in_the_bounded_sandbox(name):
+    """So that what it looks at is what transformers renders."""
+    source = TEMPLATES[name]
+    made = tokenizer(source)
+    variables = {**made.special_tokens_map, "messages": TURNS, "add_generation_prompt": True}
+    token = bounded._budget.set(bounded.Budget(10**6, time.monotonic() + 60, 10**6))
+    try:
+        mine = bounded._compiled(source).render(**variables)
+    finally:
+        bounded._budget.reset(token)
+    assert mine == made.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)

@@ -1,0 +1,400 @@
+"""Files that are nearly right, for every reader: seeded changes of good ones, and what each reader makes of them.
+
+A reader may read a changed file or refuse it with a `LuthierError`; anything else is a fault of ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import resource
+import shutil
+import struct
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import luthier as lt
+from luthier import data
+from luthier.data.template import Template
+from luthier.methods.recipe import read_recipe
+from luthier.models.convert import gguf
+from support.architectures import ARCHITECTURES
+from support.tiny import TEMPLATE, sums, tokenizer
+
+SECONDS = 20.0
+"""Longest time of one case."""
+MEMORY = 512
+"""MiB that all cases of a reader may add to the largest size of the process."""
+
+ODD: list[Any] = [
+    None, True, 0, -1, 2**63, 10**400, 1e308, float("inf"), float("nan"), "", "a" * 300, "\ud800", "\x00", "../../x",
+    [], {}, [[]], [None], {"": None}, [{}], [1, "a", None], "9" * 5000, "(" * 50, "{%", "{{", [[[[]]]],
+]  # fmt: skip
+"""Values that no reader expects."""
+RAW = [b"", b"\x00", b"\xff\xfe", b"\r", b"\n", b'"', b"[" * 200, b"9" * 4400, b"\xed\xa0\x80", b"{", b"}", b",", b"e9"]
+"""Bytes that are put into files."""
+
+
+def changed_bytes(content: bytes, draw: random.Random) -> bytes:
+    """A few changes of a file: cut, flipped, doubled, put in."""
+    for _ in range(draw.randint(1, 3)):
+        at = draw.randrange(len(content) + 1)
+        end = min(len(content), at + draw.choice([1, 1, 4, 8, 64]))
+        content = draw.choice(
+            [
+                content[:at],
+                content[:at] + bytes([draw.randrange(256)]) + content[at + 1 :],
+                content[:at] + draw.choice(RAW) + content[at:],
+                content[:at] + content[end:],
+                content[:end] + content[at:end] + content[end:],
+                content[:at] + draw.randbytes(end - at) + content[end:],
+            ]
+        )
+    return content
+
+
+def changed_value(value: Any, draw: random.Random) -> Any:
+    """The value with something in it replaced, dropped, or added."""
+    if isinstance(value, dict) and value and draw.random() < 0.85:
+        key = draw.choice(list(value))
+        rest = {k: v for k, v in value.items() if k != key}
+        choice = draw.random()
+        if choice < 0.1:
+            return rest
+        if choice < 0.2:
+            return {**rest, draw.choice(["", "role", "content", "x" * 300, "\ud800"]): value[key]}
+        return {**value, key: changed_value(value[key], draw)}
+    if isinstance(value, list) and value and draw.random() < 0.85:
+        at = draw.randrange(len(value))
+        return [*value[:at], changed_value(value[at], draw), *value[at + 1 :]]
+    return draw.choice(ODD)
+
+
+def dumped(value: Any) -> bytes:
+    """JSON, however odd."""
+    return json.dumps(value).encode()
+
+
+@dataclass
+class Reader:
+    """A reader with one good file of its own."""
+
+    make: Callable[[Path, random.Random], Any]
+    """Writes a changed file into a folder, and returns what `read` takes."""
+    read: Callable[[Any], Any]
+
+
+@dataclass
+class Count:
+    """What came of the cases of a reader."""
+
+    cases: int = 0
+    read: int = 0
+    refused: int = 0
+    slowest: float = 0.0
+    grown: int = 0
+    """MiB that the largest size of the process grew by."""
+    faults: list[str] = field(default_factory=list)
+    """Tracebacks of what was no `LuthierError`, and cases that took too long."""
+
+
+def peak() -> int:
+    """MiB of the process at its largest."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def run(reader: Reader, folder: Path, cases: int, seed: int = 0) -> Count:
+    """Tries so many changed files."""
+    count, before = Count(), peak()
+    for case in range(cases):
+        draw, place = random.Random(f"{seed} {case}"), folder / str(case)
+        place.mkdir(parents=True)
+        given, begun = reader.make(place, draw), time.monotonic()
+        try:
+            reader.read(given)
+            count.read += 1
+        except lt.LuthierError as error:
+            count.refused += 1
+            if not str(error).strip():
+                count.faults.append(f"case {case}: an error that says nothing")
+        except Exception:
+            count.faults.append(f"case {case}:\n{traceback.format_exc()[-1500:]}")
+        took = time.monotonic() - begun
+        count.slowest = max(count.slowest, took)
+        if took > SECONDS:
+            count.faults.append(f"case {case} took {took:.0f} s")
+        count.cases += 1
+        shutil.rmtree(place, ignore_errors=True)
+    count.grown = peak() - before
+    return count
+
+
+CHAT = [
+    {
+        "messages": [
+            {"role": "user", "content": "2+3="},
+            {"role": "assistant", "content": "5", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    },
+    {"messages": [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]},
+]
+LABELLED = [{"text": f"row {i}", "label": i % 3} for i in range(6)]
+
+
+def _rows(draw: random.Random) -> list[Any]:
+    rows: list[Any] = draw.choice([CHAT, sums(4), LABELLED])
+    return rows if draw.random() < 0.3 else [changed_value(row, draw) for row in rows]
+
+
+def _file(suffix: str, content: Callable[[random.Random], bytes]) -> Callable[[Path, random.Random], str]:
+    def make(folder: Path, draw: random.Random) -> str:
+        raw = content(draw)
+        (folder / f"rows{suffix}").write_bytes(changed_bytes(raw, draw) if draw.random() < 0.7 else raw)
+        return str(folder / f"rows{suffix}")
+
+    return make
+
+
+def _jsonl(draw: random.Random) -> bytes:
+    return b"\n".join(dumped(row) for row in _rows(draw)) + b"\n"
+
+
+def _csv(draw: random.Random) -> bytes:
+    end = draw.choice(["\n", "\r\n", "\r"])
+    rows = [["text", "label"], *([f"row {i}", str(i % 3)] for i in range(6))]
+    rows[draw.randrange(7)][draw.randrange(2)] = draw.choice(["9" * 4400, '"a""b"', "-" * 9, "1e400", "nan", "x" * 300])
+    return end.join(",".join(row) for row in rows).encode() + end.encode()
+
+
+def _parquet(draw: random.Random) -> bytes:
+    import io
+
+    import pyarrow
+    import pyarrow.parquet
+
+    odd = draw.choice(
+        [
+            pyarrow.array([2**53, 1, None], pyarrow.timestamp("ms")),
+            pyarrow.array([2**30, 1, None], pyarrow.date32()),
+            pyarrow.array([b"\xff\xfe", b"a", None], pyarrow.binary()),
+            pyarrow.Array.from_buffers(
+                pyarrow.string(),
+                2,
+                [
+                    None,
+                    pyarrow.py_buffer(struct.pack("<3i", 0, 1, 2)),
+                    pyarrow.py_buffer(b"\xffa"),
+                ],
+            ),
+            pyarrow.array([[{"a": 1}], [], None]),
+            pyarrow.array([10**30, 1, None], pyarrow.decimal128(38)),
+        ]
+    )
+    text = pyarrow.array([f"row {i}" for i in range(len(odd))])
+    sink = io.BytesIO()
+    names = draw.choice([["text", "label"], ["label", "text"], ["text", "other"]])
+    pyarrow.parquet.write_table(pyarrow.table([text, odd], names=names), sink)
+    return sink.getvalue()
+
+
+def _loaded(source: str) -> None:
+    examples = data.load(source, skip_bad_rows=True)
+    if examples.task == "causal-lm":
+        data.encode_all(examples, tokenizer(TEMPLATE), max_length=64, skip_bad_rows=True)
+
+
+RECIPE = """description = "one"
+paper = "a"
+method = "lora"
+where = "q_proj"
+budget = "0.1%"
+[form]
+rank = 4
+[training]
+steps = 3
+[[also]]
+method = "bitfit"
+"""
+
+
+def _recipe(folder: Path, draw: random.Random) -> str:
+    (folder / "recipe.toml").write_bytes(changed_bytes(RECIPE.encode(), draw))
+    return str(folder / "recipe.toml")
+
+
+PARTS = [
+    "{% for m in messages %}", "{% endfor %}", "{{ m.content }}", "{{ m['role'] }}", "{% if m.x %}", "{% endif %}", "a",
+    "{{ messages | length }}", "{{ 1 / 0 }}", "{{ x.y.z }}", "{{ messages[9] }}", "{{ raise_exception('no') }}",
+    "{{ m | tojson(indent=4) }}", "{% set ns = namespace(t='') %}", "{% set ns.t = ns.t ~ m.content %}", "{{ ns.t }}",
+    "{% macro f(x) %}{{ x }}{% endmacro %}", "{{ f(1) }}", "{{ 'a' + 1 }}", "{{ 'a' | center(20) }}", "{{ [1] | sum }}",
+    "{% generation %}", "{% endgeneration %}", "{{ strftime_now('%Y') }}", "{{ lipsum() }}", "{{ range(4) | list }}",
+    "{{ 2 ** 5 }}", "{{ '%5d' % 3 }}", "{{ 'a'.join(['b', 'c']) }}", "{{ dict(a=1).a }}", "{{ m | int }}", "{{ '", "%}",
+]  # fmt: skip
+"""Pieces of templates."""
+
+
+def _template(folder: Path, draw: random.Random) -> str:
+    return "".join(draw.choice(PARTS) for _ in range(draw.randint(1, 9)))
+
+
+def _rendered(source: str) -> None:
+    made = tokenizer(TEMPLATE)
+    made.chat_template = source
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    Template(made).render(turns)
+    Template(made).unread()
+
+
+PEFT = {
+    "peft_type": "LORA", "r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "target_modules": ["q_proj"], "bias": "none",
+    "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False, "use_dora": False, "modules_to_save": None,
+    "peft_version": "0.21", "base_model_name_or_path": "x",
+}  # fmt: skip
+KEY = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+
+
+def _peft(folder: Path, draw: random.Random) -> Path:
+    shapes = {"A": (2, 32), "B": (32, 2)}
+    tensors = {KEY.format(i, side): torch.ones(*shapes[side]) for i in range(3) for side in "AB"}
+    if draw.random() < 0.3:
+        key = draw.choice(list(tensors))
+        tensors[key] = draw.choice([torch.ones(0), torch.ones(2), torch.full((2, 32), 1e30), torch.ones(3, 3, 3)])
+    made = folder / "peft"
+    made.mkdir()
+    save_file(tensors, made / "adapter_model.safetensors")
+    kind = draw.choice(["LORA", "LORA", "LORA", "IA3", "ADALORA", "LN_TUNING", "TRAINABLE_TOKENS"])
+    (made / "adapter_config.json").write_bytes(dumped(changed_value({**PEFT, "peft_type": kind}, draw)))
+    spoilt = draw.choice(["adapter_config.json", "adapter_model.safetensors", "", "", ""])
+    if spoilt:
+        (made / spoilt).write_bytes(changed_bytes((made / spoilt).read_bytes(), draw))
+    return made
+
+
+def _pyreft(folder: Path, draw: random.Random) -> Path:
+    made = folder / "pyreft"
+    made.mkdir()
+    config = {
+        "representations": [[0, "block_output", "pos", 1, 4, None, None, None, None, None]],
+        "intervention_types": ["<class 'pyreft.interventions.LoreftIntervention'>"],
+        "intervention_dimensions": [32],
+        "sorted_keys": ["layer.0.comp.block_output.unit.pos.nunit.1#0"],
+        "intervention_params": None,
+    }
+    (made / "config.json").write_bytes(dumped(changed_value(config, draw)))
+    name = "intkey_layer.0.comp.block_output.unit.pos.nunit.1#0.bin"
+    torch.save({"weight": torch.ones(4, 32), "bias": torch.ones(4), "rotate_layer": torch.eye(32)[:, :4]}, made / name)
+    spoilt = draw.choice(["config.json", name, "", ""])
+    if spoilt:
+        (made / spoilt).write_bytes(changed_bytes((made / spoilt).read_bytes(), draw))
+    return made
+
+
+@functools.cache
+def _base() -> Any:
+    return ARCHITECTURES["llama"].build()
+
+
+def _imported(folder: Path) -> None:
+    source = lt.sources.PyReFT(positions="f1+l1") if folder.name == "pyreft" else None
+    lt.import_adapter(folder, folder.parent / "ours", base=_base(), source=source)
+
+
+def _gguf(folder: Path, draw: random.Random) -> Path:
+    import numpy as np
+    from gguf import GGUFWriter
+
+    path = folder / "model.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(32)
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(8)
+    writer.add_head_count(1)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["a", "b", "c"])
+    writer.add_token_merges(["a b"])
+    writer.add_tensor("token_embd.weight", np.ones((3, 8), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    content = path.read_bytes()
+    path.write_bytes(changed_bytes(content[:600], draw) + content[600:])
+    return path
+
+
+def _converted(path: Path) -> None:
+    gguf.convert(path, path.parent / "out")
+
+
+BODY = {
+    "model": "base", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "temperature": 0.5,
+    "top_p": 0.9, "n": 1, "stop": ["x"], "stream": False, "seed": 3, "logprobs": True, "top_logprobs": 2,
+    "tools": [], "user": "a", "stream_options": None,
+}  # fmt: skip
+COMPLETION = {"model": "base", "prompt": "hello", "max_tokens": 2, "echo": False, "logprobs": 1, "suffix": None}
+PLACES = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/v1/load_lora_adapter",
+    "/health",
+    "/x",
+]
+
+
+def _request(folder: Path, draw: random.Random) -> tuple[str, bytes, dict[str, str]]:
+    body = dumped(changed_value(draw.choice([BODY, COMPLETION]), draw))
+    if draw.random() < 0.3:
+        body = changed_bytes(body, draw)
+    kinds = ["application/json"] * 4 + ["text/plain", "application/x-www-form-urlencoded", ""]
+    return draw.choice([*PLACES[:2], *PLACES]), body, {"content-type": draw.choice(kinds)}
+
+
+@functools.cache
+def _client() -> Any:
+    """A client of the app in this process, over an engine without a model."""
+    from starlette.testclient import TestClient
+
+    from luthier.serving.http.app import create_app
+    from luthier.serving.http.guard import Guard
+    from luthier.serving.http.service import Service
+    from support.fake_engine import FakeEngine
+
+    engine = FakeEngine("one", waiting=1000)
+    app = create_app(Service(engine, engine.tokenizer, "base"), Guard())  # type: ignore[arg-type]
+    return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=True)
+
+
+def _asked(request: tuple[str, bytes, dict[str, str]]) -> None:
+    """Raises `LuthierError` for an answer that refuses, which is told from one that fails."""
+    path, body, headers = request
+    answer = _client().post(path, content=body, headers=headers)
+    if answer.status_code >= 500:
+        raise AssertionError(f"{answer.status_code}: {answer.text[:300]} to {path} {body[:300]!r}")
+    if answer.status_code >= 400:
+        raise lt.LuthierError(answer.text)
+
+
+READERS = {
+    "JSONL": Reader(_file(".jsonl", _jsonl), _loaded),
+    "JSON": Reader(_file(".json", lambda draw: dumped(_rows(draw))), _loaded),
+    "CSV": Reader(_file(".csv", _csv), _loaded),
+    "TSV": Reader(_file(".tsv", lambda draw: _csv(draw).replace(b",", b"\t")), _loaded),
+    "Parquet": Reader(_file(".parquet", _parquet), _loaded),
+    "TOML": Reader(_recipe, read_recipe),
+    "templates": Reader(_template, _rendered),
+    "peft": Reader(_peft, _imported),
+    "pyreft": Reader(_pyreft, _imported),
+    "GGUF": Reader(_gguf, _converted),
+    "HTTP": Reader(_request, _asked),
+}
