@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
+from luthier.core.lazy import mapped
 from luthier.data.table import Row
 from luthier.data.turns import keys
 
@@ -44,8 +45,8 @@ def mapping(text: str | Mapping[str, str] | None) -> dict[str, str]:
 
 
 def renamed(
-    rows: list[tuple[int, Row]], named: Mapping[str, str], known: Collection[str], source: str
-) -> tuple[list[tuple[int, Row]], list[str]]:
+    rows: Sequence[tuple[int, Row]], named: Mapping[str, str], known: Collection[str], source: str
+) -> tuple[Sequence[tuple[int, Row]], list[str]]:
     """Renames columns: (rows with the names that layouts know, columns that had to make room).
 
     A name whose column the rows lack is passed over where they have the name itself (as evaluation data may).
@@ -65,9 +66,8 @@ def renamed(
     if not used:
         return rows, []
     gone = [name for name in used.values() if name in present and name not in used]
-    return [(number, _named(row, used, gone)) for number, row in rows], [
-        f"{name} (another column is it)" for name in gone
-    ]
+    told = [f"{name} (another column is it)" for name in gone]
+    return mapped(rows, lambda numbered: (numbered[0], _named(numbered[1], used, gone))), told
 
 
 def _named(row: Row, used: Mapping[str, str], gone: Collection[str]) -> Row:

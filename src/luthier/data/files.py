@@ -9,22 +9,28 @@ import gzip
 import json
 import lzma
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded, reason
+from luthier.data.large import Groups, Lines, large
 from luthier.data.records import records
 from luthier.data.table import Numbered, Row, table_rows, without_nulls
 
 
-def read_file(path: Path, split: str) -> tuple[list[tuple[int, Row]], list[tuple[int, str]]]:
-    """Reads (good rows, bad rows) of one file; of a JSON object of splits, those of one split."""
+def read_file(path: Path, split: str) -> tuple[Sequence[tuple[int, Row]], list[tuple[int, str]]]:
+    """Reads (good rows, bad rows) of one file; of a JSON object of splits, those of one split.
+
+    The rows of a large `.jsonl` or `.parquet` file stay on disk, and each is read when it is asked for.
+    """
     reader = _reader(path)
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:
             raise LuthierError(f"{path} is a pointer of Git LFS and holds no rows; fetch it: git lfs pull.")
+    if path.suffix.lower() in STAY and large(path):
+        return STAY[path.suffix.lower()](path)
     rows = read_json(path, split) if reader is read_json else reader(path)
     good: list[tuple[int, Row]] = []
     bad: list[tuple[int, str]] = []
@@ -91,6 +97,18 @@ def read_jsonl(path: Path) -> Iterator[Numbered]:
         text = _decode(line).strip()
         if text:
             yield number, _parsed(text)
+
+
+def _lines(path: Path) -> tuple[Sequence[tuple[int, Row]], list[tuple[int, str]]]:
+    found = Lines(path, lambda line: _parsed(text) if (text := _decode(line).strip()) else None)
+    return found.rows(), found.bad
+
+
+STAY: dict[str, Callable[[Path], tuple[Sequence[tuple[int, Row]], list[tuple[int, str]]]]] = {
+    ".jsonl": _lines,
+    ".parquet": lambda path: (Groups(path).rows(), []),
+}
+"""How the rows of a large file are read one by one."""
 
 
 def _parsed(text: str) -> Row | str:

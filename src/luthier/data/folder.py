@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
+from luthier.core.lazy import chained, mapped
 from luthier.data.files import READERS, read_file, suffix
 from luthier.data.splits import listed, of_split, split_of
-from luthier.data.table import Row, Table
+from luthier.data.table import Row, Table, numbered_after
 
 TEXTS = (".txt", ".md")
 """Files that are data only where a folder holds no others."""
@@ -79,17 +81,17 @@ def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], 
 def _table(
     folder: Path, files: Sequence[Path], left: tuple[str, ...] = (), classes: dict[str, list[str]] | None = None
 ) -> Table:
-    good: list[tuple[int, Row]] = []
+    good: list[Sequence[tuple[int, Row]]] = []
     bad: list[tuple[int, str]] = []
     starts: list[tuple[int, str]] = []
     before = 0
     for file in files:
         starts.append((before, str(file.relative_to(folder))))
         rows, errors = read_file(file, "train")
-        good += [(before + number, row) for number, row in rows]
+        good.append(mapped(rows, partial(numbered_after, before)))
         bad += [(before + number, reason) for number, reason in errors]
-        before = max([before, *(number for number, _ in good[-1:] + bad[-1:])])
-    return Table(good, bad, folder, classes or {}, starts if len(files) > 1 else [], left)
+        before = max([before, *(number for number, _ in (*good[-1][-1:], *bad[-1:]))])
+    return Table(chained(good), bad, folder, classes or {}, starts if len(files) > 1 else [], left)
 
 
 # --- a clone of a hub data set ---------------------------------------------------------------------

@@ -55,13 +55,20 @@ def read_saved(folder: Path, split: str) -> Table:
 def _table(data: Any) -> Table:
     import datasets
 
+    from luthier.core.lazy import Lazy
+    from luthier.data.large import LARGE
     from luthier.data.table import Table, without_nulls
 
     for column, feature in data.features.items():
         if isinstance(feature, datasets.Image | datasets.Audio):
             data = data.cast_column(column, type(feature)(decode=False))
     named = {column: f.names for column, f in data.features.items() if isinstance(f, datasets.ClassLabel)}
-    rows = [(i, {name: without_nulls(value) for name, value in row.items()}) for i, row in enumerate(data, 1)]
+
+    def row(place: int) -> tuple[int, dict[str, Any]]:
+        return place + 1, {name: without_nulls(value) for name, value in data[place].items()}
+
+    places = range(len(data))
+    rows = Lazy(places, row) if data.data.nbytes >= LARGE else list(map(row, places))
     return Table(rows, classes={column: list(names) for column, names in named.items()})
 
 

@@ -245,8 +245,11 @@ def known_columns() -> tuple[str, ...]:
 
 def columns_in(rows: Sequence[Row]) -> set[str]:
     """The columns that half of the rows have and one of them fills."""
-    counts = Counter(column for row in rows for column in row)
-    filled = {column for row in rows for column, value in row.items() if value is not None}
+    counts: Counter[str] = Counter()
+    filled: set[str] = set()
+    for row in rows:
+        counts.update(row.keys())
+        filled.update(column for column, value in row.items() if value is not None)
     return {column for column, n in counts.items() if 2 * n >= len(rows) and column in filled}
 
 
@@ -261,7 +264,7 @@ def recognise(
     layouts that serve it; rows `to_answer` may lack the answer. No layout, several, or rows that
     tell good answers from bad ones raise, and list the columns and the layouts.
     """
-    rows = list(rows)
+    rows = rows if isinstance(rows, Sequence) else list(rows)
     found_columns = columns_in(rows)
     columns = found_columns | ({layout.answer for layout in LAYOUTS.values()} if to_answer else set())
     fits = {

@@ -6,26 +6,29 @@ import dataclasses
 import math
 import random
 import re
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from luthier.core.checks import shown
 from luthier.core.contracts.example import Example, Examples, fingerprint, last_answer
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
+from luthier.core.lazy import Lazy, kept, mapped
 from luthier.data.bad import BadRow, refuse
 from luthier.data.columns import mapping, renamed, unread
 from luthier.data.gym import OFFSETS
 from luthier.data.layout import LAYOUTS, Layout, known_columns, recognise, unanswered
 from luthier.data.read import read
 from luthier.data.score import scorer_for
-from luthier.data.table import Table
+from luthier.data.table import Row, Table, columns_of
 
 if TYPE_CHECKING:
     from luthier.core.contracts.example import Examples
 
 Bad = list[tuple[int, str]]
+T = TypeVar("T")
 
 
 def load(
@@ -62,7 +65,7 @@ def load(
         raise LuthierError(f"{source} is empty: no row to learn from.")
     if not table.rows:
         raise refuse(source, table.bad, total, table.place)
-    layout = recognise((row for _, row in table.rows), source, task, names)
+    layout = recognise(mapped(table.rows, columns_of), source, task, names)
     rows, bad = _parse(table, LAYOUTS[layout], ("entry", *columns))
     classes = table.classes.get(names.get("label", "label"))
     rows, labels, task, wrong = _label(rows, task or LAYOUTS[layout].tasks[0], task is not None, classes)
@@ -70,8 +73,7 @@ def load(
     if bad and not (skip_bad_rows and rows):
         raise refuse(source, bad, total, table.place)
     if limit is not None and limit < len(rows):
-        chosen = sorted(random.Random(seed).sample(range(len(rows)), limit))
-        rows = [rows[i] for i in chosen]
+        rows = kept(rows, sorted(random.Random(seed).sample(range(len(rows)), limit)))
     beside = ("entry", *columns, *(("task",) if source.startswith("mix:") else ()))
     unread = (*gone, *_unread(table, LAYOUTS[layout], beside))
     examples = Examples(rows, layout, source, bad, fingerprint(rows), None, labels, task, unread)
@@ -91,9 +93,9 @@ def load_prompts(
         raise LuthierError(f"{source} is empty: no row to answer.")
     if not table.rows:
         raise refuse(source, table.bad, len(table.bad), table.place)
-    name = recognise((row for _, row in table.rows), source, "causal-lm", names, to_answer=True)
+    name = recognise(mapped(table.rows, columns_of), source, "causal-lm", names, to_answer=True)
     layout = LAYOUTS[name]
-    asked = [(number, unanswered(row, layout)) for number, row in table.rows]
+    asked = mapped(table.rows, lambda numbered: (numbered[0], unanswered(numbered[1], layout)))
     rows, bad = _parse(dataclasses.replace(table, rows=asked), layout, ())
     if bad or table.bad:
         raise refuse(source, sorted(table.bad + bad), len(table.rows) + len(table.bad), table.place)
@@ -107,7 +109,7 @@ def _named(
     table: Table, named: dict[str, str], columns: Sequence[str], source: str
 ) -> tuple[Table, dict[str, str], list[str]]:
     """(the table under the names that layouts know, these names, columns that made room for others)."""
-    present = {column for _, row in table.rows for column in row}
+    present = {column for _, row in table.rows for column in row}  # a pass over all of a large file
     if "labels" in present and "label" not in {*present, *named} and {*present, *named} & set(ITEMS):
         named = {**named, "label": "labels"}
     rows, gone = renamed(table.rows, named, dict.fromkeys((*known_columns(), *columns)), source)
@@ -136,24 +138,34 @@ def check_task(task: str | None) -> None:
         raise LuthierError(f"no task {task!r}{near(task, known)} There are: {', '.join(known)}.")
 
 
-def _parse(table: Table, layout: Layout, columns: Sequence[str]) -> tuple[list[Example], Bad]:
-    rows: list[Example] = []
-    bad: Bad = []
-    for number, row in table.rows:
+def _parse(table: Table, layout: Layout, columns: Sequence[str]) -> tuple[Sequence[Example], Bad]:
+    def example(numbered: tuple[int, Row]) -> Example:
+        number, row = numbered
+        fields = layout.parse(row, table.folder)
+        beside = {column: row[column] for column in columns if row.get(column) is not None}
+        return Example(row=number, **fields, meta=beside)
+
+    return _made(table.rows, example, lambda numbered: numbered[0])
+
+
+def _made(rows: Sequence[T], make: Callable[[T], Example], number: Callable[[T], int]) -> tuple[Sequence[Example], Bad]:
+    """(what `make` makes of the rows, those that it cannot use); of a large file, made again whenever it is asked for."""
+    good, places, bad = [], array("q"), []
+    for place, row in enumerate(rows):
         try:
             with guarded("it cannot be read as a row", BadRow):
-                fields = layout.parse(row, table.folder)
+                found = make(row)
         except BadRow as reason:
-            bad.append((number, str(reason)))
+            bad.append((number(row), str(reason)))
         else:
-            kept = {column: row[column] for column in columns if row.get(column) is not None}
-            rows.append(Example(row=number, **fields, meta=kept))
-    return rows, bad
+            places.append(place)
+            good += [] if isinstance(rows, Lazy) else [found]
+    return mapped(kept(rows, places), make) if isinstance(rows, Lazy) else good, bad
 
 
 def _label(
-    rows: list[Example], task: str, given: bool, classes: list[str] | None
-) -> tuple[list[Example], list[str] | None, str, Bad]:
+    rows: Sequence[Example], task: str, given: bool, classes: list[str] | None
+) -> tuple[Sequence[Example], list[str] | None, str, Bad]:
     """Labels made class names or numbers, with the classes in order and the task that they tell."""
     if not any(example.label is not None for example in rows):
         return rows, None, task, []
@@ -161,13 +173,14 @@ def _label(
         task = "regression"
     whole = all(value is not None and value.is_integer() for value in (_finite(e.label) for e in rows))
     convert: Callable[[Any], str | float] = _number if task == "regression" else _class_name(classes, whole)
-    good: list[Example] = []
-    bad: Bad = []
-    for example in rows:
+
+    def labelled(example: Example) -> Example:
         try:
-            good.append(dataclasses.replace(example, label=convert(example.label)))
+            return dataclasses.replace(example, label=convert(example.label))
         except (ValueError, IndexError, OverflowError):
-            bad.append((example.row, f"label {shown(example.label)} does not fit {task}"))
+            raise BadRow(f"label {shown(example.label)} does not fit {task}") from None
+
+    good, bad = _made(rows, labelled, lambda example: example.row)
     if task == "regression":
         return good, None, task, bad
     return good, classes or _ordered({str(e.label) for e in good}), task, bad

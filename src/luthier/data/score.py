@@ -167,10 +167,14 @@ def scorer_for(examples: Examples, name: str | None = None) -> Scorer | None:
 def _default(examples: Examples) -> str | None:
     if any(example.label is not None for example in examples.rows):
         return "label"
-    answers = [example.answer for example in examples.rows if example.answer is not None]
-    if not answers:
+    kinds: set[str] = set()
+    for example in examples.rows:
+        if example.answer is not None:
+            kinds.add(_kind(example.answer))
+        if "exact_match" in kinds:
+            break
+    if not kinds:
         return None
-    kinds = {_kind(answer) for answer in answers}
     return kinds.pop() if len(kinds) == 1 else ("exact_match" if "exact_match" in kinds else "final")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ Numbered = tuple[int, Row | str]
 class Table:
     """What a source holds, before its layout is known."""
 
-    rows: list[tuple[int, Row]]
+    rows: Sequence[tuple[int, Row]]
     bad: list[tuple[int, str]] = field(default_factory=list)
     folder: Path | None = None
     """What relative image and audio paths start from."""
@@ -37,6 +37,16 @@ class Table:
             if row > before:
                 return f"{name}:{row - before}"
         return str(row)
+
+
+def columns_of(numbered: tuple[int, Row]) -> Row:
+    """A row without its number."""
+    return numbered[1]
+
+
+def numbered_after(before: int, numbered: tuple[int, Row]) -> tuple[int, Row]:
+    """A row of a file that follows another, of which the last has the number `before`."""
+    return before + numbered[0], numbered[1]
 
 
 def with_class_names(row: Row, table: Table) -> Row:

@@ -8,11 +8,13 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.core.lazy import kept
 
 Message = dict[str, Any]
 LATER = ("masked", "tools", "documents", "template")
@@ -94,7 +96,7 @@ def last_answer(messages: list[Message]) -> int:
 class Examples:
     """The valid rows of a source, with what was found on reading them."""
 
-    rows: list[Example]
+    rows: Sequence[Example]
     layout: str
     """Name of the layout, a key of `LAYOUTS`."""
     source: str
@@ -113,7 +115,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def keep(self, rows: list[Example]) -> Examples:
+    def keep(self, rows: Sequence[Example]) -> Examples:
         """The same set with only these rows, and their fingerprint."""
         return dataclasses.replace(self, rows=rows, fingerprint=fingerprint(rows))
 
@@ -150,28 +152,48 @@ def split(
     both. Raises if either part would be empty.
     """
     wanted = n if n is not None else round(len(examples) * eval_fraction)
-    groups: dict[str, list[int]] = {}
-    for index, example in enumerate(examples.rows):
-        groups.setdefault(example.key(), []).append(index)
-    order = list(groups.values())
+    group_of, sizes = _groups(examples.rows)
+    order = array("q", range(len(sizes)))
     random.Random(seed).shuffle(order)
-    held: set[int] = set()
+    chosen, count = bytearray(len(sizes)), 0
     for group in order:
-        if len(held) + len(group) <= wanted:
-            held.update(group)
-    parts = [[e for i, e in enumerate(examples.rows) if (i in held) == side] for side in (False, True)]
-    if not all(parts):
+        if count + sizes[group] <= wanted:
+            chosen[group] = 1
+            count += sizes[group]
+    if not 0 < count < len(examples):
         raise LuthierError(
-            f"cannot hold out {wanted} of the {len(examples)} rows of {examples.source} ({len(groups)} distinct "
+            f"cannot hold out {wanted} of the {len(examples)} rows of {examples.source} ({len(sizes)} distinct "
             "inputs): both parts need at least one row. Give more rows or another size."
         )
+    parts = [kept(examples.rows, (i for i, g in enumerate(group_of) if chosen[g] == side)) for side in (0, 1)]
     return examples.keep(parts[0]), examples.keep(parts[1])
+
+
+def _groups(rows: Iterable[Example]) -> tuple[Sequence[int], Sequence[int]]:
+    """(the group of each row, the rows of each group): rows of one key are a group, in the order of their first.
+
+    Keys are told apart by 64 bits of a hash, which is what memory holds of them.
+    """
+    import numpy as np
+
+    keys = np.fromiter((_short(example.key()) for example in rows), dtype=np.uint64)
+    _, firsts, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    places = np.empty(len(firsts), dtype=np.int64)
+    places[firsts.argsort()] = np.arange(len(firsts))
+    group_of = places[inverse]
+    return array("q", group_of.tobytes()), array("q", np.bincount(group_of, minlength=len(firsts)).tobytes())
+
+
+def _short(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def without(examples: Examples, other: Examples) -> Examples:
     """`examples` less the problems that occur in `other`: a test set that training has not seen."""
-    seen = {example.problem() for example in other.rows}
-    return examples.keep([e for e in examples.rows if e.problem() not in seen])
+    problems = [_short(example.problem()) for example in examples.rows]
+    asked = set(problems)
+    seen = {problem for example in other.rows if (problem := _short(example.problem())) in asked}
+    return examples.keep(kept(examples.rows, (i for i, problem in enumerate(problems) if problem not in seen)))
 
 
 @dataclass(frozen=True)
