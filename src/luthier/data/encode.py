@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.core.contracts.example import Example, Examples, last_answer
 from luthier.core.errors import LuthierError, near
 from luthier.data.bad import BadRow, named, refuse
+from luthier.data.bounds import DEEPEST, WINDOW, refuse_long, refuse_long_text
 from luthier.data.chat import refuse_unsaid, rendered
 from luthier.data.media import audio_features, image_features
 from luthier.data.template import has_template
-from luthier.data.tokens import tokens
+from luthier.data.tokens import parts_of, tokens
 from luthier.data.told import cut_off, doubled, noted, unlearned
 
 Feature = dict[str, Any]
@@ -125,7 +127,7 @@ def encode_all(
     bad: list[tuple[int, str]] = []
     for example in _progress(examples.rows):
         try:
-            good += _rows(example, processor, encoder, options)
+            good += features_of(example, processor, encoder, options)
         except BadRow as reason:
             bad.append((example.row, str(reason)))
     if bad and not (skip_bad_rows and good):
@@ -133,25 +135,44 @@ def encode_all(
     return good
 
 
-def _rows(example: Example, processor: Any, encoder: Encoder, options: Options) -> list[Feature]:
+def features_of(example: Example, processor: Any, encoder: Encoder, options: Options) -> Iterator[Feature]:
+    """The features of one row, of which a long text has many; raises `BadRow`, before the first of them."""
     if encoder is not _causal or example.messages is not None:
-        return [encoder(example, processor, options)]
+        return iter([encoder(example, processor, options)])
+    if options.most is not None and len(example.text or "") > WINDOW:
+        return _long(example, processor, options.most)
     return _cut(encoder(example, processor, replace(options, max_length=None, positions=None)), options.most)
 
 
-def _cut(whole: Feature, most: int | None) -> list[Feature]:
+def _cut(whole: Feature, most: int | None) -> Iterator[Feature]:
     """The pieces of a text, of at most so many tokens each."""
     ids, labels = whole["input_ids"], whole["labels"]
     if most is None or len(ids) <= most:
-        return [whole]
+        return iter([whole | {"input_ids": list(ids), "labels": list(labels)}])
     lead = next(i for i, label in enumerate(labels) if label != IGNORED)
     step = most - lead - 1
     if step < 1:
         raise BadRow(f"a text of {len(ids)} tokens cannot be cut into pieces of {most}")
-    found = [(ids[:most], labels[:most])]
+    return _pieces(whole, most, lead, step)
+
+
+def _pieces(whole: Feature, most: int, lead: int, step: int) -> Iterator[Feature]:
+    ids, labels = whole["input_ids"], whole["labels"]
+    yield whole | {"input_ids": list(ids[:most]), "attention_mask": [1] * most, "labels": list(labels[:most])}
     for at in range(most, len(ids), step):
-        found.append((ids[:lead] + ids[at - 1 : at + step], [IGNORED] * (lead + 1) + labels[at : at + step]))
-    return [whole | {"input_ids": a, "attention_mask": [1] * len(a), "labels": b} for a, b in found]
+        a, b = list(ids[:lead]) + list(ids[at - 1 : at + step]), [IGNORED] * (lead + 1) + list(labels[at : at + step])
+        yield whole | {"input_ids": a, "attention_mask": [1] * len(a), "labels": b}
+
+
+def _long(example: Example, tokenizer: Any, most: int) -> Iterator[Feature]:
+    """The pieces of a text that is tokenised part by part: memory holds 8 bytes a token of it."""
+    found = rendered(example, tokenizer)
+    ids, labels = array("i"), array("i")
+    for part, owner in parts_of(found.text, tokenizer):
+        ids.extend(part)
+        labels.extend(i if learned else IGNORED for i, learned in zip(part, owner, strict=True))
+    notes = noted(found.told + doubled(list(ids[:2]), tokenizer))
+    return _cut({"input_ids": ids, "labels": labels, "row": example.row, "truncated": 0, **notes}, most)
 
 
 def _progress(rows: list[Example]) -> Any:
@@ -164,6 +185,8 @@ def _progress(rows: list[Example]) -> Any:
 
 
 def _causal(example: Example, tokenizer: Any, options: Options) -> Feature:
+    if example.messages is not None:
+        refuse_long(example, tokenizer, options.most, options.truncate)
     found = rendered(example, tokenizer)
     chat = example.messages is not None and has_template(tokenizer)
     ids, owner = tokens(found.text, found.spans, tokenizer, special=not chat)
@@ -201,6 +224,9 @@ def _classification(example: Example, tokenizer: Any, options: Options) -> Featu
     if example.text is None:
         raise BadRow("no text to classify")
     label = label_index(example, options.labels)
+    deepest = options.most and options.most * (DEEPEST if options.truncate else 1)
+    refuse_long_text(example.text, tokenizer, deepest, "a text")
+    refuse_long_text(example.text_pair or "", tokenizer, deepest, "a second text")
     out = dict(tokenizer(example.text, example.text_pair))
     n, most = len(out["input_ids"]), options.most
     cut = most is not None and n > most
@@ -232,6 +258,9 @@ def _seq2seq(example: Example, tokenizer: Any, options: Options) -> Feature:
     if last in example.masked or last < example.context:
         raise BadRow("the last answer is kept out of the loss, and an encoder-decoder learns no other")
     prompt = "\n".join(m.get("content") or "" for m in example.messages[:last])
+    deepest = options.most and options.most * (DEEPEST if options.truncate else 1)
+    refuse_long_text(prompt, tokenizer, deepest, "a prompt")
+    refuse_long_text(example.messages[last].get("content") or "", tokenizer, options.most, "an answer")
     ids = tokenizer(prompt)["input_ids"]
     labels = tokenizer(text_target=example.messages[last].get("content") or "")["input_ids"]
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in labels[-1:]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 from luthier.core.contracts.example import Example
 from luthier.core.errors import LuthierError
 from luthier.data.bad import BadRow, named
+from luthier.data.bounds import windowed
 from luthier.data.chat import Rendered, rendered
 from luthier.data.ends import in_pieces, stop_of
 from luthier.data.place import Span
@@ -53,17 +55,32 @@ def tokens(text: str, spans: list[Span], tokenizer: Any, special: bool) -> tuple
     before it are split), the text is cut at the boundary, so training sees the prompt as
     generation will. `special` puts the opening special tokens first.
     """
-    if not tokenizer.is_fast:
-        raise LuthierError(
-            f"{type(tokenizer).__name__} gives no character offsets, by which the answers are found; "
-            "use the fast version of this tokenizer (AutoTokenizer loads it from tokenizer.json)."
-        )
+    _refuse_slow(tokenizer)
     ids, extents = _cut(text, [start for start, _ in spans], tokenizer)
     owner = [_owner(a, b, spans) for a, b in extents]
     opening = list(_opening(tokenizer, len(tokenizer))) if special else []
     if ids[: len(opening)] == opening:
         opening = []
     return opening + ids, [-1] * len(opening) + owner
+
+
+def parts_of(text: str, tokenizer: Any) -> Iterator[tuple[list[int], list[bool]]]:
+    """(token ids, whether each is learned) of a long text that is learned whole, part by part, as `tokens` has them."""
+    _refuse_slow(tokenizer)
+    opening = list(_opening(tokenizer, len(tokenizer)))
+    for ids, extents in windowed(text, tokenizer):
+        if opening and ids[: len(opening)] != opening:
+            yield opening, [False] * len(opening)
+        opening = []
+        yield ids, [end > 0 for _, end in extents]
+
+
+def _refuse_slow(tokenizer: Any) -> None:
+    if not tokenizer.is_fast:
+        raise LuthierError(
+            f"{type(tokenizer).__name__} gives no character offsets, by which the answers are found; "
+            "use the fast version of this tokenizer (AutoTokenizer loads it from tokenizer.json)."
+        )
 
 
 def _cut(text: str, starts: list[int], tokenizer: Any) -> tuple[list[int], list[Span]]:
