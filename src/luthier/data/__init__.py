@@ -9,6 +9,7 @@ from luthier.core.contracts.example import Example, Examples, Scorer, last_answe
 from luthier.data.collate import Collator, collate, collator_for, length_of
 from luthier.data.digest import digest
 from luthier.data.encode import TASKS, encode, encode_all, encode_classification, encode_seq2seq
+from luthier.data.kept import encode_kept
 from luthier.data.layout import LAYOUTS
 from luthier.data.load import load, load_prompts, split_gym
 from luthier.data.media import encode_audio, encode_image
@@ -16,6 +17,7 @@ from luthier.data.read import read
 from luthier.data.score import SCORERS, judge, refuse_unscorable, scorer_for
 from luthier.data.select import Chosen, choose, with_shots
 from luthier.data.show import show_example, show_plain
+from luthier.data.sizes import Measured, each_with, sizes_of
 from luthier.data.states import states_by, states_of
 from luthier.data.tokens import prompt_ids, prompt_of, stop_text
 from luthier.data.told import told
@@ -28,16 +30,19 @@ __all__ = [
     "Collator",
     "Example",
     "Examples",
+    "Measured",
     "Scorer",
     "choose",
     "collate",
     "collator_for",
     "digest",
+    "each_with",
     "encode",
     "encode_all",
     "encode_audio",
     "encode_classification",
     "encode_image",
+    "encode_kept",
     "encode_seq2seq",
     "judge",
     "last_answer",
@@ -51,6 +56,7 @@ __all__ = [
     "scorer_for",
     "show_example",
     "show_plain",
+    "sizes_of",
     "split",
     "split_gym",
     "states_by",

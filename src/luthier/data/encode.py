@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from luthier.data.bad import BadRow, named, refuse
 from luthier.data.bounds import DEEPEST, WINDOW, refuse_long, refuse_long_text
 from luthier.data.chat import refuse_unsaid, rendered
 from luthier.data.media import audio_features, image_features
+from luthier.data.sizes import each_with, sizes_of
 from luthier.data.template import has_template
 from luthier.data.tokens import parts_of, tokens
 from luthier.data.told import cut_off, doubled, noted, unlearned
@@ -67,7 +68,7 @@ def encode(
     no token would be in the loss.
     """
     with named(example.row):
-        return _encoder(task)(example, tokenizer, Options(max_length, truncate=truncate))
+        return encoder_of(task)(example, tokenizer, Options(max_length, truncate=truncate))
 
 
 def encode_classification(
@@ -121,7 +122,7 @@ def encode_all(
     `LuthierError` lists every row that cannot be encoded, unless `skip_bad_rows`; raises in any
     case when none is left.
     """
-    encoder = _encoder(task or examples.task)
+    encoder = encoder_of(task or examples.task)
     options = Options(max_length, labels if labels is not None else examples.labels, truncate, positions)
     good: list[Feature] = []
     bad: list[tuple[int, str]] = []
@@ -297,7 +298,7 @@ def _regression(example: Example, tokenizer: Any, options: Options) -> Feature:
     return _classification(example, tokenizer, replace(options, labels=None))
 
 
-TASKS: dict[str, Callable[[Example, Any, Options], Feature]] = {
+TASKS: dict[str, Encoder] = {
     "causal-lm": _causal,
     "seq2seq": _seq2seq,
     "classification": _classification,
@@ -309,21 +310,22 @@ TASKS: dict[str, Callable[[Example, Any, Options], Feature]] = {
 classes."""
 
 
-def _encoder(task: str) -> Callable[[Example, Any, Options], Feature]:
+def encoder_of(task: str) -> Encoder:
+    """How rows of a task are encoded; raises on an unknown one."""
     if task not in TASKS:
         raise LuthierError(f"no task {task!r}{near(task, TASKS)} There are: {', '.join(TASKS)}.")
     return TASKS[task]
 
 
-def labels_in_order(features: list[Feature], labels: list[str] | None, config: Any) -> list[Feature]:
+def labels_in_order(features: Sequence[Feature], labels: list[str] | None, config: Any) -> Sequence[Feature]:
     """The features with the label indices of the model, which may keep an order of its own."""
     if labels is None:
         return features
     order = [config.label2id[name] for name in labels]
-    return [feature | {"labels": order[feature["labels"]]} for feature in features]
+    return each_with(features, lambda feature: {"labels": order[feature["labels"]]})
 
 
-def pieces_of(features: list[Feature]) -> str:
+def pieces_of(features: Sequence[Feature]) -> str:
     """What cutting long texts made of the rows, for names of what is kept about them; empty where none was cut."""
-    more = len(features) - len({feature["row"] for feature in features})
+    more = len(features) - sizes_of(features).rows
     return f" {more} pieces" if more else ""

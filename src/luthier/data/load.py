@@ -149,7 +149,7 @@ def _parse(table: Table, layout: Layout, columns: Sequence[str]) -> tuple[Sequen
 
 
 def _made(rows: Sequence[T], make: Callable[[T], Example], number: Callable[[T], int]) -> tuple[Sequence[Example], Bad]:
-    """(what `make` makes of the rows, those that it cannot use); of a large file, made again whenever it is asked for."""
+    """Returns (what `make` makes of the rows, those that it cannot use); of a large file, it is made when asked for."""
     good, places, bad = [], array("q"), []
     for place, row in enumerate(rows):
         try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from luthier.core.contracts.example import Example
+from luthier.data.sizes import Measured
 
 TOLD = "told"
 """Where a feature keeps what the user should hear of its row: `{note: how many turns it is true of}`."""
@@ -15,13 +16,24 @@ LATER = "turns behind the last answer are left out"
 OPENING = "prompts that were cut to fit lost their system message or tools, which stand first"
 
 
-def told(features: Iterable[dict[str, Any]]) -> dict[str, str]:
+def told(*parts: Sequence[dict[str, Any]]) -> dict[str, str]:
     """What the user should hear of encoded rows: `{note: "12 in 5 rows"}`, each note once."""
+    found = [each.notes() if isinstance(each, Measured) else counted(each) for each in parts]
+    return phrased(sum((turns for turns, _ in found), Counter()), sum((rows for _, rows in found), Counter()))
+
+
+def counted(features: Iterable[dict[str, Any]]) -> tuple[Counter[str], Counter[str]]:
+    """Each note with (the turns, the rows) that it is true of."""
     turns: Counter[str] = Counter()
     rows: Counter[str] = Counter()
     for feature in features:
         turns.update(feature.get(TOLD, {}))
         rows.update(feature.get(TOLD, {}).keys())
+    return turns, rows
+
+
+def phrased(turns: Counter[str], rows: Counter[str]) -> dict[str, str]:
+    """`{note: "12 in 5 rows"}`."""
     return {note: f"{count:,} in {rows[note]:,} row{'s' * (rows[note] != 1)}" for note, count in turns.items()}
 
 

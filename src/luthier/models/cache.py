@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from luthier.core.cached import ready, seal
 from luthier.core.errors import LuthierError
-from luthier.core.files import cache_root
+from luthier.core.files import cache_root, discard
 
 
 def models_folder() -> Path:
@@ -21,12 +22,12 @@ def commit(name: str, build: Callable[[Path], Path]) -> Path:
 
     `build(scratch)` returns the finished folder inside `scratch`, which is then renamed into place,
     so a process killed while building leaves no model behind. Processes that want the same name
-    wait for one another.
+    wait for one another. A folder that is damaged is made again (see `core.cached`).
     """
     from filelock import FileLock
 
     folder = models_folder() / name
-    if folder.is_dir():
+    if ready(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -36,10 +37,13 @@ def commit(name: str, build: Callable[[Path], Path]) -> Path:
             "Set LUTHIER_CACHE to a folder that can be written."
         ) from None
     with FileLock(folder.parent / f".{name}.lock"):
-        if folder.is_dir():
+        if ready(folder, quiet=True):
             return folder
+        discard(folder)  # what is damaged
         for leftover in folder.parent.glob(f".{name}.making-*"):  # of killed processes: we hold the lock
             shutil.rmtree(leftover, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}.making-", dir=folder.parent) as scratch:
-            build(Path(scratch)).rename(folder)
+            made = build(Path(scratch))
+            seal(made, {})
+            made.rename(folder)
     return folder

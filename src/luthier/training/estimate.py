@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from luthier.core.contracts.objective import ALSO, At, Objective
-from luthier.data import Collator
+from luthier.data import Collator, sizes_of
 from luthier.training.context import running_norms
 
 SHORT = 64
@@ -41,7 +41,7 @@ def estimate(
     """Estimates the memory of a step on `batch` rows as long as the longest of `features`."""
     weights = dict(pair for t in [*model.parameters(), *model.buffers()] for pair in storages(t))
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    longest = max(features, key=size)
+    longest = features[int(sizes_of(features).work.argmax())]
     short = shortened(longest)
     one, two = (saved_bytes(model, collator([short] * rows), objective) for rows in (1, 2))
     each, fixed = two - one, max(0, 2 * one - two)  # a weight that a form computes is kept once, whatever the batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -149,7 +150,7 @@ def tokens_of(prepared: Prepared) -> str:
     """What the rows are under the base's tokenizer and chat template."""
     from luthier.data import digest
 
-    return digest([*prepared.train, *prepared.evaluation])
+    return digest(itertools.chain(prepared.train, prepared.evaluation))
 
 
 def base_of(model: Any) -> dict[str, str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from luthier import data
-from luthier.core.contracts.objective import ALSO, Rows
+from luthier.core.contracts.objective import Rows
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.selection import Pool
 from luthier.core.errors import LuthierError
@@ -33,11 +32,11 @@ class Prepared:
     """The rows trained on."""
     held: Examples | None
     """The rows of the evaluation loss."""
-    train: list[Feature]
+    train: Sequence[Feature]
     """As the objective shapes them."""
-    evaluation: list[Feature]
+    evaluation: Sequence[Feature]
     processor: Any
-    plain: list[Feature]
+    plain: Sequence[Feature]
     """What a calibration pass reads: the rows trained on, or other data, as they were encoded."""
     seen: str
     """The fingerprint of those rows."""
@@ -75,7 +74,7 @@ def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
     unread = _unread(run, processor, beside, examples, *([held] if held else []))
     train, selected = _selected(run, train)
     encode = partial(
-        data.encode_all,
+        data.encode_kept,
         processor=processor,
         task=examples.task,
         max_length=settings.max_length,
@@ -88,11 +87,12 @@ def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
     parts = [part for part in (train, held) if part is not None]
     tasks = tuple(sorted({str(e.meta["task"]) for part in parts for e in part.rows if "task" in e.meta}))
     encoded = [encode(part) for part in parts]
-    dropped = sum(len(part) - len({f["row"] for f in made}) for part, made in zip(parts, encoded, strict=True))
+    dropped = sum(len(part) - data.sizes_of(made).rows for part, made in zip(parts, encoded, strict=True))
     shaped = []
     for part, features in zip(parts, encoded, strict=True):
         places = task_indices(run.form, part)
-        rows = Rows(part, tagged(features, places), encode, processor, longest, settings.seed, tasks)
+        held_in = features if run.objective.streams else list(features)
+        rows = Rows(part, tagged(held_in, places), encode, processor, longest, settings.seed, tasks)
         shaped.append(tagged(run.objective.rows(rows), places))
     if held is None and run.objective.eval_batches(0) != 0:
         raise LuthierError(
@@ -101,7 +101,7 @@ def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
         )
     plain, seen = _seen(run, train, encoded[0], encode)
     evaluation = shaped[1] if held else []
-    told = _told(run, chain.from_iterable(encoded))
+    told = _told(run, encoded)
     return Prepared(
         examples.task, train, held, shaped[0], evaluation, processor, plain, seen, unread, dropped, selected, told
     )
@@ -118,9 +118,9 @@ def _check_experts(run: Run) -> None:
         )
 
 
-def _told(run: Run, features: Iterable[Feature]) -> dict[str, str]:
+def _told(run: Run, parts: Sequence[Sequence[Feature]]) -> dict[str, str]:
     """What the user should hear of the rows; raises if the run is strict."""
-    found = data.told(features)
+    found = data.told(*parts)
     if found and run.strict:
         notes = "\n".join(f"  {count}: {note}" for note, count in found.items())
         raise LuthierError(f"{run.data} is not learned as it stands:\n{notes}\nMend the rows, or leave strict out.")
@@ -153,8 +153,8 @@ def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples | None]:
 
 
 def _seen(
-    run: Run, train: Examples, features: list[Feature], encode: Callable[[Examples], list[Feature]]
-) -> tuple[list[Feature], str]:
+    run: Run, train: Examples, features: Sequence[Feature], encode: Callable[[Examples], Sequence[Feature]]
+) -> tuple[Sequence[Feature], str]:
     """(rows that a calibration pass reads, their fingerprint)."""
     if run.calibration.source is None:
         return features, train.fingerprint
@@ -216,10 +216,3 @@ def processes() -> int:
 def is_main() -> bool:
     """Whether this process writes files: all others only compute."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def length(feature: Feature) -> int:
-    """Tokens of a row (0 for pictures and sounds)."""
-    answer = feature["labels"] if isinstance(feature["labels"], list) else []
-    separate = len(answer) if len(answer) != len(feature.get("input_ids", ())) else 0
-    return len(feature.get("input_ids", ())) + separate + sum(map(length, feature.get(ALSO, ())))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -15,11 +15,11 @@ from rich.text import Text
 from luthier.core.adapters.control import describe, tensors
 from luthier.core.adapters.optimiser import active_groups, training_plan
 from luthier.core.contracts.component import Component
-from luthier.core.contracts.objective import ALSO
 from luthier.core.sites.structure import base_parameters
+from luthier.data import sizes_of
 from luthier.methods.choices import COMPONENTS, usual
 from luthier.training.estimate import Memory
-from luthier.training.prepare import Prepared, length
+from luthier.training.prepare import Prepared
 from luthier.training.spec import Run
 
 MIB = 2**20
@@ -68,7 +68,8 @@ def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) ->
     plan = training_plan(model, steps[0], name=run.name, seed=run.training.seed)
     trained = sum(p.numel() for p in held if p.requires_grad)
     active = sum(p.numel() for place in active_groups(run.update, plan, 0) for p in place.params.values())
-    longest = max(prepared.train, key=length)
+    sizes = sizes_of(prepared.train)
+    longest = int(sizes.length.argmax())
     return Plan(
         steps=steps[0],
         per_epoch=steps[1],
@@ -77,19 +78,12 @@ def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) ->
         active=active,
         total=sum(p.numel() for _, p in base_parameters(model)),
         disk=sum(p.numel() * p.element_size() for p in held),
-        tokens=sum(map(length, prepared.train)),
-        learned=sum(map(labels_in, prepared.train)),
-        longest=length(longest),
-        longest_row=longest["row"],
-        shortened=sum(bool(feature.get("truncated")) for feature in prepared.train),
+        tokens=int(sizes.length.sum()),
+        learned=int(sizes.learned.sum()),
+        longest=int(sizes.length[longest]),
+        longest_row=int(sizes.row[longest]),
+        shortened=int(sizes.cut.sum()),
     )
-
-
-def labels_in(feature: dict[str, Any]) -> int:
-    """Counts the tokens of a row that are in the loss."""
-    labels = feature["labels"]
-    own = sum(label != -100 for label in labels) if isinstance(labels, list) else 0
-    return own + sum(map(labels_in, feature.get(ALSO, ())))
 
 
 def overview(run: Run, prepared: Prepared, model: Any, plan: Plan, memory: Memory) -> Group:
@@ -183,11 +177,11 @@ def notes(prepared: Prepared) -> dict[str, str]:
         found["not read"] = ", ".join(prepared.unread)
     if held is not None and held.layout != layout:
         found["held out"] = f"rows of another layout: {held.layout}, where those to train on are {layout}"
-    cut = Counter(feature["row"] for feature in prepared.train) if layout == "text" else Counter()
-    pieces = [count for count in cut.values() if count > 1]
-    if pieces:
+    counts = np.unique(sizes_of(prepared.train).row, return_counts=True)[1]
+    pieces = counts[counts > 1]
+    if layout == "text" and len(pieces):
         found["long texts"] = (
-            f"{len(pieces):,} cut into {sum(pieces):,} pieces, each a row of its own; no token is lost"
+            f"{len(pieces):,} cut into {pieces.sum():,} pieces, each a row of its own; no token is lost"
         )
     return found
 

@@ -185,11 +185,14 @@ class Session:
 
 def chat_of(prepared: Prepared) -> dict[str, Any]:
     """Returns how conversations were rendered, for the adapter's spec; empty without conversations or template."""
-    rows = [row for row in prepared.examples.rows if row.messages is not None]
-    if not rows or prepared.task != "causal-lm" or not prepared.processor.chat_template:
+    if prepared.task != "causal-lm" or not prepared.processor.chat_template:
         return {}
-    first = rows[0].template
-    shared = {k: v for k, v in first.items() if all(k in row.template and row.template[k] == v for row in rows)}
+    templates = (row.template for row in prepared.examples.rows if row.messages is not None)
+    shared = next(templates, None)
+    if shared is None:
+        return {}
+    for each in templates if shared else ():
+        shared = {name: value for name, value in shared.items() if name in each and each[name] == value}
     return models.Chat(prepared.processor.chat_template, shared).kept()
 
 

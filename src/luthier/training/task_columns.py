@@ -11,7 +11,7 @@ from luthier.core.contracts.form import Form
 from luthier.core.contracts.objective import ALSO, TASKS
 from luthier.core.contracts.router import Routed, names_of, place
 from luthier.core.errors import LuthierError
-from luthier.data import Examples
+from luthier.data import Examples, each_with, sizes_of
 
 if TYPE_CHECKING:
     from luthier.training.spec import Run
@@ -31,6 +31,8 @@ def task_indices(form: Form, examples: Examples) -> dict[int, int]:
     Raises `LuthierError` for tasks that the form does not know, and rows without one where it goes by the task.
     """
     names = form.known() if isinstance(form, Routed) else ()
+    if not names and len(names_of(form)) <= 1:
+        return {}
     told = {example.row: str(example.meta[COLUMN]) for example in examples.rows if COLUMN in example.meta}
     bare = [example.row for example in examples.rows if example.row not in told]
     if bare and len(names_of(form)) > 1:
@@ -41,12 +43,16 @@ def task_indices(form: Form, examples: Examples) -> dict[int, int]:
     return {row: place(names, name) for row, name in told.items()} if names else {}
 
 
-def tagged(features: Sequence[dict[str, Any]], places: Mapping[int, int]) -> list[dict[str, Any]]:
+def tagged(features: Sequence[dict[str, Any]], places: Mapping[int, int]) -> Sequence[dict[str, Any]]:
     """Returns the features with the indices of their tasks, those behind another row included."""
-    if not all(feature["row"] in places for feature in features):
-        return list(features)
-    behind = [{ALSO: tagged(f[ALSO], places)} if ALSO in f else {} for f in features]
-    return [f | {TASKS: places[f["row"]]} | more for f, more in zip(features, behind, strict=True)]
+    if not places or not all(int(row) in places for row in sizes_of(features).row):
+        return features
+
+    def more(feature: dict[str, Any]) -> dict[str, Any]:
+        behind = {ALSO: tagged(feature[ALSO], places)} if ALSO in feature else {}
+        return {TASKS: places[feature["row"]]} | behind
+
+    return each_with(features, more)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from luthier.core.contracts.objective import At, ObjectiveState, labels_of
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, write_json
 from luthier.core.guard import guarded, written
-from luthier.data import Collator, length_of
+from luthier.data import Collator, sizes_of
 from luthier.training.checkpoint import GO_ON, WRITING, clean, commit
 from luthier.training.context import running_norms
 from luthier.training.order import ByLength
@@ -132,7 +132,7 @@ class Trainer(transformers.Trainer):
             return super()._get_train_sampler(train_dataset)
         rows: Any = self.train_dataset
         group = self.args.train_batch_size * self.args.world_size
-        return ByLength([length_of(row) for row in rows], group, self.run.training.seed)
+        return ByLength(sizes_of(rows).width.tolist(), group, self.run.training.seed)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Creates AdamW, driven by the run's update."""

@@ -8,7 +8,7 @@ weigh (`part_weights`); the trainer does the sums, so a step in many batches is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,8 +41,8 @@ class Rows:
 
     examples: Examples
     """The rows before they were encoded; `feature["row"]` is `example.row`."""
-    features: list[Feature]
-    encode: Callable[[Examples], list[Feature]]
+    features: Sequence[Feature]
+    encode: Callable[[Examples], Sequence[Feature]]
     """Encodes other rows as these were; raises `LuthierError` for those that cannot be."""
     processor: Any
     """The tokenizer (or what prepares pictures and sounds)."""
@@ -80,9 +80,17 @@ class Objective(Component):
     def check_form(self, form: Form) -> None:
         """Raises `LuthierError` for a form that it cannot train; called before the weights are loaded."""
 
-    def rows(self, rows: Rows) -> list[Feature]:
-        """Returns the rows to batch, before the weights are loaded; raises `LuthierError` for data that do not fit."""
+    def rows(self, rows: Rows) -> Sequence[Feature]:
+        """Returns the rows to batch, before the weights are loaded; raises `LuthierError` for data that do not fit.
+
+        Where it is not overridden, features of many rows stay on disk; else `rows.features` is a list.
+        """
         return rows.features
+
+    @property
+    def streams(self) -> bool:
+        """Whether features are batched as they were encoded, so that they need not all be in memory."""
+        return type(self).rows is Objective.rows
 
     def inputs(self, batch: Batch, at: At) -> Batch:
         """Returns the batch that `loss` is given, made from the collated one."""
