@@ -14,9 +14,7 @@ from luthier.core.lazy import Lazy
 from luthier.data import large
 
 ROWS = {
-    "messages": lambda i: {
-        "messages": [{"role": "user", "content": f"q{i % 7}"}, {"role": "assistant", "content": "a"}]
-    },
+    "messages": lambda i: {"messages": [{"role": r, "content": f"{r}{i % 7}"} for r in ("user", "assistant")]},
     "prompt": lambda i: {"prompt": f"{i % 11}+1=", "completion": str(i % 11 + 1), "source": "x"},
     "classes": lambda i: {"text": f"row {i}", "label": i % 3},
     "measures": lambda i: {"text": f"row {i}", "label": i / 7},

@@ -425,3 +425,44 @@ def test_many_threads_ask_at_once(tmp_path):
     engine.close()
     for request, answer in zip(requests[::5], answers[::5], strict=True):
         assert answer.ids == alone("llama", request, folders)
+
+
+# --- the same bits in any company ---
+
+
+def bits(engine: Engine, requests: list[Request]) -> list[list[float]]:
+    return [[t.logprob for p in a.chunks for t in p.tokens] for a in served(engine, requests)]
+
+
+@pytest.mark.parametrize("form", ["lora", "dora", "loreft"])
+def test_deterministic_rows_have_the_same_bits_alone_and_in_a_crowd(form, tmp_path):
+    adapters = saved(tmp_path, "llama", form)
+    waves = [asked(text, name, max_tokens=9 + i) for i, text in enumerate(PROMPTS) for name in (None, "a", "b")]
+    crowd, single = (
+        Engine(build(dtype=torch.float32), tiny.tokenizer(), adapters=adapters, rows=32, deterministic=True)
+        for _ in range(2)
+    )
+    together = bits(crowd, waves)
+    assert together == [bits(single, [each])[0] for each in waves]
+    assert all(len(found) > 5 for found in together)
+
+
+def test_deterministic_rows_fail_and_leave_one_by_one(engine, monkeypatch):
+    made = Engine(build(), tiny.tokenizer(), rows=4, deterministic=True)
+    answers = served(made, [asked(text, max_tokens=3 + i) for i, text in enumerate(PROMPTS)])
+    assert [answer.finish for answer in answers] == ["length"] * len(PROMPTS)
+    assert [len(answer.ids) for answer in answers] == [3 + i for i in range(len(PROMPTS))]
+
+
+def test_all_places_are_reserved_at_once_or_none(engine):
+    many = [asked("ab")] * 3
+    made = Engine(build(), tiny.tokenizer(), rows=1, waiting=3)
+    with pytest.raises(LuthierError, match="5 answers at once, and this engine has 4 places") as error:
+        made.submit_all([asked("ab")] * 5, [Answer()] * 5)
+    assert not isinstance(error.value, Busy)
+    made.submit_all(many, [Answer() for _ in many])
+    with pytest.raises(Busy, match="3 of 4 places are taken, and 2 are wanted"):
+        made.submit_all(many[:2], [Answer(), Answer()])
+    assert made.statistics().waiting == 3
+    made.submit(many[0], Answer())
+    assert made.statistics().waiting == 4

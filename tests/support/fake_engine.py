@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,15 @@ class FakeEngine:
         return Statistics(
             running=len(self.live), finished=self.finished, generated_tokens=self.generated, adapters=len(self.names)
         )
+
+    @property
+    def places(self) -> int:
+        return self.waiting
+
+    def submit_all(self, requests: Sequence[Request], delivers: Sequence[Callable[[Chunk], None]]) -> list[Ticket]:
+        if len(self.live) + len(requests) > self.waiting:
+            raise Busy(f"{self.waiting} requests are waiting already; try again later.")
+        return [self.submit(request, deliver) for request, deliver in zip(requests, delivers, strict=True)]
 
     def submit(self, request: Request, deliver: Callable[[Chunk], None]) -> Ticket:
         refuse_wrong(request)

@@ -16,8 +16,9 @@ from luthier.serving.http.service import Service
 def serving(engine: Any, guard: Guard | None = None, **settings: Any) -> Iterator[str]:
     """The address of a server of `engine` on a free port, in a thread of this process."""
     ready = threading.Event()
+    connections = settings.pop("connections", 512)
     service = Service(engine, settings.pop("tokenizer", None) or engine.tokenizer, "base", **settings)
-    server = Server(service, guard or Guard(hosts=LOOPBACK), 5.0, ready.set)
+    server = Server(service, guard or Guard(hosts=LOOPBACK), 5.0, ready.set, connections)
     with bind("127.0.0.1", 0) as bound:
         thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
         thread.start()

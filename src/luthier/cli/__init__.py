@@ -52,7 +52,8 @@ def _run(tokens: list[str]) -> int:
         return 0
     command, given = ready
     try:
-        command.run(given)
+        with command.within():
+            command.run(given)
     except KeyboardInterrupt:
         tell("stopped", command.stopped(given))
         return INTERRUPTED

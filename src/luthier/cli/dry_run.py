@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def dry_run(run: Run, notes: Sequence[str] = ()) -> None:
     """Prints `notes`, what would be trained and the first row's tokens; the run folder is not touched."""
     from luthier import data
+    from luthier.models import trusting
     from luthier.training.attachment import attach_all
     from luthier.training.estimate import estimate
     from luthier.training.prepare import prepare, processes
@@ -22,7 +23,7 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> None:
     from luthier.training.report import overview, plan_of, steps_of
     from luthier.training.session import load
 
-    with quiet():
+    with quiet(), trusting(run.trust_remote_code):
         prepared = prepare(run)
         loaded = load(run, prepared)
         attach_all(run, loaded, prepared, console(stderr=True))

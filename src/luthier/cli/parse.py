@@ -9,6 +9,7 @@ import itertools
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -53,6 +54,10 @@ class Command:
         """Further flags, chosen by what the user has typed."""
         return []
 
+    def within(self) -> AbstractContextManager[None]:
+        """What the command runs within."""
+        return nullcontext()
+
     def run(self, given: Given) -> None:
         """Does it. `given` holds the flags set of each dataclass of `settings`."""
         raise NotImplementedError
@@ -60,6 +65,34 @@ class Command:
     def stopped(self, given: Given) -> str:
         """What is told when it was interrupted."""
         return NOTHING
+
+@dataclass(frozen=True)
+class Loading(Command):
+    """Base of the commands that load models."""
+
+    trust_remote_code: bool = dataclasses.field(default=False, kw_only=True)
+    """Run Python code that lies in the model's folder or repository, where its architecture or tokenizer needs it."""
+
+    def within(self) -> AbstractContextManager[None]:
+        from luthier.models import trusting
+
+        return trusting(self.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class Fitted(Loading):
+    """Base of the commands that load adapters."""
+
+    require_signature: Path | None = dataclasses.field(default=None, kw_only=True)
+    """Public key that has signed every adapter that is loaded (`luthier sign`); others are refused."""
+
+    def within(self) -> AbstractContextManager[None]:
+        from luthier.interop.sign import requiring
+
+        made = ExitStack()
+        made.enter_context(super().within())
+        made.enter_context(requiring(self.require_signature))
+        return made
 
 
 def commands(wanted: str | None = None) -> dict[str, type[Command]]:

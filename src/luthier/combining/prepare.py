@@ -189,6 +189,7 @@ def _resize(base: nn.Module, rows: int) -> None:
 
 
 def _processor(name: str) -> Any:
+    from luthier.models import trusted
     from luthier.models.quiet import quiet
 
     folder = Path(name).expanduser()
@@ -197,7 +198,7 @@ def _processor(name: str) -> Any:
     from transformers import AutoTokenizer
 
     with quiet():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted())
 
 
 def _groups(

@@ -98,7 +98,7 @@ def reader(name: str, model: nn.Module) -> Reader:
 
     options = {"dtype": "auto", "use_safetensors": True, "adapter_kwargs": WITHOUT}
     with quiet():
-        return Held(type(model).from_pretrained(path, **options))  # type: ignore[attr-defined]
+        return Held(type(model).from_pretrained(path, trust_remote_code=False, **options))  # type: ignore[attr-defined]
 
 
 def _alias(found: Checkpoint, names: list[str]) -> None:

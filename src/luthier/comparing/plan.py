@@ -158,7 +158,9 @@ def _shapes(study: Study, model: str, read: Sourced) -> Shapes:
             head = tuple(models.load(source, task=read.task, labels=read.labels).new_modules)
         try:
             with torch.device("meta"):
-                empty = getattr(transformers, models.TASKS[read.task].model).from_config(config)
+                empty = getattr(transformers, models.TASKS[read.task].model).from_config(
+                    config, trust_remote_code=models.trusted()
+                )
         except ValueError as error:
             raise LuthierError(f"{source} cannot serve {read.task}: {str(error).splitlines()[0]}") from None
         rows.tested_on(read, processor, training.max_length, models.positions(empty))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from luthier.core.contracts.example import Example, last_answer
@@ -28,17 +28,25 @@ def refuse_long(example: Example, tokenizer: Any, most: int | None, truncate: bo
         return
     last = last_answer(turns)
     answer = said(turns[last]) if last == len(turns) - 1 or truncate else ""
-    if beyond(answer, tokenizer, most) is not None:
+    if beyond(answer, tokenizer, most):
         raise BadRow(f"the answer alone has {len(answer):,} characters, more than {most} tokens hold, the maximum")
-    bound, left = (DEEPEST * most if truncate else most), 0
-    for text in map(said, turns):
-        counted = beyond(text, tokenizer, bound)
-        left += (len(text) > 0) if counted is None else counted
-        if left > 2 * bound + SURE:
-            told = f"{sum(map(len, map(said, turns))):,} characters are more than {bound} tokens"
-            cut = f", {DEEPEST} times the maximum of {most}: too much to cut off; shorten it" if truncate else ""
-            more = "" if truncate else f", the maximum is {most} (raise max_length, or truncate prompts)"
-            raise BadRow(told + cut + more)
+    texts, bound = list(map(said, turns)), DEEPEST * most if truncate else most
+    if more_than(texts, tokenizer, bound):
+        told = f"{sum(map(len, texts)):,} characters are more than {bound} tokens"
+        cut = f", {DEEPEST} times the maximum of {most}: too much to cut off; shorten it"
+        raise BadRow(told + (cut if truncate else f", the maximum is {most} (raise max_length, or truncate prompts)"))
+
+
+def more_than(texts: Sequence[str], tokenizer: Any, most: int) -> bool:
+    """Whether texts that stand one behind another are surely more than `most` tokens, a cost that follows `most`."""
+    if sum(map(len, texts)) <= max(QUICK, 16 * most):
+        return False
+    left = 0
+    for text in texts:
+        left += at_least(text, tokenizer, 2 * most + SURE)
+        if left > 2 * most + SURE:
+            return True
+    return False
 
 
 def said(turn: Any) -> str:
@@ -48,22 +56,27 @@ def said(turn: Any) -> str:
 
 def refuse_long_text(text: str, tokenizer: Any, most: int | None, what: str, remedy: str = "") -> None:
     """Raises `BadRow` for a plain text of more than `most` tokens, from its beginning where that tells it."""
-    if most is not None and len(text) > max(QUICK, 16 * most) and beyond(text, tokenizer, most) is not None:
+    if most is not None and len(text) > max(QUICK, 16 * most) and beyond(text, tokenizer, most):
         raise BadRow(f"{what} of {len(text):,} characters is more than {most} tokens, the maximum{remedy}")
 
 
-def beyond(text: str, tokenizer: Any, most: int) -> int | None:
-    """The tokens of a beginning of `text` that are surely more than `most`; None where the whole is not surely more.
+def beyond(text: str, tokenizer: Any, most: int) -> bool:
+    """Whether a text is surely more than `most` tokens."""
+    return at_least(text, tokenizer, 2 * most + SURE) > 2 * most + SURE
 
-    Beginnings are tokenised that grow by four times, so the work follows `most` for texts of usual words, and is at
+
+def at_least(text: str, tokenizer: Any, enough: int) -> int:
+    """The tokens of a beginning of `text` that are more than `enough`, or of all of it.
+
+    Beginnings are tokenised that grow by four times, so the work follows `enough` for texts of usual words, and is at
     worst that of the whole text by a third more.
     """
-    enough = 2 * most + SURE
+    count = 0
     for end in _ends(len(text), 8 * enough):
         count = len(tokenizer(text[:end], add_special_tokens=False, verbose=False)["input_ids"])
         if count > enough:
-            return count
-    return None
+            break
+    return count
 
 
 def _ends(length: int, first: int) -> Iterator[int]:

@@ -21,6 +21,8 @@ def read_hub(source: str, split: str) -> Table:
     """
     import datasets
 
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # older versions ask on the terminal
+
     name, _, rest = source.partition(":")
     config, _, named = rest.partition(":")
     split = named or split

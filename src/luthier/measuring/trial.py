@@ -45,10 +45,10 @@ def trial(
     path = models.resolve(model)
     classes = models.TASKS[task]
     with _told(model, path, task):
-        config = transformers.AutoConfig.from_pretrained(path)
-        processor = getattr(transformers, classes.processor).from_pretrained(path)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=models.trusted())
+        processor = getattr(transformers, classes.processor).from_pretrained(path, trust_remote_code=models.trusted())
         with torch.device("meta"):
-            empty = getattr(transformers, classes.model).from_config(config)
+            empty = getattr(transformers, classes.model).from_config(config, trust_remote_code=models.trusted())
     sites, *_ = resolve_targets(empty, form, where, ranks, budget)
     further = [(targeted.form, select(empty, targeted.place)) for targeted in also]
     # refuses a form that the start does not serve, and settings that no single pass can follow
@@ -65,6 +65,8 @@ def _told(name: str, path: Path | str, task: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
+        if help := models.remedy(error):
+            raise LuthierError(f"could not load {name!r} for {task}. {help}") from error
         reason = str(error).strip().split("\n", 1)[0]
         raise LuthierError(
             f"could not load {name!r} for {task}: {reason} Check that {path} is whole and that its model serves "

@@ -16,6 +16,7 @@ from luthier.models.licence import licence_of
 from luthier.models.load import TASKS, Loaded, load, task_of_class
 from luthier.models.positions import positions
 from luthier.models.resolve import resolve
+from luthier.models.trust import remedy, trusted, trusting
 
 model = load
 """`luthier.model`: its public name, as `luthier.load` reads adapters."""
@@ -41,8 +42,11 @@ __all__ = [
     "positions",
     "processor_of",
     "refuse_unwritten",
+    "remedy",
     "resolve",
     "task_of",
     "task_of_class",
+    "trusted",
+    "trusting",
     "with_chat",
 ]

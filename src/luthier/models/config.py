@@ -11,6 +11,7 @@ from luthier.core.errors import LuthierError
 from luthier.models.hub import only_local
 from luthier.models.load import TASKS
 from luthier.models.resolve import resolve
+from luthier.models.trust import remedy, trusted
 
 
 def config_of(name: str) -> Any:
@@ -20,7 +21,9 @@ def config_of(name: str) -> Any:
     file = Path(name).expanduser()
     path = file if file.suffix == ".json" and file.is_file() else resolve(name)
     with _told(name, "a config.json"):
-        return transformers.AutoConfig.from_pretrained(path, local_files_only=only_local(path))
+        return transformers.AutoConfig.from_pretrained(
+            path, local_files_only=only_local(path), trust_remote_code=trusted()
+        )
 
 
 def processor_of(name: str, task: str) -> Any:
@@ -30,7 +33,7 @@ def processor_of(name: str, task: str) -> Any:
     path = resolve(name)
     with _told(name, "a tokenizer (or what prepares its inputs)"):
         kind = getattr(transformers, TASKS[task].processor)
-        return kind.from_pretrained(path, local_files_only=only_local(path))
+        return kind.from_pretrained(path, local_files_only=only_local(path), trust_remote_code=trusted())
 
 
 @contextmanager
@@ -40,6 +43,8 @@ def _told(name: str, wanted: str) -> Iterator[None]:
     except LuthierError:
         raise
     except Exception as error:
+        if help := remedy(error):
+            raise LuthierError(f"could not read {wanted} of {name!r}. {help}") from error
         reason = str(error).strip().split("\n", 1)[0]
         raise LuthierError(f"could not read {wanted} of {name!r}: {reason}") from error
 
@@ -51,4 +56,4 @@ def meta_model(config: Any) -> Any:
 
     named = getattr(transformers, (config.architectures or [""])[0], None)
     with torch.device("meta"):
-        return named(config) if named else transformers.AutoModel.from_config(config)
+        return named(config) if named else transformers.AutoModel.from_config(config, trust_remote_code=trusted())

@@ -18,6 +18,7 @@ from luthier.models.quantize import quantization, warn_of_odd_widths
 from luthier.models.quiet import quiet
 from luthier.models.resolve import resolve
 from luthier.models.tokenizer import refuse_empty, set_pad_token
+from luthier.models.trust import remedy, trusted
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
@@ -123,14 +124,15 @@ def load(
     _choice("dtype", dtype, DTYPES)
     path = resolve(name)
     revision = revision or "main"
-    source = {"trust_remote_code": trust_remote_code, "revision": revision}
-    source["local_files_only"] = only_local(path, revision)
+    source: dict[str, Any] = {"revision": revision, "local_files_only": only_local(path, revision)}
+    trust = trust_remote_code or trusted()
     if isinstance(path, Path):
         _refuse_without_weights(path)
     with _told(name, path, task), quiet(bars=True):
-        config = transformers.AutoConfig.from_pretrained(path, **source)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust, **source)
         config = label_settings(config, task, labels, num_labels)
-        processor = getattr(transformers, TASKS[task].processor).from_pretrained(path, **source)
+        kind = getattr(transformers, TASKS[task].processor)
+        processor = kind.from_pretrained(path, trust_remote_code=trust, **source)
         refuse_empty(processor, name)
         model_class = _class_of(task, config)
         model, report = model_class.from_pretrained(
@@ -142,6 +144,7 @@ def load(
             quantization_config=quantization(quantize, model_class, config),
             output_loading_info=True,
             adapter_kwargs=WITHOUT,
+            trust_remote_code=trust,
             **source,
         )
     tell_adapter(path, name)
@@ -190,6 +193,8 @@ def _told(name: str, path: Path | str, task: str) -> Iterator[None]:
     except LuthierError:
         raise
     except Exception as error:
+        if help := remedy(error):
+            raise LuthierError(f"could not load {name!r} for {task}. {help}") from error
         reason = textwrap.shorten(str(error), 300, placeholder=" …").rstrip(".")
         if isinstance(path, str):
             hint = f"{name} was taken for a hub id, as no such folder exists: check it there."

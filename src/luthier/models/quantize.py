@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
+from luthier.models.trust import trusted
 
 
 def quantization(name: str | None, model_class: Any, config: Any) -> Any:
@@ -29,7 +30,8 @@ def _heads(model_class: Any, config: Any) -> list[str]:
     from transformers import AutoModel
 
     with torch.device("meta"):
-        model, base = model_class.from_config(config), AutoModel.from_config(config)
+        model = model_class.from_config(config, trust_remote_code=trusted())
+        base = AutoModel.from_config(config, trust_remote_code=trusted())
     body = {model.base_model_prefix, *(name for name, _ in base.named_children())}
     return [name for name, _ in model.named_children() if name not in body]
 

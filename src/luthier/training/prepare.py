@@ -91,8 +91,16 @@ def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
     shaped = []
     for part, features in zip(parts, encoded, strict=True):
         places = task_indices(run.form, part)
-        held_in = features if run.objective.streams else list(features)
-        rows = Rows(part, tagged(held_in, places), encode, processor, longest, settings.seed, tasks)
+        whole = _same if run.objective.streams else list
+        rows = Rows(
+            part,
+            tagged(whole(features), places),
+            lambda others, whole=whole: whole(encode(others)),
+            processor,
+            longest,
+            settings.seed,
+            tasks,
+        )
         shaped.append(tagged(run.objective.rows(rows), places))
     if held is None and run.objective.eval_batches(0) != 0:
         raise LuthierError(
@@ -116,6 +124,8 @@ def _check_experts(run: Run) -> None:
             f"train=router leaves the experts of {run.form.name()} as they start, which is without effect: there is "
             "nothing to choose among. Name finished adapters to start from, or leave train out."
         )
+def _same(features: Sequence[Feature]) -> Sequence[Feature]:
+    return features
 
 
 def _told(run: Run, parts: Sequence[Sequence[Feature]]) -> dict[str, str]:

@@ -57,6 +57,10 @@ class Session:
 
     def train(self, resume: bool, overwrite: bool) -> Result:
         """Runs the whole session."""
+        with models.trusting(self.run.trust_remote_code):
+            return self._train(resume, overwrite)
+
+    def _train(self, resume: bool, overwrite: bool) -> Result:
         run = self.run
         check_services(run.training.report_to)
         check_processes(run)

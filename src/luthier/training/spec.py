@@ -147,6 +147,8 @@ class Run(Choices, Fitted):
     """The names of columns in the data, by their meaning: text=body,label=category."""
     strict: bool = False
     """Refuse data with columns that are not used, instead of warning."""
+    trust_remote_code: bool = False
+    """Run Python code that lies in the model's folder or repository, where its architecture or tokenizer needs it."""
 
     def __post_init__(self) -> None:
         from luthier.core.adapters.attach import NAME  # brings transformers, which --help does without

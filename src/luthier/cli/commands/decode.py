@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from luthier.cli.output import console, say
-from luthier.cli.parse import Command, Flags, Given, option
+from luthier.cli.parse import Fitted, Flags, Given, option
 from luthier.cli.prompts import read_prompts
 
 
 @dataclass(frozen=True)
-class Decode(Command):
+class Decode(Fitted):
     """Let several models choose every token together: steer a large model by small ones, or contrast two.
 
     The flags for the further models and the settings follow from --by: `luthier decode --by proxy --help` shows them.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say, say_json, table, tell, tell_unread
-from luthier.cli.parse import Command, Given
+from luthier.cli.parse import Fitted, Given
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ UNREAD = ("scorer", "task", "split", "columns", "skip_bad_rows", "max_new_tokens
 
 
 @dataclass(frozen=True)
-class Evaluate(Command):
+class Evaluate(Fitted):
     """Score a model on data, with or without an adapter.
 
     Text models answer the prompts and a scorer compares; classifiers choose a label.

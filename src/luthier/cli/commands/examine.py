@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say, say_json, table
-from luthier.cli.parse import Command, Flags, Given, option
+from luthier.cli.parse import Fitted, Flags, Given, option
 
 if TYPE_CHECKING:
     from luthier.models import Loaded
@@ -17,7 +17,7 @@ MOST = 24
 
 
 @dataclass(frozen=True)
-class Examine(Command):
+class Examine(Fitted):
     """Examine what fine-tuning did to a model: an adapter, or a fine-tuned model and its base.
 
     --by says what is measured: intruder dimensions in the weights, how much is forgotten, in which layers

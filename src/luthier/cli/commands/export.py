@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Command, Flags, Given, option
+from luthier.cli.parse import Fitted, Flags, Given, option
 
 DEFAULT = "peft"
 
 
 @dataclass(frozen=True)
-class Export(Command):
+class Export(Fitted):
     """Write an adapter in the format of other software: peft, a merged model, GGUF for llama.cpp.
 
     The flags follow from --to: `luthier export --to gguf --help` shows them, and `luthier list formats` every format.

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from luthier.cli.output import say, say_json
-from luthier.cli.parse import Command, Given
+from luthier.cli.parse import Fitted, Given
 from luthier.cli.prompts import asked, plain, prompts_or_rows, tools_of, variables_of
 
 
 @dataclass(frozen=True)
-class Generate(Command):
+class Generate(Fitted):
     """Generate answers to prompts, with or without an adapter.
 
     Prompts are arguments, the lines or rows of --file, or, without either, what stands on the standard input. A chat

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Command, Flags, Given
+from luthier.cli.parse import Flags, Given, Loading
 
 
 @dataclass(frozen=True)
-class Import(Command):
+class Import(Loading):
     """Import an adapter that another library saved: peft (LoRA, DoRA, IA3) or pyreft.
 
     The library is told by what the folder holds; nothing in it is run. What has no equal here is refused with the

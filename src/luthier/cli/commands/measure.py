@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from luthier.cli.output import say, say_json, table
-from luthier.cli.parse import Command, Flags, Given, option
+from luthier.cli.parse import Flags, Given, Loading, option
 
 
 @dataclass(frozen=True)
-class Measure(Command):
+class Measure(Loading):
     """Measure the intrinsic dimension of data inside a model, and allocate ranks by it.
 
     Reads a sample of the rows once, without training. With --ranks gelora it shows the intrinsic dimension at

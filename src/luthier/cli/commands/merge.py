@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Command, Given
+from luthier.cli.parse import Fitted, Given
 from luthier.core.errors import LuthierError
 
 
 @dataclass(frozen=True)
-class Merge(Command):
+class Merge(Fitted):
     """Merge an adapter into its base model and save the whole model.
 
     The folder loads in transformers without Luthier: safetensors in the model's own dtype, configuration,

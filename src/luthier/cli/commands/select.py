@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import console, say, say_json, tell_unread
-from luthier.cli.parse import Command, Flags, Given, option
+from luthier.cli.parse import Flags, Given, Loading, option
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ BY = "got_d"
 
 
 @dataclass(frozen=True)
-class Select(Command):
+class Select(Loading):
     """Choose rows of data to train on, or put few-shot examples before each prompt.
 
     With --rows, the rows of DATA that serve the rows of --target best are written as they are. With --shots, every row

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.cli.output import say, tell
-from luthier.cli.parse import Command, Given
+from luthier.cli.parse import Fitted, Given
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
     from luthier.serving.http.service import Service
 
 KEY = "LUTHIER_API_KEY"
+LEAST = {"rows": 1, "waiting": 0, "per_client": 1, "connections": 2, "patience": 0.1, "max_body": 1, "drain": 0}
+"""Lowest values of flags."""
 
 
 @dataclass(frozen=True)
-class Serve(Command):
+class Serve(Fitted):
     """Serve a model and its adapters over HTTP with OpenAI's API, and a chat page at /.
 
     The base and every adapter are models of their own; requests for different ones share batches. Without
@@ -50,6 +52,14 @@ class Serve(Command):
     """The number of requests decoded together."""
     waiting: int = field(default=128, kw_only=True)
     """The number of requests that may wait; further ones get 429."""
+    per_client: int | None = field(default=None, kw_only=True)
+    """Requests that one address may have running and waiting. Default: half of those that there may be."""
+    connections: int = field(default=512, kw_only=True)
+    """Connections at a time, half of them of one address; further ones get 503."""
+    patience: float = field(default=30.0, kw_only=True)
+    """Seconds that a client may take to send a request's head, or its body, or to read what is sent to it."""
+    deterministic: bool = field(default=False, kw_only=True)
+    """Decode row by row, so that an answer's numbers are the same to the last bit whatever else runs; slower."""
     max_length: int | None = field(default=None, kw_only=True)
     """The most tokens of a prompt and its answer together. Default: the model's own bound."""
     max_body: int = field(default=2**20, kw_only=True)
@@ -61,9 +71,10 @@ class Serve(Command):
 
     def run(self, given: Given) -> None:
         folders = named(self.adapter)
-        for what, least in (("rows", 1), ("waiting", 0), ("max_body", 1), ("drain", 0)):
-            if getattr(self, what) < least:
-                raise LuthierError(f"--{what.replace('_', '-')} is {getattr(self, what)}; expected {least} or more.")
+        for what, least in LEAST.items():
+            value = getattr(self, what)
+            if value is not None and not value >= least:
+                raise LuthierError(f"--{what.replace('_', '-')} is {value}; expected {least} or more.")
         if self.adapters_folder is not None and not self.adapters_folder.expanduser().is_dir():
             raise LuthierError(f"--adapters-folder: there is no folder {self.adapters_folder}.")
         key = self.key()
@@ -90,7 +101,8 @@ class Serve(Command):
             def ready() -> None:
                 say(f"{models}: chat at {where}, API at {where}/v1. Ctrl-C ends it.")
 
-            serve(service, Guard(key, hosts, self.max_body), bound, self.drain, ready)
+            guard = Guard(key, hosts, self.max_body, self.patience)
+            serve(service, guard, bound, self.drain, ready, self.connections)
 
     def service(self, name: str, adapters: Mapping[str, Path]) -> Service:
         """The model, called `name`, with its adapters, ready to serve."""
@@ -106,8 +118,10 @@ class Serve(Command):
             rows=self.rows,
             waiting=self.waiting,
             max_length=self.max_length,
+            deterministic=self.deterministic,
         )
-        return Service(engine, loaded.processor, name, self.adapters_folder, adapters)
+        share = self.per_client or max(1, engine.places // 2)
+        return Service(engine, loaded.processor, name, self.adapters_folder, adapters, share)
 
     def key(self) -> str | None:
         """The API key, from the flag or the environment."""

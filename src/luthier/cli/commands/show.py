@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from luthier.cli.output import console, say, table, tell_unread
-from luthier.cli.parse import Command, Given
+from luthier.cli.parse import Given, Loading
 from luthier.core.errors import LuthierError
 
 
 @dataclass(frozen=True)
-class Show(Command):
+class Show(Loading):
     """Show the tokens in the loss of a row, the sites of a model, or the spec of an adapter.
 
     With DATA: the tokens of one row, those in the loss marked. With a model alone: its layers by type, and

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from luthier.core.errors import LuthierError, near
@@ -41,3 +44,23 @@ def read_adapter(path: str | Path) -> tuple[Path, Spec]:
     folder = adapter_folder(path)
     with steady(folder):
         return folder, read(folder)
+
+
+Check = Callable[[Path], object]
+_CHECKS: ContextVar[tuple[Check, ...]] = ContextVar("luthier_checks_of_adapters", default=())
+
+
+@contextmanager
+def checked_by(check: Check) -> Iterator[None]:
+    """Within the context, `check(folder)` looks at every adapter before it is loaded; it raises for one it refuses."""
+    before = _CHECKS.set((*_CHECKS.get(), check))
+    try:
+        yield
+    finally:
+        _CHECKS.reset(before)
+
+
+def check_loaded(folder: Path) -> None:
+    """Raises what the checks of the context raise for an adapter that is about to be loaded."""
+    for check in _CHECKS.get():
+        check(folder)

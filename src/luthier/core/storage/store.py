@@ -33,7 +33,7 @@ from luthier.core.sites.structure import adaptable, unwrapped, writes
 from luthier.core.storage import weights
 from luthier.core.storage.card import card_of
 from luthier.core.storage.fingerprint import differences, fingerprint, unseen
-from luthier.core.storage.folder import holds_adapter
+from luthier.core.storage.folder import check_loaded, holds_adapter
 from luthier.core.storage.format import FORMAT, SPEC, read, sealed
 from luthier.core.storage.layout import with_names_of
 from luthier.core.storage.licence import stated_licence
@@ -215,6 +215,7 @@ def _load_one(model: nn.Module, folder: Path, name: str | None, force: bool, che
     if state is not None and state.merged:
         raise LuthierError("adapters are merged into the weights; unmerge before loading another.")
     with steady(folder):
+        check_loaded(folder)
         spec = read(folder)
         name = name or str(spec["name"])
         spec, stored = with_names_of(spec, model)

@@ -72,7 +72,7 @@ def _tokenizer(weights: Path, reader: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+        return AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name, trust_remote_code=False)
     except Exception as error:
         raise LuthierError(f"the tokenizer of {weights.name} ({kind or 'none'}) cannot be read: {error}") from error
 
@@ -87,7 +87,7 @@ def _load(weights: Path) -> Any:
     if "GgufConfig" in dir(transformers):  # newer releases may keep the blocks packed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(weights.parent, **options)
+        return transformers.AutoModelForCausalLM.from_pretrained(weights.parent, trust_remote_code=False, **options)
     except Exception as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" …").rstrip(".")
         raise LuthierError(f"transformers cannot read the model in {weights.name}: {reason}.") from error

@@ -19,10 +19,10 @@ from luthier.serving.engine.sampling import choose
 class Batch:
     """The running jobs, row by row, and their cache."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, row_assignment: RowAssignment | None = None) -> None:
         self.model = model
         self.jobs: list[Job] = []
-        self.row_assignment = RowAssignment(model)
+        self.row_assignment = row_assignment or RowAssignment(model)
         self._cache = RowCache()
         self._takes = frozenset(inspect.signature(model.forward).parameters)
 
@@ -91,3 +91,40 @@ class Batch:
             **{name: value for name, value in wanted.items() if name in self._takes},
         )
         return out.logits[:, -1]
+
+
+class Alone(Batch):
+    """Rows that run one by one, each with a cache of its own: every pass is of one row and of that row's own width.
+
+    What a row gets is then the same to the last bit whatever else runs; in a shared pass the order of sums follows
+    from how many rows there are and how long the longest is.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self._each: list[Batch] = []
+
+    def enter(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            one = Batch(self.model, self.row_assignment)
+            one.enter([job])
+            self._each += [one] if one.jobs else []
+        self._gather()
+
+    def step(self) -> None:
+        for one in self._each:
+            one.step()
+        self._gather()
+
+    def drop_finished(self) -> None:
+        for one in self._each:
+            one.drop_finished()
+        self._gather()
+
+    def clear(self) -> None:
+        self._each = []
+        super().clear()
+
+    def _gather(self) -> None:
+        self._each = [one for one in self._each if one.jobs]
+        self.jobs = [job for one in self._each for job in one.jobs]

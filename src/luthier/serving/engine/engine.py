@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ class Engine:
 
     Every row uses an adapter of its own, or none. Rows join and leave between two steps. The model belongs to the
     engine until `close`. A prompt and its answer have `max_length` tokens at most (None: as many as the model has
-    positions). Raises `LuthierError` for a model whose rows cannot share a batch.
+    positions). With `deterministic`, rows are decoded one by one, and each gets the same bits whatever else runs.
+    Raises `LuthierError` for a model whose rows cannot share a batch.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Engine:
         rows: int = 32,
         waiting: int = 128,
         max_length: int | None = None,
+        deterministic: bool = False,
     ) -> None:
         if rows < 1 or waiting < 0 or (max_length is not None and max_length < 2):
             raise LuthierError(
@@ -46,7 +50,7 @@ class Engine:
         self.max_length: int | None = max_length if max_length is not None else positions
         self._model, self._vocabulary = model, Vocabulary.of(model, tokenizer)
         self._tokens = model.get_input_embeddings().num_embeddings
-        self._trial, self._worker = Trial(model), Worker(model, rows, waiting)
+        self._trial, self._worker = Trial(model), Worker(model, rows, waiting, deterministic)
         self._names: list[str] = []
         self._leaving: set[str] = set()
         for name, folder in adapters.items():
@@ -63,17 +67,31 @@ class Engine:
         engine stops, and `LuthierError` for what cannot be served: settings out of range, an unknown adapter, token
         ids that the model lacks, a prompt that leaves no room for an answer.
         """
-        refuse_wrong(request)
-        job = Job(request, deliver, self._vocabulary, self._most(request))
+        return self.submit_all([request], [deliver])[0]
+
+    def submit_all(self, requests: Sequence[Request], delivers: Sequence[Deliver]) -> list[Ticket]:
+        """Queues requests, all or none, as `submit` queues one; more than there are `places` raise `LuthierError`."""
+        for prompt in {id(request.prompt): request.prompt for request in requests}.values():
+            if wrong := [token for token in prompt if not 0 <= token < self._tokens]:
+                raise LuthierError(f"token id {wrong[0]} is none of the model's {self._tokens}.")
+        jobs = [self._job(request, deliver) for request, deliver in zip(requests, delivers, strict=True)]
         with self._worker.changed:
-            self._refuse_adapter(request.adapter)
-            self._worker.add(job)
-        return Ticket(lambda: self._worker.cancel(job))
+            for request in requests:
+                self._refuse_adapter(request.adapter)
+            self._worker.add(jobs)
+        return [Ticket(partial(self._worker.cancel, job)) for job in jobs]
+
+    @property
+    def places(self) -> int:
+        """Requests that may run or wait at a time."""
+        return self._worker.places
+
+    def _job(self, request: Request, deliver: Deliver) -> Job:
+        refuse_wrong(request)
+        return Job(request, deliver, self._vocabulary, self._most(request))
 
     def _most(self, request: Request) -> int:
         """How many tokens the answer may have."""
-        if wrong := [token for token in request.prompt if not 0 <= token < self._tokens]:
-            raise LuthierError(f"token id {wrong[0]} is none of the model's {self._tokens}.")
         if self.max_length is None:
             return request.max_tokens
         if len(request.prompt) >= self.max_length:
@@ -95,7 +113,8 @@ class Engine:
         `luthier.load` refuses, and for one that would act on the rows of others."""
         if not NAME.fullmatch(name):
             raise LuthierError(f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64).")
-        self._worker.between(lambda: self._load(name, folder))
+        context = copy_context()  # of the caller, who may ask for signatures
+        self._worker.between(lambda: context.run(self._load, name, folder))
 
     def _load(self, name: str, folder: str | Path) -> None:
         if name in self._names:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.serving.engine.batch import Batch
+from luthier.serving.engine.batch import Alone, Batch
 from luthier.serving.engine.job import Job
 from luthier.serving.engine.request import Busy, Statistics
 
@@ -28,13 +28,14 @@ GATHER = 0.005
 class Worker:
     """Takes jobs through a batch of at most `rows`; all that others share with the thread is under `changed`."""
 
-    def __init__(self, model: Any, rows: int, waiting: int) -> None:
+    def __init__(self, model: Any, rows: int, waiting: int, deterministic: bool = False) -> None:
         self.changed = threading.Condition()
-        self.batch = Batch(model)
+        self.batch = Alone(model) if deterministic else Batch(model)
         self.live: Counter[str | None] = Counter()
         """Jobs that are not over, by adapter."""
         self.closed = self.draining = False
-        self._rows, self._most = rows, rows + waiting
+        self._rows, self.places = rows, rows + waiting
+        self._together = 1 if deterministic else rows
         self._waiting: deque[Job] = deque()
         self._commands: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._statistics = Statistics()
@@ -48,14 +49,17 @@ class Worker:
             self._thread = threading.Thread(target=self._run, name="luthier-engine", daemon=True)
             self._thread.start()
 
-    def add(self, job: Job) -> None:
-        """Queues a job; raises `Busy`. The caller holds `changed`."""
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Queues jobs, all or none; raises `Busy`. The caller holds `changed`."""
         if self.draining or self.closed:
             raise Busy("the engine is shutting down and takes no more requests.")
-        if self.live.total() >= self._most:
-            raise Busy(f"{self._most} requests run or wait already; try again later.")
-        self._waiting.append(job)
-        self.live[job.request.adapter] += 1
+        if len(jobs) > self.places:
+            raise LuthierError(f"{len(jobs)} answers at once, and this engine has {self.places} places in all.")
+        live = self.live.total()
+        if live + len(jobs) > self.places:
+            raise Busy(f"{live} of {self.places} places are taken, and {len(jobs)} are wanted; try again later.")
+        self._waiting.extend(jobs)
+        self.live.update(job.request.adapter for job in jobs)
         self.changed.notify_all()
 
     def cancel(self, job: Job) -> None:
@@ -140,6 +144,10 @@ class Worker:
 
     def _enter(self, jobs: Sequence[Job]) -> None:
         """Lets jobs join. If their pass fails, each is tried alone, so that one at fault takes no other along."""
+        if len(jobs) > self._together:
+            for job in jobs:
+                self._enter([job])
+            return
         if not jobs:
             return
         try:

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from luthier.core.palette import styled
 from luthier.serving.http import refusal
 from luthier.serving.http.answers import Chat, Choice, Completion, Shape
+from luthier.serving.http.bodies import asked
 from luthier.serving.http.guard import Guard, Guarded
 from luthier.serving.http.metrics import MEDIA
 from luthier.serving.http.schema import AdapterBody, ChatBody, CompletionBody, Sampled
@@ -39,23 +40,33 @@ def answers(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1")
 
     @routes.post("/chat/completions")
-    async def chat(body: ChatBody, call: Call) -> Response:
+    async def chat(call: Call) -> Response:
+        body = await asked(call, ChatBody)
         service.refuse_when_draining()
         service.adapter_of(body.model)
-        prompts = [await service.spoken(body)]
         most = body.max_completion_tokens or body.max_tokens
-        flight = service.submit(body, prompts, most, body.top_logprobs if body.logprobs else None)
+        with service.claimed(client_of(call), body, 1) as claim:
+            prompts = [await service.spoken(body)]
+            flight = service.submit(body, prompts, most, body.top_logprobs if body.logprobs else None, claim)
         return await told(call, body, flight, shape(Chat, body, body.logprobs, prompts))
 
     @routes.post("/completions")
-    async def completion(body: CompletionBody, call: Call) -> Response:
+    async def completion(call: Call) -> Response:
+        body = await asked(call, CompletionBody)
         service.refuse_when_draining()
         service.adapter_of(body.model)
-        prompts = await service.tokens(body.prompt)
-        flight = service.submit(body, prompts, body.max_tokens or COMPLETION_TOKENS, body.logprobs)
+        most = body.max_tokens or COMPLETION_TOKENS
+        with service.claimed(client_of(call), body, len(body.prompt)) as claim:
+            prompts = await service.tokens(body.prompt)
+            flight = service.submit(body, prompts, most, body.logprobs, claim)
         return await told(call, body, flight, shape(Completion, body, body.logprobs is not None, prompts))
 
     return routes
+
+
+def client_of(call: Call) -> str:
+    """The address that a call comes from."""
+    return call.client.host if call.client else ""
 
 
 def shape(kind: type[Shape], body: Sampled, logprobs: bool, prompts: Sequence[list[int]]) -> Shape:
@@ -84,7 +95,8 @@ def models(service: Service) -> APIRouter:
         return service.model(name)
 
     @routes.post("/adapters", status_code=201)
-    async def load(body: AdapterBody) -> dict[str, Any]:
+    async def load(call: Call) -> dict[str, Any]:
+        body = await asked(call, AdapterBody)
         return await service.load(body.name, body.path)
 
     @routes.delete("/adapters/{name}")

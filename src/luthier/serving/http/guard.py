@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import logging
+import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -29,6 +32,11 @@ HEADERS = {
 }
 
 
+CLOSE = {"connection": "close"}
+"""Of an answer to a body that has not been read: what comes of it would be taken for ever."""
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Guard:
     """Whom the server answers."""
@@ -39,6 +47,8 @@ class Guard:
     """Names under which the server may be called; empty: any."""
     max_body: int = 2**20
     """Longest body in bytes."""
+    patience: float = 30.0
+    """Seconds in which a body has to arrive, and in which a client has to take what is sent to it."""
 
     def check(self, scope: Scope) -> None:
         """Raises `Refusal` for a request that is not to be answered."""
@@ -70,19 +80,9 @@ class Guard:
         """What a longer body gets."""
         return Refusal(413, f"the body is longer than {self.max_body:,} bytes.", code="body_too_large")
 
-    def limited(self, receive: Receive) -> Receive:
-        """`receive`, but a body that turns out too long raises, whatever its headers said."""
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.max_body:
-                raise self.too_large()
-            return message
-
-        return counted
+    def too_slow(self) -> Refusal:
+        """What a body gets that does not arrive."""
+        return Refusal(408, f"the body did not arrive in {self.patience:g} seconds.", code="body_too_slow")
 
 
 def name_of(host: str) -> str:
@@ -93,11 +93,45 @@ def name_of(host: str) -> str:
         return ""
 
 
+class Body:
+    """The body of one request on its way in: not too long, whatever its headers said, and not too slow."""
+
+    def __init__(self, guard: Guard, receive: Receive) -> None:
+        self.guard, self.receive = guard, receive
+        self.whole = False
+        self._seen, self._end = 0, time.monotonic() + guard.patience
+
+    async def __call__(self) -> Message:
+        """The next message; once the body is whole, only the news that the client left can come, at any time."""
+        message = await (self.receive() if self.whole else self._in_time())
+        self._seen += len(message.get("body", b""))
+        self.whole = self.whole or not message.get("more_body", False)
+        if self._seen > self.guard.max_body:
+            raise self.guard.too_large()
+        return message
+
+    async def _in_time(self) -> Message:
+        try:
+            return await asyncio.wait_for(self.receive(), max(0.0, self._end - time.monotonic()))
+        except asyncio.TimeoutError:
+            raise self.guard.too_slow() from None
+
+
 def _origin(headers: Headers) -> None:
     """Browsers say which page asks: only this server's own may."""
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+    try:
+        place = None if origin is None else urlsplit(origin).netloc
+    except ValueError:
+        raise Refusal(400, "the header Origin is no address of a page.", code="invalid_value") from None
+    if origin is not None and place != headers.get("host"):
         raise Refusal(403, f"pages of {origin!r} may not ask this server.", code="wrong_origin")
+
+
+def _brings(scope: Scope) -> bool:
+    """Whether a request has a body."""
+    headers = Headers(scope=scope)
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 class Guarded:
@@ -109,20 +143,22 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        status = 500
+        status, body = 500, Body(self.guard, receive)
 
         async def marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
+                MutableHeaders(scope=message).update(HEADERS | ({} if body.whole or not _brings(scope) else CLOSE))
+            await asyncio.wait_for(send(message), self.guard.patience)
 
         try:
             self.guard.check(scope)
-            await self.app(scope, self.guard.limited(receive), marked)
+            await self.app(scope, body, marked)
         except Refusal as refusal:
             await refusal.response()(scope, receive, marked)
+        except asyncio.TimeoutError:  # a client that takes nothing: the connection ends with the call
+            log.info("a client did not read what was sent to it in %g seconds", self.guard.patience)
         finally:
             path = getattr(scope.get("route"), "path", None) or "other"  # what was typed could be anything
             method = scope["method"] if scope["method"] in METHODS else "other"

@@ -63,7 +63,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _invalid(error.errors()[0]).response()
+        first = error.errors()[0]
+        return invalid({**first, "loc": first["loc"][1:]}).response()
 
     @app.exception_handler(LuthierError)
     async def ours(request: Request, error: LuthierError) -> JSONResponse:
@@ -74,11 +75,9 @@ def install(app: FastAPI) -> None:
         return Refusal(500, f"the server failed ({type(error).__name__}); its log says more.").response()
 
 
-def _invalid(error: Mapping[str, Any]) -> Refusal:
-    """The first thing wrong with a body."""
-    kind, place = error["type"], list(error["loc"][1:])
-    if kind == "json_invalid":
-        return Refusal(400, f"the body is not JSON: {error['ctx']['error']}, at character {place[0]}.", code=kind)
+def invalid(error: Mapping[str, Any]) -> Refusal:
+    """What pydantic found wrong with a body, or with a part of the path."""
+    kind, place = error["type"], list(error["loc"])
     if not place and kind not in OWN:
         return Refusal(400, "expected a JSON object, sent with Content-Type: application/json.", code="invalid_type")
     param = path([*place, *[field for field in [error.get("ctx", {}).get("field")] if field]])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from luthier.core.errors import near
@@ -16,6 +16,7 @@ from luthier.core.errors import near
 MOST_CHOICES = 128
 """Answers to one call: prompts times n."""
 MOST_STOPS = 4
+MOST_TURNS = 2**13
 
 
 def refused(code: str, text: str, field: str | None = None) -> PydanticCustomError:
@@ -122,9 +123,9 @@ class Message(Body):
 
     neutral: ClassVar = {"refusal": (), "audio": (), "function_call": (), "annotations": ([],)}
     role: Annotated[str, BeforeValidator(_role)]
-    content: Annotated[list[TextPart], BeforeValidator(_parts)] = []
+    content: Annotated[list[TextPart], FailFast(), BeforeValidator(_parts)] = []
     name: str | None = None
-    tool_calls: list[ToolCall] = []
+    tool_calls: Annotated[list[ToolCall], FailFast()] = []
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -200,10 +201,10 @@ class ChatBody(Sampled):
         "audio": (), "prediction": (), "reasoning_effort": (), "service_tier": ("auto", "default"), "store": (False,),
         "metadata": ({},), "verbosity": (), "web_search_options": (), "prompt_cache_key": (), "safety_identifier": (),
     }  # fmt: skip
-    messages: Annotated[list[Message], Field(min_length=1)]
-    tools: list[dict[str, Any]] = []
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_TURNS), FailFast()]
+    tools: Annotated[list[dict[str, Any]], FailFast()] = []
     tool_choice: Annotated[str, BeforeValidator(_choice)] = "auto"
-    documents: list[dict[str, Any]] = []
+    documents: Annotated[list[dict[str, Any]], FailFast()] = []
     chat_template_kwargs: dict[str, Any] = {}
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     logprobs: bool = False

@@ -12,6 +12,7 @@ import uvicorn
 
 from luthier.core.errors import LuthierError
 from luthier.serving.http.app import create_app
+from luthier.serving.http.connections import Connections
 from luthier.serving.http.guard import Guard
 from luthier.serving.http.service import Service
 
@@ -36,9 +37,13 @@ def bind(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """Serves until SIGTERM or SIGINT, then drains: what runs may end, what is new gets 503. A second one ends it."""
 
-    def __init__(self, service: Service, guard: Guard, drain: float, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, service: Service, guard: Guard, drain: float, ready: Callable[[], None], connections: int = 512
+    ) -> None:
         config = uvicorn.Config(
             create_app(service, guard),
+            http=Connections(connections, guard.patience).protocol(),
+            ws="none",
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -65,11 +70,18 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(service: Service, guard: Guard, bound: socket.socket, drain: float, ready: Callable[[], None]) -> None:
+def serve(
+    service: Service,
+    guard: Guard,
+    bound: socket.socket,
+    drain: float,
+    ready: Callable[[], None],
+    connections: int = 512,
+) -> None:
     """Serves on a bound socket until a signal ends it; `ready()` is called once clients are taken."""
     service.engine.start()
     try:
-        server = Server(service, guard, drain, ready)
+        server = Server(service, guard, drain, ready, connections)
         asyncio.run(server.serve(sockets=[bound]))
     finally:
         service.engine.close()

@@ -16,6 +16,7 @@ from luthier.core.storage.folder import adapter_at
 from luthier.core.storage.format import read
 from luthier.models import Chat
 from luthier.serving.engine.request import Request
+from luthier.serving.http.claims import Claim, Claims
 from luthier.serving.http.metrics import Metrics, Watch
 from luthier.serving.http.prompts import chat_ids, text_ids
 from luthier.serving.http.refusal import RETRY, Refusal, refusal_of
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from luthier.serving.engine.engine import Engine
 
 
+LONGEST = 2**17
+"""Tokens of a prompt, for a model that does not say how long its texts may be."""
 UNBOUNDED = 2**12
 """Tokens of an answer that nobody bounded, by a model that does not say how long its texts may be."""
 
@@ -34,6 +37,7 @@ class Service:
     """An engine under names. `base` is what the bare model is called; adapters go by their own names.
 
     `trained` are the folders of the engine's adapters, which say how conversations were rendered in training.
+    `per_client` is how many places of the engine one address may hold (None: all).
     """
 
     def __init__(
@@ -43,7 +47,9 @@ class Service:
         base: str,
         adapters_folder: str | Path | None = None,
         trained: Mapping[str, str | Path] = {},
+        per_client: int | None = None,
     ) -> None:
+        self.claims = Claims(engine.places, per_client)
         self.engine, self.base = engine, base
         self.tokenizer = copy.deepcopy(tokenizer)  # the engine's thread uses the other one
         self.folder = None if adapters_folder is None else Path(adapters_folder).expanduser().resolve()
@@ -87,8 +93,9 @@ class Service:
 
     async def tokens(self, texts: Sequence[Any]) -> list[list[int]]:
         """The token ids of texts, beside the loop: long texts take their time."""
+        most = self.engine.max_length or LONGEST
         async with self._tokenizing:
-            return await asyncio.to_thread(lambda: [text_ids(text, self.tokenizer) for text in texts])
+            return await asyncio.to_thread(lambda: [text_ids(text, self.tokenizer, most) for text in texts])
 
     async def spoken(self, body: ChatBody) -> list[int]:
         """The token ids of a conversation, rendered as in the training of the adapter that is to answer."""
@@ -98,12 +105,13 @@ class Service:
 
     def _rendered(self, body: ChatBody, adapter: str | None) -> list[int]:
         chat, tokenizer = self._chats.get(adapter or ""), self.tokenizer
+        most = self.engine.max_length or LONGEST
         if chat is None:
-            return chat_ids(body, tokenizer)
+            return chat_ids(body, tokenizer, most)
         if chat.template != tokenizer.chat_template:
             tokenizer = copy.copy(tokenizer)
             tokenizer.chat_template = chat.template
-        return chat_ids(body, tokenizer, chat.variables)
+        return chat_ids(body, tokenizer, most, chat.variables)
 
     def hear(self, adapter: str, folder: str | Path) -> None:
         """Renders conversations with an adapter as it was trained; says so where that is not as the base would."""
@@ -121,15 +129,21 @@ class Service:
                 stacklevel=2,
             )
 
-    def submit(self, body: Sampled, prompts: Sequence[list[int]], most: int | None, logprobs: int | None) -> Flight:
+    def claimed(self, client: str, body: Sampled, prompts: int) -> Claim:
+        """The places of the answers to so many prompts, all at once, before any of them is tokenised."""
+        if prompts * body.n > MOST_CHOICES:
+            message = f"{prompts} prompts with {body.n} answers each; at most {MOST_CHOICES} answers a call."
+            raise Refusal(400, message, param="n", code="invalid_value")
+        return self.claims.take(client, prompts * body.n)
+
+    def submit(
+        self, body: Sampled, prompts: Sequence[list[int]], most: int | None, logprobs: int | None, claim: Claim
+    ) -> Flight:
         """`body.n` answers to each prompt, of at most `most` tokens (None: as many as the model has room for)."""
         self.refuse_when_draining()
-        if len(prompts) * body.n > MOST_CHOICES:
-            message = f"{len(prompts)} prompts with {body.n} answers each; at most {MOST_CHOICES} answers a call."
-            raise Refusal(400, message, param="n", code="invalid_value")
         requests = [
             Request(
-                prompt=tuple(prompt),
+                prompt=prompt,
                 adapter=self.adapter_of(body.model),
                 max_tokens=most or self.engine.max_length or UNBOUNDED,
                 temperature=body.temperature,
@@ -138,11 +152,13 @@ class Service:
                 stop=tuple(body.stop),
                 logprobs=logprobs,
             )
-            for number, prompt in enumerate(prompts)
+            for number, prompt in enumerate(map(tuple, prompts))
             for i in range(body.n)
         ]
         try:
-            return Flight(self.engine, requests, Watch(self.metrics))
+            flight = Flight(self.engine, requests, Watch(self.metrics), claim.over)
+            claim.kept = True
+            return flight
         except LuthierError as error:
             self.refuse_when_draining()  # it may have begun meanwhile
             raise refusal_of(error) from error

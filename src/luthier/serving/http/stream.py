@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request as Call
@@ -26,18 +26,15 @@ LEFT = 499
 class Flight:
     """Several requests under way, and their pieces as they come. Made on the server's loop."""
 
-    def __init__(self, engine: Engine, requests: Sequence[Request], watch: Watch) -> None:
-        """Submits all or none; raises what the engine raises."""
+    def __init__(
+        self, engine: Engine, requests: Sequence[Request], watch: Watch, over: Callable[[], None] = lambda: None
+    ) -> None:
+        """Submits all or none; raises what the engine raises. `over` is called when all have ended."""
         self.chunks: asyncio.Queue[tuple[int, Chunk]] = asyncio.Queue()
-        self.tickets: list[Ticket] = []
-        self.watch = watch
+        self.watch, self._over = watch, over
         loop = asyncio.get_running_loop()
-        try:
-            for index, request in enumerate(requests):
-                self.tickets.append(engine.submit(request, self._deliver(loop, index)))
-        except BaseException:
-            self.cancel()
-            raise
+        delivers = [self._deliver(loop, index) for index in range(len(requests))]
+        self.tickets: list[Ticket] = engine.submit_all(requests, delivers)
 
     def _deliver(self, loop: asyncio.AbstractEventLoop, index: int) -> Any:
         def deliver(chunk: Chunk) -> None:
@@ -61,6 +58,7 @@ class Flight:
         """Ends what has not ended yet."""
         for ticket in self.tickets:
             ticket.cancel()
+        self._over()
 
 
 FAILED = ("error", "cancelled")

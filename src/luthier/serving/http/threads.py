@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,6 +19,7 @@ def run_in_thread(make: Callable[[], T]) -> T:
     the engine's decode a fifth to a third more slowly while the main thread, idle, has workers from loading the model.
     """
     made: Future[T] = Future()
+    context = contextvars.copy_context()
 
     def run() -> None:
         try:
@@ -25,7 +27,7 @@ def run_in_thread(make: Callable[[], T]) -> T:
         except BaseException as error:  # the caller's
             made.set_exception(error)
 
-    thread = threading.Thread(target=run, name="luthier-apart", daemon=True)
+    thread = threading.Thread(target=context.run, args=(run,), name="luthier-apart", daemon=True)
     thread.start()
     try:
         return made.result()

@@ -1,0 +1,59 @@
+"""From the bytes of a body to what it asks: read beside the loop, so that a large one keeps nobody waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TypeVar
+
+from fastapi import Request as Call
+from pydantic import BaseModel, ValidationError
+
+from luthier.serving.http.refusal import Refusal, invalid
+
+B = TypeVar("B", bound=BaseModel)
+SMALL = 2**13
+"""Bytes that are read at once."""
+
+
+async def asked(call: Call, kind: type[B]) -> B:
+    """The body of a call; raises `Refusal` for what is no JSON, no text, or not of this kind."""
+    raw = await call.body()
+    media = call.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not (media == "application/json" or media.endswith("+json")):
+        raise _unlike()
+    return parsed(raw, kind) if len(raw) <= SMALL else await asyncio.to_thread(parsed, raw, kind)
+
+
+def parsed(raw: bytes, kind: type[B]) -> B:
+    """A body of a kind; raises `Refusal`."""
+    try:
+        given = json.loads(raw)
+    except json.JSONDecodeError as error:
+        raise Refusal(
+            400, f"the body is no JSON: {error.msg}, at character {error.pos}.", code="json_invalid"
+        ) from None
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, nested too deep
+        raise Refusal(400, f"the body is no JSON that can be read: {error}.", code="json_invalid") from None
+    if b"\\ud" in raw or b"\\uD" in raw:
+        _refuse_halves(given)
+    if not isinstance(given, dict):
+        raise _unlike()
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise invalid(error.errors(include_url=False, include_input=False)[0]) from None
+
+
+def _refuse_halves(given: object) -> None:
+    """Half of a surrogate pair is no character, and no tokenizer takes it."""
+    try:
+        json.dumps(given, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        message = f"the body holds {half} without its other half, which is no character; send whole ones."
+        raise Refusal(400, message, code="invalid_value") from None
+
+
+def _unlike() -> Refusal:
+    return Refusal(400, "expected a JSON object, sent with Content-Type: application/json.", code="invalid_type")

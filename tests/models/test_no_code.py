@@ -1,0 +1,123 @@
+"""No code from a model's folder runs, and nobody asks whether it may, unless it was asked for."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import luthier
+import luthier as lt
+from luthier import models
+from luthier.cli import main
+from luthier.core.errors import LuthierError
+from luthier.training import Run, Training
+from luthier.training.folder import read_record
+from luthier.training.prepare import prepare
+from support.tiny import save_model
+
+CODE = """
+from pathlib import Path
+Path({mark!r}).write_text("ran")
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+SOURCE = Path(luthier.__file__).parent
+
+
+class Asked(Exception):
+    """Somebody read the terminal."""
+
+
+class Terminal:
+    def __getattr__(self, name: str):
+        raise Asked(name)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> tuple[str, Path]:
+    """(a folder whose every part comes with code, the file that the code writes)."""
+    folder, mark = Path(save_model(tmp_path / "own", "llama")), tmp_path / "mark"
+    (folder / "own.py").write_text(CODE.format(mark=str(mark)))
+    for name, auto in (
+        ("config.json", {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"]}),
+    ):
+        values = json.loads((folder / name).read_text())
+        kind = {"model_type": "own"} if name == "config.json" else {"tokenizer_class": "OwnTokenizer"}
+        (folder / name).write_text(json.dumps(values | kind | {"auto_map": auto}))
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return str(folder), mark
+
+
+READERS = {
+    "load": lambda name, data: models.load(name),
+    "config_of": lambda name, data: models.config_of(name),
+    "processor_of": lambda name, data: models.processor_of(name, "causal-lm"),
+    "prepare": lambda name, data: prepare(Run(name, data, lt.LoRA())),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_readers_refuse_it_and_say_how_it_is_allowed(reader, own, additions):
+    with pytest.raises(LuthierError, match="--trust-remote-code"):
+        READERS[reader](own[0], additions)
+    assert not own[1].exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "MODEL", "DATA", "--out", "OUT"],
+        ["evaluate", "MODEL", "DATA"],
+        ["generate", "MODEL", "Hello"],
+        ["show", "MODEL", "DATA"],
+        ["measure", "MODEL", "DATA", "--out", "OUT"],
+        ["serve", "MODEL", "--port", "0"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_commands_refuse_it_and_say_how_it_is_allowed(words, own, additions, tmp_path, capsys):
+    stand = {"MODEL": own[0], "DATA": additions, "OUT": str(tmp_path / "out")}
+    assert main([stand.get(word, word) for word in words]) == 2
+    assert "--trust-remote-code" in capsys.readouterr().err and not own[1].exists()
+
+
+def test_it_runs_where_it_is_asked_for_and_is_told(own, additions, tmp_path):
+    run = Run(own[0], additions, lt.LoRA(rank=2), "q_proj", str(tmp_path / "run"), training=Training(steps=1))
+    result = lt.train(__import__("dataclasses").replace(run, trust_remote_code=True), progress=False)
+    assert own[1].read_text() == "ran" and type(result.model).__name__ == "OwnModel"
+    assert read_record(result.folder)["run"]["trust_remote_code"] is True
+    card = (result.folder / "README.md").read_text()
+    assert "code of the base | was run" in card and "--trust-remote-code" in card
+    assert not models.trusted(), "it holds for that run alone"
+
+
+def test_every_reader_of_folders_says_whether_code_may_run():
+    """In all of the source: what transformers is not told, it may ask on the terminal."""
+    silent = []
+    for file in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr
+            if called in ("from_pretrained", "from_config"):
+                told = any(keyword.arg == "trust_remote_code" for keyword in node.keywords)
+                silent += [] if told else [f"{file.relative_to(SOURCE)}:{node.lineno}"]
+    assert not silent
+
+
+def test_nothing_reads_the_terminal():
+    asks = []
+    for file in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "input":
+                asks.append(f"{file.relative_to(SOURCE)}:{node.lineno}")
+    assert not asks
