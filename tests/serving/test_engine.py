@@ -439,8 +439,7 @@ def test_deterministic_rows_have_the_same_bits_alone_and_in_a_crowd(form, tmp_pa
     adapters = saved(tmp_path, "llama", form)
     waves = [asked(text, name, max_tokens=9 + i) for i, text in enumerate(PROMPTS) for name in (None, "a", "b")]
     crowd, single = (
-        Engine(build(dtype=torch.float32), tiny.tokenizer(), adapters=adapters, rows=32, deterministic=True)
-        for _ in range(2)
+        Engine(build().float(), tiny.tokenizer(), adapters=adapters, rows=32, deterministic=True) for _ in range(2)
     )
     together = bits(crowd, waves)
     assert together == [bits(single, [each])[0] for each in waves]

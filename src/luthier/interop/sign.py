@@ -20,7 +20,7 @@ MAKE = "openssl ecparam -name prime256v1 -genkey -noout -out KEY && openssl ec -
 
 
 def sign(adapter: str | Path, key: str | Path) -> Path:
-    """Signs all files of an adapter (a run folder, or an adapter's) with a private key, and returns the signature's file.
+    """Signs all files of an adapter (a run folder, or an adapter's) with a private key; returns the signature's file.
 
     The key is an elliptic curve's (P-256, P-384 or P-521) in PEM; the password of one that has one is in
     `$LUTHIER_KEY_PASSWORD`. An older signature is replaced. A checksum in the spec tells damage, and whoever changes an
@@ -33,9 +33,7 @@ def sign(adapter: str | Path, key: str | Path) -> Path:
     try:
         config = signing.Config().use_elliptic_key_signer(
             private_key=path,
-            password=password.encode()
-            if password
-            else None,  # the library says str, and hands it to one that says bytes
+            password=password.encode() if password else None,  # its annotation says str, and cryptography bytes
         )
     except Exception as error:  # of cryptography, which has many kinds
         raise LuthierError(
@@ -102,8 +100,7 @@ def _hashing(folder: Path) -> Any:
     """All files of the adapter but its signature; links are followed, as in a hub cache: contents are what counts."""
     hashing = _library("hashing")
     config = hashing.Config().use_file_serialization(hashing_algorithm="sha256", allow_symlinks=True)
-    hidden = [path for path in (folder / SIGNATURE, folder / f".{SIGNATURE}")]
-    return config.set_ignored_paths(paths=hidden, ignore_git_paths=False)
+    return config.set_ignored_paths(paths=[folder / SIGNATURE, folder / f".{SIGNATURE}"], ignore_git_paths=False)
 
 
 def _library(part: str) -> Any:

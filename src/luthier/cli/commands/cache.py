@@ -49,12 +49,7 @@ class Cache(Command):
 
     def _list(self, entries: Sequence[Entry]) -> None:
         if self.json:
-            told = ({"path": str(e.path), "about": dict(e.about)} for e in entries)
-            plain = [
-                {"kind": e.kind, "name": e.name, "bytes": e.bytes, **more}
-                for e, more in zip(entries, told, strict=True)
-            ]
-            say_json(plain)
+            say_json([vars(e) | {"path": str(e.path), "about": dict(e.about)} for e in entries])
             return
         rows = [(e.kind, e.name, f"{e.bytes / 1e6:,.1f} MB", _told(e)) for e in entries]
         table(("kind", "name", "size", "what it is"), rows)

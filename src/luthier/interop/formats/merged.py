@@ -40,9 +40,8 @@ class Merged(Format):
         adapted = probe(model)
         save_merged(model, outgoing.processor, folder, outgoing.name)
         with quiet():
-            again = _plain(type(model)).from_pretrained(
-                folder, dtype="auto", use_safetensors=True, trust_remote_code=False
-            )
+            kind = _plain(type(model))
+            again = kind.from_pretrained(folder, dtype="auto", use_safetensors=True, trust_remote_code=False)
         change, largest = difference(adapted, probe(again.eval()))
         return {"the output": change / max(largest, 1e-30)} if change else {}
 
