@@ -100,7 +100,7 @@ def test_every_change_is_told(adapter, author, name, told):
 
 def test_another_key_signs_for_nobody_else(adapter, author, tmp_path):
     sign(adapter, keys(tmp_path, "thief")[0])
-    with pytest.raises(LuthierError, match="not of the key .*author.pub, or is damaged"):
+    with pytest.raises(LuthierError, match=r"not of the key .*author\.pub, or is damaged"):
         verify(adapter, author[1])
 
 
@@ -114,7 +114,7 @@ def test_a_damaged_signature_is_told(adapter, author, bundle):
 def test_no_signature_no_key_no_library(adapter, author, tmp_path, monkeypatch):
     with pytest.raises(LuthierError, match="is not signed"):
         verify(adapter, author[1])
-    with pytest.raises(LuthierError, match="no private key .*openssl"):
+    with pytest.raises(LuthierError, match=r"no private key .*openssl"):
         sign(adapter, tmp_path / "none.pem")
     for wrong in (author[1], adapter / "README.md"):
         with pytest.raises(LuthierError, match="is no private key to sign with"):
