@@ -38,7 +38,7 @@ import luthier.training.session as session
 model, data, out, cut, steps = sys.argv[1:6]
 began = time.monotonic()
 run = Run(model, data, lt.LoRA(rank=4), out=out, training=Training(steps=int(steps), batch=1, max_length=int(cut),
-          eval_fraction=0.001, save_every=int(steps), eval_every=10**9))
+          eval_fraction=0.0001, save_every=int(steps), eval_every=10**9))
 plain = session.prepare
 def timed(run):
     global ready
