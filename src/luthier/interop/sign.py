@@ -99,7 +99,8 @@ def requiring(key: str | Path | None) -> Iterator[None]:
 def _hashing(folder: Path) -> Any:
     """All files of the adapter but its signature; links are followed, as in a hub cache: contents are what counts."""
     hashing = _library("hashing")
-    config = hashing.Config().use_file_serialization(hashing_algorithm="sha256", allow_symlinks=True)
+    config = hashing.Config().use_file_serialization(hashing_algorithm="sha256")
+    config.set_allow_symlinks(True)  # the argument of that name is overwritten when a folder is hashed
     return config.set_ignored_paths(paths=[folder / SIGNATURE, folder / f".{SIGNATURE}"], ignore_git_paths=False)
 
 
