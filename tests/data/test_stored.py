@@ -120,6 +120,12 @@ def test_workers_are_a_number(told, monkeypatch):
         both("chat")
 
 
+def test_rows_in_memory_need_no_cache(cache):
+    cache.write_text("no folder can be made here")
+    plain, held = both("chat")
+    assert isinstance(held, list) and held == plain
+
+
 def test_the_cache_says_what_it_holds(cache):
     both("classes")
     (entry,) = [each for each in cached.listed() if each.kind == "encoded"]

@@ -59,6 +59,14 @@ def ready(folder: Path, quiet: bool = False) -> bool:
     return wrong is None
 
 
+def writable(kind: str) -> bool:
+    """Whether folders of a kind can be made in the cache."""
+    folder = cache_root() / kind
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 def seal(folder: Path, about: Mapping[str, Any]) -> None:
     """Writes the manifest of a folder that is complete."""
     files = {name: _entry(folder / name) for name in _names(folder)}

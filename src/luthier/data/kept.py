@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from luthier.core.cached import writable
 from luthier.core.contracts.example import Examples
 from luthier.core.lazy import Lazy
 from luthier.data.bad import refuse
 from luthier.data.encode import Feature, Options, encode_all, encoder_of, features_of
-from luthier.data.stored import key_of, stored
+from luthier.data.stored import KIND, key_of, stored
 
 MANY = 2000
 """Rows from which on encoding is worth keeping."""
@@ -30,7 +31,7 @@ def encode_kept(
 
     They lie in `$LUTHIER_CACHE/encoded` (`~/.cache/luthier/encoded`) under a name made of the rows, the tokenizer, the
     settings and the code, so the same rows are encoded once; several processes encode them (`$LUTHIER_WORKERS`). Rows
-    of pictures and sounds stay in memory.
+    of pictures and sounds stay in memory, and so do rows that are there already where the cache cannot be written.
     """
     task = task or examples.task
     options = Options(max_length, labels if labels is not None else examples.labels, truncate, positions)
@@ -62,5 +63,5 @@ def encode_kept(
 def _worth(examples: Examples, processor: Any) -> bool:
     from transformers import PreTrainedTokenizerFast
 
-    many = isinstance(examples.rows, Lazy) or len(examples) >= MANY
+    many = isinstance(examples.rows, Lazy) or (len(examples) >= MANY and writable(KIND))
     return many and isinstance(processor, PreTrainedTokenizerFast)

@@ -32,7 +32,7 @@ Feature = dict[str, Any]
 Encode = Callable[[Example], Iterator[Feature]]
 KIND = "encoded"
 FEATURES, SIZES, SAID = "features.arrow", "sizes.npy", "said.json"
-CHUNK = 256
+CHUNK = 64
 """Rows that a process takes at a time."""
 BATCH = 2**16
 """Numbers in a batch of the file: what is read to get one row of it."""
@@ -174,7 +174,7 @@ def _write(folder: Path, examples: Examples, encode: Encode) -> dict[str, Any]:
         turns += some_turns
         rows += some_rows
         bad += wrong
-        bar.update(bar.task_ids[0], completed=sum(batches))
+        bar.update(bar.task_ids[0], advance=len(set(figures[0].tolist())) + len(wrong))
         bar.refresh()
     bar.stop()
     if writer is not None:
@@ -287,7 +287,7 @@ def _packed(features: list[Feature], bad: list[tuple[int, str]]) -> Made:
     plain = [_plain(feature) for feature in features]
     batch = pa.RecordBatch.from_pylist(plain, schema=schema)
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
+    with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         writer.write_batch(batch)
     return [sink.getvalue().to_pybytes()], [len(features)], figures, turns, rows, bad
 
