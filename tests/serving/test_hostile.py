@@ -193,3 +193,21 @@ def test_connections_by_address():
     assert [limits.take(address) for address in "aaabbb"] == [True, True, False, True, True, False]
     limits.give_back("a")
     assert limits.take("c") and not limits.take("a")
+
+
+def test_every_handler_of_errors_answers(client):
+    """What FastAPI itself finds wrong goes through a handler of its own."""
+    from fastapi.exceptions import RequestValidationError
+
+    app = client().app
+    found = []
+
+    async def ask() -> None:
+        handler = app.exception_handlers[RequestValidationError]
+        error = RequestValidationError([{"type": "missing", "loc": ("path", "name"), "msg": "Field required"}])
+        found.append(await handler(None, error))
+
+    import asyncio
+
+    asyncio.run(ask())
+    assert found[0].status_code == 400 and json.loads(found[0].body)["error"]["param"] == "name"

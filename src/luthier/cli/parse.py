@@ -54,7 +54,7 @@ class Command:
         """Further flags, chosen by what the user has typed."""
         return []
 
-    def within(self) -> AbstractContextManager[None]:
+    def within(self) -> AbstractContextManager[object]:
         """What the command runs within."""
         return nullcontext()
 
@@ -73,7 +73,7 @@ class Loading(Command):
     trust_remote_code: bool = dataclasses.field(default=False, kw_only=True)
     """Run Python code that lies in the model's folder or repository, where its architecture or tokenizer needs it."""
 
-    def within(self) -> AbstractContextManager[None]:
+    def within(self) -> AbstractContextManager[object]:
         from luthier.models import trusting
 
         return trusting(self.trust_remote_code)
@@ -86,7 +86,7 @@ class Fitted(Loading):
     require_signature: Path | None = dataclasses.field(default=None, kw_only=True)
     """Public key that has signed every adapter that is loaded (`luthier sign`); others are refused."""
 
-    def within(self) -> AbstractContextManager[None]:
+    def within(self) -> AbstractContextManager[object]:
         from luthier.interop.sign import requiring
 
         made = ExitStack()

@@ -176,7 +176,7 @@ def _long(example: Example, tokenizer: Any, most: int) -> Iterator[Feature]:
     return _cut({"input_ids": ids, "labels": labels, "row": example.row, "truncated": 0, **notes}, most)
 
 
-def _progress(rows: list[Example]) -> Any:
+def _progress(rows: Sequence[Example]) -> Any:
     if len(rows) < LONG_INPUT or not sys.stderr.isatty():
         return rows
     from rich.console import Console

@@ -20,8 +20,9 @@ def read_hub(source: str, split: str) -> Table:
     configuration or split.
     """
     import datasets
+    from datasets import config as settings
 
-    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # older versions ask on the terminal
+    settings.HF_DATASETS_TRUST_REMOTE_CODE = False  # older versions ask on the terminal
 
     name, _, rest = source.partition(":")
     config, _, named = rest.partition(":")

@@ -62,7 +62,7 @@ def install(app: FastAPI) -> None:
         return told.response()
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def unfit(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return invalid({**first, "loc": first["loc"][1:]}).response()
 
