@@ -121,3 +121,16 @@ def test_nothing_reads_the_terminal():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "input":
                 asks.append(f"{file.relative_to(SOURCE)}:{node.lineno}")
     assert not asks
+
+
+def test_every_command_that_takes_a_model_can_be_told_to_run_its_code():
+    import dataclasses
+
+    from luthier.cli.parse import Loading, commands
+
+    for name, cls in commands().items():
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if fields & {"model", "base", "to_base"}:
+            of_a_run = any("trust_remote_code" in {f.name for f in dataclasses.fields(each.cls)} - set(each.skip)
+                           for each in cls.settings([]))  # fmt: skip
+            assert issubclass(cls, Loading) or of_a_run, name

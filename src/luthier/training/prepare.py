@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from luthier import data
+from luthier import data, models
 from luthier.core.contracts.objective import Rows
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.selection import Pool
@@ -55,6 +55,11 @@ def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
 
     Columns `beside` are read by the caller.
     """
+    with models.trusting(run.trust_remote_code):
+        return _prepare(run, beside)
+
+
+def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
     settings = run.training
     run.objective.check_form(run.form)
     _check_experts(run)

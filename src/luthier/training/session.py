@@ -238,6 +238,7 @@ def load(run: Run, prepared: Prepared) -> Loaded:
         dtype=run.training.precision,
         labels=prepared.examples.labels,
         quantize=run.training.quantize,
+        trust_remote_code=run.trust_remote_code,
     )
 
 
