@@ -22,7 +22,7 @@ def read_hub(source: str, split: str) -> Table:
     import datasets
     from datasets import config as settings
 
-    settings.HF_DATASETS_TRUST_REMOTE_CODE = False  # older versions ask on the terminal
+    settings.HF_DATASETS_TRUST_REMOTE_CODE = False  # pyright: ignore[reportAttributeAccessIssue]  older versions ask on the terminal
 
     name, _, rest = source.partition(":")
     config, _, named = rest.partition(":")
