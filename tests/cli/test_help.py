@@ -14,6 +14,7 @@ from luthier.cli.source import card, field_docs
 from luthier.core.contracts.component import axes, find, names
 
 COMMANDS = [
+    "cache",
     "check",
     "combine",
     "compare",
@@ -33,7 +34,9 @@ COMMANDS = [
     "select",
     "serve",
     "show",
+    "sign",
     "train",
+    "verify",
 ]
 
 
