@@ -142,7 +142,7 @@ def test_the_examination_finds_rank_one_and_nothing_in_nothing():
     assert report(lt.Delta.zero(site.d_out, site.d_in)).effect == 0
 
 
-def test_the_format_writes_merged_weights_and_refuses_edits_of_activations(tmp_path):
+def test_the_format_writes_merged_weights_reads_them_and_refuses_edits_of_activations(tmp_path):
     import numpy as np
 
     model = lt.attach(base(), lt.LoRA(rank=2), where="q_proj")
@@ -154,6 +154,8 @@ def test_the_format_writes_merged_weights_and_refuses_edits_of_activations(tmp_p
     assert set(held.files) == set(other.state_dict())
     other.load_state_dict({key: torch.from_numpy(held[key]) for key in held.files})
     torch.testing.assert_close(logits(other), logits(model), rtol=1e-4, atol=1e-5)
+    back = lt.import_adapter(tmp_path / "out", tmp_path / "back", base=base())
+    torch.testing.assert_close(logits(lt.load(base(), back)), logits(model), rtol=1e-4, atol=1e-5)
     lt.save(lt.attach(base(), lt.LoReFT(rank=2)), tmp_path / "edits")
     with pytest.raises(lt.LuthierError):
         lt.export(tmp_path / "edits", tmp_path / "none", to=made("formats"), base=base())

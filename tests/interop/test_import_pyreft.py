@@ -110,7 +110,7 @@ def test_outputs_are_those_of_the_equation(name, tmp_path):
     interventions = {(layer, 0): Intervention(name) for layer in (0, 2)}
     write(tmp_path / "reft", interventions)
     base = llama()
-    source = lt.sources.PyReFT(positions="f2+l3")
+    source = lt.formats.PyReFT(positions="f2+l3")
     lt.import_adapter(tmp_path / "reft", tmp_path / "ours", base=base, source=source)
     wanted = edited(llama(), interventions, [[0, 1, -3, -2, -1]])
     ours = output(lt.load(base, tmp_path / "ours"))
@@ -123,7 +123,7 @@ def test_first_and_last_positions_with_parameters_of_their_own(tmp_path):
     interventions = {(layer, turn): Intervention("Loreft") for turn in (0, 1) for layer in (0, 1, 2)}
     write(tmp_path / "reft", interventions)
     base = llama()
-    source = lt.sources.PyReFT(positions="f2,l3")
+    source = lt.formats.PyReFT(positions="f2,l3")
     lt.import_adapter(tmp_path / "reft", tmp_path / "ours", base=base, source=source)
     wanted = edited(llama(), interventions, [[0, 1], [-3, -2, -1]])
     assert (output(lt.load(base, tmp_path / "ours")) - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
@@ -133,7 +133,7 @@ def test_a_path_of_a_module_is_read(tmp_path):
     interventions = {(1, 0): Intervention("Loreft")}
     write(tmp_path / "reft", interventions, "model.layers[1].output")
     base = llama()
-    source = lt.sources.PyReFT(positions="l1")
+    source = lt.formats.PyReFT(positions="l1")
     lt.import_adapter(tmp_path / "reft", tmp_path / "ours", base=base, source=source)
     wanted = edited(llama(), interventions, [[-1]])
     assert (output(lt.load(base, tmp_path / "ours")) - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
@@ -146,7 +146,7 @@ def test_a_rotation_in_half_precision_is_kept_as_it_stands(tmp_path):
     (file,) = (tmp_path / "reft").glob("*.bin")
     torch.save(rounded, file)
     base = llama()
-    lt.import_adapter(tmp_path / "reft", tmp_path / "ours", base=base, source=lt.sources.PyReFT(positions="all"))
+    lt.import_adapter(tmp_path / "reft", tmp_path / "ours", base=base, source=lt.formats.PyReFT(positions="all"))
     w, b, r = (rounded[key].float() for key in ("weight", "bias", "rotate_layer"))
 
     def as_stored(h):
@@ -186,7 +186,7 @@ def test_spoiled_folders_are_refused(case, tmp_path):
     write(tmp_path / "reft", {(1, 0): Intervention("Loreft")})
     changed(tmp_path / "reft", **changes)
     with pytest.raises(lt.LuthierError, match=message):
-        source = lt.sources.PyReFT(positions="f1")
+        source = lt.formats.PyReFT(positions="f1")
         lt.import_adapter(tmp_path / "reft", tmp_path / "ours", base=llama(), source=source)
     assert not (tmp_path / "ours").exists()
 
@@ -196,7 +196,7 @@ def test_positions_must_be_told_and_fit(tmp_path):
     with pytest.raises(lt.LuthierError, match="--positions f7,l7"):
         lt.import_adapter(tmp_path / "reft", tmp_path / "ours", base=llama())
     with pytest.raises(lt.LuthierError, match=r"1 groups, and .* 2 interventions"):
-        source = lt.sources.PyReFT(positions="f7+l7")
+        source = lt.formats.PyReFT(positions="f7+l7")
         lt.import_adapter(tmp_path / "reft", tmp_path / "ours", base=llama(), source=source)
 
 
@@ -209,6 +209,6 @@ def test_a_pickle_that_runs_code_is_not_opened(tmp_path):
     (file,) = (tmp_path / "reft").glob("*.bin")
     file.write_bytes(pickle.dumps({"weight": Bomb()}))
     with pytest.raises(lt.LuthierError, match="run code"):
-        source = lt.sources.PyReFT(positions="f1")
+        source = lt.formats.PyReFT(positions="f1")
         lt.import_adapter(tmp_path / "reft", tmp_path / "ours", base=llama(), source=source)
     assert not (tmp_path / "hit").exists()

@@ -23,7 +23,7 @@ def logits(model) -> torch.Tensor:
 
 def imported(folder: Path, name: str, out: Path):
     model = base(CASES[name].model)
-    return lt.import_adapter(folder, out, base=model, source=lt.sources.PyReFT(positions=CASES[name].positions))
+    return lt.import_adapter(folder, out, base=model, source=lt.formats.PyReFT(positions=CASES[name].positions))
 
 
 @pytest.fixture

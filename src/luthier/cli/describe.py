@@ -78,13 +78,17 @@ def body(cls: type[Component]) -> str:
 
 
 def facts(cls: type[Component]) -> dict[str, str]:
-    """Returns facts about a form or a decoding beyond its settings; of other components, only the source."""
+    """Returns facts about a form, a decoding or a format beyond its settings; of other components, only the source."""
     from luthier.core.contracts.decoding import Decoding
     from luthier.core.contracts.form import Form
+    from luthier.core.contracts.format import Format
 
     found = {"paper": cls.paper}
     if issubclass(cls, Decoding):
         return found | {f"model `{role}`": told for role, told in cls.roles.items()}
+    if issubclass(cls, Format):
+        ways = [way for way, has in (("read", cls.reads()), ("written", cls.writes())) if has]
+        return found | {"can be": " and ".join(ways)}
     if not issubclass(cls, Form):
         return found
     return found | {

@@ -47,6 +47,8 @@ class Card:
     equation: str
     """First line of the docstring."""
     paper: str
+    defines: frozenset[str]
+    """Names of the functions that the class itself defines."""
 
 
 def card(axis: str, name: str) -> Card:
@@ -58,9 +60,11 @@ def card(axis: str, name: str) -> Card:
     node = _component(file.path, file.name)
     if node is None:
         found = find(axis, name)
-        return Card(found.name(), found.equation(), found.paper)
+        own = frozenset(name for name, value in vars(found).items() if inspect.isfunction(value))
+        return Card(found.name(), found.equation(), found.paper, own)
     doc = ast.get_docstring(node) or ""
-    return Card(file.name, doc.split("\n", 1)[0], _assigned(node.body, "paper") or Component.paper)
+    own = frozenset(part.name for part in node.body if isinstance(part, ast.FunctionDef))
+    return Card(file.name, doc.split("\n", 1)[0], _assigned(node.body, "paper") or Component.paper, own)
 
 
 def axes() -> dict[str, str]:

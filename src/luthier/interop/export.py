@@ -10,7 +10,7 @@ from torch import nn
 from luthier.core.adapters.attach import adapter_names, detach, find_state
 from luthier.core.adapters.control import acting, set_acting, use
 from luthier.core.contracts.component import find
-from luthier.core.contracts.export import Format, Outgoing
+from luthier.core.contracts.format import Format, Outgoing
 from luthier.core.files import committed, must_be_free
 from luthier.core.sites.probe import eval_mode
 from luthier.core.storage.store import load
@@ -28,6 +28,7 @@ def export(
     """
     form = find("formats", to)() if isinstance(to, str) else to
     assert isinstance(form, Format)
+    form.check_use(reading=False)
     target = must_be_free(out)
     form.check_base(base, processor)
     state = find_state(base)

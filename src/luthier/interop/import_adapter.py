@@ -13,7 +13,7 @@ from luthier.core.adapters.attach import adapter_names, detach, find_state, plac
 from luthier.core.adapters.start import expected_shapes
 from luthier.core.adapters.tuner import AdapterComponent
 from luthier.core.contracts.component import find, names
-from luthier.core.contracts.import_ import Found, Source
+from luthier.core.contracts.format import Format, Found
 from luthier.core.contracts.site import Sites
 from luthier.core.errors import LuthierError
 from luthier.core.files import must_be_free
@@ -30,7 +30,7 @@ def import_adapter(
     out: str | Path,
     *,
     base: nn.Module,
-    source: str | Source | None = None,
+    source: str | Format | None = None,
     name: str = "default",
     base_name: str | None = None,
     measured: Mapping[str, Any] | None = None,
@@ -38,7 +38,7 @@ def import_adapter(
 ) -> Path:
     """Reads the adapter that another library saved in `folder` and saves it as ours in `out`, for the model `base`.
 
-    `source` is a name (`luthier list sources`) or a component with settings, such as `lt.sources.PyReFT(positions=
+    `source` is a name (`luthier list sources`) or a component with settings, such as `lt.formats.PyReFT(positions=
     "f7+l7")`; None tells the library by what the folder holds. `base_name` is what to load the base by, `measured`
     goes into the spec. What the folder has of a tokenizer is kept beside the adapter; a chat template or added tokens
     that are not those of `processor`, which prepares the base's inputs, are told. Raises `LuthierError` for damage, for
@@ -73,20 +73,35 @@ def import_adapter(
     return saved
 
 
-def source_of(folder: Path, source: str | Source | None) -> Source:
-    """The importer: the one given, or the one whose library wrote the folder."""
+def source_of(folder: Path, source: str | Format | None) -> Format:
+    """The format of a folder: the one given, or the one that it fits."""
     if not folder.is_dir():
         raise LuthierError(f"there is no folder {folder}.")
     if (folder / SPEC).exists():
         raise LuthierError(f"{folder} is an adapter of Luthier's already; it needs no import.")
-    if isinstance(source, Source):
+    if isinstance(source, Format):
+        source.check_use(reading=True)
         return source
-    known: list[Any] = [find("sources", each) for each in (names("sources") if source is None else [source])]
+    known = readable() if source is None else [_readable(source)]
     fitting = [each for each in known if each.fits(folder)]
-    if len(fitting) != 1:
+    if not fitting:
         libraries = ", ".join(each.name() for each in known)
         raise LuthierError(f"{folder} is not an adapter of {libraries}: it holds {_listing(folder)}.")
+    if len(fitting) > 1:
+        several = " and ".join(each.name() for each in fitting)
+        raise LuthierError(f"{folder} holds adapters of {several}; say which is meant (--format, in Python source=…).")
     return fitting[0]()
+
+
+def readable() -> list[type[Format]]:
+    """The formats that are read."""
+    return [each for each in (find("formats", name, Format) for name in names("formats")) if each.reads()]
+
+
+def _readable(name: str) -> type[Format]:
+    found = find("formats", name, Format)
+    found().check_use(reading=True)
+    return found
 
 
 def _listing(folder: Path) -> str:

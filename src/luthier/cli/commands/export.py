@@ -16,8 +16,9 @@ DEFAULT = "peft"
 class Export(Fitted):
     """Write an adapter in the format of other software: peft, a merged model, GGUF for llama.cpp.
 
-    The flags follow from --to: `luthier export --to gguf --help` shows them, and `luthier list formats` every format.
-    The folder is written whole or not at all. A form that a format cannot express is refused with the reason.
+    The flags follow from --to: `luthier export --to gguf --help` shows them, and `luthier list formats` says which
+    formats there are. The folder is written whole or not at all. A form that a format cannot express is refused with
+    the reason.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -38,9 +39,10 @@ class Export(Fitted):
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
         from luthier.core.contracts.component import find
+        from luthier.core.contracts.format import Format
 
-        found = find("formats", option(tokens, "--to") or DEFAULT)
-        return [Flags(found, f"Settings of {found.name()}")]
+        found = find("formats", option(tokens, "--to") or DEFAULT, Format)
+        return [Flags(found, f"Settings of {found.name()}", found.for_reading)]
 
     def run(self, given: Given) -> None:
         from luthier.cli.base import base_of
@@ -52,6 +54,7 @@ class Export(Fitted):
 
         cls: Any = find("formats", self.to)
         to = cls.from_dict(dict(given.get(cls, {})))
+        to.check_use(reading=False)
         folder, spec = read_adapter(self.adapter)
         out = must_be_free(self.out)
         base = with_chat(base_of(self.model, spec, dtype=to.base_dtype), spec, folder)

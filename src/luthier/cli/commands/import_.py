@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say
 from luthier.cli.parse import Flags, Given, Loading
+
+if TYPE_CHECKING:
+    from luthier.core.contracts.format import Format
 
 
 @dataclass(frozen=True)
 class Import(Loading):
     """Import an adapter that another library saved: peft (LoRA, DoRA, IA3) or pyreft.
 
-    The library is told by what the folder holds; nothing in it is run. What has no equal here is refused with the
-    reason, and so are damage and another base. `luthier list sources` shows the libraries.
+    The format is told by what the folder holds; nothing in it is run. What has no equal here is refused with the
+    reason, and so are damage and another base. `luthier list formats` shows which formats can be read.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -29,6 +32,8 @@ class Import(Loading):
     """The folder to write."""
     model: str = field(kw_only=True)
     """The base that it was fitted on: a folder, a hub id, a .gguf file or a name of the catalogue."""
+    format: str | None = field(default=None, kw_only=True)
+    """The format of the folder. Default: told by what it holds."""
     task: str = field(default="causal-lm", kw_only=True)
     """The task of the base: causal-lm, classification, seq2seq and others."""
     labels: str | None = field(default=None, kw_only=True)
@@ -36,10 +41,9 @@ class Import(Loading):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.core.contracts.component import find, names
+        from luthier.interop.import_adapter import readable
 
-        known = [find("sources", name) for name in names("sources")]
-        return [Flags(each, f"Settings of {each.name()}") for each in known if fields(each)]
+        return [Flags(each, f"Settings of {each.name()}", unread(each)) for each in readable() if each.for_reading]
 
     def run(self, given: Given) -> None:
         from pathlib import Path
@@ -50,7 +54,7 @@ class Import(Loading):
         from luthier.interop.import_adapter import import_adapter, source_of
         from luthier.models import WRITTEN
 
-        source: Any = source_of(folder := Path(self.folder).expanduser(), None)
+        source: Any = source_of(folder := Path(self.folder).expanduser(), self.format)
         for cls, settings in given.items():
             if settings and cls is not type(source):
                 raise LuthierError(f"{folder} is an adapter of {source.name()}, which takes no {next(iter(settings))}.")
@@ -71,3 +75,8 @@ class Import(Loading):
         say(f"{out} holds the adapter of {source.name()}, fitted on {self.model}.")
         if self.task in WRITTEN:
             say(next_step(self.model, None, out))
+
+
+def unread(format: type[Format]) -> tuple[str, ...]:
+    """The settings of a format that reading it does not use."""
+    return tuple(key for key in format.settings() if key not in format.for_reading)

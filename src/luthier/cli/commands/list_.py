@@ -9,6 +9,9 @@ from luthier.cli.output import say, say_json, table
 from luthier.cli.parse import Command, Given
 from luthier.core.errors import LuthierError, near
 
+COLUMNS = {"formats": ("name", "ways", "equation", "paper"), "recipes": ("name", "description", "paper")}
+"""What is shown of an axis that has more to tell than equation and paper."""
+
 
 @dataclass(frozen=True)
 class List(Command):
@@ -35,7 +38,7 @@ class List(Command):
             say_json(found)
             return
         for name, rows in found.items():
-            headed = [("name", "equation", "paper"), ("name", "description", "paper")][name == "recipes"]
+            headed = COLUMNS.get(name, ("name", "equation", "paper"))
             table(headed, ([row[key] for key in headed] for row in rows), f"{name}: {questions[name]}")
             say()
         say("More of one: luthier explain NAME")
@@ -48,7 +51,11 @@ def _rows(axis: str) -> list[dict[str, str]]:
     from luthier.core.contracts.component import names
 
     cards = [card(axis, name) for name in names(axis)]
-    return [{"name": each.name, "equation": each.equation, "paper": each.paper} for each in cards]
+    rows = [{"name": each.name, "equation": each.equation, "paper": each.paper} for each in cards]
+    if axis == "formats":
+        for row, each in zip(rows, cards, strict=True):
+            row["ways"] = ", ".join(f"{way}s" for way in ("read", "write") if way in each.defines)
+    return rows
 
 
 def _recipes() -> list[dict[str, str]]:

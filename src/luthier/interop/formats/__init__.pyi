@@ -4,5 +4,6 @@ from luthier.interop.formats.gguf import GGUF as GGUF
 from luthier.interop.formats.gguf_lora import GGUFLoRA as GGUFLoRA
 from luthier.interop.formats.merged import Merged as Merged
 from luthier.interop.formats.peft import PEFT as PEFT
+from luthier.interop.formats.pyreft import PyReFT as PyReFT
 
 AXIS: str

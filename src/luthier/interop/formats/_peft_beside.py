@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.core.contracts.import_ import Found
+from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import base_parameters, features, lookup_scale, raw_parameter
 from luthier.interop.formats._peft_targets import saved_whole

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from luthier.core.contracts.form import rank_scale
-from luthier.core.contracts.import_ import Found
+from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
 from luthier.core.sites.renaming import nearest, renamed
 from luthier.core.sites.structure import lookup_scale

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from luthier.core.contracts.export import Format, Outgoing
+from luthier.core.contracts.format import Format, Outgoing
 from luthier.core.errors import LuthierError
 
 

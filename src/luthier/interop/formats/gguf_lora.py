@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from luthier.core.contracts.export import Format, Outgoing, check_truncation
+from luthier.core.contracts.format import Format, Outgoing, check_truncation
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import features
 

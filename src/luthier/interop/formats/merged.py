@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from luthier.core.contracts.export import Format, Outgoing
+from luthier.core.contracts.format import Format, Outgoing
 from luthier.core.errors import LuthierError
 
 

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from luthier.core.contracts.export import Format, Outgoing, check_truncation
+from torch import nn
+
+from luthier.core.contracts.format import Format, Found, Outgoing, check_truncation
 from luthier.core.errors import LuthierError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
 class PEFT(Format):
-    """ΔW = B A → adapter_model.safetensors, adapter_config.json
+    """ΔW = B A ↔ adapter_model.safetensors, adapter_config.json
 
-    Forms of low rank leave exactly, in float32, at the rank of each layer and with the scale inside B; so do DoRA
-    (`use_dora`) and IA3 as methods of their own, and modules trained in full (a new head) as `modules_to_save`. Other
-    affine forms are truncated by SVD. What no weight can express (an edit of the stream, positions, a prefix) is
-    refused. With a rank given, DoRA and IA3 leave as plain low-rank changes too, for engines without them.
+    Read are LORA with ranks and alphas of each layer, the rsLoRA scale, `use_dora`, `lora_bias`, tables and transposed
+    layers (GPT-2), ADALORA, IA3, LN_TUNING and TRAINABLE_TOKENS. Modules and biases trained beside them are kept as
+    full parameters, single tokens and copies of one of two tied modules as low-rank changes. Outputs are peft's. Names
+    of wrapped models (torch.compile, DDP) and of other versions of transformers are mapped. What changes the output and
+    has no equal here is refused with the reason, and so are damage, missing layers and another base, which peft loads
+    without a word.
+
+    Forms of low rank are written exactly, in float32, at the rank of each layer and with the scale inside B; so are
+    DoRA (`use_dora`) and IA3 as methods of their own, and modules trained in full (a new head) as `modules_to_save`.
+    Other affine forms are truncated by SVD. What no weight can express (an edit of the stream, positions, a prefix) is
+    refused. With a rank given, DoRA and IA3 are written as plain low-rank changes too, for engines without them.
     """
 
-    paper = "peft 0.21 (Hugging Face), `save_pretrained`"
+    paper = "peft 0.21 (Hugging Face), `PeftModel.from_pretrained`, `save_pretrained`"
     loss: ClassVar[str] = "truncated"
 
     rank: int | None = None
@@ -31,6 +43,33 @@ class PEFT(Format):
 
     def check(self) -> None:
         check_truncation(self.rank, self.tolerance)
+
+    @classmethod
+    def fits(cls, folder: Path) -> bool:
+        from luthier.core.files import read_json
+
+        if not (folder / CONFIG).is_file():
+            return False
+        if any((folder / name).is_file() for name in WEIGHTS):
+            return True
+        config = read_json(folder / CONFIG)
+        return isinstance(config, dict) and "peft_type" in config
+
+    def read(self, folder: Path, model: nn.Module) -> list[Found]:
+        from luthier.interop.formats._files import inside, read_tensors
+        from luthier.interop.formats._peft_config import refuse_method, refuse_unknown
+        from luthier.interop.formats._peft_read import READERS
+
+        config = _config(folder)
+        refuse_method(folder, config["peft_type"], READERS)
+        refuse_unknown(folder, config)
+        file = next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[0])
+        return READERS[config["peft_type"]](folder, config, read_tensors(inside(folder, file)), model)
+
+    def evidence(self, folder: Path) -> dict[str, Any]:
+        config = _config(folder)
+        told = {key: config.get(key) for key in ("peft_type", "peft_version", "base_model_name_or_path")}
+        return {"library": "peft"} | {key: value for key, value in told.items() if isinstance(value, str)}
 
     def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
         from safetensors.torch import save_file
@@ -56,6 +95,15 @@ class PEFT(Format):
             files.tensors |= saved.tensors
             files.config |= saved.config
         tensors = {f"{PREFIX}{key}": t.detach().cpu().contiguous().clone() for key, t in files.tensors.items()}
-        save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-        write_json(folder / "adapter_config.json", common_config(model) | files.config)
+        save_file(tensors, folder / WEIGHTS[0], {"format": "pt"})
+        write_json(folder / CONFIG, common_config(model) | files.config)
         return factoring.lost
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    from luthier.core.files import read_json
+
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise LuthierError(f"{folder / CONFIG} is not a configuration of peft's (no peft_type).")
+    return config

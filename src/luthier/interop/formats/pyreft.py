@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from luthier.core.contracts.import_ import Found, Source
+from luthier.core.contracts.format import Format, Found
 from luthier.core.errors import LuthierError
 from luthier.methods.forms.full import Full
 
 
 @dataclass(frozen=True)
-class PyReFT(Source):
+class PyReFT(Format):
     """config.json, intkey_*.bin → LoReFT, NoReFT, DiReFT, ConsReFT or LobiReFT
 
     pyreft's files do not say which positions are edited, so `positions` must: one group for each intervention of a
@@ -25,6 +25,7 @@ class PyReFT(Source):
     """
 
     paper = "pyreft 0.1 (Wu, Arora et al. 2024), `ReftModel.load`"
+    for_reading: ClassVar[tuple[str, ...]] = ("positions",)
 
     positions: str | None = None
     """Positions that were edited, as in training (f7+l7; f3,l3; all). The authors' scripts count as here; pyreft's
