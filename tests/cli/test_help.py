@@ -18,6 +18,7 @@ COMMANDS = [
     "check",
     "combine",
     "compare",
+    "convert",
     "decode",
     "evaluate",
     "examine",

@@ -50,6 +50,7 @@ PLACES = {
     "examining.check": "check Checked",
     "examining.examine": "examine Examined",
     "federating": "federate Federated Federation",
+    "interop.convert": "convert",
     "interop.export": "export",
     "interop.import_adapter": "import_adapter",
     "kernels.backend": "cpu_backend",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from luthier.cli.output import say
 from luthier.cli.parse import Fitted, Flags, Given, option
@@ -38,23 +38,19 @@ class Export(Fitted):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.core.contracts.component import find
-        from luthier.core.contracts.format import Format
+        from luthier.cli.foreign import writing_flags
 
-        found = find("formats", option(tokens, "--to") or DEFAULT, Format)
-        return [Flags(found, f"Settings of {found.name()}", found.for_reading)]
+        return [writing_flags(option(tokens, "--to") or DEFAULT)]
 
     def run(self, given: Given) -> None:
         from luthier.cli.base import base_of
-        from luthier.core.contracts.component import find
+        from luthier.cli.foreign import writer
         from luthier.core.files import must_be_free
         from luthier.core.storage.folder import read_adapter
         from luthier.interop.export import export
         from luthier.models import with_chat
 
-        cls: Any = find("formats", self.to)
-        to = cls.from_dict(dict(given.get(cls, {})))
-        to.check_use(reading=False)
+        to = writer(self.to, given)
         folder, spec = read_adapter(self.adapter)
         out = must_be_free(self.out)
         base = with_chat(base_of(self.model, spec, dtype=to.base_dtype), spec, folder)

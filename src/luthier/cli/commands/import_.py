@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 from luthier.cli.output import say
 from luthier.cli.parse import Flags, Given, Loading
-
-if TYPE_CHECKING:
-    from luthier.core.contracts.format import Format
 
 
 @dataclass(frozen=True)
@@ -41,24 +38,20 @@ class Import(Loading):
 
     @classmethod
     def settings(cls, tokens: Sequence[str]) -> list[Flags]:
-        from luthier.interop.import_adapter import readable
+        from luthier.cli.foreign import reading_flags
 
-        return [Flags(each, f"Settings of {each.name()}", unread(each)) for each in readable() if each.for_reading]
+        return reading_flags()
 
     def run(self, given: Given) -> None:
         from pathlib import Path
 
         from luthier.cli.base import base_of, next_step
-        from luthier.core.errors import LuthierError
+        from luthier.cli.foreign import reader
         from luthier.core.files import must_be_free
-        from luthier.interop.import_adapter import import_adapter, source_of
+        from luthier.interop.import_adapter import import_adapter
         from luthier.models import WRITTEN
 
-        source: Any = source_of(folder := Path(self.folder).expanduser(), self.format)
-        for cls, settings in given.items():
-            if settings and cls is not type(source):
-                raise LuthierError(f"{folder} is an adapter of {source.name()}, which takes no {next(iter(settings))}.")
-        source = type(source).from_dict(dict(given.get(type(source), {})))
+        source = reader(folder := Path(self.folder).expanduser(), self.format, given)
         out = must_be_free(self.out)
         labels = self.labels.split(",") if self.labels else None
         base = base_of(self.model, None, task=self.task, labels=labels)
@@ -75,8 +68,3 @@ class Import(Loading):
         say(f"{out} holds the adapter of {source.name()}, fitted on {self.model}.")
         if self.task in WRITTEN:
             say(next_step(self.model, None, out))
-
-
-def unread(format: type[Format]) -> tuple[str, ...]:
-    """The settings of a format that reading it does not use."""
-    return tuple(key for key in format.settings() if key not in format.for_reading)

@@ -73,6 +73,10 @@ class Format(Component):
         """The forms with their tensors, for a base. Raises `LuthierError` for damage and for what has no equal here."""
         raise NotImplementedError(f"{type(self).__name__} must define read")
 
+    def base(self, folder: Path) -> str | None:
+        """What a folder says that its base is called: a name on the hub or a path; None where it does not."""
+        return None
+
     def evidence(self, folder: Path) -> dict[str, Any]:
         """What the adapter's spec keeps of where it came from."""
         return {"library": self.name()}

@@ -3,6 +3,7 @@
 from luthier.interop.formats.gguf import GGUF as GGUF
 from luthier.interop.formats.gguf_lora import GGUFLoRA as GGUFLoRA
 from luthier.interop.formats.merged import Merged as Merged
+from luthier.interop.formats.mlx_lm import MLXLM as MLXLM
 from luthier.interop.formats.peft import PEFT as PEFT
 from luthier.interop.formats.pyreft import PyReFT as PyReFT
 

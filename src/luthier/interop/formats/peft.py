@@ -66,6 +66,10 @@ class PEFT(Format):
         file = next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[0])
         return READERS[config["peft_type"]](folder, config, read_tensors(inside(folder, file)), model)
 
+    def base(self, folder: Path) -> str | None:
+        told = _config(folder).get("base_model_name_or_path")
+        return told if isinstance(told, str) and told else None
+
     def evidence(self, folder: Path) -> dict[str, Any]:
         config = _config(folder)
         told = {key: config.get(key) for key in ("peft_type", "peft_version", "base_model_name_or_path")}

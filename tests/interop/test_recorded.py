@@ -1,0 +1,56 @@
+"""Folders that other libraries wrote, against what their own models answered (see tests/support/recorded.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import luthier as lt
+from support.recorded import FOLDERS, answers, base, cases, logits
+from support.written import adapted, write
+
+CASES = cases()
+FORMATS = sorted({case.format for case in CASES})
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.format}-{case.name}")
+def test_outputs_are_those_of_the_library(case, tmp_path):
+    model = base(case.base)
+    plain, wanted = logits(model), case.logits
+    reader = lt.find("formats", case.format)(**case.settings)
+    ours = lt.import_adapter(case.folder, tmp_path / "ours", base=model, source=reader)
+    found = logits(lt.load(base(case.base), ours))
+    assert (wanted - plain).abs().max() > 0.05
+    assert (found - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_bases_are_those_of_the_library(form):
+    """Otherwise what the adapters answer would say nothing."""
+    for name in {case.base for case in CASES if case.format == form}:
+        found, wanted = logits(base(name)), answers(form)[name]
+        assert (found - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max())), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.format}-{case.name}")
+def test_the_format_is_told_by_the_folder(case):
+    fitting = [name for name in lt.names("formats") if lt.find("formats", name).fits(case.folder)]
+    assert fitting == [case.format]
+
+
+WRITTEN = [(file.parent.name.removesuffix("_written"), file) for file in FOLDERS.glob("*_written/logits.safetensors")]
+
+
+@pytest.mark.parametrize(("form", "case"), [(form, case) for form, file in WRITTEN for case in sorted(load_file(file))])
+def test_what_the_library_read_is_still_what_we_write(form, case, tmp_path):
+    """And it answered as the adapted model does here."""
+    kept, again = FOLDERS / f"{form}_written" / case, write(form, case, tmp_path)
+    wanted = load_file(kept.parent / "logits.safetensors")[case]
+    assert (logits(adapted(case)) - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
+    assert {path.name for path in again.iterdir()} == {path.name for path in kept.iterdir()}
+    for path in kept.iterdir():
+        if path.suffix == ".safetensors":
+            torch.testing.assert_close(load_file(again / path.name), load_file(path), rtol=1e-5, atol=1e-6)
+        else:
+            assert (again / path.name).read_bytes() == path.read_bytes()

@@ -1,0 +1,69 @@
+"""Folders that we wrote and the library itself read, kept with what its model answered.
+
+    python -m support.written mlx_lm                                          # ours: writes the folders, from tests/
+    python record_mlx.py BASES tests/interop/mlx_lm_written                   # theirs: reads them, records the answers
+
+`tests/interop/<format>_written` holds a folder for each case of `CASES` that the format expresses, and
+`logits.safetensors` with the library's answers to `IDS`. The test is that we still write the same.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import luthier as lt
+from support.pyreft_recorded import values
+from support.recorded import FOLDERS, base
+
+CASES: dict[str, tuple[str, Any, str]] = {
+    "llama-lora": ("llama", lt.LoRA(rank=2, alpha=3.0), "q_proj, v_proj, down_proj"),
+    "llama-wegeft": ("llama", lt.WeGeFT(rank=2), "up_proj"),
+    "llama-dora": ("llama", lt.DoRA(rank=2), "q_proj, o_proj"),
+    "llama-head": ("llama", lt.LoRA(rank=2), "lm_head, embed_tokens, k_proj"),
+    "llama-norms": ("llama", lt.Full(), "params(*layernorm.weight)"),
+    "qwen2-lora": ("qwen2", lt.LoRA(rank=3, scaling="rslora"), "all-linear"),
+    "gpt2-lora": ("gpt2", lt.LoRA(rank=2), "c_attn, c_fc"),
+    "gpt2-dora": ("gpt2", lt.DoRA(rank=2), "c_proj"),
+    "gpt2-whole": ("gpt2", lt.Full(), "params(*.c_fc.weight)"),
+    "phi3-lora": ("phi3", lt.LoRA(rank=2), "qkv_proj, gate_up_proj"),
+    "mixtral-lora": ("mixtral", lt.LoRA(rank=2), "q_proj, v_proj"),
+    "roberta-lora": ("roberta", lt.LoRA(rank=2), "query, value"),
+}
+"""{case: (base, form, where it acts)}."""
+
+
+def adapted(case: str) -> Any:
+    """A base with an adapter whose numbers follow from a formula."""
+    name, form, where = CASES[case]
+    model = lt.attach(base(name), form, where=where)
+    for turn, (_, parameter) in enumerate(sorted(lt.trainable(model).items())):
+        parameter.data = 0.3 * values(parameter.numel(), 500 + turn).view_as(parameter) + (
+            parameter.data if parameter.dim() == 1 or isinstance(form, lt.Full) else 0
+        )
+    return model.eval()
+
+
+def write(form: str, case: str, work: Path) -> Path:
+    """The folder that we write now, below `work`."""
+    lt.save(adapted(case), work / f"{case}-adapter")
+    lt.export(work / f"{case}-adapter", work / case, to=form, base=base(CASES[case][0]))
+    return work / case
+
+
+def main(form: str) -> None:
+    """Writes every case that the format expresses."""
+    target = FOLDERS / f"{form}_written"
+    shutil.rmtree(target, ignore_errors=True)
+    for case in CASES:
+        try:
+            write(form, case, target)
+        except lt.LuthierError as error:
+            print(f"{case}: {error}")
+        shutil.rmtree(target / f"{case}-adapter")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
