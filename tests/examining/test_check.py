@@ -187,7 +187,7 @@ def test_an_erased_refusal_trips_the_gate(llama, tmp_path):
 
 BAD = {
     "no file": (None, "no file of gates"),
-    "no toml": ("gate = [", "is no TOML"),
+    "no toml": ("gate = [", "is not TOML"),
     "no gate": ("", "no [[gate]] table"),
     "unknown key": ('gates = 1\n[[gate]]\nby = "held_loss"\n', "unknown keys gates"),
     "no kind": ('[[gate]]\ndata = "x"\n', 'needs by = "…"'),

@@ -117,10 +117,10 @@ def test_no_signature_no_key_no_library(adapter, author, tmp_path, monkeypatch):
     with pytest.raises(LuthierError, match=r"no private key .*openssl"):
         sign(adapter, tmp_path / "none.pem")
     for wrong in (author[1], adapter / "README.md"):
-        with pytest.raises(LuthierError, match="is no private key to sign with"):
+        with pytest.raises(LuthierError, match="is not a private key to sign with"):
             sign(adapter, wrong)
     sign(adapter, author[0])
-    with pytest.raises(LuthierError, match="is no public key to verify with"):
+    with pytest.raises(LuthierError, match="is not a public key to verify with"):
         verify(adapter, author[0])
     monkeypatch.setitem(__import__("sys").modules, "model_signing.signing", None)
     with pytest.raises(LuthierError, match=r"luthier\[sign\]"):

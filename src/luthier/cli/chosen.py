@@ -60,7 +60,7 @@ def _refuse_unused(given: Given, used: Collection[type | None]) -> None:
         if issubclass(cls, Component) and cls not in used:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in settings)
             raise LuthierError(
-                f"{flags}: settings of {cls.name()}, which is no part of this run; a run file comes first."
+                f"{flags}: settings of {cls.name()}, which is not part of this run; a run file comes first."
             )
 
 

@@ -66,6 +66,7 @@ class Command:
         """What is told when it was interrupted."""
         return NOTHING
 
+
 @dataclass(frozen=True)
 class Loading(Command):
     """Base of the commands that load models."""

@@ -20,7 +20,7 @@ from luthier.core.guard import written
 def owned(folder: Path) -> Iterator[None]:
     """The folder, made where it is missing, belongs to this process while the context lasts.
 
-    The operating system lets the lock of a killed process go, so that what it left is no hindrance (where a file
+    The operating system lets the lock of a killed process go, so that what it left is not a hindrance (where a file
     system has no locks, `filelock` goes by the holder's process and host instead). A folder that was made here and
     still is empty is removed again. Raises `LuthierError` that says who holds it.
     """

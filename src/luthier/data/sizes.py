@@ -27,7 +27,7 @@ class Sizes:
     width: np.ndarray
     """Columns in a batch: tokens or samples of the feature, or of the longest beside it."""
     learned: np.ndarray
-    """Tokens in the loss; 0 where the label is no token."""
+    """Tokens in the loss; 0 where the label is not a token."""
     cut: np.ndarray
     """Whether tokens were cut off."""
 

@@ -32,6 +32,7 @@ def federate(
     license: str | None = None,
     columns: str | None = None,
     strict: bool = False,
+    trust_remote_code: bool = False,
     clients: int | None = None,
     rounds: int = 5,
     fraction: float = 1.0,

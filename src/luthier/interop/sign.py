@@ -37,7 +37,7 @@ def sign(adapter: str | Path, key: str | Path) -> Path:
         )
     except Exception as error:  # of cryptography, which has many kinds
         raise LuthierError(
-            f"{path} is no private key to sign with ({_first(error)}): expected an elliptic curve's (P-256, P-384 or "
+            f"{path} is not a private key to sign with ({_first(error)}): expected an elliptic curve's (P-256, P-384 or "
             f"P-521) in PEM, the password of an encrypted one in ${PASSWORD}. To make one: {MAKE}"
         ) from error
     with steady(folder):
@@ -67,7 +67,7 @@ def verify(adapter: str | Path, key: str | Path) -> Path:
         config = verifying.Config().use_elliptic_key_verifier(public_key=path)
     except Exception as error:
         raise LuthierError(
-            f"{path} is no public key to verify with ({_first(error)}): expected an elliptic curve's in PEM, as "
+            f"{path} is not a public key to verify with ({_first(error)}): expected an elliptic curve's in PEM, as "
             "`openssl ec -in KEY -pubout` writes it."
         ) from error
     try:

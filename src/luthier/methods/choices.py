@@ -35,7 +35,7 @@ class Choice:
     """What is to be known of a field of `Choices` besides its type, its default and its docstring."""
 
     axis: str = ""
-    """The axis whose component it holds; empty for what is no component."""
+    """The axis whose component it holds; empty for what is not a component."""
     written: type = str
     """What it is in files: a string, a whole number, a table of settings (dict) or several tables (list)."""
     measures: bool = False
@@ -54,7 +54,7 @@ class Choice:
 
 
 def _of(axis: str = "", written: type = str, flag: str = "", **more: Any) -> dict[str, Any]:
-    """The metadata of a field. `flag`, for what is no component, is the rest of its help on the command line."""
+    """The metadata of a field. `flag`, for what is not a component, is the rest of its help on the command line."""
     shown = f"`luthier list {axis}` shows all." if axis else flag
     return {"choice": Choice(axis, dict if axis else written, **more), **({"flag": shown} if shown else {})}
 

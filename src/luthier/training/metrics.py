@@ -33,7 +33,7 @@ def _line(path: Path, number: int, text: str) -> dict[str, Any]:
     with guarded(f"{path}, line {number}, is damaged"):
         made = json.loads(text)
         if not (isinstance(made, dict) and type(made.get("step")) is int):
-            raise ValueError("it is no object with a step")
+            raise ValueError("it is not an object with a step")
         return made
 
 

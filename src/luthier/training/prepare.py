@@ -129,6 +129,8 @@ def _check_experts(run: Run) -> None:
             f"train=router leaves the experts of {run.form.name()} as they start, which is without effect: there is "
             "nothing to choose among. Name finished adapters to start from, or leave train out."
         )
+
+
 def _same(features: Sequence[Feature]) -> Sequence[Feature]:
     return features
 

@@ -7,7 +7,7 @@ from luthier.core.contracts.objective import Objective
 from luthier.core.contracts.ranks import Ranks
 from luthier.core.contracts.selection import Selection
 from luthier.core.contracts.update import Update
-from luthier.methods.piece import Piece
+from luthier.methods.targeted_form import TargetedForm
 from luthier.training.result import Result
 from luthier.training.spec import Run
 from luthier.training.spec import Training
@@ -27,7 +27,7 @@ def train(
     budget: str | None = None,
     update: Update | None = None,
     objective: Objective | None = None,
-    also: tuple[Piece, ...] = (),
+    also: tuple[TargetedForm, ...] = (),
     select: Selection | None = None,
     select_rows: int | None = None,
     target: str | None = None,
@@ -42,6 +42,7 @@ def train(
     license: str | None = None,
     columns: str | None = None,
     strict: bool = False,
+    trust_remote_code: bool = False,
 ) -> Result:
     """Trains `run`, or the run that its fields describe (see `Run`), and fills its folder.
 

@@ -98,7 +98,7 @@ def _values(path: Path) -> tuple[dict[str, Any], bool]:
     else:
         values = _parsed(path)
     if not isinstance(values, dict):
-        raise LuthierError(f"{path} is no run file: it holds {type(values).__name__}; expected a table of settings.")
+        raise LuthierError(f"{path} is not a run file: it holds {type(values).__name__}; expected a table of settings.")
     return values, False
 
 
@@ -110,7 +110,7 @@ def _parsed(path: Path) -> Any:
         return tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, Loader=_loader())  # a safe one
     except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
         kind = "TOML" if path.suffix == ".toml" else "YAML"
-        raise LuthierError(f"{path} is no valid {kind}: {' '.join(str(error).split())}.") from None
+        raise LuthierError(f"{path} is not a valid {kind}: {' '.join(str(error).split())}.") from None
 
 
 def _loader() -> Any:
@@ -243,7 +243,7 @@ def save_run_file(run: Run, name: str | Path) -> None:
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text_of(run, path.suffix):
         raise LuthierError(f"{path} exists, and says something else than this run; choose another name.")
     if not path.parent.is_dir():
-        raise LuthierError(f"{path.parent} is no folder, so {path} cannot be written there.")
+        raise LuthierError(f"{path.parent} is not a folder, so {path} cannot be written there.")
     path.write_text(text_of(run, path.suffix), encoding="utf-8")
 
 

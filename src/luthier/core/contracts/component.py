@@ -152,7 +152,7 @@ def check_fields(value: Any) -> None:
 
 
 def known_fields(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `values`; one that is no field of the dataclass raises with near names."""
+    """A copy of `values`; one that is not a field of the dataclass raises with near names."""
     names = [f.name for f in dataclasses.fields(cls)]
     for key in values:
         if key not in names:

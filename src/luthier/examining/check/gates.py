@@ -33,7 +33,7 @@ def read_gates(path: str | Path) -> Named:
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LuthierError(f"{file} is no TOML: {error}.") from None
+        raise LuthierError(f"{file} is not TOML: {error}.") from None
     listed = values.get("gate")
     unknown = set(values) - {"gate"}
     if unknown or not isinstance(listed, list) or not listed or not all(isinstance(each, dict) for each in listed):

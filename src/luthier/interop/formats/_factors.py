@@ -70,7 +70,7 @@ def lora_of(folder: Path, pairs: Mapping[str, Pair], model: nn.Module, dropout: 
             weights[f"{path}.weight"] = pair  # a router, which transformers 5 keeps as a bare parameter
         else:
             raise LuthierError(
-                f"{folder} changes {path}, which is no layer of a weight of its own ({type(module).__name__})."
+                f"{folder} changes {path}, which is not a layer of a weight of its own ({type(module).__name__})."
             )
     return [*_grouped(layers, "affine", dropout), *_grouped(weights, "param", 0.0), *found]
 

@@ -94,5 +94,5 @@ def _config(folder: Path) -> dict[str, Any]:
 
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
-        raise LuthierError(f"{folder / CONFIG} is no configuration of mlx-lm's.")
+        raise LuthierError(f"{folder / CONFIG} is not a configuration of mlx-lm's.")
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,7 +40,7 @@ class CalibrationDrift(Gate):
         return Probes(before, after, before)
 
 
-def brier(model: nn.Module, batches: list[Batch]) -> Tensor:
+def brier(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     """[rows]: the mean squared distance of confidence and correctness over each row's labels."""
     found, rows = answers(model, batches), rows_of(batches)
     errors = torch.zeros(rows, dtype=found.hit.dtype).index_add(0, found.row, (found.confidence - found.hit) ** 2)

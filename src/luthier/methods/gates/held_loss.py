@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,7 +38,7 @@ class HeldLoss(Gate):
         return Probes(before, after, before)
 
 
-def losses(model: nn.Module, batches: list[Batch]) -> Tensor:
+def losses(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
     """[rows]: the mean loss of each row's labels, in nats."""
     sums = answers(model, batches).by_row(rows_of(batches))
     return sums[:, 0] / sums[:, 2].clamp(min=1)

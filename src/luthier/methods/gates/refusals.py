@@ -40,7 +40,7 @@ class Refusals(Gate):
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise LuthierError(f"refusals.pattern is no regular expression: {error}.") from None
+            raise LuthierError(f"refusals.pattern is not a regular expression: {error}.") from None
 
     def measure(self, subject):
         prompts = subject.prompts(self.data or "")
