@@ -92,12 +92,12 @@ def facts(cls: type[Component]) -> dict[str, str]:
     if not issubclass(cls, Form):
         return found
     return found | {
-        "face": f"{cls.edit_kind}: {EDIT_KINDS.get(cls.edit_kind, '')}",
+        "kind of edit": f"{cls.edit_kind}: {EDIT_KINDS.get(cls.edit_kind, '')}",
         "acts on": ", ".join(KINDS[kind] for kind in cls.kinds),
         "default where": cls.where,
-        "learning rate": f"{cls.lr:g} unless told otherwise",
-        "starts as": "a no-op: the model is unchanged" if cls.identity else "a change of the model",
-        "merges": "folds into the weights where it acts on layers at all positions"
+        "learning rate": f"{cls.lr:g} by default",
+        "initialised as": "a no-op: the model is unchanged" if cls.identity else "a change of the model",
+        "merges": "into the weights, where it acts on layers at all positions"
         if cls.linear
-        else "never: not linear in its input",
+        else "never, as it is not linear in its input",
     }
