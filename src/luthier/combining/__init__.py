@@ -1,4 +1,4 @@
-"""Combining: several fitted models of one base become one adapter or one model. The rules are in `combinations`."""
+"""Combining several adapters or fine-tuned models of one base into one; the rules are in `combinations`."""
 
 from luthier.combining.combine import combine
 

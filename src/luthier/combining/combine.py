@@ -1,4 +1,4 @@
-"""`combine`: several changes of one base become one adapter or one model, tensor by tensor."""
+"""The function `combine`: it merges several changes of one base into one adapter or model, tensor by tensor."""
 
 from __future__ import annotations
 

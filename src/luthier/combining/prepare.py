@@ -1,4 +1,4 @@
-"""Everything that is known before the first tensor is combined: the inputs, the places, the guards."""
+"""Preparation before the first tensor is combined: the inputs, the parameters, the checks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from luthier.models import named, task_of_class
 
 @dataclass(frozen=True)
 class Job:
-    """What is combined, where."""
+    """The inputs of a combination, and the parameters that it changes."""
 
     method: Combination
     sources: Sequence[Source]

@@ -1,4 +1,4 @@
-"""Where the combined change goes: into an adapter on disk, or into the model itself."""
+"""The output of a combination: an adapter on disk, or the model itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAME = "combined"
 
 
 class Result(Protocol):
-    """Takes changes, one tensor after the other."""
+    """The base class of outputs, which take changes one tensor after the other."""
 
     def add(self, refs: Sequence[ParameterRef], delta: Delta, apart: bool) -> None:
         """The change of a parameter under all of its names (`apart`: under the one name given, though tied)."""

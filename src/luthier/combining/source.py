@@ -1,4 +1,4 @@
-"""Where deltas come from: adapters on disk and fine-tuned models, read one module at a time."""
+"""The inputs of a combination: adapters on disk and fine-tuned models, read one module at a time."""
 
 from __future__ import annotations
 

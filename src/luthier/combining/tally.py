@@ -1,4 +1,4 @@
-"""What a combination did, in numbers: norms and agreement by block."""
+"""Statistics of a combination: norms and agreement by block."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Combined:
-    """What was made, and how."""
+    """The result of a combination."""
 
     folder: Path
     method: Combination

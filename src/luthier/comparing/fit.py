@@ -1,4 +1,4 @@
-"""Fitting: one run through Luthier's training, through peft's model in the same Trainer, or not at all."""
+"""Training one run of a study: through Luthier's training, through peft's model in the same Trainer, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that was fitted, by whomever, and what fitting it took."""
+"""A trained model, by Luthier or peft, and what training it cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Curve = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Fitted:
-    """A model ready to be tested, and what fitting it took."""
+    """A model ready to be tested, and what training it cost."""
 
     model: Any
     """What is called: a transformers model, adapted or not."""
@@ -39,7 +39,7 @@ class Fitted:
 
 
 def curves(folder: Path) -> tuple[Curve, Curve]:
-    """(training, evaluation) losses by step."""
+    """Returns (training, evaluation) losses by step."""
     lines = metrics.read(folder)
     found = [[(line["step"], line[key]) for line in lines if key in line] for key in ("loss", "eval_loss")]
     return found[0], found[1]

@@ -1,4 +1,4 @@
-"""Methods by name: what each attaches, and how it is trained."""
+"""The methods of a study by name: what each attaches, and how it is trained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PEFT = {"lora": False, "dora": True}
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Choices):
-    """One competitor, before it meets a model."""
+    """One method of a study, independent of the model."""
 
     name: str
     kind: str

@@ -1,4 +1,4 @@
-"""The runs of a study, each found fit for its model and data before the first one starts."""
+"""The runs of a study, each checked against its model and data before the first one starts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be made."""
+    """One run of a study."""
 
     model: str
     """Name in the study."""
@@ -59,7 +59,7 @@ class Job:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """A title for people to read."""
         return f"{self.model} · {self.data.name} · {self.method.name} · seed {self.seed}"
 
 

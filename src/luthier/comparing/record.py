@@ -1,4 +1,4 @@
-"""What is kept of a finished run: one JSON file, there whole or not at all."""
+"""The record of a finished run: one JSON file, written atomically."""
 
 from __future__ import annotations
 

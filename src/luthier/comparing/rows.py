@@ -1,4 +1,4 @@
-"""The rows of a study's runs and tests, read and encoded before the first run as training and testing will."""
+"""Checking the rows of a study before the first run: they are read and encoded as training and testing will."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`compare`: a study from its plan to its report, over any number of interruptions."""
+"""The function `compare`: it runs a study from its plan to its report, and resumes after interruptions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FAILURES = (LuthierError, RuntimeError, MemoryError, IndexError)
 
 @dataclass(frozen=True)
 class Comparison:
-    """A study that has run."""
+    """The result of a study."""
 
     folder: Path
     records: list[Record]

@@ -44,7 +44,7 @@ METHODS = ("base", "lora", "full")
 
 @dataclass(frozen=True)
 class DataSet:
-    """What models are fitted to and tested on."""
+    """A data set of a study: what models are trained and tested on."""
 
     train: list[str]
     """Sources of the training rows, one after another."""
@@ -72,14 +72,14 @@ class DataSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Written):
-    """What a study says of one method, over its recipe and its defaults: choices of a run as a recipe states them."""
+    """A study's settings of one method, over its recipe and its defaults: choices of a run as a recipe states them."""
 
     training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Study:
-    """Every model with every data set, method and seed, under one budget."""
+    """A study: every model with every data set, method and seed, under one budget."""
 
     models: dict[str, str]
     """Sources by the names that tables show."""

@@ -1,4 +1,4 @@
-"""The bar of work that is counted."""
+"""Progress bars of counted work."""
 
 from __future__ import annotations
 

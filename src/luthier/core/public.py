@@ -1,4 +1,4 @@
-"""The public names, and which module defines each. It is data: nothing is imported from here."""
+"""The public names, and which module defines each; nothing is imported here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding: several models choose every token together. The rules are in `decodings`."""
+"""Decoding with several models that choose every token together; the rules are in `decodings`."""
 
 from luthier.decoding.decode import Answer, answers, decode
 from luthier.decoding.members import Member, members_of

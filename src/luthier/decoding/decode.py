@@ -1,4 +1,4 @@
-"""`decode`: text from prompts, every token chosen by several models together."""
+"""The function `decode`: it generates text with several models that choose every token together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the models wrote together."""
+    """The answer that the models generated together."""
 
     text: str
     tokens: int

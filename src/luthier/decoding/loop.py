@@ -1,4 +1,4 @@
-"""Tokens one after the other, or drafted ahead by a small model and then accepted or not."""
+"""The decoding loop: token by token, or speculative with a small model that drafts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who takes part in a decoding: a model for every role, weights held once where roles share them."""
+"""The models of a decoding: one for every role, whose weights are loaded once where roles share them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`evaluate`: what a model scores on examples."""
+"""The function `evaluate`: it scores a model on examples."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def evaluate(
     keep_predictions: bool = True,
     seed: int = 0,
 ) -> Evaluation:
-    """The score of `model` on `examples`, which are not changed; nor is the model, its mode included.
+    """Scores `model` on `examples`; neither of them is changed, the mode of the model included.
 
     Generative tasks answer greedily and score by `scorer` (the examples' own unless given); classification counts
     the likeliest class, regression compares numbers. `task` is the examples' own unless given. Rows longer than

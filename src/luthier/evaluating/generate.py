@@ -1,4 +1,4 @@
-"""`generate`: text from prompts, in batches of like length."""
+"""The function `generate`: it generates text from prompts, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLACEHOLDER = {"role": "assistant", "content": "a"}
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: the likeliest one at temperature 0, else drawn from the `top_p` nucleus by the seed."""
+    """How tokens are chosen: greedily at temperature 0, otherwise sampled from the `top_p` nucleus by the seed."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -55,7 +55,7 @@ def generate(
     tools: Tools | None = None,
     template: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """One answer to each prompt, in their order, without special tokens.
+    """Generates one answer to each prompt, in their order, without special tokens.
 
     A prompt is a list of messages, an example that ends before its answer (`data.load_prompts`), or a string: the
     user's turn where the tokenizer has a chat template, plain text elsewhere. Its tokens are those that stand before an

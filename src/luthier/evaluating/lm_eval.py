@@ -1,4 +1,4 @@
-"""Tasks of the lm-evaluation-harness, which is what papers quote, on a model with its adapter."""
+"""Evaluating a model with its adapter on tasks of the lm-evaluation-harness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules that a checkpoint lacks, where nothing is to be trained any more."""
+"""Refusing models with new modules that no training has filled."""
 
 from __future__ import annotations
 

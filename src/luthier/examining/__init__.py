@@ -1,4 +1,4 @@
-"""Examining: what fitting did to a model. The measurements are in `examinations`."""
+"""Examining what fine-tuning did to a model; the measurements are in `examinations`."""
 
 from luthier.examining.examine import examine
 

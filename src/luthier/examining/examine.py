@@ -1,4 +1,4 @@
-"""`examine`: what fitting did to a model, in numbers beside those of a null."""
+"""The function `examine`: it measures what fine-tuning did to a model, beside a null."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JSON, PLOT = "examined.json", "examined.png"
 
 @dataclass(frozen=True)
 class Examined:
-    """A report, and what it is on."""
+    """The result of an examination: a report, and what was examined."""
 
     by: Examination
     target: str

@@ -1,4 +1,4 @@
-"""Federating: clients train, each on rows of its own, a server aggregates. The rules are in `aggregations`."""
+"""Federated fine-tuning: clients train on their own rows, a server aggregates; the rules are in `aggregations`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients and server send each other: the change of each layer as factors, and parameters trained whole."""
+"""The change that clients and server send each other: factors for each layer, and fully trained parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who gets which rows: at random, skewed by class, or by a column."""
+"""The partition of rows among clients: at random, skewed by class, or by a column."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `federate` returns."""
+"""The result of federated fine-tuning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Federated:
-    """What a federated run left behind."""
+    """The result of a federated run."""
 
     folder: Path
     adapter: Path

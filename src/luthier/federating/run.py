@@ -1,4 +1,4 @@
-"""`federate`: clients and a server in one process, round by round, to an adapter."""
+"""The function `federate`: it simulates clients and a server in one process, round by round."""
 
 from __future__ import annotations
 

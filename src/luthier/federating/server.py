@@ -1,4 +1,4 @@
-"""The server: where it starts, what it makes of its clients' changes, how good that is, and what remains of it."""
+"""The server: its initial state, the aggregation of its clients' changes, its evaluation, and what it saves."""
 
 from __future__ import annotations
 

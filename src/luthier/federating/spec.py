@@ -1,4 +1,4 @@
-"""What a federated run is beside what each client trains."""
+"""The specification of a federation, beside what each client trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from luthier.training.spec import Run
 
 @dataclass(frozen=True)
 class Federation:
-    """Who takes part, with which rows and ranks, and how often they meet."""
+    """The clients of a federated run, their rows and ranks, and the number of rounds."""
 
     clients: int | None = None
     """Clients that the rows are dealt to. Default: 8, or as many as the column has values."""

@@ -1,1 +1,1 @@
-"""Interop: adapters that come from other libraries, and adapters that leave for other software."""
+"""Interoperability: importing adapters of other libraries, and exporting to other software."""

@@ -1,4 +1,4 @@
-"""An adapter on the model hub: its three files in one commit, and nothing else."""
+"""Pushing an adapter to the model hub: its three files in one commit, and nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?/[A-Za-z0-9](?:[\w.-]
 
 @dataclass(frozen=True)
 class Parcel:
-    """What goes to the hub."""
+    """The files that are pushed to the hub."""
 
     repo: str
     """The repository, as user/name."""

@@ -1,4 +1,4 @@
-"""From data to ranks: which statistics are needed, the pass, and what each site gets."""
+"""From data to ranks: the required statistics, the calibration pass, and the rank of each site."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from luthier.measuring.calibration import Feature, calibrate
 
 @dataclass(frozen=True)
 class Allocation:
-    """What `attach` is to be given, and why."""
+    """The ranks and statistics that `attach` is given, and the evidence for them."""
 
     form: Form
     """The form, at the one rank where all are equal."""

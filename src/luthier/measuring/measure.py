@@ -1,4 +1,4 @@
-"""`measure`: how many dimensions the data have at every layer, and the ranks that follow."""
+"""The function `measure`: it measures the intrinsic dimension of data at every layer, and allocates ranks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ JSON, PLOT, TABLE = "measured.json", "measured.png", "README.md"
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was found: everything that the JSON, the plot and the table show."""
+    """The result of a measurement: everything that the JSON, the plot and the table show."""
 
     model: str
     data: str

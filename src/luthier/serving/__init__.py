@@ -1,1 +1,1 @@
-"""Serving: an engine that decodes many requests at once, each with its own adapter, and an HTTP server before it."""
+"""Serving: an engine that decodes many requests at once, each with its own adapter, behind an HTTP server."""

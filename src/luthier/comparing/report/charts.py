@@ -48,7 +48,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Price:
-    """What a horizontal axis counts."""
+    """The quantity of a horizontal axis."""
 
     title: str
     show: Callable[[float], str]

@@ -1,4 +1,4 @@
-"""Where the names of points are written: each beside its point, over nothing else."""
+"""Placement of the names of points: each beside its point, without overlap."""
 
 from __future__ import annotations
 

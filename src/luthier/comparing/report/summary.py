@@ -1,4 +1,4 @@
-"""What a report says of one model on one data set: a row for each method, and a verdict in plain words."""
+"""The summary of one model on one data set: a row for each method, and a verdict in plain words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Aggregations: what clients learnt apart becomes one change. One file, one rule."""
+"""Aggregations: rules by which a federated server combines its clients' changes, one per file."""
 
 from luthier.core.contracts.component import attributes
 from luthier.core.contracts.plugins import plugin_folders

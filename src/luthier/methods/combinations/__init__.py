@@ -1,4 +1,4 @@
-"""Combinations: several changes of one base become one. One file, one rule."""
+"""Combinations: rules that merge several changes of one base, one per file."""
 
 from luthier.core.contracts.component import attributes
 from luthier.core.contracts.plugins import plugin_folders

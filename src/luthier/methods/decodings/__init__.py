@@ -1,4 +1,4 @@
-"""Decodings: the logits of several models become one choice of the next token. One file, one rule."""
+"""Decodings: rules that combine the logits of several models into the next token, one per file."""
 
 from luthier.core.contracts.component import attributes
 from luthier.core.contracts.plugins import plugin_folders

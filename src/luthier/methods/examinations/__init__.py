@@ -1,4 +1,4 @@
-"""Examinations: what fitting did to a model, beside what a null would show. One file, one measurement."""
+"""Examinations: measurements of what fine-tuning did, beside those of a null, one per file."""
 
 from luthier.core.contracts.component import attributes
 from luthier.core.contracts.plugins import plugin_folders

@@ -1,8 +1,8 @@
-"""Forms: what is added to a site. One file, one equation."""
+"""Forms (adapter methods): what is added to each site, one equation per file."""
 
 from luthier.core.contracts.component import attributes
 from luthier.core.contracts.plugins import plugin_folders
 
-AXIS = "what form?"
+AXIS = "which form?"
 __path__ += plugin_folders("forms")
 __getattr__ = attributes("forms")

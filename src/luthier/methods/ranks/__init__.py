@@ -1,8 +1,8 @@
-"""Ranks: how many directions each site gets. A file is one allocation."""
+"""Rank allocations: which rank each site gets, one rule per file."""
 
 from luthier.core.contracts.component import attributes
 from luthier.core.contracts.plugins import plugin_folders
 
-AXIS = "how much?"
+AXIS = "which ranks?"
 __path__ += plugin_folders("ranks")
 __getattr__ = attributes("ranks")

@@ -1,8 +1,8 @@
-"""Statistics: what the calibration pass can learn of a place. A file is one statistic."""
+"""Statistics: what a calibration pass can measure at a site, one per file."""
 
 from luthier.core.contracts.component import attributes
 from luthier.core.contracts.plugins import plugin_folders
 
-AXIS = "known from what?"
+AXIS = "which statistics?"
 __path__ += plugin_folders("statistics")
 __getattr__ = attributes("statistics")

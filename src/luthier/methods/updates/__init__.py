@@ -1,8 +1,8 @@
-"""Updates: how a form is trained. A file is a transform of gradients, or of what is active."""
+"""Updates of AdamW: transforms of gradients, or of which parameters are active, one per file."""
 
 from luthier.core.contracts.component import attributes
 from luthier.core.contracts.plugins import plugin_folders
 
-AXIS = "how trained?"
+AXIS = "which update?"
 __path__ += plugin_folders("updates")
 __getattr__ = attributes("updates")

@@ -1,1 +1,1 @@
-"""Engine: many requests decoded at once, each with its own adapter."""
+"""The engine, which decodes many requests at once, each with its own adapter."""

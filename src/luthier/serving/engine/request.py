@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what it answers."""
+"""The requests and answers of the engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Busy(LuthierError):
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, and how to go on from it."""
+    """A prompt with the settings of its generation."""
 
     prompt: tuple[int, ...]
     """Token ids, special tokens included."""

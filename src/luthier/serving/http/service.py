@@ -1,4 +1,4 @@
-"""What the server knows: its engine, its models by name, and what it may load."""
+"""The service behind the server: its engine, its models by name, and what it may load."""
 
 from __future__ import annotations
 
