@@ -1,4 +1,4 @@
-"""What commands print: tables and lines, plain when nobody watches, JSON when a machine asks."""
+"""The output of commands: tables and lines, plain in a pipe, or JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Docstrings read from source: of fields, which Python drops, and of components that nobody imported yet."""
+"""Docstrings read from source: of fields, which Python drops, and of components without importing them."""
 
 from __future__ import annotations
 

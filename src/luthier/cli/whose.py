@@ -1,4 +1,4 @@
-"""Whose numbers a recipe holds: its source's, ours, or Luthier's defaults that nobody vouched for."""
+"""The origin of a recipe's settings: its source, our own choice, or Luthier's defaults."""
 
 from __future__ import annotations
 

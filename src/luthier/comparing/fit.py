@@ -15,7 +15,7 @@ from luthier.training.run import train
 
 
 def fit(job: Job) -> Fitted:
-    """The job's model, fitted; an interrupted run goes on from its newest checkpoint where its kind keeps any."""
+    """The job's model, fitted; an interrupted run resumes from its newest checkpoint where its kind keeps any."""
     return KINDS[job.method.kind](job)
 
 

@@ -46,7 +46,7 @@ class Record:
     trainable: int
     """Trainable parameters, a new head included."""
     total: int
-    """Numbers of the model, without the adapter."""
+    """Parameters of the model, without the adapter."""
     bytes: int
     """Size of the adapter's tensors on disk."""
     seconds: float
@@ -60,7 +60,7 @@ class Record:
     forgetting: dict[str, tuple[float, float]] = field(default_factory=dict)
     """(before, after) of `held text loss` and, by their names, of the scores of other data sets."""
     intruders: dict[str, float] | None = None
-    """Intruder dimensions: count, null, matrices examined; None where nobody counted."""
+    """Intruder dimensions: count, null, matrices examined; None where they were not counted."""
     calibration_error: float | None = None
     """Expected calibration error in 15 bins, of classifiers."""
     answers: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)

@@ -67,11 +67,11 @@ def compare(
     tune_steps: int | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Runs a study in the folder `out`, or goes on with the one there, and reports on it.
+    """Runs a study in the folder `out`, or resumes the one there, and writes its report.
 
     `study` is a `Study` or a file that holds one (see `luthier.comparing.study`); with `data`, it is a model to
     compare methods on. What else is given goes before what the study says; `seeds` are a number of them or a list.
-    Runs that are finished are not made again; runs that another process is making are left to it, and a run that
+    Runs that are finished are not repeated; runs that another process is making are left to it, and a run that
     diverges or finds no memory does not stop the others.
 
     Raises `LuthierError` before the first run for all that does not fit, and for a folder that holds another study;

@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all."""
+"""Atomic folders and files: they appear completely or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PATIENCE = 60.0
 
 
 def cache_root() -> Path:
-    """Where everything that can be made again lies: `$LUTHIER_CACHE`, by default `~/.cache/luthier`."""
+    """Returns the cache folder: `$LUTHIER_CACHE`, by default `~/.cache/luthier`."""
     return Path(os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier").expanduser()
 
 
@@ -129,7 +129,7 @@ def discard(folder: str | Path) -> None:
 
 @contextmanager
 def steady(folder: str | Path) -> Iterator[None]:
-    """Nobody replaces `folder` while the context lasts, so that the files that are read there belong together."""
+    """Keeps others from replacing `folder` while the context lasts, so that its files belong together."""
     folder = _real(folder)
     recover(folder)
     with _settled(folder.parent, glob.escape(folder.name)):
@@ -138,7 +138,7 @@ def steady(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def all_steady(parent: str | Path) -> Iterator[None]:
-    """Nobody replaces a folder in `parent` while the context lasts, and none is aside."""
+    """Keeps others from replacing any folder in `parent` while the context lasts."""
     with _settled(_real(parent), "*"):
         yield
 

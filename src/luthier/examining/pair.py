@@ -97,7 +97,7 @@ def changes_in(model: nn.Module) -> list[Change]:
         if tuners and all(tuner.form.linear and tuner.form.positions == "all" for tuner in tuners):
             ref, (d_in, d_out) = ParameterRef(path, "weight", module), features(module) or (0, 0)
             unpacked = partial(_unpacked, module)
-            place = replace(ref.place(scope, {}), shape=(d_out, d_in), base=unpacked)  # a quantised one is packed
+            place = replace(ref.place(scope, {}), shape=(d_out, d_in), base=unpacked)  # of a quantised one, dequantised
             found.append(Change(place, partial(_lowered, ref, tuners)))
     return found
 

@@ -31,7 +31,7 @@ FREE = ("rounds", "out")
 def claim(out: str | Path, resume: bool, overwrite: bool) -> Path:
     """The folder, if it may be used; changes nothing yet."""
     if resume and overwrite:
-        raise LuthierError("resume goes on with a run and overwrite starts anew; choose one.")
+        raise LuthierError("resume continues a run and overwrite starts again; choose one.")
     folder = free_folder(out, SPEC, "a federated run")
     if (folder / SPEC).is_file() and not (resume or overwrite):
         raise LuthierError(

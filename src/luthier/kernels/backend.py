@@ -162,7 +162,7 @@ def _serves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return (
         plain
         and frozen
-        and type(weight) in (Tensor, torch.nn.Parameter)  # neither sharded nor packed
+        and type(weight) in (Tensor, torch.nn.Parameter)  # neither sharded nor quantised
         and x.dim() > 1
         and x.numel() >= TOKENS * x.shape[-1]
         and x.is_contiguous()

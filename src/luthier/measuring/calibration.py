@@ -83,7 +83,7 @@ def _sees(new: Sequence[str], sites: Sequence[Site], statistics: Sequence[Statis
 
 
 def _hash(model: nn.Module, new: Sequence[str]) -> str:
-    """Of all numbers of the modules that are new."""
+    """A hash of all parameters of new modules."""
     import torch
 
     digest = hashlib.sha256()

@@ -44,7 +44,7 @@ class Measurement:
     parameters: int
     """Trainable parameters of the form at these ranks."""
     total: int
-    """Numbers of the base."""
+    """Parameters of the base."""
     ranks: dict[str, int]
     """By site."""
     evidence: dict[str, Any]

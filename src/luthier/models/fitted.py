@@ -1,4 +1,4 @@
-"""What a model or an adapter was fitted for, so that nobody has to say it twice."""
+"""The task that a model or an adapter was trained for, so that it need not be given again."""
 
 from __future__ import annotations
 

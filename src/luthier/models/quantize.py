@@ -1,4 +1,4 @@
-"""Quantised loading: weights packed as they are read, computed in the model's dtype."""
+"""Quantised loading: weights are quantised as they are read, and computed in the model's dtype."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _nf4(dense: list[str]) -> Any:
 
 
 def warn_of_odd_widths(model: Any) -> None:
-    """Warns where bitsandbytes (0.50 at least) unpacks 4-bit weights wrongly: on a CPU, in rows of a width that is no
+    """Warns where bitsandbytes (from 0.50) dequantises 4-bit weights wrongly: on a CPU, in rows of a width that is no
     multiple of a block."""
     for path, module in model.named_modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)

@@ -36,7 +36,7 @@ def claim(run: Run, resume: bool, overwrite: bool) -> bool:
     with written(str(folder)[:80], "Choose another folder (out)."):  # of names that no file system takes
         folder.exists()
     if resume and overwrite:
-        raise LuthierError("resume goes on with a run and overwrite starts anew; choose one.")
+        raise LuthierError("resume continues a run and overwrite starts again; choose one.")
     if folder.exists() and not folder.is_dir():
         raise LuthierError(f"{folder} is a file; choose a folder for the run (out).")
     there = holds_run(folder)

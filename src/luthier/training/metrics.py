@@ -57,7 +57,7 @@ class Metrics(TrainerCallback):
         """Whose tokens are counted; set once it is there."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Goes on where the last line left off."""
+        """Continues after the last line."""
         before = read(self.folder)
         self.start = time.monotonic() - (before[-1]["seconds"] if before else 0.0)
         self.last, self.tokens = time.monotonic(), 0

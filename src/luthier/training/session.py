@@ -125,7 +125,7 @@ class Session:
         return newest(self.run.folder / "checkpoints", folders.ids_of(folders.read_record(self.run.folder)))
 
     def start(self, record: dict[str, Any], goes_on: bool, model: Any) -> tuple[Checkpoint | None, str]:
-        """Writes the record of a new run, or finds where an old one goes on; with the run's id."""
+        """Writes the record of a new run, or finds where an old one resumes; with the run's id."""
         folder = self.run.folder
         if not goes_on:
             if is_main():
@@ -139,7 +139,7 @@ class Session:
             with written(str(folder), GO_ON):
                 metrics.cut(folder, step, ids)
                 folders.note_resumed(folder, step, record)
-        self.console.print(f"going on after step {step}" if step else "no whole checkpoint: from the beginning")
+        self.console.print(f"going on after step {step}" if step else "no complete checkpoint: from the beginning")
         return checkpoint, str(ids[0])
 
     def finish(self, prepared: Prepared, loaded: Loaded, plan: Plan, record: dict[str, Any]) -> Result:

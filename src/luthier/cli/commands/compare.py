@@ -23,7 +23,7 @@ class Compare(Loading):
     """Compare methods side by side: same budget, data and seeds.
 
     Every run is trained as `luthier train` trains it, tested, and measured for what it cost and what it forgot.
-    Started again on the same --out, a study goes on where it was stopped, and new methods and seeds are added to
+    Started again on the same --out, a study resumes where it was stopped, and new methods and seeds are added to
     it. The table goes to the screen; results.csv, results.json, results.md and the report into --out.
     """
 

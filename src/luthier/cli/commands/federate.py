@@ -26,7 +26,7 @@ class Federate(Command):
     Rows are dealt to clients; in every round each of them trains an adapter on its own rows, as `luthier train` does,
     and the server makes one change of theirs. The settings of training are those of one client in one round. The
     figures of each round go to the screen, metrics.jsonl and federation.png in --out, the sum of all rounds to
-    --out/adapter. Started again with --resume, a run goes on behind the last client that finished.
+    --out/adapter. Started again with --resume, a run resumes after the last client that finished.
     """
 
     examples: ClassVar[tuple[str, ...]] = (

@@ -33,7 +33,7 @@ def intruders(job: Job, fitted: Fitted) -> dict[str, float] | None:
 
 
 def _of_peft(model: Any) -> list[Change]:
-    """What peft's layers change of the weights under them; to fold into packed ones would round."""
+    """What peft's layers change of the weights under them; merging into quantised ones would round."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     scope, found = Scope(model), []

@@ -30,12 +30,12 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Plot:
-    """Scores against one price; `layout` is None where nobody measured it of any method."""
+    """Scores against one price; `layout` is None where it was not measured of any method."""
 
     price: Price
     layout: Layout | None
     missing: list[str]
-    """Methods whose price nobody measured."""
+    """Methods whose price was not measured."""
 
 
 def write(folder: Path) -> Path:

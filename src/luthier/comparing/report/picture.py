@@ -18,7 +18,7 @@ UNIT = 1 / 72
 
 
 def draw(found: Sequence[tuple[str, Sequence[Layout | None]]], path: Path) -> None:
-    """A row of plots for each (name, plots); None is a price that nobody measured."""
+    """A row of plots for each (name, plots); None is a price that was not measured."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

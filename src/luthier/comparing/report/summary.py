@@ -16,7 +16,7 @@ LOSS = "loss"
 
 @dataclass(frozen=True)
 class Row:
-    """One method: its runs and their means; None is what nobody measured."""
+    """One method: its runs and their means; None is what was not measured."""
 
     method: str
     runs: list[Record]

@@ -172,7 +172,7 @@ def _check(model: nn.Module, state: State, sites: Sites) -> None:
     try:
         missed = unreached(model, state, sites)
     except NotKnown as error:
-        text = "it was not looked whether a pass meets every place of the adapter (check=False: nor tried)."
+        text = "it was not checked whether a forward pass reaches every site of the adapter (check=False skips it)."
         warnings.warn(f"{error} So {text}", stacklevel=4)
         return
     _refuse_bypassed(missed, sites)

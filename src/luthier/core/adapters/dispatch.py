@@ -69,7 +69,7 @@ def fast_linear(module: nn.Module, adapters: AdapterContainer, x: Tensor) -> Ten
     if not tuners or not on():
         return None
     kernel = kernel_of(type(tuners[0].form))
-    assert kernel is not None  # or the slots were not fast
+    assert kernel is not None  # or the tuner layers were not fast
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
     if weight is None or not _serves(module, tuners, x, weight, bias):
         return None

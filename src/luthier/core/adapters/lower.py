@@ -56,7 +56,7 @@ def merged_weight(module: nn.Module, tuners: Sequence[TunerLayer]) -> Tensor:
 def _probe(
     module: nn.Module, tuners: Sequence[TunerLayer]
 ) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]]:
-    """(weight, bias, the layer as a function of x and the bias) under `slots`, in float32 at least."""
+    """(weight, bias, the layer as a function of x and the bias) under `tuners`, in float32 at least."""
     weight, bias = weight_of(module, _stored(module, "weight", tuners)), _stored(module, "bias", tuners)
     wide = torch.promote_types(weight.dtype, torch.float32)
     weight = weight.to(wide)

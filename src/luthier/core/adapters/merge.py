@@ -135,7 +135,7 @@ def _table(module: nn.Module, tuners: list[TunerLayer]) -> Tensor:
 
 
 def _looked_up(module: nn.Module, ids: Tensor, tuners: list[TunerLayer]) -> Tensor:
-    """What the base's table gives, as those of `slots` make it that act on its parameter."""
+    """What the base's table gives, with the edits of those `tuners` that act on its parameter."""
     adapters = adapters_of(module)
     assert adapters is not None
     acting, adapters.params = adapters.params, [tuner for tuner in tuners if tuner.site.kind == "param"]

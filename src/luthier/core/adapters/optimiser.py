@@ -185,7 +185,7 @@ class _Driver:
                     self.optimizer.state.pop(self.stepped(group.key(key)), None)
 
     def stepped(self, key: str) -> nn.Parameter:
-        """What AdamW steps for a tensor: itself, or its packed entries."""
+        """Returns the parameter that AdamW steps for a tensor: itself, or its chosen entries."""
         return self.packs[key].held if key in self.packs else self.params[key]
 
     def pack(self, key: str, index: Tensor) -> None:

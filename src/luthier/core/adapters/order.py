@@ -31,7 +31,7 @@ def refuse_beneath(module: nn.Module, folded: Sequence[TunerLayer]) -> None:
 
 
 def _place(tuner: TunerLayer) -> tuple[int, int]:
-    """The slot's place on the way from the stored tensor to the output; the last edit of an input is the innermost."""
+    """The order of an edit from the stored tensor to the output; the last edit of an input is the innermost."""
     if tuner.site.kind == "param":
         return 0, tuner.order
     return EDIT_ORDER[tuner.form.edit_kind], -tuner.order if tuner.form.edit_kind == "pre" else tuner.order

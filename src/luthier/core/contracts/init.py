@@ -22,7 +22,7 @@ class Init(Component):
     renamed: ClassVar = {"relative": "subtract_start"}
 
     subtract_start: ClassVar[bool] = False
-    """The factors have an effect at the start, which the core takes off again: the base that remains is
+    """Whether the factors have an effect at the start, which is then subtracted: the base that remains is
     W_res = W - s B₀ A₀ of the paper, while W itself stays. The start is stored beside what is trained."""
 
     def statistics(self, form: Form) -> tuple[Statistic, ...]:

@@ -217,7 +217,7 @@ def _gradients(
     for site in sites:
         module, weight = model.get_submodule(site.module), raw_parameter(model, _weight(site))
         if not weight.is_floating_point():
-            raise LuthierError(f"{site.path} is quantised: a quantised weight has no gradient. Load the base unpacked.")
+            raise LuthierError(f"{site.path} is quantised and has no gradient. Load the base without quantize.")
         pass_.add("gradients", site.path, wanted)
         flipped = isinstance(module, Conv1D) or site.transposed
 

@@ -132,7 +132,7 @@ def adaptable(model: nn.Module) -> nn.Module:
 
 
 def base_modules(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
-    """`named_modules` of the base: what hangs on adapted modules is left out, so that a walk takes the same time
+    """`named_modules` of the base: what is attached to adapted modules is left out, so that a walk takes the same time
     however many adapters are loaded."""
     seen: set[int] = set()
     ahead = [("", model)]

@@ -27,7 +27,7 @@ def fingerprint(model: nn.Module, leave: Iterable[str] = ()) -> dict[str, Any]:
 
     The architecture is a hash of the layers and their sizes, equal for a quantised copy. Every floating parameter and
     stored buffer counts, by each of its names: the sample takes 8 of its values, the digest is a hash of all of its
-    bytes up to 32,768 values, and of one value in every row (or more) where it is larger. What is packed, or on no
+    bytes up to 32,768 values, and of one value in every row (or more) where it is larger. What is quantised, or on no
     device, cannot be compared with other precisions: its digest is None. Heads stay out that an attached adapter
     replaces whole, and so do the modules of `leave`, which a checkpoint lacks. Where the base is sharded, every process
     must ask, and each tensor is gathered once.
@@ -52,7 +52,7 @@ def fingerprint(model: nn.Module, leave: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _counted(model: nn.Module, leave: tuple[str, ...]) -> dict[str, Tensor]:
-    """Every parameter, floating or packed, and every stored floating buffer, but those that a task brings."""
+    """Every parameter, floating or quantised, and every stored floating buffer, except those that a task adds."""
     state = find_state(model)
     replaced = (
         set() if state is None else {site.path for component in state.components for site in replacing(component)}
@@ -66,7 +66,7 @@ def _counted(model: nn.Module, leave: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def replacing(component: Any) -> list[Any]:
-    """The sites of a part whose tensors stand in place of the base's."""
+    """The sites of a component whose tensors replace the base's."""
     return list(component.sites) if component.form.replaces and not component.subtract_start else []
 
 
@@ -81,7 +81,7 @@ def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _comparable(tensor: Tensor) -> bool:
-    plain = type(tensor.data) is Tensor or is_sharded(tensor)  # a packed tensor has other values
+    plain = type(tensor.data) is Tensor or is_sharded(tensor)  # a quantised tensor has other values
     return tensor.is_floating_point() and plain and not tensor.is_meta
 
 
@@ -91,7 +91,7 @@ def _inside(model: nn.Module) -> tuple[str, ...]:
 
 
 def _digest(flat: Tensor, shape: torch.Size) -> str:
-    """A hash of spread values, in the precision that they have: along diagonals, so that every row is met."""
+    """A hash of evenly spaced values, in the precision that they have: along diagonals, so that every row is met."""
     step = max(1, min(len(flat) // DIGESTED, shape[-1] - 1 if shape else 1))
     taken = flat[::step].cpu().contiguous().view(torch.uint8).numpy()
     return hashlib.blake2b(str(tuple(shape)).encode() + taken.tobytes(), digest_size=8).hexdigest()

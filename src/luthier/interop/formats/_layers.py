@@ -26,7 +26,7 @@ class Layer:
 
     @property
     def kinds(self) -> set[str]:
-        """The kinds of the sites that the slots act on."""
+        """The kinds of the sites that the tuner layers act on."""
         return {tuner.site.kind for tuner in self.tuners}
 
 

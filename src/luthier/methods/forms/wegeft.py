@@ -15,7 +15,7 @@ class WeGeFT(Form):
 
     φ is d_in x rank (zeros), ψ is rank x d_in (Kaiming uniform, a = sqrt 5), s = alpha / rank: a no-op at the
     start. It is an edit of the layer's input, x̂ = x (I + s ψᵀ φᵀ), so nothing of W is read and any base weight,
-    packed ones included, serves. As LoRA it is B = W φ, A = ψ. `share="type"`, one (φ, ψ) for each module type
+    quantised ones included, serves. As LoRA it is B = W φ, A = ψ. `share="type"`, one (φ, ψ) for each module type
     over all layers, is what the paper's tables use. The authors drop entries of W; here dropout falls on x
     before ψ.
     """

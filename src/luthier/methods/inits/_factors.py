@@ -11,7 +11,7 @@ from luthier.core.errors import LuthierError
 
 
 def check_form(init: str, form: Form) -> None:
-    """Raises for a form whose change is not s · writer · reader, and for one whose sites share their factors."""
+    """Raises for a form whose change is not s B A, and for one whose sites share their factors."""
     if not form.up_projection:
         serving = [name for name in names("forms") if find("forms", name, Form).up_projection]
         raise LuthierError(

@@ -18,7 +18,7 @@ class LoRASB(Init):
 
     G is the mean gradient, and -η sign(G) what Adam's first step of rate η does to W, so that B R A is the best of
     rank r of it. B and A stay frozen with orthonormal columns and rows, and only R [r, r] is trained. The model starts
-    after that step: its output changes, and nothing is taken off. The scale of the form must be 1, else both that
+    after that step: its output changes, and nothing is subtracted. The scale of the form must be 1, else both that
     step and the gradient would be scaled. The authors take as η the learning rate over the number of warm-up steps (the
     recipe has theirs; the default is ours).
     """

@@ -74,7 +74,7 @@ def chunks(model: PreTrainedModel) -> bool:
 
 
 def _here(model: PreTrainedModel, head: nn.Module) -> bool:
-    """Whether the head is whole on this process while the model runs: not spread by tensor parallelism, nor
+    """Whether the head is whole on this process while the model runs: not sharded by tensor parallelism, nor
     gathered for each call of its own."""
     if not any(is_sharded(p) for p in head.parameters()):
         return all(p.numel() for p in head.parameters())

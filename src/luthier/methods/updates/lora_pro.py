@@ -52,7 +52,7 @@ class LoRAPro(Update):
 
 
 def up_projection(form: Form, params) -> str:
-    """The factor that is not the reader."""
+    """Returns the name of the factor that is not the down-projection."""
     return next((key for key in params if key not in (form.down_projection, *form.frozen)), "")
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LONGEST = 2**17
 """Tokens of a prompt, for a model that does not say how long its texts may be."""
 UNBOUNDED = 2**12
-"""Tokens of an answer that nobody bounded, by a model that does not say how long its texts may be."""
+"""The most tokens of an answer without a bound, by a model that states none."""
 
 
 class Service:
