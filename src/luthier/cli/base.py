@@ -35,7 +35,7 @@ def base_of(
 
 
 def next_step(model: str, data: str | None, adapter: str | Path | None) -> str:
-    """The command that looks at what was just made, to be run as it is; without data, a first prompt."""
+    """Returns the command that looks at what was just made, to be run as it is; without data, a first prompt."""
     on = ["--adapter", str(adapter)] if adapter else []
     if data is None:
         return f"Next: luthier generate {shlex.join([model, 'Hello', *on])}"
@@ -52,7 +52,7 @@ def fitted(
     merged: bool = False,
     force: bool = False,
 ) -> Loaded:
-    """A model with the adapter on it (or merged into it), if there is one; nothing of it is to be trained.
+    """Returns a model with the adapter on it (or merged into it), if there is one; nothing of it is to be trained.
 
     `labels` are the classes of the rows: the checkpoint's own stay where they hold all of these. Raises
     `LuthierError` for a head that neither the checkpoint nor the adapter holds.

@@ -20,7 +20,7 @@ Written from the source by `{REMAKE}`; edit the methods' files, not this one.
 
 
 def markdown() -> str:
-    """The whole page: a table for each axis, every component, the recipes."""
+    """Returns the whole page: a table for each axis, every component, the recipes."""
     parts = [HEAD]
     for axis, question in axes().items():
         found = [find(axis, name) for name in names(axis)]
@@ -62,13 +62,13 @@ def _recipes() -> Iterator[str]:
 
 
 def row(*cells: str) -> Iterator[str]:
-    """The head of a table."""
+    """Yields the head of a table."""
     yield line(*cells)
     yield line(*["---"] * len(cells))
 
 
 def line(*cells: str) -> str:
-    """A row of a table; a bar inside a cell is escaped."""
+    """Returns a row of a table; a bar inside a cell is escaped."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -19,7 +19,7 @@ PIPE_WIDTH = 240
 
 
 def console(stderr: bool = False) -> Console:
-    """A console on the present stdout (or stderr); plain and wide in a pipe or file."""
+    """Returns a console on the present stdout (or stderr); plain and wide in a pipe or file."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -67,7 +67,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
 
 
 def shown(value: object) -> str:
-    """A cell: whole numbers with thousands' commas, None as a dash."""
+    """Returns a cell: whole numbers with thousands' commas, None as a dash."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return "-" if value is None else str(value)

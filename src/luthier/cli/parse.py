@@ -132,7 +132,7 @@ def _commands_in(file: File) -> list[type[Command]]:
 
 
 def option(tokens: Sequence[str], flag: str) -> str | None:
-    """The value of `--flag value` or `--flag=value` among tokens not parsed yet."""
+    """Returns the value of `--flag value` or `--flag=value` among tokens not parsed yet."""
     for token, following in itertools.zip_longest(tokens, tokens[1:]):
         if token == flag:
             return following
@@ -142,7 +142,7 @@ def option(tokens: Sequence[str], flag: str) -> str | None:
 
 
 def parse(tokens: Sequence[str]) -> tuple[Command, Given] | None:
-    """The command to run, with the settings given; None when help or the version was asked for and printed.
+    """Returns the command to run, with the settings given; None when help or the version was asked for and printed.
 
     Raises `LuthierError` for an invalid command line, with near names.
     """
@@ -243,7 +243,7 @@ def _function(cls: type[Command], tokens: Sequence[str]) -> tuple[Callable, Plac
 
 
 def own_first(fields: Iterable[dataclasses.Field]) -> list[dataclasses.Field]:
-    """The fields of a component before those that it inherits, which are keyword-only."""
+    """Returns the fields of a component before those that it inherits, which are keyword-only."""
     return sorted(fields, key=lambda f: bool(f.kw_only))
 
 

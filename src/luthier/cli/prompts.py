@@ -34,7 +34,7 @@ def prompts_or_rows(
 
 
 def tools_of(file: Path | None) -> list[dict[str, Any]] | None:
-    """The tools in a .json file; raises unless it is a list of objects."""
+    """Returns the tools in a .json file; raises unless it is a list of objects."""
     if file is None:
         return None
     from luthier.core.files import read_json
@@ -59,19 +59,19 @@ def variables_of(given: str | None, adapter: str | None) -> dict[str, Any]:
 
 
 def plain(prompt: str | Example) -> Any:
-    """A prompt as JSON holds it: a text, or turns."""
+    """Returns a prompt as JSON holds it: a text, or turns."""
     return prompt if isinstance(prompt, str) else prompt.text or prompt.messages
 
 
 def asked(prompt: str | Example) -> str:
-    """A prompt on the screen: the text, or the last turn."""
+    """Returns a prompt on the screen: the text, or the last turn."""
     if isinstance(prompt, str):
         return prompt
     return prompt.text or (prompt.messages or [{}])[-1].get("content") or ""
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None, command: str) -> list[str]:
-    """The prompts from wherever they stand; empty lines of a file are none."""
+    """Returns the prompts from wherever they stand; empty lines of a file are none."""
     if prompts and file:
         raise LuthierError("prompts stand on the command line and in --file; give one of the two.")
     if prompts:

@@ -17,7 +17,7 @@ from luthier.core.contracts.component import Component, file_of, find, packages
 
 @functools.cache
 def field_docs(cls: type) -> dict[str, str]:
-    """`{field: docstring on one line}` of a dataclass, inherited fields included."""
+    """Returns `{field: docstring on one line}` of a dataclass, inherited fields included."""
     found: dict[str, str] = {}
     for parent in reversed(cls.__mro__[:-1]):
         tree = ast.parse(textwrap.dedent(inspect.getsource(parent)))
@@ -52,7 +52,7 @@ class Card:
 
 
 def card(axis: str, name: str) -> Card:
-    """The card of the component in the file `name`, read without importing what it imports (torch).
+    """Returns the card of the component in the file `name`, read without importing what it imports (torch).
 
     A file whose class cannot be read off its source is imported; raises `LuthierError` if it holds none.
     """
@@ -68,7 +68,7 @@ def card(axis: str, name: str) -> Card:
 
 
 def axes() -> dict[str, str]:
-    """`{axis: the question it answers}`, as `component.axes` finds them, without importing any."""
+    """Returns `{axis: the question it answers}`, as `component.axes` finds them, without importing any."""
     found = {name: _question(package) for name, package in packages().items()}
     return {name: question for name, question in sorted(found.items()) if question is not None}
 

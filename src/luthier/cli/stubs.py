@@ -30,13 +30,13 @@ HEAD = f'''"""What type checkers know of this package. Written by `{REMAKE}`; ed
 
 
 def stubs() -> dict[Path, str]:
-    """`{file, below the package: its text}` of every stub."""
+    """Returns `{file, below the package: its text}` of every stub."""
     found = {Path(*package_of(axis).split(".")[1:], "__init__.pyi"): _axis(axis) for axis in axes()}
     return {Path("__init__.pyi"): _root(), **found, **dict(map(_module, _spelled_out()))}
 
 
 def shipped(axis: str) -> list[type[Component]]:
-    """The components of an axis that come with Luthier."""
+    """Returns the components of an axis that come with Luthier."""
     return [find(axis, name) for name, (file, *_) in files(axis).items() if file.path.is_relative_to(ROOT)]
 
 

@@ -46,7 +46,7 @@ def stated(recipe: Recipe) -> list[Stated]:
 
 
 def looks_at_data(recipe: Recipe) -> Iterator[Statistic]:
-    """What a run by the recipe measures before it starts."""
+    """Yields what a run by the recipe measures before it starts."""
     form: Any = find("forms", recipe.method).from_dict(recipe.form)
     for table, axis in COMPONENTS.items():
         given = dict(getattr(recipe, table))
@@ -93,7 +93,7 @@ def _defaults(table: str) -> dict[str, Any]:
 
 
 def summary(recipe: Recipe) -> list[str]:
-    """What a run by the recipe takes from where, in few lines."""
+    """Returns what a run by the recipe takes from where, in few lines."""
     rows = stated(recipe)
     lines = [f"recipe {recipe.name}: {recipe.source or 'no source is named'}"]
     for whose, words in (("ours", "ours, not the source's"), ("default", "not in the recipe: Luthier's defaults")):

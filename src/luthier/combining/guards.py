@@ -60,7 +60,7 @@ def _differ(one: list[str] | None, other: list[str] | None, known: list[str]) ->
 
 
 def check_mean(weights: Sequence[float]) -> float:
-    """The sum of weights that average, which must be above 0."""
+    """Returns the sum of weights that average, which must be above 0."""
     total = sum(weights)
     if not total > 0:
         raise LuthierError(

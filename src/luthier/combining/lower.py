@@ -36,7 +36,7 @@ def lowered(path: str, module: nn.Module, tuners: Sequence[TunerLayer]) -> dict[
 
 
 def at_base(path: str, module: nn.Module, get: Callable[[str], Tensor]) -> nn.Module:
-    """The module with the parameters of another base, `get(name)`; the module itself stays."""
+    """Returns the module with the parameters of another base, `get(name)`; the module itself stays."""
     counterpart = copy.copy(module)
     held = ((key, tensor) for key, tensor in module._parameters.items() if tensor is not None)
     vars(counterpart)["_parameters"] = {key: nn.Parameter(get(f"{path}.{key}"), False) for key, _ in held}

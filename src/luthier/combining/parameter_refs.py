@@ -41,11 +41,11 @@ class ParameterRef:
         return self.key == "weight" and isinstance(self.module, Conv1D)
 
     def oriented(self, tensor: Tensor) -> Tensor:
-        """A tensor of the stored shape as [d_out, d_in], or back."""
+        """Returns a tensor of the stored shape as [d_out, d_in], or back."""
         return tensor.mT if self.flipped else tensor
 
     def place(self, scope: Scope, totals: dict[str, float]) -> Place:
-        """The place that a combination sees."""
+        """Returns the place that a combination sees."""
         return Place(
             site=scope.parameter(self.name, self.flipped),
             shape=tuple(self.oriented(self.tensor).shape),
@@ -57,12 +57,12 @@ class ParameterRef:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """The tensor in float32 at least: what deltas are computed in."""
+    """Returns the tensor in float32 at least: what deltas are computed in."""
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def parameter_refs(model: nn.Module) -> list[list[ParameterRef]]:
-    """Every parameter in the model's order, with all of its names where it is tied."""
+    """Returns every parameter in the model's order, with all of its names where it is tied."""
     found: dict[int, list[ParameterRef]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for key, tensor in module.named_parameters(recurse=False):

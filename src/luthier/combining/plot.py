@@ -38,7 +38,7 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
 
 
 def names(inputs: list[str]) -> list[str]:
-    """The ends of the inputs' paths that tell them apart."""
+    """Returns the ends of the inputs' paths that tell them apart."""
     parts = [Path(each).parts for each in inputs]
     for depth in range(1, max(map(len, parts)) + 1):
         short = ["/".join(each[-depth:]) for each in parts]

@@ -49,7 +49,7 @@ class Job:
     """What prepares the inputs of the model, where a source has more tokens than the base."""
 
     def at(self, group: Sequence[ParameterRef], totals: Mapping[str, float]) -> tuple[Place, list[Delta]]:
-        """A place and the deltas there."""
+        """Returns a place and the deltas there."""
         return group[0].place(self.scope, dict(totals)), [
             each.delta(group) if each.touches(group) else Delta.zero(*group[0].oriented(group[0].tensor).shape)
             for each in self.sources
@@ -66,7 +66,7 @@ def prepare(
     merged: bool,
     force: bool,
 ) -> Job:
-    """The job of combining `inputs` onto `base`; raises `LuthierError` for whatever does not fit."""
+    """Returns the job of combining `inputs` onto `base`; raises `LuthierError` for whatever does not fit."""
     _check_base(base)
     specs = [_spec(each) for each in inputs]
     _check_source(method, inputs, specs, old_name)

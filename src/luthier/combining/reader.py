@@ -74,7 +74,7 @@ class Held:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
     def get(self, name: str) -> Tensor:
-        """The tensor itself."""
+        """Returns the tensor itself."""
         return self._tensors[name].detach()
 
 

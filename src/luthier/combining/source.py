@@ -28,11 +28,11 @@ class Source(Protocol):
     label: str
 
     def touches(self, refs: Sequence[ParameterRef]) -> bool:
-        """Whether it changes a parameter, given by all of its names."""
+        """Returns whether it changes a parameter, given by all of its names."""
         ...
 
     def apart(self, refs: Sequence[ParameterRef]) -> bool:
-        """Whether it changes a tied parameter at one of its names and not at the others."""
+        """Returns whether it changes a tied parameter at one of its names and not at the others."""
         ...
 
     def shape(self, refs: Sequence[ParameterRef]) -> tuple[int, ...]:
@@ -142,7 +142,7 @@ class Model:
                 )
 
     def sampled(self, name: str) -> Tensor | None:
-        """The fine-tuned tensor, or None without one."""
+        """Returns the fine-tuned tensor, or None without one."""
         return self._new.get(name) if name in self._new.shapes else None
 
     def touches(self, refs: Sequence[ParameterRef]) -> bool:

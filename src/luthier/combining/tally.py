@@ -58,7 +58,7 @@ class Tally:
         self.dots = torch.zeros(self.count, self.count, dtype=torch.float64)
 
     def row(self, layer: int | None) -> Row:
-        """The row of a block."""
+        """Returns the row of a block."""
         return self.rows.setdefault(OUTSIDE if layer is None else layer, Row([0.0] * self.count))
 
     def add(self, layer: int | None, deltas: Sequence[Delta], result: Delta) -> None:

@@ -46,5 +46,5 @@ def curves(folder: Path) -> tuple[Curve, Curve]:
 
 
 def tensors_on_disk(adapter: Path) -> int:
-    """Bytes of the safetensors files in a folder."""
+    """Returns the bytes of the safetensors files in a folder."""
     return sum(path.stat().st_size for path in adapter.glob("*.safetensors"))

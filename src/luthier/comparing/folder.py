@@ -28,7 +28,7 @@ FREE = ("models", "data", "methods", "seeds", "settings", "timing", "batch", "ke
 
 
 def prepared(study: Study, folder: Path) -> Plan:
-    """The plan, checked against what the folder holds, and noted there."""
+    """Returns the plan, checked against what the folder holds, and noted there."""
     if folder.is_file() or (folder.is_dir() and not _ours(folder)):
         raise LuthierError(f"{folder} holds something else than a study; choose another folder (out).")
     old = _stored(folder)

@@ -41,7 +41,7 @@ class Method(Choices):
 
 
 def resolve(name: str, settings: Settings, budget: str | None) -> Method:
-    """The method `name` with a study's settings and budget; raises `LuthierError` for what is none."""
+    """Returns the method `name` with a study's settings and budget; raises `LuthierError` for what is none."""
     prefix, colon, rest = name.partition(":")
     if colon and prefix not in KINDS:
         raise LuthierError(f"no method {name!r}: {prefix}: is none of {', '.join(f'{k}:' for k in KINDS if k)}.")

@@ -74,7 +74,7 @@ class Plan:
 
 
 def plan(study: Study, folder: Path) -> Plan:
-    """Every run of the study, checked; raises one `LuthierError` with all that does not fit."""
+    """Returns every run of the study, checked; raises one `LuthierError` with all that does not fit."""
     faults: list[str] = []
     read = {name: _try(faults, lambda name=name: _read(study, name, folder)) for name in study.data}
     methods = {name: _try(faults, lambda name=name: method_of(study, name)) for name in study.methods}
@@ -100,7 +100,7 @@ def plan(study: Study, folder: Path) -> Plan:
 
 
 def checked(study: Study) -> Plan:
-    """The plan alone; what it has to write goes into a temporary folder."""
+    """Returns the plan alone; what it has to write goes into a temporary folder."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +125,7 @@ def _refuse(faults: list[str]) -> None:
 
 
 def method_of(study: Study, name: str) -> Method:
-    """A method under what the study says of it."""
+    """Returns a method under what the study says of it."""
     method = resolve(name, study.settings.get(name, Settings()), study.budget)
     Training.from_dict(study.training | method.over)
     return method
@@ -184,7 +184,7 @@ def _jobs(study: Study, model: str, read: Sourced, method: Method, shapes: Shape
 
 
 def file_name(method: str) -> str:
-    """`peft-lora` of peft:lora, `mine` of a recipe's path."""
+    """Returns `peft-lora` of peft:lora, `mine` of a recipe's path."""
     return (Path(method).stem if method.endswith(".toml") else method).replace(":", "-")
 
 

@@ -90,7 +90,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
-        """The inverse of `to_dict`; unknown and missing keys raise `LuthierError`."""
+        """Returns the inverse of `to_dict`; unknown and missing keys raise `LuthierError`."""
         known = {f.name: f for f in dataclasses.fields(cls)}
         for key in values:
             if key not in known:
@@ -163,6 +163,6 @@ def read(path: Path) -> Record:
 
 
 def records(folder: Path | str) -> list[Record]:
-    """Every finished run of the study in `folder`, by model, data, method and seed."""
+    """Returns every finished run of the study in `folder`, by model, data, method and seed."""
     found = [read(path) for path in Path(folder).glob(f"{RUNS}/*/*/*/*/{FILE}")]
     return sorted(found, key=lambda each: each.key)

@@ -79,7 +79,7 @@ def _encoded(read: Sourced, examples: Examples, processor: Any, max_length: int,
 
 
 def read_held(study: Study) -> Examples | None:
-    """The held texts, on which the loss before and after a run tells what was forgotten."""
+    """Returns the held texts, on which the loss before and after a run tells what was forgotten."""
     if study.held is None:
         return None
     found = data.load(study.held, task="causal-lm")

@@ -83,7 +83,7 @@ def compare(
 
 
 def carry_out(study: Study, out: str | Path, progress: bool) -> Comparison:
-    """`compare`, for a study that is made."""
+    """Returns `compare`, for a study that is made."""
     folder = Path(out).expanduser()
     planned = prepared(study, folder)
     console = Console(stderr=True, quiet=not progress)
@@ -102,7 +102,7 @@ def carry_out(study: Study, out: str | Path, progress: bool) -> Comparison:
 
 
 def taken(planned: Plan) -> list[str]:
-    """A line for each method, on each model and data set where they differ: the settings that its runs have."""
+    """Returns a line for each method, on each model and data set where they differ: the settings that its runs have."""
     lines = {}
     for job in planned.jobs:
         notes = "".join(f"; {note}" for note in job.method.notes)
@@ -118,7 +118,7 @@ def study_of(
     given: dict[str, Any],
     dataset: Mapping[str, Any] | None = None,
 ) -> Study:
-    """The study that the arguments describe; `dataset` holds further entries of the one data set."""
+    """Returns the study that the arguments describe; `dataset` holds further entries of the one data set."""
     if data is not None:
         source = {"train": data, **({} if test is None else {"test": test}), **(dataset or {})}
         return Study.from_dict({"models": str(study), "data": {label(data): source}, **given})
@@ -246,7 +246,7 @@ def _tidy(planned: Plan, job: Job, keep_adapter: bool) -> None:
 
 
 def write_report(folder: Path) -> Path:
-    """The HTML page of the study."""
+    """Returns the HTML page of the study."""
     from luthier.comparing.report.page import write as page
 
     return page(folder)

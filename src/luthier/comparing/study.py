@@ -134,7 +134,7 @@ class Study:
                     raise LuthierError(f"data {name} is for the model {model!r}{near(model, self.models)}")
 
     def pairs(self) -> list[tuple[str, str]]:
-        """(model, data set) of every table."""
+        """Returns (model, data set) of every table."""
         return [(model, name) for name, each in self.data.items() for model in each.models or self.models]
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class Study:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], folder: Path | None = None) -> Study:
-        """A study from what its file says; unknown and ill-typed entries raise `LuthierError`."""
+        """Returns a study from what its file says; unknown and ill-typed entries raise `LuthierError`."""
         given = dict(values)
         place = folder or Path()
         if "models" in given:
@@ -163,7 +163,7 @@ class Study:
 
 
 def read_study(file: str | Path) -> Study:
-    """The study in a .toml file, or in the study.json of an earlier one."""
+    """Returns the study in a .toml file, or in the study.json of an earlier one."""
     path = Path(file).expanduser()
     try:
         text = path.read_text(encoding="utf-8")

@@ -50,7 +50,7 @@ def place(study_folder: Path, job: Job) -> Path:
 
 
 def tuned(study: Study, folder: Path, job: Job) -> tuple[Job, list[Trial]]:
-    """The job at the settings with the lowest validation loss, and the trials.
+    """Returns the job at the settings with the lowest validation loss, and the trials.
 
     All trials are with seed 0, whatever the job's. The first is the method as it is. What each later one tries
     follows from those before it alone, so a search that was killed goes on as if it had not been.
@@ -80,7 +80,7 @@ def space(run: Run) -> Space:
 
 
 def propose(trials: list[Trial], own: float, searched: Space, seed: int = 0) -> Trial:
-    """What to try after `trials`: first the learning rates that open, then what Optuna's estimator asks for."""
+    """Returns what to try after `trials`: first the learning rates that open, then what Optuna's estimator asks for."""
     import optuna
 
     opening = OPENING + (UPWARD if _rises(trials) else DOWNWARD)
@@ -107,7 +107,7 @@ def _rises(trials: list[Trial]) -> bool:
 
 
 def best_of(trials: list[Trial], title: str) -> Trial:
-    """The trial of the lowest loss; of several, the first."""
+    """Returns the trial of the lowest loss; of several, the first."""
     good = [trial for trial in trials if trial["value"] is not None]
     if not good:
         raise LuthierError(f"{title}: the loss diverged at every learning rate that was tried.")

@@ -40,7 +40,7 @@ def located(source: str, folder: Path) -> str:
 
 
 def must_be_free(out: str | Path) -> Path:
-    """The folder `out`, which must not exist yet (or be empty), so that nothing is lost."""
+    """Returns the folder `out`, which must not exist yet (or be empty), so that nothing is lost."""
     folder = Path(out).expanduser()
     with written(str(out)[:80], "Choose another folder (out)."):  # of names that no file system takes
         folder.exists()
@@ -285,7 +285,7 @@ def own_file(folder: Path, name: str) -> Path:
 
 
 def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
-    """A JSON file; damage, duplicate keys, absurd sizes, numbers and nesting raise `LuthierError`."""
+    """Returns a JSON file; damage, duplicate keys, absurd sizes, numbers and nesting raise `LuthierError`."""
     try:
         if path.stat().st_size > largest:
             raise LuthierError(f"{path} is larger than {largest >> 20} MiB; Luthier writes no such file.")

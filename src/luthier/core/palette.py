@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def styled(page: Path) -> str:
-    """The style sheet of a page: `core/palette.css`, and its own rules that build on it."""
+    """Returns the style sheet of a page: `core/palette.css`, and its own rules that build on it."""
     return "".join(path.read_text(encoding="utf-8") for path in (Path(__file__).with_suffix(".css"), page))

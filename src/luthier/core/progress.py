@@ -17,7 +17,7 @@ TASK = "{task.description}"
 
 
 def counted(console: Console, title: str | None = None, *, stays: bool = False) -> Progress:
-    """`title ━━━ 3/9 description 0:00:12 left 0:00:24`; without a title the description stands in its place.
+    """Returns `title ━━━ 3/9 description 0:00:12 left 0:00:24`; without a title the description stands in its place.
 
     The bar goes when it is done, unless it `stays`.
     """

@@ -21,7 +21,7 @@ OURS = ("conversation", "messages", "chat_template", "add_generation_prompt", "c
 
 
 def given(row: Row, *columns: str) -> Any:
-    """The value of the first column that holds something; None without one. Raises if two of them differ."""
+    """Returns the value of the first column that holds something; None without one. Raises if two of them differ."""
     found = {column: row[column] for column in columns if row.get(column) not in (None, "", [], {})}
     values = list(found.values())
     if any(value != values[0] for value in values[1:]):
@@ -30,7 +30,7 @@ def given(row: Row, *columns: str) -> Any:
 
 
 def surrounded(fields: Row, row: Row) -> Row:
-    """The fields of a conversation with what stands around it in the row."""
+    """Returns the fields of a conversation with what stands around it in the row."""
     _check_flags(row)
     messages, tools = _lifted(fields["messages"])
     head = messages[:1] if messages[0]["role"] in ("system", "developer") else []
@@ -49,7 +49,7 @@ def surrounded(fields: Row, row: Row) -> Row:
 
 
 def learned(fields: Row) -> list[int]:
-    """Indices of the turns in the loss."""
+    """Returns the indices of the turns in the loss."""
     masked = fields.get("masked", ())
     return [
         i

@@ -36,7 +36,7 @@ def refuse(
     total: int,
     place: Callable[[int], str] = str,
 ) -> LuthierError:
-    """The error that lists the reasons with the first rows of each, and says how many there are.
+    """Returns the error that lists the reasons with the first rows of each, and says how many there are.
 
     Reasons that differ in numbers alone (lengths, places) are one.
     """

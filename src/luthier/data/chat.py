@@ -60,7 +60,7 @@ class Rendered:
 
 
 def rendered(example: Example, tokenizer: Any, asked: bool = False) -> Rendered:
-    """The whole text of an example, and the answers in it (each with its end-of-turn token).
+    """Returns the whole text of an example, and the answers in it (each with its end-of-turn token).
 
     With `asked`, the row is a prompt: its last answer is placed whatever becomes of it. Raises `BadRow` when the
     template refuses the conversation, leaves out a part of it, or an answer cannot be placed in what it renders.

@@ -83,7 +83,7 @@ def collate(
 
 
 def collator_for(task: str, processor: Any, pad_to_multiple_of: int | None = None) -> Collator:
-    """The collator for training on `task` with this tokenizer, image processor or feature
+    """Returns the collator for training on `task` with this tokenizer, image processor or feature
     extractor.
 
     Padding is on the right: in training the side changes nothing for a causal model, and a

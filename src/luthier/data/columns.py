@@ -31,7 +31,7 @@ ALIKE = {
 
 
 def mapping(text: str | Mapping[str, str] | None) -> dict[str, str]:
-    """`text=body,label=category` as `{"text": "body", "label": "category"}`."""
+    """Returns `text=body,label=category` as `{"text": "body", "label": "category"}`."""
     if text is None or isinstance(text, Mapping):
         return dict(text or {})
     pairs = [each.partition("=") for each in text.split(",")]
@@ -75,7 +75,7 @@ def _named(row: Row, used: Mapping[str, str], gone: Collection[str]) -> Row:
 
 
 def empty(value: Any) -> bool:
-    """Whether a cell says nothing."""
+    """Returns whether a cell says nothing."""
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 
@@ -105,7 +105,7 @@ def guesses(lacking: Iterable[str], columns: Iterable[str]) -> dict[str, str]:
 
 
 def suggestion(found: Mapping[str, str]) -> str:
-    """`; did you mean …?` with the flag that says it."""
+    """Returns `; did you mean …?` with the flag that says it."""
     meant = " and ".join(map(repr, found.values()))
     return f"; did you mean {meant}? Say so: --columns {','.join(f'{n}={c}' for n, c in found.items())}."
 

@@ -43,7 +43,7 @@ class Options:
         return min((n for n in (self.max_length, self.positions) if n is not None), default=None)
 
     def bound(self, remedy: str) -> str:
-        """What the bound is, and what helps; the model's own cannot be raised."""
+        """Returns what the bound is, and what helps; the model's own cannot be raised."""
         if self.most != self.positions:
             return f"the maximum is {self.most} (raise max_length, or {remedy})"
         return f"the maximum is {self.most}, as the model has no more positions ({remedy})"
@@ -57,7 +57,7 @@ def encode(
     task: str = "causal-lm",
     truncate: bool = False,
 ) -> Feature:
-    """`input_ids`, `attention_mask`, `labels` (-100 outside the answers), `row` and `truncated` of
+    """Returns `input_ids`, `attention_mask`, `labels` (-100 outside the answers), `row` and `truncated` of
     an example.
 
     Every answer is in the loss with its end-of-turn or EOS token (see `luthier.data.chat` for how
@@ -78,7 +78,7 @@ def encode_classification(
     max_length: int | None,
     truncate: bool = False,
 ) -> Feature:
-    """`input_ids`, `attention_mask` (and what else the tokenizer gives), `labels`, `row` of a text
+    """Returns `input_ids`, `attention_mask` (and what else the tokenizer gives), `labels`, `row` of a text
     or a pair.
 
     `labels` are the class names in the order of their indices; None means regression, whose label
@@ -89,7 +89,7 @@ def encode_classification(
 
 
 def encode_seq2seq(example: Example, tokenizer: Any, max_length: int | None, truncate: bool = False) -> Feature:
-    """`input_ids` of the prompt, `labels` of the answer with its EOS, each within `max_length`
+    """Returns `input_ids` of the prompt, `labels` of the answer with its EOS, each within `max_length`
     tokens.
 
     The prompt is what stands before the last answer, turns joined by line breaks (a chat template

@@ -16,7 +16,7 @@ TAG = re.compile(r"<[^<>\s]+>")
 
 
 def eos_of(tokenizer: Any) -> str:
-    """The EOS token's text; raises `LuthierError` where there is none."""
+    """Returns the EOS token's text; raises `LuthierError` where there is none."""
     if tokenizer.eos_token is None:
         raise LuthierError(
             f"{type(tokenizer).__name__} has no EOS token, so a model could not learn to stop; set "
@@ -26,7 +26,7 @@ def eos_of(tokenizer: Any) -> str:
 
 
 def closed(text: str, tokenizer: Any) -> str:
-    """A text with one EOS token at its end."""
+    """Returns a text with one EOS token at its end."""
     return text if text.endswith(eos_of(tokenizer)) else text + eos_of(tokenizer)
 
 
@@ -74,13 +74,13 @@ def in_pieces(stop: str, tokenizer: Any) -> bool:
 
 
 def ends_of(template: Template) -> tuple[str, ...]:
-    """What may end a turn, the template's own first."""
+    """Returns what may end a turn, the template's own first."""
     marks, stop = special_marks(template.tokenizer, len(template.tokenizer)), stop_of(template)
     return (stop, *marks) if stop else marks
 
 
 def with_end(text: str, end: int, marks: tuple[str, ...]) -> int:
-    """The end of an answer, moved behind the end-of-turn token that follows it."""
+    """Returns the end of an answer, moved behind the end-of-turn token that follows it."""
     if text[:end].endswith(marks):
         return end
     gap = len(text[end:]) - len(text[end:].lstrip())

@@ -31,7 +31,7 @@ ABOUT = re.compile(r"(readme|licen[cs]e|changelog|citation|notice)\b.*|(dataset_
 
 
 def read_folder(folder: Path, config: str, split: str) -> Table:
-    """The rows of one split, files one after another; raises `LuthierError` where there is none."""
+    """Returns the rows of one split, files one after another; raises `LuthierError` where there is none."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         from luthier.data.hub import read_saved
 

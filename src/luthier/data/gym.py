@@ -22,7 +22,7 @@ SIZE = 500
 
 
 def read_gym(source: str, split: str, limit: int | None, seed: int) -> Table:
-    """Rows with `question`, `answer` and `entry` (the problem as reasoning-gym's scorer takes it).
+    """Returns the rows with `question`, `answer` and `entry` (the problem as reasoning-gym's scorer takes it).
 
     `source` is `gym:<task>` or `gym:<task>?setting=value&…`; `size` and `seed` are settings as
     well, and a limit takes the place of `size`. Raises on an unknown task or setting, a value out
@@ -48,7 +48,7 @@ def read_gym(source: str, split: str, limit: int | None, seed: int) -> Table:
 
 
 def gym_score(task: str) -> Any:
-    """`score_answer(prediction, entry) -> float` of a task."""
+    """Returns `score_answer(prediction, entry) -> float` of a task."""
     _known(task)
     from reasoning_gym.factory import get_score_answer_fn
 

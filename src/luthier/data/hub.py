@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def read_hub(source: str, split: str) -> Table:
-    """The rows of one split; class labels come with their names, images and audio as undecoded
+    """Returns the rows of one split; class labels come with their names, images and audio as undecoded
     bytes.
 
     Raises when the set cannot be had: no such id, no network, a gated set, an unknown

@@ -42,7 +42,7 @@ def load(
     columns: Sequence[str] = (),
     named: str | Mapping[str, str] | None = None,
 ) -> Examples:
-    """The examples of `source` (see `read` for what a source can be), in the layout that its
+    """Returns the examples of `source` (see `read` for what a source can be), in the layout that its
     columns tell.
 
     `limit` draws that many rows by `seed` and keeps their order; all rows are still checked and

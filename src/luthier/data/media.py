@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def encode_image(example: Example, processor: Any) -> dict[str, Any]:
-    """`pixel_values` (channels, height, width) of a picture, by an image processor."""
+    """Returns `pixel_values` (channels, height, width) of a picture, by an image processor."""
     with named(example.row):
         return image_features(example, processor)
 
 
 def encode_audio(example: Example, extractor: Any) -> dict[str, Any]:
-    """`input_features` or `input_values` of a sound, by a feature extractor.
+    """Returns `input_features` or `input_values` of a sound, by a feature extractor.
 
     WAV (PCM of 8 to 32 bits) is read by the standard library, anything else by soundfile where that is installed.
     Channels are averaged, and the sound is brought to the extractor's sampling rate by its Fourier series. A sound

@@ -26,7 +26,7 @@ def decoded(messages: list[Message]) -> list[Message]:
 
 
 def encoded(messages: list[Message]) -> list[Message]:
-    """The turns with every call's arguments as a string of JSON, as some templates want them."""
+    """Returns the turns with every call's arguments as a string of JSON, as some templates want them."""
     return _with_arguments(messages, lambda value: value if isinstance(value, str) else as_json(value))
 
 
@@ -56,7 +56,7 @@ def _changed(call: dict[str, Any], change: Any) -> dict[str, Any]:
 
 
 def thought_of(message: Message) -> str:
-    """What a turn says it thought, beside its content; empty where it says nothing."""
+    """Returns what a turn says it thought, beside its content; empty where it says nothing."""
     return next((message[name] for name in THOUGHTS if message.get(name)), "")
 
 
@@ -66,7 +66,7 @@ def split_thought(content: str) -> tuple[str, str]:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Every key and every plain value within the arguments of a call."""
+    """Yields every key and every plain value within the arguments of a call."""
     if isinstance(value, dict):
         yield from value
         value = list(value.values())

@@ -12,7 +12,7 @@ from luthier.data.table import Row, Table, with_class_names
 
 
 def read_mix(source: str, read: Callable[[str], Table]) -> Table:
-    """The rows of all sources, each with its name in the column `task` unless the row says another.
+    """Returns the rows of all sources, each with its name in the column `task` unless the row says another.
 
     `read` gives the rows of one of them. All must be of one layout. Commas part the sources, so none may have one in
     its path.

@@ -11,7 +11,7 @@ from luthier.data.table import Table
 
 
 def read(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> Table:
-    """The rows of `source`: a file, a folder (see `luthier.data.folder`), `gym:<task>?settings`, a
+    """Returns the rows of `source`: a file, a folder (see `luthier.data.folder`), `gym:<task>?settings`, a
     hub id (`id:config:split`), or several of these (`mix:<task>=<source>,<task>=<source>`).
 
     A single file is one split, whatever `split` says, unless it is an object of splits

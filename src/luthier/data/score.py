@@ -50,7 +50,7 @@ def number(prediction: str, example: Example) -> float:
 
 
 def number_in(text: str) -> float | None:
-    """The number that a text ends on: the one after `####`, else the last."""
+    """Returns the number that a text ends on: the one after `####`, else the last."""
     _, mark, after = text.partition("####")
     found = NUMBER.findall((after if mark else text).replace("{,}", ","))  # as LaTeX writes thousands
     if not found:
@@ -88,7 +88,7 @@ def _chosen(text: str, letter: bool | None = None) -> str | None:
 
 
 def final(prediction: str, example: Example) -> float:
-    """`number` or `choice`, as each row's reference is (LLM-Adapters' mixed arithmetic sets)."""
+    """Returns `number` or `choice`, as each row's reference is (LLM-Adapters' mixed arithmetic sets)."""
     return SCORERS[_kind(reference(example))](prediction, example)
 
 
@@ -127,7 +127,7 @@ def refuse_unscorable(scorer: Scorer, rows: Iterable[Example]) -> None:
 
 
 def reference(example: Example) -> str:
-    """The reference answer; raises when the row has none."""
+    """Returns the reference answer; raises when the row has none."""
     if example.answer is None:
         raise LuthierError(f"row {example.row} has no reference answer to score with.")
     return example.answer
@@ -144,7 +144,7 @@ SCORERS: dict[str, Callable[[str, Example], float]] = {
 
 
 def scorer_for(examples: Examples, name: str | None = None) -> Scorer | None:
-    """The scorer `name`, or by default the one that the examples call for; None when there is
+    """Returns the scorer `name`, or by default the one that the examples call for; None when there is
     nothing to generate.
 
     The default is the task's own for `gym:`, `label` for classes, `number` or `choice` when all

@@ -30,7 +30,7 @@ class Chosen:
 
 
 def choose(selection: Selection, pool: Pool, rows: int) -> Chosen:
-    """The `rows` rows of the pool that score highest (of equal ones the first).
+    """Returns the `rows` rows of the pool that score highest (of equal ones the first).
 
     Raises `LuthierError` where the pool has fewer, the selection needs target rows and there are none, or a row has no
     words to go by.
@@ -50,7 +50,7 @@ def choose(selection: Selection, pool: Pool, rows: int) -> Chosen:
 
 
 def with_shots(selection: Selection, queries: Examples, pool: Pool, count: int) -> Examples:
-    """The queries, each with `count` rows of the pool before its prompt, the nearest one last.
+    """Returns the queries, each with `count` rows of the pool before its prompt, the nearest one last.
 
     A shot is the whole conversation of its row except a system message; the query's own opens all. Shots are not in
     the loss. Raises `LuthierError` for rows that are no prompts with answers, and for fewer rows than shots.

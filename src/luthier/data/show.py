@@ -29,14 +29,14 @@ def pieces(encoded: Feature, tokenizer: Any) -> list[tuple[str, bool]]:
 
 
 def counts(encoded: Feature) -> str:
-    """`row 1: 54 tokens, 12 in the loss`."""
+    """Returns `row 1: 54 tokens, 12 in the loss`."""
     learned = sum(label != IGNORED for label in encoded["labels"])
     cut = f", {encoded['truncated']} cut from the prompt" if encoded.get("truncated") else ""
     return f"row {encoded['row']}: {len(encoded['input_ids'])} tokens, {learned} in the loss{cut}"
 
 
 def show_example(encoded: Feature, tokenizer: Any) -> Any:
-    """A rich renderable: every token between bars, those in the loss highlighted, then the answer
+    """Returns a rich renderable: every token between bars, those in the loss highlighted, then the answer
     as text.
 
     For features of `encode`; a label that is not a token per position is printed as it is.
@@ -58,7 +58,7 @@ def show_example(encoded: Feature, tokenizer: Any) -> Any:
 
 
 def show_plain(encoded: Feature, tokenizer: Any) -> str:
-    """The same as plain text: tokens between bars, those in the loss in `[[…]]`."""
+    """Returns the same as plain text: tokens between bars, those in the loss in `[[…]]`."""
     body = ""
     for text, learned in _shown(encoded, tokenizer):
         shown = _visible(text)
@@ -72,7 +72,7 @@ def _notes(encoded: Feature) -> list[str]:
 
 
 def counts_or_label(encoded: Feature) -> str:
-    """The title: how many tokens are in the loss, or the label of the whole row."""
+    """Returns the title: how many tokens are in the loss, or the label of the whole row."""
     if _aligned(encoded):
         return counts(encoded)
     return f"row {encoded['row']}: {len(encoded['input_ids'])} tokens, labels {encoded['labels']}"

@@ -20,12 +20,12 @@ DOCUMENT = ("title", "text", "content", "contents", "snippet")
 
 
 def squeezed(text: str) -> str:
-    """The text without white space."""
+    """Returns the text without white space."""
     return "".join(text.split())
 
 
 def stands(value: Any, there: str) -> bool:
-    """Whether a plain value stands in a squeezed text."""
+    """Returns whether a plain value stands in a squeezed text."""
     if isinstance(value, str):
         forms = [value, as_json(value)[1:-1], json.dumps(value)[1:-1]]
     else:

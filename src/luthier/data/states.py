@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def states_of(model: Any, tokenizer: Any, examples: Examples, *, batch: int = 16, max_length: int = 512) -> np.ndarray:
-    """The mean over its tokens of each row's last hidden state (an encoder's, where there is one), [rows, d].
+    """Returns the mean over its tokens of each row's last hidden state (an encoder's, where there is one), [rows, d].
 
     The words of a row are read as plain text, its first `max_length` tokens. The model is left as it was.
     """
@@ -42,7 +42,7 @@ def states_of(model: Any, tokenizer: Any, examples: Examples, *, batch: int = 16
 
 
 def states_by(name: str, task: str = "causal-lm") -> Callable[[Examples], np.ndarray]:
-    """`states_of` with a model by name (folder, hub id, catalogue), loaded when it is first asked for."""
+    """Returns `states_of` with a model by name (folder, hub id, catalogue), loaded when it is first asked for."""
     held: list[Any] = []
 
     def states(examples: Examples) -> np.ndarray:

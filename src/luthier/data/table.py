@@ -32,7 +32,7 @@ class Table:
     """Files of a folder that nothing reads."""
 
     def place(self, row: int) -> str:
-        """`row` as a person finds it: `part-2.jsonl:17` among several files, else its number."""
+        """Returns `row` as a person finds it: `part-2.jsonl:17` among several files, else its number."""
         for before, name in reversed(self.starts):
             if row > before:
                 return f"{name}:{row - before}"
@@ -50,7 +50,7 @@ def numbered_after(before: int, numbered: tuple[int, Row]) -> tuple[int, Row]:
 
 
 def with_class_names(row: Row, table: Table) -> Row:
-    """The row with its integer labels by name, where the source declares names."""
+    """Returns the row with its integer labels by name, where the source declares names."""
     found = dict(row)
     for column, names in table.classes.items():
         label = row.get(column)

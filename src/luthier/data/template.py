@@ -20,7 +20,7 @@ TRACKED = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 
 def has_template(tokenizer: Any) -> bool:
-    """Whether the tokenizer brings a chat template."""
+    """Returns whether the tokenizer brings a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 
@@ -62,7 +62,7 @@ class Template:
             raise BadRow(f"the tokenizer's chat templates do not fit this row: {error}") from None
 
     def less(self, **changes: Any) -> Template:
-        """The same template for rows that say otherwise."""
+        """Returns the same template for rows that say otherwise."""
         return dataclasses.replace(self, seen={}, **changes)
 
     def render(self, messages: list[Message], prompt: bool = False) -> str:
@@ -80,7 +80,7 @@ class Template:
         return self.seen[key]
 
     def tracked(self, messages: list[Message]) -> Any:
-        """Tokens with the mask of what the template itself says that the assistant produces."""
+        """Returns the tokens with the mask of what the template itself says that the assistant produces."""
         return self._apply(
             messages,
             tokenize=True,

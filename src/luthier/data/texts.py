@@ -12,14 +12,14 @@ WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def full_text(example: Example) -> str:
-    """All that a row says, turns on lines of their own; raises for pictures and sounds."""
+    """Returns all that a row says, turns on lines of their own; raises for pictures and sounds."""
     if example.messages is not None:
         return "\n".join(m.get("content") or "" for m in example.messages)
     return _text(example)
 
 
 def prompt_text(example: Example) -> str:
-    """What a row asks, without its last answer (of a plain text: all of it)."""
+    """Returns what a row asks, without its last answer (of a plain text: all of it)."""
     if example.messages is not None:
         return "\n".join(m.get("content") or "" for m in example.messages[: last_answer(example.messages)])
     return _text(example)

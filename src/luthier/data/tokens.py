@@ -17,7 +17,7 @@ from luthier.data.template import Template, has_template
 
 
 def prompt_of(example: Example, tokenizer: Any) -> str:
-    """The text that generation starts from: everything before the last answer.
+    """Returns the text that generation starts from: everything before the last answer.
 
     Its tokens are `prompt_ids`: a template's text already holds its special tokens, so tokenising
     it again with `add_special_tokens=True` would double the BOS. Raises `LuthierError` for a row
@@ -35,7 +35,7 @@ def prompt_ids(example: Example, tokenizer: Any) -> list[int]:
 
 
 def stop_text(tokenizer: Any) -> str:
-    """The text that ends an answer where no token of the tokenizer does; empty where one does, as it should."""
+    """Returns the text that ends an answer where no token of the tokenizer does; empty where one does, as it should."""
     stop = stop_of(Template(tokenizer)) if has_template(tokenizer) else ""
     return stop if in_pieces(stop, tokenizer) else ""
 

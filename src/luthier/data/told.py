@@ -38,19 +38,19 @@ def phrased(turns: Counter[str], rows: Counter[str]) -> dict[str, str]:
 
 
 def noted(notes: Counter[str]) -> dict[str, dict[str, int]]:
-    """The entry of a feature for its notes, if there are any."""
+    """Returns the entry of a feature for its notes, if there are any."""
     there = {note: count for note, count in notes.items() if count}
     return {TOLD: there} if there else {}
 
 
 def doubled(ids: list[int], tokenizer: Any) -> Counter[str]:
-    """A note where a text opens with two BOS tokens: one that stands in the row, or two of the template."""
+    """Returns a note where a text opens with two BOS tokens: one that stands in the row, or two of the template."""
     twice = len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
     return Counter({f"the text opens with {tokenizer.bos_token!r} twice": 1} if twice else {})
 
 
 def cut_off(example: Example, count: int) -> Counter[str]:
-    """A note where `truncate` takes `count` tokens of a prompt that opens with a system message or tools."""
+    """Returns a note where `truncate` takes `count` tokens of a prompt that opens with a system message or tools."""
     first = (example.messages or [{"role": ""}])[0]["role"]
     return Counter({OPENING: 1} if count and (example.tools or first in ("system", "developer")) else {})
 

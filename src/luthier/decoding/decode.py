@@ -78,7 +78,7 @@ def answers(
     draft: int = 0,
     watch: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
 ) -> list[Answer]:
-    """`decode` with members that are ready; `watch` hands the batches on and may tell how far it is."""
+    """Returns `decode` with members that are ready; `watch` hands the batches on and may tell how far it is."""
     import torch
 
     from luthier.core.sites.probe import eval_mode
@@ -132,7 +132,7 @@ def _written(
 
 
 def padded(prompts: Sequence[list[int]], led: Member) -> dict[str, Any]:
-    """`input_ids` and `attention_mask` [batch, columns], padded on the left, where the led model is."""
+    """Returns `input_ids` and `attention_mask` [batch, columns], padded on the left, where the led model is."""
     from luthier.data import Collator
 
     tokenizer = led.tokenizer

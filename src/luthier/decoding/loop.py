@@ -58,7 +58,7 @@ def plain(
 
 
 def until(ids: list[int], stops: list[int]) -> list[int]:
-    """The tokens up to the first that stops, which stays."""
+    """Returns the tokens up to the first that stops, which stays."""
     end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
     return ids[: end + 1]
 
@@ -101,7 +101,7 @@ def speculative(
 
 
 def verified(wanted: Tensor, guesses: list[Tensor], drafted: Tensor, generator: torch.Generator) -> tuple[int, Tensor]:
-    """How many of the drafted tokens stay, and the token behind them, [1].
+    """Returns how many of the drafted tokens stay, and the token behind them, [1].
 
     `wanted` is [drafted + 1, vocabulary], `guesses` hold [1, vocabulary] each, `drafted` is [drafted].
     """

@@ -31,7 +31,7 @@ Members = Mapping[str, Sequence[Member]]
 def members_of(
     by: Decoding, roles: Mapping[str, Spoken | Sequence[Spoken]], *, dtype: str = "float32"
 ) -> dict[str, list[Member]]:
-    """The members of every role of `by`, loaded where only named.
+    """Returns the members of every role of `by`, loaded where only named.
 
     Two roles that name one model share its weights; so `MODEL@ADAPTER` beside `MODEL` costs an adapter. Raises
     `LuthierError` for roles missing or unknown, an adapter that is not there, vocabularies that differ (all found
@@ -88,7 +88,7 @@ def check_members(members: Members) -> None:
 
 
 def labelled(members: Mapping[str, Sequence[Any]], value: Any) -> dict[str, Any]:
-    """`{"expert": value(member)}`, numbered where a role has several."""
+    """Returns `{"expert": value(member)}`, numbered where a role has several."""
     return {
         role if len(given) == 1 else f"{role} {number}": value(each)
         for role, given in members.items()
@@ -134,7 +134,7 @@ class _Shelf:
         check_tokenizers(labelled(spoken, read))
 
     def member(self, text: str, role: str) -> Member:
-        """The member that `text` names, its adapter attached under the name of its role."""
+        """Returns the member that `text` names, its adapter attached under the name of its role."""
         from luthier.core.storage.folder import adapter_folder
         from luthier.core.storage.store import load
         from luthier.evaluating.untrained import refuse_untrained

@@ -113,7 +113,7 @@ class Ensemble:
         return found
 
     def scores(self, ids: Tensor, mask: Tensor, last: int = 1) -> Tensor:
-        """The scores behind each of the `last` columns, [batch, last, vocabulary]."""
+        """Returns the scores behind each of the `last` columns, [batch, last, vocabulary]."""
         return self.by.scores(self.logits(ids, mask, last)).unflatten(0, (len(ids), last))
 
     def crop(self, length: int) -> None:

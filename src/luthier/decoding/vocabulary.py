@@ -30,7 +30,7 @@ def _difference(first: str, one: Mapping[str, int], second: str, other: Mapping[
 
 
 def common_width(models: Mapping[str, Any], tokenizer: Any) -> int:
-    """How many logits all models have: the table of a larger model may be padded behind the last token.
+    """Returns how many logits all models have: the table of a larger model may be padded behind the last token.
 
     Raises where a model has fewer than the tokenizer has tokens.
     """

@@ -139,7 +139,7 @@ def _kept(job: Job, found: Found) -> list[dict[str, Any]]:
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], count: int, seed: int) -> tuple[float, float]:
-    """The 2.5% and 97.5% quantiles of `statistic(rows)` over samples of `count` rows with replacement."""
+    """Returns the 2.5% and 97.5% quantiles of `statistic(rows)` over samples of `count` rows with replacement."""
     import numpy as np
 
     draw = np.random.default_rng(seed)
@@ -192,7 +192,7 @@ def _classified(job: Job) -> Found:
 
 
 def confidence(logits: np.ndarray) -> list[float]:
-    """The highest of each row's probabilities, by the softmax of logits [rows, classes]."""
+    """Returns the highest of each row's probabilities, by the softmax of logits [rows, classes]."""
     import numpy as np
 
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
@@ -216,7 +216,7 @@ MEASURES: dict[str, Callable[[Job], Found]] = {
 
 
 def row_tasks(job: Job) -> list[str] | None:
-    """The task of each row, where the adapter goes by it and the rows have the column `task`."""
+    """Returns the task of each row, where the adapter goes by it and the rows have the column `task`."""
     from luthier.core.adapters.attach import find_state
     from luthier.core.contracts.router import names_of
 
@@ -277,7 +277,7 @@ def agreement(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def closeness(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """`pearson` (NaN where either side is constant) and `mse`."""
+    """Returns `pearson` (NaN where either side is constant) and `mse`."""
     import numpy as np
 
     left, right = predicted - predicted.mean(), truth - truth.mean()

@@ -78,7 +78,7 @@ def tokenised(
     tools: Tools | None = None,
     template: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
-    """The token ids of prompts as `generate` takes them."""
+    """Returns the token ids of prompts as `generate` takes them."""
     examples = [_example(prompt, number) for number, prompt in enumerate(prompts, 1)]
     return [
         _ids(model, tokenizer, replace(e, tools=e.tools or tools, template={**(template or {}), **e.template}))
@@ -117,7 +117,7 @@ def answers(
     done: Callable[[int], Any] = int,
     tasks: Sequence[str] | None = None,
 ) -> list[str]:
-    """The text that follows each of `prompts`, given as token ids; `done(n)` hears of every n finished.
+    """Returns the text that follows each of `prompts`, given as token ids; `done(n)` hears of every n finished.
 
     `tasks` names the task of each, for an adapter that goes by it.
     """
@@ -221,7 +221,7 @@ def _turn_end(tokenizer: Any) -> int | None:
 
 
 def text_of(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
-    """What new tokens say, up to the first that stops."""
+    """Returns what new tokens say, up to the first that stops."""
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
     text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     stop = stop_text(tokenizer)

@@ -58,7 +58,7 @@ class Examined:
 
 
 def free(folder: str | Path) -> Path:
-    """The folder, which must be new, empty or an earlier examination's, so that nothing is lost."""
+    """Returns the folder, which must be new, empty or an earlier examination's, so that nothing is lost."""
     return free_folder(folder, JSON, "an examination")
 
 

@@ -34,7 +34,7 @@ from luthier.methods.combinations.task_arithmetic import TaskArithmetic
 def pair_of(
     base: nn.Module, target: Path, batches: Mapping[str, Sequence[Batch]], task: str, console: Console, *, force: bool
 ) -> Pair:
-    """The base, and the adapter or model in the folder `target`; nothing is read yet."""
+    """Returns the base, and the adapter or model in the folder `target`; nothing is read yet."""
     if find_state(base) is not None:
         raise LuthierError("the base carries an adapter; detach it first, as it is what stood before fitting.")
     folder = adapter_at(target)
@@ -70,7 +70,7 @@ def _watched(console: Console, text: str, items: Sequence) -> Iterable:
 
 
 def changes_of(base: nn.Module, target: str | Path, *, force: bool = False) -> list[Change]:
-    """What the adapter or model in a folder changes of a bare base, tensor by tensor, each read when asked for.
+    """Returns what the adapter or model in a folder changes of a bare base, tensor by tensor, each read when asked for.
 
     Raises `LuthierError` for another base, and for forms that no weight can express.
     """
@@ -84,7 +84,7 @@ def _delta(job: Job, group: Sequence[ParameterRef]) -> Delta:
 
 
 def changes_in(model: nn.Module) -> list[Change]:
-    """What the enabled adapters of a model change of its linear layers' weights.
+    """Returns what the enabled adapters of a model change of its linear layers' weights.
 
     Layers whose adapter no weight can express, and all other places, are left out.
     """
@@ -119,7 +119,7 @@ def _lowered(ref: ParameterRef, tuners: Sequence[TunerLayer]) -> Delta:
 def batches_of(
     examples: Mapping[str, Examples], model: nn.Module, processor: Any, task: str, batch: int, max_length: int
 ) -> dict[str, list[Batch]]:
-    """Every data set as batches of the model's arguments; without any, `processor` may be None."""
+    """Returns every data set as batches of the model's arguments; without any, `processor` may be None."""
     if not examples:
         return {}
     config: Any = model.config if "classification" in task else None

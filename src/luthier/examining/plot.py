@@ -27,7 +27,7 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
 
 
 def by_block(found: Mapping[str, Any], which: str) -> dict[int, list[float]]:
-    """`{block: the column's numbers}` of `places` or `null`; places outside the blocks are -1."""
+    """Returns `{block: the column's numbers}` of `places` or `null`; places outside the blocks are -1."""
     grouped: dict[int, list[float]] = {}
     for name, numbers in found[which].items():
         layer = found["layers"][name]

@@ -38,7 +38,7 @@ class Change:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Change:
-        """The inverse of `tensors`; raises for names and shapes that are none of a change."""
+        """Returns the inverse of `tensors`; raises for names and shapes that are none of a change."""
         split: dict[str, dict[str, Tensor]] = {B: {}, A: {}, WHOLE: {}}
         for name, tensor in tensors.items():
             kind, _, path = name.partition(":")
@@ -69,7 +69,7 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def taken(model: nn.Module, name: str) -> Change:
-    """The change that the adapter `name` makes, its tensors copied."""
+    """Returns the change that the adapter `name` makes, its tensors copied."""
     low, whole = {}, {}
     for tuner in _tuners(model, name):
         own = {key: tensor.detach().clone() for key, tensor in tuner.own().items()}

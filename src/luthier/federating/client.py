@@ -67,12 +67,12 @@ def fit(run: Run, method: Aggregation, prepared: Prepared, loaded: Loaded, held:
 
 
 def rows_of(prepared: Prepared, places: Sequence[int]) -> Prepared:
-    """The rows of one client, given by their places among those trained on."""
+    """Returns the rows of one client, given by their places among those trained on."""
     return dataclasses.replace(prepared, train=[prepared.train[place] for place in places])
 
 
 def at_rank(run: Run, rank: int) -> Run:
-    """The run with its form at a client's rank, alpha / rank unchanged."""
+    """Returns the run with its form at a client's rank, alpha / rank unchanged."""
     return run if run.form.with_rank(rank) == run.form else dataclasses.replace(run, form=run.form.with_rank(rank))
 
 

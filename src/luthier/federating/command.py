@@ -13,7 +13,7 @@ from luthier.training.spec import Run
 
 
 def command(run: Run, method: Aggregation, federation: Federation) -> str:
-    """`luthier federate MODEL DATA --aggregation … --out …`: every setting that is not its default."""
+    """Returns `luthier federate MODEL DATA --aggregation … --out …`: every setting that is not its default."""
     words = ["luthier", "federate", run.model, run.data, "--aggregation", method.name(), "--method", run.form.name()]
     words += flags(federation) + flags(run, but=NESTED)
     before: list[Any] = [federation, run, run.training]

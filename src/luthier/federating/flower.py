@@ -80,7 +80,7 @@ def load_shared(run: Run, labels: list[str] | None) -> tuple[Prepared, Loaded]:
 
 
 def renumbered(prepared: Prepared, labels: list[str]) -> Prepared:
-    """The rows with the class indices of `labels`: a node need not have rows of all classes."""
+    """Returns the rows with the class indices of `labels`: a node need not have rows of all classes."""
     known = prepared.examples.labels or []
     strange = sorted(set(known) - set(labels))
     if strange or not known:
@@ -91,17 +91,17 @@ def renumbered(prepared: Prepared, labels: list[str]) -> Prepared:
 
 
 def arrays_of(change: Change) -> ArrayRecord:
-    """A change as a message holds it: numpy's own format, nothing pickled."""
+    """Returns a change as a message holds it: numpy's own format, nothing pickled."""
     return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in change.tensors().items()})
 
 
 def change_of(arrays: ArrayRecord) -> Change:
-    """The inverse of `arrays_of`; raises for what is not a change."""
+    """Returns the inverse of `arrays_of`; raises for what is not a change."""
     return Change.of({name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()})
 
 
 def number(record: ConfigRecord | MetricRecord, key: str) -> float:
-    """A number that a message tells; raises for anything else."""
+    """Returns a number that a message tells; raises for anything else."""
     told = record[key]
     if not isinstance(told, int | float):
         raise LuthierError(f"a message of the federation says {key} = {told!r}; expected a number.")
@@ -109,7 +109,7 @@ def number(record: ConfigRecord | MetricRecord, key: str) -> float:
 
 
 def client_app(member_of: Callable[[Context], Member], method: Aggregation) -> ClientApp:
-    """The app of a node; `member_of` is asked in every round, so it should keep what it has made."""
+    """Returns the app of a node; `member_of` is asked in every round, so it should keep what it has made."""
     app = ClientApp()
 
     @app.train()
@@ -184,7 +184,7 @@ def server_app(
 
 
 def serve(grid: Grid, run: Run, method: Aggregation, federation: Federation, labels: list[str] | None) -> Path:
-    """The rounds over a grid of nodes; returns the folder of the adapter."""
+    """Returns the rounds over a grid of nodes; returns the folder of the adapter."""
     from luthier.federating.card import card
 
     check_run(run)

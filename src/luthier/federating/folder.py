@@ -29,7 +29,7 @@ FREE = ("rounds", "out")
 
 
 def claim(out: str | Path, resume: bool, overwrite: bool) -> Path:
-    """The folder, if it may be used; changes nothing yet."""
+    """Returns the folder, if it may be used; changes nothing yet."""
     if resume and overwrite:
         raise LuthierError("resume continues a run and overwrite starts again; choose one.")
     folder = free_folder(out, SPEC, "a federated run")
@@ -130,7 +130,7 @@ def keep(folder: Path, number: int, client: int, sent: Sent) -> None:
 
 
 def kept(folder: Path, number: int, client: int) -> Sent | None:
-    """What a client sent before an interruption."""
+    """Returns what a client sent before an interruption."""
     import safetensors
 
     path = sent_by(folder, number, client)
@@ -142,5 +142,5 @@ def kept(folder: Path, number: int, client: int) -> Sent | None:
 
 
 def sent_by(folder: Path, number: int, client: int) -> Path:
-    """The file of a client in a round."""
+    """Returns the file of a client in a round."""
     return folder / ROUND / f"{number}-{client}.safetensors"

@@ -56,13 +56,13 @@ class Plan:
         )
 
     def taking_part(self, number: int) -> list[int]:
-        """The clients of round `number` (from 1)."""
+        """Returns the clients of round `number` (from 1)."""
         count = max(1, round(self.federation.fraction * self.clients))
         draw = random.Random(f"{self.run.training.seed} {number}")
         return sorted(draw.sample(range(self.clients), count))
 
     def to_dict(self) -> dict[str, Any]:
-        """What federation.json keeps."""
+        """Returns what federation.json keeps."""
         held = self.prepared.held
         return {
             "run": self.run.to_dict(),

@@ -67,7 +67,7 @@ def carry_out(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Federated:
-    """`federate`, for parts that are made."""
+    """Returns `federate`, for parts that are made."""
     from rich.console import Console
 
     from luthier.core.owner import owned

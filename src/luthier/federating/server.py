@@ -51,7 +51,7 @@ def initial(run: Run, method: Aggregation, prepared: Prepared, loaded: Loaded, r
 
 
 def aggregated(method: Aggregation, held: Change, sent: Sequence[Change], rows: Sequence[int]) -> Change:
-    """What the server holds after a round; parameters trained whole are averaged, which is exact."""
+    """Returns what the server holds after a round; parameters trained whole are averaged, which is exact."""
     shares = shares_of(rows)
     _check_alike(sent)
     low = {path: method.aggregate([change.low[path] for change in sent], shares) for path in sent[0].low}

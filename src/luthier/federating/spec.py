@@ -49,19 +49,19 @@ class Federation:
         self.numbers()
 
     def numbers(self) -> tuple[int, ...]:
-        """The ranks as numbers; empty for the form's own."""
+        """Returns the ranks as numbers; empty for the form's own."""
         words = [] if self.ranks is None else [word.strip() for word in self.ranks.split(",")]
         if not all(word.isdecimal() and int(word) > 0 for word in words):
             raise LuthierError(f"ranks is {self.ranks!r}; expected whole numbers of at least 1, such as 4,8,16.")
         return tuple(map(int, words))
 
     def rank_of(self, client: int, form: Form) -> int:
-        """The rank of a client's adapter."""
+        """Returns the rank of a client's adapter."""
         given = self.numbers()
         return given[client % len(given)] if given else int(getattr(form, "rank", 0))
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as JSON holds them."""
+        """Returns the values as JSON holds them."""
         return dataclasses.asdict(self)
 
 

@@ -121,7 +121,7 @@ def _part(found: Found, model: nn.Module, name: str, folder: Path) -> AdapterCom
 
 
 def spelled(model: nn.Module, kind: str, paths: list[str], folder: Path) -> str:
-    """The shortest selector of ours that means exactly these paths."""
+    """Returns the shortest selector of ours that means exactly these paths."""
     for where in _spellings(kind, paths):
         try:
             chosen = select(model, where)

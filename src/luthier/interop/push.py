@@ -39,7 +39,7 @@ class Parcel:
 
 
 def parcel(adapter: str | Path, repo: str) -> Parcel:
-    """The files of an adapter's folder (or of a run's), verified, with the repository named in the card.
+    """Returns the files of an adapter's folder (or of a run's), verified, with the repository named in the card.
 
     Raises `LuthierError` for a folder that is not an adapter, for damage, and for a name that is not user/name.
     """

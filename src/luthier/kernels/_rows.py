@@ -105,7 +105,7 @@ class Groups:
     @staticmethod
     @functools.lru_cache(maxsize=64)
     def of(rows: tuple[int | None, ...], count: int, device: torch.device) -> Groups:
-        """The groups of `rows`, each with the number of one of `count` adapters."""
+        """Returns the groups of `rows`, each with the number of one of `count` adapters."""
         members = {k: [i for i, row in enumerate(rows) if row == k] for k in range(count)}
         longest = max(map(len, members.values()))
         own = sorted(row for each in members.values() for row in each)

@@ -62,7 +62,7 @@ class Timing:
 
 
 def timings() -> dict[str, Timing]:
-    """All libraries that run here, on the sample; takes about half a second."""
+    """Returns all libraries that run here, on the sample; takes about half a second."""
     generator = torch.Generator().manual_seed(0)
     tokens, d_in, d_out = SAMPLE
     x, dy, w = (torch.randn(*shape, generator=generator) for shape in ((tokens, d_in), (tokens, d_out), (d_out, d_in)))
@@ -86,14 +86,14 @@ def _seconds(product: Product, x: Tensor, dy: Tensor, w: Tensor) -> float:
 
 
 def fastest(found: dict[str, Timing]) -> str:
-    """The library to take: torch's own, unless an equal one is clearly faster."""
+    """Returns the library to take: torch's own, unless an equal one is clearly faster."""
     exact = {name: timing for name, timing in found.items() if timing.error < 1e-5}
     best = min(exact, key=lambda name: exact[name].seconds)
     return best if exact[best].seconds < GAIN * found[OWN].seconds else OWN
 
 
 def chosen() -> str:
-    """The library that was found to be the fastest on this machine: from the cache, or measured now."""
+    """Returns the library that was found to be the fastest on this machine: from the cache, or measured now."""
     file = cache_root() / "cpu.json"
     machine = " ".join(map(str, (_processor(), torch.get_num_threads(), torch.__version__)))
     try:

@@ -27,7 +27,7 @@ def linear(layer: Layer[Any], x: Tensor) -> Tensor:
 
 
 def linears(layers: Sequence[Layer[Any]], x: Tensor) -> list[Tensor]:
-    """The same for layers that read the same x."""
+    """Returns the same for layers that read the same x."""
     scales = [layer.form.scale for layer in layers]
     tensors = []
     for layer, s in zip(layers, scales, strict=True):

@@ -24,7 +24,7 @@ def linear(layer: Layer[Any], x: Tensor) -> Tensor:
 
 
 def linears(layers: Sequence[Layer[Any]], x: Tensor) -> list[Tensor]:
-    """The same for layers that read the same x, at one rate of dropout."""
+    """Returns the same for layers that read the same x, at one rate of dropout."""
     rate = layers[0].form.dropout
     read = dropped(x, rate, layers[0].weight)
     given, mask = (None, None) if read is None else (read.x, read.mask)

@@ -103,7 +103,7 @@ def resolve_targets(
 
 
 def allocated(form: Form, ranks: dict[str, int], stats: Measured, evidence: dict[str, Any]) -> Allocation:
-    """The allocation of known ranks: where all are one, the form takes it."""
+    """Returns the allocation of known ranks: where all are one, the form takes it."""
     common = set(ranks.values())
     if len(common) == 1 and 0 not in common:
         return Allocation(form.with_rank(common.pop()), None, stats, evidence)

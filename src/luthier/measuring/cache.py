@@ -17,18 +17,18 @@ from luthier.core.version import __version__
 
 
 def folder() -> Path:
-    """`$LUTHIER_CACHE/measured`, by default `~/.cache/luthier/measured`."""
+    """Returns `$LUTHIER_CACHE/measured`, by default `~/.cache/luthier/measured`."""
     return cache_root() / "measured"
 
 
 def key_of(inputs: Mapping[str, Any]) -> str:
-    """The name of a result that stands on `ground`; another version of Luthier measures anew."""
+    """Returns the name of a result that stands on `ground`; another version of Luthier measures anew."""
     text = json.dumps({**inputs, "luthier": __version__}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 def read(key: str) -> Measured | None:
-    """The result, or None where there is none, or none that can be read."""
+    """Returns the result, or None where there is none, or none that can be read."""
     try:
         held = load_file(folder() / f"{key}.safetensors")
     except Exception:

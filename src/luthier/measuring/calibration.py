@@ -32,7 +32,7 @@ def calibrate(
     new: Sequence[str] = (),
     console: Console | None = None,
 ) -> Measured:
-    """`statistics` at `sites` over a sample of `features`, from the cache where it holds them.
+    """Returns `statistics` at `sites` over a sample of `features`, from the cache where it holds them.
 
     `data` is the fingerprint of the rows. The cache is `$LUTHIER_CACHE/measured` (`~/.cache/luthier/measured`); its
     key is made of the base's fingerprint, that of the data, the rows drawn, and every setting; where gradients are

@@ -81,7 +81,7 @@ class Measurement:
 
 
 def free(folder: str | Path) -> Path:
-    """The folder, which must be new, empty or an earlier measurement's, so that nothing is lost."""
+    """Returns the folder, which must be new, empty or an earlier measurement's, so that nothing is lost."""
     return free_folder(folder, JSON, "a measurement")
 
 

@@ -35,7 +35,7 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
 
 
 def stacks(paths: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
-    """`{stack: {index: value}}` of block paths."""
+    """Returns `{stack: {index: value}}` of block paths."""
     found: dict[str, dict[int, Any]] = {}
     for path, value in paths.items():
         stack, _, index = path.rpartition(".")
@@ -44,7 +44,7 @@ def stacks(paths: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
 
 
 def estimators(boundaries: Mapping[Any, Any]) -> list[str]:
-    """The names of the estimators beside TwoNN."""
+    """Returns the names of the estimators beside TwoNN."""
     return list(dict.fromkeys(name for each in boundaries.values() for name in each.get("crosscheck", {})))
 
 
@@ -81,7 +81,7 @@ def _ranks(axes: Any, ranks: Mapping[str, int]) -> None:
 
 
 def by_type(ranks: Mapping[str, int]) -> dict[str, list[tuple[int, int]]]:
-    """`{type of site: [(block, rank), …]}`; a site outside the blocks stands at -1."""
+    """Returns `{type of site: [(block, rank), …]}`; a site outside the blocks stands at -1."""
     found: dict[str, list[tuple[int, int]]] = {}
     for path, rank in ranks.items():
         parts = path.split(".")

@@ -62,14 +62,14 @@ class Recipe(Written):
 
 
 def recipe_files() -> dict[str, Path]:
-    """`{name: file}` of the recipes of Luthier, of `LUTHIER_PATH` and of installed packages, sorted."""
+    """Returns `{name: file}` of the recipes of Luthier, of `LUTHIER_PATH` and of installed packages, sorted."""
     installed = [folder for _, folder in installed_folders("recipes")]
     folders = [SHIPPED, *map(Path, plugin_folders("recipes")), *installed]
     return dict(sorted((file.stem, file) for folder in folders for file in folder.glob("*.toml")))
 
 
 def form_named(name: str) -> type[Form]:
-    """The form of that name; a recipe's name raises `LuthierError` that says how recipes are asked for."""
+    """Returns the form of that name; a recipe's name raises `LuthierError` that says how recipes are asked for."""
     if name in recipe_files() and name.replace("-", "_") not in names("forms"):
         raise LuthierError(
             f"{name} is a recipe, for the form {read_recipe(name).method}: `luthier train` takes it by --recipe {name} "
@@ -79,7 +79,7 @@ def form_named(name: str) -> type[Form]:
 
 
 def read_recipe(name: str) -> Recipe:
-    """The recipe of this name, or in this .toml file. Raises `LuthierError` on anything that does not fit."""
+    """Returns the recipe of this name, or in this .toml file. Raises `LuthierError` on anything that does not fit."""
     files = recipe_files()
     path = files.get(name, Path(name).expanduser())
     with guarded(f"no recipe {name[:80]!r}"):

@@ -30,12 +30,12 @@ class TargetedForm:
         return self.form.where if self.where is None else self.where
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"method", "where", "form"}`, the form's settings in full."""
+        """Returns `{"method", "where", "form"}`, the form's settings in full."""
         return {"method": self.form.name(), "where": self.where, "form": self.form.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Any) -> TargetedForm:
-        """The inverse; `where` and `form` may be left out. Raises `LuthierError` for anything else."""
+        """Returns the inverse; `where` and `form` may be left out. Raises `LuthierError` for anything else."""
         if not isinstance(values, dict):
             raise LuthierError(f'a further form is {values!r}; expected a table such as {{method = "bottleneck"}}.')
         for key in values:
@@ -47,7 +47,7 @@ class TargetedForm:
         return cls(find("forms", str(method), Form).from_dict(settings), where)
 
     def to_toml(self) -> str:
-        """An inline table, with the settings that differ from their defaults."""
+        """Returns an inline table, with the settings that differ from their defaults."""
         own = {f.name: getattr(self.form, f.name) for f in dataclasses.fields(self.form)}
         told = {f.name: own[f.name] for f in dataclasses.fields(self.form) if own[f.name] != f.default}
         where = {} if self.where is None else {"where": self.where}

@@ -13,12 +13,12 @@ from luthier.core.files import cache_root, discard
 
 
 def models_folder() -> Path:
-    """Where converted models lie: `$LUTHIER_CACHE/models`, by default `~/.cache/luthier/models`."""
+    """Returns where converted models lie: `$LUTHIER_CACHE/models`, by default `~/.cache/luthier/models`."""
     return cache_root() / "models"
 
 
 def commit(name: str, build: Callable[[Path], Path]) -> Path:
-    """The cached folder `name`, made first if need be.
+    """Returns the cached folder `name`, made first if need be.
 
     `build(scratch)` returns the finished folder inside `scratch`, which is then renamed into place,
     so a process killed while building leaves no model behind. Processes that want the same name

@@ -64,13 +64,13 @@ class Entry:
 
 
 def catalogue(path: Path = CATALOGUE) -> list[Entry]:
-    """Every entry, in the order of the file; a malformed one raises `LuthierError`."""
+    """Returns every entry, in the order of the file; a malformed one raises `LuthierError`."""
     with open(path, "rb") as stream:
         return [_entry(name, values) for name, values in tomllib.load(stream).items()]
 
 
 def named(name: str) -> Entry:
-    """The entry `name`; an unknown name raises with near ones."""
+    """Returns the entry `name`; an unknown name raises with near ones."""
     entries = {entry.name: entry for entry in catalogue()}
     if name not in entries:
         known = ", ".join(entries)

@@ -27,7 +27,7 @@ class Chat:
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Chat | None:
-        """What a spec keeps; None where it keeps nothing, or nothing that is a template."""
+        """Returns what a spec keeps; None where it keeps nothing, or nothing that is a template."""
         found = spec["measured"].get(KEPT)
         try:
             template, variables = json.loads(found["template"]), found["variables"]

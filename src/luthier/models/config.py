@@ -27,7 +27,7 @@ def config_of(name: str) -> Any:
 
 
 def processor_of(name: str, task: str) -> Any:
-    """What prepares the inputs of a model for a task (a key of `luthier.models.TASKS`), without its weights."""
+    """Returns what prepares the inputs of a model for a task (a key of `luthier.models.TASKS`), without its weights."""
     import transformers
 
     path = resolve(name)
@@ -50,7 +50,7 @@ def _told(name: str, wanted: str) -> Iterator[None]:
 
 
 def meta_model(config: Any) -> Any:
-    """The model of a configuration on the meta device: every shape, no memory."""
+    """Returns the model of a configuration on the meta device: every shape, no memory."""
     import torch
     import transformers
 

@@ -27,7 +27,7 @@ Download = Callable[[str, str, Path], Path]
 
 
 def fetch(name: str, progress: bool = True) -> Path:
-    """The folder of the catalogue's model `name`, fetched and converted if it is not in the cache.
+    """Returns the folder of the catalogue's model `name`, fetched and converted if it is not in the cache.
 
     Needs the network only the first time. A file whose sha256 is not the catalogue's is deleted
     and refused.
@@ -37,17 +37,17 @@ def fetch(name: str, progress: bool = True) -> Path:
 
 
 def folder_name(entry: Entry) -> str:
-    """The entry's folder in the cache; another checksum is another folder."""
+    """Returns the entry's folder in the cache; another checksum is another folder."""
     return f"{entry.name}-{entry.sha256[:8]}"
 
 
 def is_cached(entry: Entry) -> bool:
-    """Whether the model needs no network any more."""
+    """Returns whether the model needs no network any more."""
     return (models_folder() / folder_name(entry)).is_dir()
 
 
 def install(entry: Entry, download: Download, progress: bool = True) -> Path:
-    """The entry's cached folder, its packages got through `download`."""
+    """Returns the entry's cached folder, its packages got through `download`."""
 
     def build(scratch: Path) -> Path:
         source = scratch / "source"

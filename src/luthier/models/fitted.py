@@ -12,7 +12,7 @@ WRITTEN = ("causal-lm", "seq2seq")
 
 
 def fitted_task(spec: dict[str, Any]) -> str:
-    """The task that an adapter was fitted for: what its run says, else the one that its base's class serves."""
+    """Returns the task that an adapter was fitted for: what its run says, else the one that its base's class serves."""
     from luthier.models.load import task_of_class
 
     return str(spec["measured"].get("task") or task_of_class(spec["base"]["model"]))

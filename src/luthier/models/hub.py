@@ -11,7 +11,7 @@ from luthier.core.errors import LuthierError
 
 
 def only_local(name: Path | str, revision: str = "main") -> bool:
-    """Whether `name` must come from this machine: a folder, or a hub id that the local hub cache holds.
+    """Returns whether `name` must come from this machine: a folder, or a hub id that the local hub cache holds.
 
     Raises `LuthierError` when the hub cannot be reached and the model is not in that cache.
     """

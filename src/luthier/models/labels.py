@@ -11,7 +11,7 @@ _LABELLED = ("classification", "image-classification", "audio-classification")
 
 
 def label_settings(config: Any, task: str, labels: list[str] | None, num_labels: int | None) -> Any:
-    """The configuration with the labels in it; changes and returns `config`."""
+    """Returns the configuration with the labels in it; changes and returns `config`."""
     if task == "regression":
         if labels is not None or num_labels not in (None, 1):
             raise LuthierError("regression has one output and no labels.")
@@ -27,7 +27,7 @@ def label_settings(config: Any, task: str, labels: list[str] | None, num_labels:
 
 
 def named(classes: Mapping[int, str]) -> bool:
-    """Whether somebody named the classes {index: name}; transformers calls them LABEL_0, LABEL_1 and so on."""
+    """Returns whether somebody named the classes {index: name}; transformers calls them LABEL_0, LABEL_1 and so on."""
     return any(name != f"LABEL_{index}" for index, name in classes.items())
 
 

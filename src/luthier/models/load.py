@@ -54,14 +54,14 @@ CLASS_TASKS = {
 
 
 def task_of_class(model: str) -> str:
-    """The task (a key of `TASKS`) that a model class serves; a bare one embeds."""
+    """Returns the task (a key of `TASKS`) that a model class serves; a bare one embeds."""
     if model in pictured():
         return "causal-lm"
     return next((task for ending, task in CLASS_TASKS.items() if model.endswith(ending)), "embedding")
 
 
 def pictured() -> set[str]:
-    """The classes of decoders that read pictures beside text."""
+    """Returns the classes of decoders that read pictures beside text."""
     from transformers.models.auto import modeling_auto as auto
 
     seeing = dict(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
@@ -108,7 +108,7 @@ def load(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Loaded:
-    """The model `name` (a folder, a .gguf file, a catalogue name or a hub id) for a task.
+    """Returns the model `name` (a folder, a .gguf file, a catalogue name or a hub id) for a task.
 
     Only safetensors weights are read, and code that comes with a model runs only with
     `trust_remote_code`. An adapter of peft's that lies in the folder is told and not

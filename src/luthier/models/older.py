@@ -32,7 +32,7 @@ def for_older_readers(folder: Path) -> None:
 
 
 def older_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with `rope_theta`, `rope_scaling` and `torch_dtype`, those of its parts included."""
+    """Returns the configuration with `rope_theta`, `rope_scaling` and `torch_dtype`, those of its parts included."""
     made = {key: older_config(value) if isinstance(value, dict) else value for key, value in config.items()}
     if "dtype" in config:
         made.setdefault("torch_dtype", config["dtype"])

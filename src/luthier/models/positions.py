@@ -11,7 +11,7 @@ _OFFSET = 8
 
 
 def positions(model: Any) -> int | None:
-    """The most tokens of a row, where a table holds a vector for each absolute position; else None.
+    """Returns the most tokens of a row, where a table holds a vector for each absolute position; else None.
 
     Relative and rotary positions set no hard bound. Shapes alone will do, without weights.
     """

@@ -12,7 +12,7 @@ from luthier.models.trust import trusted
 
 
 def quantization(name: str | None, model_class: Any, config: Any) -> Any:
-    """The transformers configuration of a quantisation (`nf4`, `int8`), or None.
+    """Returns the transformers configuration of a quantisation (`nf4`, `int8`), or None.
 
     Heads stay dense: a new one has nothing to quantise yet, and must train.
     """

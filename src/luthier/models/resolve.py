@@ -18,7 +18,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def resolve(name: str, progress: bool = True) -> Path | str:
-    """The local folder that `name` stands for, or the hub id `org/name` itself.
+    """Returns the local folder that `name` stands for, or the hub id `org/name` itself.
 
     A folder with a config.json comes first, then a .gguf file (converted once into the cache), then
     the catalogue (fetched if not cached), then hub ids. Anything else raises `LuthierError` with near
@@ -61,7 +61,7 @@ def _instead(folder: Path) -> str:
 
 
 def converted(weights: Path, progress: bool = True) -> Path:
-    """The cached safetensors folder of a .gguf file, keyed by its sha256; made the first time."""
+    """Returns the cached safetensors folder of a .gguf file, keyed by its sha256; made the first time."""
     if not weights.is_file():
         raise LuthierError(f"no file {weights}.")
     stem = re.sub(r"[^a-z0-9.-]+", "-", weights.stem.lower())

@@ -51,7 +51,7 @@ def card(run: Run, prepared: Prepared, plan: Plan, lines: list[dict[str, Any]], 
 
 
 def ranks_of(measured: dict[str, Any]) -> str:
-    """`gelora: 1 to 5, mean 1.4 at 60 sites`, or nothing where no rank was allocated."""
+    """Returns `gelora: 1 to 5, mean 1.4 at 60 sites`, or nothing where no rank was allocated."""
     if not measured:
         return ""
     ranks = list(measured["ranks"].values())

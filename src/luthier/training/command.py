@@ -34,7 +34,7 @@ def command(run: Run) -> str:
 
 
 def flags(value: Any, but: tuple[str, ...] = (), beside: Sequence[Any] = ()) -> list[str]:
-    """The flags of a dataclass's fields that differ from their defaults.
+    """Returns the flags of a dataclass's fields that differ from their defaults.
 
     A name that one of `beside` has too is told apart by the class's, as the command line does: `--calibration-seed`.
     One of the same class name has the setting in common with it, and was told before.
@@ -52,7 +52,7 @@ def flags(value: Any, but: tuple[str, ...] = (), beside: Sequence[Any] = ()) -> 
 
 
 def flag(name: str, value: Any) -> list[str]:
-    """`--max-length 64`, `--truncate` or `--no-truncate`."""
+    """Returns `--max-length 64`, `--truncate` or `--no-truncate`."""
     dashed = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{dashed}" if value else f"--no-{dashed}"]

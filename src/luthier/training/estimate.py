@@ -67,7 +67,7 @@ def size(feature: dict[str, Any]) -> int:
 
 
 def shortened(feature: dict[str, Any]) -> dict[str, Any]:
-    """A row of tokens cut to `SHORT`."""
+    """Returns a row of tokens cut to `SHORT`."""
     if "input_ids" not in feature:
         return feature
     cut = {key: value[-SHORT:] if isinstance(value, list) else value for key, value in feature.items()}

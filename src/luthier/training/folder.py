@@ -31,7 +31,7 @@ EVERY = "2:"
 
 
 def claim(run: Run, resume: bool, overwrite: bool) -> bool:
-    """Whether the folder holds a run to go on with; raises if it cannot be used. Changes nothing yet."""
+    """Returns whether the folder holds a run to go on with; raises if it cannot be used. Changes nothing yet."""
     folder = run.folder
     with written(str(folder)[:80], "Choose another folder (out)."):  # of names that no file system takes
         folder.exists()
@@ -55,18 +55,18 @@ def claim(run: Run, resume: bool, overwrite: bool) -> bool:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run was started in a folder."""
+    """Returns whether a run was started in a folder."""
     return (folder / SPEC).is_file()
 
 
 def read_run(folder: str | Path) -> Run:
-    """The run that a folder holds, to be resumed or repeated; its `out` is that folder."""
+    """Returns the run that a folder holds, to be resumed or repeated; its `out` is that folder."""
     record = read_record(Path(folder))
     return Run.from_dict(record["run"] | {"out": str(folder)})
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """All of `run.json`."""
+    """Returns all of `run.json`."""
     record = read_json(folder / SPEC)
     if not isinstance(record, dict) or not {"run", "data", "base", "measured", "versions"} <= set(record):
         raise LuthierError(f"{folder / SPEC} is not a run's record, or a damaged one.")
@@ -118,7 +118,7 @@ def _differences(new: dict[str, Any], old: dict[str, Any], prefix: str = "") -> 
 def record(
     run: Run, prepared: Prepared, model: Any, command: str, steps: int, measured: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `run.json` keeps: the resolved run, what it stands on, and what its ranks follow from."""
+    """Returns what `run.json` keeps: the resolved run, what it stands on, and what its ranks follow from."""
     held = prepared.held
     return {
         "id": new_id(),
@@ -154,7 +154,7 @@ def tokens_of(prepared: Prepared) -> str:
 
 
 def base_of(model: Any) -> dict[str, str]:
-    """The base's class, and a hash of what tells it from others."""
+    """Returns the base's class, and a hash of what tells it from others."""
     from luthier.core.sites.fresh import fresh_modules
     from luthier.core.storage.fingerprint import fingerprint
 

@@ -51,7 +51,7 @@ class Prepared:
 
 
 def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
-    """The encoded rows of `run`; whatever is wrong with the data, the model's name or the selector raises here.
+    """Returns the encoded rows of `run`; whatever is wrong with the data, the model's name or the selector raises here.
 
     Columns `beside` are read by the caller.
     """
@@ -231,5 +231,5 @@ def processes() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes files: all others only compute."""
+    """Returns whether this process writes files: all others only compute."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -42,7 +42,7 @@ def shown(console: Console, total: int) -> Iterator[list[TrainerCallback]]:
 
 
 def figures(logs: dict[str, float], before: str = "") -> str:
-    """`loss 1.234  eval 1.5`; an evaluation keeps the loss shown before it."""
+    """Returns `loss 1.234  eval 1.5`; an evaluation keeps the loss shown before it."""
     loss = f"loss {logs['loss']:.4f}" if "loss" in logs else before.partition("  eval")[0]
     held = f"  eval {logs['eval_loss']:.4f}" if "eval_loss" in logs else ""
     kept = before[before.index("  eval") :] if "  eval" in before and not held else ""

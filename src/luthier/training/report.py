@@ -107,7 +107,7 @@ def sites(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def span(ranks: Sequence[int]) -> str:
-    """`1 to 5, mean 1.4`, or the one number; nothing of nothing."""
+    """Returns `1 to 5, mean 1.4`, or the one number; nothing of nothing."""
     if len(set(ranks)) < 2:
         return str(ranks[0]) if ranks else ""
     return f"{min(ranks)} to {max(ranks)}, mean {sum(ranks) / len(ranks):.2g}"

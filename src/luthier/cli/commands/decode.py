@@ -96,7 +96,7 @@ class Decode(Fitted):
 
 @functools.cache
 def role_flags(cls: Any) -> type:
-    """A dataclass with a field for every role of a decoding but the first, which is MODEL."""
+    """Returns a dataclass with a field for every role of a decoding but the first, which is MODEL."""
     roles = [(role, told) for role, told in cls.roles.items() if role != cls.led()]
     fields = [
         (

@@ -71,7 +71,7 @@ class Merge(Fitted):
 
 
 def reloaded(folder: Path, task: str) -> Any:
-    """The model that was just saved, as anyone would load it."""
+    """Returns the model that was just saved, as anyone would load it."""
     from luthier.models import load
 
     return load(str(folder), task=task, dtype="auto").model

@@ -105,7 +105,7 @@ class Serve(Fitted):
             serve(service, guard, bound, self.drain, ready, self.connections)
 
     def service(self, name: str, adapters: Mapping[str, Path]) -> Service:
-        """The model, called `name`, with its adapters, ready to serve."""
+        """Returns the model, called `name`, with its adapters, ready to serve."""
         from luthier.cli.base import base_of
         from luthier.serving.engine.engine import Engine
         from luthier.serving.http.service import Service
@@ -124,7 +124,7 @@ class Serve(Fitted):
         return Service(engine, loaded.processor, name, self.adapters_folder, adapters, share)
 
     def key(self) -> str | None:
-        """The API key, from the flag or the environment."""
+        """Returns the API key, from the flag or the environment."""
         key = os.environ.get(KEY) if self.api_key is None else self.api_key
         if key is not None and not (key.strip() and key.isascii() and key.isprintable()):
             raise LuthierError(f"the API key (--api-key or ${KEY}) is empty or not printable ASCII.")
@@ -152,7 +152,7 @@ def named(adapters: Iterable[str]) -> dict[str, Path]:
 
 
 def model_name(model: str) -> str:
-    """What clients call the base: its name as given, or that of its folder or file."""
+    """Returns what clients call the base: its name as given, or that of its folder or file."""
     path = Path(model).expanduser()
     return path.resolve().name if path.exists() else model
 

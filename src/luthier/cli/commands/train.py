@@ -104,7 +104,7 @@ class Train(Command):
         return run_stopped(given.get(Run, {}).get("out", Run.out))
 
     def taken(self) -> list[str]:
-        """Where the settings come from that no flag sets: the recipe, or the method's own defaults."""
+        """Returns where the settings come from that no flag sets: the recipe, or the method's own defaults."""
         from luthier.cli.whose import summary
         from luthier.methods.recipe import recipe_files
 

@@ -34,7 +34,7 @@ def redrawn(run: Record, seed: int = 0) -> np.ndarray:
 
 
 def sizes(run: Record) -> dict[str, int]:
-    """Rows of each part."""
+    """Returns the rows of each part."""
     return {name: len(rows) for name, rows in (run.hits or run.answers).items()}
 
 

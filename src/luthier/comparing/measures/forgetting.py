@@ -22,7 +22,7 @@ HELD = "held text loss"
 
 
 def forgetting(plan: Plan, job: Job, fitted: Fitted, held: Examples | None) -> dict[str, tuple[float, float]]:
-    """(before, after) by name; the frozen base under the adapter is the model before.
+    """Returns (before, after) by name; the frozen base under the adapter is the model before.
 
     Held text is measured on causal language models; other data sets of the study where task and classes are those
     of the run, on at most `study.others` rows of each part, unless the run's head is new, which knew nothing. What the

@@ -22,7 +22,7 @@ from luthier.methods.examinations.intruders import Intruders
 
 
 def intruders(job: Job, fitted: Fitted) -> dict[str, float] | None:
-    """`count`, `null` and `matrices` examined; None where no matrix of a block changed."""
+    """Returns `count`, `null` and `matrices` examined; None where no matrix of a block changed."""
     with eval_mode(fitted.model):
         changes = [change for change in CHANGES[job.method.kind](fitted.model) if examined(change.place)]
         if not changes:

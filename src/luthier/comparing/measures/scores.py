@@ -34,7 +34,7 @@ class Tested:
 
 
 def tested(study: Study, job: Job, fitted: Fitted) -> Tested:
-    """Every part of the job's test."""
+    """Returns every part of the job's test."""
     read, limit = job.data, job.run.training.max_length
     found = {part: test(study, read, each, fitted, limit) for part, each in read.tests.items()}
     tests = {part: _named(each, read) for part, each in found.items()}
@@ -99,7 +99,7 @@ def _samples(read: Sourced, found: dict[str, Evaluation]) -> list[dict[str, str]
 
 
 def prompt(example: Example) -> str:
-    """A row's input as a person reads it."""
+    """Returns a row's input as a person reads it."""
     if example.messages is not None:
         turns: list[Any] = [turn.get("content") or "" for turn in example.messages]
         return "\n\n".join(map(str, turns[:-1]))

@@ -69,7 +69,7 @@ class Verdict:
 
 
 def over_seeds(scores: Sequence[float], level: float = LEVEL) -> Interval:
-    """The mean of a method's runs, with Student's t interval; without bounds for fewer than two runs."""
+    """Returns the mean of a method's runs, with Student's t interval; without bounds for fewer than two runs."""
     mean, error = _mean(scores), _error(scores)
     if len(scores) < 2:
         return Interval(mean, math.nan, math.nan, "nothing")
@@ -78,7 +78,7 @@ def over_seeds(scores: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def over_rows(value: float, draws: np.ndarray, level: float = LEVEL) -> Interval:
-    """A score with the percentile interval of its bootstrap `draws`; without bounds where there are none."""
+    """Returns a score with the percentile interval of its bootstrap `draws`; without bounds where there are none."""
     import numpy as np
 
     if not len(draws):
@@ -88,7 +88,7 @@ def over_rows(value: float, draws: np.ndarray, level: float = LEVEL) -> Interval
 
 
 def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
-    """The score of one method on one data set: over seeds where there are several, else over rows."""
+    """Returns the score of one method on one data set: over seeds where there are several, else over rows."""
     scores = [run.score for run in runs]
     return over_seeds(scores, level) if len(scores) > 1 else over_rows(scores[0], redrawn(runs[0]), level)
 
@@ -122,7 +122,7 @@ Draws = Mapping[tuple[str, int], "np.ndarray"]
 
 
 def draws_of(runs: Iterable[Record]) -> Draws:
-    """The bootstrap of every run, of one model and data set."""
+    """Returns the bootstrap of every run, of one model and data set."""
     return {(run.method, run.seed): redrawn(run) for run in runs}
 
 
@@ -167,7 +167,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def winner(runs: Mapping[str, Sequence[Record]], level: float = LEVEL) -> Verdict:
-    """The best of the methods on one model and data set, `{method: its runs}`, if its lead is more than chance.
+    """Returns the best of the methods on one model and data set, `{method: its runs}`, if its lead is more than chance.
 
     Every two methods are tested (`paired`), the p-values of all pairs are corrected by Holm, and a winner is named
     only where its lead over every other is significant, with at least two seeds in common. All pairs count, and not

@@ -25,7 +25,7 @@ def two_sided(t: float, freedom: int) -> float:
 
 
 def quantile(level: float, freedom: int) -> float:
-    """The t that |T| stays below with probability `level`."""
+    """Returns the t that |T| stays below with probability `level`."""
     low, high = 0.0, 1.0
     while inside(high, freedom) < level:
         high *= 2

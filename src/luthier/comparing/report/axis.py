@@ -33,7 +33,7 @@ class Axis:
 
 
 def over(values: Iterable[float], start: float, end: float, log: bool = False, least: float = 0.0) -> Axis:
-    """An axis that holds all of `values` with some room beside them, and that is at least `least` long.
+    """Returns an axis that holds all of `values` with some room beside them, and that is at least `least` long.
 
     With `log`, those above nought, of which there must be one.
     """

@@ -71,7 +71,7 @@ def frontier(points: Iterable[Point]) -> list[Point]:
 
 
 def height(spans: Sequence[Span], base: Span | None) -> Axis:
-    """The vertical axis that the plots of a section share."""
+    """Returns the vertical axis that the plots of a section share."""
     return axis.over(_ends(spans, base), FRAME.bottom, FRAME.top, least=0.02)
 
 
@@ -91,7 +91,7 @@ class Layout:
     base: Span | None
 
     def at(self, point: Point) -> tuple[float, float]:
-        """Where a point stands."""
+        """Returns where a point stands."""
         return self.x_axis.at(point.x.value), self.y_axis.at(point.y.value)
 
     @property
@@ -163,7 +163,7 @@ def svg(wide: float, high: float, about: str, parts: Iterable[Markup]) -> Markup
 
 
 def strip(span: Span, seeds: Sequence[float], x_axis: Axis, base: Span | None) -> Markup:
-    """A row of the table as a drawing: the interval, the mean, and each seed as a ring."""
+    """Returns a row of the table as a drawing: the interval, the mean, and each seed as a ring."""
     middle = (STRIP.top + STRIP.bottom) / 2
     if not x_axis.low <= span.value <= x_axis.high:
         arrow = Markup('<text x="{}" y="17" text-anchor="{}">{}</text>')
@@ -183,7 +183,7 @@ def strip(span: Span, seeds: Sequence[float], x_axis: Axis, base: Span | None) -
 
 
 def strip_axis(spans: Sequence[Span], base: Span | None) -> Axis:
-    """The axis that the strips of a table share."""
+    """Returns the axis that the strips of a table share."""
     return axis.over(_ends(spans, base), STRIP.left, STRIP.right, least=0.02)
 
 

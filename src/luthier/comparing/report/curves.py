@@ -32,14 +32,14 @@ class Lines:
 
 
 def lines(method: str, runs: Sequence[Record]) -> Lines:
-    """The curves of the runs; training losses as running means."""
+    """Returns the curves of the runs; training losses as running means."""
     training = [_clean(run.losses) for run in runs]
     smoothed = [list(zip([s for s, _ in each], smooth([v for _, v in each]), strict=True)) for each in training]
     return Lines(method, [each for each in smoothed if each], [c for run in runs if (c := _clean(run.eval_losses))])
 
 
 def panels(all_lines: Sequence[Lines]) -> list[tuple[str, Markup]]:
-    """(method, drawing) of every method that has a curve; other methods' evaluations are behind it in grey."""
+    """Returns (method, drawing) of every method that has a curve; other methods' evaluations are behind it in grey."""
     drawn = [each for each in all_lines if each.training or each.evaluation]
     if not drawn:
         return []

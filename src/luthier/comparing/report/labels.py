@@ -26,7 +26,7 @@ class Box:
     bottom: float
 
     def shared(self, other: Box) -> float:
-        """The area that both cover."""
+        """Returns the area that both cover."""
         wide = min(self.right, other.right) - max(self.left, other.left)
         high = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(0.0, wide) * max(0.0, high)
@@ -54,7 +54,7 @@ Point = tuple[float, float, str]
 
 
 def place(points: Sequence[Point], obstacles: Sequence[Box], frame: Box) -> list[Label]:
-    """A place for the name of each (x, y, name) inside `frame`, away from `obstacles` and from the other names.
+    """Returns a place for the name of each (x, y, name) inside `frame`, away from `obstacles` and from the other names.
 
     Coordinate descent over a ring of candidates: every name moves to its cheapest place, given the others, until the
     passes are over. The same points always give the same places.

@@ -15,7 +15,7 @@ FILE = "results.md"
 
 
 def write(folder: Path, found: Sequence[Record]) -> Path:
-    """`results.md` in the study's folder: a table for each model and data set, and what may be said of it."""
+    """Returns `results.md` in the study's folder: a table for each model and data set, and what may be said of it."""
     path = folder / FILE
     temporary = path.with_name(f".{FILE}.{os.getpid()}")
     temporary.write_text("\n\n".join(map(section, sections(found))) + "\n", encoding="utf-8")
@@ -24,7 +24,7 @@ def write(folder: Path, found: Sequence[Record]) -> Path:
 
 
 def section(found: Section) -> str:
-    """A title, the table, the verdict in one sentence and its reasons."""
+    """Returns a title, the table, the verdict in one sentence and its reasons."""
     columns = [(name, read) for name, read in _columns(found) if any(read(row) for row in found.rows)]
     head = ["method", *(name for name, _ in columns)]
     lines = [

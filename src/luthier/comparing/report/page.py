@@ -85,7 +85,7 @@ def _digest(text: str) -> str:
 
 
 def title(found: Sequence[Section]) -> str:
-    """`minilm and smollm2 on cola, rte and sst2`."""
+    """Returns `minilm and smollm2 on cola, rte and sst2`."""
     models, data = (dict.fromkeys(getattr(each, key) for each in found) for key in ("model", "data"))
     return f"{formatting.listed(list(models))} on {formatting.listed(list(data))}"
 
@@ -109,7 +109,7 @@ def plots(section: Section) -> list[Plot]:
 
 
 def lost(held: str) -> str:
-    """What a figure of forgetting counts."""
+    """Returns what a figure of forgetting counts."""
     return f"rise of {held}" if held.endswith(LOSS) else f"score lost on {held}"
 
 
@@ -167,7 +167,7 @@ class Column:
 
 
 def columns(section: Section) -> list[Column]:
-    """The figures of the table, the score first."""
+    """Returns the figures of the table, the score first."""
 
     def column(name: str, read: Callable[[Row], Interval | None], show: Shown, more: Callable[[Row], str]) -> Column:
         found = {row.method: read(row) for row in section.rows}
@@ -208,7 +208,7 @@ Shown = Callable[[float | None], str]
 
 
 def named(text: str, section: Section) -> Markup:
-    """A sentence with the names of methods set as names."""
+    """Returns a sentence with the names of methods set as names."""
     names = sorted((re.escape(row.method) for row in section.rows), key=len, reverse=True)
     parts = re.split(rf"(?<![\w:])({'|'.join(names)})(?![\w:])", text)
     code = Markup("<code>{}</code>")
@@ -216,7 +216,7 @@ def named(text: str, section: Section) -> Markup:
 
 
 def facts(section: Section) -> list[tuple[str, str]]:
-    """What a reader must know before the figures."""
+    """Returns what a reader must know before the figures."""
     runs = [run for row in section.rows for run in row.runs]
     seeds = sorted({len(row.runs) for row in section.rows})
     budgets = list(dict.fromkeys(run.budget for run in runs if run.budget))
@@ -230,7 +230,7 @@ def facts(section: Section) -> list[tuple[str, str]]:
 
 
 def side_by_side(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The sampled test rows: prompt, expected, and each answer with the methods that gave it (first seed)."""
+    """Returns the sampled test rows: prompt, expected, and each answer with the methods that gave it (first seed)."""
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
     for row in rows:
         for sample in row.runs[0].samples:
@@ -243,7 +243,7 @@ def side_by_side(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def flattened(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """`[("form.rank", "8"), …]`; what is null is left out."""
+    """Returns `[("form.rank", "8"), …]`; what is null is left out."""
     lines: list[tuple[str, str]] = []
     for key, value in settings.items():
         if isinstance(value, dict):
@@ -254,7 +254,7 @@ def flattened(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str
 
 
 def versions(runs: Iterable[Record]) -> list[tuple[str, str]]:
-    """What the runs were made with; every version where they differ."""
+    """Returns what the runs were made with; every version where they differ."""
     found: dict[str, dict[str, None]] = {}
     for run in runs:
         for name, version in run.versions.items():

@@ -92,7 +92,7 @@ class Section:
 
 
 def sections(runs: Iterable[Record]) -> list[Section]:
-    """The runs by model and data set, in the order of the records."""
+    """Returns the runs by model and data set, in the order of the records."""
     found: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for run in runs:
         found.setdefault((run.model, run.data), {}).setdefault(run.method, []).append(run)
@@ -151,7 +151,7 @@ def _forgetting(runs: Sequence[Record]) -> dict[str, Interval]:
 
 
 def told(test: Paired) -> bool:
-    """Whether the paired test tells the best from the other."""
+    """Returns whether the paired test tells the best from the other."""
     return test.adjusted < 1 - LEVEL and test.difference > 0
 
 
@@ -174,7 +174,7 @@ def headline(verdict: Verdict, rows: Sequence[Row]) -> str:
 
 
 def reasons(verdict: Verdict, rows: Sequence[Row]) -> list[str]:
-    """The sentences under the headline: the engine's reason, who is behind, who is cheapest of the best."""
+    """Returns the sentences under the headline: the engine's reason, who is behind, who is cheapest of the best."""
     said = [f"{verdict.reason}."] if verdict.tests else []
     if verdict.winner or any(test.seeds < 2 for test in verdict.tests):
         return said

@@ -9,7 +9,7 @@ from luthier.core.adapters.control import describe, trainable
 
 
 def count(model: Any, form: Any, where: str | None = None) -> dict[str, Any]:
-    """`{"trainable", "total", "share", "sites", "rows"}` of `form` on `model`, which is left as it was."""
+    """Returns `{"trainable", "total", "share", "sites", "rows"}` of `form` on `model`, which is left as it was."""
     total = sum(p.numel() for p in model.parameters())
     attach(model, form, where=where, name="counted", check=False)
     try:

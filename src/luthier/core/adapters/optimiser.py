@@ -220,7 +220,7 @@ class _Driver:
         self.advance()
 
     def save(self, _: Any, state: dict[str, Any]) -> dict[str, Any]:
-        """The optimiser's state with the update's."""
+        """Returns the optimiser's state with the update's."""
         entries = {key: pack.index for key, pack in self.packs.items()}
         return state | {"update": {"step": self.step, "states": self.states, "entries": entries}}
 

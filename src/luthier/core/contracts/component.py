@@ -213,7 +213,7 @@ def names(axis: str) -> list[str]:
 
 
 def file_of(axis: str, name: str) -> File:
-    """The file that defines `name` on an axis; raises for an unknown name, with near ones, and for one that is
+    """Returns the file that defines `name` on an axis; raises for an unknown name, with near ones, and for one that is
     defined twice."""
     known = files(axis)
     wanted = _joined(name)
@@ -246,7 +246,7 @@ def find(axis: str, name: str, kind: type[Component] = Component) -> type[Compon
 
 
 def attributes(axis: str) -> Callable[[str], Any]:
-    """`__getattr__` of an axis's package: its components by their class names, loaded on use."""
+    """Returns `__getattr__` of an axis's package: its components by their class names, loaded on use."""
 
     def component(name: str) -> Any:
         if name[:1].isupper() and name.lower() in {each.replace("_", "") for each in names(axis)}:

@@ -26,7 +26,7 @@ class Decoding(Component):
 
     @classmethod
     def led(cls) -> str:
-        """The name of the first role."""
+        """Returns the name of the first role."""
         return next(iter(cls.roles))
 
     def check_models(self, counts: Mapping[str, int]) -> None:

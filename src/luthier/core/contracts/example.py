@@ -59,11 +59,11 @@ class Example:
     """What someone reads beyond the layout: the problem's entry for the scorer of `gym:`, further columns."""
 
     def key(self) -> str:
-        """The input without its answer, tools and documents included: rows of one key are the same problem."""
+        """Returns the input without its answer, tools and documents included: rows of one key are the same problem."""
         return self._input(lambda text: text)
 
     def problem(self) -> str:
-        """The key less what a second typing may change: case, white space at signs, width, marks at the end."""
+        """Returns the key less what a second typing may change: case, white space at signs, width, marks at the end."""
         return self._input(_plain)
 
     def _input(self, read: Callable[[Any], Any]) -> str:

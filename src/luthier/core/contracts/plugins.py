@@ -41,7 +41,7 @@ class File:
 
 
 def plugin_folders(axis: str) -> list[str]:
-    """`<folder>/<axis>` for every folder of `LUTHIER_PATH`; an axis package appends them to its `__path__`."""
+    """Returns `<folder>/<axis>` for every folder of `LUTHIER_PATH`; an axis package appends them to its `__path__`."""
     roots = [Path(r) for r in os.environ.get("LUTHIER_PATH", "").split(os.pathsep) if r]
     found = [root / axis for root in roots if (root / axis).is_dir()]
     return list(map(str, [*found, *_renamed(axis, roots)]))
@@ -62,12 +62,12 @@ def installed_folders(axis: str) -> list[tuple[str, Path]]:
 
 
 def installed_files(axis: str) -> list[File]:
-    """The files of an axis in installed packages."""
+    """Returns the files of an axis in installed packages."""
     return [file for package, folder in installed_folders(axis) for file in files_in(package, str(folder))]
 
 
 def files_in(package: str, folder: str) -> list[File]:
-    """The files of one folder of an axis. Those that open with `_` are private and hold no component."""
+    """Returns the files of one folder of an axis. Those that open with `_` are private and hold no component."""
     found = (m.name for m in pkgutil.iter_modules([folder]) if not m.name.startswith("_"))
     return [File(name, f"{package}.{name}", _source(Path(folder), name)) for name in found]
 

@@ -17,7 +17,7 @@ class Positions:
 
     @classmethod
     def parse(cls, text: str) -> Positions | None:
-        """`f7+l7`, `f3`, `l1`; `all` is None."""
+        """Returns `f7+l7`, `f3`, `l1`; `all` is None."""
         if text.strip() == "all":
             return None
         match = re.fullmatch(r"(?:f(\d+))?\+?(?:l(\d+))?", text.strip())

@@ -118,7 +118,7 @@ class Ranks(Component):
         return ()
 
     def allocate(self, sites: Sites, stats: Mapping[str, Stats], budget: Budget) -> dict[str, int]:
-        """The rank of every site by its path (0: left out), within `budget.parameters` where they are given.
+        """Returns the rank of every site by its path (0: left out), within `budget.parameters` where they are given.
 
         Sites that share parameters get one rank. Raises `LuthierError` for a budget that is too small, and for
         sites that were not measured.

@@ -38,7 +38,7 @@ class Delta:
 
     @classmethod
     def dense_of(cls, full: Tensor) -> Delta:
-        """A dense change."""
+        """Returns a dense change."""
         return cls(tuple(full.shape), full=full)
 
     @classmethod
@@ -62,7 +62,7 @@ class Delta:
         return None if self.B is None or self.full is not None or self.index is not None else self.B.shape[1]
 
     def dense(self) -> Tensor:
-        """The change as one tensor of `shape`."""
+        """Returns the change as one tensor of `shape`."""
         parts = [t for t in (self.full, self._product(), self._scattered()) if t is not None]
         if not parts:
             return torch.zeros(self.shape)
@@ -114,7 +114,7 @@ class Delta:
         return float(self.dense().norm())
 
     def top(self, k: int) -> Delta:
-        """The k entries of largest magnitude, as a sparse delta."""
+        """Returns the k entries of largest magnitude, as a sparse delta."""
         flat = self.dense().flatten()
         index = flat.abs().topk(min(k, flat.numel())).indices
         return Delta.sparse(self.shape, index, flat[index])
@@ -133,7 +133,7 @@ class Delta:
         return replace(self, index=index[values != 0], values=values[values != 0])
 
     def padded(self, rows: int) -> Delta:
-        """The change with rows of zeros below, `rows` in all; its structure stays."""
+        """Returns the change with rows of zeros below, `rows` in all; its structure stays."""
         more = rows - self.shape[0]
         if more < 0:
             raise LuthierError(f"a delta of {self.shape[0]} rows cannot be padded to {rows}.")
@@ -152,7 +152,7 @@ class Delta:
         return weight if self.is_zero else weight + self.dense()
 
     def factor(self, rank: int) -> tuple[Delta, float]:
-        """The best low-rank delta (truncated SVD) and its relative error in Frobenius norm."""
+        """Returns the best low-rank delta (truncated SVD) and its relative error in Frobenius norm."""
         u, s, vt = self._svd()
         lost = float(s[rank:].norm() / s.norm().clamp(min=torch.finfo(s.dtype).tiny))
         return Delta.low_rank(u[:, :rank] * s[:rank], vt[:rank]), lost

@@ -101,7 +101,7 @@ METHODS: Mapping[str, Callable[[Tensor, float], Tensor]] = {"mle": mle, "fit": f
 
 
 def estimator(method: str) -> Callable[[Tensor, float], Tensor]:
-    """The function of that name."""
+    """Returns the function of that name."""
     if method not in METHODS:
         raise LuthierError(f"no way to estimate a dimension is called {method!r}{near(method, METHODS)}")
     return METHODS[method]
@@ -137,6 +137,6 @@ def draws(ratios: Tensor, *, method: str = "mle", discard: float = 0.1, resample
 
 
 def interval(draws: Tensor) -> tuple[float, float]:
-    """The middle 95% of the draws."""
+    """Returns the middle 95% of the draws."""
     low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
     return low, high

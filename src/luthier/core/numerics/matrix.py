@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def wide(matrix: Tensor) -> Tensor:
-    """The matrix on the default device, in float32 at least."""
+    """Returns the matrix on the default device, in float32 at least."""
     return matrix.detach().to(torch.get_default_device(), torch.promote_types(matrix.dtype, torch.float32))
 
 

@@ -33,12 +33,12 @@ class Cloud(NamedTuple):
     memory: int
 
     def centred(self, rows: Tensor | slice, dtype: torch.dtype) -> Tensor:
-        """The rows less the mean; a copy, for a slice of the points is a view of what the caller owns."""
+        """Returns the rows less the mean; a copy, for a slice of the points is a view of what the caller owns."""
         return self.points[rows].to(torch.promote_types(dtype, self.points.dtype), copy=True).sub_(self.mean).to(dtype)
 
 
 def checked(points: Tensor) -> Tensor:
-    """The points, if they are a matrix of finite floating numbers."""
+    """Returns the points, if they are a matrix of finite floating numbers."""
     if points.ndim != 2 or not points.is_floating_point():
         kind = f"a {points.dtype} tensor of shape {list(points.shape)}"
         raise LuthierError(f"expected points as a floating tensor [n, d], found {kind}; pass one row for each point.")
@@ -50,7 +50,7 @@ def checked(points: Tensor) -> Tensor:
 
 
 def distinct(points: Tensor) -> Tensor:
-    """Indices [m], ascending, of the points [n, d] that repeat no earlier one exactly.
+    """Returns the indices [m], ascending, of the points [n, d] that repeat no earlier one exactly.
 
     The other n - m are duplicates; 0 and -0 are equal.
     """
@@ -156,7 +156,7 @@ def norms(cloud: Cloud, rows: Tensor) -> Tensor:
 
 
 def plainly(cloud: Cloud, row: int, k: int) -> Tensor:
-    """The k smallest squared distances of one row, from the differences to all points."""
+    """Returns the k smallest squared distances of one row, from the differences to all points."""
     step = max(1, cloud.memory // (cloud.points.shape[1] * 8 * 4))
     own = cloud.points[row].double()
     squared = torch.cat([(block.double() - own).square_().sum(1) for block in cloud.points.split(step)])

@@ -51,7 +51,7 @@ class Rise:
 def profile(
     states: Mapping[str, Tensor], *, method: str = "mle", discard: float = 0.1, resamples: int = 200, seed: int = 0
 ) -> dict[str, Boundary]:
-    """The dimension of each cloud [rows, d] by its boundary's path; row j is the same example in all of them.
+    """Returns the dimension of each cloud [rows, d] by its boundary's path; row j is the same example in all of them.
 
     Raises `LuthierError` for fewer than 10 rows.
     """
@@ -73,7 +73,7 @@ def _boundary(points: Tensor, method: str, discard: float, resamples: int, seed:
 
 
 def rises(found: Mapping[str, Boundary]) -> dict[str, Rise]:
-    """The rise of each block `<stack>.<i>`, from its boundary to `<stack>.<i + 1>`."""
+    """Returns the rise of each block `<stack>.<i>`, from its boundary to `<stack>.<i + 1>`."""
     return {path: Rise(found[path], found[after]) for path in found if (after := _next(path)) in found}
 
 

@@ -21,7 +21,7 @@ class Spectrum:
 
 
 def spectrum(w: Tensor, k: int | None = None) -> Spectrum:
-    """The k leading directions of w [d_out, d_in] (all unless told), in float64.
+    """Returns the k leading directions of w [d_out, d_in] (all unless told), in float64.
 
     By the eigenvectors of the smaller of W Wᵀ and Wᵀ W, at a fraction of the cost of an SVD; singular values below
     1e-7 of the largest are lost in the square.

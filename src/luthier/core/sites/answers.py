@@ -34,7 +34,7 @@ class Answers:
 
 
 def answers(model: nn.Module, batches: Iterable[Batch], call: Callable | None = None) -> Answers:
-    """The model's answers to all labels; float64 on the CPU. `call` is what is called instead of it."""
+    """Returns the model's answers to all labels; float64 on the CPU. `call` is what is called instead of it."""
     found, start = [], 0
     with eval_mode(model):
         for batch in batches:
@@ -48,7 +48,7 @@ def answers(model: nn.Module, batches: Iterable[Batch], call: Callable | None = 
 
 
 def spoken(model: nn.Module, batch: Batch, call: Callable | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(logits [n, classes], labels [n], row of each [n]) of one batch; labels of -100 are left out."""
+    """Returns (logits [n, classes], labels [n], row of each [n]) of one batch; labels of -100 are left out."""
     device = next(model.parameters()).device
     given = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
     labels = given["labels"]
@@ -64,5 +64,5 @@ def spoken(model: nn.Module, batch: Batch, call: Callable | None = None) -> tupl
 
 
 def rows_of(batches: Sequence[Batch]) -> int:
-    """Rows in all."""
+    """Returns the rows in all."""
     return sum(len(batch["labels"]) for batch in batches)

@@ -25,7 +25,7 @@ _seen: ContextVar[dict[int, tuple[int, int]] | None] = ContextVar("shapes of key
 
 
 def attention_named(name: str, module: nn.Module) -> Attention:
-    """The attention function of that name; the eager one is the module's own."""
+    """Returns the attention function of that name; the eager one is the module's own."""
     if name == "eager":
         return vars(sys.modules[type(module).__module__])["eager_attention_forward"]
     return sdpa_attention_forward if name == "sdpa" else ALL_ATTENTION_FUNCTIONS[name]
@@ -39,7 +39,7 @@ def register_attention(name: str, function: Attention, like: str) -> None:
 
 
 def attention_configs(model: nn.Module) -> list[Any]:
-    """The configurations by which a model's attentions choose their implementation."""
+    """Returns the configurations by which a model's attentions choose their implementation."""
     configs = (vars(module).get("config") for _, module in base_modules(model))
     return list({id(c): c for c in configs if isinstance(c, PreTrainedConfig)}.values())
 

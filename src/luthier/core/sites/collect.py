@@ -113,7 +113,7 @@ class _Pass:
             self.tokens = answer if self.tokens is None else answer & self.tokens
 
     def mask(self, path: str, x: Tensor) -> Tensor | None:
-        """Which tokens of x [..., d] count; None where all do."""
+        """Returns which tokens of x [..., d] count; None where all do."""
         behind = self.decoder is not None and f"{path}.".startswith(f"{self.decoder}.")
         mask = self.decoded if behind else self.tokens
         if mask is None or mask.shape == x.shape[:-1]:
@@ -121,7 +121,7 @@ class _Pass:
         return mask.flatten() if x.dim() == 2 and len(x) == mask.numel() else None
 
     def leads(self, path: str, x: Tensor) -> bool:
-        """Whether `path` is the first to read x: queries, keys and values read one tensor."""
+        """Returns whether `path` is the first to read x: queries, keys and values read one tensor."""
         if path not in self.leaders:
             self.leaders[path] = next((first for seen, first in self.read if seen() is x), path)
             self.read.append((weakref.ref(x), path))
@@ -133,7 +133,7 @@ class _Pass:
             place.see(x, mask)
 
     def leader(self, reads: str, path: str) -> tuple[str, str]:
-        """The place that was measured instead of this one, if it was another."""
+        """Returns the place that was measured instead of this one, if it was another."""
         return reads, self.leaders.get(path, path) if reads == "inputs" else path
 
     def done(self) -> bool:
@@ -142,7 +142,7 @@ class _Pass:
         return all(place.done() for key in led for place in self.places[key])
 
     def results(self) -> Measured:
-        """What was found; followers get what their leaders have."""
+        """Returns what was found; followers get what their leaders have."""
         led = {key: _results(key[1], self.places[key]) for key in {self.leader(*key) for key in self.places}}
         found: Measured = {}
         for reads, path in self.places:

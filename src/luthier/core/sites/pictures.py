@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def language_config(config: Any) -> Any:
-    """The configuration of the language model inside one that also sees or hears; None for any other model."""
+    """Returns the configuration of the language model inside one that also sees or hears; None for any other model."""
     inner = getattr(config, "text_config", None)
     parts = [getattr(config, f"{each}_config", None) for each in ("vision", "audio")]
     return inner if inner is not None and any(part is not None for part in parts) else None
@@ -74,7 +74,7 @@ def _wave(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def language_path(model: nn.Module) -> str | None:
-    """Path of the language model inside a model that also sees or hears; None for any other model."""
+    """Returns the path of the language model inside a model that also sees or hears; None for any other model."""
     config = getattr(model, "config", None)
     if config is None or language_config(config) is None or not getattr(model, "can_generate", bool)():
         return None

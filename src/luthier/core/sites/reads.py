@@ -15,7 +15,7 @@ LOOKS = {"dtype", "device", "shape", "size", "ndim", "dim", "numel", "requires_g
 
 
 def is_read(model: nn.Module, path: str) -> bool:
-    """Whether the module that holds the one at `path` computes with its weight or bias itself."""
+    """Returns whether the module that holds the one at `path` computes with its weight or bias itself."""
     owner, _, name = path.rpartition(".")
     return bool(owner) and name in _read_by(type(model.get_submodule(owner)))
 

@@ -21,7 +21,7 @@ WRAPPERS = frozenset(
 
 
 def names_of(model: nn.Module) -> list[str]:
-    """The paths of all modules and parameters of a base."""
+    """Returns the paths of all modules and parameters of a base."""
     modules = (path for path, _ in base_modules(model, remove_duplicate=False) if path)
     return [*modules, *(path for path, _ in base_parameters(model, remove_duplicate=False))]
 
@@ -63,7 +63,7 @@ def nearest(path: str, model: nn.Module) -> str:
 
 
 def rewritten(text: str, names: Mapping[str, str]) -> str:
-    """A text with every whole path of `names` replaced."""
+    """Returns a text with every whole path of `names` replaced."""
     return re.sub(r"[\w.]+", lambda match: names.get(match[0], match[0]), text)
 
 

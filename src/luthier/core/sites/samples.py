@@ -27,7 +27,7 @@ def architecture(model: nn.Module, renamed: Callable[[str], str] = str) -> str:
 
 
 def class_name(model: nn.Module) -> str:
-    """The name of the model's class; FSDP2 makes one of its own."""
+    """Returns the name of the model's class; FSDP2 makes one of its own."""
     if not any(is_sharded(parameter) for _, parameter in base_parameters(model)):
         return type(model).__name__
     from torch.distributed.fsdp import FSDPModule

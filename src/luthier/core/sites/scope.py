@@ -57,7 +57,7 @@ class Scope:
         return self.language is None or f"{path}.".startswith(f"{self.language}.")
 
     def block(self, path: str) -> str | None:
-        """Path of the block that holds `path`."""
+        """Returns the path of the block that holds `path`."""
         parts = path.split(".")
         above = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
         return next((p for p in above if p in self.blocks), None)
@@ -91,7 +91,7 @@ class Scope:
         ]
 
     def parameter(self, path: str, transposed: bool = False) -> Site:
-        """The site of a parameter; its widths are those of its last two axes."""
+        """Returns the site of a parameter; its widths are those of its last two axes."""
         shape = tuple(raw_parameter(self.model, path).shape)
         d_out, d_in = (1, 1, *shape)[-2:]
         if transposed:
@@ -101,7 +101,7 @@ class Scope:
         return Site(path, "param", d_in, d_out, self.layer(path), experts=experts, maps=maps, transposed=transposed)
 
     def activation(self, path: str, kind: str) -> Site:
-        """The site of what enters (`input`) or leaves (`stream`) a module.
+        """Returns the site of what enters (`input`) or leaves (`stream`) a module.
 
         Its width is what a small pass meets there; where none can be run, that of most linear layers of the block.
         """
@@ -133,7 +133,7 @@ class Scope:
         return shape[-1] if shape else None
 
     def idle(self, path: str) -> bool:
-        """Whether a small pass does not call the module."""
+        """Returns whether a small pass does not call the module."""
         return bool(self.met) and path not in self.met and not self.uncalled
 
     @cached_property

@@ -148,7 +148,7 @@ def base_modules(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator
 
 
 def base_parameters(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
-    """`named_parameters` of the base, likewise."""
+    """Yields `named_parameters` of the base, likewise."""
     seen: set[int] = set()
     for path, module in base_modules(model, remove_duplicate=remove_duplicate):
         for name, parameter in module._parameters.items():
@@ -194,7 +194,7 @@ def channels(module: nn.Module) -> tuple[set[int], set[int]]:
 
 
 def stack_owner(model: nn.Module, path: str) -> str:
-    """Path of the module that meets the attention mask and the cache of a stack: the innermost
+    """Returns the path of the module that meets the attention mask and the cache of a stack: the innermost
     `PreTrainedModel` above it, or the root."""
     parts = path.split(".")
     for end in range(len(parts), 0, -1):

@@ -40,7 +40,7 @@ def front(
     data: str | None = None,
     eval_loss: float | None = None,
 ) -> str:
-    """The YAML at the head of a card, as the hub expects it, between its `---`.
+    """Returns the YAML at the head of a card, as the hub expects it, between its `---`.
 
     The base is named where its name is one of the hub's; a path of this machine would be refused there.
     """
@@ -66,7 +66,7 @@ def front(
 
 
 def licence_entries(licence: str | None) -> dict[str, str]:
-    """`license`, or `license: other` with its name where the hub has no identifier for it."""
+    """Returns `license`, or `license: other` with its name where the hub has no identifier for it."""
     if licence is None:
         return {}
     if LICENCES.fullmatch(licence.lower()):
@@ -126,7 +126,7 @@ def card_of(spec: Mapping[str, Any]) -> str:
 
 
 def merged_card(spec: Mapping[str, Any], *, base: str, dtype: str, change: float, largest: float) -> str:
-    """The card of a model into which the adapter of a spec was merged, with what that changed."""
+    """Returns the card of a model into which the adapter of a spec was merged, with what that changed."""
     from huggingface_hub import ModelCardData
 
     forms = list(dict.fromkeys(part["form"] for part in spec["parts"]))
@@ -146,5 +146,5 @@ def merged_card(spec: Mapping[str, Any], *, base: str, dtype: str, change: float
 
 
 def cell(value: str) -> str:
-    """A text within one cell of a table."""
+    """Returns a text within one cell of a table."""
     return value.replace("|", "\\|").replace("\n", " ")

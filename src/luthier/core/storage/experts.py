@@ -46,7 +46,7 @@ def stacked(model: nn.Module, sources: Sequence[str], sites: Sequence[Site], ran
 
 
 def deltas(model: nn.Module, source: str) -> dict[str, Delta]:
-    """What a saved adapter adds to each linear layer, by path, as factors; the model is left as it was."""
+    """Returns what a saved adapter adds to each linear layer, by path, as factors; the model is left as it was."""
     with borrowed(model, source) as components:
         state = state_of(model)
         return {

@@ -23,7 +23,7 @@ LEAST = 32
 
 
 def fingerprint(model: nn.Module, leave: Iterable[str] = ()) -> dict[str, Any]:
-    """`{"model", "architecture", "dtype", "sample", "digests"}` of the base under an adapted model.
+    """Returns `{"model", "architecture", "dtype", "sample", "digests"}` of the base under an adapted model.
 
     The architecture is a hash of the layers and their sizes, equal for a quantised copy. Every floating parameter and
     stored buffer counts, by each of its names: the sample takes 8 of its values, the digest is a hash of all of its
@@ -66,7 +66,7 @@ def _counted(model: nn.Module, leave: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def replacing(component: Any) -> list[Any]:
-    """The sites of a component whose tensors replace the base's."""
+    """Returns the sites of a component whose tensors replace the base's."""
     return list(component.sites) if component.form.replaces and not component.subtract_start else []
 
 
@@ -98,7 +98,7 @@ def _digest(flat: Tensor, shape: torch.Size) -> str:
 
 
 def differences(stored: dict[str, Any], model: nn.Module) -> str | None:
-    """Why the base of `stored` is not `model`; None if it is. Rounding to another dtype is allowed for.
+    """Returns why the base of `stored` is not `model`; None if it is. Rounding to another dtype is allowed for.
 
     A head that one of the two lacks is not a difference: another task has another.
     """
@@ -135,14 +135,14 @@ def compared(stored: dict[str, Any], here: dict[str, Any], inside: tuple[str, ..
 
 
 def unseen(stored: Mapping[str, Any], model: nn.Module) -> list[str]:
-    """The tensors of the base that a spec of an older format says nothing about; empty for a present one."""
+    """Returns the tensors of the base that a spec of an older format says nothing about; empty for a present one."""
     if stored["digests"]:
         return []
     return [path for path, tensor in base_parameters(model) if _comparable(tensor) and path not in stored["sample"]]
 
 
 def sample_of(get: Callable[[str], Tensor | None], paths: Iterable[str]) -> dict[str, list[float]]:
-    """The sample of other weights; `get(name)` gives a tensor, or None without one."""
+    """Returns the sample of other weights; `get(name)` gives a tensor, or None without one."""
     found = {path: get(path) for path in paths}
     return {path: values(tensor) for path, tensor in found.items() if tensor is not None}
 

@@ -15,7 +15,7 @@ TENSORS = 32
 
 
 def candidates(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The floating tensors inside the blocks, and the embeddings; heads stay out."""
+    """Returns the floating tensors inside the blocks, and the embeddings; heads stay out."""
     inside = tuple(f"{path}." for path in block_lists(model))
     tables = {f"{path}.weight" for path, m in base_modules(model) if isinstance(m, nn.Embedding)}
     return {
@@ -29,7 +29,7 @@ def candidates(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """`{"model", "architecture", "dtype", "sample"}` as these formats hold it."""
+    """Returns `{"model", "architecture", "dtype", "sample"}` as these formats hold it."""
     from luthier.core.sites.samples import architecture, class_name, values
 
     tensors = candidates(model)
@@ -43,12 +43,12 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
 
 
 def digest(model: nn.Module) -> str:
-    """What `run.json` held of it."""
+    """Returns what `run.json` held of it."""
     return hashlib.sha256(json.dumps(fingerprint(model), sort_keys=True).encode()).hexdigest()
 
 
 def differences(stored: dict[str, Any], model: nn.Module) -> str | None:
-    """Why the base of `stored` is not `model`; None if nothing that was looked at then says so."""
+    """Returns why the base of `stored` is not `model`; None if nothing that was looked at then says so."""
     from luthier.core.sites.samples import close, values
 
     tensors = candidates(model)

@@ -14,7 +14,7 @@ from luthier.core.storage.format import SPEC, Spec, read
 
 
 def adapter_at(path: str | Path) -> Path | None:
-    """The folder with `adapter.json`, which is `path` or its `adapter`; None where neither has one."""
+    """Returns the folder with `adapter.json`, which is `path` or its `adapter`; None where neither has one."""
     folder = Path(path).expanduser()
     with guarded(f"no adapter folder {str(path)[:80]}"):  # of names that no file system takes
         folder.exists()
@@ -22,13 +22,13 @@ def adapter_at(path: str | Path) -> Path | None:
 
 
 def holds_adapter(folder: Path) -> bool:
-    """Whether `adapter.json` is in this very folder, also while another process replaces it."""
+    """Returns whether `adapter.json` is in this very folder, also while another process replaces it."""
     with steady(folder):
         return (folder / SPEC).is_file()
 
 
 def adapter_folder(path: str | Path) -> Path:
-    """`adapter_at`; raises `LuthierError` when there is none."""
+    """Returns `adapter_at`; raises `LuthierError` when there is none."""
     if found := adapter_at(path):
         return found
     folder = Path(path).expanduser()

@@ -107,7 +107,7 @@ def checksum(spec: Mapping[str, Any]) -> str:
 
 
 def sealed(spec: Mapping[str, Any]) -> Spec:
-    """The spec as JSON holds it, checked as when it is read, with its checksum."""
+    """Returns the spec as JSON holds it, checked as when it is read, with its checksum."""
     try:
         plain = json.loads(json.dumps(spec))
     except (TypeError, ValueError, RecursionError) as error:

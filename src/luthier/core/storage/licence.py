@@ -10,7 +10,7 @@ LONGEST = 256
 
 
 def stated_licence(name: str) -> str | None:
-    """What the model's card or its configuration calls its licence; None where neither does.
+    """Returns what the model's card or its configuration calls its licence; None where neither does.
 
     `name` is a folder, or a hub id, whose card is looked for in the local hub cache.
     """

@@ -168,7 +168,7 @@ def spec_of(
 
 
 def finite(value: Any) -> Any:
-    """The value with null for NaN and infinity, which JSON does not know."""
+    """Returns the value with null for NaN and infinity, which JSON does not know."""
     if isinstance(value, Mapping):
         return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -262,7 +262,7 @@ def _tell_unseen(folder: Path, spec: Mapping[str, Any], model: nn.Module) -> Non
 
 
 def component_of(model: nn.Module, stored: Mapping[str, Any], name: str, folder: Path) -> AdapterComponent:
-    """A stored part at the sites of `model`; raises where those are not the ones that it was fitted on."""
+    """Returns a stored part at the sites of `model`; raises where those are not the ones that it was fitted on."""
     form = _form_of(stored["form"], stored["settings"], folder)
     try:
         sites, ranks = _selected(model, stored), stored.get("ranks", {})

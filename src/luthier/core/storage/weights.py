@@ -34,7 +34,7 @@ Header = Mapping[str, tuple[str, torch.Size]]
 
 
 def opened(folder: Path, spec: Mapping[str, Any], most: int | None = None) -> Any:
-    """The open file of tensors, of at most `most` bytes, whose checksum is the spec's; none is read yet."""
+    """Returns the open file of tensors, of at most `most` bytes, whose checksum is the spec's; none is read yet."""
     path = own_file(folder, WEIGHTS)
     size = path.stat().st_size
     if most is not None and size > most:
@@ -97,7 +97,7 @@ def _renamed(group: str, stored: Mapping[str, str]) -> str:
 
 
 def group_of(index: int, component: AdapterComponent, site: Site) -> str:
-    """The group of tensors of a site, for the part of that number."""
+    """Returns the group of tensors of a site, for the part of that number."""
     return f"{index}.{component.group(site)}"
 
 

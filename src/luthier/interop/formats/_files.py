@@ -48,7 +48,7 @@ def _from_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file `name` of a folder; raises for a name that leads elsewhere, and for a file that is not there."""
+    """Returns the file `name` of a folder; raises for a name that leads elsewhere, and for a file that is not there."""
     if not name or name != Path(name).name or name in (".", ".."):
         raise LuthierError(f"{folder} names the file {name!r}, which lies elsewhere.")
     path = folder / name

@@ -31,7 +31,7 @@ class Layer:
 
 
 def layers_of(model: nn.Module, name: str) -> list[Layer]:
-    """The modules that the adapter `name` acts on, in the model's order."""
+    """Returns the modules that the adapter `name` acts on, in the model's order."""
     found = []
     for path, module in model.named_modules():
         if (adapters := adapters_of(module)) and (tuners := adapters.named(name)):

@@ -54,7 +54,7 @@ def _generation_as_it_is(model: Any, folder: Path) -> Iterator[None]:
 
 
 def probe(model: Any) -> Tensor:
-    """The first output of a model on a fixed small input, in float32."""
+    """Returns the first output of a model on a fixed small input, in float32."""
     with eval_mode(model):
         return model(**dummy_inputs(model))[0].float()
 

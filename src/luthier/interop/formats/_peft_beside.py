@@ -71,7 +71,7 @@ def _alone(folder: Path, model: nn.Module, path: str, tensor: Tensor) -> Found:
 
 
 def low_rank(folder: Path, model: nn.Module, path: str, left: Tensor, right: Tensor) -> Found:
-    """The change left [rows, r] · right [r, width] of a table or of a linear layer, at that module alone."""
+    """Returns the change left [rows, r] · right [r, width] of a table or of a linear layer, at that module alone."""
     module, rank = model.get_submodule(path), len(right)
     form = LoRA(rank=rank, alpha=float(rank))
     if isinstance(module, nn.Embedding):

@@ -17,7 +17,7 @@ REPEATS = 5
 
 
 def matches(folder: Path, pattern: str, path: str) -> bool:
-    """`re.match`, for expressions whose time is bounded: no repeated groups, few repeats."""
+    """Returns `re.match`, for expressions whose time is bounded: no repeated groups, few repeats."""
     inner = pattern.removeprefix(r"(.*\.)?")
     if not bounded(inner):
         raise LuthierError(f"{folder}: the expression {inner[:60]!r} could take for ever to match; write plain names.")
@@ -28,7 +28,7 @@ def matches(folder: Path, pattern: str, path: str) -> bool:
 
 
 def bounded(pattern: str) -> bool:
-    """Whether matching an expression takes no absurd time."""
+    """Returns whether matching an expression takes no absurd time."""
     return (
         len(pattern) <= 20_000
         and not re.search(r"\)[*+{]", pattern)
@@ -37,7 +37,7 @@ def bounded(pattern: str) -> bool:
 
 
 def targeted(folder: Path, config: Mapping[str, Any], path: str) -> bool:
-    """Whether peft puts the adapter on the module `path`, by its rules for names, expressions and layers.
+    """Returns whether peft puts the adapter on the module `path`, by its rules for names, expressions and layers.
 
     An expression of many repeats is not matched: what the file holds then counts.
     """
@@ -52,7 +52,7 @@ def targeted(folder: Path, config: Mapping[str, Any], path: str) -> bool:
 
 
 def adapted(folder: Path, config: Mapping[str, Any], path: str, model: nn.Module) -> bool:
-    """`targeted`, also by what a module is tied to, where peft keeps both tied."""
+    """Returns `targeted`, also by what a module is tied to, where peft keeps both tied."""
     if targeted(folder, config, path) or not config.get("ensure_weight_tying"):
         return targeted(folder, config, path)
     known = dict(base_parameters(model, remove_duplicate=False))
@@ -70,7 +70,7 @@ def excluded(folder: Path, config: Mapping[str, Any], path: str) -> bool:
 
 
 def saved_whole(config: Mapping[str, Any], path: str) -> bool:
-    """Whether a path is, or lies in, a module of `modules_to_save`."""
+    """Returns whether a path is, or lies in, a module of `modules_to_save`."""
     return any(f".{each}." in f".{path}." for each in config.get("modules_to_save") or ())
 
 

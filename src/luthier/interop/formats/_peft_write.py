@@ -29,7 +29,7 @@ class Files:
 
 
 def common_config(model: nn.Module) -> dict[str, Any]:
-    """What every method's configuration says."""
+    """Returns what every method's configuration says."""
     return {
         "task_type": "CAUSAL_LM" if generative(model) else None,
         "base_model_name_or_path": getattr(model, "name_or_path", ""),

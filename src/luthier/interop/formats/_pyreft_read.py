@@ -47,7 +47,7 @@ ORTHONORMAL = 3e-6
 
 
 def representations(folder: Path, config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The representations by name of field, with the class of the intervention and the key of its file."""
+    """Returns the representations by name of field, with the class of the intervention and the key of its file."""
     listed, kinds, keys = (config.get(k) for k in ("representations", "intervention_types", "sorted_keys"))
     if not all(isinstance(each, list) for each in (listed, kinds, keys)) or not listed:
         raise LuthierError(f"{folder / 'config.json'} is not a configuration of pyreft's, or a damaged one.")
@@ -201,7 +201,7 @@ def trained(folder: Path, held: Tensors, model: nn.Module) -> dict[str, dict[str
 
 
 def read(folder: Path, kind: str, held: Tensors) -> tuple[type[Form], dict[str, Tensor]]:
-    """The form of an intervention, and its tensors under our names."""
+    """Returns the form of an intervention, and its tensors under our names."""
     if kind not in CLASSES:
         raise LuthierError(f"{folder}: {kind} has no equal here; {', '.join(CLASSES)} have.")
     form, tensors = CLASSES[kind](folder, held)

@@ -43,7 +43,7 @@ class Intruders(Examination):
         return self.of(pair.changes(), pair.watch)
 
     def of(self, changes: Sequence[Change], watch: Callable[[str, Sequence], Iterable]) -> Report:
-        """The report on changes alone; raises `LuthierError` where none of them is of a matrix of a block."""
+        """Returns the report on changes alone; raises `LuthierError` where none of them is of a matrix of a block."""
         chosen = [change for change in changes if examined(change.place)]
         if not chosen:
             raise LuthierError(

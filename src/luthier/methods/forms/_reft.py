@@ -30,7 +30,7 @@ class RotatedReFT(ReFT):
     """An edit inside the subspace that the orthonormal rows of R span."""
 
     def start(self, site) -> Tensor:
-        """A random R [rank, d] with orthonormal rows."""
+        """Returns a random R [rank, d] with orthonormal rows."""
         return orthogonal(self.rank, site.d_out)
 
     def rotation(self, p):

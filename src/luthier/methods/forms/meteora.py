@@ -88,7 +88,7 @@ class MeteoRA(Routed):
         return torch.zeros_like(logits).scatter(-1, chosen, values)
 
     def chosen(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(weights, places) of the experts that each token is sent to, [..., top] each."""
+        """Returns (weights, places) of the experts that each token is sent to, [..., top] each."""
         values, places = logits.topk(self.top, -1)
         wide = torch.promote_types(values.dtype, torch.float32)
         return (values.to(wide) / self.temperature).softmax(-1).to(values.dtype), places
@@ -108,6 +108,6 @@ def gathered(form: MeteoRA, p, x: Tensor, logits: Tensor) -> Tensor:
 
 
 def together(form: MeteoRA, p, x: Tensor, logits: Tensor) -> Tensor:
-    """The same by the factors of all experts, those that are not chosen at weight 0."""
+    """Returns the same by the factors of all experts, those that are not chosen at weight 0."""
     inner = (x @ p["A"].flatten(0, 1).mT).unflatten(-1, (len(form.experts), form.rank))
     return (inner * form.weights(logits)[..., None]).flatten(-2) @ p["B"].mT.flatten(0, 1)

@@ -103,7 +103,7 @@ class MHR(Routed):
         return logsigmoid(logits).softmax(-1)  # σ / Σ σ, also where every σ vanishes
 
     def averaged(self, p, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(A [..., d_in, rank], B [..., rank, d_out]) of each row's task."""
+        """Returns (A [..., d_in, rank], B [..., rank, d_out]) of each row's task."""
         w = self.weights(logits)
         a = einsum("...hs,shdr->...hdr", w, p["A"]).flatten(-3, -2)
         return a, einsum("...hs,srhd->...rhd", w, p["B"]).flatten(-2)

@@ -70,7 +70,7 @@ class CorDA(Init):
 
 
 def damped(c: Tensor, damping: float, context: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """(M, M⁻¹) of M = context(C + damping · mean diagonal of C), the damping doubled until the inverse is good.
+    """Returns (M, M⁻¹) of M = context(C + damping · mean diagonal of C), the damping doubled until the inverse is good.
 
     Raises `LuthierError` for a C that no damping helps.
     """

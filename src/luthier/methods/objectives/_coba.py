@@ -60,7 +60,7 @@ def remembered(
 
 
 def slope(points: Sequence[Sequence[float]]) -> float:
-    """The slope of the least-squares line through (x, y) points; 0 of fewer than two."""
+    """Returns the slope of the least-squares line through (x, y) points; 0 of fewer than two."""
     if len(points) < 2:
         return 0.0
     x, y = torch.tensor(points, dtype=torch.float64).unbind(1)
@@ -69,7 +69,7 @@ def slope(points: Sequence[Sequence[float]]) -> float:
 
 
 def weights(slopes: Sequence[Sequence[float]], worst: Sequence[float], tau: float) -> list[float]:
-    """What the tasks weigh, from each one's slopes (the last is the present) and those of the highest loss."""
+    """Returns what the tasks weigh, from each one's slopes (the last is the present) and those of the highest loss."""
     tasks, floor = len(slopes), 1 / (10 * len(slopes))
     now = torch.tensor([own[-1] for own in slopes], dtype=torch.float64)
     sizes = torch.tensor([sum(map(abs, own)) for own in slopes], dtype=torch.float64)
@@ -96,7 +96,7 @@ def ratio(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def present_weights(counts: Tensor, known: Sequence[float] | None) -> Tensor:
-    """What the tasks present weigh, [tasks], 1 in all: as `known`, or alike."""
+    """Returns what the tasks present weigh, [tasks], 1 in all: as `known`, or alike."""
     present = counts.gt(0).float()
     weighed = present if known is None else present * present.new_tensor(known)
     return weighed / weighed.sum().clamp(min=1e-30)

@@ -39,7 +39,7 @@ FEW = 2**22
 
 
 def causal_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """`model(**batch).loss`, equal to rounding, computed in chunks where the model and its vocabulary allow it.
+    """Returns `model(**batch).loss`, equal to rounding, computed in chunks where the model and its vocabulary allow it.
 
     `model` may be wrapped in DistributedDataParallel: its own forward pass, and every hook on it, still runs.
     """
@@ -59,7 +59,7 @@ _WHOLE: WeakSet[nn.Module] = WeakSet()
 
 
 def chunks(model: PreTrainedModel) -> bool:
-    """Whether the loss of `model` is computed in chunks: a causal language model with many words, whose head is
+    """Returns whether the loss of `model` is computed in chunks: a causal language model with many words, whose head is
     whole on this process and treats each token for itself."""
     head = model.get_output_embeddings()
     if head is None or getattr(model.config.get_text_config(), "vocab_size", 0) < VOCABULARY:
@@ -179,7 +179,7 @@ class _Given(nn.Module):
         self.output, self.hidden = output, hidden
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The body's output; its arguments have had their effect."""
+        """Returns the body's output; its arguments have had their effect."""
         if isinstance(self.output, tuple):
             return (self.hidden, *self.output[1:])
         changed = copy.copy(self.output)

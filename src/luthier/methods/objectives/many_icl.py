@@ -58,7 +58,7 @@ class ManyICL(Objective):
 def packs(
     group: Iterable[Example], lengths: Mapping[int, int], shots: int, max_length: int
 ) -> Iterable[Sequence[Example]]:
-    """The examples by `shots` at most, and by no more tokens in all than `max_length`."""
+    """Yields the examples by `shots` at most, and by no more tokens in all than `max_length`."""
     pack: list[Example] = []
     used = 0
     for example in group:
@@ -72,7 +72,7 @@ def packs(
 
 
 def system_of(example: Example) -> str | None:
-    """The system message that a conversation opens with; raises for rows that cannot be packed."""
+    """Returns the system message that a conversation opens with; raises for rows that cannot be packed."""
     turns = example.messages
     if turns is None or any(m["role"] == "assistant" for m in turns[: example.context]):
         raise LuthierError(
@@ -82,12 +82,12 @@ def system_of(example: Example) -> str | None:
 
 
 def beside(example: Example) -> str:
-    """What stands in the prompt beside the turns; only rows that share it are packed."""
+    """Returns what stands in the prompt beside the turns; only rows that share it are packed."""
     return json.dumps([example.tools, example.documents, example.template], sort_keys=True, default=str)
 
 
 def packed(pack: Sequence[Example]) -> Example:
-    """The conversations one after another, as one."""
+    """Returns the conversations one after another, as one."""
     first, *others = pack
     turns, masked = list(first.messages or []), list(first.masked)
     for example in others:

@@ -63,7 +63,7 @@ class MaskedThought(Objective):
         return [feature | {HIDDEN: hidden} for feature in rows.features]
 
     def rate(self, step: int, steps: int) -> float:
-        """The probability at a step."""
+        """Returns the probability at a step."""
         return self.p * min(1.0, step / (self.ramp * steps)) if self.ramp else self.p
 
     def inputs(self, batch, at):
@@ -83,7 +83,7 @@ class MaskedThought(Objective):
 
 
 def stand_in(tokenizer: Any, token: str | None) -> int:
-    """The id of the token that stands for <mask>; raises `LuthierError` for one that the vocabulary lacks."""
+    """Returns the id of the token that stands for <mask>; raises `LuthierError` for one that the vocabulary lacks."""
     names = [token] if token is not None else [getattr(tokenizer, name, None) for name in STAND_INS]
     name = next((name for name in names if name is not None), None)
     if name is None or name not in tokenizer.get_vocab():

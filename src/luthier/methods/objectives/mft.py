@@ -95,7 +95,7 @@ class MFT(Objective):
 
 
 def row_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(sum over its labels of each row's - log p, how many these are), [rows] each, of a causal model."""
+    """Returns (sum over its labels of each row's - log p, how many these are), [rows] each, of a causal model."""
     import torch
 
     labels = batch["labels"][:, 1:]

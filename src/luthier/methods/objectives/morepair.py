@@ -82,7 +82,7 @@ class MORepair(Objective):
 
 
 def explained(example: Example) -> Example:
-    """The same row with its rationale behind the answer."""
+    """Returns the same row with its rationale behind the answer."""
     from luthier.data import last_answer
 
     turns = example.messages

@@ -10,7 +10,7 @@ WIDE = 2
 
 
 def verdict(blocks: Mapping[str, Mapping[str, Any]], points: int) -> str:
-    """What resampling and the null say of the ranks of `blocks`, found on `points` points."""
+    """Returns what resampling and the null say of the ranks of `blocks`, found on `points` points."""
     wide = sum(block["high"] - block["low"] > WIDE for block in blocks.values())
     above = sum(block["rank"] > block["noise"] for block in blocks.values())
     if 2 * wide > len(blocks):

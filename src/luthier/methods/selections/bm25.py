@@ -58,12 +58,12 @@ class BM25(Selection):
 
 
 def words(text: str) -> list[str]:
-    """The words and signs of a text."""
+    """Returns the words and signs of a text."""
     return WORD.findall(text.lower())
 
 
 def scores(index: Any, query: list[str], rows: int) -> Any:
-    """The score of every row for a query, [rows]; 0 where none of its words is known."""
+    """Returns the score of every row for a query, [rows]; 0 where none of its words is known."""
     import numpy as np
 
     known = [word for word in query if word in index.vocab_dict]

@@ -23,7 +23,7 @@ def check_form(form: Form) -> None:
 
 
 def explained(site: Site, stats: Stats, wanted: int) -> Stats:
-    """The statistics of a site; raises unless `wanted` components of its own input were measured."""
+    """Returns the statistics of a site; raises unless `wanted` components of its own input were measured."""
     if site.kind != "affine":
         raise LuthierError(
             f"eva serves linear layers; the input of {site} (kind {site.kind}) is not what its module is called with. "

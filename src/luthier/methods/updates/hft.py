@@ -61,7 +61,7 @@ def halves(plan: TrainingPlan, draw: random.Random) -> set[str]:
 
 
 def owner(group: ParameterGroup) -> str:
-    """The module that a tensor belongs to."""
+    """Returns the module that a tensor belongs to."""
     return group.site.module
 
 

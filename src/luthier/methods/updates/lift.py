@@ -73,7 +73,7 @@ class LIFT(Update):
 
 
 def reduced(w: Tensor, rank: int) -> Tensor:
-    """The best approximation of w [m, n] of a rank."""
+    """Returns the best approximation of w [m, n] of a rank."""
     if rank >= min(w.shape):
         return w
     u, s, vt = torch.linalg.svd(w, full_matrices=False)

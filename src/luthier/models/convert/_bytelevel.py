@@ -32,12 +32,12 @@ class Metadata:
         return self.of(f"tokenizer.ggml.{key}", default)
 
     def of(self, key: str, default: Any = None) -> Any:
-        """The value of any key."""
+        """Returns the value of any key."""
         field = self._reader.get_field(key)
         return default if field is None else field.contents()
 
     def templates(self) -> str | dict[str, str] | None:
-        """The chat template, or all of them by name where there are several."""
+        """Returns the chat template, or all of them by name where there are several."""
         named = {name: self.of(f"{_TEMPLATE}.{name}") for name in self.of("tokenizer.chat_templates", [])}
         found = {"default": self.of(_TEMPLATE), **named}
         found = {name: text for name, text in found.items() if text is not None}

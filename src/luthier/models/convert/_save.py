@@ -6,7 +6,7 @@ from typing import Any
 
 
 def filled(model_class: Any, config: Any, state: dict[str, Any]) -> Any:
-    """`model_class(config)` holding exactly the tensors of `state`, tied where it ties."""
+    """Returns `model_class(config)` holding exactly the tensors of `state`, tied where it ties."""
     import torch
 
     with torch.device("meta"):

@@ -152,7 +152,7 @@ class RowCache(DynamicCache):
 
 
 def states(layer: object) -> tuple[Tensor, Tensor]:
-    """The keys and values [rows, heads, columns, d_head] that a pass has written to a plain layer."""
+    """Returns the keys and values [rows, heads, columns, d_head] that a pass has written to a plain layer."""
     assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
     return layer.keys, layer.values
 

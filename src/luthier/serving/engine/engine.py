@@ -148,12 +148,12 @@ class Engine:
             self._names.remove(name)
 
     def adapters(self) -> list[str]:
-        """The names of the adapters that can be asked for, in the order of loading."""
+        """Returns the names of the adapters that can be asked for, in the order of loading."""
         with self._worker.changed:
             return [name for name in self._names if name not in self._leaving]
 
     def statistics(self) -> Statistics:
-        """What was done so far, and what is under way."""
+        """Returns what was done so far, and what is under way."""
         return replace(self._worker.statistics(), adapters=len(self._names))
 
     def drain(self, seconds: float) -> bool:

@@ -32,7 +32,7 @@ class Choice:
 
 
 def drawing(temperature: float, top_p: float, seed: int | None, logprobs: int | None) -> Draw:
-    """A row's draw; without a seed, from one that the system gives."""
+    """Returns a row's draw; without a seed, from one that the system gives."""
     generator = torch.Generator()
     if seed is None:
         generator.seed()
@@ -42,7 +42,7 @@ def drawing(temperature: float, top_p: float, seed: int | None, logprobs: int | 
 
 
 def choose(logits: Tensor, draws: Sequence[Draw]) -> list[Choice | None]:
-    """A token for each row of `logits` [rows, vocabulary]; None where they are NaN or infinite.
+    """Returns a token for each row of `logits` [rows, vocabulary]; None where they are NaN or infinite.
 
     Rows do not know of each other: a row's token is the same in any batch, up to rounding of its logits.
     """
@@ -76,7 +76,7 @@ def _drawn(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 
 
 def nucleus(chances: Tensor, top_p: Tensor) -> Tensor:
-    """`chances` [rows, vocabulary] without those outside the smallest set that reaches `top_p` [rows, 1]."""
+    """Returns `chances` [rows, vocabulary] without those outside the smallest set that reaches `top_p` [rows, 1]."""
     kept = torch.zeros_like(chances)
     open_rows = torch.arange(len(chances), device=chances.device)
     for count in (min(LIKELY, chances.shape[1]), chances.shape[1]):

@@ -33,7 +33,7 @@ class Reader:
         """One of the texts that stop has come."""
 
     def add(self, token: int) -> str:
-        """What may be shown after one more token."""
+        """Returns what may be shown after one more token."""
         self._ids.append(token)
         text = decoded(self._tokenizer, self._ids[self._from :])
         if text.endswith(BROKEN) and len(self._ids) - self._until < LONGEST:
@@ -44,7 +44,7 @@ class Reader:
         return self._released(self._held)
 
     def rest(self) -> str:
-        """What was held back, at the end of the answer."""
+        """Returns what was held back, at the end of the answer."""
         text = decoded(self._tokenizer, self._ids[self._from :])
         self._held += text[len(self._known) :] if len(self._ids) > self._until else ""
         self._until = len(self._ids)
@@ -71,12 +71,12 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of tokens, without special ones."""
+    """Returns the text of tokens, without special ones."""
     return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def token_texts(tokenizer: Any) -> Callable[[int], str]:
-    """The text of a token alone, special ones by their names, with the space before a word."""
+    """Returns the text of a token alone, special ones by their names, with the space before a word."""
 
     def text(*ids: int) -> str:
         return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -82,7 +82,7 @@ class Worker:
         done.result()
 
     def statistics(self) -> Statistics:
-        """What was done so far, and what is under way."""
+        """Returns what was done so far, and what is under way."""
         with self.changed:
             return replace(self._statistics, waiting=len(self._waiting))
 

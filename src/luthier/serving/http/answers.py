@@ -16,7 +16,7 @@ DONE = "data: [DONE]\n\n"
 
 
 def event(value: dict[str, Any]) -> str:
-    """A server-sent event."""
+    """Returns a server-sent event."""
     return f"data: {json.dumps(value, separators=(',', ':'))}\n\n"
 
 
@@ -57,14 +57,14 @@ class Shape(ABC):
 
     @abstractmethod
     def part(self, index: int, chunk: Chunk) -> dict[str, Any]:
-        """An event: what `piece` adds to choice `index`, which has not taken it in yet."""
+        """Returns an event: what `piece` adds to choice `index`, which has not taken it in yet."""
 
     @abstractmethod
     def last(self) -> dict[str, Any]:
-        """The event that ends a stream with its token counts."""
+        """Returns the event that ends a stream with its token counts."""
 
     def head(self, prefix: str, kind: str) -> dict[str, Any]:
-        """What every object of this answer begins with."""
+        """Returns what every object of this answer begins with."""
         return {"id": prefix + self.id, "object": kind, "created": self.created, "model": self.model}
 
     def usage(self) -> dict[str, int]:

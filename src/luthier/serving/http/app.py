@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 
 
 def create_app(service: Service, guard: Guard) -> FastAPI:
-    """The app of a service. Its engine is started and closed by whoever made it."""
+    """Returns the app of a service. Its engine is started and closed by whoever made it."""
     app = FastAPI(title="luthier serve", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     for routes in (answers(service), models(service), page(service)):
         app.include_router(routes)
@@ -70,7 +70,7 @@ def client_of(call: Call) -> str:
 
 
 def shape(kind: type[Shape], body: Sampled, logprobs: bool, prompts: Sequence[list[int]]) -> Shape:
-    """The answers of a call before they begin."""
+    """Returns the answers of a call before they begin."""
     choices = [Choice() for _ in range(len(prompts) * body.n)]
     return kind(body.model, logprobs, sum(map(len, prompts)), choices)
 
@@ -83,7 +83,7 @@ async def told(call: Call, body: Sampled, flight: Flight, shape: Shape) -> Respo
 
 
 def models(service: Service) -> APIRouter:
-    """The base and its adapters: listed as models, loaded and unloaded."""
+    """Returns the base and its adapters: listed as models, loaded and unloaded."""
     routes = APIRouter(prefix="/v1")
 
     @routes.get("/models")
@@ -107,7 +107,7 @@ def models(service: Service) -> APIRouter:
 
 
 def page(service: Service) -> APIRouter:
-    """The chat page, health and metrics."""
+    """Returns the chat page, health and metrics."""
     routes = APIRouter()
     html, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
     routes.get("/")(_file(html, "text/html"))

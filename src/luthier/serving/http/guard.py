@@ -77,7 +77,7 @@ class Guard:
             raise Refusal(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
     def too_large(self) -> Refusal:
-        """What a longer body gets."""
+        """Returns what a longer body gets."""
         return Refusal(413, f"the body is longer than {self.max_body:,} bytes.", code="body_too_large")
 
     def too_slow(self) -> Refusal:
@@ -86,7 +86,7 @@ class Guard:
 
 
 def name_of(host: str) -> str:
-    """The name in a Host header, without its port and brackets."""
+    """Returns the name in a Host header, without its port and brackets."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

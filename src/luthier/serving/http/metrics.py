@@ -67,7 +67,7 @@ class Metrics:
         )  # fmt: skip
 
     def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
+        """Returns all of them in Prometheus' text format."""
         return generate_latest(self.registry)
 
 

@@ -42,12 +42,12 @@ class Refusal(HTTPException):
         return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """The answer itself."""
+        """Returns the answer itself."""
         return JSONResponse(self.body(), self.status_code, self.headers)
 
 
 def refusal_of(error: LuthierError) -> Refusal:
-    """What a `LuthierError` of the engine is over HTTP: 429 when it is busy, else 400."""
+    """Returns what a `LuthierError` of the engine is over HTTP: 429 when it is busy, else 400."""
     if isinstance(error, Busy):
         return Refusal(429, str(error), code="queue_full", headers=RETRY)
     return Refusal(400, str(error))
@@ -87,5 +87,5 @@ def invalid(error: Mapping[str, Any]) -> Refusal:
 
 
 def path(place: Iterable[str | int]) -> str:
-    """`messages[0].content` of ("messages", 0, "content")."""
+    """Returns `messages[0].content` of ("messages", 0, "content")."""
     return "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in place).lstrip(".")

@@ -20,7 +20,7 @@ MOST_TURNS = 2**13
 
 
 def refused(code: str, text: str, field: str | None = None) -> PydanticCustomError:
-    """An error whose code and place reach the client; `field` is what lies below the place being read."""
+    """Returns an error whose code and place reach the client; `field` is what lies below the place being read."""
     return PydanticCustomError(code, "{text}", {"text": text, "field": field})  # type: ignore[arg-type]
 
 
@@ -143,7 +143,7 @@ class Message(Body):
         return self
 
     def spoken(self) -> dict[str, Any]:
-        """The turn as chat templates take it, its parts on lines of their own."""
+        """Returns the turn as chat templates take it, its parts on lines of their own."""
         more = self.model_dump(include={"name", "tool_call_id", "reasoning_content", "tool_calls"}, exclude_none=True)
         content = "\n".join(part.text for part in self.content)
         return {"role": self.role, "content": content, **{key: value for key, value in more.items() if value}}

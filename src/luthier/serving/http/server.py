@@ -21,7 +21,7 @@ LAST_WORDS = 5
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at that address, not listening yet, so that clients see that the server is not there yet."""
+    """Returns a socket at that address, not listening yet, so that clients see that the server is not there yet."""
     if not 0 <= port < 2**16:
         raise LuthierError(f"port is {port}; expected 0 (a free one) to {2**16 - 1}.")
     try:

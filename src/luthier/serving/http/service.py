@@ -69,7 +69,7 @@ class Service:
     # --- models ---
 
     def models(self) -> list[dict[str, Any]]:
-        """The base and every adapter, as models."""
+        """Returns the base and every adapter, as models."""
         return [self.model(name) for name in (self.base, *self.engine.adapters())]
 
     def model(self, name: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Service:
         return {"id": name, "object": "model", "created": self.created, "owned_by": "luthier", **parent}
 
     def adapter_of(self, name: str) -> str | None:
-        """The adapter that a model's name means, None for the base."""
+        """Returns the adapter that a model's name means, None for the base."""
         if name == self.base:
             return None
         names = self.engine.adapters()

@@ -65,7 +65,7 @@ FAILED = ("error", "cancelled")
 
 
 def failed(chunk: Chunk) -> Refusal:
-    """What a client hears whose request ended without an answer."""
+    """Returns what a client hears whose request ended without an answer."""
     if chunk.finish == "cancelled":
         return Refusal(503, "the server stopped before the answer was complete.", code="cancelled")
     return Refusal(500, chunk.error or "the engine failed.", code="engine_failed")

@@ -32,7 +32,7 @@ class Architecture:
     """It reads `rope_freqs.weight`, by which each rotary frequency is divided."""
 
     def tensor(self, name: str, tensor: Tensor, config: Any) -> Tensor:
-        """A tensor of the base (or the factor B of its change) as llama.cpp stores it."""
+        """Returns a tensor of the base (or the factor B of its change) as llama.cpp stores it."""
         if self.paired and (heads := _heads(name, config)):
             tensor = _paired(tensor, heads)
         return tensor + self.norm_shift if self.norm_shift and name.endswith("norm.weight") else tensor

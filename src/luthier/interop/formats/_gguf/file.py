@@ -20,7 +20,7 @@ _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8
 
 
 def library() -> Any:
-    """The package `gguf`; raises `LuthierError` without it."""
+    """Returns the package `gguf`; raises `LuthierError` without it."""
     try:
         import gguf
     except ImportError:

@@ -43,7 +43,7 @@ def describe(writer: Any, tokenizer: Any, rows: int) -> None:
 
 
 def core_of(tokenizer: Any) -> dict[str, Any]:
-    """`tokenizer.json`; raises `LuthierError` for what is not a fast tokenizer."""
+    """Returns `tokenizer.json`; raises `LuthierError` for what is not a fast tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise LuthierError(f"{type(tokenizer).__name__} is not a tokenizer that GGUF can hold; it must be a fast one.")
@@ -51,7 +51,7 @@ def core_of(tokenizer: Any) -> dict[str, Any]:
 
 
 def kind_of(core: dict[str, Any]) -> str:
-    """`tokenizer.ggml.model`: "gpt2" merges bytes, "llama" merges characters as SentencePiece does. Raises
+    """Returns `tokenizer.ggml.model`: "gpt2" merges bytes, "llama" merges characters as SentencePiece does. Raises
     `LuthierError` for the other kinds, and for a split that llama.cpp has no name for."""
     model = core["model"]
     if model["type"] != "BPE" or not model["merges"]:
