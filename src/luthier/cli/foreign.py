@@ -20,7 +20,7 @@ def reading_flags() -> list[Flags]:
 
 
 def writing_flags(name: str) -> Flags:
-    """The settings with which the format `name` is written."""
+    """Returns the settings with which the format `name` is written."""
     found = find("formats", name, Format)
     return Flags(found, f"Settings of {found.name()}", found.for_reading)
 

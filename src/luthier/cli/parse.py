@@ -55,7 +55,7 @@ class Command:
         return []
 
     def within(self) -> AbstractContextManager[object]:
-        """What the command runs within."""
+        """Returns what the command runs within."""
         return nullcontext()
 
     def run(self, given: Given) -> None:

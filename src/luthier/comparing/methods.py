@@ -56,7 +56,7 @@ def described(method: Method) -> dict[str, Any]:
 
 
 def redescribed(stored: dict[str, Any]) -> dict[str, Any]:
-    """What `described` says today of a method that it described in an earlier version.
+    """Returns what `described` says today of a method that it described in an earlier version.
 
     Names of components that were spelled otherwise are today's, and what the version did not know has its default.
     Raises `LuthierError` for a method whose component or setting is no longer there.

@@ -151,7 +151,7 @@ def write(values: Any, path: Path) -> None:
 
 
 def read(path: Path) -> Record:
-    """The record in a file."""
+    """Returns the record in a file."""
     with guarded(f"{path} cannot be read as a run's record"):
         values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):

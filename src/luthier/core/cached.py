@@ -60,7 +60,7 @@ def ready(folder: Path, quiet: bool = False) -> bool:
 
 
 def writable(kind: str) -> bool:
-    """Whether folders of a kind can be made in the cache."""
+    """Returns whether folders of a kind can be made in the cache."""
     folder = cache_root() / kind
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ class Entry:
 
 
 def listed() -> list[Entry]:
-    """All that the cache holds, by kind and name."""
+    """Returns all that the cache holds, by kind and name."""
     root = cache_root()
     kinds = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     return [_listed(path) for kind in kinds for path in sorted(kind.iterdir()) if path.name[0] != "."]

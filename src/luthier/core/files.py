@@ -34,7 +34,7 @@ def cache_root() -> Path:
 
 
 def located(source: str, folder: Path) -> str:
-    """The source, beside a file in `folder` that names it if it is there."""
+    """Returns the source, beside a file in `folder` that names it if it is there."""
     beside = folder / source
     return str(beside) if not Path(source).expanduser().is_absolute() and beside.exists() else source
 

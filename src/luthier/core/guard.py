@@ -41,14 +41,14 @@ def written(what: str, after: str = "") -> Iterator[None]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a disk or a quota had no room, as Python, Rust (safetensors) or C++ (torch.save) say it."""
+    """Returns whether a disk or a quota had no room, as Python, Rust (safetensors) or C++ (torch.save) say it."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in FULL
     return "No space left" in str(error) or "PytorchStreamWriter failed writing" in str(error)
 
 
 def reason(error: BaseException, bare: bool = False) -> str:
-    """What an exception says, in one short line; `bare`, without its type where it says anything."""
+    """Returns what an exception says, in one short line; `bare`, without its type where it says anything."""
     if isinstance(error, MemoryError):
         return "it takes more memory than there is"
     if isinstance(error, RecursionError):

@@ -36,21 +36,21 @@ class Lazy(Sequence[T], Generic[T]):
 
 
 def mapped(items: Sequence[T], change: Callable[[T], S]) -> Sequence[S]:
-    """`change` of every item: of a list a list, of what is lazy something lazy."""
+    """Returns `change` of every item: of a list a list, of what is lazy something lazy."""
     if isinstance(items, Lazy):
         return Lazy(range(len(items)), lambda place: change(items[place]))
     return [change(item) for item in items]
 
 
 def kept(items: Sequence[T], places: Iterable[int]) -> Sequence[T]:
-    """The items at these places, in this order."""
+    """Returns the items at these places, in this order."""
     if isinstance(items, Lazy):
         return Lazy(array("q", places), items.__getitem__)
     return [items[place] for place in places]
 
 
 def chained(parts: Sequence[Sequence[T]]) -> Sequence[T]:
-    """All items of the parts, one part after another; lazy where one of them is."""
+    """Returns all items of the parts, one part after another; lazy where one of them is."""
     if not any(isinstance(part, Lazy) for part in parts):
         return [item for part in parts for item in part]
     ends = list(itertools.accumulate(map(len, parts)))

@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def takes(*classes: type, but: Iterable[str] = ()) -> Callable[[F], F]:
-    """A decorator of functions with `**fields`: these are the fields of `classes`, except those of `but`.
+    """Returns a decorator of functions with `**fields`: these are the fields of `classes`, except those of `but`.
 
     Help and editors show them one by one, and another name raises `LuthierError` with near ones; what type checkers
     see is a stub that `make docs` writes. A field with a default that is made anew each time is optional there, and

@@ -123,12 +123,12 @@ class Bounded(ImmutableSandboxedEnvironment):
         return "".join(texts)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """An operator, if what it makes is not too large."""
+        """Returns an operator, if what it makes is not too large."""
         _check_operator(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore
-        """A call, counted, if what it makes is not too large."""
+        """Returns a call, counted, if what it makes is not too large."""
         _budget.get().step()
         owner = getattr(function, "__self__", None)
         if isinstance(owner, str):
@@ -136,7 +136,7 @@ class Bounded(ImmutableSandboxedEnvironment):
         return super().call(context, function, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Any:
-        """A text's own `format`."""
+        """Returns a text's own `format`."""
         if isinstance(owner := getattr(value, "__self__", None), str) and WIDTH.search(owner):
             raise TooMuch("it formats to a width that a template may not")
         return super().wrap_str_format(value)

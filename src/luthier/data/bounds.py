@@ -50,7 +50,7 @@ def more_than(texts: Sequence[str], tokenizer: Any, most: int) -> bool:
 
 
 def said(turn: Any) -> str:
-    """What of a turn every template renders: its content, less a thought that opens it."""
+    """Returns what of a turn every template renders: its content, less a thought that opens it."""
     return str(turn.get("content") or "").rpartition("</think>")[2]
 
 
@@ -66,7 +66,7 @@ def beyond(text: str, tokenizer: Any, most: int) -> bool:
 
 
 def at_least(text: str, tokenizer: Any, enough: int) -> int:
-    """The tokens of a beginning of `text` that are more than `enough`, or of all of it.
+    """Returns the tokens of a beginning of `text` that are more than `enough`, or of all of it.
 
     Beginnings are tokenised that grow by four times, so the work follows `enough` for texts of usual words, and is at
     worst that of the whole text by a third more.

@@ -137,7 +137,7 @@ def encode_all(
 
 
 def features_of(example: Example, processor: Any, encoder: Encoder, options: Options) -> Iterator[Feature]:
-    """The features of one row, of which a long text has many; raises `BadRow`, before the first of them."""
+    """Returns the features of one row, of which a long text has many; raises `BadRow`, before the first of them."""
     if encoder is not _causal or example.messages is not None:
         return iter([encoder(example, processor, options)])
     if options.most is not None and len(example.text or "") > WINDOW:
@@ -318,7 +318,7 @@ def encoder_of(task: str) -> Encoder:
 
 
 def labels_in_order(features: Sequence[Feature], labels: list[str] | None, config: Any) -> Sequence[Feature]:
-    """The features with the label indices of the model, which may keep an order of its own."""
+    """Returns the features with the label indices of the model, which may keep an order of its own."""
     if labels is None:
         return features
     order = [config.label2id[name] for name in labels]

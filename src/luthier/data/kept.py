@@ -27,7 +27,7 @@ def encode_kept(
     skip_bad_rows: bool = False,
     positions: int | None = None,
 ) -> Sequence[Feature]:
-    """`encode_all`, whose features stay on disk where there are many rows of tokens.
+    """Returns `encode_all`, whose features stay on disk where there are many rows of tokens.
 
     They lie in `$LUTHIER_CACHE/encoded` (`~/.cache/luthier/encoded`) under a name made of the rows, the tokenizer, the
     settings and the code, so the same rows are encoded once; several processes encode them (`$LUTHIER_WORKERS`). Rows

@@ -54,7 +54,7 @@ class Lines:
         return state.st_size, state.st_mtime_ns
 
     def rows(self) -> Rows:
-        """The good rows, each read when it is asked for."""
+        """Returns the good rows, each read when it is asked for."""
         return Lazy(range(len(self._starts)), self._row)
 
     def _row(self, place: int) -> tuple[int, Row]:
@@ -82,7 +82,7 @@ class Groups:
         self._held: tuple[int, Any] = (-1, None)
 
     def rows(self) -> Rows:
-        """All rows, numbered from 1."""
+        """Returns all rows, numbered from 1."""
         return Lazy(range(self._file.metadata.num_rows), self._row)
 
     def _row(self, place: int) -> tuple[int, Row]:

@@ -25,7 +25,7 @@ class Record:
 
 
 def records(lines: Sequence[str], start: int, width: int, mark: str = ",") -> list[Record]:
-    """The rows of `lines[start:]`, each of `width` cells with `mark` between them, quoted as RFC 4180.
+    """Returns the rows of `lines[start:]`, each of `width` cells with `mark` between them, quoted as RFC 4180.
 
     A row whose quotes do not close, or close elsewhere than before a comma or a line's end, is bad by itself: the next
     line is the next row, and lines that are no rows belong to the bad one before them. Two stray quotes in different

@@ -42,26 +42,26 @@ class Measured(Sequence[Feature]):
 
     @abstractmethod
     def sizes(self) -> Sizes:
-        """The sizes of all of them."""
+        """Returns the sizes of all of them."""
 
     @abstractmethod
     def mapped(self, change: Callable[[Feature], Feature]) -> Measured:
-        """The same features, each changed when it is read; their sizes stay."""
+        """Returns the same features, each changed when it is read; their sizes stay."""
 
     @abstractmethod
     def notes(self) -> tuple[Counter[str], Counter[str]]:
-        """What the user should hear of them: each note with (the turns, the rows) that it is true of."""
+        """Returns what the user should hear of them: each note with (the turns, the rows) that it is true of."""
 
 
 def each_with(features: Sequence[Feature], more: Callable[[Feature], Feature]) -> Sequence[Feature]:
-    """The features with `more` of each beside it, or in its stead."""
+    """Returns the features with `more` of each beside it, or in its stead."""
     if isinstance(features, Measured):
         return features.mapped(lambda feature: feature | more(feature))
     return [feature | more(feature) for feature in features]
 
 
 def sizes_of(features: Sequence[Feature]) -> Sizes:
-    """The sizes of features, which are known or looked at one by one."""
+    """Returns the sizes of features, which are known or looked at one by one."""
     if isinstance(features, Measured):
         return features.sizes()
     import numpy as np

@@ -64,7 +64,7 @@ class Stored(Measured):
         return self._turns, self._rows
 
     def mapped(self, change: Callable[[Feature], Feature]) -> Stored:
-        """The same features, each changed when it is read; their sizes stay."""
+        """Returns the same features, each changed when it is read; their sizes stay."""
         before = self._change
         return Stored(self.folder, change if before is None else lambda feature: change(before(feature)))
 
@@ -112,12 +112,12 @@ def _filled(feature: Feature) -> Feature:
 
 
 def stored(examples: Examples, encode: Encode, key: str, about: dict[str, Any]) -> Stored:
-    """The features of all rows, from the cache where it holds them; `key` names all that they depend on."""
+    """Returns the features of all rows, from the cache where it holds them; `key` names all that they depend on."""
     return Stored(cached(KIND, key, lambda folder: _write(folder, examples, encode) | about))
 
 
 def key_of(examples: Examples, processor: Any, settings: dict[str, Any]) -> str:
-    """A name for encoded rows: of the rows, the tokenizer, the settings, and the code that encodes."""
+    """Returns a name for encoded rows: of the rows, the tokenizer, the settings, and the code that encodes."""
     import tokenizers
     import transformers
 
@@ -251,7 +251,7 @@ class _Task:
         self.rows, self.encode = rows, encode
 
     def parts(self, start: int) -> Iterator[Made]:
-        """The features of a chunk of rows, in parts of a batch or a little more."""
+        """Yields the features of a chunk of rows, in parts of a batch or a little more."""
         features: list[Feature] = []
         bad: list[tuple[int, str]] = []
         size = 0

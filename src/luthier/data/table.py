@@ -40,12 +40,12 @@ class Table:
 
 
 def columns_of(numbered: tuple[int, Row]) -> Row:
-    """A row without its number."""
+    """Returns a row without its number."""
     return numbered[1]
 
 
 def numbered_after(before: int, numbered: tuple[int, Row]) -> tuple[int, Row]:
-    """A row of a file that follows another, of which the last has the number `before`."""
+    """Returns a row of a file that follows another, of which the last has the number `before`."""
     return before + numbered[0], numbered[1]
 
 
@@ -64,7 +64,7 @@ BLOCK = 1024
 
 
 def table_rows(table: Any) -> Iterator[Row | str]:
-    """The rows of an Arrow table; of one that Python cannot hold (a date behind the year 9999, bytes that are no
+    """Yields the rows of an Arrow table; of one that Python cannot hold (a date behind the year 9999, bytes that are no
     text), the reason."""
     for start in range(0, table.num_rows, BLOCK):
         block = table.slice(start, BLOCK)

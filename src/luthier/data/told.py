@@ -17,13 +17,13 @@ OPENING = "prompts that were cut to fit lost their system message or tools, whic
 
 
 def told(*parts: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What the user should hear of encoded rows: `{note: "12 in 5 rows"}`, each note once."""
+    """Returns what the user should hear of encoded rows: `{note: "12 in 5 rows"}`, each note once."""
     found = [each.notes() if isinstance(each, Measured) else counted(each) for each in parts]
     return phrased(sum((turns for turns, _ in found), Counter()), sum((rows for _, rows in found), Counter()))
 
 
 def counted(features: Iterable[dict[str, Any]]) -> tuple[Counter[str], Counter[str]]:
-    """Each note with (the turns, the rows) that it is true of."""
+    """Returns each note with (the turns, the rows) that it is true of."""
     turns: Counter[str] = Counter()
     rows: Counter[str] = Counter()
     for feature in features:
@@ -33,7 +33,7 @@ def counted(features: Iterable[dict[str, Any]]) -> tuple[Counter[str], Counter[s
 
 
 def phrased(turns: Counter[str], rows: Counter[str]) -> dict[str, str]:
-    """`{note: "12 in 5 rows"}`."""
+    """Returns `{note: "12 in 5 rows"}`."""
     return {note: f"{count:,} in {rows[note]:,} row{'s' * (rows[note] != 1)}" for note, count in turns.items()}
 
 

@@ -49,7 +49,7 @@ def federate(
     `luthier.federating.flower`.
 
     The folder gets `federation.json`, `metrics.jsonl`, `federation.png`, `state/` and `adapter/`. With `resume`, an
-    interrupted run goes on behind the last client that finished, with the very adapter that it would have had; rounds
+    interrupted run resumes after the last client that finished, with the very adapter that it would have had; rounds
     may be added. Raises `LuthierError` for all bad input before the weights are loaded.
     """
 
@@ -62,4 +62,4 @@ def carry_out(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Federated:
-    """`federate`, for parts that are made."""
+    """Returns `federate`, for parts that are made."""

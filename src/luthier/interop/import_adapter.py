@@ -74,7 +74,7 @@ def import_adapter(
 
 
 def source_of(folder: Path, source: str | Format | None) -> Format:
-    """The format of a folder: the one given, or the one that it fits."""
+    """Returns the format of a folder: the one given, or the one that it fits."""
     if not folder.is_dir():
         raise LuthierError(f"there is no folder {folder}.")
     if (folder / SPEC).exists():

@@ -37,8 +37,8 @@ def sign(adapter: str | Path, key: str | Path) -> Path:
         )
     except Exception as error:  # of cryptography, which has many kinds
         raise LuthierError(
-            f"{path} is not a private key to sign with ({_first(error)}): expected an elliptic curve's (P-256, P-384 or "
-            f"P-521) in PEM, the password of an encrypted one in ${PASSWORD}. To make one: {MAKE}"
+            f"{path} is not a private key to sign with ({_first(error)}): expected an elliptic curve's (P-256, P-384 "
+            f"or P-521) in PEM, the password of an encrypted one in ${PASSWORD}. To make one: {MAKE}"
         ) from error
     with steady(folder):
         hidden = folder / f".{SIGNATURE}"

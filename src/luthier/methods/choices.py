@@ -106,11 +106,11 @@ class Choices:
         return any(choice.measures and getattr(self, name) is not None for name, choice in CHOICES.items())
 
     def chosen(self) -> dict[str, Any]:
-        """The choices by name, without what a subclass adds."""
+        """Returns the choices by name, without what a subclass adds."""
         return {name: getattr(self, name) for name in CHOICES}
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON holds them; `read` undoes it."""
+        """Returns the fields as JSON holds them; `read` undoes it."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
@@ -135,7 +135,7 @@ _DEFAULTS = {f.name: f.default_factory for f in dataclasses.fields(Choices)}
 
 
 def usual(name: str) -> str | None:
-    """The component that stands where nobody chooses one; None where none does."""
+    """Returns the component that stands where nobody chooses one; None where none does."""
     made = _DEFAULTS[name]
     return None if made is dataclasses.MISSING else made().name()
 
@@ -165,7 +165,7 @@ which `method` names. It is the base of what reads such files."""
 
 
 def written(of: Any) -> dict[str, Any]:
-    """The choices that a `Written` states, by name."""
+    """Returns the choices that a `Written` states, by name."""
     found = {name: getattr(of, name) for name in CHOICES}
     return {name: value for name, value in found.items() if value not in (None, {}, [])}
 
@@ -194,7 +194,7 @@ def _component(name: str, axis: str, table: Mapping[str, Any] | None) -> Any:
 
 
 def example(name: str) -> str:
-    """A component that a choice may name, to be shown."""
+    """Returns a component that a choice may name, to be shown."""
     from luthier.core.contracts.component import names
 
     return usual(name) or names(COMPONENTS[name])[0]

@@ -103,7 +103,7 @@ def _checked(path: Path, values: dict[str, Any]) -> Recipe:
 
 
 def recipe_types() -> dict[str, Any]:
-    """`{field: type}` of a recipe."""
+    """Returns `{field: type}` of a recipe."""
     return {key: hint for key, (hint, _) in hints(Recipe).items()}
 
 

@@ -64,7 +64,7 @@ def inline(value: Any) -> str:
 
 
 def read_targeted_forms(text: str) -> tuple[TargetedForm, ...]:
-    """The forms of `[{method = …, where = …, form = {…}}, …]`; one table may stand without brackets."""
+    """Returns the forms of `[{method = …, where = …, form = {…}}, …]`; one table may stand without brackets."""
     try:
         found = tomllib.loads(f"also = {text}")["also"]
     except Exception as error:

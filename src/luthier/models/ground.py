@@ -23,7 +23,7 @@ LARGEST = 2**27
 
 
 def ground(name: str) -> str | None:
-    """A hash of the files of the base that `name` stands for; None where they do not lie on this machine yet.
+    """Returns a hash of the files of the base that `name` stands for; None where they do not lie on this machine yet.
 
     Settings, tokenizer and chat template count whole, of the weights every tensor: its first and last 4 KiB and as much
     of each MiB between. So a base of 16 GB takes some 64 MB of reading.

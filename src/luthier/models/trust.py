@@ -14,7 +14,7 @@ REMEDY = (
 
 
 def trusted() -> bool:
-    """What every `from_pretrained` and `from_config` is told, so that none of them asks on the terminal."""
+    """Returns what every `from_pretrained` and `from_config` is told, so that none of them asks on the terminal."""
     return _TRUSTED.get()
 
 
@@ -29,5 +29,5 @@ def trusting(trust: bool) -> Iterator[None]:
 
 
 def remedy(error: Exception) -> str:
-    """What to do where a model needs code of its own; empty for other errors."""
+    """Returns what to do where a model needs code of its own; empty for other errors."""
     return REMEDY if "trust_remote_code" in str(error) else ""

@@ -74,7 +74,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def new_id() -> str:
-    """The id of a new run, which its checkpoints and metrics carry too."""
+    """Returns the id of a new run, which its checkpoints and metrics carry too."""
     return secrets.token_hex(8)
 
 

@@ -19,7 +19,7 @@ NAMES = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm", "eval_
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics; a last line cut short by a kill or a full disk is left out.
+    """Returns the lines of a run's metrics; a last line cut short by a kill or a full disk is left out.
 
     Raises `LuthierError` for a line that is damaged.
     """

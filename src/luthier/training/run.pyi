@@ -47,7 +47,7 @@ def train(
     """Trains `run`, or the run that its fields describe (see `Run`), and fills its folder.
 
     The folder gets `run.json`, `adapter/`, `metrics.jsonl`, `loss.png`, `README.md` and `checkpoints/`. With
-    `resume`, an interrupted run goes on from its newest whole checkpoint with the very losses that it would have
+    `resume`, an interrupted run resumes from its newest complete checkpoint with the very losses that it would have
     had; a folder without a run starts one. `overwrite` replaces a run. Without `progress` nothing is printed.
 
     Raises `LuthierError` for bad rows, a selector that matches nothing, a folder in use and the like before the

@@ -59,7 +59,7 @@ class RunFile:
     """The recipe that it names."""
 
     def run(self, **changes: Any) -> Run:
-        """The run that it describes, with other fields where `changes` has them."""
+        """Returns the run that it describes, with other fields where `changes` has them."""
         stated = made(form_named(self.recipe.method), written(self.recipe))
         return Run(**{**stated, "training": Training.from_dict(self.recipe.training), **self.fields, **changes})
 
@@ -248,7 +248,7 @@ def save_run_file(run: Run, name: str | Path) -> None:
 
 
 def text_of(run: Run, suffix: str = ".toml") -> str:
-    """The run file of a run."""
+    """Returns the run file of a run."""
     values = values_of(run)
     if suffix == ".json":
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

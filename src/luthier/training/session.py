@@ -73,7 +73,7 @@ class Session:
             return self.work(resume, folders.claim(run, resume, overwrite))  # again, now that nobody else is in it
 
     def work(self, resume: bool, goes_on: bool) -> Result:
-        """The run, in a folder that is this process's own."""
+        """Returns the run, in a folder that is this process's own."""
         run = self.run
         if resume and not goes_on:
             self.console.print(f"{run.folder} holds no run yet: starting from the beginning.", highlight=False)
@@ -121,7 +121,7 @@ class Session:
         return self.finish(prepared, loaded, plan, record)
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint of the run in the folder."""
+        """Returns the newest whole checkpoint of the run in the folder."""
         return newest(self.run.folder / "checkpoints", folders.ids_of(folders.read_record(self.run.folder)))
 
     def start(self, record: dict[str, Any], goes_on: bool, model: Any) -> tuple[Checkpoint | None, str]:

@@ -88,7 +88,7 @@ class Federate(Command):
         return federation_stopped(self.out)
 
     def resolved(self, given: Given) -> tuple[Run, Aggregation, Federation]:
-        """What the flags describe."""
+        """Returns what the flags describe."""
         from luthier.cli.chosen import choices
         from luthier.core.contracts.aggregation import Aggregation
         from luthier.core.contracts.component import find

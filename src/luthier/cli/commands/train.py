@@ -118,7 +118,7 @@ class Train(Command):
         return [f"no recipe: what no flag sets is {method}'s own default and that of training{named}"]
 
     def resolved(self, given: Given) -> Run:
-        """The run that flags, recipe and defaults make, the first of them before the others."""
+        """Returns the run that flags, recipe and defaults make, the first of them before the others."""
         from luthier.cli.chosen import choices
         from luthier.methods.choices import CHOICES
         from luthier.methods.recipe import form_named

@@ -34,9 +34,9 @@ class Calibration:
                 raise LuthierError(f"{name} is {getattr(self, name)}; expected at least 1.")
 
     def seeded(self, seed: int) -> Calibration:
-        """The same with a seed: its own, or else the run's."""
+        """Returns the same with a seed: its own, or else the run's."""
         return self if self.seed is not None else dataclasses.replace(self, seed=seed)
 
     def to_dict(self) -> dict[str, Any]:
-        """The values as JSON holds them."""
+        """Returns the values as JSON holds them."""
         return dataclasses.asdict(self)

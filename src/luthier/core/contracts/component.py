@@ -129,7 +129,7 @@ def _shown(value: Any) -> str:
 
 @functools.cache
 def hints(cls: type) -> dict[str, tuple[Any, dataclasses.Field]]:
-    """`{name: (type, field)}` of a dataclass, in order.
+    """Returns `{name: (type, field)}` of a dataclass, in order.
 
     What its module imports for typing alone is looked up among the public names. Annotations are text until then, which
     takes half a millisecond.
@@ -152,7 +152,7 @@ def check_fields(value: Any) -> None:
 
 
 def known_fields(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `values`; one that is not a field of the dataclass raises with near names."""
+    """Returns a copy of `values`; one that is not a field of the dataclass raises with near names."""
     names = [f.name for f in dataclasses.fields(cls)]
     for key in values:
         if key not in names:

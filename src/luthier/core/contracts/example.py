@@ -116,7 +116,7 @@ class Examples:
         return len(self.rows)
 
     def keep(self, rows: Sequence[Example]) -> Examples:
-        """The same set with only these rows, and their fingerprint."""
+        """Returns the same set with only these rows, and their fingerprint."""
         return dataclasses.replace(self, rows=rows, fingerprint=fingerprint(rows))
 
 
@@ -189,7 +189,7 @@ def _short(text: str) -> int:
 
 
 def without(examples: Examples, other: Examples) -> Examples:
-    """`examples` less the problems that occur in `other`: a test set that training has not seen."""
+    """Returns `examples` less the problems that occur in `other`: a test set that training has not seen."""
     problems = [_short(example.problem()) for example in examples.rows]
     asked = set(problems)
     seen = {problem for example in other.rows if (problem := _short(example.problem())) in asked}

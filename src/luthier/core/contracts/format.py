@@ -56,12 +56,12 @@ class Format(Component):
 
     @classmethod
     def reads(cls) -> bool:
-        """Whether folders of this format can be read."""
+        """Returns whether folders of this format can be read."""
         return cls.read is not Format.read
 
     @classmethod
     def writes(cls) -> bool:
-        """Whether adapters can be written in this format."""
+        """Returns whether adapters can be written in this format."""
         return cls.write is not Format.write
 
     @classmethod
@@ -78,7 +78,7 @@ class Format(Component):
         return None
 
     def evidence(self, folder: Path) -> dict[str, Any]:
-        """What the adapter's spec keeps of where it came from."""
+        """Returns what the adapter's spec keeps of where it came from."""
         return {"library": self.name()}
 
     def check_base(self, model: nn.Module, processor: Any) -> None:
@@ -92,7 +92,7 @@ class Format(Component):
         raise NotImplementedError(f"{type(self).__name__} must define write")
 
     def told(self, lost: Mapping[str, float]) -> str:
-        """A sentence on what `write` returned, where that is something."""
+        """Returns a sentence on what `write` returned, where that is something."""
         place = max(lost, key=lost.__getitem__)
         many = f"{len(lost)} places were" if len(lost) > 1 else "One place was"
         return f"{many} {self.loss}; the largest relative error is {lost[place]:.2g} ({place})."

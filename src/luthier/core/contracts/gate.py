@@ -73,5 +73,5 @@ class Gate(Component):
     """Largest worsening that may be released."""
 
     def measure(self, subject: Subject) -> Probes:
-        """The numbers of both models on the same probes."""
+        """Returns the numbers of both models on the same probes."""
         raise NotImplementedError(f"{type(self).__name__} must define measure")

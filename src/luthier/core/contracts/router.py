@@ -111,7 +111,7 @@ def tasks_of(form: Routed, told: Told | None, x: Tensor) -> Tensor | None:
 
 
 def listed(told: str | Sequence[str]) -> Sequence[str]:
-    """The tasks that were told, one or several, as a sequence."""
+    """Returns the tasks that were told, one or several, as a sequence."""
     return [told] if isinstance(told, str) else told
 
 

@@ -26,7 +26,7 @@ Named = dict[str, Gate]
 
 
 def read_gates(path: str | Path) -> Named:
-    """The gates of a TOML file; raises `LuthierError` for unknown names and settings, with near ones."""
+    """Returns the gates of a TOML file; raises `LuthierError` for unknown names and settings, with near ones."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise LuthierError(f"no file of gates {file}; expected TOML with a [[gate]] table for each check.")
@@ -58,14 +58,14 @@ def _gate(values: dict[str, Any], file: Path, number: int) -> tuple[str | None, 
 
 
 def checked(gate: Gate) -> Gate:
-    """The gate, if it has the rows that it reads."""
+    """Returns the gate, if it has the rows that it reads."""
     if gate.data is None and not gate.exact:
         raise LuthierError(f"{gate.name()} reads rows; give data.")
     return gate
 
 
 def named(gates: Sequence[tuple[str | None, Gate]]) -> Named:
-    """The gates by name; those without one are called as their kind, and numbered where it comes again."""
+    """Returns the gates by name; those without one are called as their kind, and numbered where it comes again."""
     found: Named = {}
     for name, gate in gates:
         wanted = name or gate.name()

@@ -19,7 +19,7 @@ WIDTH = 260
 
 
 def page(target: str, outcome: str, verdicts: Sequence[Verdict]) -> str:
-    """The page as HTML that needs nothing beside it; what files and gates are called is text to it."""
+    """Returns the page as HTML that needs nothing beside it; what files and gates are called is text to it."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -38,7 +38,7 @@ def page(target: str, outcome: str, verdicts: Sequence[Verdict]) -> str:
 
 
 def sentence(outcome: str, verdicts: Sequence[Verdict]) -> str:
-    """The finding in one sentence."""
+    """Returns the finding in one sentence."""
     names = ", ".join(verdict.name for verdict in verdicts if verdict.outcome == outcome)
     if outcome == "passes":
         return f"All {len(verdicts)} gates pass." if len(verdicts) > 1 else "The gate passes."
@@ -46,7 +46,7 @@ def sentence(outcome: str, verdicts: Sequence[Verdict]) -> str:
 
 
 def told(verdict: Verdict) -> str:
-    """What the probes of a gate could have seen."""
+    """Returns what the probes of a gate could have seen."""
     if verdict.gate.exact:
         return "exact"
     if math.isinf(verdict.high):
@@ -55,12 +55,12 @@ def told(verdict: Verdict) -> str:
 
 
 def number(value: float) -> str:
-    """A figure as the tables show it."""
+    """Returns a figure as the tables show it."""
     return "∞" if math.isinf(value) else f"{value:+.4g}" if value else "0"
 
 
 def drawn(verdict: Verdict) -> Markup:
-    """A line of the worsening: its interval, its mean, the null and the tolerance."""
+    """Returns a line of the worsening: its interval, its mean, the null and the tolerance."""
     ends = [verdict.low, verdict.high, verdict.worsening, verdict.null, verdict.gate.tolerance, 0.0]
     finite = [each for each in ends if math.isfinite(each)]
     low, high = min(finite), max(finite)

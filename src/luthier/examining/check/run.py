@@ -63,7 +63,7 @@ class Checked:
 
 
 def free(folder: str | Path) -> Path:
-    """The folder, which must be new, empty or an earlier check's, so that nothing is lost."""
+    """Returns the folder, which must be new, empty or an earlier check's, so that nothing is lost."""
     return free_folder(folder, JSON, "a check")
 
 
@@ -82,7 +82,7 @@ def check(
     force: bool = False,
     progress: bool = False,
 ) -> Checked:
-    """Whether the adapter or fine-tuned model in the folder `target` may be released, against the bare `base`.
+    """Returns whether the adapter or fine-tuned model in the folder `target` may be released, against the bare `base`.
 
     `gates` are a TOML file (see `luthier.examining.check.gates`) or gates by name. Rows are read for `task` and cut at
     `max_length` tokens; `limit` takes that many of each source, drawn by `seed`, which also draws the bootstrap. `base`

@@ -31,7 +31,7 @@ class Means:
     seed: int
 
     def rows(self, source: str) -> list[Mapping[str, Any]]:
-        """The rows of a source as their columns; bad ones raise."""
+        """Returns the rows of a source as their columns; bad ones raise."""
         table = data.read(source, None, self.limit, self.seed)
         if table.bad or not table.rows:
             reason = f"row {table.bad[0][0]}: {table.bad[0][1]}" if table.bad else "it holds no row"
@@ -39,15 +39,15 @@ class Means:
         return [row for _, row in table.rows][: self.limit]
 
     def prompts(self, source: str) -> list[Example]:
-        """The rows of a source, each up to where an answer is to be written."""
+        """Returns the rows of a source, each up to where an answer is to be written."""
         return data.load_prompts(source)[: self.limit]
 
     def examples(self, source: str, task: str | None = None) -> Examples:
-        """The rows of a source for the subject's task."""
+        """Returns the rows of a source for the subject's task."""
         return data.load(source, task=task or self.task, limit=self.limit, seed=self.seed)
 
     def labelled(self, source: str) -> list[Batch]:
-        """The rows of a source with their answers or classes, as batches."""
+        """Returns the rows of a source with their answers or classes, as batches."""
         return self.batched(self.examples(source))
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
@@ -55,16 +55,16 @@ class Means:
         return self.batched(Examples(list(examples), "messages", "probes", task=self.task))
 
     def batched(self, examples: Examples) -> list[Batch]:
-        """A set as batches of the model's arguments."""
+        """Returns a set as batches of the model's arguments."""
         sets = batches_of({"rows": examples}, self.base, self.processor, self.task, self.batch, self.max_length)
         return sets["rows"]
 
     def write(self, model: nn.Module, prompts: Sequence[Example], max_new_tokens: int) -> list[str]:
-        """The answers that a model writes, greedily."""
+        """Returns the answers that a model writes, greedily."""
         return evaluating.generate(model, self.processor, prompts, max_new_tokens=max_new_tokens, batch=self.batch)
 
     def score(self, model: nn.Module, source: str, max_new_tokens: int) -> list[float]:
-        """The score of a model's answer to each row."""
+        """Returns the score of a model's answer to each row."""
         found = evaluating.evaluate(
             model,
             self.processor,
@@ -79,7 +79,7 @@ class Means:
 
 
 def subject_of(means: Means, target: Path, *, force: bool = False) -> Subject:
-    """The bare base of `means`, and the adapter or fine-tuned model in the folder `target`."""
+    """Returns the bare base of `means`, and the adapter or fine-tuned model in the folder `target`."""
     pair = pair_of(means.base, target, {}, means.task, Console(stderr=True, quiet=True), force=force)
     return Subject(
         before=pair.before,

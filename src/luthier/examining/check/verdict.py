@@ -53,7 +53,7 @@ class Verdict:
 
 
 def judged(name: str, gate: Gate, probes: Probes, seed: int = 0) -> Verdict:
-    """The verdict on the numbers that a gate measured."""
+    """Returns the verdict on the numbers that a gate measured."""
     before, after, null = (each.detach().double().cpu() for each in (probes.before, probes.after, probes.null))
     _check(gate, before, after, null)
     sign = 1.0 if gate.worse == "higher" else -1.0
@@ -83,14 +83,14 @@ def _check(gate: Gate, *numbers: Tensor) -> None:
 
 
 def outcome(low: float, high: float, tolerance: float) -> str:
-    """What an interval of the worsening says."""
+    """Returns what an interval of the worsening says."""
     if low > tolerance:
         return TRIPPED
     return PASSES if high <= tolerance else UNTOLD
 
 
 def interval(gate: Gate, before: Tensor, after: Tensor, change: Tensor, seed: int) -> tuple[float, float]:
-    """The 95% interval of the mean worsening.
+    """Returns the 95% interval of the mean worsening.
 
     Of probes that are 0 or 1 it is a sum of two Clopper-Pearson bounds, of the probes lost and of those gained, which
     holds for any number of them; of others the percentile bootstrap over probes.
@@ -112,7 +112,7 @@ def _binary(lost: int, gained: int, n: int) -> tuple[float, float]:
 
 
 def clopper_pearson(k: int, n: int, tail: float) -> tuple[float, float]:
-    """The exact bounds of a share of which `k` of `n` were seen, each missed with probability `tail`."""
+    """Returns the exact bounds of a share of which `k` of `n` were seen, each missed with probability `tail`."""
     low = 0.0 if k == 0 else _solved(lambda p: 1 - _below(k - 1, n, p) - tail)
     high = 1.0 if k == n else _solved(lambda p: tail - _below(k, n, p))
     return low, high

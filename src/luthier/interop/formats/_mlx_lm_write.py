@@ -41,7 +41,7 @@ def names_of(model: nn.Module) -> Callable[[str], str]:
 def contents(
     model: nn.Module, layers: Sequence[Layer], factoring: Factoring, *, truncate: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors by their names in mlx-lm, configuration)."""
+    """Returns (tensors by their names in mlx-lm, configuration)."""
     name = names_of(model)
     blocks = max((len(each) for each in block_lists(model).values()), default=0)
     if all(trained_whole(layer) for layer in layers):

@@ -58,7 +58,7 @@ class ContextUse(Gate):
 
 
 def variants(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Example], list[Example]]:
-    """The rows with their own contexts, and with another's."""
+    """Returns the rows with their own contexts, and with another's."""
     for number, row in enumerate(rows, 1):
         lacking = [name for name in COLUMNS if not str(row.get(name) or "").strip()]
         if lacking:
@@ -73,12 +73,12 @@ def variants(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Example], list[Exa
 
 
 def other(contexts: Sequence[str], at: int) -> str:
-    """The next context that differs from the one `at`."""
+    """Returns the next context that differs from the one `at`."""
     turned = (*contexts[at + 1 :], *contexts[:at])
     return next(each for each in turned if each != contexts[at])
 
 
 def example(number: int, row: Mapping[str, Any], context: str) -> Example:
-    """The question below a context, and the answer."""
+    """Returns the question below a context, and the answer."""
     asked = {"role": "user", "content": f"{context}\n\n{row['question']}"}
     return Example(row=number + 1, messages=[asked, {"role": "assistant", "content": str(row["answer"])}], context=1)

@@ -51,7 +51,7 @@ class Latency(Gate):
 
 
 def seconds(model: nn.Module, batches: Sequence[Batch], repeats: int) -> list[float]:
-    """The time of each of `repeats` passes over the batches, behind one that warms up."""
+    """Returns the time of each of `repeats` passes over the batches, behind one that warms up."""
     device = next(model.parameters()).device
     given = [{key: moved(value, device) for key, value in batch.items() if key != "labels"} for batch in batches]
     with eval_mode(model), torch.no_grad():
@@ -68,5 +68,5 @@ def _pass(model: nn.Module, batches: Sequence[Batch], device: torch.device) -> f
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """A tensor on the device; anything else as it is."""
+    """Returns a tensor on the device; anything else as it is."""
     return value.to(device) if isinstance(value, Tensor) else value

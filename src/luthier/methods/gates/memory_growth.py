@@ -41,6 +41,6 @@ class MemoryGrowth(Gate):
 
 
 def size(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers; what is shared counts once."""
+    """Returns the bytes of all parameters and buffers; what is shared counts once."""
     tensors = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
     return sum(t.numel() * t.element_size() for t in tensors.values())

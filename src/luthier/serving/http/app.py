@@ -65,7 +65,7 @@ def answers(service: Service) -> APIRouter:
 
 
 def client_of(call: Call) -> str:
-    """The address that a call comes from."""
+    """Returns the address that a call comes from."""
     return call.client.host if call.client else ""
 
 

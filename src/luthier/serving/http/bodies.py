@@ -26,7 +26,7 @@ async def asked(call: Call, kind: type[B]) -> B:
 
 
 def parsed(raw: bytes, kind: type[B]) -> B:
-    """A body of a kind; raises `Refusal`."""
+    """Returns a body of a kind; raises `Refusal`."""
     try:
         given = json.loads(raw)
     except json.JSONDecodeError as error:

@@ -22,11 +22,11 @@ class Connections:
         self.open: Counter[str] = Counter()
 
     def protocol(self) -> type[H11Protocol]:
-        """What uvicorn makes one of for each connection."""
+        """Returns what uvicorn makes one of for each connection."""
         return type("Counted", (Connection,), {"limits": self})
 
     def take(self, address: str) -> bool:
-        """Whether one more may come from an address."""
+        """Returns whether one more may come from an address."""
         if self.open.total() >= self.most or self.open[address] >= max(1, self.most // 2):
             return False
         self.open[address] += 1

@@ -81,7 +81,7 @@ class Guard:
         return Refusal(413, f"the body is longer than {self.max_body:,} bytes.", code="body_too_large")
 
     def too_slow(self) -> Refusal:
-        """What a body gets that does not arrive."""
+        """Returns what a body gets that does not arrive."""
         return Refusal(408, f"the body did not arrive in {self.patience:g} seconds.", code="body_too_slow")
 
 

@@ -76,7 +76,7 @@ def install(app: FastAPI) -> None:
 
 
 def invalid(error: Mapping[str, Any]) -> Refusal:
-    """What pydantic found wrong with a body, or with a part of the path."""
+    """Returns what pydantic found wrong with a body, or with a part of the path."""
     kind, place = error["type"], list(error["loc"])
     if not place and kind not in OWN:
         return Refusal(400, "expected a JSON object, sent with Content-Type: application/json.", code="invalid_type")

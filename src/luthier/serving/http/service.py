@@ -130,7 +130,7 @@ class Service:
             )
 
     def claimed(self, client: str, body: Sampled, prompts: int) -> Claim:
-        """The places of the answers to so many prompts, all at once, before any of them is tokenised."""
+        """Returns the places of the answers to so many prompts, all at once, before any of them is tokenised."""
         if prompts * body.n > MOST_CHOICES:
             message = f"{prompts} prompts with {body.n} answers each; at most {MOST_CHOICES} answers a call."
             raise Refusal(400, message, param="n", code="invalid_value")
