@@ -149,6 +149,35 @@ def test_what_federate_prints_works_as_it_stands(call, tmp_path):
     assert found.code == 0, found.err
 
 
+def test_what_had_to_be_said_of_the_data_is_said_again(call, tmp_path):
+    base = save_bert(tmp_path / "model")
+    rows = [{"body": f"x{i}", "kind": "yn"[i % 2]} for i in range(8)] + [{"body": "", "kind": "y"}]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    words = ["train", base, data, "--method", "lora", "--rank", 2, "--steps", 1, "--batch", 2, "--eval-fraction", 0]
+    words += ["--columns", "text=body,label=kind", "--skip-bad-rows", "--out", tmp_path / "my run"]
+    done = call(*words)
+    assert done.code == 0, done.err
+    found = call(*next_of(done.out))
+    assert found.code == 0, found.err
+    merged = call("merge", base, tmp_path / "my run", tmp_path / "merged")
+    assert merged.code == 0 and "DATA" not in next_of(merged.out), merged.err
+    scored = call(*next_of(merged.out))
+    assert scored.code == 0, scored.err
+
+
+def test_what_select_prints_works_with_a_model_in_place(call, tmp_path):
+    base, _ = TASKS["causal-lm"](tmp_path)
+    rows = [{"ask": row["prompt"], "completion": row["completion"]} for row in sums(12)]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    out = tmp_path / "a folder" / "kept.jsonl"
+    out.parent.mkdir()
+    done = call("select", data, "--by", "random", "--rows", 6, "--out", out, "--columns", "prompt=ask")
+    assert done.code == 0, done.err
+    words = [base if word == "MODEL" else word for word in next_of(done.out)]
+    found = call(*words, "--dry-run", "--eval-fraction", 0)
+    assert found.code == 0, found.err
+
+
 def test_what_import_prints_works_as_it_stands(call, tmp_path):
     base, rows = TASKS["causal-lm"](tmp_path)
     data = write_rows(tmp_path / "rows.jsonl", rows)

@@ -16,7 +16,6 @@ from luthier.training import Run, train
 from support.tiny import save_model, write_rows
 
 RECIPES = list(recipe_files())
-VOUCHED = [name for name in RECIPES if not name.startswith("loreft-")]
 KINDS = {"hydra": "image", "wegeft-fgvc": "image", "wegeft-vtab": "image", "loreft-glue": "label"}
 """Recipes for other rows than questions and answers."""
 BASES = {"image": "vit", "label": "bert", "text": "llama"}
@@ -89,7 +88,7 @@ def numbers(recipe: Recipe) -> set[str]:
     return real | {row.key for row in stated(recipe) if row.key.partition(".")[2] in TRAINING}
 
 
-@pytest.mark.parametrize("name", VOUCHED)
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_number_is_the_source_s_or_declared_ours(name):
     recipe = read_recipe(name)
     rows = {row.key: row.whose for row in stated(recipe)}

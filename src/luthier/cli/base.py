@@ -34,9 +34,20 @@ def base_of(
     return load(name, task=found, dtype=dtype, labels=spec["measured"].get("labels") or labels)
 
 
-def next_step(model: str, data: str | None, adapter: str | Path | None) -> str:
-    """Returns the command that looks at what was just made, to be run as it is; without data, a first prompt."""
+def next_step(
+    model: str,
+    data: str | None,
+    adapter: str | Path | None,
+    columns: str | None = None,
+    skip_bad_rows: bool = False,
+) -> str:
+    """Returns the command that looks at what was just made, to be run as it is; without data, a first prompt.
+
+    What had to be said for the data to be read (`columns`, `skip_bad_rows`) is said again.
+    """
     on = ["--adapter", str(adapter)] if adapter else []
+    on += ["--columns", columns] if columns and data is not None else []
+    on += ["--skip-bad-rows"] if skip_bad_rows and data is not None else []
     if data is None:
         return f"Next: luthier generate {shlex.join([model, 'Hello', *on])}"
     return f"Next: luthier evaluate {shlex.join([model, data, *on])}"

@@ -89,7 +89,8 @@ def answers(
     if batch < 1:
         raise LuthierError(f"batch is {batch}; expected at least 1.")
     led = members[by.led()][0]
-    ids, stops = tokenised(led.model, led.tokenizer, prompts), stop_ids(led.model, led.tokenizer)
+    ids = tokenised(led.model, led.tokenizer, prompts, template=led.template)
+    stops = stop_ids(led.model, led.tokenizer)
     if empty := [number for number, each in enumerate(ids, 1) if not each]:
         raise LuthierError(f"prompt {empty[0]} has no tokens; models need at least one to go on from.")
     width = common_width(labelled(members, lambda member: member.model), led.tokenizer)

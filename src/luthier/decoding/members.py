@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ class Member:
     tokenizer: Any
     adapter: str | None = None
     """Name of the adapter that acts, alone; None: the base as it was, whatever is attached."""
+    template: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the chat template that its adapter was trained with."""
 
 
 Spoken = str | Member
@@ -135,9 +137,10 @@ class _Shelf:
 
     def member(self, text: str, role: str) -> Member:
         """Returns the member that `text` names, its adapter attached under the name of its role."""
-        from luthier.core.storage.folder import adapter_folder
+        from luthier.core.storage.folder import adapter_folder, read_adapter
         from luthier.core.storage.store import load
         from luthier.evaluating.untrained import refuse_untrained
+        from luthier.models import Chat, with_chat
         from luthier.models import load as load_model
 
         name, adapter = split(text)
@@ -147,7 +150,12 @@ class _Shelf:
         if adapter is not None:
             load(loaded.model, adapter_folder(adapter), role)
         refuse_untrained(loaded)
-        return Member(loaded.model, loaded.processor, None if adapter is None else role)
+        if adapter is None:
+            return Member(loaded.model, loaded.processor)
+        folder, spec = read_adapter(adapter)
+        chat = Chat.of(spec)
+        own = with_chat(loaded, spec, folder).processor
+        return Member(loaded.model, own, role, chat.variables if chat else {})
 
 
 def _place(name: str) -> str:

@@ -66,5 +66,5 @@ class Import(Loading):
             processor=base.processor,
         )
         say(f"{out} holds the adapter of {source.name()}, fitted on {self.model}.")
-        if self.task in WRITTEN:
-            say(next_step(self.model, None, out))
+        if self.task != "embedding":
+            say(next_step(self.model, None if self.task in WRITTEN else "DATA", out))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,11 +62,18 @@ class Merge(Fitted):
             (temporary / "README.md").write_text(text, encoding="utf-8")
         say(f"{out} holds the merged {kind.__name__}.")
         say(f"Largest change of an output between the adapted and the merged model: {change:.2g} (of {largest:.3g}).")
-        say(
-            next_step(str(out), None, None)
-            if task in WRITTEN
-            else f"Next: luthier evaluate {shlex.quote(str(out))} DATA"
-        )
+        say(next_step(str(out), None, None) if task in WRITTEN else _scored(out, Path(self.adapter).expanduser()))
+
+
+def _scored(out: Path, run: Path) -> str:
+    """The next step with a model that writes no text: scoring the run's own rows, where a run was merged."""
+    from luthier.cli.base import next_step
+    from luthier.training.folder import holds_run, read_run
+
+    if not holds_run(run):
+        return next_step(str(out), "DATA", None)
+    known = read_run(run)
+    return next_step(str(out), known.eval_data or known.data, None, known.columns, known.skip_bad_rows)
 
 
 def reloaded(folder: Path, task: str) -> Any:

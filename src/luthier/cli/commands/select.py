@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +116,8 @@ class Select(Loading):
         plot_scores(chosen, f"{by.name()}: {self.data}" + (f" for {self.target}" if self.target else ""), picture)
         if not self.json:
             say(f"{out} holds {len(kept):,} of {len(examples):,} rows; {picture} shows the scores.")
-            say(f"Next: luthier train MODEL {out}")
+            said = shlex.join([str(out), *(["--columns", self.columns] if self.columns else [])])
+            say(f"Next: luthier train MODEL {said}")
         lowest = float(chosen.scores[chosen.places[-1]])
         return {"rows": len(kept), "of": len(examples), "lowest": lowest, "fingerprint": chosen.examples.fingerprint}
 
@@ -132,7 +134,7 @@ class Select(Loading):
         write(out, map(as_row, shown.rows))
         if not self.json:
             say(f"{out} holds {len(shown):,} rows with {self.shots} shots each, from {pool.source}.")
-            say(f"Next: luthier evaluate MODEL {out}")
+            say(f"Next: luthier evaluate MODEL {shlex.quote(str(out))}")
         return {"rows": len(shown), "shots": self.shots, "fingerprint": shown.fingerprint}
 
     def _load(self, source: str, limit: int | None = None) -> Examples:

@@ -96,7 +96,8 @@ class Train(Command):
         share = result.trainable / result.total
         say(f"{result.folder} holds the run, {result.adapter} the adapter ({result.trainable:,} numbers, {share:.3%}).")
         plain = read_record(result.folder).get("layout") == "text"  # which has no answers to score
-        say(next_step(run.model, None if plain else run.eval_data or run.data, result.folder))
+        source = None if plain else run.eval_data or run.data
+        say(next_step(run.model, source, result.folder, run.columns, run.skip_bad_rows))
 
     def stopped(self, given: Given) -> str:
         from luthier.training import Run
