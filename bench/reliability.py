@@ -1,5 +1,7 @@
-"""What full disks, kills and damaged files do: every step of a run fails once, runs of two processes are killed, and
-every reader gets thousands of files that are nearly right.
+"""What full disks, kills and damaged files do to a run, and to every reader.
+
+Every step of a run fails once, runs of two processes are killed, and every reader gets thousands of files that are
+nearly right.
 
 python -m bench reliability [--cases 10000] [--kills 200] [--only readers runs kills] [--out …]
 
@@ -11,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import signal
 import sys
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for part in options.only:
             begun = time.monotonic()
             made = {"runs": runs, "kills": kills, "readers": readers}[part](root / part, options)
-            found[part] = {**made, "seconds": round(time.monotonic() - begun), "machine": platform.processor() or "?"}
+            found[part] = {**made, "seconds": round(time.monotonic() - begun)}
             options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(part, json.dumps(found[part]))
     bad = sum(found[part]["faults"] for part in options.only)

@@ -11,6 +11,7 @@ import random
 import resource
 import shutil
 import struct
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -27,8 +28,11 @@ from luthier.data.template import Template
 from luthier.methods.recipe import read_recipe
 from luthier.models.convert import gguf
 from support.architectures import ARCHITECTURES
+from support.gguf_files import write_gguf
 from support.tiny import TEMPLATE, sums, tokenizer
 
+STILL = 10
+"""One case in so many is a good file, left as it is: it is read."""
 SECONDS = 20.0
 """Longest time of one case."""
 MEMORY = 512
@@ -43,8 +47,16 @@ RAW = [b"", b"\x00", b"\xff\xfe", b"\r", b"\n", b'"', b"[" * 200, b"9" * 4400, b
 """Bytes that are put into files."""
 
 
-def changed_bytes(content: bytes, draw: random.Random) -> bytes:
+class Draw(random.Random):
+    """What chooses the changes of a case; a `still` one makes none."""
+
+    still = False
+
+
+def changed_bytes(content: bytes, draw: Draw) -> bytes:
     """A few changes of a file: cut, flipped, doubled, put in."""
+    if draw.still:
+        return content
     for _ in range(draw.randint(1, 3)):
         at = draw.randrange(len(content) + 1)
         end = min(len(content), at + draw.choice([1, 1, 4, 8, 64]))
@@ -61,8 +73,10 @@ def changed_bytes(content: bytes, draw: random.Random) -> bytes:
     return content
 
 
-def changed_value(value: Any, draw: random.Random) -> Any:
+def changed_value(value: Any, draw: Draw) -> Any:
     """The value with something in it replaced, dropped, or added."""
+    if draw.still:
+        return value
     if isinstance(value, dict) and value and draw.random() < 0.85:
         key = draw.choice(list(value))
         rest = {k: v for k, v in value.items() if k != key}
@@ -87,9 +101,11 @@ def dumped(value: Any) -> bytes:
 class Reader:
     """A reader with one good file of its own."""
 
-    make: Callable[[Path, random.Random], Any]
+    make: Callable[[Path, Draw], Any]
     """Writes a changed file into a folder, and returns what `read` takes."""
     read: Callable[[Any], Any]
+    whole: bool = True
+    """What it makes without a change is good."""
 
 
 @dataclass
@@ -115,7 +131,8 @@ def run(reader: Reader, folder: Path, cases: int, seed: int = 0) -> Count:
     """Tries so many changed files."""
     count, before = Count(), peak()
     for case in range(cases):
-        draw, place = random.Random(f"{seed} {case}"), folder / str(case)
+        draw, place = Draw(f"{seed} {case}"), folder / str(case)
+        draw.still = case % STILL == 0
         place.mkdir(parents=True)
         given, begun = reader.make(place, draw), time.monotonic()
         try:
@@ -123,6 +140,8 @@ def run(reader: Reader, folder: Path, cases: int, seed: int = 0) -> Count:
             count.read += 1
         except lt.LuthierError as error:
             count.refused += 1
+            if draw.still and reader.whole:
+                count.faults.append(f"case {case} is a good file, and is refused: {error}")
             if not str(error).strip():
                 count.faults.append(f"case {case}: an error that says nothing")
         except Exception:
@@ -150,13 +169,13 @@ CHAT = [
 LABELLED = [{"text": f"row {i}", "label": i % 3} for i in range(6)]
 
 
-def _rows(draw: random.Random) -> list[Any]:
+def _rows(draw: Draw) -> list[Any]:
     rows: list[Any] = draw.choice([CHAT, sums(4), LABELLED])
     return rows if draw.random() < 0.3 else [changed_value(row, draw) for row in rows]
 
 
-def _file(suffix: str, content: Callable[[random.Random], bytes]) -> Callable[[Path, random.Random], str]:
-    def make(folder: Path, draw: random.Random) -> str:
+def _file(suffix: str, content: Callable[[Draw], bytes]) -> Callable[[Path, Draw], str]:
+    def make(folder: Path, draw: Draw) -> str:
         raw = content(draw)
         (folder / f"rows{suffix}").write_bytes(changed_bytes(raw, draw) if draw.random() < 0.7 else raw)
         return str(folder / f"rows{suffix}")
@@ -164,18 +183,18 @@ def _file(suffix: str, content: Callable[[random.Random], bytes]) -> Callable[[P
     return make
 
 
-def _jsonl(draw: random.Random) -> bytes:
+def _jsonl(draw: Draw) -> bytes:
     return b"\n".join(dumped(row) for row in _rows(draw)) + b"\n"
 
 
-def _csv(draw: random.Random) -> bytes:
+def _csv(draw: Draw) -> bytes:
     end = draw.choice(["\n", "\r\n", "\r"])
     rows = [["text", "label"], *([f"row {i}", str(i % 3)] for i in range(6))]
     rows[draw.randrange(7)][draw.randrange(2)] = draw.choice(["9" * 4400, '"a""b"', "-" * 9, "1e400", "nan", "x" * 300])
     return end.join(",".join(row) for row in rows).encode() + end.encode()
 
 
-def _parquet(draw: random.Random) -> bytes:
+def _parquet(draw: Draw) -> bytes:
     import io
 
     import pyarrow
@@ -226,7 +245,7 @@ method = "bitfit"
 """
 
 
-def _recipe(folder: Path, draw: random.Random) -> str:
+def _recipe(folder: Path, draw: Draw) -> str:
     (folder / "recipe.toml").write_bytes(changed_bytes(RECIPE.encode(), draw))
     return str(folder / "recipe.toml")
 
@@ -242,7 +261,7 @@ PARTS = [
 """Pieces of templates."""
 
 
-def _template(folder: Path, draw: random.Random) -> str:
+def _template(folder: Path, draw: Draw) -> str:
     return "".join(draw.choice(PARTS) for _ in range(draw.randint(1, 9)))
 
 
@@ -262,16 +281,16 @@ PEFT = {
 KEY = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
 
 
-def _peft(folder: Path, draw: random.Random) -> Path:
+def _peft(folder: Path, draw: Draw) -> Path:
     shapes = {"A": (2, 32), "B": (32, 2)}
     tensors = {KEY.format(i, side): torch.ones(*shapes[side]) for i in range(3) for side in "AB"}
-    if draw.random() < 0.3:
+    if draw.random() < 0.3 and not draw.still:
         key = draw.choice(list(tensors))
         tensors[key] = draw.choice([torch.ones(0), torch.ones(2), torch.full((2, 32), 1e30), torch.ones(3, 3, 3)])
     made = folder / "peft"
     made.mkdir()
     save_file(tensors, made / "adapter_model.safetensors")
-    kind = draw.choice(["LORA", "LORA", "LORA", "IA3", "ADALORA", "LN_TUNING", "TRAINABLE_TOKENS"])
+    kind = "LORA" if draw.still else draw.choice(["LORA"] * 6 + ["IA3", "ADALORA", "LN_TUNING", "TRAINABLE_TOKENS"])
     (made / "adapter_config.json").write_bytes(dumped(changed_value({**PEFT, "peft_type": kind}, draw)))
     spoilt = draw.choice(["adapter_config.json", "adapter_model.safetensors", "", "", ""])
     if spoilt:
@@ -279,7 +298,7 @@ def _peft(folder: Path, draw: random.Random) -> Path:
     return made
 
 
-def _pyreft(folder: Path, draw: random.Random) -> Path:
+def _pyreft(folder: Path, draw: Draw) -> Path:
     made = folder / "pyreft"
     made.mkdir()
     config = {
@@ -308,27 +327,16 @@ def _imported(folder: Path) -> None:
     lt.import_adapter(folder, folder.parent / "ours", base=_base(), source=source)
 
 
-def _gguf(folder: Path, draw: random.Random) -> Path:
-    import numpy as np
-    from gguf import GGUFWriter
+@functools.cache
+def _good_gguf() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return write_gguf(Path(folder) / "model.gguf", "gpt-2").read_bytes()
 
-    path = folder / "model.gguf"
-    writer = GGUFWriter(path, "llama")
-    writer.add_block_count(1)
-    writer.add_context_length(32)
-    writer.add_embedding_length(8)
-    writer.add_feed_forward_length(8)
-    writer.add_head_count(1)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["a", "b", "c"])
-    writer.add_token_merges(["a b"])
-    writer.add_tensor("token_embd.weight", np.ones((3, 8), dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    content = path.read_bytes()
-    path.write_bytes(changed_bytes(content[:600], draw) + content[600:])
+
+def _gguf(folder: Path, draw: Draw) -> Path:
+    path, content = folder / "model.gguf", _good_gguf()
+    end = draw.choice([64, 600, 600, len(content)])  # most that can go wrong is at the beginning
+    path.write_bytes(changed_bytes(content[:end], draw) + content[end:])
     return path
 
 
@@ -339,7 +347,7 @@ def _converted(path: Path) -> None:
 BODY = {
     "model": "base", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "temperature": 0.5,
     "top_p": 0.9, "n": 1, "stop": ["x"], "stream": False, "seed": 3, "logprobs": True, "top_logprobs": 2,
-    "tools": [], "user": "a", "stream_options": None,
+    "tools": [],  "stream_options": None,
 }  # fmt: skip
 COMPLETION = {"model": "base", "prompt": "hello", "max_tokens": 2, "echo": False, "logprobs": 1, "suffix": None}
 PLACES = [
@@ -352,12 +360,15 @@ PLACES = [
 ]
 
 
-def _request(folder: Path, draw: random.Random) -> tuple[str, bytes, dict[str, str]]:
-    body = dumped(changed_value(draw.choice([BODY, COMPLETION]), draw))
-    if draw.random() < 0.3:
+def _request(folder: Path, draw: Draw) -> tuple[str, bytes, dict[str, str]]:
+    place, good = draw.choice(list(zip(PLACES, (BODY, COMPLETION), strict=False)))
+    body = dumped(changed_value(good, draw))
+    if draw.random() < 0.2:
         body = changed_bytes(body, draw)
-    kinds = ["application/json"] * 4 + ["text/plain", "application/x-www-form-urlencoded", ""]
-    return draw.choice([*PLACES[:2], *PLACES]), body, {"content-type": draw.choice(kinds)}
+    if draw.random() < 0.2 and not draw.still:
+        place = draw.choice(PLACES)
+    kinds = ["application/json"] * 12 + ["text/plain", "application/x-www-form-urlencoded", ""]
+    return place, body, {"content-type": kinds[0] if draw.still else draw.choice(kinds)}
 
 
 @functools.cache
@@ -388,11 +399,11 @@ def _asked(request: tuple[str, bytes, dict[str, str]]) -> None:
 READERS = {
     "JSONL": Reader(_file(".jsonl", _jsonl), _loaded),
     "JSON": Reader(_file(".json", lambda draw: dumped(_rows(draw))), _loaded),
-    "CSV": Reader(_file(".csv", _csv), _loaded),
-    "TSV": Reader(_file(".tsv", lambda draw: _csv(draw).replace(b",", b"\t")), _loaded),
-    "Parquet": Reader(_file(".parquet", _parquet), _loaded),
+    "CSV": Reader(_file(".csv", _csv), _loaded, whole=False),
+    "TSV": Reader(_file(".tsv", lambda draw: _csv(draw).replace(b",", b"\t")), _loaded, whole=False),
+    "Parquet": Reader(_file(".parquet", _parquet), _loaded, whole=False),
     "TOML": Reader(_recipe, read_recipe),
-    "templates": Reader(_template, _rendered),
+    "templates": Reader(_template, _rendered, whole=False),
     "peft": Reader(_peft, _imported),
     "pyreft": Reader(_pyreft, _imported),
     "GGUF": Reader(_gguf, _converted),

@@ -106,7 +106,7 @@ class Bounded(ImmutableSandboxedEnvironment):
             cache_size=0,
         )
         self.filters["tojson"] = _tojson
-        self.globals |= {"raise_exception": _refuse, "strftime_now": _now, "lipsum": _refuse}
+        self.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "lipsum": _no_filler}
         self.filters = {name: _sized(name, each) for name, each in self.filters.items()}
         self.filters["_counted"] = _counted
 
@@ -226,8 +226,22 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _refuse(message: object = "", **_: object) -> str:
+def _refuse(message: object) -> str:
     raise TemplateError(str(message))
+
+
+def _no_filler(*_: object, **__: object) -> str:
+    raise TooMuch("it asks for filler text, which no template needs")
+
+
+class _Dict:
+    """`dict`, as transformers gives it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args, **kwargs)
 
 
 def _now(form: str) -> str:
@@ -239,19 +253,24 @@ def _compiled(source: str) -> Any:
     return Bounded().from_string(source)
 
 
-def check_bounds(source: str, variables: Mapping[str, Any], seconds: float | None = None) -> None:
-    """Renders a template and keeps nothing of it; raises `TooMuch` where it goes beyond the bounds.
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Names of a turn's thoughts, of which transformers gives templates the first two."""
 
-    What else is wrong with it, transformers will say.
-    """
+
+def _heard(turn: Mapping[str, Any]) -> dict[str, Any]:
+    said = {key: value for key, value in turn.items() if value is not None}
+    thought = next((said[name] for name in THOUGHTS if name in said), None)
+    return said if thought is None else {"thinking": thought, **said, "reasoning_content": thought}
+
+
+def check_bounds(source: str, variables: Mapping[str, Any], seconds: float | None = None) -> None:
+    """Renders a template and keeps nothing of it; raises `TooMuch` where it goes beyond the bounds, and whatever else
+    jinja raises on it: what fails here is not tried without bounds."""
+    variables = {**variables, "messages": [_heard(turn) for turn in variables["messages"]]}
     steps = min(STEPS, 2**30 // max(1, len(source)))
     token = _budget.set(Budget(steps, time.monotonic() + (SECONDS if seconds is None else seconds), CHARACTERS))
     try:
         for chunk in _compiled(source).generate(**variables):
             _budget.get().write(len(chunk))
-    except TooMuch:
-        raise
-    except Exception:  # of a template that refuses this conversation
-        return
     finally:
         _budget.reset(token)

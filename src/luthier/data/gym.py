@@ -40,7 +40,8 @@ def read_gym(source: str, split: str, limit: int | None, seed: int) -> Table:
     problems = _create(source, task, {**settings, "size": size, "seed": start})
     rows = []
     for number in range(size):
-        entry = problems[number]
+        with guarded(f"{source}: problem {number + 1} cannot be made"):
+            entry = problems[number]
         if not isinstance(entry["answer"], str):
             raise LuthierError(f"{source}: {task} scores answers but gives none to learn from; choose another task.")
         rows.append((number + 1, {"question": entry["question"], "answer": entry["answer"], "entry": entry}))

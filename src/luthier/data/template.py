@@ -105,10 +105,9 @@ def applied(tokenizer: Any, source: str, turns: list[Message], variables: dict[s
     """What a tokenizer's chat template makes of turns, within the bounds of `luthier.data.bounded`; raises `BadRow`."""
     from luthier.data.bounded import TooMuch, check_bounds
 
-    said = [{key: value for key, value in turn.items() if value is not None} for turn in turns]
     prompt = {"add_generation_prompt": how.get("add_generation_prompt", False)}
     try:
-        check_bounds(source, {**tokenizer.special_tokens_map, **variables, **prompt, "messages": said})
+        check_bounds(source, {**tokenizer.special_tokens_map, **variables, **prompt, "messages": turns})
         return tokenizer.apply_chat_template(turns, **how, **variables)
     except TooMuch as error:
         raise BadRow(f"the chat template is refused: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -135,6 +136,12 @@ class Session:
         folders.check_same_inputs(folder, record, model)
         ids, checkpoint = folders.ids_of(folders.read_record(folder)), self.newest()
         step = checkpoint.step if checkpoint else 0
+        if checkpoint is not None and checkpoint.run is None:
+            warnings.warn(
+                f"{checkpoint.folder} was written by an older Luthier and bears no run's id; that it is of this run is "
+                "taken on trust.",
+                stacklevel=2,
+            )
         if is_main():
             with written(str(folder), GO_ON):
                 metrics.cut(folder, step, ids)
