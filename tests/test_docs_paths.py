@@ -135,13 +135,18 @@ def lines(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("line", sorted({line for path in PAGES if path.name not in HISTORY for line in lines(path)}))
-def test_a_command_line_is_one(line):
-    """It is parsed and not run; placeholders such as … are left out."""
+def test_a_command_line_is_one(line, tmp_path, monkeypatch):
+    """It is parsed and not run; placeholders such as … are left out. run.toml is the page's own."""
     words = [word for word in shlex.split(line, comments=True)[1:] if word != "…"]
     if words[-1] in commands():
         words.append("--help")
     if "vera" in words or "size" in words[:1] or "fixed_a" in words:
         pytest.skip("a method of an example")
+    if "run.toml" in words:
+        (text,) = re.findall(r"^```toml\n(.*?)^```$", page(ROOT / "docs" / "commands.md"), re.M | re.S)
+        (tmp_path / "run.toml").write_text(text, encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("DATA", "/data")
     parse(words)
 
 

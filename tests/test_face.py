@@ -34,6 +34,9 @@ def use(model: nn.Module) -> None:
     result = lt.train(model="a", data="b", form=lt.LoRA(rank=2))
     reveal_type(result)  # result
     reveal_type(result.eval_loss)  # loss
+    lt.train("a", [{"text": "b"}], method="lora", update="lisa", epochs=2, out="c")
+    lt.train("a", "b", method="lora", epoch=2)  # unknown field
+    lt.train("a", "b", method="lora", steps="2")  # a field's type
     reveal_type(lt.trainable(model, count=True))  # count
     reveal_type(lt.ranks.EVA())  # axis
     reveal_type(lt.select(model, "all-linear")[0])  # site
@@ -54,7 +57,7 @@ FOUND = {
     "axis": "EVA",
     "site": "Site",
 }
-WRONG = {"unknown", "unknown form", "unknown setting", "a word", "on two axes"}
+WRONG = {"unknown", "unknown form", "unknown setting", "a word", "on two axes", "unknown field", "a field's type"}
 AUTHOR = '''
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -246,10 +249,15 @@ def signatures() -> Iterator[tuple[str, typing.Any]]:
 
 def test_what_public_functions_take_and_give_is_public():
     """So a user can name the type of each argument and result."""
+    import datasets
     import numpy
+    import pandas
     import torch
+    import transformers
 
     known = {**STUBBED, "np": numpy, "torch": torch, "nn": torch.nn, "Tensor": torch.Tensor}
+    known |= {"DataFrame": pandas.DataFrame, "Dataset": datasets.Dataset}
+    known |= {name: getattr(transformers, name) for name in ("PreTrainedModel", "TrainerCallback")}
     public = [each for each in STUBBED.values() if isinstance(each, type)]
     missing = set()
     for name, function in signatures():

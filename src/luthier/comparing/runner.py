@@ -31,6 +31,7 @@ from luthier.comparing.rows import read_held
 from luthier.comparing.study import Study, label, read_study
 from luthier.comparing.tune import place, tuned
 from luthier.core.errors import LuthierError
+from luthier.core.notebook import table
 from luthier.data import Examples
 from luthier.methods.objectives.sft import SFT
 from luthier.training.folder import versions
@@ -42,7 +43,7 @@ FAILURES = (LuthierError, RuntimeError, MemoryError, IndexError)
 """What ends a run and not the study: bad values, no memory left, rows longer than a model's positions."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The result of a study."""
 
@@ -50,6 +51,23 @@ class Comparison:
     records: list[Record]
     report: Path | None
     """The page; None where no report can be written."""
+
+    def __repr__(self) -> str:
+        return f"Comparison({str(self.folder)!r}: {len(self.records)} runs, {self.report or 'no report'})"
+
+    def _repr_html_(self) -> str:
+        return table(
+            {
+                "model": each.model,
+                "data": each.data,
+                "method": each.method,
+                "seed": each.seed,
+                each.metric: each.score,
+                "trainable": each.trainable,
+                "seconds": each.seconds,
+            }
+            for each in self.records
+        )
 
 
 def compare(

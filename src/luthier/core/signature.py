@@ -44,6 +44,8 @@ def takes(*classes: type, but: Iterable[str] = ()) -> Callable[[F], F]:
 
 def _parameter(field: dataclasses.Field) -> inspect.Parameter:
     hint, default = str(field.type), field.default
+    if field.metadata.get("named"):  # a component, for which its name may stand
+        hint = f"{hint} | str"
     if default is dataclasses.MISSING:
-        hint, default = hint if hint.endswith("| None") else f"{hint} | None", None
+        hint, default = hint if "None" in hint else f"{hint} | None", None
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)

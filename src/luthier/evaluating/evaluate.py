@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from luthier import data, models
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
+from luthier.core.notebook import figures, shown
 from luthier.data import Examples, Scorer, judge, refuse_unscorable
 from luthier.evaluating.generate import Sampling, answers
 
@@ -21,7 +22,7 @@ RESAMPLES = 2000
 """Bootstrap samples of an interval."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """A score with its uncertainty, and the predictions behind it."""
 
@@ -40,6 +41,19 @@ class Evaluation:
     """Every figure by name: `accuracy` and `mcc` (Matthews), `mse` and `pearson`, or the scorer's own."""
     failed: list[tuple[int, str]] = field(default_factory=list)
     """The (row, reason) of every answer that the scorer failed on; it counts as wrong."""
+
+    def figures(self) -> dict[str, Any]:
+        """Returns the score with its interval, and every other figure by name."""
+        low, high = self.interval
+        told = {"score": self.score, "95% interval": f"{low:.4g} to {high:.4g}", "rows": self.count, "loss": self.loss}
+        return told | self.metrics | ({"failed": len(self.failed)} if self.failed else {})
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name} {shown(value)}" for name, value in self.figures().items() if value is not None)
+        return f"Evaluation({told})"
+
+    def _repr_html_(self) -> str:
+        return figures(self.figures())
 
 
 @dataclass(frozen=True)

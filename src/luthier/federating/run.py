@@ -12,6 +12,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.signature import takes
 from luthier.federating.result import Federated
 from luthier.federating.spec import APART, Federation
+from luthier.methods.choices import by_name
 from luthier.training.spec import Run, Training
 
 
@@ -49,7 +50,7 @@ def federate(
     run = {key: value for key, value in fields.items() if key not in federation and value is not None}
     run |= {"form": form or find("forms", "lora")(), "out": out, "training": training or Training(epochs=1)}
     return carry_out(
-        Run(model, data, **run),
+        Run(model, data, **by_name(run)),
         made,
         Federation(ranks=ranks, **{name: fields[name] for name in federation}),
         resume=resume,

@@ -56,7 +56,8 @@ class Choice:
 def _of(axis: str = "", written: type = str, flag: str = "", **more: Any) -> dict[str, Any]:
     """The metadata of a field. `flag`, for what is not a component, is the rest of its help on the command line."""
     shown = f"`luthier list {axis}` shows all." if axis else flag
-    return {"choice": Choice(axis, dict if axis else written, **more), **({"flag": shown} if shown else {})}
+    told = {"flag": shown} if shown else {}
+    return {"choice": Choice(axis, dict if axis else written, **more), "named": bool(axis), **told}
 
 
 def _usual(axis: str, name: str) -> Callable[[], Any]:
@@ -183,6 +184,15 @@ def made(form: type[Form], values: Mapping[str, Any]) -> dict[str, Any]:
     if "calibration" in found:
         found["calibration"] = Calibration(**known_fields(Calibration, found["calibration"]))
     return found | {"form": form.from_dict(found.get("form", {}))}
+
+
+def by_name(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields with components in place of their names, each with its own settings."""
+    found = dict(fields)
+    for name, choice in CHOICES.items():
+        if choice.axis and isinstance(found.get(name), str):
+            found[name] = find(choice.axis, found[name])()
+    return found
 
 
 def _component(name: str, axis: str, table: Mapping[str, Any] | None) -> Any:

@@ -104,7 +104,8 @@ def _checked(path: Path, values: dict[str, Any]) -> Recipe:
 
 def recipe_types() -> dict[str, Any]:
     """Returns `{field: type}` of a recipe."""
-    return {key: hint for key, (hint, _) in hints(Recipe).items()}
+    declared: Any = Recipe  # whose base is made at run time
+    return {key: hint for key, (hint, _) in hints(declared).items()}
 
 
 def check_written(file: str, known: Mapping[str, Any], values: Mapping[str, Any], has: str) -> None:

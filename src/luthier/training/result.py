@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luthier.core.notebook import curves, figures, shown
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Result:
     """The result of a training run."""
 
@@ -29,3 +31,24 @@ class Result:
     """The adapted model, in evaluation mode."""
     processor: Any
     """Its tokenizer, image processor or feature extractor."""
+    eval_losses: list[tuple[int, float]] = field(default_factory=list)
+    """(step, evaluation loss), one an evaluation."""
+
+    def figures(self) -> dict[str, Any]:
+        """Returns what came of the run, in few numbers."""
+        return {
+            "steps": self.losses[-1][0] if self.losses else 0,
+            "loss": self.losses[-1][1] if self.losses else None,
+            "evaluation loss": self.eval_loss,
+            "trainable parameters": self.trainable,
+            "share of the model": f"{self.trainable / self.total:.3%}",
+            "seconds": self.seconds,
+        }
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name} {shown(value)}" for name, value in self.figures().items() if value is not None)
+        return f"Result({str(self.folder)!r}: {told})"
+
+    def _repr_html_(self) -> str:
+        drawn = curves({"training loss": self.losses, "evaluation loss": self.eval_losses})
+        return figures({"run": self.folder, **self.figures()}) + drawn

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from rich.console import Console
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from luthier import data, models
@@ -24,6 +24,7 @@ from luthier.models import Loaded, licence_of
 from luthier.training import folder as folders
 from luthier.training import metrics
 from luthier.training.attachment import attach_all
+from luthier.training.base import check_fits
 from luthier.training.card import card
 from luthier.training.checkpoint import GO_ON, Checkpoint, newest
 from luthier.training.command import command
@@ -51,9 +52,19 @@ SHARE = 10
 class Session:
     """The steps of `luthier.train`, in order."""
 
-    def __init__(self, run: Run, progress: bool = True, notes: Sequence[str] = ()) -> None:
-        """`notes` are lines to print ahead of the overview; without `progress` nothing is printed."""
-        self.run, self.notes = run, notes
+    def __init__(
+        self,
+        run: Run,
+        progress: bool = True,
+        notes: Sequence[str] = (),
+        callbacks: Sequence[TrainerCallback] = (),
+        base: Loaded | None = None,
+    ) -> None:
+        """`notes` are lines to print ahead of the overview; without `progress` nothing is printed.
+
+        `callbacks` are the caller's own; `base` is the run's model where it is in memory already.
+        """
+        self.run, self.notes, self.callbacks, self.base = run, notes, callbacks, base
         self.console = Console(stderr=True, quiet=not (progress and is_main()))
 
     def train(self, resume: bool, overwrite: bool) -> Result:
@@ -81,11 +92,18 @@ class Session:
         with quiet():
             prepared = prepare(run)
             set_seed(run.training.seed)  # new heads, the form's start
-            loaded = load(run, prepared)
+            loaded = self.load(prepared)
             begun = goes_on and self.newest() is not None  # else it is initialised again
             known = folders.read_record(run.folder)["measured"] if begun else None
             evidence = attach_all(run, loaded, prepared, self.console, known)
             return self.fit(prepared, loaded, evidence, goes_on)
+
+    def load(self, prepared: Prepared) -> Loaded:
+        """The base that the form is attached to."""
+        if self.base is None:
+            return load(self.run, prepared)
+        check_fits(self.base, prepared, self.run.training)
+        return self.base
 
     def fit(self, prepared: Prepared, loaded: Loaded, evidence: dict[str, Any], goes_on: bool) -> Result:
         """Trains the attached adapter and writes what the folder is to hold."""
@@ -111,8 +129,8 @@ class Session:
                 if run.training.shard:
                     shard(model)
                 shifted = prepared.task == "causal-lm"
-                rows = features[0], features[1]
-                trainer = Trainer(run, model, args, rows, collator, shifted, [log, *callbacks], run_id)
+                rows, told = (features[0], features[1]), [log, *callbacks, *self.callbacks]
+                trainer = Trainer(run, model, args, rows, collator, shifted, told, run_id)
                 log.trainer = trainer
                 if checkpoint is not None and checkpoint.step >= plan.steps:
                     trainer.restore(checkpoint.folder)
@@ -154,7 +172,8 @@ class Session:
         run = self.run
         lines = metrics.read(run.folder)
         losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-        evals = [line["eval_loss"] for line in lines if "eval_loss" in line]
+        held = [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
+        evals = [loss for _, loss in held]
         seconds = lines[-1]["seconds"] if lines else 0.0
         text = card(run, prepared, plan, lines, record)
         if is_main():
@@ -191,6 +210,7 @@ class Session:
             seconds=seconds,
             model=loaded.model,
             processor=loaded.processor,
+            eval_losses=held,
         )
 
 

@@ -111,7 +111,7 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Basis:
     """A model and the data that it is fitted to: the first two arguments of a run."""
 
     model: str
@@ -121,7 +121,7 @@ class Fitted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Choices, Fitted):
+class Run(Choices, Basis):
     """A model, data, a form and how to train it: everything that `luthier train` needs, and what `run.json` keeps.
 
     The choices of the method are those of `luthier.methods.choices`.

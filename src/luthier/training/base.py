@@ -1,0 +1,75 @@
+"""A base that is held in memory instead of being named: it is adapted where it lies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from luthier import models
+from luthier.core.errors import LuthierError
+from luthier.models import Loaded
+
+if TYPE_CHECKING:
+    from luthier.training.prepare import Prepared
+    from luthier.training.spec import Training
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def loaded_of(model: Any) -> Loaded:
+    """Returns the model as `luthier.model` would have loaded it; what is a `Loaded` already is left as it is.
+
+    A run keeps the name of its base, so a model must tell where it came from (`model.name_or_path`). Raises
+    `LuthierError` for one that does not, for other objects, and for classifiers that do not say which modules are new.
+    """
+    from transformers import PreTrainedModel
+
+    if isinstance(model, Loaded):
+        return model
+    if not isinstance(model, PreTrainedModel):
+        raise LuthierError(
+            f"model is {type(model).__name__}; expected a name, what luthier.model gives, or a model of transformers."
+        )
+    name, task = str(model.name_or_path), models.task_of_class(type(model).__name__)
+    if not name:
+        raise LuthierError(
+            f"this {type(model).__name__} does not say where it came from (name_or_path is empty), so nobody could use "
+            "the adapter; save it to a folder (save_pretrained), and give that, or a model that was loaded from it."
+        )
+    if task not in ("causal-lm", "seq2seq"):
+        raise LuthierError(
+            f"this {type(model).__name__} does not say which of its modules are new and to be trained; load it with "
+            "luthier.model(name, task=…, labels=…)."
+        )
+    return Loaded(model, models.processor_of(name, task), name, models.resolve(name), task, [])
+
+
+def precision_of(base: Loaded, wanted: str | None = None) -> str:
+    """Returns the dtype of the base's weights, as `Training.precision` calls it; raises if it is not the one wanted."""
+    found = str(base.model.dtype).removeprefix("torch.")
+    if found not in PRECISIONS or found != (wanted or found):
+        expected = wanted or " or ".join(PRECISIONS)
+        raise LuthierError(
+            f"the model is {found}; expected {expected} (model.to(torch.bfloat16), or another precision)."
+        )
+    return found
+
+
+def check_fits(base: Loaded, prepared: Prepared, settings: Training) -> None:
+    """Raises unless the base serves the task of the rows and knows their classes, and is not to be quantised now."""
+    if settings.quantize is not None:
+        raise LuthierError(
+            f"quantize={settings.quantize} is for models that are loaded here, and this one is in memory; load it with "
+            f"luthier.model(…, quantize={settings.quantize!r})."
+        )
+    if base.task != prepared.task:
+        raise LuthierError(
+            f"the rows are for {prepared.task}, and the model was loaded for {base.task}: luthier.model(…, "
+            f"task={prepared.task!r})."
+        )
+    labels = prepared.examples.labels
+    if labels is not None and set(labels) - set(base.model.config.label2id):
+        own = ", ".join(base.model.config.label2id)
+        raise LuthierError(
+            f"the rows have the classes {', '.join(labels)}, and the model's are {own}; load it with luthier.model(…, "
+            "labels=[…])."
+        )
