@@ -80,7 +80,7 @@ def test_harm_is_told_at_the_next_use_and_mended(how, harm):
     made = Made()
     folder = put(how, made)
     harm(folder / "weights")
-    with pytest.warns(UserWarning, match="is damaged .* it is made again"):
+    with pytest.warns(UserWarning, match="is damaged .* it is replaced"):
         put(how, made)
     assert made.times == 2 and (folder / "weights").read_bytes() == b"12345678" and not (folder / "more").exists()
 

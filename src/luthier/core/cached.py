@@ -55,7 +55,7 @@ def ready(folder: Path, quiet: bool = False) -> bool:
         return False
     wrong = damage(folder)
     if wrong is not None and not quiet:
-        warnings.warn(f"{folder} is damaged ({wrong}); it is made again.", stacklevel=3)
+        warnings.warn(f"{folder} is damaged ({wrong}); it is replaced.", stacklevel=3)
     return wrong is None
 
 

@@ -94,7 +94,7 @@ OVERLAP = 2**11
 
 
 def windowed(text: str, tokenizer: Any) -> Iterator[tuple[list[int], list[Span]]]:
-    """(ids, places in the text) of a long text, window by window; all of them together are those of the whole text.
+    """Yields (ids, places in the text) of a long text, window by window; together they are those of the whole text.
 
     A window is tokenised from `OVERLAP` characters earlier, and begins where two tokens meet in the window before and
     the tokens behind come out the same in both. Raises `BadRow` for a text that has no such place.

@@ -65,7 +65,7 @@ def tokens(text: str, spans: list[Span], tokenizer: Any, special: bool) -> tuple
 
 
 def parts_of(text: str, tokenizer: Any) -> Iterator[tuple[list[int], list[bool]]]:
-    """(token ids, whether each is learned) of a long text that is learned whole, part by part, as `tokens` has them."""
+    """Yields (token ids, whether each is learned) of a long text, part by part, as `tokens` has them of the whole."""
     _refuse_slow(tokenizer)
     opening = list(_opening(tokenizer, len(tokenizer)))
     for ids, extents in windowed(text, tokenizer):

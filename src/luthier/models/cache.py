@@ -22,7 +22,7 @@ def commit(name: str, build: Callable[[Path], Path]) -> Path:
 
     `build(scratch)` returns the finished folder inside `scratch`, which is then renamed into place,
     so a process killed while building leaves no model behind. Processes that want the same name
-    wait for one another. A folder that is damaged is made again (see `core.cached`).
+    wait for one another. A damaged folder is replaced (see `core.cached`).
     """
     from filelock import FileLock
 

@@ -33,7 +33,7 @@ class Cache(Command):
     )
 
     action: Literal["list", "check", "clear"] = "list"
-    """list, check or clear."""
+    """What to do: list, check or clear."""
     names: tuple[str, ...] = ()
     """Entries, or kinds of them (models, encoded, measured), or all. What is cleared has to be named."""
     json: bool = field(default=False, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.cli.output import say, say_json, table
-from luthier.cli.parse import Command, Given
+from luthier.cli.parse import Fitted, Given
 
 if TYPE_CHECKING:
     from luthier.examining.check import Checked
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Check(Command):
+class Check(Fitted):
     """Check whether a fine-tuned model may be released, by gates that it has to pass.
 
     A gate compares the model after fine-tuning with the one before on your own rows: held texts, other tasks, answers

@@ -53,9 +53,9 @@ class Serve(Fitted):
     waiting: int = field(default=128, kw_only=True)
     """The number of requests that may wait; further ones get 429."""
     per_client: int | None = field(default=None, kw_only=True)
-    """Requests that one address may have running and waiting. Default: half of those that there may be."""
+    """The most requests that one address may have running and waiting. Default: half of the places."""
     connections: int = field(default=512, kw_only=True)
-    """Connections at a time, half of them of one address; further ones get 503."""
+    """The most connections at a time, half of them from one address; further ones get 503."""
     patience: float = field(default=30.0, kw_only=True)
     """Seconds that a client may take to send a request's head, or its body, or to read what is sent to it."""
     deterministic: bool = field(default=False, kw_only=True)

@@ -17,7 +17,7 @@ SMALL = 2**13
 
 
 async def asked(call: Call, kind: type[B]) -> B:
-    """The body of a call; raises `Refusal` for what is not JSON, no text, or not of this kind."""
+    """The body of a call; raises `Refusal` for a body that is not JSON, not text, or not of this kind."""
     raw = await call.body()
     media = call.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not (media == "application/json" or media.endswith("+json")):
@@ -34,7 +34,7 @@ def parsed(raw: bytes, kind: type[B]) -> B:
             400, f"the body is not JSON: {error.msg}, at character {error.pos}.", code="json_invalid"
         ) from None
     except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, nested too deep
-        raise Refusal(400, f"the body is not JSON that can be read: {error}.", code="json_invalid") from None
+        raise Refusal(400, f"the body cannot be read as JSON: {error}.", code="json_invalid") from None
     if b"\\ud" in raw or b"\\uD" in raw:
         _refuse_halves(given)
     if not isinstance(given, dict):
@@ -46,7 +46,7 @@ def parsed(raw: bytes, kind: type[B]) -> B:
 
 
 def _refuse_halves(given: object) -> None:
-    """Half of a surrogate pair is not a character, and no tokenizer takes it."""
+    """Refuses half of a surrogate pair, which no tokenizer takes."""
     try:
         json.dumps(given, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

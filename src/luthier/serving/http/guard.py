@@ -123,7 +123,7 @@ def _origin(headers: Headers) -> None:
     try:
         place = None if origin is None else urlsplit(origin).netloc
     except ValueError:
-        raise Refusal(400, "the header Origin is not an address of a page.", code="invalid_value") from None
+        raise Refusal(400, "the header Origin is not the address of a page.", code="invalid_value") from None
     if origin is not None and place != headers.get("host"):
         raise Refusal(403, f"pages of {origin!r} may not ask this server.", code="wrong_origin")
 
