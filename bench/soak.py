@@ -131,7 +131,7 @@ class Soak:
             else:
                 self.answers += 1
                 self.seconds.append(time.monotonic() - began)
-                if text != self.right[name][prompt]:
+                if text.strip() != self.right[name][prompt].strip():  # a first space is the tokenizer's
                     self.wrong.append(f"{name}: {text!r}, alone {self.right[name][prompt]!r}")
 
     def ask(self, address: str, body: dict[str, Any]) -> tuple[int, str]:

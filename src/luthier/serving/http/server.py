@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -16,6 +17,8 @@ from luthier.serving.http.connections import Connections
 from luthier.serving.http.guard import Guard
 from luthier.serving.http.service import Service
 
+TURN = 5e-4
+"""Seconds after which the engine's thread gives Python's lock to the loop, which needs it several times for an answer."""
 LAST_WORDS = 5
 """Seconds in which answers that are complete may still be sent."""
 
@@ -79,9 +82,12 @@ def serve(
     connections: int = 512,
 ) -> None:
     """Serves on a bound socket until a signal ends it; `ready()` is called once clients are taken."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(TURN)
     service.engine.start()
     try:
         server = Server(service, guard, drain, ready, connections)
         asyncio.run(server.serve(sockets=[bound]))
     finally:
         service.engine.close()
+        sys.setswitchinterval(usual)
