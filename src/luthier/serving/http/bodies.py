@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from fastapi import Request as Call
@@ -14,6 +15,8 @@ from luthier.serving.http.refusal import Refusal, invalid
 B = TypeVar("B", bound=BaseModel)
 SMALL = 2**13
 """Bytes that are read at once."""
+ASIDE = ThreadPoolExecutor(1, "luthier-bodies")
+"""Where larger ones are read, one at a time, so that many of them take no more than one thread's share."""
 
 
 async def asked(call: Call, kind: type[B]) -> B:
@@ -22,7 +25,11 @@ async def asked(call: Call, kind: type[B]) -> B:
     media = call.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not (media == "application/json" or media.endswith("+json")):
         raise _unlike()
-    return parsed(raw, kind) if len(raw) <= SMALL else await asyncio.to_thread(parsed, raw, kind)
+    return (
+        parsed(raw, kind)
+        if len(raw) <= SMALL
+        else await asyncio.get_running_loop().run_in_executor(ASIDE, parsed, raw, kind)
+    )
 
 
 def parsed(raw: bytes, kind: type[B]) -> B:

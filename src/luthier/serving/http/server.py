@@ -18,7 +18,7 @@ from luthier.serving.http.guard import Guard
 from luthier.serving.http.service import Service
 
 TURN = 5e-4
-"""Seconds after which the engine's thread gives Python's lock to the loop, which needs it several times for an answer."""
+"""Seconds after which the engine's thread gives Python's lock to the loop, which needs it several times an answer."""
 LAST_WORDS = 5
 """Seconds in which answers that are complete may still be sent."""
 
