@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Command, Flags, Given, option
+from luthier.cli.parse import Fitted, Flags, Given, option
 
 
 @dataclass(frozen=True)
-class Convert(Command):
+class Convert(Fitted):
     """Write an adapter of one library as the folder of another: from peft to mlx-lm, from mlx-lm to GGUF, …
 
     It is `luthier import` and then `luthier export`, without the folder in between. `luthier list formats` shows which

@@ -25,11 +25,9 @@ async def asked(call: Call, kind: type[B]) -> B:
     media = call.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not (media == "application/json" or media.endswith("+json")):
         raise _unlike()
-    return (
-        parsed(raw, kind)
-        if len(raw) <= SMALL
-        else await asyncio.get_running_loop().run_in_executor(ASIDE, parsed, raw, kind)
-    )
+    if len(raw) <= SMALL:
+        return parsed(raw, kind)
+    return await asyncio.get_running_loop().run_in_executor(ASIDE, parsed, raw, kind)
 
 
 def parsed(raw: bytes, kind: type[B]) -> B:
