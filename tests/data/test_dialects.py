@@ -43,7 +43,7 @@ def test_marks_of_an_encoding_are_read(tmp_path, name, text, encoding):
 
 
 def test_half_of_utf_16_is_told(tmp_path):
-    with pytest.raises(LuthierError, match="begins as UTF-16 and is none"):
+    with pytest.raises(LuthierError, match="begins as UTF-16 and is not UTF-16"):
         loaded(tmp_path / "rows.csv", b"\xff\xfea\x00b")
 
 

@@ -194,7 +194,7 @@ BAD = {
     "unknown kind": ('[[gate]]\nby = "held_los"\ndata = "x"\n', "held_loss"),
     "no rows": ('[[gate]]\nby = "held_loss"\n', "reads rows; give data"),
     "rows for weights": ('[[gate]]\nby = "memory_growth"\ndata = "x"\n', "leave data out"),
-    "bad pattern": ('[[gate]]\nby = "refusals"\ndata = "x"\npattern = "("\n', "no regular expression"),
+    "bad pattern": ('[[gate]]\nby = "refusals"\ndata = "x"\npattern = "("\n', "not a regular expression"),
     "twice": ('[[gate]]\nby = "memory_growth"\nname = "a"\n[[gate]]\nby = "memory_growth"\nname = "a"\n', "two gates"),
 }
 

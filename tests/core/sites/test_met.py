@@ -145,7 +145,7 @@ def test_a_model_that_cannot_be_run_is_adapted_with_a_warning():
     model = Unknown(tf.PreTrainedConfig())
     with pytest.raises(NotKnown):
         lt.select(model, "attention")
-    with pytest.warns(UserWarning, match=r"KeyError: 'secret'.*not looked"):
+    with pytest.warns(UserWarning, match=r"KeyError: 'secret'.*not checked"):
         lt.attach(model, lt.LoRA(rank=2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
