@@ -75,7 +75,9 @@ def test_every_recipe_trains(name, bases, rows, tmp_path):
         pytest.importorskip("bitsandbytes")
     more = {"mhr": ["--tasks", "first", "--tasks", "second"]}.get(name, [])
     if name == "meteora":
-        expert = small(run_of(bases[kind], rows[kind], "--method", "lora", "--where", "all-linear"), tmp_path / "expert")
+        expert = small(
+            run_of(bases[kind], rows[kind], "--method", "lora", "--where", "all-linear"), tmp_path / "expert"
+        )
         train(expert, progress=False)
         more = ["--experts", f"first={expert.out}", "--experts", f"second={expert.out}"]
     words = [bases[kind], rows[kind], "--recipe", name, *more]
