@@ -57,6 +57,24 @@ def test_tools_and_variables_reach_training_and_prompts(call, speaker, llama, tm
     assert refused.code == 2 and "does not render the row's tools" in refused.err
 
 
+def test_models_that_decode_together_are_asked_as_the_adapter_was_trained(call, speaker, llama, tmp_path):
+    from luthier.core.contracts.component import find
+    from luthier.decoding import members_of
+
+    rows = write_rows(tmp_path / "rows.jsonl", [ROW, ROW])
+    words = ["train", speaker, rows, "--where", "q_proj", "--steps", 1, "--eval-fraction", 0]
+    assert call(*words, "--out", tmp_path / "run").code == 0
+    roles = {"tuned": f"{llama}@{tmp_path / 'run'}", "pretrained": str(llama)}
+    by = find("decodings", "contrastive")()
+    with pytest.warns(UserWarning, match="the adapter's is used"):
+        members = members_of(by, roles)  # type: ignore[arg-type]
+    (tuned,), (plain,) = members["tuned"], members["pretrained"]
+    assert tuned.tokenizer.chat_template == TEMPLATE and tuned.template == {"quiet": True}
+    assert plain.tokenizer.chat_template != TEMPLATE and not plain.template and tuned.model is plain.model
+    done = call("decode", roles["tuned"], "hi", "--by", "contrastive", "--pretrained", llama, "--max-new-tokens", 1)
+    assert done.code == 0, done.err
+
+
 def test_prompts_of_commands_have_the_tokens_of_training(speaker):
     from luthier.data import Example, encode
     from luthier.evaluating.generate import tokenised

@@ -78,3 +78,16 @@ def test_a_tokenizer_goes_by_the_names_that_transformers_4_knows():
     assert found == {
         "tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<a>"], "eos_token": "b",
     }  # fmt: skip
+
+
+def test_the_scaling_of_the_far_layers_is_told():
+    from luthier.models.older import older_config
+
+    near = {"rope_type": "default", "rope_theta": 1e4}
+    far = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+    rope = {"sliding_attention": near, "full_attention": far}
+    found = older_config({"model_type": "gemma3_text", "rope_parameters": rope})
+    assert found["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    assert (found["rope_theta"], found["rope_local_base_freq"]) == (1e6, 1e4)
+    plain = older_config({"model_type": "gemma3_text", "rope_parameters": rope | {"full_attention": near}})
+    assert "rope_scaling" not in plain

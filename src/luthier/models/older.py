@@ -24,10 +24,6 @@ NESTED = {
 """Of the types whose layers turn at two rates, the names of the far one and of the near one."""
 
 
-STRICT = dict.fromkeys(("phi3", "phi4_multimodal"), ("short_factor", "long_factor"))
-"""Types whose readers of before take a scaling of `type` and these settings, and refuse any other."""
-
-
 def for_older_readers(folder: Path) -> None:
     """Adds to `config.json` and `tokenizer_config.json` of a saved model the names that older readers look for."""
     for name, change in (("config.json", older_config), ("tokenizer_config.json", older_tokenizer)):
@@ -49,19 +45,17 @@ def _rotary(rope: dict[str, Any], kind: str) -> dict[str, Any]:
         rates = [(rope.get(layer) or {}).get("rope_theta") for layer in ("full_attention", "sliding_attention")]
         names = NESTED.get(kind, ())
         found = {name: rate for name, rate in zip(names, rates, strict=False) if rate is not None}
-        return {**found, **_scaling(rope.get("full_attention") or {}, kind)} if names else {}
+        return {**found, **_scaling(rope.get("full_attention") or {})} if names else {}
     own = OWN.get(kind, {})
     flat = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
     made: dict[str, Any] = {own.get(key, key): value for key, value in flat.items()}
-    return {**made, **_scaling(rope, kind)}
+    return {**made, **_scaling(rope)}
 
 
-def _scaling(rope: dict[str, Any], kind: str) -> dict[str, Any]:
+def _scaling(rope: dict[str, Any]) -> dict[str, Any]:
     """`rope_scaling`, where positions are scaled; of layers of two rates, it is that of the far one."""
     if rope.get("rope_type", "default") == "default":
         return {}
-    if kind in STRICT:
-        return {"rope_scaling": {"type": rope["rope_type"], **{key: rope[key] for key in STRICT[kind] if key in rope}}}
     left_out = ("rope_theta", "partial_rotary_factor")
     return {"rope_scaling": {key: value for key, value in rope.items() if key not in left_out}}
 
