@@ -11,7 +11,7 @@ import pytest
 
 from support.mutations import MEMORY, READERS, run
 
-CASES = {"GGUF": 25, "pyreft": 30, "peft": 40}
+CASES = {"GGUF": 11, "pyreft": 30, "peft": 40}
 """Of the slower readers."""
 
 
