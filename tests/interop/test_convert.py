@@ -7,14 +7,14 @@ import pytest
 import luthier as lt
 from support.recorded import base, cases, logits
 
-BOTH = [name for name in lt.names("formats") if (cls := lt.find("formats", name)).reads() and cls.writes()]
+BOTH = [name for name in lt.names("formats") if (cls := lt.find("formats", name, lt.Format)).reads() and cls.writes()]
 CASES = cases()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.format}-{case.name}")
 @pytest.mark.parametrize("to", BOTH)
 def test_what_one_library_wrote_reaches_the_others(to, case, tmp_path):
-    model, reader = base(case.base), lt.find("formats", case.format)(**case.settings)
+    model, reader = base(case.base), lt.find("formats", case.format, lt.Format)(**case.settings)
     try:
         lost = lt.convert(case.folder, tmp_path / "out", to=to, base=model, source=reader)
     except lt.LuthierError:

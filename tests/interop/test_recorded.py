@@ -18,7 +18,7 @@ FORMATS = sorted({case.format for case in CASES})
 def test_outputs_are_those_of_the_library(case, tmp_path):
     model = base(case.base)
     plain, wanted = logits(model), case.logits
-    reader = lt.find("formats", case.format)(**case.settings)
+    reader = lt.find("formats", case.format, lt.Format)(**case.settings)
     ours = lt.import_adapter(case.folder, tmp_path / "ours", base=model, source=reader)
     found = logits(lt.load(base(case.base), ours))
     assert (wanted - plain).abs().max() > 0.05
@@ -35,7 +35,7 @@ def test_bases_are_those_of_the_library(form):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.format}-{case.name}")
 def test_the_format_is_told_by_the_folder(case):
-    fitting = [name for name in lt.names("formats") if lt.find("formats", name).fits(case.folder)]
+    fitting = [name for name in lt.names("formats") if lt.find("formats", name, lt.Format).fits(case.folder)]
     assert fitting == [case.format]
 
 
