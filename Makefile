@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test lint docs notebooks bench clean
 
 # Installed once, and again when the requirements change; works offline afterwards.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -24,13 +24,23 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-docs: $(VENV)/installed
+# The pages and stubs that are written from the code, then the site, in site/. Notebooks are shown as they are stored.
+docs: $(VENV)/installed-docs
 	$(BIN)/python -m luthier.cli.docs
 	$(BIN)/python -m luthier.cli.stubs
+	$(BIN)/mkdocs build --strict --quiet
+
+# Runs the notebooks on real weights and stores what they show.
+notebooks: $(VENV)/installed-docs
+	$(BIN)/python docs/run_notebooks.py
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # What adapters cost on this machine, beside the bare base and peft: some twenty minutes on two cores.
 bench: $(VENV)/installed
 	$(BIN)/python -m bench speed
 
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) runs build dist site

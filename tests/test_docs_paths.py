@@ -24,10 +24,10 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(
-    {*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "bench" / "README.md"} - {ROOT / "docs" / "methods.md"}
-)
-"""All but the page that is written from the code, which quotes the files of papers' authors."""
+WRITTEN = {ROOT / "docs" / "methods.md", *ROOT.glob("docs/api/*.md")}
+"""Pages that are written from the code, which quotes the files of papers' authors."""
+DOCS = {*ROOT.glob("docs/*.md"), *ROOT.glob("docs/howto/*.md")} | WRITTEN
+PAGES = sorted({*ROOT.glob("*.md"), *DOCS, ROOT / "bench" / "README.md"} - WRITTEN)
 PLACES = ("", "src", "src/luthier", "docs", "bench")
 """What a path on a page may start from."""
 OTHERS = {"hospitals.py", "luthier_vera/forms/vera.py", "fixed_a.py", "findings/NAME.sh", "_file.py"}
@@ -79,7 +79,7 @@ def test_folders_that_a_page_names_exist(path):
     assert not missing or path.name in HISTORY, missing
 
 
-@EACH_PAGE
+@pytest.mark.parametrize("path", sorted({*PAGES, *WRITTEN}), ids=shown)
 def test_links_lead_somewhere(path):
     for link in re.findall(r"\]\(([^)\s]+)\)", page(path)):
         target, _, anchor = link.partition("#")
@@ -91,9 +91,10 @@ def test_links_lead_somewhere(path):
 
 
 def anchors(file: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub makes them, and of what mkdocstrings puts there."""
     headings = re.findall(r"^#+ (.*)$", page(file), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    plain = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return plain | set(re.findall(r"^::: (\S+)$", page(file), re.M))
 
 
 @EACH_PAGE
@@ -175,9 +176,25 @@ def test_methods_in_the_table_of_commands_are_methods():
     assert len(cells) == 10 and found - {""} <= everything, found - everything
 
 
+def below_docs() -> set[str]:
+    """Every page of the site that lies in docs/: Markdown and notebooks."""
+    return {str(file.relative_to(ROOT / "docs")) for kind in ("md", "ipynb") for file in ROOT.glob(f"docs/**/*.{kind}")}
+
+
 def test_every_page_is_in_the_index():
-    index = page(ROOT / "docs" / "index.md")
-    assert all(f"({file.name})" in index for file in ROOT.glob("docs/*.md") if file.name != "index.md")
+    index = set(re.findall(r"\]\(([\w./-]+)\)", page(ROOT / "docs" / "index.md")))
+    assert below_docs() - index - {"index.md"} == {
+        f"api/{file.name}" for file in ROOT.glob("docs/api/*.md") if file.stem not in ("index", "commands")
+    }
+
+
+def test_every_page_is_in_the_sites_navigation():
+    """And every entry is a page, those beside docs/ under the names that docs/hooks.py gives them."""
+    nav = page(ROOT / "mkdocs.yml").partition("\nnav:\n")[2]
+    named = re.findall(r"^ +- [^:\n]+: (\S+)$", nav, re.M)
+    beside = dict(re.findall(r'^    "([\w/.]+)": "(\S+)",$', page(ROOT / "docs" / "hooks.py"), re.M))
+    assert sorted(named) == sorted({*below_docs(), *beside.values()})
+    assert all((ROOT / file).is_file() for file in beside)
 
 
 def test_extras_in_the_readme_are_all_of_them():
@@ -204,4 +221,4 @@ def test_the_readmes_example_runs(monkeypatch, tmp_path):
     plain = ARCHITECTURES["llama"].build().state_dict()
     assert all(torch.equal(first.state_dict()[key], tensor) for key, tensor in plain.items())
     assert lt.trainable(second, count=True) > 0
-    assert len(page(ROOT / "README.md").splitlines()) <= 90
+    assert len(page(ROOT / "README.md").splitlines()) <= 75

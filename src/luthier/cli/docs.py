@@ -1,4 +1,7 @@
-"""Writing docs/methods.md from the registry: `python -m luthier.cli.docs [FILE]`."""
+"""The pages of docs/ that are written from the code: `python -m luthier.cli.docs [FOLDER]`.
+
+`methods.md` from the registries, `api/` from the list of public names, `api/commands.md` from the commands.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from luthier.cli.api import api_pages
 from luthier.cli.describe import body, facts, settings_of
+from luthier.cli.markdown import line, row
 from luthier.cli.source import axes
+from luthier.cli.usage import reference
 from luthier.core.contracts.component import Component, find, names
+from luthier.core.public import PUBLIC
 from luthier.methods.recipe import read_recipe, recipe_files
 
-FILE = Path("docs/methods.md")
+ROOT = Path("docs")
+METHODS = Path("methods.md")
+COMMANDS = Path("api/commands.md")
 REMAKE = "python -m luthier.cli.docs"
 HEAD = f"""# Methods
 
@@ -27,7 +36,7 @@ def markdown() -> str:
         if found:
             parts += [f"## {axis.capitalize()}: {question}\n", *_overview(found), ""]
             for cls in found:
-                parts += _section(cls)
+                parts += _section(axis, cls)
     parts += ["## Recipes: settings of which paper?\n", *_recipes()]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -38,8 +47,8 @@ def _overview(found: Sequence[type[Component]]) -> Iterator[str]:
         yield line(f"[{cls.name()}](#{cls.name()})", cls.equation(), cls.paper)
 
 
-def _section(cls: type[Component]) -> Iterator[str]:
-    yield from (f"### {cls.name()}\n", f"    {cls.equation()}\n")
+def _section(axis: str, cls: type[Component]) -> Iterator[str]:
+    yield from (f"### {cls.name()}\n", f"    {cls.equation()}\n", f"In Python: `{in_python(axis, cls)}`.\n")
     if text := body(cls):
         yield f"{text}\n"
     yield from (f"- {name}: {text}" for name, text in facts(cls).items())
@@ -52,6 +61,12 @@ def _section(cls: type[Component]) -> Iterator[str]:
         yield ""
 
 
+def in_python(axis: str, cls: type[Component]) -> str:
+    """Returns `lt.LoRA`, or `lt.ranks.EVA` where two axes have a method of that name."""
+    alone = sum(cls.name() in names(each) for each in axes()) == 1 and cls.__name__ not in PUBLIC
+    return f"lt.{cls.__name__}" if alone else f"lt.{axis}.{cls.__name__}"
+
+
 def _recipes() -> Iterator[str]:
     yield "`luthier explain NAME` shows every setting with whose it is; the last column has those that are ours.\n"
     yield from row("name", "description", "paper", "settings from", "ours")
@@ -61,22 +76,18 @@ def _recipes() -> Iterator[str]:
         yield line(recipe.name, recipe.description, recipe.paper, recipe.source, ours)
 
 
-def row(*cells: str) -> Iterator[str]:
-    """Yields the head of a table."""
-    yield line(*cells)
-    yield line(*["---"] * len(cells))
-
-
-def line(*cells: str) -> str:
-    """Returns a row of a table; a bar inside a cell is escaped."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def pages() -> dict[Path, str]:
+    """Returns `{file below docs/: its text}` of everything that is written from the code."""
+    api = {Path("api", name): text for name, text in api_pages().items()}
+    return {METHODS: markdown(), COMMANDS: reference()} | api
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes the page to the file given, docs/methods.md by default."""
-    file = Path(arguments[0]) if arguments else FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(markdown(), encoding="utf-8")
+    """Writes the pages below the folder given, docs by default."""
+    root = Path(arguments[0]) if arguments else ROOT
+    for file, text in pages().items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

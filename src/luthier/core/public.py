@@ -43,7 +43,7 @@ PLACES = {
     "combining": "combine",
     "combining.tally": "Combined",
     "comparing": "compare Comparison DataSet Record Study read_study records",
-    "data": "Scorer",
+    "data": "Scorer load_data=load",
     "decoding": "decode Answer Member",
     "evaluating": "evaluate Evaluation generate",
     "evaluating.generate": "Messages Sampling",

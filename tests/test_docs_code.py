@@ -1,0 +1,94 @@
+"""The code of README, the tutorial and the how-to pages runs as it stands, at small size, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from luthier.cli import main
+from support.pages import FENCE, ROOT, Reader
+from support.shipped import ROWS, byte_level
+from support.tiny import save_model, sums, write_rows
+
+PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "choose.md"]
+PAGES += sorted(ROOT.glob("docs/howto/*.md"))
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory) -> Path:
+    """A folder with what the pages name: tiny models under the names of real ones, and data."""
+    folder = tmp_path_factory.mktemp("desk")
+    chat = save_model(
+        folder / "smollm2-135m", "llama", vocab_size=ROWS, max_position_embeddings=512, num_hidden_layers=30
+    )
+    byte_level().save_pretrained(chat)
+    save_model(folder / "minilm-l6", "bert", max_position_embeddings=512)
+    for name in ("tickets.csv", "tickets_test.csv"):
+        shutil.copy(ROOT / "examples" / name, folder)
+    for name in ("train", "test"):
+        write_rows(folder / f"{name}.jsonl", sums(12))
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_code_of_a_page_runs(page, desk, tmp_path, monkeypatch):
+    shutil.copytree(desk, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    assert Reader().read(page)
+
+
+NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
+
+
+def code(notebook: Path) -> str:
+    """The code cells of a notebook, one after the other, as a script."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+def test_a_notebook_runs(notebook, desk, tmp_path, monkeypatch):
+    """Beside the data that it names; one that sets LUTHIER_PATH needs a Python that has not imported Luthier."""
+    shutil.copytree(desk, tmp_path / "docs" / "notebooks")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path / "docs" / "notebooks")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    source = code(notebook)
+    if "LUTHIER_PATH" in source:
+        subprocess.run([sys.executable, "-c", source], check=True, timeout=120)
+    else:
+        exec(compile(source, notebook.name, "exec"), {"__name__": notebook.stem})
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+def test_a_notebook_is_stored_whole_and_without_what_belongs_to_a_machine(notebook):
+    """Without outputs, or as `make notebooks` leaves it: every cell ran, in order, and none failed."""
+    text = notebook.read_text(encoding="utf-8")
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    counts = [cell["execution_count"] for cell in cells]
+    assert counts in (list(range(1, len(cells) + 1)), [None] * len(cells))
+    kinds = {(each["output_type"], each.get("name")) for cell in cells for each in cell["outputs"]}
+    assert kinds <= {("stream", "stdout"), ("display_data", None), ("execute_result", None)}
+    assert "/root/" not in text and "/home/" not in text and "/tmp/" not in text
+
+
+def test_every_page_that_teaches_is_run():
+    code = {page for page in ROOT.glob("docs/howto/*.md") if FENCE.search(page.read_text(encoding="utf-8"))}
+    assert code and code <= set(PAGES)
+
+
+@pytest.mark.real
+def test_the_tutorials_classifier_is_as_good_as_the_page_says(tmp_path, monkeypatch):
+    """Its own commands, on real weights: within the interval that the page shows."""
+    for name in ("tickets.csv", "tickets_test.csv"):
+        shutil.copy(ROOT / "examples" / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    named = ["--columns", "text=body,label=team"]
+    assert main(["train", "minilm-l6", "tickets.csv", *named, "--method", "lora", "--epochs", "8", "--lr", "2e-3"]) == 0
+    assert main(["evaluate", "minilm-l6", "tickets_test.csv", *named, "--adapter", "run", "--out", "scores.json"]) == 0
+    assert 0.725 <= json.loads(Path("scores.json").read_text())["score"] <= 0.95
