@@ -42,8 +42,7 @@ def load(
     columns: Sequence[str] = (),
     named: str | Mapping[str, str] | None = None,
 ) -> Examples:
-    """Returns the examples of `source` (see `read` for what a source can be), in the layout that its
-    columns tell.
+    """Returns the rows of a source (a file, a folder, a hub id, `gym:<task>`), in the layout that its columns tell.
 
     `limit` draws that many rows by `seed` and keeps their order; all rows are still checked and
     all classes known. `task` (a key of `TASKS`) is the layout's own unless given. `columns` are
