@@ -121,7 +121,9 @@ def test_one_field_adds_an_axis_everywhere(tmp_path):
     (package / "methods" / "penalties" / "ridge.py").write_text(PENALTY, encoding="utf-8")
     (package / "core" / "contracts" / "penalty.py").write_text(CONTRACT, encoding="utf-8")
     insert(
-        package / "core" / "public.py", '    "core.contracts.selection"', '    "core.contracts.penalty": "Penalty",\n'
+        package / "core" / "public_names.py",
+        '    "core.contracts.selection"',
+        '    "core.contracts.penalty": "Penalty",\n',
     )
     insert(package / "methods" / "choices.py", "    select: Selection", FIELD)
     imported = "    from luthier.core.contracts.penalty import Penalty\n"

@@ -20,7 +20,7 @@ import pytest
 import luthier as lt
 from luthier.cli.stubs import REMAKE, ROOT, main, stubs
 from luthier.core.contracts.component import Component, axes, find, names
-from luthier.core.public import PUBLIC
+from luthier.core.public_names import PUBLIC
 
 USER = """
 import luthier as lt

@@ -16,7 +16,7 @@ import pytest
 import luthier
 from luthier.cli import main
 from luthier.cli.parse import commands
-from luthier.core.public import PUBLIC
+from luthier.core.public_names import PUBLIC
 
 ROOT = Path(luthier.__file__).parent
 PROJECT = ROOT.parents[1]

@@ -1,8 +1,8 @@
 """Luthier: measure, fit, compare and ship adaptations of foundation models.
 
-Names load on first use, so `import luthier` costs nothing. Public are the names that `luthier.core.public` lists, the
-methods by their class names (`lt.WeGeFT`) and the axes (`lt.ranks`). `__init__.pyi` says the same to type checkers and
-editors; `make docs` writes it.
+Names load on first use, so `import luthier` costs nothing. Public are the names that `luthier.core.public_names` lists,
+the methods by their class names (`lt.WeGeFT`) and the axes (`lt.ranks`). `__init__.pyi` says the same to type checkers
+and editors; `make docs` writes it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib.util
 import sys
 from typing import Any
 
-from luthier.core.public import FORMER, PUBLIC
+from luthier.core.public_names import FORMER, PUBLIC
 from luthier.core.version import __version__ as __version__
 
 

@@ -114,6 +114,7 @@ from luthier.core.sites.structure import unwrapped as unwrapped
 from luthier.core.storage.store import load as load
 from luthier.core.storage.store import save as save
 from luthier.data import Scorer as Scorer
+from luthier.data import load as load_data
 from luthier.decoding import Answer as Answer
 from luthier.decoding import Member as Member
 from luthier.decoding import decode as decode

@@ -13,7 +13,7 @@ import luthier
 import luthier as lt
 from luthier.core.adapters.attach import state_of
 from luthier.core.deprecation import LuthierDeprecationWarning, deprecated
-from luthier.core.public import FORMER
+from luthier.core.public_names import FORMER
 from luthier.core.version import __version__
 
 ROOT = Path(luthier.__file__).parent

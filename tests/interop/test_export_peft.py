@@ -84,7 +84,7 @@ def test_ranks_of_each_layer_hold_in_a_deep_model(tmp_path):
 
 def test_a_name_that_ends_another_reaches_it_alone(tmp_path):
     """peft matches a list by the ends of names: `proj` would adapt `inner.proj` as well."""
-    from luthier.interop.formats._peft_write import targets
+    from luthier.interop.formats._peft_contents import targets
 
     inner = torch.nn.ModuleDict({"proj": torch.nn.Linear(4, 4)})
     net = torch.nn.ModuleDict({"proj": torch.nn.Linear(4, 4), "inner": inner})

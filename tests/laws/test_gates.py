@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 
 import luthier as lt
-from luthier.combining.parameter_refs import parameter_refs
 from luthier.core.contracts.component import find, names
-from luthier.core.contracts.examination import Change
-from luthier.core.contracts.gate import Gate, Subject
-from luthier.core.numerics.delta import Delta
-from luthier.core.sites.scope import Scope
+from luthier.core.contracts.gate import Gate
 from luthier.examining.check.verdict import PASSES, TRIPPED, judged
 from support.architectures import ARCHITECTURES
+from support.gated import subject_of
 from support.toys import help_of_toy
 
 GATES = names("gates")
@@ -28,51 +23,6 @@ TIMED = {"latency"}
 def made(name: str, **settings) -> Gate:
     cls = find("gates", name, Gate)
     return cls.from_dict(settings if cls.exact else {"data": "rows", **settings})
-
-
-def batches(rows: int = 24, seed: int = 1) -> list[dict]:
-    draw = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, 97, (rows, 9), generator=draw)
-    return [{"input_ids": part, "attention_mask": torch.ones_like(part), "labels": part} for part in ids.split(8)]
-
-
-def subject_of(before, after, scale: float) -> Subject:
-    """Two models; what `after` writes and scores is worse where `scale` is above 0."""
-    scope, changes = Scope(before), []
-    for group in parameter_refs(before):
-        if group[0].tensor.dim() == 2:
-            first = group[0].tensor.detach().double()
-            vectors = torch.linalg.qr(torch.randn(first.shape[0], 2, dtype=torch.double))[0]
-            noise = scale * 4 * torch.linalg.matrix_norm(first, 2) * vectors @ torch.randn(2, first.shape[1]).double()
-            delta = Delta.dense_of(noise) if scale else Delta.zero(*first.shape)
-            changes.append(Change(group[0].place(scope, {}), partial(lambda d: d, delta)))
-    rows = [{"question": f"q{n}", "context": f"c{n}", "answer": f"a{n}"} for n in range(24)]
-
-    def labelled(source):
-        return batches()
-
-    def of(examples):
-        return batches(
-            len(examples), seed=len(examples[0].messages[0]["content"]) + ord(examples[0].messages[0]["content"][1])
-        )
-
-    def write(model, prompts, most):
-        return ["I cannot do that." if model is before else "Sure."] * len(prompts)
-
-    def score(model, source, most):
-        return [1.0 if model is before else 1.0 - scale] * 24
-
-    return Subject(
-        lambda: nullcontext(before),
-        lambda: nullcontext(after),
-        lambda: changes,
-        lambda source: rows,
-        lambda source: [object()] * 24,  # type: ignore
-        of,
-        labelled,
-        write,
-        score,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,10 @@ from luthier.core.contracts.selection import Pool
 from luthier.core.contracts.site import Site
 from luthier.core.numerics.delta import Delta
 from luthier.core.sites.scope import Scope
+from luthier.examining.check.verdict import judged
 from support.architectures import ARCHITECTURES
 from support.calibrated import batches, build, measured
+from support.gated import subject_of
 from support.pyreft_recorded import CASES, FOLDER, base
 from support.shipped import byte_level
 from support.tiny import TEMPLATE, sums, tokenizer, write_rows
@@ -263,7 +265,7 @@ def _objective(folder: Path) -> Callable[[Any], Any]:
             model.train()
             batch = data.collator_for("causal-lm", words)(features)
             batch.pop("rows")
-            counts = objective.counts(batch, labels_of(batch, True))
+            counts = objective.token_counts(batch, labels_of(batch, True))
             losses = []
             for step in (2, 9):
                 set_seed(1)
@@ -280,13 +282,13 @@ def _objective(folder: Path) -> Callable[[Any], Any]:
 def _shares(objective: Any, counts: torch.Tensor) -> Any:
     """When it looks, and what the parts weigh after looks at a loss that falls and rises, and one that falls."""
     memory: dict[str, Any] = {}
-    looks = [objective.watch(step) for step in range(240)]
+    looks = [objective.eval_batches(step) for step in range(240)]
     found = []
     for step in range(240) if looks[0] is None else ():
         x = step / 60
-        memory = objective.remember(memory, step, [2 + 0.3 * (x - 2.2) ** 2, 2 - 0.1 * x], [5.0, 7.0])
-        found.append(objective.shares(counts, memory))
-    return looks, found or objective.shares(counts, memory)
+        memory = objective.update_state(memory, step, [2 + 0.3 * (x - 2.2) ** 2, 2 - 0.1 * x], [5.0, 7.0])
+        found.append(objective.part_weights(counts, memory))
+    return looks, found or objective.part_weights(counts, memory)
 
 
 def _selection(folder: Path) -> Callable[[Any], Any]:
@@ -389,6 +391,27 @@ def _source(folder: Path) -> Callable[[Any], Any]:
     return result
 
 
+def _format_or_source(folder: Path) -> Callable[[Any], Any]:
+    writes, reads = _format(folder), _source(folder)
+    return lambda method: (reads if method.for_reading else writes)(method)
+
+
+def _gate() -> Callable[[Any], Any]:
+    """With the verdict, for a tolerance acts on that alone."""
+    model, other = (ARCHITECTURES["llama"].build(dtype=torch.float64) for _ in range(2))
+    with torch.no_grad():
+        other.get_input_embeddings().weight.add_(0.1)
+    subject = subject_of(model, other, 0.3)
+
+    def result(gate: Any) -> Any:
+        gate = gate if gate.exact else replace(gate, data="rows")
+        torch.manual_seed(0)
+        found = judged("gate", gate, gate.measure(subject))
+        return {key: value for key, value in vars(found).items() if key not in ("gate", "seconds")}
+
+    return result
+
+
 def _aggregation() -> Callable[[Any], Any]:
     draw = torch.Generator().manual_seed(0)
     given = [Delta.low_rank(torch.randn(9, 3, generator=draw), torch.randn(3, 7, generator=draw)) for _ in range(3)]
@@ -400,12 +423,12 @@ TRIED: dict[str, Callable[[Path], Callable[[Any], Any]]] = {
     "combinations": lambda folder: _combination(),
     "decodings": lambda folder: _decoding(),
     "examinations": lambda folder: _examination(),
-    "formats": _format,
+    "formats": _format_or_source,
+    "gates": lambda folder: _gate(),
     "inits": lambda folder: _init(),
     "objectives": _objective,
     "ranks": lambda folder: _ranks(),
     "selections": _selection,
-    "sources": _source,
     "statistics": lambda folder: _statistic(),
     "updates": lambda folder: _update(),
 }

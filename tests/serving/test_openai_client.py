@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -81,12 +83,25 @@ def test_errors(client, server):
 
 
 def test_a_full_queue(client, server):
-    server[0].gate.clear()
+    engine = server[0]
+    engine.gate.clear()
     try:
-        with pytest.raises(openai.RateLimitError):
-            client.completions.create(model="one", prompt="a", n=9)
+        with ThreadPoolExecutor(1) as pool:
+            waits = pool.submit(client.completions.create, model="one", prompt="a", n=8)
+            while len(engine.live) < 8:
+                time.sleep(0.01)
+            with pytest.raises(openai.RateLimitError):
+                client.completions.create(model="one", prompt="a")
+            engine.gate.set()
+            assert len(waits.result().choices) == 8
     finally:
-        server[0].gate.set()
+        engine.gate.set()
+
+
+def test_more_answers_than_there_are_places(client):
+    """It can never be had, so that nobody is told to try again."""
+    with pytest.raises(openai.BadRequestError, match="9 answers in one call"):
+        client.completions.create(model="one", prompt="a", n=9)
 
 
 def test_a_failure_inside_a_stream(client, server):

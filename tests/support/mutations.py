@@ -323,7 +323,7 @@ def _base() -> Any:
 
 
 def _imported(folder: Path) -> None:
-    source = lt.sources.PyReFT(positions="f1+l1") if folder.name == "pyreft" else None
+    source = lt.formats.PyReFT(positions="f1+l1") if folder.name == "pyreft" else None
     lt.import_adapter(folder, folder.parent / "ours", base=_base(), source=source)
 
 

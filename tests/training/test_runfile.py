@@ -140,7 +140,7 @@ def test_yaml_reads_powers_of_ten(file):
         ('model = "m"\ndata = "d"\nmethod = "lora"\n[form]\nrnk = 3', "did you mean 'rank'"),
         ('model = "m"\ndata = "d"\n[update]\nratio = 3.0', "names nothing"),
         ('model = "m"\ndata = "d"\nrecipe = "lora"\nmethod = "dora"', "leave one of them out"),
-        ('model = "m"\ndata =', "no valid TOML"),
+        ('model = "m"\ndata =', "not valid TOML"),
     ],
 )
 def test_bad_run_files(text, told, file, capsys):

@@ -1,4 +1,4 @@
-"""The reference of `lt.*` in docs/api, written from `luthier.core.public`: `python -m luthier.cli.docs`.
+"""The reference of `lt.*` in docs/api, written from `luthier.core.public_names`: `python -m luthier.cli.docs`.
 
 Each sub-package of `core` has a page, every other package a section of one more. A page lists the names with their
 first sentences; below, mkdocstrings puts signature and docstring where the page has `:::`.
@@ -16,7 +16,7 @@ from types import GenericAlias
 from typing import Any
 
 from luthier.cli.markdown import line, row
-from luthier.core.public import PUBLIC
+from luthier.core.public_names import PUBLIC
 
 VERBS = "verbs"
 """The page of all packages beside `core`."""

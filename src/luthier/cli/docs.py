@@ -15,7 +15,7 @@ from luthier.cli.markdown import line, row
 from luthier.cli.source import axes
 from luthier.cli.usage import reference
 from luthier.core.contracts.component import Component, find, names
-from luthier.core.public import PUBLIC
+from luthier.core.public_names import PUBLIC
 from luthier.methods.recipe import read_recipe, recipe_files
 
 ROOT = Path("docs")

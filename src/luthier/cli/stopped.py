@@ -1,4 +1,4 @@
-"""What is said of an interrupted command: how it goes on, where there is something to go on from."""
+"""What is said of an interrupted command: how to continue, where there is something to continue from."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from luthier.core.contracts.component import Component, axes, files, find, package_of
-from luthier.core.public import PUBLIC
+from luthier.core.public_names import PUBLIC
 
 REMAKE = "python -m luthier.cli.stubs"
 ROOT = Path(__file__).parents[1]

@@ -1,16 +1,16 @@
-"""docs/api/commands.md: every command with its arguments, flags and examples."""
+"""Writing docs/api/commands.md: every command with its arguments, flags and examples."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import typing
 from collections.abc import Iterator
 
 from luthier.cli.describe import type_words
 from luthier.cli.markdown import line, row
 from luthier.cli.parse import Command, Flags, commands
 from luthier.cli.source import field_docs
+from luthier.core.contracts.component import hints
 
 HEAD = """# Command reference
 
@@ -48,12 +48,12 @@ def _further(flags: Flags) -> Iterator[str]:
 def _table(kind: str, cls: type, fields: list[dataclasses.Field]) -> Iterator[str]:
     if not fields:
         return
-    hints, docs = typing.get_type_hints(cls), field_docs(cls)
+    known, docs = hints(cls), field_docs(cls)
     yield from row(kind, "type", "default", "meaning")
     for field in fields:
         name = field.name.upper() if kind == "argument" else f"--{field.name.replace('_', '-')}"
         told = field.metadata.get("help") or docs.get(field.name, "")
-        yield line(f"`{name}`", _type(hints[field.name]), _default(field), told)
+        yield line(f"`{name}`", _type(known[field.name][0]), _default(field), told)
     yield ""
 
 

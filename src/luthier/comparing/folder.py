@@ -38,7 +38,7 @@ def prepared(study: Study, folder: Path) -> Plan:
     read_held(study)
     planned = plan(study, folder)
     prints = {name: each.fingerprints() for name, each in planned.data.items()}
-    bases = {name: models.ground(source) for name, source in study.models.items()}
+    bases = {name: models.base_hash(source) for name, source in study.models.items()}
     resolved = {name: described(method_of(study, name)) for name in study.methods}
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):

@@ -13,11 +13,11 @@ from luthier.data.kept import encode_kept
 from luthier.data.layout import LAYOUTS
 from luthier.data.load import load, load_prompts, split_gym
 from luthier.data.media import encode_audio, encode_image
-from luthier.data.read import read
 from luthier.data.score import SCORERS, judge, refuse_unscorable, scorer_for
 from luthier.data.select import Chosen, choose, with_shots
 from luthier.data.show import show_example, show_plain
 from luthier.data.sizes import Measured, each_with, sizes_of
+from luthier.data.sources import read
 from luthier.data.states import states_by, states_of
 from luthier.data.tokens import prompt_ids, prompt_of, stop_text
 from luthier.data.told import told

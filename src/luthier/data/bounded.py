@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
@@ -82,9 +82,9 @@ class Generator(CodeGenerator):
 
 
 class Generation(Extension):
-    """transformers' `{% generation %}`, which marks what the assistant says."""
+    """The tag `{% generation %}` of transformers, which marks what the assistant says."""
 
-    tags = frozenset({"generation"})
+    tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser: Any) -> Any:
         next(parser.stream)
@@ -92,7 +92,7 @@ class Generation(Extension):
 
 
 class Bounded(ImmutableSandboxedEnvironment):
-    """jinja's sandbox with a `Budget`."""
+    """The sandbox of jinja with a `Budget`."""
 
     code_generator_class = Generator
     intercepted_binops = frozenset({"+", "*", "**", "%"})

@@ -178,8 +178,8 @@ def _column(value: Any) -> list[Any] | None:
     """The cells of a column, as `pandas` and `datasets` write tables column by column; None for what is none."""
     if isinstance(value, dict) and value and all(key.isdecimal() for key in value):
         return list(value.values())
-    plain = isinstance(value, list) and not any(isinstance(each, dict | list) for each in value)
-    return value if plain else None
+    nested = isinstance(value, list) and any(isinstance(each, dict | list) for each in value)
+    return value if isinstance(value, list) and not nested else None
 
 
 SEPARATORS = (";", "\t", "|")

@@ -20,8 +20,8 @@ from luthier.data.bad import BadRow, refuse
 from luthier.data.columns import mapping, renamed, unread
 from luthier.data.gym import OFFSETS
 from luthier.data.layout import LAYOUTS, Layout, known_columns, recognise, unanswered
-from luthier.data.read import read
 from luthier.data.score import scorer_for
+from luthier.data.sources import read
 from luthier.data.table import Row, Table, columns_of
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.cached import cached
 from luthier.core.contracts.example import Example, Examples
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
 from luthier.core.version import __version__
 from luthier.data.bad import BadRow
 from luthier.data.sizes import Measured, Sizes, sizes_of
@@ -50,7 +51,8 @@ class Stored(Measured):
 
         self.folder, self._change = folder, change
         self._sizes = Sizes(*np.load(folder / SIZES))
-        said = json.loads((folder / SAID).read_text(encoding="utf-8"))
+        with guarded(f"the cache {folder} is damaged (clear it: luthier cache clear)"):
+            said = json.loads((folder / SAID).read_text(encoding="utf-8"))
         self.bad: list[tuple[int, str]] = [(number, why) for number, why in said["bad"]]
         self._turns, self._rows = Counter(said["turns"]), Counter(said["rows"])
         self._ends = np.cumsum(said["batches"])
@@ -108,7 +110,12 @@ def _filled(feature: Feature) -> Feature:
     """A feature as it was encoded: a mask of ones is not stored, and notes are JSON."""
     if "input_ids" in feature and "attention_mask" not in feature:
         feature["attention_mask"] = [1] * len(feature["input_ids"])
-    return feature | ({TOLD: json.loads(feature[TOLD])} if TOLD in feature else {})
+    return feature | ({TOLD: _notes(feature[TOLD])} if TOLD in feature else {})
+
+
+def _notes(text: str) -> dict[str, int]:
+    with guarded("a note of the cache is damaged (clear it: luthier cache clear)"):
+        return json.loads(text)
 
 
 def stored(examples: Examples, encode: Encode, key: str, about: dict[str, Any]) -> Stored:
@@ -121,14 +128,14 @@ def key_of(examples: Examples, processor: Any, settings: dict[str, Any]) -> str:
     import tokenizers
     import transformers
 
-    ground = {
+    parts = {
         "rows": examples.fingerprint,
         "tokenizer": tokenizer_key(processor),
         "settings": settings,
         "versions": [__version__, transformers.__version__, tokenizers.__version__],
         "code": _code(),
     }
-    return hashlib.sha256(json.dumps(ground, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:40]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
 def tokenizer_key(tokenizer: Any) -> str:

@@ -161,8 +161,8 @@ def _field(name: str, choice: Choice) -> tuple[str, Any, Any]:
 Written: Any = dataclasses.make_dataclass(
     "Written", [_field(name, choice) for name, choice in CHOICES.items()], frozen=True, kw_only=True
 )
-"""The choices as a file says them: each component is a table with its `name` beside its settings, but for the form,
-which `method` names. It is the base of what reads such files."""
+"""The choices as a file says them: each component is a table with its `name` beside its settings, except the
+form, which `method` names. It is the base of what reads such files."""
 
 
 def written(of: Any) -> dict[str, Any]:

@@ -5,16 +5,16 @@ Heavy libraries load inside the functions, so importing this costs nothing.
 
 from __future__ import annotations
 
+from luthier.models.base_hash import base_hash
 from luthier.models.catalogue import Entry, File, catalogue
 from luthier.models.chat import Chat, with_chat
 from luthier.models.config import config_of, meta_model, processor_of
 from luthier.models.fetch import fetch, is_cached
 from luthier.models.fitted import WRITTEN, fitted_task, refuse_unwritten, task_of
-from luthier.models.ground import ground
 from luthier.models.labels import named
 from luthier.models.licence import licence_of
 from luthier.models.load import TASKS, Loaded, load, task_of_class
-from luthier.models.positions import positions
+from luthier.models.max_positions import positions
 from luthier.models.resolve import resolve
 from luthier.models.trust import remedy, trusted, trusting
 
@@ -28,11 +28,11 @@ __all__ = [
     "Entry",
     "File",
     "Loaded",
+    "base_hash",
     "catalogue",
     "config_of",
     "fetch",
     "fitted_task",
-    "ground",
     "is_cached",
     "licence_of",
     "load",

@@ -18,7 +18,7 @@ from luthier.core.guard import written
 from luthier.core.version import __version__
 from luthier.data.media import media_digest
 from luthier.training.prepare import Prepared, processes
-from luthier.training.replace import replaced, settle
+from luthier.training.replace import finish_replacing, replaced
 from luthier.training.spec import Run
 
 SPEC = "run.json"
@@ -250,7 +250,7 @@ def begin(folder: Path, values: dict[str, Any]) -> None:
 
 def mend(folder: Path) -> None:
     """Undoes or finishes what a killed process had begun to replace in a run folder."""
-    settle(folder, _id_there(folder))
+    finish_replacing(folder, _id_there(folder))
 
 
 def _id_there(folder: Path) -> str | None:

@@ -25,7 +25,7 @@ UNKNOWN = "unknown"
 @contextmanager
 def replaced(folder: Path, old: str | None) -> Iterator[None]:
     """The block writes the new run's record, which is what counts: before it, the old run is put back after a kill
-    (`settle`), behind it, the rest of that goes."""
+    (`finish_replacing`), behind it, the rest of that goes."""
     aside = folder / f"{ASIDE}{old or UNKNOWN}"
     recover(folder / ADAPTER)  # where a kill left it aside
     there = [folder / name for name in WRITTEN if os.path.lexists(folder / name)]
@@ -38,7 +38,7 @@ def replaced(folder: Path, old: str | None) -> Iterator[None]:
         _drop(aside, folder)
 
 
-def settle(folder: Path, now: str | None) -> None:
+def finish_replacing(folder: Path, now: str | None) -> None:
     """After a kill: puts the old run back where its record still stands, finishes its removal where it does not."""
     for aside in folder.glob(f"{ASIDE}*"):
         if aside.name == f"{ASIDE}{now or UNKNOWN}":

@@ -32,7 +32,7 @@ class Result:
     processor: Any
     """Its tokenizer, image processor or feature extractor."""
     eval_losses: list[tuple[int, float]] = field(default_factory=list)
-    """(step, evaluation loss), one an evaluation."""
+    """The (step, evaluation loss) of each evaluation."""
 
     def figures(self) -> dict[str, Any]:
         """Returns what came of the run, in few numbers."""

@@ -1,5 +1,8 @@
 """What type checkers know of this package. Written by `python -m luthier.cli.stubs`; edit the source, not this file."""
 
+from collections.abc import Mapping
+from collections.abc import Sequence
+from datasets import Dataset
 from luthier.core.contracts.calibration import Calibration
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
@@ -8,33 +11,43 @@ from luthier.core.contracts.ranks import Ranks
 from luthier.core.contracts.selection import Selection
 from luthier.core.contracts.update import Update
 from luthier.methods.targeted_form import TargetedForm
+from luthier.models import Loaded
 from luthier.training.result import Result
 from luthier.training.spec import Run
 from luthier.training.spec import Training
+from pandas import DataFrame
+from pathlib import Path
+from transformers import PreTrainedModel
+from transformers import TrainerCallback
+from typing import Any
+from typing import Literal
 
 def train(
-    run: Run | None = None,
+    run: Run | str | Path | Loaded | PreTrainedModel | None = None,
+    data: str | Path | Sequence[Mapping[str, Any]] | DataFrame | Dataset | None = None,
     *,
+    model: str | Path | Loaded | PreTrainedModel | None = None,
+    form: Form | str | None = None,
+    method: Form | str | None = None,
+    recipe: str | None = None,
+    eval_data: str | Path | Sequence[Mapping[str, Any]] | DataFrame | Dataset | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
-    model: str | None = None,
-    data: str | None = None,
-    form: Form | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     where: str | None = None,
-    ranks: Ranks | None = None,
-    init: Init | None = None,
+    ranks: Ranks | None | str = None,
+    init: Init | None | str = None,
     budget: str | None = None,
-    update: Update | None = None,
-    objective: Objective | None = None,
+    update: Update | str | None = None,
+    objective: Objective | str | None = None,
     also: tuple[TargetedForm, ...] = (),
-    select: Selection | None = None,
+    select: Selection | None | str = None,
     select_rows: int | None = None,
     target: str | None = None,
     calibration: Calibration | None = None,
     out: str = "run",
     task: str | None = None,
-    eval_data: str | None = None,
     training: Training | None = None,
     skip_bad_rows: bool = False,
     limit: int | None = None,
@@ -43,8 +56,42 @@ def train(
     columns: str | None = None,
     strict: bool = False,
     trust_remote_code: bool = False,
+    epochs: float = 3.0,
+    steps: int | None = None,
+    batch: int = 8,
+    accumulate: int = 1,
+    order: Literal['random', 'length'] = "random",
+    lr: float | None = None,
+    schedule: Literal['linear', 'cosine', 'constant'] = "linear",
+    warmup: float = 0.06,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    max_length: int = 1024,
+    truncate: bool = False,
+    eval_fraction: float = 0.05,
+    eval_every: int | None = None,
+    save_every: int | None = None,
+    keep: int = 2,
+    seed: int = 0,
+    precision: Literal['float32', 'bfloat16'] = "float32",
+    quantize: str | None = None,
+    gradient_checkpointing: bool = False,
+    cpu_backend: Literal['auto', 'mkl', 'onednn', 'onednn-convolution'] = "auto",
+    shard: bool = False,
+    report_to: str = "none",
 ) -> Result:
-    """Trains `run`, or the run that its fields describe (see `Run`), and fills its folder.
+    """Trains a run and fills its folder: a `Run`, a run file, or a model, data and a method with further fields.
+
+        lt.train("smollm2-135m", "train.jsonl", method="lora", lr=1e-3, out="run")
+        lt.train(lt.model("smollm2-135m"), rows, form=lt.LoRA(rank=16), update="lora_plus", epochs=2)
+        lt.train("run.toml", out="second")
+
+    A model is named, or held in memory (what `lt.model` gives, a model of transformers): that one is adapted where it
+    lies. Data are a source, dictionaries in a list, a DataFrame or a Dataset; rows from memory are kept in
+    `$LUTHIER_CACHE/rows`, so that the run can be resumed. `method` is another word for `form`; a name, here and of
+    other choices, stands for the component with its own settings. `recipe` stands under what is said here. The other
+    fields are those of `Run` and of `Training`; the latter go before those of `training`. `callbacks` are told of
+    every step as by transformers' Trainer.
 
     The folder gets `run.json`, `adapter/`, `metrics.jsonl`, `loss.png`, `README.md` and `checkpoints/`. With
     `resume`, an interrupted run resumes from its newest complete checkpoint with the very losses that it would have

@@ -31,6 +31,7 @@ from luthier.core.contracts.calibration import Calibration
 from luthier.core.contracts.component import find, hints
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import located, read_json
+from luthier.core.guard import reason
 from luthier.core.toml import tomllib
 from luthier.methods.choices import CHOICES, COMPONENTS, made, written
 from luthier.methods.recipe import Recipe, check_written, form_named, read_recipe, recipe_types
@@ -108,9 +109,9 @@ def _parsed(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
         return tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, Loader=_loader())  # a safe one
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except Exception as error:  # of its parsers
         kind = "TOML" if path.suffix == ".toml" else "YAML"
-        raise LuthierError(f"{path} is not a valid {kind}: {' '.join(str(error).split())}.") from None
+        raise LuthierError(f"{path} is not valid {kind}: {reason(error, bare=True)}.") from None
 
 
 def _loader() -> Any:
@@ -163,7 +164,7 @@ def _typed(key: str, value: str) -> Any:
         return value
     try:
         return tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except Exception:  # the parser has many kinds
         return value
 
 
@@ -226,13 +227,13 @@ def values_of(run: Run) -> dict[str, Any]:
         if plain[name] is not None:
             found[name] = {"name": plain[name]["name"], **plain[name]["settings"]}
     found |= {"calibration": plain["calibration"]} if run.measures else {}
-    return _stated(json.loads(json.dumps(found | {"training": plain["training"]})))
+    return _stated(found | {"training": plain["training"]})
 
 
 def _stated(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _stated(each) for key, each in value.items() if each is not None}
-    return [_stated(each) for each in value] if isinstance(value, list) else value
+    return [_stated(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def save_run_file(run: Run, name: str | Path) -> None:

@@ -12,7 +12,7 @@ from luthier.cli.parse import Fitted, Flags, Given, option
 
 @dataclass(frozen=True)
 class Convert(Fitted):
-    """Write an adapter of one library as the folder of another: from peft to mlx-lm, from mlx-lm to GGUF, …
+    """Write an adapter of one library as the folder of another: from peft to mlx-lm, from mlx-lm to GGUF and others.
 
     It is `luthier import` and then `luthier export`, without the folder in between. `luthier list formats` shows which
     formats can be read and which written. What is lost is told; what has no equal on either side is refused with the

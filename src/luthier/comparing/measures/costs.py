@@ -79,7 +79,7 @@ def _batches(job: Job, fitted: Fitted, repeats: int) -> list[Batch]:
     )
     collator = data.collator_for(read.task, fitted.processor)
     ordered = labels_in_order(features, read.labels, model.config)
-    made = [collator(ordered[i : i + settings.batch]) for i in range(0, len(ordered), settings.batch)]
+    made = [collator(list(ordered[i : i + settings.batch])) for i in range(0, len(ordered), settings.batch)]
     device = next(model.parameters()).device
     full = [{key: value.to(device) for key, value in batch.items() if key != "rows"} for batch in made]
     return [full[i % len(full)] for i in range(repeats)]

@@ -162,7 +162,7 @@ def edit(call: Call | None, positions: Positions | None, edit_function, p, x: Te
         raise LuthierError(f"positions need [batch, tokens, width]; the activation is {tuple(y.shape)}.")
     if y.dim() > 3 and (call is None or call.length != y.shape[1]):  # an image: its patches, row by row
         patches = y.flatten(1, -2)
-        entering = x.flatten(1, -2) if _alike(x, y) else patches
+        entering = x.flatten(1, -2) if isinstance(x, Tensor) and _alike(x, y) else patches
         return edit(call, positions, edit_function, p, entering, patches).view(y.shape)
     located = _fitting(call, y).locate(positions)
     if located is None:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, TypeVar, overload
 from luthier.core.contracts.plugins import File, files_in, installed_files
 from luthier.core.deprecation import rename_attributes
 from luthier.core.errors import LuthierError, near
-from luthier.core.public import PUBLIC
+from luthier.core.public_names import PUBLIC
 
 C = TypeVar("C", bound="Component")
 

@@ -31,11 +31,11 @@ class Found:
 
     form: Form
     kind: str
-    """affine (tables included), input, stream, param or cache."""
+    """The kind of the sites: affine (embeddings included), input, stream, param or cache."""
     tensors: dict[str, dict[str, Tensor]]
-    """{path of the site: {parameter: tensor}}."""
+    """The tensors, {path of the site: {parameter: tensor}}."""
     ranks: dict[str, int] = field(default_factory=dict)
-    """{path: rank}, where ranks differ."""
+    """The ranks, {path: rank}, where they differ."""
 
 
 @dataclass(frozen=True)

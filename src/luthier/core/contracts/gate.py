@@ -44,12 +44,12 @@ class Probes:
     """One number for each probe: of the model before fine-tuning, after it, and of the first one once more."""
 
     before: Tensor
-    """[n]"""
+    """The numbers of the model before fine-tuning, [n]."""
     after: Tensor
-    """[n]"""
+    """The numbers of the model after fine-tuning, [n]."""
     null: Tensor
-    """[n], the model before fine-tuning measured a second time; equal to `before` where a measurement repeats itself
-    exactly."""
+    """The numbers of the model before fine-tuning, measured a second time, [n]; equal to `before` where a measurement
+    repeats itself exactly."""
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ class Answers:
     loss: Tensor
     """The loss in nats, [n]."""
     hit: Tensor
-    """[n], 1 where the likeliest answer is the label."""
+    """Whether it is right, [n]: 1 where the likeliest answer is the label."""
     confidence: Tensor
-    """[n], probability of the likeliest answer."""
+    """The confidence, [n]: the probability of the likeliest answer."""
     row: Tensor
-    """[n], the row that it is of, from 0."""
+    """The index of its row, [n], from 0."""
 
     def by_row(self, rows: int) -> Tensor:
-        """[rows, 3]: the sums of loss and hits, and the labels of each row."""
+        """Returns [rows, 3]: the sums of loss and hits, and the labels of each row."""
         parts = torch.stack([self.loss, self.hit, torch.ones_like(self.hit)], 1)
         return parts.new_zeros(rows, 3).index_add(0, self.row, parts)
 

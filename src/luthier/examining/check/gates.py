@@ -19,6 +19,7 @@ from typing import Any
 from luthier.core.contracts.component import find
 from luthier.core.contracts.gate import Gate
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
 from luthier.core.toml import tomllib
 
 Named = dict[str, Gate]
@@ -30,10 +31,8 @@ def read_gates(path: str | Path) -> Named:
     file = Path(path).expanduser()
     if not file.is_file():
         raise LuthierError(f"no file of gates {file}; expected TOML with a [[gate]] table for each check.")
-    try:
+    with guarded(f"{file} is not TOML"):
         values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LuthierError(f"{file} is not TOML: {error}.") from None
     listed = values.get("gate")
     unknown = set(values) - {"gate"}
     if unknown or not isinstance(listed, list) or not listed or not all(isinstance(each, dict) for each in listed):

@@ -30,7 +30,7 @@ class Means:
     limit: int | None
     seed: int
 
-    def rows(self, source: str) -> list[Mapping[str, Any]]:
+    def rows(self, source: str) -> Sequence[Mapping[str, Any]]:
         """Returns the rows of a source as their columns; bad ones raise."""
         table = data.read(source, None, self.limit, self.seed)
         if table.bad or not table.rows:

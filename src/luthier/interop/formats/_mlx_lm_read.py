@@ -15,7 +15,7 @@ from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import base_parameters, block_lists
 from luthier.interop.formats._factors import Pair, gate_and_up, lora_of, own_paths
-from luthier.interop.formats._mlx_lm_write import TYPES
+from luthier.interop.formats._mlx_lm_contents import TYPES
 from luthier.interop.formats._peft_beside import low_rank, whole_parameters
 from luthier.methods.forms.dora import DoRA
 
@@ -59,9 +59,9 @@ def _numbers(folder: Path, config: Mapping[str, Any]) -> tuple[int, float, float
     rank, scale, dropout = told.get("rank"), told.get("scale"), told.get("dropout", 0.0)
     if type(rank) is not int or rank < 1:
         raise LuthierError(f"{folder}: the rank is {rank!r}; expected a whole number of at least 1.")
-    if type(scale) not in (int, float) or not math.isfinite(scale):
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise LuthierError(f"{folder}: the scale is {scale!r}; expected a finite number.")
-    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise LuthierError(f"{folder}: the dropout is {dropout!r}; expected a rate of at least 0 and below 1.")
     return rank, float(scale), float(dropout)
 

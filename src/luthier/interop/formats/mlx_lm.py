@@ -1,4 +1,4 @@
-"""mlx-lm's folders."""
+"""The format of mlx-lm: folders with LoRA or DoRA."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class MLXLM(Format):
         return trained_whole(folder, held, model) if kind == "full" else adapted(folder, config, held, model)
 
     def check_base(self, model: nn.Module, processor: Any) -> None:
-        from luthier.interop.formats._mlx_lm_write import names_of
+        from luthier.interop.formats._mlx_lm_contents import names_of
 
         names_of(model)
 
@@ -79,7 +79,7 @@ class MLXLM(Format):
 
         from luthier.core.files import write_json
         from luthier.interop.formats._layers import Factoring, layers_of
-        from luthier.interop.formats._mlx_lm_write import contents
+        from luthier.interop.formats._mlx_lm_contents import contents
 
         factoring = Factoring(self.rank, self.tolerance)
         layers = layers_of(outgoing.model, outgoing.name)

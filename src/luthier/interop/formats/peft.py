@@ -80,7 +80,7 @@ class PEFT(Format):
 
         from luthier.core.files import write_json
         from luthier.interop.formats._layers import Factoring, layers_of, trained_whole
-        from luthier.interop.formats._peft_write import PREFIX, common_config, low_rank, native, saved_modules
+        from luthier.interop.formats._peft_contents import PREFIX, common_config, low_rank, native, saved_modules
 
         model = outgoing.model
         found = layers_of(model, outgoing.name)

@@ -1,4 +1,4 @@
-"""Context use: does the model still answer from the text that it is given?"""
+"""Context use: a model has to answer from the text that it is given."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class _Header:
 
     def check(self) -> None:
         if self.file.read(4) != b"GGUF":
-            raise LuthierError(f"{self.path} is not GGUF file: it does not begin with GGUF.")
+            raise LuthierError(f"{self.path} is not a readable GGUF file: it does not begin with GGUF.")
         version = self.number("I")
         if not version & 0xFFFF:  # of a machine with the other order of bytes
             self.order = ">"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from luthier.core.guard import guarded
 from luthier.models.resolve import resolve
 
 SETTINGS = (
@@ -22,7 +23,7 @@ LARGEST = 2**27
 """Bytes of the longest header of a safetensors file that is read."""
 
 
-def ground(name: str) -> str | None:
+def base_hash(name: str) -> str | None:
     """Returns a hash of the files of the base that `name` stands for; None where they do not lie on this machine yet.
 
     Settings, tokenizer and chat template count whole, of the weights every tensor: its first and last 4 KiB and as much
@@ -66,6 +67,7 @@ def _tensors(file: BinaryIO, path: Path) -> list[tuple[int, int]]:
     length = int.from_bytes(file.read(8), "little")
     if path.suffix != ".safetensors" or not 0 < length <= min(LARGEST, size):
         return [(0, size)]
-    header = json.loads(file.read(length))
-    spans = [each["data_offsets"] for name, each in header.items() if name != "__metadata__"]
+    with guarded(f"{path} has no readable header of safetensors"):
+        header = json.loads(file.read(length))
+        spans = [each["data_offsets"] for name, each in header.items() if name != "__metadata__"]
     return [(0, 8 + length), *sorted((8 + length + start, 8 + length + end) for start, end in spans)]

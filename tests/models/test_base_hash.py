@@ -7,7 +7,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from luthier.models import ground
+from luthier.models import base_hash
 from support.tiny import save_model
 
 
@@ -19,20 +19,20 @@ def base(tmp_path_factory) -> str:
 def test_every_tensor_counts(base, tmp_path):
     here = tmp_path / "base"
     shutil.copytree(base, here)
-    first = ground(base)
-    assert first is not None and ground(str(here)) == first
+    first = base_hash(base)
+    assert first is not None and base_hash(str(here)) == first
     held = load_file(here / "model.safetensors")
     for name in held:
         changed = held | {name: held[name] * 1.001}
         save_file(changed, here / "model.safetensors", {"format": "pt"})
-        assert ground(str(here)) != first, name
+        assert base_hash(str(here)) != first, name
     save_file(held, here / "model.safetensors", {"format": "pt"})
-    assert ground(str(here)) == first
+    assert base_hash(str(here)) == first
     (here / "README.md").write_text("mine")
-    assert ground(str(here)) == first
+    assert base_hash(str(here)) == first
     (here / "chat_template.jinja").write_text("{{ messages }}")
-    assert ground(str(here)) != first
+    assert base_hash(str(here)) != first
 
 
 def test_what_is_not_here_yet_has_none(monkeypatch):
-    assert ground("nobody-at-all/no-such-model") is None
+    assert base_hash("nobody-at-all/no-such-model") is None

@@ -18,7 +18,7 @@ TYPES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "gpt2": (("transformer.", "model."),),
     "mixtral": ((".mlp.", ".block_sparse_moe."),),
 }
-"""{model type: (part of a name in transformers, the same in mlx-lm)}, for those whose layouts were compared."""
+"""The names, {model type: (part of a name in transformers, the same in mlx-lm)}, where layouts were compared."""
 
 
 def names_of(model: nn.Module) -> Callable[[str], str]:
