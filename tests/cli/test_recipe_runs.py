@@ -11,6 +11,8 @@ from luthier.cli import main
 from luthier.cli.commands.train import Train
 from luthier.cli.parse import parse
 from luthier.cli.whose import TRAINING, stated
+from luthier.core.contracts.component import find
+from luthier.core.contracts.objective import Objective
 from luthier.methods.recipe import Recipe, read_recipe, recipe_files
 from luthier.training import Run, train
 from support.tiny import save_model, write_rows
@@ -18,7 +20,7 @@ from support.tiny import save_model, write_rows
 RECIPES = list(recipe_files())
 KINDS = {"hydra": "image", "wegeft-fgvc": "image", "wegeft-vtab": "image", "loreft-glue": "label"}
 """Recipes for other rows than questions and answers."""
-BASES = {"image": "vit", "label": "bert", "text": "llama"}
+BASES = {"image": "vit", "label": "bert", "text": "llama", "pairs": "llama"}
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_hidden_layers": 26}
 """As wide as quantised weights need, as deep as the blocks that recipes name."""
 SMALL = {"rank": 2, "heads": 2, "length": 3}
@@ -37,7 +39,7 @@ def bases(tmp_path_factory) -> dict[str, str]:
     import transformers
 
     folder = tmp_path_factory.mktemp("recipes")
-    made = {kind: save_model(folder / kind, name, **(WIDE if kind == "text" else {})) for kind, name in BASES.items()}
+    made = {kind: save_model(folder / kind, name, **(WIDE if name == "llama" else {})) for kind, name in BASES.items()}
     for stale in (folder / "image").glob("*token*"):
         stale.unlink()
     transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(made["image"])
@@ -57,7 +59,14 @@ def rows(tmp_path_factory) -> dict[str, str]:
         found["label"].append({"text": f"say {i}", "label": task})
         answered = {"prompt": f"say {i}", "completion": f"{i} it is"}
         found["text"].append(answered | {"task": task, "rationale": "because"})
+        found["pairs"].append({"prompt": f"say {i}", "chosen": f"{i} it is", "rejected": "no"})
     return {kind: write_rows(folder / f"{kind}.jsonl", each) for kind, each in found.items()}
+
+
+def kind_of(recipe: Recipe) -> str:
+    """The rows that a recipe is for."""
+    named = recipe.objective.get("name", "sft")
+    return "pairs" if "pairs" in find("objectives", named, Objective).reads else KINDS.get(recipe.name, "text")
 
 
 def small(run: Run, folder) -> Run:
@@ -70,7 +79,8 @@ def small(run: Run, folder) -> Run:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains(name, bases, rows, tmp_path):
-    recipe, kind = read_recipe(name), KINDS.get(name, "text")
+    recipe = read_recipe(name)
+    kind = kind_of(recipe)
     if recipe.training.get("quantize"):
         pytest.importorskip("bitsandbytes")
     more = {"mhr": ["--tasks", "first", "--tasks", "second"]}.get(name, [])

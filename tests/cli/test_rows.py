@@ -79,13 +79,41 @@ def test_whole_numbers_are_classes_in_every_file(dry, name):
     assert done.code == 0 and "labels 1" in done.out and "labels 1." not in done.out
 
 
-def test_rows_that_hold_wrong_answers_are_refused(dry):
+def test_rows_that_hold_wrong_answers_choose_their_objective(dry):
+    """Pairs are fitted by dpo and judged answers by kto, which the overview says; fine-tuning refuses both."""
     rows = [{"prompt": "Name a fruit.", "completion": "A pear.", "label": True}]
     rows += [{"prompt": "Name a tree.", "completion": "A spoon.", "label": False}]
     done = dry("a.jsonl", rows)
-    assert done.code == 2 and "KTO" in done.err and "spoon" not in done.out
-    done = dry("a.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    assert done.code == 0 and "objective kto (beta 0.1" in " ".join(done.out.split()), done.err
+    done = dry("a.jsonl", rows, "--objective", "sft")
+    assert done.code == 2 and "KTO" in done.err and "--objective kto" in done.err and "spoon" not in done.out
+    pair = [{"prompt": "q", "chosen": "a", "rejected": "b"}]
+    done = dry("a.jsonl", pair)
+    assert done.code == 0 and "objective dpo (beta 0.1" in " ".join(done.out.split()), done.err
+    assert "no objective: dpo, which the rows call for" in done.err
+    assert "In the loss: 'a<|im_end|>'" in done.out and "In the loss: 'b<|im_end|>'" in done.out
+    done = dry("a.jsonl", pair, "--objective", "sft")
     assert done.code == 2 and "preference data" in done.err and "--columns completion=chosen" in done.err
+    done = dry("a.jsonl", pair, "--columns", "completion=chosen")
+    assert done.code == 0 and "objective" not in done.out and "not read" in done.out
+
+
+def test_an_objective_refuses_rows_that_it_does_not_read(dry):
+    done = dry("a.jsonl", [{"prompt": "q", "completion": "a"}], "--objective", "dpo")
+    assert done.code == 2 and "dpo reads pairs of answers (prompt, chosen, rejected)" in done.err
+    done = dry("a.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "a"}], "--objective", "orpo")
+    assert done.code == 2 and "are the same: nothing is preferred" in done.err
+    done = dry("a.jsonl", [{"prompt": "q", "chosen": "a", "rejected": " "}])
+    assert done.code == 2 and "empty 'rejected'" in done.err
+    rows = [{"prompt": "q", "completion": "a", "label": True}]
+    done = dry("a.jsonl", rows, "--objective", "kto")
+    assert done.code == 2 and "reads answers with a label" in done.err
+    pairs = [
+        {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1},
+        {"prompt": "r", "chosen": "a", "rejected": "b"},
+    ]
+    done = dry("a.jsonl", pairs, "--objective", "reward")
+    assert done.code == 2 and "finite number as 'margin'" in done.err
 
 
 def test_a_stray_quote_costs_its_own_row(dry):

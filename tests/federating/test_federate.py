@@ -301,6 +301,8 @@ def test_bad_input_is_refused_before_work(llama, additions, tmp_path, monkeypatc
     refused(replace(run, form=replace(FORM, share="type")), "shares them between layers")
     refused(replace(run, training=replace(SHORT, quantize="int8")), "must be whole")
     refused(replace(run, budget="1%"), "budget is chosen from all rows")
+    for objective in (lt.DPO(), lt.KTO(), lt.Distill()):
+        refused(replace(run, objective=objective), "goes by the base as it was before training")
     refused(run, "32 rows do not do for 99 clients", federation=Federation(clients=99))
     refused(run, "choose one", resume=True, overwrite=True)
     (tmp_path / "run").mkdir()

@@ -9,18 +9,30 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from luthier import data, models
+from luthier.core.adapters.attach import attach
+from luthier.core.adapters.call import Call
+from luthier.core.adapters.control import disabled
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
-from luthier.core.contracts.objective import Objective
+from luthier.core.contracts.objective import At, Objective
 from luthier.core.errors import LuthierError
 from luthier.methods.forms.lora import LoRA
+from luthier.methods.forms.loreft import LoReFT
 from luthier.methods.forms.meteora import MeteoRA
 from luthier.methods.objectives.sft import SFT
 from luthier.training import Run, Training, train
 from luthier.training.checkpoint import checkpoints
-from support.tiny import save_model, sums, write_rows
+from luthier.training.prepare import prepare
+from support.tiny import pairs, save_model, sums, write_rows
 
 OBJECTIVES = names("objectives")
+GIVEN = [
+    name
+    for name in OBJECTIVES
+    if find("objectives", name, Objective).reads == ("answers",) and not find("objectives", name, Objective).teaches
+]
+"""Those that learn the answers of rows, as fine-tuning does."""
 SETTINGS = Training(steps=6, batch=4, accumulate=2, save_every=2, keep=20, lr=1e-2, eval_fraction=0.2, warmup=0)
 
 
@@ -43,17 +55,24 @@ def form_for(chosen: Objective, dropout: float = 0.0) -> Form:
 def run(tmp_path_factory) -> Run:
     """Rows with every column that an objective reads; LoRA with dropout, so that each random draw counts."""
     folder = tmp_path_factory.mktemp("objectives")
-    rows = [row | {"task": "ab"[i % 2], "rationale": f"{i} is odd"} for i, row in enumerate(sums(40))]
+    rows = [row | {"task": "ab"[i % 2], "rationale": f"{i} is odd", "hint": "add"} for i, row in enumerate(sums(40))]
     data = write_rows(folder / "rows.jsonl", rows)
+    write_rows(folder / "pairs.jsonl", pairs(40))
     return Run(
         save_model(folder / "llama", "llama"), data, form_for(SFT(), 0.2), out=str(folder / "sft"), training=SETTINGS
     )
 
 
-def trained(run: Run, name: str, chosen: Objective):
-    folder = run.folder.parent / name
+def run_of(run: Run, name: str, chosen: Objective) -> Run:
+    """The run with an objective, on rows that it reads."""
+    folder = run.folder.parent
+    data = run.data if "answers" in chosen.reads else str(folder / "pairs.jsonl")
     form = form_for(chosen, run.form.to_dict()["dropout"])
-    return train(replace(run, form=form, objective=chosen, out=str(folder)), progress=False, overwrite=True)
+    return replace(run, form=form, objective=chosen, out=str(folder / name), data=data)
+
+
+def trained(run: Run, name: str, chosen: Objective):
+    return train(run_of(run, name, chosen), progress=False, overwrite=True)
 
 
 def bits(result) -> dict[str, torch.Tensor]:
@@ -82,7 +101,7 @@ def test_it_states_its_equation_and_source(name):
     json.dumps(cls().to_dict())
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", GIVEN)
 def test_switched_off_it_is_fine_tuning_to_the_bit(run, plain, name):
     off = trained(run, f"{name}-off", objective(name, **objective(name).neutral))
     sft = plain(objective(name))
@@ -98,7 +117,8 @@ def test_it_trains(run, plain, name):
     assert all(loss == loss and abs(loss) < 1e9 for _, loss in result.losses)
     moved = {key: tensor for key, tensor in bits(result).items() if key.endswith("B")}
     assert all(tensor.abs().sum() > 0 for tensor in moved.values())
-    assert name == "sft" or result.losses != plain(objective(name)).losses
+    if name in GIVEN and name != "sft":
+        assert result.losses != plain(objective(name)).losses
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -109,13 +129,48 @@ def test_it_resumes_exactly(run, name):
     for path in checkpoints(whole.folder / "checkpoints"):
         if int(path.name[5:]) > 2:
             (path / "manifest.json").unlink()
-    form = form_for(chosen, 0.2)
-    again = train(replace(run, form=form, objective=chosen, out=str(whole.folder)), resume=True, progress=False)
+    again = train(run_of(run, whole.folder.name, chosen), resume=True, progress=False)
     assert again.losses == losses and again.eval_loss == whole.eval_loss
     assert all(torch.equal(tensor, expected[key]) for key, tensor in bits(again).items())
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+def placed() -> list[str]:
+    """Those that train a form with positions on a language model."""
+    found = []
+    for name in OBJECTIVES:
+        try:
+            objective(name).check_form(LoReFT())
+        except LuthierError:
+            continue
+        found += [name] if objective(name).task is None else []
+    return found
+
+
+@pytest.mark.parametrize("name", placed())
+def test_positions_end_with_the_prompt(run, name, monkeypatch):
+    """A form with positions edits no token of an answer, whatever the objective makes of the rows."""
+    chosen, edits, locate = objective(name), [], Call.locate
+    prepared = prepare(replace(run_of(run, f"{name}-placed", chosen), form=LoReFT(rank=2, positions="f2+l2")))
+    model = attach(models.load(run.model).model, LoReFT(rank=2, positions="f2+l2"))
+    batch = data.collator_for(prepared.task, prepared.processor)(prepared.train[:4])
+    batch.pop("rows")
+    monkeypatch.setattr(Call, "locate", lambda self, where: edits.append(locate(self, where)) or edits[-1])
+
+    def teacher(given):
+        with disabled(model):
+            return model(**given).logits.detach()
+
+    inputs = chosen.inputs(batch, At(0, 10, True, teacher))
+    chosen.loss(model, inputs)
+    starts = inputs["labels"].ne(-100).long().argmax(1)
+    assert edits
+    for index, keep in edits:
+        edited = torch.where(keep, index, -1)
+        start = starts if len(edited) == len(starts) else torch.stack([starts[0::2], starts[1::2]]).min(0).values
+        assert bool((edited >= 0).any()) and bool((edited < start[:, None]).all())
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if find("objectives", name, Objective).whole])
 def test_a_step_in_many_batches_is_the_step_in_one(run, name):
     """Whatever it averages over, it does so over the step. Random draws are left out by a settled start."""
     quiet = {"ramp": 1.0, "noise": 0.0}

@@ -52,3 +52,9 @@ def sums(count: int, seed: int = 0) -> list[dict]:
     draw = random.Random(seed)
     pairs = [(draw.randrange(10 ** draw.randint(1, 3)), i) for i in range(count)]
     return [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a, b in pairs]
+
+
+def pairs(count: int, seed: int = 0) -> list[dict]:
+    """The same additions with a right answer that is preferred to a longer one."""
+    return [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": f"it is {row['completion']}?"}
+            for row in sums(count, seed)]  # fmt: skip

@@ -48,12 +48,15 @@ def _further(flags: Flags) -> Iterator[str]:
 def _table(kind: str, cls: type, fields: list[dataclasses.Field]) -> Iterator[str]:
     if not fields:
         return
-    known, docs = hints(cls), field_docs(cls)
+    types, docs = hints(cls), field_docs(cls)
     yield from row(kind, "type", "default", "meaning")
     for field in fields:
         name = field.name.upper() if kind == "argument" else f"--{field.name.replace('_', '-')}"
         told = field.metadata.get("help") or docs.get(field.name, "")
-        yield line(f"`{name}`", _type(known[field.name][0]), _default(field), told)
+        hint = types[field.name][0]
+        if named := field.metadata.get("flag"):  # a component, which the command line has by its name
+            hint, told = str | None, f"{told} {named}"
+        yield line(f"`{name}`", _type(hint), _default(field), told)
     yield ""
 
 

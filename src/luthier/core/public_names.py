@@ -21,7 +21,8 @@ PLACES = {
     "core.contracts.form": "Form Params Stats kaiming orthogonal dropout rank_scale",
     "core.contracts.format": "Format Found Outgoing check_truncation",
     "core.contracts.init": "Init",
-    "core.contracts.objective": "Objective Rows At Batch Feature ObjectiveState PART TASKS ALSO by_part",
+    "core.contracts.objective": "Objective Rows At Batch Feature Figures ObjectiveState PART TASKS ALSO REFERENCE "
+    "by_part",
     "core.contracts.ranks": "Ranks Budget levelled",
     "core.contracts.router": "Routed Route ROUTE ROUTE_TASKS",
     "core.contracts.selection": "Selection Pool",

@@ -11,8 +11,9 @@ from luthier.data.digest import digest
 from luthier.data.encode import TASKS, encode, encode_all, encode_classification, encode_seq2seq
 from luthier.data.kept import encode_kept
 from luthier.data.layout import LAYOUTS
-from luthier.data.load import load, load_prompts, split_gym
+from luthier.data.load import kind_of_rows, load, load_prompts, split_gym
 from luthier.data.media import encode_audio, encode_image
+from luthier.data.preference import kind_of
 from luthier.data.score import SCORERS, judge, refuse_unscorable, scorer_for
 from luthier.data.select import Chosen, choose, with_shots
 from luthier.data.show import show_example, show_plain
@@ -45,6 +46,8 @@ __all__ = [
     "encode_kept",
     "encode_seq2seq",
     "judge",
+    "kind_of",
+    "kind_of_rows",
     "last_answer",
     "length_of",
     "load",

@@ -21,6 +21,8 @@ from luthier.data.told import cut_off, doubled, noted, unlearned
 
 Feature = dict[str, Any]
 Encoder = Callable[[Example, Any, "Options"], Feature]
+ALSO = "also"
+"""Where a feature keeps the rows behind it; `core.contracts.objective`, which calls it the same, loads torch."""
 IGNORED = -100
 """Label of a token that is not in the loss (PyTorch's `ignore_index`)."""
 LONG_INPUT = 2000
@@ -118,7 +120,8 @@ def encode_all(
 
     `processor` is a tokenizer, an image processor or a feature extractor; `labels` are the classes
     (those of the examples unless given, so pass the training set's with a test set). `positions`
-    are the tokens that the model can number, a bound beside `max_length` (`luthier.models`). One
+    are the tokens that the model can number, a bound beside `max_length` (`luthier.models`). The
+    rejected answer of a pair is the row under `also`, behind the same tokens of the prompt. One
     `LuthierError` lists every row that cannot be encoded, unless `skip_bad_rows`; raises in any
     case when none is left.
     """
@@ -138,11 +141,40 @@ def encode_all(
 
 def features_of(example: Example, processor: Any, encoder: Encoder, options: Options) -> Iterator[Feature]:
     """Returns the features of one row, of which a long text has many; raises `BadRow`, before the first of them."""
+    if example.rejected is not None:
+        return iter([_pair(example, processor, encoder, options)])
     if encoder is not _causal or example.messages is not None:
         return iter([encoder(example, processor, options)])
     if options.most is not None and len(example.text or "") > WINDOW:
         return _long(example, processor, options.most)
     return _cut(encoder(example, processor, replace(options, max_length=None, positions=None)), options.most)
+
+
+def _pair(example: Example, processor: Any, encoder: Encoder, options: Options) -> Feature:
+    """The chosen answer, and under `also` the rejected one; prompts that are cut are cut alike."""
+    sides = [replace(example, rejected=None), replace(example, messages=example.rejected, rejected=None, masked=())]
+    found = [encoder(sides[0], processor, options), _of_rejected(sides[1], processor, encoder, options)]
+    gone = max(feature["truncated"] for feature in found)
+    for index, feature in enumerate(found):
+        if feature["truncated"] < gone:
+            most = len(feature["input_ids"]) + feature["truncated"] - gone
+            found[index] = encoder(sides[index], processor, replace(options, max_length=most, positions=None))
+    chosen, rejected = found
+    if _before(chosen) != _before(rejected):
+        raise BadRow("the chat template renders the prompt otherwise before one answer than before the other")
+    return chosen | {ALSO: [rejected]}
+
+
+def _of_rejected(example: Example, processor: Any, encoder: Encoder, options: Options) -> Feature:
+    try:
+        return encoder(example, processor, options)
+    except BadRow as reason:
+        raise BadRow(f"with its rejected answer: {reason}") from None
+
+
+def _before(feature: Feature) -> list[int]:
+    """The tokens of the prompt."""
+    return feature["input_ids"][: next(i for i, label in enumerate(feature["labels"]) if label != IGNORED)]
 
 
 def _cut(whole: Feature, most: int | None) -> Iterator[Feature]:
@@ -303,6 +335,7 @@ TASKS: dict[str, Encoder] = {
     "seq2seq": _seq2seq,
     "classification": _classification,
     "regression": _regression,
+    "reward": _causal,
     "image-classification": _image,
     "audio-classification": _audio,
 }

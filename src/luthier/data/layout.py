@@ -42,7 +42,7 @@ class Layout:
     @property
     def reads(self) -> tuple[str, ...]:
         """Every column that is read."""
-        around = AROUND if self.tasks == GENERATIVE else ()
+        around = AROUND if "causal-lm" in self.tasks and self.parse is not plain else ()
         return (*self.needs, *self.also, *around)
 
 

@@ -20,6 +20,7 @@ from luthier.data.bad import BadRow, refuse
 from luthier.data.columns import mapping, renamed, unread
 from luthier.data.gym import OFFSETS
 from luthier.data.layout import LAYOUTS, Layout, known_columns, recognise, unanswered
+from luthier.data.preference import PREFERENCES, kind_of, preference_layout
 from luthier.data.score import scorer_for
 from luthier.data.sources import read
 from luthier.data.table import Row, Table, columns_of
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Bad = list[tuple[int, str]]
 T = TypeVar("T")
+ALL = {**LAYOUTS, **PREFERENCES}
 
 
 def load(
@@ -41,6 +43,7 @@ def load(
     task: str | None = None,
     columns: Sequence[str] = (),
     named: str | Mapping[str, str] | None = None,
+    preferences: bool = False,
 ) -> Examples:
     """Returns the rows of a source (a file, a folder, a hub id, `gym:<task>`), in the layout that its columns tell.
 
@@ -48,7 +51,8 @@ def load(
     all classes known. `task` (a key of `TASKS`) is the layout's own unless given. `columns` are
     kept in `Example.meta` where a row has them, whatever the layout reads. `named` says which
     columns are meant where the source calls them otherwise: `text=body,label=category`. What
-    nothing reads is listed in `.unread`.
+    nothing reads is listed in `.unread`. Rows that tell good answers from bad ones are read where the caller
+    tells them apart (`preferences`): `Example.rejected` or `Example.wanted` then says what is not to be given.
 
     Raises one `LuthierError` that lists the bad rows with their reasons, unless `skip_bad_rows`,
     which drops them and records them in `.skipped`; raises on an empty source, columns that fit no
@@ -64,19 +68,40 @@ def load(
         raise LuthierError(f"{source} is empty: no row to learn from.")
     if not table.rows:
         raise refuse(source, table.bad, total, table.place)
-    layout = recognise(mapped(table.rows, columns_of), source, task, names)
-    rows, bad = _parse(table, LAYOUTS[layout], ("entry", *columns))
+    told = mapped(table.rows, columns_of)
+    name = (preference_layout(told) if preferences else None) or recognise(told, source, task, names)
+    layout = ALL[name]
+    if task is not None and task not in layout.tasks:
+        raise LuthierError(f"{source} has {name} rows, which serve {' or '.join(layout.tasks)} and not {task}.")
+    rows, bad = _parse(table, layout, ("entry", *columns))
     classes = table.classes.get(names.get("label", "label"))
-    rows, labels, task, wrong = _label(rows, task or LAYOUTS[layout].tasks[0], task is not None, classes)
+    rows, labels, task, wrong = _label(rows, task or layout.tasks[0], task is not None, classes)
     bad = sorted(table.bad + bad + wrong)
     if bad and not (skip_bad_rows and rows):
         raise refuse(source, bad, total, table.place)
     if limit is not None and limit < len(rows):
         rows = kept(rows, sorted(random.Random(seed).sample(range(len(rows)), limit)))
     beside = ("entry", *columns, *(("task",) if source.startswith("mix:") else ()))
-    unread = (*gone, *_unread(table, LAYOUTS[layout], beside))
-    examples = Examples(rows, layout, source, bad, fingerprint(rows), None, labels, task, unread)
+    unread = (*gone, *_unread(table, layout, beside))
+    examples = Examples(rows, name, source, bad, fingerprint(rows), None, labels, task, unread)
     return dataclasses.replace(examples, scorer=scorer_for(examples))
+
+
+def kind_of_rows(source: str | Path, named: str | Mapping[str, str] | None = None) -> str:
+    """Returns what rows hold: `answers`, `pairs` of a chosen and a rejected one, or answers that are `judged`.
+
+    An empty source, or one that cannot be read as rows, has `answers` here; `load` says what is wrong with it.
+    """
+    source = str(source)
+    if source.startswith("gym:"):
+        return "answers"
+    meant = mapping(named)
+    try:
+        table, _, _ = _named(read(source), meant, tuple(meant), source)
+    except LuthierError:
+        return "answers"
+    found = preference_layout(mapped(table.rows, columns_of))
+    return kind_of(found) if found else "answers"
 
 
 def load_prompts(
@@ -111,7 +136,8 @@ def _named(
     present = {column for _, row in table.rows for column in row}  # a pass over all of a large file
     if "labels" in present and "label" not in {*present, *named} and {*present, *named} & set(ITEMS):
         named = {**named, "label": "labels"}
-    rows, gone = renamed(table.rows, named, dict.fromkeys((*known_columns(), *columns)), source)
+    known = dict.fromkeys((*known_columns(), *(c for layout in PREFERENCES.values() for c in layout.reads), *columns))
+    rows, gone = renamed(table.rows, named, known, source)
     return dataclasses.replace(table, rows=rows), named, gone
 
 
@@ -132,7 +158,7 @@ FILES = 5
 
 def check_task(task: str | None) -> None:
     """Raises on an unknown task."""
-    known = sorted({t for layout in LAYOUTS.values() for t in layout.tasks})
+    known = sorted({t for layout in ALL.values() for t in layout.tasks})
     if task is not None and task not in known:
         raise LuthierError(f"no task {task!r}{near(task, known)} There are: {', '.join(known)}.")
 

@@ -23,6 +23,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
 from luthier.core.version import __version__
 from luthier.data.bad import BadRow
+from luthier.data.encode import ALSO
 from luthier.data.sizes import Measured, Sizes, sizes_of
 from luthier.data.told import TOLD, counted
 
@@ -107,14 +108,15 @@ def _value(column: Any) -> Any:
 
 
 def _filled(feature: Feature) -> Feature:
-    """A feature as it was encoded: a mask of ones is not stored, and notes are JSON."""
+    """A feature as it was encoded: a mask of ones is not stored; notes and the rows behind it are JSON."""
     if "input_ids" in feature and "attention_mask" not in feature:
         feature["attention_mask"] = [1] * len(feature["input_ids"])
-    return feature | ({TOLD: _notes(feature[TOLD])} if TOLD in feature else {})
+    behind = {ALSO: [_filled(each) for each in _told_in(feature[ALSO])]} if ALSO in feature else {}
+    return feature | ({TOLD: _told_in(feature[TOLD])} if TOLD in feature else {}) | behind
 
 
-def _notes(text: str) -> dict[str, int]:
-    with guarded("a note of the cache is damaged (clear it: luthier cache clear)"):
+def _told_in(text: str) -> Any:
+    with guarded("an entry of the cache is damaged (clear it: luthier cache clear)"):
         return json.loads(text)
 
 
@@ -266,7 +268,7 @@ class _Task:
             try:
                 for feature in self.encode(self.rows[place]):
                     features.append(feature)
-                    size += len(feature["input_ids"])
+                    size += sum(len(each["input_ids"]) for each in (feature, *feature.get(ALSO, ())))
                     if size >= BATCH:
                         yield _packed(features, bad)
                         features, bad, size = [], [], 0
@@ -302,13 +304,17 @@ def _packed(features: list[Feature], bad: list[tuple[int, str]]) -> Made:
 def _plain(feature: Feature) -> Feature:
     mask = feature.get("attention_mask")
     rest = {name: value for name, value in feature.items() if name != "attention_mask" or not all(mask or ())}
-    return rest | ({TOLD: json.dumps(feature[TOLD])} if TOLD in feature else {})
+    behind = {ALSO: json.dumps([_plain(each) for each in feature[ALSO]])} if ALSO in feature else {}
+    return rest | ({TOLD: json.dumps(feature[TOLD])} if TOLD in feature else {}) | behind
 
 
 def _schema(feature: Feature) -> Any:
-    """Of the features of one encoder, whose names and kinds are those of the first; notes come in some rows alone."""
+    """Of the features of one encoder, whose names and kinds are those of the first; notes come in some rows alone.
+
+    The rejected answer of a pair is text.
+    """
     import pyarrow as pa
 
     kinds = {int: pa.int64(), float: pa.float64(), list: pa.list_(pa.int32())}
-    fields = {name: kinds[type(value)] for name, value in feature.items() if name != TOLD}
-    return pa.schema([*fields.items(), (TOLD, pa.string())])
+    fields = {name: kinds[type(value)] for name, value in feature.items() if name not in (TOLD, ALSO)}
+    return pa.schema([*fields.items(), (TOLD, pa.string()), (ALSO, pa.string())])

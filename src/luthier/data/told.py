@@ -27,8 +27,11 @@ def counted(features: Iterable[dict[str, Any]]) -> tuple[Counter[str], Counter[s
     turns: Counter[str] = Counter()
     rows: Counter[str] = Counter()
     for feature in features:
-        turns.update(feature.get(TOLD, {}))
-        rows.update(feature.get(TOLD, {}).keys())
+        both: Counter[str] = Counter()  # of a pair, both answers
+        for each in (feature, *feature.get("also", ())):
+            both.update(each.get(TOLD, {}))
+        turns.update(both)
+        rows.update(both.keys())
     return turns, rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from luthier.core.errors import LuthierError
@@ -29,33 +29,31 @@ SAID = {
 KTO = "KTO's form, unpaired preferences"
 
 
-def check_wanted(rows: Iterable[Row], columns: Collection[str], source: str) -> None:
+def check_wanted(rows: Sequence[Row], columns: Collection[str], source: str) -> None:
     """Raises for rows with answers that are not to be given, naming what the rows are and what can be done."""
     have = set(columns)
     if have >= {"chosen", "rejected"}:
-        raise _refused(
-            source, "'chosen' and 'rejected'", "preference data (as DPO takes them)", _only_chosen(rows, have)
-        )
+        raise _refused(source, "'chosen' and 'rejected'", "preference data", "dpo", _only_chosen(rows, have))
     if have >= {"preferred_output", "non_preferred_output"}:
         way = "write input's messages with preferred_output behind them as one list, `messages`"
-        raise _refused(source, "'preferred_output' and 'non_preferred_output'", "OpenAI's preference data", way)
+        raise _refused(source, "'preferred_output' and 'non_preferred_output'", "OpenAI's preference data", "dpo", way)
     if have >= {"prompt", "completions", "labels"}:
         way = "write the right steps of a row as one `completion`"
-        raise _refused(source, "'completions' with a label for each", "data of stepwise supervision", way)
+        raise _refused(source, "'completions' with a label for each", "data of stepwise supervision", None, way)
     for column in JUDGED:
-        if column in have and any(needs <= have for needs in ANSWERED):
-            _check_judged(rows, column, source)
+        if unwanted := judged(rows, column, have):
+            way = f"leave out the rows whose {column!r} is {unwanted[0]!r} (here are {len(unwanted):,}), and the column"
+            raise _refused(source, f"{column!r}, true or false, beside an answer", KTO, "kto", way)
 
 
-def _check_judged(rows: Iterable[Row], column: str, source: str) -> None:
+def judged(rows: Sequence[Row], column: str, columns: Collection[str]) -> list[Any]:
+    """The labels of answers that are not to be given, where a column judges answers; of any other column, none."""
+    if column not in columns or not any(needs <= set(columns) for needs in ANSWERED):
+        return []
     told = [row[column] for row in rows if not empty(row.get(column))]
     truths = [judgement(value) for value in told]
-    if all(truth is not None for truth in truths) and False in truths:
-        count = truths.count(False)
-        way = (
-            f"leave out the rows whose {column!r} is {told[truths.index(False)]!r} (here are {count:,}), and the column"
-        )
-        raise _refused(source, f"{column!r}, true or false, beside an answer", KTO, way)
+    known = all(truth is not None for truth in truths)
+    return [value for value, truth in zip(told, truths, strict=True) if truth is False] if known else []
 
 
 def judgement(value: Any) -> bool | None:
@@ -82,8 +80,11 @@ def _only_chosen(rows: Iterable[Row], columns: set[str]) -> str:
     return f"to learn the chosen answers alone: --columns {name}=chosen"
 
 
-def _refused(source: str, columns: str, kind: str, way: str) -> LuthierError:
+def _refused(source: str, columns: str, kind: str, objective: str | None, way: str) -> LuthierError:
+    learn = "no objective here reads them. Instead" if objective is None else (
+        f"an objective over preferences does (luthier train … --objective {objective}). Or"
+    )  # fmt: skip
     return LuthierError(
         f"{source} has {columns}: that is {kind}, whose rejected answers supervised fine-tuning would not tell from "
-        f"the others, and no objective here reads them. Instead, {way}."
+        f"the others; {learn}, {way}."
     )

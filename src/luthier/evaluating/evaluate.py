@@ -86,6 +86,8 @@ class Found:
     """Probability of each predicted class."""
     failed: list[tuple[int, str]] = field(default_factory=list)
     """The (row, reason) of every answer that could not be scored."""
+    listed: list[dict[str, Any]] | None = None
+    """What is kept of each row, where it is not its prediction and truth."""
 
 
 def evaluate(
@@ -105,7 +107,9 @@ def evaluate(
     """Scores `model` on `examples`; neither of them is changed, the mode of the model included.
 
     Generative tasks answer greedily and score by `scorer` (the examples' own unless given); classification counts
-    the likeliest class, regression compares numbers. `task` is the examples' own unless given. Rows longer than
+    the likeliest class, regression compares numbers. Pairs of a chosen and a rejected answer are compared: by what a
+    reward model gives them, by log π/π_ref where an adapter acts, else by how likely they are. `task` is the examples'
+    own unless given. Rows longer than
     `max_length` tokens are refused, and those of more tokens than the model has absolute positions. An answer that the
     scorer fails on is wrong, and listed under `failed`. Raises `LuthierError` when no scorer fits, or a label is not
     one of the model's.
@@ -117,7 +121,7 @@ def evaluate(
     chosen = scorer or examples.scorer
     sampling = Sampling(max_new_tokens)
     job = Job(model, processor, examples, wanted, chosen, batch, sampling, max_length, progress, seed)
-    return _summary(job, MEASURES[wanted](job), keep_predictions)
+    return _summary(job, measure_of(job)(job), keep_predictions)
 
 
 def _summary(job: Job, found: Found, keep: bool) -> Evaluation:
@@ -139,6 +143,8 @@ def _summary(job: Job, found: Found, keep: bool) -> Evaluation:
 
 
 def _kept(job: Job, found: Found) -> list[dict[str, Any]]:
+    if found.listed is not None:
+        return found.listed
     rows = [example.row for example in job.examples.rows]
     listed = [
         {"row": row, "prediction": prediction, "answer": truth}
@@ -218,6 +224,25 @@ def _regressed(job: Job) -> Found:
     return Found(logits[:, 0].tolist(), labels.tolist(), None, closeness, loss)
 
 
+def _compared(job: Job) -> Found:
+    from luthier.evaluating.preferences import compared, figures, listed
+
+    with _bar(job, len(job.examples)) as done:
+        found, names = compared(
+            job.model,
+            job.processor,
+            job.examples,
+            task=job.task,
+            batch=job.batch,
+            max_length=job.max_length,
+            tasks=row_tasks(job),
+            done=done,
+        )
+    rows = [example.row for example in job.examples.rows]
+    pairs: Any = found
+    return Found(pairs, pairs, None, lambda left, _: figures(left, names), listed=listed(found, names, rows))
+
+
 MEASURES: dict[str, Callable[[Job], Found]] = {
     "causal-lm": _generated,
     "seq2seq": _generated,
@@ -227,6 +252,19 @@ MEASURES: dict[str, Callable[[Job], Found]] = {
     "regression": _regressed,
 }
 """How the rows of each task are measured."""
+
+
+def measure_of(job: Job) -> Callable[[Job], Found]:
+    """How the rows are measured; raises `LuthierError` for those that nothing measures."""
+    kind = data.kind_of(job.examples.layout)
+    if kind == "answers":
+        return MEASURES[job.task]
+    if kind == "pairs":
+        return _compared
+    raise LuthierError(
+        f"{job.examples.source} has single answers with a label; a preference is measured on pairs of answers to one "
+        "prompt (prompt, chosen, rejected)."
+    )
 
 
 def row_tasks(job: Job) -> list[str] | None:

@@ -83,5 +83,10 @@ def check_run(run: Run) -> None:
             + ("" if form.positions == "all" else f" at positions {form.positions}")
             + "; take a form such as lora, with a set for each layer."
         )
+    if run.objective.compares or run.objective.teaches:
+        raise LuthierError(
+            f"{run.objective.name()} goes by the base as it was before training, which a federation changes from round "
+            "to round; take an objective without a reference or a teacher (orpo, simpo, cpo)."
+        )
     if run.training.quantize is not None or run.training.shard:
         raise LuthierError("the rounds' changes are folded into the base, which must be whole (no quantize, no shard).")

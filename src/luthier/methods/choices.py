@@ -81,7 +81,8 @@ class Choices:
     update: Update = field(default_factory=_usual("updates", "adamw"), metadata=_of("updates", adapter=True))
     """What becomes of the gradients, and what is trained at all. Default: adamw."""
     objective: Objective = field(default_factory=_usual("objectives", "sft"), metadata=_of("objectives", rows=True))
-    """The loss that training lowers. Default: sft."""
+    """The loss that training lowers. Default: sft; of a training run over pairs of answers dpo, over judged answers
+    kto."""
     also: tuple[TargetedForm, ...] = field(
         default=(),
         metadata=_of(

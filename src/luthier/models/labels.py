@@ -7,14 +7,16 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 
+SCALAR = ("regression", "reward")
+"""Tasks of a model with one number as its output."""
 _LABELLED = ("classification", "image-classification", "audio-classification")
 
 
 def label_settings(config: Any, task: str, labels: list[str] | None, num_labels: int | None) -> Any:
     """Returns the configuration with the labels in it; changes and returns `config`."""
-    if task == "regression":
+    if task in SCALAR:
         if labels is not None or num_labels not in (None, 1):
-            raise LuthierError("regression has one output and no labels.")
+            raise LuthierError(f"{task} has one output and no labels.")
         config.num_labels, config.problem_type = 1, "regression"
         return config
     names = _names(task, labels, num_labels)

@@ -13,7 +13,7 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.files import read_json
 from luthier.models.beside import WITHOUT, tell_adapter
 from luthier.models.hub import only_local
-from luthier.models.labels import label_settings
+from luthier.models.labels import SCALAR, label_settings
 from luthier.models.quantize import quantization, warn_of_odd_widths
 from luthier.models.quiet import quiet
 from luthier.models.resolve import resolve
@@ -35,6 +35,7 @@ TASKS: dict[str, Task] = {
     "causal-lm": Task("AutoModelForCausalLM"),
     "classification": Task("AutoModelForSequenceClassification"),
     "regression": Task("AutoModelForSequenceClassification"),
+    "reward": Task("AutoModelForSequenceClassification"),
     "seq2seq": Task("AutoModelForSeq2SeqLM"),
     "image-classification": Task("AutoModelForImageClassification", "AutoImageProcessor"),
     "audio-classification": Task("AutoModelForAudioClassification", "AutoFeatureExtractor"),
@@ -140,7 +141,7 @@ def load(
             config=config,
             dtype=dtype,
             use_safetensors=True,
-            ignore_mismatched_sizes=labels is not None or num_labels is not None or task == "regression",
+            ignore_mismatched_sizes=labels is not None or num_labels is not None or task in SCALAR,
             quantization_config=quantization(quantize, model_class, config),
             output_loading_info=True,
             adapter_kwargs=WITHOUT,

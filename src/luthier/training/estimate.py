@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from luthier.core.contracts.objective import ALSO, At, Objective
+from luthier.core.contracts.objective import ALSO, REFERENCE, At, Objective
 from luthier.data import Collator, sizes_of
 from luthier.training.context import running_norms
 
@@ -43,6 +43,8 @@ def estimate(
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     longest = features[int(sizes_of(features).work.argmax())]
     short = shortened(longest)
+    if objective.compares:
+        short = compared(short)
     one, two = (saved_bytes(model, collator([short] * rows), objective) for rows in (1, 2))
     each, fixed = two - one, max(0, 2 * one - two)  # a weight that a form computes is kept once, whatever the batch
     return Memory(sum(weights.values()), 3 * trained, fixed + each * batch * size(longest) // size(short))
@@ -74,6 +76,11 @@ def shortened(feature: dict[str, Any]) -> dict[str, Any]:
     return cut | {ALSO: [shortened(each) for each in feature[ALSO]]} if ALSO in feature else cut
 
 
+def compared(feature: dict[str, Any]) -> dict[str, Any]:
+    """A row whose reference is known, as it is when a step begins."""
+    return {REFERENCE: 0.0} | feature | ({ALSO: [compared(each) for each in feature[ALSO]]} if ALSO in feature else {})
+
+
 def saved_bytes(model: nn.Module, batch: dict[str, Any], objective: Objective) -> int:
     """Bytes that autograd keeps after one forward pass: each storage once, parameters and buffers left out."""
     known = dict(pair for t in [*model.parameters(), *model.buffers()] for pair in storages(t))
@@ -90,7 +97,8 @@ def saved_bytes(model: nn.Module, batch: dict[str, Any], objective: Objective) -
     for norm in running_norms(model):
         norm.eval()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = objective.loss(model, objective.inputs(inputs, At(0, 1, training=True)))
+        at = At(0, 1, training=True, teacher=lambda given: model(**given).logits.detach())
+        loss = objective.loss(model, objective.inputs(inputs, at))
     del loss  # the graph, and with it the storages, lived until here
     model.train(training)
     return sum(found.values())

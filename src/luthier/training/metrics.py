@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,14 @@ def cut(folder: Path, step: int, runs: Collection[str | None]) -> None:
 
 class Metrics(TrainerCallback):
     """Writes `{"step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "seconds", "run"}` a step, and
-    `{"step", "epoch", "eval_loss", "seconds", "run"}` an evaluation. `seconds` leaves interruptions out; `run` is the
+    `{"step", "epoch", "eval_loss", "seconds", "run"}` an evaluation, each with the figures of the objective, which go
+    by the names in `curves` (`eval_` before those of an evaluation). `seconds` leaves interruptions out; `run` is the
     run's id."""
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: str, curves: Sequence[Sequence[str]] = ()) -> None:
         self.folder, self.run = folder, run
+        figures = [name for together in curves for name in together]
+        self.names = {**NAMES, **{each: each for name in figures for each in (name, f"eval_{name}")}}
         self.trainer: Any = None
         """Whose tokens are counted; set once it is there."""
 
@@ -65,7 +68,7 @@ class Metrics(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Writes one line."""
         told = logs or {}
-        kept = {ours: told[theirs] for theirs, ours in NAMES.items() if theirs in told}
+        kept = {ours: told[theirs] for theirs, ours in self.names.items() if theirs in told}
         if not kept or not state.is_world_process_zero:
             return
         now = time.monotonic()

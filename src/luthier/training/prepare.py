@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any
 
 from luthier import data, models
-from luthier.core.contracts.objective import Rows
+from luthier.core.contracts.objective import ALSO, Rows
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.selection import Pool
 from luthier.core.errors import LuthierError
+from luthier.core.lazy import Lazy
 from luthier.core.storage.folder import adapter_folder
 from luthier.data import Examples
 from luthier.measuring.trial import trial
@@ -61,17 +62,20 @@ def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
 
 def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
     settings = run.training
-    run.objective.check_form(run.form)
-    _check_experts(run)
+    objective, task = run.objective, task_of(run)
+    objective.check_form(run.form)
+    _check_sources(run)
     examples = data.load(
         run.data,
         skip_bad_rows=run.skip_bad_rows,
         limit=run.limit,
         seed=settings.seed,
-        task=run.task,
+        task=task,
         columns=columns_of(run),
         named=run.columns,
+        preferences=judges(run),
     )
+    check_kind(run, examples)
     train, held = _divide(run, examples)
     processor, positions = trial(
         run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also, run.init
@@ -96,7 +100,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
     shaped = []
     for part, features in zip(parts, encoded, strict=True):
         places = task_indices(run.form, part)
-        whole = _same if run.objective.streams else list
+        whole = _same if objective.streams else list
         rows = Rows(
             part,
             tagged(whole(features), places),
@@ -106,10 +110,10 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
             settings.seed,
             tasks,
         )
-        shaped.append(tagged(run.objective.rows(rows), places))
-    if held is None and run.objective.eval_batches(0) != 0:
+        shaped.append(tagged(objective.rows(rows), places))
+    if held is None and objective.eval_batches(0) != 0:
         raise LuthierError(
-            f"{run.objective.name()} goes by the evaluation loss, and no row is held out; give evaluation data "
+            f"{objective.name()} goes by the evaluation loss, and no row is held out; give evaluation data "
             "(eval_data) or a share of the rows (eval_fraction)."
         )
     plain, seen = _seen(run, train, encoded[0], encode)
@@ -120,9 +124,10 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
     )
 
 
-def _check_experts(run: Run) -> None:
-    """Raises for sources of experts that are no adapters, and for a router over experts that do nothing."""
-    for source in run.form.sources():
+def _check_sources(run: Run) -> None:
+    """Raises for experts and references that are not adapters, and for a router over experts that do nothing."""
+    reference = run.objective.reference_adapter()
+    for source in (*run.form.sources(), *([reference] if reference is not None else [])):
         adapter_folder(source)
     if isinstance(run.form, Routed) and run.form.train == "router" and not run.form.sources():
         raise LuthierError(
@@ -133,6 +138,46 @@ def _check_experts(run: Run) -> None:
 
 def _same(features: Sequence[Feature]) -> Sequence[Feature]:
     return features
+
+
+KINDS = {
+    "answers": "answers to be given",
+    "pairs": "pairs of answers (prompt, chosen, rejected)",
+    "judged": "answers with a label, true or false (prompt, completion, label)",
+}
+"""What rows hold, as `data.kind_of` names it, in words."""
+
+
+def judges(run: Run) -> bool:
+    """Returns whether the objective tells good answers from bad ones."""
+    return run.objective.reads != ("answers",)
+
+
+def check_kind(run: Run, examples: Examples) -> None:
+    """Raises for rows of another kind than the objective reads."""
+    kind, wanted = data.kind_of(examples.layout), run.objective.reads
+    if kind not in wanted:
+        raise LuthierError(
+            f"{examples.source} has {KINDS[kind]} ({examples.layout}), and {run.objective.name()} reads "
+            f"{' or '.join(KINDS[each] for each in wanted)}. Take another objective (luthier list objectives), or say "
+            "which columns are meant (columns)."
+        )
+
+
+def task_of(run: Run) -> str | None:
+    """Returns the task of the model: the objective's own, else the one that was asked for."""
+    own = run.objective.task
+    if own is not None and run.task not in (None, own):
+        raise LuthierError(
+            f"{run.objective.name()} trains a model for {own}, and the task is {run.task}; leave it out."
+        )
+    sloped = [each.name() for each in (run.ranks, run.init) if each is not None and "gradient" in each.needs]
+    if own is not None and sloped:
+        raise LuthierError(
+            f"{sloped[0]} goes by the gradient of the loss of answers, and a model for {own} writes none; choose "
+            "another start."
+        )
+    return own or run.task
 
 
 def _told(run: Run, parts: Sequence[Sequence[Feature]]) -> dict[str, str]:
@@ -174,7 +219,7 @@ def _seen(
 ) -> tuple[Sequence[Feature], str]:
     """(rows that a calibration pass reads, their fingerprint)."""
     if run.calibration.source is None:
-        return features, train.fingerprint
+        return _alone(run, features), train.fingerprint
     other = data.load(
         run.calibration.source,
         skip_bad_rows=run.skip_bad_rows,
@@ -182,8 +227,21 @@ def _seen(
         task=train.task,
         columns=columns_of(run),
         named=run.columns,
+        preferences=judges(run),
     )
-    return encode(other), other.fingerprint
+    return _alone(run, encode(other)), other.fingerprint
+
+
+def _alone(run: Run, features: Sequence[Feature]) -> Sequence[Feature]:
+    """The rows without those behind them: of a pair, the chosen answer."""
+    if not judges(run):
+        return features
+    return Lazy(range(len(features)), lambda place: alone(features[place]))
+
+
+def alone(feature: Feature) -> Feature:
+    """Returns a row without those behind it: of a pair, the chosen answer."""
+    return {key: value for key, value in feature.items() if key != ALSO}
 
 
 def _selected(run: Run, examples: Examples) -> tuple[Examples, dict[str, Any]]:
@@ -198,6 +256,7 @@ def _selected(run: Run, examples: Examples) -> tuple[Examples, dict[str, Any]]:
             seed=run.training.seed,
             task=examples.task,
             named=run.columns,
+            preferences=judges(run),
         )
     pool = Pool(examples, target, run.training.seed, data.states_by(run.model, examples.task))
     found = {"selected_of": len(examples), "target_fingerprint": target.fingerprint if target else None}
@@ -215,7 +274,9 @@ def _other(run: Run, examples: Examples) -> Examples:
         task=examples.task,
         columns=columns_of(run),
         named=run.columns,
+        preferences=judges(run),
     )
+    check_kind(run, held)
     held = data.without(held, examples)
     if not held.rows:
         raise LuthierError(

@@ -12,6 +12,7 @@ from luthier.core.signature import takes
 from luthier.data.objects import source_of
 from luthier.methods.choices import by_name, made, written
 from luthier.methods.recipe import form_named, read_recipe
+from luthier.training.objective import chosen_by_rows, completed
 from luthier.training.result import Result
 from luthier.training.runfile import is_run_file, read_run_file
 from luthier.training.spec import Run, Training
@@ -59,7 +60,9 @@ def train(
 
     The folder gets `run.json`, `adapter/`, `metrics.jsonl`, `loss.png`, `README.md` and `checkpoints/`. With
     `resume`, an interrupted run resumes from its newest complete checkpoint with the very losses that it would have
-    had; a folder without a run starts one. `overwrite` replaces a run. Without `progress` nothing is printed.
+    had; a folder without a run starts one. `overwrite` replaces a run. Without `progress` nothing is printed. Without
+    an objective, the rows choose it: pairs of a chosen and a rejected answer are fitted by `dpo`, judged answers by
+    `kto`, all others by `sft`.
 
     Raises `LuthierError` for bad rows, a selector that matches nothing, a folder in use and the like before the
     weights are loaded, and for a loss that is not finite, naming the step and the rows.
@@ -79,8 +82,10 @@ def train(
     if base is not None:
         given["precision"] = precision_of(base, given.get("precision"))
     given |= {} if named is None else {"model": base.name if base else str(named)}
-    described = _described(_under(file, recipe), given)
-    return Session(described, progress, callbacks=callbacks, base=base).train(resume, overwrite)
+    stated = _stated(_under(file, recipe), given)
+    described = completed(stated)
+    notes = chosen_by_rows(stated, described)
+    return Session(described, progress, notes, callbacks, base).train(resume, overwrite)
 
 
 def _one(**given: Any) -> Any:
@@ -91,8 +96,8 @@ def _one(**given: Any) -> Any:
     return b if a is None else a
 
 
-def _described(under: dict[str, Any], given: dict[str, Any]) -> Run:
-    """The run of these fields over others."""
+def _stated(under: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a run, those given over others."""
     fields = by_name({key: source_of(value) if key in ROWS else value for key, value in given.items()})
     settings = {f.name for f in dataclasses.fields(Training)}
     trained = {key: fields.pop(key) for key in settings & set(fields)}
@@ -102,7 +107,7 @@ def _described(under: dict[str, Any], given: dict[str, Any]) -> Run:
     merged = {**under, **fields, "training": dataclasses.replace(training, **trained)}
     if not {"model", "data", "form"} <= set(merged):
         raise LuthierError("training needs a model, data and a form (or a Run that holds them).")
-    return Run(**{**merged, "also": tuple(merged.get("also", ()))})
+    return {**merged, "also": tuple(merged.get("also", ()))}
 
 
 def _under(file: str | Path | None, recipe: str | None) -> dict[str, Any]:
@@ -110,8 +115,7 @@ def _under(file: str | Path | None, recipe: str | None) -> dict[str, Any]:
     if file is not None and recipe is not None:
         raise LuthierError(f"{file} is the run, and recipe={recipe!r} another one; name the recipe in the file.")
     if file is not None:
-        run = read_run_file(file).run()
-        return {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+        return read_run_file(file).stated()
     if recipe is None:
         return {}
     read = read_recipe(recipe)

@@ -36,6 +36,7 @@ from luthier.core.toml import tomllib
 from luthier.methods.choices import CHOICES, COMPONENTS, made, written
 from luthier.methods.recipe import Recipe, check_written, form_named, read_recipe, recipe_types
 from luthier.methods.targeted_form import inline
+from luthier.training.objective import completed
 from luthier.training.spec import Run, Training
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
@@ -59,10 +60,14 @@ class RunFile:
     named: str | None = None
     """The recipe that it names."""
 
-    def run(self, **changes: Any) -> Run:
-        """Returns the run that it describes, with other fields where `changes` has them."""
-        stated = made(form_named(self.recipe.method), written(self.recipe))
-        return Run(**{**stated, "training": Training.from_dict(self.recipe.training), **self.fields, **changes})
+    def stated(self) -> dict[str, Any]:
+        """Returns the fields of the run that it describes, as far as it states them."""
+        choices = made(form_named(self.recipe.method), written(self.recipe))
+        return {**choices, "training": Training.from_dict(self.recipe.training), **self.fields}
+
+    def run(self) -> Run:
+        """Returns the run that it describes."""
+        return completed(self.stated())
 
 
 def is_run_file(name: str) -> bool:

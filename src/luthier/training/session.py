@@ -36,11 +36,13 @@ from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
 from luthier.training.prepare import Prepared, is_main, prepare, processes
 from luthier.training.progress import quiet, shown
+from luthier.training.reference import referred
 from luthier.training.replace import beside
 from luthier.training.report import Plan, overview, plan_of, steps_of
 from luthier.training.result import Result
 from luthier.training.sparse import sparsify
 from luthier.training.spec import Run
+from luthier.training.teacher import check_teacher, teacher_of
 from luthier.training.trainer import Trainer, arguments
 
 SPREAD = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
@@ -91,8 +93,10 @@ class Session:
             self.console.print(f"{run.folder} holds no run yet: starting from the beginning.", highlight=False)
         with quiet():
             prepared = prepare(run)
+            check_teacher(run, prepared.processor)
             set_seed(run.training.seed)  # new heads, the form's start
             loaded = self.load(prepared)
+            prepared = referred(run, loaded, prepared, self.console)
             begun = goes_on and self.newest() is not None  # else it is initialised again
             known = folders.read_record(run.folder)["measured"] if begun else None
             evidence = attach_all(run, loaded, prepared, self.console, known)
@@ -123,7 +127,7 @@ class Session:
             record = folders.record(run, prepared, model, command(run), plan.steps, evidence)
             checkpoint, run_id = self.start(record, goes_on, model)
             with shown(self.console, plan.steps) as callbacks:
-                log = metrics.Metrics(run.folder, run_id)
+                log = metrics.Metrics(run.folder, run_id, run.objective.curves)
                 callbacks += [] if run.training.save_every else [ByTheClock()]
                 args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
                 if run.training.shard:
@@ -132,11 +136,12 @@ class Session:
                 rows, told = (features[0], features[1]), [log, *callbacks, *self.callbacks]
                 trainer = Trainer(run, model, args, rows, collator, shifted, told, run_id)
                 log.trainer = trainer
-                if checkpoint is not None and checkpoint.step >= plan.steps:
-                    trainer.restore(checkpoint.folder)
-                else:
-                    trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-                trainer.accelerator.wait_for_everyone()
+                with teacher_of(run, model) as trainer.teacher:
+                    if checkpoint is not None and checkpoint.step >= plan.steps:
+                        trainer.restore(checkpoint.folder)
+                    else:
+                        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+                    trainer.accelerator.wait_for_everyone()
         return self.finish(prepared, loaded, plan, record)
 
     def newest(self) -> Checkpoint | None:
@@ -179,7 +184,7 @@ class Session:
         if is_main():
             with written(str(run.folder), GO_ON):
                 replace_text(run.folder / "README.md", text)
-                plot(lines, run.folder / PLOT, f"{run.model}, {run.form.name()}, {run.data}")
+                plot(lines, run.folder / PLOT, f"{run.model}, {run.form.name()}, {run.data}", run.objective.curves)
         measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
         measured |= {"eval_loss": evals[-1]} if evals else {}
         measured |= {"task": prepared.task, "labels": prepared.examples.labels}
@@ -216,7 +221,7 @@ class Session:
 
 def chat_of(prepared: Prepared) -> dict[str, Any]:
     """Returns how conversations were rendered, for the adapter's spec; empty without conversations or template."""
-    if prepared.task != "causal-lm" or not prepared.processor.chat_template:
+    if prepared.task not in ("causal-lm", "reward") or not prepared.processor.chat_template:
         return {}
     templates = (row.template for row in prepared.examples.rows if row.messages is not None)
     shared = next(templates, None)

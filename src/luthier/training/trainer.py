@@ -7,7 +7,7 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from luthier.core.adapters.control import tensors
 from luthier.core.adapters.optimiser import optimiser
-from luthier.core.contracts.objective import At, ObjectiveState, labels_of
+from luthier.core.contracts.objective import At, Batch, Figures, ObjectiveState, labels_of
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, write_json
 from luthier.core.guard import guarded, written
@@ -74,6 +74,28 @@ class Diverged(LuthierError):
     """Raised when the loss, or the norm of its gradient, is no longer a finite number."""
 
 
+class Tally:
+    """Sums of an objective's figures over batches."""
+
+    def __init__(self, curves: Sequence[Sequence[str]]) -> None:
+        self.sums = {name: [0.0, 0] for together in curves for name in together}
+
+    def add(self, figures: Figures) -> None:
+        """Those of one batch."""
+        for name, values in figures.items():
+            self.sums[name][0] += float(values.double().sum())
+            self.sums[name][1] += values.numel()
+
+    def held(self) -> Tensor:
+        """Returns (sum, count) of each, [figures, 2]."""
+        return torch.tensor(list(self.sums.values()), dtype=torch.float64)
+
+    def means(self, held: Tensor) -> dict[str, float]:
+        """Returns the mean of each that was told of some row."""
+        found = zip(self.sums, held.tolist(), strict=True)
+        return {name: total / count for name, (total, count) in found if count}
+
+
 class Trainer(transformers.Trainer):
     """Trains the adapter `run.name` of a model on features; everything else is transformers' own.
 
@@ -114,10 +136,14 @@ class Trainer(transformers.Trainer):
         self.looks = 0
         self.resumes = False
         """Whether a checkpoint was loaded, whose optimiser state follows."""
+        self.teacher: Callable[[Batch], Tensor] | None = None
+        """The teacher's logits, where the objective has one."""
         self.tokens = 0
         """Tokens seen by this process."""
         self.rows: list[int] = []
         """Rows of the current step."""
+        self.figures = Tally(run.objective.curves)
+        """Figures of the current step."""
         self.norms = running_norms(model)
         self.model_accepts_loss_kwargs = True  # so it counts the labels and divides nothing itself
         self.loss_is_scaled_for_ga = True
@@ -216,8 +242,9 @@ class Trainer(transformers.Trainer):
         objective, totals = self.run.objective, num_items_in_batch
         assert isinstance(totals, Tensor)  # counted above for every step
         shares = objective.part_weights(totals, self.objective_state) * self.token_counts(inputs) / totals.clamp(min=1)
-        at = At(self.state.global_step, self.state.max_steps, training=True)
-        means = objective.loss(model, objective.inputs(inputs, at))
+        at = At(self.state.global_step, self.state.max_steps, True, self.teacher)
+        means, figures = objective.loss_and_figures(model, objective.inputs(inputs, at))
+        self.figures.add(figures)
         loss = (means * shares.to(means.dtype)).sum()
         if not math.isfinite(loss.item()):
             self._stop("loss", loss.item(), rows)
@@ -235,21 +262,37 @@ class Trainer(transformers.Trainer):
         """Passes `logs` to the callbacks; Trainer's own history, which would grow in every checkpoint, is not kept."""
         if not math.isfinite(logs.get("grad_norm", 0.0)):
             self._stop("gradient's norm", logs["grad_norm"], self.rows)
+        if "loss" in logs:
+            logs |= self._means(self.figures)
+            self.figures = Tally(self.run.objective.curves)
         super().log(logs, start_time)
         self.state.log_history.clear()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):  # pyright: ignore
-        """Returns `{"eval_loss": …}`, the objective's own over the evaluation rows, parts weighed as at the start."""
-        means, counts = self.measure(self.get_eval_dataloader())
+        """Returns `{"eval_loss": …}`, the objective's own over the evaluation rows, parts weighed as at the start, and
+        the objective's figures."""
+        figures = Tally(self.run.objective.curves)
+        means, counts = self.measure(self.get_eval_dataloader(), figures)
         metrics = {f"{metric_key_prefix}_loss": float((means * self.run.objective.part_weights(counts, {})).sum())}
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self._means(figures).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def measure(self, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
-        """Returns the mean loss of each part (0 where it has no rows) and its count, [parts] each, over `batches`."""
+    def _means(self, figures: Tally) -> dict[str, float]:
+        """The means of figures over all processes."""
+        if not figures.sums:
+            return {}
+        return figures.means(self.accelerator.reduce(figures.held().to(self.args.device), "sum"))  # pyright: ignore
+
+    def measure(self, batches: Iterable[Any], figures: Tally | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the mean loss of each part (0 where it has no rows) and its count, [parts] each, over `batches`.
+
+        The objective's figures are added to those given.
+        """
         model: Any = self.model
-        objective, at = self.run.objective, At(self.state.global_step, self.state.max_steps, training=False)
+        objective = self.run.objective
+        at = At(self.state.global_step, self.state.max_steps, False, self.teacher)
         model.eval()
         found = []
         for batch in batches:
@@ -257,7 +300,10 @@ class Trainer(transformers.Trainer):
             inputs.pop("rows")
             counts = self.token_counts(inputs).cpu().double()
             with torch.no_grad():
-                means = objective.loss(model, objective.inputs(inputs, at)).cpu().double()
+                means, told = objective.loss_and_figures(model, objective.inputs(inputs, at))
+            means = means.cpu().double()
+            if figures is not None:
+                figures.add(told)
             found.append(torch.stack([means * counts, counts]))
         model.train()
         sums = torch.stack(found).sum(0).to(self.args.device)

@@ -26,13 +26,15 @@ UNREAD = ("scorer", "task", "split", "columns", "skip_bad_rows", "max_new_tokens
 class Evaluate(Fitted):
     """Score a model on data, with or without an adapter.
 
-    Text models answer the prompts and a scorer compares; classifiers choose a label.
+    Text models answer the prompts and a scorer compares; classifiers choose a label. Of pairs (prompt, chosen,
+    rejected), the share in which the chosen answer is preferred.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
         "luthier evaluate smollm2-135m gym:chain_sum --limit 200",
         "luthier evaluate smollm2-135m test.jsonl --adapter run --out scores.json",
         "luthier evaluate smollm2-135m test.jsonl --adapter run --scorer number --json",
+        "luthier evaluate smollm2-135m pairs.jsonl --adapter run",
         "luthier evaluate smollm2-135m --adapter run --lm-eval arc_easy,boolq --limit 200",
     )
 
@@ -111,7 +113,12 @@ class Evaluate(Fitted):
         from luthier.evaluating import evaluate
 
         examples = self._examples(source)
-        written = examples.task in data.LAYOUTS["messages"].tasks
+        paired = data.kind_of(examples.layout) != "answers"
+        written = examples.task in data.LAYOUTS["messages"].tasks and not paired
+        if paired and self.scorer is not None:
+            raise LuthierError(
+                "--scorer compares written answers with the right ones, and pairs are compared; leave it out."
+            )
         if self.scorer is not None and not written:
             raise LuthierError(
                 f"--scorer compares written answers, and {examples.task} has none to write: its metrics are its own; "
@@ -149,6 +156,7 @@ class Evaluate(Fitted):
         task = self.task or (task_of(self.model, self.adapter) if self.adapter else None)
         settings: dict[str, Any] = {"split": self.split, "limit": self.limit, "seed": self.seed}
         settings |= {"skip_bad_rows": self.skip_bad_rows, "columns": ("task",), "named": self.columns}
+        settings |= {"preferences": True}
         found = data.load(source, task=task, **settings)
         if task is None and found.task == "causal-lm" and (known := task_of(self.model, None)) is not None:
             found = data.load(source, task=known, **settings)

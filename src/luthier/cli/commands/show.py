@@ -59,7 +59,7 @@ class Show(Loading):
         from luthier import data
         from luthier.models import processor_of
 
-        examples = data.load(source, skip_bad_rows=True, task=self.task, named=self.columns)
+        examples = data.load(source, skip_bad_rows=True, task=self.task, named=self.columns, preferences=True)
         tell_unread(examples.unread, source)
         chosen = [e for e in examples.rows if self.row in (None, e.row)][:1]
         if not chosen:
@@ -83,10 +83,11 @@ def show_feature(feature: dict[str, Any], processor: Any) -> None:
             say(f"{name}: {tuple(getattr(value, 'shape', ())) or value}")
         return
     screen = console()
-    if screen.is_terminal:
-        screen.print(data.show_example(feature, processor))
-    else:
-        say(data.show_plain(feature, processor))
+    for row in (feature, *feature.get("also", ())):
+        if screen.is_terminal:
+            screen.print(data.show_example(row, processor))
+        else:
+            say(data.show_plain(row, processor))
 
 
 def show_sites(model: str, where: str | None) -> None:

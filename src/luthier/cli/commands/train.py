@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say
 from luthier.cli.parse import Command, Flags, Given, option
@@ -35,6 +35,7 @@ class Train(Command):
         "luthier train smollm2-135m train.jsonl --method lora --ranks gelora --budget 0.5%",
         "luthier train smollm2-135m train.jsonl --method full --update lisa --gamma 1",
         "luthier train smollm2-135m train.jsonl --objective masked_thought --p 0.4",
+        "luthier train smollm2-135m pairs.jsonl --objective dpo --beta 0.1",
         "luthier train smollm2-135m pool.jsonl --select got_d --select-rows 2000 --target task.jsonl",
         "luthier train smollm2-135m train.jsonl --method lora --dry-run",
         "luthier train smollm2-135m train.jsonl --out run --resume",
@@ -74,8 +75,10 @@ class Train(Command):
 
     def run(self, given: Given) -> None:
         from luthier.cli.base import next_step
+        from luthier.training.objective import chosen_by_rows
 
         run = self.resolved(given)
+        notes = [*self.taken(), *chosen_by_rows(self.stated(given), run)]
         if self.save_config is not None:
             from luthier.training.runfile import save_run_file
 
@@ -84,13 +87,13 @@ class Train(Command):
         if self.dry_run:
             from luthier.cli.dry_run import dry_run
 
-            dry_run(run, self.taken())
+            dry_run(run, notes)
             return
         from luthier.training.folder import read_record
         from luthier.training.prepare import is_main
         from luthier.training.session import Session
 
-        result = Session(run, notes=self.taken()).train(self.resume, self.overwrite)
+        result = Session(run, notes=notes).train(self.resume, self.overwrite)
         if not is_main():
             return
         share = result.trainable / result.total
@@ -119,7 +122,13 @@ class Train(Command):
         return [f"no recipe: what no flag sets is {method}'s own default and that of training{named}"]
 
     def resolved(self, given: Given) -> Run:
-        """Returns the run that flags, recipe and defaults make, the first of them before the others."""
+        """Returns the run that flags, recipe, run file and defaults make, the first of them before the others."""
+        from luthier.training.objective import completed
+
+        return completed(self.stated(given))
+
+    def stated(self, given: Given) -> dict[str, Any]:
+        """Returns the fields of the run that flags, recipe and run file state, the first of them before the others."""
         from luthier.cli.chosen import choices
         from luthier.methods.choices import CHOICES
         from luthier.methods.recipe import form_named
@@ -134,7 +143,7 @@ class Train(Command):
             raise LuthierError(f"{self.model} is to be fitted to data; name them behind it, or give a run file.")
         stated = recipe.training if recipe else {}
         training = Training.from_dict(lasting(stated, given.get(Training, {})))
-        return Run(**{**fields, **told, **choices(form_named(method), given, recipe), "training": training})
+        return {**fields, **told, **choices(form_named(method), given, recipe), "training": training}
 
 
 def _file(model: str) -> RunFile | None:

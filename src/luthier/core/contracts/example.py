@@ -17,7 +17,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.lazy import kept
 
 Message = dict[str, Any]
-LATER = ("masked", "tools", "documents", "template")
+LATER = ("masked", "tools", "documents", "template", "rejected", "wanted")
 """Fields that are in a fingerprint only where a row has them: runs begun before there were such go on."""
 
 
@@ -55,6 +55,10 @@ class Example:
     """A path, `{"bytes": …}` or `{"array", "sampling_rate"}`."""
     answer: str | None = None
     """The reference that a scorer compares with."""
+    rejected: list[Message] | None = None
+    """Of a pair, the conversation with the rejected answer: `messages`, with the chosen one, up to `context`."""
+    wanted: bool | None = None
+    """Whether the last answer is one to give, of rows that say so."""
     meta: dict[str, Any] = field(default_factory=dict)
     """What someone reads beyond the layout: the problem's entry for the scorer of `gym:`, further columns."""
 

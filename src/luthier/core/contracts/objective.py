@@ -33,6 +33,10 @@ TASKS = "tasks"
 """The feature that holds a row's task: its index among the task names of a routed form; in a batch [rows]."""
 ALSO = "also"
 """The feature that holds further rows, which follow the row that brings them in the batch."""
+REFERENCE = "reference"
+"""The feature that holds the log-probability of a row's answer under the reference; in a batch [rows]."""
+Figures = dict[str, Tensor]
+"""Figures of a batch beside its loss: by name, one number for each row (or pair) that the figure is a mean over."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class At:
     """The number of optimiser steps of the run."""
     training: bool
     """Whether the batch is trained on; otherwise it is only evaluated."""
+    teacher: Callable[[Batch], Tensor] | None = None
+    """Returns the teacher's logits [rows, T, V], without gradients. Default: there is no teacher."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,19 @@ class Objective(Component):
     """Settings at which it equals supervised fine-tuning, bit for bit."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Further columns of the data that it reads; they are in `example.meta`."""
+    reads: ClassVar[tuple[str, ...]] = ("answers",)
+    """The rows that it takes: `answers` to be given, `pairs` of a chosen and a rejected one (the rejected one is the
+    row under `ALSO`), or answers that a label has `judged`."""
+    task: ClassVar[str | None] = None
+    """The task of the model that it trains. Default: what the rows are for."""
+    compares: ClassVar[bool] = False
+    """Whether it compares with a reference, whose log-probabilities are the feature `REFERENCE` where known."""
+    teaches: ClassVar[bool] = False
+    """Whether it learns from a teacher (`At.teacher`)."""
+    whole: ClassVar[bool] = True
+    """Whether a step in many batches is the step in one."""
+    curves: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """The names of its figures, those that are drawn together side by side."""
 
     def check_form(self, form: Form) -> None:
         """Raises `LuthierError` for a form that it cannot train; called before the weights are loaded."""
@@ -99,6 +118,18 @@ class Objective(Component):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Returns the mean loss of each part, [parts], 0 where a part has no rows; a scalar means one part."""
         raise NotImplementedError(f"{type(self).__name__} must define loss")
+
+    def loss_and_figures(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Figures]:
+        """Returns `loss`, and the figures that `curves` names; one pass gives both."""
+        return self.loss(model, batch), {}
+
+    def reference_adapter(self) -> str | None:
+        """The adapter or run folder whose model is the reference (None: the base), for one that `compares`."""
+        return None
+
+    def teacher_name(self) -> str | None:
+        """Who the teacher is, for one that `teaches`: an adapter or run folder, a model (None: the base)."""
+        return None
 
     def token_counts(self, batch: Batch, labels: Tensor) -> Tensor:
         """Returns the count over which each mean of `loss` is taken, [parts]. Default: the labels in the loss."""

@@ -15,19 +15,20 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from luthier.core.adapters.swap import adapters_of
 from luthier.core.sites.structure import is_sharded
+from luthier.methods.objectives._chunks import each, summed
 
 VOCABULARY = 4096
 """From this many words on chunks are used; with fewer they save next to nothing."""
@@ -46,12 +47,29 @@ def causal_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     if not (isinstance(inner, PreTrainedModel) and isinstance(batch.get("labels"), Tensor) and chunks(inner)):
         return model(**batch).loss
-    with _in_chunks(inner):
-        loss = model(**batch, logits_to_keep=_fewest(inner, batch["labels"].device)).loss
-    if loss is None:  # its forward pass goes round the body, as OPT's does
+    loss = _by_chunks(model, inner, batch, _mean)
+    return model(**batch).loss if loss is None else loss
+
+
+def divisible(model: PreTrainedModel) -> bool:
+    """Whether `answers_in_chunks` may be asked: each token's gradient is kept, and that of a trained head is too large
+    to be kept for each."""
+    return chunks(model) and not (torch.is_grad_enabled() and _trained(model))
+
+
+def answers_in_chunks(model: nn.Module, inner: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor | None:
+    """The log-probability of each row's labels, [rows]; None for a model that turns out to be built otherwise."""
+    return _by_chunks(model, inner, batch, _row_sums)
+
+
+def _by_chunks(
+    model: nn.Module, inner: PreTrainedModel, batch: Mapping[str, Any], made_of: Callable[..., Tensor]
+) -> Tensor | None:
+    with _in_chunks(inner, made_of):
+        found = model(**batch, logits_to_keep=_fewest(inner, batch["labels"].device)).loss
+    if found is None:  # its forward pass goes round the body, as OPT's does
         _WHOLE.add(inner)
-        return model(**batch).loss
-    return loss
+    return found
 
 
 _WHOLE: WeakSet[nn.Module] = WeakSet()
@@ -116,8 +134,8 @@ def _token_by_token(head: nn.Module) -> bool:
 
 
 @contextmanager
-def _in_chunks(model: PreTrainedModel) -> Iterator[None]:
-    """The model's loss function, while the context lasts, reads what its body returned and not the logits."""
+def _in_chunks(model: PreTrainedModel, made_of: Callable[..., Tensor]) -> Iterator[None]:
+    """The model's loss function, while the context lasts, is `made_of` what its body returned and not the logits."""
     name = model.base_model_prefix
     body, held = model._modules[name], []
     assert body is not None
@@ -125,7 +143,7 @@ def _in_chunks(model: PreTrainedModel) -> Iterator[None]:
 
     def loss(logits, labels, *args, **kwargs):
         hook.remove()
-        return _loss(model, name, held.pop(), labels, **kwargs) if held else None
+        return made_of(_end(model, name, held.pop(), labels, **kwargs)) if held else None
 
     before = vars(model).get("_loss_function")
     model.loss_function = loss
@@ -138,7 +156,28 @@ def _in_chunks(model: PreTrainedModel) -> Iterator[None]:
             model.loss_function = before
 
 
-def _loss(
+@dataclass(frozen=True)
+class _End:
+    """The tokens of a batch that are in the loss, at the end of the model's body."""
+
+    logits_of: Callable[[Tensor], Tensor]
+    """Logits [n, V] of last hidden states [n, d]."""
+    hidden: Tensor
+    """[N, d]."""
+    targets: Tensor
+    places: Tensor
+    """Their places among the tokens of the batch, [N]."""
+    shape: torch.Size
+    """(rows, tokens of a row)."""
+    size: int
+    """Tokens whose logits exist at a time."""
+    weights: list[Tensor]
+    """What is trained of the head."""
+    count: Tensor | int
+    """What the sum of their losses is divided by."""
+
+
+def _end(
     model: PreTrainedModel,
     name: str,
     output: Any,
@@ -147,14 +186,13 @@ def _loss(
     ignore_index: int = -100,
     shift_labels: Tensor | None = None,
     **_: Any,
-) -> Tensor:
-    """transformers' ForCausalLMLoss of the body's `output`; the arguments are its own."""
+) -> _End:
+    """Of the body's `output`; the arguments are those of transformers' ForCausalLMLoss."""
     if shift_labels is None:
         shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     hidden = output[0].flatten(0, 1)
     targets = shift_labels.reshape(-1).to(hidden.device)
     places = (targets != ignore_index).nonzero()[:, 0]
-    weights = {id(p): p for end in _ends(model) for p in end.parameters() if p.requires_grad}.values()
     forward = _plain_class(model).forward
 
     def logits_of(rows: Tensor) -> Tensor:
@@ -166,9 +204,26 @@ def _loss(
 
     size = max(FEW // model.config.get_text_config().vocab_size, CHUNK.get(hidden.device.type, CHUNK_ELSEWHERE))
     rows = hidden.index_select(0, places)
-    total = summed(logits_of, rows, targets[places], size, list(weights))
     count = len(places) if num_items_in_batch is None else num_items_in_batch
-    return total / torch.as_tensor(count, device=total.device)
+    return _End(logits_of, rows, targets[places], places, shift_labels.shape, size, _trained(model), count)
+
+
+def _trained(model: PreTrainedModel) -> list[Tensor]:
+    """What is trained of the head and of what belongs to it, each tensor once."""
+    return list({id(p): p for end in _ends(model) for p in end.parameters() if p.requires_grad}.values())
+
+
+def _mean(end: _End) -> Tensor:
+    """transformers' ForCausalLMLoss."""
+    total = summed(end.logits_of, end.hidden, end.targets, end.size, end.weights)
+    return total / torch.as_tensor(end.count, device=total.device)
+
+
+def _row_sums(end: _End) -> Tensor:
+    """The log-probability of each row's labels, [rows]."""
+    losses = each(end.logits_of, end.hidden, end.targets, end.size)
+    row = end.places.div(end.shape[1], rounding_mode="floor")
+    return -losses.new_zeros(end.shape[0]).index_add(0, row, losses)
 
 
 class _Given(nn.Module):
@@ -185,64 +240,3 @@ class _Given(nn.Module):
         changed = copy.copy(self.output)
         changed.last_hidden_state = self.hidden
         return changed
-
-
-def summed(
-    logits_of: Callable[[Tensor], Tensor], rows: Tensor, targets: Tensor, size: int, weights: list[Tensor]
-) -> Tensor:
-    """- sum over n of log softmax(logits_of(rows))[n, targets[n]], `size` rows at a time.
-
-    rows [N, d], targets [N] of indices; `logits_of` maps [n, d] to [n, V], each row for itself. Gradients reach
-    `rows` and `weights`, which must name every trained tensor that `logits_of` reads. float32, as transformers'.
-    """
-    if not torch.is_grad_enabled():
-        rows, weights = rows.detach(), []
-    total: Any = _Summed.apply(logits_of, targets, size, rows, *weights)
-    return total
-
-
-class _Summed(torch.autograd.Function):
-    """Takes the gradient of each chunk while its logits exist; the backward pass only scales it."""
-
-    @staticmethod
-    def forward(ctx, logits_of, targets, size, *inputs):  # pyright: ignore
-        """Loss of all chunks; keeps the gradients of `inputs`, [N, d] and those of the weights."""
-        needed = ctx.needs_input_grad[3:]
-        total = torch.zeros((), device=targets.device)
-        slopes = [torch.zeros_like(x, dtype=_wide(x)) if n else None for x, n in zip(inputs, needed, strict=True)]
-        for start in range(0, len(targets), size):
-            chosen = slice(start, start + size)
-            chunk = inputs[0][chosen].detach().requires_grad_(needed[0])
-            loss, found = _chunk(logits_of, targets[chosen], [chunk, *inputs[1:]], needed)
-            total += loss
-            for index, slope in enumerate(found):
-                if slope is not None:
-                    (slopes[index] if index else slopes[0][chosen]).add_(slope)  # pyright: ignore
-        ctx.save_for_backward(*(None if s is None else s.to(x.dtype) for s, x in zip(slopes, inputs, strict=True)))
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, slope):  # pyright: ignore
-        """The kept gradients, scaled."""
-        return None, None, None, *(None if s is None else s * slope.to(s.dtype) for s in ctx.saved_tensors)
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _chunk(
-    logits_of: Callable, targets: Tensor, inputs: list[Tensor], needed: tuple[bool, ...]
-) -> tuple[Tensor, list[Tensor | None]]:
-    """(summed loss of one chunk, its gradients for `inputs`: None where not needed)."""
-    with torch.set_grad_enabled(any(needed)):
-        logits = logits_of(inputs[0])
-    slope = torch.log_softmax(logits.detach().float(), -1)
-    loss = -slope.gather(1, targets[:, None]).sum()
-    if not any(needed):
-        return loss, []
-    slope.exp_().scatter_add_(1, targets[:, None], -slope.new_ones(len(targets), 1))
-    wanted = [x for x, n in zip(inputs, needed, strict=True) if n]
-    found = iter(torch.autograd.grad(logits, wanted, slope.to(logits.dtype), allow_unused=True))
-    return loss, [next(found) if n else None for n in needed]

@@ -96,10 +96,7 @@ class MFT(Objective):
 
 def row_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Returns (sum over its labels of each row's - log p, how many these are), [rows] each, of a causal model."""
-    import torch
+    from luthier.methods.log_probs import log_probs
 
-    labels = batch["labels"][:, 1:]
-    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits[:, :-1]
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = torch.nn.functional.cross_entropy(wide.flatten(0, 1), labels.flatten(), reduction="none")
-    return losses.view(labels.shape).sum(1), labels.ne(-100).sum(1)
+    sums, labels = log_probs(model, batch)
+    return -sums, labels

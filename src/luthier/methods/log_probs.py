@@ -1,0 +1,62 @@
+"""The log-probability of each row's answer, by the model under training and by the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from luthier.core.adapters.control import disabled
+from luthier.core.contracts.objective import REFERENCE
+from luthier.core.errors import LuthierError
+from luthier.core.sites.probe import eval_mode
+from luthier.methods.objectives._cross_entropy import answers_in_chunks, divisible
+
+
+def log_probs(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Returns (Σ_t log p(y_t | x, y_<t) over the labels of each row, how many these are), [rows] each.
+
+    `batch` holds a causal model's own arguments. A large vocabulary is gone through in chunks, as fine-tuning does,
+    unless the head is trained; else float32 at least, the logits of the whole batch.
+    """
+    inner = unwrapped(model)
+    count = batch["labels"][:, 1:].ne(-100).sum(1)
+    if isinstance(inner, PreTrainedModel) and divisible(inner):
+        found = answers_in_chunks(model, inner, batch)
+        if found is not None:
+            return found, count
+    return of_logits(model(**batch).logits, batch["labels"]), count  # with labels, which tell where prompts end
+
+
+def of_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Σ_t log softmax(logits)[t, labels[t + 1]] over labels other than -100; [rows, T, V] and [rows, T] -> [rows]."""
+    wanted = labels[:, 1:]
+    wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
+    losses = nn.functional.cross_entropy(wide.flatten(0, 1), wanted.flatten(), reduction="none")
+    return -losses.view(wanted.shape).sum(1)
+
+
+def reference_log_probs(model: nn.Module, batch: Mapping[str, Any], named: str | None = None) -> Tensor:
+    """Those of the reference, [rows]: the known ones of the batch, else those of the model with its adapters off.
+
+    Raises `LuthierError` for a `named` adapter as the reference, whose numbers have to be known.
+    """
+    if REFERENCE in batch:
+        return batch[REFERENCE]
+    if named is not None:
+        raise LuthierError(
+            f"the reference is the adapter {named}, whose log-probabilities `luthier train` computes before the first "
+            "step; nothing computed them here. Take the base as the reference."
+        )
+    inner = unwrapped(model)
+    with eval_mode(inner), disabled(inner):
+        return log_probs(inner, batch)[0]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Returns the model inside DistributedDataParallel."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
