@@ -78,3 +78,57 @@ def test_a_file_that_changes_while_it_is_read_is_told(tmp_path, monkeypatch):
         more.write("\n")
     with pytest.raises(LuthierError, match="changed while it was read"):
         list(examples.rows)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_rows_that_cannot_be_read_are_told_one_by_one(suffix, tmp_path, monkeypatch):
+    file = tmp_path / f"rows{suffix}"
+    if suffix == ".jsonl":
+        rows = [json.dumps({"text": f"row {i}"}) for i in range(20)]
+        rows[3], rows[9] = "[" * 100_000, '{"text": ' + "9" * 5000 + "}"
+        file.write_text("\n".join(rows))
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        texts = pa.array([f"row {i}".encode() for i in range(20)])
+        broken = pa.array([b"\xff" if i == 9 else b"x" for i in range(20)])
+        late = pa.array([2**62 if i == 3 else 0 for i in range(20)], pa.timestamp("us"))
+        columns = {"text": texts.cast(pa.string()), "more": broken.view(pa.string()), "at": late}
+        pq.write_table(pa.table(columns), file, row_group_size=7)
+    small = loaded(file)
+    monkeypatch.setattr(large, "LARGE", 0)
+    same(small, loaded(file))
+    assert [number for number, _ in small.skipped] == [4, 10]
+    with pytest.raises(LuthierError, match="2 of 20 rows"):
+        data.load(file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_large_file_may_begin_with_a_mark(encoding, tmp_path, monkeypatch):
+    file, mark = tmp_path / "rows.jsonl", "\ufeff" if encoding == "utf-16-be" else ""
+    text = mark + "".join(json.dumps({"text": f"é {i}"}, ensure_ascii=False) + "\n" for i in range(9))
+    file.write_bytes(text.encode(encoding))
+    small = loaded(file)
+    monkeypatch.setattr(large, "LARGE", 0)
+    big = loaded(file)
+    assert list(big.rows) == list(small.rows) and len(small) == 9 and big.skipped == small.skipped == []
+
+
+def test_a_large_file_that_is_not_parquet_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(large, "LARGE", 0)
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1" + b"x" * 100 + b"PAR1")
+    with pytest.raises(LuthierError, match="is not a readable Parquet file"):
+        loaded(tmp_path / "rows.parquet")
+
+
+def test_rows_of_a_large_saved_set_are_told(tmp_path, monkeypatch):
+    import datasets
+    import pyarrow as pa
+
+    late = pa.array([0, 2**62], pa.timestamp("us"))
+    made = datasets.Dataset(pa.table({"text": ["a", "b"], "at": late}))
+    made.save_to_disk(tmp_path / "saved")
+    monkeypatch.setattr(large, "LARGE", 0)
+    with pytest.raises(LuthierError, match=r"row 2 of .*saved cannot be read"):
+        loaded(tmp_path / "saved")

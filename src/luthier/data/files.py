@@ -99,6 +99,11 @@ def read_jsonl(path: Path) -> Iterator[Numbered]:
             yield number, _parsed(text)
 
 
+def _groups(path: Path) -> tuple[Sequence[tuple[int, Row]], list[tuple[int, str]]]:
+    found = Groups(path)
+    return found.rows(), found.bad
+
+
 def _lines(path: Path) -> tuple[Sequence[tuple[int, Row]], list[tuple[int, str]]]:
     found = Lines(path, lambda line: _parsed(text) if (text := _decode(line).strip()) else None)
     return found.rows(), found.bad
@@ -106,7 +111,7 @@ def _lines(path: Path) -> tuple[Sequence[tuple[int, Row]], list[tuple[int, str]]
 
 STAY: dict[str, Callable[[Path], tuple[Sequence[tuple[int, Row]], list[tuple[int, str]]]]] = {
     ".jsonl": _lines,
-    ".parquet": lambda path: (Groups(path).rows(), []),
+    ".parquet": _groups,
 }
 """How the rows of a large file are read one by one."""
 

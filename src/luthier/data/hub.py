@@ -35,7 +35,7 @@ def read_hub(source: str, split: str) -> Table:
             f"split {split}) it cannot be loaded: {_first_line(error)} Without a network, give the path of a file."
         ) from None
     with guarded(f"the rows of {source} cannot be read"):
-        return _table(data)
+        return _table(data, source)
 
 
 def read_saved(folder: Path, split: str) -> Table:
@@ -52,10 +52,10 @@ def read_saved(folder: Path, split: str) -> Table:
         splits = {split_of(str(name), whole=True) or str(name): name for name in data}
         data = data[splits[of_split(str(folder), split, splits)]]
     with guarded(f"the rows of {folder} cannot be read"):
-        return _table(data)
+        return _table(data, str(folder))
 
 
-def _table(data: Any) -> Table:
+def _table(data: Any, source: str) -> Table:
     import datasets
 
     from luthier.core.lazy import Lazy
@@ -68,7 +68,8 @@ def _table(data: Any) -> Table:
     named = {column: f.names for column, f in data.features.items() if isinstance(f, datasets.ClassLabel)}
 
     def row(place: int) -> tuple[int, dict[str, Any]]:
-        return place + 1, {name: without_nulls(value) for name, value in data[place].items()}
+        with guarded(f"row {place + 1} of {source} cannot be read"):
+            return place + 1, {name: without_nulls(value) for name, value in data[place].items()}
 
     places = range(len(data))
     rows = Lazy(places, row) if data.data.nbytes >= LARGE else list(map(row, places))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import codecs
+import itertools
 import os
 from array import array
 from collections.abc import Callable, Iterator
@@ -10,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
 from luthier.core.lazy import Lazy
-from luthier.data.table import Row, without_nulls
+from luthier.data.table import Row, table_rows, without_nulls
 
 LARGE = 32 * 2**20
 """Bytes from which on a file stays on disk: a row of it is some five times as large in memory."""
@@ -19,8 +22,11 @@ Rows = Lazy[tuple[int, Row]]
 
 
 def large(path: Path) -> bool:
-    """Whether the rows of a file are left where they are."""
-    return path.stat().st_size >= LARGE
+    """Whether the rows of a file are left where they are; those of UTF-16 are not, whose lines no byte alone ends."""
+    if path.stat().st_size < LARGE:
+        return False
+    with path.open("rb") as file:
+        return not file.read(2).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
 class Lines:
@@ -30,17 +36,18 @@ class Lines:
         """`parse` gives the columns of a line, why it is bad, or None for one that is blank."""
         self.path, self.parse = path, parse
         self.bad: list[tuple[int, str]] = []
-        self._handle = path.open("rb", buffering=0)
-        self._stamp = self._now()
         self._numbers, self._starts, self._sizes = array("q"), array("q"), array("q")
-        for number, start, line in self._read():
-            found = parse(line)
-            if isinstance(found, str):
-                self.bad.append((number, found))
-            elif found is not None:
-                self._numbers.append(number)
-                self._starts.append(start)
-                self._sizes.append(len(line))
+        with guarded(f"{path} cannot be read"):
+            self._handle = path.open("rb", buffering=0)
+            self._stamp = self._now()
+            for number, start, line in self._read():
+                found = parse(line)
+                if isinstance(found, str):
+                    self.bad.append((number, found))
+                elif found is not None:
+                    self._numbers.append(number)
+                    self._starts.append(start)
+                    self._sizes.append(len(line))
 
     def _read(self) -> Iterator[tuple[int, int, bytes]]:
         start = 0
@@ -58,7 +65,8 @@ class Lines:
         return Lazy(range(len(self._starts)), self._row)
 
     def _row(self, place: int) -> tuple[int, Row]:
-        line = os.pread(self._handle.fileno(), self._sizes[place], self._starts[place])
+        with guarded(f"{self.path} cannot be read"):
+            line = os.pread(self._handle.fileno(), self._sizes[place], self._starts[place])
         found = self.parse(line) if self._now() == self._stamp else None
         if not isinstance(found, dict):
             raise LuthierError(f"{self.path} changed while it was read; start again once it stays as it is.")
@@ -69,21 +77,26 @@ class Groups:
     """The rows of a Parquet file, of which memory holds one group at a time."""
 
     def __init__(self, path: Path) -> None:
-        import pyarrow
         import pyarrow.parquet
 
         self.path = path
-        try:
+        with guarded(f"{path} is not a readable Parquet file"):
             self._file = pyarrow.parquet.ParquetFile(path)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise LuthierError(f"{path} is not a readable Parquet file: {error}.") from None
-        sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-        self._starts = [sum(sizes[:i]) for i in range(len(sizes))]
+            sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._starts = [0, *itertools.accumulate(sizes)][: len(sizes)]
         self._held: tuple[int, Any] = (-1, None)
+        self.bad: list[tuple[int, str]] = []
+        self._places = array("q")
+        for group, start in enumerate(self._starts):
+            for place, row in enumerate(table_rows(self._group(group)), start):
+                if isinstance(row, str):
+                    self.bad.append((place + 1, row))
+                else:
+                    self._places.append(place)
 
     def rows(self) -> Rows:
-        """Returns all rows, numbered from 1."""
-        return Lazy(range(self._file.metadata.num_rows), self._row)
+        """Returns the rows that Python can hold, numbered from 1 among all."""
+        return Lazy(self._places, self._row)
 
     def _row(self, place: int) -> tuple[int, Row]:
         group = bisect.bisect_right(self._starts, place) - 1
@@ -91,11 +104,7 @@ class Groups:
         return place + 1, {column: without_nulls(value) for column, value in found.items()}
 
     def _group(self, group: int) -> Any:
-        import pyarrow
-
         if self._held[0] != group:
-            try:
+            with guarded(f"{self.path} is not a readable Parquet file"):
                 self._held = group, self._file.read_row_group(group)
-            except (pyarrow.ArrowException, OSError) as error:
-                raise LuthierError(f"{self.path} is not a readable Parquet file: {error}.") from None
         return self._held[1]
