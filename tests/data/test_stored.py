@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from luthier import data
@@ -48,6 +49,15 @@ def both(kind: str, made=None):
     return data.encode_all(examples, made, **options), data.encode_kept(examples, made, **options)
 
 
+def numpys(feature: dict) -> dict:
+    """A feature as a tokenizer with `return_tensors="np"` gives it."""
+    told = {name: value for name, value in feature.items() if name not in NUMBERS}
+    return {name: np.asarray(feature[name])[()] for name in NUMBERS if name in feature} | told
+
+
+NUMBERS = ("input_ids", "attention_mask", "labels", "row", "truncated")
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_stored_is_what_is_encoded(kind, workers, monkeypatch):
@@ -56,6 +66,7 @@ def test_what_is_stored_is_what_is_encoded(kind, workers, monkeypatch):
     assert isinstance(held, stored.Stored) and len(plain) > 20 and list(held) == plain
     assert [held[i] for i in (5, -1, 0)] == [plain[i] for i in (5, -1, 0)] and held[3:6] == plain[3:6]
     assert data.told(held) == data.told(plain)
+    assert data.digest(held) == data.digest(plain) == data.digest(map(numpys, plain))
     for name in ("row", "length", "work", "width", "learned", "cut"):
         assert getattr(held.sizes(), name).tolist() == getattr(data.sizes_of(plain), name).tolist(), name
     changed = data.each_with(held, lambda feature: {"row": feature["row"] + 1})

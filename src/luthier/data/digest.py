@@ -10,7 +10,8 @@ from typing import Any
 def digest(features: Iterable[Mapping[str, Any]]) -> str:
     """Hexadecimal SHA-256 of encoded rows in their order: tokens, labels and all other whole numbers and words.
 
-    Pictures and sounds count by their shapes alone, since their decoders differ in the last digits.
+    Numbers of NumPy count as Python's, so where features are kept does not matter. Pictures and sounds count by their
+    shapes alone, since their decoders differ in the last digits.
     """
     found = hashlib.sha256()
     for feature in features:
@@ -27,11 +28,15 @@ def _pieces(value: Any) -> Iterable[bytes]:
             yield key.encode() + b"\0"
             yield from _pieces(value[key])
     elif isinstance(value, list | tuple):
-        if all(type(each) is int for each in value):
+        if all(type(each) is int or isinstance(each, np.integer) for each in value):
             yield np.asarray(value, np.int64).tobytes() + b"\0"
         else:
             for each in value:
                 yield from _pieces(each)
+    elif isinstance(value, np.generic):
+        yield from _pieces(value.item())
+    elif np.ndim(value) == 1 and np.asarray(value).dtype.kind in "iub":
+        yield from _pieces(np.asarray(value).tolist())
     elif np.ndim(value):
         yield str(np.shape(value)).encode()
     else:
