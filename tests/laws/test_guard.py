@@ -11,6 +11,7 @@ ROOT = Path(luthier.__file__).parent
 FOREIGN = {
     "json.loads", "tomllib.loads", "csv.reader", "yaml.safe_load", "safetensors.safe_open", "torch.load", "GGUFReader",
     "load_file", "datasets.load_dataset", "datasets.load_from_disk", "reasoning_gym.create_dataset",
+    "yaml.load", "pyarrow.parquet.ParquetFile",
 }  # fmt: skip
 """Calls whose exceptions nobody can list."""
 OWN = {

@@ -7,6 +7,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from luthier.core.errors import LuthierError
 from luthier.models import base_hash
 from support.tiny import save_model
 
@@ -32,6 +33,17 @@ def test_every_tensor_counts(base, tmp_path):
     assert base_hash(str(here)) == first
     (here / "chat_template.jinja").write_text("{{ messages }}")
     assert base_hash(str(here)) != first
+
+
+def test_code_counts_and_damage_is_told(base, tmp_path):
+    here = tmp_path / "base"
+    shutil.copytree(base, here)
+    (here / "modeling_own.py").write_text("a = 1")
+    assert base_hash(str(here)) != base_hash(base)
+    weights = here / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:8] + b"{" + weights.read_bytes()[9:40] + b"x" * 2**16)
+    with pytest.raises(LuthierError, match=r"model\.safetensors has no readable header"):
+        base_hash(str(here))
 
 
 def test_what_is_not_here_yet_has_none(monkeypatch):

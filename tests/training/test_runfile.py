@@ -148,6 +148,12 @@ def test_bad_run_files(text, told, file, capsys):
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["model: [", "model: 2026-13-45", "a: " + "[" * 9999, "? [a]: 1\n{", "model: \x00"])
+def test_files_that_are_not_yaml(text, file, capsys):
+    assert main(["train", file(text, "run.yaml")]) == 2
+    assert "is not valid YAML" in capsys.readouterr().err
+
+
 def test_bad_calls(file, tmp_path, capsys):
     path = file('model = "m"\ndata = "d"\nmethod = "lora"\n')
     for words, told in [

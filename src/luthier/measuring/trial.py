@@ -64,7 +64,9 @@ def trial(
 def _told(name: str, path: Path | str, task: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except LuthierError:
+        raise
+    except Exception as error:  # of readers of files that nobody has checked
         if help := models.remedy(error):
             raise LuthierError(f"could not load {name!r} for {task}. {help}") from error
         reason = str(error).strip().split("\n", 1)[0]

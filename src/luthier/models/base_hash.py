@@ -26,20 +26,21 @@ LARGEST = 2**27
 def base_hash(name: str) -> str | None:
     """Returns a hash of the files of the base that `name` stands for; None where they do not lie on this machine yet.
 
-    Settings, tokenizer and chat template count whole, of the weights every tensor: its first and last 4 KiB and as much
-    of each MiB between. So a base of 16 GB takes some 64 MB of reading.
+    Settings, tokenizer, chat template and code count whole, of the weights every tensor: its first and last 4 KiB and
+    as much of each MiB between. So a base of 16 GB takes some 64 MB of reading.
     """
     folder = _folder(name)
     if folder is None:
         return None
     found = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.name in SETTINGS:
-            found.update(path.name.encode() + path.read_bytes())
-        elif path.suffix in (".safetensors", ".bin"):
-            found.update(f"{path.name} {path.stat().st_size}".encode())
-            for piece in _sampled(path):
-                found.update(piece)
+        with guarded(f"{path} cannot be read"):
+            if path.name in SETTINGS or path.suffix == ".py":
+                found.update(path.name.encode() + path.read_bytes())
+            elif path.suffix in (".safetensors", ".bin"):
+                found.update(f"{path.name} {path.stat().st_size}".encode())
+                for piece in _sampled(path):
+                    found.update(piece)
     return found.hexdigest()
 
 

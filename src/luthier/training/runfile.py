@@ -31,7 +31,8 @@ from luthier.core.contracts.calibration import Calibration
 from luthier.core.contracts.component import find, hints
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import located, read_json
-from luthier.core.guard import reason
+from luthier.core.guard import guarded
+from luthier.core.guard import written as saved
 from luthier.core.toml import tomllib
 from luthier.methods.choices import CHOICES, COMPONENTS, made, written
 from luthier.methods.recipe import Recipe, check_written, form_named, read_recipe, recipe_types
@@ -111,12 +112,11 @@ def _values(path: Path) -> tuple[dict[str, Any], bool]:
 def _parsed(path: Path) -> Any:
     import yaml
 
-    try:
-        text = path.read_text(encoding="utf-8")
+    with guarded(f"{path} cannot be read"):
+        raw = path.read_bytes()
+    with guarded(f"{path} is not valid {'TOML' if path.suffix == '.toml' else 'YAML'}"):
+        text = raw.decode("utf-8")
         return tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, Loader=_loader())  # a safe one
-    except Exception as error:  # of its parsers
-        kind = "TOML" if path.suffix == ".toml" else "YAML"
-        raise LuthierError(f"{path} is not valid {kind}: {reason(error, bare=True)}.") from None
 
 
 def _loader() -> Any:
@@ -250,7 +250,8 @@ def save_run_file(run: Run, name: str | Path) -> None:
         raise LuthierError(f"{path} exists, and says something else than this run; choose another name.")
     if not path.parent.is_dir():
         raise LuthierError(f"{path.parent} is not a folder, so {path} cannot be written there.")
-    path.write_text(text_of(run, path.suffix), encoding="utf-8")
+    with saved(str(path), "Choose another name."):
+        path.write_text(text_of(run, path.suffix), encoding="utf-8")
 
 
 def text_of(run: Run, suffix: str = ".toml") -> str:
