@@ -153,6 +153,10 @@ def test_what_only_tells_how_to_go_on_may_change(run):
     assert [path.name for path in checkpoints(run.folder / "checkpoints")] == ["step-4"]
     resumed = folder.read_record(run.folder)["resumed"]
     assert [(each["step"], each["keep"], each["save_every"]) for each in resumed] == [(2, 1, 1)]
+    train(run, progress=False, overwrite=True)
+    shutil.rmtree(run.folder / "checkpoints" / "step-4")
+    train(replace(run, training=replace(SHORT, save_every=1)), progress=False, resume=True)
+    assert [path.name for path in checkpoints(run.folder / "checkpoints")] == ["step-4", "step-3", "step-2"]
     with pytest.raises(lt.LuthierError, match=r"training\.batch is 2, there 4"):
         train(replace(run, training=replace(SHORT, batch=2)), progress=False, resume=True)
 

@@ -31,7 +31,7 @@ from luthier.training.command import command
 from luthier.training.context import training_context
 from luthier.training.estimate import estimate
 from luthier.training.join import join
-from luthier.training.moments import ByTheClock
+from luthier.training.moments import AsToldNow, ByTheClock
 from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
 from luthier.training.prepare import Prepared, is_main, prepare, processes
@@ -128,7 +128,7 @@ class Session:
             checkpoint, run_id = self.start(record, goes_on, model)
             with shown(self.console, plan.steps) as callbacks:
                 log = metrics.Metrics(run.folder, run_id, run.objective.curves)
-                callbacks += [] if run.training.save_every else [ByTheClock()]
+                callbacks += [AsToldNow()] if run.training.save_every else [AsToldNow(), ByTheClock()]
                 args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
                 if run.training.shard:
                     shard(model)
