@@ -17,6 +17,7 @@ from luthier.core.errors import LuthierError
 from luthier.training import Run, Training
 from luthier.training.folder import read_record
 from luthier.training.prepare import prepare
+from luthier.training.runfile import read_run_file, save_run_file
 from support.tiny import save_model
 
 CODE = """
@@ -100,6 +101,39 @@ def test_it_runs_where_it_is_asked_for_and_is_told(own, additions, tmp_path):
     card = (result.folder / "README.md").read_text()
     assert "code of the base | was run" in card and "--trust-remote-code" in card
     assert not models.trusted(), "it holds for that run alone"
+
+
+def test_it_runs_for_a_base_in_memory(own, additions, tmp_path):
+    import transformers
+
+    base = transformers.LlamaForCausalLM.from_pretrained(save_model(tmp_path / "plain", "llama"))
+    base.name_or_path = own[0]  # its tokenizer lies there
+    settings = {"method": "lora", "out": str(tmp_path / "run"), "steps": 1, "progress": False}
+    with pytest.raises(LuthierError, match="--trust-remote-code"):
+        lt.train(base, additions, **settings)
+    assert not own[1].exists()
+    lt.train(base, additions, trust_remote_code=True, **settings)
+    assert own[1].read_text() == "ran" and not models.trusted()
+
+
+def test_it_runs_where_a_base_is_quantised(own, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys.modules["luthier.models.load"], "quantization", lambda *_: seen.append(models.trusted()))
+    models.load(own[0], trust_remote_code=True)
+    assert seen == [True] and not models.trusted()
+
+
+def test_run_files_and_federations_take_it(own, additions, tmp_path):
+    file, out = tmp_path / "run.toml", str(tmp_path / "run")
+    run = Run(own[0], additions, lt.LoRA(rank=2), out=out, training=Training(steps=1), trust_remote_code=True)
+    save_run_file(run, file)
+    assert "trust_remote_code = true" in file.read_text() and read_run_file(file).run() == run
+    lt.train(file, progress=False)
+    again = read_run_file(tmp_path / "run" / "run.json").run()
+    assert again.trust_remote_code and again.form == run.form
+    settings = {"clients": 2, "rounds": 1, "training": Training(steps=1), "progress": False}
+    lt.federate(own[0], additions, out=str(tmp_path / "federation"), trust_remote_code=True, **settings)
+    assert not models.trusted()
 
 
 def test_every_reader_of_folders_says_whether_code_may_run():

@@ -18,7 +18,7 @@ from luthier.models.quantize import quantization, warn_of_odd_widths
 from luthier.models.quiet import quiet
 from luthier.models.resolve import resolve
 from luthier.models.tokenizer import refuse_empty, set_pad_token
-from luthier.models.trust import remedy, trusted
+from luthier.models.trust import remedy, trusted, trusting
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
@@ -126,14 +126,13 @@ def load(
     path = resolve(name)
     revision = revision or "main"
     source: dict[str, Any] = {"revision": revision, "local_files_only": only_local(path, revision)}
-    trust = trust_remote_code or trusted()
     if isinstance(path, Path):
         _refuse_without_weights(path)
-    with _told(name, path, task), quiet(bars=True):
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust, **source)
+    with _told(name, path, task), quiet(bars=True), trusting(trust_remote_code):
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trusted(), **source)
         config = label_settings(config, task, labels, num_labels)
         kind = getattr(transformers, TASKS[task].processor)
-        processor = kind.from_pretrained(path, trust_remote_code=trust, **source)
+        processor = kind.from_pretrained(path, trust_remote_code=trusted(), **source)
         refuse_empty(processor, name)
         model_class = _class_of(task, config)
         model, report = model_class.from_pretrained(
@@ -145,7 +144,7 @@ def load(
             quantization_config=quantization(quantize, model_class, config),
             output_loading_info=True,
             adapter_kwargs=WITHOUT,
-            trust_remote_code=trust,
+            trust_remote_code=trusted(),
             **source,
         )
     tell_adapter(path, name)

@@ -67,6 +67,7 @@ def train(
     Raises `LuthierError` for bad rows, a selector that matches nothing, a folder in use and the like before the
     weights are loaded, and for a loss that is not finite, naming the step and the rows.
     """
+    from luthier import models
     from luthier.training.base import loaded_of, precision_of
     from luthier.training.session import Session
 
@@ -78,11 +79,13 @@ def train(
         return Session(run, progress, callbacks=callbacks).train(resume, overwrite)
     file = run if isinstance(run, str | Path) and is_run_file(str(run)) else None
     named = model if file is not None else _one(run=run, model=model)
-    base = None if named is None or isinstance(named, str | Path) else loaded_of(named)
+    under = _under(file, recipe)
+    with models.trusting(bool(given.get("trust_remote_code", under.get("trust_remote_code")))):
+        base = None if named is None or isinstance(named, str | Path) else loaded_of(named)
     if base is not None:
         given["precision"] = precision_of(base, given.get("precision"))
     given |= {} if named is None else {"model": base.name if base else str(named)}
-    stated = _stated(_under(file, recipe), given)
+    stated = _stated(under, given)
     described = completed(stated)
     notes = chosen_by_rows(stated, described)
     return Session(described, progress, notes, callbacks, base).train(resume, overwrite)
