@@ -131,7 +131,7 @@ def record(
             "skipped": len(prepared.examples.skipped),
             "eval_rows": len(prepared.evaluation),
             "eval_fingerprint": held.fingerprint if held else None,
-            "media": media_digest([*prepared.examples.rows, *(held.rows if held else [])]),
+            "media": media_digest(itertools.chain(prepared.examples.rows, held.rows if held else ())),
             **prepared.selected,
         },
         "tokens": tokens_of(prepared),
