@@ -38,7 +38,7 @@ def import_adapter(
 ) -> Path:
     """Reads the adapter that another library saved in `folder` and saves it as ours in `out`, for the model `base`.
 
-    `source` is a name (`luthier list sources`) or a component with settings, such as `lt.formats.PyReFT(positions=
+    `source` is a name (`luthier list formats`) or a component with settings, such as `lt.formats.PyReFT(positions=
     "f7+l7")`; None tells the library by what the folder holds. `base_name` is what to load the base by, `measured`
     goes into the spec. What the folder has of a tokenizer is kept beside the adapter; a chat template or added tokens
     that are not those of `processor`, which prepares the base's inputs, are told. Raises `LuthierError` for damage, for

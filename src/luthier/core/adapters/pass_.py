@@ -87,7 +87,7 @@ class Passes:
         self.who = ""
         """What the holder is in, in words."""
         self.arranged = False
-        """Rows stand that an `Arrangement` has set, in whatever thread."""
+        """Rows stand that a `RowAssignment` has set, in whatever thread."""
         self.decoder: str | None = None
         """Path of the decoder of an encoder-decoder."""
 
