@@ -66,8 +66,8 @@ def adapted(form: Form | None = None, dtype: torch.dtype = torch.float64):
 
 def loss_of(chosen: Objective, model, given: dict) -> torch.Tensor:
     means = chosen.loss(model, given)
-    counts = chosen.counts(given, labels_of(given, True))
-    return (means * chosen.shares(counts, {}).to(means.dtype)).sum()
+    counts = chosen.token_counts(given, labels_of(given, True))
+    return (means * chosen.part_weights(counts, {}).to(means.dtype)).sum()
 
 
 def slopes(loss: torch.Tensor, model) -> list[torch.Tensor]:
@@ -112,7 +112,7 @@ def test_padding_and_the_division_into_batches_do_not_matter(read, chosen):
     for given in (batch(features, "left"), batch(features, "right", 16)):
         torch.testing.assert_close(chosen.loss(model, given), whole, rtol=1e-6, atol=1e-6)  # rotary angles: float32
     parts = [batch(features[:2]), batch(features[2:])]
-    counts = torch.stack([chosen.counts(each, labels_of(each, True)) for each in parts]).double()
+    counts = torch.stack([chosen.token_counts(each, labels_of(each, True)) for each in parts]).double()
     losses = torch.stack([chosen.loss(model, each).reshape(-1) for each in parts])
     torch.testing.assert_close((losses * counts).sum(0) / counts.sum(0), whole.reshape(-1), rtol=1e-10, atol=1e-10)
 

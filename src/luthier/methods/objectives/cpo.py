@@ -42,7 +42,7 @@ class CPO(Pairs):
         """[2]: the pairs, the tokens of the chosen answers."""
         import torch
 
-        return torch.stack([super().counts(batch, labels)[0], labels[0::2].sum()])
+        return torch.stack([super().token_counts(batch, labels)[0], labels[0::2].sum()])
 
     def part_weights(self, counts, state):
         import torch

@@ -42,7 +42,7 @@ class ORPO(Pairs):
         """[2]: the tokens of the chosen answers, the pairs."""
         import torch
 
-        return torch.stack([labels[0::2].sum(), super().counts(batch, labels)[0]])
+        return torch.stack([labels[0::2].sum(), super().token_counts(batch, labels)[0]])
 
     def part_weights(self, counts, state):
         import torch
