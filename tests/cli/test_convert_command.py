@@ -28,3 +28,11 @@ def test_a_way_that_is_not_there_and_settings_of_another_format_are_told(call, o
     done = call("convert", ours, tmp_path / "out", "--to", "peft", "--positions", "f1")
     assert done.code == 2 and "which takes no positions" in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_no_signature_is_expected_of_other_libraries(call, ours, tmp_path):
+    pytest.importorskip("model_signing")
+    assert call("export", ours, tmp_path / "peft").code == 0
+    key = ("--require-signature", ours / "adapter.json")
+    done = call("convert", tmp_path / "peft", tmp_path / "out", "--to", "mlx_lm", *key)
+    assert done.code == 2 and "no other adapters are signed" in done.err and not (tmp_path / "out").exists()

@@ -116,6 +116,13 @@ def test_it_runs_for_a_base_in_memory(own, additions, tmp_path):
     assert own[1].read_text() == "ran" and not models.trusted()
 
 
+def test_the_next_step_says_it_again(own, additions, tmp_path, capsys):
+    words = ["--method", "lora", "--rank", "2", "--steps", "1", "--out", str(tmp_path / "run"), "--trust-remote-code"]
+    assert main(["train", own[0], additions, *words]) == 0
+    line = next(each for each in capsys.readouterr().out.splitlines() if each.startswith("Next: luthier "))
+    assert line.endswith(" --trust-remote-code")
+
+
 def test_it_runs_where_a_base_is_quantised(own, monkeypatch):
     seen = []
     monkeypatch.setattr(sys.modules["luthier.models.load"], "quantization", lambda *_: seen.append(models.trusted()))

@@ -40,14 +40,17 @@ def next_step(
     adapter: str | Path | None,
     columns: str | None = None,
     skip_bad_rows: bool = False,
+    trust: bool = False,
 ) -> str:
     """Returns the command that looks at what was just made, to be run as it is; without data, a first prompt.
 
-    What had to be said for the data to be read (`columns`, `skip_bad_rows`) is said again.
+    What had to be said for the data to be read (`columns`, `skip_bad_rows`) or the base to be loaded (`trust`) is said
+    again.
     """
     on = ["--adapter", str(adapter)] if adapter else []
     on += ["--columns", columns] if columns and data is not None else []
     on += ["--skip-bad-rows"] if skip_bad_rows and data is not None else []
+    on += ["--trust-remote-code"] if trust else []
     if data is None:
         return f"Next: luthier generate {shlex.join([model, 'Hello', *on])}"
     return f"Next: luthier evaluate {shlex.join([model, data, *on])}"

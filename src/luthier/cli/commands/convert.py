@@ -61,6 +61,8 @@ class Convert(Fitted):
         own = self.format is None and adapter_at(folder) is not None
         if own:
             refuse_others(folder, "Luthier's own", given)
+        elif self.require_signature is not None:
+            raise LuthierError(f"{folder} is not Luthier's own, and no other adapters are signed; leave the key out.")
         source = None if own else reader(folder, self.format, given)
         spec = read_adapter(folder)[1] if own else None
         model = self.model or (source.base(folder) if source else None)

@@ -82,7 +82,8 @@ class Federate(Command):
             return
         done = carry_out(run, method, federation, resume=self.resume, overwrite=self.overwrite)
         say(f"{done.folder} holds the run, {done.adapter} the adapter (rank up to {max(done.ranks.values())}).")
-        say(next_step(self.model, run.eval_data or self.data, done.adapter, run.columns, run.skip_bad_rows))
+        told = run.columns, run.skip_bad_rows, run.trust_remote_code
+        say(next_step(self.model, run.eval_data or self.data, done.adapter, *told))
 
     def stopped(self, given: Given) -> str:
         return federation_stopped(self.out)

@@ -67,4 +67,5 @@ class Import(Loading):
         )
         say(f"{out} holds the adapter of {source.name()}, fitted on {self.model}.")
         if self.task != "embedding":
-            say(next_step(self.model, None if self.task in WRITTEN else "DATA", out))
+            source = None if self.task in WRITTEN else "DATA"
+            say(next_step(self.model, source, out, trust=self.trust_remote_code))

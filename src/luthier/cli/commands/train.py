@@ -100,7 +100,8 @@ class Train(Command):
         say(f"{result.folder} holds the run, {result.adapter} the adapter ({result.trainable:,} numbers, {share:.3%}).")
         plain = read_record(result.folder).get("layout") == "text"  # which has no answers to score
         source = None if plain else run.eval_data or run.data
-        say(next_step(run.model, source, result.folder, run.columns, run.skip_bad_rows))
+        told = run.columns, run.skip_bad_rows, run.trust_remote_code
+        say(next_step(run.model, source, result.folder, *told))
 
     def stopped(self, given: Given) -> str:
         from luthier.training import Run
