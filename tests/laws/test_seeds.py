@@ -152,12 +152,21 @@ def test_updates(name, monkeypatch):
     law(draw, monkeypatch)
 
 
+OF = {
+    "answers": lambda i, row: row | {"task": "ab"[i % 2], "rationale": f"{i} is odd", "hint": f"say {i}"},
+    "pairs": lambda i, row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": "none of it"},
+    "judged": lambda i, row: row | {"label": i % 3 > 0},
+}
+"""A row of each kind that objectives read."""
+
+
 @pytest.mark.parametrize("name", names("objectives"))
 def test_objectives(name, monkeypatch, tmp_path):
     """The rows that it shapes follow the seed that it is told, noise in training that of the process."""
     cls, words = find("objectives", name, Objective), tokenizer(TEMPLATE)
-    told = [row | {"task": "ab"[i % 2], "rationale": f"{i} is odd"} for i, row in enumerate(sums(12))]
-    examples = data.load(write_rows(tmp_path / "rows.jsonl", told), columns=cls.columns)
+    told = [OF[cls.reads[0]](i, row) for i, row in enumerate(sums(12))]
+    judges, file = cls.reads != ("answers",), write_rows(tmp_path / "rows.jsonl", told)
+    examples = data.load(file, columns=cls.columns, preferences=judges)
 
     def encode(part):
         return data.encode_all(part, words, max_length=200)
@@ -172,13 +181,17 @@ def test_objectives(name, monkeypatch, tmp_path):
     torch.manual_seed(3)
     model = lt.attach(build(), form, "q_proj", check=False).train()
 
+    def teacher(batch):
+        with torch.no_grad():
+            return model(input_ids=batch["input_ids"]).logits
+
     def draw(seed):
         features = [feature | task for feature in encode(examples)]
         found = objective.rows(Rows(examples, features, encode, words, 200, seed, ("a", "b")))
         batch = data.collator_for("causal-lm", words)(found)
         rows = batch.pop("rows")
         set_seed(seed)
-        given = objective.inputs(dict(batch), At(9, 10, training=True))
+        given = objective.inputs(dict(batch), At(9, 10, training=True, teacher=teacher))
         return rows, batch["input_ids"], objective.loss(model, given).detach()
 
     law(draw, monkeypatch)
