@@ -242,11 +242,11 @@ def _statistic() -> Callable[[Any], Any]:
 def _objective(folder: Path) -> Callable[[Any], Any]:
     model = build()
     words = tokenizer(TEMPLATE)
-    told = [row | {"task": "abb"[i % 3], "rationale": f"{i} is odd"} for i, row in enumerate(sums(12))]
-    file = write_rows(folder / "rows.jsonl", told)
 
     def result(objective: Any) -> Any:
-        examples = data.load(file, columns=objective.columns)
+        kind = objective.reads[0]
+        file = write_rows(folder / f"{kind}.jsonl", [OF[kind](i, row) for i, row in enumerate(sums(12))])
+        examples = data.load(file, columns=objective.columns, preferences=kind != "answers")
         encode = partial(data.encode_all, processor=words, max_length=200)
         form = lt.LoRA(rank=2)
         try:
@@ -261,22 +261,50 @@ def _objective(folder: Path) -> Callable[[Any], Any]:
         features = objective.rows(Rows(examples, features, encode, words, 200, 0, ("a", "b")))
         torch.manual_seed(0)
         lt.attach(model, form, "q_proj", check=False)
+        for parameter in lt.trainable(model).values():  # at its start, a policy is its reference
+            parameter.data += 0.3 * torch.randn(parameter.shape)
         try:
             model.train()
             batch = data.collator_for("causal-lm", words)(features)
             batch.pop("rows")
+            teacher = _teacher()
             counts = objective.token_counts(batch, labels_of(batch, True))
             losses = []
             for step in (2, 9):
                 set_seed(1)
                 losses.append(
-                    objective.loss(model, objective.inputs(dict(batch), At(step, 10, training=True))).detach()
+                    objective.loss(
+                        model, objective.inputs(dict(batch), At(step, 10, training=True, teacher=teacher))
+                    ).detach()
                 )
             return losses, _shares(objective, counts)
         finally:
             lt.detach(model)
 
     return result
+
+
+OF = {
+    "answers": lambda i, row: row | {"task": "abb"[i % 3], "rationale": f"{i} is odd", "hint": f"say {i}"},
+    "pairs": lambda i, row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": "none" + "e" * (i % 3)},
+    "judged": lambda i, row: row | {"label": i % 3 > 0},
+}
+"""A row of each kind that objectives read."""
+
+
+@cache
+def _teacher() -> Callable[[Any], torch.Tensor]:
+    torch.manual_seed(4)
+    model = build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+
+    def logits(batch: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model(input_ids=batch["input_ids"]).logits
+
+    return logits
 
 
 def _shares(objective: Any, counts: torch.Tensor) -> Any:
