@@ -95,10 +95,11 @@ def kinds(run: Run, prepared: Prepared, federation: Federation) -> Sequence[Hash
     if federation.column is None:
         labels = prepared.examples.labels
         return [labels[feature["labels"]] if labels else None for feature in prepared.train]
-    rows = dict(data.read(run.data, limit=run.limit, seed=run.training.seed).rows)
-    values = [rows[feature["row"]].get(federation.column) for feature in prepared.train]
+    rows = data.read(run.data, limit=run.limit, seed=run.training.seed).rows
+    cells = {number: row.get(federation.column) for number, row in rows}  # of a large file, the column alone
+    values = [cells[feature["row"]] for feature in prepared.train]
     if all(value is None for value in values):
-        known = sorted({key for row in rows.values() for key in row})
+        known = sorted({key for _, row in rows for key in row})
         raise LuthierError(
             f"{run.data} has no column {federation.column!r}{near(federation.column, known)} It has: "
             f"{', '.join(known)}."
