@@ -202,7 +202,7 @@ def test_what_an_earlier_version_described_is_understood():
 def test_defaults_are_said_in_the_help():
     docs = field_docs(Choices)
     for name in COMPONENTS:
-        assert usual(name) is None or f"Default: {usual(name)}." in docs[name]
+        assert usual(name) is None or f"Default: {usual(name)}" in docs[name]
 
 
 def test_types_that_are_imported_for_typing_alone_are_found():

@@ -62,8 +62,8 @@ def given():
 def ours(objective: Objective, logits: torch.Tensor, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
     logits = logits.clone().requires_grad_()
     means = objective.loss(Fixed(logits), batch)
-    counts = objective.counts(batch, labels_of(batch, True)) if "labels" in batch else torch.ones(1)
-    loss = (means * objective.shares(counts, {}).to(means.dtype)).sum()
+    counts = objective.token_counts(batch, labels_of(batch, True)) if "labels" in batch else torch.ones(1)
+    loss = (means * objective.part_weights(counts, {}).to(means.dtype)).sum()
     return loss.detach(), torch.autograd.grad(loss, logits)[0]
 
 
