@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -31,12 +32,19 @@ def conversation(i: int) -> Example:
     return Example(row=i, messages=turns, template={"unknown": i} if i % 3 == 0 else {})
 
 
+def preference(i: int) -> Example:
+    chosen = conversation(i)
+    rejected = [chosen.messages[0], {"role": "assistant", "content": "b" * (1 + i % 23)}]
+    return dataclasses.replace(chosen, rejected=rejected)
+
+
 KINDS = {
     "chat": ([conversation(i) for i in range(1, 60)], "causal-lm", {}),
     "cut prompts": ([conversation(i) for i in range(1, 60)], "causal-lm", {"truncate": True}),
     "texts": ([Example(row=i, text="some text " * i) for i in range(1, 40)], "causal-lm", {}),
     "classes": ([Example(row=i, text=f"t{i}", label="ab"[i % 2]) for i in range(1, 40)], "classification", {}),
     "measures": ([Example(row=i, text=f"t{i}", label=i / 3) for i in range(1, 40)], "regression", {}),
+    "preferences": ([preference(i) for i in range(1, 60)], "causal-lm", {"truncate": True}),
     "pairs": ([conversation(i) for i in range(1, 60)], "seq2seq", {}),
 }
 

@@ -10,10 +10,14 @@ import torch
 
 import luthier as lt
 from luthier import data, models
+from luthier.cli.commands.train import Train
+from luthier.cli.parse import parse
 from luthier.core.storage import store
+from luthier.data import large
 from luthier.evaluating import evaluate
 from luthier.training import Run, Training, metrics, train
 from luthier.training.objective import objective_for
+from luthier.training.runfile import read_run_file
 from support.tiny import TEMPLATE, pairs, save_model, sums, write_rows
 
 SETTINGS = Training(epochs=12, batch=4, lr=2e-2, eval_fraction=0.2, save_every=1000)
@@ -160,3 +164,48 @@ def test_the_reference_stays_bit_equal(run, dpo):
         ids = torch.tensor([[5, 6, 7]])
         again = models.load(run.model).model
         assert torch.equal(dpo.model(input_ids=ids).logits, again(input_ids=ids).logits) and base
+
+
+KINDS = {
+    "sft": [{"prompt": "q", "completion": "a"}],
+    "dpo": [{"prompt": "q", "chosen": "a", "rejected": "b"}],
+    "kto": [{"prompt": "q", "completion": "a", "label": True}, {"prompt": "q", "completion": "b", "label": False}],
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("large_files", [False, True])
+def test_rows_choose_where_nothing_is_stated(name, large_files, tmp_path, monkeypatch):
+    """Flags, run files and recipes without an objective; what states one is not overruled."""
+    if large_files:
+        monkeypatch.setattr(large, "LARGE", 0)
+    rows, other = (str(write_rows(tmp_path / f"{each}.jsonl", KINDS[each])) for each in (name, "sft"))
+    file = tmp_path / "run.toml"
+    file.write_text(f'model = "m"\ndata = "{rows}"\nmethod = "lora"\n')
+    assert read_run_file(file).run().objective.name() == name
+    for words in ([file], [file, "--lr", "1e-3"], ["m", rows], ["m", rows, "--recipe", "lora"]):
+        assert resolved(*words).objective.name() == name
+    assert resolved(file, other).objective.name() == "sft"
+    assert resolved(file, "--objective", "orpo").objective.name() == "orpo"
+    file.write_text(f'model = "m"\ndata = "{rows}"\nmethod = "lora"\n[objective]\nname = "simpo"\n')
+    assert read_run_file(file).run().objective.name() == resolved(file).objective.name() == "simpo"
+
+
+def test_rows_choose_for_lt_train(run, tmp_path, capsys):
+    """Rows in memory, and a run file whose data are others."""
+    short = {"steps": 1, "batch": 2, "eval_fraction": 0.0}
+    lt.train(run.model, pairs(4), method="lora", out=str(tmp_path / "memory"), **short)
+    assert "no objective: dpo, which the rows call for" in capsys.readouterr().err
+    path = write_rows(tmp_path / "pairs.jsonl", pairs(4))
+    (tmp_path / "run.toml").write_text(f'model = "{run.model}"\ndata = "nowhere.jsonl"\nmethod = "lora"\n')
+    lt.train(tmp_path / "run.toml", str(path), out=str(tmp_path / "file"), progress=False, **short)
+    for name in ("memory", "file"):
+        assert json.loads((tmp_path / name / "run.json").read_text())["run"]["objective"]["name"] == "dpo"
+    with pytest.raises(lt.LuthierError, match="preference data"):
+        lt.train(run.model, str(path), method="lora", objective="sft", out=str(tmp_path / "sft"), progress=False)
+
+
+def resolved(*words) -> Run:
+    parsed = parse(["train", *map(str, words)])
+    assert parsed is not None and isinstance(parsed[0], Train)
+    return parsed[0].resolved(parsed[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 
@@ -10,10 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 import luthier as lt
+from luthier.core.contracts.component import find
+from luthier.core.lazy import Lazy
 from luthier.data import kept, large
 from luthier.data.stored import Stored
 from luthier.training import Run, Training, train
 from luthier.training.prepare import prepare
+from support.tiny import pairs, write_rows
 
 
 @pytest.fixture
@@ -45,6 +49,21 @@ def test_equal_and_resumed_bits(llama, additions, tmp_path, on_disk, order):
     assert again.losses == plain.losses
     one, other = (load_file(each.adapter / "adapter.safetensors") for each in (plain, again))
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name, lazy", [("simpo", Stored), ("dpo", Stored), ("kto", list)])
+def test_pairs_on_disk_are_pairs_in_memory(llama, tmp_path, on_disk, name, lazy):
+    path = str(write_rows(tmp_path / "pairs.jsonl", pairs(16)))
+    settings = Training(epochs=1, batch=4, lr=1e-2, eval_fraction=0.25, order="length")
+    run = Run(llama, path, lt.LoRA(rank=2), objective=find("objectives", name)(), training=settings)
+    plain = train(dataclasses.replace(run, out=str(tmp_path / "plain")), progress=False)
+    on_disk()
+    run = dataclasses.replace(run, out=str(tmp_path / "disk"))
+    prepared = prepare(run)
+    assert isinstance(prepared.train, lazy) and isinstance(prepared.examples.rows, Lazy)
+    assert [len(each) for each in prepared.plain] and not any("also" in each for each in prepared.plain)
+    held = train(run, progress=False)
+    assert held.losses == plain.losses and held.eval_loss == plain.eval_loss
 
 
 def test_a_second_start_encodes_nothing(llama, additions, tmp_path, on_disk, monkeypatch):

@@ -87,7 +87,7 @@ def _written(model: Any) -> tuple[list[str], Read]:
 def acts(model: Any) -> bool:
     """Whether adapters act on a model whose base can still be asked."""
     state = find_state(model)
-    return state is not None and not state.merged and any(home.acting for home in state.homes)
+    return state is not None and not state.merged and any(container.acting for container in state.containers)
 
 
 def figures(found: np.ndarray, names: Sequence[str]) -> dict[str, float]:

@@ -77,7 +77,7 @@ def held(model: Any, adapter: str | None) -> Iterator[None]:
 
 
 def computed(run: Run, loaded: Loaded, rows: Sequence[Feature], done: Callable[[int], object]) -> torch.Tensor:
-    """log p of the answer of each row, [rows] in float64; rows of like length go together.
+    """Returns log p of the answer of each row, [rows] in float64; rows of like length go together.
 
     Every process computes all of them, so that a base sharded over processes is gathered by all at once.
     """

@@ -18,7 +18,7 @@ LENGTHS = ("tokens_chosen", "tokens_rejected")
 
 @dataclass(frozen=True)
 class Pairs(Objective):
-    """An objective over pairs, whose two answers stand next to each other in a batch: chosen, rejected, chosen, …"""
+    """An objective over pairs, whose two answers stand next to each other in a batch: chosen, then rejected."""
 
     reads = ("pairs",)
     curves = (*REWARDS, LENGTHS)

@@ -43,11 +43,11 @@ class Distill(Objective):
     teacher: str | None = None
     """A run or adapter folder of the same base, or another model. Default: the base itself, which needs a hint."""
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
-    """D."""
+    """The divergence D."""
     beta: float = 0.5
     """β of jsd, between 0 and 1: near 0 it is like forward, near 1 like reverse."""
     temperature: float = 1.0
-    """τ."""
+    """The temperature τ."""
 
     def check(self) -> None:
         self.above("temperature", 0)
