@@ -9,6 +9,7 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.models.cache import commit
 from luthier.models.catalogue import catalogue
+from luthier.models.convert import gguf
 from luthier.models.fetch import convert, fetch, sha256
 from luthier.models.progress import step
 
@@ -64,6 +65,7 @@ def converted(weights: Path, progress: bool = True) -> Path:
     """Returns the cached safetensors folder of a .gguf file, keyed by its sha256; made the first time."""
     if not weights.is_file():
         raise LuthierError(f"no file {weights}.")
+    gguf.check(weights)  # before all of it is read for its digest
     stem = re.sub(r"[^a-z0-9.-]+", "-", weights.stem.lower())
 
     def build(scratch: Path) -> Path:

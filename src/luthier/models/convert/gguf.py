@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import textwrap
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -12,17 +13,18 @@ from typing import Any
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
 from luthier.models.convert._bytelevel import Metadata, byte_level
-from luthier.models.convert._gguf_header import check_header
+from luthier.models.convert._gguf_header import Header, read_header
 from luthier.models.convert._save import filled
 from luthier.models.older import for_older_readers
 from luthier.models.quiet import quiet
+
+LARGER = 8
+"""How many times what a file holds its metadata may mean: some layers lack a part, and some parts are shared."""
 
 
 def convert(weights: Path, target: Path) -> None:
     """Saves model and tokenizer of `weights` as a safetensors folder; tied embeddings stay tied."""
     reader = _open(weights)
-    with guarded(f"{weights} is not a readable GGUF file"):
-        _refuse_no_model(weights, Metadata(weights, reader))
     with quiet(), redirect_stderr(io.StringIO()):  # its reader draws bars of its own
         with guarded(f"the tokenizer of {weights.name} cannot be read"):
             tokenizer = _tokenizer(weights, reader)
@@ -39,29 +41,53 @@ def _open(weights: Path) -> Any:
         from gguf import GGUFReader
     except ImportError:
         raise LuthierError("a .gguf file needs gguf: pip install 'luthier[gguf]'") from None
-    check_header(weights)
+    check(weights)
     with guarded(f"{weights} is not a readable GGUF file"):
         return GGUFReader(weights)
 
 
-def _refuse_no_model(weights: Path, said: Metadata) -> None:
+def check(weights: Path) -> None:
+    """Raises `LuthierError` for a file that holds no model to be read; it reads the header alone, so it is fast."""
+    with guarded(f"{weights} is not a readable GGUF file"):
+        header = read_header(weights)
+    _refuse_no_model(weights, header)
+    with guarded(f"{weights} is not a readable GGUF file"):
+        _refuse_oversized(weights, header)
+
+
+def _refuse_no_model(weights: Path, header: Header) -> None:
     """Raises for a file that holds a part of a model, or something beside one."""
-    parts, kind, architecture = (
-        said.of("split.count") or 1,
-        said.of("general.type") or "model",
-        said.of("general.architecture"),
-    )
+    said = header.values
+    parts, kind = said.get("split.count", 1), said.get("general.type", "model")
     if parts > 1:
         raise LuthierError(
             f"{weights.name} is one of {parts} parts of a model; join them first: llama-gguf-split --merge "
             "FIRST-PART OUT.gguf."
         )
-    if kind == "adapter":
-        raise LuthierError(f"{weights.name} is an adapter in GGUF (LoRA), no model; give the model's own file.")
-    if kind in ("mmproj", "projector", "imatrix") or architecture == "clip":
+    if kind == "adapter" or "adapter.type" in said:
+        raise LuthierError(f"{weights.name} is an adapter in GGUF (LoRA), not a model; give the model's own file.")
+    if kind in ("mmproj", "projector", "imatrix") or said.get("general.architecture") == "clip":
+        kind = "mmproj" if kind == "model" else kind  # older files do not say their kind
         raise LuthierError(f"{weights.name} is a {kind} file, which goes beside a language model; give that one's.")
-    if not architecture:
+    if not said.get("general.architecture"):
         raise LuthierError(f"{weights.name} does not say what model it holds (general.architecture).")
+
+
+def _refuse_oversized(weights: Path, header: Header) -> None:
+    """Raises for metadata that mean a model much larger than the tensors are: it would be made before they are read."""
+    size = header.largest
+    layers, width = size("block_count"), size("embedding_length")
+    heads = max(size("attention.head_count"), size("attention.head_count_kv")) * size("attention.key_length")
+    inner = max(
+        size("feed_forward_length"), size("expert_count") * size("expert_feed_forward_length"), size("ssm.inner_size")
+    )
+    meant = width * max(layers * (width + heads + inner), size("vocab_size"))
+    held = sum(map(math.prod, header.shapes))
+    if layers > len(header.shapes) or meant > LARGER * held:
+        raise LuthierError(
+            f"{weights.name} is damaged or incomplete: its metadata tell of {layers:,} layers of width {width:,}, at "
+            f"least {meant:,} parameters, and its {len(header.shapes):,} tensors hold {held:,}. Fetch the file again."
+        )
 
 
 def _tokenizer(weights: Path, reader: Any) -> Any:
