@@ -118,9 +118,9 @@ def test_a_toy_update_is_seen_and_used(session, toys, llama, rows, tmp_path):
 
 
 def test_a_toy_form_is_on_the_page(toys, tmp_path):
-    page = tmp_path / "methods.md"
-    subprocess.run([sys.executable, "-m", "luthier.cli.docs", page], check=True, env={**os.environ, **toys})
-    assert "### toy" in page.read_text(encoding="utf-8") and "The scale s." in page.read_text(encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "luthier.cli.docs", tmp_path], check=True, env={**os.environ, **toys})
+    page = (tmp_path / "methods.md").read_text(encoding="utf-8")
+    assert "### toy" in page and "The scale s." in page
 
 
 def test_without_the_folder_it_is_gone(shell):

@@ -25,7 +25,7 @@ def harness(
     Raises `LuthierError` for a task that is not there, naming near ones.
     """
     check_harness()
-    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+    from lm_eval import simple_evaluate  # pyright: ignore
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 

@@ -31,7 +31,7 @@ class Header:
     def largest(self, key: str) -> int:
         """Returns a size of the model, `<architecture>.<key>`: of several layers the largest, and 0 if it is not there.
 
-        Raises `LuthierError` for what is no number.
+        Raises `LuthierError` where it is not a number.
         """
         key = f"{self.values.get('general.architecture')}.{key}"
         found = self.values.get(key, 0)
