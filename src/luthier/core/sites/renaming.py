@@ -13,6 +13,7 @@ from luthier.core.sites.structure import base_modules, base_parameters
 WRAPPERS = frozenset(
     {
         *("base_model", "model", "language_model"),  # peft's; the root of transformers' models, 4 and 5
+        "vision_model",  # in transformers 4, between a model that reads pictures and the layers of CLIP
         *("_orig_mod", "module"),  # torch.compile, DistributedDataParallel
         *("_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
     }
