@@ -18,7 +18,7 @@ from luthier.cli.source import card
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.format import Format
 from luthier.interop.import_adapter import readable, source_of
-from support import pyreft_recorded
+from support import pyreft_recorded, recorded
 from support.architectures import ARCHITECTURES
 
 FRESH = "import luthier as lt; print(lt.formats.GGUF(dtype='q8_0').dtype, lt.formats.PyReFT(positions='f1').positions)"
@@ -214,7 +214,10 @@ def sample(name: str, tmp_path: Path):
         lt.save(attached("lora"), tmp_path / "adapter")
         lt.export(tmp_path / "adapter", tmp_path / "whole", to=name, base=base(), processor=tokenizer())
         return base(), tmp_path / "whole", find("formats", name, Format)()
-    assert name == "pyreft"
+    if name != "pyreft":
+        recorded_case = next(case for case in recorded.cases() if case.format == name)
+        reader = find("formats", name, Format)(**recorded_case.settings)
+        return recorded.base(recorded_case.base), recorded_case.folder, reader
     case = pyreft_recorded.CASES["loreft"]
     reader = lt.formats.PyReFT(positions=case.positions)
     return pyreft_recorded.base(case.model), pyreft_recorded.FOLDER / "loreft", reader

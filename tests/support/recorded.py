@@ -33,6 +33,11 @@ SIZE = {
 }
 HALF = {"num_key_value_heads": 1}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+DEEPSEEK = {
+    **{"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
+    **{"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "num_key_value_heads": 2},
+    **{"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8},
+}
 GPT2 = {"n_positions": 64, "n_ctx": 64, "vocab_size": 32, "n_embd": 16, "n_layer": 3, "n_head": 2}
 BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", {**SIZE, **HALF}),
@@ -48,6 +53,11 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {**GPT2, "bos_token_id": 1, "eos_token_id": 2}),
     "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**SIZE, **HALF, **EXPERTS, "head_dim": 8}),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**SIZE, **HALF, "num_local_experts": 4}),
+    "qwen2_moe": (
+        *("Qwen2MoeForCausalLM", "Qwen2MoeConfig"),
+        {**SIZE, **HALF, **EXPERTS, "shared_expert_intermediate_size": 8},
+    ),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", "DeepseekV3Config", {**SIZE, **DEEPSEEK}),
     "roberta": (
         *("RobertaForSequenceClassification", "RobertaConfig"),
         {**SIZE, "type_vocab_size": 1, "num_labels": 2},

@@ -152,9 +152,9 @@ def _same(chosen: Sites, paths: list[str]) -> bool:
 
 
 def _spellings(kind: str, paths: list[str]) -> Iterator[str]:
-    function = {"input": "input", "stream": "output", "param": "params"}.get(kind)
-    if kind in ("affine", "stream"):
-        yield {"affine": "all-linear", "stream": "stream"}[kind]
+    function = {"input": "input", "stream": "output", "param": "params", "cache": "attention"}.get(kind)
+    if whole := {"affine": "all-linear", "stream": "stream", "cache": "attention"}.get(kind):
+        yield whole
     for parts in (1, 2):
         ends = dict.fromkeys(".".join(path.split(".")[-parts:]) for path in paths)
         yield f"{function}({', '.join(ends)})" if function else ", ".join(ends)

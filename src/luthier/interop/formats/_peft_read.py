@@ -18,7 +18,9 @@ from luthier.core.errors import LuthierError
 from luthier.core.sites.renaming import nearest, renamed
 from luthier.core.sites.structure import lookup_scale
 from luthier.interop.formats import _peft_beside as beside
+from luthier.interop.formats._factors import Pair, lora_of
 from luthier.interop.formats._peft_config import ALSO_MERGED
+from luthier.interop.formats._peft_experts import as_it_is_now, of_one_expert, on_all_experts, router
 from luthier.interop.formats._peft_targets import adapted, matches, refuse_missing
 from luthier.methods.forms.bitfit import BitFit
 from luthier.methods.forms.dora import DoRA
@@ -38,6 +40,8 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
     if not any(_divided(key, FACTORS)[1] for key in tensors):
         first = next((key for key in tensors if "lora" in key.lower()), next(iter(tensors), "nothing"))
         raise LuthierError(f"{folder} holds no factors: no name ends as lora_A.weight does (the first is {first}).")
+    config, tensors = as_it_is_now(config, tensors, model)
+    experts, tensors = _experts_apart(tensors, model)
     groups, rest = sorted_out(folder, config, tensors, FACTORS, model)
     rows = {path: found["rows"] for path, found in groups.items() if "rows" in found}
     groups = {path: found for path, found in groups.items() if path not in rows}
@@ -56,8 +60,10 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
             raise LuthierError(f"{folder}: the factors of {path} do not fit each other, or are no matrices.")
     told = _stored_names(tensors, FACTORS, model)
     scales = {path: _scale(folder, config, told[path], len(found["A"])) for path, found in groups.items()}
+    routers = {path: groups.pop(path) for path in list(groups) if not (dora or biased) and router(path, model)}
     if groups:
-        form, ranks = _form(config, dora, {path: len(found["A"]) for path, found in groups.items()}, scales)
+        own = {path: scales[path] for path in groups}
+        form, ranks = _form(config, dora, {path: len(found["A"]) for path, found in groups.items()}, own)
     else:
         form, ranks = LoRA(), {}
     for path, found in groups.items():
@@ -65,10 +71,27 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
             found["B"] = found["B"] * factor
     return [
         *([Found(form, "affine", groups, ranks)] if groups else []),
+        *lora_of(folder, {path: Pair(found["B"], found["A"], scales[path]) for path, found in routers.items()}, model),
+        *on_all_experts(folder, config, experts, lambda path, rank: _scale(folder, config, path, rank), model),
         *_biases(folder, {path: scales[path] * bias for path, bias in biases.items()}, dora, model),
         *beside.tokens(folder, rows, _indices(folder, config, rows), model),
         *beside.whole_parameters(folder, config, rest, model),
     ]
+
+
+def _experts_apart(
+    tensors: Mapping[str, Tensor], model: nn.Module
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """({path of one expert's layer: {our name: tensor}}, the other tensors)."""
+    apart: dict[str, dict[str, Tensor]] = {}
+    rest: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        path, end = _divided(key, FACTORS)
+        if end is not None and of_one_expert(path, model):
+            apart.setdefault(path, {})[end] = tensor
+        else:
+            rest[key] = tensor
+    return apart, rest
 
 
 def _biases(folder: Path, biases: Mapping[str, Tensor], dora: bool, model: nn.Module) -> list[Found]:

@@ -21,10 +21,11 @@ class PEFT(Format):
 
     Read are LORA with ranks and alphas of each layer, the rsLoRA scale, `use_dora`, `lora_bias`, tables and transposed
     layers (GPT-2), ADALORA, IA3, LN_TUNING and TRAINABLE_TOKENS. Modules and biases trained beside them are kept as
-    full parameters, single tokens and copies of one of two tied modules as low-rank changes. Outputs are peft's. Names
-    of wrapped models (torch.compile, DDP) and of other versions of transformers are mapped. What changes the output and
-    has no equal here is refused with the reason, and so are damage, missing layers and another base, which peft loads
-    without a word.
+    full parameters, single tokens and copies of one of two tied modules as low-rank changes. Adapters of single
+    experts, as transformers 4 had them, are stacked on the parameter that transformers 5 keeps. Outputs are peft's.
+    Names of wrapped models (torch.compile, DDP) and of other versions of transformers are mapped. What changes the
+    output and has no equal here is refused with the reason, and so are damage, missing layers and another base, which
+    peft loads without a word.
 
     Forms of low rank are written exactly, in float32, at the rank of each layer and with the scale inside B; so are
     DoRA (`use_dora`) and IA3 as methods of their own, and modules trained in full (a new head) as `modules_to_save`.
