@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -32,8 +31,15 @@ def as_it_is_now(
     """Configuration and tensors with Mixtral's blocks under their present name, where the base has that."""
     if any(f".{MIXTRAL}" in name for name, _ in model.named_modules()):
         return dict(config), dict(tensors)
-    renamed = json.loads(json.dumps(config).replace(MIXTRAL, "mlp"))
-    return renamed, {key.replace(f".{MIXTRAL}.", ".mlp."): tensor for key, tensor in tensors.items()}
+    return _renamed(dict(config)), {key.replace(f".{MIXTRAL}.", ".mlp."): tensor for key, tensor in tensors.items()}
+
+
+def _renamed(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace(MIXTRAL, "mlp")
+    if isinstance(value, dict):
+        return {_renamed(key): _renamed(each) for key, each in value.items()}
+    return [_renamed(each) for each in value] if isinstance(value, list) else value
 
 
 def of_one_expert(path: str, model: nn.Module) -> bool:
