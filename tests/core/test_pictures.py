@@ -6,36 +6,12 @@ import json
 
 import pytest
 import torch
-import transformers as tf
 from torch import Tensor
 
 import luthier as lt
 from luthier.core.sites.probe import dummy_inputs
+from support.tiny_pictures import MODELS, built
 
-TEXT = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-PLACES = {"image_token_id": 90}
-
-
-def llava():
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    seeing = tf.CLIPVisionConfig(**vision, image_size=16, patch_size=8)
-    return tf.LlavaForConditionalGeneration(
-        tf.LlavaConfig(vision_config=seeing, text_config=tf.LlamaConfig(**TEXT), **PLACES)
-    )
-
-
-def qwen2_vl():
-    seeing = {"embed_dim": 32, "hidden_size": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2, "patch_size": 4}
-    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e6}
-    marks = {"video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
-    config = tf.Qwen2VLConfig(text_config={**TEXT, "rope_parameters": rope}, vision_config=seeing, **PLACES, **marks)
-    return tf.Qwen2VLForConditionalGeneration(config)
-
-
-MODELS = {"llava": llava, "qwen2_vl": qwen2_vl}
 SEEING = {"llava": "vision_tower.*", "qwen2_vl": "visual.*"}
 FORMS = [
     (lt.LoRA(rank=2), None),
@@ -43,11 +19,6 @@ FORMS = [
     (lt.LoReFT(rank=2), None),
     (lt.Full(), "params(*self_attn.q_proj.weight)"),
 ]
-
-
-def built(name: str):
-    torch.manual_seed(0)
-    return MODELS[name]().eval()
 
 
 def logits(model) -> Tensor:
@@ -127,3 +98,31 @@ def test_a_folder_is_loaded_for_text_and_merged_whole(name, tmp_path):
     assert torch.allclose(logits(load(str(tmp_path / "merged")).model), wanted, atol=1e-4)
     text = json.loads((tmp_path / "merged" / "config.json").read_text())["text_config"]
     assert text["rope_theta"] == (1e6 if name == "qwen2_vl" else 10000.0)
+
+
+SEES = {"llava": "2 in vision_tower, 3 in language_model", "qwen2_vl": "2 in visual, 3 in language_model"}
+NAMED = {"llava": "q_proj", "qwen2_vl": "attn.qkv | q_proj"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_overview_says_which_parts_a_bare_name_means(name, tmp_path, capsys):
+    """A name of a layer may stand for layers of the part that sees as well; `all-linear` is the language model's."""
+    from luthier.cli import main
+    from support.tiny import sums, tokenizer, write_rows
+
+    built(name).save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    rows = write_rows(tmp_path / "rows.jsonl", sums(4))
+    train = ["train", tmp_path / "base", rows, "--method", "lora", "--eval-fraction", 0, "--dry-run", "--where"]
+    show = ["show", tmp_path / "base", "--where"]
+
+    def told(words, where: str) -> str:
+        assert main([*map(str, words), where]) == 0, capsys.readouterr().err
+        return " ".join(capsys.readouterr().out.split())
+
+    for words in (train, show):
+        both = told(words, NAMED[name])
+        assert SEES[name] in both and "'(…) & language_model.*' as where takes those of language_model alone" in both
+        one = told(words, f"({NAMED[name]}) & language_model.*")
+        assert "3 in language_model" in one and "alone" not in one
+        assert "21 in language_model" in told(words, "all-linear")

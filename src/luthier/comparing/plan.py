@@ -145,7 +145,6 @@ def _read(study: Study, name: str, folder: Path) -> Sourced:
 def _shapes(study: Study, model: str, read: Sourced) -> Shapes:
     """The model's shapes and its new head, tried on every row of the tests."""
     import torch
-    import transformers
 
     from luthier.training.progress import quiet
 
@@ -158,9 +157,7 @@ def _shapes(study: Study, model: str, read: Sourced) -> Shapes:
             head = tuple(models.load(source, task=read.task, labels=read.labels).new_modules)
         try:
             with torch.device("meta"):
-                empty = getattr(transformers, models.TASKS[read.task].model).from_config(
-                    config, trust_remote_code=models.trusted()
-                )
+                empty = models.class_of(read.task, config).from_config(config, trust_remote_code=models.trusted())
         except ValueError as error:
             raise LuthierError(f"{source} cannot serve {read.task}: {str(error).splitlines()[0]}") from None
         rows.tested_on(read, processor, training.max_length, models.positions(empty))

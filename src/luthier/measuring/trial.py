@@ -48,7 +48,7 @@ def trial(
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=models.trusted())
         processor = getattr(transformers, classes.processor).from_pretrained(path, trust_remote_code=models.trusted())
         with torch.device("meta"):
-            empty = getattr(transformers, classes.model).from_config(config, trust_remote_code=models.trusted())
+            empty = models.class_of(task, config).from_config(config, trust_remote_code=models.trusted())
     sites, *_ = resolve_targets(empty, form, where, ranks, budget)
     further = [(targeted.form, select(empty, targeted.place)) for targeted in also]
     # refuses a form that the start does not serve, and settings that no single pass can follow

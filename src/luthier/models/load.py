@@ -69,8 +69,8 @@ def pictured() -> set[str]:
     return {name for kind, name in seeing.items() if kind not in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES}
 
 
-def _class_of(task: str, config: Any) -> Any:
-    """The auto class of a task for a configuration: of decoders that read pictures, transformers has one apart."""
+def class_of(task: str, config: Any) -> Any:
+    """Returns the auto class of a task for a configuration; decoders that read pictures have one of their own."""
     import transformers
 
     found = getattr(transformers, TASKS[task].model)
@@ -134,7 +134,7 @@ def load(
         kind = getattr(transformers, TASKS[task].processor)
         processor = kind.from_pretrained(path, trust_remote_code=trusted(), **source)
         refuse_empty(processor, name)
-        model_class = _class_of(task, config)
+        model_class = class_of(task, config)
         model, report = model_class.from_pretrained(
             path,
             config=config,

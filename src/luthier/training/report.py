@@ -12,9 +12,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from luthier.core.adapters.attach import state_of
 from luthier.core.adapters.control import describe, tensors
 from luthier.core.adapters.optimiser import active_groups, training_plan
 from luthier.core.contracts.component import Component
+from luthier.core.sites.pictures import sites_by_part
 from luthier.core.sites.structure import base_parameters
 from luthier.data import sizes_of
 from luthier.methods.choices import COMPONENTS, usual
@@ -89,7 +91,14 @@ def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) ->
 def overview(run: Run, prepared: Prepared, model: Any, plan: Plan, memory: Memory) -> Group:
     """Returns the two tables that are printed before training."""
     held = replace(memory, optimiser=memory.optimiser * plan.active // max(1, plan.held))
-    return Group(sites(describe(model)), figures(run, prepared, plan, held))
+    return Group(sites(describe(model)), figures(run, prepared, plan, held, parts(model)))
+
+
+def parts(model: Any) -> dict[str, str]:
+    """Returns the line that says in which parts of a model that also sees or hears the adapted sites are."""
+    paths = [site.path for component in state_of(model).components for site in component.sites]
+    told = sites_by_part(model, paths)
+    return {"parts": told} if told else {}
 
 
 def sites(rows: Sequence[dict[str, Any]]) -> Table:
@@ -113,11 +122,11 @@ def span(ranks: Sequence[int]) -> str:
     return f"{min(ranks)} to {max(ranks)}, mean {sum(ranks) / len(ranks):.2g}"
 
 
-def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> Table:
-    """Returns the table of sizes, steps and memory."""
+def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory, more: dict[str, str]) -> Table:
+    """Returns the table of sizes, steps and memory, with `more` lines ahead."""
     settings = run.training
     table = Table(show_header=False, box=None, pad_edge=False)
-    lines = {
+    lines = more | {
         "trainable": f"{plan.trainable:,} of {plan.total:,} ({100 * plan.trainable / plan.total:.3g}%)",
         "adapter on disk": f"{plan.disk / MIB:.2f} MiB",
         "memory, estimate": f"{memory.total / MIB:,.0f} MiB: weights {memory.weights / MIB:,.0f}, gradients and "

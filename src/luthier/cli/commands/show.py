@@ -93,6 +93,7 @@ def show_feature(feature: dict[str, Any], processor: Any) -> None:
 def show_sites(model: str, where: str | None) -> None:
     """The sites of a selection, or every layer that a name can mean, by type; weights are not read."""
     from luthier.core.contracts.site import Sites
+    from luthier.core.sites.pictures import sites_by_part
     from luthier.core.sites.select import Scope, select
     from luthier.models import config_of, meta_model
 
@@ -103,6 +104,8 @@ def show_sites(model: str, where: str | None) -> None:
         rows.setdefault((site.type, site.kind, site.d_in, site.d_out), []).append(site.layer)
     cells = [(*key, len(layers), _span(layers)) for key, layers in rows.items()]
     table(("type", "kind", "d_in", "d_out", "sites", "blocks"), cells, f"{type(empty).__name__}: {len(sites)} sites")
+    if told := sites_by_part(empty, [site.path for site in sites]):
+        say(f"Parts: {told}.")
 
 
 def _span(layers: list[int | None]) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -81,3 +83,18 @@ def language_path(model: nn.Module) -> str | None:
     wanted = language_config(config).model_type
     named = ((path, getattr(module, "config", None)) for path, module in model.named_modules() if path)
     return next((path for path, own in named if getattr(own, "model_type", None) == wanted), None)
+
+
+def sites_by_part(model: nn.Module, paths: Iterable[str]) -> str | None:
+    """Returns how many of `paths` lie in the language model and how many in each part that sees or hears.
+
+    None for a model without such parts. A name such as q_proj may stand for layers of several.
+    """
+    language = language_path(model)
+    if language is None:
+        return None
+    above, _, own = language.rpartition(".")
+    counts = Counter(path.removeprefix(f"{above}.").split(".")[0] for path in paths)
+    told = ", ".join(f"{count:,} in {part}" for part, count in counts.items())
+    one = own if own in counts else next(iter(counts), own)
+    return told if len(counts) < 2 else f"{told}; '(…) & {one}.*' as where takes those of {one} alone"
