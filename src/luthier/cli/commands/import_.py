@@ -12,7 +12,7 @@ from luthier.cli.parse import Flags, Given, Loading
 
 @dataclass(frozen=True)
 class Import(Loading):
-    """Import an adapter that another library saved: peft (LoRA, DoRA, IA3) or pyreft.
+    """Import an adapter that another library saved: peft, pyreft, mlx-lm or AdapterHub's adapters.
 
     The format is told by what the folder holds; nothing in it is run. What has no equal here is refused with the
     reason, and so are damage and another base. `luthier list formats` shows which formats can be read.
