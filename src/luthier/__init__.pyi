@@ -135,6 +135,7 @@ from luthier.federating import federate as federate
 from luthier.interop import formats as formats
 from luthier.interop.convert import convert as convert
 from luthier.interop.export import export as export
+from luthier.interop.formats.adapterhub import AdapterHub as AdapterHub
 from luthier.interop.formats.gguf import GGUF as GGUF
 from luthier.interop.formats.gguf_lora import GGUFLoRA as GGUFLoRA
 from luthier.interop.formats.merged import Merged as Merged

@@ -58,5 +58,5 @@ def test_a_fused_layer_takes_as_many_factors_as_it_says(tmp_path):
     told = json.loads((folder / "adapter_config.json").read_text())
     told["config"]["attn_matrices"] = ["q"]
     (folder / "adapter_config.json").write_text(json.dumps(told))
-    with pytest.raises(lt.LuthierError, match=r"fit|attn_matrices|shape|expected"):
+    with pytest.raises(lt.LuthierError, match="are not those of q"):
         lt.import_adapter(folder, tmp_path / "ours", base=base("gpt2"))

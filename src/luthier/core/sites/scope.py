@@ -142,6 +142,9 @@ class Scope:
         it calls none of the type (an expert that gets no token, among others that do, is none of these). With them,
         layers that are linear by their class alone, and do something else."""
         linear = [site for site in self.named if site.kind == "affine"] if self.met and not self.uncalled else []
+        seeing = {site.path for site in linear if site.layer is not None and not self.speaks(site.path)}
+        if not seeing & set(self.met):  # no picture could be tried, as on the meta device: nothing is known of these
+            linear = [site for site in linear if site.path not in seeing]
         called = {site.type for site in linear if site.path in self.met}
         idle = [site for site in linear if site.path not in self.met]
         left = {s.path for s in idle if s.type not in called or s.path.rpartition(".")[0] in self.met}

@@ -111,7 +111,7 @@ def read_prefix(folder: Path, config: Mapping[str, Any], held: Mapping[str, Tens
     names = {key: PREFIX.fullmatch(key) for key in held}
     strange = next((key for key, match in names.items() if match is None), None)
     if strange is not None:
-        raise LuthierError(f"{folder} holds {strange}, which is no tensor of a prefix.")
+        raise LuthierError(f"{folder} holds {strange}, which is not a tensor of a prefix.")
     groups = {match["group"] for match in names.values() if match}
     if len(groups) != 1 or length < 1:
         raise LuthierError(

@@ -69,7 +69,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
-        raise LuthierError(f"{folder / CONFIG} is no configuration of AdapterHub's (no config in it).")
+        raise LuthierError(f"{folder / CONFIG} is not a configuration of AdapterHub's (no config in it).")
     return config
 
 
