@@ -42,7 +42,7 @@ def grouped(folder: Path, held: Mapping[str, Tensor], pattern: re.Pattern[str]) 
 
 def number(folder: Path, config: Mapping[str, Any], key: str) -> float:
     value = config.get(key)
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise LuthierError(f"{folder}: {key} is {value!r}; expected a finite number.")
     return float(value)
 
