@@ -449,3 +449,8 @@ def test_pictures_of_a_file_that_is_divided_or_joined_are_found(tmp_path, monkey
         found = sourced("pets", DataSet(train), Training(eval_fraction=0.1), [0], tmp_path / "s")
         kept = [*found.examples.rows, *found.tests["pets"].rows]
         assert len(kept) in (10, 14) and all(Path(row.image).is_absolute() for row in kept)
+
+
+def test_a_folder_in_the_place_of_data_is_told(tmp_path):
+    with pytest.raises(lt.LuthierError, match=r"data is .*expected str or none"):
+        lt.compare("model", tmp_path)  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ from luthier.comparing.report.table import save
 from luthier.comparing.rows import read_held
 from luthier.comparing.study import Study, label, read_study
 from luthier.comparing.tune import place, tuned
+from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
 from luthier.core.notebook import table
 from luthier.data import Examples
@@ -95,6 +96,7 @@ def compare(
     Raises `LuthierError` before the first run for all that does not fit, and for a folder that holds another study;
     after the last one, for those that failed.
     """
+    check_type("data", data, str | None)  # a Path there is most likely the folder, which is `out`
     given = {"methods": methods, "seeds": seeds, "budget": budget, "training": training, "held": held}
     given |= {"tune": tune, "tune_steps": tune_steps}
     return carry_out(study_of(study, data, test, {k: v for k, v in given.items() if v is not None}), out, progress)
