@@ -38,6 +38,14 @@ class Subject:
     score: Callable[[nn.Module, str, int], Sequence[float]]
     """The score of a model's answer to each row of a source, from 0 to 1, of at most so many tokens."""
 
+    def compared(self, measure: Callable[[nn.Module], Tensor]) -> Probes:
+        """Returns a measurement that repeats itself exactly, [n], of the model before and after fine-tuning."""
+        with self.before() as model:
+            before = measure(model)
+        with self.after() as model:
+            after = measure(model)
+        return Probes(before, after, before)
+
 
 @dataclass(frozen=True)
 class Probes:
@@ -71,6 +79,9 @@ class Gate(Component):
     """Rows to probe with: a file, a folder or a hub id."""
     tolerance: float = 0.0
     """Largest worsening that may be released."""
+
+    def check(self) -> None:
+        self.within("tolerance", 0)
 
     def measure(self, subject: Subject) -> Probes:
         """Returns the numbers of both models on the same probes."""

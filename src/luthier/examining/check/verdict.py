@@ -12,6 +12,7 @@ from torch import Tensor
 
 from luthier.core.contracts.gate import Gate, Probes
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.resampling import resampled
 
 PASSES, TRIPPED, UNTOLD = "passes", "tripped", "too few probes"
 FEWEST = 10
@@ -137,10 +138,6 @@ def _solved(rising: Callable[[float], float]) -> float:
 
 
 def _bootstrap(change: Tensor, seed: int) -> tuple[float, float]:
-    draw, n, means = torch.Generator().manual_seed(seed), len(change), []
-    size = max(1, CHUNK // n)
-    for start in range(0, RESAMPLES, size):
-        rows = torch.randint(n, (min(size, RESAMPLES - start), n), generator=draw)
-        means.append(change[rows].mean(1))
+    means = [change[rows].mean(1) for rows in resampled(len(change), RESAMPLES, seed, CHUNK)]
     low, high = torch.quantile(torch.cat(means), torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
     return low, high

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.contracts.examination import Examination, Report
+from luthier.core.numerics.resampling import resampled
 from luthier.core.sites.answers import answers, rows_of
 
 CHUNK = 4_000_000
@@ -59,11 +60,7 @@ class Forgetting(Examination):
 
     def _draws(self, rows: int, stream: int):
         """Indices [draws, rows], drawn with replacement, a chunk at a time."""
-        generator = torch.Generator().manual_seed(2 * self.seed + stream)
-        size = max(1, CHUNK // rows)
-        for start in range(0, self.resamples, size):
-            count = min(size, self.resamples - start)
-            yield torch.randint(rows, (count, rows), generator=generator)
+        return resampled(rows, self.resamples, 2 * self.seed + stream, CHUNK)
 
     def _report(self, places, null) -> Report:
         lost = [name for name, each in places.items() if each["low"] > 0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.contracts.examination import Batch
-from luthier.core.contracts.gate import Gate, Probes
+from luthier.core.contracts.gate import Gate
 from luthier.core.sites.answers import answers, rows_of
 
 
@@ -28,16 +28,9 @@ class CalibrationDrift(Gate):
     tolerance: float = 0.02
     """Largest rise of the Brier score that may be released."""
 
-    def check(self):
-        self.within("tolerance", 0)
-
     def measure(self, subject):
         batches = subject.labelled(self.data or "")
-        with subject.before() as model:
-            before = brier(model, batches)
-        with subject.after() as model:
-            after = brier(model, batches)
-        return Probes(before, after, before)
+        return subject.compared(lambda model: brier(model, batches))
 
 
 def brier(model: nn.Module, batches: Sequence[Batch]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from luthier.core.contracts.examination import Batch
 from luthier.core.contracts.example import Example
-from luthier.core.contracts.gate import Gate, Probes
+from luthier.core.contracts.gate import Gate
 from luthier.core.errors import LuthierError
 from luthier.core.sites.answers import answers, rows_of
 
@@ -45,11 +45,7 @@ class ContextUse(Gate):
     def measure(self, subject):
         own, swapped = variants(subject.rows(self.data or ""))
         batches = subject.batches(own), subject.batches(swapped)
-        with subject.before() as model:
-            before = self.used(model, *batches)
-        with subject.after() as model:
-            after = self.used(model, *batches)
-        return Probes(before, after, before)
+        return subject.compared(lambda model: self.used(model, *batches))
 
     def used(self, model: nn.Module, own: Sequence[Batch], swapped: Sequence[Batch]) -> Tensor:
         """[rows]: 1 where the row's own context makes its answer `factor` times as likely."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from luthier.core.contracts.examination import Batch
-from luthier.core.contracts.gate import Gate, Probes
+from luthier.core.contracts.gate import Gate
 from luthier.core.sites.answers import answers, rows_of
 
 
@@ -26,16 +26,9 @@ class HeldLoss(Gate):
     tolerance: float = 0.05
     """Largest rise of the mean loss, in nats, that may be released."""
 
-    def check(self):
-        self.within("tolerance", 0)
-
     def measure(self, subject):
         batches = subject.labelled(self.data or "")
-        with subject.before() as model:
-            before = losses(model, batches)
-        with subject.after() as model:
-            after = losses(model, batches)
-        return Probes(before, after, before)
+        return subject.compared(lambda model: losses(model, batches))
 
 
 def losses(model: nn.Module, batches: Sequence[Batch]) -> Tensor:

@@ -32,7 +32,7 @@ class IntruderDimensions(Gate):
     """Largest cosine with a vector of the base at which a vector counts as new."""
 
     def check(self):
-        self.within("tolerance", 0)
+        super().check()
         self.within("k", 1)
         self.within("eps", 0, 1)
         if self.data is not None:

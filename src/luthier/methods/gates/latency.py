@@ -32,7 +32,7 @@ class Latency(Gate):
     """Passes of each model that are timed."""
 
     def check(self):
-        self.within("tolerance", 0)
+        super().check()
         self.within("repeats", 10)
 
     def measure(self, subject):

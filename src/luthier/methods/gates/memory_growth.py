@@ -28,7 +28,7 @@ class MemoryGrowth(Gate):
     """Largest share of the base's bytes that may be added."""
 
     def check(self):
-        self.within("tolerance", 0)
+        super().check()
         if self.data is not None:
             raise LuthierError("memory_growth counts bytes of weights and reads no rows; leave data out.")
 

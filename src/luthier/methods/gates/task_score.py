@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from luthier.core.contracts.gate import Gate, Probes
+from luthier.core.contracts.gate import Gate
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,6 @@ class TaskScore(Gate):
         self.within("max_new_tokens", 1)
 
     def measure(self, subject):
-        with subject.before() as model:
-            before = subject.score(model, self.data or "", self.max_new_tokens)
-        with subject.after() as model:
-            after = subject.score(model, self.data or "", self.max_new_tokens)
-        scores = torch.tensor([before, after]).double()
-        return Probes(scores[0], scores[1], scores[0])
+        return subject.compared(
+            lambda model: torch.tensor(subject.score(model, self.data or "", self.max_new_tokens)).double()
+        )
