@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -22,7 +20,7 @@ from luthier.comparing.report.axis import Axis
 from luthier.comparing.report.charts import Layout, Point, Price, Span
 from luthier.comparing.report.summary import LOSS, Row, Section, sections, told
 from luthier.core.errors import LuthierError
-from luthier.core.palette import styled
+from luthier.core.palette import policy_digest, rendered, styled
 
 FILE, PICTURE = "report.html", "report.png"
 HERE = Path(__file__).parent
@@ -60,28 +58,18 @@ def write(folder: Path) -> Path:
 
 def page(found: Sequence[Section], beside: Sequence[str] = ()) -> str:
     """The page as HTML. Everything that a run wrote is text to it: escaped, and no script but its own may run."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    html, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
-    style = styled(HERE / "page.css")
-    return environment.from_string(html).render(
+    script, style = (HERE / "page.js").read_text(encoding="utf-8"), styled(HERE / "page.css")
+    return rendered(
+        HERE / "page.html",
         title=title(found),
         shown=[_view(section) for section in found],
         beside=beside,
         script=Markup(script),
         style=Markup(style),
-        digests={"script": _digest(script), "style": _digest(style)},
+        digests={"script": policy_digest(script), "style": policy_digest(style)},
         formatting=formatting,
         told=told,
     )
-
-
-def _digest(text: str) -> str:
-    """What a content security policy calls a script or a style that may stand in the page."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def title(found: Sequence[Section]) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
-from luthier.core.palette import styled
+from luthier.core.palette import policy_digest, rendered, styled
 from luthier.examining.check.verdict import Verdict
 
 HERE = Path(__file__).parent
@@ -20,19 +18,15 @@ WIDTH = 260
 
 def page(target: str, outcome: str, verdicts: Sequence[Verdict]) -> str:
     """Returns the page as HTML that needs nothing beside it; what files and gates are called is text to it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     style = styled(HERE / "page.css")
-    return environment.from_string((HERE / "page.html").read_text(encoding="utf-8")).render(
+    return rendered(
+        HERE / "page.html",
         target=target,
         outcome=outcome,
         sentence=sentence(outcome, verdicts),
         verdicts=[(verdict, told(verdict), drawn(verdict)) for verdict in verdicts],
         style=Markup(style),
-        digest=f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'",
+        digest=policy_digest(style),
         number=number,
     )
 
