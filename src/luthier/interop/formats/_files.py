@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import LuthierError
+from luthier.core.files import read_json
 from luthier.core.guard import guarded
+
+
+def holds(folder: Path, config: str, weights: Collection[str], marks: Collection[str]) -> bool:
+    """Returns whether a folder has a library's configuration, with weights or at least with the keys that mark it."""
+    if not (folder / config).is_file():
+        return False
+    if any((folder / name).is_file() for name in weights):
+        return True
+    told = read_json(folder / config)
+    return isinstance(told, dict) and set(marks) <= set(told)
 
 
 def read_tensors(path: Path, aside: Collection[str] = ()) -> dict[str, Tensor]:

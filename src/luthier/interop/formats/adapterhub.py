@@ -31,14 +31,9 @@ class AdapterHub(Format):
 
     @classmethod
     def fits(cls, folder: Path) -> bool:
-        from luthier.core.files import read_json
+        from luthier.interop.formats._files import holds
 
-        if not (folder / CONFIG).is_file():
-            return False
-        if any((folder / name).is_file() for name in WEIGHTS):
-            return True
-        config = read_json(folder / CONFIG)
-        return isinstance(config, dict) and {"config", "model_type"} <= set(config)
+        return holds(folder, CONFIG, WEIGHTS, ("config", "model_type"))
 
     def base(self, folder: Path) -> str | None:
         told = _config(folder).get("model_name")

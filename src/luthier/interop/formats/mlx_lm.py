@@ -42,14 +42,9 @@ class MLXLM(Format):
 
     @classmethod
     def fits(cls, folder: Path) -> bool:
-        from luthier.core.files import read_json
+        from luthier.interop.formats._files import holds
 
-        if not (folder / CONFIG).is_file():
-            return False
-        if (folder / WEIGHTS).is_file():
-            return True
-        config = read_json(folder / CONFIG)
-        return isinstance(config, dict) and "lora_parameters" in config
+        return holds(folder, CONFIG, (WEIGHTS,), ("lora_parameters",))
 
     def base(self, folder: Path) -> str | None:
         told = _config(folder).get("model")

@@ -47,14 +47,9 @@ class PEFT(Format):
 
     @classmethod
     def fits(cls, folder: Path) -> bool:
-        from luthier.core.files import read_json
+        from luthier.interop.formats._files import holds
 
-        if not (folder / CONFIG).is_file():
-            return False
-        if any((folder / name).is_file() for name in WEIGHTS):
-            return True
-        config = read_json(folder / CONFIG)
-        return isinstance(config, dict) and "peft_type" in config
+        return holds(folder, CONFIG, WEIGHTS, ("peft_type",))
 
     def read(self, folder: Path, model: nn.Module) -> list[Found]:
         from luthier.interop.formats._files import inside, read_tensors
