@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,6 @@ from luthier.core.contracts.init import Init
 from luthier.core.contracts.ranks import Ranks
 from luthier.core.contracts.statistic import joined
 from luthier.core.contracts.update import Update
-from luthier.core.errors import LuthierError
 from luthier.core.sites.select import select
 from luthier.measuring.allocation import resolve_targets
 from luthier.methods.targeted_form import TargetedForm
@@ -60,17 +59,6 @@ def trial(
     return Tried(processor, models.positions(empty))
 
 
-@contextmanager
-def _told(name: str, path: Path | str, task: str) -> Iterator[None]:
-    try:
-        yield
-    except LuthierError:
-        raise
-    except Exception as error:  # of readers of files that nobody has checked
-        if help := models.remedy(error):
-            raise LuthierError(f"could not load {name!r} for {task}. {help}") from error
-        reason = str(error).strip().split("\n", 1)[0]
-        raise LuthierError(
-            f"could not load {name!r} for {task}: {reason} Check that {path} is whole and that its model serves "
-            "this task."
-        ) from error
+def _told(name: str, path: Path | str, task: str) -> AbstractContextManager[None]:
+    hint = f"Check that {path} is whole and that its model serves this task."
+    return models.explained(f"could not load {name!r} for {task}", lambda error: f"{models.first_line(error)} {hint}")

@@ -16,7 +16,7 @@ from luthier.models.licence import licence_of
 from luthier.models.load import TASKS, Loaded, class_of, load, task_of_class
 from luthier.models.max_positions import positions
 from luthier.models.resolve import resolve
-from luthier.models.trust import remedy, trusted, trusting
+from luthier.models.trust import explained, first_line, trusted, trusting
 
 model = load
 """`luthier.model`: its public name, as `luthier.load` reads adapters."""
@@ -32,7 +32,9 @@ __all__ = [
     "catalogue",
     "class_of",
     "config_of",
+    "explained",
     "fetch",
+    "first_line",
     "fitted_task",
     "is_cached",
     "licence_of",
@@ -43,7 +45,6 @@ __all__ = [
     "positions",
     "processor_of",
     "refuse_unwritten",
-    "remedy",
     "resolve",
     "task_of",
     "task_of_class",

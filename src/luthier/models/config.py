@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from luthier.core.errors import LuthierError
 from luthier.models.hub import only_local
 from luthier.models.load import TASKS
 from luthier.models.resolve import resolve
-from luthier.models.trust import remedy, trusted
+from luthier.models.trust import explained, first_line, trusted
 
 
 def config_of(name: str) -> Any:
@@ -36,17 +34,8 @@ def processor_of(name: str, task: str) -> Any:
         return kind.from_pretrained(path, local_files_only=only_local(path), trust_remote_code=trusted())
 
 
-@contextmanager
-def _told(name: str, wanted: str) -> Iterator[None]:
-    try:
-        yield
-    except LuthierError:
-        raise
-    except Exception as error:
-        if help := remedy(error):
-            raise LuthierError(f"could not read {wanted} of {name!r}. {help}") from error
-        reason = str(error).strip().split("\n", 1)[0]
-        raise LuthierError(f"could not read {wanted} of {name!r}: {reason}") from error
+def _told(name: str, wanted: str) -> AbstractContextManager[None]:
+    return explained(f"could not read {wanted} of {name!r}", first_line)
 
 
 def meta_model(config: Any) -> Any:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from luthier.models.quantize import quantization, warn_of_odd_widths
 from luthier.models.quiet import quiet
 from luthier.models.resolve import resolve
 from luthier.models.tokenizer import refuse_empty, set_pad_token
-from luthier.models.trust import remedy, trusted, trusting
+from luthier.models.trust import explained, trusted, trusting
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
@@ -185,22 +184,18 @@ def _choice(what: str, value: str, known: Any) -> None:
         raise LuthierError(f"no {what} {value!r}{near(value, known) or '.'} There are: {', '.join(known)}.")
 
 
-@contextmanager
-def _told(name: str, path: Path | str, task: str) -> Iterator[None]:
+def _told(name: str, path: Path | str, task: str) -> AbstractContextManager[None]:
     """Makes a `LuthierError` of what transformers raises for a model that does not load or fit."""
-    try:
-        yield
-    except LuthierError:
-        raise
-    except Exception as error:
-        if help := remedy(error):
-            raise LuthierError(f"could not load {name!r} for {task}. {help}") from error
+    if isinstance(path, str):
+        hint = f"{name} was taken for a hub id, as no such folder exists: check it there."
+    else:
+        hint = f"Check that {path} is whole and that its model serves the task {task}."
+
+    def why(error: Exception) -> str:
         reason = textwrap.shorten(str(error), 300, placeholder=" …").rstrip(".")
-        if isinstance(path, str):
-            hint = f"{name} was taken for a hub id, as no such folder exists: check it there."
-        else:
-            hint = f"Check that {path} is whole and that its model serves the task {task}."
-        raise LuthierError(f"could not load {name!r} for {task}: {reason}. {hint}") from error
+        return f"{reason}. {hint}"
+
+    return explained(f"could not load {name!r} for {task}", why)
 
 
 def _new_modules(model: Any, report: dict[str, Any], name: str) -> list[str]:

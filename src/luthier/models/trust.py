@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+from luthier.core.errors import LuthierError
 
 _TRUSTED = ContextVar("luthier_trusts_code_of_models", default=False)
 REMEDY = (
@@ -28,6 +30,22 @@ def trusting(trust: bool) -> Iterator[None]:
         _TRUSTED.reset(before)
 
 
-def remedy(error: Exception) -> str:
-    """Returns what to do where a model needs code of its own; empty for other errors."""
-    return REMEDY if "trust_remote_code" in str(error) else ""
+@contextmanager
+def explained(failed: str, why: Callable[[Exception], str]) -> Iterator[None]:
+    """Any exception in the block becomes a `LuthierError`: what `failed`, and `why`; a `LuthierError` passes as it is.
+
+    Where a model needs code of its own, the reason is what to do about that.
+    """
+    try:
+        yield
+    except LuthierError:
+        raise
+    except Exception as error:  # of readers of files that nobody has checked
+        if "trust_remote_code" in str(error):
+            raise LuthierError(f"{failed}. {REMEDY}") from error
+        raise LuthierError(f"{failed}: {why(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of what an exception says."""
+    return str(error).strip().split("\n", 1)[0]
