@@ -34,6 +34,24 @@ def base_of(
     return load(name, task=found, dtype=dtype, labels=spec["measured"].get("labels") or labels)
 
 
+def base_under(target: str, name: str | None, *, like: str | None = None, dtype: str, task: str | None) -> Loaded:
+    """The bare base of what was fine-tuned: an adapter, or a whole model in the folder `target`.
+
+    The task of a whole model is that of the class of `like`. Default: the base.
+    """
+    from luthier.core.storage.folder import adapter_at, read_adapter
+    from luthier.models import config_of, task_of_class
+
+    if adapter_at(target):
+        return base_of(name, read_adapter(target)[1], dtype=dtype, task=task)
+    if not (Path(target).expanduser() / "config.json").is_file():
+        read_adapter(target)  # tells what is near
+    if name is None:
+        raise LuthierError("a whole model does not say what it was fine-tuned from; give --base.")
+    found = task or task_of_class((config_of(like or name).architectures or [""])[0])
+    return base_of(name, None, dtype=dtype, task=found)
+
+
 def next_step(
     model: str,
     data: str | None,

@@ -10,7 +10,6 @@ from luthier.cli.parse import Fitted, Given
 
 if TYPE_CHECKING:
     from luthier.examining.check import Checked
-    from luthier.models import Loaded
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,15 @@ class Check(Fitted):
     """Print JSON."""
 
     def run(self, given: Given) -> None:
+        from luthier.cli.base import base_under
         from luthier.examining.check import check
         from luthier.examining.check.gates import read_gates
         from luthier.examining.check.run import free
 
         if self.out is not None:
             free(self.out)
-        gates, base = read_gates(self.gates), self._base()
+        gates = read_gates(self.gates)
+        base = base_under(self.adapter, self.model, like=self.adapter, dtype=self.dtype, task=self.task)
         found = check(
             self.adapter,
             gates,
@@ -80,21 +81,6 @@ class Check(Fitted):
         say_json(found.to_dict()) if self.json else show(found, self.out)
         if found.code:
             raise SystemExit(found.code)
-
-    def _base(self) -> Loaded:
-        """The bare base, for the task of what was fine-tuned."""
-        from pathlib import Path
-
-        from luthier.cli.base import base_of
-        from luthier.core.storage.folder import adapter_at, read_adapter
-        from luthier.models import config_of, task_of_class
-
-        if adapter_at(self.adapter):
-            return base_of(self.model, read_adapter(self.adapter)[1], dtype=self.dtype, task=self.task)
-        if not (Path(self.adapter).expanduser() / "config.json").is_file():
-            read_adapter(self.adapter)  # tells what is near
-        task = self.task or task_of_class((config_of(self.adapter).architectures or [""])[0])
-        return base_of(self.model, None, dtype=self.dtype, task=task)
 
 
 def show(found: Checked, out: str | None) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from luthier.cli.output import say, say_json, table
 from luthier.cli.parse import Fitted, Flags, Given, option
-
-if TYPE_CHECKING:
-    from luthier.models import Loaded
 
 MOST = 24
 """Places up to which each has a row of its own."""
@@ -68,6 +65,7 @@ class Examine(Fitted):
         return [Flags(found, f"Settings of {found.name()}")]
 
     def run(self, given: Given) -> None:
+        from luthier.cli.base import base_under
         from luthier.core.contracts.component import find
         from luthier.core.contracts.examination import Examination
         from luthier.examining import examine
@@ -79,7 +77,7 @@ class Examine(Fitted):
         made = cls.from_dict(dict(given.get(cls, {})))
         sources = [] if self.data is None else [each.strip() for each in self.data.split(",")]
         check_data(made, sources, self.batch)
-        base = self._base()
+        base = base_under(self.target, self.base, dtype=self.dtype, task=self.task)
         found = examine(
             self.target,
             made,
@@ -100,24 +98,6 @@ class Examine(Fitted):
         show(found)
         if self.out is not None:
             say(f"{self.out} holds examined.json and examined.png.")
-
-    def _base(self) -> Loaded:
-        """The bare base, for the task that the target is for."""
-        from pathlib import Path
-
-        from luthier.cli.base import base_of
-        from luthier.core.errors import LuthierError
-        from luthier.core.storage.folder import adapter_at, read_adapter
-        from luthier.models import config_of, task_of_class
-
-        if adapter_at(self.target):
-            return base_of(self.base, read_adapter(self.target)[1], dtype=self.dtype, task=self.task)
-        if not (Path(self.target).expanduser() / "config.json").is_file():
-            read_adapter(self.target)  # tells what is near
-        if self.base is None:
-            raise LuthierError("a whole model does not say what it was fine-tuned from; give --base.")
-        task = self.task or task_of_class((config_of(self.base).architectures or [""])[0])
-        return base_of(self.base, None, dtype=self.dtype, task=task)
 
 
 def show(found: dict[str, Any]) -> None:
