@@ -20,13 +20,14 @@ from transformers.trainer_callback import PrinterCallback
 
 from luthier.core.adapters.control import tensors
 from luthier.core.adapters.optimiser import optimiser
-from luthier.core.contracts.objective import At, Batch, Figures, ObjectiveState, labels_of
+from luthier.core.contracts.objective import At, Batch, ObjectiveState, labels_of
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, write_json
 from luthier.core.guard import guarded, written
 from luthier.data import Collator, sizes_of
 from luthier.training.checkpoint import GO_ON, WRITING, clean, commit
 from luthier.training.context import running_norms
+from luthier.training.figures import FigureSums
 from luthier.training.order import ByLength
 from luthier.training.spec import Run
 
@@ -72,28 +73,6 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
 
 class Diverged(LuthierError):
     """Raised when the loss, or the norm of its gradient, is no longer a finite number."""
-
-
-class Tally:
-    """Sums of an objective's figures over batches."""
-
-    def __init__(self, curves: Sequence[Sequence[str]]) -> None:
-        self.sums = {name: [0.0, 0] for together in curves for name in together}
-
-    def add(self, figures: Figures) -> None:
-        """Those of one batch."""
-        for name, values in figures.items():
-            self.sums[name][0] += float(values.double().sum())
-            self.sums[name][1] += values.numel()
-
-    def held(self) -> Tensor:
-        """Returns (sum, count) of each, [figures, 2]."""
-        return torch.tensor(list(self.sums.values()), dtype=torch.float64)
-
-    def means(self, held: Tensor) -> dict[str, float]:
-        """Returns the mean of each that was told of some row."""
-        found = zip(self.sums, held.tolist(), strict=True)
-        return {name: total / count for name, (total, count) in found if count}
 
 
 class Trainer(transformers.Trainer):
@@ -142,7 +121,7 @@ class Trainer(transformers.Trainer):
         """Tokens seen by this process."""
         self.rows: list[int] = []
         """Rows of the current step."""
-        self.figures = Tally(run.objective.curves)
+        self.figures = FigureSums(run.objective.curves)
         """Figures of the current step."""
         self.norms = running_norms(model)
         self.model_accepts_loss_kwargs = True  # so it counts the labels and divides nothing itself
@@ -264,14 +243,14 @@ class Trainer(transformers.Trainer):
             self._stop("gradient's norm", logs["grad_norm"], self.rows)
         if "loss" in logs:
             logs |= self._means(self.figures)
-            self.figures = Tally(self.run.objective.curves)
+            self.figures = FigureSums(self.run.objective.curves)
         super().log(logs, start_time)
         self.state.log_history.clear()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):  # pyright: ignore
         """Returns `{"eval_loss": …}`, the objective's own over the evaluation rows, parts weighed as at the start, and
         the objective's figures."""
-        figures = Tally(self.run.objective.curves)
+        figures = FigureSums(self.run.objective.curves)
         means, counts = self.measure(self.get_eval_dataloader(), figures)
         metrics = {f"{metric_key_prefix}_loss": float((means * self.run.objective.part_weights(counts, {})).sum())}
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self._means(figures).items()}
@@ -279,13 +258,13 @@ class Trainer(transformers.Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _means(self, figures: Tally) -> dict[str, float]:
+    def _means(self, figures: FigureSums) -> dict[str, float]:
         """The means of figures over all processes."""
         if not figures.sums:
             return {}
         return figures.means(self.accelerator.reduce(figures.held().to(self.args.device), "sum"))  # pyright: ignore
 
-    def measure(self, batches: Iterable[Any], figures: Tally | None = None) -> tuple[Tensor, Tensor]:
+    def measure(self, batches: Iterable[Any], figures: FigureSums | None = None) -> tuple[Tensor, Tensor]:
         """Returns the mean loss of each part (0 where it has no rows) and its count, [parts] each, over `batches`.
 
         The objective's figures are added to those given.
