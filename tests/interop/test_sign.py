@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import luthier as lt
 from luthier.cli import main
+from luthier.cli.parse import Signed, commands
 from luthier.core.errors import LuthierError
 from luthier.core.storage.store import write_spec
 from luthier.interop.sign import PASSWORD, SIGNATURE, requiring, sign, verify
@@ -151,3 +153,13 @@ def test_the_commands(adapter, author, capsys):
     assert main(["verify", str(adapter), "--key", str(author[1])]) == 0
     assert "as the owner of" in capsys.readouterr().out
     torch.manual_seed(0)
+
+
+LOOKS = {"push", "show", "sign", "verify"}  # commands that put no adapter into a model
+
+
+def test_every_command_that_loads_adapters_can_require_a_signature():
+    for name, cls in commands().items():
+        flags = [*dataclasses.fields(cls), *(f for each in cls.settings([]) for f in dataclasses.fields(each.cls))]
+        if {"adapter", "adapters", "inputs", "objective"} & {flag.name for flag in flags}:
+            assert name in LOOKS or issubclass(cls, Signed), name

@@ -135,7 +135,10 @@ def test_run_files_and_federations_take_it(own, additions, tmp_path):
     run = Run(own[0], additions, lt.LoRA(rank=2), out=out, training=Training(steps=1), trust_remote_code=True)
     save_run_file(run, file)
     assert "trust_remote_code = true" in file.read_text() and read_run_file(file).run() == run
-    lt.train(file, progress=False)
+    with pytest.raises(LuthierError, match="no file decides"):
+        lt.train(file, progress=False)
+    assert main(["train", str(file)]) == 2 and not own[1].exists()
+    lt.train(file, trust_remote_code=True, progress=False)
     again = read_run_file(tmp_path / "run" / "run.json").run()
     assert again.trust_remote_code and again.form == run.form
     settings = {"clients": 2, "rounds": 1, "training": Training(steps=1), "progress": False}
@@ -162,6 +165,17 @@ def test_nothing_reads_the_terminal():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "input":
                 asks.append(f"{file.relative_to(SOURCE)}:{node.lineno}")
     assert not asks
+
+
+def test_a_comparison_says_it_in_the_record_of_each_run(own, additions, tmp_path):
+    study = tmp_path / "study.toml"
+    study.write_text(
+        f'methods = ["lora"]\nseeds = [0]\n[models]\nown = {own[0]!r}\n[data.sums]\ntrain = {additions!r}\n'
+        "[training]\nsteps = 1\n"
+    )
+    assert main(["compare", str(study), "--out", str(tmp_path / "c"), "--trust-remote-code"]) == 0
+    records = [read_record(file.parent) for file in (tmp_path / "c").rglob("run.json")]
+    assert records and all(record["run"]["trust_remote_code"] for record in records)
 
 
 def test_every_command_that_takes_a_model_can_be_told_to_run_its_code():

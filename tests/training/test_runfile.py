@@ -60,7 +60,7 @@ def file(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".TOML"])
 @pytest.mark.parametrize("run", [FULL, Run("m", "d", lt.WeGeFT())], ids=["full", "plain"])
 def test_a_run_comes_back_from_its_file(run, suffix, tmp_path):
     save_run_file(run, tmp_path / f"f{suffix}")

@@ -81,8 +81,8 @@ class Loading(Command):
 
 
 @dataclass(frozen=True)
-class Fitted(Loading):
-    """Base of the commands that load adapters."""
+class Signed(Command):
+    """Base of the commands that load adapters, among other things or alone."""
 
     require_signature: Path | None = dataclasses.field(default=None, kw_only=True)
     """Public key that has signed every adapter that is loaded (`luthier sign`); others are refused."""
@@ -94,6 +94,11 @@ class Fitted(Loading):
         made.enter_context(super().within())
         made.enter_context(requiring(self.require_signature))
         return made
+
+
+@dataclass(frozen=True)
+class Fitted(Signed, Loading):
+    """Base of the commands that load models with their adapters."""
 
 
 def commands(wanted: str | None = None) -> dict[str, type[Command]]:

@@ -212,6 +212,7 @@ def run_of(study: Study, model: str, read: Sourced, method: Method, seed: int, o
         training=Training.from_dict(settings),
         limit=given.rows,
         columns=given.columns,
+        trust_remote_code=models.trusted(),
     )
 
 

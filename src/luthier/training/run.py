@@ -79,8 +79,9 @@ def train(
         return Session(run, progress, callbacks=callbacks).train(resume, overwrite)
     file = run if isinstance(run, str | Path) and is_run_file(str(run)) else None
     named = model if file is not None else _one(run=run, model=model)
-    under = _under(file, recipe)
-    with models.trusting(bool(given.get("trust_remote_code", under.get("trust_remote_code")))):
+    trust = bool(given.get("trust_remote_code"))
+    under = _under(file, recipe, trust)
+    with models.trusting(trust):
         base = None if named is None or isinstance(named, str | Path) else loaded_of(named)
     if base is not None:
         given["precision"] = precision_of(base, given.get("precision"))
@@ -113,12 +114,14 @@ def _stated(under: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return {**merged, "also": tuple(merged.get("also", ()))}
 
 
-def _under(file: str | Path | None, recipe: str | None) -> dict[str, Any]:
+def _under(file: str | Path | None, recipe: str | None, trust: bool) -> dict[str, Any]:
     """The fields of a run that a run file or a recipe states."""
     if file is not None and recipe is not None:
         raise LuthierError(f"{file} is the run, and recipe={recipe!r} another one; name the recipe in the file.")
     if file is not None:
-        return read_run_file(file).stated()
+        found = read_run_file(file)
+        found.check_trust(trust)
+        return found.stated()
     if recipe is None:
         return {}
     read = read_recipe(recipe)

@@ -66,6 +66,14 @@ class RunFile:
         choices = made(form_named(self.recipe.method), written(self.recipe))
         return {**choices, "training": Training.from_dict(self.recipe.training), **self.fields}
 
+    def check_trust(self, said: bool) -> None:
+        """Raises `LuthierError` where the file alone says that code of the model may run: files are passed around."""
+        if self.fields.get("trust_remote_code") and not said:
+            raise LuthierError(
+                f"{self.path} says trust_remote_code, which no file decides for you. Read the code that the model "
+                "brings, and if you trust it, add --trust-remote-code (in Python, trust_remote_code=True)."
+            )
+
     def run(self) -> Run:
         """Returns the run that it describes."""
         return completed(self.stated())
@@ -98,7 +106,7 @@ def _values(path: Path) -> tuple[dict[str, Any], bool]:
     """(what a file holds, whether it is the record of a run)."""
     if not path.is_file():
         raise LuthierError(f"the run file {path} does not exist.")
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         values = read_json(path)
         if isinstance(values, dict) and isinstance(values.get("run"), dict):
             return values_of(Run.from_dict(values["run"])), True
@@ -114,9 +122,10 @@ def _parsed(path: Path) -> Any:
 
     with guarded(f"{path} cannot be read"):
         raw = path.read_bytes()
-    with guarded(f"{path} is not valid {'TOML' if path.suffix == '.toml' else 'YAML'}"):
+    toml = path.suffix.lower() == ".toml"
+    with guarded(f"{path} is not valid {'TOML' if toml else 'YAML'}"):
         text = raw.decode("utf-8")
-        return tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, Loader=_loader())  # a safe one
+        return tomllib.loads(text) if toml else yaml.load(text, Loader=_loader())  # a safe one
 
 
 def _loader() -> Any:
@@ -244,7 +253,7 @@ def _stated(value: Any) -> Any:
 def save_run_file(run: Run, name: str | Path) -> None:
     """Writes the file that repeats a run. A file that says anything else is not replaced."""
     path = Path(name).expanduser()
-    if path.suffix not in SUFFIXES:
+    if not is_run_file(path.name):
         raise LuthierError(f"{path} is to be a run file; end its name with {', '.join(SUFFIXES)}.")
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text_of(run, path.suffix):
         raise LuthierError(f"{path} exists, and says something else than this run; choose another name.")
@@ -256,7 +265,7 @@ def save_run_file(run: Run, name: str | Path) -> None:
 
 def text_of(run: Run, suffix: str = ".toml") -> str:
     """Returns the run file of a run."""
-    values = values_of(run)
+    values, suffix = values_of(run), suffix.lower()
     if suffix == ".json":
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     if suffix in (".yaml", ".yml"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say, table
-from luthier.cli.parse import Flags, Given, Loading
+from luthier.cli.parse import Fitted, Flags, Given
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Combine(Loading):
+class Combine(Fitted):
     """Combine several adapters or fine-tuned models of one base into one.
 
     The flags of the method follow from its name: `luthier combine ties --help` shows them. The result is an adapter

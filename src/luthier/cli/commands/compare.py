@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import console, say, table
-from luthier.cli.parse import Flags, Given, Loading
+from luthier.cli.parse import Fitted, Flags, Given
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ TOLD = ("budget", "held", "tune", "tune_steps", "others", "timing")
 
 
 @dataclass(frozen=True)
-class Compare(Loading):
+class Compare(Fitted):
     """Compare methods side by side: same budget, data and seeds.
 
     Every run is trained as `luthier train` trains it, tested, and measured for what it cost and what it forgot.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.cli.output import console, say
-from luthier.cli.parse import Command, Flags, Given, option
+from luthier.cli.parse import Flags, Given, Signed, option
 from luthier.cli.stopped import federation_stopped
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ METHOD, AGGREGATION = "lora", "flora"
 
 
 @dataclass(frozen=True)
-class Federate(Command):
+class Federate(Signed):
     """Fine-tune a model on data that stay with several clients, by simulation.
 
     Rows are dealt to clients; in every round each of them trains an adapter on its own rows, as `luthier train` does,

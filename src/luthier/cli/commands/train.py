@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Command, Flags, Given, option
+from luthier.cli.parse import Flags, Given, Signed, option
 from luthier.cli.stopped import run_stopped
 from luthier.core.errors import LuthierError
 
@@ -21,7 +21,7 @@ OWN = ("form", "training", "model", "data", "calibration")
 
 
 @dataclass(frozen=True)
-class Train(Command):
+class Train(Signed):
     """Fine-tune a model on data.
 
     The flags of the method follow from --method: `luthier train --method lora --help` shows them. A recipe
@@ -139,6 +139,8 @@ class Train(Command):
         file = _file(self.model)
         method, recipe = _chosen(self.method, self.recipe, file)
         told = {name: value for name, value in given.get(Run, {}).items() if name not in CHOICES}
+        if file is not None:
+            file.check_trust(bool(told.get("trust_remote_code")))
         fields = {**(file.fields if file else {"model": self.model}), **({"data": self.data} if self.data else {})}
         if "data" not in fields:
             raise LuthierError(f"{self.model} is to be fitted to data; name them behind it, or give a run file.")
