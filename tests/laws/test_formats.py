@@ -37,6 +37,7 @@ ADAPTERS = {
     "norms": (lt.Full(), "params(input_layernorm.weight)"),
     "table": (lt.LoRA(rank=2), "embed_tokens"),
     "head": (lt.LoRA(rank=2), "lm_head, v_proj"),
+    "constant": (lt.LobiReFT(rank=2, positions="all"), "stream & layers(1, 2)"),
 }
 """What tries the way there and back: a form and where it acts."""
 DAMAGED = 200
@@ -63,10 +64,14 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
+def plain(name: str) -> str:
+    """What a format is there for: a change of weights, or a constant that is added to the stream."""
+    return "constant" if name == "control_vector" else "lora"
+
+
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_plain_change_leaves_and_the_base_stays(name, tmp_path):
-    model = lt.attach(base(), lt.LoRA(rank=2), where="q_proj, v_proj")
-    lt.save(model, tmp_path / "adapter")
+    lt.save(attached(plain(name)), tmp_path / "adapter")
     other = base()
     before, flags = logits(other), [p.requires_grad for p in other.parameters()]
     lost = lt.export(tmp_path / "adapter", tmp_path / "out", to=name, base=other, processor=tokenizer())
@@ -159,7 +164,7 @@ def test_what_is_written_is_read_as_it_was_or_refused_when_written(name, kind, t
     try:
         lost = lt.export(tmp_path / "adapter", tmp_path / "out", to=name, base=base(), processor=tokenizer())
     except lt.LuthierError:
-        assert not (tmp_path / "out").exists() and kind != "lora"
+        assert not (tmp_path / "out").exists() and kind != plain(name)
         return
     assert not lost and [each.name() for each in readable() if each.fits(tmp_path / "out")] == [name]
     back = lt.import_adapter(tmp_path / "out", tmp_path / "back", base=base())
@@ -211,7 +216,7 @@ def test_damaged_folders_are_refused_without_a_traceback(name, tmp_path):
 def sample(name: str, tmp_path: Path):
     """(base, a whole folder of a format, its reader): what we write, or what the library itself wrote."""
     if name in BOTH:
-        lt.save(attached("lora"), tmp_path / "adapter")
+        lt.save(attached(plain(name)), tmp_path / "adapter")
         lt.export(tmp_path / "adapter", tmp_path / "whole", to=name, base=base(), processor=tokenizer())
         return base(), tmp_path / "whole", find("formats", name, Format)()
     if name != "pyreft":

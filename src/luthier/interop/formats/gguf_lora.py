@@ -9,18 +9,22 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from luthier.core.contracts.format import Format, Outgoing, check_truncation
+from luthier.core.contracts.format import Format, Found, Outgoing, check_truncation
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import features
 
 
 @dataclass(frozen=True)
 class GGUFLoRA(Format):
-    """ΔW = B A → adapter.gguf, for a GGUF of the same base
+    """ΔW = (alpha / r) B A ↔ adapter.gguf, for a GGUF of the same base
 
-    What llama.cpp loads beside a base (`--lora`), several at a time and each at a strength of its own. Factors of
-    linear layers alone, in float32, under the same rules as for peft; tables, heads tied to one, biases and new modules
-    are refused.
+    What llama.cpp loads beside a base (`--lora`), several at a time and each at a strength of its own. Written are
+    factors of linear layers alone, in float32, under the same rules as for peft; tables, heads tied to one, biases and
+    new modules are refused.
+
+    Read are files of any dtype, as llama.cpp runs them at strength 1, tables of untied bases included. An alpha of 0,
+    or none, means a factor of 1 there, and so here. Weights of norms, which llama.cpp passes over, are told; those that
+    act from certain tokens on alone (aLoRA) are refused.
     """
 
     paper = "llama.cpp (ggml-org), gguf-py 0.19"
@@ -34,6 +38,29 @@ class GGUFLoRA(Format):
 
     def check(self) -> None:
         check_truncation(self.rank, self.tolerance)
+
+    @classmethod
+    def fits(cls, folder: Path) -> bool:
+        from luthier.interop.formats._gguf.reading import beside
+
+        return beside(folder, "lora") is not None
+
+    def base(self, folder: Path) -> str | None:
+        from luthier.interop.formats._gguf.reading import needed
+
+        told = needed(folder, "lora").values.get("general.base_model.0.repo_url")
+        return told.removeprefix("https://huggingface.co/") if isinstance(told, str) and told else None
+
+    def evidence(self, folder: Path) -> dict[str, Any]:
+        return {"library": "llama.cpp"} | ({"base": told} if (told := self.base(folder)) else {})
+
+    def read(self, folder: Path, model: nn.Module) -> list[Found]:
+        from luthier.interop.formats._factors import lora_of
+        from luthier.interop.formats._gguf.architectures import architecture_of
+        from luthier.interop.formats._gguf.lora import pairs_of
+        from luthier.interop.formats._gguf.reading import needed
+
+        return lora_of(folder, pairs_of(needed(folder, "lora"), model, architecture_of(model)), model)
 
     def check_base(self, model: nn.Module, processor: Any) -> None:
         from luthier.interop.formats._gguf.architectures import architecture_of

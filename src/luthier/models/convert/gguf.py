@@ -13,8 +13,8 @@ from typing import Any
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
 from luthier.models.convert._bytelevel import Metadata, byte_level
-from luthier.models.convert._gguf_header import Header, read_header
 from luthier.models.convert._save import filled
+from luthier.models.convert.gguf_header import Header, read_header
 from luthier.models.older import for_older_readers
 from luthier.models.quiet import quiet
 

@@ -37,6 +37,13 @@ class Architecture:
             tensor = _paired(tensor, heads)
         return tensor + self.norm_shift if self.norm_shift and name.endswith("norm.weight") else tensor
 
+    def factor(self, name: str, factor: Tensor, config: Any) -> Tensor:
+        """Returns a factor B as transformers has it; what `tensor` undoes."""
+        heads = _heads(name, config) if self.paired else None
+        if heads and factor.shape[0] % (2 * heads):
+            raise LuthierError(f"{name} is changed in {factor.shape[0]} rows, which are not those of {heads} heads.")
+        return _halved(factor, heads) if heads else factor
+
 
 def _heads(name: str, config: Any) -> int | None:
     """How many heads the rows of a tensor belong to, for queries and keys."""
@@ -48,6 +55,12 @@ def _paired(tensor: Tensor, heads: int) -> Tensor:
     """Rows of each head from halves (0, d/2), (1, d/2 + 1), … to neighbours."""
     halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
+
+
+def _halved(tensor: Tensor, heads: int) -> Tensor:
+    """Rows of each head from neighbours to halves."""
+    pairs = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
+    return pairs.transpose(1, 2).reshape(tensor.shape)
 
 
 def _sizes(writer: Any, config: Any) -> None:
