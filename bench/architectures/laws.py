@@ -7,6 +7,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,10 +121,11 @@ def _merges(name: str, model: nn.Module, inputs: dict[str, Any], adapted: list[T
 def _trains(model: nn.Module, inputs: dict[str, Any], reached: set[str]) -> None:
     """One step lowers the loss, and what acts where the base's own parameters have a gradient has one too."""
     trained = lt.trainable(model)
-    before = loss(model, inputs)
+    with _called(model) as called:
+        before = loss(model, inputs)
     before.backward()
     dead = [key for key, p in trained.items() if p.grad is None or not bool(p.grad.any())]
-    silent = sorted({key for key in dead if _place(key) in reached})
+    silent = sorted({key for key in dead if _place(key) in reached and _holder(model, _place(key)) in called})
     if silent:
         raise Wrong(f"{len(silent)} of {len(trained)} parameters have no gradient, as {silent[0]}")
     if len(dead) == len(trained):
@@ -144,6 +146,26 @@ def _trains(model: nn.Module, inputs: dict[str, Any], reached: set[str]) -> None
 def _place(key: str) -> str:
     """The path of the site of a trained tensor, `<adapter>.<path>.<parameter>`."""
     return key.partition(".")[2].rpartition(".")[0]
+
+
+def _holder(model: nn.Module, place: str) -> str:
+    """The path of the module of a site."""
+    return place if place in dict(model.named_modules()) else place.rpartition(".")[0]
+
+
+@contextmanager
+def _called(model: nn.Module) -> Iterator[set[str]]:
+    """The modules that a pass calls: an expert that gets no token is none of them."""
+    found: set[str] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, path=path: found.add(path))
+        for path, module in model.named_modules()
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _reached(model: nn.Module, inputs: dict[str, Any]) -> set[str]:

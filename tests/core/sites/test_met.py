@@ -213,3 +213,41 @@ def test_an_adapter_from_before_layers_were_left_out_still_loads(tmp_path):
     write_spec(tmp_path / "adapter", spec)
     lt.load(fresh, tmp_path / "adapter", check=False)
     assert sorted(lt.trainable(fresh)) == sorted(lt.trainable(model))
+
+
+def llama4():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "intermediate_size_mlp": 24, "head_dim": 8}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4}
+    return tf.Llama4ForCausalLM(tf.Llama4TextConfig(**sizes, **heads, num_experts_per_tok=1)).eval()
+
+
+def test_a_router_that_is_linear_by_its_class_is_left_out_and_adapted_at_its_weight():
+    """What leaves it are scores and logits of all experts: an adapter beside it changed the scores after the choice."""
+    model, ids = llama4(), {"input_ids": torch.randint(3, 40, (2, 9))}
+    with pytest.warns(UserWarning, match=r"all-linear leaves out 2 places .*router"):
+        assert not [site for site in lt.select(model, "all-linear") if "router" in site.path]
+    with pytest.raises(lt.LuthierError, match=r"more than map what enters it .*params\(model\.layers\.0"):
+        lt.attach(model, lt.LoRA(rank=2), "router")
+    base = output(model, **ids)
+    lt.attach(model, lt.LoRA(rank=2), "params(*.router.weight)")
+    move(model)
+    moved = output(model, **ids)
+    lt.merge(model)
+    assert (moved - base).abs().max() > 1e-4 and torch.allclose(output(model, **ids), moved, atol=1e-5)
+
+
+def test_lists_of_lists_are_no_blocks():
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [8, 8], "depths": [1, 2], "num_attention_heads": [1, 1], "num_encoder_blocks": 2}
+    more = {"patch_sizes": [4, 2], "strides": [4, 2], "mlp_ratios": [1, 1], "sequence_reduction_ratios": [1, 1]}
+    model = tf.PvtForImageClassification(tf.PvtConfig(image_size=16, **sizes, **more)).eval()
+    found = lt.select(model, "stream")
+    assert [site.path for site in found] == [f"pvt.encoder.block.{i}.{j}" for i, j in ((0, 0), (1, 0), (1, 1))]
+    with pytest.raises(lt.LuthierError, match="list of modules"):
+        lt.select(model, "output(pvt.encoder.block.1)")
+    pictures = {"pixel_values": torch.randn(2, 3, 16, 16)}
+    base = output(model, **pictures)
+    lt.attach(model, lt.LoReFT(rank=2, positions="all"))
+    move(model)
+    assert (output(model, **pictures) - base).abs().max() > 1e-4

@@ -23,7 +23,7 @@ from luthier.core.contracts.site import Site, Sites
 from luthier.core.deprecation import deprecated
 from luthier.core.errors import LuthierError, near
 from luthier.core.sites.inputs import NotKnown
-from luthier.core.sites.reads import is_read
+from luthier.core.sites.reads import check_maps, is_read
 from luthier.core.sites.select import select
 from luthier.core.sites.structure import (
     adaptable,
@@ -224,6 +224,8 @@ def _place(model: nn.Module, state: State, component: AdapterComponent, start: S
     places = _places(model) if any(site.kind == "param" for site in component.sites) else {}
     for site in component.sites:
         module = model.get_submodule(site.module)
+        if site.kind == "affine":
+            check_maps(model, site.path)
         params = parameters(module, site, component, start)
         owner = next((o for path, o in owners.items() if site.path.startswith(path + ".")), "")
         for tied in _tied(model, site, places):

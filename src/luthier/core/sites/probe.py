@@ -73,7 +73,7 @@ def _watched(model: nn.Module) -> Met | None:
     def watch(path: str, module: nn.Module) -> None:
         def note(module, args, kwargs, output) -> None:
             entering = args[0] if args else next(iter(kwargs.values()), None)
-            found.setdefault(path, (_shown(entering), _shown(output)))
+            found.setdefault(path, (_shown(entering), _more(module, entering, output) or _shown(output)))
 
         hooks.append(module.register_forward_hook(note, with_kwargs=True))
 
@@ -89,6 +89,31 @@ def _watched(model: nn.Module) -> Met | None:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def may_do_more(module: nn.Module) -> bool:
+    """Whether a layer is linear by its class, and has a forward pass of its own."""
+    base = getattr(type(module), "_luthier_base", type(module))
+    return isinstance(module, nn.Linear) and base.forward is not nn.Linear.forward
+
+
+def _more(module: nn.Module, entering: Any, output: Any) -> str | None:
+    """What leaves a layer that is linear by its class alone: routers of some models are, and choose experts too.
+
+    None where it is W x + b, or cannot be told: of a quantised layer, or one that is adapted already.
+    """
+    if not may_do_more(module):
+        return None
+    if not isinstance(output, Tensor):
+        return type(output).__name__
+    dense = module._parameters["weight"]
+    adapted = getattr(type(module), "_luthier_base", None) is not None
+    known = isinstance(entering, Tensor) and dense is not None and entering.shape[-1:] == dense.shape[-1:]
+    if adapted or not known or dense.dtype != entering.dtype or output.shape[-1:] != dense.shape[:1]:
+        return None
+    mapped = nn.functional.linear(entering, dense, module._parameters["bias"])
+    near = torch.allclose(mapped, output, rtol=1e-2, atol=1e-2 * float(mapped.abs().max()))
+    return None if near else "another function of what enters"
 
 
 def _shown(value: Any) -> Any:

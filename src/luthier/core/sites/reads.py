@@ -10,6 +10,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from luthier.core.errors import LuthierError
+from luthier.core.sites.probe import may_do_more, met
+
 LOOKS = {"dtype", "device", "shape", "size", "ndim", "dim", "numel", "requires_grad", "is_floating_point"}
 """What is asked of a tensor without its values."""
 
@@ -18,6 +21,16 @@ def is_read(model: nn.Module, path: str) -> bool:
     """Returns whether the module that holds the one at `path` computes with its weight or bias itself."""
     owner, _, name = path.rpartition(".")
     return bool(owner) and name in _read_by(type(model.get_submodule(owner)))
+
+
+def check_maps(model: nn.Module, path: str) -> None:
+    """Raises `LuthierError` for a layer that is linear by its class and does more than map what enters it."""
+    if may_do_more(model.get_submodule(path)) and isinstance((met(model) or {}).get(path, (None, None))[1], str):
+        raise LuthierError(
+            f"{path} ({type(model.get_submodule(path)).__name__}) is linear by its class, and does more than map what "
+            "enters it (a router also chooses experts), so no form can stand beside it. To change its weight, name "
+            f"that: params({path}.weight)."
+        )
 
 
 @functools.cache

@@ -106,6 +106,8 @@ class Scope:
         Its width is what a small pass meets there; where none can be run, that of most linear layers of the block.
         """
         module = self.modules[path]
+        if type(module).forward is nn.Module.forward:
+            raise LuthierError(f"{path} is a list of modules, which nothing enters or leaves; name those in it.")
         inside = width(self.blocks[block][1]) if (block := self.block(path)) else width(module)
         d_in, d_out = features(module) or (inside, inside)
         size = self._met_width(path, kind) or (d_in if kind == "input" else d_out)

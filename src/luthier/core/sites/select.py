@@ -260,10 +260,10 @@ class _Parser:
             advice = f"; {inside[0]!r} is not a linear layer: use {word}.* for the layers in it, or output({word})."
         else:
             advice = near(word, [*known, *WORDS]) or "."
-        names = sorted({s.path.rpartition(".")[2] for s in self.scope.named})
+        names = sorted({n for s in self.scope.named if not (n := s.path.rpartition(".")[2]).isdigit()})
         raise LuthierError(
             f"where={self.text!r}: {word!r} matches nothing in {type(self.scope.model).__name__}{advice} "
-            f"Layers by name: {', '.join(n for n in names if not n.isdigit())}. "
+            f"Layers by name: {', '.join(names) or 'none'}. "
             f"Words: {', '.join(WORDS)}."
         )
 

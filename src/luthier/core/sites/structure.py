@@ -168,7 +168,12 @@ def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
 
 
 def _holds_linear(blocks: nn.ModuleList) -> bool:
-    return len(blocks) > 0 and any(features(m) for _, m in base_modules(blocks[0]))
+    """Whether the elements are blocks: lists of lists are none, whose inner lists hold the blocks."""
+    return (
+        len(blocks) > 0
+        and not isinstance(blocks[0], nn.ModuleList)
+        and any(features(m) for _, m in base_modules(blocks[0]))
+    )
 
 
 def width(module: nn.Module) -> int:
