@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -11,7 +9,6 @@ import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,13 +16,12 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.guard import reason, written
+from luthier.core.locks import lock
 
 LARGEST_JSON = 32 * 2**20
 LOCK, OWNER = ".owner.lock", ".owner.json"
 """In a folder while a process works in it (`luthier.core.owner`), and who that is."""
 TRACES = (LOCK, OWNER, f".{OWNER}")
-PATIENCE = 60.0
-"""Seconds to wait while another process renames beside a folder, which takes it milliseconds."""
 
 
 def cache_root() -> Path:
@@ -75,7 +71,7 @@ def committed(folder: str | Path) -> Iterator[Path]:
         with _alone(folder.parent):
             _clean(folder)
             temporary = _fresh(folder)
-            held = _lock(temporary, fcntl.LOCK_EX)
+            held = lock(temporary)
         yield temporary
         _sync(temporary)
         with _alone(folder.parent):
@@ -86,7 +82,7 @@ def committed(folder: str | Path) -> Iterator[Path]:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         if held is not None:
-            os.close(held)
+            held()
 
 
 def _put(temporary: Path, folder: Path) -> None:
@@ -148,21 +144,23 @@ def _settled(parent: Path, names: str) -> Iterator[None]:
     """A shared lock on `parent`, taken when no folder of these names (a pattern) is aside."""
     while True:
         try:
-            handle = _lock(parent, fcntl.LOCK_SH)
+            held = lock(parent, shared=True)
         except (PermissionError, FileNotFoundError, NotADirectoryError):
-            handle = None  # a folder may be read whose parent may not
+            held = None  # a folder may be read whose parent may not
             break
         aside = [path.with_name(path.name[1:-4]) for path in parent.glob(f".{names}.old")]
         killed = [folder for folder in aside if not folder.exists()]
         if not killed:
             break
-        _unlock(handle)
+        if held is not None:
+            held()
         for folder in killed:
             recover(folder)
     try:
         yield
     finally:
-        _unlock(handle)
+        if held is not None:
+            held()
 
 
 def _real(folder: str | Path) -> Path:
@@ -173,37 +171,12 @@ def _real(folder: str | Path) -> Path:
 @contextmanager
 def _alone(parent: Path) -> Iterator[None]:
     """Nobody else commits or recovers in `parent` meanwhile."""
-    handle = _lock(parent, fcntl.LOCK_EX)
+    held = lock(parent)
     try:
         yield
     finally:
-        _unlock(handle)
-
-
-def _lock(folder: Path, kind: int, patience: float | None = None) -> int | None:
-    """A descriptor whose lock on a folder ends with it; None where the file system has no locks."""
-    patience = PATIENCE if patience is None else patience
-    handle, until = os.open(folder, os.O_RDONLY | os.O_DIRECTORY), time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(handle, kind | fcntl.LOCK_NB)
-            return handle
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-                os.close(handle)
-                return None
-            if time.monotonic() > until:
-                os.close(handle)
-                raise LuthierError(
-                    f"another process has kept {folder} locked for {patience:g} seconds; try again when it is done."
-                ) from None
-        time.sleep(0.005)
-
-
-def _unlock(handle: int | None) -> None:
-    if handle is not None:
-        fcntl.flock(handle, fcntl.LOCK_UN)  # a process forked meanwhile has the descriptor too
-        os.close(handle)
+        if held is not None:
+            held()
 
 
 def _fresh(folder: Path) -> Path:
@@ -221,10 +194,10 @@ def _clean(folder: Path) -> None:
     left = re.compile(re.escape(f".{folder.name}.new-") + "[0-9a-f]{8}")
     for path in [each for each in folder.parent.iterdir() if left.fullmatch(each.name)]:
         with suppress(OSError, LuthierError):  # its writer lives, or has just finished
-            handle = _lock(path, fcntl.LOCK_EX, patience=0)
-            if handle is not None:
+            held = lock(path, patience=0)
+            if held is not None:
                 shutil.rmtree(path, ignore_errors=True)
-                os.close(handle)
+                held()
 
 
 def _restore(folder: Path) -> None:
@@ -251,7 +224,10 @@ def _sync(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+    """Puts a folder, or a file, on disk; Windows has no such thing for folders, and wants files open for writing."""
+    if os.name == "nt" and folder.is_dir():
+        return
+    handle = os.open(folder, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import luthier as lt
-from luthier.core import files
+from luthier.core import files, locks
 from luthier.core.adapters.attach import adapter_names, state_of
 from luthier.core.files import committed, discard, recover
 from luthier.core.storage.folder import adapter_at, adapter_folder, read_adapter
@@ -204,7 +204,7 @@ def test_of_several_adapters_none_is_missed_that_is_aside(adapter, tmp_path):
 
 
 def test_a_folder_that_another_process_keeps_locked_is_told(adapter, monkeypatch):
-    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
     with files._alone(adapter.parent), pytest.raises(lt.LuthierError, match=r"has kept .* locked"):
         lt.load(build(), adapter)
 
