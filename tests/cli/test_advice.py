@@ -17,7 +17,7 @@ from luthier.training import Run, Training
 SOURCE = Path(luthier.__file__).parent
 NAMED = re.compile(r"(?:`|Next: |learn: |: )luthier ([a-z_]+)\b([^`\n]*)")
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z_-]*[a-z])\b")
-OTHERS = {"nproc-per-node", "help", "lora", "merge", "only-binary"}
+OTHERS = {"nproc-per-node", "help", "lora", "control-vector", "control-vector-scaled", "merge", "only-binary"}
 """Flags of other programs, and the one that every command has."""
 MADE_UP = {"flag", "no"}
 

@@ -20,6 +20,7 @@ COMMANDS = [
     "compare",
     "convert",
     "decode",
+    "doctor",
     "evaluate",
     "examine",
     "explain",

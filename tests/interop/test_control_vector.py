@@ -49,8 +49,8 @@ def test_the_file_holds_what_the_edit_adds(tmp_path):
     ("model", "match"),
     [
         (lambda: constant(where="stream"), "block 0 has no name"),
-        (lambda: constant(positions="f1"), "no constant"),
-        (lambda: lt.attach(base("llama"), lt.LoRA(rank=1)), "no constant"),
+        (lambda: constant(positions="f1"), "not a constant"),
+        (lambda: lt.attach(base("llama"), lt.LoRA(rank=1)), "not a constant"),
     ],
 )
 def test_what_is_no_control_vector_is_refused(model, match, tmp_path):

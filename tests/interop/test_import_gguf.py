@@ -72,7 +72,7 @@ def test_what_has_no_equal_is_refused(tmp_path):
             "acts from certain tokens on alone": {"values": {"tokens": [3, 4]}},
             "one of the two factors": {"blk.0.attn_q.weight.lora_a": None},
             "which this LlamaForCausalLM lacks": beyond,
-            "no factor of a change": {"blk.0.attn_q.bias": wide[0]},
+            "not a factor of a change": {"blk.0.attn_q.bias": wide[0]},
             "holds NaN or infinity": {"blk.0.attn_q.weight.lora_a": wide * float("nan")},
             "no head of its own": {"base": "llama, tied", "output.weight.lora_a": wide, "output.weight.lora_b": wide},
         }.items()

@@ -65,8 +65,8 @@ def _constant(layer: Layer) -> Tensor:
         form = tuner.form
         if tuner.site.kind != "stream" or not isinstance(form, LobiReFT) or form.positions != "all":
             raise LuthierError(
-                f"{form.name()} at {layer.path} is no constant that is added for every token (lobireft with positions "
-                "all is), and a control vector holds nothing else."
+                f"{form.name()} at {layer.path} is not a constant that is added for every token (lobireft with "
+                "positions all is), and a control vector holds nothing else."
             )
         added = tuner.eval_form.post(
             tuner.params(torch.float32), torch.zeros(tuner.site.d_in), torch.zeros(tuner.site.d_out)

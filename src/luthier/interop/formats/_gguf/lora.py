@@ -45,7 +45,7 @@ def _factors(held: Beside) -> dict[str, Tensor]:
         )
     strange = [name for name in tensors if name not in norms and not name.endswith(SUFFIXES)]
     if strange:
-        raise LuthierError(f"{held.path} holds {strange[0]}, which is no factor of a change.")
+        raise LuthierError(f"{held.path} holds {strange[0]}, which is not a factor of a change.")
     return {name: tensor for name, tensor in tensors.items() if name not in norms}
 
 
