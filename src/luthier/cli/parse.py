@@ -6,10 +6,11 @@ import dataclasses
 import importlib
 import inspect
 import itertools
+import sys
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -65,6 +66,26 @@ class Command:
     def stopped(self, given: Given) -> str:
         """What is told when it was interrupted."""
         return NOTHING
+
+
+@dataclass(frozen=True)
+class Telling(Command):
+    """Base of the commands that do something and tell in lines, or as JSON, what came of it."""
+
+    json: bool = dataclasses.field(default=False, kw_only=True)
+    """Print what came of it as JSON; what is told on the way goes to stderr."""
+
+    def run(self, given: Given) -> None:
+        from luthier.cli.output import say_json
+
+        with redirect_stdout(sys.stderr) if self.json else nullcontext():
+            found = self.do(given)
+        if self.json and found is not None:
+            say_json(found)
+
+    def do(self, given: Given) -> Any:
+        """Does it, and returns what came of it; None where nothing did (in a process that is not the main one)."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say, table
-from luthier.cli.parse import Fitted, Flags, Given
+from luthier.cli.parse import Fitted, Flags, Given, Telling
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Combine(Fitted):
+class Combine(Telling, Fitted):
     """Combine several adapters or fine-tuned models of one base into one.
 
     The flags of the method follow from its name: `luthier combine ties --help` shows them. The result is an adapter
@@ -62,7 +62,7 @@ class Combine(Fitted):
         found = find("combinations", tokens[0])
         return [Flags(found, f"Settings of {found.name()}")]
 
-    def run(self, given: Given) -> None:
+    def do(self, given: Given) -> dict[str, Any]:
         from luthier.cli.base import base_of
         from luthier.combining import combine
         from luthier.core.contracts.combination import Combination
@@ -95,6 +95,7 @@ class Combine(Fitted):
             progress=True,
         )
         show(report)
+        return {"folder": str(report.folder), **report.to_dict()}
 
     def _numbers(self) -> list[float] | None:
         if self.weights is None:

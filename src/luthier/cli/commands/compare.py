@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import console, say, table
-from luthier.cli.parse import Fitted, Flags, Given
+from luthier.cli.parse import Fitted, Flags, Given, Telling
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ TOLD = ("budget", "held", "tune", "tune_steps", "others", "timing")
 
 
 @dataclass(frozen=True)
-class Compare(Fitted):
+class Compare(Telling, Fitted):
     """Compare methods side by side: same budget, data and seeds.
 
     Every run is trained as `luthier train` trains it, tested, and measured for what it cost and what it forgot.
@@ -78,19 +78,23 @@ class Compare(Fitted):
     def stopped(self, given: Given) -> str:
         return "the same command goes on where it was stopped"
 
-    def run(self, given: Given) -> None:
+    def do(self, given: Given) -> dict[str, Any]:
         from luthier.comparing import runner
         from luthier.comparing.report.table import show
+        from luthier.core.files import read_json
 
         study = self.study(given)
         if self.dry_run:
             from luthier.comparing.plan import checked
 
-            dry_run(checked(study))
-            return
+            plan = checked(study)
+            dry_run(plan)
+            return {"dry_run": True, "runs": len(plan.jobs)}
         done = runner.carry_out(study, self.out, progress=True)
         show(done.records, console())
         say(f"{done.folder} holds results.csv, results.json, results.md and {done.report and done.report.name}.")
+        methods = read_json(done.folder / "results.json")
+        return {"folder": str(done.folder), "report": done.report and str(done.report), "methods": methods}
 
     def study(self, given: Given) -> Study:
         """The study that arguments, flags and file make."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Fitted, Flags, Given, option
+from luthier.cli.parse import Fitted, Flags, Given, Telling, option
 
 
 @dataclass(frozen=True)
-class Convert(Fitted):
+class Convert(Telling, Fitted):
     """Write an adapter of one library as the folder of another: from peft to mlx-lm, from mlx-lm to GGUF and others.
 
     It is `luthier import` and then `luthier export`, without the folder in between. `luthier list formats` shows which
@@ -46,7 +46,7 @@ class Convert(Fitted):
         to = option(tokens, "--to")
         return [*([writing_flags(to)] if to else []), *reading_flags()]
 
-    def run(self, given: Given) -> None:
+    def do(self, given: Given) -> dict[str, Any]:
         from pathlib import Path
 
         from luthier.cli.base import base_of
@@ -64,7 +64,7 @@ class Convert(Fitted):
         elif self.require_signature is not None:
             raise LuthierError(f"{folder} is not Luthier's own, and no other adapters are signed; leave the key out.")
         source = None if own else reader(folder, self.format, given)
-        spec = read_adapter(folder)[1] if own else None
+        folder, spec = read_adapter(folder) if own else (folder, None)
         model = self.model or (source.base(folder) if source else None)
         if not own and model is None:
             raise LuthierError(f"{folder} does not say what its base is called; give --model.")
@@ -76,3 +76,4 @@ class Convert(Fitted):
         say(f"{self.out} holds the adapter in the format of {to.name()}.")
         if lost:
             say(to.told(lost))
+        return {"out": self.out, "format": to.name(), "lost": lost}

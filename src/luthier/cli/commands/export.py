@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Fitted, Flags, Given, option
+from luthier.cli.parse import Fitted, Flags, Given, Telling, option
 
 DEFAULT = "peft"
 
 
 @dataclass(frozen=True)
-class Export(Fitted):
+class Export(Telling, Fitted):
     """Write an adapter in the format of other software: peft, a merged model, GGUF for llama.cpp.
 
     The flags follow from --to: `luthier export --to gguf --help` shows them, and `luthier list formats` says which
@@ -42,7 +42,7 @@ class Export(Fitted):
 
         return [writing_flags(option(tokens, "--to") or DEFAULT)]
 
-    def run(self, given: Given) -> None:
+    def do(self, given: Given) -> dict[str, Any]:
         from luthier.cli.base import base_of
         from luthier.cli.foreign import writer
         from luthier.core.files import must_be_free
@@ -58,3 +58,4 @@ class Export(Fitted):
         say(f"{out} holds the adapter in the format of {self.to}.")
         if lost:
             say(to.told(lost))
+        return {"out": str(out), "format": to.name(), "lost": lost}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import console, say
-from luthier.cli.parse import Flags, Given, Signed, option
+from luthier.cli.parse import Flags, Given, Signed, Telling, option
 from luthier.cli.stopped import federation_stopped
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ METHOD, AGGREGATION = "lora", "flora"
 
 
 @dataclass(frozen=True)
-class Federate(Signed):
+class Federate(Telling, Signed):
     """Fine-tune a model on data that stay with several clients, by simulation.
 
     Rows are dealt to clients; in every round each of them trains an adapter on its own rows, as `luthier train` does,
@@ -72,18 +72,19 @@ class Federate(Signed):
             *component_flags(tokens, but=APART),
         ]
 
-    def run(self, given: Given) -> None:
+    def do(self, given: Given) -> dict[str, Any]:
         from luthier.cli.base import next_step
         from luthier.federating.run import carry_out
 
         run, method, federation = self.resolved(given)
         if self.dry_run:
             dry_run(run, method, federation)
-            return
+            return {"dry_run": True, "rounds": federation.rounds, "clients": federation.clients}
         done = carry_out(run, method, federation, resume=self.resume, overwrite=self.overwrite)
         say(f"{done.folder} holds the run, {done.adapter} the adapter (rank up to {max(done.ranks.values())}).")
         told = run.columns, run.skip_bad_rows, run.trust_remote_code
         say(next_step(self.model, run.eval_data or self.data, done.adapter, *told))
+        return {"folder": str(done.folder), "adapter": str(done.adapter), "rounds": done.rounds, "ranks": done.ranks}
 
     def stopped(self, given: Given) -> str:
         return federation_stopped(self.out)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Flags, Given, Loading
+from luthier.cli.parse import Flags, Given, Loading, Telling
 
 
 @dataclass(frozen=True)
-class Import(Loading):
+class Import(Telling, Loading):
     """Import an adapter that another library saved: peft, pyreft, mlx-lm or AdapterHub's adapters.
 
     The format is told by what the folder holds; nothing in it is run. What has no equal here is refused with the
@@ -42,7 +42,7 @@ class Import(Loading):
 
         return reading_flags()
 
-    def run(self, given: Given) -> None:
+    def do(self, given: Given) -> dict[str, Any]:
         from pathlib import Path
 
         from luthier.cli.base import base_of, next_step
@@ -67,5 +67,6 @@ class Import(Loading):
         )
         say(f"{out} holds the adapter of {source.name()}, fitted on {self.model}.")
         if self.task != "embedding":
-            source = None if self.task in WRITTEN else "DATA"
-            say(next_step(self.model, source, out, trust=self.trust_remote_code))
+            rows = None if self.task in WRITTEN else "DATA"
+            say(next_step(self.model, rows, out, trust=self.trust_remote_code))
+        return {"out": str(out), "format": source.name(), "base": self.model}

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Fitted, Given
+from luthier.cli.parse import Fitted, Given, Telling
 from luthier.core.errors import LuthierError
 
 
 @dataclass(frozen=True)
-class Merge(Fitted):
+class Merge(Telling, Fitted):
     """Merge an adapter into its base model and save the whole model.
 
     The folder loads in transformers without Luthier: safetensors in the model's own dtype, configuration,
@@ -36,7 +36,7 @@ class Merge(Fitted):
     force: bool = field(default=False, kw_only=True)
     """Merge into another base than the one the adapter was trained on."""
 
-    def run(self, given: Given) -> None:
+    def do(self, given: Given) -> dict[str, Any]:
         from luthier.cli.base import base_of, next_step
         from luthier.core.files import committed, must_be_free
         from luthier.core.storage.card import merged_card
@@ -63,6 +63,13 @@ class Merge(Fitted):
         say(f"{out} holds the merged {kind.__name__}.")
         say(f"Largest change of an output between the adapted and the merged model: {change:.2g} (of {largest:.3g}).")
         say(next_step(str(out), None, None) if task in WRITTEN else _scored(out, Path(self.adapter).expanduser()))
+        return {
+            "out": str(out),
+            "class": kind.__name__,
+            "dtype": dtype,
+            "largest_change_of_an_output": change,
+            "largest_output": largest,
+        }
 
 
 def _scored(out: Path, run: Path) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Command, Given
+from luthier.cli.parse import Given, Telling
 
 
 @dataclass(frozen=True)
-class Push(Command):
+class Push(Telling):
     """Push an adapter to the model hub.
 
     Exactly its three files go up, in one commit, after their checksums were verified. Log in with `hf auth login`.
@@ -30,7 +30,7 @@ class Push(Command):
     dry_run: bool = field(default=False, kw_only=True)
     """Show what would be uploaded, without contacting the hub."""
 
-    def run(self, given: Given) -> None:
+    def do(self, given: Given) -> dict[str, Any]:
         from luthier.interop.push import CARD, parcel, push
 
         made = parcel(self.adapter, self.repo)
@@ -41,5 +41,8 @@ class Push(Command):
         if self.dry_run:
             say(made.files[CARD].decode().split("\n---\n", 1)[0].removeprefix("---\n"))
             say(f"Nothing was sent; without --dry-run, these files go to {self.repo}.")
-            return
-        say(f"{push(self.adapter, self.repo, private=self.private)} holds the adapter.")
+        url = None if self.dry_run else push(self.adapter, self.repo, private=self.private)
+        if url is not None:
+            say(f"{url} holds the adapter.")
+        sizes = {name: len(data) for name, data in made.files.items()}
+        return {"repository": self.repo, "bytes": sizes, "notes": list(made.tells), "sent_to": url and str(url)}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from luthier.cli.output import console, say, table, tell_unread
-from luthier.cli.parse import Given, Loading
+from luthier.cli.parse import Given, Loading, Telling
 from luthier.core.errors import LuthierError
 
 
 @dataclass(frozen=True)
-class Show(Loading):
+class Show(Telling, Loading):
     """Show the tokens in the loss of a row, the sites of a model, or the spec of an adapter.
 
     With DATA: the tokens of one row, those in the loss marked. With a model alone: its layers by type, and
@@ -42,20 +42,19 @@ class Show(Loading):
     max_length: int | None = field(default=None, kw_only=True)
     """The most tokens of a row; a longer one is an error."""
 
-    def run(self, given: Given) -> None:
+    def do(self, given: Given) -> dict[str, Any]:
         from luthier.core.storage.folder import adapter_at
 
         if adapter_at(self.target):
             if self.data or self.where:
                 raise LuthierError(f"{self.target} is an adapter; DATA and --where go with a model.")
-            show_adapter(self.target)
-            return
-        if self.data is not None:
-            self._tokens(self.data)
+            return show_adapter(self.target)
+        found = self._tokens(self.data) if self.data is not None else {}
         if self.where is not None or self.data is None:
-            show_sites(self.target, self.where)
+            found |= show_sites(self.target, self.where)
+        return found
 
-    def _tokens(self, source: str) -> None:
+    def _tokens(self, source: str) -> dict[str, Any]:
         from luthier import data
         from luthier.models import processor_of
 
@@ -67,6 +66,7 @@ class Show(Loading):
         processor = processor_of(self.target, examples.task)
         features = data.encode_all(examples.keep(chosen), processor, task=examples.task, max_length=self.max_length)
         show_feature(features[0], processor)
+        return {"row": chosen[0].row, "features": _written(features[0])}
 
     def _reason(self, examples: Any) -> str:
         bad = dict(examples.skipped)
@@ -90,8 +90,16 @@ def show_feature(feature: dict[str, Any], processor: Any) -> None:
             say(data.show_plain(row, processor))
 
 
-def show_sites(model: str, where: str | None) -> None:
-    """The sites of a selection, or every layer that a name can mean, by type; weights are not read."""
+def _written(feature: dict[str, Any]) -> dict[str, Any]:
+    """An encoded row as JSON: numbers as they are, of pictures and sounds the shapes."""
+    return {
+        name: list(shape) if (shape := getattr(value, "shape", None)) is not None else value
+        for name, value in feature.items()
+    }
+
+
+def show_sites(model: str, where: str | None) -> dict[str, Any]:
+    """Shows the sites of a selection, or every layer that a name can mean, by type; weights are not read."""
     from luthier.core.contracts.site import Sites
     from luthier.core.sites.pictures import sites_by_part
     from luthier.core.sites.select import Scope, select
@@ -106,6 +114,7 @@ def show_sites(model: str, where: str | None) -> None:
     table(("type", "kind", "d_in", "d_out", "sites", "blocks"), cells, f"{type(empty).__name__}: {len(sites)} sites")
     if told := sites_by_part(empty, [site.path for site in sites]):
         say(f"Parts: {told}.")
+    return {"class": type(empty).__name__, "sites": [asdict(site) for site in sites]}
 
 
 def _span(layers: list[int | None]) -> str | None:
@@ -117,8 +126,8 @@ def _span(layers: list[int | None]) -> str | None:
     return f"{known[0]}-{known[-1]}" if whole else ", ".join(map(str, known))
 
 
-def show_adapter(path: str) -> None:
-    """The spec of an adapter, for a reader."""
+def show_adapter(path: str) -> dict[str, Any]:
+    """Shows the spec of an adapter, and returns it."""
     from luthier.core.storage.folder import read_adapter
     from luthier.models import Chat
 
@@ -138,3 +147,4 @@ def show_adapter(path: str) -> None:
     lines |= {"made": f"{spec['created']} by luthier {spec['versions']['luthier']}", "sha256": spec["sha256"]}
     for name, value in lines.items():
         say(f"{name:<{max(map(len, lines))}}  {value}")
+    return spec

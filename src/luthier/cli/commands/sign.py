@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Command, Given
+from luthier.cli.parse import Given, Telling
 
 
 @dataclass(frozen=True)
-class Sign(Command):
+class Sign(Telling):
     """Sign an adapter with your private key, so that others can tell it from a changed one.
 
     The signature lies in the adapter's folder as adapter.sig; `luthier verify` checks it with the public key. A key is
@@ -25,7 +25,9 @@ class Sign(Command):
     key: Path = field(kw_only=True)
     """Private key of an elliptic curve, in PEM (a password: $LUTHIER_KEY_PASSWORD)."""
 
-    def run(self, given: Given) -> None:
+    def do(self, given: Given) -> dict[str, Any]:
         from luthier.interop.sign import sign
 
-        say(f"{sign(self.adapter, self.key)} signs the files beside it.")
+        signature = sign(self.adapter, self.key)
+        say(f"{signature} signs the files beside it.")
+        return {"signature": str(signature)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Flags, Given, Signed, option
+from luthier.cli.parse import Flags, Given, Signed, Telling, option
 from luthier.cli.stopped import run_stopped
 from luthier.core.errors import LuthierError
 
@@ -21,7 +21,7 @@ OWN = ("form", "training", "model", "data", "calibration")
 
 
 @dataclass(frozen=True)
-class Train(Signed):
+class Train(Telling, Signed):
     """Fine-tune a model on data.
 
     The flags of the method follow from --method: `luthier train --method lora --help` shows them. A recipe
@@ -73,9 +73,10 @@ class Train(Signed):
         form = Flags(form_named(method), f"Settings of {method}")
         return [Flags(Run, "Run", OWN), Flags(Training, "Training"), form, *component_flags(tokens, recipe)]
 
-    def run(self, given: Given) -> None:
+    def do(self, given: Given) -> dict[str, Any] | None:
         from luthier.cli.base import next_step
         from luthier.training.objective import chosen_by_rows
+        from luthier.training.runfile import values_of
 
         run = self.resolved(given)
         notes = [*self.taken(), *chosen_by_rows(self.stated(given), run)]
@@ -88,20 +89,22 @@ class Train(Signed):
             from luthier.cli.dry_run import dry_run
 
             dry_run(run, notes)
-            return
+            return {"dry_run": True, "run": values_of(run)}
         from luthier.training.folder import read_record
         from luthier.training.prepare import is_main
         from luthier.training.session import Session
 
         result = Session(run, notes=notes).train(self.resume, self.overwrite)
         if not is_main():
-            return
+            return None
         share = result.trainable / result.total
         say(f"{result.folder} holds the run, {result.adapter} the adapter ({result.trainable:,} numbers, {share:.3%}).")
         plain = read_record(result.folder).get("layout") == "text"  # which has no answers to score
         source = None if plain else run.eval_data or run.data
         told = run.columns, run.skip_bad_rows, run.trust_remote_code
         say(next_step(run.model, source, result.folder, *told))
+        figures = {name.replace(" ", "_"): value for name, value in result.figures().items()}
+        return {"folder": str(result.folder), "adapter": str(result.adapter), **figures}
 
     def stopped(self, given: Given) -> str:
         from luthier.training import Run

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Command, Given
+from luthier.cli.parse import Given, Telling
 
 
 @dataclass(frozen=True)
-class Verify(Command):
+class Verify(Telling):
     """Check that an adapter is what the owner of a key signed: no file changed, missing or added."""
 
     examples: ClassVar[tuple[str, ...]] = ("luthier verify run --key author.pub",)
@@ -21,7 +21,9 @@ class Verify(Command):
     key: Path = field(kw_only=True)
     """Public key of whoever signed it, in PEM."""
 
-    def run(self, given: Given) -> None:
+    def do(self, given: Given) -> dict[str, Any]:
         from luthier.interop.sign import verify
 
-        say(f"{verify(self.adapter, self.key)} is as the owner of {self.key} signed it.")
+        folder = verify(self.adapter, self.key)
+        say(f"{folder} is as the owner of {self.key} signed it.")
+        return {"adapter": str(folder), "signed_by": str(self.key)}
