@@ -73,7 +73,7 @@ def test_two_methods_on_two_seeds(study, held, tmp_path):
         assert run.budget == "8%" and run.command.startswith("luthier train") and run.samples[0]["prompt"].endswith("=")
     same_seed = [run.forgetting["held text loss"][0] for run in done.records]
     assert len(set(same_seed)) == 1  # the base is one
-    assert {"results.csv", "results.json", "results.md", "study.json", "report.html"} <= {
+    assert {"results.csv", "results.json", "results.md", "results.tex", "study.json", "report.html"} <= {
         p.name for p in (tmp_path / "s").iterdir()
     }
     assert not list((tmp_path / "s").glob("runs/**/checkpoints")) and not list((tmp_path / "s").glob("runs/**/adapter"))

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from luthier.comparing.measures import significance as statistics
 from luthier.comparing.record import records
-from luthier.comparing.report import axis, charts, formatting, labels, markdown, summary, table
+from luthier.comparing.report import axis, charts, formatting, labels, latex, markdown, summary, table
 from luthier.comparing.report import page as report
 from luthier.comparing.report.charts import Point, Span
 from luthier.comparing.report.labels import Box
@@ -264,6 +264,16 @@ def test_markdown_has_every_method_and_no_empty_column(folder, tmp_path):
     assert wegeft["trained"] == "92.2k" and wegeft["held text loss: worse by"].startswith("+0.01")
     assert all(any(row[name] for row in table.values()) for name in head)
     assert summary.sections(found)[0].headline in text
+
+
+def test_latex_has_the_cells_of_markdown_and_nothing_that_it_reads_as_a_command(folder, tmp_path):
+    found = table.records(folder)
+    text = latex.write(tmp_path, found).read_text()
+    for section in summary.sections(found):
+        for method, *told in markdown.cells(section)[1:]:
+            assert " & ".join(latex.escaped(cell) for cell in (method, *told)) + r" \\" in text
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == len(summary.sections(found))
+    assert latex.escaped("a_b 5% \\x ±") == r"a\_b 5\% \textbackslash{}x $\pm$"
 
 
 def test_markdown_leaves_out_what_nobody_measured(folder, tmp_path):

@@ -25,7 +25,7 @@ from luthier.comparing.measures.scores import tested
 from luthier.comparing.plan import Job, Plan
 from luthier.comparing.progress import shown
 from luthier.comparing.record import FILE, Record, write
-from luthier.comparing.report import markdown
+from luthier.comparing.report import latex, markdown
 from luthier.comparing.report.table import save
 from luthier.comparing.rows import read_held
 from luthier.comparing.study import Study, label, read_study
@@ -114,6 +114,7 @@ def carry_out(study: Study, out: str | Path, progress: bool) -> Comparison:
     failed = run_all(planned, console)
     found = save(folder)
     markdown.write(folder, found)
+    latex.write(folder, found)
     report = write_report(folder) if found else None
     if failed:
         listed = "".join(f"\n  {title}: {reason}" for title, reason in failed.items())

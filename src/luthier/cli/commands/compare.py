@@ -24,7 +24,8 @@ class Compare(Telling, Fitted):
 
     Every run is trained as `luthier train` trains it, tested, and measured for what it cost and what it forgot.
     Started again on the same --out, a study resumes where it was stopped, and new methods and seeds are added to
-    it. The table goes to the screen; results.csv, results.json, results.md and the report into --out.
+    it. The table goes to the screen; results.csv, results.json, results.md, results.tex and the report go
+    into --out.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -92,7 +93,7 @@ class Compare(Telling, Fitted):
             return {"dry_run": True, "runs": len(plan.jobs)}
         done = runner.carry_out(study, self.out, progress=True)
         show(done.records, console())
-        say(f"{done.folder} holds results.csv, results.json, results.md and {done.report and done.report.name}.")
+        say(f"{done.folder} holds results.csv, .json, .md and .tex, and {done.report and done.report.name}.")
         methods = read_json(done.folder / "results.json")
         return {"folder": str(done.folder), "report": done.report and str(done.report), "methods": methods}
 

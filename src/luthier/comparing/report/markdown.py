@@ -25,15 +25,17 @@ def write(folder: Path, found: Sequence[Record]) -> Path:
 
 def section(found: Section) -> str:
     """Returns a title, the table, the verdict in one sentence and its reasons."""
-    columns = [(name, read) for name, read in _columns(found) if any(read(row) for row in found.rows)]
-    head = ["method", *(name for name, _ in columns)]
-    lines = [
-        head,
-        ["---"] * len(head),
-        *([f"`{row.method}`", *(read(row) for _, read in columns)] for row in found.rows),
-    ]
+    head, *rows = cells(found)
+    lines = [head, ["---"] * len(head), *([f"`{method}`", *told] for method, *told in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join([f"### {found.name}", table, " ".join([found.headline, *found.reasons])])
+
+
+def cells(found: Section) -> list[list[str]]:
+    """Returns the head of a table and a line for each method; columns of which nothing is known are left out."""
+    columns = [(name, read) for name, read in _columns(found) if any(read(row) for row in found.rows)]
+    head = ["method", *(name for name, _ in columns)]
+    return [head, *([row.method, *(read(row) for _, read in columns)] for row in found.rows)]
 
 
 def _columns(found: Section) -> list[tuple[str, Callable[[Row], str]]]:
