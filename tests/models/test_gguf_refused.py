@@ -109,6 +109,12 @@ def test_metadata_of_a_larger_model_than_the_tensors_are_refused(case, tmp_path)
     assert "is damaged or incomplete" in told and "hold 256." in told
 
 
+@pytest.mark.parametrize("key", ["block_count", "embedding_length"])
+def test_metadata_without_a_size_are_refused(key, tmp_path):
+    sizes = {f"llama.{name}": value for name, value in SMALL.items() if name != key}
+    assert "do not say how many layers" in refused(written(tmp_path / "it.gguf", sizes=sizes))
+
+
 def test_a_size_that_is_a_text_is_told(tmp_path):
     assert "'many'" in refused(written(tmp_path / "it.gguf", llama__block_count="many"))
 

@@ -77,6 +77,11 @@ def _refuse_oversized(weights: Path, header: Header) -> None:
     """Raises for metadata that mean a model much larger than the tensors are: it would be made before they are read."""
     size = header.largest
     layers, width = size("block_count"), size("embedding_length")
+    if not layers or not width:  # the reader would take a size of its own, and draw what the file has no tensors for
+        raise LuthierError(
+            f"{weights.name} is damaged: its metadata do not say how many layers of what width it has (block_count, "
+            "embedding_length). Fetch the file again."
+        )
     heads = max(size("attention.head_count"), size("attention.head_count_kv")) * size("attention.key_length")
     inner = max(
         size("feed_forward_length"), size("expert_count") * size("expert_feed_forward_length"), size("ssm.inner_size")
