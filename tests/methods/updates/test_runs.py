@@ -28,7 +28,9 @@ def run_of(llama, additions, folder, name: str) -> Run:
     cls = find("updates", name)
     quick = {"interval": 2, "search": 0.4}
     update = cls.from_dict({key: value for key, value in quick.items() if key in cls.settings()})
-    for form, where in ((lt.Full(), "params(*.layers.*)"), (lt.LoRA(rank=4), None), (lt.MHR(rank=4, skills=2), None)):
+    forms = (lt.Full(), lt.LoRA(rank=4), lt.MHR(rank=4, skills=2), lt.Sparse())
+    for form in forms:
+        where = "params(*.layers.*)" if isinstance(form, lt.Full) else None
         try:
             update.check_form(form, lt.select(build(), where or form.where))  # type: ignore[attr-defined]
         except lt.LuthierError:
