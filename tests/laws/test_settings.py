@@ -62,7 +62,7 @@ WHERE = {
 BIASES = "params(*.bias)"
 LOOKED = (0, 1, 2, 3, 19, 20, 21, 39, 40, 42, 200, 399, 400, 401, 402)
 """Steps at which the plan of an update is looked at."""
-SMALL = {"lora_rank": 1, "every": 4, "accumulate": 2}
+SMALL = {"lora_rank": 1, "every": 4, "accumulate": 2, "narrowest": 4, "threshold": 0.05}
 """Settings whose defaults are so large that a tiny model or a short run knows no other ones."""
 
 
@@ -180,6 +180,7 @@ def _update() -> Callable[[Any], Any]:
             (lt.LoRA(rank=2), "q_proj, down_proj"),
             (lt.MHR(rank=2, skills=2), "q_proj"),
             (lt.Sparse(density=0.1), "q_proj"),
+            (lt.DSEE(rank=2, prunable=True), "q_proj"),
         ):
             try:
                 update.check_form(form, lt.select(build(), where))

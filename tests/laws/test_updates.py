@@ -28,7 +28,7 @@ WHERE = {
 def update_of(name: str, **settings) -> Update:
     """The update, so quick that a few steps meet every change that it makes."""
     cls = find("updates", name)
-    quick = {"interval": 2, "search": 0.4} if not settings else {}
+    quick = {"interval": 2, "search": 0.4, "threshold": 0.05, "narrowest": 8} if not settings else {}
     made = cls.from_dict({key: value for key, value in quick.items() if key in cls.settings()} | settings)
     assert isinstance(made, Update)
     return made
@@ -41,7 +41,13 @@ def attached(form: Form, where: str):
 
 def form_for(update: Update) -> tuple[Form, str]:
     """A form that the update trains, and where: whole weights, or else factors, or else routed ones."""
-    for form in (lt.Full(), lt.LoRA(rank=3), lt.MHR(rank=3, skills=2), lt.Sparse(density=0.1)):
+    for form in (
+        lt.Full(),
+        lt.LoRA(rank=3),
+        lt.MHR(rank=3, skills=2),
+        lt.Sparse(density=0.1),
+        lt.DSEE(rank=2, prunable=True),
+    ):
         where = WHERE[form.name()]
         try:
             update.check_form(form, lt.select(build(), where))

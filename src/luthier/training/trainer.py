@@ -160,20 +160,29 @@ class Trainer(transformers.Trainer):
                 resumes=self.resumes,
                 epoch=self.per_epoch,
                 loss=self.usual_loss,
+                logits=self.logits_of,
             )
         return self.optimizer
 
     def usual_loss(self) -> Tensor:
         """Returns the loss of a batch of the first rows, without dropout: an update weighs by it what a step costs."""
-        rows: Any = self.train_dataset
-        batch = self._prepare_inputs(
-            self.data_collator([rows[i] for i in range(min(self.run.training.batch, len(rows)))])
-        )
-        batch.pop("rows")
         model: Any = self.model
         at = At(0, self.args.max_steps, False, self.teacher)
         with mode_off(model):
-            return self.run.objective.loss(model, self.run.objective.inputs(batch, at))
+            return self.run.objective.loss(model, self.run.objective.inputs(self._batch(0), at))
+
+    def logits_of(self, number: int) -> Tensor:
+        """Returns the logits of a batch of rows, in their order, in the mode that the model is in."""
+        model: Any = self.model
+        return model(**self._batch(number)).logits
+
+    def _batch(self, number: int) -> dict[str, Any]:
+        rows, size = self.train_dataset, self.run.training.batch
+        held: Any = rows
+        first = number * size
+        batch = self._prepare_inputs(self.data_collator([held[i % len(held)] for i in range(first, first + size)]))
+        batch.pop("rows")
+        return batch
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> Any:
         """Creates the learning-rate schedule, which restarts where the update restarts."""

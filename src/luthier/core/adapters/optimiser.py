@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from luthier.core.adapters.attach import check_name, state_of
-from luthier.core.adapters.flops import backward_costs, probing_loss
+from luthier.core.adapters.flops import backward_costs, probing_logits, probing_loss
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site
 from luthier.core.contracts.update import Exchange, ParameterGroup, TrainingPlan, Update
@@ -34,6 +34,7 @@ def optimiser(
     resumes: bool = False,
     epoch: int | None = None,
     loss: Callable[[], Tensor] | None = None,
+    logits: Callable[[int], Tensor] | None = None,
 ) -> torch.optim.AdamW:
     """Makes an AdamW over the adapters of a model (or the one named), trained as `update` says.
 
@@ -41,13 +42,15 @@ def optimiser(
     get no weight decay; `settings` are further ones of AdamW (betas, eps, fused). Between the steps, what is not
     active has `requires_grad` off. With `resumes`, nothing is begun until `load_state_dict` tells where. `epoch` is
     the number of steps in an epoch; `loss` computes the loss of a usual batch, for updates that weigh what a step costs
-    (default: of one short made-up row).
+    (default: of one short made-up row), and `logits` those of batches, for updates that measure before they begin.
     """
     update.check_decay(weight_decay)
     plan = training_plan(model, steps, name=name, seed=seed)
     typical = loss or partial(probing_loss, model)
     costs = cache(partial(backward_costs, typical, plan.groups, plan.new_groups))
-    plan = replace(plan, epoch=epoch, states={group.name: update.init(group) for group in plan.groups}, costs=costs)
+    shown = logits or partial(probing_logits, model)
+    states = {group.name: update.init(group) for group in plan.groups}
+    plan = replace(plan, epoch=epoch, states=states, costs=costs, logits=shown)
     _check(update, plan)
     spared = {id(p) for p in undecayed}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
@@ -158,7 +161,9 @@ class _Driver:
     """Follows an optimiser through its steps by hooks; the optimiser keeps it alive."""
 
     def __init__(self, update: Update, plan: TrainingPlan, optimizer: torch.optim.AdamW, begins: bool) -> None:
-        self.update, self.plan, self.optimizer = update, plan, optimizer
+        self.update, self.optimizer = update, optimizer
+        self.chosen: dict[str, Tensor] = {}
+        self.plan = replace(plan, chosen=self.chosen)
         self.params = plan.tensors()
         self.packs: dict[str, _Pack] = {}
         self.states: Any = plan.states
@@ -176,6 +181,8 @@ class _Driver:
         optimizer.register_state_dict_post_hook(self.save)
         optimizer.register_load_state_dict_pre_hook(self.load)
         if begins:
+            for name, kept in (update.begin(self.plan) if plan.groups else {}).items():
+                self.states[name] |= kept
             self.advance()
 
     @torch.no_grad()
@@ -210,14 +217,16 @@ class _Driver:
         for key, tensor in new.tensors.items():
             (group.params[key] if key in group.params else group.frozen[key]).copy_(tensor)
         self.states[group.name] = dict(new.state)
+        if new.origin is None:
+            return
         betas = {id(p): each["betas"] for each in self.optimizer.param_groups for p in each["params"]}
         stays, at = new.origin >= 0, new.origin.clamp(min=0)
         for p in group.params.values():
             state = self.optimizer.state.get(p)
             for moment, beta, start in zip(MOMENTS, betas[id(p)], (new.mean, new.square), strict=True):
                 if state:
-                    begun = start * (1 - beta ** float(state["step"]))
-                    state[moment].copy_(torch.where(stays, state[moment][at], begun.to(state[moment].dtype)))
+                    begun = torch.as_tensor(start * (1 - beta ** float(state["step"])), dtype=state[moment].dtype)
+                    state[moment].copy_(torch.where(stays, state[moment][at], begun.to(at.device)))
 
     def watch(self) -> None:
         """Hooks the layers whose whole gradient the update wants in this step, and no others."""
@@ -260,6 +269,7 @@ class _Driver:
             return
         self.params[key].grad = None  # the optimiser no longer clears it
         self.packs[key] = new = _Pack(index, self.params[key])
+        self.chosen[key] = index
         for group in self.optimizer.param_groups:
             group["params"][:] = [new.held if p is before else p for p in group["params"]]
         state = self.optimizer.state.pop(before, {})
@@ -273,6 +283,9 @@ class _Driver:
             return self.take_back(self.snapshot)
         if self.plan.groups and self.update.probes(self.plan, self.step):
             self.begin_probe()
+        for key, grad in (self.update.penalties(self.plan, self.step) if self.plan.groups else {}).items():
+            whole = self.params[key]
+            whole.grad = grad.to(whole.dtype) if whole.grad is None else whole.grad + grad.to(whole.dtype)
         for group in self.active:
             grads = {key: p.grad for key, p in group.params.items() if p.grad is not None}
             if grads:

@@ -60,8 +60,12 @@ class TrainingPlan:
     """The number of optimiser steps of an epoch; None where none is given."""
     states: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
     """What the update keeps for each group, by its name, as it is now (see `Update.init`); empty before training."""
+    chosen: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    """The entries that train now, by tensor name, where `Update.entries` named some (see there)."""
     costs: Callable[[], BackwardCosts] | None = field(default=None, repr=False)
     """Finds, once, what a step costs; None where no forward pass can be run."""
+    logits: Callable[[int], Tensor] | None = field(default=None, repr=False)
+    """Computes the logits of some batch of the rows to learn, by its number, in the mode that the model is in."""
 
     @property
     def all(self) -> Sequence[ParameterGroup]:
@@ -75,18 +79,19 @@ class TrainingPlan:
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """New contents of a group whose tensors are lists of entries: some stay, the others give way to newcomers."""
+    """New contents of a group's tensors; of those that are lists of entries, which stay and which are newcomers."""
 
     tensors: Mapping[str, Tensor]
     """The new contents by parameter name, frozen tensors included."""
-    origin: Tensor
-    """For each new entry its place among the old ones, whose moments it takes along; -1 for a newcomer."""
-    mean: Tensor
-    """The gradient that the moments of a newcomer begin with, by entry."""
-    square: Tensor
-    """The squared gradient, likewise."""
     state: Mapping[str, Tensor]
     """What the update keeps for the group from now on."""
+    origin: Tensor | None = None
+    """For each new entry its place among the old ones, whose moments it takes along; -1 for a newcomer. None where all
+    moments stay as they are."""
+    mean: Tensor | float = 0.0
+    """The gradient that the moments of a newcomer begin with, by entry."""
+    square: Tensor | float = 0.0
+    """The squared gradient, likewise."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +101,22 @@ class Update(Component):
     rate(plan, group, key) -> float         the learning rate of a tensor, as a multiple of the run's
     active(plan, step) -> groups            what is trained in a step; the rest gets no gradient and holds no state
     entries(plan, step) -> {name: index}    which entries of a tensor are trained from a step on; only they have moments
+    penalties(plan, step) -> {name: grad}   gradients that are added to the loss's in a step, after clipping
     values(plan, step) -> {name: tensor}    what tensors are set to before a step
     watches(plan, step) -> groups           of which places the whole weight's gradient is shown in a step
     seen(grad, state, group)                what it learns from such a gradient, one place at a time
     exchanges(plan, step) -> {name: …}      which entries of sparse changes give way to others before a step
     restarts(steps) -> steps                where the learning rate's schedule begins anew
     init(group) -> state                    what it keeps for a group; it goes into checkpoints
+    begin(plan) -> {name: state}            what it measures before the first step, and keeps as well
     update(grads, state, group) -> grads    the gradients that AdamW is given, all of a group at once
     probes(plan, step) -> bool              whether a step is taken back once the next step's gradients were seen
     probed(grads, moved, state, group)      what it learns from these gradients, and from where the step led
 
-    Steps count from 0. All but `init`, `update`, `seen` and `probed` follow from their arguments alone, draws from
-    `plan.seed` and what was kept (`plan.states`) included, so a resumed run goes on as if it had never stopped. A head
-    that is new to the checkpoint (`plan.new_groups`) is not an update's to rest, thin out or set: AdamW trains it whole
-    in every step.
+    Steps count from 0. All but `init`, `begin`, `update`, `seen` and `probed` follow from their arguments alone, draws
+    from `plan.seed` and what was kept (`plan.states`) included, so a resumed run goes on as if it had never stopped. A
+    head that is new to the checkpoint (`plan.new_groups`) is not an update's to rest, thin out or set: AdamW trains it
+    whole in every step.
     """
 
     neutral: ClassVar[Mapping[str, Any] | None] = None
@@ -164,12 +171,20 @@ class Update(Component):
         """Returns the entries that change before `step`, by the group's name; called after `values`."""
         return {}
 
+    def penalties(self, plan: TrainingPlan, step: int) -> Mapping[str, Tensor]:
+        """Returns the gradients of what is added to the loss of `step`, by tensor name; before `update`."""
+        return {}
+
     def restarts(self, steps: int) -> tuple[int, ...]:
         """Returns the steps, ascending and above 0, at which the learning-rate schedule restarts."""
         return ()
 
     def init(self, group: ParameterGroup) -> dict[str, Tensor]:
         """Returns the initial state that `update` is given for a group."""
+        return {}
+
+    def begin(self, plan: TrainingPlan) -> Mapping[str, Mapping[str, Tensor]]:
+        """Returns what else it keeps, by the group's name; called once, before the first step of a run that begins."""
         return {}
 
     def update(

@@ -173,8 +173,8 @@ def exchange(
 
     return Exchange(
         {"index": joined[order], "values": laid(values[stays], zeros)},
+        state,
         laid(place, torch.full_like(grown, -1)),
         laid(zeros.new_zeros(len(place)), mean),
         laid(zeros.new_zeros(len(place)), square),
-        state,
     )
