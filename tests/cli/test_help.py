@@ -32,6 +32,7 @@ COMMANDS = [
     "merge",
     "models",
     "push",
+    "search",
     "select",
     "serve",
     "show",
