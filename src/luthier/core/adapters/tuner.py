@@ -148,7 +148,7 @@ class TunerLayer(nn.Module):
         shape = w.shape
         w = w.mT if flipped else w.flatten(1) if site.unfolded else w
         new = edit_function(params, w) if self.form.maps(site) is None else torch.vmap(edit_function)(params, w)
-        return new.mT if flipped else new.view(shape) if site.unfolded else new
+        return new.mT if flipped else new.reshape(shape) if site.unfolded else new
 
 
 EditFunction = Callable[..., Tensor]
