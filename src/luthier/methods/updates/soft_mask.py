@@ -56,6 +56,10 @@ class SoftMask(Update):
         if not any(site.d_out > 1 for site in sites):
             raise LuthierError(f"soft_mask masks rows of linear layers, and none of the {len(sites)} sites is of one.")
 
+    def check_plan(self, plan):
+        if self.strength and not self.masked(plan):
+            raise LuthierError("soft_mask masks rows of linear layers, and no weight of one is trained here.")
+
     def check_beside(self, form, sites):
         """Other forms of the adapter are trained as they are."""
 

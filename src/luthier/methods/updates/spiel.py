@@ -42,6 +42,10 @@ class SpIEL(Update):
     share: float = 0.2
     """p₀: the share of the entries that the first exchanges replace."""
 
+    @property
+    def changes(self):
+        return bool(self.share)  # and processes would see other gradients, and exchange other entries
+
     def check(self):
         self.within("share", 0, 1)
         self.within("every", 1)
