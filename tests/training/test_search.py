@@ -46,9 +46,8 @@ def test_nodes_are_normal_runs_and_a_search_goes_on(run_of, tmp_path, monkeypatc
     run, kinds = replace(run_of, out=str(tmp_path / "out")), {"ffn": "up_proj, down_proj"}
     first = search(run, kinds, budget=1, progress=False)
     ((node, loss),) = first.nodes
-    alone = lt.train(
-        replace(run, where="(up_proj, down_proj) & layers(0, 2)", out=str(tmp_path / "alone")), progress=False
-    )
+    where = f"(up_proj, down_proj) & layers(0, {first.depth - 1})"
+    alone = lt.train(replace(run, where=where, out=str(tmp_path / "alone")), progress=False)
     assert alone.eval_loss == loss and node.name == f"ffn-0-{first.depth - 1}"
     made = []
     import luthier.training.run as module
@@ -69,7 +68,7 @@ def test_a_space_that_the_model_lacks_is_told_before_anything_is_trained(run_of,
     for kinds, settings, text in (
         ({"x": "no_such_layer"}, {}, "modules 'x': .*matches nothing"),
         ({"x": "lm_head"}, {}, "modules 'x'"),
-        ({"x": "params(*norm*)"}, {}, "acts on affine"),
+        ({"x": "output(mlp)"}, {}, "acts on affine"),
         ({"x": "up_proj"}, {"budget": 0}, "at least 1"),
         ({"x": "up_proj"}, {"least": 1.5}, "at most 1"),
         ({}, {}, "at least one kind"),

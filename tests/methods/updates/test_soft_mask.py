@@ -42,7 +42,7 @@ def test_h_is_the_derivative_of_the_divergence_by_the_mask():
         total = 0.0
         with torch.no_grad():
             for number in range(2):
-                p, q = (logits(model)(number).float().flatten(0, -2) for _ in range(2))
+                p, q = (logits(model)(number).flatten(0, -2) for _ in range(2))
                 total += float(functional.kl_div(p.log_softmax(-1), q.softmax(-1), reduction="batchmean"))
         for handle in handles:
             handle.remove()

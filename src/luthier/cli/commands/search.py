@@ -18,7 +18,6 @@ class Search(Loading):
     when it is started again, and a larger --budget takes a finished one further.
     """
 
-    group: ClassVar[str] = "Train"
     examples: ClassVar[tuple[str, ...]] = (
         'luthier search run.toml --modules "ffn=params(*mlp*)" --out searched',
         'luthier search run.toml --modules "ffn=params(*mlp*);attention=params(*self_attn*)" --budget 10 --out found',
@@ -45,7 +44,8 @@ class Search(Loading):
         from luthier.training.search import search
 
         run = read_run_file(self.run_file).run()
-        run = run if self.out is None else replace(run, out=self.out)
+        trusts = run.trust_remote_code or self.trust_remote_code
+        run = replace(run, out=self.out or run.out, trust_remote_code=trusts)
         found = search(run, kinds(self.modules), budget=self.budget, least=self.least, progress=not self.json)
         if self.json:
             say_json(found.to_dict())

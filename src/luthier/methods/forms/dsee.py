@@ -72,7 +72,7 @@ class DSEE(Form):
         return torch.where(p["keep"].bool(), moved, 0) if "keep" in p else moved
 
 
-def grebsmo(w: Tensor, k: int, rank: int, growths: int = 4, rounds: int = 3) -> Tensor:
+def grebsmo(w: Tensor, k: int, rank: int, growths: int = 4, rounds: int = 4) -> Tensor:
     """Returns the sorted flat positions of the k entries of w [m, n] that are least like a matrix of low rank.
 
     w is parted into U V + S: U spans (w - S) Vᵀ, V = Uᵀ (w - S), S keeps the k largest entries of w - U V. The rank

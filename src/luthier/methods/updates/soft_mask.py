@@ -102,12 +102,17 @@ def measured(plan: TrainingPlan, layers: dict[str, nn.Module], batches: int, rat
     with torch.random.fork_rng(), torch.enable_grad(), hooked(layers, masks, rate):
         torch.manual_seed(plan.seed)
         for number in range(batches):
-            first, second = (plan.logits(number).float().flatten(0, -2) for _ in range(2))
+            first, second = (wide(plan.logits(number)).flatten(0, -2) for _ in range(2))
             loss = functional.kl_div(first.log_softmax(-1), second.softmax(-1), reduction="batchmean")
             found = torch.autograd.grad(loss, list(masks.values()), allow_unused=True)
             for path, grad in zip(masks, found, strict=True):
                 sums[path] += 0 if grad is None else grad
     return sums
+
+
+def wide(logits: Tensor) -> Tensor:
+    """Returns logits in float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -74,7 +75,8 @@ def search(
         )
     depth = _checked(run, modules)
     folder = Path(run.out)
-    asked = {"run": {**run.to_dict(), "out": None, "where": None}, "modules": dict(modules), "least": least}
+    space = {"run": {**run.to_dict(), "out": None, "where": None}, "modules": dict(modules), "least": least}
+    asked = json.loads(json.dumps(space))  # as the file gives it back
     known = _known(folder, asked)
     done: list[tuple[Node, float]] = []
 
@@ -95,7 +97,6 @@ def search(
     for node, loss in explore(list(modules), depth, max(1, math.ceil(least * depth)), budget, score):
         done.append((node, loss))
         found = Searched(folder, depth, tuple(done), {each.name: wheres(each) for each, _ in done})
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / RECORD, {"asked": asked, "found": found.to_dict()})
         draw(found.to_dict(), folder / PICTURE)
     return found
@@ -106,6 +107,8 @@ def _known(folder: Path, asked: dict[str, Any]) -> dict[str, float]:
     if not (folder / RECORD).is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise LuthierError(f"{folder} is not empty and holds no search; choose another folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RECORD, {"asked": asked, "found": {"nodes": []}})  # so that the first node may be cut short
         return {}
     held = read_json(folder / RECORD)
     if held["asked"] != asked:
