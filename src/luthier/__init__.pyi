@@ -41,6 +41,7 @@ from luthier.core.contracts.component import Component as Component
 from luthier.core.contracts.component import axes as axes
 from luthier.core.contracts.component import find as find
 from luthier.core.contracts.component import names as names
+from luthier.core.contracts.costs import BackwardCosts as BackwardCosts
 from luthier.core.contracts.decoding import Decoding as Decoding
 from luthier.core.contracts.examination import Change as Change
 from luthier.core.contracts.examination import Examination as Examination
@@ -89,6 +90,7 @@ from luthier.core.contracts.site import Sites as Sites
 from luthier.core.contracts.site import check_rank as check_rank
 from luthier.core.contracts.statistic import Statistic as Statistic
 from luthier.core.contracts.statistic import rows_of as rows_of
+from luthier.core.contracts.update import Exchange as Exchange
 from luthier.core.contracts.update import ParameterGroup as ParameterGroup
 from luthier.core.contracts.update import TrainingPlan as TrainingPlan
 from luthier.core.contracts.update import Update as Update
@@ -238,6 +240,7 @@ from luthier.methods.statistics.states import States as States
 from luthier.methods.targeted_form import TargetedForm as TargetedForm
 from luthier.methods.updates.adamw import AdamW as AdamW
 from luthier.methods.updates.freeze import Freeze as Freeze
+from luthier.methods.updates.green_trainer import GreenTrainer as GreenTrainer
 from luthier.methods.updates.hft import HFT as HFT
 from luthier.methods.updates.layer_decay import LayerDecay as LayerDecay
 from luthier.methods.updates.lift import LIFT as LIFT
@@ -245,6 +248,7 @@ from luthier.methods.updates.lisa import LISA as LISA
 from luthier.methods.updates.lora_plus import LoRAPlus as LoRAPlus
 from luthier.methods.updates.lora_pro import LoRAPro as LoRAPro
 from luthier.methods.updates.lt_sft import LTSFT as LTSFT
+from luthier.methods.updates.spiel import SpIEL as SpIEL
 from luthier.methods.updates.two_speed import TwoSpeed as TwoSpeed
 from luthier.models import Loaded as Loaded
 from luthier.models import model as model

@@ -33,6 +33,7 @@ COMMANDS = [
     "merge",
     "models",
     "push",
+    "search",
     "select",
     "serve",
     "show",

@@ -62,8 +62,8 @@ WHERE = {
 BIASES = "params(*.bias)"
 LOOKED = (0, 1, 2, 3, 19, 20, 21, 39, 40, 42, 200, 399, 400, 401, 402)
 """Steps at which the plan of an update is looked at."""
-SMALL = {"lora_rank": 1}
-"""Settings whose defaults are so large that a tiny model knows no other ones."""
+SMALL = {"lora_rank": 1, "every": 4, "accumulate": 2, "narrowest": 4, "threshold": 0.05}
+"""Settings whose defaults are so large that a tiny model or a short run knows no other ones."""
 
 
 def modes(cls: type[Component]) -> Iterator[dict[str, Any]]:
@@ -179,6 +179,8 @@ def _update() -> Callable[[Any], Any]:
             (lt.Full(), "params(*.weight)"),
             (lt.LoRA(rank=2), "q_proj, down_proj"),
             (lt.MHR(rank=2, skills=2), "q_proj"),
+            (lt.Sparse(density=0.1), "q_proj"),
+            (lt.DSEE(rank=2, prunable=True), "q_proj"),
         ):
             try:
                 update.check_form(form, lt.select(build(), where))
@@ -190,8 +192,9 @@ def _update() -> Callable[[Any], Any]:
             course = training_plan(model, 800)
             plan = [[place.name for place in update.active(course, step)] for step in LOOKED]
             chosen = [update.entries(course, step) is None for step in LOOKED] if update.sparse else []
-            optimizer = optimiser(model, update, lr=1e-2, steps=4)
-            for step in range(4):
+            plan += [[update.probes(course, step), len(update.watches(course, step))] for step in LOOKED]
+            optimizer = optimiser(model, update, lr=1e-2, steps=8)
+            for step in range(8):
                 model(**batches(1, seed=step)[0]).loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()

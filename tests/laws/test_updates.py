@@ -17,13 +17,18 @@ from support.calibrated import batches, build
 
 UPDATES = names("updates")
 STEPS = 7
-WHERE = {"full": "params(*.layers.*.weight)", "lora": "q_proj, down_proj", "mhr": "q_proj, down_proj"}
+WHERE = {
+    "full": "params(*.layers.*.weight)",
+    "lora": "q_proj, down_proj",
+    "mhr": "q_proj, down_proj",
+    "sparse": "q_proj, down_proj",
+}
 
 
 def update_of(name: str, **settings) -> Update:
     """The update, so quick that a few steps meet every change that it makes."""
     cls = find("updates", name)
-    quick = {"interval": 2, "search": 0.4} if not settings else {}
+    quick = {"interval": 2, "search": 0.4, "threshold": 0.05, "narrowest": 8} if not settings else {}
     made = cls.from_dict({key: value for key, value in quick.items() if key in cls.settings()} | settings)
     assert isinstance(made, Update)
     return made
@@ -36,7 +41,13 @@ def attached(form: Form, where: str):
 
 def form_for(update: Update) -> tuple[Form, str]:
     """A form that the update trains, and where: whole weights, or else factors, or else routed ones."""
-    for form in (lt.Full(), lt.LoRA(rank=3), lt.MHR(rank=3, skills=2)):
+    for form in (
+        lt.Full(),
+        lt.LoRA(rank=3),
+        lt.MHR(rank=3, skills=2),
+        lt.Sparse(density=0.1),
+        lt.DSEE(rank=2, prunable=True),
+    ):
         where = WHERE[form.name()]
         try:
             update.check_form(form, lt.select(build(), where))
@@ -136,7 +147,7 @@ def test_a_resumed_run_equals_one_left_alone(case, kept):
     losses = steps(model, optimizer, kept, STEPS)
     expected = copies(model)
     for parameter in tensors(model).values():
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(parameter.is_floating_point())
     with torch.no_grad():
         for key, tensor in tensors(model).items():
             tensor.copy_(middle[key])

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from luthier.core.contracts.kernel import on
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import cache_root
 
@@ -166,6 +167,7 @@ def _serves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and x.dim() > 1
         and x.numel() >= TOKENS * x.shape[-1]
         and x.is_contiguous()
+        and on()
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )

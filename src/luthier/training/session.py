@@ -134,7 +134,7 @@ class Session:
                     shard(model)
                 shifted = prepared.task == "causal-lm"
                 rows, told = (features[0], features[1]), [log, *callbacks, *self.callbacks]
-                trainer = Trainer(run, model, args, rows, collator, shifted, told, run_id)
+                trainer = Trainer(run, model, args, rows, collator, shifted, told, run_id, plan.per_epoch)
                 log.trainer = trainer
                 with teacher_of(run, model) as trainer.teacher:
                     if checkpoint is not None and checkpoint.step >= plan.steps:

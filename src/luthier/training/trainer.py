@@ -26,7 +26,7 @@ from luthier.core.files import read_json, write_json
 from luthier.core.guard import guarded, written
 from luthier.data import Collator, sizes_of
 from luthier.training.checkpoint import GO_ON, WRITING, clean, commit
-from luthier.training.context import running_norms
+from luthier.training.context import mode_off, running_norms
 from luthier.training.figures import FigureSums
 from luthier.training.order import ByLength
 from luthier.training.spec import Run
@@ -92,12 +92,14 @@ class Trainer(transformers.Trainer):
         shifted: bool,
         callbacks: Sequence[transformers.TrainerCallback],
         run_id: str = "",
+        per_epoch: int | None = None,
     ) -> None:
         """`features` are (training, evaluation) rows; with `shifted` labels, a row's first one has no prediction.
+        `per_epoch` is the number of steps in an epoch.
 
         Checkpoints bear the `run_id`.
         """
-        self.run, self.shifted, self.run_id = run, shifted, run_id
+        self.run, self.shifted, self.run_id, self.per_epoch = run, shifted, run_id, per_epoch
         if run.training.shard:
             model._is_accelerate_prepared = True  # accelerate would wrap it once more
         super().__init__(
@@ -156,8 +158,31 @@ class Trainer(transformers.Trainer):
                 undecayed=[p for key, p in trained.named_parameters() if key not in decayed],
                 settings=settings,
                 resumes=self.resumes,
+                epoch=self.per_epoch,
+                loss=self.usual_loss,
+                logits=self.logits_of,
             )
         return self.optimizer
+
+    def usual_loss(self) -> Tensor:
+        """Returns the loss of a batch of the first rows, without dropout: an update weighs by it what a step costs."""
+        model: Any = self.model
+        at = At(0, self.args.max_steps, False, self.teacher)
+        with mode_off(model):
+            return self.run.objective.loss(model, self.run.objective.inputs(self._batch(0), at))
+
+    def logits_of(self, number: int) -> Tensor:
+        """Returns the logits of a batch of rows, in their order, in the mode that the model is in."""
+        model: Any = self.model
+        return model(**self._batch(number)).logits
+
+    def _batch(self, number: int) -> dict[str, Any]:
+        rows, size = self.train_dataset, self.run.training.batch
+        held: Any = rows
+        first = number * size
+        batch = self._prepare_inputs(self.data_collator([held[i % len(held)] for i in range(first, first + size)]))
+        batch.pop("rows")
+        return batch
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> Any:
         """Creates the learning-rate schedule, which restarts where the update restarts."""

@@ -26,9 +26,11 @@ SHORT = Training(steps=8, batch=4, save_every=3, keep=20, lr=1e-2)
 def run_of(llama, additions, folder, name: str) -> Run:
     """A run by the update `name` that meets a change of what it trains, on a form that it takes."""
     cls = find("updates", name)
-    quick = {"interval": 2, "search": 0.4}
+    quick = {"interval": 2, "search": 0.4, "threshold": 0.05, "narrowest": 8}
     update = cls.from_dict({key: value for key, value in quick.items() if key in cls.settings()})
-    for form, where in ((lt.Full(), "params(*.layers.*)"), (lt.LoRA(rank=4), None), (lt.MHR(rank=4, skills=2), None)):
+    forms = (lt.Full(), lt.LoRA(rank=4), lt.MHR(rank=4, skills=2), lt.Sparse(), lt.DSEE(rank=2, prunable=True))
+    for form in forms:
+        where = "params(*.layers.*)" if isinstance(form, lt.Full) else None
         try:
             update.check_form(form, lt.select(build(), where or form.where))  # type: ignore[attr-defined]
         except lt.LuthierError:

@@ -140,13 +140,15 @@ class TunerLayer(nn.Module):
         return lambda logits: routes.append(Route(self.site.path, form, logits))
 
     def weight(self, w: Tensor) -> Tensor:
-        """Returns the edited weight; the experts of a 3-D parameter are edited one matrix at a time."""
+        """Returns the edited weight; the experts of a 3-D parameter are edited one matrix at a time,
+        and a convolution's as the matrix that acts on its unfolded input."""
         params, site = self.params(w.dtype), self.site
         edit_function = _LOWERED[self.form.edit_kind](self.edit_function())
         flipped = site.transposed and site.kind == "param"
-        w = w.mT if flipped else w
+        shape = w.shape
+        w = w.mT if flipped else w.flatten(1) if site.unfolded else w
         new = edit_function(params, w) if self.form.maps(site) is None else torch.vmap(edit_function)(params, w)
-        return new.mT if flipped else new
+        return new.mT if flipped else new.reshape(shape) if site.unfolded else new
 
 
 EditFunction = Callable[..., Tensor]

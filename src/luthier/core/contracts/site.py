@@ -37,6 +37,8 @@ class Site:
     """The number of [d_out, d_in] matrices in the tensor, the product of its leading axes."""
     transposed: bool = False
     """Whether the stored tensor is [d_in, d_out], as in GPT-2's Conv1D and some experts."""
+    unfolded: bool = False
+    """Whether the parameter is a convolution's, met as the matrix [out, in · kernel] that maps its unfolded input."""
 
     @property
     def type(self) -> str:

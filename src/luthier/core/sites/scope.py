@@ -13,7 +13,15 @@ from torch import nn
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
 from luthier.core.sites.pictures import language_path
-from luthier.core.sites.structure import base_modules, block_lists, channels, features, raw_parameter, width
+from luthier.core.sites.structure import (
+    base_modules,
+    block_lists,
+    channels,
+    features,
+    raw_parameter,
+    unfolded_features,
+    width,
+)
 
 if TYPE_CHECKING:
     from luthier.core.sites.probe import Met
@@ -99,6 +107,11 @@ class Scope:
         experts = shape[0] if len(shape) == 3 else None
         maps = math.prod(shape[:-2])
         return Site(path, "param", d_in, d_out, self.layer(path), experts=experts, maps=maps, transposed=transposed)
+
+    def convolution(self, path: str) -> Site | None:
+        """Returns the site of a convolution's weight, as a matrix; None for other modules."""
+        sizes = unfolded_features(self.modules[path])
+        return None if sizes is None else Site(f"{path}.weight", "param", *sizes, self.layer(path), unfolded=True)
 
     def activation(self, path: str, kind: str) -> Site:
         """Returns the site of what enters (`input`) or leaves (`stream`) a module.

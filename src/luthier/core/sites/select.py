@@ -3,6 +3,7 @@
 all-linear                  the linear layers of the blocks that a pass calls (never the output head)
 stream                      the residual stream after each block
 embeddings, head, experts   embedding tables; linear layers after the blocks; 3-D expert parameters
+conv                        the convolutions, as matrices of the unfolded input; conv(*.resnets.*) some
 attention                   the keys and values of each attention layer; attention(*.3.*) of some
 q_proj, v_proj, *.mlp.*     linear layers, tables and experts by name or glob; a comma joins names
 output(mlp), input(o_proj)  the activation that leaves or enters any module
@@ -79,6 +80,12 @@ def _experts(scope: Scope) -> Sites:
     return Sites(site for site in scope.named if site.kind == "param")
 
 
+def _convolutions(scope: Scope, patterns: str = "*") -> Sites:
+    listed = [p.strip() for p in patterns.split(",")]
+    paths = [path for path in scope.modules if any(_matches(g, path) for g in listed)]
+    return Sites(site for path in paths if (site := scope.convolution(path)) is not None)
+
+
 def _attention(scope: Scope) -> Sites:
     from luthier.core.sites.attention import attention_shapes
 
@@ -97,6 +104,7 @@ WORDS: dict[str, Callable[[Scope], Sites]] = {
     "embeddings": _embeddings,
     "head": _head,
     "experts": _experts,
+    "conv": _convolutions,
     "attention": _attention,
 }
 
@@ -150,6 +158,7 @@ FUNCTIONS: dict[str, Callable[[Scope, str], Sites | Layers]] = {
     "input": lambda scope, patterns: _activations(scope, patterns, "input"),
     "output": lambda scope, patterns: _activations(scope, patterns, "stream"),
     "params": _parameters,
+    "conv": _convolutions,
     "attention": _attentions,
 }
 

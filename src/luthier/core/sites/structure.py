@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,16 @@ def features(module: nn.Module) -> tuple[int, int] | None:
         return module.nx, module.nf
     if isinstance(module, nn.Linear):  # bitsandbytes, torchao and Falcon's layers are subclasses
         return module.in_features, module.out_features
+    return None
+
+
+def unfolded_features(module: nn.Module) -> tuple[int, int] | None:
+    """Returns (d_in, d_out) of a convolution as a map of its unfolded input: d_in is channels of a group times kernel.
+
+    None for other modules, and for a transposed convolution, whose weight is no such matrix.
+    """
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return module.in_channels // module.groups * math.prod(module.kernel_size), module.out_channels
     return None
 
 
@@ -236,4 +247,6 @@ def base_tensor(module: nn.Module, site: Site) -> Tensor:
         return full_tensor(weight_of(module))
     tensor = module._parameters[site.path.rpartition(".")[2]]
     assert tensor is not None
+    if site.unfolded:
+        return full_tensor(tensor).flatten(1)
     return full_tensor(tensor).mT if site.transposed else full_tensor(tensor)
