@@ -20,12 +20,14 @@ SHIPPED = [
     "eva",
     "gelora",
     "hydra",
+    "iaa",
     "lift-math",
     "lisa",
     "lora",
     "lora-ga",
     "lora-pro-math",
     "lora-sb-math",
+    "loramoe",
     "loraxs-math",
     "loreft-commonsense",
     "loreft-glue",
@@ -36,7 +38,9 @@ SHIPPED = [
     "meteora",
     "mftcoder-coba",
     "mhr",
+    "mixlora",
     "morepair",
+    "mosa",
     "pissa",
     "s2ft",
     "tslam",
@@ -49,7 +53,7 @@ SHIPPED = [
     "wegeft-metamath",
     "wegeft-vtab",
 ]
-IMAGES = ("hydra", "wegeft-fgvc", "wegeft-vtab")
+IMAGES = ("hydra", "mosa", "wegeft-fgvc", "wegeft-vtab")
 """Recipes for a ViT."""
 
 

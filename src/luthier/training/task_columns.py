@@ -21,7 +21,7 @@ COLUMN = "task"
 
 def columns_of(run: Run) -> tuple[str, ...]:
     """Returns further columns that are read: the objective's, and the task where the form routes by it."""
-    asked = (COLUMN,) if names_of(run.form) else ()
+    asked = (COLUMN,) if names_of(run.form) or (isinstance(run.form, Routed) and run.form.asks_tasks()) else ()
     return tuple(dict.fromkeys((*run.objective.columns, *asked)))
 
 
@@ -31,11 +31,12 @@ def task_indices(form: Form, examples: Examples) -> dict[int, int]:
     Raises `LuthierError` for tasks that the form does not know, and rows without one where it goes by the task.
     """
     names = form.known() if isinstance(form, Routed) else ()
-    if not names and len(names_of(form)) <= 1:
+    asks = isinstance(form, Routed) and form.asks_tasks()
+    if not names and not asks:
         return {}
     told = {example.row: str(example.meta[COLUMN]) for example in examples.rows if COLUMN in example.meta}
     bare = [example.row for example in examples.rows if example.row not in told]
-    if bare and len(names_of(form)) > 1:
+    if bare and asks:
         raise LuthierError(
             f"{len(bare)} rows of {examples.source} have no {COLUMN!r} (the first: {bare[0]}), by which {form.name()} "
             "goes. Add the column, or read several sources as mix:name=source,name=source."

@@ -240,10 +240,15 @@ def tasks(model: nn.Module, told: Told):
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[Route]]:
-    """Records the routing decisions of every pass while the context lasts, in the order of the sites."""
+    """Records the routing decisions of every pass while the context lasts, in the order of the sites.
+
+    What an inner context records, the outer one gets as well.
+    """
     with state_of(model).passes.held("watched") as current:
         before, current.routes = current.routes, []
         try:
             yield current.routes
         finally:
+            if before is not None:
+                before += current.routes
             current.routes = before

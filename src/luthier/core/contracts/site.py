@@ -37,6 +37,8 @@ class Site:
     """The number of [d_out, d_in] matrices in the tensor, the product of its leading axes."""
     transposed: bool = False
     """Whether the stored tensor is [d_in, d_out], as in GPT-2's Conv1D and some experts."""
+    inside: tuple[tuple[str, int, int], ...] = ()
+    """The linear layers that a module holds directly, (name, d_in, d_out) each, where an activation is meant."""
 
     @property
     def type(self) -> str:

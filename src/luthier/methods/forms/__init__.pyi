@@ -9,13 +9,17 @@ from luthier.methods.forms.full import Full as Full
 from luthier.methods.forms.gift import GIFT as GIFT
 from luthier.methods.forms.hydra import Hydra as Hydra
 from luthier.methods.forms.ia3 import IA3 as IA3
+from luthier.methods.forms.iaa import IAA as IAA
 from luthier.methods.forms.lobireft import LobiReFT as LobiReFT
 from luthier.methods.forms.loldu import LoLDU as LoLDU
 from luthier.methods.forms.lora import LoRA as LoRA
+from luthier.methods.forms.loramoe import LoRAMoE as LoRAMoE
 from luthier.methods.forms.loraxs import LoRAXS as LoRAXS
 from luthier.methods.forms.loreft import LoReFT as LoReFT
 from luthier.methods.forms.meteora import MeteoRA as MeteoRA
 from luthier.methods.forms.mhr import MHR as MHR
+from luthier.methods.forms.mixlora import MixLoRA as MixLoRA
+from luthier.methods.forms.mosa import MoSA as MoSA
 from luthier.methods.forms.noreft import NoReFT as NoReFT
 from luthier.methods.forms.prefix import Prefix as Prefix
 from luthier.methods.forms.red import RED as RED

@@ -33,6 +33,7 @@ class MeteoRA(Routed):
     paper = "Xu, Lai, Huang 2024 (ICLR 2025), arXiv 2405.13053 (code: NJUDeepEngine/meteora)"
     router = ("gate",)
     mixed = ("A", "B")
+    named = True
     eval_only = ("temperature",)
     neutral: ClassVar = {"experts": ("only",), "top": 1}
 
