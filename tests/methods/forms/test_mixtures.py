@@ -349,3 +349,34 @@ def test_route_is_handed_on():
 
 def test_cv_of_one_number_is_nothing():
     assert float(cv_squared(torch.ones(1))) == 0.0
+
+
+# --- served and shipped -------------------------------------------------------------------------------
+
+
+def test_rows_of_a_batch_name_their_tasks():
+    model = moved(lt.attach(build(), lt.MHR(rank=2, skills=3, tasks=("a", "b")), "q_proj, down_proj", "m"))
+    with lt.rows(model, ["m:b", "m:a"]):
+        mixed = logits(model)
+    for row, task in enumerate("ba"):
+        assert torch.allclose(mixed[row], logits(model, tasks=task)[row], rtol=1e-10)
+    with lt.rows(model, [None, "m:a"]):
+        assert torch.allclose(logits(model)[0], logits(build())[0], rtol=1e-10)
+    for names, words in (
+        (["m", None], "name it, as m:a"),
+        (["m:c", None], "no task 'c'"),
+        (["x:a", None], "no adapter"),
+    ):
+        with pytest.raises(lt.LuthierError, match=words), lt.rows(model, names):
+            pass
+
+
+@pytest.mark.parametrize("form", [lt.LoRAMoE(experts=2), lt.MixLoRA(experts=2), lt.MoSA(dim=4), lt.IAA(dim=4)])
+def test_what_no_weight_can_express_is_neither_merged_nor_exported(form, tmp_path):
+    model = moved(lt.attach(build(), form))
+    with pytest.raises(lt.LuthierError, match=r"cannot be merged: it (acts on|is not linear)"):
+        lt.merge(model)
+    lt.save(model, tmp_path / "adapter")
+    with pytest.raises(lt.LuthierError, match=form.name()):
+        lt.export(tmp_path / "adapter", tmp_path / "out", to="peft", base=build())
+    assert not (tmp_path / "out").exists()

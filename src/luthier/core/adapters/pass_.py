@@ -41,6 +41,8 @@ class Pass:
     """The adapter of each row in a mixed batch."""
     frozen: bool = False
     """Whether the adapters' parameters stay unchanged while these rows are set."""
+    row_tasks: dict[str, Tensor] = field(default_factory=dict)
+    """The task of each row by the adapter that goes by it, where the rows of a mixed batch have tasks."""
     tasks: Told | None = None
     """The tasks of the rows, set around the call or by its arguments."""
     routes: list[Route] | None = None

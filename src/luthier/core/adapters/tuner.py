@@ -142,7 +142,7 @@ class TunerLayer(nn.Module):
         """Returns the tasks of the rows, for a form that routes by task; none in a probing pass."""
         if not (isinstance(self.form, Routed) and self.form.by_task) or now.reached is not None:
             return {}
-        found = tasks_of(self.form, now.tasks if call is None else call.tasks, y)
+        found = tasks_of(self.form, now.row_tasks.get(self.name, now.tasks if call is None else call.tasks), y)
         return {} if found is None else {ROUTE_TASKS: found}
 
     def note(self, now: Pass) -> Callable[[Tensor], None] | None:

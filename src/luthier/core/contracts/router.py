@@ -146,6 +146,12 @@ def tasks_of(form: Routed, told: Told | None, x: Tensor) -> Tensor | None:
     return index.repeat_interleave(len(x) // len(index))
 
 
+def adapter_and_task(asked: str) -> tuple[str, str | None]:
+    """Returns (adapter, task) of a row that is asked of `adapter` or of `adapter:task`."""
+    adapter, colon, task = asked.partition(":")
+    return adapter, task if colon else None
+
+
 def listed(told: str | Sequence[str]) -> Sequence[str]:
     """Returns the tasks that were told, one or several, as a sequence."""
     return [told] if isinstance(told, str) else told

@@ -147,7 +147,7 @@ def down_of(site: Site) -> str:
     if len(found) != 1 or len(found) + len(first) != len(site.inside) or not first:
         held = ", ".join(f"{name} ({a} -> {b})" for name, a, b in site.inside) or "no linear layer"
         raise LuthierError(
-            f"mixlora's experts are feed-forward modules, whose linear layers all read the input but for one that "
-            f"gives the output; {site} holds {held}. Choose such modules (where), as output(mlp)."
+            f"mixlora's experts are feed-forward modules: one linear layer gives the output, all others read the "
+            f"input; {site} holds {held}. Choose such modules (where), as output(mlp)."
         )
     return found[0]

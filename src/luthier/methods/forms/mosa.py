@@ -19,9 +19,9 @@ class MoSA(Form):
 
     The binary masks M_j are disjoint and cover U [d_out, dim]: each weight belongs to one of the experts, drawn once
     and saved (`part`), alike many to each; so it is with the bias c. D [dim, d_in] is shared, as in the authors'
-    scripts (SHARE "down"). U starts at zero, where their experts are sparse copies of one adapter, each trained in its own
-    entries; so one dense U holds them all, and their merging at the end, which takes each entry from its expert, is
-    outside training the U that is there: a plain bottleneck adapter of the same size and cost. Take the objective
+    scripts (SHARE "down"). Their experts are copies of one adapter, each trained in its own entries, and merging takes
+    each entry from its expert. Here U starts at zero, so one dense U holds them all and is what acts outside training:
+    a plain bottleneck adapter of the same size and cost. Take the objective
     `two_passes` along, whose passes draw an expert each at every site.
 
     h = x beside a module (parallel: AdaptFormer, their main setting, without its layer norm) or its output y
