@@ -199,6 +199,7 @@ from luthier.methods.forms.mhr import MHR as MHR
 from luthier.methods.forms.mixlora import MixLoRA as MixLoRA
 from luthier.methods.forms.mosa import MoSA as MoSA
 from luthier.methods.forms.noreft import NoReFT as NoReFT
+from luthier.methods.forms.polyhistor import Polyhistor as Polyhistor
 from luthier.methods.forms.prefix import Prefix as Prefix
 from luthier.methods.forms.red import RED as RED
 from luthier.methods.forms.s2ft import S2FT as S2FT

@@ -41,7 +41,9 @@ SHIPPED = [
     "mixlora",
     "morepair",
     "mosa",
+    "petl-ast",
     "pissa",
+    "polyhistor",
     "s2ft",
     "tslam",
     "wegeft",
@@ -53,7 +55,7 @@ SHIPPED = [
     "wegeft-metamath",
     "wegeft-vtab",
 ]
-IMAGES = ("hydra", "mosa", "wegeft-fgvc", "wegeft-vtab")
+IMAGES = ("hydra", "mosa", "petl-ast", "wegeft-fgvc", "wegeft-vtab")
 """Recipes for a ViT."""
 
 

@@ -15,8 +15,8 @@ from luthier.core.contracts.site import Site
 from support.architectures import ARCHITECTURES
 
 ROUTED = [name for name in names("forms") if issubclass(find("forms", name), Routed)]
-ROUTERS = [name for name in ROUTED if find("forms", name).edit_kind == "post"]  # type: ignore[attr-defined]
-"""Those that act on a linear layer; the others have tests of their own beside the laws of forms."""
+ROUTERS = [name for name in ROUTED if find("forms", name).mixed]  # type: ignore[attr-defined]
+"""Those that mix experts of a linear layer; the others have tests of their own beside the laws of forms."""
 SITE = Site("layer", "affine", 12, 8)
 
 

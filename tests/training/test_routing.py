@@ -18,6 +18,7 @@ from luthier.training import Run, Training, train
 from luthier.training.checkpoint import checkpoints
 from luthier.training.prepare import prepare
 from luthier.training.routing import Load, grid_of, read
+from luthier.training.task_columns import task_indices
 from support.tiny import save_model, sums, write_rows
 
 SETTINGS = Training(steps=4, batch=4, save_every=2, keep=9, lr=1e-2, eval_fraction=0.2, warmup=0)
@@ -89,8 +90,10 @@ def test_types_come_from_the_column_task_and_padding_is_left_out(run):
     untold = form.balance([route.logits for route in routes], replace(about, tasks=None))
     assert told is not None and untold is not None and not torch.isclose(told, untold)
     assert {route.layer for route in routes} == {0, 1, 2} and {route.adapter for route in routes} == {"default"}
-    with pytest.raises(lt.LuthierError, match="no task 'b'"):
+    with pytest.raises(lt.LuthierError, match=r"no row of .* is of the type 'c'"):
         prepare(replace(run, form=replace(form, types=("a", "c")), out=f"{run.out}-c"))
+    with pytest.raises(lt.LuthierError, match="no task 'b'"):
+        task_indices(replace(form, types=("a", "c")), prepared.examples)
     result = train(replace(run, form=form, out=f"{run.out}-typed"), progress=False)
     assert {row.site.rpartition(".")[2] for row in read(result.folder)} == {"gate_proj", "up_proj", "down_proj"}
 

@@ -44,6 +44,16 @@ def task_indices(form: Form, examples: Examples) -> dict[int, int]:
     return {row: place(names, name) for row, name in told.items()} if names else {}
 
 
+def check_types(form: Form, tasks: Sequence[str], source: str) -> None:
+    """Raises where experts are kept for a type of rows that no row is of."""
+    kept = form.known() if isinstance(form, Routed) and form.asks_tasks() and not form.by_task else ()
+    if idle := [name for name in kept if name not in tasks]:
+        raise LuthierError(
+            f"no row of {source} is of the type {idle[0]!r}, so the experts that {form.name()} keeps for it would have "
+            f"nothing to do; there are: {', '.join(tasks)}. Mend types, or the column {COLUMN!r}."
+        )
+
+
 def tagged(features: Sequence[dict[str, Any]], places: Mapping[int, int]) -> Sequence[dict[str, Any]]:
     """Returns the features with the indices of their tasks, those behind another row included."""
     if not places or not all(int(row) in places for row in sizes_of(features).row):

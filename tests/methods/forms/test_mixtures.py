@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional
 
 import luthier as lt
-from luthier.core.contracts.router import ROUTE, RoutedBatch, routing
+from luthier.core.contracts.router import ROUTE, ROUTE_TASKS, RoutedBatch, routing
 from luthier.core.contracts.site import Site
 from luthier.kernels._grouped import Sent, everywhere, padded
 from luthier.methods.forms.loramoe import cv_squared
@@ -335,6 +337,8 @@ def test_scattered_it_is_the_modules_inside_and_rows_keep_their_own():
         mixed = logits(model)
     assert torch.allclose(mixed[1], logits(build())[1], rtol=1e-10)
     assert torch.allclose(mixed[0], logits(model)[0], rtol=1e-10)
+    with pytest.raises(lt.LuthierError, match="is not the output of one"):
+        lt.attach(build(), lt.IAA(dim=4), "output(mlp)")
     some = moved(lt.attach(build(), lt.IAA(dim=4), "stream & layers(0, 1)"))
     assert not torch.allclose(logits(some), logits(build()), rtol=1e-4)
 
@@ -349,6 +353,51 @@ def test_route_is_handed_on():
 
 def test_cv_of_one_number_is_nothing():
     assert float(cv_squared(torch.ones(1))) == 0.0
+
+
+# --- Polyhistor ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("insertion", ["parallel", "sequential"])
+def test_polyhistor_is_the_adapter_of_explicit_kronecker_products(insertion):
+    names = ("a", "b", "c")
+    form = lt.Polyhistor(dim=6, parts=2, rank=2, size=3, tasks=names, insertion=insertion, scale=0.5)
+    p, told = away(form, Site("m", "stream", 12, 12)), torch.tensor([2, 0, 2])
+    x, y = torch.randn(3, 4, 12).double(), torch.randn(3, 4, 12).double()
+    found = routing(form)({**p, ROUTE_TASKS: told}, x, y)
+    flat = routing(form)({**p, ROUTE_TASKS: told}, x[:, 0], y[:, 0])
+    for row, task in enumerate(told.tolist()):
+        e = p["embedding"][task]
+        down, up = (torch.kron(p[f"{w}_kernel"], (p[f"{w}_p"] @ e) @ (p[f"{w}_q"] @ e)) for w in ("down", "up"))
+        assert down.shape == (6, 12) and up.shape == (12, 6)
+        h = y[row] if insertion == "sequential" else x[row]
+        wanted = y[row] + 0.5 * functional.gelu(h @ down.T) @ up.T
+        assert torch.allclose(found[row], wanted, rtol=1e-10, atol=1e-12)
+        assert torch.allclose(flat[row], wanted[0], rtol=1e-10, atol=1e-12)
+
+
+def test_a_further_task_costs_one_embedding():
+    site, counts = Site("m", "stream", 512, 512), []
+    for tasks in (1, 2, 4, 8, 16):
+        form = lt.Polyhistor(tasks=tuple(f"task{i}" for i in range(tasks)))
+        counts.append(sum(t.numel() for t in form.init(site, {}).values()))
+    assert [b - a for a, b in itertools.pairwise(counts)] == [8, 16, 32, 64]
+    one = sum(t.numel() for t in lt.Bottleneck(dim=32).init(site, {}).values())
+    assert counts[-1] < one < 16 * one  # sixteen tasks cost less than the plain adapter of one
+
+
+def test_rows_of_several_tasks_train_their_own_embeddings():
+    model = moved(lt.attach(build(), lt.Polyhistor(dim=4, parts=2, tasks=("a", "b", "c"))))
+    mixed = logits(model, tasks=["b", "a"])
+    assert torch.allclose(mixed[0], logits(model, tasks="b")[0], rtol=1e-10)
+    model(input_ids=ids(), tasks=["b", "b"]).logits.square().sum().backward()
+    grads = [t.grad for key, t in lt.trainable(model).items() if key.endswith("embedding")]
+    assert all(not g[0].any() and g[1].any() and not g[2].any() for g in grads if g is not None)
+    for settings in ({"dim": 6, "parts": 4}, {"tasks": ("a", "a")}):
+        with pytest.raises(lt.LuthierError, match="polyhistor"):
+            lt.Polyhistor(**settings)
+    with pytest.raises(lt.LuthierError, match="cannot be divided into 5"):
+        lt.attach(build(), lt.Polyhistor(dim=10, parts=5))
 
 
 # --- served and shipped -------------------------------------------------------------------------------

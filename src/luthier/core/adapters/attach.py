@@ -129,6 +129,7 @@ def place(model: nn.Module, components: Sequence[AdapterComponent], start: Start
         for component in {component.sites: component for component in components}.values():
             _refuse(component.form, component.sites, component.name, state)
             _refuse_vectors(model, component.form, component.sites)
+            _refuse_no_blocks(model, component.form, component.sites)
         for component in components:
             _place(model, state, component, start)
         _mark(model, state)
@@ -168,6 +169,18 @@ def _refuse_vectors(model: nn.Module, form: Form, sites: Sites) -> None:
                 f"{form.name()} changes matrices, and {site} has {axes} axis; leave it out (where), or choose a form "
                 "of single numbers (full, bitfit)."
             )
+
+
+def _refuse_no_blocks(model: nn.Module, form: Form, sites: Sites) -> None:
+    """Raises for a form that goes along the blocks at a place that is not one."""
+    if form.edit_kind != "aside":
+        return
+    blocks = {f"{path}.{index}" for path, held in block_lists(model).items() for index in range(len(held))}
+    if wrong := [site for site in sites if site.path not in blocks]:
+        raise LuthierError(
+            f"{form.name()} goes along the blocks of a model, and {wrong[0]} is not the output of one; choose blocks "
+            f"(its default is where={form.where!r})."
+        )
 
 
 def _check(model: nn.Module, state: State, sites: Sites) -> None:
