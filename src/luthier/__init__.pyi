@@ -228,6 +228,7 @@ from luthier.methods.objectives.mft import MFT as MFT
 from luthier.methods.objectives.morepair import MORepair as MORepair
 from luthier.methods.objectives.orpo import ORPO as ORPO
 from luthier.methods.objectives.reward import Reward as Reward
+from luthier.methods.objectives.routing import Routing as Routing
 from luthier.methods.objectives.sft import SFT as SFT
 from luthier.methods.objectives.simpo import SimPO as SimPO
 from luthier.methods.objectives.two_passes import TwoPasses as TwoPasses
