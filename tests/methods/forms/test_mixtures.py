@@ -17,6 +17,7 @@ from luthier.methods.objectives.two_passes import TwoPasses, divergence
 from support.architectures import ARCHITECTURES
 
 SITE = Site("layer", "affine", 12, 8)
+FFN = "gate_proj, up_proj, down_proj"
 
 
 def build(name: str = "llama"):
@@ -95,8 +96,8 @@ def test_loramoe_is_the_soft_sum_of_its_experts():
 
 
 def test_one_expert_is_lora():
-    model = moved(lt.attach(build(), lt.LoRAMoE(experts=1, rank=3, alpha=5.0)))
-    lora = lt.attach(build(), lt.LoRA(rank=3, alpha=5.0), lt.LoRAMoE.where)
+    model = moved(lt.attach(build(), lt.LoRAMoE(experts=1, rank=3, alpha=5.0), FFN))
+    lora = lt.attach(build(), lt.LoRA(rank=3, alpha=5.0), FFN)
     held = lt.trainable(model)
     for key, tensor in lt.trainable(lora).items():
         tensor.data = held[key].data[0]
@@ -263,12 +264,12 @@ def test_a_pass_is_of_one_expert_and_training_moves_its_entries_alone():
 @pytest.mark.parametrize("insertion", ["parallel", "sequential"])
 def test_outside_training_it_is_one_dense_adapter_the_sum_of_its_experts(insertion):
     settings = {"dim": 6, "insertion": insertion, "activation": "gelu", "scale": 0.5}
-    model = moved(lt.attach(build(), lt.MoSA(experts=4, **settings))).eval()
+    model = moved(lt.attach(build(), lt.MoSA(experts=4, **settings), "output(mlp)")).eval()
     plain = lt.attach(build(), lt.Bottleneck(**settings), "output(mlp)")
     for key, tensor in lt.trainable(plain).items():
         tensor.data = lt.trainable(model)[key].data
     assert torch.allclose(logits(model), logits(plain), rtol=1e-10)
-    one = lt.attach(build(), lt.MoSA(experts=1, **settings))
+    one = lt.attach(build(), lt.MoSA(experts=1, **settings), "output(mlp)")
     for key, tensor in lt.trainable(one).items():
         tensor.data = lt.trainable(model)[key].data
     assert torch.allclose(logits(one.train()), logits(plain), rtol=1e-10)

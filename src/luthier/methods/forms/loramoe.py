@@ -1,4 +1,4 @@
-"""LoRAMoE: LoRA experts in the feed-forward layers, of which every token gets a soft mixture."""
+"""LoRAMoE: LoRA experts in linear layers, of which every token gets a soft mixture."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class LoRAMoE(Routed):
     """y' = y + s Σ_i w_i B_i A_i x, w = softmax(G x); L = L_obj + β Σ_layers CV²(Q ∘ I)
 
     Every expert acts on every token (no top k), so a layer has one gate G [experts, d_in] and A [experts, rank, d_in],
-    B [experts, d_out, rank]; B starts at zero, s = alpha / rank. Q_ri is the weight that expert i has over the tokens
-    of row r, and CV² the squared coefficient of variation (unbiased variance) over all rows and experts of Q ∘ I.
+    B [experts, d_out, rank]; B starts at zero, s = alpha / rank. The authors take the feed-forward layers, as the
+    recipe does. Q_ri is the weight that expert i has over the tokens of row r, and CV² the squared coefficient of
+    variation (unbiased variance) over all rows and experts of Q ∘ I.
 
     I_ri is 1 + δ where row r is of the type of expert i and 1 - δ elsewhere: the experts are divided evenly, in order,
     among `types` (the column `task` names a row's type); without types I = 1, which is plain balance. Evening out
@@ -29,7 +30,6 @@ class LoRAMoE(Routed):
     """
 
     paper = "Dou et al. 2023 (ACL 2024), arXiv 2312.09979 (code: Ablustrund/LoRAMoE)"
-    where = "gate_proj, up_proj, down_proj"
     router = ("gate",)
     mixed = ("A", "B")
     lr = 2e-4

@@ -24,13 +24,13 @@ class MoSA(Form):
     a plain bottleneck adapter of the same size and cost. Take the objective
     `two_passes` along, whose passes draw an expert each at every site.
 
-    h = x beside a module (parallel: AdaptFormer, their main setting, without its layer norm) or its output y
-    (sequential: Pfeiffer). The authors draw whole tensors' masks by random scores; so do we.
+    The authors' place is beside each MLP (where="output(mlp)"). h = x beside a module (parallel: AdaptFormer, their
+    main setting, without its layer norm) or its output y (sequential: Pfeiffer). Masks are drawn at random, as theirs.
     """
 
     paper = "Zhang et al. 2023, arXiv 2312.02923 (code: Theia-4869/MoSA)"
     kinds = ("stream",)
-    where = "output(mlp)"
+    where = "stream"
     linear = False
     frozen = ("part", "bias_part")
     lr = 1e-3

@@ -30,7 +30,7 @@ class Polyhistor(Routed):
 
     paper = "Liu, Ma, Tian, He, Kira 2022 (NeurIPS), arXiv 2210.03265 (rebuilt: no public code)"
     kinds = ("stream",)
-    where = "output(mlp)"
+    where = "stream"
     by_task = True
     router = ("embedding",)
     neutral: ClassVar = {"tasks": ()}
