@@ -18,12 +18,19 @@ from luthier.training import Run, train
 from support.tiny import save_model, write_rows
 
 RECIPES = list(recipe_files())
-KINDS = {"hydra": "image", "wegeft-fgvc": "image", "wegeft-vtab": "image", "loreft-glue": "label"}
+KINDS = {
+    "hydra": "image",
+    "mosa": "image",
+    "petl-ast": "image",
+    "wegeft-fgvc": "image",
+    "wegeft-vtab": "image",
+    "loreft-glue": "label",
+}
 """Recipes for other rows than questions and answers."""
 BASES = {"image": "vit", "label": "bert", "text": "llama", "pairs": "llama"}
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_hidden_layers": 26}
 """As wide as quantised weights need, as deep as the blocks that recipes name."""
-SMALL = {"rank": 2, "heads": 2, "length": 3}
+SMALL = {"rank": 2, "heads": 2, "length": 3, "dim": 4}
 """What a tiny model has room for."""
 
 
@@ -83,7 +90,7 @@ def test_every_recipe_trains(name, bases, rows, tmp_path):
     kind = kind_of(recipe)
     if recipe.training.get("quantize"):
         pytest.importorskip("bitsandbytes")
-    more = {"mhr": ["--tasks", "first", "--tasks", "second"]}.get(name, [])
+    more = ["--tasks", "first", "--tasks", "second"] if name in ("mhr", "polyhistor") else []
     if name == "meteora":
         expert = small(
             run_of(bases[kind], rows[kind], "--method", "lora", "--where", "all-linear"), tmp_path / "expert"

@@ -20,12 +20,14 @@ SHIPPED = [
     "eva",
     "gelora",
     "hydra",
+    "iaa",
     "lift-math",
     "lisa",
     "lora",
     "lora-ga",
     "lora-pro-math",
     "lora-sb-math",
+    "loramoe",
     "loraxs-math",
     "loreft-commonsense",
     "loreft-glue",
@@ -36,8 +38,12 @@ SHIPPED = [
     "meteora",
     "mftcoder-coba",
     "mhr",
+    "mixlora",
     "morepair",
+    "mosa",
+    "petl-ast",
     "pissa",
+    "polyhistor",
     "s2ft",
     "tslam",
     "wegeft",
@@ -49,7 +55,7 @@ SHIPPED = [
     "wegeft-metamath",
     "wegeft-vtab",
 ]
-IMAGES = ("hydra", "wegeft-fgvc", "wegeft-vtab")
+IMAGES = ("hydra", "mosa", "petl-ast", "wegeft-fgvc", "wegeft-vtab")
 """Recipes for a ViT."""
 
 

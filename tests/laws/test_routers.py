@@ -14,7 +14,9 @@ from luthier.core.contracts.router import Routed, names_of, routing
 from luthier.core.contracts.site import Site
 from support.architectures import ARCHITECTURES
 
-ROUTERS = [name for name in names("forms") if issubclass(find("forms", name), Routed)]
+ROUTED = [name for name in names("forms") if issubclass(find("forms", name), Routed)]
+ROUTERS = [name for name in ROUTED if find("forms", name).mixed]  # type: ignore[attr-defined]
+"""Those that mix experts of a linear layer; the others have tests of their own beside the laws of forms."""
 SITE = Site("layer", "affine", 12, 8)
 
 

@@ -27,7 +27,7 @@ from luthier.core.contracts.examination import Change, Pair
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.objective import At, Rows, labels_of
 from luthier.core.contracts.ranks import Budget
-from luthier.core.contracts.router import names_of
+from luthier.core.contracts.router import RoutedBatch, names_of
 from luthier.core.contracts.selection import Pool
 from luthier.core.contracts.site import Site
 from luthier.core.numerics.delta import Delta
@@ -46,6 +46,7 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "then": ("task_arithmetic", "ties"),
     "token": ("q",),
     "tasks": (("a", "b"),),
+    "types": (("a", "b"),),
     "experts": (("a", "b"), ("a", "b", "c", "d")),
     "weights": ((0.5,), (0.5, 2.0)),
     "source": (),
@@ -164,7 +165,10 @@ def _form(kind: str) -> Callable[[Form], Any]:
                 outputs = [model(**given, **told).logits]
                 model.train()
                 set_seed(2)
-                outputs.append(model(**given, **told).logits)
+                with lt.watched(model) as routes:
+                    outputs.append(model(**given, **told).logits)
+            if isinstance(form, lt.Routed):
+                outputs.append(form.balance([route.logits for route in routes], RoutedBatch()))
             return start, list(lt.trainable(model)), outputs
         finally:
             model.eval()
@@ -251,7 +255,7 @@ def _objective(folder: Path) -> Callable[[Any], Any]:
         file = write_rows(folder / f"{kind}.jsonl", [OF[kind](i, row) for i, row in enumerate(sums(12))])
         examples = data.load(file, columns=objective.columns, preferences=kind != "answers")
         encode = partial(data.encode_all, processor=words, max_length=200)
-        form = lt.LoRA(rank=2)
+        form = lt.LoRA(rank=2, dropout=0.1)
         try:
             objective.check_form(form)
         except lt.LuthierError:

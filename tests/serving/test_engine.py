@@ -124,6 +124,31 @@ def test_rows_of_any_form_are_what_they_are_alone(form, tmp_path):
     same_as_alone("qwen2", saved(tmp_path, "qwen2", form))  # it has biases, for the forms on those
 
 
+def test_rows_name_the_tasks_of_an_adapter_that_routes_by_them(tmp_path):
+    """Mixed with LoRA and the base; what is asked without a task, or of an unknown one, is refused."""
+    torch.manual_seed(1)
+    folders = saved(tmp_path, "qwen2", "mhr", keys="m", tasks=("sum", "sort"), rank=2, skills=3)
+    folders |= saved(tmp_path, "qwen2", "lora", keys="b")
+    engine = Engine(build("qwen2"), tiny.tokenizer(), adapters=folders)
+    assert engine.adapters() == ["m:sum", "m:sort", "b"] and engine.statistics().adapters == 2
+    asking = ["m:sort", None, "m:sum", "b", "m:sort", "m:sum"]
+    waves = [asked(p, n, max_tokens=4 + 3 * i) for i, (p, n) in enumerate(zip(PROMPTS, asking, strict=True))]
+    answers = served(engine, waves[:2], waves[2:4], waves[4:])
+    for request, answer in zip(waves, answers, strict=True):
+        name, _, task = (request.adapter or "").partition(":")
+        model = lt.load(build("qwen2"), folders[name]) if name else build("qwen2")
+        ids = torch.tensor([request.prompt])
+        given = {"max_new_tokens": request.max_tokens, "do_sample": False} | ({"tasks": task} if task else {})
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **given)
+        assert answer.ids == out[0, ids.shape[1] :].tolist()
+    for wrong in ("m", "m:max", "b:sum"):
+        with pytest.raises(LuthierError, match="no adapter named"):
+            engine.submit(asked("x", wrong), Answer())
+    engine.unload("m:sum")
+    assert engine.adapters() == ["b"]
+    engine.close()
+
+
 def test_edits_at_several_positions_in_one_adapter(tmp_path):
     same_as_alone("llama", saved(tmp_path, "llama", "loreft", positions="f2+l3", rank=4), rows=4)
 

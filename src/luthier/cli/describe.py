@@ -17,6 +17,8 @@ EDIT_KINDS = {
     "post": "edits what leaves a place: ŷ = f(x, y)",
     "weight": "changes the tensor itself: Ŵ = f(W)",
     "cache": "puts keys and values before those of the attention",
+    "inside": "runs a module with other functions in place of its linear layers: ŷ = f(x, run)",
+    "aside": "keeps a state beside the blocks, which is added to the last one's output: a' = f(h, a)",
 }
 KINDS = {
     "affine": "linear layers",

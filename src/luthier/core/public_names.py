@@ -57,6 +57,7 @@ PLACES = {
     "interop.import_adapter": "import_adapter",
     "kernels.backend": "cpu_backend",
     "measuring.measure": "measure Measurement",
+    "methods.objectives.routing": "Routing",  # the examination of that name came later
     "methods.targeted_form": "TargetedForm",
     "models": "model Loaded",
     "training": "train Result Run Training",

@@ -18,7 +18,7 @@ from luthier.core.storage.folder import adapter_folder
 from luthier.data import Examples
 from luthier.measuring.trial import trial
 from luthier.training.spec import Run
-from luthier.training.task_columns import columns_of, tagged, task_indices
+from luthier.training.task_columns import check_types, columns_of, tagged, task_indices
 
 Feature = dict[str, Any]
 
@@ -95,6 +95,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
     longest = settings.max_length if positions is None else min(settings.max_length, positions)
     parts = [part for part in (train, held) if part is not None]
     tasks = tuple(sorted({str(e.meta["task"]) for part in parts for e in part.rows if "task" in e.meta}))
+    check_types(run.form, tasks, run.data)
     encoded = [encode(part) for part in parts]
     dropped = sum(len(part) - data.sizes_of(made).rows for part, made in zip(parts, encoded, strict=True))
     shaped = []

@@ -22,7 +22,7 @@ from luthier.core.storage import store
 from luthier.data.encode import labels_in_order
 from luthier.models import Loaded, licence_of
 from luthier.training import folder as folders
-from luthier.training import metrics
+from luthier.training import metrics, routing
 from luthier.training.attachment import attach_all
 from luthier.training.base import check_fits
 from luthier.training.card import card
@@ -133,9 +133,10 @@ class Session:
                 if run.training.shard:
                     shard(model)
                 shifted = prepared.task == "causal-lm"
-                rows, told = (features[0], features[1]), [log, *callbacks, *self.callbacks]
+                table = routing.RoutingTable(run.folder, plan.steps)
+                rows, told = (features[0], features[1]), [log, table, *callbacks, *self.callbacks]
                 trainer = Trainer(run, model, args, rows, collator, shifted, told, run_id, plan.per_epoch)
-                log.trainer = trainer
+                log.trainer, table.routers = trainer, trainer.routers
                 with teacher_of(run, model) as trainer.teacher:
                     if checkpoint is not None and checkpoint.step >= plan.steps:
                         trainer.restore(checkpoint.folder)
@@ -168,6 +169,7 @@ class Session:
         if is_main():
             with written(str(folder), GO_ON):
                 metrics.cut(folder, step, ids)
+                routing.cut(folder, step)
                 folders.note_resumed(folder, step, record)
         self.console.print(f"going on after step {step}" if step else "no complete checkpoint: from the beginning")
         return checkpoint, str(ids[0])
@@ -184,7 +186,10 @@ class Session:
         if is_main():
             with written(str(run.folder), GO_ON):
                 replace_text(run.folder / "README.md", text)
-                plot(lines, run.folder / PLOT, f"{run.model}, {run.form.name()}, {run.data}", run.objective.curves)
+                title = f"{run.model}, {run.form.name()}, {run.data}"
+                plot(lines, run.folder / PLOT, title, run.objective.curves)
+                if loads := routing.read(run.folder):
+                    routing.plot(loads, run.folder / routing.PLOT, title)
         measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
         measured |= {"eval_loss": evals[-1]} if evals else {}
         measured |= {"task": prepared.task, "labels": prepared.examples.labels}

@@ -21,7 +21,7 @@ COLUMN = "task"
 
 def columns_of(run: Run) -> tuple[str, ...]:
     """Returns further columns that are read: the objective's, and the task where the form routes by it."""
-    asked = (COLUMN,) if names_of(run.form) else ()
+    asked = (COLUMN,) if names_of(run.form) or (isinstance(run.form, Routed) and run.form.asks_tasks()) else ()
     return tuple(dict.fromkeys((*run.objective.columns, *asked)))
 
 
@@ -31,16 +31,27 @@ def task_indices(form: Form, examples: Examples) -> dict[int, int]:
     Raises `LuthierError` for tasks that the form does not know, and rows without one where it goes by the task.
     """
     names = form.known() if isinstance(form, Routed) else ()
-    if not names and len(names_of(form)) <= 1:
+    asks = isinstance(form, Routed) and form.asks_tasks()
+    if not names and not asks:
         return {}
     told = {example.row: str(example.meta[COLUMN]) for example in examples.rows if COLUMN in example.meta}
     bare = [example.row for example in examples.rows if example.row not in told]
-    if bare and len(names_of(form)) > 1:
+    if bare and asks:
         raise LuthierError(
             f"{len(bare)} rows of {examples.source} have no {COLUMN!r} (the first: {bare[0]}), by which {form.name()} "
             "goes. Add the column, or read several sources as mix:name=source,name=source."
         )
     return {row: place(names, name) for row, name in told.items()} if names else {}
+
+
+def check_types(form: Form, tasks: Sequence[str], source: str) -> None:
+    """Raises where experts are kept for a type of rows that no row is of."""
+    kept = form.known() if isinstance(form, Routed) and form.asks_tasks() and not form.by_task else ()
+    if idle := [name for name in kept if name not in tasks]:
+        raise LuthierError(
+            f"no row of {source} is of the type {idle[0]!r}, so the experts that {form.name()} keeps for it would have "
+            f"nothing to do; there are: {', '.join(tasks)}. Mend types, or the column {COLUMN!r}."
+        )
 
 
 def tagged(features: Sequence[dict[str, Any]], places: Mapping[int, int]) -> Sequence[dict[str, Any]]:

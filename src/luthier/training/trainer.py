@@ -29,6 +29,7 @@ from luthier.training.checkpoint import GO_ON, WRITING, clean, commit
 from luthier.training.context import mode_off, running_norms
 from luthier.training.figures import FigureSums
 from luthier.training.order import ByLength
+from luthier.training.routing import Routers
 from luthier.training.spec import Run
 
 ADAPTER = "adapter.safetensors"
@@ -126,6 +127,7 @@ class Trainer(transformers.Trainer):
         self.figures = FigureSums(run.objective.curves)
         """Figures of the current step."""
         self.norms = running_norms(model)
+        self.routers = Routers(model, run.name)
         self.model_accepts_loss_kwargs = True  # so it counts the labels and divides nothing itself
         self.loss_is_scaled_for_ga = True
 
@@ -247,9 +249,13 @@ class Trainer(transformers.Trainer):
         assert isinstance(totals, Tensor)  # counted above for every step
         shares = objective.part_weights(totals, self.objective_state) * self.token_counts(inputs) / totals.clamp(min=1)
         at = At(self.state.global_step, self.state.max_steps, True, self.teacher)
-        means, figures = objective.loss_and_figures(model, objective.inputs(inputs, at))
+        given = objective.inputs(inputs, at)
+        with self.routers.watched() as routes:
+            means, figures = objective.loss_and_figures(model, given)
         self.figures.add(figures)
         loss = (means * shares.to(means.dtype)).sum()
+        if routes and (balance := self.routers.balance(routes, given)) is not None:
+            loss = loss + balance.to(loss.dtype) * (self.token_counts(inputs).sum() / totals.sum().clamp(min=1))
         if not math.isfinite(loss.item()):
             self._stop("loss", loss.item(), rows)
         return loss * self.accelerator.num_processes

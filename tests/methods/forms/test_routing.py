@@ -9,7 +9,7 @@ import luthier as lt
 from luthier.core.adapters.control import tensors, watched
 from luthier.core.contracts.router import ROUTE, ROUTE_TASKS, routing
 from luthier.core.contracts.site import Site
-from luthier.methods.forms.meteora import gathered, together
+from luthier.methods.forms.meteora import MANY, gathered, grouped, together
 from support.architectures import ARCHITECTURES
 
 SITE = Site("layer", "affine", 12, 8)
@@ -81,6 +81,7 @@ def test_gathered_and_together_are_the_loop(settings):
     wanted = loop(form, p, x, found)
     assert torch.allclose(gathered(form, p, x, found), wanted, rtol=1e-10, atol=1e-12)
     assert torch.allclose(together(form, p, x, found), wanted, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(grouped(form, p, x, found), wanted, rtol=1e-10, atol=1e-12)
     few = slice(0, 1)
     y = torch.randn(1, 2, 8).double()
     for part in (x[few, :2], x[few, :2].repeat(1, 3, 1)):  # fewer tokens than experts, and more
@@ -91,12 +92,20 @@ def test_gathered_and_together_are_the_loop(settings):
 def test_gradients_of_both_ways_agree():
     form = lt.MeteoRA(experts=("a", "b", "c"), rank=3)
     found = {}
-    for way in (gathered, together):
+    for way in (gathered, together, grouped):
         p = {key: tensor.requires_grad_() for key, tensor in away(form).items()}
         x = torch.randn(2, 4, 12, generator=torch.Generator().manual_seed(1)).double()
         way(form, p, x, form.route(p, x)).pow(2).sum().backward()
         found[way] = {key: tensor.grad for key, tensor in p.items()}
-    assert all(torch.allclose(g, found[together][key], rtol=1e-9) for key, g in found[gathered].items())
+    for way in (gathered, grouped):
+        assert all(torch.allclose(g, found[together][key], rtol=1e-9, atol=1e-12) for key, g in found[way].items())
+
+
+def test_many_experts_take_the_sorted_way_and_are_the_same():
+    form = lt.MeteoRA(experts=tuple(f"task{i}" for i in range(MANY)), rank=3)
+    p, x, y = away(form), torch.randn(2, 12, 12).double(), torch.randn(2, 12, 8).double()
+    wanted = y + together(form, p, x, form.route(p, x))
+    assert torch.allclose(routing(form)(p, x, y), wanted, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("chosen", range(4))

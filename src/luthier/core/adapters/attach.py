@@ -36,6 +36,8 @@ from luthier.core.sites.structure import (
     unwrapped,
 )
 
+UNSUBTRACTED = {"cache": "adds to a cache", "inside": "runs a module anew", "aside": "adds a state to the last block's"}
+"""Kinds of edit that no start is subtracted from, in words."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -78,8 +80,8 @@ def attach(
     text = spoken if isinstance(spoken, str) else ", ".join(map(str, sites))
     kept = sites if ranks is None else ranked(form, sites, ranks)
     subtract_start = init is not None and init.subtract_start if subtract_start is None else subtract_start
-    if subtract_start and form.edit_kind == "cache":
-        raise LuthierError(f"{form.name()} adds to a cache, and no start can be subtracted there.")
+    if subtract_start and form.edit_kind in UNSUBTRACTED:
+        raise LuthierError(f"{form.name()} {UNSUBTRACTED[form.edit_kind]}, and no start can be subtracted there.")
     given = {path: dict(found) for path, found in (stats or {}).items()}
     for path, found in form.gather(base, kept).items():
         given[path] = {**given.get(path, {}), **found}
@@ -127,6 +129,7 @@ def place(model: nn.Module, components: Sequence[AdapterComponent], start: Start
         for component in {component.sites: component for component in components}.values():
             _refuse(component.form, component.sites, component.name, state)
             _refuse_vectors(model, component.form, component.sites)
+            _refuse_no_blocks(model, component.form, component.sites)
         for component in components:
             _place(model, state, component, start)
         _mark(model, state)
@@ -166,6 +169,18 @@ def _refuse_vectors(model: nn.Module, form: Form, sites: Sites) -> None:
                 f"{form.name()} changes matrices, and {site} has {axes} axis; leave it out (where), or choose a form "
                 "of single numbers (full, bitfit)."
             )
+
+
+def _refuse_no_blocks(model: nn.Module, form: Form, sites: Sites) -> None:
+    """Raises for a form that goes along the blocks at a place that is not one."""
+    if form.edit_kind != "aside":
+        return
+    blocks = {f"{path}.{index}" for path, held in block_lists(model).items() for index in range(len(held))}
+    if wrong := [site for site in sites if site.path not in blocks]:
+        raise LuthierError(
+            f"{form.name()} goes along the blocks of a model, and {wrong[0]} is not the output of one; choose blocks "
+            f"(its default is where={form.where!r})."
+        )
 
 
 def _check(model: nn.Module, state: State, sites: Sites) -> None:
@@ -239,6 +254,9 @@ def _hang(module: nn.Module, tuner: TunerLayer, state: State, read: bool) -> Non
     adapters = swap(module, state, tuner.site.module, reads=read or tuner.site.kind == "param")
     adapters.read |= read
     adapters.add(tuner)
+    if tuner.form.edit_kind == "inside":
+        for name, _, _ in tuner.site.inside:
+            swap(module.get_submodule(name), state, f"{tuner.site.module}.{name}").inner = True
 
 
 def _places(model: nn.Module) -> dict[int, list[str]]:
@@ -260,18 +278,21 @@ def _tied(model: nn.Module, site: Site, places: Mapping[int, list[str]]) -> list
 def _mark(model: nn.Module, state: State) -> None:
     """Gives roots, owners and blocks their part in resolving positions and tasks, where a form asks for them."""
     for container in state.containers:
-        container.block = None
-    if not any(
-        component.form.positions != "all" or isinstance(component.form, Routed) for component in state.components
-    ):
+        container.block, container.final = None, False
+    if not any(_follows_calls(component.form) for component in state.components):
         return
     for path, blocks in block_lists(model).items():
         owner = stack_owner(model, path)
         swap(model.get_submodule(owner), state, owner).owner = owner
         for index, block in enumerate(blocks):
-            swap(block, state, f"{path}.{index}").block = owner
+            container = swap(block, state, f"{path}.{index}")
+            container.block, container.final = owner, index == len(blocks) - 1
     swap(model, state, "").root = True
     state.passes.decoder = decoder_path(model)
+
+
+def _follows_calls(form: Form) -> bool:
+    return form.positions != "all" or isinstance(form, Routed) or form.edit_kind == "aside"
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:

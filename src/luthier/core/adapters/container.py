@@ -24,6 +24,10 @@ class AdapterContainer(Attachment):
         """Set on the module that is given the mask and the cache of a stack: its own path."""
         self.block: str | None = None
         """Set on a block whose activations may be recomputed: the path of its owner."""
+        self.final = False
+        """Whether this block is the last of its stack."""
+        self.inner = False
+        """Set on a linear layer that a form of its owner may run (`Form.inside`)."""
         self.siblings: list[nn.Module] = []
         """The layers that read the same input right after this one."""
         self.modified_in_place = False
@@ -90,6 +94,8 @@ class AdapterContainer(Attachment):
         self.pres = [s for s in rest if s.form.edit_kind == "pre"]
         self.weights = [s for s in rest if s.form.edit_kind == "weight"]
         self.posts = [s for s in rest if s.form.edit_kind == "post"]
+        self.insides = [s for s in rest if s.form.edit_kind == "inside"]
+        self.asides = [s for s in rest if s.form.edit_kind == "aside"]
         self.live = bool(self.inputs or rest)
         affine = [s for s in rest if self.read and s.site.kind == "affine"]
         self.owners = affine if all(s.form.linear and s.positions is None for s in affine) else []

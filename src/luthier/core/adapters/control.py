@@ -17,7 +17,7 @@ from luthier.core.adapters.prefix import refresh_prefixes
 from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import prompting
 from luthier.core.adapters.tuner import TunerLayer
-from luthier.core.contracts.router import Route, Told, listed, names_of, place
+from luthier.core.contracts.router import Route, Told, adapter_and_task, listed, names_of, place
 from luthier.core.errors import LuthierError
 
 
@@ -111,20 +111,51 @@ def set_acting(model: nn.Module, before: Acting) -> None:
 
 @contextmanager
 def rows(model: nn.Module, names: Sequence[str | None]):
-    """Assigns an adapter to each row of a mixed batch while the context lasts: row i uses `names[i]`, None the base."""
+    """Assigns an adapter to each row of a mixed batch while the context lasts: row i uses `names[i]`, None the base.
+
+    An adapter that routes by the task of a row is named with it, `adapter:task`.
+    """
     state = _unmerged(model)
-    for name in names:
-        if name is not None:
-            check_name(state, name)
+    told, whose = row_tasks(state, names), adapters_in(names)
     with state.passes.held("rows") as current:
-        before, outer = acting(model), (current.rows, current.frozen)
-        use(model, list(dict.fromkeys(name for name in names if name is not None)))
-        current.rows, current.frozen = stamped(names), False
+        before, outer = acting(model), (current.rows, current.row_tasks, current.frozen)
+        use(model, list(dict.fromkeys(name for name in whose if name is not None)))
+        current.rows, current.row_tasks, current.frozen = stamped(whose), told, False
         try:
             yield model
         finally:
-            current.rows, current.frozen = outer
+            current.rows, current.row_tasks, current.frozen = outer
             set_acting(model, before)
+
+
+def adapters_in(names: Sequence[str | None]) -> list[str | None]:
+    """Returns the adapter of each row, without its task."""
+    return [None if name is None else adapter_and_task(name)[0] for name in names]
+
+
+def tasks_by_adapter(state: State, name: str) -> tuple[str, ...]:
+    """Returns the tasks that rows of an adapter have to be named with; empty where it does not go by several."""
+    found = (names_of(component.form) for component in state.components if component.name == name)
+    return next((each for each in found if len(each) > 1), ())
+
+
+def row_tasks(state: State, names: Sequence[str | None]) -> dict[str, Tensor]:
+    """Returns the task of each row by adapter, [rows], where rows name any; raises for unknown adapters and tasks."""
+    found: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        if name is None:
+            continue
+        adapter, task = adapter_and_task(name)
+        check_name(state, adapter)
+        known = tasks_by_adapter(state, adapter)
+        if task is None and not known:
+            continue
+        if task is None:
+            raise LuthierError(f"adapter {adapter!r} goes by the task of a row; name it, as {adapter}:{known[0]}.")
+        if not known:
+            raise LuthierError(f"{name!r} names a task, and adapter {adapter!r} does not go by any; leave it out.")
+        found.setdefault(adapter, [0] * len(names))[row] = place(known, task)
+    return {adapter: torch.tensor(indices) for adapter, indices in found.items()}
 
 
 def stamped(names: Sequence[str | None]) -> tuple[str | None, ...]:
@@ -151,10 +182,12 @@ class RowAssignment:
         if self._names == list(names):
             return
         if (state := find_state(self._model)) is not None:
-            use(self._model, sorted({name for name in names if name is not None}))
+            whose = adapters_in(names)
+            use(self._model, sorted({name for name in whose if name is not None}))
             # rows of one kind take the forms' own path, without a choice for each row
             current = state.current
-            current.rows = stamped(names) if len(set(names)) > 1 else None
+            current.rows = stamped(whose) if len(set(whose)) > 1 else None
+            current.row_tasks = row_tasks(state, names)
             current.frozen = state.passes.arranged = True
             self._set = state.passes, current
         self._names = list(names)
@@ -164,7 +197,7 @@ class RowAssignment:
         self._names = None
         if self._set is not None:
             passes, current = self._set
-            current.rows, current.frozen, passes.arranged = None, False, False
+            current.rows, current.row_tasks, current.frozen, passes.arranged = None, {}, False, False
             self._set = None
 
 
@@ -240,10 +273,15 @@ def tasks(model: nn.Module, told: Told):
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[Route]]:
-    """Records the routing decisions of every pass while the context lasts, in the order of the sites."""
+    """Records the routing decisions of every pass while the context lasts, in the order of the sites.
+
+    What an inner context records, the outer one gets as well.
+    """
     with state_of(model).passes.held("watched") as current:
         before, current.routes = current.routes, []
         try:
             yield current.routes
         finally:
+            if before is not None:
+                before += current.routes
             current.routes = before

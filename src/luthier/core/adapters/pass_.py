@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,9 @@ from luthier.core.adapters.siblings import PrefetchedOutputs, SharedInput
 from luthier.core.contracts.router import Route, Told
 from luthier.core.errors import LuthierError
 from luthier.core.threads import Thread
+
+Edit = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+"""A function in place of a linear layer: `(x, layer) -> y`."""
 
 
 @dataclass(eq=False)
@@ -30,10 +33,16 @@ class Pass:
     """Where prompts end, derived from the labels of the current pass."""
     running: dict[str, bool] = field(default_factory=dict)
     """Whether the own forward pass of a layer is running, by path, for layers that other modules read too."""
+    inside: dict[str, Edit] = field(default_factory=dict)
+    """What runs in place of linear layers, by path, while a form runs the module that holds them."""
+    aside: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """The states beside each stack of blocks, by the owner's path and the adapter's name."""
     rows: tuple[str | None, ...] | None = None
     """The adapter of each row in a mixed batch."""
     frozen: bool = False
     """Whether the adapters' parameters stay unchanged while these rows are set."""
+    row_tasks: dict[str, Tensor] = field(default_factory=dict)
+    """The task of each row by the adapter that goes by it, where the rows of a mixed batch have tasks."""
     tasks: Told | None = None
     """The tasks of the rows, set around the call or by its arguments."""
     routes: list[Route] | None = None
@@ -49,7 +58,16 @@ class Pass:
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what a copy is made from: the contexts that are set, without the pass that is running."""
-        idle = {"calls": {}, "running": {}, "derived": None, "reached": None, "shared_input": None, "returned": []}
+        idle = {
+            "calls": {},
+            "running": {},
+            "inside": {},
+            "aside": {},
+            "derived": None,
+            "reached": None,
+            "shared_input": None,
+            "returned": [],
+        }
         return {**vars(self), **idle, "prefetched": None}
 
     def prompt_of(self, owner: str, decoder: str | None) -> Prompt:

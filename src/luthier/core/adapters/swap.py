@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from luthier.core.adapters.container import AdapterContainer
 from luthier.core.adapters.dispatch import fast_linear, ready
 from luthier.core.adapters.lower import acting_on, bias_change, merged_weight, under
 from luthier.core.adapters.memory_saving import patched_class
-from luthier.core.adapters.pass_ import Pass, Passes
+from luthier.core.adapters.pass_ import Edit, Pass, Passes
 from luthier.core.adapters.state import State
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import is_sharded, namesake, weight_of
@@ -101,7 +101,8 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
         adapters = self._modules["adapters"]
         if adapters.block is not None:  # a recomputation in the backward pass must meet the same call
             kwargs["luthier_call"] = adapters.current.calls.get(adapters.block)
-        return cls.__call__(self, *args, **kwargs)
+        out = cls.__call__(self, *args, **kwargs)
+        return out if adapters.block is None else beside(adapters, adapters.block, out)
 
     def __getattr__(self, name):
         value = cls.__getattr__(self, name)
@@ -210,6 +211,8 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
     if adapters.decode_plan is not None and len(args) == 1 and (run := ready(adapters, args[0])) is not None:
         return run(args[0])
     current = adapters.current
+    if adapters.inner and (own := current.inside.get(adapters.path)) is not None:
+        return own(args[0], lambda x: _layer(module, adapters, base, names, x))
     if adapters.block is not None and (call := kwargs.pop("luthier_call", None)) is not None:
         current.calls[adapters.block] = call
     if (adapters.root or adapters.owner is not None) and "tasks" in kwargs:
@@ -221,11 +224,17 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
         current.calls[adapters.owner] = call = read_call(
             arguments, current.prompt_of(adapters.owner, adapters.passes.decoder)
         )
+        current.aside.pop(adapters.owner, None)
         if call is not None:
             call.tasks = current.tasks
     if not (adapters.live or (adapters.params and current.rows is not None)):
         return base(module, *args, **kwargs)
     return _adapted(module, adapters, base, names[0], args, kwargs)
+
+
+def _layer(module: nn.Module, adapters: AdapterContainer, base: Callable, names: tuple[str, ...], x: Tensor) -> Tensor:
+    """A linear layer with the adapters that it has of its own, while its owner's form runs it."""
+    return _adapted(module, adapters, base, names[0], (x,), {}) if adapters.live else base(module, x)
 
 
 def _told(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
@@ -284,13 +293,54 @@ def _adapted(module, adapters: AdapterContainer, base: Callable, first: str, arg
     for tuner in adapters.pres:
         entering = tuner.pre(current, entering)
     args, kwargs = ((entering, *args[1:]), kwargs) if args else ((), {**kwargs, first: entering})
-    y = _through_weights(module, adapters, base, entering, args, kwargs)
+    y = _run_inside(module, adapters, base, entering, args, kwargs)
     if not adapters.posts:
         return y
     out = y[0] if isinstance(y, tuple) else y
     for tuner in adapters.posts:
         out = tuner.post(current, OneHot(x) if tuner.site.kind == "embedding" else x, out)  # type: ignore[arg-type]
     return (out, *y[1:]) if isinstance(y, tuple) else out
+
+
+def _run_inside(module, adapters: AdapterContainer, base: Callable, x, args: tuple, kwargs: dict) -> Any:
+    """The base pass, or that of a form which runs the module itself; in a mixed batch each row has its own."""
+    current, tuners = adapters.current, adapters.insides
+    if len(tuners) > 1 and current.rows is None:
+        names = ", ".join(tuner.name for tuner in tuners)
+        raise LuthierError(f"{names} would each run {adapters.path} in their own way; enable one of them (use).")
+    y = None if tuners and current.rows is None else _through_weights(module, adapters, base, x, args, kwargs)
+    for tuner in tuners:
+        y = tuner.inside(current, x, y, lambda x, edits: _edited(module, adapters, base, x, edits))
+    return y
+
+
+def beside(adapters: AdapterContainer, owner: str, out: Any) -> Any:
+    """What leaves a block: the state beside it goes on, and is added behind the last block.
+
+    It runs outside the block, so that recomputed activations leave the state alone.
+    """
+    current = adapters.current
+    if not adapters.asides and not (adapters.final and current.aside.get(owner)):
+        return out
+    h = out[0] if isinstance(out, tuple) else out
+    states = current.aside.setdefault(owner, {})
+    for tuner in adapters.asides:
+        states[tuner.name] = tuner.aside(current, h, states.get(tuner.name))
+    if not adapters.final:
+        return out
+    for state in current.aside.pop(owner).values():
+        h = h + state
+    return (h, *out[1:]) if isinstance(out, tuple) else h
+
+
+def _edited(module: nn.Module, adapters: AdapterContainer, base: Callable, x: Tensor, edits: Mapping[str, Edit]) -> Any:
+    """The module's own pass on x, with other functions in place of linear layers that it holds."""
+    current = adapters.current
+    before, current.inside = current.inside, {f"{adapters.path}.{name}": edit for name, edit in edits.items()}
+    try:
+        return base(module, x)
+    finally:
+        current.inside = before
 
 
 def _through_weights(module, adapters: AdapterContainer, base: Callable, x, args: tuple, kwargs: dict) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,11 +126,23 @@ class TunerLayer(nn.Module):
         edited = edit(call, self.positions, self.edit_function(self.note(now)), p, x, y)
         return edited if now.rows is None else torch.where(now.row_mask(self.name, y), edited, y)
 
+    def inside(self, now: Pass, x: Tensor, y: Any, run: Callable[..., Tensor]) -> Tensor:
+        """Returns the output of the module as the form runs it; y is the base's, where rows of it are needed."""
+        p = self.params(x.dtype) | self.told(now, now.calls.get(self.owner), x)
+        edited = self.edit_function(self.note(now))(p, x, run)
+        return edited if now.rows is None else torch.where(now.row_mask(self.name, edited), edited, y)
+
+    def aside(self, now: Pass, h: Tensor, a: Tensor | None) -> Tensor:
+        """Returns the state beside the blocks after this one, whose output is h; None is the zeros before the first."""
+        before = torch.zeros_like(h) if a is None else a
+        edited = self.edit_function()(self.params(h.dtype), h, before)
+        return edited if now.rows is None else torch.where(now.row_mask(self.name, h), edited, before)
+
     def told(self, now: Pass, call: Call | None, y: Tensor) -> dict[str, Tensor]:
         """Returns the tasks of the rows, for a form that routes by task; none in a probing pass."""
         if not (isinstance(self.form, Routed) and self.form.by_task) or now.reached is not None:
             return {}
-        found = tasks_of(self.form, now.tasks if call is None else call.tasks, y)
+        found = tasks_of(self.form, now.row_tasks.get(self.name, now.tasks if call is None else call.tasks), y)
         return {} if found is None else {ROUTE_TASKS: found}
 
     def note(self, now: Pass) -> Callable[[Tensor], None] | None:
@@ -137,7 +150,7 @@ class TunerLayer(nn.Module):
         form, routes = self.form, now.routes
         if routes is None or not isinstance(form, Routed):
             return None
-        return lambda logits: routes.append(Route(self.site.path, form, logits))
+        return lambda logits: routes.append(Route(self.site.path, form, logits, self.name, self.site.layer))
 
     def weight(self, w: Tensor) -> Tensor:
         """Returns the edited weight; the experts of a 3-D parameter are edited one matrix at a time,

@@ -22,12 +22,12 @@ Stats = Mapping[str, Tensor]
 """The statistics of one site, by name: those that the form `needs`."""
 F = TypeVar("F", bound="Form")
 
-EDIT_KINDS = ("pre", "post", "weight", "cache")
+EDIT_KINDS = ("pre", "post", "weight", "cache", "inside", "aside")
 
 
 @dataclass(frozen=True)
 class Form(Component):
-    """An adapter method, such as LoRA: what is added at each site, as exactly one of four kinds of edit.
+    """An adapter method, such as LoRA: what is added at each site, as exactly one of six kinds of edit.
 
     A form is a dataclass with `init(self, site, stats) -> dict[str, Tensor]` and exactly one of
 
@@ -35,6 +35,10 @@ class Form(Component):
         post(self, p, x, y) -> ŷ       the output instead of y [..., d_out]; on a stream x is the module's input
         weight(self, p, w) -> ŵ        the tensor instead of w (a linear layer's is [d_out, d_in])
         cache(self, p) -> (k, v)       keys and values [heads, n, d_head] put before those of the attention
+        inside(self, p, x, run) -> ŷ   the output of a module whose linear layers are run by other functions:
+                                       run(x, {name: f}) is the module on x, with f(x, layer) in place of a layer
+        aside(self, p, h, a) -> a'     a state beside the blocks, changed by what each of them gives (h) and added to
+                                       the last one's output; a starts as zeros
 
     All are pure: the same p and x give the same result, whatever the model around them.
     """

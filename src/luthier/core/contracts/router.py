@@ -1,9 +1,11 @@
 """The contract of a router: a form that holds several experts and mixes them, by the token or by the task of a row.
 
 A routed form tells `route(p, x)`, the logits of its experts, and `weights(logits)`, which sum to 1 over the experts.
-The core computes the logits before its `post` and hands them on as `p[ROUTE]`, so that a pass can be watched
-(`watched`) without being computed twice. Forms that go by the task find the tasks of the rows in `p[ROUTE_TASKS]`; the
-call brings them: `model(…, tasks=…)`, `model.generate(…, tasks=…)`, or `with lt.tasks(model, …)` around any call.
+The core computes the logits before its edit and hands them on as `p[ROUTE]`, so that a pass can be watched
+(`watched`) without being computed twice. What keeps experts busy belongs to the form as well: `balance` is the loss
+that training adds to that of the objective, `load` what a run's table and `examine --by routing` tell. Forms that go by
+the task find the tasks of the rows in `p[ROUTE_TASKS]`; the call brings them: `model(…, tasks=…)`,
+`model.generate(…, tasks=…)`, or `with lt.tasks(model, …)` around any call.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ class Routed(Form):
     """The names of the router's parameters."""
     mixed: ClassVar[tuple[str, ...]] = ()
     """The names of the experts' parameters, which are mixed."""
+    named: ClassVar[bool] = False
+    """Whether its experts bear the names of tasks, so that a router can be told the expert of a row."""
 
     neutral: ClassVar[Mapping[str, Any]] = {}
     """Settings at which it has one expert and equals that expert."""
@@ -59,17 +63,49 @@ class Routed(Form):
         """Returns the experts' weights, of the shape of `logits`; they sum to 1 over the last axis."""
         raise NotImplementedError(f"{type(self).__name__} must define weights")
 
+    def asks_tasks(self) -> bool:
+        """Returns whether training needs the task of each row (the column `task`)."""
+        return self.by_task and len(self.known()) > 1
+
+    def balance(self, routed: Sequence[Tensor], batch: RoutedBatch) -> Tensor | None:
+        """Returns what training adds to the objective's loss, weighed; None (the default) where that is nothing.
+
+        `routed` are the logits of each site in a pass, [rows, tokens, experts] or [tokens, experts].
+        """
+        return None
+
+    def load(self, logits: Tensor) -> Tensor:
+        """Returns the share of the weight that each expert bears, [experts]; logits [..., experts]."""
+        return self.weights(logits.detach()).float().flatten(0, -2).mean(0)
+
+
+@dataclass(frozen=True)
+class RoutedBatch:
+    """What a balance loss may know of the batch."""
+
+    real: Tensor | None = None
+    """True for real tokens, [rows, tokens]; None where all are."""
+    tasks: Tensor | None = None
+    """The index of each row's task among the names that the form knows, [rows]; None where rows have none."""
+
+    def tokens(self, logits: Tensor) -> Tensor:
+        """Returns the logits of real tokens, [n, experts]."""
+        real = self.real
+        if real is None or logits.shape[:-1].numel() != real.numel() or logits.dim() > 3:
+            return logits.flatten(0, -2)
+        return logits.flatten(0, -2)[real.flatten()]
+
 
 def routing(form: Form, note: Callable[[Tensor], None] | None = None) -> Callable[..., Tensor]:
     """Returns the edit function of a form; a routed form is given its logits, which `note` is called with."""
     if not isinstance(form, Routed):
         return edit_function_of(form)
 
-    def edit_function(p: Params, x: Tensor, y: Tensor) -> Tensor:
+    def edit_function(p: Params, x: Tensor, *given: Any) -> Tensor:
         logits = form.route(p, x)
         if note is not None:
             note(logits)
-        return edit_function_of(form)({**p, ROUTE: logits}, x, y)
+        return edit_function_of(form)({**p, ROUTE: logits}, x, *given)
 
     return edit_function
 
@@ -110,6 +146,12 @@ def tasks_of(form: Routed, told: Told | None, x: Tensor) -> Tensor | None:
     return index.repeat_interleave(len(x) // len(index))
 
 
+def adapter_and_task(asked: str) -> tuple[str, str | None]:
+    """Returns (adapter, task) of a row that is asked of `adapter` or of `adapter:task`."""
+    adapter, colon, task = asked.partition(":")
+    return adapter, task if colon else None
+
+
 def listed(told: str | Sequence[str]) -> Sequence[str]:
     """Returns the tasks that were told, one or several, as a sequence."""
     return [told] if isinstance(told, str) else told
@@ -123,3 +165,7 @@ class Route:
     form: Routed
     logits: Tensor
     """As `Routed.route` gives them."""
+    adapter: str = ""
+    """The name of the adapter."""
+    layer: int | None = None
+    """The index of the site's block."""

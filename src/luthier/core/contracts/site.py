@@ -39,6 +39,8 @@ class Site:
     """Whether the stored tensor is [d_in, d_out], as in GPT-2's Conv1D and some experts."""
     unfolded: bool = False
     """Whether the parameter is a convolution's, met as the matrix [out, in · kernel] that maps its unfolded input."""
+    inside: tuple[tuple[str, int, int], ...] = ()
+    """The linear layers that a module holds directly, (name, d_in, d_out) each, where an activation is meant."""
 
     @property
     def type(self) -> str:

@@ -124,7 +124,9 @@ class Scope:
         inside = width(self.blocks[block][1]) if (block := self.block(path)) else width(module)
         d_in, d_out = features(module) or (inside, inside)
         size = self._met_width(path, kind) or (d_in if kind == "input" else d_out)
-        return Site(path, kind, size, size, self.layer(path))  # type: ignore[arg-type]
+        held = ((name, features(child)) for name, child in module.named_children())
+        linear = tuple((name, *sizes) for name, sizes in held if sizes is not None)
+        return Site(path, kind, size, size, self.layer(path), inside=linear)  # type: ignore[arg-type]
 
     @cached_property
     def met(self) -> Met:

@@ -3,6 +3,7 @@
 from luthier.methods.examinations.forgetting import Forgetting as Forgetting
 from luthier.methods.examinations.grafting import Grafting as Grafting
 from luthier.methods.examinations.intruders import Intruders as Intruders
+from luthier.methods.examinations.routing import Routing as Routing
 from luthier.methods.examinations.similarity import Similarity as Similarity
 
 AXIS: str

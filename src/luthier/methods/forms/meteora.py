@@ -11,6 +11,10 @@ from torch import Tensor, zeros
 from luthier.core.contracts.form import dropout, kaiming
 from luthier.core.contracts.router import ROUTE, Routed
 from luthier.core.errors import LuthierError
+from luthier.kernels._grouped import Sent
+
+MANY = 16
+"""From so many experts on the products of all of them cost more than sorting the tokens."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,14 @@ class MeteoRA(Routed):
     takes 15 to 30 where a text holds several tasks.
 
     Fewer tokens than experts gather the factors of those they are sent to. For more of them all experts are one
-    product, in which those not chosen weigh 0: gathered, each token would hold factors of its own.
+    product, in which those not chosen weigh 0: gathered, each token would hold factors of its own. From 16 experts on
+    tokens are sorted by expert, and each meets only its own.
     """
 
     paper = "Xu, Lai, Huang 2024 (ICLR 2025), arXiv 2405.13053 (code: NJUDeepEngine/meteora)"
     router = ("gate",)
     mixed = ("A", "B")
+    named = True
     eval_only = ("temperature",)
     neutral: ClassVar = {"experts": ("only",), "top": 1}
 
@@ -96,7 +102,8 @@ class MeteoRA(Routed):
     def post(self, p, x, y):
         """The output with the experts of each token, x [..., d_in] and y [..., d_out]."""
         x, logits = dropout(x, self.dropout), p[ROUTE]
-        mix = gathered if logits[..., 0].numel() < len(self.experts) else together
+        few, many = logits[..., 0].numel() < len(self.experts), len(self.experts) >= MANY
+        mix = gathered if few else grouped if many and not torch.compiler.is_compiling() else together
         return y + self.scale * mix(self, p, x, logits)
 
 
@@ -105,6 +112,16 @@ def gathered(form: MeteoRA, p, x: Tensor, logits: Tensor) -> Tensor:
     weights, places = form.chosen(logits)
     inner = (p["A"][places] @ x[..., None, :, None]) * weights[..., None, None]
     return (p["B"][places] @ inner).squeeze(-1).sum(-2)
+
+
+def grouped(form: MeteoRA, p, x: Tensor, logits: Tensor) -> Tensor:
+    """Returns the same with the tokens sorted by expert, one grouped product for each factor."""
+    weights, places = form.chosen(logits.flatten(0, -2))
+    sent, flat = Sent.by(places, len(form.experts)), x.flatten(0, -2)
+    inner = sent.times(flat[sent.token], p["A"].mT) * weights.flatten()[sent.choice][:, None]
+    found = sent.times(inner, p["B"].mT)
+    y = found.new_zeros(len(flat), found.shape[-1]).index_add(0, sent.token, found)
+    return y.unflatten(0, x.shape[:-1])
 
 
 def together(form: MeteoRA, p, x: Tensor, logits: Tensor) -> Tensor:

@@ -13,5 +13,6 @@ from luthier.methods.objectives.reward import Reward as Reward
 from luthier.methods.objectives.routing import Routing as Routing
 from luthier.methods.objectives.sft import SFT as SFT
 from luthier.methods.objectives.simpo import SimPO as SimPO
+from luthier.methods.objectives.two_passes import TwoPasses as TwoPasses
 
 AXIS: str

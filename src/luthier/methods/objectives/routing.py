@@ -30,7 +30,7 @@ class Routing(Objective):
     def check_form(self, form):
         from luthier.core.contracts.router import Routed
 
-        if not isinstance(form, Routed) or form.by_task or form.positions != "all":
+        if not isinstance(form, Routed) or not form.named or form.positions != "all":
             raise LuthierError(
                 f"routing trains what chooses experts for each token, and {form.name()} (positions={form.positions}) "
                 "has no such router; fit meteora, or take another objective."

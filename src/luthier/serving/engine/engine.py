@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from luthier.core.adapters.attach import NAME, detach, find_state
-from luthier.core.adapters.control import use
+from luthier.core.adapters.attach import NAME, detach, find_state, state_of
+from luthier.core.adapters.control import tasks_by_adapter, use
+from luthier.core.contracts.router import adapter_and_task
 from luthier.core.errors import LuthierError, near
 from luthier.core.storage.store import load
 from luthier.serving.engine.job import Job, Vocabulary
@@ -51,7 +52,8 @@ class Engine:
         self._model, self._vocabulary = model, Vocabulary.of(model, tokenizer)
         self._tokens = model.get_input_embeddings().num_embeddings
         self._trial, self._worker = Trial(model), Worker(model, rows, waiting, deterministic)
-        self._names: list[str] = []
+        self._names: dict[str, list[str]] = {}
+        """The adapters, and the names that rows ask for each by: its own, or those of its tasks."""
         self._leaving: set[str] = set()
         for name, folder in adapters.items():
             self.load(name, folder)
@@ -102,11 +104,13 @@ class Engine:
         return min(request.max_tokens, self.max_length - len(request.prompt))
 
     def _refuse_adapter(self, name: str | None) -> None:
-        if name in self._leaving:
-            raise LuthierError(f"adapter {name!r} is being unloaded.")
-        if name is not None and name not in self._names:
-            there = ", ".join(self._names) or "none but the base"
-            raise LuthierError(f"no adapter named {name!r}{near(name, self._names)} There are: {there}.")
+        if name is None:
+            return
+        if adapter_and_task(name)[0] in self._leaving:
+            raise LuthierError(f"adapter {adapter_and_task(name)[0]!r} is being unloaded.")
+        if name not in (known := [each for own in self._names.values() for each in own]):
+            there = ", ".join(known) or "none but the base"
+            raise LuthierError(f"no adapter named {name!r}{near(name, known)} There are: {there}.")
 
     def load(self, name: str, folder: str | Path) -> None:
         """Loads an adapter between two steps; raises `LuthierError` for a taken or unfit name, for one that
@@ -120,20 +124,25 @@ class Engine:
         if name in self._names:
             raise LuthierError(f"an adapter named {name!r} is loaded already; unload it first.")
         load(self._model, folder, name)
+        tasks = tasks_by_adapter(state_of(self._model), name)
+        asked = [f"{name}:{task}" for task in tasks] or [name]
         try:
-            self._trial(name)
+            self._trial(asked[0])
         except BaseException:
             detach(self._model, name)
             raise
         use(self._model, [])  # until a row asks for it; the next one to load would have to silence all that act
         with self._worker.changed:
-            self._names.append(name)
+            self._names[name] = asked
 
     def unload(self, name: str) -> None:
-        """Refuses new requests for an adapter, waits for those that there are, and takes it off."""
-        worker = self._worker
+        """Refuses new requests for an adapter, waits for those that there are, and takes it off.
+
+        One that goes by tasks goes whole, by whichever of its names.
+        """
+        worker, name = self._worker, adapter_and_task(name)[0]
         with worker.changed:
-            self._refuse_adapter(name)
+            self._refuse_adapter(self._names[name][0] if name in self._names else name)
             self._leaving.add(name)
             worker.changed.wait_for(lambda: not worker.live[name] or worker.closed)
         try:
@@ -145,12 +154,13 @@ class Engine:
     def _unload(self, name: str) -> None:
         detach(self._model, name)
         with self._worker.changed:
-            self._names.remove(name)
+            del self._names[name]
 
     def adapters(self) -> list[str]:
-        """Returns the names of the adapters that can be asked for, in the order of loading."""
+        """Returns the names that can be asked for, in the order of loading: of an adapter that goes by the task of a
+        row `adapter:task` for each."""
         with self._worker.changed:
-            return [name for name in self._names if name not in self._leaving]
+            return [each for name, own in self._names.items() if name not in self._leaving for each in own]
 
     def statistics(self) -> Statistics:
         """Returns what was done so far, and what is under way."""

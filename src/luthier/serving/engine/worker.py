@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
+from luthier.core.contracts.router import adapter_and_task
 from luthier.core.errors import LuthierError
 from luthier.serving.engine.batch import Alone, Batch
 from luthier.serving.engine.job import Job
@@ -59,7 +60,7 @@ class Worker:
         if live + len(jobs) > self.places:
             raise Busy(f"{live} of {self.places} places are taken, and {len(jobs)} are wanted; try again later.")
         self._waiting.extend(jobs)
-        self.live.update(job.request.adapter for job in jobs)
+        self.live.update(whose(job) for job in jobs)
         self.changed.notify_all()
 
     def cancel(self, job: Job) -> None:
@@ -181,7 +182,7 @@ class Worker:
         over = [job for job in seen if job.finish is not None]
         failed = sum(job.finish == "error" for job in over)
         with self.changed:
-            self.live.subtract(job.request.adapter for job in over)
+            self.live.subtract(whose(job) for job in over)
             old = self._statistics
             self._statistics = replace(
                 old,
@@ -219,3 +220,8 @@ class Worker:
 
 def _told(error: Exception) -> str:
     return str(error) if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
+
+
+def whose(job: Job) -> str | None:
+    """Returns the adapter of a job, without the task of its row; None for the base."""
+    return None if job.request.adapter is None else adapter_and_task(job.request.adapter)[0]

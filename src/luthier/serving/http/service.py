@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.adapters.attach import NAME
+from luthier.core.contracts.router import adapter_and_task
 from luthier.core.errors import LuthierError, near
 from luthier.core.storage.folder import adapter_at
 from luthier.core.storage.format import read
@@ -104,7 +105,7 @@ class Service:
             return await asyncio.to_thread(lambda: self._rendered(body, adapter))
 
     def _rendered(self, body: ChatBody, adapter: str | None) -> list[int]:
-        chat, tokenizer = self._chats.get(adapter or ""), self.tokenizer
+        chat, tokenizer = self._chats.get(adapter_and_task(adapter or "")[0]), self.tokenizer
         most = self.engine.max_length or LONGEST
         if chat is None:
             return chat_ids(body, tokenizer, most)
@@ -173,14 +174,15 @@ class Service:
             message = f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64)."
             raise Refusal(400, message, param="name", code="invalid_value")
         folder = self.inside(path)
-        if name in (self.base, *self.engine.adapters()):
+        if name in (self.base, *(adapter_and_task(each)[0] for each in self.engine.adapters())):
             raise Refusal(409, f"there is a model {name!r} already.", param="name", code="name_taken")
         try:
             await asyncio.to_thread(self.engine.load, name, folder)
         except LuthierError as error:
             raise Refusal(400, str(error), param="path", code="invalid_adapter") from error
         self.hear(name, folder)
-        return self.model(name)
+        asked = (each for each in self.engine.adapters() if adapter_and_task(each)[0] == name)
+        return self.model(next(asked, name))
 
     async def unload(self, name: str) -> dict[str, Any]:
         """Takes an adapter out, once its requests have ended."""
@@ -188,7 +190,7 @@ class Service:
         if self.adapter_of(name) is None:
             raise Refusal(400, f"{name!r} is the base; only adapters can be unloaded.", code="invalid_value")
         await asyncio.to_thread(self.engine.unload, name)
-        self._chats.pop(name, None)
+        self._chats.pop(adapter_and_task(name)[0], None)
         return {"id": name, "object": "model", "deleted": True}
 
     def refuse_unless_managed(self) -> None:

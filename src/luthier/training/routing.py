@@ -1,0 +1,181 @@
+"""Training with a router: the balance loss of the form, and the load of experts over time as a table and a heat map."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from luthier.core.adapters.attach import state_of
+from luthier.core.adapters.control import watched
+from luthier.core.contracts.objective import TASKS
+from luthier.core.contracts.router import Route, Routed, RoutedBatch
+from luthier.core.files import replace_text
+from luthier.core.guard import guarded, written
+from luthier.training.checkpoint import GO_ON
+
+FILE, PLOT = "routing.csv", "routing.png"
+COLUMNS = ("step", "layer", "site", "expert", "load", "balance")
+WINDOWS = 100
+"""About how many rows of the table an expert gets in a run."""
+
+
+class Routers:
+    """The routers of the adapter that is trained: their balance loss and their load since the last row of the table."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model, self.name = model, name
+        components = [each for each in state_of(model).components if each.name == name]
+        self.on = any(isinstance(each.form, Routed) for each in components)
+        """Whether there is a router."""
+        self.loads: dict[tuple[int | None, str], tuple[Tensor, int]] = {}
+        """By (layer, site) the sum of the loads [experts] of batches, and how many these are."""
+        self.balances: tuple[float, int] = (0.0, 0)
+
+    @contextmanager
+    def watched(self) -> Iterator[list[Route]]:
+        """Records where tokens are sent in the passes of the context; nothing without a router."""
+        if not self.on:
+            yield []
+            return
+        with watched(self.model) as routes:
+            yield routes
+
+    def balance(self, routes: Sequence[Route], batch: Mapping[str, Any]) -> Tensor | None:
+        """Returns the balance loss of a batch, and notes the loads; None where there is none.
+
+        Passes without gradients, as those of a reference are, do not count.
+        """
+        own = [each for each in routes if each.adapter == self.name and (each.logits.requires_grad or not _grad())]
+        mask, tasks = batch.get("attention_mask"), batch.get(TASKS)
+        about = RoutedBatch(mask.bool() if isinstance(mask, Tensor) else None, tasks)
+        for each in own:
+            logits = each.logits if each.form.by_task else about.tokens(each.logits)
+            self._add((each.layer, each.path), each.form.load(logits).cpu())
+        forms = list(dict.fromkeys(each.form for each in own))
+        losses = [form.balance([each.logits for each in own if each.form == form], about) for form in forms]
+        found = [loss for loss in losses if loss is not None]
+        if not found:
+            return None
+        total = torch.stack(found).sum()
+        self.balances = self.balances[0] + float(total.detach()), self.balances[1] + 1
+        return total
+
+    def _add(self, key: tuple[int | None, str], load: Tensor) -> None:
+        total, count = self.loads.get(key, (torch.zeros_like(load), 0))
+        self.loads[key] = total + load, count + 1
+
+    def taken(self, step: int) -> list[list[Any]]:
+        """Returns the rows of the table since the last ones, means over the batches."""
+        balance = self.balances[0] / max(1, self.balances[1])
+        rows = [
+            [step, "" if layer is None else layer, site, expert, f"{float(load):.6g}", f"{balance:.6g}"]
+            for (layer, site), (total, count) in self.loads.items()
+            for expert, load in enumerate(total / count)
+        ]
+        self.loads, self.balances = {}, (0.0, 0)
+        return rows
+
+
+def _grad() -> bool:
+    return torch.is_grad_enabled()
+
+
+class RoutingTable(TrainerCallback):
+    """Writes `routing.csv`: the load of each expert at each site, about `WINDOWS` times in a run."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.folder, self.every = folder, max(1, steps // WINDOWS)
+        self.routers: Routers | None = None
+        """Those of the trainer; set once it is there."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Writes the rows of a window."""
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.write(state.global_step, state.is_world_process_zero)
+
+    def on_save(self, args, state, control, **kwargs):
+        """Writes what a resumed run would no longer have."""
+        self.write(state.global_step, state.is_world_process_zero)
+
+    def write(self, step: int, main: bool) -> None:
+        """Appends the rows since the last ones; only the main process writes."""
+        rows = self.routers.taken(step) if self.routers is not None else []
+        path = self.folder / FILE
+        if not rows or not main:
+            return
+        with written(str(path), GO_ON):
+            new = not path.is_file()
+            with open(path, "a", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([*([COLUMNS] if new else []), *rows])
+
+
+@dataclass(frozen=True)
+class Load:
+    """One row of the table."""
+
+    step: int
+    layer: int | None
+    site: str
+    expert: int
+    load: float
+    balance: float
+
+
+def read(folder: Path) -> list[Load]:
+    """Returns the rows of a run's table; none where it has no router. A last row cut short by a kill is left out."""
+    path = folder / FILE
+    if not path.is_file():
+        return []
+    with guarded(f"{path} cannot be read"):
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+        whole = [row for row in rows[1:] if len(row) == len(COLUMNS)]
+        return [Load(int(a), int(b) if b else None, c, int(d), float(e), float(f)) for a, b, c, d, e, f in whole]
+
+
+def cut(folder: Path, step: int) -> None:
+    """Drops the rows after `step`, which a resumed run writes anew."""
+    rows = read(folder)
+    if rows:
+        kept = [f"{r.step},{'' if r.layer is None else r.layer},{r.site},{r.expert},{r.load:.6g},{r.balance:.6g}"
+                for r in rows if r.step <= step]  # fmt: skip
+        replace_text(folder / FILE, "\n".join([",".join(COLUMNS), *kept]) + "\n")
+
+
+def plot(rows: Sequence[Load], path: Path, title: str) -> None:
+    """Draws the loads over the steps: a row for each expert of each block (the mean of its sites)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    grid, labels, steps = grid_of(rows)
+    figure = Figure(figsize=(8, min(18.0, 1.5 + 0.12 * len(labels))), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    shown = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
+    figure.colorbar(shown, label="share of the routing weight")
+    firsts = [i for i, (layer, expert) in enumerate(labels) if not expert]
+    axes.set_yticks(firsts, [f"block {labels[i][0]}" if labels[i][0] >= 0 else "outside" for i in firsts], fontsize=7)
+    for first in firsts[1:]:
+        axes.axhline(first - 0.5, color="white", linewidth=0.8)
+    ticks = range(0, len(steps), max(1, len(steps) // 8))
+    axes.set_xticks(list(ticks), [str(steps[i]) for i in ticks])
+    axes.set(xlabel="step", title=title)
+    figure.savefig(path)
+
+
+def grid_of(rows: Sequence[Load]) -> tuple[list[list[float]], list[tuple[int, int]], list[int]]:
+    """Returns (loads [experts of blocks, steps], (block, expert) of each row with -1 outside the blocks, steps)."""
+    sums: dict[tuple[int, int, int], list[float]] = {}
+    for row in rows:
+        sums.setdefault((-1 if row.layer is None else row.layer, row.expert, row.step), []).append(row.load)
+    labels = sorted({(layer, expert) for layer, expert, _ in sums})
+    steps = sorted({step for _, _, step in sums})
+    cells = [[sums.get((*label, step), [float("nan")]) for step in steps] for label in labels]
+    return [[sum(cell) / len(cell) for cell in line] for line in cells], labels, steps
