@@ -45,15 +45,18 @@ print(json.dumps({"seconds": found.seconds, "peak_mib": peak, "losses": [loss fo
 
 def questions(file: Path, count: int) -> list[dict[str, Any]]:
     """Rows of a prompt with its completion, drawn by a seed."""
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    drawn = random.Random(0).sample(rows, count)
-    return [{"prompt": row["question"], "completion": row["answer"]} for row in drawn]
+    return [{"prompt": row["question"], "completion": row["answer"]} for row in drawn(file, count)]
 
 
 def texts(file: Path, count: int) -> list[dict[str, Any]]:
     """Short texts with a label each, drawn by a seed."""
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return [{"text": row["text"], "label": str(row["label"])} for row in random.Random(0).sample(rows, count)]
+    return [{"text": row["text"], "label": str(row["label"])} for row in drawn(file, count)]
+
+
+def drawn(file: Path, count: int) -> list[dict[str, Any]]:
+    """Rows of a JSONL file."""
+    with file.open(encoding="utf-8") as lines:
+        return random.Random(0).sample([json.loads(line) for line in lines], count)
 
 
 def run(model: str, data: Path, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +105,7 @@ def share(found: dict[str, list[dict[str, Any]]], way: str, what: str) -> list[f
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what data are given for, prints and writes JSON; what was measured of the other stays."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--questions", type=Path, help="JSONL with question and answer (GSM8K's)")
     parser.add_argument("--texts", type=Path, help="JSONL with text and label (CLINC150's)")
     parser.add_argument("--rows", type=int, default=64, help="rows of questions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +58,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], tolerance: 
     assert max(apart.values()) <= tolerance, max(apart.items(), key=lambda each: each[1])
 
 
-def blocks_packed(model: nn.Module, run) -> tuple[torch.Tensor, int]:
+def blocks_packed(model: nn.Module, run: Callable[[], Any]) -> tuple[Any, int]:
     """What `run()` gives within packed batches, and how many blocks had packed tokens in its last pass."""
     seen = []
     hook = model.register_forward_hook(lambda *_: seen.append(packing_now()), prepend=True)
@@ -90,7 +91,7 @@ def test_of_every_form(name):
     same(gradients(model, own), gradients(model, expected), 1e-11)
 
 
-def without_dropout(model: nn.Module) -> nn.Module:
+def without_dropout(model: nn.Module) -> Any:
     """Draws none: those of a packed batch are other ones."""
     for module in model.modules():
         for key, value in vars(module).items():
@@ -161,7 +162,7 @@ def test_of_every_objective(name, tmp_path):
     same(gradients(model, own.sum()), gradients(model, means.sum()), 5e-6)
 
 
-def fine_tuned(name: str = "llama", form: lt.Form | None = None, **settings):
+def fine_tuned(name: str = "llama", form: lt.Form | None = None, **settings) -> Any:
     changed = replace(ARCHITECTURES[name], settings=ARCHITECTURES[name].settings | settings)
     model = lt.attach(changed.build(), form or lt.LoRA(rank=4))
     perturb(model)

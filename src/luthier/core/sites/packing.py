@@ -127,7 +127,7 @@ def row_now() -> int | None:
 class RowMasks(Tensor):
     """Stands for the attention mask of a packed batch: makes the mask of each row when an attention asks for it."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
     packing: Packing
     like: Attention
     asked: dict[str, Any]
