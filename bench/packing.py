@@ -2,8 +2,8 @@
 
 Each is a run of `luthier train` in a process of its own, and they take turns: SmolLM2-135M with LoRA on rows of
 question and answer, and MiniLM as a classifier of short texts. Told are the seconds of the loop (without loading), the
-highest resident set of the process, and by how much the losses of packed batches differ from those of padded ones in
-the same order.
+processor's time for it (the steadier figure on a machine that is shared), the highest resident set of the process, and
+by how much the losses of packed batches differ from those of padded ones in the same order.
 
 python -m bench packing --questions gsm8k/train.jsonl --texts clinc150/train.jsonl [--rows 64] [--rounds 1]
 """
@@ -32,14 +32,22 @@ WAYS: dict[str, dict[str, Any]] = {
     "packed": {"order": "random", "pack": True},
 }
 ONE = """
-import json, resource, sys
+import json, resource, sys, time
+import transformers
 import luthier as lt
 from luthier.training import Run, Training
+class Clock(transformers.TrainerCallback):
+    def on_train_begin(self, *args, **kwargs):
+        self.began = time.process_time()
+    def on_train_end(self, *args, **kwargs):
+        self.taken = time.process_time() - self.began
+clock = Clock()
 model, data, out, settings = sys.argv[1:5]
 training = Training(epochs=1, eval_fraction=0, save_every=10**6, **json.loads(settings))
-found = lt.train(Run(model, data, lt.LoRA(rank=8), out=out, where="all-linear", training=training), progress=False)
+run = Run(model, data, lt.LoRA(rank=8), out=out, where="all-linear", training=training)
+found = lt.train(run, progress=False, callbacks=[clock])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"seconds": found.seconds, "peak_mib": peak, "losses": [loss for _, loss in found.losses]}))
+print(json.dumps({"seconds": found.seconds, "cpu_seconds": clock.taken, "peak_mib": peak, "losses": [loss for _, loss in found.losses]}))
 """
 
 
@@ -85,11 +93,13 @@ def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Medians and ranges, shares of the padded way of the same round, and what packing changes in a loss."""
     told: dict[str, Any] = {}
     for way, runs in found.items():
-        seconds, shares = [r["seconds"] for r in runs], share(found, way, "seconds")
+        seconds = [r["seconds"] for r in runs]
         told[way] = {
             "seconds": round(statistics.median(seconds), 2),
             "seconds_range": [round(min(seconds), 2), round(max(seconds), 2)],
-            "of_padded": round(statistics.median(shares), 3),
+            "of_padded": round(statistics.median(share(found, way, "seconds")), 3),
+            "cpu_seconds": round(statistics.median(r["cpu_seconds"] for r in runs), 2),
+            "cpu_of_padded": round(statistics.median(share(found, way, "cpu_seconds")), 3),
             "peak_mib": round(statistics.median(r["peak_mib"] for r in runs)),
             "peak_of_padded": round(statistics.median(share(found, way, "peak_mib")), 3),
         }

@@ -36,7 +36,8 @@ class Form(Component):
         weight(self, p, w) -> ŵ        the tensor instead of w (a linear layer's is [d_out, d_in])
         cache(self, p) -> (k, v)       keys and values [heads, n, d_head] put before those of the attention
 
-    All are pure: the same p and x give the same result, whatever the model around them.
+    All are pure: the same p and x give the same result, whatever the model around them. Each token is edited by itself:
+    training may bring the tokens of all rows as x [1, tokens, d], without padding.
     """
 
     renamed: ClassVar = {
