@@ -47,7 +47,8 @@ training = Training(epochs=1, eval_fraction=0, save_every=10**6, **json.loads(se
 run = Run(model, data, lt.LoRA(rank=8), out=out, where="all-linear", training=training)
 found = lt.train(run, progress=False, callbacks=[clock])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"seconds": found.seconds, "cpu_seconds": clock.taken, "peak_mib": peak, "losses": [loss for _, loss in found.losses]}))
+told = {"seconds": found.seconds, "cpu_seconds": clock.taken, "peak_mib": peak}
+print(json.dumps(told | {"losses": [loss for _, loss in found.losses]}))
 """
 
 
