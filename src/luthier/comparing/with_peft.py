@@ -19,6 +19,7 @@ from luthier.models import Loaded
 from luthier.training import metrics
 from luthier.training.context import training_context
 from luthier.training.folder import new_id
+from luthier.training.pack import batches_of, computed
 from luthier.training.prepare import Prepared, prepare, processes
 from luthier.training.progress import quiet
 from luthier.training.report import steps_of
@@ -90,7 +91,8 @@ def _train(run: Run, prepared: Prepared, loaded: Loaded, log: metrics.Metrics) -
     steps, _ = steps_of(run, len(train), processes())
     args = arguments(run, steps, every(run, steps), bool(held))
     args.save_strategy = "no"  # pyright: ignore[reportAttributeAccessIssue]
-    with training_context(run, model):
+    batches = batches_of(run, model, train, None)  # as Luthier's own runs are
+    with training_context(run, model), computed(batches, model):
         trainer = Trainer(run, model, args, (train, held), collator, prepared.task == "causal-lm", [log])
         log.trainer = trainer
         transformers.Trainer.create_optimizer(trainer)  # Luthier's own drives updates of Luthier's adapters

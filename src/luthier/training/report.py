@@ -88,10 +88,11 @@ def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) ->
     )
 
 
-def overview(run: Run, prepared: Prepared, model: Any, plan: Plan, memory: Memory) -> Group:
-    """Returns the two tables that are printed before training."""
+def overview(run: Run, prepared: Prepared, model: Any, plan: Plan, memory: Memory, batches: str | None = None) -> Group:
+    """Returns the two tables that are printed before training; `batches` says how they are computed."""
     held = replace(memory, optimiser=memory.optimiser * plan.active // max(1, plan.held))
-    return Group(sites(describe(model)), figures(run, prepared, plan, held, parts(model)))
+    more = parts(model) | ({"batches": batches} if batches else {})
+    return Group(sites(describe(model)), figures(run, prepared, plan, held, more))
 
 
 def parts(model: Any) -> dict[str, str]:

@@ -61,6 +61,7 @@ def train(
     batch: int = 8,
     accumulate: int = 1,
     order: Literal['random', 'length'] = "random",
+    pack: bool | None = None,
     lr: float | None = None,
     schedule: Literal['linear', 'cosine', 'constant'] = "linear",
     warmup: float = 0.06,

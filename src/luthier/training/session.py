@@ -32,6 +32,7 @@ from luthier.training.context import training_context
 from luthier.training.estimate import estimate
 from luthier.training.join import join
 from luthier.training.moments import AsToldNow, ByTheClock
+from luthier.training.pack import batches_of, computed
 from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
 from luthier.training.prepare import Prepared, is_main, prepare, processes
@@ -117,14 +118,17 @@ class Session:
             for part in (prepared.train, prepared.evaluation)
         ]
         collator = data.collator_for(prepared.task, loaded.processor)
+        before = folders.read_record(run.folder) if goes_on else None
+        batches = batches_of(run, model, features[0], before)
         with training_context(run, model):
             plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
             if not self.console.quiet:
                 memory = estimate(model, features[0], collator, run.objective, run.training.batch)
                 for line in self.notes:
                     self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-                self.console.print(overview(run, prepared, model, plan, memory), highlight=False)
+                self.console.print(overview(run, prepared, model, plan, memory, batches.told), highlight=False)
             record = folders.record(run, prepared, model, command(run), plan.steps, evidence)
+            record |= {"packed": batches.packed, "batches": batches.told}
             checkpoint, run_id = self.start(record, goes_on, model)
             with shown(self.console, plan.steps) as callbacks:
                 log = metrics.Metrics(run.folder, run_id, run.objective.curves)
@@ -137,7 +141,7 @@ class Session:
                 rows, told = (features[0], features[1]), [log, table, *callbacks, *self.callbacks]
                 trainer = Trainer(run, model, args, rows, collator, shifted, told, run_id, plan.per_epoch)
                 log.trainer, table.routers = trainer, trainer.routers
-                with teacher_of(run, model) as trainer.teacher:
+                with computed(batches, model), teacher_of(run, model) as trainer.teacher:
                     if checkpoint is not None and checkpoint.step >= plan.steps:
                         trainer.restore(checkpoint.folder)
                     else:

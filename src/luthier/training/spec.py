@@ -28,7 +28,11 @@ class Training:
     accumulate: int = 1
     """Batches accumulated per optimiser step; the loss is the mean over all their tokens."""
     order: Literal["random", "length"] = "random"
-    """The order of rows: random, or with rows of similar length in a batch, which saves padding."""
+    """The order of rows: random, or with rows of similar length in a batch, which saves padding where batches are not
+    packed."""
+    pack: bool | None = None
+    """Pack the rows of a batch into one stream, so that no padding is computed: the same losses and gradients, sooner.
+    Default: where the model allows it."""
     lr: float | None = None
     """The peak learning rate. Default: the form's own."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"

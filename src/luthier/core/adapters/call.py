@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from luthier.core.contracts.positions import Positions
 from luthier.core.errors import LuthierError
+from luthier.core.sites.packing import Packing, packing_now
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Call:
     device: torch.device | None = None
     tasks: str | Sequence[str] | Tensor | None = None
     """The tasks of the rows (see `luthier.core.contracts.router`)."""
+    packing: Packing | None = None
+    """How blocks have the tokens of all rows in one stream, where they do."""
     _found: dict[Positions, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
 
     def locate(self, positions: Positions) -> tuple[Tensor, Tensor] | None:
@@ -107,7 +110,7 @@ def read_call(arguments: dict[str, Any], prompt: Prompt) -> Call | None:
         _refuse_packed(arguments.get("position_ids"))
     if mask is not None and len(mask) != len(entering):  # beams repeat each row
         mask = mask.repeat_interleave(len(entering) // len(mask), dim=0)
-    return Call(entering.shape[0], entering.shape[1], past, mask, prompt, entering.device)
+    return Call(entering.shape[0], entering.shape[1], past, mask, prompt, entering.device, packing=packing_now())
 
 
 def entries(x: Tensor, rows: int) -> int:

@@ -42,6 +42,7 @@ from luthier.core.contracts.kernel import (
     kernel_of,
     on,
 )
+from luthier.core.sites.packing import packing_now
 
 if TYPE_CHECKING:
     from luthier.core.adapters.container import AdapterContainer
@@ -53,7 +54,8 @@ def ready(adapters: AdapterContainer, x: Tensor) -> Run | None:
     plan: DecodePlan | None = adapters.decode_plan
     if plan is None or torch.compiler.is_compiling() or not on():
         return None
-    if torch.is_grad_enabled() or plan.rows is not adapters.current.rows or not plan.guard.holds():
+    packed = plan.rows is not None and packing_now() is not None
+    if torch.is_grad_enabled() or packed or plan.rows is not adapters.current.rows or not plan.guard.holds():
         adapters.decode_plan = None
         return None
     return plan.run if plan.dtype is x.dtype and not torch.is_autocast_enabled(x.device.type) else None
@@ -74,6 +76,8 @@ def fast_linear(module: nn.Module, adapters: AdapterContainer, x: Tensor) -> Ten
     if weight is None or not _serves(module, tuners, x, weight, bias):
         return None
     rows = adapters.current.rows
+    if rows is not None and packing_now() is not None:
+        return None
     if not torch.is_grad_enabled() and (plan := _decode_plan(kernel, module, adapters, x)) is not None:
         return plan.run(x)
     if rows is not None or len(tuners) > 1 or adapters.modified_in_place:

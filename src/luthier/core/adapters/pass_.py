@@ -15,6 +15,7 @@ from luthier.core.adapters.call import Call, Prompt, entries
 from luthier.core.adapters.siblings import PrefetchedOutputs, SharedInput
 from luthier.core.contracts.router import Route, Told
 from luthier.core.errors import LuthierError
+from luthier.core.sites.packing import packing_now, row_now
 from luthier.core.threads import Thread
 
 Edit = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
@@ -78,9 +79,14 @@ class Pass:
 
     def row_mask(self, name: str, like: Tensor) -> Tensor:
         """Returns True for the rows of `like` that use the adapter `name`, shaped to broadcast over it."""
-        rows = self.rows or ()
-        each = entries(like, len(rows))
-        mask = torch.tensor([row == name for row in rows], device=like.device).repeat_interleave(each)
+        rows, packing = self.rows or (), packing_now()
+        if (alone := row_now()) is not None:
+            rows = rows[alone : alone + 1]
+        own = torch.tensor([row == name for row in rows], device=like.device)
+        if alone is None and packing is not None and packing.tokens in like.shape[: like.dim() - 1]:
+            mask = own.repeat_interleave(torch.tensor(packing.lengths, device=like.device))
+            return mask.view(*[1] * int(packing.holds(like)), -1, *[1] * (like.dim() - 1 - packing.holds(like)))
+        mask = own.repeat_interleave(entries(like, len(rows)))
         return mask.view(-1, *[1] * (like.dim() - 1))
 
 

@@ -14,6 +14,7 @@ from luthier.core.adapters.swap import adapters_of
 from luthier.core.contracts.form import edit_function_of
 from luthier.core.errors import LuthierError
 from luthier.core.sites.attention import Attention, attention_configs, attention_named, register_attention
+from luthier.core.sites.packing import PACKED, packed_name
 
 MARK = "luthier_prefixed_"
 
@@ -68,12 +69,14 @@ def _only(rows: Tensor, mask: Tensor, n: int) -> Tensor:
 def _route(model: nn.Module, on: bool) -> None:
     """Sends the model's attentions through the prefixed functions, or back."""
     for config in attention_configs(model):
-        now = config._attn_implementation
+        whole = str(config._attn_implementation)
+        now = whole.removeprefix(PACKED)
+        named = packed_name if now != whole else str  # where batches are packed, within that
         if on and now in ("sdpa", "eager"):
             register_attention(MARK + now, _prefixed(now), now)
-            config._attn_implementation = MARK + now
-        elif not on and str(now).startswith(MARK):
-            config._attn_implementation = now[len(MARK) :]
+            config._attn_implementation = named(MARK + now)
+        elif not on and now.startswith(MARK):
+            config._attn_implementation = named(now[len(MARK) :])
 
 
 def refresh_prefixes(model: nn.Module, state: State) -> None:

@@ -120,16 +120,35 @@ class TunerLayer(nn.Module):
 
     def post(self, now: Pass, x: Tensor, y: Tensor) -> Tensor:
         """Returns the edited output of the layer."""
-        call, p = now.calls.get(self.owner), self.params(y.dtype)
+        call = now.calls.get(self.owner)
+        if call is not None and (packing := call.packing) is not None and packing.holds(y) and self.by_row:
+            entering = packing.unpack(x) if packing.holds(x) else x
+            return packing.pack(self._post(now, call, entering, packing.unpack(y)))
+        return self._post(now, call, x, y)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether the edit of a token depends on its place in the row, or on the row's task."""
+        return self.positions is not None or (isinstance(self.form, Routed) and self.form.by_task)
+
+    def _post(self, now: Pass, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
+        p = self.params(y.dtype)
         if isinstance(self.form, Routed):
             p |= self.told(now, call, y)
-        edited = edit(call, self.positions, self.edit_function(self.note(now)), p, x, y)
+        edited = edit(call, self.positions, self.edit_function(self.note(now, call)), p, x, y)
         return edited if now.rows is None else torch.where(now.row_mask(self.name, y), edited, y)
 
     def inside(self, now: Pass, x: Tensor, y: Any, run: Callable[..., Tensor]) -> Tensor:
         """Returns the output of the module as the form runs it; y is the base's, where rows of it are needed."""
-        p = self.params(x.dtype) | self.told(now, now.calls.get(self.owner), x)
-        edited = self.edit_function(self.note(now))(p, x, run)
+        call = now.calls.get(self.owner)
+        if call is not None and (packing := call.packing) is not None and packing.holds(x) and self.by_row:
+            base = packing.unpack(y) if isinstance(y, Tensor) else y
+            return packing.pack(self._inside(now, call, packing.unpack(x), base, run))
+        return self._inside(now, call, x, y, run)
+
+    def _inside(self, now: Pass, call: Call | None, x: Tensor, y: Any, run: Callable[..., Tensor]) -> Tensor:
+        p = self.params(x.dtype) | self.told(now, call, x)
+        edited = self.edit_function(self.note(now, call))(p, x, run)
         return edited if now.rows is None else torch.where(now.row_mask(self.name, edited), edited, y)
 
     def aside(self, now: Pass, h: Tensor, a: Tensor | None) -> Tensor:
@@ -145,12 +164,14 @@ class TunerLayer(nn.Module):
         found = tasks_of(self.form, now.row_tasks.get(self.name, now.tasks if call is None else call.tasks), y)
         return {} if found is None else {ROUTE_TASKS: found}
 
-    def note(self, now: Pass) -> Callable[[Tensor], None] | None:
+    def note(self, now: Pass, call: Call | None) -> Callable[[Tensor], None] | None:
         """Returns a function that records this layer's routing decisions, while `watched` is active."""
+        packing = call.packing if call is not None else None
         form, routes = self.form, now.routes
         if routes is None or not isinstance(form, Routed):
             return None
-        return lambda logits: routes.append(Route(self.site.path, form, logits, self.name, self.site.layer))
+        put_back = lambda t: packing.unpack(t) if packing is not None and packing.holds(t) else t  # noqa: E731
+        return lambda logits: routes.append(Route(self.site.path, form, put_back(logits), self.name, self.site.layer))
 
     def weight(self, w: Tensor) -> Tensor:
         """Returns the edited weight; the experts of a 3-D parameter are edited one matrix at a time,

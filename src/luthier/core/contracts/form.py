@@ -40,7 +40,8 @@ class Form(Component):
         aside(self, p, h, a) -> a'     a state beside the blocks, changed by what each of them gives (h) and added to
                                        the last one's output; a starts as zeros
 
-    All are pure: the same p and x give the same result, whatever the model around them.
+    All are pure: the same p and x give the same result, whatever the model around them. Each token is edited by itself:
+    training may bring the tokens of all rows as x [1, tokens, d], without padding.
     """
 
     renamed: ClassVar = {

@@ -1,0 +1,69 @@
+"""Whether a run packs its batches, so that no padding is computed, and what it tells of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.core.adapters.attach import find_state
+from luthier.core.adapters.control import disabled
+from luthier.core.errors import LuthierError
+from luthier.core.sites.packable import why_not_packed
+from luthier.core.sites.packing import packed
+from luthier.training.spec import Run
+
+UNTOLD = "the run was started with padded batches"
+"""Of runs of Luthier 0.2 and before, which had no others."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How the batches of a run are computed."""
+
+    packed: bool
+    """Whether no padding is computed."""
+    told: str | None
+    """What the overview says of it; nothing where rows have no padding."""
+
+
+def batches_of(run: Run, model: Any, features: Sequence[dict[str, Any]], before: dict[str, Any] | None) -> Batches:
+    """Returns how the batches of a run are computed; `before` is the record of a run that is gone on with.
+
+    Raises `LuthierError` where `pack` is asked for and the model cannot.
+    """
+    wanted = run.training.pack
+    if wanted is None and before is not None and not before.get("packed", False):
+        return Batches(False, before.get("batches", f"padded: {UNTOLD}"))
+    if wanted is False:
+        return Batches(False, "padded, as told")
+    reason = why_not(model, features)
+    if reason is None:
+        return Batches(True, "packed: no padding is computed")
+    if wanted:
+        raise LuthierError(
+            f"pack computes the rows of a batch without padding, and {type(model).__name__} cannot: {reason}. Leave "
+            "pack out, and its batches are padded."
+        )
+    return Batches(False, f"padded: {reason}" if "attention_mask" in features[0] else None)
+
+
+def why_not(model: Any, features: Sequence[dict[str, Any]]) -> str | None:
+    """Returns why the rows of a model cannot be packed; adapters act on each token for itself, and are left out."""
+    if not {"input_ids", "attention_mask"} <= set(features[0]):
+        return "its rows are no texts, or have no padding"
+    if find_state(model) is None:
+        return why_not_packed(model)
+    with disabled(model):
+        return why_not_packed(model)
+
+
+@contextmanager
+def computed(batches: Batches, model: Any) -> Iterator[None]:
+    """The model computes its batches so while the context lasts."""
+    if not batches.packed:
+        yield
+        return
+    with packed(model):
+        yield
