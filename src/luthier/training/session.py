@@ -40,6 +40,9 @@ from luthier.training.reference import referred
 from luthier.training.replace import beside
 from luthier.training.report import Plan, overview, plan_of, steps_of
 from luthier.training.result import Result
+from luthier.training.rollouts import log as rollouts
+from luthier.training.rollouts.online import Online, check_online
+from luthier.training.rollouts.rewards import Reward
 from luthier.training.sparse import sparsify
 from luthier.training.spec import Run
 from luthier.training.teacher import check_teacher, teacher_of
@@ -67,6 +70,7 @@ class Session:
         `callbacks` are the caller's own; `base` is the run's model where it is in memory already.
         """
         self.run, self.notes, self.callbacks, self.base = run, notes, callbacks, base
+        self.rewards: list[Reward] = []
         self.console = Console(stderr=True, quiet=not (progress and is_main()))
 
     def train(self, resume: bool, overwrite: bool) -> Result:
@@ -94,6 +98,7 @@ class Session:
         with quiet():
             prepared = prepare(run)
             check_teacher(run, prepared.processor)
+            self.rewards = check_online(run, prepared)
             set_seed(run.training.seed)  # new heads, the form's start
             loaded = self.load(prepared)
             prepared = referred(run, loaded, prepared, self.console)
@@ -117,6 +122,7 @@ class Session:
             for part in (prepared.train, prepared.evaluation)
         ]
         collator = data.collator_for(prepared.task, loaded.processor)
+        online = Online(run, model, prepared, self.rewards, collator) if run.objective.samples else None
         with training_context(run, model):
             plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
             if not self.console.quiet:
@@ -135,7 +141,9 @@ class Session:
                 shifted = prepared.task == "causal-lm"
                 rows, told = (features[0], features[1]), [log, *callbacks, *self.callbacks]
                 trainer = Trainer(run, model, args, rows, collator, shifted, told, run_id)
-                log.trainer = trainer
+                log.trainer, trainer.online = trainer, online
+                if online is not None:
+                    online.run_id = run_id
                 with teacher_of(run, model) as trainer.teacher:
                     if checkpoint is not None and checkpoint.step >= plan.steps:
                         trainer.restore(checkpoint.folder)
@@ -168,6 +176,7 @@ class Session:
         if is_main():
             with written(str(folder), GO_ON):
                 metrics.cut(folder, step, ids)
+                rollouts.cut(folder, step, ids)
                 folders.note_resumed(folder, step, record)
         self.console.print(f"going on after step {step}" if step else "no complete checkpoint: from the beginning")
         return checkpoint, str(ids[0])
@@ -184,6 +193,7 @@ class Session:
         if is_main():
             with written(str(run.folder), GO_ON):
                 replace_text(run.folder / "README.md", text)
+                rollouts.table(run.folder)
                 plot(lines, run.folder / PLOT, f"{run.model}, {run.form.name()}, {run.data}", run.objective.curves)
         measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
         measured |= {"eval_loss": evals[-1]} if evals else {}
