@@ -54,8 +54,7 @@ def load(
     columns are meant where the source calls them otherwise: `text=body,label=category`. What
     nothing reads is listed in `.unread`. Rows that tell good answers from bad ones are read where the caller
     tells them apart (`preferences`): `Example.rejected` or `Example.wanted` then says what is not to be given.
-    With `prompts`, rows may lack the answer: it is then `TO_COME`, and the reference `Example.answer` is the column
-    `answer`, or None.
+    With `prompts`, rows may lack the answer: it is then `TO_COME`, and the reference `Example.answer` is None.
 
     Raises one `LuthierError` that lists the bad rows with their reasons, unless `skip_bad_rows`,
     which drops them and records them in `.skipped`; raises on an empty source, columns that fit no
@@ -176,7 +175,7 @@ def _parse(
         told = unanswered(row, layout) if prompts else row
         fields = layout.parse(told, table.folder)
         if told is not row:
-            fields |= {"answer": None if row.get("answer") in (None, "") else str(row["answer"])}
+            fields |= {"answer": None}
         beside = {column: row[column] for column in columns if row.get(column) is not None}
         return Example(row=number, **fields, meta=beside)
 

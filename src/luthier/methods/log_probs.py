@@ -44,7 +44,7 @@ def token_log_probs(
     if isinstance(inner, PreTrainedModel) and divisible(inner):
         found = tokens_in_chunks(model, inner, batch, temperature, entropy)
         if found is not None:
-            return found[0], found[1]
+            return found[0], found[1].detach()
     logits = model(**batch).logits[:, :-1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     losses = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)

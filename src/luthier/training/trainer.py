@@ -139,7 +139,7 @@ class Trainer(transformers.Trainer):
         """Rows at random, or in groups of like length that the processes share."""
         rows: Any = self.train_dataset
         group = self.args.train_batch_size * self.args.world_size
-        rollouts = self.run.objective.rollouts(0, self.run.training.seed)
+        rollouts = self.run.objective.rollouts(self.args.max_steps, self.run.training.seed)
         if rollouts is not None and rollouts.iterations > 1:
             step = group * self.args.gradient_accumulation_steps
             return Repeated(len(rows), step, rollouts.iterations, self.run.training.seed)

@@ -136,8 +136,6 @@ class Objective(Component):
     """Whether it compares with a reference, whose log-probabilities are the feature `REFERENCE` where known."""
     teaches: ClassVar[bool] = False
     """Whether it learns from a teacher (`At.teacher`)."""
-    samples: ClassVar[bool] = False
-    """Whether it trains on answers that are sampled from the model under training (`rollouts`)."""
     steered: ClassVar[bool] = False
     """Whether it looks at gradients on rows that are held out (`steer`), so that there have to be some."""
     evaluates: ClassVar[bool] = True
@@ -181,6 +179,11 @@ class Objective(Component):
     def teacher_name(self) -> str | None:
         """Who the teacher is, for one that `teaches`: an adapter or run folder, a model (None: the base)."""
         return None
+
+    @property
+    def samples(self) -> bool:
+        """Whether it trains on answers that are sampled from the model under training (`rollouts`)."""
+        return False
 
     def rollouts(self, step: int, seed: int) -> Rollouts | None:
         """Returns how answers are sampled for the step that follows `step` others; None: it trains on the rows."""

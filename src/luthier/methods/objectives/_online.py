@@ -44,7 +44,6 @@ class Online(Objective):
 
     reads = ("prompts",)
     columns = ("answer",)
-    samples = True
     evaluates = False
     curves = CURVES
 
@@ -77,6 +76,10 @@ class Online(Objective):
 
     def check_form(self, form):
         refuse_tasks(self, form)
+
+    @property
+    def samples(self):
+        return True
 
     def reward_specs(self):
         return self.reward

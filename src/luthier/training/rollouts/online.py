@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from luthier.core.contracts.example import Example
+from luthier.core.contracts.example import Example, Examples
 from luthier.core.contracts.objective import (
     ADVANTAGE,
     ALSO,
@@ -26,6 +27,7 @@ from luthier.core.contracts.sampler import Ask, Drawn, Sampler, sampler_of
 from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import eval_mode
 from luthier.data import Collator
+from luthier.data.layout import TO_COME
 from luthier.methods.log_probs import reference_token_log_probs, token_log_probs
 from luthier.methods.objectives._online import prompt_of
 from luthier.methods.objectives.distill import HINTED
@@ -38,7 +40,11 @@ from luthier.training.spec import Run
 
 PENDING = "rollouts.safetensors"
 """File of a checkpoint: the answers on which further steps are taken."""
+ANSWER = "answer"
+"""The column that holds the reference of a row beside its answer."""
 Batch = dict[str, Any]
+Values = dict[str, float | str]
+"""The rewards of an answer by name, each a number or the reason why there is none."""
 READ = ("input_ids", "attention_mask", "token_type_ids", "labels")
 
 
@@ -54,10 +60,29 @@ def check_online(run: Run, prepared: Prepared) -> list[Reward]:
             f"{run.objective.name()} samples answers in the process that trains, and here are {processes()}; train in "
             "one."
         )
-    found = rewards_of(run.objective.reward_specs(), prepared.examples, lambda name: RewardModel(name, run))
-    if prepared.held is not None:
-        rewards_of(run.objective.reward_specs(), prepared.held, lambda name: RewardModel(name, run))
-    return found
+    refuse_measuring(run, prepared)
+    parts = [prepared.examples, *([prepared.held] if prepared.held is not None else [])]
+    specs = run.objective.reward_specs()
+    return [rewards_of(specs, referenced(part), lambda name: RewardModel(name, run)) for part in parts][0]
+
+
+def refuse_measuring(run: Run, prepared: Prepared) -> None:
+    """Raises for a look at the data before training where rows have no answers to look at."""
+    turns = (row.messages for row in prepared.examples.rows if row.messages)
+    if run.measures and run.calibration.source is None and any(each[-1].get("content") == TO_COME for each in turns):
+        raise LuthierError(
+            "ranks and starting factors go by the answers of rows, and some rows have none; name rows with answers "
+            "(calibration source), or leave ranks and init out."
+        )
+
+
+def referenced(examples: Examples) -> Examples:
+    """Returns the rows with the column `answer`, where they have it, as the reference to score with."""
+    rows = [
+        dataclasses.replace(row, answer=str(row.meta[ANSWER])) if row.meta.get(ANSWER) not in (None, "") else row
+        for row in examples.rows
+    ]
+    return dataclasses.replace(examples, rows=rows)
 
 
 class Online:
@@ -69,8 +94,9 @@ class Online:
         self.sampler: Sampler = sampler_of(model, prepared.processor, run.name)
         self.run_id = ""
         """Written into every line of the log; set once it is known."""
-        self.examples = {row.row: row for row in prepared.examples.rows} if self.rewards else {}
-        self.held_out = {row.row: row for row in prepared.held.rows} if self.rewards and prepared.held else {}
+        self.examples = {row.row: row for row in referenced(prepared.examples).rows} if self.rewards else {}
+        held = prepared.held if self.rewards else None
+        self.held_out = {row.row: row for row in referenced(held).rows} if held is not None else {}
         self.pending: list[Batch] = []
         """The batches of the last answers, where further steps are taken on them."""
         self.prompts: dict[tuple[bool, int], str] = {}
@@ -123,7 +149,8 @@ class Online:
         rows = [row for batch, part in zip(found, sampled, strict=True) for row in batch["rows"][part]]
         kl = [self._compare(batch, model, rollouts)[part] for batch, part in zip(found, sampled, strict=True)]
         said = [self._answered(row, answer.text, False) for row, answer in zip(rows, drawn, strict=True)]
-        values = self._values(said, step)
+        values = self._values(said)
+        check_some(values, step)
         told = torch.tensor([[total(self.rewards, each) for each in values],
                              [len(answer.ids) for answer in drawn],
                              [answer.finish == "length" for answer in drawn],
@@ -164,8 +191,8 @@ class Online:
             self.prompts[held, row] = text_of_prompt(example, self.processor)
         return Answered(example, self.prompts[held, row], answer)
 
-    def _values(self, said: Sequence[Answered], step: int) -> list[dict[str, float | str]]:
-        """Of each answer, each reward or the reason why it has none; raises where no answer of a step has all."""
+    def _values(self, said: Sequence[Answered]) -> list[Values]:
+        """Of each answer, each reward or the reason why it has none."""
         columns = {reward.name: reward.of(said) for reward in self.rewards}
         values = [{name: column[i] for name, column in columns.items()} for i in range(len(said))]
         for name, column in columns.items():
@@ -177,13 +204,6 @@ class Online:
                     "answers are left out, counted as `failed`, and listed in rollouts.jsonl.",
                     stacklevel=2,
                 )
-        bad = [each for each in values if any(isinstance(value, str) for value in each.values())]
-        if len(bad) == len(values):
-            name, why = next((key, value) for key, value in bad[0].items() if isinstance(value, str))
-            raise LuthierError(
-                f"none of the {len(values)} answers of step {step + 1} could be scored, so there is nothing to learn: "
-                f"the reward {name} fails on the first ({why})."
-            )
         return values
 
     def _log(self, step: int, said, drawn, values, rewards: Tensor, advantages: Tensor, gone: Tensor) -> None:
@@ -211,9 +231,8 @@ class Online:
         asks = [Ask(tuple(prompt_of(f)), 0) for f in features]
         drawn = self.sampler(asks, rollouts.max_tokens, 0.0, 1.0)
         said = [self._answered(f["row"], a.text, True) for f, a in zip(features, drawn, strict=True)]
-        known = [r for each in self._values(said, step - 1) if (r := total(self.rewards, each)) == r]
-        return {
-            "reward": sum(known) / len(known),
+        known = [r for each in self._values(said) if (r := total(self.rewards, each)) == r]
+        return ({"reward": sum(known) / len(known)} if known else {}) | {
             "tokens": sum(len(a.ids) for a in drawn) / len(drawn),
             "truncated": sum(a.finish == "length" for a in drawn) / len(drawn),
             "failed": 1 - len(known) / len(drawn),
@@ -235,6 +254,17 @@ def seed_of(*parts: int) -> int:
     """Returns a seed of 63 bits that follows from whole numbers."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def check_some(values: Sequence[Values], step: int) -> None:
+    """Raises `LuthierError` where no answer of a step has all of its rewards."""
+    bad = [each for each in values if any(isinstance(value, str) for value in each.values())]
+    if len(bad) == len(values):
+        name, why = next((key, value) for key, value in bad[0].items() if isinstance(value, str))
+        raise LuthierError(
+            f"none of the {len(values)} answers of step {step + 1} could be scored, so there is nothing to learn: the "
+            f"reward {name} fails on the first ({why})."
+        )
 
 
 def total(rewards: Sequence[Reward], values: Mapping[str, float | str]) -> float:
