@@ -10,32 +10,22 @@ import torch
 import luthier as lt
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
-from luthier.core.contracts.objective import (
-    ADVANTAGE,
-    OLD_TOKENS,
-    PART,
-    REFERENCE_TOKENS,
-    SAMPLED,
-    SAMPLED_FIGURES,
-    Objective,
-    Scored,
-    labels_of,
-)
+from luthier.core.contracts.objective import ADVANTAGE, OLD_TOKENS, PART, Objective, Scored, labels_of
 from luthier.core.contracts.router import names_of
 from luthier.core.contracts.sampler import Ask, sampler_of
 from luthier.core.errors import LuthierError
 from luthier.data import Collator
-from luthier.methods.log_probs import reference_token_log_probs, token_log_probs
+from luthier.methods.log_probs import token_log_probs
 from luthier.methods.objectives.grpo import GRPO
 from luthier.methods.objectives.rloo import RLOO
-from luthier.training.rollouts.features import answered, in_parts
+from luthier.training.rollouts.features import answered
 from support.architectures import ARCHITECTURES
+from support.sampled import PROMPTS, batch_of, rows_of
 from support.tiny import tokenizer
 
 OBJECTIVES = [name for name in names("objectives") if find("objectives", name, Objective)().reward_specs()]
 FORMS = [name for name in names("forms") if len(names_of(find("forms", name, Form)())) <= 1]
 VARIANTS = [GRPO(), GRPO(variant="dr_grpo"), GRPO(variant="dapo", iterations=2), RLOO(), RLOO(iterations=2)]
-PROMPTS, GROUP = ((5, 6, 7, 8), (9, 10, 11)), 3
 
 
 def adapted(form: Form | None = None, dtype: torch.dtype = torch.float64):
@@ -45,39 +35,6 @@ def adapted(form: Form | None = None, dtype: torch.dtype = torch.float64):
     for parameter in lt.trainable(model).values():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw).to(parameter.dtype)
     return model
-
-
-def rows_of(chosen: Objective, equal: bool = False) -> list[dict]:
-    """Sampled answers of two prompts, with what the objective asks for; advantages are its own."""
-    draw = torch.Generator().manual_seed(1)
-    rewards = torch.randn(len(PROMPTS), GROUP, generator=draw, dtype=torch.float64)
-    rewards = rewards * 0 + 1 if equal else rewards
-    zero = torch.zeros_like(rewards)
-    advantages = chosen.advantages(Scored(rewards, zero + 2, zero.bool(), zero)).flatten().tolist()
-    found = []
-    for place, advantage in enumerate(advantages):
-        ids = torch.randint(4, 60, (2 + place % 4,), generator=draw).tolist()
-        row = answered(PROMPTS[place // GROUP], ids, place) | {ADVANTAGE: advantage}
-        found.append(row)
-    return found
-
-
-def batch_of(rows: list[dict], chosen: Objective, model, side: str = "right", multiple: int | None = None) -> dict:
-    rollouts = chosen.rollouts(0, 0)
-    assert rollouts is not None
-    if rollouts.beside:
-        own = [answered(PROMPTS[0], (12, 13, 14), 9) | {ADVANTAGE: 0.0}]
-        parts = in_parts(rows, own)
-        rows = [part | {k: v for k, v in row.items() if k not in part} for part, row in zip(parts, rows + own)]  # noqa: B905
-    made = Collator(0, side, multiple)(rows)  # type: ignore[arg-type]
-    made[SAMPLED] = torch.zeros(len(made.pop("rows")), len(SAMPLED_FIGURES))
-    plain = {key: made[key] for key in ("input_ids", "attention_mask", "labels")}
-    widened = lambda values: torch.nn.functional.pad(values.detach(), (0, 1))  # noqa: E731
-    if rollouts.reference:
-        made[REFERENCE_TOKENS] = widened(reference_token_log_probs(model, plain))
-    if rollouts.old:
-        made[OLD_TOKENS] = widened(token_log_probs(model, plain)[0] - 0.05)
-    return made
 
 
 def loss_of(chosen: Objective, model, given: dict) -> torch.Tensor:

@@ -25,6 +25,7 @@ from luthier.core.contracts.objective import (
 )
 from luthier.core.contracts.sampler import Ask, Drawn, Sampler, sampler_of
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
 from luthier.core.sites.probe import eval_mode
 from luthier.data import Collator
 from luthier.data.layout import TO_COME
@@ -63,7 +64,8 @@ def check_online(run: Run, prepared: Prepared) -> list[Reward]:
     refuse_measuring(run, prepared)
     parts = [prepared.examples, *([prepared.held] if prepared.held is not None else [])]
     specs = run.objective.reward_specs()
-    return [rewards_of(specs, referenced(part), lambda name: RewardModel(name, run)) for part in parts][0]
+    found = [rewards_of(specs, referenced(part), lambda name: RewardModel(name, run)) for part in parts]
+    return found[0]
 
 
 def refuse_measuring(run: Run, prepared: Prepared) -> None:
@@ -247,7 +249,8 @@ class Online:
     def restore(self, folder: Path) -> None:
         """Reads them."""
         if (folder / PENDING).is_file():
-            self.pending = restored(load_file(folder / PENDING))
+            with guarded(f"{folder / PENDING} cannot be read"):
+                self.pending = restored(load_file(folder / PENDING))
 
 
 def seed_of(*parts: int) -> int:
