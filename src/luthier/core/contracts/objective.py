@@ -98,7 +98,7 @@ class Scored:
     truncated: Tensor
     """Whether each hit the length limit, bool."""
     kl: Tensor
-    """Σ_t log π(y_t) - log π_ref(y_t); 0 unless asked for."""
+    """The sums Σ_t log π(y_t) - log π_ref(y_t); 0 unless asked for."""
 
 
 @dataclass(frozen=True)
