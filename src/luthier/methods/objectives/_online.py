@@ -100,7 +100,7 @@ class Policies:
     """Sampled answers under the policy, [rows, T - 1] each, 0 outside the answers."""
 
     logs: Tensor
-    """log π(y_t)."""
+    """The log-probabilities log π(y_t)."""
     entropy: Tensor
     mask: Tensor
     """1 for the tokens that are learned."""
@@ -111,7 +111,7 @@ class Policies:
 
     @property
     def ratio(self) -> Tensor:
-        """π(y_t) / π_old(y_t)."""
+        """Returns π(y_t) / π_old(y_t)."""
         return (self.logs - self.old).exp()
 
     @property
