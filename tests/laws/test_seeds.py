@@ -183,6 +183,8 @@ def test_objectives(name, monkeypatch, tmp_path):
     torch.manual_seed(3)
     model = lt.attach(build(), form, "q_proj", check=False).train()
 
+    sampled = batch_of(rows_of(objective), objective, model) if objective.reward_specs() else None
+
     def teacher(batch):
         with torch.no_grad():
             return model(input_ids=batch["input_ids"]).logits
@@ -194,8 +196,7 @@ def test_objectives(name, monkeypatch, tmp_path):
         rows = batch.pop("rows")
         set_seed(seed)
         given = objective.inputs(dict(batch), At(9, 10, training=True, teacher=teacher))
-        if objective.reward_specs():
-            given = batch_of(rows_of(objective), objective, model)
+        given = given if sampled is None else sampled
         return rows, batch["input_ids"], objective.loss(model, given).detach()
 
     law(draw, monkeypatch)

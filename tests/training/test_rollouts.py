@@ -18,7 +18,7 @@ from luthier.evaluating.generate import tokenised
 from luthier.methods.objectives.amft import AMFT, meta_gradient
 from luthier.methods.objectives.grpo import GRPO
 from luthier.methods.objectives.rloo import RLOO
-from luthier.training import Run, Training, metrics, train
+from luthier.training import Run, Training, metrics, session, train
 from luthier.training.checkpoint import checkpoints
 from luthier.training.command import command
 from luthier.training.rollouts import log
@@ -27,7 +27,9 @@ from luthier.training.rollouts.rewards import Answered
 from support.tiny import TEMPLATE, pairs, save_model, sums, write_rows
 
 OWN = Path(__file__).parents[1] / "support" / "rewards.py"
-SETTINGS = Training(steps=4, batch=2, accumulate=2, save_every=1, keep=20, lr=1e-2, eval_fraction=0.2, warmup=0)
+SETTINGS = Training(
+    steps=4, batch=2, accumulate=2, eval_every=4, save_every=100, keep=20, lr=1e-2, eval_fraction=0.2, warmup=0
+)
 
 
 def scored(*rewards: str, **settings) -> GRPO:
@@ -50,6 +52,12 @@ def run(tmp_path_factory) -> Run:
 @pytest.fixture(scope="module")
 def done(run):
     return train(run, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def undrawn(done, monkeypatch):
+    """Only the first run is drawn, which takes longer than a tiny model's training."""
+    monkeypatch.setattr(session, "plot", lambda *args: None)
 
 
 def again(run: Run, name: str, **changes):
@@ -76,8 +84,8 @@ def test_answers_and_rewards_are_logged(done):
 
 def test_it_resumes_exactly(run):
     """Between two steps on the same answers, and behind both of them: losses, answers and adapter."""
-    chosen = scored(variant="dapo", iterations=2)
-    whole = again(run, "resumed", objective=chosen)
+    chosen, settings = scored(variant="dapo", iterations=2), replace(SETTINGS, save_every=1)
+    whole = again(run, "resumed", objective=chosen, training=settings)
     text = (whole.folder / log.FILE).read_text()
     adapter = (whole.adapter / "adapter.safetensors").read_bytes()
     assert len({line["step"] for line in log.read(whole.folder)}) == 2
@@ -85,7 +93,8 @@ def test_it_resumes_exactly(run):
         for path in checkpoints(whole.folder / "checkpoints"):
             if int(path.name[5:]) > last:
                 (path / "manifest.json").unlink()
-        new = train(replace(run, out=str(whole.folder), objective=chosen), resume=True, progress=False)
+        same = replace(run, out=str(whole.folder), objective=chosen, training=settings)
+        new = train(same, resume=True, progress=False)
         assert new.losses == whole.losses and (whole.folder / log.FILE).read_text() == text
         assert (new.adapter / "adapter.safetensors").read_bytes() == adapter
 
@@ -252,7 +261,7 @@ AMFT_RUN = AMFT(
 
 
 def test_amft_warms_up_moves_mu_and_resumes(run):
-    settings = replace(SETTINGS, steps=6)
+    settings = replace(SETTINGS, steps=6, save_every=2)
     whole = again(run, "amft", objective=AMFT_RUN, training=settings)
     told = [line for line in metrics.read(whole.folder) if "loss" in line]
     assert [line.get("reward") is None for line in told] == [True, True, False, False, False, False]
