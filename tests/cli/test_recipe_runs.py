@@ -30,6 +30,8 @@ KINDS = {
 BASES = {"image": "vit", "label": "bert", "text": "llama", "pairs": "llama"}
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_hidden_layers": 26}
 """As wide as quantised weights need, as deep as the blocks that recipes name."""
+FEW = {"group": 2, "max_tokens": 4, "cache": None, "sft_steps": 1, "every": 1}
+"""What objectives that sample answers do in little time."""
 SMALL = {"rank": 2, "heads": 2, "length": 3, "dim": 4}
 """What a tiny model has room for."""
 
@@ -80,8 +82,17 @@ def small(run: Run, folder) -> Run:
     """The run in two steps, at sizes that a tiny model holds; all else is the recipe's."""
     own = {key: value for key, value in SMALL.items() if key in run.form.settings()}
     form = type(run.form).from_dict({**run.form.to_dict(), **own})
+    few = {key: value for key, value in FEW.items() if run.objective.samples and key in run.objective.settings()}
+    objective = type(run.objective).from_dict({**run.objective.to_dict(), **few})
     training = replace(run.training, steps=2, batch=2, accumulate=1, max_length=64, eval_fraction=0.25)
-    return replace(run, form=form, training=training, calibration=replace(run.calibration, samples=24), out=str(folder))
+    return replace(
+        run,
+        form=form,
+        objective=objective,
+        training=training,
+        calibration=replace(run.calibration, samples=24),
+        out=str(folder),
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)

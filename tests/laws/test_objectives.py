@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,14 +31,22 @@ OBJECTIVES = names("objectives")
 GIVEN = [
     name
     for name in OBJECTIVES
-    if find("objectives", name, Objective).reads == ("answers",) and not find("objectives", name, Objective).teaches
+    if find("objectives", name, Objective).reads == ("answers",)
+    and not find("objectives", name, Objective).teaches
+    and not find("objectives", name, Objective)().samples
 ]
 """Those that learn the answers of rows, as fine-tuning does."""
 SETTINGS = Training(steps=6, batch=4, accumulate=2, save_every=2, keep=20, lr=1e-2, eval_fraction=0.2, warmup=0)
 
 
+SMALL = {"group": 3, "max_tokens": 4, "reward": [f"{Path(__file__).parents[1] / 'support' / 'rewards.py'}:digits"]}
+"""Settings of objectives that sample answers: few and short ones, with a reward that tells them apart."""
+
+
 def objective(name: str, **settings) -> Objective:
-    return find("objectives", name).from_dict(settings)  # type: ignore[return-value]
+    cls = find("objectives", name, Objective)
+    small = {key: value for key, value in SMALL.items() if cls().samples and key in cls.settings()}
+    return cls.from_dict({**small, **settings})
 
 
 def form_for(chosen: Objective, dropout: float = 0.0) -> Form:
@@ -66,7 +75,7 @@ def run(tmp_path_factory) -> Run:
 def run_of(run: Run, name: str, chosen: Objective) -> Run:
     """The run with an objective, on rows that it reads."""
     folder = run.folder.parent
-    data = run.data if "answers" in chosen.reads else str(folder / "pairs.jsonl")
+    data = run.data if {"answers", "prompts"} & set(chosen.reads) else str(folder / "pairs.jsonl")
     form = form_for(chosen, run.form.to_dict()["dropout"])
     return replace(run, form=form, objective=chosen, out=str(folder / name), data=data)
 
@@ -142,7 +151,7 @@ def placed() -> list[str]:
             objective(name).check_form(LoReFT())
         except LuthierError:
             continue
-        found += [name] if objective(name).task is None else []
+        found += [name] if objective(name).task is None and not objective(name).samples else []
     return found
 
 

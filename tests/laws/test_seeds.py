@@ -27,6 +27,7 @@ from luthier.measuring.calibration import Calibration, sample
 from luthier.training import Run, Training, train
 from support.architectures import ARCHITECTURES
 from support.calibrated import build, measured
+from support.sampled import batch_of, rows_of
 from support.tiny import TEMPLATE, sums, tokenizer, write_rows
 
 RANDOM = ("uniform", "normal", "rand", "bernoulli", "multinomial", "dropout", "exponential")
@@ -153,6 +154,7 @@ def test_updates(name, monkeypatch):
 
 
 OF = {
+    "prompts": lambda i, row: row,
     "answers": lambda i, row: row | {"task": "ab"[i % 2], "rationale": f"{i} is odd", "hint": f"say {i}"},
     "pairs": lambda i, row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": "none of it"},
     "judged": lambda i, row: row | {"label": i % 3 > 0},
@@ -165,7 +167,7 @@ def test_objectives(name, monkeypatch, tmp_path):
     """The rows that it shapes follow the seed that it is told, noise in training that of the process."""
     cls, words = find("objectives", name, Objective), tokenizer(TEMPLATE)
     told = [OF[cls.reads[0]](i, row) for i, row in enumerate(sums(12))]
-    judges, file = cls.reads != ("answers",), write_rows(tmp_path / "rows.jsonl", told)
+    judges, file = not {"answers", "prompts"} & set(cls.reads), write_rows(tmp_path / "rows.jsonl", told)
     examples = data.load(file, columns=cls.columns, preferences=judges)
 
     def encode(part):
@@ -181,6 +183,8 @@ def test_objectives(name, monkeypatch, tmp_path):
     torch.manual_seed(3)
     model = lt.attach(build(), form, "q_proj", check=False).train()
 
+    sampled = batch_of(rows_of(objective), objective, model) if objective.reward_specs() else None
+
     def teacher(batch):
         with torch.no_grad():
             return model(input_ids=batch["input_ids"]).logits
@@ -192,6 +196,7 @@ def test_objectives(name, monkeypatch, tmp_path):
         rows = batch.pop("rows")
         set_seed(seed)
         given = objective.inputs(dict(batch), At(9, 10, training=True, teacher=teacher))
+        given = given if sampled is None else sampled
         return rows, batch["input_ids"], objective.loss(model, given).detach()
 
     law(draw, monkeypatch)

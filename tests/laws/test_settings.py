@@ -37,6 +37,7 @@ from support.architectures import ARCHITECTURES
 from support.calibrated import batches, build, measured
 from support.gated import subject_of
 from support.pyreft_recorded import CASES, FOLDER, base
+from support.sampled import batch_of, rows_of, scored
 from support.shipped import byte_level
 from support.tiny import TEMPLATE, sums, tokenizer, write_rows
 
@@ -50,6 +51,7 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "experts": (("a", "b"), ("a", "b", "c", "d")),
     "weights": ((0.5,), (0.5, 2.0)),
     "source": (),
+    "reward": (("number",), ("number", "regex:a")),
 }
 """Values of settings that are words: by the setting's name."""
 WHERE = {
@@ -253,7 +255,7 @@ def _objective(folder: Path) -> Callable[[Any], Any]:
     def result(objective: Any) -> Any:
         kind = objective.reads[0]
         file = write_rows(folder / f"{kind}.jsonl", [OF[kind](i, row) for i, row in enumerate(sums(12))])
-        examples = data.load(file, columns=objective.columns, preferences=kind != "answers")
+        examples = data.load(file, columns=objective.columns, preferences=kind not in ("answers", "prompts"))
         encode = partial(data.encode_all, processor=words, max_length=200)
         form = lt.LoRA(rank=2, dropout=0.1)
         try:
@@ -272,6 +274,8 @@ def _objective(folder: Path) -> Callable[[Any], Any]:
             parameter.data += 0.3 * torch.randn(parameter.shape)
         try:
             model.train()
+            if objective.reward_specs():
+                return _sampled(objective, model)
             batch = data.collator_for("causal-lm", words)(features)
             batch.pop("rows")
             teacher = _teacher()
@@ -284,14 +288,29 @@ def _objective(folder: Path) -> Callable[[Any], Any]:
                         model, objective.inputs(dict(batch), At(step, 10, training=True, teacher=teacher))
                     ).detach()
                 )
-            return losses, _shares(objective, counts)
+            return losses, _shares(objective, counts), [objective.rollouts(step, 0) for step in range(12)]
         finally:
             lt.detach(model)
 
     return result
 
 
+def _sampled(objective: Any, model: Any) -> Any:
+    """What an objective makes of answers that a model has sampled: advantages, the loss, and when it does what."""
+    batch, told, state = batch_of(rows_of(objective), objective, model), scored(), {}
+    set_seed(1)
+    loss = objective.loss(model, batch).detach()
+    found = [loss, objective.advantages(told), objective.left_out(told), objective.reward_specs()]
+    for step in range(30):
+        state = objective.observe(state, step, {"entropy": 3.0 - step / 30})
+    for lr, slopes in ((0.1, [1.0, 2.0]), (0.1, [1e6, 0.0]), (0.1, [0.0, 1e6])):
+        state = objective.steer(state, lr, slopes)
+        found += [objective.part_weights(objective.token_counts(batch, labels_of(batch, True)), state), dict(state)]
+    return [*found, [(objective.rollouts(step, 0), objective.steers(step)) for step in range(60)]]
+
+
 OF = {
+    "prompts": lambda i, row: row,
     "answers": lambda i, row: row | {"task": "abb"[i % 3], "rationale": f"{i} is odd", "hint": f"say {i}"},
     "pairs": lambda i, row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": "none" + "e" * (i % 3)},
     "judged": lambda i, row: row | {"label": i % 3 > 0},

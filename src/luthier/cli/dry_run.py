@@ -21,10 +21,12 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> None:
     from luthier.training.prepare import prepare, processes
     from luthier.training.progress import quiet
     from luthier.training.report import overview, plan_of, steps_of
+    from luthier.training.rollouts.online import check_online
     from luthier.training.session import load
 
     with quiet(), trusting(run.trust_remote_code):
         prepared = prepare(run)
+        check_online(run, prepared)
         loaded = load(run, prepared)
         attach_all(run, loaded, prepared, console(stderr=True))
         plan = plan_of(run, prepared, loaded.model, steps_of(run, len(prepared.train), processes()))

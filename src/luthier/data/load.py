@@ -44,6 +44,7 @@ def load(
     columns: Sequence[str] = (),
     named: str | Mapping[str, str] | None = None,
     preferences: bool = False,
+    prompts: bool = False,
 ) -> Examples:
     """Returns the rows of a source (a file, a folder, a hub id, `gym:<task>`), in the layout that its columns tell.
 
@@ -53,6 +54,7 @@ def load(
     columns are meant where the source calls them otherwise: `text=body,label=category`. What
     nothing reads is listed in `.unread`. Rows that tell good answers from bad ones are read where the caller
     tells them apart (`preferences`): `Example.rejected` or `Example.wanted` then says what is not to be given.
+    With `prompts`, rows may lack the answer: it is then `TO_COME`, and the reference `Example.answer` is None.
 
     Raises one `LuthierError` that lists the bad rows with their reasons, unless `skip_bad_rows`,
     which drops them and records them in `.skipped`; raises on an empty source, columns that fit no
@@ -69,11 +71,13 @@ def load(
     if not table.rows:
         raise refuse(source, table.bad, total, table.place)
     told = mapped(table.rows, columns_of)
-    name = (preference_layout(told) if preferences else None) or recognise(told, source, task, names)
+    name = (preference_layout(told) if preferences else None) or recognise(
+        told, source, task or ("causal-lm" if prompts else None), names, to_answer=prompts
+    )
     layout = ALL[name]
     if task is not None and task not in layout.tasks:
         raise LuthierError(f"{source} has {name} rows, which serve {' or '.join(layout.tasks)} and not {task}.")
-    rows, bad = _parse(table, layout, ("entry", *columns))
+    rows, bad = _parse(table, layout, ("entry", *columns), prompts)
     classes = table.classes.get(names.get("label", "label"))
     rows, labels, task, wrong = _label(rows, task or layout.tasks[0], task is not None, classes)
     bad = sorted(table.bad + bad + wrong)
@@ -163,10 +167,15 @@ def check_task(task: str | None) -> None:
         raise LuthierError(f"no task {task!r}{near(task, known)} There are: {', '.join(known)}.")
 
 
-def _parse(table: Table, layout: Layout, columns: Sequence[str]) -> tuple[Sequence[Example], Bad]:
+def _parse(
+    table: Table, layout: Layout, columns: Sequence[str], prompts: bool = False
+) -> tuple[Sequence[Example], Bad]:
     def example(numbered: tuple[int, Row]) -> Example:
         number, row = numbered
-        fields = layout.parse(row, table.folder)
+        told = unanswered(row, layout) if prompts else row
+        fields = layout.parse(told, table.folder)
+        if told is not row:
+            fields |= {"answer": None}
         beside = {column: row[column] for column in columns if row.get(column) is not None}
         return Example(row=number, **fields, meta=beside)
 

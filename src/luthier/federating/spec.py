@@ -88,5 +88,7 @@ def check_run(run: Run) -> None:
             f"{run.objective.name()} goes by the base as it was before training, which a federation changes from round "
             "to round; take an objective without a reference or a teacher (orpo, simpo, cpo)."
         )
+    if run.objective.samples:
+        raise LuthierError(f"{run.objective.name()} samples answers from the model, which clients do not.")
     if run.training.quantize is not None or run.training.shard:
         raise LuthierError("the rounds' changes are folded into the base, which must be whole (no quantize, no shard).")

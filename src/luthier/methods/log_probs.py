@@ -14,7 +14,7 @@ from luthier.core.adapters.control import disabled
 from luthier.core.contracts.objective import REFERENCE
 from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import eval_mode
-from luthier.methods.objectives._cross_entropy import answers_in_chunks, divisible
+from luthier.methods.objectives._cross_entropy import answers_in_chunks, divisible, entropies, tokens_in_chunks
 
 
 def log_probs(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -30,6 +30,34 @@ def log_probs(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tenso
         if found is not None:
             return found, count
     return of_logits(model(**batch).logits, batch["labels"]), count  # with labels, which tell where prompts end
+
+
+def token_log_probs(
+    model: nn.Module, batch: Mapping[str, Any], temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Returns (log p of each label, the entropy of its distribution), [rows, T - 1] each, 0 where there is no label.
+
+    Column t is of the token behind the t-th. Distributions are softmax(logits / temperature); entropies have no
+    gradient, and are 0 unless asked for. Chunks as in `log_probs`.
+    """
+    inner, wanted = unwrapped(model), batch["labels"][:, 1:]
+    if isinstance(inner, PreTrainedModel) and divisible(inner):
+        found = tokens_in_chunks(model, inner, batch, temperature, entropy)
+        if found is not None:
+            return found[0], found[1].detach()
+    logits = model(**batch).logits[:, :-1]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    losses = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
+    with torch.no_grad():
+        spread = entropies(logits) * wanted.ne(-100) if entropy else torch.zeros_like(losses)
+    return -losses, spread
+
+
+def reference_token_log_probs(model: nn.Module, batch: Mapping[str, Any], temperature: float = 1.0) -> Tensor:
+    """Those of the model with its adapters off, [rows, T - 1]."""
+    inner = unwrapped(model)
+    with eval_mode(inner), disabled(inner):
+        return token_log_probs(inner, batch, temperature)[0]
 
 
 def of_logits(logits: Tensor, labels: Tensor) -> Tensor:

@@ -56,4 +56,6 @@ def flag(name: str, value: Any) -> list[str]:
     dashed = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{dashed}" if value else f"--no-{dashed}"]
+    if isinstance(value, tuple):
+        return [word for each in value for word in (f"--{dashed}", str(each))]
     return [f"--{dashed}", str(value)]

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from luthier.core.contracts.objective import ALSO, REFERENCE, At, Objective
 from luthier.data import Collator, sizes_of
 from luthier.training.context import running_norms
+from luthier.training.rollouts.features import imagined
 
 SHORT = 64
 """Tokens of the row that is measured."""
@@ -45,6 +46,10 @@ def estimate(
     short = shortened(longest)
     if objective.compares:
         short = compared(short)
+    rollouts = objective.rollouts(0, 0) if objective.samples else None
+    if rollouts is not None:
+        scored = bool(objective.reward_specs())
+        short, longest = (imagined(each, rollouts, scored) for each in (short, grown(longest, rollouts.max_tokens)))
     one, two = (saved_bytes(model, collator([short] * rows), objective) for rows in (1, 2))
     each, fixed = two - one, max(0, 2 * one - two)  # a weight that a form computes is kept once, whatever the batch
     return Memory(sum(weights.values()), 3 * trained, fixed + each * batch * size(longest) // size(short))
@@ -74,6 +79,11 @@ def shortened(feature: dict[str, Any]) -> dict[str, Any]:
         return feature
     cut = {key: value[-SHORT:] if isinstance(value, list) else value for key, value in feature.items()}
     return cut | {ALSO: [shortened(each) for each in feature[ALSO]]} if ALSO in feature else cut
+
+
+def grown(feature: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """Returns a row with so many more tokens, which are none in particular."""
+    return feature | {"input_ids": [*feature["input_ids"], *[0] * tokens]}
 
 
 def compared(feature: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,30 @@ SPAN = 50
 """Groups sorted at a time: rows are drawn at random, and a group takes its like out of this many."""
 
 
+class Repeated(Sampler[int]):
+    """An order of rows in which those of each step come `times` over: its answers are learned from so many times.
+
+    Drawn anew in each epoch, as by `ByLength`; what does not fill a step is left out, unless it is all that there is.
+    """
+
+    def __init__(self, rows: int, step: int, times: int, seed: int) -> None:
+        self.rows, self.group, self.times, self.seed = rows, step, times if rows >= step else 1, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """What accelerate calls as an epoch begins."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return max(self.rows // self.group, 1) * min(self.group, self.rows) * self.times
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = torch.Generator().manual_seed(self.seed + self.epoch)
+        rows = torch.randperm(self.rows, generator=drawn).tolist()
+        steps = [rows[i : i + self.group] for i in range(0, max(self.rows - self.group, 0) + 1, self.group)]
+        return iter([row for step in steps for _ in range(self.times) for row in step])
+
+
 class ByLength(Sampler[int]):
     """An order of rows in which every `group` of them are of like length, drawn anew in each epoch.
 

@@ -74,6 +74,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
         columns=columns_of(run),
         named=run.columns,
         preferences=judges(run),
+        prompts=prompted(run),
     )
     check_kind(run, examples)
     train, held = _divide(run, examples)
@@ -112,7 +113,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
             tasks,
         )
         shaped.append(tagged(objective.rows(rows), places))
-    if held is None and objective.eval_batches(0) != 0:
+    if held is None and (objective.eval_batches(0) != 0 or objective.steered):
         raise LuthierError(
             f"{objective.name()} goes by the evaluation loss, and no row is held out; give evaluation data "
             "(eval_data) or a share of the rows (eval_fraction)."
@@ -144,6 +145,7 @@ def _same(features: Sequence[Feature]) -> Sequence[Feature]:
 KINDS = {
     "answers": "answers to be given",
     "pairs": "pairs of answers (prompt, chosen, rejected)",
+    "prompts": "prompts, with or without a reference answer",
     "judged": "answers with a label, true or false (prompt, completion, label)",
 }
 """What rows hold, as `data.kind_of` names it, in words."""
@@ -151,13 +153,18 @@ KINDS = {
 
 def judges(run: Run) -> bool:
     """Returns whether the objective tells good answers from bad ones."""
-    return run.objective.reads != ("answers",)
+    return not {"answers", "prompts"} & set(run.objective.reads)
+
+
+def prompted(run: Run) -> bool:
+    """Returns whether rows need no answer."""
+    return "prompts" in run.objective.reads
 
 
 def check_kind(run: Run, examples: Examples) -> None:
     """Raises for rows of another kind than the objective reads."""
     kind, wanted = data.kind_of(examples.layout), run.objective.reads
-    if kind not in wanted:
+    if kind not in wanted and not (kind == "answers" and prompted(run)):
         raise LuthierError(
             f"{examples.source} has {KINDS[kind]} ({examples.layout}), and {run.objective.name()} reads "
             f"{' or '.join(KINDS[each] for each in wanted)}. Take another objective (luthier list objectives), or say "
@@ -229,6 +236,7 @@ def _seen(
         columns=columns_of(run),
         named=run.columns,
         preferences=judges(run),
+        prompts=prompted(run),
     )
     return _alone(run, encode(other)), other.fingerprint
 
@@ -258,6 +266,7 @@ def _selected(run: Run, examples: Examples) -> tuple[Examples, dict[str, Any]]:
             task=examples.task,
             named=run.columns,
             preferences=judges(run),
+            prompts=prompted(run),
         )
     pool = Pool(examples, target, run.training.seed, data.states_by(run.model, examples.task))
     found = {"selected_of": len(examples), "target_fingerprint": target.fingerprint if target else None}
@@ -276,6 +285,7 @@ def _other(run: Run, examples: Examples) -> Examples:
         columns=columns_of(run),
         named=run.columns,
         preferences=judges(run),
+        prompts=prompted(run),
     )
     check_kind(run, held)
     held = data.without(held, examples)

@@ -42,9 +42,11 @@ def shown(console: Console, total: int) -> Iterator[list[TrainerCallback]]:
 
 
 def figures(logs: dict[str, float], before: str = "") -> str:
-    """Returns `loss 1.234  eval 1.5`; an evaluation keeps the loss shown before it."""
+    """Returns `loss 1.234  eval 1.5`; an evaluation keeps the loss shown before it. Rewards stand beside losses."""
     loss = f"loss {logs['loss']:.4f}" if "loss" in logs else before.partition("  eval")[0]
+    loss += f"  reward {logs['reward']:.4f}" if "loss" in logs and "reward" in logs else ""
     held = f"  eval {logs['eval_loss']:.4f}" if "eval_loss" in logs else ""
+    held += f"  eval reward {logs['eval_reward']:.4f}" if "eval_reward" in logs else ""
     kept = before[before.index("  eval") :] if "  eval" in before and not held else ""
     return loss + (held or kept)
 

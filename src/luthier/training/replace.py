@@ -15,7 +15,10 @@ from luthier.core.storage.store import OWN as ADAPTER_FILES
 from luthier.training.checkpoint import LEFT, NAME
 
 ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
-WRITTEN = (CHECKPOINTS, ADAPTER, "metrics.jsonl", "loss.png", "routing.csv", "routing.png", "README.md")
+WRITTEN = (
+    *(CHECKPOINTS, ADAPTER, "metrics.jsonl", "loss.png", "README.md"),
+    *("routing.csv", "routing.png", "rollouts.jsonl", "rollouts.md"),
+)
 """What a run writes into its folder, beside its record."""
 ASIDE, BESIDE = ".replaced-", ".adapter.beside"
 UNKNOWN = "unknown"

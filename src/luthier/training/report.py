@@ -141,9 +141,12 @@ def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory, more: dict
             f"{run.update.name()}: the first step trains {plan.active:,} of the form's {plan.held:,} numbers"
         )
     if plan.tokens:
-        learned = f", of which {plan.learned:,} in the loss" if plan.learned else ""
+        learned = f", of which {plan.learned:,} in the loss" if plan.learned and run.objective.evaluates else ""
         lines["tokens an epoch"] = f"{plan.tokens:,}{learned}"
         lines["longest row"] = f"{plan.longest:,} tokens (row {plan.longest_row})"
+    if (rollouts := run.objective.rollouts(plan.steps, settings.seed)) is not None:
+        count = settings.batch * settings.accumulate * rollouts.group
+        lines["sampled"] = f"{count:,} answers per step, of at most {rollouts.max_tokens:,} tokens"
     lines |= notes(prepared)
     for name, text in lines.items():
         table.add_row(name, Text(text))

@@ -41,6 +41,9 @@ from luthier.training.reference import referred
 from luthier.training.replace import beside
 from luthier.training.report import Plan, overview, plan_of, steps_of
 from luthier.training.result import Result
+from luthier.training.rollouts import log as rollouts
+from luthier.training.rollouts.online import Online, check_online
+from luthier.training.rollouts.rewards import Reward
 from luthier.training.sparse import sparsify
 from luthier.training.spec import Run
 from luthier.training.teacher import check_teacher, teacher_of
@@ -68,6 +71,7 @@ class Session:
         `callbacks` are the caller's own; `base` is the run's model where it is in memory already.
         """
         self.run, self.notes, self.callbacks, self.base = run, notes, callbacks, base
+        self.rewards: list[Reward] = []
         self.console = Console(stderr=True, quiet=not (progress and is_main()))
 
     def train(self, resume: bool, overwrite: bool) -> Result:
@@ -95,6 +99,7 @@ class Session:
         with quiet():
             prepared = prepare(run)
             check_teacher(run, prepared.processor)
+            self.rewards = check_online(run, prepared)
             set_seed(run.training.seed)  # new heads, the form's start
             loaded = self.load(prepared)
             prepared = referred(run, loaded, prepared, self.console)
@@ -120,6 +125,7 @@ class Session:
         collator = data.collator_for(prepared.task, loaded.processor)
         before = folders.read_record(run.folder) if goes_on else None
         batches = batches_of(run, model, features[0], before)
+        online = Online(run, model, prepared, self.rewards, collator) if run.objective.samples else None
         with training_context(run, model):
             plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
             if not self.console.quiet:
@@ -140,7 +146,9 @@ class Session:
                 table = routing.RoutingTable(run.folder, plan.steps)
                 rows, told = (features[0], features[1]), [log, table, *callbacks, *self.callbacks]
                 trainer = Trainer(run, model, args, rows, collator, shifted, told, run_id, plan.per_epoch)
-                log.trainer, table.routers = trainer, trainer.routers
+                log.trainer, table.routers, trainer.online = trainer, trainer.routers, online
+                if online is not None:
+                    online.run_id = run_id
                 with computed(batches, model), teacher_of(run, model) as trainer.teacher:
                     if checkpoint is not None and checkpoint.step >= plan.steps:
                         trainer.restore(checkpoint.folder)
@@ -174,6 +182,7 @@ class Session:
             with written(str(folder), GO_ON):
                 metrics.cut(folder, step, ids)
                 routing.cut(folder, step)
+                rollouts.cut(folder, step, ids)
                 folders.note_resumed(folder, step, record)
         self.console.print(f"going on after step {step}" if step else "no complete checkpoint: from the beginning")
         return checkpoint, str(ids[0])
@@ -191,6 +200,7 @@ class Session:
             with written(str(run.folder), GO_ON):
                 replace_text(run.folder / "README.md", text)
                 title = f"{run.model}, {run.form.name()}, {run.data}"
+                rollouts.table(run.folder)
                 plot(lines, run.folder / PLOT, title, run.objective.curves)
                 if loads := routing.read(run.folder):
                     routing.plot(loads, run.folder / routing.PLOT, title)

@@ -30,6 +30,9 @@ from luthier.training.context import mode_off, running_norms
 from luthier.training.figures import FigureSums
 from luthier.training.order import ByLength
 from luthier.training.routing import Routers
+from luthier.training.order import ByLength, Repeated
+from luthier.training.rollouts.online import Online
+from luthier.training.rollouts.slopes import slopes_of
 from luthier.training.spec import Run
 
 ADAPTER = "adapter.safetensors"
@@ -120,6 +123,8 @@ class Trainer(transformers.Trainer):
         """Whether a checkpoint was loaded, whose optimiser state follows."""
         self.teacher: Callable[[Batch], Tensor] | None = None
         """The teacher's logits, where the objective has one."""
+        self.online: Online | None = None
+        """What samples the answers of each step, where the objective learns from such."""
         self.tokens = 0
         """Tokens seen by this process."""
         self.rows: list[int] = []
@@ -137,10 +142,14 @@ class Trainer(transformers.Trainer):
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         """Rows at random, or in groups of like length that the processes share."""
-        if self.run.training.order == "random":
-            return super()._get_train_sampler(train_dataset)
         rows: Any = self.train_dataset
         group = self.args.train_batch_size * self.args.world_size
+        rollouts = self.run.objective.rollouts(self.args.max_steps, self.run.training.seed)
+        if rollouts is not None and rollouts.iterations > 1:
+            step = group * self.args.gradient_accumulation_steps
+            return Repeated(len(rows), step, rollouts.iterations, self.run.training.seed)
+        if self.run.training.order == "random":
+            return super()._get_train_sampler(train_dataset)
         return ByLength(sizes_of(rows).width.tolist(), group, self.run.training.seed)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -215,8 +224,11 @@ class Trainer(transformers.Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:  # pyright: ignore
         """The counts of the whole step; called once before it."""
         self.rows = []
+        if self.online is not None:  # in the very list that the step goes through
+            batch_samples[:] = self.online.step(batch_samples, self.state.global_step, self.model)
         self.tokens += sum(int(batch["attention_mask"].sum()) for batch in batch_samples if "attention_mask" in batch)
         self._look()
+        self._steer(batch_samples)
         counts = torch.stack([self.token_counts(batch).to(device) for batch in batch_samples]).sum(0)
         return self.accelerator.reduce(counts, "sum")  # pyright: ignore[reportReturnType]
 
@@ -228,6 +240,18 @@ class Trainer(transformers.Trainer):
             return
         means, counts = self.measure(self.get_eval_dataloader() if wanted is None else self._glimpse(wanted))
         self.objective_state = objective.update_state(self.objective_state, step, means.tolist(), counts.tolist())
+        self.looks += 1
+
+    def _steer(self, batches: list[dict[str, Any]]) -> None:
+        """Shows the objective how the losses of its parts and that of held-out rows pull, where it asks."""
+        objective, step = self.run.objective, self.state.global_step
+        if not objective.steers(step):
+            return
+        held = list(self._glimpse(1))
+        at = At(step, self.state.max_steps, True, self.teacher)
+        slopes = slopes_of(self.model, objective, batches, held, at, self.token_counts, self._prepare_inputs)
+        rate = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.run.lr
+        self.objective_state = objective.steer(self.objective_state, float(rate), slopes)
         self.looks += 1
 
     def _glimpse(self, wanted: int) -> Iterator[dict[str, Any]]:
@@ -273,7 +297,9 @@ class Trainer(transformers.Trainer):
         if not math.isfinite(logs.get("grad_norm", 0.0)):
             self._stop("gradient's norm", logs["grad_norm"], self.rows)
         if "loss" in logs:
-            logs |= self._means(self.figures)
+            logs |= (found := self._means(self.figures))
+            self.objective_state = self.run.objective.observe(self.objective_state, self.state.global_step, found)
+            logs |= {name: self.objective_state[name] for name in self.figures.sums if name in self.objective_state}
             self.figures = FigureSums(self.run.objective.curves)
         super().log(logs, start_time)
         self.state.log_history.clear()
@@ -281,10 +307,14 @@ class Trainer(transformers.Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):  # pyright: ignore
         """Returns `{"eval_loss": …}`, the objective's own over the evaluation rows, parts weighed as at the start, and
         the objective's figures."""
-        figures = FigureSums(self.run.objective.curves)
-        means, counts = self.measure(self.get_eval_dataloader(), figures)
-        metrics = {f"{metric_key_prefix}_loss": float((means * self.run.objective.part_weights(counts, {})).sum())}
-        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self._means(figures).items()}
+        figures, metrics = FigureSums(self.run.objective.curves), {}
+        if self.run.objective.evaluates:
+            means, counts = self.measure(self.get_eval_dataloader(), figures)
+            metrics = {f"{metric_key_prefix}_loss": float((means * self.run.objective.part_weights(counts, {})).sum())}
+        told = self._means(figures)
+        if self.online is not None:
+            told |= self.online.held_reward(list(self.get_eval_dataloader()), self.state.global_step)
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in told.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -347,7 +377,9 @@ class Trainer(transformers.Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         held = {key: t.detach().cpu().contiguous() for key, t in tensors(self.model, self.run.name).items()}
         save_file(held, folder / ADAPTER)
-        if self.looks:
+        if self.online is not None:
+            self.online.save(folder, self.state.global_step)
+        if self.looks or self.objective_state:
             write_json(folder / REMEMBERED, {"looks": self.looks, "memory": self.objective_state})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
@@ -363,6 +395,8 @@ class Trainer(transformers.Trainer):
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(stored[key])
+        if self.online is not None:
+            self.online.restore(Path(resume_from_checkpoint))
         if (Path(resume_from_checkpoint) / REMEMBERED).is_file():
             known = read_json(Path(resume_from_checkpoint) / REMEMBERED)
             self.looks, self.objective_state = known["looks"], known["memory"]

@@ -36,6 +36,7 @@ class Train(Telling, Signed):
         "luthier train smollm2-135m train.jsonl --method full --update lisa --gamma 1",
         "luthier train smollm2-135m train.jsonl --objective masked_thought --p 0.4",
         "luthier train smollm2-135m pairs.jsonl --objective dpo --beta 0.1",
+        "luthier train smollm2-135m gym:spell_backward --objective grpo --reward data --reward 0.2*regex:^[a-z]+$",
         "luthier train smollm2-135m pool.jsonl --select got_d --select-rows 2000 --target task.jsonl",
         "luthier train smollm2-135m train.jsonl --method lora --dry-run",
         "luthier train smollm2-135m train.jsonl --out run --resume",

@@ -35,6 +35,16 @@ ALSO = "also"
 """The feature that holds further rows, which follow the row that brings them in the batch."""
 REFERENCE = "reference"
 """The feature that holds the log-probability of a row's answer under the reference; in a batch [rows]."""
+ADVANTAGE = "advantage"
+"""The feature of a sampled answer that holds how much better it is than the others of its prompt; in a batch [rows]."""
+SAMPLED = "sampled"
+"""The feature of a sampled answer that holds its `SAMPLED_FIGURES`, in their order; in a batch [rows, figures]."""
+REFERENCE_TOKENS, OLD_TOKENS = "reference_tokens", "old_tokens"
+"""Features of a sampled answer: log p of the token that follows each of its tokens, 0 outside the answer, by the model
+with its adapter off and by the model that sampled it; in a batch [rows, T]."""
+SAMPLED_FIGURES = ("reward", "tokens", "truncated", "empty", "failed", "flat")
+"""The reward (NaN where it is not known), the length, and whether it hit the length limit, has no text, could not be
+scored, or is of a prompt all of whose answers have one reward."""
 Figures = dict[str, Tensor]
 """Figures of a batch beside its loss: by name, one number for each row (or pair) that the figure is a mean over."""
 
@@ -54,6 +64,41 @@ class Rows:
     seed: int
     tasks: tuple[str, ...] = ()
     """The tasks that the column `task` names, in training and evaluation rows together, sorted."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """How answers are sampled from the model under training."""
+
+    group: int
+    """Answers of each prompt."""
+    max_tokens: int
+    temperature: float
+    top_p: float
+    iterations: int = 1
+    """Optimiser steps that are taken on the same answers."""
+    reference: bool = False
+    """Whether `REFERENCE_TOKENS` are wanted."""
+    old: bool = False
+    """Whether `OLD_TOKENS` are wanted."""
+    kl: bool = False
+    """Whether `Scored.kl` is wanted."""
+    beside: bool = False
+    """Whether the rows themselves are trained on as well: the sampled answers are then part 0, and the rows part 1."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The sampled answers of several prompts, [prompts, group] each, float64."""
+
+    rewards: Tensor
+    """NaN where it is not known."""
+    lengths: Tensor
+    """Tokens of each answer."""
+    truncated: Tensor
+    """Whether each hit the length limit, bool."""
+    kl: Tensor
+    """The sums Σ_t log π(y_t) - log π_ref(y_t); 0 unless asked for."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +136,10 @@ class Objective(Component):
     """Whether it compares with a reference, whose log-probabilities are the feature `REFERENCE` where known."""
     teaches: ClassVar[bool] = False
     """Whether it learns from a teacher (`At.teacher`)."""
+    steered: ClassVar[bool] = False
+    """Whether it looks at gradients on rows that are held out (`steer`), so that there have to be some."""
+    evaluates: ClassVar[bool] = True
+    """Whether its loss is one of rows as they are, so that it can be measured on those held out."""
     whole: ClassVar[bool] = True
     """Whether a step in many batches is the step in one."""
     curves: ClassVar[tuple[tuple[str, ...], ...]] = ()
@@ -130,6 +179,43 @@ class Objective(Component):
     def teacher_name(self) -> str | None:
         """Who the teacher is, for one that `teaches`: an adapter or run folder, a model (None: the base)."""
         return None
+
+    @property
+    def samples(self) -> bool:
+        """Whether it trains on answers that are sampled from the model under training (`rollouts`)."""
+        return False
+
+    def rollouts(self, step: int, seed: int) -> Rollouts | None:
+        """Returns how answers are sampled for the step that follows `step` others; None: it trains on the rows."""
+        return None
+
+    def reward_specs(self) -> tuple[str, ...]:
+        """Returns what the answers are scored by, as `luthier.training.rollouts` reads it; empty: by nothing."""
+        return ()
+
+    def advantages(self, scored: Scored) -> Tensor:
+        """Returns the advantage of each sampled answer, [prompts, group], 0 where its reward is not known."""
+        return torch.zeros_like(scored.rewards)
+
+    def left_out(self, scored: Scored) -> Tensor:
+        """Returns which sampled answers are not learned, bool [prompts, group]. Default: those of unknown reward."""
+        return scored.rewards.isnan()
+
+    def observe(self, state: ObjectiveState, step: int, figures: Mapping[str, float]) -> ObjectiveState:
+        """Returns the state after the step `step` (from 1), from the means of its figures."""
+        return state
+
+    def steers(self, step: int) -> bool:
+        """Returns whether the gradients of the parts are looked at (`steer`) before the step that follows `step`."""
+        return False
+
+    def steer(self, state: ObjectiveState, lr: float, slopes: Sequence[float]) -> ObjectiveState:
+        """Returns the state after that look.
+
+        `slopes` are the products of the gradient of the loss on rows that are held out with the gradient of each part's
+        loss on the step's rows, [parts], and `lr` is the step's learning rate.
+        """
+        return state
 
     def token_counts(self, batch: Batch, labels: Tensor) -> Tensor:
         """Returns the count over which each mean of `loss` is taken, [parts]. Default: the labels in the loss."""

@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from weakref import WeakSet
 
@@ -60,6 +60,14 @@ def divisible(model: PreTrainedModel) -> bool:
 def answers_in_chunks(model: nn.Module, inner: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor | None:
     """The log-probability of each row's labels, [rows]; None for a model that turns out to be built otherwise."""
     return _by_chunks(model, inner, batch, _row_sums)
+
+
+def tokens_in_chunks(
+    model: nn.Module, inner: PreTrainedModel, batch: Mapping[str, Any], temperature: float, entropy: bool
+) -> Tensor | None:
+    """log p of each label and the entropy of its distribution (0 unless asked for), [2, rows, T - 1], 0 where there is
+    no label; None as `answers_in_chunks`. Logits are divided by the temperature."""
+    return _by_chunks(model, inner, batch, partial(_tokens, temperature, entropy))
 
 
 def _by_chunks(
@@ -224,6 +232,27 @@ def _row_sums(end: _End) -> Tensor:
     losses = each(end.logits_of, end.hidden, end.targets, end.size)
     row = end.places.div(end.shape[1], rounding_mode="floor")
     return -losses.new_zeros(end.shape[0]).index_add(0, row, losses)
+
+
+def _tokens(temperature: float, entropy: bool, end: _End) -> Tensor:
+    """log p of each label and its distribution's entropy, [2, rows, T - 1]; the entropy has no gradient."""
+
+    def logits_of(rows: Tensor) -> Tensor:
+        return end.logits_of(rows) / temperature
+
+    losses = each(logits_of, end.hidden, end.targets, end.size)
+    spans = (end.hidden[i : i + end.size] for i in range(0, len(end.targets), end.size))
+    with torch.no_grad():
+        found = [entropies(logits_of(rows)) if entropy else losses.new_zeros(len(rows)) for rows in spans]
+    both = torch.stack([-losses, torch.cat([losses.new_zeros(0), *found])])
+    places = end.places.expand(2, -1)
+    return both.new_zeros(2, end.shape.numel()).scatter(1, places, both).view(2, *end.shape)[..., :-1]
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """Returns - Σ_v p_v log p_v of softmax(logits), float32 at least; [..., V] -> [...]."""
+    logs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+    return -(logs.exp() * logs).sum(-1)
 
 
 class _Given(nn.Module):

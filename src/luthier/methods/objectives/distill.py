@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from luthier.core.contracts.objective import ALSO, Objective
+from luthier.core.contracts.objective import ALSO, Objective, Rollouts
 from luthier.core.errors import LuthierError
+from luthier.methods.objectives._online import check_room, refuse_tasks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +29,10 @@ class Distill(Objective):
     D is KL(p_T ‖ p_S) (`forward`), KL(p_S ‖ p_T) (`reverse`), or the generalised Jensen-Shannon divergence
     β KL(p_T ‖ m) + (1 - β) KL(p_S ‖ m), m = β p_T + (1 - β) p_S (`jsd`). The teacher is a larger model with the same
     vocabulary, the same base with the adapter of a run, or the base itself; with the column `hint` it reads c, that
-    text, in its system message, which the student does not see (prompt distillation). It stays as it is. Answers are
-    those of the rows, not the student's own. No factor τ² is applied, as in TRL. Logits of a batch's answers are held.
+    text, in its system message, which the student does not see (prompt distillation). It stays as it is. In a share λ
+    (`own`) of the steps, drawn by the seed, the answers are not those of the rows but the student's own, sampled at
+    temperature 1 (on-policy, GKD), and the gradient does not pass through the sampling. No factor τ² is applied, as in
+    TRL. Logits of a batch's answers are held.
     """
 
     paper = (
@@ -48,18 +51,42 @@ class Distill(Objective):
     """β of jsd, between 0 and 1: near 0 it is like forward, near 1 like reverse."""
     temperature: float = 1.0
     """The temperature τ."""
+    own: float = 0.0
+    """λ, the share of the steps on the student's own answers: 0 none, 1 all."""
+    max_tokens: int = 128
+    """The most tokens of the student's own answers."""
 
     def check(self) -> None:
         self.above("temperature", 0)
+        self.within("own", 0, 1)
+        self.within("max_tokens", 1)
+        if not self.own and self.max_tokens != type(self).max_tokens:
+            raise LuthierError("max_tokens is of the student's own answers, of which there are none; set own as well.")
         if not 0 < self.beta < 1:
             raise LuthierError(f"distill.beta is {self.beta}; expected a number between 0 and 1, without them.")
         if self.divergence != "jsd" and self.beta != type(self).beta:
             raise LuthierError(f"beta belongs to jsd; the divergence {self.divergence} would ignore it.")
 
+    @property
+    def samples(self):
+        """Whether the student's own answers are learned from."""
+        return self.own > 0
+
+    def rollouts(self, step, seed):
+        import random
+
+        return Rollouts(1, self.max_tokens, 1.0, 1.0) if random.Random(f"{seed} {step}").random() < self.own else None
+
+    def check_form(self, form):
+        if self.own:
+            refuse_tasks(self, form)
+
     def teacher_name(self):
         return self.teacher
 
     def rows(self, rows):
+        if self.own:
+            check_room(rows, self.max_tokens)
         told = {e.row: str(e.meta[HINT]) for e in rows.examples.rows if str(e.meta.get(HINT) or "").strip()}
         if not told and self.teacher is None:
             raise LuthierError(

@@ -21,7 +21,8 @@ class DPO(Pairs):
     log-probability of an answer, as the authors of IPO did and TRL does; their paper has sums. ε, `smoothing`, is the
     share of pairs that are the wrong way round: -(1 - ε) log σ(β h) - ε log σ(-β h); TRL 1.16 has it under CPO and
     (unbiased) as `robust`, no longer under `sigmoid`. The reference is the base, or the adapter `reference` on it:
-    the same model, of which there is no second copy. The reward of an answer is β log π(y|x)/π_ref(y|x).
+    the same model, of which there is no second copy. The reward of an answer is β log π(y|x)/π_ref(y|x). The figure
+    `kl` is the mean of log π_ref(y|x)/π(y|x) over both answers: KL(π_ref ‖ π) where they were sampled from π_ref.
     """
 
     paper = (
@@ -29,6 +30,7 @@ class DPO(Pairs):
         "SLiC: Zhao et al. 2023, arXiv 2305.10425"
     )
     compares = True
+    curves = (*Pairs.curves, ("kl",))
 
     beta: float = 0.1
     """β: how strongly the model is held to the reference."""
@@ -54,7 +56,8 @@ class DPO(Pairs):
         logps, tokens = answers(model, batch)
         ratios = logps.less(against(model, batch, self.reference))
         rewards = Sides(self.beta * ratios.chosen, self.beta * ratios.rejected)
-        return self.of(ratios, tokens).mean(), figures(rewards, tokens)
+        kl = -(ratios.chosen + ratios.rejected).detach() / 2
+        return self.of(ratios, tokens).mean(), figures(rewards, tokens) | {"kl": kl}
 
     def of(self, ratios: Sides, tokens: Sides) -> Tensor:
         """Returns the loss of each pair, from log π(y|x)/π_ref(y|x) and the lengths of both answers."""

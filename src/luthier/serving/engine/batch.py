@@ -29,20 +29,25 @@ class Batch:
     def enter(self, jobs: Sequence[Job]) -> None:
         """Reads the prompts of `jobs` in one pass, gives each its first token, and keeps those that go on.
 
-        An exception of the pass leaves the running rows as they were, and `jobs` without a token.
+        A prompt that several ask of one adapter is read once. An exception of the pass leaves the running rows as they
+        were, and `jobs` without a token.
         """
+        asked = [(job.request.adapter, job.request.prompt) for job in jobs]
+        places = {each: place for place, each in enumerate(dict.fromkeys(asked))}
         with torch.inference_mode():
-            lengths = [len(job.request.prompt) for job in jobs]
-            ids = [[0] * (max(lengths) - len(job.request.prompt)) + list(job.request.prompt) for job in jobs]
+            lengths = [len(prompt) for _, prompt in places]
+            ids = [[0] * (max(lengths) - len(prompt)) + list(prompt) for _, prompt in places]
             prompts = DynamicCache()
-            logits = self._logits(ids, lengths, prompts, [job.request.adapter for job in jobs])
+            logits = self._logits(ids, lengths, prompts, [adapter for adapter, _ in places])
+            if len(places) < len(jobs):
+                logits = logits[[places[each] for each in asked]]
             choices = choose(logits, [job.draw for job in jobs])
         for job, choice in zip(jobs, choices, strict=True):
             job.take(choice)
         going = [row for row, job in enumerate(jobs) if job.finish is None]
         if going:
             with torch.inference_mode():
-                self._cache.join(prompts, lengths, going)
+                self._cache.join(prompts, lengths, [places[asked[row]] for row in going])
             self.jobs += [jobs[row] for row in going]
 
     def step(self) -> None:
