@@ -53,6 +53,7 @@ def train(
     limit: int | None = None,
     name: str = "default",
     license: str | None = None,
+    from_adapter: str | None = None,
     columns: str | None = None,
     strict: bool = False,
     trust_remote_code: bool = False,
@@ -91,7 +92,9 @@ def train(
     `$LUTHIER_CACHE/rows`, so that the run can be resumed. `method` is another word for `form`; a name, here and of
     other choices, stands for the component with its own settings. `recipe` stands under what is said here. The other
     fields are those of `Run` and of `Training`; the latter go before those of `training`. `callbacks` are told of
-    every step as by transformers' Trainer.
+    every step as by transformers' Trainer. `from_adapter` is a finished adapter to go on from, ours or another
+    library's, which brings its form; of a run it brings model, data and settings too: `lt.train(from_adapter="run",
+    steps=500, out="longer")`.
 
     The folder gets `run.json`, `adapter/`, `metrics.jsonl`, `loss.png`, `README.md` and `checkpoints/`. With
     `resume`, an interrupted run resumes from its newest complete checkpoint with the very losses that it would have

@@ -37,6 +37,7 @@ from luthier.core.toml import tomllib
 from luthier.methods.choices import CHOICES, COMPONENTS, made, written
 from luthier.methods.recipe import Recipe, check_written, form_named, read_recipe, recipe_types
 from luthier.methods.targeted_form import inline
+from luthier.training.from_adapter import resolved
 from luthier.training.objective import completed
 from luthier.training.spec import Run, Training
 
@@ -44,8 +45,10 @@ SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 METHOD = "wegeft"
 """What is used by default."""
 VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
-SOURCES = ("model", "data", "eval_data", "target")
+SOURCES = ("model", "data", "eval_data", "target", "from_adapter")
 """Fields that may name a file beside the run's."""
+FORM = ("method", "where", "form")
+"""What says which form is attached, and where."""
 EPOCHS, STEPS = "epochs", "steps"
 
 
@@ -60,11 +63,13 @@ class RunFile:
     """`model`, `data` and the other fields of a run."""
     named: str | None = None
     """The recipe that it names."""
+    chosen: bool = True
+    """Whether it names a form; one that goes on from an adapter need not."""
 
     def stated(self) -> dict[str, Any]:
         """Returns the fields of the run that it describes, as far as it states them."""
         choices = made(form_named(self.recipe.method), written(self.recipe))
-        return {**choices, "training": Training.from_dict(self.recipe.training), **self.fields}
+        return resolved({**choices, "training": Training.from_dict(self.recipe.training), **self.fields}, self.chosen)
 
     def run(self) -> Run:
         """Returns the run that it describes."""
@@ -90,7 +95,8 @@ def read_run_file(name: str | Path) -> RunFile:
     stated = {key: value for key, value in values.items() if types[key][1] == "method"}
     base = read_recipe(located(values["recipe"], path.parent)) if "recipe" in values else None
     recipe = _over(path, base, stated)
-    found = RunFile(path, recipe, fields, base.name if base else None)
+    chosen = bool({"recipe", *FORM} & set(values))
+    found = RunFile(path, recipe, fields, base.name if base else None, chosen)
     return found if record else _located(found)
 
 

@@ -35,6 +35,8 @@ ALSO = "also"
 """The feature that holds further rows, which follow the row that brings them in the batch."""
 REFERENCE = "reference"
 """The feature that holds the log-probability of a row's answer under the reference; in a batch [rows]."""
+BASE = "base"
+"""What the setting `reference` of an objective calls the base, of a run that goes on from an adapter."""
 Figures = dict[str, Tensor]
 """Figures of a batch beside its loss: by name, one number for each row (or pair) that the figure is a mean over."""
 
