@@ -68,7 +68,7 @@ def _imported(folder: Path, made: Path, model: str, task: str | None) -> dict[st
 
 def brought(source: str, model: str, task: str | None = None) -> dict[str, Any]:
     """Returns the fields of a run that an adapter brings: its `form` and `where`."""
-    folder, spec = read_adapter(folder_of(source, model, task))
+    _, spec = read_adapter(folder_of(source, model, task))
     part = spec["parts"][0]
     form = find("forms", part["form"], Form).restored(part["settings"])
     return {"form": form, "where": None if part["where"] == form.where else part["where"]}

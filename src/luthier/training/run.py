@@ -105,7 +105,7 @@ def _one(**given: Any) -> Any:
 
 def _extended(source: str) -> dict[str, Any]:
     """The fields of the finished run that an adapter is of, whose form the adapter brings."""
-    told = {name: value for name, value in extending(read_run_file(run_file_of(source)).stated()).items()}
+    told = extending(read_run_file(run_file_of(source)).stated())
     return {name: value for name, value in told.items() if name not in ("form", "where")}
 
 

@@ -85,7 +85,11 @@ def read_run_file(name: str | Path) -> RunFile:
     """The run file; raises `LuthierError` for unknown keys, other types, variables that are not set and the like."""
     path = Path(name).expanduser()
     values, record = _values(path)
-    values = values if record else _filled(values, path)
+    return described(path, values if record else filled(values, path), record)
+
+
+def described(path: Path, values: dict[str, Any], record: bool = False) -> RunFile:
+    """Returns what the values of a run file at `path` say; those of a `record` name their sources as they are."""
     types = _types()
     check_written(str(path), {key: kind for key, (kind, _) in types.items()}, values, "A run file has")
     missing = [key for key in ("model", "data") if key not in values]
@@ -109,13 +113,14 @@ def _values(path: Path) -> tuple[dict[str, Any], bool]:
         if isinstance(values, dict) and isinstance(values.get("run"), dict):
             return values_of(Run.from_dict(values["run"])), True
     else:
-        values = _parsed(path)
+        values = parsed(path)
     if not isinstance(values, dict):
         raise LuthierError(f"{path} is not a run file: it holds {type(values).__name__}; expected a table of settings.")
     return values, False
 
 
-def _parsed(path: Path) -> Any:
+def parsed(path: Path) -> Any:
+    """Returns what a .toml or .yaml file holds; raises `LuthierError` for one that cannot be read."""
     import yaml
 
     with guarded(f"{path} cannot be read"):
@@ -150,12 +155,12 @@ def _types() -> dict[str, tuple[Any, str]]:
 # --- variables and paths ---------------------------------------------------------------------------
 
 
-def _filled(values: Any, path: Path, key: str = "") -> Any:
-    """The values with variables of the environment in place of `${NAME}`."""
+def filled(values: Any, path: Path, key: str = "") -> Any:
+    """Returns the values of a file with variables of the environment in place of `${NAME}`."""
     if isinstance(values, dict):
-        return {name: _filled(each, path, f"{key}.{name}".lstrip(".")) for name, each in values.items()}
+        return {name: filled(each, path, f"{key}.{name}".lstrip(".")) for name, each in values.items()}
     if isinstance(values, list):
-        return [_filled(each, path, key) for each in values]
+        return [filled(each, path, key) for each in values]
     if not isinstance(values, str) or not VARIABLE.search(values):
         return values
     for name in VARIABLE.findall(values):
@@ -204,13 +209,13 @@ def _over(path: Path, base: Recipe | None, stated: dict[str, Any]) -> Recipe:
             f"{path}: recipe {base.name!r} is for {base.method}, not for {method}; leave one of them out."
         )
     tables = {key: value for key, value in stated.items() if isinstance(value, dict)}
-    merged = {key: _merged(getattr(base, key), table) for key, table in tables.items()}
+    merged = {key: overlaid(getattr(base, key), table) for key, table in tables.items()}
     merged["training"] = lasting(base.training, stated.get("training", {}))
     return replace(base, **{**stated, **merged, "method": method})
 
 
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings over others, unless these are of another component."""
+def overlaid(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings over others, unless these are of another component."""
     same = over.get("name", under.get("name")) == under.get("name")
     return {**under, **over} if same else dict(over)
 
