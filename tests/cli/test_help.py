@@ -32,6 +32,7 @@ COMMANDS = [
     "merge",
     "models",
     "push",
+    "run",
     "select",
     "serve",
     "show",

@@ -89,7 +89,7 @@ def test_a_stage_may_be_added_and_a_changed_one_is_refused(plan, folder):
     record = json.loads((folder / "out" / "plan.json").read_text())
     record["stages"][0]["sha256"] = "0" * 64
     (folder / "out" / "plan.json").write_text(json.dumps(record))
-    with pytest.raises(lt.LuthierError, match="stage sft: the adapter .* is not the one"):
+    with pytest.raises(lt.LuthierError, match=r"stage sft: the adapter .* is not the one"):
         run_plan(plan(SFT, TEXT), resume=True, progress=False)
     replaced = run_plan(plan(SFT), overwrite=True, progress=False)
     assert not both.stages[1].folder.exists() and tensors(replaced) == tensors(first)

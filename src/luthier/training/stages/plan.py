@@ -178,5 +178,6 @@ def _measured(path: Path, table: Any) -> Measured:
         told = next((near(key, known) for key in table if key not in known), ".")
         raise LuthierError(f"{path}: [measure] names no {' and no '.join(lacking)}{told}")
     given = known_fields(Measured, table)
-    beside = {key: located(given[key], path.parent) for key in ("task", "general") if isinstance(given[key], str)}
-    return Measured(**given | beside)
+    for key in ("task", "general"):
+        given[key] = located(given[key], path.parent) if isinstance(given[key], str) else given[key]
+    return Measured(**given)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier import data
 from luthier.core.errors import LuthierError
-from luthier.core.files import TRACES, free_folder, read_json, replace_json
+from luthier.core.files import free_folder, read_json, replace_json
 from luthier.core.guard import written
 from luthier.core.owner import owned
 from luthier.core.storage.folder import adapter_at, read_adapter
@@ -20,13 +21,16 @@ from luthier.training import folder as folders
 from luthier.training.prepare import Prepared, prepare, processes
 from luthier.training.report import steps_of
 from luthier.training.spec import Run
-from luthier.training.stages.plan import Stage, StagePlan
+from luthier.training.stages.plan import Measured, Stage, StagePlan
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 PLAN = "plan.json"
 """The record of a plan in its folder: its stages, and the adapters of those that are finished."""
+SCORES, TABLE, PICTURE = ".scores.json", "pareto.json", "pareto.png"
+WRITTEN = (PLAN, SCORES, TABLE, PICTURE)
+"""What lies beside the stages."""
 MANY = 10_000
 """Checkpoints that a stage keeps where all of them are to be scored."""
 
@@ -139,6 +143,8 @@ def check_plan(plan: StagePlan, done: Sequence[Finished] = ()) -> StagePlan:
             task, labels = prepared.task, prepared.examples.labels
             made.append(_kept(plan, stage, run, prepared))
             first = first or run
+    if plan.measured is not None:
+        _check_measured(plan.measured, task)
     return dataclasses.replace(plan, stages=tuple(made))
 
 
@@ -167,6 +173,17 @@ def _check_kind(prepared: Prepared, task: str | None, labels: list[str] | None, 
             f"its model is for {here}, and the adapter of {before} is of one for {told[0]}; the stages of a plan train "
             "one model. Say task in the plan, or take other data."
         )
+
+
+def _check_measured(measured: Measured, task: str | None) -> None:
+    """Raises for data that no checkpoint could be scored on."""
+    for name, source in (("task", measured.task), ("general", measured.general)):
+        examples = data.load(source, split="test", limit=measured.limit, task=task, preferences=True)
+        scorer = data.scorer_for(examples, measured.scorer if name == "task" else None)
+        if data.kind_of(examples.layout) == "judged":
+            raise LuthierError(f"[measure] {name}: {source} has single answers with a label; give pairs, or answers.")
+        if scorer is not None and examples.task in ("causal-lm", "seq2seq"):
+            data.refuse_unscorable(scorer, examples.rows)
 
 
 def _kept(plan: StagePlan, stage: Stage, run: Run, prepared: Prepared) -> Stage:
@@ -264,9 +281,8 @@ def _clear(folder: Path) -> None:
         stage = folder / Path(entry["folder"]).name
         if folders.holds_run(stage):
             shutil.rmtree(stage)
-    for path in folder.iterdir():
-        if path.name not in TRACES and path.is_file():
-            path.unlink()
+    for name in WRITTEN:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _begin(plan: StagePlan, done: Sequence[Finished]) -> None:
