@@ -78,6 +78,11 @@ from luthier.core.contracts.objective import by_part as by_part
 from luthier.core.contracts.ranks import Budget as Budget
 from luthier.core.contracts.ranks import Ranks as Ranks
 from luthier.core.contracts.ranks import levelled as levelled
+from luthier.core.contracts.rewrite import Made as Made
+from luthier.core.contracts.rewrite import Rewrite as Rewrite
+from luthier.core.contracts.rewrite import Verdict as Verdict
+from luthier.core.contracts.rewrite import Voice as Voice
+from luthier.core.contracts.rewrite import Voices as Voices
 from luthier.core.contracts.router import ROUTE as ROUTE
 from luthier.core.contracts.router import ROUTE_TASKS as ROUTE_TASKS
 from luthier.core.contracts.router import Route as Route
@@ -125,6 +130,10 @@ from luthier.evaluating import evaluate as evaluate
 from luthier.evaluating import generate as generate
 from luthier.evaluating.generate import Messages as Messages
 from luthier.evaluating.generate import Sampling as Sampling
+from luthier.evaluating.pareto import Front as Front
+from luthier.evaluating.pareto import pareto as pareto
+from luthier.evaluating.rewrite import Rewritten as Rewritten
+from luthier.evaluating.rewrite import rewrite as rewrite
 from luthier.examining.check import Checked as Checked
 from luthier.examining.check import check as check
 from luthier.examining.examine import Examined as Examined
@@ -155,6 +164,7 @@ from luthier.methods import gates as gates
 from luthier.methods import inits as inits
 from luthier.methods import objectives as objectives
 from luthier.methods import ranks as ranks
+from luthier.methods import rewrites as rewrites
 from luthier.methods import selections as selections
 from luthier.methods import statistics as statistics
 from luthier.methods import updates as updates
@@ -228,6 +238,8 @@ from luthier.methods.objectives.sft import SFT as SFT
 from luthier.methods.objectives.simpo import SimPO as SimPO
 from luthier.methods.ranks.gelora import GeLoRA as GeLoRA
 from luthier.methods.ranks.uniform import Uniform as Uniform
+from luthier.methods.rewrites.multicritique import MultiCritique as MultiCritique
+from luthier.methods.rewrites.s3ft import S3FT as S3FT
 from luthier.methods.selections.bm25 import BM25 as BM25
 from luthier.methods.selections.got_d import GOTD as GOTD
 from luthier.methods.selections.random import Random as Random
@@ -252,3 +264,5 @@ from luthier.training import Result as Result
 from luthier.training import Run as Run
 from luthier.training import Training as Training
 from luthier.training import train as train
+from luthier.training.stages import Staged as Staged
+from luthier.training.stages import run_plan as run_plan

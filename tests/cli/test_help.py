@@ -32,6 +32,7 @@ COMMANDS = [
     "merge",
     "models",
     "push",
+    "rewrite",
     "run",
     "select",
     "serve",
