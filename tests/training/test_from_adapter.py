@@ -107,3 +107,14 @@ def test_another_librarys_adapter_goes_on(llama, additions, tmp_path, monkeypatc
     with torch.no_grad():
         assert torch.allclose(result.model(ids).logits, theirs(ids).logits, atol=1e-5)
     assert len(tensors(result.model)) == 2 * result.model.config.num_hidden_layers
+
+
+def test_a_head_that_was_trained_goes_on_too(bert, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "a b c"[: 1 + i], "label": "xy"[i % 2]} for i in range(5)])
+    told = {"steps": 2, "batch": 4, "lr": 0.05, "eval_fraction": 0.0, "progress": False}
+    first = lt.train(bert, rows, form=lt.LoRA(rank=2), out=str(tmp_path / "first"), **told)
+    second = lt.train(
+        bert, rows, from_adapter=str(first.folder), out=str(tmp_path / "second"), **{**told, "lr": 1e-12, "steps": 1}
+    )
+    before, after = held(first), held(second)
+    assert before.keys() == after.keys() and all(torch.allclose(before[k], after[k], atol=1e-9) for k in before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from transformers import TrainerCallback
@@ -121,3 +122,12 @@ def test_measured_plans_keep_checkpoints(plan):
     assert read_plan(path).measured.task.endswith("sums.jsonl")
     with pytest.raises(lt.LuthierError, match="names no general"):
         read_plan(plan(SFT, measure={"task": "sums.jsonl"}))
+
+
+def test_the_example_has_the_stages_of_tower_plus():
+    read = read_plan(Path(__file__).parents[2] / "examples" / "tower.toml")
+    assert [each.name for each in read.stages] == ["pretrain", "sft", "preferences", "rewards"]
+    assert [each.start for each in read.stages] == [None, *(each.folder for each in read.stages[:-1])]
+    assert read.stages[2].file.recipe.objective == {"name": "dpo", "beta": 0.1}
+    assert read.stages[3].file.recipe.training == {"schedule": "cosine", "batch": 8, "steps": 60, "lr": 5e-5}
+    assert read.measured is not None and read.measured.checkpoints == 3
