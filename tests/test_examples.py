@@ -15,7 +15,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_every_example_is_run():
-    pages = (EXAMPLES.parent / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    docs = EXAMPLES.parent / "docs"
+    pages = "".join((docs / name).read_text(encoding="utf-8") for name in ("tutorial.md", "stages.md"))
     data = {file.name for file in EXAMPLES.iterdir() if file.suffix != ".py"}
     assert {file.name for file in EXAMPLES.glob("*.py")} == {"demo.py"}
     assert all(f"examples/{name}" in pages for name in data)

@@ -33,6 +33,8 @@ COMMANDS = [
     "merge",
     "models",
     "push",
+    "rewrite",
+    "run",
     "search",
     "select",
     "serve",

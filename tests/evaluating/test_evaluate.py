@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 import luthier as lt
 from luthier import data, models
 from luthier.evaluating import evaluate, generate
+from luthier.evaluating.classes import by_class, confusion, macro
 from luthier.evaluating.evaluate import agreement, bootstrap, closeness
 from luthier.evaluating.generate import stop_ids
 from luthier.training import Training, train
@@ -101,11 +104,54 @@ def test_bad_sampling(llama, bad):
         generate(loaded.model, loaded.processor, ["a"], **bad)
 
 
-def test_nothing_to_score(llama, tmp_path):
+def test_nothing_to_score(llama, additions):
     loaded = models.load(llama)
-    source = write_rows(tmp_path / "rows.jsonl", [{"text": "plain"}])
+    bare = dataclasses.replace(data.load(additions), scorer=None)
     with pytest.raises(lt.LuthierError, match="no answers to score"):
-        evaluate(loaded.model, loaded.processor, data.load(source))
+        evaluate(loaded.model, loaded.processor, bare)
+
+
+def test_texts_are_foretold(llama, tmp_path):
+    loaded = models.load(llama)
+    texts = [{"text": "a plain text"}, {"text": "another, which is cut into pieces"}]
+    source = write_rows(tmp_path / "rows.jsonl", texts)
+    found = evaluate(loaded.model, loaded.processor, data.load(source), max_length=16, batch=2)
+    losses, counts = [], []
+    for feature in data.encode_all(data.load(source), loaded.processor, max_length=16):
+        ids = torch.tensor([feature["input_ids"]])
+        losses.append(loaded.model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1))
+        counts.append(ids.shape[1] - 1)
+    assert len(counts) == 4 and found.score == pytest.approx(sum(losses) / sum(counts), rel=1e-5)
+    assert found.metrics["perplexity"] == pytest.approx(np.exp(found.score))
+    assert sum(line["tokens"] for line in found.predictions) == sum(counts)
+
+
+def test_tasks_sum_to_the_pooled_score(llama, tmp_path):
+    loaded = models.load(llama)
+    rows = [{"prompt": f"{i}+1=", "completion": "a" * i, "task": "odd" if i % 2 else "even"} for i in range(1, 8)]
+    examples = data.load(write_rows(tmp_path / "rows.jsonl", rows), columns=("task",))
+    scorer = data.Scorer("share", lambda text, example: len(example.answer) / 10)
+    found = evaluate(loaded.model, loaded.processor, examples, scorer=scorer, max_new_tokens=1)
+    assert list(found.tasks) == ["odd", "even"]
+    assert sum(each["rows"] for each in found.tasks.values()) == found.count == 7
+    pooled = sum(each["rows"] * each["share"] for each in found.tasks.values()) / found.count
+    assert found.score == pytest.approx(pooled) == pytest.approx(0.4)
+
+
+def test_classes_as_scikit_learn_has_them():
+    metrics = pytest.importorskip("sklearn.metrics")
+    draw, names = np.random.default_rng(1), ["a", "b", "c", "never"]
+    predicted, truth = (draw.choice(names[:3], 60).tolist() for _ in range(2))
+    predicted = [p if t != "c" else "b" for p, t in zip(predicted, truth, strict=True)]
+    found = by_class(predicted, truth, names)
+    theirs = metrics.precision_recall_fscore_support(truth, predicted, labels=names, zero_division=0)
+    ours = [[each[key] for each in found.values()] for key in ("precision", "recall", "f1", "rows")]
+    assert np.allclose(ours, theirs)
+    assert (
+        confusion(predicted, truth, names)["counts"]
+        == metrics.confusion_matrix(truth, predicted, labels=names).tolist()
+    )
+    assert macro(found)["macro_f1"] == pytest.approx(metrics.f1_score(truth, predicted, average="macro"))
 
 
 def test_figures():

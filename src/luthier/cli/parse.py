@@ -289,6 +289,8 @@ def _parameter(cls: type, field: dataclasses.Field, title: str | None) -> inspec
     settings: dict[str, Any] = {"help": f"{told} {named}" if named else told}
     if title is not None:
         settings["group"] = title
+    if called := field.metadata.get("called"):  # another word than the field's, which Python may not allow
+        settings["name"] = called
     if more or (title is None and default is False):
         settings["negative"] = ()
     if default is False or default == ():

@@ -25,6 +25,7 @@ PLACES = {
     "core.contracts.objective": "Objective Rows At Batch Feature Figures ObjectiveState PART TASKS ALSO REFERENCE "
     "by_part",
     "core.contracts.ranks": "Ranks Budget levelled",
+    "core.contracts.rewrite": "Rewrite Voices Voice Verdict Made",
     "core.contracts.router": "Routed Route ROUTE ROUTE_TASKS",
     "core.contracts.selection": "Selection Pool",
     "core.contracts.site": "Site Sites check_rank",
@@ -48,6 +49,8 @@ PLACES = {
     "data": "Scorer load_data=load",
     "decoding": "decode Answer Member",
     "evaluating": "evaluate Evaluation generate",
+    "evaluating.pareto": "pareto Front",
+    "evaluating.rewrite": "rewrite Rewritten",
     "evaluating.generate": "Messages Sampling",
     "examining.check": "check Checked",
     "examining.examine": "examine Examined",
@@ -61,6 +64,7 @@ PLACES = {
     "methods.targeted_form": "TargetedForm",
     "models": "model Loaded",
     "training": "train Result Run Training",
+    "training.stages": "run_plan Staged",
 }
 """The public names by the module that defines them; `name=other` where it calls them otherwise."""
 

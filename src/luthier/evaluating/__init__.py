@@ -5,7 +5,8 @@ Heavy libraries load inside the functions, so importing this costs nothing.
 
 from __future__ import annotations
 
-from luthier.evaluating.evaluate import Evaluation, evaluate
+from luthier.evaluating.evaluate import evaluate
 from luthier.evaluating.generate import generate
+from luthier.evaluating.result import Evaluation
 
 __all__ = ["Evaluation", "evaluate", "generate"]

@@ -11,49 +11,15 @@ from typing import TYPE_CHECKING, Any
 from luthier import data, models
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
-from luthier.core.notebook import figures, shown
 from luthier.data import Examples, Scorer, judge, refuse_unscorable
 from luthier.evaluating.generate import Sampling, answers
+from luthier.evaluating.result import Evaluation
 
 if TYPE_CHECKING:
     import numpy as np
 
 RESAMPLES = 2000
 """Bootstrap samples of an interval."""
-
-
-@dataclass(frozen=True, repr=False)
-class Evaluation:
-    """A score with its uncertainty, and the predictions behind it."""
-
-    score: float
-    """Mean score of generated answers; accuracy of classes; Pearson's correlation of numbers."""
-    count: int
-    """The number of rows that were scored."""
-    interval: tuple[float, float]
-    """The 95% interval of the score by the percentile bootstrap over rows, seeded."""
-    predictions: list[dict[str, Any]]
-    """`{"row", "prediction", "answer", "score"}` of each row (no score for numbers; of classes also `confidence`, the
-    probability of the one predicted); empty unless kept."""
-    loss: float | None
-    """Mean loss of the labels; None for generated answers."""
-    metrics: dict[str, float]
-    """Every figure by name: `accuracy` and `mcc` (Matthews), `mse` and `pearson`, or the scorer's own."""
-    failed: list[tuple[int, str]] = field(default_factory=list)
-    """The (row, reason) of every answer that the scorer failed on; it counts as wrong."""
-
-    def figures(self) -> dict[str, Any]:
-        """Returns the score with its interval, and every other figure by name."""
-        low, high = self.interval
-        told = {"score": self.score, "95% interval": f"{low:.4g} to {high:.4g}", "rows": self.count, "loss": self.loss}
-        return told | self.metrics | ({"failed": len(self.failed)} if self.failed else {})
-
-    def __repr__(self) -> str:
-        told = ", ".join(f"{name} {shown(value)}" for name, value in self.figures().items() if value is not None)
-        return f"Evaluation({told})"
-
-    def _repr_html_(self) -> str:
-        return figures(self.figures())
 
 
 @dataclass(frozen=True)
@@ -88,6 +54,8 @@ class Found:
     """The (row, reason) of every answer that could not be scored."""
     listed: list[dict[str, Any]] | None = None
     """What is kept of each row, where it is not its prediction and truth."""
+    names: list[str] | None = None
+    """The classes, in the order of the model's."""
 
 
 def evaluate(
@@ -107,9 +75,10 @@ def evaluate(
     """Scores `model` on `examples`; neither of them is changed, the mode of the model included.
 
     Generative tasks answer greedily and score by `scorer` (the examples' own unless given); classification counts
-    the likeliest class, regression compares numbers. Pairs of a chosen and a rejected answer are compared: by what a
-    reward model gives them, by log π/π_ref where an adapter acts, else by how likely they are. `task` is the examples'
-    own unless given. Rows longer than
+    the likeliest class, regression compares numbers; of texts the mean loss is taken. Pairs of a chosen and a rejected
+    answer are compared: by what a reward model gives them, by log π/π_ref where an adapter acts, else by how likely
+    they are. Rows whose column `task` names several are also scored task by task. `task` is the examples' own unless
+    given. Rows longer than
     `max_length` tokens are refused, and those of more tokens than the model has absolute positions. An answer that the
     scorer fails on is wrong, and listed under `failed`. Raises `LuthierError` when no scorer fits, or a label is not
     one of the model's.
@@ -131,6 +100,13 @@ def _summary(job: Job, found: Found, keep: bool) -> Evaluation:
     right = np.asarray(found.truths if found.scores is None else found.scores)
     metrics = found.figures(left, right)
     score = next(iter(metrics))
+    classes, confused = {}, {}
+    if found.names is not None:
+        from luthier.evaluating.classes import by_class, confusion, macro
+
+        classes = by_class(found.predictions, found.truths, found.names)
+        confused = confusion(found.predictions, found.truths, found.names)
+        metrics |= macro(classes)
     return Evaluation(
         score=metrics[score],
         count=len(left),
@@ -139,7 +115,18 @@ def _summary(job: Job, found: Found, keep: bool) -> Evaluation:
         loss=found.loss,
         metrics=metrics,
         failed=found.failed,
+        tasks=_by_task(job, lambda rows: found.figures(left[rows], right[rows])),
+        classes=classes,
+        confusion=confused,
     )
+
+
+def _by_task(job: Job, figures: Callable[[list[int]], dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The figures of each task, in the order of the first rows, where the column `task` names several."""
+    places: dict[str, list[int]] = {}
+    for index, row in enumerate(job.examples.rows):
+        places.setdefault(str(row.meta.get("task", "")), []).append(index)
+    return {name: {"rows": len(rows), **figures(rows)} for name, rows in places.items()} if len(places) > 1 else {}
 
 
 def _kept(job: Job, found: Found) -> list[dict[str, Any]]:
@@ -208,7 +195,7 @@ def _classified(job: Job) -> Found:
         )
     logits, labels, loss = _outputs(job, names)
     predicted = [names[i] for i in logits.argmax(-1)]
-    return Found(predicted, [names[i] for i in labels], None, agreement, loss, confidence(logits))
+    return Found(predicted, [names[i] for i in labels], None, agreement, loss, confidence(logits), names=names)
 
 
 def confidence(logits: np.ndarray) -> list[float]:
@@ -243,6 +230,17 @@ def _compared(job: Job) -> Found:
     return Found(pairs, pairs, None, lambda left, _: figures(left, names), listed=listed(found, names, rows))
 
 
+def _foretold(job: Job) -> Found:
+    from luthier.evaluating.texts import figures, foretold, listed
+
+    with _bar(job, len(job.examples)) as done:
+        found = foretold(job.model, job.processor, job.examples, batch=job.batch, max_length=job.max_length, done=done)
+    told = figures(found)
+    rows = [example.row for example in job.examples.rows]
+    texts: Any = found
+    return Found(texts, texts, None, lambda left, _: figures(left), told["loss"], listed=listed(found, rows))
+
+
 MEASURES: dict[str, Callable[[Job], Found]] = {
     "causal-lm": _generated,
     "seq2seq": _generated,
@@ -258,7 +256,7 @@ def measure_of(job: Job) -> Callable[[Job], Found]:
     """How the rows are measured; raises `LuthierError` for those that nothing measures."""
     kind = data.kind_of(job.examples.layout)
     if kind == "answers":
-        return MEASURES[job.task]
+        return _foretold if job.examples.layout == "text" and job.task == "causal-lm" else MEASURES[job.task]
     if kind == "pairs":
         return _compared
     raise LuthierError(

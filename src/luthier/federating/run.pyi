@@ -30,6 +30,7 @@ def federate(
     skip_bad_rows: bool = False,
     limit: int | None = None,
     license: str | None = None,
+    from_adapter: str | None = None,
     columns: str | None = None,
     strict: bool = False,
     trust_remote_code: bool = False,

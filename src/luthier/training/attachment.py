@@ -11,10 +11,12 @@ from luthier.core.adapters.attach import attach, state_of
 from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError
 from luthier.core.sites.select import select
+from luthier.core.storage.store import load
 from luthier.data.encode import labels_in_order, pieces_of
 from luthier.measuring.allocation import Allocation, allocate, allocated
 from luthier.methods.forms.full import Full
 from luthier.models import Loaded
+from luthier.training.from_adapter import folder_of
 from luthier.training.prepare import Prepared
 from luthier.training.spec import Run
 
@@ -30,6 +32,10 @@ def attach_all(
     `known` is what an interrupted run had measured: its ranks then hold, and its start is in the checkpoint. Returns
     what was measured, as JSON holds it.
     """
+    if run.from_adapter is not None:
+        load(loaded.model, folder_of(run.from_adapter, run.model, run.task), run.name)
+        _attach_new(run, loaded)
+        return {}
     where = beside_new(run.form, run.where, loaded)
     found = _measured(run, where, loaded, prepared, console) if known is None else _recalled(run, known)
     init = run.init if known is None else None

@@ -47,7 +47,7 @@ def flags(value: Any, but: tuple[str, ...] = (), beside: Sequence[Any] = ()) -> 
         given = getattr(value, field.name)
         if field.name not in (*but, *common) and given != field.default:
             name = f"{type(value).__name__.lower()}_{field.name}" if field.name in taken else field.name
-            found += flag(name, given)
+            found += flag(field.metadata.get("called", name).lstrip("-"), given)
     return found
 
 

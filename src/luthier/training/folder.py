@@ -17,6 +17,7 @@ from luthier.core.files import TRACES, read_json, replace_json
 from luthier.core.guard import written
 from luthier.core.version import __version__
 from luthier.data.media import media_digest
+from luthier.training.from_adapter import fingerprint_of
 from luthier.training.prepare import Prepared, processes
 from luthier.training.replace import finish_replacing, replaced
 from luthier.training.spec import Run
@@ -139,6 +140,7 @@ def record(
         "unread": list(prepared.unread),
         "told": prepared.told,
         "base": base_of(model),
+        **({} if run.from_adapter is None else {"start": fingerprint_of(run)}),
         "measured": measured,
         "command": command,
         "versions": versions(),
@@ -198,6 +200,10 @@ def check_same_inputs(folder: Path, new: dict[str, Any], model: Any) -> None:
         raise LuthierError(
             f"the tokenizer or the chat template of {new['run']['model']} has changed since the run in {folder} was "
             "started: the same rows are other tokens now. Put it back, or start anew (overwrite, or another out)."
+        )
+    if new.get("start") != old.get("start"):
+        raise LuthierError(
+            f"the adapter {new['run']['from_adapter']} is no longer the one that the run in {folder} started from."
         )
     if new["processes"] != old.get("processes"):
         raise LuthierError(

@@ -17,6 +17,7 @@ from luthier.core.lazy import Lazy
 from luthier.core.storage.folder import adapter_folder
 from luthier.data import Examples
 from luthier.measuring.trial import trial
+from luthier.training.from_adapter import check_start
 from luthier.training.spec import Run
 from luthier.training.task_columns import check_types, columns_of, tagged, task_indices
 
@@ -63,6 +64,7 @@ def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
 def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
     settings = run.training
     objective, task = run.objective, task_of(run)
+    check_start(run)
     objective.check_form(run.form)
     _check_sources(run)
     examples = data.load(

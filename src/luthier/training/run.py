@@ -12,6 +12,7 @@ from luthier.core.signature import takes
 from luthier.data.objects import source_of
 from luthier.methods.choices import by_name, made, written
 from luthier.methods.recipe import form_named, read_recipe
+from luthier.training.from_adapter import extending, resolved, run_file_of
 from luthier.training.objective import chosen_by_rows, completed
 from luthier.training.result import Result
 from luthier.training.runfile import is_run_file, read_run_file
@@ -56,7 +57,9 @@ def train(
     `$LUTHIER_CACHE/rows`, so that the run can be resumed. `method` is another word for `form`; a name, here and of
     other choices, stands for the component with its own settings. `recipe` stands under what is said here. The other
     fields are those of `Run` and of `Training`; the latter go before those of `training`. `callbacks` are told of
-    every step as by transformers' Trainer.
+    every step as by transformers' Trainer. `from_adapter` is a finished adapter to go on from, ours or another
+    library's, which brings its form; of a run it brings model, data and settings too: `lt.train(from_adapter="run",
+    steps=500, out="longer")`.
 
     The folder gets `run.json`, `adapter/`, `metrics.jsonl`, `loss.png`, `README.md` and `checkpoints/`. With
     `resume`, an interrupted run resumes from its newest complete checkpoint with the very losses that it would have
@@ -79,14 +82,15 @@ def train(
         return Session(run, progress, callbacks=callbacks).train(resume, overwrite)
     file = run if isinstance(run, str | Path) and is_run_file(str(run)) else None
     named = model if file is not None else _one(run=run, model=model)
-    trust = bool(given.get("trust_remote_code"))
-    under = _under(file, recipe, trust)
+    trust, source = bool(given.get("trust_remote_code")), given.get("from_adapter")
+    extends = source and file is None and named is None
+    under = _extended(str(source), trust) if extends else _under(file, recipe, trust)
     with models.trusting(trust):
         base = None if named is None or isinstance(named, str | Path) else loaded_of(named)
     if base is not None:
         given["precision"] = precision_of(base, given.get("precision"))
     given |= {} if named is None else {"model": base.name if base else str(named)}
-    stated = _stated(under, given)
+    stated = _stated(under, given, recipe is not None)
     described = completed(stated)
     notes = chosen_by_rows(stated, described)
     return Session(described, progress, notes, callbacks, base).train(resume, overwrite)
@@ -100,8 +104,16 @@ def _one(**given: Any) -> Any:
     return b if a is None else a
 
 
-def _stated(under: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a run, those given over others."""
+def _extended(source: str, trust: bool) -> dict[str, Any]:
+    """The fields of the finished run that an adapter is of, whose form the adapter brings."""
+    found = read_run_file(run_file_of(source))
+    found.check_trust(trust)
+    told = extending(found.stated())
+    return {name: value for name, value in told.items() if name not in ("form", "where")}
+
+
+def _stated(under: dict[str, Any], given: dict[str, Any], recipe: bool = False) -> dict[str, Any]:
+    """The fields of a run, those given over others; `recipe`: one named the form."""
     fields = by_name({key: source_of(value) if key in ROWS else value for key, value in given.items()})
     settings = {f.name for f in dataclasses.fields(Training)}
     trained = {key: fields.pop(key) for key in settings & set(fields)}
@@ -109,6 +121,7 @@ def _stated(under: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     if "epochs" in trained and "steps" not in trained and "training" not in fields:
         training = dataclasses.replace(training, steps=None)  # those of a recipe or file give way
     merged = {**under, **fields, "training": dataclasses.replace(training, **trained)}
+    merged = resolved(merged, recipe or "form" in given or "where" in given)
     if not {"model", "data", "form"} <= set(merged):
         raise LuthierError("training needs a model, data and a form (or a Run that holds them).")
     return {**merged, "also": tuple(merged.get("also", ()))}

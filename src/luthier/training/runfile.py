@@ -37,6 +37,7 @@ from luthier.core.toml import tomllib
 from luthier.methods.choices import CHOICES, COMPONENTS, made, written
 from luthier.methods.recipe import Recipe, check_written, form_named, read_recipe, recipe_types
 from luthier.methods.targeted_form import inline
+from luthier.training.from_adapter import resolved
 from luthier.training.objective import completed
 from luthier.training.spec import Run, Training
 
@@ -44,8 +45,10 @@ SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 METHOD = "wegeft"
 """What is used by default."""
 VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
-SOURCES = ("model", "data", "eval_data", "target")
+SOURCES = ("model", "data", "eval_data", "target", "from_adapter")
 """Fields that may name a file beside the run's."""
+FORM = ("method", "where", "form")
+"""What says which form is attached, and where."""
 EPOCHS, STEPS = "epochs", "steps"
 
 
@@ -60,11 +63,13 @@ class RunFile:
     """`model`, `data` and the other fields of a run."""
     named: str | None = None
     """The recipe that it names."""
+    chosen: bool = True
+    """Whether it names a form; one that goes on from an adapter need not."""
 
     def stated(self) -> dict[str, Any]:
         """Returns the fields of the run that it describes, as far as it states them."""
         choices = made(form_named(self.recipe.method), written(self.recipe))
-        return {**choices, "training": Training.from_dict(self.recipe.training), **self.fields}
+        return resolved({**choices, "training": Training.from_dict(self.recipe.training), **self.fields}, self.chosen)
 
     def check_trust(self, said: bool) -> None:
         """Raises `LuthierError` where the file alone says that code of the model may run: files are passed around."""
@@ -88,7 +93,11 @@ def read_run_file(name: str | Path) -> RunFile:
     """The run file; raises `LuthierError` for unknown keys, other types, variables that are not set and the like."""
     path = Path(name).expanduser()
     values, record = _values(path)
-    values = values if record else _filled(values, path)
+    return described(path, values if record else filled(values, path), record)
+
+
+def described(path: Path, values: dict[str, Any], record: bool = False) -> RunFile:
+    """Returns what the values of a run file at `path` say; those of a `record` name their sources as they are."""
     types = _types()
     check_written(str(path), {key: kind for key, (kind, _) in types.items()}, values, "A run file has")
     missing = [key for key in ("model", "data") if key not in values]
@@ -98,7 +107,8 @@ def read_run_file(name: str | Path) -> RunFile:
     stated = {key: value for key, value in values.items() if types[key][1] == "method"}
     base = read_recipe(located(values["recipe"], path.parent)) if "recipe" in values else None
     recipe = _over(path, base, stated)
-    found = RunFile(path, recipe, fields, base.name if base else None)
+    chosen = bool({"recipe", *FORM} & set(values))
+    found = RunFile(path, recipe, fields, base.name if base else None, chosen)
     return found if record else _located(found)
 
 
@@ -111,13 +121,14 @@ def _values(path: Path) -> tuple[dict[str, Any], bool]:
         if isinstance(values, dict) and isinstance(values.get("run"), dict):
             return values_of(Run.from_dict(values["run"])), True
     else:
-        values = _parsed(path)
+        values = parsed(path)
     if not isinstance(values, dict):
         raise LuthierError(f"{path} is not a run file: it holds {type(values).__name__}; expected a table of settings.")
     return values, False
 
 
-def _parsed(path: Path) -> Any:
+def parsed(path: Path) -> Any:
+    """Returns what a .toml or .yaml file holds; raises `LuthierError` for one that cannot be read."""
     import yaml
 
     with guarded(f"{path} cannot be read"):
@@ -153,12 +164,12 @@ def _types() -> dict[str, tuple[Any, str]]:
 # --- variables and paths ---------------------------------------------------------------------------
 
 
-def _filled(values: Any, path: Path, key: str = "") -> Any:
-    """The values with variables of the environment in place of `${NAME}`."""
+def filled(values: Any, path: Path, key: str = "") -> Any:
+    """Returns the values of a file with variables of the environment in place of `${NAME}`."""
     if isinstance(values, dict):
-        return {name: _filled(each, path, f"{key}.{name}".lstrip(".")) for name, each in values.items()}
+        return {name: filled(each, path, f"{key}.{name}".lstrip(".")) for name, each in values.items()}
     if isinstance(values, list):
-        return [_filled(each, path, key) for each in values]
+        return [filled(each, path, key) for each in values]
     if not isinstance(values, str) or not VARIABLE.search(values):
         return values
     for name in VARIABLE.findall(values):
@@ -207,13 +218,13 @@ def _over(path: Path, base: Recipe | None, stated: dict[str, Any]) -> Recipe:
             f"{path}: recipe {base.name!r} is for {base.method}, not for {method}; leave one of them out."
         )
     tables = {key: value for key, value in stated.items() if isinstance(value, dict)}
-    merged = {key: _merged(getattr(base, key), table) for key, table in tables.items()}
+    merged = {key: overlaid(getattr(base, key), table) for key, table in tables.items()}
     merged["training"] = lasting(base.training, stated.get("training", {}))
     return replace(base, **{**stated, **merged, "method": method})
 
 
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings over others, unless these are of another component."""
+def overlaid(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings over others, unless these are of another component."""
     same = over.get("name", under.get("name")) == under.get("name")
     return {**under, **over} if same else dict(over)
 

@@ -30,6 +30,7 @@ from luthier.training.checkpoint import GO_ON, Checkpoint, newest
 from luthier.training.command import command
 from luthier.training.context import training_context
 from luthier.training.estimate import estimate
+from luthier.training.from_adapter import compared_with_start
 from luthier.training.join import join
 from luthier.training.moments import AsToldNow, ByTheClock
 from luthier.training.pack import batches_of, computed
@@ -70,7 +71,7 @@ class Session:
 
         `callbacks` are the caller's own; `base` is the run's model where it is in memory already.
         """
-        self.run, self.notes, self.callbacks, self.base = run, notes, callbacks, base
+        self.run, self.notes, self.callbacks, self.base = compared_with_start(run), notes, callbacks, base
         self.rewards: list[Reward] = []
         self.console = Console(stderr=True, quiet=not (progress and is_main()))
 

@@ -97,6 +97,7 @@ class Training:
         return cls(**known_fields(cls, values))
 
 
+COMES = "the form, where it goes, its ranks and scales come with the adapter; leave them out"
 BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("steps", 1, math.inf),
     ("batch", 1, math.inf),
@@ -147,6 +148,9 @@ class Run(Choices, Basis):
     """The name of the adapter."""
     license: str | None = None
     """Licence of the adapter, for its card. Default: not stated; the base's licence is named."""
+    from_adapter: str | None = field(default=None, metadata={"called": "--from"})
+    """Go on from this adapter (a run, an adapter, or another library's folder): it starts as it is, with its form,
+    ranks and scales. Optimiser and schedule begin anew."""
     columns: str | None = None
     """The names of columns in the data, by their meaning: text=body,label=category."""
     strict: bool = False
@@ -167,12 +171,22 @@ class Run(Choices, Basis):
             self.form.with_rank(1)
         self.update.check_decay(self.training.weight_decay)
         mapping(self.columns)
+        if self.from_adapter is not None:
+            self._check_starts_once()
         if self.limit is not None and self.limit < 1:
             raise LuthierError(f"limit is {self.limit}; expected at least 1.")
         if (self.select is None) != (self.select_rows is None) or (self.select is None and self.target is not None):
             raise LuthierError("select, what chooses rows, and select_rows, how many, go together (target: what for).")
         if self.select is not None and self.select.targeted and self.target is None:
             raise LuthierError(f"{self.select.name()} takes rows that are near those of a task; name them (target).")
+
+    def _check_starts_once(self) -> None:
+        told = {"ranks": self.ranks, "init": self.init, "budget": self.budget, "also": self.also or None}
+        if given := [name for name, value in told.items() if value is not None]:
+            raise LuthierError(
+                f"{', '.join(given)} would start an adapter, and this run goes on from {self.from_adapter} "
+                f"(from_adapter, --from): {COMES}."
+            )
 
     @property
     def folder(self) -> Path:

@@ -20,7 +20,7 @@ ALL = "all"
 class Cache(Command):
     """List what the cache holds, check it byte for byte, or clear some of it.
 
-    It holds models (converted once), encoded rows of runs, and what was measured, in $LUTHIER_CACHE
+    It holds models (converted once), encoded rows of runs, what was measured, and imported adapters, in $LUTHIER_CACHE
     (~/.cache/luthier). All of it can be made again.
     """
 
@@ -35,7 +35,7 @@ class Cache(Command):
     action: Literal["list", "check", "clear"] = "list"
     """What to do: list, check or clear."""
     names: tuple[str, ...] = ()
-    """Entries, or kinds of them (models, encoded, measured), or all. What is cleared has to be named."""
+    """Entries, or kinds of them (models, encoded, measured, imported), or all. What is cleared has to be named."""
     json: bool = field(default=False, kw_only=True)
     """Print JSON."""
 
@@ -83,7 +83,7 @@ class Cache(Command):
 def _chosen(entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
     """The entries that are named, by their own name or their kind."""
     known = {ALL, *(e.kind for e in entries), *(e.name for e in entries)}
-    kinds = ("models", "encoded", "measured")
+    kinds = ("models", "encoded", "measured", "imported")
     for name in names:
         if name not in known and name not in kinds:
             raise LuthierError(f"the cache holds nothing called {name!r}{near(name, known) or '.'}")

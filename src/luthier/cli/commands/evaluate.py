@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from luthier.evaluating import Evaluation
 
 SAMPLES = 3
-CORRELATIONS = ("pearson", "mcc")
+NUMBERS = ("pearson", "mcc", "loss")
 """Metrics that are no shares of the rows."""
-UNREAD = ("scorer", "task", "split", "columns", "skip_bad_rows", "max_new_tokens", "max_length")
+CLASSES = 30
+"""The most classes whose confusion is printed; --out has all."""
+UNREAD = ("confusion", "scorer", "task", "split", "columns", "skip_bad_rows", "max_new_tokens", "max_length")
 """Flags that the harness does not read: its tasks say these things themselves."""
 
 
@@ -74,6 +76,8 @@ class Evaluate(Fitted):
     """Use the adapter on another base than the one it was trained on."""
     out: Path | None = field(default=None, kw_only=True)
     """Also write everything, all predictions included, to this .json file."""
+    confusion: Path | None = field(default=None, kw_only=True)
+    """Draw which class is taken for which to this file (.png, .svg, .pdf)."""
     json: bool = field(default=False, kw_only=True)
     """Print the result as JSON."""
 
@@ -148,6 +152,17 @@ class Evaluate(Fitted):
         )
         self._tell(found, scorer.name if scorer else None)
 
+    def _draw(self, found: Evaluation) -> None:
+        if self.confusion is None:
+            return
+        from luthier.core.guard import written
+        from luthier.evaluating.classes import draw
+
+        if not found.confusion:
+            raise LuthierError("--confusion shows classes, and these rows have none; leave it out.")
+        with written(str(self.confusion), "Choose another file."):
+            draw(found.confusion, self.confusion.expanduser(), f"{self.model}: {self.data}")
+
     def _examples(self, source: str) -> Examples:
         """The rows, for the task that was asked for, else for what the adapter was fitted for or the model is."""
         from luthier import data
@@ -165,6 +180,7 @@ class Evaluate(Fitted):
 
     def _tell(self, found: Evaluation, scorer: str | None) -> None:
         metric = next(iter(found.metrics))
+        self._draw(found)
         report = {"model": self.model, "adapter": self.adapter, "data": self.data, "scorer": scorer, "metric": metric}
         report |= asdict(found)
         if self.out is not None:
@@ -172,12 +188,13 @@ class Evaluate(Fitted):
         if self.json:
             say_json({key: value for key, value in report.items() if key != "predictions"})
             return
-        form = ".4f" if metric in CORRELATIONS else ".1%"
+        form = ".4f" if metric in NUMBERS else ".1%"
         score, low, high = (format(value, form) for value in (found.score, *found.interval))
         say(f"{metric} {score} (95% interval {low} to {high}) on {found.count:,} rows")
         for name, value in found.metrics.items():
             if name != metric:
                 say(f"{name} {value:.4g}")
+        _tables(found)
         if found.failed:
             row, reason = found.failed[0]
             tell(
@@ -186,6 +203,26 @@ class Evaluate(Fitted):
             )
         for each in found.predictions[:SAMPLES]:
             say("\n" + "\n".join(f"  {key}: {_short(value)}" for key, value in each.items()))
+
+
+def _tables(found: Evaluation) -> None:
+    """The figures of each task, of each class, and who is taken for whom."""
+    if found.tasks:
+        names = list(next(iter(found.tasks.values())))
+        say()
+        table(("task", *names), [(task, *map(_figure, each.values())) for task, each in found.tasks.items()])
+    if found.classes:
+        names = list(next(iter(found.classes.values())))
+        say()
+        table(("class", *names), [(name, *map(_figure, each.values())) for name, each in found.classes.items()])
+    if 1 < len(found.classes) <= CLASSES:
+        labels, counts = found.confusion["labels"], found.confusion["counts"]
+        say()
+        table(("right \\ predicted", *labels), [(label, *row) for label, row in zip(labels, counts, strict=True)])
+
+
+def _figure(value: float) -> object:
+    return value if isinstance(value, int) else f"{value:.4f}"
 
 
 def write(path: Path, report: dict[str, Any]) -> None:

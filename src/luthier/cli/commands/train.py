@@ -42,11 +42,14 @@ class Train(Telling, Signed):
         "luthier train smollm2-135m train.jsonl --out run --resume",
         "luthier train smollm2-135m train.jsonl --recipe lora --save-config run.toml --dry-run",
         "luthier train run.toml --lr 1e-4 --out second",
+        "luthier train smollm2-135m more.jsonl --from run --out second",
+        "luthier train --from run --steps 500 --out longer",
     )
 
-    model: str
+    model: str | None = None
     """A folder, a hub id, a .gguf file or a name of the catalogue (`luthier models`); or a run file (.toml, .yaml or
-    .json, run.json of a run too), which names model, data and settings. It comes first, and flags go before it."""
+    .json, run.json of a run too), which names model, data and settings. It comes first, and flags go before it.
+    Default: what the finished run of --from was of, with its data and settings."""
     data: str | None = None
     """A file (.jsonl, .csv, .parquet, …), a folder, a hub id or gym:<task>. Default: what the run file says."""
     method: str | None = field(default=None, kw_only=True)
@@ -69,8 +72,9 @@ class Train(Telling, Signed):
         from luthier.methods.recipe import form_named
         from luthier.training import Run, Training
 
-        file = _file(tokens[0] if tokens else "")
-        method, recipe = _chosen(option(tokens, "--method"), option(tokens, "--recipe"), file)
+        start = option(tokens, "--from")
+        file = _file(tokens[0] if tokens and not tokens[0].startswith("-") else None, start)
+        method, recipe = _chosen(option(tokens, "--method"), option(tokens, "--recipe"), file, start)
         form = Flags(form_named(method), f"Settings of {method}")
         return [Flags(Run, "Run", OWN), Flags(Training, "Training"), form, *component_flags(tokens, recipe)]
 
@@ -80,7 +84,7 @@ class Train(Telling, Signed):
         from luthier.training.runfile import values_of
 
         run = self.resolved(given)
-        notes = [*self.taken(), *chosen_by_rows(self.stated(given), run)]
+        notes = [*self.taken(run.from_adapter), *chosen_by_rows(self.stated(given), run)]
         if self.save_config is not None:
             from luthier.training.runfile import save_run_file
 
@@ -112,13 +116,18 @@ class Train(Telling, Signed):
 
         return run_stopped(given.get(Run, {}).get("out", Run.out))
 
-    def taken(self) -> list[str]:
-        """Returns where the settings come from that no flag sets: the recipe, or the method's own defaults."""
+    def taken(self, start: str | None = None) -> list[str]:
+        """Returns where the settings come from that no flag sets: the recipe, or the method's own defaults.
+
+        `start` is the adapter that the run goes on from.
+        """
         from luthier.cli.whose import summary
         from luthier.methods.recipe import recipe_files
 
-        file = _file(self.model)
+        file = _file(self.model, start)
         method, recipe = _chosen(self.method, self.recipe, file)
+        if start is not None and self.recipe is None and self.method is None and (file is None or self.model is None):
+            return [f"no method: the adapter of {start} goes on"]
         if file is not None and self.recipe is None:
             return [f"run file {file.path}" + (f", over the recipe {file.named}" if file.named else "")]
         if recipe is not None:
@@ -138,39 +147,63 @@ class Train(Telling, Signed):
         from luthier.methods.choices import CHOICES
         from luthier.methods.recipe import form_named
         from luthier.training import Run, Training
+        from luthier.training.from_adapter import extending, resolved
         from luthier.training.runfile import lasting
 
-        file = _file(self.model)
-        method, recipe = _chosen(self.method, self.recipe, file)
+        start = given.get(Run, {}).get("from_adapter")
+        if self.model is None and start is None:
+            raise LuthierError("train what? Name a model and data, a run file, or a finished run to extend (--from).")
+        file = _file(self.model, start)
+        method, recipe = _chosen(self.method, self.recipe, file, start)
         told = {name: value for name, value in given.get(Run, {}).items() if name not in CHOICES}
         if file is not None:
             file.check_trust(bool(told.get("trust_remote_code")))
         fields = {**(file.fields if file else {"model": self.model}), **({"data": self.data} if self.data else {})}
+        fields = extending(fields) if self.model is None else fields
         if "data" not in fields:
             raise LuthierError(f"{self.model} is to be fitted to data; name them behind it, or give a run file.")
         stated = recipe.training if recipe else {}
         training = Training.from_dict(lasting(stated, given.get(Training, {})))
-        return {**fields, **told, **choices(form_named(method), given, recipe), "training": training}
+        chosen = choices(form_named(method), given, recipe)
+        chosen = extending(chosen) if self.model is None else chosen
+        named = self.method is not None or self.recipe is not None or (self.model is not None and file and file.chosen)
+        formed = named or bool(given.get(form_named(method))) or "where" in told_choices(given)
+        return resolved({**fields, **told, **chosen, "training": training}, bool(formed))
 
 
-def _file(model: str) -> RunFile | None:
-    """The run file that stands in place of a model."""
+def told_choices(given: Given) -> set[str]:
+    """The names of the choices that flags state."""
+    from luthier.methods.choices import CHOICES
+    from luthier.training import Run
+
+    return set(CHOICES) & set(given.get(Run, {}))
+
+
+def _file(model: str | None, start: str | None) -> RunFile | None:
+    """The run file that stands in place of a model, or that of the finished run that is gone on from."""
+    from luthier.training.from_adapter import run_file_of
     from luthier.training.runfile import is_run_file, read_run_file
 
+    if model is None:
+        return read_run_file(run_file_of(start)) if start is not None else None
     return read_run_file(model) if is_run_file(model) else None
 
 
-def _chosen(method: str | None, recipe: str | None, file: RunFile | None) -> tuple[str, Recipe | None]:
-    """The method and the recipe under it: the one named, or what a run file says where it is of that method.
+def _chosen(
+    method: str | None, recipe: str | None, file: RunFile | None, start: str | None = None
+) -> tuple[str, Recipe | None]:
+    """The method and the recipe under it: the one named, or what a run file says where it is of that method, or that
+    of the adapter `start`.
 
     A recipe for another method than the one asked for is refused.
     """
     from luthier.core.contracts.component import find
     from luthier.methods.recipe import read_recipe
+    from luthier.training.from_adapter import form_name
     from luthier.training.runfile import METHOD
 
     if recipe is None and file is None:
-        return method or METHOD, None
+        return method or (form_name(start) if start else None) or METHOD, None
     if recipe is not None and file is not None:
         raise LuthierError(f"{file.path} is the run, and --recipe {recipe} another one; name the recipe in the file.")
     read = file.recipe if file else read_recipe(recipe or "")

@@ -7,8 +7,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from luthier import data
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.measures.scores import test
@@ -16,6 +14,7 @@ from luthier.comparing.plan import Job, Plan
 from luthier.comparing.record import write
 from luthier.comparing.rows import LONGEST
 from luthier.data import Examples
+from luthier.evaluating.texts import figures, foretold
 
 FOLDER = "before"
 HELD = "held text loss"
@@ -85,16 +84,5 @@ def _of_base(fitted: Fitted, measure: Measure) -> float:
 
 def text_loss(fitted: Fitted, texts: Examples, batch: int) -> float:
     """Mean loss of the tokens of `texts`, read in pieces of `LONGEST` tokens."""
-    features = data.encode_all(texts, fitted.processor, task="causal-lm", max_length=LONGEST, truncate=True)
-    features.sort(key=lambda feature: len(feature["input_ids"]), reverse=True)
-    collator, model = data.collator_for("causal-lm", fitted.processor), fitted.model
-    device = next(model.parameters()).device
-    total = count = 0.0
-    with torch.inference_mode():
-        for start in range(0, len(features), batch):
-            inputs = collator(features[start : start + batch])
-            inputs.pop("rows")
-            labels = int(inputs["labels"][:, 1:].ne(-100).sum())
-            loss = model(**{key: value.to(device) for key, value in inputs.items()}).loss
-            total, count = total + loss.item() * labels, count + labels
-    return total / count
+    found = foretold(fitted.model, fitted.processor, texts, batch=batch, max_length=LONGEST)
+    return figures(found)["loss"]

@@ -12,7 +12,7 @@ from luthier.comparing.plan import Job
 from luthier.comparing.sources import Sourced
 from luthier.comparing.study import Study
 from luthier.data import Example, Examples
-from luthier.evaluating.evaluate import Evaluation, evaluate
+from luthier.evaluating import Evaluation, evaluate
 
 SAMPLES = 8
 """Test rows whose answers are kept, over the parts of the test in turn."""

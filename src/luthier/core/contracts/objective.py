@@ -45,6 +45,8 @@ with its adapter off and by the model that sampled it; in a batch [rows, T]."""
 SAMPLED_FIGURES = ("reward", "tokens", "truncated", "empty", "failed", "flat")
 """The reward (NaN where it is not known), the length, and whether it hit the length limit, has no text, could not be
 scored, or is of a prompt all of whose answers have one reward."""
+BASE = "base"
+"""What the setting `reference` of an objective calls the base, of a run that goes on from an adapter."""
 Figures = dict[str, Tensor]
 """Figures of a batch beside its loss: by name, one number for each row (or pair) that the figure is a mean over."""
 

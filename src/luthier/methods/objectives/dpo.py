@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from luthier.core.contracts.objective import BASE
 from luthier.core.errors import LuthierError
 from luthier.methods.objectives._pairs import Pairs, Sides, against, answers, figures, preferred
 
@@ -39,7 +40,8 @@ class DPO(Pairs):
     smoothing: float = 0.0
     """ε, the share of the pairs that are taken to be the wrong way round, below a half; sigmoid alone has it."""
     reference: str | None = None
-    """A run or adapter folder of the same base that is the reference. Default: the base itself."""
+    """A run or adapter folder of the same base that is the reference, or base. Default: what training starts from: the
+    adapter that the run goes on from, else the base."""
 
     def check(self) -> None:
         self.within("beta", 0)
@@ -50,11 +52,11 @@ class DPO(Pairs):
             raise LuthierError(f"smoothing belongs to sigmoid; the variant {self.variant} would ignore it.")
 
     def reference_adapter(self):
-        return self.reference
+        return None if self.reference == BASE else self.reference
 
     def loss_and_figures(self, model, batch):
         logps, tokens = answers(model, batch)
-        ratios = logps.less(against(model, batch, self.reference))
+        ratios = logps.less(against(model, batch, self.reference_adapter()))
         rewards = Sides(self.beta * ratios.chosen, self.beta * ratios.rejected)
         kl = -(ratios.chosen + ratios.rejected).detach() / 2
         return self.of(ratios, tokens).mean(), figures(rewards, tokens) | {"kl": kl}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.contracts.objective import ALSO, REFERENCE, Feature, Objective
+from luthier.core.contracts.objective import ALSO, BASE, REFERENCE, Feature, Objective
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -39,14 +39,15 @@ class KTO(Objective):
     unwanted: float = 1.0
     """λ_U, the weight of the others."""
     reference: str | None = None
-    """A run or adapter folder of the same base that is the reference. Default: the base itself."""
+    """A run or adapter folder of the same base that is the reference, or base. Default: what training starts from: the
+    adapter that the run goes on from, else the base."""
 
     def check(self) -> None:
         for name in ("beta", "wanted", "unwanted"):
             self.within(name, 0)
 
     def reference_adapter(self):
-        return self.reference
+        return None if self.reference == BASE else self.reference
 
     def rows(self, rows):
         judged = {example.row: example.wanted for example in rows.examples.rows}
@@ -70,7 +71,7 @@ class KTO(Objective):
         from luthier.methods.log_probs import log_probs, reference_log_probs
 
         whole = {key: value for key, value in batch.items() if key != WANTED}
-        known = reference_log_probs(model, whole, self.reference)
+        known = reference_log_probs(model, whole, self.reference_adapter())
         inputs = {key: value for key, value in batch.items() if key not in (WANTED, REFERENCE)}
         own = {key: value[0::2] for key, value in inputs.items()}
         sums, tokens = log_probs(model, own)

@@ -1,0 +1,88 @@
+"""A file of rows that is written bit by bit: a kill loses nothing, and what goes on writes the very same file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import LuthierError
+from luthier.core.files import read_json, replace_json
+from luthier.core.guard import written
+
+
+@dataclass
+class Journal:
+    """Rows on their way to the file `out`: they lie in `.out.part` beside it, and how far they go in `.out.state`."""
+
+    out: Path
+    inputs: dict[str, Any]
+    """What the rows follow from; going on with others is refused."""
+    done: int = 0
+    """The number of input rows that are through."""
+    bytes: int = 0
+    kept: dict[str, Any] = field(default_factory=dict)
+    """Counts that go on with the file."""
+
+    @property
+    def part(self) -> Path:
+        """The file while it is written."""
+        return self.out.with_name(f".{self.out.name}.part")
+
+    @property
+    def state(self) -> Path:
+        """What tells how far it goes."""
+        return self.out.with_name(f".{self.out.name}.state")
+
+    def open(self, resume: bool, overwrite: bool) -> None:
+        """Finds where to go on; raises for a file that would be lost, or one that was begun with other inputs."""
+        if resume and overwrite:
+            raise LuthierError("resume goes on with a file and overwrite starts again; choose one.")
+        if not self.out.parent.is_dir():
+            raise LuthierError(f"{self.out.parent} is not a folder, so {self.out} cannot be written there.")
+        if self.out.exists() and not overwrite:
+            raise LuthierError(f"{self.out} exists; replace it (overwrite), or choose another file (out).")
+        begun = self.state.is_file()
+        if begun and not (resume or overwrite):
+            raise LuthierError(f"{self.out} was begun before; go on with it (resume), or start again (overwrite).")
+        if begun and resume:
+            self._continue(read_json(self.state))
+        with written(str(self.out)):
+            if not (begun and resume):
+                self.state.unlink(missing_ok=True)
+                self.part.unlink(missing_ok=True)
+            with open(self.part, "ab") as file:
+                file.truncate(self.bytes)
+
+    def _continue(self, stored: Mapping[str, Any]) -> None:
+        differing = [key for key, value in self.inputs.items() if stored["inputs"].get(key) != value]
+        if differing:
+            raise LuthierError(
+                f"{self.out} was begun with another {', '.join(differing)}; give the same again, or start anew "
+                "(overwrite)."
+            )
+        there = self.part.stat().st_size if self.part.is_file() else 0
+        if there < stored["bytes"]:
+            raise LuthierError(f"{self.part} is shorter than it was; start again (overwrite).")
+        self.done, self.bytes, self.kept = stored["done"], stored["bytes"], stored["kept"]
+
+    def add(self, rows: Sequence[Mapping[str, Any]], done: int, kept: Mapping[str, Any]) -> None:
+        """Adds rows, those of the next `done` input rows, and the counts so far; they are on disk when it returns."""
+        text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode("utf-8")
+        with written(str(self.out), "Go on with resume."):
+            with open(self.part, "ab") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            self.done, self.bytes, self.kept = self.done + done, self.bytes + len(text), dict(kept)
+            state = {"inputs": self.inputs, "done": self.done, "bytes": self.bytes, "kept": self.kept}
+            replace_json(self.state, state)
+
+    def close(self) -> None:
+        """Gives the file its name."""
+        with written(str(self.out), "Go on with resume."):
+            os.replace(self.part, self.out)
+            self.state.unlink(missing_ok=True)

@@ -1,0 +1,6 @@
+"""What type checkers know of this package. Written by `python -m luthier.cli.stubs`; edit the source, not this file."""
+
+from luthier.methods.rewrites.multicritique import MultiCritique as MultiCritique
+from luthier.methods.rewrites.s3ft import S3FT as S3FT
+
+AXIS: str
