@@ -17,6 +17,7 @@ from luthier.core.lazy import Lazy
 from luthier.core.storage.folder import adapter_folder
 from luthier.data import Examples
 from luthier.measuring.trial import trial
+from luthier.methods.row_model import Reader
 from luthier.training.spec import Run
 from luthier.training.task_columns import columns_of, tagged, task_indices
 
@@ -258,7 +259,8 @@ def _selected(run: Run, examples: Examples) -> tuple[Examples, dict[str, Any]]:
             named=run.columns,
             preferences=judges(run),
         )
-    pool = Pool(examples, target, run.training.seed, data.states_by(run.model, examples.task))
+    states, reader = data.states_by(run.model, examples.task), Reader(run.model, examples.task)
+    pool = Pool(examples, target, run.training.seed, states, reader)
     found = {"selected_of": len(examples), "target_fingerprint": target.fingerprint if target else None}
     return data.choose(run.select, pool, run.select_rows).examples, found
 
