@@ -31,7 +31,7 @@ class Reader:
     task: str = "causal-lm"
     where: str | None = "all-linear"
     """The layers whose weights' gradients are taken; None: the parameters that are trained, an adapter's."""
-    batch: int = 8
+    batch: int = 4
     max_length: int = LONGEST
     loaded: Any = field(default=None, repr=False)
     """What `luthier.models.load` gives."""

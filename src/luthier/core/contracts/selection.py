@@ -91,9 +91,9 @@ class Selection(Component):
 
     def score(self, pool: Pool) -> np.ndarray:
         """Scores each row of the pool, [rows], finite; the highest are taken first."""
-        raise LuthierError(f"{self.name()} finds rows near a prompt and scores none; choose another one.")
+        raise LuthierError(f"{self.name()} does not score rows; choose another one (luthier list selections).")
 
     def nearest(self, queries: Sequence[Example], pool: Pool, count: int) -> list[list[int]]:
         """For each query, the places of at most `count` rows of the pool, the best first; never the query itself, nor
         another row with its input."""
-        raise LuthierError(f"{self.name()} scores rows and finds none near a prompt; choose another one.")
+        raise LuthierError(f"{self.name()} finds none near a prompt; choose another one, as bm25.")

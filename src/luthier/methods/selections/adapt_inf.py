@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.contracts.selection import Selection, Taken
 from luthier.core.errors import LuthierError
+from luthier.methods.selections._embedded import clusters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +78,7 @@ class AdaptInf(Selection):
         norms = np.linalg.norm(gradients, axis=1)
         directions = gradients / norms[:, None].clip(min=1e-12)
         scorers = dict(model.figures(pool.examples)) | {"gradient": norms}
-        which = clustered(directions, min(self.clusters, len(directions)), pool.seed)
+        which = clusters(directions, self.clusters, pool.seed, "adapt_inf")
         groups = [np.flatnonzero(which == c) for c in range(which.max() + 1)]
         gone = [int(i) for group in groups for i in redundant(directions, group, self.same)]
         kept = [np.setdiff1d(group, gone) for group in groups]
@@ -89,19 +90,6 @@ class AdaptInf(Selection):
             draw = np.random.default_rng([pool.seed, number])
             places += [int(group[i]) for i in ccs(values, share, self.strata, self.cut, draw)]
         return Taken(sorted(places, key=lambda i: (-scores[i], i)), scores, sorted(gone))
-
-
-def clustered(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The cluster of each point, [rows], by k-means."""
-    try:
-        from sklearn.cluster import KMeans
-    except ImportError:
-        raise LuthierError("adapt_inf needs scikit-learn: pip install 'luthier[ot]'") from None
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fewer distinct points than clusters: some stay empty
-        return KMeans(count, n_init=1, random_state=seed).fit(points).labels_
 
 
 def redundant(directions: np.ndarray, group: np.ndarray, same: float) -> list[int]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.contracts.selection import Selection, Taken
 from luthier.core.errors import LuthierError
-from luthier.data.texts import WORD, full_text, prompt_text
+from luthier.data.texts import full_text, prompt_text
+from luthier.methods.selections._embedded import hashed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -178,17 +179,3 @@ def _answer(row: Any, asked: str) -> str:
     if row.label is not None:
         return str(row.label)
     return full_text(row)[len(asked) :] or asked
-
-
-def hashed(texts: Sequence[str], width: int) -> np.ndarray:
-    """Signed counts of hashed words, each row of norm 1, [texts, width]."""
-    import zlib
-
-    import numpy as np
-
-    found = np.zeros((len(texts), width))
-    for row, text in enumerate(texts):
-        for word in WORD.findall(text.lower()):
-            code = zlib.crc32(word.encode())
-            found[row, code % width] += 1 if code >> 31 else -1
-    return found / np.linalg.norm(found, axis=1, keepdims=True).clip(min=1e-12)
