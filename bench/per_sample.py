@@ -48,7 +48,7 @@ def timed(options: argparse.Namespace) -> dict[str, float]:
     batches, model = list(reader.batches(examples)[0]), reader.loaded.model
     sites = list(lt.select(model, "all-linear"))
     weights = [model.get_submodule(site.path).weight for site in sites]
-    found = dict.fromkeys(("full", "frozen", "projected"), 0.0)
+    found: dict[str, float] = dict.fromkeys(("full", "frozen", "projected"), 0.0)
 
     def full(batch) -> None:
         for p in model.parameters():

@@ -77,7 +77,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
         preferences=judges(run),
     )
     check_kind(run, examples)
-    train, held = _divide(run, examples)
+    train, held = divide(run, examples)
     processor, positions = trial(
         run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also, run.init
     )
@@ -204,8 +204,8 @@ def _unread(run: Run, processor: Any, beside: Sequence[str | None], *parts: Exam
     return found
 
 
-def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples | None]:
-    """(training rows, evaluation rows)."""
+def divide(run: Run, examples: Examples) -> tuple[Examples, Examples | None]:
+    """Returns (training rows, evaluation rows)."""
     settings = run.training
     if run.eval_data is not None:
         return examples, _other(run, examples)

@@ -149,7 +149,7 @@ class Played:
     def __call__(self, policy: nn.Module) -> Tensor:
         """The mean loss of each world, over its games."""
         labels, noise = (each.repeat_interleave(self.games, 0) for each in (self.worlds.labels, self.worlds.noise))
-        votes, log_p = Votes.none(*labels.shape, 2), torch.zeros(len(labels))
+        votes, log_p = Votes.none(len(labels), self.cells.count, 2), torch.zeros(len(labels))
         for t in range(self.horizon):
             found = policy(votes.seen(self.cells, 1 - t / self.horizon))
             cell = torch.multinomial(found.detach().exp(), 1, generator=self.draw)

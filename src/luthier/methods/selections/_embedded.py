@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.contracts.selection import Pool
 from luthier.core.errors import LuthierError
@@ -49,4 +49,5 @@ def clusters(found: np.ndarray, count: int, seed: int, name: str) -> np.ndarray:
         raise LuthierError(f"{name} needs scikit-learn: pip install 'luthier[ot]'") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fewer distinct points than clusters: some stay empty
-        return KMeans(min(count, len(found)), n_init=1, random_state=seed).fit(found).labels_
+        made: Any = KMeans(min(count, len(found)), random_state=seed)  # one start, by k-means++
+        return made.fit(found).labels_

@@ -76,7 +76,9 @@ class DEALRec(Selection):
     def score(self, pool):
         import numpy as np
 
-        gradients = pool.read("dealrec").gradients(pool.examples, self.size, pool.seed) if self.reads_rows else None
+        gradients = np.zeros((0, 0))
+        if self.reads_rows:
+            gradients = pool.read("dealrec").gradients(pool.examples, self.size, pool.seed)
         if self.surrogate == "words":
             found = self.influence(*words(pool.examples.rows))
         else:
@@ -153,7 +155,7 @@ def stratified(places: Sequence[int], scores: np.ndarray, strata: int, budget: i
     values = scores[list(places)]
     low, high = float(values.min()), float(values.max())
     which = np.minimum(((values - low) / ((high - low) or 1.0) * strata).astype(int), strata - 1)
-    groups = [[places[i] for i in np.flatnonzero(which == s)] for s in range(strata)]
+    groups = [[places[int(i)] for i in np.flatnonzero(which == s)] for s in range(strata)]
     groups = sorted((group for group in groups if group), key=len)
     draw, found = np.random.default_rng(seed), []
     for number, group in enumerate(groups):
