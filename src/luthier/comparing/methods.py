@@ -20,7 +20,7 @@ from luthier.methods.forms.full import Full
 from luthier.methods.recipe import read_recipe, recipe_files
 from luthier.training.spec import Training
 
-OWN = ("lr", "schedule", "warmup", "weight_decay", "clip")
+OWN = ("lr", "schedule", "min_lr", "decay", "cycles", "power", "warmup", "weight_decay", "clip")
 """Settings of training that are a method's own. How much it sees (steps, batch, lengths) is the study's to say."""
 PEFT = {"lora": False, "dora": True}
 """Competitors of peft, with `LoraConfig.use_dora`."""

@@ -177,6 +177,8 @@ def _jobs(study: Study, model: str, read: Sourced, method: Method, shapes: Shape
     for seed in study.seeds:
         place = folder / RUNS / model / read.name / file_name(method.name) / f"seed-{seed}"
         run = run_of(study, model, read, fitted, seed, place / "run")
+        if fitted.kind == "peft" and run.training.best is not None:
+            raise LuthierError(f"{fitted.name} is peft's own model, whose best evaluation is not kept; leave best out.")
         if fitted.shots:
             new = study.data[read.name].max_new_tokens
             check_shots(read, fitted, run, shapes.processor, models.positions(shapes.empty), new)

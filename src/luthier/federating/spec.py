@@ -88,5 +88,9 @@ def check_run(run: Run) -> None:
             f"{run.objective.name()} goes by the base as it was before training, which a federation changes from round "
             "to round; take an objective without a reference or a teacher (orpo, simpo, cpo)."
         )
+    if run.training.best is not None:
+        raise LuthierError(
+            "best keeps the adapter of one run's best evaluation, and a client's round has none; leave it out."
+        )
     if run.training.quantize is not None or run.training.shard:
         raise LuthierError("the rounds' changes are folded into the base, which must be whole (no quantize, no shard).")

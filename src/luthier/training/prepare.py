@@ -117,6 +117,13 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
             f"{objective.name()} goes by the evaluation loss, and no row is held out; give evaluation data "
             "(eval_data) or a share of the rows (eval_fraction)."
         )
+    if held is None and run.training.best is not None:
+        raise LuthierError(
+            f"best goes by the evaluation ({run.training.best}), and no row is held out; give evaluation data "
+            "(eval_data) or a share of the rows (eval_fraction)."
+        )
+    if run.training.neftune and examples.task.startswith(("image", "audio")):
+        raise LuthierError(f"neftune is noise on token embeddings, and {examples.task} has no tokens; leave it out.")
     plain, seen = _seen(run, train, encoded[0], encode)
     evaluation = shaped[1] if held else []
     told = _told(run, encoded)

@@ -25,15 +25,16 @@ from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, write_json
 from luthier.core.guard import guarded, written
 from luthier.data import Collator, sizes_of
+from luthier.methods.noise import noisy
 from luthier.training.checkpoint import GO_ON, WRITING, clean, commit
 from luthier.training.context import running_norms
 from luthier.training.figures import FigureSums
 from luthier.training.order import ByLength
+from luthier.training.schedule import PLAIN, is_plain, shape
 from luthier.training.spec import Run
 
 ADAPTER = "adapter.safetensors"
 REMEMBERED = "objective.json"
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> transformers.TrainingArguments:
@@ -46,7 +47,7 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
         per_device_eval_batch_size=settings.batch,
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=run.lr,
-        lr_scheduler_type=SCHEDULES[settings.schedule],
+        lr_scheduler_type=PLAIN.get(settings.schedule, "constant"),
         warmup_steps=math.ceil(settings.warmup * steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.clip,
@@ -161,13 +162,15 @@ class Trainer(transformers.Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> Any:
         """Creates the learning-rate schedule, which restarts where the update restarts."""
-        turns = self.run.update.restarts(num_training_steps)
-        if self.lr_scheduler is not None or not turns:
+        turns, own = self.run.update.restarts(num_training_steps), not is_plain(self.run.training)
+        if self.lr_scheduler is not None or not (turns or own):
             return super().create_scheduler(num_training_steps, optimizer)
         starts = (0, *turns)
         alone = torch.optim.SGD([torch.zeros(1)], lr=1.0)  # gives the shape of a schedule, and steps nothing
         shapes = [
-            transformers.get_scheduler(
+            shape(self.run.training, end - start)
+            if own
+            else transformers.get_scheduler(
                 self.args.lr_scheduler_type, alone, math.ceil(self.run.training.warmup * (end - start)), end - start
             ).lr_lambdas[0]  # pyright: ignore[reportAttributeAccessIssue]
             for start, end in zip(starts, (*turns, num_training_steps), strict=True)
@@ -222,7 +225,9 @@ class Trainer(transformers.Trainer):
         assert isinstance(totals, Tensor)  # counted above for every step
         shares = objective.part_weights(totals, self.objective_state) * self.token_counts(inputs) / totals.clamp(min=1)
         at = At(self.state.global_step, self.state.max_steps, True, self.teacher)
-        means, figures = objective.loss_and_figures(model, objective.inputs(inputs, at))
+        shown = objective.inputs(inputs, at)
+        with noisy(model, self.run.training.neftune, shown):
+            means, figures = objective.loss_and_figures(model, shown)
         self.figures.add(figures)
         loss = (means * shares.to(means.dtype)).sum()
         if not math.isfinite(loss.item()):

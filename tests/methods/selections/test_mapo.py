@@ -166,6 +166,18 @@ def test_it_asks_for_rows_without_a_label(name, pool):
     assert len(known) == len(pool.examples)
 
 
+def test_a_part_of_the_pool_keeps_its_cells(pool):
+    """A row that is passed over does not have the policy trained again."""
+    from luthier.methods.selections import mapo
+
+    chosen = MAPO(**settings("mapo"))
+    chosen.query(pool, {}, 5)
+    before = mapo._LAID[chosen, pool.seed]
+    part = Pool(pool.examples.keep(pool.examples.rows[3:]), seed=pool.seed)
+    chosen.query(part, {}, 5)
+    assert mapo._LAID[chosen, pool.seed] is before
+
+
 def test_margin_asks_where_two_classes_are_close(tmp_path):
     rows = [{"text": t, "label": "x"} for t in ("ship sail", "oven flour", "ship sail wave", "ship oven", "oven sugar")]
     pool = Pool(data.load(write_rows(tmp_path / "rows.jsonl", rows)))

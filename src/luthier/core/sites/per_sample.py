@@ -142,7 +142,8 @@ def _by_batch(
     _untrained(model, stack)
     rows = _Rows()
     for path, layer in layers.items():
-        stack.callback(layer.register_forward_hook(_hook(path, sketch, rows)).remove)
+        hook = _hook(path, sketch, rows)
+        stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
     for batch in batches:
         rows.count = rows_of(batch)
         losses(model, batch).sum().backward()
@@ -151,11 +152,12 @@ def _by_batch(
         yield sketch.taken()
 
 
-def _hook(path: str, sketch: Sketch, rows: _Rows) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
+def _hook(path: str, sketch: Sketch, rows: _Rows) -> Callable[[nn.Module, tuple, dict, Tensor], Tensor]:
     """Projects what enters the layer now, and what comes back to it in the backward pass."""
 
-    def entered(layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        x = sketch.narrow(f"{path}.weight in", _by_sample(path, args[0].detach(), rows.count))
+    def entered(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        x = sketch.narrow(f"{path}.weight in", _by_sample(path, given.detach(), rows.count))
         if not output.requires_grad:  # the first layer: nothing before it is traced
             output = output.detach().requires_grad_().clone()
 

@@ -96,7 +96,7 @@ def _files(libc) -> None:
     rights = (1 << RIGHTS[min(version, 5)]) - 1
     attributes = struct.pack("=QQ", rights, 3) if version >= 4 else struct.pack("=Q", rights)
     ruleset = _done(libc.syscall(LANDLOCK_CREATE, attributes, len(attributes), 0), "the limit of files (Landlock)")
-    library = os.path.dirname(os.__file__)
+    library = os.path.dirname(os.path.dirname(os.__file__))  # with the shared libraries that it may bring
     for place in dict.fromkeys(map(os.path.realpath, (library, *LIBRARIES))):
         if os.path.isdir(place):
             opened = os.open(place, os.O_PATH | os.O_CLOEXEC)

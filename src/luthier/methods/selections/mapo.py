@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.errors import LuthierError
+from luthier.data.texts import full_text
 from luthier.methods.selections._embedded import clusters, points
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,18 @@ class MAPO(Selection):
         from luthier.methods.selections._cells import Votes
 
         laid = _laid(self, pool)
+        which = [laid.cell_of[_key(row)] for row in pool.examples.rows]
         horizon = min(len(known) + budget, 2 * laid.cells.count)
         policy = _policy(self, laid, horizon, pool.seed)
         names = sorted(set(known.values()))
         votes = Votes.none(1, laid.cells.count, max(2, len(names)))
         for place, label in known.items():
-            votes.add(torch.tensor([laid.which[place]]), torch.tensor([names.index(label)]))
+            votes.add(torch.tensor([which[place]]), torch.tensor([names.index(label)]))
         with torch.inference_mode():
             found = policy(votes.seen(laid.cells, budget / (len(known) + budget)))[0].numpy()
-        free = [place for place in range(len(laid.which)) if place not in known]
-        open_ = {int(laid.which[place]) for place in free}
-        cell = max(open_, key=lambda c: (found[c], -c))
-        rows = [place for place in free if laid.which[place] == cell]
+        free = [place for place in range(len(which)) if place not in known]
+        cell = max({which[place] for place in free}, key=lambda c: (found[c], -c))
+        rows = [place for place in free if which[place] == cell]
         return int(np.random.default_rng([pool.seed, len(known)]).choice(rows))
 
 
@@ -79,8 +77,8 @@ class MAPO(Selection):
 class _Laid:
     """A pool in cells."""
 
-    which: np.ndarray
-    """The cell of each row."""
+    cell_of: dict[tuple[int, str], int]
+    """The cell of each row, by its number and what it says."""
     cells: Any
 
 
@@ -88,9 +86,15 @@ _LAID: dict[tuple[Any, ...], _Laid] = {}
 """The cells of the pool that was asked last: a question needs them again, and their policy."""
 
 
+def _key(row: Any) -> tuple[int, str]:
+    return row.row, full_text(row)
+
+
 def _laid(settings: MAPO, pool: Pool) -> _Laid:
-    key = (settings, pool.examples.fingerprint, len(pool.examples), pool.seed)
-    if key not in _LAID:
+    """The cells of a pool; a part of the last pool keeps its cells, so that a skipped row costs no training."""
+    key = (settings, pool.seed)
+    known = _LAID.get(key)
+    if known is None or not all(_key(row) in known.cell_of for row in pool.examples.rows):
         _LAID.clear()
         _LAID[key] = _divided(settings, pool)
     return _LAID[key]
@@ -111,7 +115,8 @@ def _divided(settings: MAPO, pool: Pool) -> _Laid:
     centres = np.stack([found[which == c].mean(0) for c in range(len(known))])
     distance = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
     share = np.bincount(which) / len(which)
-    return _Laid(which, Cells(torch.tensor(share).float(), torch.tensor(distance / distance.max()).float()))
+    cell_of = {_key(row): int(cell) for row, cell in zip(pool.examples.rows, which, strict=True)}
+    return _Laid(cell_of, Cells(torch.tensor(share).float(), torch.tensor(distance / distance.max()).float()))
 
 
 @functools.lru_cache(maxsize=4)
