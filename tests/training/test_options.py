@@ -123,7 +123,7 @@ def test_figures_of_which_more_is_better(llama, additions, tmp_path):
     assert not made._spent()
     with pytest.raises(LuthierError, match="no row is held out"):
         train(run(llama, additions, tmp_path, best="loss", eval_fraction=0.0), progress=False)
-    with pytest.raises(LuthierError, match="an evaluation of this run tells: loss"):
+    with pytest.raises(LuthierError, match="best is 'bleu'; an evaluation of this run tells: loss"):
         train(run(llama, additions, tmp_path, best="bleu"), progress=False)
 
 
@@ -150,3 +150,27 @@ def test_label_smoothing_is_its_equation():
     wanted = -0.7 * own - 0.3 * log_p.mean()
     smoothing = lt.find("objectives", "label_smoothing")
     assert torch.allclose(smoothing(epsilon=0.3).loss(model, batch), wanted, rtol=1e-10)  # type: ignore[attr-defined]
+
+
+# --- optimisers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adafactor", "sgd", "lion", "adamw_8bit"])
+def test_an_optimiser_is_the_one_that_was_asked_for(llama, additions, tmp_path, name):
+    """It learns, otherwise than AdamW does, and a run that is resumed is the whole run, bit for bit."""
+    if name in ("lion", "adamw_8bit"):
+        pytest.importorskip("bitsandbytes")
+    rate = {"sgd": 0.5, "lion": 1e-3}.get(name, 1e-2)
+    wanted = run(llama, additions, tmp_path / "a", steps=4, lr=rate, optimizer=name, save_every=2)
+    done = train(wanted, progress=False)
+    plain = train(run(llama, additions, tmp_path / "b", steps=4, lr=rate), progress=False)
+    assert done.losses != plain.losses and done.losses[-1][1] < done.losses[0][1] + 0.5
+    import shutil
+
+    shutil.rmtree(wanted.folder / "checkpoints" / "step-4")
+    assert train(wanted, resume=True, progress=False).losses == done.losses
+
+
+def test_an_update_of_adamw_goes_with_adamw_alone(llama, additions, tmp_path):
+    with pytest.raises(LuthierError, match="changes what AdamW does, and the optimiser is sgd"):
+        replace(run(llama, additions, tmp_path, optimizer="sgd"), update=lt.find("updates", "lora_plus")())  # type: ignore[arg-type]

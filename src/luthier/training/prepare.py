@@ -122,6 +122,9 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
             f"best goes by the evaluation ({run.training.best}), and no row is held out; give evaluation data "
             "(eval_data) or a share of the rows (eval_fraction)."
         )
+    figures = ["loss", *(name for group in objective.curves for name in group)]
+    if run.training.best is not None and run.training.best not in figures:
+        raise LuthierError(f"best is {run.training.best!r}; an evaluation of this run tells: {', '.join(figures)}.")
     if run.training.neftune and examples.task.startswith(("image", "audio")):
         raise LuthierError(f"neftune is noise on token embeddings, and {examples.task} has no tokens; leave it out.")
     plain, seen = _seen(run, train, encoded[0], encode)

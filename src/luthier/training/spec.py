@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,8 @@ class Training:
     """Of polynomial: the exponent of (1 - t)."""
     warmup: float = 0.06
     """The share of the steps in which the learning rate warms up from zero."""
+    optimizer: Literal["adamw", "adafactor", "lion", "adamw_8bit", "sgd"] = "adamw"
+    """The optimiser: torch's AdamW and SGD, transformers' Adafactor, bitsandbytes' Lion and AdamW with 8-bit states."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     clip: float = 1.0
@@ -97,6 +100,8 @@ class Training:
         if self.eval_fraction >= 1:
             raise LuthierError("eval_fraction is 1, which leaves no row to train on.")
         check_schedule(self)
+        if self.optimizer in ("lion", "adamw_8bit") and find_spec("bitsandbytes") is None:
+            raise LuthierError(f"optimizer={self.optimizer} needs bitsandbytes: pip install 'luthier[quant]'")
         if self.patience is not None and self.best is None:
             raise LuthierError("patience counts evaluations that are not better; say by which figure (best, as loss).")
         if self.best is not None and self.shard:
@@ -191,6 +196,11 @@ class Run(Choices, Basis):
             parameters_of(self.budget, 10**12)  # its words, before the model is known
             self.form.with_rank(1)
         self.update.check_decay(self.training.weight_decay)
+        if self.training.optimizer != "adamw" and self.update.name() != "adamw":
+            raise LuthierError(
+                f"{self.update.name()} changes what AdamW does, and the optimiser is {self.training.optimizer}; leave "
+                "one of the two out."
+            )
         mapping(self.columns)
         if self.limit is not None and self.limit < 1:
             raise LuthierError(f"limit is {self.limit}; expected at least 1.")

@@ -31,7 +31,7 @@ from luthier.training.context import running_norms
 from luthier.training.figures import FigureSums
 from luthier.training.order import ByLength
 from luthier.training.schedule import PLAIN, is_plain, shape
-from luthier.training.spec import Run
+from luthier.training.spec import Run, Training
 
 ADAPTER = "adapter.safetensors"
 REMEMBERED = "objective.json"
@@ -50,6 +50,7 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
         lr_scheduler_type=PLAIN.get(settings.schedule, "constant"),
         warmup_steps=math.ceil(settings.warmup * steps),
         weight_decay=settings.weight_decay,
+        **optim_of(settings),
         max_grad_norm=settings.clip,
         seed=settings.seed,
         eval_strategy="steps" if evaluates else "no",
@@ -70,6 +71,15 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
     made._setup_devices  # noqa: B018  counts the GPUs; one process uses one, torchrun starts more
     made._n_gpu = min(made._n_gpu, 1)
     return made
+
+
+OPTIMISERS = {"adafactor": "adafactor", "lion": "lion_32bit", "adamw_8bit": "adamw_bnb_8bit", "sgd": "sgd"}
+"""Optimisers beside AdamW, by transformers' names."""
+
+
+def optim_of(settings: Training) -> dict[str, Any]:
+    """Returns the arguments that choose the optimiser; AdamW is what transformers takes by itself."""
+    return {} if settings.optimizer == "adamw" else {"optim": OPTIMISERS[settings.optimizer]}
 
 
 class Diverged(LuthierError):
@@ -144,7 +154,7 @@ class Trainer(transformers.Trainer):
         """Creates AdamW, driven by the run's update."""
         if self.optimizer is None:
             trained: Any = self.model
-            _, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
             decayed = set(self.get_decay_parameter_names(trained))
             self.optimizer = optimiser(
                 trained,
@@ -157,6 +167,7 @@ class Trainer(transformers.Trainer):
                 undecayed=[p for key, p in trained.named_parameters() if key not in decayed],
                 settings=settings,
                 resumes=self.resumes,
+                kind=kind,
             )
         return self.optimizer
 
