@@ -57,6 +57,7 @@ def test_labels_are_read_kept_and_gone_on_with(call, monkeypatch, pool, tmp_path
         (["--by", "got_d"], "does not say which row to label next"),
         (["--budget", 13, "--by", "random"], "cannot label 13 of the 12 rows"),
         (["--by", "random", "--model", "x"], "reads no model"),
+        (["--by", "random", "--port", "8101"], "--port is of the page"),
         (["--by", "margin", "--embedding", "states"], "give --model"),
         (["--by", "random", "--out", "nowhere/labels.jsonl"], "no folder nowhere"),
     ],

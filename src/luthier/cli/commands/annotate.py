@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BY = "mapo"
 """What chooses by default."""
+PAGE = ("host", "port", "api_key")
+"""Flags that act with --serve alone."""
 SKIP, STOP = "-", "."
 """Instead of a label."""
 
@@ -80,6 +82,10 @@ class Annotate(Loading):
         return "the same command goes on where it was stopped"
 
     def run(self, given: Given) -> None:
+        idle = [name for name in PAGE if getattr(self, name) != getattr(Annotate, name)]
+        if idle and not self.serve:
+            flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+            raise LuthierError(f"{flags} is of the page; add --serve, or leave that out.")
         session = self.session(given)
         if self.serve:
             self._serve(session)
