@@ -178,6 +178,19 @@ def test_a_part_of_the_pool_keeps_its_cells(pool):
     assert mapo._LAID[chosen, pool.seed] is before
 
 
+def test_how_long_and_on_what_it_is_trained_counts(pool):
+    """Settings that the law of settings leaves as they are, for time."""
+    from luthier.methods.selections.mapo import _laid, _policy
+
+    def trained(**more):
+        chosen = MAPO(**{**settings("mapo"), **more})
+        return torch.cat([p.flatten() for p in _policy(chosen, _laid(chosen, pool), 2, 0).parameters()])
+
+    base = trained()
+    for key, value in (("steps", 4), ("worlds", 3), ("games", 3)):
+        assert not torch.equal(base, trained(**{key: value})), key
+
+
 def test_margin_asks_where_two_classes_are_close(tmp_path):
     rows = [{"text": t, "label": "x"} for t in ("ship sail", "oven flour", "ship sail wave", "ship oven", "oven sugar")]
     pool = Pool(data.load(write_rows(tmp_path / "rows.jsonl", rows)))
