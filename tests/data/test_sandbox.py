@@ -48,7 +48,7 @@ QUICK = Limits(1.0, 256)
         ("import ctypes; assert ctypes.CDLL(None).syscall(41, 2, 1, 0) == -1", None),
         ("def f(): return f()\nf()", "RecursionError"),
         ("import torch", "ModuleNotFoundError"),
-        ("not python", "SyntaxError"),
+        ("def", "SyntaxError"),
     ],
 )
 def test_what_a_program_may_do(code, told):

@@ -62,7 +62,7 @@ WHERE = {
 BIASES = "params(*.bias)"
 LOOKED = (0, 1, 2, 3, 19, 20, 21, 39, 40, 42, 200, 399, 400, 401, 402)
 """Steps at which the plan of an update is looked at."""
-SMALL = {"lora_rank": 1, "clusters": 2, "worlds": 2, "games": 2, "steps": 3}
+SMALL = {"lora_rank": 1, "clusters": 2, "worlds": 2, "games": 2, "rounds": 3}
 """Settings whose defaults are so large that a tiny model knows no other ones."""
 
 

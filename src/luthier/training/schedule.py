@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from luthier.core.errors import LuthierError
 
-if TYPE_CHECKING:
-    from luthier.training.spec import Training
+Training = Any
+"""The settings of `luthier.training.spec`, which checks its schedule here."""
 
 PLAIN = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 """Schedules that are transformers' own, by its names, where nothing further is set."""

@@ -151,7 +151,7 @@ def pool(tmp_path):
 
 
 def settings(name: str) -> dict[str, Any]:
-    return {"cells": 4, "worlds": 2, "games": 2, "steps": 3} if name == "mapo" else {}
+    return {"cells": 4, "worlds": 2, "games": 2, "rounds": 3} if name == "mapo" else {}
 
 
 @pytest.mark.parametrize("name", ASKING)
@@ -187,7 +187,7 @@ def test_how_long_and_on_what_it_is_trained_counts(pool):
         return torch.cat([p.flatten() for p in _policy(chosen, _laid(chosen, pool), 2, 0).parameters()])
 
     base = trained()
-    for key, value in (("steps", 4), ("worlds", 3), ("games", 3)):
+    for key, value in (("rounds", 4), ("worlds", 3), ("games", 3)):
         assert not torch.equal(base, trained(**{key: value})), key
 
 
@@ -202,6 +202,6 @@ def test_what_cannot_be_asked_is_refused(pool, tmp_path):
         find("selections", "bm25")().query(pool, {}, 3)  # type: ignore[attr-defined]
     alike = data.load(write_rows(tmp_path / "alike.jsonl", [{"text": "the same", "label": "x"}] * 5))
     with pytest.raises(LuthierError, match="these are all alike"):
-        MAPO(steps=1).query(Pool(alike), {}, 2)
+        MAPO(rounds=1).query(Pool(alike), {}, 2)
     with pytest.raises(LuthierError, match=r"mapo\.cells is 1"):
         MAPO(cells=1)

@@ -38,12 +38,12 @@ class MAPO(Selection):
     """Labellings drawn for each class of problems."""
     games: int = 8
     """Games in each world at a step of training."""
-    steps: int = 60
+    rounds: int = 60
     """Steps of training for each policy."""
 
     def check(self) -> None:
         self.within("cells", 2, 200)
-        for name in ("worlds", "games", "steps"):
+        for name in ("worlds", "games", "rounds"):
             self.within(name, 1)
 
     @property
@@ -131,4 +131,4 @@ def _policy(settings: MAPO, laid: _Laid, horizon: int, seed: int) -> Any:
     draw = torch.Generator().manual_seed(seed)
     played = Played(laid.cells, worlds, horizon, settings.games, draw)
     made = functools.partial(Scorer, seed)
-    return nested(played, made, worlds.classes, steps=settings.steps, lr=0.03, exact=False)[0]
+    return nested(played, made, worlds.classes, steps=settings.rounds, lr=0.03, exact=False)[0]
