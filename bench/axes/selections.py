@@ -25,6 +25,7 @@ import luthier as lt
 from luthier import data
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.selection import Pool, Selection
+from luthier.methods.row_model import Reader
 
 TARGETS, EACH, ROWS, STEPS, RATE = 15, 4, 300, 40, 4e-3
 """Intents wanted, target rows of each, rows taken; the rate that bench/axes/inits.py chose for LoRA."""
@@ -57,7 +58,8 @@ def chosen(ground: Intents, way: str, seed: int, work: Path) -> tuple[list[dict[
     else:
         examples, aim = (data.load(str(written(rows, work / name))) for rows, name in ((pool, "pool"), (target, "aim")))
         selection = find("selections", way, Selection)()
-        found = data.choose(selection, Pool(examples, aim, seed), ROWS)
+        reader = Reader("the base", "classification", loaded=ground.base)
+        found = data.choose(selection, Pool(examples, aim, seed, model=reader), ROWS)
         kept = [{"text": row.text, "label": row.label} for row in found.examples.rows]
     return kept, sum(row["label"] in wanted for row in kept) / len(kept)
 

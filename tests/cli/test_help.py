@@ -14,6 +14,7 @@ from luthier.cli.source import card, field_docs
 from luthier.core.contracts.component import axes, find, names
 
 COMMANDS = [
+    "annotate",
     "cache",
     "check",
     "combine",

@@ -28,7 +28,7 @@ from luthier.core.contracts.form import Form
 from luthier.core.contracts.objective import At, Rows, labels_of
 from luthier.core.contracts.ranks import Budget
 from luthier.core.contracts.router import RoutedBatch, names_of
-from luthier.core.contracts.selection import Pool
+from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.contracts.site import Site
 from luthier.core.numerics.delta import Delta
 from luthier.core.sites.scope import Scope
@@ -66,6 +66,7 @@ BIASES = "params(*.bias)"
 LOOKED = (0, 1, 2, 3, 19, 20, 21, 39, 40, 42, 200, 399, 400, 401, 402)
 """Steps at which the plan of an update is looked at."""
 SMALL = {"lora_rank": 1, "every": 4, "accumulate": 2, "narrowest": 4, "threshold": 0.05}
+SMALL |= {"clusters": 2, "worlds": 2, "games": 2, "rounds": 3}
 """Settings whose defaults are so large that a tiny model or a short run knows no other ones."""
 
 
@@ -353,10 +354,29 @@ def _selection(folder: Path) -> Callable[[Any], Any]:
     def states(part: Any) -> np.ndarray:
         return np.random.default_rng(len(part)).normal(size=(len(part), 5))
 
+    given = Pool(pool, target, 0, states, Told())
+
     def result(selection: Any) -> Any:
-        return selection.score(Pool(pool, target, 0, states))
+        if type(selection).query is not Selection.query and type(selection).score is Selection.score:
+            return [selection.query(given, {place: "a", (place + 5) % 18: "b"}, 1) for place in range(18)]
+        if type(selection).take is Selection.take:
+            return selection.score(given)
+        taken = selection.take(given, 6)
+        return taken.scores, taken.places, taken.redundant
 
     return result
+
+
+class Told:
+    """What a model might say of rows: two of them nearly the same."""
+
+    def gradients(self, examples: Any, size: int, seed: int) -> np.ndarray:
+        found = np.random.default_rng(size).normal(size=(len(examples), size))
+        found[3] = found[2] + found[3]
+        return found
+
+    def figures(self, examples: Any) -> dict[str, np.ndarray]:
+        return {"loss": np.linspace(0, 1, len(examples)) ** 2, "tokens": np.ones(len(examples))}
 
 
 def _combination() -> Callable[[Any], Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 from luthier.comparing.study import Settings
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
+from luthier.core.contracts.selection import Selection
 from luthier.core.errors import LuthierError, near
 from luthier.methods.choices import CHOICES, Choices, made, written
 from luthier.methods.forms.full import Full
 from luthier.methods.recipe import read_recipe, recipe_files
 from luthier.training.spec import Training
 
-OWN = ("lr", "schedule", "warmup", "weight_decay", "clip")
+OWN = ("lr", "schedule", "min_lr", "decay", "cycles", "power", "warmup", "weight_decay", "clip")
 """Settings of training that are a method's own. How much it sees (steps, batch, lengths) is the study's to say."""
 PEFT = {"lora": False, "dora": True}
 """Competitors of peft, with `LoraConfig.use_dora`."""
@@ -37,6 +39,10 @@ class Method(Choices):
     """Settings of training under the study's: a recipe's."""
     over: dict[str, Any] = field(default_factory=dict)
     """Settings of training over the study's: what it says of this method."""
+    shots: int = 0
+    """Training rows before each prompt of the test, of in-context learning."""
+    shown_by: str = ""
+    """The selection that finds them."""
     notes: tuple[str, ...] = ()
 
 
@@ -112,12 +118,39 @@ def _peft(name: str) -> Method:
     )
 
 
-KINDS = {"": _any, "form": _form, "recipe": _recipe, "peft": _peft}
+def _icl(words: str) -> Method:
+    """Returns the method `icl:k=8` or `icl:k=8&by=random`; raises `LuthierError` for what is none."""
+    name = f"icl:{words}"
+    given = _shown(name, words)
+    by = given.get("by", "bm25")
+    cls = find("selections", by, Selection)
+    if cls.nearest is Selection.nearest:
+        raise LuthierError(f"{name}: {by} finds no rows near a prompt; take bm25 or random.")
+    count = int(given["k"])
+    note = f"{count} training rows before each prompt, found by {cls.name()}; nothing is trained"
+    return Method(form=Full(), name=name, kind="untouched", shots=count, shown_by=cls.name(), notes=(note,))
+
+
+def _shown(name: str, words: str) -> Mapping[str, str]:
+    pairs = [each.partition("=") for each in words.split("&")]
+    given = {key: value for key, equal, value in pairs if equal}
+    if len(given) < len(pairs) or not {"k"} <= set(given) <= {"k", "by"} or not given["k"].isdecimal():
+        raise LuthierError(f"no method {name!r}: write icl:k=8, or icl:k=8&by=random for rows by chance.")
+    if int(given["k"]) < 1:
+        raise LuthierError(f"{name} shows no row; that is base.")
+    return given
+
+
+KINDS = {"": _any, "form": _form, "recipe": _recipe, "peft": _peft, "icl": _icl}
 """What a prefix asks for."""
 
 
 def _settled(method: Method, settings: Settings) -> Method:
     """The method under what the study says of it."""
+    if method.shots:
+        if written(settings) or settings.training:
+            raise LuthierError(f"{method.name} trains nothing, so its settings would be ignored; leave them out.")
+        return method
     stated = {key: value for key, value in written(settings).items() if key != "budget"}  # `_budgeted` gives it
     changes = made(type(method.form), {**stated, "form": method.form.to_dict() | settings.form})
     changes |= {"usual": False} if "where" in stated else {}
@@ -147,7 +180,7 @@ def _refuse_ignored(method: Method) -> None:
 
 def _budgeted(method: Method, budget: str | None) -> Method:
     """The method under a budget, where it has a rank for it to choose."""
-    if method.kind == "base" or budget is None:
+    if method.kind in ("base", "untouched") or budget is None:
         return method
     if isinstance(method.form, Full):
         note = "exempt from the budget: the yardstick"

@@ -12,6 +12,7 @@ from luthier import models
 from luthier.comparing import rows
 from luthier.comparing.methods import Method, resolve
 from luthier.comparing.record import FILE, RUNS
+from luthier.comparing.shots import check_shots
 from luthier.comparing.sources import Sourced, sourced
 from luthier.comparing.study import Settings, Study
 from luthier.core.adapters.count import count
@@ -176,13 +177,18 @@ def _jobs(study: Study, model: str, read: Sourced, method: Method, shapes: Shape
     for seed in study.seeds:
         place = folder / RUNS / model / read.name / file_name(method.name) / f"seed-{seed}"
         run = run_of(study, model, read, fitted, seed, place / "run")
+        if fitted.kind == "peft" and run.training.best is not None:
+            raise LuthierError(f"{fitted.name} is peft's own model, whose best evaluation is not kept; leave best out.")
+        if fitted.shots:
+            new = study.data[read.name].max_new_tokens
+            check_shots(read, fitted, run, shapes.processor, models.positions(shapes.empty), new)
         made.append(Job(model, read, fitted, seed, run, place, trainable, bool(shapes.head)))
     return made
 
 
 def file_name(method: str) -> str:
     """Returns `peft-lora` of peft:lora, `mine` of a recipe's path."""
-    return (Path(method).stem if method.endswith(".toml") else method).replace(":", "-")
+    return (Path(method).stem if method.endswith(".toml") else method).replace(":", "-").replace("&", "-")
 
 
 def check_names(methods: Iterable[str]) -> None:
@@ -218,6 +224,8 @@ def run_of(study: Study, model: str, read: Sourced, method: Method, seed: int, o
 
 def _fitted(method: Method, shapes: Shapes) -> Method:
     """The method on this model: sites that are there, and for `base` its head."""
+    if method.shots:
+        return method
     if method.kind == "base":
         return _base(method, shapes.head)
     if method.usual and not _matches(shapes.empty, method.where):

@@ -85,8 +85,8 @@ class Study:
     """Sources by the names that tables show."""
     data: dict[str, DataSet]
     methods: list[str] = field(default_factory=lambda: list(METHODS))
-    """Forms, recipes, `base`, `peft:lora`, `peft:dora`. A name that is both a form's and a recipe's means the form;
-    `recipe:lora` is the recipe."""
+    """Forms, recipes, `base`, `icl:k=8`, `peft:lora`, `peft:dora`. A name that is both a form's and a recipe's means
+    the form; `recipe:lora` is the recipe."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     budget: str | None = None
     """What the adapters may cost: a share of the model (0.1%), trainable parameters (500k) or a size on disk (8MB)."""

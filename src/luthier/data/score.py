@@ -106,6 +106,13 @@ def gym(task: str) -> Callable[[str, Example], float]:
     return score
 
 
+def tests(prediction: str, example: Example) -> float:
+    """Scores 1 when the row's tests pass after the code in the answer, which runs in a sandbox."""
+    from luthier.data.execution import passes
+
+    return passes(prediction, example)
+
+
 def judge(scorer: Scorer, prediction: str, example: Example) -> tuple[float, str | None]:
     """Returns (score, why there is none): an answer on which the scorer fails counts as wrong."""
     try:
@@ -117,6 +124,14 @@ def judge(scorer: Scorer, prediction: str, example: Example) -> tuple[float, str
 
 def refuse_unscorable(scorer: Scorer, rows: Iterable[Example]) -> None:
     """Raises for rows that no answer could be scored for, before any is generated."""
+    if scorer.name == "tests":
+        from luthier.data.execution import program
+        from luthier.data.sandbox import check_sandbox
+
+        check_sandbox()
+        for example in rows:
+            program("", example)  # which needs tests; nothing is run yet
+        return
     for example in rows:
         try:
             scorer.score("", example)
@@ -139,6 +154,7 @@ SCORERS: dict[str, Callable[[str, Example], float]] = {
     "choice": choice,
     "final": final,
     "label": label,
+    "tests": tests,
 }
 """Scorers by name; `gym:` sources add `gym`, their own."""
 

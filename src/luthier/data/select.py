@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +27,16 @@ class Chosen:
     """Their places in the pool, the best first."""
     scores: np.ndarray
     """Of every row of the pool."""
+    redundant: list[int] = field(default_factory=list)
+    """Places of rows that only repeat others."""
 
 
 def choose(selection: Selection, pool: Pool, rows: int) -> Chosen:
-    """Returns the `rows` rows of the pool that score highest (of equal ones the first).
+    """Returns the `rows` rows of the pool that the selection takes: as a rule those that score highest.
 
     Raises `LuthierError` where the pool has fewer, the selection needs target rows and there are none, or a row has no
     words to go by.
     """
-    import numpy as np
-
     if not 1 <= rows <= len(pool.examples):
         raise LuthierError(f"cannot take {rows:,} of the {len(pool.examples):,} rows of {pool.examples.source}.")
     if selection.targeted and pool.target is None:
@@ -44,9 +44,9 @@ def choose(selection: Selection, pool: Pool, rows: int) -> Chosen:
     for part in (pool.examples, pool.target):
         if part is not None and selection.targeted:
             full_text(part.rows[0])
-    scores = selection.score(pool)
-    places = [int(i) for i in np.argsort(-scores, kind="stable")[:rows]]
-    return Chosen(pool.examples.keep([pool.examples.rows[i] for i in sorted(places)]), places, scores)
+    taken = selection.take(pool, rows)
+    kept = pool.examples.keep([pool.examples.rows[i] for i in sorted(taken.places)])
+    return Chosen(kept, taken.places, taken.scores, taken.redundant)
 
 
 def with_shots(selection: Selection, queries: Examples, pool: Pool, count: int) -> Examples:

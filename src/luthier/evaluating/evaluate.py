@@ -33,6 +33,7 @@ class Job:
     scorer: Scorer | None
     batch: int
     sampling: Sampling
+    samples: int
     max_length: int | None
     progress: bool
     seed: int
@@ -71,6 +72,8 @@ def evaluate(
     progress: bool = True,
     keep_predictions: bool = True,
     seed: int = 0,
+    samples: int = 1,
+    temperature: float = 0.0,
 ) -> Evaluation:
     """Scores `model` on `examples`; neither of them is changed, the mode of the model included.
 
@@ -78,18 +81,24 @@ def evaluate(
     the likeliest class, regression compares numbers; of texts the mean loss is taken. Pairs of a chosen and a rejected
     answer are compared: by what a reward model gives them, by log π/π_ref where an adapter acts, else by how likely
     they are. Rows whose column `task` names several are also scored task by task. `task` is the examples' own unless
-    given. Rows longer than
-    `max_length` tokens are refused, and those of more tokens than the model has absolute positions. An answer that the
-    scorer fails on is wrong, and listed under `failed`. Raises `LuthierError` when no scorer fits, or a label is not
-    one of the model's.
+    given. Rows longer than `max_length` tokens are refused, and those of more tokens than the model has absolute
+    positions. An answer that the scorer fails on is wrong, and listed under `failed`. With `samples` n, n answers to
+    each prompt are drawn at the `temperature`, and the metrics are `exact_match@k` and the like: the chance that k of
+    them hold a right one. Raises `LuthierError` when no scorer fits, or a label is not one of the model's.
     """
     check_type("examples", examples, Examples)
     if batch < 1:
         raise LuthierError(f"batch is {batch}; expected at least 1.")
+    if samples < 1:
+        raise LuthierError(f"samples is {samples}; expected at least 1.")
+    if samples > 1 and not temperature:
+        raise LuthierError(f"{samples} answers at temperature 0 would all be the same; give a temperature, as 0.8.")
     wanted = task or examples.task
     chosen = scorer or examples.scorer
-    sampling = Sampling(max_new_tokens)
-    job = Job(model, processor, examples, wanted, chosen, batch, sampling, max_length, progress, seed)
+    sampling = Sampling(max_new_tokens, temperature, seed=seed)
+    job = Job(model, processor, examples, wanted, chosen, batch, sampling, samples, max_length, progress, seed)
+    if (samples > 1 or temperature) and measure_of(job) is not _generated:
+        raise LuthierError(f"samples and temperature are of written answers, and {wanted} rows here have none.")
     return _summary(job, measure_of(job)(job), keep_predictions)
 
 
@@ -175,6 +184,8 @@ def _generated(job: Job) -> Found:
     if job.max_length is not None and longest > job.max_length:
         raise LuthierError(f"a prompt has {longest} tokens, the maximum is {job.max_length}.")
     refuse_unscorable(scorer, rows)
+    if job.samples > 1:
+        return _sampled(job, scorer, prompts)
     with _bar(job, len(prompts)) as done:
         texts = answers(job.model, job.processor, prompts, job.sampling, job.batch, done, row_tasks(job))
     judged = [judge(scorer, text, example) for text, example in zip(texts, rows, strict=True)]
@@ -182,6 +193,33 @@ def _generated(job: Job) -> Found:
     scores = [score for score, _ in judged]
     failed = [(row.row, reason) for row, (_, reason) in zip(rows, judged, strict=True) if reason]
     return Found(texts, truths, scores, lambda left, _: {scorer.name: float(left.mean())}, failed=failed)
+
+
+def _sampled(job: Job, scorer: Scorer, prompts: list[list[int]]) -> Found:
+    """Several answers to each prompt, and the metrics at k."""
+    from luthier.evaluating.samples import named
+
+    count, rows, tasks = job.samples, job.examples.rows, row_tasks(job)
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    told = None if tasks is None else [task for task in tasks for _ in range(count)]
+    with _bar(job, len(repeated)) as done:
+        texts = answers(job.model, job.processor, repeated, job.sampling, job.batch, done, told)
+    drawn = [texts[i * count : (i + 1) * count] for i in range(len(rows))]
+    judged = [[judge(scorer, text, example) for text in each] for each, example in zip(drawn, rows, strict=True)]
+    rights = [sum(score == 1 for score, _ in each) for each in judged]
+    failed = [(row.row, r) for row, each in zip(rows, judged, strict=True) for _, r in each if r]
+    values = named(scorer.name, rights, count)
+    listed = [
+        {"row": row.row, "prediction": each, "answer": row.answer, "right": right}
+        for row, each, right in zip(rows, drawn, rights, strict=True)
+    ]
+    matrix: Any = [list(each) for each in zip(*values.values(), strict=True)]
+    names = list(values)
+
+    def figures(left: np.ndarray, _: np.ndarray) -> dict[str, float]:
+        return {name: float(value) for name, value in zip(names, left.mean(0), strict=True)}
+
+    return Found(drawn, [row.answer for row in rows], matrix, figures, failed=failed, listed=listed)
 
 
 def _classified(job: Job) -> Found:

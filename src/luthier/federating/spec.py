@@ -90,5 +90,9 @@ def check_run(run: Run) -> None:
         )
     if run.objective.samples:
         raise LuthierError(f"{run.objective.name()} samples answers from the model, which clients do not.")
+    if run.training.best is not None:
+        raise LuthierError(
+            "best keeps the adapter of one run's best evaluation, and a client's round has none; leave it out."
+        )
     if run.training.quantize is not None or run.training.shard:
         raise LuthierError("the rounds' changes are folded into the base, which must be whole (no quantize, no shard).")

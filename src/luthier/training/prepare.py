@@ -17,6 +17,7 @@ from luthier.core.lazy import Lazy
 from luthier.core.storage.folder import adapter_folder
 from luthier.data import Examples
 from luthier.measuring.trial import trial
+from luthier.methods.row_model import Reader
 from luthier.training.from_adapter import check_start
 from luthier.training.spec import Run
 from luthier.training.task_columns import check_types, columns_of, tagged, task_indices
@@ -79,7 +80,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
         prompts=prompted(run),
     )
     check_kind(run, examples)
-    train, held = _divide(run, examples)
+    train, held = divide(run, examples)
     processor, positions = trial(
         run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also, run.init
     )
@@ -120,6 +121,16 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
             f"{objective.name()} goes by the evaluation loss, and no row is held out; give evaluation data "
             "(eval_data) or a share of the rows (eval_fraction)."
         )
+    if held is None and run.training.best is not None:
+        raise LuthierError(
+            f"best goes by the evaluation ({run.training.best}), and no row is held out; give evaluation data "
+            "(eval_data) or a share of the rows (eval_fraction)."
+        )
+    figures = ["loss", *(name for group in objective.curves for name in group)]
+    if run.training.best is not None and run.training.best not in figures:
+        raise LuthierError(f"best is {run.training.best!r}; an evaluation of this run tells: {', '.join(figures)}.")
+    if run.training.neftune and examples.task.startswith(("image", "audio")):
+        raise LuthierError(f"neftune is noise on token embeddings, and {examples.task} has no tokens; leave it out.")
     plain, seen = _seen(run, train, encoded[0], encode)
     evaluation = shaped[1] if held else []
     told = _told(run, encoded)
@@ -213,8 +224,8 @@ def _unread(run: Run, processor: Any, beside: Sequence[str | None], *parts: Exam
     return found
 
 
-def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples | None]:
-    """(training rows, evaluation rows)."""
+def divide(run: Run, examples: Examples) -> tuple[Examples, Examples | None]:
+    """Returns (training rows, evaluation rows)."""
     settings = run.training
     if run.eval_data is not None:
         return examples, _other(run, examples)
@@ -270,7 +281,8 @@ def _selected(run: Run, examples: Examples) -> tuple[Examples, dict[str, Any]]:
             preferences=judges(run),
             prompts=prompted(run),
         )
-    pool = Pool(examples, target, run.training.seed, data.states_by(run.model, examples.task))
+    states, reader = data.states_by(run.model, examples.task), Reader(run.model, examples.task)
+    pool = Pool(examples, target, run.training.seed, states, reader)
     found = {"selected_of": len(examples), "target_fingerprint": target.fingerprint if target else None}
     return data.choose(run.select, pool, run.select_rows).examples, found
 

@@ -25,6 +25,7 @@ from luthier.training import folder as folders
 from luthier.training import metrics, routing
 from luthier.training.attachment import attach_all
 from luthier.training.base import check_fits
+from luthier.training.best import Best
 from luthier.training.card import card
 from luthier.training.checkpoint import GO_ON, Checkpoint, newest
 from luthier.training.command import command
@@ -144,6 +145,8 @@ class Session:
                 if run.training.shard:
                     shard(model)
                 shifted = prepared.task == "causal-lm"
+                best = Best(run, model, is_main()) if run.training.best else None
+                callbacks += [best] if best else []
                 table = routing.RoutingTable(run.folder, plan.steps)
                 rows, told = (features[0], features[1]), [log, table, *callbacks, *self.callbacks]
                 trainer = Trainer(run, model, args, rows, collator, shifted, told, run_id, plan.per_epoch)
@@ -151,12 +154,14 @@ class Session:
                 if online is not None:
                     online.run_id = run_id
                 with computed(batches, model), teacher_of(run, model) as trainer.teacher:
-                    if checkpoint is not None and checkpoint.step >= plan.steps:
+                    stopped = best is not None and checkpoint is not None and best.resumed(checkpoint.step)
+                    if checkpoint is not None and (stopped or checkpoint.step >= plan.steps):
                         trainer.restore(checkpoint.folder)
                     else:
                         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
                     trainer.accelerator.wait_for_everyone()
-        return self.finish(prepared, loaded, plan, record)
+                chosen = best.restore() if best else {}
+        return self.finish(prepared, loaded, plan, record, chosen)
 
     def newest(self) -> Checkpoint | None:
         """Returns the newest whole checkpoint of the run in the folder."""
@@ -188,13 +193,15 @@ class Session:
         self.console.print(f"going on after step {step}" if step else "no complete checkpoint: from the beginning")
         return checkpoint, str(ids[0])
 
-    def finish(self, prepared: Prepared, loaded: Loaded, plan: Plan, record: dict[str, Any]) -> Result:
-        """Saves the adapter with its card, draws the curve."""
+    def finish(
+        self, prepared: Prepared, loaded: Loaded, plan: Plan, record: dict[str, Any], chosen: dict[str, Any]
+    ) -> Result:
+        """Saves the adapter with its card, draws the curve; `chosen` is what is told of the best evaluation."""
         run = self.run
         lines = metrics.read(run.folder)
         losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
         held = [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line]
-        evals = [loss for _, loss in held]
+        evals = [loss for step, loss in held if not chosen or step == chosen["step"]]
         seconds = lines[-1]["seconds"] if lines else 0.0
         text = card(run, prepared, plan, lines, record)
         if is_main():
@@ -209,7 +216,7 @@ class Session:
         measured |= {"eval_loss": evals[-1]} if evals else {}
         measured |= {"task": prepared.task, "labels": prepared.examples.labels}
         measured |= {"ranks": record["measured"]} if record["measured"] else {}
-        measured |= {"update": record["run"]["update"]}
+        measured |= {"update": record["run"]["update"]} | ({"best": chosen} if chosen else {})
         measured |= chat_of(prepared)
         if run.update.sparse:
             sparsify(loaded.model, run.name)

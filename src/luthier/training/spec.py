@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from luthier.core.contracts.ranks import parameters_of
 from luthier.core.errors import LuthierError
 from luthier.data.columns import mapping
 from luthier.methods.choices import Choices
+from luthier.training.schedule import check_schedule
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,26 @@ class Training:
     Default: where the model allows it."""
     lr: float | None = None
     """The peak learning rate. Default: the form's own."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant", "cosine_restarts", "polynomial", "wsd", "inverse_sqrt"] = "linear"
     """The learning-rate schedule after the warm-up."""
+    min_lr: float = 0.0
+    """The lowest learning rate of the schedule, as a share of the peak."""
+    decay: float = 0.2
+    """Of wsd: the share of the steps, at the end, in which the learning rate falls."""
+    cycles: int = 2
+    """Of cosine_restarts: the number of cosines."""
+    power: float = 2.0
+    """Of polynomial: the exponent of (1 - t)."""
     warmup: float = 0.06
     """The share of the steps in which the learning rate warms up from zero."""
+    optimizer: Literal["adamw", "adafactor", "lion", "adamw_8bit", "sgd"] = "adamw"
+    """The optimiser: torch's AdamW and SGD, transformers' Adafactor, bitsandbytes' Lion and AdamW with 8-bit states."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     clip: float = 1.0
     """The gradient norm to clip to (0: no clipping)."""
+    neftune: float = 0.0
+    """NEFTune: the size of the uniform noise on token embeddings in training (the paper's are 5, 10 and 15)."""
     max_length: int = 1024
     """The most tokens of a row; a longer text is cut into several rows, any other longer row is refused."""
     truncate: bool = False
@@ -51,6 +65,11 @@ class Training:
     """The share of the rows held out for the evaluation loss (0: none), unless evaluation data are given."""
     eval_every: int | None = None
     """Steps between evaluations. Default: a tenth of the run."""
+    best: str | None = None
+    """Save the adapter of the best evaluation instead of the last: by loss, or by a figure of the objective, such as
+    accuracy of dpo (of loss less is better, of all others more)."""
+    patience: int | None = None
+    """Stop after this many evaluations that were not better; goes with best."""
     save_every: int | None = None
     """Steps between checkpoints. Default: a tenth of the run; the first comes after a minute at the latest, and
     later ones every 15 minutes."""
@@ -84,6 +103,15 @@ class Training:
                 raise LuthierError(f"{name} is {value}; expected a number above 0.")
         if self.eval_fraction >= 1:
             raise LuthierError("eval_fraction is 1, which leaves no row to train on.")
+        check_schedule(self)
+        if self.optimizer in ("lion", "adamw_8bit") and find_spec("bitsandbytes") is None:
+            raise LuthierError(f"optimizer={self.optimizer} needs bitsandbytes: pip install 'luthier[quant]'")
+        if self.patience is not None and self.best is None:
+            raise LuthierError("patience counts evaluations that are not better; say by which figure (best, as loss).")
+        if self.best is not None and self.shard:
+            raise LuthierError(
+                "best keeps the adapter of an evaluation, which a sharded run does not yet; leave it out."
+            )
         if self.shard and self.quantize is not None:
             raise LuthierError(f"quantize={self.quantize} quantises the base, and a quantised base cannot be sharded.")
 
@@ -105,6 +133,12 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("warmup", 0, 1),
     ("weight_decay", 0, 1e6),
     ("clip", 0, 1e12),
+    ("neftune", 0, 1e6),
+    ("min_lr", 0, 1),
+    ("decay", 0, 1),
+    ("cycles", 1, 10**6),
+    ("power", 0, 100),
+    ("patience", 1, math.inf),
     ("max_length", 1, math.inf),
     ("eval_fraction", 0, 1),
     ("eval_every", 1, math.inf),
@@ -170,6 +204,11 @@ class Run(Choices, Basis):
             parameters_of(self.budget, 10**12)  # its words, before the model is known
             self.form.with_rank(1)
         self.update.check_decay(self.training.weight_decay)
+        if self.training.optimizer != "adamw" and self.update.name() != "adamw":
+            raise LuthierError(
+                f"{self.update.name()} changes what AdamW does, and the optimiser is {self.training.optimizer}; leave "
+                "one of the two out."
+            )
         mapping(self.columns)
         if self.from_adapter is not None:
             self._check_starts_once()

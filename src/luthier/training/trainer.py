@@ -25,19 +25,19 @@ from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, write_json
 from luthier.core.guard import guarded, written
 from luthier.data import Collator, sizes_of
+from luthier.methods.noise import noisy
 from luthier.training.checkpoint import GO_ON, WRITING, clean, commit
 from luthier.training.context import mode_off, running_norms
 from luthier.training.figures import FigureSums
-from luthier.training.order import ByLength
-from luthier.training.routing import Routers
 from luthier.training.order import ByLength, Repeated
 from luthier.training.rollouts.online import Online
 from luthier.training.rollouts.slopes import slopes_of
-from luthier.training.spec import Run
+from luthier.training.routing import Routers
+from luthier.training.schedule import PLAIN, is_plain, shape
+from luthier.training.spec import Run, Training
 
 ADAPTER = "adapter.safetensors"
 REMEMBERED = "objective.json"
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> transformers.TrainingArguments:
@@ -50,9 +50,10 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
         per_device_eval_batch_size=settings.batch,
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=run.lr,
-        lr_scheduler_type=SCHEDULES[settings.schedule],
+        lr_scheduler_type=PLAIN.get(settings.schedule, "constant"),
         warmup_steps=math.ceil(settings.warmup * steps),
         weight_decay=settings.weight_decay,
+        **optim_of(settings),
         max_grad_norm=settings.clip,
         seed=settings.seed,
         eval_strategy="steps" if evaluates else "no",
@@ -73,6 +74,15 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
     made._setup_devices  # noqa: B018  counts the GPUs; one process uses one, torchrun starts more
     made._n_gpu = min(made._n_gpu, 1)
     return made
+
+
+OPTIMISERS = {"adafactor": "adafactor", "lion": "lion_32bit", "adamw_8bit": "adamw_bnb_8bit", "sgd": "sgd"}
+"""Optimisers beside AdamW, by transformers' names."""
+
+
+def optim_of(settings: Training) -> dict[str, Any]:
+    """Returns the arguments that choose the optimiser; AdamW is what transformers takes by itself."""
+    return {} if settings.optimizer == "adamw" else {"optim": OPTIMISERS[settings.optimizer]}
 
 
 class Diverged(LuthierError):
@@ -156,7 +166,7 @@ class Trainer(transformers.Trainer):
         """Creates AdamW, driven by the run's update."""
         if self.optimizer is None:
             trained: Any = self.model
-            _, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
             decayed = set(self.get_decay_parameter_names(trained))
             self.optimizer = optimiser(
                 trained,
@@ -172,6 +182,7 @@ class Trainer(transformers.Trainer):
                 epoch=self.per_epoch,
                 loss=self.usual_loss,
                 logits=self.logits_of,
+                kind=kind,
             )
         return self.optimizer
 
@@ -197,13 +208,15 @@ class Trainer(transformers.Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> Any:
         """Creates the learning-rate schedule, which restarts where the update restarts."""
-        turns = self.run.update.restarts(num_training_steps)
-        if self.lr_scheduler is not None or not turns:
+        turns, own = self.run.update.restarts(num_training_steps), not is_plain(self.run.training)
+        if self.lr_scheduler is not None or not (turns or own):
             return super().create_scheduler(num_training_steps, optimizer)
         starts = (0, *turns)
         alone = torch.optim.SGD([torch.zeros(1)], lr=1.0)  # gives the shape of a schedule, and steps nothing
         shapes = [
-            transformers.get_scheduler(
+            shape(self.run.training, end - start)
+            if own
+            else transformers.get_scheduler(
                 self.args.lr_scheduler_type, alone, math.ceil(self.run.training.warmup * (end - start)), end - start
             ).lr_lambdas[0]  # pyright: ignore[reportAttributeAccessIssue]
             for start, end in zip(starts, (*turns, num_training_steps), strict=True)
@@ -274,7 +287,7 @@ class Trainer(transformers.Trainer):
         shares = objective.part_weights(totals, self.objective_state) * self.token_counts(inputs) / totals.clamp(min=1)
         at = At(self.state.global_step, self.state.max_steps, True, self.teacher)
         given = objective.inputs(inputs, at)
-        with self.routers.watched() as routes:
+        with self.routers.watched() as routes, noisy(model, self.run.training.neftune, given):
             means, figures = objective.loss_and_figures(model, given)
         self.figures.add(figures)
         loss = (means * shares.to(means.dtype)).sum()

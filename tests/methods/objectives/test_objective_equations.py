@@ -13,8 +13,8 @@ from luthier import data
 from luthier.core.contracts.component import find
 from luthier.core.contracts.objective import At, Rows, labels_of
 from luthier.core.errors import LuthierError
+from luthier.methods.noise import noisy
 from luthier.methods.objectives._coba import Windows, remembered, slope, weights
-from luthier.methods.objectives._noise import noisy
 from luthier.methods.objectives.masked_thought import stand_in
 from support.architectures import ARCHITECTURES
 from support.tiny import TEMPLATE, sums, tokenizer, write_rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
+import zlib
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from support.architectures import ARCHITECTURES
 from support.tiny import TEMPLATE, tokenizer, write_rows
 
 SELECTIONS = names("selections")
+SCORING = [name for name in SELECTIONS if find("selections", name, Selection).score is not Selection.score]
+ASKING = [name for name in SELECTIONS if find("selections", name, Selection).query is not Selection.query]
 TOPICS = {
     "sea": ["ship", "sail", "harbour", "wave", "anchor", "tide", "captain", "deck"],
     "kitchen": ["flour", "oven", "butter", "sugar", "whisk", "bowl", "bake", "dough"],
@@ -46,10 +49,21 @@ def topics(rows: data.Examples) -> list[str]:
     return [row.meta["topic"] for row in rows.rows]
 
 
+class Reader:
+    """What a model might say of rows: gradients by what they say, figures at random."""
+
+    def gradients(self, examples, size, seed):
+        made = [np.random.default_rng(zlib.crc32(prompt_text(row).encode())) for row in examples.rows]
+        return np.stack([draw.normal(size=size) for draw in made])
+
+    def figures(self, examples):
+        return {"loss": self.gradients(examples, 1, 0)[:, 0], "tokens": np.ones(len(examples))}
+
+
 @pytest.fixture
 def pool(tmp_path) -> Pool:
     candidates = examples(tmp_path, {"sea": 60, "kitchen": 60, "law": 30}, "pool")
-    return Pool(candidates, examples(tmp_path, {"sea": 5, "law": 25}, "target", seed=1), seed=3)
+    return Pool(candidates, examples(tmp_path, {"sea": 5, "law": 25}, "target", seed=1), seed=3, model=Reader())
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
@@ -66,15 +80,23 @@ def test_it_asks_for_hidden_states_only_where_it_says_so(name, pool):
     chosen: Any = find("selections", name)()
     assert not chosen.reads_states
     with contextlib.suppress(LuthierError):  # of one that does not score
-        chosen.score(dataclasses.replace(pool, states=states))
+        chosen.score(dataclasses.replace(pool, states=states, model=pool.model if chosen.reads_rows else None))
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
+def test_it_says_what_it_reads_with_a_model(name, pool):
+    chosen: Any = find("selections", name)()
+    if chosen.reads_rows:
+        with pytest.raises(LuthierError, match=f"{name} reads the rows with a model"):
+            data.choose(chosen, dataclasses.replace(pool, model=None), 3)
+
+
+@pytest.mark.parametrize("name", SCORING)
 def test_it_scores_rows_whatever_their_order(name, pool):
     """The same rows of the pool are taken when it is handed over backwards (by chance: as many)."""
     chosen = find("selections", name)()
     taken = data.choose(chosen, pool, 40)  # type: ignore[arg-type]
-    turned = Pool(pool.examples.keep(pool.examples.rows[::-1]), pool.target, pool.seed)
+    turned = Pool(pool.examples.keep(pool.examples.rows[::-1]), pool.target, pool.seed, model=pool.model)
     again = data.choose(chosen, turned, 40)  # type: ignore[arg-type]
     assert len(taken.examples) == 40 == len(set(taken.places)) and np.isfinite(taken.scores).all()
     assert (taken.scores[taken.places][:-1] >= taken.scores[taken.places][1:]).all()
@@ -90,7 +112,7 @@ def test_what_cannot_be_chosen_is_refused(pool):
         data.choose(GOTD(), Pool(pool.examples), 3)
     with pytest.raises(LuthierError, match="states reads"):
         data.choose(GOTD(embedding="states"), pool, 3)
-    with pytest.raises(LuthierError, match="finds none near"):
+    with pytest.raises(LuthierError, match="finds none near a prompt"):
         data.with_shots(GOTD(), pool.examples, pool, 2)
 
 

@@ -32,6 +32,7 @@ class Compare(Telling, Fitted):
         "luthier compare smollm2-135m train.jsonl --test test.jsonl --methods lora,loreft,full --budget 0.1%",
         "luthier compare path/to/model train.csv --methods base,lora,peft:lora --seeds 5 --steps 200 --out study",
         "luthier compare smollm2-135m train.jsonl --methods lora,dora --tune 8 --tune-steps 50",
+        "luthier compare smollm2-135m train.jsonl --test test.jsonl --methods base,icl:k=8,lora",
         "luthier compare study.toml --out study --dry-run",
         "luthier compare study.toml --out study --methods wegeft",
     )
@@ -43,7 +44,8 @@ class Compare(Telling, Fitted):
     test: str | None = field(default=None, kw_only=True)
     """Test rows. Default: the data's own test split, or a fifth of the rows, held out."""
     methods: str | None = field(default=None, kw_only=True)
-    """Forms, recipes, base (the untouched model), peft:lora and peft:dora, joined by commas. Default: base,lora,full.
+    """Forms, recipes, base (the untouched model), icl:k=8 (the untouched model with 8 training rows before each prompt,
+    by BM25; icl:k=8&by=random by chance), peft:lora and peft:dora, joined by commas. Default: base,lora,full.
     A name that is both means the form, with its own settings, as --method does; recipe:lora is the recipe."""
     seeds: str | None = field(default=None, kw_only=True)
     """The number of seeds (3 means 0, 1 and 2), or the seeds themselves, joined by commas. Default: 3."""

@@ -20,7 +20,19 @@ NUMBERS = ("pearson", "mcc", "loss")
 """Metrics that are no shares of the rows."""
 CLASSES = 30
 """The most classes whose confusion is printed; --out has all."""
-UNREAD = ("confusion", "scorer", "task", "split", "columns", "skip_bad_rows", "max_new_tokens", "max_length")
+UNREAD = (
+    "confusion",
+    "scorer",
+    "execute",
+    "samples",
+    "temperature",
+    "task",
+    "split",
+    "columns",
+    "skip_bad_rows",
+    "max_new_tokens",
+    "max_length",
+)
 """Flags that the harness does not read: its tasks say these things themselves."""
 
 
@@ -37,6 +49,7 @@ class Evaluate(Fitted):
         "luthier evaluate smollm2-135m test.jsonl --adapter run --out scores.json",
         "luthier evaluate smollm2-135m test.jsonl --adapter run --scorer number --json",
         "luthier evaluate smollm2-135m pairs.jsonl --adapter run",
+        "luthier evaluate smollm2-135m code.jsonl --scorer tests --execute --samples 10 --temperature 0.8",
         "luthier evaluate smollm2-135m --adapter run --lm-eval arc_easy,boolq --limit 200",
     )
 
@@ -51,7 +64,14 @@ class Evaluate(Fitted):
     merged: bool = field(default=False, kw_only=True)
     """Merge the adapter into the weights first."""
     scorer: str | None = field(default=None, kw_only=True)
-    """Scorer of generated answers: exact_match, number, choice, label or gym. Default: chosen by the data."""
+    """Scorer of generated answers: exact_match, number, choice, label, gym, or tests (see --execute). Default: chosen
+    by the data."""
+    execute: bool = field(default=False, kw_only=True)
+    """Allow --scorer tests to run generated code: in a sandbox without files, network and processes (Linux)."""
+    samples: int = field(default=1, kw_only=True)
+    """Answers drawn for each prompt; above 1 the metrics are exact_match@k and the like, for k up to this number."""
+    temperature: float = field(default=0.0, kw_only=True)
+    """Temperature of the answers; 0 takes the likeliest token."""
     task: str | None = field(default=None, kw_only=True)
     """What the rows are for. Default: what the adapter was fitted for, else what their columns tell."""
     split: str = field(default="test", kw_only=True)
@@ -116,6 +136,11 @@ class Evaluate(Fitted):
         from luthier.cli.base import fitted
         from luthier.evaluating import evaluate
 
+        if (self.scorer == "tests") != self.execute:
+            raise LuthierError(
+                "--scorer tests runs the code that the model writes, in a sandbox: say so with --execute, which goes "
+                "with that scorer alone."
+            )
         examples = self._examples(source)
         paired = data.kind_of(examples.layout) != "answers"
         written = examples.task in data.LAYOUTS["messages"].tasks and not paired
@@ -149,6 +174,8 @@ class Evaluate(Fitted):
             task=examples.task,
             seed=self.seed,
             progress=not self.json,
+            samples=self.samples,
+            temperature=self.temperature,
         )
         self._tell(found, scorer.name if scorer else None)
 
@@ -170,13 +197,19 @@ class Evaluate(Fitted):
 
         task = self.task or (task_of(self.model, self.adapter) if self.adapter else None)
         settings: dict[str, Any] = {"split": self.split, "limit": self.limit, "seed": self.seed}
-        settings |= {"skip_bad_rows": self.skip_bad_rows, "columns": ("task",), "named": self.columns}
+        settings |= {"skip_bad_rows": self.skip_bad_rows, "columns": self._columns(), "named": self.columns}
         settings |= {"preferences": True}
         found = data.load(source, task=task, **settings)
         if task is None and found.task == "causal-lm" and (known := task_of(self.model, None)) is not None:
             found = data.load(source, task=known, **settings)
         tell_unread(found.unread, source)
         return found
+
+    def _columns(self) -> tuple[str, ...]:
+        """Columns that are read beside those of the layout."""
+        from luthier.data.execution import COLUMNS
+
+        return ("task", *COLUMNS) if self.scorer == "tests" else ("task",)
 
     def _tell(self, found: Evaluation, scorer: str | None) -> None:
         metric = next(iter(found.metrics))

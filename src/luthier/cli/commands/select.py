@@ -27,6 +27,9 @@ class Select(Loading):
 
     With --rows, the rows of DATA that serve the rows of --target best are written as they are. With --shots, every row
     of DATA is written with that many rows of --pool before its prompt; these are read, not learned.
+
+    With --state, rows are chosen of all that have arrived: DATA joins the rows that the folder keeps, and rows that a
+    selection finds redundant leave it for good.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -34,6 +37,9 @@ class Select(Loading):
         "luthier select pool.jsonl --by got_d --embedding states --model smollm2-135m --target task.jsonl --rows 2000",
         "luthier select test.jsonl --by bm25 --shots 4 --pool train.jsonl --out test-4-shot.jsonl",
         "luthier select train.jsonl --by random --rows 500 --seed 1",
+        "luthier select train.jsonl --by dealrec --model smollm2-135m --rows 1024",
+        "luthier select train.jsonl --by dealrec --effort 0 --rows 1024",
+        "luthier select march.jsonl --by adapt_inf --model smollm2-135m --state pool --rows 5000",
     )
 
     data: str
@@ -49,7 +55,9 @@ class Select(Loading):
     pool: str | None = field(default=None, kw_only=True)
     """Data that shots come from. Default: DATA, where no row is its own shot."""
     model: str | None = field(default=None, kw_only=True)
-    """The model whose hidden states rows are compared by, where the selection reads them."""
+    """The model that reads the rows, where the selection goes by hidden states, losses or gradients."""
+    state: str | None = field(default=None, kw_only=True)
+    """A folder that keeps the rows that have arrived so far, without those found redundant."""
     out: str = field(default="selected.jsonl", kw_only=True)
     """The .jsonl file to write; a picture of the scores stands beside it."""
     overwrite: bool = field(default=False, kw_only=True)
@@ -91,26 +99,43 @@ class Select(Loading):
             raise LuthierError(f"there is no folder {out.parent} to write to; choose another --out.")
         cls = find("selections", self.by)
         by: Any = cls.from_dict(dict(given.get(cls, {})))
-        if self.model and not by.reads_states:
+        reads = by.reads_states or by.reads_rows
+        if self.model and not reads:
             raise LuthierError(f"{by.name()} as it is set up here reads no model; leave --model out.")
-        if by.reads_states and not self.model:
-            raise LuthierError(f"{by.name()} as it is set up here reads the hidden states of a model; give --model.")
+        if reads and not self.model:
+            what = "the hidden states of a model" if by.reads_states else "the rows with a model"
+            raise LuthierError(f"{by.name()} as it is set up here reads {what}; give --model.")
+        if self.state is not None and (self.shots is not None or self.limit is not None):
+            raise LuthierError("--state keeps all rows of DATA to choose from; leave --shots and --limit out.")
         told = (self._rows if self.shots is None else self._shots)(by, out)
         if self.json:
             say_json(told | {"by": by.name(), "settings": by.to_dict(), "out": str(out)})
 
     def _rows(self, by: Selection, out: Path) -> dict[str, Any]:
+        if self.state is None:
+            return self._taken(by, out, self.data)[0]
+        from luthier.data.arriving import arriving
+
+        with arriving(self.state, self.data) as arrived:
+            told, redundant = self._taken(by, out, str(arrived.file))
+            arrived.drop(redundant)
+        if not self.json:
+            say(f"{self.state} keeps {arrived.left:,} rows; {len(redundant):,} were redundant and left it for good.")
+        return told | {"new": arrived.new, "redundant": len(redundant), "kept": arrived.left}
+
+    def _taken(self, by: Selection, out: Path, source: str) -> tuple[dict[str, Any], list[int]]:
+        """(what is told of the rows taken, the numbers of those that are redundant)."""
         from luthier import data
         from luthier.data.select import plot_scores
 
-        examples = self._load(self.data, self.limit)
+        examples = self._load(source, self.limit)
         target = self._load(self.target) if self.target else None
         assert self.rows is not None
         count = self.rows
         told = f"Scoring {len(examples):,} rows"
         chosen = self._chosen(told, lambda pool: data.choose(by, pool, count), examples, target)
         kept = {row.row for row in chosen.examples.rows}
-        table = data.read(self.data, "train", self.limit, self.seed)
+        table = data.read(source, "train", self.limit, self.seed)
         write(out, (row for number, row in table.rows if number in kept))
         picture = out.with_suffix(".png")
         plot_scores(chosen, f"{by.name()}: {self.data}" + (f" for {self.target}" if self.target else ""), picture)
@@ -119,7 +144,8 @@ class Select(Loading):
             said = shlex.join([str(out), *(["--columns", self.columns] if self.columns else [])])
             say(f"Next: luthier train MODEL {said}")
         lowest = float(chosen.scores[chosen.places[-1]])
-        return {"rows": len(kept), "of": len(examples), "lowest": lowest, "fingerprint": chosen.examples.fingerprint}
+        found = {"rows": len(kept), "of": len(examples), "lowest": lowest, "fingerprint": chosen.examples.fingerprint}
+        return found, [examples.rows[i].row for i in chosen.redundant]
 
     def _shots(self, by: Selection, out: Path) -> dict[str, Any]:
         from luthier import data
@@ -157,7 +183,13 @@ class Select(Loading):
         from luthier.core.contracts.selection import Pool
 
         with console(stderr=True).status(told):
-            return work(Pool(examples, target, self.seed, data.states_by(self.model) if self.model else None))
+            if self.model is None:
+                return work(Pool(examples, target, self.seed))
+            from luthier.methods.row_model import Reader
+
+            return work(
+                Pool(examples, target, self.seed, data.states_by(self.model), Reader(self.model, examples.task))
+            )
 
 
 def write(out: Path, rows: Iterable[dict[str, Any]]) -> None:

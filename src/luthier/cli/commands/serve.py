@@ -125,10 +125,15 @@ class Serve(Fitted):
 
     def key(self) -> str | None:
         """Returns the API key, from the flag or the environment."""
-        key = os.environ.get(KEY) if self.api_key is None else self.api_key
-        if key is not None and not (key.strip() and key.isascii() and key.isprintable()):
-            raise LuthierError(f"the API key (--api-key or ${KEY}) is empty or not printable ASCII.")
-        return None if key is None else key.strip()
+        return api_key(self.api_key)
+
+
+def api_key(given: str | None) -> str | None:
+    """Returns the API key, from the flag or the environment."""
+    key = os.environ.get(KEY) if given is None else given
+    if key is not None and not (key.strip() and key.isascii() and key.isprintable()):
+        raise LuthierError(f"the API key (--api-key or ${KEY}) is empty or not printable ASCII.")
+    return None if key is None else key.strip()
 
 
 def named(adapters: Iterable[str]) -> dict[str, Path]:

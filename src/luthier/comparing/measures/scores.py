@@ -9,6 +9,7 @@ from luthier.comparing.fitted import Fitted
 from luthier.comparing.measures.bootstrap import SCORES
 from luthier.comparing.measures.significance import calibration_error
 from luthier.comparing.plan import Job
+from luthier.comparing.shots import shown
 from luthier.comparing.sources import Sourced
 from luthier.comparing.study import Study
 from luthier.data import Example, Examples
@@ -36,7 +37,8 @@ class Tested:
 def tested(study: Study, job: Job, fitted: Fitted) -> Tested:
     """Returns every part of the job's test."""
     read, limit = job.data, job.run.training.max_length
-    found = {part: test(study, read, each, fitted, limit) for part, each in read.tests.items()}
+    parts = shown(read, job.method, job.run)
+    found = {part: test(study, read, each, fitted, limit) for part, each in parts.items()}
     tests = {part: _named(each, read) for part, each in found.items()}
     names = [name for name in next(iter(tests.values())) if all(name in each for each in tests.values())]
     metrics = {name: sum(each[name] for each in tests.values()) / len(tests) for name in names}

@@ -35,14 +35,16 @@ def optimiser(
     epoch: int | None = None,
     loss: Callable[[], Tensor] | None = None,
     logits: Callable[[int], Tensor] | None = None,
-) -> torch.optim.AdamW:
+    kind: type[torch.optim.Optimizer] = torch.optim.AdamW,
+) -> Any:
     """Makes an AdamW over the adapters of a model (or the one named), trained as `update` says.
 
     Call `step` and `zero_grad` as of any optimiser; its `state_dict` holds the update's state as well. `undecayed`
-    get no weight decay; `settings` are further ones of AdamW (betas, eps, fused). Between the steps, what is not
-    active has `requires_grad` off. With `resumes`, nothing is begun until `load_state_dict` tells where. `epoch` is
-    the number of steps in an epoch; `loss` computes the loss of a usual batch, for updates that weigh what a step costs
-    (default: of one short made-up row), and `logits` those of batches, for updates that measure before they begin.
+    get no weight decay; `settings` are further ones of the optimiser (AdamW's betas, eps, fused), which may be of
+    another `kind`. Between the steps, what is not active has `requires_grad` off. With `resumes`, nothing is begun
+    until `load_state_dict` tells where. `epoch` is the number of steps in an epoch; `loss` computes the loss of a usual
+    batch, for updates that weigh what a step costs (default: of one short made-up row), and `logits` those of batches,
+    for updates that measure before they begin.
     """
     update.check_decay(weight_decay)
     plan = training_plan(model, steps, name=name, seed=seed)
@@ -58,7 +60,8 @@ def optimiser(
         for key, parameter in group.params.items():
             kind = update.rate(plan, group, key), id(parameter) not in spared
             groups.setdefault(kind, []).append(parameter)
-    made = torch.optim.AdamW(
+    make: Any = kind
+    made = make(
         [
             {"params": params, "lr": lr * rate, "weight_decay": weight_decay if decays else 0.0}
             for (rate, decays), params in groups.items()
@@ -160,7 +163,7 @@ class _Pack:
 class _Driver:
     """Follows an optimiser through its steps by hooks; the optimiser keeps it alive."""
 
-    def __init__(self, update: Update, plan: TrainingPlan, optimizer: torch.optim.AdamW, begins: bool) -> None:
+    def __init__(self, update: Update, plan: TrainingPlan, optimizer: torch.optim.Optimizer, begins: bool) -> None:
         self.update, self.optimizer = update, optimizer
         self.chosen: dict[str, Tensor] = {}
         self.plan = replace(plan, chosen=self.chosen)

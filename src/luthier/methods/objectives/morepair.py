@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from luthier.core.contracts.objective import ALSO, PART, Batch, Objective
 from luthier.core.errors import LuthierError
-from luthier.methods.objectives._noise import noisy
+from luthier.methods.noise import noisy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -11,7 +11,7 @@ from luthier.core.contracts.selection import Selection
 class Random(Selection):
     """u_i ~ U(0, 1): take the largest
 
-    Drawn by the seed. As shots, rows drawn for each prompt anew.
+    Drawn by the seed. As shots, rows drawn for each prompt anew; to be labelled, a row that has no label yet.
     """
 
     paper = "the null"
@@ -28,3 +28,9 @@ class Random(Selection):
         draw, keys = np.random.default_rng(pool.seed), [row.key() for row in pool.examples.rows]
         orders = [(query.key(), draw.permutation(len(keys))) for query in queries]
         return [[int(i) for i in order if keys[i] != own][:count] for own, order in orders]
+
+    def query(self, pool, known, budget):
+        import numpy as np
+
+        free = [i for i in range(len(pool.examples)) if i not in known]
+        return int(np.random.default_rng([pool.seed, len(known)]).choice(free))

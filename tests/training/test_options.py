@@ -1,0 +1,176 @@
+"""Training options: schedules by their formulas, the best evaluation, early stopping, NEFTune."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import luthier as lt
+from luthier.core.errors import LuthierError
+from luthier.training import Run, Training, metrics, train
+from luthier.training.best import Best
+from luthier.training.schedule import FALLS, PLAIN, is_plain, shape
+from support.architectures import ARCHITECTURES
+
+SHORT = Training(steps=8, batch=4, lr=1e-2, warmup=0.25, eval_fraction=0.2, eval_every=1, save_every=4, keep=20)
+
+
+def run(llama, additions, tmp_path, **settings) -> Run:
+    return Run(llama, additions, lt.LoRA(rank=2), out=str(tmp_path / "run"), training=replace(SHORT, **settings))
+
+
+def rates(run: Run) -> list[float]:
+    return [line["lr"] for line in metrics.read(run.folder) if "loss" in line]
+
+
+# --- schedules ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_ours_are_transformers_where_both_have_one(name):
+    """Step by step, as far as rounding goes."""
+    settings = Training(steps=40, warmup=0.1, schedule=name)  # type: ignore[arg-type]
+    alone = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    theirs = transformers.get_scheduler(PLAIN[name], alone, 4, 40).lr_lambdas[0]  # type: ignore[attr-defined]
+    assert is_plain(settings)
+    assert [shape(settings, 40)(s) for s in range(41)] == pytest.approx([theirs(s) for s in range(41)])
+
+
+def test_formulas():
+    def at(step: int, **settings) -> float:
+        return shape(Training(steps=100, warmup=0.2, **settings), 100)(step)
+
+    for name in FALLS:
+        assert [at(s, schedule=name) for s in (0, 10, 20)] == pytest.approx([0, 0.5, 1])
+    assert at(60, schedule="cosine", min_lr=0.1) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert at(100, schedule="cosine", min_lr=0.1) == pytest.approx(0.1) == at(100, schedule="linear", min_lr=0.1)
+    assert at(60, schedule="polynomial", power=3.0, min_lr=0.2) == pytest.approx(0.2 + 0.8 * 0.5**3)
+    assert [at(s, schedule="wsd", decay=0.4) for s in (21, 60, 80, 100)] == pytest.approx([1, 1, 0.5, 0])
+    assert at(90, schedule="wsd", decay=0.2, min_lr=0.5) == pytest.approx(0.75)
+    assert at(80, schedule="inverse_sqrt") == pytest.approx(math.sqrt(20 / 80))
+    assert [at(s, schedule="cosine_restarts", cycles=2) for s in (40, 60, 80, 100)] == pytest.approx([0.5, 1, 0.5, 0])
+
+
+def test_a_schedule_is_what_training_follows(llama, additions, tmp_path):
+    wanted = run(llama, additions, tmp_path, schedule="wsd", decay=0.5, min_lr=0.1)
+    train(wanted, progress=False)
+    factors = [shape(wanted.training, 8)(s) for s in range(8)]
+    assert rates(wanted) == pytest.approx([1e-2 * f for f in factors], abs=1e-9) or rates(wanted) == pytest.approx(
+        [1e-2 * shape(wanted.training, 8)(s) for s in range(1, 9)], abs=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"min_lr": 0.1, "schedule": "constant"}, "min_lr is 0.1 and would be ignored"),
+        ({"decay": 0.3}, "acts where schedule is wsd"),
+        ({"cycles": 3, "schedule": "cosine"}, "acts where schedule is cosine_restarts"),
+        ({"power": 1.0}, "acts where schedule is polynomial"),
+        ({"patience": 2}, "say by which figure"),
+        ({"min_lr": 2.0}, "expected between 0 and 1"),
+        ({"best": "loss", "patience": 0}, "expected at least 1"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(wrong, told):
+    with pytest.raises(LuthierError, match=told):
+        Training(**wrong)
+
+
+# --- the best evaluation -----------------------------------------------------------------------------
+
+
+def test_the_best_adapter_is_saved_and_training_stops(llama, additions, tmp_path):
+    """A rate so high that the loss rises soon: the adapter is that of the best step, bit for bit."""
+    wanted = run(llama, additions, tmp_path, steps=30, lr=0.3, warmup=0.0, schedule="constant", best="loss", patience=3)
+    done = train(wanted, progress=False)
+    held = dict(done.eval_losses)
+    best = min(held, key=held.__getitem__)
+    assert max(held) == best + 3 < 30 and done.eval_loss == held[best] < held[max(held)]
+    kept = load_file(wanted.folder / "checkpoints" / f"step-{best}" / "adapter.safetensors")
+    saved = load_file(wanted.folder / "adapter" / "adapter.safetensors")
+    assert sorted(t.double().sum().item() for t in kept.values()) == sorted(
+        t.double().sum().item() for t in saved.values()
+    )
+    again = train(wanted, resume=True, progress=False)  # it is over, and stays so
+    assert again.eval_loss == done.eval_loss and len(again.losses) == len(done.losses)
+
+
+def test_a_resumed_run_knows_what_was_best(llama, additions, tmp_path):
+    wanted = run(llama, additions, tmp_path, steps=6, best="loss")
+    whole = train(wanted, progress=False)
+    shorter = replace(wanted, out=str(tmp_path / "cut"))
+    train(shorter, progress=False)
+    import shutil
+
+    for step in (5, 6):
+        shutil.rmtree(shorter.folder / "checkpoints" / f"step-{step}", ignore_errors=True)
+    assert train(shorter, resume=True, progress=False).eval_losses == whole.eval_losses
+    ours, theirs = (load_file(r.folder / "adapter" / "adapter.safetensors") for r in (wanted, shorter))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_figures_of_which_more_is_better(llama, additions, tmp_path):
+    made = Best(run(llama, additions, tmp_path, best="accuracy", patience=2), None, writes=False)
+    made.values = [(1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6)]
+    assert made.at() == 2 and made._spent()
+    made.values = made.values[:3]
+    assert not made._spent()
+    with pytest.raises(LuthierError, match="no row is held out"):
+        train(run(llama, additions, tmp_path, best="loss", eval_fraction=0.0), progress=False)
+    with pytest.raises(LuthierError, match="best is 'bleu'; an evaluation of this run tells: loss"):
+        train(run(llama, additions, tmp_path, best="bleu"), progress=False)
+
+
+# --- the loss ----------------------------------------------------------------------------------------
+
+
+def test_neftune_acts_in_training_alone(llama, additions, tmp_path):
+    plain = train(run(llama, additions, tmp_path / "a", steps=2), progress=False)
+    noisy = train(run(llama, additions, tmp_path / "b", steps=2, neftune=50.0), progress=False)
+    assert noisy.losses[0] != plain.losses[0]
+    assert noisy.eval_losses[0] != plain.eval_losses[0]  # what was learned is other
+    again = train(run(llama, additions, tmp_path / "c", steps=2, neftune=50.0), progress=False)
+    assert again.losses == noisy.losses
+
+
+def test_label_smoothing_is_its_equation():
+    model = ARCHITECTURES["llama"].build(dtype=torch.float64)
+    ids = torch.randint(3, 97, (2, 7), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[0, :3] = -100
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    log_p = torch.log_softmax(model(input_ids=ids).logits, -1)[:, :-1][labels[:, 1:] != -100]
+    own = log_p.gather(1, labels[:, 1:][labels[:, 1:] != -100][:, None]).mean()
+    wanted = -0.7 * own - 0.3 * log_p.mean()
+    smoothing = lt.find("objectives", "label_smoothing")
+    assert torch.allclose(smoothing(epsilon=0.3).loss(model, batch), wanted, rtol=1e-10)  # type: ignore[attr-defined]
+
+
+# --- optimisers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adafactor", "sgd", "lion", "adamw_8bit"])
+def test_an_optimiser_is_the_one_that_was_asked_for(llama, additions, tmp_path, name):
+    """It learns, otherwise than AdamW does, and a run that is resumed is the whole run, bit for bit."""
+    if name in ("lion", "adamw_8bit"):
+        pytest.importorskip("bitsandbytes")
+    rate = {"sgd": 0.5, "lion": 1e-3}.get(name, 1e-2)
+    wanted = run(llama, additions, tmp_path / "a", steps=4, lr=rate, optimizer=name, save_every=2)
+    done = train(wanted, progress=False)
+    plain = train(run(llama, additions, tmp_path / "b", steps=4, lr=rate), progress=False)
+    assert done.losses != plain.losses and done.losses[-1][1] < done.losses[0][1] + 0.5
+    import shutil
+
+    shutil.rmtree(wanted.folder / "checkpoints" / "step-4")
+    assert train(wanted, resume=True, progress=False).losses == done.losses
+
+
+def test_an_update_of_adamw_goes_with_adamw_alone(llama, additions, tmp_path):
+    with pytest.raises(LuthierError, match="changes what AdamW does, and the optimiser is sgd"):
+        replace(run(llama, additions, tmp_path, optimizer="sgd"), update=lt.find("updates", "lora_plus")())  # type: ignore[arg-type]
