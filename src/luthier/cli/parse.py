@@ -263,6 +263,8 @@ def _parameter(cls: type, field: dataclasses.Field, title: str | None) -> inspec
     settings: dict[str, Any] = {"help": f"{told} {named}" if named else told}
     if title is not None:
         settings["group"] = title
+    if field.metadata.get("several"):  # --tasks a b c, up to the next flag
+        settings["consume_multiple"] = True
     if more or (title is None and default is False):
         settings["negative"] = ()
     if default is False or default == ():

@@ -32,6 +32,7 @@ from luthier.training.context import training_context
 from luthier.training.estimate import estimate
 from luthier.training.join import join
 from luthier.training.moments import AsToldNow, ByTheClock
+from luthier.training.penalised import refuse_alone
 from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
 from luthier.training.prepare import Prepared, is_main, prepare, processes
@@ -92,15 +93,30 @@ class Session:
         if resume and not goes_on:
             self.console.print(f"{run.folder} holds no run yet: starting from the beginning.", highlight=False)
         with quiet():
-            prepared = prepare(run)
+            prepared = self.prepare()
             check_teacher(run, prepared.processor)
             set_seed(run.training.seed)  # new heads, the form's start
             loaded = self.load(prepared)
             prepared = referred(run, loaded, prepared, self.console)
             begun = goes_on and self.newest() is not None  # else it is initialised again
             known = folders.read_record(run.folder)["measured"] if begun else None
-            evidence = attach_all(run, loaded, prepared, self.console, known)
+            evidence = self.attach(loaded, prepared, known)
             return self.fit(prepared, loaded, evidence, goes_on)
+
+    def prepare(self) -> Prepared:
+        """Returns the rows of the run."""
+        refuse_alone(self.run)
+        return prepare(self.run)
+
+    def attach(self, loaded: Loaded, prepared: Prepared, known: dict[str, Any] | None) -> dict[str, Any]:
+        """Attaches what is trained, and returns what was measured for it."""
+        return attach_all(self.run, loaded, prepared, self.console, known)
+
+    def equip(self, trainer: Trainer, prepared: Prepared, loaded: Loaded) -> None:
+        """Gives the trainer what a run of several tasks has; nothing here."""
+
+    def trained(self, trainer: Trainer, prepared: Prepared, loaded: Loaded) -> None:
+        """Looks at the trainer behind the last step; nothing here."""
 
     def load(self, prepared: Prepared) -> Loaded:
         """The base that the form is attached to."""
@@ -136,12 +152,14 @@ class Session:
                 rows, told = (features[0], features[1]), [log, *callbacks, *self.callbacks]
                 trainer = Trainer(run, model, args, rows, collator, shifted, told, run_id)
                 log.trainer = trainer
+                self.equip(trainer, prepared, loaded)
                 with teacher_of(run, model) as trainer.teacher:
                     if checkpoint is not None and checkpoint.step >= plan.steps:
                         trainer.restore(checkpoint.folder)
                     else:
                         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
                     trainer.accelerator.wait_for_everyone()
+            self.trained(trainer, prepared, loaded)
         return self.finish(prepared, loaded, plan, record)
 
     def newest(self) -> Checkpoint | None:

@@ -75,6 +75,7 @@ class Update(Component):
     restarts(steps) -> steps                where the learning rate's schedule begins anew
     init(group) -> state                    what it keeps for a group; it goes into checkpoints
     update(grads, state, group) -> grads    the gradients that AdamW is given, all of a group at once
+    project(grads, reference) -> grads      before clipping, all tensors at once, where it `rehearses`
 
     Steps count from 0. All but `init` and `update` follow from their arguments alone, draws from `plan.seed`
     included, so a resumed run goes on as if it had never stopped. A head that is new to the checkpoint
@@ -87,6 +88,9 @@ class Update(Component):
     """Whether few entries of a tensor differ from the base in the end, so that the adapter is saved as sparse."""
     decays: ClassVar[bool] = True
     """Whether weight decay may be combined with it."""
+
+    rehearses: ClassVar[bool] = False
+    """Whether it goes by the gradient on rows of earlier tasks (`project`), which a sequence of tasks alone has."""
 
     @property
     def changes(self) -> bool:
@@ -131,6 +135,10 @@ class Update(Component):
         self, grads: Mapping[str, Tensor], state: dict[str, Tensor], group: ParameterGroup
     ) -> Mapping[str, Tensor]:
         """Returns the gradients that AdamW uses instead of `grads` (after clipping); it may change `state`."""
+        return grads
+
+    def project(self, grads: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Returns the gradients of all trained tensors, by name, given those on rows of earlier tasks."""
         return grads
 
     def check_decay(self, weight_decay: float) -> None:

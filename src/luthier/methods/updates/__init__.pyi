@@ -1,6 +1,7 @@
 """What type checkers know of this package. Written by `python -m luthier.cli.stubs`; edit the source, not this file."""
 
 from luthier.methods.updates.adamw import AdamW as AdamW
+from luthier.methods.updates.agem import AGEM as AGEM
 from luthier.methods.updates.freeze import Freeze as Freeze
 from luthier.methods.updates.hft import HFT as HFT
 from luthier.methods.updates.layer_decay import LayerDecay as LayerDecay
