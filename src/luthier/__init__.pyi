@@ -42,6 +42,7 @@ from luthier.core.contracts.component import axes as axes
 from luthier.core.contracts.component import find as find
 from luthier.core.contracts.component import names as names
 from luthier.core.contracts.decoding import Decoding as Decoding
+from luthier.core.contracts.editing import Editing as Editing
 from luthier.core.contracts.examination import Change as Change
 from luthier.core.contracts.examination import Examination as Examination
 from luthier.core.contracts.examination import Pair as Pair
@@ -63,6 +64,7 @@ from luthier.core.contracts.gate import Gate as Gate
 from luthier.core.contracts.gate import Probes as Probes
 from luthier.core.contracts.gate import Subject as Subject
 from luthier.core.contracts.init import Init as Init
+from luthier.core.contracts.meta import Meta as Meta
 from luthier.core.contracts.objective import ALSO as ALSO
 from luthier.core.contracts.objective import At as At
 from luthier.core.contracts.objective import Batch as Batch
@@ -75,6 +77,9 @@ from luthier.core.contracts.objective import REFERENCE as REFERENCE
 from luthier.core.contracts.objective import Rows as Rows
 from luthier.core.contracts.objective import TASKS as TASKS
 from luthier.core.contracts.objective import by_part as by_part
+from luthier.core.contracts.penalty import Penalty as Penalty
+from luthier.core.contracts.penalty import PenaltyState as PenaltyState
+from luthier.core.contracts.penalty import PenaltyStep as PenaltyStep
 from luthier.core.contracts.ranks import Budget as Budget
 from luthier.core.contracts.ranks import Ranks as Ranks
 from luthier.core.contracts.ranks import levelled as levelled
@@ -89,6 +94,8 @@ from luthier.core.contracts.site import Sites as Sites
 from luthier.core.contracts.site import check_rank as check_rank
 from luthier.core.contracts.statistic import Statistic as Statistic
 from luthier.core.contracts.statistic import rows_of as rows_of
+from luthier.core.contracts.unlearning import Outputs as Outputs
+from luthier.core.contracts.unlearning import Unlearning as Unlearning
 from luthier.core.contracts.update import ParameterGroup as ParameterGroup
 from luthier.core.contracts.update import TrainingPlan as TrainingPlan
 from luthier.core.contracts.update import Update as Update
@@ -149,14 +156,18 @@ from luthier.measuring.measure import measure as measure
 from luthier.methods import aggregations as aggregations
 from luthier.methods import combinations as combinations
 from luthier.methods import decodings as decodings
+from luthier.methods import editings as editings
 from luthier.methods import examinations as examinations
 from luthier.methods import forms as forms
 from luthier.methods import gates as gates
 from luthier.methods import inits as inits
+from luthier.methods import metas as metas
 from luthier.methods import objectives as objectives
+from luthier.methods import penalties as penalties
 from luthier.methods import ranks as ranks
 from luthier.methods import selections as selections
 from luthier.methods import statistics as statistics
+from luthier.methods import unlearnings as unlearnings
 from luthier.methods import updates as updates
 from luthier.methods.aggregations.fedit import FedIT as FedIT
 from luthier.methods.aggregations.flexlora import FlexLoRA as FlexLoRA
@@ -174,6 +185,8 @@ from luthier.methods.combinations.transfer import Transfer as Transfer
 from luthier.methods.decodings.contrastive import Contrastive as Contrastive
 from luthier.methods.decodings.emulated import Emulated as Emulated
 from luthier.methods.decodings.proxy import Proxy as Proxy
+from luthier.methods.editings.depth_first import DepthFirst as DepthFirst
+from luthier.methods.editings.locft_bf import LocFTBF as LocFTBF
 from luthier.methods.examinations.forgetting import Forgetting as Forgetting
 from luthier.methods.examinations.grafting import Grafting as Grafting
 from luthier.methods.examinations.intruders import Intruders as Intruders
@@ -213,6 +226,8 @@ from luthier.methods.inits.lora_ga import LoRAGA as LoRAGA
 from luthier.methods.inits.lora_sb import LoRASB as LoRASB
 from luthier.methods.inits.olora import OLoRA as OLoRA
 from luthier.methods.inits.pissa import PiSSA as PiSSA
+from luthier.methods.metas.abmll import ABMLL as ABMLL
+from luthier.methods.metas.fomaml import FOMAML as FOMAML
 from luthier.methods.objectives.cpo import CPO as CPO
 from luthier.methods.objectives.distill import Distill as Distill
 from luthier.methods.objectives.dpo import DPO as DPO
@@ -226,6 +241,10 @@ from luthier.methods.objectives.reward import Reward as Reward
 from luthier.methods.objectives.routing import Routing as Routing
 from luthier.methods.objectives.sft import SFT as SFT
 from luthier.methods.objectives.simpo import SimPO as SimPO
+from luthier.methods.penalties.ewc import EWC as EWC
+from luthier.methods.penalties.l2_sp import L2SP as L2SP
+from luthier.methods.penalties.rwalk import RWalk as RWalk
+from luthier.methods.penalties.si import SI as SI
 from luthier.methods.ranks.gelora import GeLoRA as GeLoRA
 from luthier.methods.ranks.uniform import Uniform as Uniform
 from luthier.methods.selections.bm25 import BM25 as BM25
@@ -236,7 +255,12 @@ from luthier.methods.statistics.moment import Moment as Moment
 from luthier.methods.statistics.pca import PCA as PCA
 from luthier.methods.statistics.states import States as States
 from luthier.methods.targeted_form import TargetedForm as TargetedForm
+from luthier.methods.unlearnings.ascent import Ascent as Ascent
+from luthier.methods.unlearnings.dmm import DMM as DMM
+from luthier.methods.unlearnings.kl import KL as KL
+from luthier.methods.unlearnings.retrain import Retrain as Retrain
 from luthier.methods.updates.adamw import AdamW as AdamW
+from luthier.methods.updates.agem import AGEM as AGEM
 from luthier.methods.updates.freeze import Freeze as Freeze
 from luthier.methods.updates.hft import HFT as HFT
 from luthier.methods.updates.layer_decay import LayerDecay as LayerDecay

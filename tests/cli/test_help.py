@@ -18,8 +18,10 @@ COMMANDS = [
     "check",
     "combine",
     "compare",
+    "continue",
     "convert",
     "decode",
+    "edit",
     "evaluate",
     "examine",
     "explain",
@@ -30,6 +32,7 @@ COMMANDS = [
     "list",
     "measure",
     "merge",
+    "meta",
     "models",
     "push",
     "select",
@@ -37,6 +40,7 @@ COMMANDS = [
     "show",
     "sign",
     "train",
+    "unlearn",
     "verify",
 ]
 

@@ -7,6 +7,7 @@ from luthier.core.contracts.calibration import Calibration
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.objective import Objective
+from luthier.core.contracts.penalty import Penalty
 from luthier.core.contracts.ranks import Ranks
 from luthier.core.contracts.selection import Selection
 from luthier.core.contracts.update import Update
@@ -41,6 +42,7 @@ def train(
     budget: str | None = None,
     update: Update | str | None = None,
     objective: Objective | str | None = None,
+    penalty: Penalty | None | str = None,
     also: tuple[TargetedForm, ...] = (),
     select: Selection | None | str = None,
     select_rows: int | None = None,
