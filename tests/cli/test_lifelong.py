@@ -38,7 +38,7 @@ def test_continue(call, model, tasks, tmp_path):
     assert json.loads(again.out)["by"] == "ewc" and json.loads(again.out)["kept"]["bytes"] > 0
     assert "holds a sequence already" in one_line(call(*words))
     assert "no way 'replai'" in one_line(call("continue", model, "--tasks", *tasks, "--by", "replai"))
-    assert "is no sequence" in one_line(call("continue", model, "--tasks", tasks[0]))
+    assert "is not a sequence" in one_line(call("continue", model, "--tasks", tasks[0]))
 
 
 def test_penalties_and_updates_of_sequences_are_refused_in_train(call, model, tasks, tmp_path):
@@ -74,4 +74,4 @@ def test_meta(call, model, tasks, tmp_path):
 
 def test_unlearn_refuses_what_is_no_run(call, model, tasks, tmp_path):
     done = call("unlearn", model, "--adapter", tmp_path, "--forget", tasks[0], "--retain", tasks[1])
-    assert "is no run of luthier train" in one_line(done)
+    assert "is not a run of luthier train" in one_line(done)

@@ -231,7 +231,7 @@ def test_bad_input_is_told_before_any_weights(bert, llama, tasks, additions, tmp
     monkeypatch.setattr("luthier.models.load", lambda *a, **k: pytest.fail("weights were loaded"))
     unlabelled = write_rows(tmp_path / "u.jsonl", [{"text": f"abc {i}"} for i in range(8)])
     cases = [
-        ((tasks[:1],), {}, "1 task is no sequence"),
+        ((tasks[:1],), {}, "1 task is not a sequence"),
         ((tasks,), {"by": "ewx"}, "no way 'ewx'.*ewc"),
         ((tasks,), {"by": "ewc", "memory": 3}, "ewc keeps no rows"),
         ((tasks,), {"by": "agem", "replay_share": 0.5}, "agem mixes no kept rows in"),

@@ -205,7 +205,7 @@ def test_bad_rows_are_told_before_the_weights(trained, llama, additions, tmp_pat
         ({"forget": new, "test": None}, "12 of 12 rows of .* are not in .*cannot be forgotten"),
         ({"retain": forget}, "6 rows are in .* and in"),
         ({"test": retain}, "which were learned"),
-        ({"adapter": str(tmp_path)}, "is no run of luthier train"),
+        ({"adapter": str(tmp_path)}, "is not a run of luthier train"),
     ]
     for changes_, said in cases:
         with pytest.raises(lt.LuthierError, match=said):

@@ -50,7 +50,7 @@ class Continue(Command):
     by: str = field(default="naive", kw_only=True)
     """How earlier tasks are kept: naive, replay, cumulative, joint, ewc, si, rwalk or agem."""
     adapters: str = field(default="one", kw_only=True)
-    """one adapter that goes on over all tasks, or each task its own."""
+    """What is trained: one adapter that goes on over all tasks, or each task its own."""
     memory: int | None = field(default=None, kw_only=True)
     """Rows of earlier tasks that replay and agem keep, drawn by reservoir sampling. Default: 200."""
     replay_share: float | None = field(default=None, kw_only=True)
@@ -112,15 +112,9 @@ class Continue(Command):
         from luthier.training.runfile import lasting
         from luthier.training.sequences import TaskSequence
 
-        spec = TaskSequence(
-            self.tasks,
-            self.by,
-            self.tests,
-            self.adapters,
-            self.memory,
-            self.replay_share,
-            self.score,  # type: ignore[arg-type]
-        )
+        adapters: Any = self.adapters
+        score: Any = self.score
+        spec = TaskSequence(self.tasks, self.by, self.tests, adapters, self.memory, self.replay_share, score)
         penalty = [find("penalties", self.by)] if self.by in names("penalties") else []
         method, recipe = chosen(self.method, self.recipe)
         run = Spec(
@@ -175,7 +169,7 @@ def chosen(method: str | None, name: str | None) -> tuple[str, Recipe | None]:
     return method or (recipe.method if recipe else METHOD), recipe
 
 
-def tables(done: Continued) -> list[tuple[tuple[str, ...], list[tuple[object, ...]]]]:
+def tables(done: Continued) -> list[tuple[Sequence[str], Sequence[Sequence[object]]]]:
     """Returns the matrix and the figures as (columns, rows)."""
     import numpy as np
 

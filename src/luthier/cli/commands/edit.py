@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from luthier.cli.output import say, say_json, table
 from luthier.cli.parse import Flags, Given, Loading, option
 from luthier.cli.stopped import edit_stopped
+from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
     from luthier.training.editing import Edit, Edited
@@ -107,7 +108,10 @@ class EditCommand(Loading):
         found = {}
         for source in self.abilities:
             found[source] = data.load(source, split="test", limit=self.ability_rows, task="causal-lm")
-            data.refuse_unscorable(data.scorer_for(found[source], None), found[source].rows)
+            scorer = data.scorer_for(found[source], None)
+            if scorer is None:
+                raise LuthierError(f"{source} has no answers to score ({found[source].layout} rows); leave it out.")
+            data.refuse_unscorable(scorer, found[source].rows)
         return found
 
     def _abilities(self, done: Edited, rows: dict[str, Any]) -> dict[str, dict[str, Any]]:

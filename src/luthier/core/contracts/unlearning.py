@@ -15,9 +15,9 @@ class Outputs:
     """What a model says to some rows: of a classifier a place for each row, of a language model one for each label."""
 
     logits: Tensor
-    """[places, classes], in float32 at least."""
+    """Logits [places, classes], in float32 at least."""
     labels: Tensor
-    """[places], the classes or tokens that were learned."""
+    """Labels [places], the classes or tokens that were learned."""
     before: Tensor | None = None
     """The logits before unlearning, where the method `remembers`."""
     targets: Tensor | None = None

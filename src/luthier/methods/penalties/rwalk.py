@@ -1,4 +1,4 @@
-"""Riemannian walk: a running Fisher information, and how much of the loss a step of its length lowered."""
+"""Riemannian walk: a running Fisher information, and how far a way of its length lowered the loss."""
 
 from __future__ import annotations
 

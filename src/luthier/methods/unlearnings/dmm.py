@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from luthier.core.contracts.unlearning import Unlearning
 
@@ -32,6 +33,6 @@ class DMM(Unlearning):
         self.within("dimension", 1)
         self.above("damping", 0.0)
 
-    def loss(self, forget, retain):
+    def loss(self, forget: Any, retain: Any):
         squares = [(each.logits - each.targets).square().mean(-1) for each in (forget, retain)]
         return sum(s.sum() for s in squares) / sum(len(s) for s in squares)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -25,7 +26,7 @@ class KL(Unlearning):
     def check(self):
         self.within("beta", 0.0)
 
-    def loss(self, forget, retain):
+    def loss(self, forget, retain: Any):
         raised = -nn.functional.cross_entropy(forget.logits, forget.labels)
         now, then = retain.logits.log_softmax(-1), retain.before.log_softmax(-1)
         return raised + self.beta * nn.functional.kl_div(now, then, log_target=True, reduction="batchmean")

@@ -27,7 +27,7 @@ class Tried:
 
     where: str
     scores: dict[str, float]
-    """reliability, generalisation and locality, as far as the facts tell them."""
+    """Reliability, generalisation and locality, as far as the facts tell them."""
 
     @property
     def score(self) -> float:

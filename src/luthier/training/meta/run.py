@@ -163,7 +163,9 @@ def _outer_step(
     for domain in chosen:
         shown, asked = domain.drawn(spec.shots, spec.asked, f"{spec.seed} {step}")
         batches = [collate([domain.features[place] for place in places]) for places in (shown, asked)]
-        value, slopes = method.outer(loss, adam.params, *batches, draw_of(f"{spec.seed} {step} {domain.source}"))
+        value, slopes = method.outer(
+            loss, adam.params, batches[0], batches[1], draw_of(f"{spec.seed} {step} {domain.source}")
+        )
         total += float(value) / len(chosen)
         for key, p in adam.params.items():
             share = slopes[key] / len(chosen)

@@ -17,7 +17,7 @@ from luthier.training.per_sample import log_loss
 from luthier.training.sequences.prepare import Plan, Task
 
 Scorer = Callable[[Any, Any, Examples, str], list[float]]
-"""(model, processor, test rows, task) -> the score of each row: what compares answers, from above this package."""
+"""What compares answers, from above this package: (model, processor, test rows, task) -> the score of each row."""
 
 
 def scores_of(plan: Plan, task: Task, loaded: Loaded, answers: Scorer | None) -> np.ndarray:

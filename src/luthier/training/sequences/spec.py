@@ -20,7 +20,7 @@ ROWS = {
 }
 """Ways that differ by the rows that a task is trained on."""
 MEMORY = 200
-"""Rows of earlier tasks that are kept, where nobody says otherwise."""
+"""Rows of earlier tasks that are kept, where no number is given."""
 
 
 def ways() -> list[str]:
@@ -37,7 +37,7 @@ class TaskSequence:
     tasks: tuple[str, ...]
     """The rows of each task: files, folders, hub ids or gym:<task>, in the order of training."""
     by: str = "naive"
-    """naive, replay, cumulative, joint, a penalty (ewc, si, rwalk) or an update (agem)."""
+    """The way: naive, replay, cumulative, joint, a penalty (ewc, si, rwalk) or an update (agem)."""
     tests: tuple[str, ...] = ()
     """Rows to test on, one source for each task. Default: a share of each task's rows (eval_fraction)."""
     adapters: Literal["one", "each"] = "one"
@@ -56,7 +56,7 @@ class TaskSequence:
             raise LuthierError(f"no way {self.by!r} to go on{near(self.by, known)} There are: {', '.join(known)}.")
         if len(self.tasks) < 2:
             raise LuthierError(
-                f"{len(self.tasks)} task is no sequence; name at least two (--tasks A B), or use luthier train."
+                f"{len(self.tasks)} task is not a sequence; name at least two (--tasks A B), or use luthier train."
             )
         if self.tests and len(self.tests) != len(self.tasks):
             raise LuthierError(f"{len(self.tests)} tests for {len(self.tasks)} tasks; give one for each, in order.")

@@ -30,7 +30,7 @@ def klom_above_null(
     """Returns KLOM of unlearned models less that of other retrained ones (`null`), with its 95% interval over rows.
 
     All are margins [models, rows]; `null` and `unlearned` are of as many models, so the bias of the estimate is the
-    same and drops out: for models that were retrained themselves the difference is 0 but for chance.
+    same and drops out: for models that were retrained themselves the difference is 0 up to chance.
     """
     raw, chance = klom(unlearned, retrained, bins), klom(null, retrained, bins)
     draw, apart = np.random.default_rng(seed), raw - chance

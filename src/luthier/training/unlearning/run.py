@@ -45,6 +45,7 @@ from luthier.training.unlearning.spec import Unlearn
 
 SPEC, RESULT, STATE, ADAPTER, RETRAINED = "unlearn.json", "unlearned.json", "state", "adapter", "retrained"
 Features = Sequence[dict[str, Any]]
+CLASSIFIERS = ("classification", "image-classification", "audio-classification")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Rows:
     forget: Examples
     retain: Examples
     test: Examples | None
-    encoded: dict[str, Features]
+    encoded: Mapping[str, Features]
     """By name (forget, retain, test)."""
     collate: Any
     task: str
@@ -111,8 +112,8 @@ def trained_run(spec: Unlearn) -> Run:
     folder = Path(spec.adapter).expanduser()
     if not (folder / "run.json").is_file():
         raise LuthierError(
-            f"{spec.adapter} is no run of luthier train (run.json is not there): what an adapter was trained on must "
-            "be known, or nothing tells what it is to forget."
+            f"{spec.adapter} is not a run of luthier train (run.json is not there): what an adapter was trained on "
+            "must be known, or nothing tells what it is to forget."
         )
     run = read_run(folder)
     return dataclasses.replace(run, model=spec.model) if spec.model else run
@@ -121,6 +122,10 @@ def trained_run(spec: Unlearn) -> Run:
 def read_rows(spec: Unlearn, run: Run) -> Rows:
     """Reads and encodes the rows; raises for those that contradict one another."""
     task = models.fitted_task(format_.read(adapter_folder(spec.adapter)))
+    if task not in ("causal-lm", *CLASSIFIERS):
+        raise LuthierError(
+            f"{spec.adapter} was fitted for {task}; rows are forgotten by classifiers and causal language models."
+        )
     settings: dict[str, Any] = {"task": task, "named": run.columns, "skip_bad_rows": run.skip_bad_rows}
     known = data.load(run.data, **settings)
     read = {name: data.load(getattr(spec, name), **settings) for name in ("forget", "retain", "test")
@@ -251,7 +256,7 @@ def _outputs(loaded: Loaded, rows: Rows, own: Features, places: Sequence[int], f
     given = {key: t.to(device) for key, t in batch.items() if key != "labels"}
     labels = batch["labels"].to(device)
     logits, wanted = flat(loaded.model(**given).logits, labels)
-    before = flat(fixed(given), labels)[0] if callable(fixed) else None
+    before = None if fixed is None or isinstance(fixed, Tensor) else flat(fixed(given), labels)[0]
     targets = fixed[list(places)].to(device, logits.dtype) if isinstance(fixed, Tensor) else None
     return Outputs(logits, wanted, before, targets)
 
