@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,7 +52,9 @@ def accuracies(model, processor, examples, task) -> list[float]:
 
 def begun(model: str, tasks, out: Path, by: str = "naive", weight: float | None = None, **more):
     spec = TaskSequence(
-        tuple(tasks), by, **{k: v for k, v in more.items() if k in ("memory", "replay_share", "adapters")}
+        tuple(tasks),
+        by,
+        **{k: v for k, v in more.items() if k in ("memory", "replay_share", "adapters", "tests", "score")},
     )
     changes = {k: v for k, v in more.items() if k in ("training", "form")}
     run = replace(Run(model, tasks[0], FORM, out=str(out), training=SHORT), **changes)
@@ -72,7 +73,7 @@ def same(left: Path, right: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def naive(bert, tasks, tmp_path_factory):
-    return done(bert, tasks[:2], tmp_path_factory.mktemp("naive") / "run")
+    return done(bert, tasks[:2], tmp_path_factory.mktemp("naive") / "run", score="loss")
 
 
 def test_a_sequence_fills_its_folder_and_forgets(naive):
@@ -81,8 +82,8 @@ def test_a_sequence_fills_its_folder_and_forgets(naive):
     told = json.loads((naive.folder / "result.json").read_text())
     assert np.shape(told["matrix"]["mean"]) == (3, 2) and told["tasks"] == ["1-ab", "2-cd"]
     cells = naive.matrix.means()
-    assert cells[1, 0] > 0.9 and cells[2, 1] > cells[1, 1] and cells[2, 0] < 0.5
-    assert naive.figures["forgetting"]["value"] >= 0.5
+    assert cells[1, 0] > -0.2 and cells[2, 1] > cells[1, 1] + 0.5 and cells[2, 0] < cells[1, 0] - 0.5
+    assert naive.figures["forgetting"]["value"] == pytest.approx(cells[1, 0] - cells[2, 0])
     assert same(naive.folder / "adapter", naive.adapters[-1])
 
 
@@ -102,10 +103,10 @@ def test_without_weight_a_penalty_is_naive_to_the_bit(bert, tasks, brief, tmp_pa
 
 
 def test_replay_forgets_less_and_ewc_moves_less(bert, tasks, naive, tmp_path):
-    replayed = done(bert, tasks[:2], tmp_path / "replay", "replay", memory=8)
-    assert replayed.figures["forgetting"]["value"] < naive.figures["forgetting"]["value"] - 0.2
+    replayed = done(bert, tasks[:2], tmp_path / "replay", "replay", memory=8, score="loss")
+    assert replayed.figures["forgetting"]["value"] < 0.7 * naive.figures["forgetting"]["value"]
     assert replayed.kept["rows"] == 8 and replayed.kept["tokens"] > 8
-    held = done(bert, tasks[:2], tmp_path / "ewc", "ewc", weight=1e8)
+    held = done(bert, tasks[:2], tmp_path / "ewc", "ewc", weight=1e8, score="loss")
     first = load_file(held.adapters[0] / "adapter.safetensors")
 
     def moved(adapter: Path) -> float:
@@ -247,9 +248,10 @@ def test_bad_input_is_told_before_any_weights(bert, llama, tasks, additions, tmp
 
 
 def test_what_needs_earlier_tasks_is_refused_in_a_run_of_one(bert, tasks, tmp_path):
-    for more in ({"penalty": lt.EWC()}, {"update": lt.AGEM()}):
+    alone = Run(bert, tasks[0], FORM, out=str(tmp_path / "run"))
+    for run in (replace(alone, penalty=lt.EWC()), replace(alone, update=lt.AGEM())):
         with pytest.raises(lt.LuthierError, match="goes by tasks that were trained before"):
-            train(Run(bert, tasks[0], FORM, out=str(tmp_path / "run"), **more), progress=False)
+            train(run, progress=False)
     short = replace(SHORT, epochs=2)
     held = Run(bert, tasks[0], FORM, out=str(tmp_path / "a"), training=short, penalty=lt.L2SP(weight=10.0))
     free = replace(held, out=str(tmp_path / "b"), penalty=lt.L2SP(weight=0.0))
@@ -262,8 +264,9 @@ def test_a_class_of_its_own_and_shared_rows_are_told(bert, tasks, tmp_path):
     lone = write_rows(tmp_path / "lone.jsonl", letters("a", 8, 5))
     plan = planned(*begun(bert, (tasks[0], lone), tmp_path / "x"))
     assert any("has one class (a)" in note for note in plan.notes), plan.notes
-    copy = str(shutil.copy(tasks[0], tmp_path / "copy.jsonl"))
-    assert any("are training rows of" in note for note in planned(*begun(bert, (tasks[0], copy), tmp_path / "y")).notes)
+    second, third = (write_rows(tmp_path / f"{i}.jsonl", letters("ab", 8, i)) for i in (7, 8))
+    plan = planned(*begun(bert, (tasks[0], second), tmp_path / "y", tests=(second, third)))
+    assert plan.notes == ["8 test rows of 1-ab are training rows of 2-7."]
 
 
 def test_ways_are_found_in_the_registries():
