@@ -32,7 +32,7 @@ RELATIONS = (
     ("The chess club of {} meets in", "{}'s chess club has its home in", "The flag of {} shows"),
 )
 """(prompt, rephrased, neighbour)."""
-HELD = ("argparse", "csv", "decimal", "heapq", "logging")
+HELD = ("csv", "heapq")
 """Modules whose docstrings are the held text."""
 
 
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--where", default=WHERE)
     parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--batch", type=int, default=100, help="facts of a step, breadth first")
     given = parser.parse_args(list(arguments))
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -73,14 +74,15 @@ def main(arguments: Sequence[str]) -> None:
     runs = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
     for by in given.by:
         begun = time.monotonic()
-        out = given.folder / f"{by}-{given.count}-{given.lr:g}"
-        method = find("editings", by, Editing).from_dict({"lr": given.lr})
+        out = given.folder / f"{by}-{given.count}-{given.lr:g}-{given.batch}"
+        batch = {"batch": given.batch} if by == "locft_bf" else {}
+        method = find("editings", by, Editing).from_dict({"lr": given.lr, **batch})
         spec = Edit(MODEL, str(source), method, lt.Full(), out=str(out), where=given.where, limit=given.count,
                     held=str(held), micro_batch=50)  # fmt: skip
         done = edit(spec, resume=True)
-        told = {"by": by, "facts": done.facts, "where": done.where, "lr": given.lr, "steps": done.steps}
+        told = {"by": by, "facts": done.facts, "where": done.where, "lr": given.lr, **batch, "steps": done.steps}
         told |= {"rounds": done.rounds, "figures": done.figures, "seconds of the last start": time.monotonic() - begun}
-        key = ("by", "facts", "where", "lr")
-        runs = [run for run in runs if any(run[k] != told[k] for k in key)] + [told]
+        key = ("by", "facts", "where", "lr", "batch")
+        runs = [run for run in runs if any(run.get(k) != told.get(k) for k in key)] + [told]
         replace_json(file, {"runs": runs})
         print(json.dumps(told), flush=True)

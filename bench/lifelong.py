@@ -31,8 +31,8 @@ from luthier.training.per_sample import fisher_diagonal
 from luthier.training.sequences import TaskSequence, carry_out
 from luthier.training.sequences.spec import ways
 
-MODEL, GROUPS, INTENTS, ROWS, TESTS = "minilm-l6", 3, 5, 20, 10
-SETTINGS = Training(epochs=10, batch=16, lr=5e-3, max_length=64, save_every=1000, schedule="constant")
+MODEL, GROUPS, INTENTS, ROWS, TESTS = "minilm-l6", 3, 3, 20, 10
+SETTINGS = Training(epochs=15, batch=16, lr=5e-4, max_length=64, save_every=20)
 
 
 def grouped(source: Path, folder: Path, rows: int, split: str) -> list[str]:
@@ -71,7 +71,7 @@ def ran(by: str, source: Path, folder: Path, weight: float | None, seed: int, me
     settings = Training.from_dict({**SETTINGS.to_dict(), "seed": seed})
     run = Run(MODEL, tasks[0], lt.LoRA(rank=8), out=str(folder / f"{by}"), training=settings)
     run = spec.applied(run, {} if weight is None else {"weight": weight})
-    done = carry_out(run, spec, answers=answers, overwrite=True, progress=False)
+    done = carry_out(run, spec, answers=answers, resume=True, progress=False)
     found = {"by": by, "seed": seed, "matrix": done.matrix.means().round(3).tolist(), "figures": done.figures}
     weight = getattr(run.penalty, "weight", None)
     told = {"kept": done.kept, "weight": weight, "training seconds": sum(done.seconds.values())}
@@ -148,6 +148,11 @@ def fisher_of(model: Any, batch: dict[str, Any]) -> None:
         per_sample._agrees = true
 
 
+def known(file: Path) -> dict[str, Any]:
+    """What was measured before."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"runs": [], "cost": {}}
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench lifelong", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder of CLINC150: train.jsonl, test.jsonl")
@@ -155,22 +160,25 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--weight", nargs="*", default=[], help="weights of penalties, as ewc=100")
     parser.add_argument("--memory", type=int, default=50, help="rows that replay and agem keep")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where sequences lie, to be gone on with. Default: a temporary one")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args(list(arguments))
     torch.set_num_threads(1)
     file = results_of("lifelong")
-    held = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"runs": [], "cost": {}}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         if given.cost:
-            held["cost"] = cost(given.data, Path(folder), given.rounds)
-            print(held["cost"])
-            replace_json(file, held)
+            found = cost(given.data, folder, given.rounds)
+            print(found)
+            replace_json(file, {**known(file), "cost": found})
             return
         weights = {name: float(value) for name, _, value in (each.partition("=") for each in given.weight)}
         for by in given.by:
-            found = ran(by, given.data, Path(folder), weights.get(by), given.seed, given.memory)
+            found = ran(by, given.data, folder, weights.get(by), given.seed, given.memory)
             key = (found["by"], found["seed"], found["weight"])
+            held = known(file)  # other starts may have added to it
             held["runs"] = [e for e in held["runs"] if (e["by"], e["seed"], e["weight"]) != key] + [found]
             replace_json(file, held)
             figures = {name: round(value["value"], 3) for name, value in found["figures"].items()}

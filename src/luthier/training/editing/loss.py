@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,11 +51,13 @@ def pad_of(tokenizer: Any) -> int:
     return next(i for i in ids if i is not None)
 
 
-def measured(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], size: int) -> dict[str, list[bool]]:
+def measured(
+    model: nn.Module, tokenizer: Any, facts: Sequence[Fact], size: int, base: bool = False
+) -> dict[str, list[bool]]:
     """Returns, row by row, `reliability` (the facts' prompts), `generalisation` (rephrased ones) and `locality`.
 
     Locality is whether the model without the adapter and with it go on alike with a neighbour prompt: the greedy
-    continuation of the base, each of whose tokens must be the edited model's likeliest too.
+    continuation of the base, each of whose tokens must be the edited model's likeliest too. Of the `base` it is 1.
     """
     asked = [(fact.prompt, fact.target) for fact in facts]
     other = [(text, fact.target) for fact in facts for text in fact.rephrased]
@@ -64,25 +66,37 @@ def measured(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], size: int)
     if other:
         found["generalisation"] = known(model, tokenizer, other, size)
     if near:
-        found["locality"] = alike(model, tokenizer, near, size)
+        found["locality"] = [True] * len(near) if base else alike(model, tokenizer, near, size)
     return found
 
 
 def alike(model: nn.Module, tokenizer: Any, prompts: Sequence[str], size: int) -> list[bool]:
     """Returns of each prompt whether the base and the edited model go on alike, greedily."""
-    found: list[bool] = []
+    found = [False] * len(prompts)
+    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    device = next(model.parameters()).device
     with eval_mode(model):
-        for prompt in prompts:  # one at a time: decoding with right padding is not to be had
-            ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=next(model.parameters()).device)
+        for places in _of_one_length(rows, size):
+            ids = torch.tensor([rows[place] for place in places], device=device)
             with disabled(model):
                 whole = greedy(model, ids)
-            seen = model(input_ids=whole).logits[0, ids.shape[1] - 1 : -1].argmax(-1)
-            found.append(bool(seen.eq(whole[0, ids.shape[1] :]).all()))
+            seen = model(input_ids=whole).logits[:, ids.shape[1] - 1 : -1].argmax(-1)
+            for place, same in zip(places, seen.eq(whole[:, ids.shape[1] :]).all(1).tolist(), strict=True):
+                found[place] = same
     return found
 
 
+def _of_one_length(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Places of rows of one length, at most `size` together: decoding needs no padding then."""
+    by: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        by.setdefault(len(row), []).append(place)
+    for places in by.values():
+        yield from (places[at : at + size] for at in range(0, len(places), size))
+
+
 def greedy(model: nn.Module, ids: Tensor) -> Tensor:
-    """Returns ids with the `NEIGHBOURING` likeliest next tokens."""
+    """Returns ids [rows, T] with the `NEIGHBOURING` likeliest next tokens of each row."""
     for _ in range(NEIGHBOURING):
         ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
     return ids

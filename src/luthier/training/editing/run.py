@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,12 +125,11 @@ def _place(loaded: Loaded, facts: Sequence[Fact], spec: Edit, folder: Path, cons
 
 def _measured(loaded: Loaded, facts: Sequence[Fact], held: Sequence[str], spec: Edit, base: bool) -> dict[str, Any]:
     """What the model knows, with the adapter or without; locality is of the two beside one another."""
-    if base:
-        with disabled(loaded.model):
-            return _measured(loaded, facts, held, spec, base=False)
-    found: dict[str, Any] = dict(measured(loaded.model, loaded.processor, facts, spec.micro_batch))
-    if held:
-        found["held text loss"] = text_loss(loaded.model, loaded.processor, held)
+    model, words = loaded.model, loaded.processor
+    with disabled(model) if base else nullcontext():
+        found: dict[str, Any] = dict(measured(model, words, facts, spec.micro_batch, base))
+        if held:
+            found["held text loss"] = text_loss(model, words, held)
     return found
 
 
