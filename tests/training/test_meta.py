@@ -73,7 +73,7 @@ def spec_of(llama: str, domains, out: Path, **more) -> MetaRun:
 
 
 def test_it_adapts_better_than_joint_training_from_one_demonstration(llama, domains, tmp_path):
-    done = meta_learn(spec_of(llama, domains, tmp_path / "run", steps=25), progress=False)
+    done = meta_learn(spec_of(llama, domains, tmp_path / "run", steps=60), progress=False)
     assert list(done.figures) == ["base", "joint", "fomaml"]
     adapted = {name: ways["adapted"]["loss"] for name, ways in done.figures.items()}
     assert adapted["fomaml"] < adapted["joint"] and adapted["fomaml"] < done.figures["fomaml"]["as it is"]["loss"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ from rich.console import Console
 from luthier import data, models
 from luthier.core.adapters.control import disabled, trainable
 from luthier.core.errors import LuthierError
-from luthier.core.files import discard, free_folder, read_json, replace_json
+from luthier.core.files import as_read, discard, free_folder, read_json, replace_json
 from luthier.core.owner import owned
 from luthier.core.progress import counted
 from luthier.core.storage import store
@@ -89,7 +88,7 @@ def texts(source: str) -> list[str]:
 
 def begin(folder: Path, spec: Edit, facts: Sequence[Fact], overwrite: bool) -> None:
     """Notes what the edit is; raises if the folder holds another one."""
-    here = json.loads(json.dumps({"edit": spec.to_dict(), "facts": [vars(fact) for fact in facts]}))
+    here = as_read({"edit": spec.to_dict(), "facts": [vars(fact) for fact in facts]})
     if (folder / SPEC).is_file() and not overwrite:
         old = read_json(folder / SPEC)
         differing = [key for key in here["edit"] if key != "out" and here["edit"][key] != old["edit"].get(key)]

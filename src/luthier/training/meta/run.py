@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import shutil
@@ -23,7 +22,7 @@ from luthier.core.adapters.attach import attach
 from luthier.core.adapters.control import trainable
 from luthier.core.contracts.meta import Meta
 from luthier.core.errors import LuthierError
-from luthier.core.files import discard, free_folder, read_json, replace_json
+from luthier.core.files import as_read, discard, free_folder, read_json, replace_json
 from luthier.core.owner import owned
 from luthier.core.progress import counted
 from luthier.core.storage import store
@@ -102,7 +101,7 @@ def meta_learn(spec: MetaRun, *, resume: bool = False, overwrite: bool = False, 
 def _begin(folder: Path, spec: MetaRun, domains: Sequence[Domain], overwrite: bool) -> None:
     """Notes what the run is; raises if the folder holds another one."""
     prints = [each.rows.fingerprint for each in domains]
-    here = json.loads(json.dumps({"meta": spec.to_dict(), "data": prints}))
+    here = as_read({"meta": spec.to_dict(), "data": prints})
     if (folder / SPEC).is_file() and not overwrite:
         old = read_json(folder / SPEC)
         differing = [key for key in here["meta"] if key != "out" and here["meta"][key] != old["meta"].get(key)]

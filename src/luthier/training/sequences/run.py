@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from transformers import set_seed
 
 from luthier import models
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, discard, free_folder, read_json, replace_json
+from luthier.core.files import as_read, committed, discard, free_folder, read_json, replace_json
 from luthier.core.owner import owned
 from luthier.data import kind_of
 from luthier.models import Loaded
@@ -111,7 +110,7 @@ def claim(out: str, resume: bool, overwrite: bool) -> Path:
 
 def begin(folder: Path, plan: Plan, overwrite: bool) -> None:
     """Notes what the sequence is; raises if the folder holds another one and is not to be overwritten."""
-    here = json.loads(json.dumps(plan.to_dict()))
+    here = as_read(plan.to_dict())
     if (folder / SPEC).is_file() and not overwrite:
         old = read_json(folder / SPEC)
         wrong = [name for name in here if _counts(here[name]) != _counts(old.get(name))]

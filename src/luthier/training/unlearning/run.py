@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import random
 import shutil
@@ -24,7 +23,7 @@ from luthier.core.adapters.control import trainable
 from luthier.core.contracts.example import Examples
 from luthier.core.contracts.unlearning import Outputs
 from luthier.core.errors import LuthierError
-from luthier.core.files import discard, free_folder, read_json, replace_json
+from luthier.core.files import as_read, discard, free_folder, read_json, replace_json
 from luthier.core.owner import owned
 from luthier.core.progress import counted
 from luthier.core.sites.probe import eval_mode
@@ -183,7 +182,7 @@ def load(spec: Unlearn, run: Run, rows: Rows) -> Loaded:
 def begin(folder: Path, spec: Unlearn, rows: Rows, overwrite: bool) -> None:
     """Notes what the unlearning is; raises if the folder holds another one."""
     prints = {"forget": rows.forget.fingerprint, "retain": rows.retain.fingerprint}
-    here = json.loads(json.dumps({"unlearn": spec.to_dict(), "data": prints}))
+    here = as_read({"unlearn": spec.to_dict(), "data": prints})
     if (folder / SPEC).is_file() and not overwrite:
         old = read_json(folder / SPEC)
         differing = [key for key in here["unlearn"] if key != "out" and here["unlearn"][key] != old["unlearn"].get(key)]
