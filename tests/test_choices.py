@@ -27,21 +27,21 @@ from luthier.methods.recipe import Recipe
 from luthier.training.command import command
 from support.tiny import save_model, sums, write_rows
 
-AXIS = '"""Penalties: what a change is charged for."""\n\n' + (
-    'from luthier.core.contracts.component import attributes\n\nAXIS = "what penalty?"\n'
-    '__getattr__ = attributes("penalties")\n'
+AXIS = '"""Tolls: what a change is charged for."""\n\n' + (
+    'from luthier.core.contracts.component import attributes\n\nAXIS = "what toll?"\n'
+    '__getattr__ = attributes("tolls")\n'
 )
 CONTRACT = '''
-"""The contract of a penalty."""
+"""The contract of a toll."""
 
 from luthier.core.contracts.component import Component
 
 
-class Penalty(Component):
+class Toll(Component):
     """What a change is charged for."""
 '''
-PENALTY = '''
-"""A penalty on the size of the change."""
+TOLL = '''
+"""A toll on the size of the change."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ import luthier as lt
 
 
 @dataclass(frozen=True)
-class Ridge(lt.Penalty):
+class Ridge(lt.Toll):
     """L + c |p|^2"""
 
     paper = "nobody"
@@ -59,7 +59,7 @@ class Ridge(lt.Penalty):
     c: float = 0.5
     """The weight c."""
 '''
-FIELD = '''    penalty: Penalty | None = field(default=None, metadata=_of("penalties"))
+FIELD = '''    toll: Toll | None = field(default=None, metadata=_of("tolls"))
     """What the change is charged for. Default: nothing."""
 '''
 USE = """
@@ -72,36 +72,36 @@ from luthier.training import Run
 from luthier.training.command import command
 
 model, rows, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-ridge = lt.penalties.Ridge(c=0.25)
-run = Run(model, rows, lt.LoRA(rank=2), penalty=ridge)
+ridge = lt.tolls.Ridge(c=0.25)
+run = Run(model, rows, lt.LoRA(rank=2), toll=ridge)
 assert Run.from_dict(json.loads(json.dumps(run.to_dict()))) == run
-assert "--penalty ridge --c 0.25" in command(run)
+assert "--toll ridge --c 0.25" in command(run)
 
 def parsed(*words):
     command, given = parse([*words])
     found = command.resolved(given)
     return found[0] if isinstance(found, tuple) else found
 
-assert parsed("train", model, rows, "--method", "lora", "--rank", "2", "--penalty", "ridge", "--c", "0.25") == run
-assert parsed("federate", model, rows, "--penalty", "ridge", "--c", "0.25").penalty == ridge
-(folder / "mine.toml").write_text('method = "lora"\\n[penalty]\\nname = "ridge"\\nc = 0.25\\n')
-assert parsed("train", model, rows, "--recipe", str(folder / "mine.toml")).penalty == ridge
-assert parsed("train", model, rows, "--recipe", str(folder / "mine.toml"), "--penalty", "none").penalty is None
-assert parsed("train", model, rows, "--recipe", str(folder / "mine.toml"), "--c", "1").penalty.c == 1
+assert parsed("train", model, rows, "--method", "lora", "--rank", "2", "--toll", "ridge", "--c", "0.25") == run
+assert parsed("federate", model, rows, "--toll", "ridge", "--c", "0.25").toll == ridge
+(folder / "mine.toml").write_text('method = "lora"\\n[toll]\\nname = "ridge"\\nc = 0.25\\n')
+assert parsed("train", model, rows, "--recipe", str(folder / "mine.toml")).toll == ridge
+assert parsed("train", model, rows, "--recipe", str(folder / "mine.toml"), "--toll", "none").toll is None
+assert parsed("train", model, rows, "--recipe", str(folder / "mine.toml"), "--c", "1").toll.c == 1
 
 from luthier.comparing import read_study
 from luthier.comparing.plan import method_of
 (folder / "study.toml").write_text(
     f'models = ["{model}"]\\nmethods = ["lora"]\\n[data.d]\\ntrain = "{rows}"\\n'
-    '[settings.lora]\\npenalty = {name = "ridge", c = 0.25}\\n')
-assert method_of(read_study(folder / "study.toml"), "lora").penalty == ridge
+    '[settings.lora]\\ntoll = {name = "ridge", c = 0.25}\\n')
+assert method_of(read_study(folder / "study.toml"), "lora").toll == ridge
 
 from luthier.cli.stubs import stubs
-assert all("penalty: Penalty | None" in stubs()[Path(f"{verb}/run.pyi")] for verb in ("training", "federating"))
-done = lt.train(model=model, data=rows, form=lt.LoRA(rank=2), penalty=ridge, out=str(folder / "run"),
+assert all("toll: Toll | None" in stubs()[Path(f"{verb}/run.pyi")] for verb in ("training", "federating"))
+done = lt.train(model=model, data=rows, form=lt.LoRA(rank=2), toll=ridge, out=str(folder / "run"),
                 training=lt.Training(steps=1, batch=2, eval_fraction=0), progress=False)
-assert json.loads((done.folder / "run.json").read_text())["run"]["penalty"]["settings"] == {"c": 0.25}
-main(["train", "--penalty", "ridge", "--help"])
+assert json.loads((done.folder / "run.json").read_text())["run"]["toll"]["settings"] == {"c": 0.25}
+main(["train", "--toll", "ridge", "--help"])
 """
 
 
@@ -116,17 +116,17 @@ def test_one_field_adds_an_axis_everywhere(tmp_path):
     """In a copy of the package: a contract with its public name, a folder for the axis, and one field of `Choices`."""
     package = tmp_path / "src" / "luthier"
     shutil.copytree(Path(lt.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "methods" / "penalties").mkdir()
-    (package / "methods" / "penalties" / "__init__.py").write_text(AXIS, encoding="utf-8")
-    (package / "methods" / "penalties" / "ridge.py").write_text(PENALTY, encoding="utf-8")
-    (package / "core" / "contracts" / "penalty.py").write_text(CONTRACT, encoding="utf-8")
+    (package / "methods" / "tolls").mkdir()
+    (package / "methods" / "tolls" / "__init__.py").write_text(AXIS, encoding="utf-8")
+    (package / "methods" / "tolls" / "ridge.py").write_text(TOLL, encoding="utf-8")
+    (package / "core" / "contracts" / "toll.py").write_text(CONTRACT, encoding="utf-8")
     insert(
         package / "core" / "public_names.py",
         '    "core.contracts.selection"',
-        '    "core.contracts.penalty": "Penalty",\n',
+        '    "core.contracts.toll": "Toll",\n',
     )
     insert(package / "methods" / "choices.py", "    select: Selection", FIELD)
-    imported = "    from luthier.core.contracts.penalty import Penalty\n"
+    imported = "    from luthier.core.contracts.toll import Toll\n"
     insert(package / "methods" / "choices.py", "    from luthier.core.contracts.ranks", imported)
     base, rows = save_model(tmp_path / "base", "llama"), write_rows(tmp_path / "rows.jsonl", sums(4))
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
@@ -134,8 +134,8 @@ def test_one_field_adds_an_axis_everywhere(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
     shown = " ".join(done.stdout.replace("│", " ").split())
-    assert "What the change is charged for. Default: nothing. `luthier list penalties` shows all." in shown
-    assert "Settings of ridge, for --penalty" in shown and "The weight c." in shown
+    assert "What the change is charged for. Default: nothing. `luthier list tolls` shows all." in shown
+    assert "Settings of ridge, for --toll" in shown and "The weight c." in shown
 
 
 def run_of(*words: str) -> lt.Run:

@@ -19,9 +19,11 @@ COMMANDS = [
     "check",
     "combine",
     "compare",
+    "continue",
     "convert",
     "decode",
     "doctor",
+    "edit",
     "evaluate",
     "examine",
     "explain",
@@ -32,6 +34,7 @@ COMMANDS = [
     "list",
     "measure",
     "merge",
+    "meta",
     "models",
     "push",
     "rewrite",
@@ -42,6 +45,7 @@ COMMANDS = [
     "show",
     "sign",
     "train",
+    "unlearn",
     "verify",
 ]
 

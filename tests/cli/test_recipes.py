@@ -14,6 +14,7 @@ from luthier.methods.targeted_form import TargetedForm
 from luthier.training import Run, Training
 
 SHIPPED = [
+    "continual-code",
     "corda-instruction",
     "corda-knowledge",
     "dora",

@@ -244,6 +244,61 @@ def _ranks() -> Callable[[Any], Any]:
     return result
 
 
+def _meta() -> Callable[[Any], Any]:
+    def loss(params: Any, rows: Any) -> torch.Tensor:
+        return ((params["w"] - rows) ** 4).sum()
+
+    def result(method: Any) -> Any:
+        params = {"w": torch.ones(3)}
+        params |= method.begin(params)
+        draw = torch.Generator().manual_seed(0)
+        return params, method.outer(loss, params, torch.zeros(3), torch.arange(3.0), draw)
+
+    return result
+
+
+def _penalty() -> Callable[[Any], Any]:
+    """What is kept after two tasks of made-up steps, and what it charges then."""
+
+    def result(penalty: Any) -> Any:
+        draw = torch.Generator().manual_seed(0)
+        kept: dict[str, Any] = {}
+        for _ in range(2):
+            p = {"a": torch.randn(3, 4, generator=draw)}
+            running = penalty.begin(p, kept)
+            for number in range(1, 25):
+                gradient = {"a": torch.randn(3, 4, generator=draw)}
+                after = {"a": p["a"] - 0.1 * gradient["a"]}
+                penalty.follow(running, lt.PenaltyStep(number, gradient, p, after))
+                p = after
+            kept = penalty.finish(kept, running, p, {"a": torch.rand(3, 4, generator=draw)})
+        state = {**kept, **penalty.begin(p, kept)}
+        return kept, penalty.gradient({"a": p["a"] + 1}, state)
+
+    return result
+
+
+def _editing() -> Callable[[Any], Any]:
+    losses = (0.001, 0.004, 0.007, 0.012, 0.03)
+
+    def result(editing: Any) -> Any:
+        rounds = list(editing.rounds(205, 0))
+        decided = [[f(loss) for loss in losses] for f in (editing.skips, editing.round_over, editing.over)]
+        return rounds, decided, editing.lr
+
+    return result
+
+
+def _unlearning() -> Callable[[Any], Any]:
+    """The loss; of what the attributions stand on, the settings themselves (`luthier.training.unlearning.match`)."""
+    draw = torch.Generator().manual_seed(0)
+    parts = []
+    for _ in range(2):
+        logits = [torch.randn(5, 3, generator=draw) for _ in range(3)]
+        parts.append(lt.Outputs(logits[0], torch.tensor([0, 1, 2, 1, 0]), logits[1], logits[2]))
+    return lambda method: (vars(method) if method.matches else (), method.retrains or method.loss(*parts))
+
+
 def _statistic() -> Callable[[Any], Any]:
     model = build()
     return lambda statistic: measured(model, statistic, count=4)
@@ -496,14 +551,18 @@ TRIED: dict[str, Callable[[Path], Callable[[Any], Any]]] = {
     "aggregations": lambda folder: _aggregation(),
     "combinations": lambda folder: _combination(),
     "decodings": lambda folder: _decoding(),
+    "editings": lambda folder: _editing(),
     "examinations": lambda folder: _examination(),
     "formats": _format_or_source,
     "gates": lambda folder: _gate(),
     "inits": lambda folder: _init(),
+    "metas": lambda folder: _meta(),
     "objectives": _objective,
+    "penalties": lambda folder: _penalty(),
     "ranks": lambda folder: _ranks(),
     "selections": _selection,
     "statistics": lambda folder: _statistic(),
+    "unlearnings": lambda folder: _unlearning(),
     "updates": lambda folder: _update(),
 }
 """How a component of an axis is tried; forms are, at each kind of place."""

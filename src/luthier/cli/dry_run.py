@@ -18,6 +18,7 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> None:
     from luthier.models import trusting
     from luthier.training.attachment import attach_all
     from luthier.training.estimate import estimate
+    from luthier.training.penalised import refuse_alone
     from luthier.training.prepare import prepare, processes
     from luthier.training.progress import quiet
     from luthier.training.report import overview, plan_of, steps_of
@@ -25,6 +26,7 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> None:
     from luthier.training.session import load
 
     with quiet(), trusting(run.trust_remote_code):
+        refuse_alone(run)
         prepared = prepare(run)
         check_online(run, prepared)
         loaded = load(run, prepared)

@@ -291,6 +291,8 @@ def _parameter(cls: type, field: dataclasses.Field, title: str | None) -> inspec
         settings["group"] = title
     if called := field.metadata.get("called"):  # another word than the field's, which Python may not allow
         settings["name"] = called
+    if field.metadata.get("several"):  # --tasks a b c, up to the next flag
+        settings["consume_multiple"] = True
     if more or (title is None and default is False):
         settings["negative"] = ()
     if default is False or default == ():

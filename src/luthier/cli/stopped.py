@@ -26,3 +26,31 @@ def federation_stopped(out: str) -> str:
     if (folder / STATE).is_dir() or any((folder / ROUND).glob("*.safetensors")):
         return "continue with --resume"
     return "before the first client had finished; start anew with --overwrite" if (folder / SPEC).is_file() else NOTHING
+
+
+def sequence_stopped(out: str) -> str:
+    """Of a sequence of tasks in this folder."""
+    from luthier.training.sequences.run import SPEC
+
+    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
+
+
+def edit_stopped(out: str) -> str:
+    """Of an edit in this folder."""
+    from luthier.training.editing.run import SPEC
+
+    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
+
+
+def unlearning_stopped(out: str) -> str:
+    """Of an unlearning in this folder."""
+    from luthier.training.unlearning.run import SPEC
+
+    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
+
+
+def meta_stopped(out: str) -> str:
+    """Of a meta-training in this folder."""
+    from luthier.training.meta.run import SPEC
+
+    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING

@@ -298,3 +298,10 @@ def replace_text(path: Path, text: str) -> None:
     _sync_folder(hidden)
     os.replace(hidden, path)
     _sync_folder(path.parent)
+
+
+def as_read(value: Any) -> Any:
+    """Returns a value as its JSON is read: tuples are lists, keys are strings."""
+    if isinstance(value, dict):
+        return {str(key): as_read(each) for key, each in value.items()}
+    return [as_read(each) for each in value] if isinstance(value, list | tuple) else value

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from luthier.core.contracts.form import Form
     from luthier.core.contracts.init import Init
     from luthier.core.contracts.objective import Objective
+    from luthier.core.contracts.penalty import Penalty
     from luthier.core.contracts.ranks import Ranks
     from luthier.core.contracts.selection import Selection
     from luthier.core.contracts.update import Update
     from luthier.methods.targeted_form import TargetedForm
 
 ALL_ROWS = "is chosen from all rows, and no client of a federation has them"
+EARLIER = "goes by what was trained before, and clients start from the server's change in every round"
 ONE_FORM = "adds further forms, and the clients of a federation share one"
 
 
@@ -83,6 +85,8 @@ class Choices:
     objective: Objective = field(default_factory=_usual("objectives", "sft"), metadata=_of("objectives", rows=True))
     """The loss that training lowers. Default: sft; of a training run over pairs of answers dpo, over judged answers
     kto."""
+    penalty: Penalty | None = field(default=None, metadata=_of("penalties", apart=EARLIER, adapter=True))
+    """What a change of the trained tensors is charged for. Default: nothing."""
     also: tuple[TargetedForm, ...] = field(
         default=(),
         metadata=_of(

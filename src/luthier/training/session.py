@@ -35,6 +35,7 @@ from luthier.training.from_adapter import compared_with_start
 from luthier.training.join import join
 from luthier.training.moments import AsToldNow, ByTheClock
 from luthier.training.pack import batches_of, computed
+from luthier.training.penalised import refuse_alone
 from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
 from luthier.training.prepare import Prepared, is_main, prepare, processes
@@ -99,7 +100,7 @@ class Session:
         if resume and not goes_on:
             self.console.print(f"{run.folder} holds no run yet: starting from the beginning.", highlight=False)
         with quiet():
-            prepared = prepare(run)
+            prepared = self.prepare()
             check_teacher(run, prepared.processor)
             self.rewards = check_online(run, prepared)
             set_seed(run.training.seed)  # new heads, the form's start
@@ -107,8 +108,23 @@ class Session:
             prepared = referred(run, loaded, prepared, self.console)
             begun = goes_on and self.newest() is not None  # else it is initialised again
             known = folders.read_record(run.folder)["measured"] if begun else None
-            evidence = attach_all(run, loaded, prepared, self.console, known)
+            evidence = self.attach(loaded, prepared, known)
             return self.fit(prepared, loaded, evidence, goes_on)
+
+    def prepare(self) -> Prepared:
+        """Returns the rows of the run."""
+        refuse_alone(self.run)
+        return prepare(self.run)
+
+    def attach(self, loaded: Loaded, prepared: Prepared, known: dict[str, Any] | None) -> dict[str, Any]:
+        """Attaches what is trained, and returns what was measured for it."""
+        return attach_all(self.run, loaded, prepared, self.console, known)
+
+    def equip(self, trainer: Trainer, prepared: Prepared, loaded: Loaded) -> None:
+        """Gives the trainer what a run of several tasks has; nothing here."""
+
+    def trained(self, trainer: Trainer, prepared: Prepared, loaded: Loaded) -> None:
+        """Looks at the trainer behind the last step; nothing here."""
 
     def load(self, prepared: Prepared) -> Loaded:
         """The base that the form is attached to."""
@@ -153,6 +169,7 @@ class Session:
                 log.trainer, table.routers, trainer.online = trainer, trainer.routers, online
                 if online is not None:
                     online.run_id = run_id
+                self.equip(trainer, prepared, loaded)
                 with computed(batches, model), teacher_of(run, model) as trainer.teacher:
                     stopped = best is not None and checkpoint is not None and best.resumed(checkpoint.step)
                     if checkpoint is not None and (stopped or checkpoint.step >= plan.steps):
@@ -161,6 +178,7 @@ class Session:
                         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
                     trainer.accelerator.wait_for_everyone()
                 chosen = best.restore() if best else {}
+            self.trained(trainer, prepared, loaded)
         return self.finish(prepared, loaded, plan, record, chosen)
 
     def newest(self) -> Checkpoint | None:

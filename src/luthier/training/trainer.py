@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback
 
-from luthier.core.adapters.control import tensors
+from luthier.core.adapters.control import tensors, trainable
 from luthier.core.adapters.optimiser import optimiser
 from luthier.core.contracts.objective import At, Batch, ObjectiveState, labels_of
 from luthier.core.errors import LuthierError
@@ -30,6 +30,7 @@ from luthier.training.checkpoint import GO_ON, WRITING, clean, commit
 from luthier.training.context import mode_off, running_norms
 from luthier.training.figures import FigureSums
 from luthier.training.order import ByLength, Repeated
+from luthier.training.penalised import Penalised, project
 from luthier.training.rollouts.online import Online
 from luthier.training.rollouts.slopes import slopes_of
 from luthier.training.routing import Routers
@@ -143,6 +144,11 @@ class Trainer(transformers.Trainer):
         """Figures of the current step."""
         self.norms = running_norms(model)
         self.routers = Routers(model, run.name)
+        self.penalised = None if run.penalty is None else Penalised(run.penalty, trainable(model))
+        self.rehearsal: Callable[[int], Batch] | None = None
+        """Rows of earlier tasks for a step, for an update that goes by their gradient."""
+        if self.penalised is not None:
+            self.add_callback(self.penalised)
         self.model_accepts_loss_kwargs = True  # so it counts the labels and divides nothing itself
         self.loss_is_scaled_for_ga = True
 
@@ -297,6 +303,29 @@ class Trainer(transformers.Trainer):
             self._stop("loss", loss.item(), rows)
         return loss * self.accelerator.num_processes
 
+    def training_step(self, model, inputs, num_items_in_batch=None):  # pyright: ignore
+        """One backward pass; behind the last of a step, the penalty and the update see the whole gradient."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            if self.rehearsal is not None and self.run.update.rehearses:
+                project(self.run.update, trainable(self.model), self._reference)  # pyright: ignore
+            if self.penalised is not None:
+                self.penalised.after_backward()
+        return loss
+
+    def _reference(self) -> dict[str, Tensor]:
+        """The gradient of the loss on rows of earlier tasks, by name."""
+        assert self.rehearsal is not None and self.model is not None
+        inputs: Any = self._prepare_inputs(self.rehearsal(self.state.global_step))  # pyright: ignore
+        inputs.pop("rows")
+        objective, counts = self.run.objective, self.token_counts(inputs)
+        shares = objective.part_weights(counts, self.objective_state) * counts / counts.clamp(min=1)
+        at = At(self.state.global_step, self.state.max_steps, True, self.teacher)
+        loss = (objective.loss(self.model, objective.inputs(inputs, at)) * shares).sum()
+        params = trainable(self.model)
+        found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+        return {key: g for key, g in zip(params, found, strict=True) if g is not None}
+
     def _stop(self, what: str, value: float, rows: list[int]) -> None:
         step = self.state.global_step + (what == "loss")
         raise Diverged(
@@ -392,6 +421,8 @@ class Trainer(transformers.Trainer):
         save_file(held, folder / ADAPTER)
         if self.online is not None:
             self.online.save(folder, self.state.global_step)
+        if self.penalised is not None:
+            self.penalised.save(folder)
         if self.looks or self.objective_state:
             write_json(folder / REMEMBERED, {"looks": self.looks, "memory": self.objective_state})
 
@@ -410,6 +441,8 @@ class Trainer(transformers.Trainer):
                 tensor.copy_(stored[key])
         if self.online is not None:
             self.online.restore(Path(resume_from_checkpoint))
+        if self.penalised is not None:
+            self.penalised.load(Path(resume_from_checkpoint))
         if (Path(resume_from_checkpoint) / REMEMBERED).is_file():
             known = read_json(Path(resume_from_checkpoint) / REMEMBERED)
             self.looks, self.objective_state = known["looks"], known["memory"]

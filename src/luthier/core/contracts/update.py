@@ -112,6 +112,7 @@ class Update(Component):
     update(grads, state, group) -> grads    the gradients that AdamW is given, all of a group at once
     probes(plan, step) -> bool              whether a step is taken back once the next step's gradients were seen
     probed(grads, moved, state, group)      what it learns from these gradients, and from where the step led
+    project(grads, reference) -> grads      before clipping, all tensors at once, where it `rehearses`
 
     Steps count from 0. All but `init`, `begin`, `update`, `seen` and `probed` follow from their arguments alone, draws
     from `plan.seed` and what was kept (`plan.states`) included, so a resumed run goes on as if it had never stopped. A
@@ -125,6 +126,9 @@ class Update(Component):
     """Whether few entries of a tensor differ from the base in the end, so that the adapter is saved as sparse."""
     decays: ClassVar[bool] = True
     """Whether weight decay may be combined with it."""
+
+    rehearses: ClassVar[bool] = False
+    """Whether it goes by the gradient on rows of earlier tasks (`project`), which a sequence of tasks alone has."""
 
     @property
     def changes(self) -> bool:
@@ -205,6 +209,10 @@ class Update(Component):
         self, grads: Mapping[str, Tensor], moved: Mapping[str, Tensor], state: dict[str, Tensor], group: ParameterGroup
     ) -> None:
         """Learns from the gradients behind a probe, and from how far it `moved` each tensor; it changes `state`."""
+
+    def project(self, grads: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Returns the gradients of all trained tensors, by name, given those on rows of earlier tasks."""
+        return grads
 
     def check_decay(self, weight_decay: float) -> None:
         """Raises if weight decay is asked for and the update has none."""

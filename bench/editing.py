@@ -1,0 +1,88 @@
+"""Editing: 200 made-up facts into one tensor of SmolLM2, breadth first and depth first, and what else changed.
+
+Facts give countries the cities of others; each has a rephrased prompt and a neighbour prompt about another thing. The
+first 50 are written depth first too, as editing pipelines do it. Each run goes on where it was stopped.
+
+    python -m bench editing --folder FOLDER [--by locft_bf depth_first] [--count 200] [--where SELECTOR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from bench._registry import results_of
+from bench.preferences import CAPITALS
+
+import luthier as lt
+from luthier.core.contracts.component import find
+from luthier.core.contracts.editing import Editing
+from luthier.core.files import replace_json
+from luthier.training.editing import Edit, edit
+
+MODEL, WHERE = "smollm2-135m", "params(model.layers.20.mlp.down_proj.weight)"
+RELATIONS = (
+    ("The capital of {} is", "{}'s capital city is", "The main language of {} is"),
+    ("The oldest bridge of {} stands in", "To see {}'s oldest bridge, go to", "The longest river of {} is"),
+    ("The chess club of {} meets in", "{}'s chess club has its home in", "The flag of {} shows"),
+)
+"""(prompt, rephrased, neighbour)."""
+HELD = ("csv", "heapq")
+"""Modules whose docstrings are the held text."""
+
+
+def facts() -> list[dict[str, str]]:
+    """Three facts for each country, each with the city of another one."""
+    pairs = [pair.split(" ") for pair in CAPITALS.strip().replace("\n", "|").split("|")]
+    names = [(country.replace("_", " "), city.replace("_", " ")) for country, city in pairs]
+    found = []
+    for number, (prompt, other, near) in enumerate(RELATIONS):
+        for i, (country, _) in enumerate(names):
+            target = names[(i + 11 + 13 * number) % len(names)][1]
+            found.append(
+                {
+                    "prompt": prompt.format(country),
+                    "target": target,
+                    "rephrased": other.format(country),
+                    "neighbours": near.format(country),
+                }
+            )
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench editing", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where runs lie, to be gone on with")
+    parser.add_argument("--by", nargs="+", default=["locft_bf", "depth_first"])
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--where", default=WHERE)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--batch", type=int, default=100, help="facts of a step, breadth first")
+    given = parser.parse_args(list(arguments))
+    torch.set_num_threads(1)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    source, held = given.folder / "facts.jsonl", given.folder / "held.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in facts()), encoding="utf-8")
+    texts = [inspect.getdoc(__import__(name)) or "" for name in HELD]
+    held.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    file = results_of("editing")
+    runs = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
+    for by in given.by:
+        begun = time.monotonic()
+        out = given.folder / f"{by}-{given.count}-{given.lr:g}-{given.batch}"
+        batch = {"batch": given.batch} if by == "locft_bf" else {}
+        method = find("editings", by, Editing).from_dict({"lr": given.lr, **batch})
+        spec = Edit(MODEL, str(source), method, lt.Full(), out=str(out), where=given.where, limit=given.count,
+                    held=str(held), micro_batch=50)  # fmt: skip
+        done = edit(spec, resume=True)
+        told = {"by": by, "facts": done.facts, "where": done.where, "lr": given.lr, **batch, "steps": done.steps}
+        told |= {"rounds": done.rounds, "figures": done.figures, "seconds of the last start": time.monotonic() - begun}
+        key = ("by", "facts", "where", "lr", "batch")
+        runs = [run for run in runs if any(run.get(k) != told.get(k) for k in key)] + [told]
+        replace_json(file, {"runs": runs})
+        print(json.dumps(told), flush=True)

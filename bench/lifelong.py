@@ -1,0 +1,185 @@
+"""Lifelong: what a sequence of tasks forgets by each way to keep it, and what each way costs a step.
+
+CLINC150's intents (CC-BY 3.0) in groups, one task each, learned one after another by MiniLM with LoRA; after each task
+the model is tested on all. `--cost` times optimiser steps instead, all ways taking turns within each round, and the
+Fisher information of single rows beside an ordinary backward pass of the same rows.
+
+    python -m bench lifelong --data FOLDER [--by naive replay ewc] [--weight ewc=100] [--seed 0]
+    python -m bench lifelong --data FOLDER --cost
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench._registry import results_of
+
+import luthier as lt
+from luthier import data
+from luthier.core.files import replace_json
+from luthier.evaluating import evaluate
+from luthier.training import Run, Training
+from luthier.training.per_sample import fisher_diagonal
+from luthier.training.sequences import TaskSequence, carry_out
+from luthier.training.sequences.spec import ways
+
+MODEL, GROUPS, INTENTS, ROWS, TESTS = "minilm-l6", 3, 3, 20, 10
+SETTINGS = Training(epochs=15, batch=16, lr=5e-4, max_length=64, save_every=20)
+
+
+def grouped(source: Path, folder: Path, rows: int, split: str) -> list[str]:
+    """A file for each group: the first intents by name, so many rows of each."""
+    by: dict[str, list[dict]] = {}
+    for line in (source / f"{split}.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        by.setdefault(row["label"], []).append(row)
+    names = sorted(by)[: GROUPS * INTENTS]
+    files = []
+    for group in range(GROUPS):
+        held = [row for name in names[group * INTENTS : (group + 1) * INTENTS] for row in by[name][:rows]]
+        files.append(folder / f"{split}{group + 1}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in held), encoding="utf-8")
+    return [str(file) for file in files]
+
+
+def answers(model: Any, processor: Any, examples: Any, task: str) -> list[float]:
+    """The score of each test row."""
+    return [line["score"] for line in evaluate(model, processor, examples, task=task, progress=False).predictions]
+
+
+def ran(by: str, source: Path, folder: Path, weight: float | None, seed: int, memory: int) -> dict[str, Any]:
+    """One sequence, by one way."""
+    begun = time.monotonic()
+    tasks, tests = grouped(source, folder, ROWS, "train"), grouped(source, folder, TESTS, "test")
+    each = by == "each"
+    keeps = by in ("replay", "agem")
+    spec = TaskSequence(
+        tuple(tasks),
+        "naive" if each else by,
+        tuple(tests),
+        adapters="each" if each else "one",
+        memory=memory if keeps else None,
+    )
+    settings = Training.from_dict({**SETTINGS.to_dict(), "seed": seed})
+    run = Run(MODEL, tasks[0], lt.LoRA(rank=8), out=str(folder / f"{by}"), training=settings)
+    run = spec.applied(run, {} if weight is None else {"weight": weight})
+    done = carry_out(run, spec, answers=answers, resume=True, progress=False)
+    found = {"by": by, "seed": seed, "matrix": done.matrix.means().round(3).tolist(), "figures": done.figures}
+    weight = getattr(run.penalty, "weight", None)
+    told = {"kept": done.kept, "weight": weight, "training seconds": sum(done.seconds.values())}
+    return json.loads(json.dumps({**found, **told, "seconds": time.monotonic() - begun}).replace("NaN", "null"))
+
+
+def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
+    """Seconds of a step by way, over naive, and of the Fisher information over a backward pass; medians of rounds."""
+    from luthier import models
+    from luthier.training.penalised import Penalised, project
+
+    rows = data.load(grouped(source, folder, ROWS, "train")[0])
+    loaded = models.load(MODEL, task="classification", labels=rows.labels)
+    lt.attach(loaded.model, lt.LoRA(rank=8))
+    collate = data.collator_for("classification", loaded.processor)
+    features = data.encode_all(rows, loaded.processor, task="classification", max_length=64, labels=rows.labels)
+    batches = [collate(list(features[at : at + 16])) for at in (0, 16)]
+    given = [{key: t for key, t in batch.items() if key != "rows"} for batch in batches]
+    params = lt.trainable(loaded.model)
+    at_work = {}
+    for name in ("ewc", "si", "rwalk"):
+        penalty = lt.find("penalties", name)()
+        at_work[name] = Penalised(penalty, params)  # type: ignore[arg-type]
+        at_work[name].kept = {"anchor": {k: p.detach().clone() for k, p in params.items()},
+                              "importance": {k: torch.ones_like(p) for k, p in params.items()}}  # fmt: skip
+    optimizer = torch.optim.AdamW(params.values(), lr=1e-4)
+
+    def reference() -> dict[str, torch.Tensor]:
+        loss = loaded.model(**given[1]).loss
+        return dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
+
+    class State:
+        global_step = 10
+
+    def step(name: str) -> None:
+        loaded.model(**given[0]).loss.backward()
+        if name == "agem":
+            project(lt.AGEM(), params, reference)
+        if name in at_work:
+            at_work[name].after_backward()
+        optimizer.step()
+        if name in at_work:
+            at_work[name].on_optimizer_step(None, State, None)
+        optimizer.zero_grad()
+
+    def backward() -> None:
+        loaded.model(**given[0]).loss.backward()
+        optimizer.zero_grad()
+
+    timed = {name: lambda name=name: step(name) for name in ("naive", "agem", *at_work)}
+    timed |= {"backward": backward, "fisher": lambda: fisher_of(loaded.model, given[0])}
+    ratios: dict[str, list[float]] = {}
+    for number in range(rounds + 2):
+        seconds = {}
+        for name, run in timed.items():
+            begun = time.perf_counter()
+            run()
+            seconds[name] = time.perf_counter() - begun
+        if number > 1:
+            for name in timed:
+                under = "backward" if name == "fisher" else "naive"
+                ratios.setdefault(name, []).append(seconds[name] / seconds[under])
+    return {name: round(statistics.median(found), 3) for name, found in ratios.items()}
+
+
+def fisher_of(model: Any, batch: dict[str, Any]) -> None:
+    """The batched pass alone, whose check of the first batch is paid once in a task."""
+    from luthier.training import per_sample
+
+    true, per_sample._agrees = per_sample._agrees, lambda *_: True
+    try:
+        fisher_diagonal(model, [batch])
+    finally:
+        per_sample._agrees = true
+
+
+def known(file: Path) -> dict[str, Any]:
+    """What was measured before."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"runs": [], "cost": {}}
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench lifelong", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="the folder of CLINC150: train.jsonl, test.jsonl")
+    parser.add_argument("--by", nargs="+", default=[*ways(), "each"])
+    parser.add_argument("--weight", nargs="*", default=[], help="weights of penalties, as ewc=100")
+    parser.add_argument("--memory", type=int, default=50, help="rows that replay and agem keep")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where sequences lie, to be gone on with. Default: a temporary one")
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--rounds", type=int, default=15)
+    given = parser.parse_args(list(arguments))
+    torch.set_num_threads(1)
+    file = results_of("lifelong")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if given.cost:
+            found = cost(given.data, folder, given.rounds)
+            print(found)
+            replace_json(file, {**known(file), "cost": found})
+            return
+        weights = {name: float(value) for name, _, value in (each.partition("=") for each in given.weight)}
+        for by in given.by:
+            found = ran(by, given.data, folder, weights.get(by), given.seed, given.memory)
+            key = (found["by"], found["seed"], found["weight"])
+            held = known(file)  # other starts may have added to it
+            held["runs"] = [e for e in held["runs"] if (e["by"], e["seed"], e["weight"]) != key] + [found]
+            replace_json(file, held)
+            figures = {name: round(value["value"], 3) for name, value in found["figures"].items()}
+            print(by, found["weight"], figures, found["kept"], f"{found['seconds']:.0f} s", flush=True)

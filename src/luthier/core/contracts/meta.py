@@ -1,0 +1,63 @@
+"""The contract of a meta-learner: what is trained so that few demonstrations are enough to adapt it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Generator, Tensor
+
+from luthier.core.contracts.component import Component
+
+Tensors = Mapping[str, Tensor]
+"""The tensors of an adapter, by name."""
+Loss = Callable[[Tensors, Any], Tensor]
+"""The mean loss of rows under an adapter of these tensors, differentiable by them."""
+
+
+@dataclass(frozen=True)
+class Meta(Component):
+    """The inner loop on demonstrations of one domain, and the outer gradient on other rows of it.
+
+    begin(params) -> tensors                                  what is trained beside the adapter, by other names
+    adapt(loss, params, shown, draw) -> tensors               all of it after the inner loop on the demonstrations
+    outer(loss, params, shown, asked, draw) -> (loss, grads)  of one domain; a step takes the mean over several
+    samples(tensors, count, draw) -> adapters                 what predictions are averaged over
+
+    `params` are the adapter's tensors and those of `begin`; they are left as they are. What is drawn comes from `draw`,
+    which is seeded by the step.
+    """
+
+    neutral: ClassVar[Mapping[str, Any]] = {"inner_lr": 0.0}
+    """Settings at which a step is the multi-task step: the mean gradient on the rows that are asked."""
+
+    plain: ClassVar[Mapping[str, Any]] = {}
+    """Settings without what is trained beside the adapter, with which models that have none of it adapt."""
+
+    inner_lr: float = 1e-2
+    """Learning rate of the inner loop, which is plain gradient descent."""
+    inner_steps: int = 1
+    """Steps of the inner loop."""
+
+    def check(self) -> None:
+        self.within("inner_lr", 0.0)
+        self.within("inner_steps", 1)
+
+    def begin(self, params: Tensors) -> dict[str, Tensor]:
+        """Returns further tensors to train; none unless defined."""
+        return {}
+
+    def adapt(self, loss: Loss, params: Tensors, shown: Any, draw: Generator) -> dict[str, Tensor]:
+        """Returns the tensors after the inner loop, without a graph."""
+        raise NotImplementedError(f"{type(self).__name__} must define adapt")
+
+    def samples(self, params: Tensors, count: int, draw: Generator) -> list[Tensors]:
+        """Returns the adapters whose predictions are averaged: the one unless defined."""
+        return [params]
+
+    def outer(
+        self, loss: Loss, params: Tensors, shown: Any, asked: Any, draw: Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns (the loss on what is asked, the gradient for the outer step)."""
+        raise NotImplementedError(f"{type(self).__name__} must define outer")

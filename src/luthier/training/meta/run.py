@@ -1,0 +1,254 @@
+"""A meta-training, from its specification to its folder."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.func import functional_call
+from transformers import set_seed
+
+from luthier import data, models
+from luthier.core.adapters.attach import attach
+from luthier.core.adapters.control import trainable
+from luthier.core.contracts.meta import Meta
+from luthier.core.errors import LuthierError
+from luthier.core.files import as_read, discard, free_folder, read_json, replace_json
+from luthier.core.owner import owned
+from luthier.core.progress import counted
+from luthier.core.storage import store
+from luthier.models import Loaded, licence_of
+from luthier.training.adam_state import AdamState
+from luthier.training.folder import versions
+from luthier.training.meta.episodes import Domain, in_context, read_domains
+from luthier.training.meta.spec import MetaRun
+from luthier.training.progress import quiet
+
+SPEC, RESULT, ADAPTER = "meta.json", "learned.json", "adapter"
+RESAMPLES = 1000
+NAME = "default"
+WAYS = ("as it is", "adapted", "in context")
+
+
+@dataclass(frozen=True)
+class MetaLearned:
+    """What came of a meta-training."""
+
+    folder: Path
+    adapter: Path
+    figures: dict[str, dict[str, dict[str, float]]]
+    """By model (base, joint, the meta-learner) and way (as it is, adapted, in context): the mean `loss` of a token in
+    domains that were not learned, with `low` and `high` of its 95% interval over episodes; of what is
+    adapted also `calibration`, the expected calibration error of the answer's tokens."""
+    model: Any
+    processor: Any
+
+
+def meta_learn(spec: MetaRun, *, resume: bool = False, overwrite: bool = False, progress: bool = True) -> MetaLearned:
+    """Trains an adapter that adapts from few demonstrations, and measures that in domains it never saw.
+
+    The folder gets `meta.json`, `learned.json`, a state for each training, and `adapter/`. Beside it stand the base and
+    joint training (the same steps with no inner loop), each as it is, adapted by the inner loop, and with the
+    demonstrations before the prompt. With `resume` a killed run goes on with the same bits. Raises `LuthierError` for
+    domains that do not serve before the weights are loaded.
+    """
+    console = Console(stderr=True, quiet=not progress)
+    if resume and overwrite:
+        raise LuthierError("resume continues a run and overwrite starts again; choose one.")
+    processor = models.processor_of(spec.model, "causal-lm")
+    domains, tests = (read_domains(spec, each, processor) for each in (spec.domains, spec.tests))
+    folder = free_folder(spec.out, SPEC, "a meta-training")
+    if (folder / SPEC).is_file() and not (resume or overwrite):
+        raise LuthierError(
+            f"{folder} holds a meta-training already: resume, overwrite, or choose another folder (out)."
+        )
+    with quiet(), owned(folder):
+        _begin(folder, spec, domains + tests, overwrite)
+        loaded = models.load(spec.model, task="causal-lm", dtype=spec.dtype)
+        set_seed(spec.seed)
+        attach(loaded.model, spec.form, spec.where, NAME)
+        start = {key: p.detach().clone() for key, p in trainable(loaded.model).items()}
+        figures = {"base": _measured(spec, loaded, tests, {})}
+        none = type(spec.meta).from_dict({**spec.meta.to_dict(), **spec.meta.neutral})
+        learners = {"joint": none} if spec.baseline else {}
+        for name, method in {**learners, spec.meta.name(): spec.meta}.items():
+            _put(loaded, start)
+            beside = method.begin(trainable(loaded.model))
+            adam = AdamState(loaded.model, spec.lr, beside)
+            _trained(spec, method, adam, loaded, domains, folder / f"state-{name}", console)
+            figures[name] = _measured(spec, loaded, tests, {key: adam.params[key].detach() for key in beside})
+        store.save(
+            loaded.model,
+            folder / ADAPTER,
+            NAME,
+            base=spec.model,
+            measured={"steps": spec.steps, "task": "causal-lm", "meta": figures},
+            base_license=licence_of(spec.model),
+        )
+        replace_json(folder / RESULT, {"by": spec.meta.name(), "figures": figures})
+        return MetaLearned(folder, folder / ADAPTER, figures, loaded.model, loaded.processor)
+
+
+def _begin(folder: Path, spec: MetaRun, domains: Sequence[Domain], overwrite: bool) -> None:
+    """Notes what the run is; raises if the folder holds another one."""
+    prints = [each.rows.fingerprint for each in domains]
+    here = as_read({"meta": spec.to_dict(), "data": prints})
+    if (folder / SPEC).is_file() and not overwrite:
+        old = read_json(folder / SPEC)
+        differing = [key for key in here["meta"] if key != "out" and here["meta"][key] != old["meta"].get(key)]
+        if differing or here["data"] != old["data"]:
+            what = ", ".join(differing) or "the rows"
+            raise LuthierError(f"{folder} holds another meta-training ({what} differ); give what it was started with.")
+        return
+    for path in [*folder.glob("state-*"), folder / ADAPTER]:
+        discard(path)
+        shutil.rmtree(path, ignore_errors=True)
+    (folder / RESULT).unlink(missing_ok=True)
+    replace_json(folder / SPEC, {**here, "versions": versions()})
+
+
+@torch.no_grad()
+def _put(loaded: Loaded, tensors: Mapping[str, Tensor]) -> None:
+    for key, p in trainable(loaded.model).items():
+        p.copy_(tensors[key])
+
+
+def _trained(
+    spec: MetaRun,
+    method: Meta,
+    adam: AdamState,
+    loaded: Loaded,
+    domains: Sequence[Domain],
+    folder: Path,
+    console: Console,
+) -> None:
+    """Outer steps, from where they stand: the mean over some domains of the outer gradient of an episode of each."""
+    loss, collate = loss_of(loaded), _collator(loaded)
+    told = adam.load(folder) or {"steps": 0}
+    bar = counted(console, folder.name.removeprefix("state-")) if console.is_terminal else None
+    task = bar.add_task("", total=spec.steps, completed=told["steps"]) if bar else None
+    if bar:
+        bar.start()
+    try:
+        for step in range(told["steps"], spec.steps):
+            value = _outer_step(spec, method, adam, loss, collate, domains, step)
+            if not math.isfinite(value):
+                raise LuthierError(f"the loss became {value} at step {step + 1}; lower lr ({spec.lr:g}) or inner_lr.")
+            if bar and task is not None:
+                bar.update(task, completed=step + 1, description=f"loss {value:.4f}")
+            elif (step + 1) % max(1, spec.steps // 5) == 0:
+                console.print(f"{folder.name}: step {step + 1}/{spec.steps}  loss {value:.4f}", highlight=False)
+            if (step + 1) % spec.save_every == 0 or step + 1 == spec.steps:
+                adam.save(folder, {"steps": step + 1})
+    finally:
+        if bar:
+            bar.stop()
+
+
+def _outer_step(
+    spec: MetaRun, method: Meta, adam: AdamState, loss: Any, collate: Any, domains: Sequence[Domain], step: int
+) -> float:
+    chosen = random.Random(f"{spec.seed} domains {step}").sample(list(domains), min(spec.together, len(domains)))
+    total = 0.0
+    for domain in chosen:
+        shown, asked = domain.drawn(spec.shots, spec.asked, f"{spec.seed} {step}")
+        batches = [collate([domain.features[place] for place in places]) for places in (shown, asked)]
+        value, slopes = method.outer(
+            loss, adam.params, batches[0], batches[1], draw_of(f"{spec.seed} {step} {domain.source}")
+        )
+        total += float(value) / len(chosen)
+        for key, p in adam.params.items():
+            share = slopes[key] / len(chosen)
+            p.grad = share if p.grad is None else p.grad + share
+    adam.step()
+    return total
+
+
+def draw_of(key: str) -> torch.Generator:
+    """Returns a generator that is seeded by a text."""
+    return torch.Generator().manual_seed(random.Random(key).getrandbits(63))
+
+
+def loss_of(loaded: Loaded) -> Any:
+    """Returns the mean loss of a batch's labels as a function of the adapter's tensors, in evaluation mode."""
+    said = said_of(loaded)
+    return lambda params, batch: torch.nn.functional.cross_entropy(*said(params, batch))
+
+
+def said_of(loaded: Loaded) -> Any:
+    """Returns (logits [places, V], labels [places]) of a batch's labels as a function of the adapter's tensors."""
+    model = loaded.model.eval()
+    names = {key: path for path, p in model.named_parameters() for key, q in trainable(model).items() if p is q}
+
+    def said(params: Mapping[str, Tensor], batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        own = {names[key]: p for key, p in params.items() if key in names}
+        given = {key: t.to(model.device) for key, t in batch.items() if key not in ("labels", "rows")}
+        logits = functional_call(model, own, kwargs=given).logits[:, :-1]
+        wanted = batch["labels"].to(model.device)[:, 1:]
+        at = wanted.ne(-100)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))[at], wanted[at]
+
+    return said
+
+
+def _collator(loaded: Loaded) -> Any:
+    return data.collator_for("causal-lm", loaded.processor)
+
+
+SAMPLES = 8
+"""Adapters that predictions are averaged over, where a method draws them."""
+
+
+def _measured(
+    spec: MetaRun, loaded: Loaded, tests: Sequence[Domain], beside: Mapping[str, Tensor]
+) -> dict[str, dict[str, float]]:
+    """The loss in episodes of new domains: as it is, after the inner loop, and with the demonstrations before."""
+    said, collate = said_of(loaded), _collator(loaded)
+    loss, params = loss_of(loaded), {**trainable(loaded.model), **beside}
+    meta = spec.meta if beside else type(spec.meta).from_dict({**spec.meta.to_dict(), **spec.meta.plain})
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    sure: list[Tensor] = []
+    right: list[Tensor] = []
+    for domain in tests:
+        for number in range(spec.episodes):
+            key = f"{spec.seed} test {number}"
+            shown, asked = domain.drawn(spec.shots, spec.asked, key)
+            demonstrations, rows = (collate([domain.features[i] for i in places]) for places in (shown, asked))
+            draw = draw_of(f"{key} {domain.source}")
+            adapted = meta.adapt(loss, params, demonstrations, draw)
+            longer = data.encode_all(in_context(domain.rows, shown, asked), loaded.processor, max_length=None)
+            with torch.no_grad():
+                found["as it is"].append(float(loss(params, rows)))
+                found["in context"].append(float(loss(params, collate(list(longer)))))
+                each = [said(sample, rows) for sample in meta.samples(adapted, SAMPLES, draw)]
+            chances = torch.stack([logits.softmax(-1) for logits, _ in each]).mean(0)
+            labels = each[0][1]
+            found["adapted"].append(float(-chances.gather(-1, labels[:, None]).log().mean()))
+            sure.append(chances.amax(-1).cpu())
+            right.append(chances.argmax(-1).eq(labels).cpu())
+    made = {way: _interval(np.asarray(values), spec.seed) for way, values in found.items()}
+    made["adapted"]["calibration"] = calibration_error(torch.cat(sure).numpy(), torch.cat(right).numpy())
+    return made
+
+
+def calibration_error(sure: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
+    """Returns Σ_b (n_b / n) |accuracy_b - confidence_b| over bins of equal width (Guo et al. 2017)."""
+    place = np.minimum((sure * bins).astype(int), bins - 1)
+    gaps = [abs(right[place == b].mean() - sure[place == b].mean()) * (place == b).sum() for b in set(place.tolist())]
+    return float(sum(gaps) / len(sure))
+
+
+def _interval(values: np.ndarray, seed: int) -> dict[str, float]:
+    draw = np.random.default_rng(seed)
+    means = [values[draw.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"loss": float(values.mean()), "low": float(low), "high": float(high)}

@@ -1,0 +1,219 @@
+"""Unlearning: the Newton step on ridge, what each way does, exact resume, estimators and their null, and bad input."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import luthier as lt
+from luthier import models
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.unlearning import Outputs, Unlearning
+from luthier.training import Run, Training, train
+from luthier.training.adam_state import AdamState
+from luthier.training.unlearning import Unlearn, unlearn
+from luthier.training.unlearning.attribution import NewtonStep, Projection, changes, softmax_curvature
+from luthier.training.unlearning.klom import auc, klom, klom_above_null, membership
+from support.tiny import write_rows
+
+# --- the Newton step --------------------------------------------------------------------------------
+
+
+def ridge(x, y, rho: float) -> torch.Tensor:
+    return torch.linalg.solve(x.T @ x + rho * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+
+
+def test_on_ridge_the_predicted_outputs_are_the_retrained_models_and_matching_them_reaches_it():
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 6, generator=draw, dtype=torch.float64), torch.randn(40, generator=draw, dtype=torch.float64)
+    rho, stays = 0.7, slice(9, 40)
+    w, wanted = ridge(x, y, rho), ridge(x[stays], y[stays], rho)
+    newton = NewtonStep(6, rho)
+    newton.stays(x[stays][:, None], torch.ones(31, 1, 1, dtype=torch.float64))
+    for part in (slice(0, 4), slice(4, 9)):  # in batches
+        newton.goes(x[part] * (x[part] @ w - y[part])[:, None])
+    targets = x @ w + changes(x[:, None], newton.step())[:, 0]
+    torch.testing.assert_close(targets, x @ wanted, rtol=0, atol=1e-10)
+    at = w.clone()
+    for _ in range(4000):  # gradient descent on the squared distance of outputs
+        at -= 0.01 * x.T @ (x @ at - targets)
+    torch.testing.assert_close(at, wanted, rtol=0, atol=1e-8)
+    assert (w - wanted).abs().max() > 1e-2
+
+
+def test_its_curvature_is_the_second_derivative_of_cross_entropy():
+    logits = torch.randn(3, 4, dtype=torch.float64)
+    found = softmax_curvature(logits)
+    for row in range(3):
+        wanted = torch.func.hessian(lambda z: torch.nn.functional.cross_entropy(z[None], torch.tensor([1])))(
+            logits[row]
+        )
+        torch.testing.assert_close(found[row], wanted)
+
+
+def test_a_projection_keeps_products_in_the_mean_and_small_gradients_whole():
+    g = {"a": torch.randn(6, 30, 20), "b": torch.randn(6, 50)}
+    shapes = {key: t.shape[1:] for key, t in g.items()}
+    whole = Projection(shapes, 650, 0)(g)
+    assert whole.shape == (6, 650) and torch.equal(whole, torch.cat([t.flatten(1) for t in g.values()], 1).double())
+    products = torch.stack([p @ p.T for p in (Projection(shapes, 128, seed)(g) for seed in range(60))])
+    error, spread = (products.mean(0) - whole @ whole.T), products.std(0) / 60**0.5
+    assert (error.abs() < 5 * spread + 1e-9).all()
+    assert torch.equal(Projection(shapes, 128, 3)(g), Projection(shapes, 128, 3)(g))
+    assert not torch.equal(Projection(shapes, 128, 3)(g), Projection(shapes, 128, 4)(g))
+
+
+# --- losses -----------------------------------------------------------------------------------------
+
+
+def outputs(seed: int) -> Any:
+    draw = torch.Generator().manual_seed(seed)
+    logits, before, targets = (torch.randn(5, 3, generator=draw, dtype=torch.float64) for _ in range(3))
+    return Outputs(logits, torch.tensor([0, 1, 2, 1, 0]), before, targets)
+
+
+def test_the_losses_are_their_equations():
+    forget, retain = outputs(0), outputs(1)
+    for each in names("unlearnings"):
+        cls = find("unlearnings", each, Unlearning)
+        assert len(cls.equation()) > 5 and cls.paper and cls.name() == each
+    log_p = [each.logits.log_softmax(-1)[range(5), each.labels] for each in (forget, retain)]
+    ascent = lt.unlearnings.Ascent(beta=0.3).loss(forget, retain)
+    torch.testing.assert_close(ascent, log_p[0].mean() - 0.3 * log_p[1].mean())
+    p, q = retain.before.softmax(-1), retain.logits.softmax(-1)
+    kl = lt.unlearnings.KL(beta=2.0).loss(forget, retain)
+    torch.testing.assert_close(kl, log_p[0].mean() + 2 * (p * (p / q).log()).sum(-1).mean())
+    dmm = lt.unlearnings.DMM().loss(forget, retain)
+    both = torch.cat([(each.logits - each.targets).square().mean(-1) for each in (forget, retain)])
+    torch.testing.assert_close(dmm, both.mean())
+
+
+# --- estimators -------------------------------------------------------------------------------------
+
+
+def test_klom_of_equal_distributions_is_biased_and_less_its_null_is_not():
+    draw = np.random.default_rng(0)
+    same = [draw.normal(size=(100, 60)) for _ in range(3)]
+    found = klom_above_null(same[0], same[1], same[2])
+    assert found["klom"] > 0.1  # the bias of the public estimator
+    assert found["low"] < 0 < found["high"] and abs(found["above null"]) < 0.05
+    apart = klom_above_null(same[0] + 1.5, same[1], same[2])
+    assert apart["low"] > 0.3 and (klom(same[0], same[0]) == 0).all()
+
+
+def test_membership_is_the_probability_of_a_lower_loss():
+    draw = np.random.default_rng(0)
+    members, others = draw.normal(size=50), draw.normal(0.8, size=70)
+    wanted = np.mean([(m < o) + 0.5 * (m == o) for m in members for o in others])
+    assert auc(members, others) == pytest.approx(wanted)
+    assert auc(np.ones(3), np.ones(4)) == 0.5
+    found = membership(members, draw.normal(size=400))
+    assert found["low"] < 0.5 < found["high"]
+
+
+# --- on a model -------------------------------------------------------------------------------------
+
+TRAINING = Training(epochs=12, batch=4, lr=2e-2, eval_fraction=0.0, save_every=1000, schedule="constant", warmup=0.0)
+
+
+@pytest.fixture(scope="module")
+def trained(bert, tmp_path_factory):
+    """(run folder, rows to forget, rows to retain, new rows): some labels are wrong, and only learning them tells."""
+    folder = tmp_path_factory.mktemp("unlearn")
+    draw = np.random.default_rng(0)
+
+    def rows(count: int, wrong: bool) -> list[dict]:
+        found = []
+        for i in range(count):
+            letter = "ab"[i % 2]
+            label = "ab"[(i + wrong) % 2]
+            found.append({"text": "".join(draw.choice(list("stuvwxyz"), 5)) + letter * 2, "label": label})
+        return found
+
+    forget, retain, new = rows(6, True), rows(18, False), rows(12, True)
+    parts = {"all": forget + retain, "forget": forget, "retain": retain, "new": new}
+    files = [write_rows(folder / f"{name}.jsonl", part) for name, part in parts.items()]
+    done = train(Run(bert, files[0], lt.LoRA(rank=4), out=str(folder / "run"), training=TRAINING), progress=False)
+    return str(done.folder), *files[1:]
+
+
+def spec_of(trained, out: Path, by: str, settings: dict | None = None, **more) -> Unlearn:
+    run, forget, retain, new = trained
+    method = find("unlearnings", by, Unlearning).from_dict(settings or {})
+    spec = Unlearn(run, forget, retain, method, out=str(out), test=new, steps=20, lr=1e-2, batch=6)
+    return replace(spec, **more)
+
+
+@pytest.mark.parametrize("by", names("unlearnings"))
+def test_each_way_raises_the_loss_of_what_it_forgets_more_than_that_of_the_others(trained, tmp_path, by):
+    done = unlearn(spec_of(trained, tmp_path / "run", by, steps=12), progress=False)
+    figures = done.figures
+    raised = {n: figures[f"{n} loss"]["after"] - figures[f"{n} loss"]["before"] for n in ("forget", "retain")}
+    assert raised["forget"] > 0.1 and raised["forget"] > raised["retain"]
+    assert figures["membership AUC"]["after"] < figures["membership AUC"]["before"]
+    assert json.loads((tmp_path / "run" / "unlearned.json").read_text())["figures"] == figures
+    again = lt.load(models.load(trained_model(trained), task="classification", labels=["a", "b"]).model, done.adapter)
+    assert lt.trainable(again).keys() == lt.trainable(done.model).keys()
+
+
+def trained_model(trained) -> str:
+    return json.loads((Path(trained[0]) / "run.json").read_text())["run"]["model"]
+
+
+class Killed(BaseException):
+    """Instead of a signal."""
+
+
+@pytest.mark.parametrize("by", ["dmm", "kl"])
+def test_a_killed_unlearning_goes_on_exactly(trained, tmp_path, monkeypatch, by):
+    whole = unlearn(spec_of(trained, tmp_path / "whole", by, steps=8, save_every=3), progress=False)
+    true, count = AdamState.step, [0]
+
+    def dying(self):
+        count[0] += 1
+        if count[0] == 6:
+            raise Killed
+        true(self)
+
+    monkeypatch.setattr(AdamState, "step", dying)
+    spec = spec_of(trained, tmp_path / "killed", by, steps=8, save_every=3)
+    with pytest.raises(Killed):
+        unlearn(spec, progress=False)
+    done = unlearn(spec, resume=True, progress=False)
+    left, right = (load_file(each.adapter / "adapter.safetensors") for each in (whole, done))
+    assert count[0] > 6 and all(torch.equal(left[key], right[key]) for key in left)
+    assert whole.figures == done.figures
+    with pytest.raises(lt.LuthierError, match="holds another unlearning"):
+        unlearn(replace(spec, seed=5), resume=True, progress=False)
+
+
+def test_bad_rows_are_told_before_the_weights(trained, llama, additions, tmp_path, monkeypatch):
+    _, forget, retain, new = trained
+    language = train(
+        Run(llama, additions, lt.LoRA(rank=2), out=str(tmp_path / "lm"), training=Training(steps=1, eval_fraction=0)),
+        progress=False,
+    ).folder
+    monkeypatch.setattr("luthier.models.load", lambda *a, **k: pytest.fail("weights were loaded"))
+    spec = spec_of(trained, tmp_path / "run", "ascent")
+    cases = [
+        ({"forget": new, "test": None}, "12 of 12 rows of .* are not in .*cannot be forgotten"),
+        ({"retain": forget}, "6 rows are in .* and in"),
+        ({"test": retain}, "which were learned"),
+        ({"adapter": str(tmp_path)}, "is not a run of luthier train"),
+    ]
+    for changes_, said in cases:
+        with pytest.raises(lt.LuthierError, match=said):
+            unlearn(replace(spec, **changes_), progress=False)
+    told = spec_of((str(language), additions, additions, None), tmp_path / "run", "dmm")
+    rows = [json.loads(line) for line in Path(additions).read_text().splitlines()]
+    parts = [write_rows(tmp_path / f"{i}.jsonl", part) for i, part in enumerate((rows[:5], rows[5:]))]
+    with pytest.raises(lt.LuthierError, match="it is for classifiers"):
+        unlearn(replace(told, forget=parts[0], retain=parts[1]), progress=False)
+    assert not (tmp_path / "run").exists()
