@@ -34,6 +34,7 @@ from luthier.core.numerics.delta import Delta
 from luthier.core.sites.scope import Scope
 from luthier.examining.check.verdict import judged
 from support.architectures import ARCHITECTURES
+from support.asked import with_answers
 from support.calibrated import batches, build, measured
 from support.gated import subject_of
 from support.pyreft_recorded import CASES, FOLDER, base
@@ -49,6 +50,7 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "experts": (("a", "b"), ("a", "b", "c", "d")),
     "weights": ((0.5,), (0.5, 2.0)),
     "source": (),
+    "transforms": ("identity", "reverse,json"),
 }
 """Values of settings that are words: by the setting's name."""
 WHERE = {
@@ -377,6 +379,7 @@ def _examination() -> Callable[[Any], Any]:
         said = [torch.where(torch.arange(9) % 2 == 0, x, torch.roll(other(x).logits.argmax(-1), 1, 1)) for x in ids]
     held = [{"input_ids": x, "attention_mask": torch.ones_like(x), "labels": y} for x, y in zip(ids, said, strict=True)]
     pair = Pair(lambda: changes, lambda: nullcontext(model), lambda: nullcontext(other), {"texts": held})
+    pair = with_answers(pair, model, other)
     return lambda examination: examination.measure(pair).to_dict()
 
 
