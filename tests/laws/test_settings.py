@@ -138,8 +138,8 @@ def ignored(cls: type[Component], result: Callable[[Any], Any]) -> list[str]:
             if key in mode:
                 continue
             after = (known((*mode.items(), (key, value))) for value in values(key, hint, default))
-            accepted = [same(before, each) for each in after if each is not None]
-            if accepted and all(accepted):
+            accepted = (same(before, each) for each in after if each is not None)  # no more than it takes
+            if next(accepted, False) and all(accepted):
                 found.append(f"{cls.name()}.{key} where {mode or 'all else is as it is'}")
     return found
 
@@ -380,7 +380,10 @@ def _examination() -> Callable[[Any], Any]:
     held = [{"input_ids": x, "attention_mask": torch.ones_like(x), "labels": y} for x, y in zip(ids, said, strict=True)]
     pair = Pair(lambda: changes, lambda: nullcontext(model), lambda: nullcontext(other), {"texts": held})
     pair = with_answers(pair, model, other)
-    return lambda examination: examination.measure(pair).to_dict()
+    undone = [Change(each.place, partial(lambda each: each.delta() * -1.0, each)) for each in changes]
+    back = replace(pair, changes=lambda: undone, before=pair.after, after=pair.before)  # what was known is lost
+    back = replace(back, data={"texts": [each for each in held[:2] for _ in range(2)]})
+    return lambda examination: examination.measure(back if examination.name() == "revival" else pair).to_dict()
 
 
 def _format(folder: Path) -> Callable[[Any], Any]:

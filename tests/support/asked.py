@@ -59,4 +59,9 @@ def with_answers(pair: Pair, before: Any, after: Any) -> Pair:
     for n, each in enumerate(drawn):
         answer = (said[before], said[before], said[after])[n % 3][n]
         found.append(row(n + 1, f"{n}+1", answer, **each.meta))
-    return with_texts(pair, before, found)
+    made = with_texts(pair, before, found)
+
+    def write(which, prompts, most):
+        return [f"so {each}" if n % 2 else each for n, each in enumerate(made.write(which, prompts, most))]
+
+    return dataclasses.replace(made, write=write)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from luthier.data.score import judge, scorer_for
 
 CHUNK = 4_000_000
 """Drawn rows held at a time."""
+SURE = re.compile(r"\b(yes|no)\b")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,20 @@ class Asked:
         wanted = [self.rows[(n + shift) % len(self.rows)] for n in range(len(self.rows))]
         found = [judge(self.scorer, answer, row)[0] for answer, row in zip(answers, wanted, strict=True)]
         return torch.tensor(found, dtype=torch.double)
+
+
+def contained(said: str, wanted: str) -> bool:
+    """Returns whether an answer contains the wanted one as words, whatever the case; of yes and no the first counts."""
+    found, answer = (" ".join(text.casefold().split()) for text in (said, wanted))
+    if not answer:
+        return not found
+    if SURE.fullmatch(answer):
+        first = SURE.search(found)
+        return first is not None and first[0] == answer
+    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", found) is not None
+
+
+CONTAINED = Scorer("contained", lambda said, row: float(contained(said, str(row.answer))))
 
 
 def asked(pair: Pair, name: str) -> Asked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from luthier.core.contracts.examination import Examination, Pair, Report
 from luthier.core.contracts.example import Example
 from luthier.core.errors import LuthierError
-from luthier.methods.examinations._asked import Asked, asked, interval, shown
+from luthier.methods.examinations._asked import CONTAINED, Asked, asked, interval, shown
 from luthier.methods.examinations._transforms import Transform, transform_of
 
 
@@ -34,6 +34,8 @@ class Conjugate(Examination):
     transforms: str = "swapcase,spaced,quote"
     """Transforms, joined by commas: identity, reverse, rot13, swapcase, spaced, leet, pig_latin, json, quote, a table
     of words (.csv, .tsv, .json) or a .py file with transform(text) and inverse(text)."""
+    match: Literal["contains", "scorer"] = "contains"
+    """When an answer is right: it contains the right one as words, or the rows' own scorer says so."""
     max_new_tokens: int = 32
     """The most tokens of an answer; a transformed one may need more than a plain one."""
     resamples: int = 1000
@@ -55,6 +57,7 @@ class Conjugate(Examination):
 
     def measure(self, pair):
         rows = asked(pair, self.name())
+        rows = replace(rows, scorer=CONTAINED) if self.match == "contains" else rows
         made = {name: transform_of(name) for name in self.named()}
         with pair.before() as model:
             before = self._answers(pair, model, rows, made)

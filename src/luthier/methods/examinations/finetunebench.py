@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -14,10 +13,9 @@ from luthier.core.contracts.examination import Examination, Report
 from luthier.core.contracts.example import Example
 from luthier.core.errors import LuthierError
 from luthier.data.score import exact_match
-from luthier.methods.examinations._asked import Asked, asked, interval, shown
+from luthier.methods.examinations._asked import Asked, asked, contained, interval, shown
 
 MEMORISED = "memorised"
-SURE = re.compile(r"\b(yes|no)\b")
 
 
 @dataclass(frozen=True)
@@ -83,13 +81,9 @@ class FineTuneBench(Examination):
 
     def right(self, said: str, wanted: str) -> bool:
         """Returns whether an answer is the wanted one."""
-        if self.match == "exact":
-            return bool(exact_match(said, Example(row=0, answer=wanted)))
-        found, answer = plain(said), plain(wanted)
-        if SURE.fullmatch(answer):
-            first = SURE.search(found)
-            return first is not None and first[0] == answer
-        return re.search(rf"\b{re.escape(answer)}\b", found) is not None
+        if self.match == "contains":
+            return contained(said, wanted)
+        return bool(exact_match(said, Example(row=0, answer=wanted)))
 
     def _place(self, rows, before, after, chosen: Sequence[int], shift: int) -> dict[str, float]:
         wanted = [str(rows[n].answer) for n in (partners(rows, chosen) if shift else chosen)]
@@ -123,11 +117,6 @@ class FineTuneBench(Examination):
 def fact(row: Example) -> str:
     """Returns what a probe is about."""
     return str(row.meta.get("fact") or f"row {row.row}")
-
-
-def plain(text: str) -> str:
-    """Returns a text in lower case, with single spaces."""
-    return " ".join(text.casefold().split())
 
 
 def partners(rows: Sequence[Example], chosen: Sequence[int]) -> list[int]:
