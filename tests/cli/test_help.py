@@ -31,6 +31,7 @@ COMMANDS = [
     "measure",
     "merge",
     "models",
+    "monitor",
     "push",
     "select",
     "serve",
