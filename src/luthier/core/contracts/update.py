@@ -81,6 +81,8 @@ class Update(Component):
     (`plan.new_groups`) is not an update's to rest, thin out or set: AdamW trains it whole in every step.
     """
 
+    family: ClassVar[str] = "hybrid"
+    """An update that trains what its form trains goes with every family; one that chooses what is trained says so."""
     neutral: ClassVar[Mapping[str, Any] | None] = None
     """Settings at which it is plain AdamW, bit for bit; None where there are no such settings."""
     sparse: ClassVar[bool] = False
