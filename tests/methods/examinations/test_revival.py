@@ -38,6 +38,7 @@ def fit(model: nn.Module, batches: list[dict], steps: int, lr: float = 3e-3) -> 
         optimiser.zero_grad()
         loss_of(model, batches[step % len(batches)]).backward()
         optimiser.step()
+    optimiser.zero_grad()
     return model.requires_grad_(False)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Monitor(Command):
-    """Monitor a served model: does what it is asked and answers still look like the data that it was trained on?
+    """Monitor a served model: whether what it is asked and answers still looks like the data that it was trained on.
 
     The log is that of `luthier serve --log`. Lengths, unknown words, other letters, digits and repetition are compared
     by Kolmogorov and Smirnov's test, content by a classifier of words; p-values are adjusted for the number of

@@ -1,4 +1,4 @@
-"""Attention heads during a pass: what leaves and enters them is noted or replaced, through transformers' interface."""
+"""Attention heads during a pass: what enters and leaves them is noted or replaced, through transformers' interface."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from luthier.core.sites.structure import base_modules, block_lists
 
 MARK = "luthier_heads_"
 Replaced = Mapping[str, tuple[Tensor, Tensor]]
-"""{path of an attention: (values, the share of them that each head takes [heads])}."""
+"""By the path of an attention: values, and the share of them that each head takes, [heads]."""
 Entering = Mapping[str, tuple[tuple[Tensor, Tensor, Tensor], int]]
-"""{path of an attention: (query, key, value, the head that takes them)}."""
+"""By the path of an attention: query, key and value, and the head that takes them."""
 
 
 @dataclass

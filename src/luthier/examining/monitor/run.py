@@ -43,7 +43,7 @@ class Monitored:
     cut: float
     """Share of answers that ended at their bound on tokens."""
     days: Mapping[str, tuple[int, float]]
-    """{day: (answers, words of an answer on average)}."""
+    """Answers, and words of an answer on average, by day."""
 
     @property
     def drifted(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""FineTuneBench: were facts memorised, or learnt so that other questions about them are answered?"""
+"""FineTuneBench: whether facts were memorised, or learnt so that other questions about them are answered."""
 
 from __future__ import annotations
 

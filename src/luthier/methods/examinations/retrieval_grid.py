@@ -68,7 +68,7 @@ class RetrievalGrid(Examination):
         prompts = rows.prompts()
         found = nearest(prompts, pool, min(self.k, len(pool)), self.encoder)
         texts = ["\n".join(pool[place] for place in each) for each in found]
-        turned = [texts[(n + len(texts) // 2) % len(texts)] for n in range(len(texts))]
+        turned = [texts[another(found, n)] for n in range(len(texts))]
         asking = [prompts, below(prompts, texts), below(prompts, turned)]
         with pair.before() as model:
             before = self._scores(pair, model, rows, asking, "asking the model before")
@@ -195,6 +195,12 @@ def by_states(questions: Sequence[str], pool: Sequence[str], encoder: str) -> An
         states = read(Examples(rows, "text", "passages"))
         points.append(states / np.linalg.norm(states, axis=1, keepdims=True).clip(1e-12))
     return points[0] @ points[1].T
+
+
+def another(found: Sequence[Sequence[int]], at: int) -> int:
+    """Returns a question that shares no passage with the one `at`, from the middle on; else the one opposite."""
+    turned = [(at + len(found) // 2 + n) % len(found) for n in range(len(found))]
+    return next((n for n in turned if not set(found[n]) & set(found[at])), turned[0])
 
 
 def below(prompts: Sequence[Example], texts: Sequence[str]) -> list[Example]:

@@ -1,4 +1,4 @@
-"""Revival: is an old ability gone, or is it still inside, behind a thin wrapper that fine-tuning put around it?"""
+"""Revival: whether an old ability is gone, or still inside, behind a thin wrapper that fine-tuning put around it."""
 
 from __future__ import annotations
 
