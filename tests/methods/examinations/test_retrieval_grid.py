@@ -10,6 +10,7 @@ import luthier as lt
 from luthier.core.contracts.examination import Pair
 from luthier.methods.examinations.retrieval_grid import RetrievalGrid, below, nearest, passages_in
 from support.asked import examples, row
+from support.tiny import save_model
 
 NAMES = [f"{a}{b}" for a in ("mo", "ta", "ri", "ku") for b in ("lan", "dos", "fer", "wim", "gax")]
 TRUTH = {name: f"place{n}" for n, name in enumerate(NAMES)}
@@ -74,6 +75,12 @@ def test_passages_of_a_file(tmp_path):
     for wrong, why in ((bad, "has no passage"), (tmp_path / "none.txt", "cannot be read")):
         with pytest.raises(lt.LuthierError, match=why):
             passages_in(str(wrong))
+
+
+def test_a_model_finds_the_passage_that_says_the_same(tmp_path):
+    encoder = save_model(tmp_path / "encoder", "llama")
+    prompts = [row(1, PASSAGES[n], "x") for n in (3, 11)]
+    assert [each[0] for each in nearest(prompts, PASSAGES, 1, encoder)] == [3, 11]
 
 
 def test_bm25_finds_the_passage_and_it_stands_above_the_question():
