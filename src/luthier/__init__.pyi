@@ -129,6 +129,8 @@ from luthier.examining.check import Checked as Checked
 from luthier.examining.check import check as check
 from luthier.examining.examine import Examined as Examined
 from luthier.examining.examine import examine as examine
+from luthier.examining.monitor import Monitored as Monitored
+from luthier.examining.monitor import monitor as monitor
 from luthier.federating import Federated as Federated
 from luthier.federating import Federation as Federation
 from luthier.federating import federate as federate
@@ -174,9 +176,14 @@ from luthier.methods.combinations.transfer import Transfer as Transfer
 from luthier.methods.decodings.contrastive import Contrastive as Contrastive
 from luthier.methods.decodings.emulated import Emulated as Emulated
 from luthier.methods.decodings.proxy import Proxy as Proxy
+from luthier.methods.examinations.circuit import Circuit as Circuit
+from luthier.methods.examinations.conjugate import Conjugate as Conjugate
+from luthier.methods.examinations.finetunebench import FineTuneBench as FineTuneBench
 from luthier.methods.examinations.forgetting import Forgetting as Forgetting
 from luthier.methods.examinations.grafting import Grafting as Grafting
 from luthier.methods.examinations.intruders import Intruders as Intruders
+from luthier.methods.examinations.retrieval_grid import RetrievalGrid as RetrievalGrid
+from luthier.methods.examinations.revival import Revival as Revival
 from luthier.methods.examinations.similarity import Similarity as Similarity
 from luthier.methods.forms.bitfit import BitFit as BitFit
 from luthier.methods.forms.bottleneck import Bottleneck as Bottleneck

@@ -52,13 +52,14 @@ def with_answers(pair: Pair, before: Any, after: Any) -> Pair:
     import dataclasses
 
     asked = with_texts(pair, before)
-    drawn = rows(40)
+    drawn = rows(100)
     prompts = [dataclasses.replace(each, messages=(each.messages or [])[:1]) for each in drawn]
     said = {model: asked.write(model, prompts, 4) for model in (before, after)}
     found = []
     for n, each in enumerate(drawn):
         answer = (said[before], said[before], said[after])[n % 3][n]
-        found.append(row(n + 1, f"{n}+1", answer, **each.meta))
+        told = f"{n} after {n - 1} and 1 is {found[-1].answer if found else answer}"  # of the question before
+        found.append(row(n + 1, f"{n}+1", answer, **{**each.meta, "passage": told}))
     made = with_texts(pair, before, found)
 
     def write(which, prompts, most):
