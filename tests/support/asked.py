@@ -60,9 +60,12 @@ def with_answers(pair: Pair, before: Any, after: Any) -> Pair:
         answer = (said[before], said[before], said[after])[n % 3][n]
         told = f"{n} after {n - 1} and 1 is {found[-1].answer if found else answer}"  # of the question before
         found.append(row(n + 1, f"{n}+1", answer, **{**each.meta, "passage": told}))
-    made = with_texts(pair, before, found)
+    made, known = with_texts(pair, before, found), {}
 
     def write(which, prompts, most):
-        return [f"so {each}" if n % 2 else each for n, each in enumerate(made.write(which, prompts, most))]
+        key = (id(which), min(most, 4), *(str(each.messages) for each in prompts))
+        if key not in known:  # most settings leave what is asked as it is
+            known[key] = made.write(which, prompts, most)
+        return [f"so {each}" if n % 2 else each for n, each in enumerate(known[key])]
 
     return dataclasses.replace(made, write=write)

@@ -57,11 +57,11 @@ class Circuit(Examination):
     """How many heads are patched one by one: those of the largest first-order effect."""
     cost: float = 0.01
     """What a head of the mask costs, in nats."""
-    steps: int = 40
+    steps: int = 30
     """Steps of Adam on the mask."""
     lr: float = 0.05
     """Learning rate of the mask."""
-    edges: int = 6
+    edges: int = 4
     """The number of kept heads between which paths are patched."""
     seed: int = 0
     """The seed of random masks."""
