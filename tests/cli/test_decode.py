@@ -51,6 +51,15 @@ def test_text_for_people(call, llama, adapter):
     assert done.code == 0 and done.out.count("\n") >= 1
 
 
+def test_rounds_draw_again_from_a_base_that_learns(call, llama, adapter):
+    words = ["decode", f"{llama}@{adapter}", "say one", "--by", "contrastive", "--pretrained", llama]
+    words += ["--temperature", 1, "--rounds", 3, "--step-lr", 0.001]
+    found = rows_of(call(*words, *SHORT))
+    assert [row["round"] for row in found] == [1, 2, 3] and found == rows_of(call(*words, *SHORT))
+    refused = call(*words, *SHORT, "--temperature", 0)
+    assert refused.code and "temperature" in refused.err
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [

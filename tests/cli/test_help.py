@@ -36,6 +36,7 @@ COMMANDS = [
     "merge",
     "meta",
     "models",
+    "monitor",
     "push",
     "rewrite",
     "run",

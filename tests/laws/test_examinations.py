@@ -17,6 +17,7 @@ from luthier.core.numerics.delta import Delta
 from luthier.core.sites.scope import Scope
 from luthier.examining.plot import plot
 from support.architectures import ARCHITECTURES
+from support.asked import with_texts
 from support.toys import help_of_toy
 
 EXAMINATIONS = names("examinations")
@@ -53,7 +54,7 @@ def against(model, size: float) -> Pair:
         for change in changes:
             other.get_parameter(change.place.site.path).add_(change.delta().dense())
     data = {"texts": batches()}
-    return Pair(lambda: changes, lambda: nullcontext(model), lambda: nullcontext(other), data)
+    return with_texts(Pair(lambda: changes, lambda: nullcontext(model), lambda: nullcontext(other), data), model)
 
 
 def routed(model, size: float) -> Pair:

@@ -34,6 +34,7 @@ from luthier.core.numerics.delta import Delta
 from luthier.core.sites.scope import Scope
 from luthier.examining.check.verdict import judged
 from support.architectures import ARCHITECTURES
+from support.asked import with_answers
 from support.calibrated import batches, build, measured
 from support.gated import subject_of
 from support.pyreft_recorded import CASES, FOLDER, base
@@ -52,6 +53,7 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "weights": ((0.5,), (0.5, 2.0)),
     "source": (),
     "reward": (("number",), ("number", "regex:a")),
+    "transforms": ("identity", "reverse,json"),
 }
 """Values of settings that are words: by the setting's name."""
 WHERE = {
@@ -140,8 +142,8 @@ def ignored(cls: type[Component], result: Callable[[Any], Any]) -> list[str]:
             if key in mode:
                 continue
             after = (known((*mode.items(), (key, value))) for value in values(key, hint, default))
-            accepted = [same(before, each) for each in after if each is not None]
-            if accepted and all(accepted):
+            accepted = (same(before, each) for each in after if each is not None)  # no more than it takes
+            if next(accepted, False) and all(accepted):
                 found.append(f"{cls.name()}.{key} where {mode or 'all else is as it is'}")
     return found
 
@@ -478,7 +480,11 @@ def _examination() -> Callable[[Any], Any]:
         said = [torch.where(torch.arange(9) % 2 == 0, x, torch.roll(other(x).logits.argmax(-1), 1, 1)) for x in ids]
     held = [{"input_ids": x, "attention_mask": torch.ones_like(x), "labels": y} for x, y in zip(ids, said, strict=True)]
     pair = Pair(lambda: changes, lambda: nullcontext(model), lambda: nullcontext(other), {"texts": held})
-    return lambda examination: examination.measure(pair).to_dict()
+    pair = with_answers(pair, model, other)
+    undone = [Change(each.place, partial(lambda each: each.delta() * -1.0, each)) for each in changes]
+    back = replace(pair, changes=lambda: undone, before=pair.after, after=pair.before)  # what was known is lost
+    back = replace(back, data={"texts": [each for each in held[:2] for _ in range(2)]})
+    return lambda examination: examination.measure(back if examination.name() == "revival" else pair).to_dict()
 
 
 def _format(folder: Path) -> Callable[[Any], Any]:

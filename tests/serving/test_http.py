@@ -49,6 +49,22 @@ def test_chat(client, engine):
     assert body["usage"] == {"prompt_tokens": len(prompt), "completion_tokens": 9, "total_tokens": len(prompt) + 9}
 
 
+def test_answers_are_logged_where_asked_for(client, engine, tmp_path):
+    file = tmp_path / "answers.jsonl"
+    api = client(log=file)
+    chat(api)
+    chat(api, stream=True)
+    complete(api, n=2, prompt=["a", "b"])
+    assert api.post("/v1/chat/completions", json={"model": "nobody", "messages": HELLO}).status_code == 404
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    said = {"role": "assistant", "content": "I am base"}
+    assert [line.get("messages") for line in lines[:2]] == [[*HELLO, said]] * 2
+    assert [(line["prompt"], line["completion"]) for line in lines[2:]] == [("a", "I am base")] * 2 + [
+        ("b", "I am base")
+    ] * 2
+    assert {line["model"] for line in lines} == {"base"} and {line["finish"] for line in lines} == {"length"}
+
+
 def test_every_adapter_is_a_model(client, engine):
     api = client()
     assert [m["id"] for m in api.get("/v1/models").json()["data"]] == ["base", "one", "two"]

@@ -85,7 +85,7 @@ def facts(cls: type[Component]) -> dict[str, str]:
     from luthier.core.contracts.form import Form
     from luthier.core.contracts.format import Format
 
-    found = {"paper": cls.paper}
+    found = {"paper": cls.paper} | ({"family": cls.family} if cls.family else {})
     if issubclass(cls, Decoding):
         return found | {f"model `{role}`": told for role, told in cls.roles.items()}
     if issubclass(cls, Format):

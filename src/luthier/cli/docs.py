@@ -15,6 +15,7 @@ from luthier.cli.markdown import line, row
 from luthier.cli.source import axes
 from luthier.cli.usage import reference
 from luthier.core.contracts.component import Component, find, names
+from luthier.core.families import FAMILIES
 from luthier.core.public_names import PUBLIC
 from luthier.methods.recipe import read_recipe, recipe_files
 
@@ -24,7 +25,9 @@ COMMANDS = Path("api/commands.md")
 REMAKE = "python -m luthier.cli.docs"
 HEAD = f"""# Methods
 
-Written from the source by `{REMAKE}`; edit the methods' files, not this one.
+Written from the source by `{REMAKE}`; edit the methods' files, not this one. What decides which parameters are trained
+(forms, initialisations, ranks, updates) is grouped by the families of a survey of parameter-efficient fine-tuning
+(Prottasha et al. 2025, arXiv 2504.14117); `luthier list --family selective` lists one.
 """
 
 
@@ -34,11 +37,19 @@ def markdown() -> str:
     for axis, question in axes().items():
         found = [find(axis, name) for name in names(axis)]
         if found:
-            parts += [f"## {axis.capitalize()}: {question}\n", *_overview(found), ""]
+            parts += [f"## {axis.capitalize()}: {question}\n", *_overviews(found)]
             for cls in found:
                 parts += _section(axis, cls)
     parts += ["## Recipes: settings of which paper?\n", *_recipes()]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _overviews(found: Sequence[type[Component]]) -> Iterator[str]:
+    """A table, or one for each family that is met on the axis."""
+    for family in ("", *FAMILIES):
+        if some := [cls for cls in found if cls.family == family]:
+            yield from ([f"**{family.capitalize()}** ({FAMILIES[family]}):\n"] if family else [])
+            yield from (*_overview(some), "")
 
 
 def _overview(found: Sequence[type[Component]]) -> Iterator[str]:

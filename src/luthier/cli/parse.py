@@ -44,6 +44,9 @@ class Command:
     """Under which heading it is listed."""
     examples: ClassVar[tuple[str, ...]] = ()
     """Whole command lines."""
+    data_family: ClassVar[str] = ""
+    """Of a command of the group Data, whose knowledge the rows hold that it makes or chooses
+    (`core.families.DATA_FAMILIES`)."""
 
     @classmethod
     def name(cls) -> str:

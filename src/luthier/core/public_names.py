@@ -58,6 +58,7 @@ PLACES = {
     "evaluating.generate": "Messages Sampling",
     "examining.check": "check Checked",
     "examining.examine": "examine Examined",
+    "examining.monitor": "monitor Monitored",
     "federating": "federate Federated Federation",
     "interop.convert": "convert",
     "interop.export": "export",

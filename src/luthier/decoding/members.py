@@ -31,13 +31,13 @@ Members = Mapping[str, Sequence[Member]]
 
 
 def members_of(
-    by: Decoding, roles: Mapping[str, Spoken | Sequence[Spoken]], *, dtype: str = "float32"
+    by: Decoding, roles: Mapping[str, Spoken | Sequence[Spoken]], *, dtype: str = "float32", apart: str | None = None
 ) -> dict[str, list[Member]]:
     """Returns the members of every role of `by`, loaded where only named.
 
-    Two roles that name one model share its weights; so `MODEL@ADAPTER` beside `MODEL` costs an adapter. Raises
-    `LuthierError` for roles missing or unknown, an adapter that is not there, vocabularies that differ (all found
-    before weights are read), and a model that no cache can be kept for.
+    Two roles that name one model share its weights; so `MODEL@ADAPTER` beside `MODEL` costs an adapter. The role
+    `apart` gets weights of its own. Raises `LuthierError` for roles missing or unknown, an adapter that is not there,
+    vocabularies that differ (all found before weights are read), and a model that no cache can be kept for.
     """
     spoken = _by_role(by, roles)
     by.check_models({role: len(given) for role, given in spoken.items()})
@@ -45,8 +45,11 @@ def members_of(
     for text in (each for given in spoken.values() for each in given if isinstance(each, str)):
         loaded.announce(text)
     loaded.check(spoken)
+    shelves = {role: _Shelf(dtype) if role == apart else loaded for role in spoken}
     members = {
-        role: [loaded.member(each, f"{role}{n}") if isinstance(each, str) else each for n, each in enumerate(given)]
+        role: [
+            shelves[role].member(each, f"{role}{n}") if isinstance(each, str) else each for n, each in enumerate(given)
+        ]
         for role, given in spoken.items()
     }
     check_members(members)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.files import committed, free_folder, write_json
 from luthier.core.version import __version__
 from luthier.data import Examples
+from luthier.examining.check.subject import Means
 from luthier.examining.pair import batches_of, pair_of
 
 JSON, PLOT = "examined.json", "examined.png"
@@ -92,9 +93,11 @@ def examine(
         free(out)
     sources = (data,) if isinstance(data, str) else tuple(data)
     check_data(made, sources, batch)
-    examples = _read(sources, processor, task, limit)
+    examples = _read(made, sources, processor, task, limit)
     batches = batches_of(examples, base, processor, task, batch, max_length)
     pair = pair_of(base, Path(target).expanduser(), batches, task, console, force=force)
+    means = Means(base, processor, task, batch, max_length, limit, 0)
+    pair = replace(pair, examples=examples, batches=means.batches, write=means.write)
     with torch.no_grad():
         report = made.measure(pair)
     found = Examined(made, str(target), sources, report, time.monotonic() - start)
@@ -113,10 +116,14 @@ def check_data(by: Examination, sources: Sequence[str], batch: int) -> None:
         raise LuthierError(f"batch is {batch}; expected at least 1.")
 
 
-def _read(sources: Sequence[str], processor: Any, task: str, limit: int | None) -> dict[str, Examples]:
+def _read(by: Examination, sources: Sequence[str], processor: Any, task: str, limit: int | None) -> dict[str, Examples]:
     """The rows by the shortest name that tells their sources apart."""
     if sources and processor is None:
         raise LuthierError("data need a processor, as `luthier.model` loads it beside the model.")
     stems = [Path(each).stem for each in sources]
     names = stems if len(set(stems)) == len(stems) else sources
-    return {name: luthier_data.load(each, task=task, limit=limit) for name, each in zip(names, sources, strict=True)}
+    options: dict[str, Any] = {"task": task, "limit": limit, "columns": by.columns}
+    found = {name: luthier_data.load(each, **options) for name, each in zip(names, sources, strict=True)}
+    if by.asks and any(row.messages is None for each in found.values() for row in each.rows):
+        raise LuthierError(f"{by.name()} has the model write answers; give rows of prompts with their answers.")
+    return found

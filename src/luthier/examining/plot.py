@@ -17,6 +17,10 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    if found.get("edges"):
+        _circuit(figure, axes, found)
+        figure.savefig(path)
+        return
     (_by_block if any(each is not None for each in found["layers"].values()) else _by_name)(axes, found)
     axes.set(ylabel=found["column"], title=f"{found['examination']}: {Path(found['target']).name}")
     axes.axhline(0, color="black", linewidth=0.6)
@@ -64,3 +68,25 @@ def _by_name(axes: Any, found: Mapping[str, Any]) -> None:
         places = [index + shift for index in range(len(names))]
         axes.bar(places, values, 0.36, yerr=reach, capsize=3, color=COLOURS[which], alpha=0.8, label=label)
     axes.set_xticks(range(len(names)), names)
+
+
+def _circuit(figure: Any, axes: Any, found: Mapping[str, Any]) -> None:
+    """Places `block.head` as points, coloured by their number, ringed where they were kept; edges as lines between
+    them, as wide as their effect is large."""
+    points = {name: (found["layers"][name], int(name.rpartition(".")[2])) for name in found["places"]}
+    values = [found["places"][name][found["column"]] for name in points]
+    most = max(map(abs, values)) or 1.0
+    largest = max(abs(each) for each in found["edges"].values()) or 1.0
+    for name, effect in found["edges"].items():
+        ends = [points[each] for each in name.split(" > ") if each in points]
+        if len(ends) == 2:
+            x, y = zip(*ends, strict=True)
+            axes.plot(x, y, color="tab:red" if effect > 0 else "tab:blue", lw=0.3 + 4 * abs(effect) / largest, zorder=1)
+    kept = [found["places"][name].get("mask", 0.0) > 0.5 for name in points]
+    x, y = zip(*points.values(), strict=True)
+    ring = ["black" if each else "none" for each in kept]
+    shown = axes.scatter(x, y, c=values, cmap="RdBu_r", vmin=-most, vmax=most, s=90, edgecolors=ring, zorder=2)
+    figure.colorbar(shown, ax=axes, label=found["column"])
+    title = f"{found['examination']}: {Path(found['target']).name} (ringed: kept; lines: paths between heads)"
+    axes.set(xlabel="block", ylabel="head", title=title)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -85,6 +85,7 @@ class Check(Fitted):
 
 def show(found: Checked, out: str | None) -> None:
     """The table of gates, and the finding."""
+    from luthier.core.families import told as evaluated
     from luthier.examining.check.page import number, sentence, told
 
     rows = [
@@ -102,5 +103,6 @@ def show(found: Checked, out: str | None) -> None:
     table(("gate", "outcome", "before", "after", "worsening (95%)", "tolerance", "probes"), rows, found.target)
     say()
     say(sentence(found.outcome, found.verdicts))
+    say(evaluated(found.checklist))
     if out is not None:
         say(f"{out} holds check.json and check.html.")

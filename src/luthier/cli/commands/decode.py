@@ -30,6 +30,8 @@ class Decode(Fitted):
         "luthier decode large-model --by emulated --tuned small-model@run --reference small-model --draft 4 "
         "--file prompts.txt --json",
         'luthier decode smollm2-135m@run "Once" --by contrastive --pretrained smollm2-135m --temperature 1 --seed 1',
+        'luthier decode smollm2-135m@run "Once" --by contrastive --pretrained smollm2-135m --temperature 1 --rounds 20 '
+        "--json",
     )
 
     model: str
@@ -50,6 +52,11 @@ class Decode(Fitted):
     """Sample from the likeliest tokens of this total probability (nucleus sampling)."""
     seed: int = field(default=0, kw_only=True)
     """The seed of sampling."""
+    rounds: int = field(default=1, kw_only=True)
+    """Answer every prompt that many times; between rounds the model that learns (contrastive: pretrained, a copy of its
+    own) takes a step on each answer, so that what was said is no longer new."""
+    step_lr: float = field(default=1e-4, kw_only=True)
+    """The learning rate of these steps (AdamW)."""
     batch: int = field(default=8, kw_only=True)
     """Prompts per batch, without a draft."""
     dtype: str = field(default="float32", kw_only=True)
@@ -70,6 +77,7 @@ class Decode(Fitted):
         from luthier.core.contracts.component import find
         from luthier.decoding import answers, members_of
         from luthier.decoding.decode import refuse_draft
+        from luthier.decoding.iterated import iterated, refuse_rounds
         from luthier.evaluating.generate import Sampling
         from luthier.measuring.progress import told
 
@@ -77,20 +85,28 @@ class Decode(Fitted):
         by = cls.from_dict(dict(given.get(cls, {})))
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
         refuse_draft(by, self.draft)
+        refuse_rounds(by, self.rounds, self.step_lr, sampling, self.draft)
         prompts = read_prompts(self.prompts, self.file, self.name())
-        members = members_of(by, {cls.led(): self.model, **given[role_flags(cls)]}, dtype=self.dtype)
+        roles = {cls.led(): self.model, **given[role_flags(cls)]}
+        members = members_of(by, roles, dtype=self.dtype, apart=by.learns if self.rounds > 1 else None)
         text = f"decoding {len(prompts):,} prompt{'s' if len(prompts) > 1 else ''} by {by.name()}"
         with told(console(stderr=True), text) as watch:
-            found = answers(by, members, prompts, sampling, batch=self.batch, draft=self.draft, watch=watch)
-        for prompt, answer in zip(prompts, found, strict=True):
+            if self.rounds == 1:
+                turns = [answers(by, members, prompts, sampling, batch=self.batch, draft=self.draft, watch=watch)]
+            else:
+                options: Any = {"rounds": self.rounds, "lr": self.step_lr, "batch": self.batch}
+                turns = iterated(by, members, prompts, sampling, **options, watch=watch)
+        found = [(turn, p, a) for turn, each in enumerate(turns, 1) for p, a in zip(prompts, each, strict=True)]
+        for turn, prompt, answer in found:
             if self.json:
                 named = dataclasses.asdict(answer)
                 row = {"prompt": prompt, "answer": named.pop("text"), **named}
+                row |= {"round": turn} if self.rounds > 1 else {}
                 sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
             else:
-                say(f"> {prompt}\n{answer.text}\n" if len(prompts) > 1 else answer.text)
+                say(f"> {prompt}\n{answer.text}\n" if len(found) > 1 else answer.text)
         if self.draft and not self.json:
-            drafted, accepted = (sum(getattr(each, name) for each in found) for name in ("drafted", "accepted"))
+            drafted, accepted = (sum(getattr(each, name) for *_, each in found) for name in ("drafted", "accepted"))
             console(stderr=True).print(f"{accepted:,} of {drafted:,} drafted tokens were accepted.")
 
 

@@ -18,9 +18,10 @@ class Examine(Fitted):
     """Examine what fine-tuning did to a model: an adapter, or a fine-tuned model and its base.
 
     --by says what is measured: intruder dimensions in the weights, how much is forgotten, in which layers
-    representations changed, which few numbers carry the skill. Each stands beside a null, which is what the same
-    measurement shows where nothing was learnt. The flags of the examination follow from its name. The table goes to
-    the screen, examined.json and examined.png into --out.
+    representations changed, which few numbers or attention heads carry the skill, whether facts were memorised or
+    learnt, whether an old ability is gone or hidden, what retrieval adds. Each stands beside a null, which is what the
+    same measurement shows where nothing was learnt. The flags of the examination follow from its name. The table goes
+    to the screen, examined.json and examined.png into --out.
     """
 
     group: ClassVar[str] = "Look"
@@ -29,6 +30,11 @@ class Examine(Fitted):
         "luthier examine run --by forgetting --data held.jsonl,other-task.jsonl --out forgotten",
         "luthier examine run --by similarity --data train.jsonl --limit 256 --least 0.95",
         "luthier examine path/to/tuned --by grafting --base smollm2-135m --data train.jsonl --share 0.001 --steps 20",
+        "luthier examine run --by finetunebench --data facts:people:probes --out facts",
+        "luthier examine run --by conjugate --data old.jsonl --transforms swapcase,esperanto.csv,mine.py",
+        "luthier examine run --by revival --data old.jsonl --batch 32 --steps 30",
+        "luthier examine run --by circuit --data train.jsonl --limit 32 --heads 24 --out circuit",
+        "luthier examine run --by retrieval_grid --data questions.jsonl --passages docs.jsonl --encoder minilm-l6",
         "luthier examine run --k 20 --eps 0.6 --json",
     )
 
@@ -39,7 +45,8 @@ class Examine(Fitted):
     base: str | None = field(default=None, kw_only=True)
     """The base: a folder, a hub id or a name of the catalogue. Default: the name in the adapter."""
     data: str | None = field(default=None, kw_only=True)
-    """Data for the examinations that read any: one source, or several joined by commas."""
+    """Data for the examinations that read any: one source (a file, a folder, a hub id, gym:<task>, facts:<kind>), or
+    several joined by commas."""
     out: str | None = field(default=None, kw_only=True)
     """The folder for examined.json and examined.png. Default: nothing is written."""
     task: str | None = field(default=None, kw_only=True)

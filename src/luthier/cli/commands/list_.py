@@ -18,10 +18,19 @@ class List(Command):
     """List the methods of every axis with their equations and papers, and the recipes."""
 
     group: ClassVar[str] = "Look"
-    examples: ClassVar[tuple[str, ...]] = ("luthier list", "luthier list forms", "luthier list recipes --json")
+    examples: ClassVar[tuple[str, ...]] = (
+        "luthier list",
+        "luthier list forms",
+        "luthier list forms --family selective",
+        "luthier list --family expert",
+        "luthier list recipes --json",
+    )
 
     axis: str | None = None
     """One axis only, such as forms or recipes."""
+    family: str | None = field(default=None, kw_only=True)
+    """Only what is of this family: selective, additive, prompt, reparameterisation or hybrid, for what is trained; or
+    commands whose rows are expert, distilled or self-improved."""
     json: bool = field(default=False, kw_only=True)
     """Print the result as JSON."""
 
@@ -33,6 +42,9 @@ class List(Command):
             known = ", ".join(questions)
             raise LuthierError(f"no axis {self.axis!r}{near(self.axis, questions)} There are: {known}.")
         wanted = [name for name in questions if self.axis in (None, name)]
+        if self.family is not None:
+            self._family(wanted, questions)
+            return
         found = {name: rows for name in wanted if (rows := _rows(name)) or self.axis}
         if self.json:
             say_json(found)
@@ -42,6 +54,45 @@ class List(Command):
             table(headed, ([row[key] for key in headed] for row in rows), f"{name}: {questions[name]}")
             say()
         say("More of one: luthier explain NAME")
+
+    def _family(self, wanted: list[str], questions: dict[str, str]) -> None:
+        """Shows the methods of a family by axis, or the commands of a family of data."""
+        from luthier.core.families import DATA_FAMILIES, FAMILIES
+
+        assert self.family is not None
+        known = {**FAMILIES, **DATA_FAMILIES}
+        if self.family not in known:
+            raise LuthierError(f"no family {self.family!r}{near(self.family, known)} There are: {', '.join(known)}.")
+        of_data = self.family in DATA_FAMILIES
+        found = {"commands": _commands(self.family)} if of_data else _of_family(wanted, self.family)
+        if self.json:
+            say_json(found)
+            return
+        say(f"{self.family}: {known[self.family]}\n")
+        for name, rows in found.items():
+            title = f"{name}: {questions[name]}" if name in questions else name
+            table(tuple(rows[0]) if rows else ("name",), (tuple(row.values()) for row in rows), title)
+            say()
+
+
+def _of_family(axes: list[str], family: str) -> dict[str, list[dict[str, str]]]:
+    """Returns the methods of a family by axis; axes without any are left out."""
+    from luthier.core.contracts.component import find, names
+
+    found = {}
+    for axis in axes:
+        classes = [find(axis, name) for name in names(axis)] if axis != "recipes" else []
+        rows = [{"name": c.name(), "equation": c.equation(), "paper": c.paper} for c in classes if c.family == family]
+        if rows:
+            found[axis] = rows
+    return found
+
+
+def _commands(family: str) -> list[dict[str, str]]:
+    from luthier.cli.parse import commands
+
+    chosen = {name: cls for name, cls in commands().items() if cls.data_family == family}
+    return [{"name": name, "what it does": (cls.__doc__ or "").split("\n")[0]} for name, cls in chosen.items()]
 
 
 def _rows(axis: str) -> list[dict[str, str]]:

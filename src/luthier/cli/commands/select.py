@@ -32,6 +32,8 @@ class Select(Loading):
     selection finds redundant leave it for good.
     """
 
+    group: ClassVar[str] = "Data"
+    data_family: ClassVar[str] = "expert"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier select pool.jsonl --by got_d --target task.jsonl --rows 2000 --out chosen.jsonl",
         "luthier select pool.jsonl --by got_d --embedding states --model smollm2-135m --target task.jsonl --rows 2000",

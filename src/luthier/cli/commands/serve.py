@@ -31,6 +31,7 @@ class Serve(Fitted):
     examples: ClassVar[tuple[str, ...]] = (
         "luthier serve smollm2-135m --adapter sums=runs/sums --adapter words=runs/words",
         "luthier serve smollm2-135m --adapters-folder runs --port 8080",
+        "luthier serve smollm2-135m --adapter sums=runs/sums --log answers.jsonl",
         "LUTHIER_API_KEY=secret luthier serve path/to/model --host 0.0.0.0",
     )
 
@@ -66,6 +67,9 @@ class Serve(Fitted):
     """The longest request in bytes; longer ones get 413."""
     drain: float = field(default=30.0, kw_only=True)
     """Seconds that running answers get to finish once the server is stopped."""
+    log: Path | None = field(default=None, kw_only=True)
+    """A .jsonl file that prompts and complete answers are appended to, as `luthier monitor` reads them: what your users
+    write lands on this disk, readable by you alone. Default: nothing is kept."""
     dtype: str = field(default="float32", kw_only=True)
     """Dtype of the base: float32, bfloat16, float16 or auto."""
 
@@ -79,6 +83,10 @@ class Serve(Fitted):
             raise LuthierError(f"--adapters-folder: there is no folder {self.adapters_folder}.")
         key = self.key()
         need_extra()
+        if self.log is not None:
+            from luthier.serving.http.log import refuse_unwritable
+
+            refuse_unwritable(self.log)
 
         from luthier.models import refuse_unwritten, task_of
         from luthier.serving.http.guard import LOOPBACK, Guard
@@ -121,7 +129,7 @@ class Serve(Fitted):
             deterministic=self.deterministic,
         )
         share = self.per_client or max(1, engine.places // 2)
-        return Service(engine, loaded.processor, name, self.adapters_folder, adapters, share)
+        return Service(engine, loaded.processor, name, self.adapters_folder, adapters, share, self.log)
 
     def key(self) -> str | None:
         """Returns the API key, from the flag or the environment."""

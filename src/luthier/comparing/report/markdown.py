@@ -10,6 +10,7 @@ from luthier.comparing.measures.significance import Interval
 from luthier.comparing.record import Record
 from luthier.comparing.report import formatting
 from luthier.comparing.report.summary import Row, Section, sections
+from luthier.core.families import told
 
 FILE = "results.md"
 
@@ -28,7 +29,8 @@ def section(found: Section) -> str:
     head, *rows = cells(found)
     lines = [head, ["---"] * len(head), *([f"`{method}`", *told] for method, *told in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([f"### {found.name}", table, " ".join([found.headline, *found.reasons])])
+    said = " ".join([found.headline, *found.reasons])
+    return "\n\n".join([f"### {found.name}", table, said, told(found.checklist)])
 
 
 def cells(found: Section) -> list[list[str]]:

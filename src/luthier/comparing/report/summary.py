@@ -9,6 +9,7 @@ from luthier.comparing.measures import significance as statistics
 from luthier.comparing.measures.significance import LEVEL, Interval, Paired, Verdict
 from luthier.comparing.record import Record
 from luthier.comparing.report import formatting
+from luthier.core.families import ticked
 
 LOSS = "loss"
 """Last word of what is worse when it rises; all else is a score, worse when it falls."""
@@ -86,9 +87,30 @@ class Section:
         return list(dict.fromkeys(part for row in self.rows for part in row.parts))
 
     @property
+    def checklist(self) -> dict[str, bool]:
+        """What an evaluation should cover, and whether the study did."""
+        return checklist([run for row in self.rows for run in row.runs])
+
+    @property
     def held(self) -> list[str]:
         """What forgetting was measured on."""
         return list(dict.fromkeys(what for row in self.rows for what in row.forgetting))
+
+
+def checklist(runs: Sequence[Record]) -> dict[str, bool]:
+    """Returns what an evaluation should cover, and whether these runs did."""
+    preferred = any(run.metric.startswith("prefer") for run in runs)
+    done = {
+        "baseline": any(not run.trainable for run in runs),
+        "intervals": any(run.hits or run.answers for run in runs),
+        "seeds": len({run.seed for run in runs}) > 1,
+        "open": preferred,
+        "closed": not preferred,
+        "other tasks": any(run.forgetting for run in runs),
+        "calibration": any(run.calibration_error is not None for run in runs),
+        "cost": any(run.step_ratio is not None or run.peak_bytes is not None for run in runs),
+    }
+    return ticked({item for item, has in done.items() if has})
 
 
 def sections(runs: Iterable[Record]) -> list[Section]:

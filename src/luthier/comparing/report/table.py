@@ -11,6 +11,8 @@ from typing import Any
 
 from luthier.comparing.measures.significance import Interval, Verdict, score_of, winner
 from luthier.comparing.record import Record, records, write
+from luthier.comparing.report.summary import checklist
+from luthier.core.families import told
 
 CSV, JSON = "results.csv", "results.json"
 MIB = 2**20
@@ -119,6 +121,7 @@ def show(found: Sequence[Record], console: Any) -> None:
         console.print(_table(model, data, group))
         verdict: Verdict = winner(group)
         console.print(f"{'winner: ' if verdict.winner else 'no winner: '}{verdict.reason}.", highlight=False)
+        console.print(told(checklist([run for runs in group.values() for run in runs])), highlight=False)
         console.print()
 
 

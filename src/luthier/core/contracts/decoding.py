@@ -21,6 +21,8 @@ class Decoding(Component):
     """The roles that one or more models may have."""
     draft: ClassVar[str | None] = None
     """The role of a small model that may draft tokens for the others (speculative decoding); None if none."""
+    learns: ClassVar[str | None] = None
+    """The role whose model takes a step of training on every text in the iterated form; None where there is none."""
     neutral: ClassVar[Mapping[str, Any]] = {}
     """Settings at which the scores are exactly the logits of the first role."""
 

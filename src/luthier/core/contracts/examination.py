@@ -11,6 +11,8 @@ from torch import nn
 
 from luthier.core.contracts.combination import Place
 from luthier.core.contracts.component import Component
+from luthier.core.contracts.example import Example, Examples
+from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
 
 T = TypeVar("T")
@@ -31,6 +33,11 @@ def unwatched(text: str, items: Sequence[T]) -> Iterable[T]:
     return items
 
 
+def no_texts(*_: Any) -> Any:
+    """Raises `LuthierError`: batches without their rows cannot be asked about."""
+    raise LuthierError("this examination asks the model about rows of text; give data with prompts and answers.")
+
+
 @dataclass(frozen=True)
 class Pair:
     """One model before and after fine-tuning.
@@ -46,6 +53,12 @@ class Pair:
     """The batches, by the name of their data set."""
     watch: Callable[[str, Sequence[Any]], Iterable[Any]] = unwatched
     """Iterates over a sequence and shows its progress."""
+    examples: Mapping[str, Examples] = field(default_factory=dict)
+    """The rows behind the batches, by the name of their data set."""
+    batches: Callable[[Sequence[Example]], Sequence[Batch]] = no_texts
+    """Examples as batches of the model's arguments, `labels` included."""
+    write: Callable[[nn.Module, Sequence[Example], int], Sequence[str]] = no_texts
+    """The answers that a model writes to prompts, greedily, of at most so many tokens."""
 
 
 Numbers = Mapping[str, float]
@@ -71,6 +84,8 @@ class Report:
     """A description of the null."""
     verdict: str
     """The finding in one sentence."""
+    edges: Mapping[str, float] = field(default_factory=dict)
+    """Effects of one place on another, `{"from > to": effect}`, where places form a circuit; it is drawn as one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as JSON values."""
@@ -84,6 +99,7 @@ class Report:
             "layers": dict(self.layers),
             "places": {name: dict(numbers) for name, numbers in self.places.items()},
             "null": {name: dict(numbers) for name, numbers in self.null.items()},
+            **({"edges": dict(self.edges)} if self.edges else {}),
         }
 
 
@@ -96,6 +112,10 @@ class Examination(Component):
 
     reads: ClassVar[bool] = False
     """Whether it needs data."""
+    asks: ClassVar[bool] = False
+    """Whether it has the model write answers, so that the rows must be prompts with answers."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Further columns of the rows that it reads, into `Example.meta`."""
 
     def measure(self, pair: Pair) -> Report:
         """Measures what fine-tuning did to the model, and what the null shows."""

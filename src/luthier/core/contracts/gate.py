@@ -73,6 +73,8 @@ class Gate(Component):
     """Which numbers are worse: `higher` or `lower`."""
     unit: ClassVar[str] = ""
     """What the numbers are in."""
+    covers: ClassVar[tuple[str, ...]] = ()
+    """What of the checklist of an evaluation it covers (`core.families.CHECKLIST`)."""
     exact: ClassVar[bool] = False
     """The probes are all that there is, and no sample: their mean has no uncertainty."""
     data: str | None = None

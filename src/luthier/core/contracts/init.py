@@ -17,6 +17,7 @@ from luthier.core.contracts.statistic import Statistic
 class Init(Component):
     """An initialisation for forms with low-rank factors, such as PiSSA for LoRA."""
 
+    family: ClassVar[str] = "reparameterisation"
     identity: ClassVar[bool] = True
     """Whether the model's output is unchanged before training."""
     renamed: ClassVar = {"relative": "subtract_start"}

@@ -110,6 +110,7 @@ def _size(form: Form, site: Site) -> int:
 class Ranks(Component):
     """A rank allocation: which rank each site gets."""
 
+    family: ClassVar[str] = "reparameterisation"
     least: ClassVar[int] = 1
     """The lowest rank that a site gets; 0 where sites can be left out."""
 

@@ -120,6 +120,8 @@ class Update(Component):
     whole in every step.
     """
 
+    family: ClassVar[str] = "hybrid"
+    """An update that trains what its form trains goes with every family; one that chooses what is trained says so."""
     neutral: ClassVar[Mapping[str, Any] | None] = None
     """Settings at which it is plain AdamW, bit for bit; None where there are no such settings."""
     sparse: ClassVar[bool] = False

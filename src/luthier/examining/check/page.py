@@ -8,6 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from luthier.core.families import CHECKLIST
 from luthier.core.palette import policy_digest, rendered, styled
 from luthier.examining.check.verdict import Verdict
 
@@ -16,7 +17,7 @@ WIDTH = 260
 """Pixels of a gate's picture."""
 
 
-def page(target: str, outcome: str, verdicts: Sequence[Verdict]) -> str:
+def page(target: str, outcome: str, verdicts: Sequence[Verdict], checklist: dict[str, bool]) -> str:
     """Returns the page as HTML that needs nothing beside it; what files and gates are called is text to it."""
     style = styled(HERE / "page.css")
     return rendered(
@@ -28,6 +29,7 @@ def page(target: str, outcome: str, verdicts: Sequence[Verdict]) -> str:
         style=Markup(style),
         digest=policy_digest(style),
         number=number,
+        checklist=[(item, CHECKLIST[item], done) for item, done in checklist.items()],
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from luthier.core.contracts.gate import Gate
 from luthier.core.errors import LuthierError
+from luthier.core.families import ticked
 from luthier.core.files import committed, free_folder, write_json
 from luthier.core.version import __version__
 from luthier.examining.check.gates import Named, checked, read_gates
@@ -39,6 +40,12 @@ class Checked:
         return TRIPPED if TRIPPED in found else UNTOLD if UNTOLD in found else PASSES
 
     @property
+    def checklist(self) -> dict[str, bool]:
+        """What an evaluation should cover, and whether these gates did."""
+        sampled = {"intervals"} if any(not verdict.gate.exact for verdict in self.verdicts) else set()
+        return ticked({"baseline", *sampled, *(item for verdict in self.verdicts for item in verdict.gate.covers)})
+
+    @property
     def code(self) -> int:
         """The exit code: 0 passes, 3 tripped, 4 too few probes."""
         return CODES[self.outcome]
@@ -50,6 +57,7 @@ class Checked:
             "outcome": self.outcome,
             "code": self.code,
             "luthier": __version__,
+            "checklist": self.checklist,
             "gates": [verdict.to_dict() for verdict in self.verdicts],
         }
 
@@ -58,7 +66,9 @@ class Checked:
         target = free(folder)
         with committed(target) as temporary:
             write_json(temporary / JSON, self.to_dict())
-            (temporary / HTML).write_text(page(self.target, self.outcome, self.verdicts), encoding="utf-8")
+            (temporary / HTML).write_text(
+                page(self.target, self.outcome, self.verdicts, self.checklist), encoding="utf-8"
+            )
         return target
 
 

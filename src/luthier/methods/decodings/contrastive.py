@@ -16,7 +16,8 @@ class Contrastive(Decoding):
 
     Both are logits. Drawn from (`temperature` 1), it shows what is new in the data that a model was fine-tuned on;
     greedily, it contrasts a strong model with a weak one. Where the two models agree, all the kept tokens score alike.
-    The authors' iterative form, which trains the pre-trained model a step on each text drawn, is a loop around this.
+    In the iterated form (`--rounds`) the pre-trained model takes a step on each text drawn, so that what was shown once
+    is no longer new and rarer parts of the data come up.
     """
 
     paper = "Isonuma and Titov 2024, arXiv 2410.14765"
@@ -24,6 +25,7 @@ class Contrastive(Decoding):
         "tuned": "the fine-tuned model, whose likely tokens are scored",
         "pretrained": "the model that it was fine-tuned from",
     }
+    learns: ClassVar[str | None] = "pretrained"
     neutral: ClassVar = {"gamma": 0.0, "alpha": 0.0}
 
     gamma: float = 1.0

@@ -18,6 +18,7 @@ class BitFit(Form):
     """
 
     paper = "Ben Zaken, Goldberg, Ravfogel 2022, arXiv 2106.10199"
+    family = "selective"
     kinds = ("param",)
     elementwise = True
     lr = 1e-3

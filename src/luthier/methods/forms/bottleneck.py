@@ -30,6 +30,7 @@ class Bottleneck(Form):
     """
 
     paper = "Houlsby et al. 2019, arXiv 1902.00751; He et al. 2022, arXiv 2110.04366"
+    family = "additive"
     kinds = ("stream", "affine")
     where = "stream"
     linear = False

@@ -20,6 +20,7 @@ class ConsReFT(RotatedReFT):
     """
 
     paper = "Wu, Arora et al. 2024, arXiv 2404.03592"
+    family = "additive"
     identity = False
 
     def init(self, site, stats):

@@ -19,6 +19,7 @@ class DiReFT(ReFT):
     """
 
     paper = "Wu, Arora et al. 2024, arXiv 2404.03592"
+    family = "additive"
 
     def init(self, site, stats):
         r, d = self.rank, site.d_out

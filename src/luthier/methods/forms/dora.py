@@ -22,6 +22,7 @@ class DoRA(Form):
     """
 
     paper = "Liu et al. 2024, arXiv 2402.09353"
+    family = "reparameterisation"
     kinds = ("affine", "param")
     down_projection = "A"
     needs = ("weight",)

@@ -17,6 +17,7 @@ class Full(Form):
     """
 
     paper = "the baseline"
+    family = "selective"
     kinds = ("param",)
     elementwise = True
     replaces = True

@@ -48,6 +48,7 @@ class GIFT(Form):
     """
 
     paper = "Savadikar, Song, Wu 2023, arXiv 2312.00700"
+    family = "reparameterisation"
     kinds = ("affine", "param")
 
     rank: int = 8

@@ -21,6 +21,7 @@ class Hydra(Form):
     """
 
     paper = "Kim et al. 2023, arXiv 2309.06922 (code: extremebird/Hydra)"
+    family = "reparameterisation"
     down_projection = "D_p"
     up_projection = "U_p"
     down_projections = ("D_p", "D_s")

@@ -18,6 +18,7 @@ class IA3(Form):
     """
 
     paper = "Liu et al. 2022, arXiv 2205.05638"
+    family = "additive"
     kinds = ("affine", "stream", "input", "embedding")
     lr = 5e-3
 

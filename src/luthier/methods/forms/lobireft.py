@@ -19,6 +19,7 @@ class LobiReFT(RotatedReFT):
     """
 
     paper = "Wu, Arora et al. 2024, arXiv 2404.03592"
+    family = "additive"
 
     def init(self, site, stats):
         return {"R": stored(self.start(site)), "b": zeros(self.rank)}

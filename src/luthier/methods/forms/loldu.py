@@ -22,6 +22,7 @@ class LoLDU(Form):
     """
 
     paper = "Shi et al. 2024, arXiv 2410.13618 (code: SKDDJ/LoLDU)"
+    family = "reparameterisation"
     kinds = ("affine", "param")
     needs = ("weight",)
     frozen = ("L", "U", "D")

@@ -20,6 +20,7 @@ class LoRA(Form):
     """
 
     paper = "Hu et al. 2021, arXiv 2106.09685; rsLoRA: Kalajdzievski 2023, arXiv 2312.03732"
+    family = "reparameterisation"
     kinds = ("affine", "embedding", "param")
     down_projection = "A"
     up_projection = "B"

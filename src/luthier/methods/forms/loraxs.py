@@ -21,6 +21,7 @@ class LoRAXS(Form):
     """
 
     paper = "Bałazy, Banaei, Aberer, Tabor 2024, arXiv 2405.17604 (code: MohammadrezaBanaei/LoRA-XS)"
+    family = "reparameterisation"
     kinds = ("affine", "param")
     needs = ("weight",)
     frozen = ("A", "B")

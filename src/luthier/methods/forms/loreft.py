@@ -22,6 +22,7 @@ class LoReFT(RotatedReFT):
     """
 
     paper = "Wu, Arora et al. 2024, arXiv 2404.03592"
+    family = "additive"
 
     def init(self, site, stats):
         start = self.start(site)

@@ -36,6 +36,7 @@ class MeteoRA(Routed):
     """
 
     paper = "Xu, Lai, Huang 2024 (ICLR 2025), arXiv 2405.13053 (code: NJUDeepEngine/meteora)"
+    family = "hybrid"
     router = ("gate",)
     mixed = ("A", "B")
     named = True

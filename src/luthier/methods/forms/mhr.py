@@ -31,6 +31,7 @@ class MHR(Routed):
         "Caccia et al. 2022 (NeurIPS 2023), arXiv 2211.03831; Poly: Ponti et al. 2022, arXiv 2202.13914 "
         "(code: microsoft/mttl)"
     )
+    family = "hybrid"
     linear = True
     by_task = True
     router = ("Z",)

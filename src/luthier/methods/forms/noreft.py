@@ -18,6 +18,7 @@ class NoReFT(ReFT):
     """
 
     paper = "Wu, Arora et al. 2024, arXiv 2404.03592"
+    family = "additive"
 
     def init(self, site, stats):
         start = kaiming(self.rank, site.d_out)

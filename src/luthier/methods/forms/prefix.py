@@ -21,6 +21,7 @@ class Prefix(Form):
     """
 
     paper = "Li, Liang 2021, arXiv 2101.00190; He et al. 2022, arXiv 2110.04366"
+    family = "prompt"
     kinds = ("cache",)
     lr = 5e-3
     where = "attention"

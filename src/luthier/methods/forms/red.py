@@ -17,6 +17,7 @@ class RED(Form):
     """
 
     paper = "Wu et al. 2024, arXiv 2402.15179"
+    family = "additive"
     kinds = ("stream", "input", "affine", "embedding")
     lr = 1e-3
     where = "stream"

@@ -51,6 +51,7 @@ class S2FT(Form):
     """
 
     paper = "Yang et al. 2024, arXiv 2412.06289 (code: Infini-AI-Lab/S2FT)"
+    family = "selective"
     needs = ("weight",)
     frozen = ("index",)
     lr = 2e-4

@@ -22,6 +22,7 @@ class Sparse(Form):
     """
 
     paper = "Ansell et al. 2022, arXiv 2110.07560; a random support: the baseline of sparse fine-tuning"
+    family = "selective"
     kinds = ("affine", "param")
     elementwise = True
     frozen = ("index",)

@@ -21,6 +21,7 @@ class WeGeFT(Form):
     """
 
     paper = "Savadikar, Song, Wu 2025 (ICML), arXiv 2312.00700"
+    family = "reparameterisation"
     kinds = ("affine", "param")
     down_projection = "psi"
 

@@ -24,6 +24,7 @@ class CalibrationDrift(Gate):
 
     paper = "Brier 1950; Guo et al. 2017, arXiv 1706.04599"
     unit: ClassVar[str] = "Brier score"
+    covers: ClassVar[tuple[str, ...]] = ("calibration",)
 
     tolerance: float = 0.02
     """Largest rise of the Brier score that may be released."""

@@ -32,6 +32,7 @@ class ContextUse(Gate):
     paper = "Barnett et al. 2024, Fine-Tuning or Fine-Failing?, arXiv 2406.11201"
     worse: ClassVar[str] = "lower"
     unit: ClassVar[str] = "share of rows"
+    covers: ClassVar[tuple[str, ...]] = ("context",)
 
     tolerance: float = 0.1
     """Largest fall of the share of rows that may be released."""

@@ -22,6 +22,7 @@ class HeldLoss(Gate):
 
     paper = "McCloskey and Cohen 1989, catastrophic forgetting"
     unit: ClassVar[str] = "nats"
+    covers: ClassVar[tuple[str, ...]] = ("other tasks",)
 
     tolerance: float = 0.05
     """Largest rise of the mean loss, in nats, that may be released."""

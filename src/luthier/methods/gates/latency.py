@@ -25,6 +25,7 @@ class Latency(Gate):
 
     paper = "Luthier's own; the floor is the bare base"
     unit: ClassVar[str] = "times the base"
+    covers: ClassVar[tuple[str, ...]] = ("cost",)
 
     tolerance: float = 0.3
     """Largest share by which a pass may take longer."""

@@ -22,6 +22,7 @@ class MemoryGrowth(Gate):
 
     paper = "Luthier's own"
     unit: ClassVar[str] = "times the base"
+    covers: ClassVar[tuple[str, ...]] = ("cost",)
     exact: ClassVar[bool] = True
 
     tolerance: float = 0.05

@@ -21,6 +21,7 @@ class TaskScore(Gate):
     paper = "Biderman et al. 2024, LoRA learns less and forgets less, arXiv 2405.09673"
     worse: ClassVar[str] = "lower"
     unit: ClassVar[str] = "score"
+    covers: ClassVar[tuple[str, ...]] = ("closed",)
 
     tolerance: float = 0.05
     """Largest fall of the mean score that may be released."""

@@ -19,6 +19,7 @@ class Freeze(Update):
     """
 
     paper = "Shi et al. 2023 (ISSTA), arXiv 2304.05216 (code: DeepSoftwareAnalytics/Telly)"
+    family = "selective"
     neutral: ClassVar = {"bottom": 0}
 
     bottom: int = 0

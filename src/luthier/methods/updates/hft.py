@@ -21,6 +21,7 @@ class HFT(Update):
     """
 
     paper = "Hui et al. 2025 (ACL), arXiv 2404.18466"
+    family = "selective"
 
     interval: int | None = None
     """Steps between draws. Default: one draw for the run."""

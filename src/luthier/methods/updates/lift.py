@@ -26,6 +26,7 @@ class LIFT(Update):
     """
 
     paper = "Liu et al. 2025 (ICML), arXiv 2506.00772 (code: zihanghliu/LIFT)"
+    family = "selective"
     neutral: ClassVar = {"lora_rank": 10**6}
     sparse = True
     decays = False

@@ -22,6 +22,7 @@ class LISA(Update):
     """
 
     paper = "Pan et al. 2024 (NeurIPS), arXiv 2403.17919 (code: OptimalScale/LMFlow)"
+    family = "selective"
     neutral: ClassVar = {"gamma": 10**6}
 
     gamma: int = 2

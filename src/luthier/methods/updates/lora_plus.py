@@ -20,6 +20,7 @@ class LoRAPlus(Update):
     """
 
     paper = "Hayou, Ghosh, Yu 2024 (ICML), arXiv 2402.12354"
+    family = "reparameterisation"
     neutral: ClassVar = {"ratio": 1.0}
 
     ratio: float = 16.0

@@ -28,6 +28,7 @@ class LoRAPro(Update):
     """
 
     paper = "Wang et al. 2025 (ICLR), arXiv 2407.18242 (code: mrflogs/LoRA-Pro)"
+    family = "reparameterisation"
 
     def check_form(self, form, sites):
         with torch.device("meta"):

@@ -22,6 +22,7 @@ class LTSFT(Update):
     """
 
     paper = "Ansell et al. 2022 (ACL), arXiv 2110.07560 (code: cambridgeltl/composable-sft)"
+    family = "selective"
     sparse = True
 
     density: float = 0.01

@@ -48,7 +48,9 @@ def answers(service: Service) -> APIRouter:
         with service.claimed(client_of(call), body, 1) as claim:
             prompts = [await service.spoken(body)]
             flight = service.submit(body, prompts, most, body.top_logprobs if body.logprobs else None, claim)
-        return await told(call, body, flight, shape(Chat, body, body.logprobs, prompts))
+        answers = shape(Chat, body, body.logprobs, prompts)
+        service.logs(flight, answers, [[turn.spoken() for turn in body.messages]])
+        return await told(call, body, flight, answers)
 
     @routes.post("/completions")
     async def completion(call: Call) -> Response:
@@ -59,7 +61,9 @@ def answers(service: Service) -> APIRouter:
         with service.claimed(client_of(call), body, len(body.prompt)) as claim:
             prompts = await service.tokens(body.prompt)
             flight = service.submit(body, prompts, most, body.logprobs, claim)
-        return await told(call, body, flight, shape(Completion, body, body.logprobs is not None, prompts))
+        answers = shape(Completion, body, body.logprobs is not None, prompts)
+        service.logs(flight, answers, body.prompt)
+        return await told(call, body, flight, answers)
 
     return routes
 

@@ -17,7 +17,9 @@ from luthier.core.storage.folder import adapter_at
 from luthier.core.storage.format import read
 from luthier.models import Chat
 from luthier.serving.engine.request import Request
+from luthier.serving.http.answers import Shape
 from luthier.serving.http.claims import Claim, Claims
+from luthier.serving.http.log import AnswerLog
 from luthier.serving.http.metrics import Metrics, Watch
 from luthier.serving.http.prompts import chat_ids, text_ids
 from luthier.serving.http.refusal import RETRY, Refusal, refusal_of
@@ -38,7 +40,8 @@ class Service:
     """An engine under names. `base` is what the bare model is called; adapters go by their own names.
 
     `trained` are the folders of the engine's adapters, which say how conversations were rendered in training.
-    `per_client` is how many places of the engine one address may hold (None: all).
+    `per_client` is how many places of the engine one address may hold (None: all). `log` is a file that every
+    complete answer is appended to.
     """
 
     def __init__(
@@ -49,7 +52,9 @@ class Service:
         adapters_folder: str | Path | None = None,
         trained: Mapping[str, str | Path] = {},
         per_client: int | None = None,
+        log: str | Path | None = None,
     ) -> None:
+        self.log = None if log is None else AnswerLog(Path(log))
         self.claims = Claims(engine.places, per_client)
         self.engine, self.base = engine, base
         self.tokenizer = copy.deepcopy(tokenizer)  # the engine's thread uses the other one
@@ -163,6 +168,11 @@ class Service:
         except LuthierError as error:
             self.refuse_when_draining()  # it may have begun meanwhile
             raise refusal_of(error) from error
+
+    def logs(self, flight: Flight, answers: Shape, prompts: Sequence[Any]) -> None:
+        """Writes the complete answers of a call to the log once they have ended, where there is one."""
+        if (log := self.log) is not None:
+            flight.ended.append(lambda: log.write(answers, prompts))
 
     # --- adapters ---
 

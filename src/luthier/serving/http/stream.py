@@ -32,6 +32,8 @@ class Flight:
         """Submits all or none; raises what the engine raises. `over` is called when all have ended."""
         self.chunks: asyncio.Queue[tuple[int, Chunk]] = asyncio.Queue()
         self.watch, self._over = watch, over
+        self.ended: list[Callable[[], None]] = []
+        """What is called once when the answers have ended, complete or not."""
         loop = asyncio.get_running_loop()
         delivers = [self._deliver(loop, index) for index in range(len(requests))]
         self.tickets: list[Ticket] = engine.submit_all(requests, delivers)
@@ -59,6 +61,9 @@ class Flight:
         for ticket in self.tickets:
             ticket.cancel()
         self._over()
+        ended, self.ended = self.ended, []
+        for call in ended:
+            call()
 
 
 FAILED = ("error", "cancelled")
