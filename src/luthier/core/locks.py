@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -17,7 +18,7 @@ from luthier.core.errors import LuthierError
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl: Any = None
 
 PATIENCE = 60.0
 """Seconds to wait while another process renames beside a folder, which takes it milliseconds."""

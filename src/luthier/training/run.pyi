@@ -7,6 +7,7 @@ from luthier.core.contracts.calibration import Calibration
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init
 from luthier.core.contracts.objective import Objective
+from luthier.core.contracts.penalty import Penalty
 from luthier.core.contracts.ranks import Ranks
 from luthier.core.contracts.selection import Selection
 from luthier.core.contracts.update import Update
@@ -41,6 +42,7 @@ def train(
     budget: str | None = None,
     update: Update | str | None = None,
     objective: Objective | str | None = None,
+    penalty: Penalty | None | str = None,
     also: tuple[TargetedForm, ...] = (),
     select: Selection | None | str = None,
     select_rows: int | None = None,
@@ -53,6 +55,7 @@ def train(
     limit: int | None = None,
     name: str = "default",
     license: str | None = None,
+    from_adapter: str | None = None,
     columns: str | None = None,
     strict: bool = False,
     trust_remote_code: bool = False,
@@ -63,14 +66,22 @@ def train(
     order: Literal['random', 'length'] = "random",
     pack: bool | None = None,
     lr: float | None = None,
-    schedule: Literal['linear', 'cosine', 'constant'] = "linear",
+    schedule: Literal['linear', 'cosine', 'constant', 'cosine_restarts', 'polynomial', 'wsd', 'inverse_sqrt'] = "linear",
+    min_lr: float = 0.0,
+    decay: float = 0.2,
+    cycles: int = 2,
+    power: float = 2.0,
     warmup: float = 0.06,
+    optimizer: Literal['adamw', 'adafactor', 'lion', 'adamw_8bit', 'sgd'] = "adamw",
     weight_decay: float = 0.0,
     clip: float = 1.0,
+    neftune: float = 0.0,
     max_length: int = 1024,
     truncate: bool = False,
     eval_fraction: float = 0.05,
     eval_every: int | None = None,
+    best: str | None = None,
+    patience: int | None = None,
     save_every: int | None = None,
     keep: int = 2,
     seed: int = 0,
@@ -92,7 +103,9 @@ def train(
     `$LUTHIER_CACHE/rows`, so that the run can be resumed. `method` is another word for `form`; a name, here and of
     other choices, stands for the component with its own settings. `recipe` stands under what is said here. The other
     fields are those of `Run` and of `Training`; the latter go before those of `training`. `callbacks` are told of
-    every step as by transformers' Trainer.
+    every step as by transformers' Trainer. `from_adapter` is a finished adapter to go on from, ours or another
+    library's, which brings its form; of a run it brings model, data and settings too: `lt.train(from_adapter="run",
+    steps=500, out="longer")`.
 
     The folder gets `run.json`, `adapter/`, `metrics.jsonl`, `loss.png`, `README.md` and `checkpoints/`. With
     `resume`, an interrupted run resumes from its newest complete checkpoint with the very losses that it would have

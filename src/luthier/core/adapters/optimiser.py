@@ -58,13 +58,13 @@ def optimiser(
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
     for group in plan.all:
         for key, parameter in group.params.items():
-            kind = update.rate(plan, group, key), id(parameter) not in spared
-            groups.setdefault(kind, []).append(parameter)
+            rate = update.rate(plan, group, key), id(parameter) not in spared
+            groups.setdefault(rate, []).append(parameter)
     make: Any = kind
     made = make(
         [
-            {"params": params, "lr": lr * rate, "weight_decay": weight_decay if decays else 0.0}
-            for (rate, decays), params in groups.items()
+            {"params": params, "lr": lr * multiple, "weight_decay": weight_decay if decays else 0.0}
+            for (multiple, decays), params in groups.items()
         ],
         **{**(settings or {}), "lr": lr},
     )

@@ -108,8 +108,9 @@ def _more(module: nn.Module, entering: Any, output: Any) -> str | None:
         return type(output).__name__
     dense = module._parameters["weight"]
     adapted = getattr(type(module), "_luthier_base", None) is not None
-    known = isinstance(entering, Tensor) and dense is not None and entering.shape[-1:] == dense.shape[-1:]
-    if adapted or not known or dense.dtype != entering.dtype or output.shape[-1:] != dense.shape[:1]:
+    if adapted or dense is None or not isinstance(entering, Tensor) or entering.shape[-1:] != dense.shape[-1:]:
+        return None
+    if dense.dtype != entering.dtype or output.shape[-1:] != dense.shape[:1]:
         return None
     mapped = nn.functional.linear(entering, dense, module._parameters["bias"])
     near = torch.allclose(mapped, output, rtol=1e-2, atol=1e-2 * float(mapped.abs().max()))

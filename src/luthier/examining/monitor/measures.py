@@ -81,7 +81,7 @@ def drifts(trained: Sequence[str], seen: Sequence[str], seed: int = 0, permutati
     raw: list[float] = []
     for name, measure in measures.items():
         one, two = ([measure(text) for text in texts] for texts in (trained[half:], seen))
-        _, chance = ks_2samp(one, two)
+        chance: Any = ks_2samp(one, two)[1]
         raw.append(float(chance))
         found.append((name, float(np.mean(one)), float(np.mean(two))))
     null, reached, p = told_apart(trained, seen, seed, permutations)

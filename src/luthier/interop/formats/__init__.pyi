@@ -1,6 +1,7 @@
 """What type checkers know of this package. Written by `python -m luthier.cli.stubs`; edit the source, not this file."""
 
 from luthier.interop.formats.adapterhub import AdapterHub as AdapterHub
+from luthier.interop.formats.control_vector import ControlVector as ControlVector
 from luthier.interop.formats.gguf import GGUF as GGUF
 from luthier.interop.formats.gguf_lora import GGUFLoRA as GGUFLoRA
 from luthier.interop.formats.merged import Merged as Merged

@@ -22,7 +22,8 @@ def directions(held: Beside, model: Any) -> dict[str, Tensor]:
     hint, own = held.values.get("controlvector.model_hint"), getattr(model.config, "model_type", None)
     if hint not in (None, "", own):
         raise LuthierError(f"{held.path} says that it is for a model of type {hint}, and this one is {own}.")
-    blocks, found = {site.layer: site for site in select(model, "stream")}, {}
+    blocks = {site.layer: site for site in select(model, "stream") if site.layer is not None}
+    found: dict[str, Tensor] = {}
     for name, tensor in held.tensors().items():
         head, _, number = name.partition(".")
         site = blocks.get(int(number)) if head == "direction" and number.isdecimal() else None
@@ -51,10 +52,10 @@ def edits(folder: Path, found: dict[str, Tensor], strength: float) -> list[Found
 def constants(model: Any, name: str) -> dict[int, Tensor]:
     """Returns `{block: the vector that is added behind it}` of an adapter; raises for one that does anything else."""
     streams = {site.path: site.layer for site in select(model, "stream")}
-    found = {streams.get(layer.path): _constant(layer) for layer in layers_of(model, name)}
-    if found.keys() & {None, 0}:
+    found = {streams.get(layer.path) or 0: _constant(layer) for layer in layers_of(model, name)}
+    if 0 in found:
         raise LuthierError("a control vector adds behind blocks from the second on; block 0 has no name there.")
-    return {block: found[block] for block in sorted(found) if block}
+    return {block: found[block] for block in sorted(found)}
 
 
 @torch.no_grad()
@@ -62,15 +63,13 @@ def _constant(layer: Layer) -> Tensor:
     """The sum of what the edits at a block add; zeros in gives it out, where it depends on nothing."""
     total: Tensor | None = None
     for tuner in layer.tuners:
-        form = tuner.form
+        form = tuner.eval_form
         if tuner.site.kind != "stream" or not isinstance(form, LobiReFT) or form.positions != "all":
             raise LuthierError(
                 f"{form.name()} at {layer.path} is not a constant that is added for every token (lobireft with "
                 "positions all is), and a control vector holds nothing else."
             )
-        added = tuner.eval_form.post(
-            tuner.params(torch.float32), torch.zeros(tuner.site.d_in), torch.zeros(tuner.site.d_out)
-        )
+        added = form.post(tuner.params(torch.float32), torch.zeros(tuner.site.d_in), torch.zeros(tuner.site.d_out))
         total = added if total is None else total + added
     assert total is not None  # a layer has a tuner
     return total
