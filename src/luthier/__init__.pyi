@@ -185,6 +185,7 @@ from luthier.methods.forms.bottleneck import Bottleneck as Bottleneck
 from luthier.methods.forms.consreft import ConsReFT as ConsReFT
 from luthier.methods.forms.direft import DiReFT as DiReFT
 from luthier.methods.forms.dora import DoRA as DoRA
+from luthier.methods.forms.dsee import DSEE as DSEE
 from luthier.methods.forms.full import Full as Full
 from luthier.methods.forms.gift import GIFT as GIFT
 from luthier.methods.forms.hydra import Hydra as Hydra
@@ -248,6 +249,9 @@ from luthier.methods.updates.lisa import LISA as LISA
 from luthier.methods.updates.lora_plus import LoRAPlus as LoRAPlus
 from luthier.methods.updates.lora_pro import LoRAPro as LoRAPro
 from luthier.methods.updates.lt_sft import LTSFT as LTSFT
+from luthier.methods.updates.prune import Prune as Prune
+from luthier.methods.updates.sara import SaRA as SaRA
+from luthier.methods.updates.soft_mask import SoftMask as SoftMask
 from luthier.methods.updates.spiel import SpIEL as SpIEL
 from luthier.methods.updates.two_speed import TwoSpeed as TwoSpeed
 from luthier.models import Loaded as Loaded

@@ -5,6 +5,7 @@ from luthier.methods.forms.bottleneck import Bottleneck as Bottleneck
 from luthier.methods.forms.consreft import ConsReFT as ConsReFT
 from luthier.methods.forms.direft import DiReFT as DiReFT
 from luthier.methods.forms.dora import DoRA as DoRA
+from luthier.methods.forms.dsee import DSEE as DSEE
 from luthier.methods.forms.full import Full as Full
 from luthier.methods.forms.gift import GIFT as GIFT
 from luthier.methods.forms.hydra import Hydra as Hydra

@@ -10,6 +10,9 @@ from luthier.methods.updates.lisa import LISA as LISA
 from luthier.methods.updates.lora_plus import LoRAPlus as LoRAPlus
 from luthier.methods.updates.lora_pro import LoRAPro as LoRAPro
 from luthier.methods.updates.lt_sft import LTSFT as LTSFT
+from luthier.methods.updates.prune import Prune as Prune
+from luthier.methods.updates.sara import SaRA as SaRA
+from luthier.methods.updates.soft_mask import SoftMask as SoftMask
 from luthier.methods.updates.spiel import SpIEL as SpIEL
 from luthier.methods.updates.two_speed import TwoSpeed as TwoSpeed
 
