@@ -203,7 +203,7 @@ def _update() -> Callable[[Any], Any]:
             chosen = [update.entries(course, step) is None for step in LOOKED] if update.sparse else []
             plan += [[update.probes(course, step), len(update.watches(course, step))] for step in LOOKED]
             optimizer = optimiser(model, update, lr=1e-2, steps=8)
-            for step in range(8):
+            for step in range(7):
                 model(**batches(1, seed=step)[0]).loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()

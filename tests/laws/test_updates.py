@@ -17,12 +17,7 @@ from support.calibrated import batches, build
 
 UPDATES = names("updates")
 STEPS = 7
-WHERE = {
-    "full": "params(*.layers.*.weight)",
-    "lora": "q_proj, down_proj",
-    "mhr": "q_proj, down_proj",
-    "sparse": "q_proj, down_proj",
-}
+WHERE = {"full": "params(*.layers.*.weight)"} | dict.fromkeys(("lora", "mhr", "sparse", "dsee"), "q_proj, down_proj")
 
 
 def update_of(name: str, **settings) -> Update:

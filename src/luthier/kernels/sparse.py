@@ -13,7 +13,7 @@ from luthier.core.contracts.kernel import Layer
 
 
 def linear(layer: Layer[Any], x: Tensor) -> Tensor:
-    """y = x (W + S)ᵀ + b, x [..., d_in]."""
+    """Computes y = x (W + S)ᵀ + b, x [..., d_in]."""
     values = layer.p["values"].to(x.dtype)
     y: Any = _Sparse.apply(x, layer.weight, layer.bias, layer.p["index"], values)
     return y

@@ -75,7 +75,7 @@ def test_the_penalty_is_added_to_one_matrix_drawn_for_the_step():
 def gathered(optimizer) -> dict:
     """The gradients that AdamW steps by, by the number and the sum of the entries."""
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    return {(len(p), float(p.sum())): p.grad.clone() for p in held if p.dim() == 1 and p.grad is not None}
+    return {(len(p), float(p.detach().sum())): p.grad.clone() for p in held if p.dim() == 1 and p.grad is not None}
 
 
 def test_bad_thresholds_are_told_with_the_bound():

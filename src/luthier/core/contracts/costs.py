@@ -38,7 +38,7 @@ class BackwardCosts:
 
     @cached_property
     def own(self) -> tuple[int, ...]:
-        """t_dw: the operations of the gradients that are due to one group alone, by `names`."""
+        """Counts t_dw: the operations of the gradients that are due to one group alone, by `names`."""
         found = [0] * len(self.names)
         for bits, cost in self.gradients.items():
             if not bits & self.forced and bits & (bits - 1) == 0:
@@ -47,7 +47,7 @@ class BackwardCosts:
 
     @cached_property
     def passed(self) -> tuple[int, ...]:
-        """Σ t_dy: the operations that are due once group k is the deepest that is trained, its own apart, by `names`.
+        """Counts Σ t_dy: the operations due once group k is the deepest that is trained, its own apart, by `names`.
 
         All gradients count that a group as near as k might ask for; branches of k's own block that hold none of the
         selected groups may cost less, nothing costs more.

@@ -57,7 +57,7 @@ class DSEE(Form):
             "index": grebsmo(weight, self.entries_each, self.support_rank),
             "values": zeros(self.entries_each),
         }
-        kept = torch.ones(site.d_out, site.d_in, dtype=torch.bool)
+        kept = torch.ones(site.d_out, site.d_in, dtype=torch.uint8)
         return found | ({"keep": kept} if self.prunable else {})
 
     def change(self, p, shape: torch.Size) -> Tensor:

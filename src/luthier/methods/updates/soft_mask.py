@@ -24,7 +24,7 @@ class SoftMask(Update):
 
     p₁ and p₂ are the model's answers in two passes with dropout over the same rows, and m, all ones, multiplies the
     outputs of a layer; h is summed over `batches` of them before the first step, and z-scored within each layer. A bias
-    learns as its row does. What is no linear layer (norms, embeddings) is not masked, nor are new heads. `where` says
+    learns as its row does. Norms, embeddings and new heads are not masked. `where` says
     which layers train at all, such as "params(*mlp*) & layers(10, 19)": λ = 0 is plain fine-tuning of these.
 
     Dropout at `dropout` acts on the inputs of the measured layers, as well as the model's own, since many models have
