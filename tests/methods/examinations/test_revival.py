@@ -86,7 +86,7 @@ def test_pruning_finds_a_planted_wrapper(old):
     """Two channels that drown the answer: removing them brings it back, random ones do not."""
     model = tuned(old)
     with torch.no_grad():
-        model.model.layers[2].mlp.down_proj.weight[[3, 8]] *= 300
+        model.get_parameter("model.layers.2.mlp.down_proj.weight")[[3, 8]] *= 300
     data = rows(192, seed=6)
     found = Revival(steps=1, prune=0.01).measure(pair_of(old, model, data))
     assert found.summary["after"] < 0.6, found.verdict
@@ -142,7 +142,9 @@ def test_weights_are_put_back(old):
     pair = pair_of(old, fit(tuned(old), rows(128, shift=1), 3), rows(128))
     before = {key: value.clone() for key, value in old.state_dict().items()}
     with edited(pair) as model:
-        assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, before["model.layers.0.mlp.up_proj.weight"])
+        assert not torch.equal(
+            model.get_parameter("model.layers.0.mlp.up_proj.weight"), before["model.layers.0.mlp.up_proj.weight"]
+        )
         refresh(model, 0)
     assert all(torch.equal(value, before[key]) for key, value in old.state_dict().items())
     assert not any(p.requires_grad or p.grad is not None for p in old.parameters())

@@ -81,8 +81,8 @@ def drifts(trained: Sequence[str], seen: Sequence[str], seed: int = 0, permutati
     raw: list[float] = []
     for name, measure in measures.items():
         one, two = ([measure(text) for text in texts] for texts in (trained[half:], seen))
-        chance: Any = ks_2samp(one, two)[1]
-        raw.append(float(chance))
+        tested: Any = ks_2samp(one, two)
+        raw.append(float(tested.pvalue))
         found.append((name, float(np.mean(one)), float(np.mean(two))))
     null, reached, p = told_apart(trained, seen, seed, permutations)
     found.append(("content (AUC)", null, reached))
