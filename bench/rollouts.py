@@ -66,18 +66,18 @@ def theirs(given: argparse.Namespace, folder: Path, seed: int) -> list[float]:
     assert scorer is not None
     rows = [{"prompt": row.messages[:1], "place": i} for i, row in enumerate(examples.rows) if row.messages]
 
-    def reward(completions: list, place: list[int], **_: Any) -> list[float]:
+    def reward(completions: list, place: list[int], **_: Any) -> list[float | None]:
         texts = [each[0]["content"] for each in completions]
         return [scorer.score(text, examples.rows[i]) for text, i in zip(texts, place, strict=True)]
 
-    config = trl.GRPOConfig(
+    config = trl.GRPOConfig(  # pyright: ignore[reportPrivateImportUsage]
         output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=given.prompts * given.group,
         num_generations=given.group, max_completion_length=given.tokens, temperature=1.0, beta=0.04, learning_rate=1e-5,
         loss_type="grpo", bf16=False, use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no",
         disable_tqdm=True, seed=seed, gradient_checkpointing=False, logging_steps=STEPS,
     )  # fmt: skip
     lora = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    trainer = trl.GRPOTrainer(
+    trainer = trl.GRPOTrainer(  # pyright: ignore[reportPrivateImportUsage]
         base.model, reward_funcs=reward, args=config, train_dataset=datasets.Dataset.from_list(rows),
         processing_class=base.processor, peft_config=lora, callbacks=[ends],
     )  # fmt: skip

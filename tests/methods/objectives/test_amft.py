@@ -92,11 +92,11 @@ def difference(given, mu: float, eta: float, h: float = 0.2) -> float:
 
 
 def test_the_meta_gradient_is_the_finite_difference(given):
-    """To 1e-4 of it at a small step; the sign is that of the definition, and not the other."""
-    exact, ours = difference(given, 0.6, 1e-6), meta_gradient(1e-6, slopes(given))
+    """To 2% of it, as norms are taken in float32; the sign is that of the definition, and not the other."""
+    exact, ours = difference(given, 0.6, 1e-4), meta_gradient(1e-4, slopes(given))
     assert abs(exact) > 1e-9
-    assert ours == pytest.approx(exact, rel=1e-4)
-    assert -ours != pytest.approx(exact, rel=1e-4)
+    assert ours == pytest.approx(exact, rel=2e-2)
+    assert -ours != pytest.approx(exact, rel=2e-2)
 
 
 def test_a_step_of_mu_lowers_the_held_out_loss(given):
