@@ -128,9 +128,9 @@ from luthier.decoding import decode as decode
 from luthier.evaluating import Evaluation as Evaluation
 from luthier.evaluating import evaluate as evaluate
 from luthier.evaluating import generate as generate
+from luthier.evaluating.front import Front as Front
 from luthier.evaluating.generate import Messages as Messages
 from luthier.evaluating.generate import Sampling as Sampling
-from luthier.evaluating.pareto import Front as Front
 from luthier.evaluating.pareto import pareto as pareto
 from luthier.evaluating.rewrite import Rewritten as Rewritten
 from luthier.evaluating.rewrite import rewrite as rewrite
