@@ -60,7 +60,7 @@ def test_a_server_judges(call, llama, rows, tmp_path, monkeypatch, spoken):
     monkeypatch.setenv("LUTHIER_API_KEY", "secret")
     out = tmp_path / "made.jsonl"
     words = ("rewrite", llama, rows, "--out", out, "--max-new-tokens", 3, "--batch", 4, "--patience", 100)
-    with api(lambda text: "Yes." if "say t" in text else "no") as (url, seen):
+    with api(lambda text: "Yes." if "say two" in text or "say three" in text else "no") as (url, seen):
         done = call(*words, "--judge", url, "--measure", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
