@@ -30,7 +30,11 @@ DOCS = {*ROOT.glob("docs/*.md"), *ROOT.glob("docs/howto/*.md")} | WRITTEN
 PAGES = sorted({*ROOT.glob("*.md"), *DOCS, ROOT / "bench" / "README.md"} - WRITTEN)
 PLACES = ("", "src", "src/luthier", "docs", "bench")
 """What a path on a page may start from."""
-OTHERS = {"hospitals.py", "luthier_vera/forms/vera.py", "fixed_a.py", "findings/NAME.sh", "_file.py"}
+OTHERS = {"hospitals.py", "luthier_vera/forms/vera.py", "fixed_a.py", "findings/NAME.sh", "_file.py"} | {
+    "judges.py",
+    "critics.py",
+    "file.py",
+}
 """Files of a reader's own, in examples."""
 TITLE = re.compile(r"title=\"\S+\"")
 HISTORY = {"LOG.md", "CHANGELOG.md"}

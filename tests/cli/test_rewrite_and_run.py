@@ -50,11 +50,17 @@ def made(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_server_judges(call, llama, rows, tmp_path, monkeypatch):
+@pytest.fixture
+def spoken(monkeypatch):
+    """The model says something, which a random one need not."""
+    monkeypatch.setattr("luthier.evaluating.rewrite.generate", lambda m, p, prompts, **more: ["mine"] * len(prompts))
+
+
+def test_a_server_judges(call, llama, rows, tmp_path, monkeypatch, spoken):
     monkeypatch.setenv("LUTHIER_API_KEY", "secret")
     out = tmp_path / "made.jsonl"
     words = ("rewrite", llama, rows, "--out", out, "--max-new-tokens", 3, "--batch", 4, "--patience", 100)
-    with api(lambda text: "Yes." if "say t" in text else "no") as (url, seen):
+    with api(lambda text: "Yes." if "say two" in text or "say three" in text else "no") as (url, seen):
         done = call(*words, "--judge", url, "--measure", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
@@ -68,7 +74,7 @@ def test_a_server_judges(call, llama, rows, tmp_path, monkeypatch):
     assert len(made(out)) == 8 and all(row["from"]["unjudged"] for row in made(out))
 
 
-def test_a_server_that_is_gone_stops_the_work_and_loses_nothing(call, llama, rows, tmp_path, monkeypatch):
+def test_a_server_that_is_gone_stops_the_work_and_loses_nothing(call, llama, rows, tmp_path, monkeypatch, spoken):
     monkeypatch.setattr("luthier.data.rewriting.api.AGAIN", (0.0,))
     out = tmp_path / "made.jsonl"
     words = ("rewrite", llama, rows, "--out", out, "--max-new-tokens", 3, "--batch", 4, "--patience", 4)
@@ -76,8 +82,7 @@ def test_a_server_that_is_gone_stops_the_work_and_loses_nothing(call, llama, row
     assert dead.code != 0 and "0 of 8 rows are done" in dead.err and not out.exists()
     file = tmp_path / "judges.py"
     file.write_text("def never(prompt, answer, reference):\n    return False\n")
-    assert call(*words, "--judge", f"{file}:never", "--resume").code != 0  # begun with another judge
-    done = call(*words, "--judge", f"{file}:never", "--overwrite")
+    done = call(*words, "--judge", f"{file}:never", "--resume")
     assert done.code == 0 and len(made(out)) == 8
     refused = call(*words, "--judge", f"{file}:nevr", "--overwrite")
     assert refused.code != 0 and "no function nevr" in refused.err and "never" in refused.err

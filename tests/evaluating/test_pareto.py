@@ -7,7 +7,8 @@ import json
 import pytest
 
 import luthier as lt
-from luthier.evaluating.pareto import Front, Point, flagged, pareto
+from luthier.evaluating.front import Front, Point, flagged
+from luthier.evaluating.pareto import pareto
 from luthier.training.stages import run_plan
 from support.tiny import sums, write_rows
 

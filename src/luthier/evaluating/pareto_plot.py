@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from luthier.evaluating.pareto import Front, Point
+    from luthier.evaluating.front import Front, Point
 
 
 def plot(front: Front, path: Path, title: str) -> None:
@@ -14,7 +14,7 @@ def plot(front: Front, path: Path, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from luthier.evaluating.pareto import LOWER
+    from luthier.evaluating.front import LOWER
 
     figure = Figure(figsize=(8, 5.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

@@ -29,7 +29,7 @@ EARLIER = ("ranks", "init", "budget", "also")
 
 
 def folder_of(source: str, model: str, task: str | None = None) -> Path:
-    """Returns the folder of an adapter of ours: a run's, an adapter's, or what `source`, of another library, becomes.
+    """Returns the folder of an adapter: a run's, an adapter's own, or what `source`, of another library, becomes.
 
     The latter is imported for the base `model` at its first use, and kept in `$LUTHIER_CACHE/imported`. Raises
     `LuthierError` where there is no adapter, and for one that has no equal here.
@@ -75,7 +75,7 @@ def brought(source: str, model: str, task: str | None = None) -> dict[str, Any]:
 
 
 def form_name(source: str) -> str | None:
-    """Returns the name of the form of an adapter of ours; None of another library's, which was not read yet."""
+    """Returns the name of the form of an adapter of Luthier; None of another library's, which was not read yet."""
     return str(read_adapter(source)[1]["parts"][0]["form"]) if adapter_at(source) else None
 
 
@@ -86,6 +86,14 @@ def resolved(stated: Mapping[str, Any], chosen: bool) -> dict[str, Any]:
     if source is None or model is None or chosen:
         return found
     return found | brought(source, model, found.get("task"))
+
+
+def is_run(source: str) -> bool:
+    """Returns whether an adapter is that of a finished run."""
+    try:
+        return run_file_of(source).is_file()
+    except LuthierError:
+        return False
 
 
 def run_file_of(source: str) -> Path:

@@ -9,7 +9,7 @@ from luthier.cli.output import console, say, say_json, table
 from luthier.cli.parse import Command, Given
 
 if TYPE_CHECKING:
-    from luthier.evaluating.pareto import Front
+    from luthier.evaluating.front import Front
     from luthier.training.stages import Staged, StagePlan
 
 

@@ -71,9 +71,12 @@ class Train(Telling, Signed):
         from luthier.cli.chosen import component_flags
         from luthier.methods.recipe import form_named
         from luthier.training import Run, Training
+        from luthier.training.from_adapter import is_run
 
         start = option(tokens, "--from")
-        file = _file(tokens[0] if tokens and not tokens[0].startswith("-") else None, start)
+        bare = not tokens or tokens[0].startswith("-")
+        extended = start if bare and start is not None and is_run(start) else None  # else it is refused when it is run
+        file = _file(None if bare else tokens[0], extended)
         method, recipe = _chosen(option(tokens, "--method"), option(tokens, "--recipe"), file, start)
         form = Flags(form_named(method), f"Settings of {method}")
         return [Flags(Run, "Run", OWN), Flags(Training, "Training"), form, *component_flags(tokens, recipe)]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import luthier as lt
-from luthier.core.contracts.rewrite import Made, answer_of, asked, question_of
+from luthier.core.contracts.example import Message
+from luthier.core.contracts.rewrite import Made, Rewrite, Voice, answer_of, asked, question_of
 
 CRITIC = (
     "Name every flaw of this answer, one a line, each line opening with a dash. Name nothing that is right. Reply "
@@ -30,7 +30,7 @@ SAME = re.compile(r"same as\s+(\d+)")
 
 
 @dataclass(frozen=True)
-class MultiCritique(lt.Rewrite):
+class MultiCritique(Rewrite):
     """C = {c in ∪ᵢ Cᵢ : the meta-critic finds c real and new}; a pair is two critiques whose revisions differ in right
 
     Cᵢ are the flaws that critic i names in an answer. Those in the same words are one; the meta-critic is asked of each
@@ -78,7 +78,7 @@ class MultiCritique(lt.Rewrite):
         return found
 
 
-def ask(template: str, **values: str) -> list[dict]:
+def ask(template: str, **values: str) -> list[Message]:
     """A request as a conversation."""
     return [{"role": "user", "content": template.format(**values)}]
 
@@ -91,7 +91,7 @@ def flaws(reply: str) -> list[str]:
 
 
 def merge(
-    texts: Sequence[dict[str, str]], named: Sequence[Sequence[list[str] | None]], meta: lt.Voice
+    texts: Sequence[dict[str, str]], named: Sequence[Sequence[list[str] | None]], meta: Voice
 ) -> list[tuple[list[str], int]]:
     """(the flaws that are real and new, how many the meta-critic said nothing of) of each answer.
 
@@ -143,7 +143,7 @@ def written(found: Sequence[str]) -> str:
     return "\n".join(f"- {flaw}" for flaw in found) or NONE
 
 
-def learned(request: list[dict], kept: Sequence[str]) -> dict:
+def learned(request: list[Message], kept: Sequence[str]) -> dict:
     """The row that teaches a critique."""
     return {"prompt": request, "completion": written(kept)}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import luthier as lt
-from luthier.core.contracts.rewrite import Made, answer_of, answered, asked, question_of
+from luthier.core.contracts.example import Example, Message
+from luthier.core.contracts.rewrite import Made, Rewrite, answer_of, answered, asked, question_of
 
 OWN, PARAPHRASE, GOLD = "own", "paraphrase", "gold"
 ASK = (
@@ -17,7 +17,7 @@ ASK = (
 
 
 @dataclass(frozen=True)
-class S3FT(lt.Rewrite):
+class S3FT(Rewrite):
     """y = M₀(x) if the judge finds it right; else M₀'s paraphrase of the gold answer if that is right; else gold
 
     M₀ is the model before fine-tuning, which answers greedily. What it learns is then as near to what it says already
@@ -34,14 +34,14 @@ class S3FT(lt.Rewrite):
         found: dict[int, Made] = {}
         silent: dict[int, str] = {}
         own = voices.write([asked(example) for example in examples])
-        self._settle(examples, dict(enumerate(own)), OWN, voices, found, silent)
+        self._keep_right(examples, dict(enumerate(own)), OWN, voices, found, silent)
         left = [place for place in range(len(examples)) if place not in found] if self.paraphrase else []
         requests = [request(examples[place]) for place in left]
         others = dict(zip(left, voices.write(requests), strict=True)) if left else {}
-        self._settle(examples, others, PARAPHRASE, voices, found, silent)
+        self._keep_right(examples, others, PARAPHRASE, voices, found, silent)
         return [[found.get(place) or gold(example, silent.get(place))] for place, example in enumerate(examples)]
 
-    def _settle(self, examples: Sequence[lt.Example], texts, origin, voices, found, silent) -> None:
+    def _keep_right(self, examples: Sequence[Example], texts, origin, voices, found, silent) -> None:
         """Keeps the answers that are right, and why the judge said nothing of others."""
         tried = {place: text for place, text in texts.items() if text and text.strip()}
         verdicts = voices.judge([(examples[place], text) for place, text in tried.items()])
@@ -52,13 +52,13 @@ class S3FT(lt.Rewrite):
                 silent[place] = verdict.why
 
 
-def request(example: lt.Example) -> list[dict]:
+def request(example: Example) -> list[Message]:
     """The conversation that asks for a paraphrase."""
     text = ASK.format(question=question_of(example), answer=answer_of(example))
     return [{"role": "user", "content": text}]
 
 
-def gold(example: lt.Example, silent: str | None) -> Made:
+def gold(example: Example, silent: str | None) -> Made:
     """The row as it was."""
     notes = {} if silent is None else {"unjudged": silent}
     return Made(answered(example, answer_of(example)), GOLD, notes)
