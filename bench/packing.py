@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="luthier-packing-") as folder:
         for name, model, file, made, count, batch in (
             ("questions", "smollm2-135m", options.questions, questions, options.rows, 8),
-            ("texts", "minilm", options.texts, texts, options.short, 32),
+            ("texts", "minilm-l6", options.texts, texts, options.short, 32),
         ):
             if file is not None:
                 (work := Path(folder) / name).mkdir()

@@ -38,7 +38,7 @@ def batches_of(run: Run, model: Any, features: Sequence[dict[str, Any]], before:
         return Batches(False, before.get("batches", f"padded: {UNTOLD}"))
     if wanted is False:
         return Batches(False, "padded, as told")
-    reason = why_not(model, features)
+    reason = "its base is to be sharded" if run.training.shard else why_not(model, features)
     if reason is None:
         return Batches(True, "packed: no padding is computed")
     if wanted:
