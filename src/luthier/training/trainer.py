@@ -167,7 +167,7 @@ class Trainer(transformers.Trainer):
                 undecayed=[p for key, p in trained.named_parameters() if key not in decayed],
                 settings=settings,
                 resumes=self.resumes,
-                kind=kind,
+                optimizer_class=kind,
             )
         return self.optimizer
 

@@ -29,12 +29,12 @@ def optimiser(
     undecayed: Iterable[nn.Parameter] = (),
     settings: Mapping[str, Any] | None = None,
     resumes: bool = False,
-    kind: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> Any:
     """Makes an AdamW over the adapters of a model (or the one named), trained as `update` says.
 
     Call `step` and `zero_grad` as of any optimiser; its `state_dict` holds the update's state as well. `undecayed` get
-    no weight decay; `settings` are further ones of the optimiser (AdamW's betas, eps, fused), which may be of another
+    no weight decay; `settings` are further ones of the optimiser (AdamW's betas, eps, fused), which may be another
     `kind`. Between the steps, what is not active has `requires_grad` off. With `resumes`, nothing is begun until
     `load_state_dict` tells where.
     """
@@ -47,7 +47,7 @@ def optimiser(
         for key, parameter in group.params.items():
             kind = update.rate(plan, group, key), id(parameter) not in spared
             groups.setdefault(kind, []).append(parameter)
-    make: Any = kind
+    make: Any = optimizer_class
     made = make(
         [
             {"params": params, "lr": lr * rate, "weight_decay": weight_decay if decays else 0.0}
