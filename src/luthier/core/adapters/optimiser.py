@@ -34,8 +34,8 @@ def optimiser(
     """Makes an AdamW over the adapters of a model (or the one named), trained as `update` says.
 
     Call `step` and `zero_grad` as of any optimiser; its `state_dict` holds the update's state as well. `undecayed` get
-    no weight decay; `settings` are further ones of the optimiser (AdamW's betas, eps, fused), which may be another
-    `kind`. Between the steps, what is not active has `requires_grad` off. With `resumes`, nothing is begun until
+    no weight decay; `settings` are further ones of the optimiser (AdamW's betas, eps, fused), which may be of
+    another `optimizer_class`. Between the steps, what is not active has `requires_grad` off. With `resumes`, nothing is begun until
     `load_state_dict` tells where.
     """
     update.check_decay(weight_decay)
