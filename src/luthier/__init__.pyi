@@ -217,6 +217,7 @@ from luthier.methods.objectives.cpo import CPO as CPO
 from luthier.methods.objectives.distill import Distill as Distill
 from luthier.methods.objectives.dpo import DPO as DPO
 from luthier.methods.objectives.kto import KTO as KTO
+from luthier.methods.objectives.label_smoothing import LabelSmoothing as LabelSmoothing
 from luthier.methods.objectives.many_icl import ManyICL as ManyICL
 from luthier.methods.objectives.masked_thought import MaskedThought as MaskedThought
 from luthier.methods.objectives.mft import MFT as MFT
@@ -228,8 +229,12 @@ from luthier.methods.objectives.sft import SFT as SFT
 from luthier.methods.objectives.simpo import SimPO as SimPO
 from luthier.methods.ranks.gelora import GeLoRA as GeLoRA
 from luthier.methods.ranks.uniform import Uniform as Uniform
+from luthier.methods.selections.adapt_inf import AdaptInf as AdaptInf
 from luthier.methods.selections.bm25 import BM25 as BM25
+from luthier.methods.selections.dealrec import DEALRec as DEALRec
 from luthier.methods.selections.got_d import GOTD as GOTD
+from luthier.methods.selections.mapo import MAPO as MAPO
+from luthier.methods.selections.margin import Margin as Margin
 from luthier.methods.selections.random import Random as Random
 from luthier.methods.statistics.gradient import Gradient as Gradient
 from luthier.methods.statistics.moment import Moment as Moment

@@ -52,7 +52,7 @@ class Annotation:
             row, text, label = found["row"], found["text"], found["label"]
         except (ValueError, KeyError, TypeError):
             raise LuthierError(
-                f"{self.out}, line {number}, is no label of a row (row, text, label); choose another file (out)."
+                f"{self.out}, line {number}, is not the label of a row (row, text, label); choose another file (out)."
             ) from None
         if row not in places or self.text(places[row]) != text:
             raise LuthierError(

@@ -35,8 +35,8 @@ def optimiser(
 
     Call `step` and `zero_grad` as of any optimiser; its `state_dict` holds the update's state as well. `undecayed` get
     no weight decay; `settings` are further ones of the optimiser (AdamW's betas, eps, fused), which may be of
-    another `optimizer_class`. Between the steps, what is not active has `requires_grad` off. With `resumes`, nothing is begun until
-    `load_state_dict` tells where.
+    another `optimizer_class`. Between the steps, what is not active has `requires_grad` off. With `resumes`, nothing is
+    begun until `load_state_dict` tells where.
     """
     update.check_decay(weight_decay)
     plan = training_plan(model, steps, name=name, seed=seed)

@@ -4,6 +4,7 @@ from luthier.methods.objectives.cpo import CPO as CPO
 from luthier.methods.objectives.distill import Distill as Distill
 from luthier.methods.objectives.dpo import DPO as DPO
 from luthier.methods.objectives.kto import KTO as KTO
+from luthier.methods.objectives.label_smoothing import LabelSmoothing as LabelSmoothing
 from luthier.methods.objectives.many_icl import ManyICL as ManyICL
 from luthier.methods.objectives.masked_thought import MaskedThought as MaskedThought
 from luthier.methods.objectives.mft import MFT as MFT
