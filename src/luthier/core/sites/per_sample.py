@@ -115,9 +115,9 @@ def per_sample(
     gradient projected and dropped as soon as it is there. Both say the same of the same weights. The model is in
     evaluation mode meanwhile and is left as it was; what is held does not grow with the rows.
 
-    Raises `LuthierError` for a site that is not a plain linear layer or has an adapter (its weight is not read by itself;
-    take the adapter's own parameters), for layers that mix the rows of a batch, and for a model without what is to be
-    differentiated.
+    Raises `LuthierError` for a site that is not a plain linear layer or has an adapter (its weight is not read by
+    itself; take the adapter's own parameters), for layers that mix the rows of a batch, and for a model without what is
+    to be differentiated.
     """
     sketch = Sketch(projection or Projection())
     walk = _by_row if sites is None else functools.partial(_by_batch, sites=sites)
