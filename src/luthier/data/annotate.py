@@ -50,9 +50,9 @@ class Annotation:
         try:
             found = json.loads(line)
             row, text, label = found["row"], found["text"], found["label"]
-        except (ValueError, KeyError, TypeError):
+        except Exception:  # whatever stands there instead: no JSON, nested too deep, other keys
             raise LuthierError(
-                f"{self.out}, line {number}, is no label of a row (row, text, label); choose another file (out)."
+                f"{self.out}, line {number}, is not the label of a row (row, text, label); choose another file (out)."
             ) from None
         if row not in places or self.text(places[row]) != text:
             raise LuthierError(

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from luthier.core.adapters.control import tensors
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, read_json, write_json
+from luthier.core.guard import guarded
 
 if TYPE_CHECKING:
     from luthier.training.spec import Run
@@ -86,7 +87,9 @@ class Best(TrainerCallback):
         if not self.values:
             return {}
         step = self.at()
-        stored, own = load_file(self.folder / f"{step}.{TENSORS}"), tensors(self.model, self.run.name)
+        own = tensors(self.model, self.run.name)
+        with guarded(f"{self.folder}, the adapter of the best evaluation (step {step}), cannot be read"):
+            stored = load_file(self.folder / f"{step}.{TENSORS}")
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(stored[key])

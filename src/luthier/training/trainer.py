@@ -188,7 +188,7 @@ class Trainer(transformers.Trainer):
                 epoch=self.per_epoch,
                 loss=self.usual_loss,
                 logits=self.logits_of,
-                kind=kind,
+                optimizer_class=kind,
             )
         return self.optimizer
 

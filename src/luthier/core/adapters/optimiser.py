@@ -35,16 +35,16 @@ def optimiser(
     epoch: int | None = None,
     loss: Callable[[], Tensor] | None = None,
     logits: Callable[[int], Tensor] | None = None,
-    kind: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
 ) -> Any:
     """Makes an AdamW over the adapters of a model (or the one named), trained as `update` says.
 
     Call `step` and `zero_grad` as of any optimiser; its `state_dict` holds the update's state as well. `undecayed`
     get no weight decay; `settings` are further ones of the optimiser (AdamW's betas, eps, fused), which may be of
-    another `kind`. Between the steps, what is not active has `requires_grad` off. With `resumes`, nothing is begun
-    until `load_state_dict` tells where. `epoch` is the number of steps in an epoch; `loss` computes the loss of a usual
-    batch, for updates that weigh what a step costs (default: of one short made-up row), and `logits` those of batches,
-    for updates that measure before they begin.
+    another `optimizer_class`. Between the steps, what is not active has `requires_grad` off. With `resumes`, nothing is
+    begun until `load_state_dict` tells where. `epoch` is the number of steps in an epoch; `loss` computes the loss of a
+    usual batch, for updates that weigh what a step costs (default: of one short made-up row), and `logits` those of
+    batches, for updates that measure before they begin.
     """
     update.check_decay(weight_decay)
     plan = training_plan(model, steps, name=name, seed=seed)
@@ -60,7 +60,7 @@ def optimiser(
         for key, parameter in group.params.items():
             rate = update.rate(plan, group, key), id(parameter) not in spared
             groups.setdefault(rate, []).append(parameter)
-    make: Any = kind
+    make: Any = optimizer_class
     made = make(
         [
             {"params": params, "lr": lr * multiple, "weight_decay": weight_decay if decays else 0.0}

@@ -20,12 +20,14 @@ from luthier.core.sites.probe import eval_mode
 
 Batch = Mapping[str, Any]
 Losses = Callable[[nn.Module, Batch], Tensor]
-"""(model, batch) -> the loss of each row, [rows]."""
+"""Gives the loss of each row, [rows], of (model, batch)."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """g ↦ Σ over tensors of vec(P G Qᵀ), P [√k, d_out] and Q [√k, d_in] with entries N(0, 1/√k), drawn by the seed
+    """A random projection of gradients, g ↦ Σ over tensors of vec(P G Qᵀ).
+
+    P [√k, d_out] and Q [√k, d_in] have entries N(0, 1/√k), drawn by the seed.
 
     Products of two projections are, on average over seeds, products of the gradients. P and Q follow from the seed and
     the tensor's name alone, so the rows of all passes and batches are comparable. Of a vector, one matrix [k, d]. With
@@ -33,7 +35,7 @@ class Projection:
     """
 
     size: int | None = 1024
-    """k, a square number."""
+    """The numbers of a projection, k, a square."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -43,7 +45,7 @@ class Projection:
 
     @property
     def side(self) -> int:
-        """√k."""
+        """The side of its square, √k."""
         return math.isqrt(self.size or 1)
 
     def draw(self, name: str, rows: int, like: Tensor, width: int) -> Tensor:
@@ -113,9 +115,9 @@ def per_sample(
     gradient projected and dropped as soon as it is there. Both say the same of the same weights. The model is in
     evaluation mode meanwhile and is left as it was; what is held does not grow with the rows.
 
-    Raises `LuthierError` for a site that is no plain linear layer or has an adapter (its weight is not read by itself;
-    take the adapter's own parameters), for layers that mix the rows of a batch, and for a model without what is to be
-    differentiated.
+    Raises `LuthierError` for a site that is not a plain linear layer or has an adapter (its weight is not read by
+    itself; take the adapter's own parameters), for layers that mix the rows of a batch, and for a model without what is
+    to be differentiated.
     """
     sketch = Sketch(projection or Projection())
     walk = _by_row if sites is None else functools.partial(_by_batch, sites=sites)

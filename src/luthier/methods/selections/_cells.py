@@ -71,7 +71,7 @@ class Votes:
 
 
 class Scorer(nn.Module):
-    """π(cell | votes) ∝ exp(f(features of the cell)): one small network for every cell."""
+    """A policy: one small network f for every cell, π(cell | votes) ∝ exp(f(features of the cell))."""
 
     def __init__(self, seed: int, width: int = 16) -> None:
         super().__init__()

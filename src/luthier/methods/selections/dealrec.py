@@ -171,7 +171,7 @@ def unit(values: np.ndarray) -> np.ndarray:
 
 
 def words(rows: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashed words of what rows ask and of what they answer, each row of norm 1 (none: 0); labels count as answers."""
+    """Hashed words of what rows ask and of what they answer (labels too), each row of norm 1, or 0 without words."""
     asked = [prompt_text(row) for row in rows]
     answered = [_answer(row, text) for row, text in zip(rows, asked, strict=True)]
     return hashed(asked, WIDTHS[0]), hashed(answered, WIDTHS[1])
