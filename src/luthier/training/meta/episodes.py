@@ -24,7 +24,9 @@ class Domain:
 
     def drawn(self, shots: int, asked: int, key: str) -> tuple[list[int], list[int]]:
         """Returns the places of demonstrations, and of other rows, of the episode of this key."""
-        places = random.Random(f"{key} {self.source}").sample(range(len(self.rows)), min(shots + asked, len(self.rows)))
+        places = random.Random(f"{key} {self.rows.fingerprint}").sample(
+            range(len(self.rows)), min(shots + asked, len(self.rows))
+        )
         return places[:shots], places[shots:]
 
 

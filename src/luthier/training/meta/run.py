@@ -163,7 +163,7 @@ def _outer_step(
         shown, asked = domain.drawn(spec.shots, spec.asked, f"{spec.seed} {step}")
         batches = [collate([domain.features[place] for place in places]) for places in (shown, asked)]
         value, slopes = method.outer(
-            loss, adam.params, batches[0], batches[1], draw_of(f"{spec.seed} {step} {domain.source}")
+            loss, adam.params, batches[0], batches[1], draw_of(f"{spec.seed} {step} {domain.rows.fingerprint}")
         )
         total += float(value) / len(chosen)
         for key, p in adam.params.items():
@@ -223,7 +223,7 @@ def _measured(
             key = f"{spec.seed} test {number}"
             shown, asked = domain.drawn(spec.shots, spec.asked, key)
             demonstrations, rows = (collate([domain.features[i] for i in places]) for places in (shown, asked))
-            draw = draw_of(f"{key} {domain.source}")
+            draw = draw_of(f"{key} {domain.rows.fingerprint}")
             adapted = meta.adapt(loss, params, demonstrations, draw)
             longer = data.encode_all(in_context(domain.rows, shown, asked), loaded.processor, max_length=None)
             with torch.no_grad():
