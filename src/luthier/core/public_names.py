@@ -24,7 +24,7 @@ PLACES = {
     "core.contracts.objective": "Objective Rows At Batch Feature Figures ObjectiveState PART TASKS ALSO REFERENCE "
     "by_part",
     "core.contracts.ranks": "Ranks Budget levelled",
-    "core.contracts.router": "Routed Route ROUTE ROUTE_TASKS",
+    "core.contracts.router": "Routed RoutedBatch Route ROUTE ROUTE_TASKS",
     "core.contracts.selection": "Selection Pool",
     "core.contracts.site": "Site Sites check_rank",
     "core.contracts.statistic": "Statistic rows_of",
