@@ -82,6 +82,7 @@ from luthier.core.contracts.router import ROUTE as ROUTE
 from luthier.core.contracts.router import ROUTE_TASKS as ROUTE_TASKS
 from luthier.core.contracts.router import Route as Route
 from luthier.core.contracts.router import Routed as Routed
+from luthier.core.contracts.router import RoutedBatch as RoutedBatch
 from luthier.core.contracts.selection import Pool as Pool
 from luthier.core.contracts.selection import Selection as Selection
 from luthier.core.contracts.site import Site as Site
