@@ -29,7 +29,7 @@ PLACES = {
     "core.contracts.penalty": "Penalty PenaltyState PenaltyStep",
     "core.contracts.ranks": "Ranks Budget levelled",
     "core.contracts.rewrite": "Rewrite Voices Voice Verdict Made",
-    "core.contracts.router": "Routed Route ROUTE ROUTE_TASKS",
+    "core.contracts.router": "Routed RoutedBatch Route ROUTE ROUTE_TASKS",
     "core.contracts.selection": "Selection Pool",
     "core.contracts.site": "Site Sites check_rank",
     "core.contracts.statistic": "Statistic rows_of",
