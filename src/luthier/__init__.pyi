@@ -93,6 +93,7 @@ from luthier.core.contracts.router import ROUTE as ROUTE
 from luthier.core.contracts.router import ROUTE_TASKS as ROUTE_TASKS
 from luthier.core.contracts.router import Route as Route
 from luthier.core.contracts.router import Routed as Routed
+from luthier.core.contracts.router import RoutedBatch as RoutedBatch
 from luthier.core.contracts.selection import Pool as Pool
 from luthier.core.contracts.selection import Selection as Selection
 from luthier.core.contracts.site import Site as Site
@@ -137,9 +138,9 @@ from luthier.decoding import decode as decode
 from luthier.evaluating import Evaluation as Evaluation
 from luthier.evaluating import evaluate as evaluate
 from luthier.evaluating import generate as generate
+from luthier.evaluating.front import Front as Front
 from luthier.evaluating.generate import Messages as Messages
 from luthier.evaluating.generate import Sampling as Sampling
-from luthier.evaluating.pareto import Front as Front
 from luthier.evaluating.pareto import pareto as pareto
 from luthier.evaluating.rewrite import Rewritten as Rewritten
 from luthier.evaluating.rewrite import rewrite as rewrite
