@@ -11,6 +11,7 @@ from typing import Any
 from luthier import data, models
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, replace_json, sha256
+from luthier.core.guard import guarded
 from luthier.core.storage.folder import adapter_folder, read_adapter
 from luthier.core.storage.store import load
 from luthier.evaluating.evaluate import evaluate
@@ -173,7 +174,8 @@ class Lent:
         from luthier.core.adapters.control import tensors
 
         loaded = self.adapted()
-        stored = load_file(checkpoint.folder / "adapter.safetensors")
+        with guarded(f"{checkpoint.folder} cannot be read"):
+            stored = load_file(checkpoint.folder / "adapter.safetensors")
         with torch.no_grad():
             for key, tensor in tensors(loaded.model, self.run.name).items():
                 tensor.copy_(stored[key])

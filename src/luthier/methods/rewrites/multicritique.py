@@ -53,6 +53,7 @@ class MultiCritique(Rewrite):
         requests = [ask(CRITIC, **text) for text in texts]
         said = [critic(requests) for critic in voices.critics]
         named = [[None if reply is None else flaws(reply) for reply in replies] for replies in zip(*said, strict=True)]
+        assert voices.meta is not None  # it is `criticised`
         merged = merge(texts, named, voices.meta)
         if self.gives == "sft":
             return [
