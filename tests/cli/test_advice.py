@@ -46,7 +46,8 @@ def flags() -> set[str]:
         Training,
         *(find(axis, name) for axis in axes() for name in names(axis)),
     ]
-    plain = {field.name for cls in classes for field in dataclasses.fields(cls)}
+    fields = [field for cls in classes for field in dataclasses.fields(cls)]
+    plain = {str(field.metadata.get("called", field.name)).lstrip("-") for field in fields}
     roles = {role for name in names("decodings") for role in find("decodings", name).roles}
     chosen = {f"{name}_{field}" for name in CHOICES for field in plain}
     return {name.replace("_", "-") for name in plain | chosen | roles | {f"no_{name}" for name in plain} | set(CHOICES)}

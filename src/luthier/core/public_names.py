@@ -18,19 +18,20 @@ PLACES = {
     "core.contracts.decoding": "Decoding",
     "core.contracts.editing": "Editing",
     "core.contracts.examination": "Examination Pair Report Change",
-    "core.contracts.example": "Example Examples",
+    "core.contracts.example": "Example Examples last_answer",
     "core.contracts.gate": "Gate Subject Probes",
     "core.contracts.form": "Form Params Stats kaiming orthogonal dropout rank_scale",
     "core.contracts.format": "Format Found Outgoing check_truncation",
     "core.contracts.init": "Init",
     "core.contracts.meta": "Meta",
-    "core.contracts.objective": "Objective Rows At Batch Feature Figures ObjectiveState PART TASKS ALSO REFERENCE "
-    "by_part",
-    "core.contracts.penalty": "Penalty PenaltyState PenaltyStep",
+    "core.contracts.objective": "Objective Rows At Batch Feature Figures ObjectiveState PART TASKS ALSO REFERENCE BASE "
+    "ADVANTAGE SAMPLED SAMPLED_FIGURES REFERENCE_TOKENS OLD_TOKENS Rollouts Scored by_part",
+    "core.contracts.penalty": "Penalty PenaltyState PenaltyStep param_copies=copies param_zeros=zeros",
     "core.contracts.ranks": "Ranks Budget levelled",
-    "core.contracts.rewrite": "Rewrite Voices Voice Verdict Made",
-    "core.contracts.router": "Routed RoutedBatch Route ROUTE ROUTE_TASKS",
-    "core.contracts.selection": "Selection Pool",
+    "core.contracts.rewrite": "Rewrite Voices Voice Verdict Made rewrite_request=asked answer_of question_of "
+    "with_answer=answered",
+    "core.contracts.router": "Routed RoutedBatch Route ROUTE ROUTE_TASKS task_names=names_of",
+    "core.contracts.selection": "Selection Pool Taken RowModel",
     "core.contracts.site": "Site Sites check_rank",
     "core.contracts.statistic": "Statistic rows_of",
     "core.contracts.unlearning": "Unlearning Outputs",
@@ -42,9 +43,10 @@ PLACES = {
     "core.numerics.dimension": "Dimension intrinsic_dimension",
     "core.sites.answers": "Answers label_answers=answers batch_rows=rows_of label_logits=spoken",
     "core.sites.collect": "collect",
+    "core.sites.heads": "HeadOutputs=Replaced watch_heads=heads head_layers=layers_of check_heads=refuse_headless",
     "core.sites.probe": "dummy_inputs eval_mode",
     "core.sites.select": "select",
-    "core.sites.structure": "base_tensor block_lists decoder_path features is_sharded unwrapped",
+    "core.sites.structure": "base_modules base_tensor block_lists decoder_path features is_sharded unwrapped",
     "core.storage.store": "save load",
     "cli.parse": "Command Flags Given",
     "combining": "combine",
@@ -70,7 +72,7 @@ PLACES = {
     "methods.targeted_form": "TargetedForm",
     "models": "model Loaded",
     "training": "train Result Run Training",
-    "training.stages": "run_plan Staged",
+    "training.stages": "run_plan Staged StagePlan Measured",
 }
 """The public names by the module that defines them; `name=other` where it calls them otherwise."""
 

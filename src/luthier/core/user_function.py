@@ -24,16 +24,22 @@ def function_of(text: str) -> Callable[..., Any]:
     """
     file, _, name = text.rpartition(":")
     path = Path(file).expanduser()
+    held = names_in(path)
+    found = held.get(name)
+    if not callable(found):
+        known = [key for key, value in held.items() if callable(value) and not key.startswith("_")]
+        raise LuthierError(f"{path} has no function {name!r}{near(name, known)} It has: {', '.join(known) or 'none'}.")
+    return found
+
+
+def names_in(path: Path) -> dict[str, Any]:
+    """Returns what a Python file of the user's defines, by name; it is run for that."""
     if not path.is_file():
         there = [each.name for each in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise LuthierError(f"no file {path}{near(path.name, there)}")
+        raise LuthierError(f"there is no file {path}{near(path.name, there)}")
     spec = importlib.util.spec_from_file_location(f"luthier_user_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with guarded(f"{path} cannot be run"):
         spec.loader.exec_module(module)
-    found = vars(module).get(name)
-    if not callable(found):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise LuthierError(f"{path} has no function {name}{near(name, known)}")
-    return found
+    return vars(module)

@@ -38,7 +38,7 @@ def batches_of(run: Run, model: Any, features: Sequence[dict[str, Any]], before:
         return Batches(False, before.get("batches", f"padded: {UNTOLD}"))
     if wanted is False:
         return Batches(False, "padded, as told")
-    reason = "its base is to be sharded" if run.training.shard else why_not(model, features)
+    reason = _of_run(run) or why_not(model, features)
     if reason is None:
         return Batches(True, "packed: no padding is computed")
     if wanted:
@@ -47,6 +47,13 @@ def batches_of(run: Run, model: Any, features: Sequence[dict[str, Any]], before:
             "pack out, and its batches are padded."
         )
     return Batches(False, f"padded: {reason}" if "attention_mask" in features[0] else None)
+
+
+def _of_run(run: Run) -> str | None:
+    """Why a run pads whatever its model is."""
+    if run.training.shard:
+        return "its base is to be sharded"
+    return f"{run.objective.name()} samples answers from the model between its steps" if run.objective.samples else None
 
 
 def why_not(model: Any, features: Sequence[dict[str, Any]]) -> str | None:

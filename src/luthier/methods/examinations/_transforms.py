@@ -12,6 +12,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
+from luthier.core.user_function import names_in
 
 Text = Callable[[str], str]
 WORD = re.compile(r"\w+")
@@ -85,9 +86,7 @@ def transform_of(name: str) -> Transform:
 
 def _written(file: Path) -> Transform:
     """The functions of a Python file, each guarded: what they raise is told with the file."""
-    names: dict[str, Any] = {"__name__": f"transform_{file.stem}", "__file__": str(file)}
-    with guarded(f"{file} cannot be run"):
-        exec(compile(file.read_text(encoding="utf-8"), str(file), "exec"), names)  # the user names it: their own code
+    names = names_in(file)
     for wanted in ("transform", "inverse"):
         if not callable(names.get(wanted)):
             raise LuthierError(f"{file} defines no function {wanted}(text); expected transform and inverse.")

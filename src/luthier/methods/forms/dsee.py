@@ -24,6 +24,7 @@ class DSEE(Form):
     """
 
     paper = "Chen et al. 2023 (ACL), arXiv 2111.00160 (code: VITA-Group/DSEE)"
+    family = "reparameterisation"
     kinds = ("affine",)
     needs = ("weight",)
     frozen = ("index", "keep")

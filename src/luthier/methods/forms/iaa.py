@@ -26,6 +26,7 @@ class IAA(Form):
     """
 
     paper = "Ma et al. 2022 (CIKM), arXiv 2208.09847 (rebuilt from its description)"
+    family = "additive"
     kinds = ("stream",)
     where = "stream"
     linear = False

@@ -30,6 +30,7 @@ class LoRAMoE(Routed):
     """
 
     paper = "Dou et al. 2023 (ACL 2024), arXiv 2312.09979 (code: Ablustrund/LoRAMoE)"
+    family = "hybrid"
     router = ("gate",)
     mixed = ("A", "B")
     lr = 2e-4

@@ -29,6 +29,7 @@ class MixLoRA(Routed):
     """
 
     paper = "Li et al. 2024, arXiv 2404.15159 (code: TUDB-Labs/MixLoRA, TUDB-Labs/MoE-PEFT)"
+    family = "hybrid"
     kinds = ("stream",)
     where = "output(mlp)"
     router = ("gate",)

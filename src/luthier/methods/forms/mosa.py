@@ -29,6 +29,7 @@ class MoSA(Form):
     """
 
     paper = "Zhang et al. 2023, arXiv 2312.02923 (code: Theia-4869/MoSA)"
+    family = "additive"
     kinds = ("stream",)
     where = "stream"
     linear = False

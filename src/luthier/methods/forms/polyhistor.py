@@ -29,6 +29,7 @@ class Polyhistor(Routed):
     """
 
     paper = "Liu, Ma, Tian, He, Kira 2022 (NeurIPS), arXiv 2210.03265 (rebuilt: no public code)"
+    family = "additive"
     kinds = ("stream",)
     where = "stream"
     by_task = True

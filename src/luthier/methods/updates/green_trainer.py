@@ -35,6 +35,7 @@ class GreenTrainer(Update):
     """
 
     paper = "Huang et al. 2024 (ICLR), arXiv 2309.13192 (code: pittisl/GreenTrainer)"
+    family = "selective"
     neutral: ClassVar = {"rho": 1.0}
 
     rho: float = 0.5

@@ -21,6 +21,7 @@ class Prune(Update):
     """
 
     paper = "Chen et al. 2023 (ACL), arXiv 2111.00160 (code: VITA-Group/DSEE)"
+    family = "selective"
 
     ratio: float = 0.2
     """Share of each weight that is pruned."""

@@ -26,6 +26,7 @@ class SaRA(Update):
     """
 
     paper = "Hu et al. 2025 (ICLR), arXiv 2409.06633 (code: sjtuplayer/SaRA)"
+    family = "selective"
     sparse = True
 
     threshold: float = 2e-3

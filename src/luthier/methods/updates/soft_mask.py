@@ -35,6 +35,7 @@ class SoftMask(Update):
     """
 
     paper = "Zhang et al. 2024 (Findings of ACL), arXiv 2404.10306 (code: rattlesnakey/CoFiTune)"
+    family = "selective"
     neutral: ClassVar = {"strength": 0.0}
     decays = False
 

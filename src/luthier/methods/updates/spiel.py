@@ -30,6 +30,7 @@ class SpIEL(Update):
     """
 
     paper = "Ansell et al. 2024, arXiv 2401.16405 (code: AlanAnsell/peft, ducdauge/sft-llm)"
+    family = "selective"
     neutral: ClassVar = {"share": 0.0}
     depends: ClassVar = {"accumulate": ("growth", "ag")}
 

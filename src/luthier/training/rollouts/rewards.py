@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from luthier.core.contracts.example import Example, Examples, Scorer
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded, reason
+from luthier.core.user_function import function_of, is_function
 from luthier.data import SCORERS, prompt_of, refuse_unscorable, scorer_for
 
 WEIGHTED = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.+)", re.DOTALL)
-FUNCTION = re.compile(r"(.+\.py):(\w+)")
 REGEX, MODEL, DATA = "regex:", "model:", "data"
 """How a specification opens, and the scorer that the rows call for."""
 
@@ -63,8 +61,8 @@ def _reward(spec: str, examples: Examples, model_of: Callable[[str], Any]) -> Re
         return Reward(name, weight, _each(_matches(name.removeprefix(REGEX))))
     if name.startswith(MODEL):
         return Reward(name, weight, model_of(name.removeprefix(MODEL)))
-    if function := FUNCTION.fullmatch(name):
-        return Reward(name, weight, _each(_function(Path(function[1]), function[2])))
+    if is_function(name):
+        return Reward(name, weight, _each(_function(name)))
     scorer = _scorer(name, examples)
     refuse_unscorable(scorer, examples.rows)
     return Reward(name if name != DATA else scorer.name, weight, _each(lambda a: scorer.score(a.answer, a.example)))
@@ -92,26 +90,10 @@ def _matches(pattern: str) -> Callable[[Answered], float]:
     return lambda answered: float(compiled.search(answered.answer) is not None)
 
 
-def _function(path: Path, name: str) -> Callable[[Answered], Any]:
+def _function(spec: str) -> Callable[[Answered], Any]:
     """`name(prompt, answer, example)` of a Python file of the user's."""
-    if not path.is_file():
-        raise LuthierError(f"there is no file {path}, whose function {name} is to be a reward.")
-    with guarded(f"{path} cannot be loaded"):
-        module = _loaded(path)
-    function = vars(module).get(name)
-    if not callable(function):
-        there = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        raise LuthierError(f"{path} has no function {name!r}{near(name, there)} It has: {', '.join(there) or 'none'}.")
+    function = function_of(spec)
     return lambda answered: function(answered.prompt, answered.answer, answered.example)
-
-
-def _loaded(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"_reward_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError("Python cannot import it")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _each(score: Callable[[Answered], Any]) -> Callable[[Sequence[Answered]], list[float | str]]:

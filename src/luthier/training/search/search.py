@@ -11,6 +11,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, write_json
+from luthier.core.guard import guarded
 from luthier.training.search.picture import draw
 from luthier.training.search.tree import Node, explore
 from luthier.training.spec import Run
@@ -76,7 +77,8 @@ def search(
     depth = _checked(run, modules)
     folder = Path(run.out)
     space = {"run": {**run.to_dict(), "out": None, "where": None}, "modules": dict(modules), "least": least}
-    asked = json.loads(json.dumps(space))  # as the file gives it back
+    with guarded("the settings of the search cannot be written as JSON"):
+        asked = json.loads(json.dumps(space))  # as the file gives it back
     known = _known(folder, asked)
     done: list[tuple[Node, float]] = []
 
