@@ -138,6 +138,7 @@ from luthier.core.sites.answers import rows_of as batch_rows
 from luthier.core.sites.answers import spoken as label_logits
 from luthier.core.sites.collect import collect as collect
 from luthier.core.sites.heads import Replaced as HeadOutputs
+from luthier.core.sites.heads import Seen as HeadsSeen
 from luthier.core.sites.heads import heads as watch_heads
 from luthier.core.sites.heads import layers_of as head_layers
 from luthier.core.sites.heads import refuse_headless as check_heads

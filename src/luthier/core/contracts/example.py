@@ -92,7 +92,7 @@ def _plain(text: Any) -> Any:
 
 
 def last_answer(messages: list[Message]) -> int:
-    """Index of the last assistant turn."""
+    """Returns the index of the last assistant turn."""
     return max(i for i, m in enumerate(messages) if m["role"] == "assistant")
 
 

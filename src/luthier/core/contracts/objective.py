@@ -39,12 +39,19 @@ ADVANTAGE = "advantage"
 """The feature of a sampled answer that holds how much better it is than the others of its prompt; in a batch [rows]."""
 SAMPLED = "sampled"
 """The feature of a sampled answer that holds its `SAMPLED_FIGURES`, in their order; in a batch [rows, figures]."""
-REFERENCE_TOKENS, OLD_TOKENS = "reference_tokens", "old_tokens"
-"""Features of a sampled answer: log p of the token that follows each of its tokens, 0 outside the answer, by the model
-with its adapter off and by the model that sampled it; in a batch [rows, T]."""
+REFERENCE_TOKENS = "reference_tokens"
+"""The feature of a sampled answer that holds log p of each next token with the adapter off.
+
+In a batch [rows, T], 0 outside the answer.
+"""
+OLD_TOKENS = "old_tokens"
+"""The feature of a sampled answer that holds the same by the model that sampled it."""
 SAMPLED_FIGURES = ("reward", "tokens", "truncated", "empty", "failed", "flat")
-"""The reward (NaN where it is not known), the length, and whether it hit the length limit, has no text, could not be
-scored, or is of a prompt all of whose answers have one reward."""
+"""What is known of a sampled answer.
+
+The reward (NaN where it is not known), the length, and whether it hit the length limit, has no text, could not be
+scored, or is of a prompt all of whose answers have one reward.
+"""
 BASE = "base"
 """What the setting `reference` of an objective calls the base, of a run that goes on from an adapter."""
 Figures = dict[str, Tensor]

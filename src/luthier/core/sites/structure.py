@@ -143,8 +143,10 @@ def adaptable(model: nn.Module) -> nn.Module:
 
 
 def base_modules(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
-    """`named_modules` of the base: what is attached to adapted modules is left out, so that a walk takes the same time
-    however many adapters are loaded."""
+    """Yields the modules of the base by path, as `named_modules` does, without what is attached to them.
+
+    So a walk takes the same time however many adapters are loaded.
+    """
     seen: set[int] = set()
     ahead = [("", model)]
     while ahead:
