@@ -166,7 +166,8 @@ def test_running_statistics_of_the_base_stay(tmp_path):
     """BatchNorm in a frozen base would otherwise drift with every batch, and no adapter could carry that."""
     import transformers
 
-    from luthier.training.trainer import Trainer, arguments
+    from luthier.training.arguments import arguments
+    from luthier.training.trainer import Trainer
 
     torch.manual_seed(0)
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=2)

@@ -17,6 +17,7 @@ from luthier.data.encode import labels_in_order
 from luthier.measuring.allocation import allocate
 from luthier.models import Loaded
 from luthier.training import metrics
+from luthier.training.arguments import arguments
 from luthier.training.context import training_context
 from luthier.training.folder import new_id
 from luthier.training.pack import batches_of, computed
@@ -25,7 +26,7 @@ from luthier.training.progress import quiet
 from luthier.training.report import steps_of
 from luthier.training.session import every, load
 from luthier.training.spec import Run
-from luthier.training.trainer import Trainer, arguments
+from luthier.training.trainer import Trainer
 
 
 def fit_peft(run: Run, start: Callable[[Any], None] | None = None) -> Fitted:

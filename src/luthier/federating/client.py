@@ -18,12 +18,13 @@ from luthier.core.contracts.aggregation import Aggregation
 from luthier.data.encode import labels_in_order
 from luthier.federating.change import Change, fill, folded, taken
 from luthier.models import Loaded
+from luthier.training.arguments import arguments
 from luthier.training.attachment import attach_all
 from luthier.training.context import training_context
 from luthier.training.prepare import Prepared
 from luthier.training.report import steps_of
 from luthier.training.spec import Run
-from luthier.training.trainer import Trainer, arguments
+from luthier.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from luthier.core.errors import LuthierError
@@ -56,6 +57,31 @@ def shape(training: Training, steps: int) -> Callable[[int], float]:
         return falls(training, step, warm, steps)
 
     return factor
+
+
+def restarting(training: Training, kind: Any, turns: Sequence[int], steps: int) -> Callable[[int], float]:
+    """Returns the factor of the learning rate at each step, of a schedule that begins anew at each of `turns`.
+
+    `kind` is transformers' own schedule, where nothing further is set.
+    """
+    starts, ends = (0, *turns), (*turns, steps)
+    lengths = [end - start for start, end in zip(starts, ends, strict=True)]
+    shapes = [_plain(training, kind, length) if is_plain(training) else shape(training, length) for length in lengths]
+
+    def factor(step: int) -> float:
+        phase = bisect.bisect_right(starts, step) - 1
+        return shapes[phase](step - starts[phase])
+
+    return factor
+
+
+def _plain(training: Training, kind: Any, steps: int) -> Callable[[int], float]:
+    import torch
+    import transformers
+
+    alone = torch.optim.SGD([torch.zeros(1)], lr=1.0)  # gives the shape of a schedule, and steps nothing
+    made: Any = transformers.get_scheduler(kind, alone, math.ceil(training.warmup * steps), steps)
+    return made.lr_lambdas[0]
 
 
 def _share(step: int, warm: int, steps: int) -> float:

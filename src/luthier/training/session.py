@@ -23,6 +23,7 @@ from luthier.data.encode import labels_in_order
 from luthier.models import Loaded, licence_of
 from luthier.training import folder as folders
 from luthier.training import metrics, routing
+from luthier.training.arguments import arguments
 from luthier.training.attachment import attach_all
 from luthier.training.base import check_fits
 from luthier.training.best import Best
@@ -50,7 +51,7 @@ from luthier.training.rollouts.rewards import Reward
 from luthier.training.sparse import sparsify
 from luthier.training.spec import Run
 from luthier.training.teacher import check_teacher, teacher_of
-from luthier.training.trainer import Trainer, arguments
+from luthier.training.trainer import Trainer
 
 SPREAD = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 """The environment variables by which `accelerate launch` shards all parameters."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 import os
 import random
@@ -34,56 +33,11 @@ from luthier.training.penalised import Penalised, project
 from luthier.training.rollouts.online import Online
 from luthier.training.rollouts.slopes import slopes_of
 from luthier.training.routing import Routers
-from luthier.training.schedule import PLAIN, is_plain, shape
-from luthier.training.spec import Run, Training
+from luthier.training.schedule import is_plain, restarting
+from luthier.training.spec import Run
 
 ADAPTER = "adapter.safetensors"
 REMEMBERED = "objective.json"
-
-
-def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> transformers.TrainingArguments:
-    """Returns the TrainingArguments of `run`; `every` is (steps between evaluations, between checkpoints)."""
-    settings = run.training
-    made = transformers.TrainingArguments(
-        output_dir=str(run.folder),
-        max_steps=steps,
-        per_device_train_batch_size=settings.batch,
-        per_device_eval_batch_size=settings.batch,
-        gradient_accumulation_steps=settings.accumulate,
-        learning_rate=run.lr,
-        lr_scheduler_type=PLAIN.get(settings.schedule, "constant"),
-        warmup_steps=math.ceil(settings.warmup * steps),
-        weight_decay=settings.weight_decay,
-        **optim_of(settings),
-        max_grad_norm=settings.clip,
-        seed=settings.seed,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=every[0],
-        save_strategy="steps",
-        save_steps=every[1],
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=settings.report_to.split(","),
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        log_level="error",
-        use_cpu=not torch.accelerator.is_available(),
-    )
-    made._setup_devices  # noqa: B018  counts the GPUs; one process uses one, torchrun starts more
-    made._n_gpu = min(made._n_gpu, 1)
-    return made
-
-
-OPTIMISERS = {"adafactor": "adafactor", "lion": "lion_32bit", "adamw_8bit": "adamw_bnb_8bit", "sgd": "sgd"}
-"""Optimisers beside AdamW, by transformers' names."""
-
-
-def optim_of(settings: Training) -> dict[str, Any]:
-    """Returns the arguments that choose the optimiser; AdamW is what transformers takes by itself."""
-    return {} if settings.optimizer == "adamw" else {"optim": OPTIMISERS[settings.optimizer]}
 
 
 class Diverged(LuthierError):
@@ -217,21 +171,7 @@ class Trainer(transformers.Trainer):
         turns, own = self.run.update.restarts(num_training_steps), not is_plain(self.run.training)
         if self.lr_scheduler is not None or not (turns or own):
             return super().create_scheduler(num_training_steps, optimizer)
-        starts = (0, *turns)
-        alone = torch.optim.SGD([torch.zeros(1)], lr=1.0)  # gives the shape of a schedule, and steps nothing
-        shapes = [
-            shape(self.run.training, end - start)
-            if own
-            else transformers.get_scheduler(
-                self.args.lr_scheduler_type, alone, math.ceil(self.run.training.warmup * (end - start)), end - start
-            ).lr_lambdas[0]  # pyright: ignore[reportAttributeAccessIssue]
-            for start, end in zip(starts, (*turns, num_training_steps), strict=True)
-        ]
-
-        def factor(step: int) -> float:
-            phase = bisect.bisect_right(starts, step) - 1
-            return shapes[phase](step - starts[phase])
-
+        factor = restarting(self.run.training, self.args.lr_scheduler_type, turns, num_training_steps)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         self._created_lr_scheduler = True
         return self.lr_scheduler

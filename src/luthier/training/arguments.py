@@ -1,0 +1,57 @@
+"""What transformers' Trainer is told of a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import transformers
+
+from luthier.training.schedule import PLAIN
+from luthier.training.spec import Run, Training
+
+
+def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> transformers.TrainingArguments:
+    """Returns the TrainingArguments of `run`; `every` is (steps between evaluations, between checkpoints)."""
+    settings = run.training
+    made = transformers.TrainingArguments(
+        output_dir=str(run.folder),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch,
+        per_device_eval_batch_size=settings.batch,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=run.lr,
+        lr_scheduler_type=PLAIN.get(settings.schedule, "constant"),
+        warmup_steps=math.ceil(settings.warmup * steps),
+        weight_decay=settings.weight_decay,
+        **optim_of(settings),
+        max_grad_norm=settings.clip,
+        seed=settings.seed,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=every[0],
+        save_strategy="steps",
+        save_steps=every[1],
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=settings.report_to.split(","),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        log_level="error",
+        use_cpu=not torch.accelerator.is_available(),
+    )
+    made._setup_devices  # noqa: B018  counts the GPUs; one process uses one, torchrun starts more
+    made._n_gpu = min(made._n_gpu, 1)
+    return made
+
+
+OPTIMISERS = {"adafactor": "adafactor", "lion": "lion_32bit", "adamw_8bit": "adamw_bnb_8bit", "sgd": "sgd"}
+"""Optimisers beside AdamW, by transformers' names."""
+
+
+def optim_of(settings: Training) -> dict[str, Any]:
+    """Returns the arguments that choose the optimiser; AdamW is what transformers takes by itself."""
+    return {} if settings.optimizer == "adamw" else {"optim": OPTIMISERS[settings.optimizer]}
