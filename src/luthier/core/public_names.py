@@ -43,7 +43,8 @@ PLACES = {
     "core.numerics.dimension": "Dimension intrinsic_dimension",
     "core.sites.answers": "Answers label_answers=answers batch_rows=rows_of label_logits=spoken",
     "core.sites.collect": "collect",
-    "core.sites.heads": "HeadsSeen=Seen HeadOutputs=Replaced watch_heads=heads head_layers=layers_of check_heads=refuse_headless",
+    "core.sites.heads": "HeadsSeen=Seen HeadOutputs=Replaced watch_heads=heads head_layers=layers_of "
+    "check_heads=refuse_headless",
     "core.sites.probe": "dummy_inputs eval_mode",
     "core.sites.select": "select",
     "core.sites.structure": "base_modules base_tensor block_lists decoder_path features is_sharded unwrapped",
