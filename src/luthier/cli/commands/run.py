@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import console, say, say_json, table
-from luthier.cli.parse import Command, Given
+from luthier.cli.parse import Fitted, Given
 
 if TYPE_CHECKING:
     from luthier.evaluating.front import Front
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Run(Command):
+class Run(Fitted):
     """Train in stages that one file describes, each going on with the adapter of the one before.
 
     Each stage is a run folder like any other. All of them are checked before the first one starts. With [measure], the

@@ -43,9 +43,10 @@ class Search(Loading):
         from luthier.training.runfile import read_run_file
         from luthier.training.search import search
 
-        run = read_run_file(self.run_file).run()
-        trusts = run.trust_remote_code or self.trust_remote_code
-        run = replace(run, out=self.out or run.out, trust_remote_code=trusts)
+        file = read_run_file(self.run_file)
+        file.check_trust(self.trust_remote_code)
+        run = file.run()
+        run = replace(run, out=self.out or run.out, trust_remote_code=self.trust_remote_code)
         found = search(run, kinds(self.modules), budget=self.budget, least=self.least, progress=not self.json)
         if self.json:
             say_json(found.to_dict())

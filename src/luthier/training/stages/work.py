@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier import data
+from luthier import data, models
 from luthier.core.errors import LuthierError
 from luthier.core.files import free_folder, read_json, replace_json
 from luthier.core.guard import written
@@ -72,6 +72,7 @@ def run_plan(
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
     told: Callable[[str], object] = str,
+    trust_remote_code: bool = False,
 ) -> Staged:
     """Runs the stages of a plan (`luthier.training.stages.plan`), each a run folder in the plan's folder.
 
@@ -79,13 +80,14 @@ def run_plan(
     first one starts, data, objective, method and selectors of all of them are looked at, so that a plan that cannot
     end is refused at once. With `resume` a plan goes on that was stopped within a stage or between two: finished
     stages stay as they are, and the adapters are those of a plan that was left alone. `overwrite` replaces the plan
-    in the folder. `told` hears a line for each stage.
+    in the folder. `told` hears a line for each stage. `trust_remote_code` lets code of the model run, for the stages
+    that say so.
 
     Raises `LuthierError` that names the stage, for a bad plan, and for a finished stage whose adapter has changed.
     """
     read = _read(plan, out)
     claim(read, resume, overwrite)
-    with owned(read.folder):
+    with models.trusting(trust_remote_code), owned(read.folder):
         claim(read, resume, overwrite)  # again, now that nobody else is in it
         done = _finished(read) if resume else []
         read = check_plan(read, done)
@@ -156,6 +158,11 @@ def _tried(stage: Stage, first: Run | None) -> Run:
     there = stage.start is not None and adapter_at(stage.start) and not (stage.folder / folders.SPEC).exists()
     form = None if first is None or there else {"form": first.form, "where": first.where}
     run = stage.run(form)
+    if run.trust_remote_code and not models.trusted():
+        raise LuthierError(
+            "it says trust_remote_code, which no file decides for you. Read the code that the model brings, and if you "
+            "trust it, add --trust-remote-code (in Python, trust_remote_code=True)."
+        )
     check_services(run.training.report_to)
     check_processes(run)
     if run.objective.teaches:
