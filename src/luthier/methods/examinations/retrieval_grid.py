@@ -68,7 +68,7 @@ class RetrievalGrid(Examination):
         prompts = rows.prompts()
         found = nearest(prompts, pool, min(self.k, len(pool)), self.encoder)
         texts = ["\n".join(pool[place] for place in each) for each in found]
-        turned = [texts[another(found, n)] for n in range(len(texts))]
+        turned = ["\n".join(pool[place] for place in others(found, n, len(pool))) for n in range(len(texts))]
         asking = [prompts, below(prompts, texts), below(prompts, turned)]
         with pair.before() as model:
             before = self._scores(pair, model, rows, asking, "asking the model before")
@@ -197,10 +197,11 @@ def by_states(questions: Sequence[str], pool: Sequence[str], encoder: str) -> An
     return points[0] @ points[1].T
 
 
-def another(found: Sequence[Sequence[int]], at: int) -> int:
-    """Returns a question that shares no passage with the one `at`, from the middle on; else the one opposite."""
-    turned = [(at + len(found) // 2 + n) % len(found) for n in range(len(found))]
-    return next((n for n in turned if not set(found[n]) & set(found[at])), turned[0])
+def others(found: Sequence[Sequence[int]], at: int, size: int) -> list[int]:
+    """Returns as many passages as the question `at` has, none of them its own: those of the question opposite it first,
+    then any of the `size` passages."""
+    places = dict.fromkeys([*found[(at + len(found) // 2) % len(found)], *range(size)])
+    return [place for place in places if place not in found[at]][: len(found[at])]
 
 
 def below(prompts: Sequence[Example], texts: Sequence[str]) -> list[Example]:
