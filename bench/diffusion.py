@@ -149,13 +149,13 @@ def draw_samples(rows: dict[str, Tensor], path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    from diffusers import DDPMScheduler
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--base-steps", type=int, default=600)
     parser.add_argument("--out", type=Path, default=results_of("diffusion"))
     given = parser.parse_args(arguments)
+    from diffusers import DDPMScheduler
+
     scheduler, data, base = DDPMScheduler(num_train_timesteps=NOISES), digits(), unet().train()
     fit(base, torch.optim.AdamW(base.parameters(), lr=2e-3), scheduler, data["low train"], given.base_steps)
     tests = {half: round(held_loss(base, scheduler, data[f"{half} test"]), 4) for half in ("low", "high")}

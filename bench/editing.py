@@ -56,7 +56,7 @@ def facts() -> list[dict[str, str]]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench editing", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="where runs lie, to be gone on with")
     parser.add_argument("--by", nargs="+", default=["locft_bf", "depth_first"])
     parser.add_argument("--count", type=int, default=200)

@@ -154,7 +154,7 @@ def known(file: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench lifelong", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder of CLINC150: train.jsonl, test.jsonl")
     parser.add_argument("--by", nargs="+", default=[*ways(), "each"])
     parser.add_argument("--weight", nargs="*", default=[], help="weights of penalties, as ewc=100")

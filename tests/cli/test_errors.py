@@ -104,7 +104,7 @@ def test_bad_input_in_a_shell(shell, place, case):
     "words, told",
     [
         (["trian"], ("unknown command", "train")),
-        (["train"], ("MODEL", "luthier train --help")),
+        (["train"], ("MODEL", "`luthier train --help`")),
         (["train", "m", "d", "--rnk", "3"], ("--rnk", "--rank")),
         (["train", "m", "d", "--method", "lora", "--rnk", "3"], ("luthier train --method lora --help",)),
         (["train", "m", "d", "--method", "loraa"], ("did you mean 'lora'",)),

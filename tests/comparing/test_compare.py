@@ -240,7 +240,7 @@ def test_classifiers(bert, letters, tmp_path):
     done = runner.carry_out(study, tmp_path / "s", progress=False)
     runs = {run.method: run for run in done.records}
     for run in runs.values():
-        assert run.metric == "mcc" and run.rows == 12 and set(run.metrics) == {"accuracy", "mcc"} and not run.hits
+        assert run.metric == "mcc" and run.rows == 12 and set(run.metrics) >= {"accuracy", "mcc"} and not run.hits
         assert 0 <= run.calibration_error <= 1 and run.samples[0]["expected"] in ("left", "right")
     assert runs["base"].trainable == 2 * 32 + 2 < runs["recipe:lora"].trainable < runs["full"].trainable
     assert runs["full"].score > 0.9 and "recipe's sites" in " ".join(runs["recipe:lora"].notes)

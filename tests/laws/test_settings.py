@@ -575,7 +575,7 @@ TRIED: dict[str, Callable[[Path], Callable[[Any], Any]]] = {
 
 
 def test_every_axis_is_tried():
-    assert sorted([*TRIED, "forms"]) == axes()
+    assert sorted([*TRIED, "forms", "rewrites"]) == axes()  # rewrites: tests/methods/rewrites, setting by setting
 
 
 @pytest.mark.parametrize("name", names("forms"))

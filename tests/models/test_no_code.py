@@ -184,6 +184,8 @@ def test_every_command_that_takes_a_model_can_be_told_to_run_its_code():
     from luthier.cli.parse import Loading, commands
 
     for name, cls in commands().items():
+        if name == "monitor":  # whose model is a name in the log
+            continue
         fields = {field.name for field in dataclasses.fields(cls)}
         if fields & {"model", "base", "to_base"}:
             of_a_run = any("trust_remote_code" in {f.name for f in dataclasses.fields(each.cls)} - set(each.skip)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from luthier.core.adapters.attach import state_of
+from luthier.core.adapters.attach import find_state
 from luthier.core.adapters.control import watched
 from luthier.core.contracts.objective import TASKS
 from luthier.core.contracts.router import Route, Routed, RoutedBatch
@@ -32,7 +32,8 @@ class Routers:
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model, self.name = model, name
-        components = [each for each in state_of(model).components if each.name == name]
+        state = find_state(model)  # none of a model that another library adapts
+        components = [each for each in state.components if each.name == name] if state else []
         self.on = any(isinstance(each.form, Routed) for each in components)
         """Whether there is a router."""
         self.loads: dict[tuple[int | None, str], tuple[Tensor, int]] = {}

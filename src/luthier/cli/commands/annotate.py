@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.commands.serve import api_key, need_extra
 from luthier.cli.output import console, say, say_json, tell, tell_unread
-from luthier.cli.parse import Flags, Given, Loading, option
+from luthier.cli.parse import Fitted, Flags, Given, option
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ SKIP, STOP = "-", "."
 
 
 @dataclass(frozen=True)
-class Annotate(Loading):
+class Annotate(Fitted):
     """Label rows by hand, those first that a selection asks for.
 
     Shows one row after another and reads its label from the terminal (or a pipe): - skips a row, . stops. Every label

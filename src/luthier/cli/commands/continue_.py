@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say, say_json, table, tell
-from luthier.cli.parse import Command, Flags, Given, option
+from luthier.cli.parse import Flags, Given, Signed, option
 from luthier.cli.stopped import sequence_stopped
 from luthier.core.errors import LuthierError
 
@@ -22,7 +22,7 @@ OWN = ("form", "training", "model", "data", "eval_data", "out", "penalty", "cali
 
 
 @dataclass(frozen=True)
-class Continue(Command):
+class Continue(Signed):
     """Fine-tune a model on one task after another, and measure what it forgets.
 
     After every task the model is tested on all of them. The matrix "after task i, on task j", average accuracy,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say, say_json, table
-from luthier.cli.parse import Flags, Given, Loading, option
+from luthier.cli.parse import Fitted, Flags, Given, option
 from luthier.cli.stopped import edit_stopped
 from luthier.core.errors import LuthierError
 
@@ -20,7 +20,7 @@ TOLD = ("model", "facts", "editing", "form")
 
 
 @dataclass(frozen=True)
-class EditCommand(Loading):
+class EditCommand(Fitted):
     """Write facts into one tensor of a causal language model, as a small adapter that is taken off again.
 
     Rows have prompt and target, and may have rephrased (prompts with the same answer) and neighbours (prompts about

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.cli.output import say, say_json, table
-from luthier.cli.parse import Flags, Given, Loading, option
+from luthier.cli.parse import Fitted, Flags, Given, option
 from luthier.cli.stopped import meta_stopped
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ BY, FORM = "fomaml", "lora"
 
 
 @dataclass(frozen=True)
-class MetaCommand(Loading):
+class MetaCommand(Fitted):
     """Train an adapter over several domains so that one or two demonstrations are enough to adapt it.
 
     In domains that it never saw (--tests) the loss is measured as it is, after the inner loop on the demonstrations,

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from luthier.cli.output import say, say_json, table
-from luthier.cli.parse import Given, Loading
+from luthier.cli.parse import Fitted, Given
 
 
 @dataclass(frozen=True)
-class Search(Loading):
+class Search(Fitted):
     """Search the layers and modules that a run should train.
 
     Takes a run file and trains it on ranges of layers: all layers by each kind of modules, then halves of the best

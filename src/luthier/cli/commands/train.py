@@ -155,7 +155,10 @@ class Train(Telling, Signed):
 
         start = given.get(Run, {}).get("from_adapter")
         if self.model is None and start is None:
-            raise LuthierError("train what? Name a model and data, a run file, or a finished run to extend (--from).")
+            raise LuthierError(
+                "train what? Name a MODEL and DATA, a run file, or a finished run to extend (--from); `luthier train "
+                "--help` has examples."
+            )
         file = _file(self.model, start)
         method, recipe = _chosen(self.method, self.recipe, file, start)
         told = {name: value for name, value in given.get(Run, {}).items() if name not in CHOICES}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.cli.output import say, say_json, table
-from luthier.cli.parse import Flags, Given, Loading, option
+from luthier.cli.parse import Fitted, Flags, Given, option
 from luthier.cli.stopped import unlearning_stopped
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ BY = "dmm"
 
 
 @dataclass(frozen=True)
-class UnlearnCommand(Loading):
+class UnlearnCommand(Fitted):
     """Make an adapter that is as if some of its rows had never been learned.
 
     dmm predicts what the model would say without the rows, from projected gradients, and matches that; ascent raises

@@ -115,13 +115,13 @@ def packing_of(mask: Any) -> Packing | None:
 
 
 def packing_now() -> Packing | None:
-    """Returns how the batch of the running pass is packed; None where it is not."""
-    return _now.get()
+    """Returns how the batch of the running pass is packed; None where it is not, as in a compiled graph."""
+    return None if torch.compiler.is_compiling() else _now.get()
 
 
 def row_now() -> int | None:
     """Returns the row whose attention is running, where rows are taken one by one."""
-    return _row.get()
+    return None if torch.compiler.is_compiling() else _row.get()
 
 
 class RowMasks(Tensor):

@@ -94,5 +94,5 @@ def grebsmo(w: Tensor, k: int, rank: int, growths: int = 4, rounds: int = 4) -> 
             v = u.mT @ (w - sparse)
             rest = w - u @ v
             found = rest.flatten().abs().topk(k).indices
-            sparse = torch.zeros_like(w).view(-1).index_put_((found,), rest.flatten()[found]).view_as(w)
+            sparse = w.new_zeros(w.numel()).index_put_((found,), rest.flatten()[found]).view(w.shape)
     return rest.flatten().abs().topk(k).indices.sort().values
