@@ -92,7 +92,8 @@ def _tfidf(pool: Pool) -> Any:
         raise LuthierError("embedding=tfidf needs scikit-learn: pip install 'luthier[ot]'") from None
     assert pool.target is not None
     left, right = ([full_text(row) for row in part.rows] for part in (pool.examples, pool.target))
-    maker = TfidfVectorizer(token_pattern=WORD.pattern, sublinear_tf=True).fit([*left, *right])
+    maker: Any = TfidfVectorizer(token_pattern=WORD.pattern, sublinear_tf=True)
+    maker.fit([*left, *right])
     return (maker.transform(left) @ maker.transform(right).T).toarray()
 
 
