@@ -85,7 +85,7 @@ def test_a_server_that_is_gone_stops_the_work_and_loses_nothing(call, llama, row
     done = call(*words, "--judge", f"{file}:never", "--resume")
     assert done.code == 0 and len(made(out)) == 8
     refused = call(*words, "--judge", f"{file}:nevr", "--overwrite")
-    assert refused.code != 0 and "no function nevr" in refused.err and "never" in refused.err
+    assert refused.code != 0 and "no function 'nevr'" in refused.err and "never" in refused.err
 
 
 def test_critics_and_pairs(call, llama, rows, tmp_path):

@@ -130,5 +130,5 @@ def test_a_function_of_a_file_judges(loaded, examples, tmp_path):
     (tmp_path / "judges.py").write_text("def short(prompt, answer, reference):\n    return len(answer) < 4\n")
     found = made(loaded, examples[1], tmp_path, f"{tmp_path / 'judges.py'}:short")
     assert sum(found.origins.values()) == 7
-    with pytest.raises(lt.LuthierError, match="has no function long"):
+    with pytest.raises(lt.LuthierError, match="has no function 'long'"):
         made(loaded, examples[1], tmp_path, f"{tmp_path / 'judges.py'}:long")
