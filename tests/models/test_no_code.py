@@ -15,7 +15,7 @@ from luthier import models
 from luthier.cli import main
 from luthier.core.errors import LuthierError
 from luthier.training import Run, Training
-from luthier.training.folder import read_record
+from luthier.training.folder import read_record, read_run
 from luthier.training.prepare import prepare
 from luthier.training.runfile import read_run_file, save_run_file
 from support.tiny import save_model
@@ -165,6 +165,25 @@ def test_nothing_reads_the_terminal():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "input":
                 asks.append(f"{file.relative_to(SOURCE)}:{node.lineno}")
     assert not asks
+
+
+def test_the_record_of_a_run_never_lets_it_run(own, additions, tmp_path):
+    """An adapter's folder comes with one, and what reads it loads the base that it names."""
+    run = Run(
+        own[0], additions, lt.LoRA(rank=2), out=str(tmp_path / "run"), training=Training(steps=1, eval_fraction=0)
+    )
+    lt.train(__import__("dataclasses").replace(run, trust_remote_code=True), progress=False)
+    assert read_run(tmp_path / "run").trust_remote_code is False
+    with models.trusting(True):
+        assert read_run(tmp_path / "run").trust_remote_code is True
+    rows = Path(additions).read_text().splitlines(keepends=True)
+    parts = {name: tmp_path / f"{name}.jsonl" for name in ("forget", "retain")}
+    for name, some in (("forget", rows[:4]), ("retain", rows[4:])):
+        parts[name].write_text("".join(some))
+    said = ["--forget", str(parts["forget"]), "--retain", str(parts["retain"]), "--by", "ascent", "--steps", "1"]
+    said = ["unlearn", own[0], "--adapter", str(tmp_path / "run"), *said, "--out", str(tmp_path / "out")]
+    assert main(said) == 2
+    assert main([*said, "--trust-remote-code"]) == 0
 
 
 def test_a_comparison_says_it_in_the_record_of_each_run(own, additions, tmp_path):

@@ -189,6 +189,5 @@ class Lent:
                 dtype=self.run.training.precision,
                 labels=self.spec["measured"].get("labels"),
                 quantize=self.run.training.quantize,
-                trust_remote_code=self.run.trust_remote_code,
             )
         return self.loaded

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from luthier import models
 from luthier.core.errors import LuthierError
 from luthier.core.files import TRACES, read_json, replace_json
 from luthier.core.guard import written
@@ -61,9 +62,12 @@ def holds_run(folder: Path) -> bool:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Returns the run that a folder holds, to be resumed or repeated; its `out` is that folder."""
+    """Returns the run that a folder holds, to be resumed or repeated; its `out` is that folder.
+
+    Whether code of the model may run is the caller's to say, and not the record's: folders are passed around.
+    """
     record = read_record(Path(folder))
-    return Run.from_dict(record["run"] | {"out": str(folder)})
+    return Run.from_dict(record["run"] | {"out": str(folder), "trust_remote_code": models.trusted()})
 
 
 def read_record(folder: Path) -> dict[str, Any]:
