@@ -12,7 +12,6 @@ import pytest
 from luthier.comparing.measures import student
 from luthier.comparing.measures.bootstrap import RESAMPLES, redrawn
 from luthier.comparing.measures.significance import (
-    calibration_error,
     holm,
     over_seeds,
     paired,
@@ -22,6 +21,7 @@ from luthier.comparing.measures.significance import (
     winner,
 )
 from luthier.comparing.record import Record
+from luthier.core.numerics.confidence import calibration_error
 from luthier.evaluating.evaluate import agreement, closeness
 
 

@@ -56,6 +56,23 @@ def free_folder(folder: str | Path, mark: str, what: str) -> Path:
     return target
 
 
+def claimed(folder: str | Path, mark: str, what: str, resume: bool, overwrite: bool) -> Path:
+    """Returns the folder for `what` (such as "an edit"), whose file `mark` tells of one that is there.
+
+    Changes nothing. Raises `LuthierError` where the folder cannot be used, and where it holds one that is neither to be
+    gone on with nor to be replaced.
+    """
+    if resume and overwrite:
+        raise LuthierError(f"resume continues {what} and overwrite starts again; choose one.")
+    target = free_folder(folder, mark, what)
+    if (target / mark).is_file() and not (resume or overwrite):
+        raise LuthierError(
+            f"{target} holds {what} already: go on with it (resume), replace it (overwrite), or choose another folder "
+            "(out)."
+        )
+    return target
+
+
 @contextmanager
 def committed(folder: str | Path) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends well: all synced, then renamed.

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, discard, free_folder, read_json, recover, replace_json, write_json
+from luthier.core.files import claimed, committed, discard, read_json, recover, replace_json, write_json
 from luthier.federating.change import Change
 from luthier.federating.client import Sent
 from luthier.federating.plot import plot
@@ -30,15 +30,7 @@ FREE = ("rounds", "out")
 
 def claim(out: str | Path, resume: bool, overwrite: bool) -> Path:
     """Returns the folder, if it may be used; changes nothing yet."""
-    if resume and overwrite:
-        raise LuthierError("resume continues a run and overwrite starts again; choose one.")
-    folder = free_folder(out, SPEC, "a federated run")
-    if (folder / SPEC).is_file() and not (resume or overwrite):
-        raise LuthierError(
-            f"{folder} holds a federated run already: go on with it (resume), replace it (overwrite), or choose "
-            "another folder (out)."
-        )
-    return folder
+    return claimed(out, SPEC, "a federated run", resume, overwrite)
 
 
 def begin(folder: Path, spec: Mapping[str, Any], overwrite: bool) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.measures.bootstrap import SCORES
-from luthier.comparing.measures.significance import calibration_error
 from luthier.comparing.plan import Job
 from luthier.comparing.shots import shown
 from luthier.comparing.sources import Sourced
 from luthier.comparing.study import Study
+from luthier.core.numerics.confidence import calibration_error
 from luthier.data import Example, Examples
 from luthier.evaluating import Evaluation, evaluate
 

@@ -210,19 +210,6 @@ def _for(best: str, tests: Sequence[Paired]) -> str:
     return f"{best} beats every other method, Holm-corrected p at most {worst.adjusted:.2g} (against {worst.second})"
 
 
-# --- calibration -----------------------------------------------------------------------------------
-
-
-def calibration_error(confidences: Sequence[float], hits: Sequence[float], bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599): |confidence - accuracy| in `bins` equal bins."""
-    import numpy as np
-
-    confidence, hit = np.asarray(confidences, dtype=float), np.asarray(hits, dtype=float)
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are (a, b], as in the source
-    gaps = [abs(confidence[place == b].sum() - hit[place == b].sum()) for b in range(bins)]
-    return float(sum(gaps) / len(hit))
-
-
 # --- helpers ---------------------------------------------------------------------------------------
 
 

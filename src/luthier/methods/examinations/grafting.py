@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from luthier.core.contracts.examination import Batch, Change, Examination, Pair, Report
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.confidence import calibration_error
 from luthier.core.sites.answers import Answers, answers, spoken
 from luthier.core.sites.probe import eval_mode
 
@@ -159,8 +160,5 @@ def _score(found: Answers) -> float:
     return float(found.hit.mean())
 
 
-def _error(found: Answers, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017), bins (a, b]."""
-    place = (found.confidence * bins).ceil().long().clamp(1, bins) - 1
-    gaps = found.hit.new_zeros(bins).index_add(0, place, found.confidence - found.hit)
-    return float(gaps.abs().sum() / len(found.hit))
+def _error(found: Answers) -> float:
+    return calibration_error(found.confidence.numpy(), found.hit.numpy())

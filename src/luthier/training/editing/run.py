@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,22 +13,21 @@ from rich.console import Console
 
 from luthier import data, models
 from luthier.core.adapters.control import disabled, trainable
-from luthier.core.errors import LuthierError
-from luthier.core.files import as_read, discard, free_folder, read_json, replace_json
+from luthier.core.files import claimed, read_json, replace_json
+from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
 from luthier.core.progress import counted
 from luthier.core.storage import store
 from luthier.models import Loaded, licence_of
+from luthier.training.beginning import begin
 from luthier.training.editing.facts import Fact, read_facts
 from luthier.training.editing.loss import measured, text_loss
 from luthier.training.editing.place import NAME, put, searched
 from luthier.training.editing.spec import Edit
 from luthier.training.editing.write import Progress, Writer
-from luthier.training.folder import versions
 from luthier.training.progress import quiet
 
 SPEC, RESULT, STATE, ADAPTER = "edit.json", "edited.json", "state", "adapter"
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,10 @@ def edit(spec: Edit, *, resume: bool = False, overwrite: bool = False, progress:
     console = Console(stderr=True, quiet=not progress)
     facts = read_facts(spec.facts, spec.limit)
     held = texts(spec.held) if spec.held else []
-    if resume and overwrite:
-        raise LuthierError("resume continues an edit and overwrite starts again; choose one.")
-    folder = free_folder(spec.out, SPEC, "an edit")
-    if (folder / SPEC).is_file() and not (resume or overwrite):
-        raise LuthierError(
-            f"{folder} holds an edit already: go on with it (resume), replace it (overwrite), or choose another (out)."
-        )
+    folder = claimed(spec.out, SPEC, "an edit", resume, overwrite)
     with quiet(), owned(folder):
-        begin(folder, spec, facts, overwrite)
+        here = {"edit": spec.to_dict(), "facts": [vars(fact) for fact in facts]}
+        begin(folder, SPEC, here, "edit", overwrite, (folder / name for name in (STATE, ADAPTER, RESULT)))
         loaded = models.load(spec.model, task="causal-lm", dtype=spec.dtype)
         where = _place(loaded, facts, spec, folder, console)
         put(loaded, spec.form, where)
@@ -84,23 +77,6 @@ def texts(source: str) -> list[str]:
     """Returns the texts of a source: of conversations, all that is said."""
     rows = data.load(source).rows
     return [row.text or "\n".join(str(turn["content"]) for turn in row.messages or []) for row in rows]
-
-
-def begin(folder: Path, spec: Edit, facts: Sequence[Fact], overwrite: bool) -> None:
-    """Notes what the edit is; raises if the folder holds another one."""
-    here = as_read({"edit": spec.to_dict(), "facts": [vars(fact) for fact in facts]})
-    if (folder / SPEC).is_file() and not overwrite:
-        old = read_json(folder / SPEC)
-        differing = [key for key in here["edit"] if key != "out" and here["edit"][key] != old["edit"].get(key)]
-        if differing or here["facts"] != old["facts"]:
-            what = ", ".join(differing) or "facts"
-            raise LuthierError(f"{folder} holds another edit ({what} differ); give what it was started with.")
-        return
-    for name in (STATE, ADAPTER):
-        discard(folder / name)
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / RESULT).unlink(missing_ok=True)
-    replace_json(folder / SPEC, {**here, "versions": versions()})
 
 
 def _place(loaded: Loaded, facts: Sequence[Fact], spec: Edit, folder: Path, console: Console) -> str:
@@ -152,11 +128,10 @@ def _tell(console: Console, at: Progress) -> None:
 def _figure(before: Any, after: Any, seed: int) -> dict[str, Any]:
     if isinstance(after, float):
         return {"before": before, "after": after}
-    rows, draw = np.asarray(after, dtype=float), np.random.default_rng(seed)
-    means = [rows[draw.integers(0, len(rows), len(rows))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
+    rows = np.asarray(after, dtype=float)
+    low, high = mean_interval(rows, seed)
     told = {"before": float(np.mean(before)), "after": float(rows.mean()), "count": len(rows)}
-    return {**told, "low": float(low), "high": float(high)}
+    return {**told, "low": low, "high": high}
 
 
 def _finish(

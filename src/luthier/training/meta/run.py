@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +21,20 @@ from luthier.core.adapters.attach import attach
 from luthier.core.adapters.control import trainable
 from luthier.core.contracts.meta import Meta
 from luthier.core.errors import LuthierError
-from luthier.core.files import as_read, discard, free_folder, read_json, replace_json
+from luthier.core.files import claimed, replace_json
+from luthier.core.numerics.confidence import calibration_error
+from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
 from luthier.core.progress import counted
 from luthier.core.storage import store
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
-from luthier.training.folder import versions
+from luthier.training.beginning import begin
 from luthier.training.meta.episodes import Domain, in_context, read_domains
 from luthier.training.meta.spec import MetaRun
 from luthier.training.progress import quiet
 
 SPEC, RESULT, ADAPTER = "meta.json", "learned.json", "adapter"
-RESAMPLES = 1000
 NAME = "default"
 WAYS = ("as it is", "adapted", "in context")
 
@@ -62,17 +62,13 @@ def meta_learn(spec: MetaRun, *, resume: bool = False, overwrite: bool = False, 
     domains that do not serve before the weights are loaded.
     """
     console = Console(stderr=True, quiet=not progress)
-    if resume and overwrite:
-        raise LuthierError("resume continues a run and overwrite starts again; choose one.")
     processor = models.processor_of(spec.model, "causal-lm")
     domains, tests = (read_domains(spec, each, processor) for each in (spec.domains, spec.tests))
-    folder = free_folder(spec.out, SPEC, "a meta-training")
-    if (folder / SPEC).is_file() and not (resume or overwrite):
-        raise LuthierError(
-            f"{folder} holds a meta-training already: resume, overwrite, or choose another folder (out)."
-        )
+    folder = claimed(spec.out, SPEC, "a meta-training", resume, overwrite)
     with quiet(), owned(folder):
-        _begin(folder, spec, domains + tests, overwrite)
+        here = {"meta": spec.to_dict(), "data": [each.rows.fingerprint for each in domains + tests]}
+        leftovers = [*folder.glob("state-*"), folder / ADAPTER, folder / RESULT]
+        begin(folder, SPEC, here, "meta-training", overwrite, leftovers)
         loaded = models.load(spec.model, task="causal-lm", dtype=spec.dtype)
         set_seed(spec.seed)
         attach(loaded.model, spec.form, spec.where, NAME)
@@ -96,24 +92,6 @@ def meta_learn(spec: MetaRun, *, resume: bool = False, overwrite: bool = False, 
         )
         replace_json(folder / RESULT, {"by": spec.meta.name(), "figures": figures})
         return MetaLearned(folder, folder / ADAPTER, figures, loaded.model, loaded.processor)
-
-
-def _begin(folder: Path, spec: MetaRun, domains: Sequence[Domain], overwrite: bool) -> None:
-    """Notes what the run is; raises if the folder holds another one."""
-    prints = [each.rows.fingerprint for each in domains]
-    here = as_read({"meta": spec.to_dict(), "data": prints})
-    if (folder / SPEC).is_file() and not overwrite:
-        old = read_json(folder / SPEC)
-        differing = [key for key in here["meta"] if key != "out" and here["meta"][key] != old["meta"].get(key)]
-        if differing or here["data"] != old["data"]:
-            what = ", ".join(differing) or "the rows"
-            raise LuthierError(f"{folder} holds another meta-training ({what} differ); give what it was started with.")
-        return
-    for path in [*folder.glob("state-*"), folder / ADAPTER]:
-        discard(path)
-        shutil.rmtree(path, ignore_errors=True)
-    (folder / RESULT).unlink(missing_ok=True)
-    replace_json(folder / SPEC, {**here, "versions": versions()})
 
 
 @torch.no_grad()
@@ -236,19 +214,10 @@ def _measured(
             sure.append(chances.amax(-1).cpu())
             right.append(chances.argmax(-1).eq(labels).cpu())
     made = {way: _interval(np.asarray(values), spec.seed) for way, values in found.items()}
-    made["adapted"]["calibration"] = calibration_error(torch.cat(sure).numpy(), torch.cat(right).numpy())
+    made["adapted"]["calibration"] = calibration_error(torch.cat(sure).numpy(), torch.cat(right).numpy(), bins=10)
     return made
 
 
-def calibration_error(sure: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
-    """Returns Σ_b (n_b / n) |accuracy_b - confidence_b| over bins of equal width (Guo et al. 2017)."""
-    place = np.minimum((sure * bins).astype(int), bins - 1)
-    gaps = [abs(right[place == b].mean() - sure[place == b].mean()) * (place == b).sum() for b in set(place.tolist())]
-    return float(sum(gaps) / len(sure))
-
-
 def _interval(values: np.ndarray, seed: int) -> dict[str, float]:
-    draw = np.random.default_rng(seed)
-    means = [values[draw.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"loss": float(values.mean()), "low": float(low), "high": float(high)}
+    low, high = mean_interval(values, seed)
+    return {"loss": float(values.mean()), "low": low, "high": high}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json, write_json
-from luthier.core.guard import guarded
+from luthier.core.files import as_read, free_folder, read_json, replace_json
 from luthier.training.search.picture import draw
 from luthier.training.search.tree import Node, explore
 from luthier.training.spec import Run
@@ -77,8 +75,7 @@ def search(
     depth = _checked(run, modules)
     folder = Path(run.out)
     space = {"run": {**run.to_dict(), "out": None, "where": None}, "modules": dict(modules), "least": least}
-    with guarded("the settings of the search cannot be written as JSON"):
-        asked = json.loads(json.dumps(space))  # as the file gives it back
+    asked = as_read(space)
     known = _known(folder, asked)
     done: list[tuple[Node, float]] = []
 
@@ -99,7 +96,7 @@ def search(
     for node, loss in explore(list(modules), depth, max(1, math.ceil(least * depth)), budget, score):
         done.append((node, loss))
         found = Searched(folder, depth, tuple(done), {each.name: wheres(each) for each, _ in done})
-        write_json(folder / RECORD, {"asked": asked, "found": found.to_dict()})
+        replace_json(folder / RECORD, {"asked": asked, "found": found.to_dict()})
         draw(found.to_dict(), folder / PICTURE)
     return found
 
@@ -107,10 +104,10 @@ def search(
 def _known(folder: Path, asked: dict[str, Any]) -> dict[str, float]:
     """The losses of the nodes that an earlier call trained; raises where it searched something else."""
     if not (folder / RECORD).is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise LuthierError(f"{folder} is not empty and holds no search; choose another folder.")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / RECORD, {"asked": asked, "found": {"nodes": []}})  # so that the first node may be cut short
+        free_folder(folder, RECORD, "a search").mkdir(parents=True, exist_ok=True)
+        replace_json(
+            folder / RECORD, {"asked": asked, "found": {"nodes": []}}
+        )  # so that the first node may be cut short
         return {}
     held = read_json(folder / RECORD)
     if held["asked"] != asked:

@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from luthier import models
 from luthier.core.errors import LuthierError
-from luthier.core.files import as_read, committed, discard, free_folder, read_json, replace_json
+from luthier.core.files import as_read, claimed, committed, discard, read_json, replace_json
 from luthier.core.owner import owned
 from luthier.data import kind_of
 from luthier.models import Loaded
@@ -68,7 +68,8 @@ def carry_out(
     folder for each task in `tasks/`, and the last adapter in `adapter/`. With `resume` a killed sequence goes on within
     or between tasks, with the same bits. Raises `LuthierError` for all bad input before any weights are loaded.
     """
-    folder, console = claim(run.out, resume, overwrite), Console(stderr=True, quiet=not progress)
+    folder = claimed(run.out, SPEC, "a sequence", resume, overwrite)
+    console = Console(stderr=True, quiet=not progress)
     with quiet(), models.trusting(run.trust_remote_code), owned(folder):
         plan = planned(run, spec)
         answers = answers if scored(plan) else None
@@ -93,19 +94,6 @@ def scored(plan: Plan) -> bool:
     if plan.spec.score == "answers" and not able:
         raise LuthierError(f"score=answers compares answers, and rows of {rows[0].layout} have none; take score=loss.")
     return able and plan.spec.score != "loss"
-
-
-def claim(out: str, resume: bool, overwrite: bool) -> Path:
-    """Returns the folder, if it may be used; changes nothing yet."""
-    if resume and overwrite:
-        raise LuthierError("resume continues a sequence and overwrite starts again; choose one.")
-    folder = free_folder(out, SPEC, "a sequence of tasks")
-    if (folder / SPEC).is_file() and not (resume or overwrite):
-        raise LuthierError(
-            f"{folder} holds a sequence already: go on with it (resume), replace it (overwrite), or choose another "
-            "folder (out)."
-        )
-    return folder
 
 
 def begin(folder: Path, plan: Plan, overwrite: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import data, models
 from luthier.core.errors import LuthierError
-from luthier.core.files import free_folder, read_json, replace_json
+from luthier.core.files import claimed, read_json, replace_json
 from luthier.core.guard import written
 from luthier.core.owner import owned
 from luthier.core.storage.folder import adapter_at, read_adapter
@@ -209,16 +209,8 @@ def _kept(plan: StagePlan, stage: Stage, run: Run, prepared: Prepared) -> Stage:
 
 def claim(plan: StagePlan, resume: bool, overwrite: bool) -> None:
     """Raises where the folder of a plan cannot be used; changes nothing."""
-    if resume and overwrite:
-        raise LuthierError("resume continues a plan and overwrite starts again; choose one.")
-    folder = free_folder(plan.folder, PLAN, "a plan")
-    there = (folder / PLAN).is_file()
-    if there and not (resume or overwrite):
-        raise LuthierError(
-            f"{folder} holds a plan already: go on with it (resume), replace it (overwrite), or choose another folder "
-            "(out)."
-        )
-    if there and resume:
+    folder = claimed(plan.folder, PLAN, "a plan", resume, overwrite)
+    if resume and (folder / PLAN).is_file():
         _check_same(plan, read_record(folder))
 
 
@@ -277,7 +269,7 @@ def _as_kept_there(stage: Stage) -> Run:
 
 def _unsaved(run: Run) -> Run:
     training = dataclasses.replace(run.training, save_every=None, keep=2)
-    return dataclasses.replace(run, training=training)
+    return dataclasses.replace(run, training=training, trust_remote_code=models.trusted())
 
 
 def _clear(folder: Path) -> None:

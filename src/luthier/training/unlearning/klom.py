@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from luthier.core.numerics.resampling import mean_interval
+
 BINS = 20
 RESAMPLES = 1000
 
@@ -33,15 +35,14 @@ def klom_above_null(
     same and drops out: for models that were retrained themselves the difference is 0 up to chance.
     """
     raw, chance = klom(unlearned, retrained, bins), klom(null, retrained, bins)
-    draw, apart = np.random.default_rng(seed), raw - chance
-    means = [apart[draw.integers(0, len(apart), len(apart))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
+    apart = raw - chance
+    low, high = mean_interval(apart, seed)
     return {
         "klom": float(raw.mean()),
         "null": float(chance.mean()),
         "above null": float(apart.mean()),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from luthier.core.adapters.control import trainable
 from luthier.core.contracts.example import Examples
 from luthier.core.contracts.unlearning import Outputs
 from luthier.core.errors import LuthierError
-from luthier.core.files import as_read, discard, free_folder, read_json, replace_json
+from luthier.core.files import claimed, read_json, replace_json
 from luthier.core.owner import owned
 from luthier.core.progress import counted
 from luthier.core.sites.probe import eval_mode
@@ -33,7 +32,8 @@ from luthier.core.storage.folder import adapter_folder
 from luthier.data.encode import labels_in_order
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
-from luthier.training.folder import read_run, versions
+from luthier.training.beginning import begin
+from luthier.training.folder import read_run
 from luthier.training.per_sample import log_loss
 from luthier.training.progress import quiet
 from luthier.training.run import train
@@ -43,6 +43,7 @@ from luthier.training.unlearning.match import predicted
 from luthier.training.unlearning.spec import Unlearn
 
 SPEC, RESULT, STATE, ADAPTER, RETRAINED = "unlearn.json", "unlearned.json", "state", "adapter", "retrained"
+WRITTEN = (STATE, ADAPTER, RETRAINED, RESULT)
 Features = Sequence[dict[str, Any]]
 CLASSIFIERS = ("classification", "image-classification", "audio-classification")
 
@@ -84,17 +85,12 @@ def unlearn(spec: Unlearn, *, resume: bool = False, overwrite: bool = False, pro
     trained on, rows that are to be both forgotten and retained, and outputs that a method cannot match.
     """
     console, run = Console(stderr=True, quiet=not progress), trained_run(spec)
-    if resume and overwrite:
-        raise LuthierError("resume continues an unlearning and overwrite starts again; choose one.")
     rows = read_rows(spec, run)
-    folder = free_folder(spec.out, SPEC, "an unlearning")
-    if (folder / SPEC).is_file() and not (resume or overwrite):
-        raise LuthierError(
-            f"{folder} holds an unlearning already: go on with it (resume), replace it (overwrite), or choose another "
-            "folder (out)."
-        )
-    with quiet(), owned(folder), models.trusting(run.trust_remote_code):
-        begin(folder, spec, rows, overwrite)
+    folder = claimed(spec.out, SPEC, "an unlearning", resume, overwrite)
+    with quiet(), owned(folder):
+        prints = {"forget": rows.forget.fingerprint, "retain": rows.retain.fingerprint}
+        here = {"unlearn": spec.to_dict(), "data": prints}
+        begin(folder, SPEC, here, "unlearning", overwrite, (folder / name for name in WRITTEN))
         loaded = load(spec, run, rows)
         before = _measured(loaded, rows)
         if spec.unlearning.retrains:
@@ -177,24 +173,6 @@ def load(spec: Unlearn, run: Run, rows: Rows) -> Loaded:
     loaded = models.load(run.model, task=rows.task, dtype=run.training.precision, labels=labels)
     store.load(loaded.model, folder, run.name)
     return loaded
-
-
-def begin(folder: Path, spec: Unlearn, rows: Rows, overwrite: bool) -> None:
-    """Notes what the unlearning is; raises if the folder holds another one."""
-    prints = {"forget": rows.forget.fingerprint, "retain": rows.retain.fingerprint}
-    here = as_read({"unlearn": spec.to_dict(), "data": prints})
-    if (folder / SPEC).is_file() and not overwrite:
-        old = read_json(folder / SPEC)
-        differing = [key for key in here["unlearn"] if key != "out" and here["unlearn"][key] != old["unlearn"].get(key)]
-        if differing or here["data"] != old["data"]:
-            what = ", ".join(differing) or "the rows"
-            raise LuthierError(f"{folder} holds another unlearning ({what} differ); give what it was started with.")
-        return
-    for name in (STATE, ADAPTER, RETRAINED):
-        discard(folder / name)
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / RESULT).unlink(missing_ok=True)
-    replace_json(folder / SPEC, {**here, "versions": versions()})
 
 
 def _lowered(spec: Unlearn, loaded: Loaded, rows: Rows, folder: Path, console: Console) -> int:
