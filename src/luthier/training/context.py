@@ -64,14 +64,3 @@ def backend_of(run: Run, model: Any) -> str:
 def running_norms(model: nn.Module) -> list[nn.Module]:
     """Returns the norms with running statistics, which stay in eval mode: the statistics belong to the frozen base."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-
-
-@contextmanager
-def mode_off(model: nn.Module) -> Iterator[None]:
-    """Sets evaluation mode, with gradients, while the context lasts: no dropout is drawn, and no statistic moves."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -156,18 +156,13 @@ class Session:
             record |= {"packed": batches.packed, "batches": batches.told}
             checkpoint, run_id = self.start(record, goes_on, model)
             with shown(self.console, plan.steps) as callbacks:
-                log = metrics.Metrics(run.folder, run_id, run.objective.curves)
                 callbacks += [AsToldNow()] if run.training.save_every else [AsToldNow(), ByTheClock()]
-                args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
                 if run.training.shard:
                     shard(model)
-                shifted = prepared.task == "causal-lm"
                 best = Best(run, model, is_main()) if run.training.best else None
                 callbacks += [best] if best else []
-                table = routing.RoutingTable(run.folder, plan.steps)
-                rows, told = (features[0], features[1]), [log, table, *callbacks, *self.callbacks]
-                trainer = Trainer(run, model, args, rows, collator, shifted, told, run_id, plan.per_epoch)
-                log.trainer, table.routers, trainer.online = trainer, trainer.routers, online
+                trainer = self.trainer(prepared, model, plan, (features[0], features[1]), collator, callbacks, run_id)
+                trainer.online = online
                 if online is not None:
                     online.run_id = run_id
                 self.equip(trainer, prepared, loaded)
@@ -181,6 +176,26 @@ class Session:
                 chosen = best.restore() if best else {}
             self.trained(trainer, prepared, loaded)
         return self.finish(prepared, loaded, plan, record, chosen)
+
+    def trainer(
+        self,
+        prepared: Prepared,
+        model: Any,
+        plan: Plan,
+        features: tuple[Any, Any],
+        collator: Any,
+        callbacks: Sequence[TrainerCallback],
+        run_id: str,
+    ) -> Trainer:
+        """Returns what trains, with all that listens to it."""
+        run, shifted = self.run, prepared.task == "causal-lm"
+        log = metrics.Metrics(run.folder, run_id, run.objective.curves)
+        table = routing.RoutingTable(run.folder, plan.steps)
+        args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
+        told = [log, table, *callbacks, *self.callbacks]
+        made = Trainer(run, model, args, features, collator, shifted, told, run_id, plan.per_epoch)
+        log.trainer, table.routers = made, made.routers
+        return made
 
     def newest(self) -> Checkpoint | None:
         """Returns the newest whole checkpoint of the run in the folder."""

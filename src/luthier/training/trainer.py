@@ -23,10 +23,11 @@ from luthier.core.contracts.objective import At, Batch, ObjectiveState, labels_o
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, write_json
 from luthier.core.guard import guarded, written
+from luthier.core.sites.probe import eval_mode
 from luthier.data import Collator, sizes_of
 from luthier.methods.noise import noisy
 from luthier.training.checkpoint import GO_ON, WRITING, clean, commit
-from luthier.training.context import mode_off, running_norms
+from luthier.training.context import running_norms
 from luthier.training.figures import FigureSums
 from luthier.training.order import ByLength, Repeated
 from luthier.training.penalised import Penalised, project
@@ -150,7 +151,7 @@ class Trainer(transformers.Trainer):
         """Returns the loss of a batch of the first rows, without dropout: an update weighs by it what a step costs."""
         model: Any = self.model
         at = At(0, self.args.max_steps, False, self.teacher)
-        with mode_off(model):
+        with eval_mode(model), torch.enable_grad():
             return self.run.objective.loss(model, self.run.objective.inputs(self._batch(0), at))
 
     def logits_of(self, number: int) -> Tensor:
