@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from luthier.core.errors import LuthierError
-from luthier.serving.http.server import bind
+from luthier.serving.http.listening import bind
 from support.served import serving
 
 HELLO = {"model": "base", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
@@ -84,7 +84,8 @@ import luthier
 luthier.attach  # libraries load quietly by it, and this process is to say nothing of its own
 from support.fake_engine import FakeEngine
 from luthier.serving.http.guard import Guard
-from luthier.serving.http.server import bind, serve
+from luthier.serving.http.listening import bind
+from luthier.serving.http.server import serve
 from luthier.serving.http.service import Service
 for pace, drain in zip(map(float, sys.argv[3::2]), map(float, sys.argv[4::2])):
     engine = FakeEngine(pace=pace)

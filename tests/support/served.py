@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from luthier.serving.http.guard import LOOPBACK, Guard
-from luthier.serving.http.server import Server, bind
+from luthier.serving.http.listening import bind
+from luthier.serving.http.server import Server
 from luthier.serving.http.service import Service
 
 

@@ -161,13 +161,12 @@ class Annotate(Fitted):
 
         from luthier.serving.http.annotate import serve
         from luthier.serving.http.guard import LOOPBACK, Guard
-        from luthier.serving.http.server import bind
+        from luthier.serving.http.listening import address, bind
 
         key, local = api_key(self.api_key), self.host in LOOPBACK
         if not local and key is None:
             tell("warning", f"everyone who reaches {self.host} may label: no API key is set (--api-key).")
         with bind(self.host, self.port) as bound:
-            host = f"[{self.host}]" if ":" in self.host else self.host
-            where = f"http://{host}:{bound.getsockname()[1]}"
+            where = address(self.host, bound)
             guard = Guard(key, LOOPBACK if local else ())
             serve(session, guard, bound, lambda: say(f"Label at {where}; Ctrl-C ends it. Labels go to {self.out}."))

@@ -90,7 +90,8 @@ class Serve(Fitted):
 
         from luthier.models import refuse_unwritten, task_of
         from luthier.serving.http.guard import LOOPBACK, Guard
-        from luthier.serving.http.server import bind, serve
+        from luthier.serving.http.listening import address, bind
+        from luthier.serving.http.server import serve
         from luthier.serving.http.threads import run_in_thread
 
         base = model_name(self.model)
@@ -103,7 +104,7 @@ class Serve(Fitted):
             refuse_unwritten(self.model, None, task_of(self.model, None), tasks=("causal-lm",))
             service = run_in_thread(lambda: self.service(base, folders))
             hosts = (*LOOPBACK, *self.allowed_host) if local or self.allowed_host else ()
-            where = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{bound.getsockname()[1]}"
+            where = address(self.host, bound)
             models = f"{base} and {len(folders)} adapter{'s' * (len(folders) != 1)}"
 
             def ready() -> None:

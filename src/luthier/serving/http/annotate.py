@@ -6,26 +6,20 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI
 from fastapi import Request as Call
-from fastapi.responses import Response
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import BaseModel, ConfigDict
 
 from luthier.core.errors import LuthierError
-from luthier.core.palette import styled
 from luthier.data.annotate import Annotation
 from luthier.serving.http import refusal
 from luthier.serving.http.bodies import asked
-from luthier.serving.http.connections import Connections
 from luthier.serving.http.guard import Guard, Guarded
+from luthier.serving.http.listening import Listening, add_page
 from luthier.serving.http.refusal import Refusal
-
-HERE = Path(__file__).parent
 
 
 class Said(BaseModel):
@@ -76,10 +70,7 @@ class Desk:
 def create_app(session: Annotation, guard: Guard) -> FastAPI:
     """Returns the app of a sitting."""
     app, desk = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False), Desk(session)
-    files = {"/": ("annotate.html", "text/html"), "/page.js": ("annotate.js", "text/javascript")}
-    for path, (name, media) in files.items():
-        app.get(path)(_file((HERE / name).read_text(encoding="utf-8"), media))
-    app.get("/page.css")(_file(styled(HERE / "page.css"), "text/css"))
+    add_page(app, {"/": "annotate.html", "/page.js": "annotate.js"})
 
     @app.get("/row")
     async def row() -> dict[str, Any]:
@@ -96,33 +87,10 @@ def create_app(session: Annotation, guard: Guard) -> FastAPI:
     return app
 
 
-def _file(text: str, media: str) -> Any:
-    async def read() -> Response:
-        return Response(text, media_type=media, headers={"cache-control": "no-cache"})
-
-    return read
-
-
-class Server(uvicorn.Server):
-    """Serves until a signal ends it."""
-
-    def __init__(self, app: FastAPI, ready: Callable[[], None]) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app, http=Connections(32, 30.0).protocol(), ws="none", log_level="warning", access_log=False,
-                server_header=False, timeout_graceful_shutdown=2,
-            )
-        )  # fmt: skip
-        self.ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready()
-
-
 def serve(session: Annotation, guard: Guard, bound: socket.socket, ready: Callable[[], None]) -> None:
     """Serves a sitting on a bound socket until a signal ends it."""
     try:
-        asyncio.run(Server(create_app(session, guard), ready).serve(sockets=[bound]))
+        server = Listening(create_app(session, guard), ready, connections=32, patience=30.0, last_words=2)
+        asyncio.run(server.serve(sockets=[bound]))
     except OSError as error:
         raise LuthierError(f"the page cannot be served ({error.strerror}).") from error

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi import Request as Call
 from fastapi.responses import JSONResponse, Response
 
-from luthier.core.palette import styled
 from luthier.serving.http import refusal
 from luthier.serving.http.answers import Chat, Choice, Completion, Shape
 from luthier.serving.http.bodies import asked
 from luthier.serving.http.guard import Guard, Guarded
+from luthier.serving.http.listening import add_page
 from luthier.serving.http.metrics import MEDIA
 from luthier.serving.http.schema import AdapterBody, ChatBody, CompletionBody, Sampled
 from luthier.serving.http.service import Service
@@ -22,7 +21,6 @@ from luthier.serving.http.stream import Events, Flight, events, whole
 
 COMPLETION_TOKENS = 16
 """The default max_tokens of a completion, as in OpenAI's reference."""
-HERE = Path(__file__).parent
 
 
 def create_app(service: Service, guard: Guard) -> FastAPI:
@@ -113,10 +111,7 @@ def models(service: Service) -> APIRouter:
 def page(service: Service) -> APIRouter:
     """Returns the chat page, health and metrics."""
     routes = APIRouter()
-    html, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.html", "page.js"))
-    routes.get("/")(_file(html, "text/html"))
-    routes.get("/page.css")(_file(styled(HERE / "page.css"), "text/css"))
-    routes.get("/page.js")(_file(script, "text/javascript"))
+    add_page(routes, {"/": "page.html", "/page.js": "page.js"})
 
     @routes.get("/health")
     async def health() -> JSONResponse:
@@ -127,10 +122,3 @@ def page(service: Service) -> APIRouter:
         return Response(service.metrics.text(), headers={"content-type": MEDIA})
 
     return routes
-
-
-def _file(text: str, media: str) -> Any:
-    async def read() -> Response:
-        return Response(text, media_type=media, headers={"cache-control": "no-cache"})
-
-    return read

@@ -1,4 +1,4 @@
-"""The process around the app: its socket, its start, and its end when SIGTERM comes."""
+"""The process around the app: its start, and its end when SIGTERM comes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-import uvicorn
-
-from luthier.core.errors import LuthierError
 from luthier.serving.http.app import create_app
-from luthier.serving.http.connections import Connections
 from luthier.serving.http.guard import Guard
+from luthier.serving.http.listening import Listening
 from luthier.serving.http.service import Service
 
 TURN = 5e-4
@@ -23,41 +20,14 @@ LAST_WORDS = 5
 """Seconds in which answers that are complete may still be sent."""
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Returns a socket at that address, not listening yet, so that clients see that the server is not there yet."""
-    if not 0 <= port < 2**16:
-        raise LuthierError(f"port is {port}; expected 0 (a free one) to {2**16 - 1}.")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-    except OSError as error:
-        raise LuthierError(f"cannot serve at {host}, port {port}: {error.strerror}.") from error
-    return made
-
-
-class Server(uvicorn.Server):
+class Server(Listening):
     """Serves until SIGTERM or SIGINT, then drains: what runs may end, what is new gets 503. A second one ends it."""
 
     def __init__(
         self, service: Service, guard: Guard, drain: float, ready: Callable[[], None], connections: int = 512
     ) -> None:
-        config = uvicorn.Config(
-            create_app(service, guard),
-            http=Connections(connections, guard.patience).protocol(),
-            ws="none",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=LAST_WORDS,
-        )
-        super().__init__(config)
-        self.service, self.seconds, self.ready = service, drain, ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready()
+        super().__init__(create_app(service, guard), ready, connections, guard.patience, LAST_WORDS)
+        self.service, self.seconds = service, drain
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.service.draining:
