@@ -23,7 +23,10 @@ from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
 from luthier.training.folder import versions
 
-FREE = ("models", "data", "methods", "seeds", "settings", "timing", "batch", "keep_adapters")
+FREE = (
+    "models", "data", "methods", "seeds", "settings", "timing", "batch", "keep_adapters", "until_told", "most_seeds",
+    "hours",
+)  # fmt: skip
 """Parts of a study that may differ when it goes on: what is new is added, what is done stays."""
 
 

@@ -19,17 +19,19 @@ from luthier.comparing.fit import fit
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.folder import STUDY, prepared
 from luthier.comparing.measures.costs import costs
+from luthier.comparing.measures.foresight import foreseen
 from luthier.comparing.measures.forgetting import forgetting
 from luthier.comparing.measures.intruders import intruders
 from luthier.comparing.measures.scores import tested
 from luthier.comparing.plan import Job, Plan
 from luthier.comparing.progress import shown
-from luthier.comparing.record import FILE, Record, write
+from luthier.comparing.record import FILE, Record, records, write
 from luthier.comparing.report import latex, markdown
 from luthier.comparing.report.table import save
 from luthier.comparing.rows import read_held
 from luthier.comparing.study import Study, label, read_study
 from luthier.comparing.tune import place, tuned
+from luthier.comparing.until import add_seeds, looks_of
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
 from luthier.core.notebook import table
@@ -38,6 +40,8 @@ from luthier.methods.objectives.sft import SFT
 from luthier.training.folder import versions
 from luthier.training.report import resolved_settings
 
+PILOT = 2
+"""Seeds after which it is told what the rest could show."""
 WAIT = 5.0
 """Seconds between looks at runs that another process makes."""
 FAILURES = (LuthierError, RuntimeError, MemoryError, IndexError)
@@ -84,12 +88,17 @@ def compare(
     held: str | None = None,
     tune: int | None = None,
     tune_steps: int | None = None,
+    until_told: float | None = None,
+    most_seeds: int | None = None,
+    hours: float | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Runs a study in the folder `out`, or resumes the one there, and writes its report.
 
     `study` is a `Study` or a file that holds one (see `luthier.comparing.study`); with `data`, it is a model to
     compare methods on. What else is given goes before what the study says; `seeds` are a number of them or a list.
+    With `until_told`, a margin of the score, seeds are added until every two methods are told apart or shown to differ
+    by less, at most `most_seeds` and for at most that many `hours`.
     Runs that are finished are not repeated; runs that another process is making are left to it, and a run that
     diverges or finds no memory does not stop the others.
 
@@ -99,19 +108,24 @@ def compare(
     check_type("data", data, str | None)  # a Path there is most likely the folder, which is `out`
     given = {"methods": methods, "seeds": seeds, "budget": budget, "training": training, "held": held}
     given |= {"tune": tune, "tune_steps": tune_steps}
+    given |= {"until_told": until_told, "most_seeds": most_seeds, "hours": hours}
     return carry_out(study_of(study, data, test, {k: v for k, v in given.items() if v is not None}), out, progress)
 
 
 def carry_out(study: Study, out: str | Path, progress: bool) -> Comparison:
     """Returns `compare`, for a study that is made."""
-    folder = Path(out).expanduser()
+    folder, started = Path(out).expanduser(), time.monotonic()
     planned = prepared(study, folder)
     console = Console(stderr=True, quiet=not progress)
     for note in dict.fromkeys(note for each in planned.data.values() for note in each.notes):
         console.print(note, highlight=False)
     for line in taken(planned):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if study.until_told is not None:
+        looks_of(study, folder)
     failed = run_all(planned, console)
+    if study.until_told is not None:
+        failed |= add_seeds(planned, console, run_all, started)
     found = save(folder)
     markdown.write(folder, found)
     latex.write(folder, found)
@@ -155,12 +169,14 @@ def study_of(
 
 def run_all(planned: Plan, console: Console) -> dict[str, str]:
     """Makes every run that is missing; returns the reasons of those that failed, by title."""
-    held, failed = read_held(planned.study), {}
+    held, failed, told = read_held(planned.study), {}, False
     left = list(planned.jobs)
     with shown(console, len(left)) as bar:
         while left:
             later = []
             for job in left:
+                if job.seed in planned.study.seeds[PILOT:] and not told:
+                    told = foretold(planned, console)
                 with claimed(job) as ours:
                     if job.done:
                         _tidy(planned, job, keep_adapter=True)  # what a kill right after the record left
@@ -180,6 +196,13 @@ def run_all(planned: Plan, console: Console) -> dict[str, str]:
                 time.sleep(WAIT)
             left = later
     return failed
+
+
+def foretold(planned: Plan, console: Console) -> bool:
+    """Tells, of the runs that are there, what difference all seeds and test rows could show; whether it did."""
+    for line in foreseen(records(planned.folder), len(planned.study.seeds)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return True
 
 
 @contextmanager

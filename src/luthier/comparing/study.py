@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import typing
 from dataclasses import dataclass, field
@@ -90,6 +91,13 @@ class Study:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     budget: str | None = None
     """What the adapters may cost: a share of the model (0.1%), trainable parameters (500k) or a size on disk (8MB)."""
+    until_told: float | None = None
+    """The margin within which two methods are as good as one. Seeds are added until every two methods are told apart or
+    shown to lie within it, at an error rate of 5% over all looks; None: the seeds given, no more."""
+    most_seeds: int = 20
+    """Seeds at the most, with until_told."""
+    hours: float | None = None
+    """Hours after which no seed is added, with until_told."""
     training: dict[str, Any] = field(default_factory=dict)
     """Settings of training, the same for every method."""
     settings: dict[str, Settings] = field(default_factory=dict)
@@ -125,6 +133,7 @@ class Study:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise LuthierError(f"{name} is {value}; expected at least {low}.")
+        self._check_until()
         for name in self.settings:
             if name not in self.methods:
                 raise LuthierError(f"settings are for {name!r}{near(name, self.methods)} The study has no such method.")
@@ -132,6 +141,21 @@ class Study:
             for model in each.models:
                 if model not in self.models:
                     raise LuthierError(f"data {name} is for the model {model!r}{near(model, self.models)}")
+
+    def _check_until(self) -> None:
+        if self.until_told is None:
+            if self.hours is not None:
+                raise LuthierError(
+                    "hours bound the seeds that are added; say until when (until_told), or leave it out."
+                )
+            return
+        if not 0 < self.until_told < math.inf or (self.hours is not None and not self.hours > 0):
+            raise LuthierError(f"until_told is {self.until_told} and hours {self.hours}; expected more than 0.")
+        if self.most_seeds < max(2, len(self.seeds)):
+            raise LuthierError(
+                f"most_seeds is {self.most_seeds} and the study has {len(self.seeds)} seeds; expected that many "
+                "at least, and 2."
+            )
 
     def pairs(self) -> list[tuple[str, str]]:
         """Returns (model, data set) of every table."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from luthier.comparing.plan import Job, Plan
     from luthier.comparing.study import Study
 
-TOLD = ("budget", "held", "tune", "tune_steps", "others", "timing")
+TOLD = ("budget", "held", "tune", "tune_steps", "others", "timing", "until_told", "most_seeds", "hours")
 """Flags that go before what the study says."""
 
 
@@ -33,6 +33,7 @@ class Compare(Telling, Fitted):
         "luthier compare path/to/model train.csv --methods base,lora,peft:lora --seeds 5 --steps 200 --out study",
         "luthier compare smollm2-135m train.jsonl --methods lora,dora --tune 8 --tune-steps 50",
         "luthier compare smollm2-135m train.jsonl --test test.jsonl --methods base,icl:k=8,lora",
+        "luthier compare smollm2-135m train.jsonl --methods lora,wegeft --until-told 0.02 --hours 8",
         "luthier compare study.toml --out study --dry-run",
         "luthier compare study.toml --out study --methods wegeft",
     )
@@ -61,6 +62,13 @@ class Compare(Telling, Fitted):
     """Rows of each other data set to test on, before and after. Default: 100; 0: no such test."""
     timing: int | None = field(default=None, kw_only=True)
     """Steps timed against the frozen base. Default: 5; 0: no timing."""
+    until_told: float | None = field(default=None, kw_only=True)
+    """Add seeds until every two methods are told apart, or shown to differ by less than this margin of the score, with
+    an error rate of 5% over all looks."""
+    most_seeds: int | None = field(default=None, kw_only=True)
+    """Seeds at the most, with --until-told. Default: 20."""
+    hours: float | None = field(default=None, kw_only=True)
+    """Hours after which --until-told adds no seed."""
     out: str = field(default="study", kw_only=True)
     """The folder of the study."""
     keep_adapters: bool = field(default=False, kw_only=True)

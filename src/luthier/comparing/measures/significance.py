@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.comparing.measures import student
+from luthier.comparing.measures import power, student
 from luthier.comparing.measures.bootstrap import redrawn, sizes
 from luthier.comparing.record import Record
 
@@ -49,6 +49,9 @@ class Paired:
     be ruled out as the reason. NaN where neither can be had."""
     adjusted: float
     """`p` after Holm's correction, among the tests of all pairs; `p` itself for one test alone."""
+    detectable: float = math.nan
+    """The smallest true difference that so many seeds and rows would tell in four of five studies, at the strictest
+    level that the correction may ask; NaN where neither seeds nor rows have a spread."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Verdict:
     """The highest mean score, whatever the tests say."""
     tests: list[Paired]
     """The best against every other method."""
+    pairs: list[Paired]
+    """Every two methods, those of `tests` first."""
     reason: str
     """Why there is a winner, or none."""
 
@@ -97,11 +102,15 @@ def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
 
 
 def paired(
-    first: Sequence[Record], second: Sequence[Record], level: float = LEVEL, draws: Draws | None = None
+    first: Sequence[Record],
+    second: Sequence[Record],
+    level: float = LEVEL,
+    draws: Draws | None = None,
+    tests: int = 1,
 ) -> Paired:
     """Two methods on one model and data set, compared on the seeds that both have; none in common gives NaN.
 
-    `draws` are `draws_of` at least these runs, made here unless given.
+    `draws` are `draws_of` at least these runs, made here unless given; `tests` are made beside and with this one.
     """
     known = draws_of([*first, *second]) if draws is None else draws
     left, right = ({run.seed: run for run in runs} for runs in (first, second))
@@ -114,7 +123,9 @@ def paired(
     found = [p for p in (by_chance, row_p(rows)) if not math.isnan(p)]
     p = max(found, default=math.nan)
     by_row = over_rows(by_seed.value, rows, level)
-    return Paired(first[0].method, second[0].method, by_seed.value, len(pairs), by_seed, by_row, p, p)
+    strictest = 1 - (1 - level) / tests
+    seen = power.larger(power.by_seeds(differences, strictest), power.by_rows(rows, strictest))
+    return Paired(first[0].method, second[0].method, by_seed.value, len(pairs), by_seed, by_row, p, p, seen)
 
 
 Draws = Mapping[tuple[str, int], "np.ndarray"]
@@ -180,11 +191,12 @@ def winner(runs: Mapping[str, Sequence[Record]], level: float = LEVEL) -> Verdic
     draws = draws_of(run for each in runs.values() for run in each)
     pairs = [(best, name) for name in runs if name != best]
     pairs += list(itertools.combinations([name for name in runs if name != best], 2))
-    found = [paired(runs[a], runs[b], level, draws) for a, b in pairs]
-    corrected = holm([each.p for each in found])[: len(runs) - 1]
-    tests = [dataclasses.replace(t, adjusted=p) for t, p in zip(found, corrected, strict=False)]
+    found = [paired(runs[a], runs[b], level, draws, len(pairs)) for a, b in pairs]
+    corrected = holm([each.p for each in found])
+    found = [dataclasses.replace(t, adjusted=p) for t, p in zip(found, corrected, strict=True)]
+    tests = found[: len(runs) - 1]
     reason = _against(best, tests, 1 - level)
-    return Verdict(None if reason else best, best, tests, reason or _for(best, tests))
+    return Verdict(None if reason else best, best, tests, found, reason or _for(best, tests))
 
 
 def _against(best: str, tests: Sequence[Paired], alpha: float) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from luthier.comparing.measures.looks import decided
 from luthier.comparing.measures.significance import Interval
 from luthier.comparing.record import Record
 from luthier.comparing.report import formatting
@@ -19,18 +20,20 @@ def write(folder: Path, found: Sequence[Record]) -> Path:
     """Returns `results.md` in the study's folder: a table for each model and data set, and what may be said of it."""
     path = folder / FILE
     temporary = path.with_name(f".{FILE}.{os.getpid()}")
-    temporary.write_text("\n\n".join(map(section, sections(found))) + "\n", encoding="utf-8")
+    tables = map(section, sections(found, decided(folder)))
+    temporary.write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     temporary.replace(path)
     return path
 
 
 def section(found: Section) -> str:
-    """Returns a title, the table, the verdict in one sentence and its reasons."""
+    """Returns a title, the table, the verdict in one sentence, its reasons, and what seeds were added to tell."""
     head, *rows = cells(found)
     lines = [head, ["---"] * len(head), *([f"`{method}`", *told] for method, *told in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     said = " ".join([found.headline, *found.reasons])
-    return "\n\n".join([f"### {found.name}", table, said, told(found.checklist)])
+    decisions = ["\n".join(f"- {line.sentence}" for line in found.looked)] if found.looked else []
+    return "\n\n".join([f"### {found.name}", table, said, *decisions, told(found.checklist)])
 
 
 def cells(found: Section) -> list[list[str]]:

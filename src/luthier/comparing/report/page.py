@@ -13,6 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from luthier.comparing.measures.looks import decided
 from luthier.comparing.measures.significance import Interval
 from luthier.comparing.record import Record, records
 from luthier.comparing.report import charts, curves, formatting
@@ -42,7 +43,7 @@ def write(folder: Path) -> Path:
     No finished run raises `LuthierError`.
     """
     folder = Path(folder)
-    found = sections(records(folder))
+    found = sections(records(folder), decided(folder))
     if not found:
         raise LuthierError(f"{folder} holds no finished run; expected runs/MODEL/DATA/METHOD/SEED/record.json.")
     from luthier.comparing.report import picture

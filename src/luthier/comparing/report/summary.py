@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from luthier.comparing.measures import significance as statistics
+from luthier.comparing.measures.looks import Decision
 from luthier.comparing.measures.significance import LEVEL, Interval, Paired, Verdict
 from luthier.comparing.record import Record
 from luthier.comparing.report import formatting
@@ -61,6 +62,8 @@ class Section:
     verdict: Verdict
     headline: str
     reasons: list[str]
+    looked: list[Decision]
+    """What the last look said, where seeds were added until methods are told apart."""
 
     @property
     def name(self) -> str:
@@ -113,19 +116,22 @@ def checklist(runs: Sequence[Record]) -> dict[str, bool]:
     return ticked({item for item, has in done.items() if has})
 
 
-def sections(runs: Iterable[Record]) -> list[Section]:
-    """Returns the runs by model and data set, in the order of the records."""
+def sections(runs: Iterable[Record], looked: Sequence[Decision] = ()) -> list[Section]:
+    """Returns the runs by model and data set, in the order of the records; `looked` is what a look said of them."""
     found: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for run in runs:
         found.setdefault((run.model, run.data), {}).setdefault(run.method, []).append(run)
-    return [_section(model, data, methods) for (model, data), methods in found.items()]
+    return [
+        _section(model, data, methods, [each for each in looked if (each.model, each.data) == (model, data)])
+        for (model, data), methods in found.items()
+    ]
 
 
-def _section(model: str, data: str, methods: dict[str, list[Record]]) -> Section:
+def _section(model: str, data: str, methods: dict[str, list[Record]], looked: list[Decision]) -> Section:
     rows = [_row(method, runs) for method, runs in methods.items()]
     rows.sort(key=lambda row: -row.score.value if formatting.known(row.score.value) else float("inf"))
     verdict = statistics.winner(methods)
-    return Section(model, data, rows, verdict, headline(verdict, rows), reasons(verdict, rows))
+    return Section(model, data, rows, verdict, headline(verdict, rows), reasons(verdict, rows), looked)
 
 
 def _row(method: str, runs: list[Record]) -> Row:
@@ -200,6 +206,7 @@ def reasons(verdict: Verdict, rows: Sequence[Row]) -> list[str]:
     said = [f"{verdict.reason}."] if verdict.tests else []
     if verdict.winner or any(test.seeds < 2 for test in verdict.tests):
         return said
+    said += sensitivity(verdict)
     behind = [test.second for test in verdict.tests if told(test)]
     if behind:
         verb = "is" if len(behind) == 1 else "are"
@@ -213,3 +220,13 @@ def reasons(verdict: Verdict, rows: Sequence[Row]) -> list[str]:
             f"({formatting.count(least.trainable.value)})."
         )
     return said
+
+
+def sensitivity(verdict: Verdict) -> list[str]:
+    """Returns what differences from the best, where none was told, the seeds and rows would have shown."""
+    seen = [test.detectable for test in verdict.tests if not told(test) and formatting.known(test.detectable)]
+    if not seen:
+        return []
+    low, high = (formatting.score(value) for value in (min(seen), max(seen)))
+    least = low if low == high else f"{low} to {high}"
+    return [f"So many seeds and rows would have told a difference of {least} in four of five such studies."]

@@ -78,8 +78,9 @@ def _summary(model: str, data: str, group: Group) -> dict[str, Any]:
                 "by_row": [test.by_row.low, test.by_row.high],
                 "p": test.p,
                 "p_holm": test.adjusted,
+                "detectable": test.detectable,
             }
-            for test in verdict.tests
+            for test in verdict.pairs
         ],
     }
 

@@ -1,0 +1,160 @@
+"""Seeds until methods are told apart or shown level: a sequential test that keeps its error rate.
+
+Looking again after every seed until something turns up tells chance for truth. So every look uses one stricter level,
+c, at which all looks together err no more often than one test at α would (Pocock 1977), α being .05 over the pairs of
+methods on a model and data set (Bonferroni). The t statistics of a difference of nought follow a law of their own,
+whatever the spread, so c is drawn from that law and holds for few seeds too. After each seed, of two methods, with the
+1 - c intervals of their difference over seeds and over test rows,
+
+    apart   both intervals leave out nought
+    level   both lie within ± the margin (stated before), in which two methods are as good as one
+    rows    the seeds would say either, the test rows say neither: no seed can mend it
+    open    otherwise; both methods get another seed
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.comparing.measures import student
+from luthier.comparing.measures.significance import (
+    EQUAL,
+    LEVEL,
+    Draws,
+    draws_of,
+    over_rows,
+    over_seeds,
+    row_differences,
+)
+from luthier.comparing.record import Record
+from luthier.core.files import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FILE = "until.json"
+"""In a study's folder: what the last look said."""
+STUDIES, SEED = 200_000, 0
+"""Studies without a difference that are drawn to find the level of a look, and their seed."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """When one looks: after `first` seeds, and each further one up to `last`."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What may be said of two methods on a model and data set."""
+
+    model: str
+    data: str
+    first: str
+    second: str
+    difference: float
+    """Mean score of the first less that of the second."""
+    low: float
+    high: float
+    """The interval over seeds at the level of a look."""
+    seeds: int
+    outcome: str
+    """apart, level, rows or open."""
+
+    @property
+    def sentence(self) -> str:
+        """The difference, its interval and the outcome."""
+        said = {
+            "apart": "told apart",
+            "level": "level within the margin",
+            "rows": "not to be told by more seeds: the test has too few rows",
+            "open": "not told yet",
+        }[self.outcome]
+        among = f"{self.low:+.4f} to {self.high:+.4f}, {self.seeds} seeds"
+        return f"{self.first} less {self.second} is {self.difference:+.4f} ({among}): {said}."
+
+    def __str__(self) -> str:
+        return f"{self.model} on {self.data}: {self.sentence}"
+
+
+@functools.cache
+def level_of_a_look(looks: Looks, alpha: float) -> float:
+    """Returns the c at which a difference of nought is ever called one with probability `alpha`, over all looks."""
+    import numpy as np
+
+    drawn = np.random.default_rng(SEED).standard_normal((STUDIES, looks.last), dtype=np.float32)
+    least = np.ones(STUDIES)
+    for seeds in range(looks.first, looks.last + 1):
+        seen = drawn[:, :seeds]
+        t = seen.mean(1) / seen.std(1, ddof=1) * math.sqrt(seeds)
+        least = np.minimum(least, 1 - student.inside(t.astype(float), seeds - 1))
+    return float(np.quantile(least, alpha))
+
+
+def outcome(by_seed: set[str], rows: np.ndarray, margin: float, level: float) -> str:
+    """Returns what a look says, of what the seeds say (`said`) and the differences on redrawn rows (may be empty)."""
+    if not len(rows):
+        return min(by_seed, default="open")
+    found = over_rows(0.0, rows, 1 - level)
+    return min(by_seed & said(found.low, found.high, margin), default="rows" if by_seed else "open")
+
+
+def said(low: float, high: float, margin: float) -> set[str]:
+    """Returns what an interval says alone: apart, level, both (a difference that is sure and small), or nothing."""
+    found = {"apart"} if low > 0 or high < 0 else set()
+    return found | ({"level"} if -margin < low and high < margin else set())
+
+
+def decisions(runs: Iterable[Record], margin: float, looks: Looks) -> list[Decision]:
+    """Returns what may be said of every two methods of every model and data set, by the runs so far."""
+    groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
+    for run in runs:
+        groups.setdefault((run.model, run.data), {}).setdefault(run.method, []).append(run)
+    return [decision for group in groups.values() for decision in _group(group, margin, looks)]
+
+
+def _group(group: Mapping[str, Sequence[Record]], margin: float, looks: Looks) -> list[Decision]:
+    pairs = list(itertools.combinations(group, 2))
+    level = level_of_a_look(looks, (1 - LEVEL) / max(1, len(pairs)))
+    draws = draws_of(run for runs in group.values() for run in runs)
+    return [_decision(group[a], group[b], draws, margin, level) for a, b in pairs]
+
+
+def _decision(first: Sequence[Record], second: Sequence[Record], draws: Draws, margin: float, level: float) -> Decision:
+    left, right = ({run.seed: run for run in runs if not math.isnan(run.score)} for runs in (first, second))
+    pairs = [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
+    differences = [a.score - b.score for a, b in pairs]
+    found = over_seeds(differences, 1 - level)
+    if _constant(differences):
+        # of methods that no seed changes the rows decide alone; else a coarse score has hit the same number by chance
+        by_seed = {"apart", "level"} if _constant([a.score for a, _ in pairs]) else set()
+    else:
+        by_seed = said(found.low, found.high, margin)
+    seen = outcome(by_seed, row_differences(pairs, draws), margin, level)
+    names = first[0].model, first[0].data, first[0].method, second[0].method
+    return Decision(*names, found.value, found.low, found.high, len(pairs), seen)
+
+
+def _constant(values: Sequence[float]) -> bool:
+    return len(values) > 1 and max(values) - min(values) <= EQUAL
+
+
+def wanting(found: Iterable[Decision]) -> set[tuple[str, str, str]]:
+    """Returns (model, data, method) of what another seed may tell something of."""
+    return {
+        (each.model, each.data, name) for each in found if each.outcome == "open" for name in (each.first, each.second)
+    }
+
+
+def decided(folder: Path) -> list[Decision]:
+    """Returns what the last look at a study said; nothing where nobody looked."""
+    path = folder / FILE
+    return [Decision(**each) for each in read_json(path)["decisions"]] if path.is_file() else []

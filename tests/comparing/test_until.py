@@ -1,0 +1,165 @@
+"""Seeds until methods are told apart: error rates by simulation, power against scipy, and whole studies."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+import luthier as lt
+from comparing.test_compare import QUICK, figures
+from comparing.test_statistics import run, runs
+from luthier.comparing import Study
+from luthier.comparing.measures import power, student
+from luthier.comparing.measures.foresight import foreseen
+from luthier.comparing.measures.looks import Looks, decisions, level_of_a_look, outcome, said, wanting
+from luthier.comparing.measures.significance import over_seeds, paired
+from luthier.core.errors import LuthierError
+
+NONE = np.zeros(0)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "level", "wanted"), [(1, 0.95, 0.8), (2, 0.95, 0.8), (4, 0.99, 0.9), (19, 0.999, 0.8)]
+)
+def test_power_is_scipys_noncentral_t(freedom, level, wanted):
+    stats = pytest.importorskip("scipy.stats")
+    mean, critical = student.noncentrality(level, freedom, wanted), student.quantile(level, freedom)
+    found = stats.nct.sf(critical, freedom, mean) + stats.nct.cdf(-critical, freedom, mean)
+    assert found == pytest.approx(wanted, abs=2e-4)
+
+
+def test_a_difference_as_large_as_detectable_is_seen_four_times_in_five():
+    draw = np.random.default_rng(0)
+    detectable = power.by_seeds([0.0, 1.0, -1.0, 0.5, -0.5], 0.95)  # n 5
+    spread = np.std([0.0, 1.0, -1.0, 0.5, -0.5], ddof=1)
+    samples = draw.normal(detectable, spread, (20_000, 5))
+    t = samples.mean(1) / samples.std(1, ddof=1) * math.sqrt(5)
+    assert (np.abs(t) > student.quantile(0.95, 4)).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_what_a_pair_could_have_shown_is_the_larger_of_seeds_and_rows():
+    first, second = runs("a", 0.8, seeds=4), runs("b", 0.7, seeds=4, shift=1)
+    found = paired(first, second)
+    differences = [a.score - b.score for a, b in zip(first, second, strict=True)]
+    rows = (1.959964 + 0.841621) * (found.by_row.high - found.by_row.low) / (2 * 1.959964)
+    seeds = power.by_seeds(differences, 0.95)
+    assert found.detectable == pytest.approx(max(rows, seeds), rel=0.05)
+    assert paired(first, second, tests=10).detectable > found.detectable
+    assert math.isnan(paired(first[:1], second[:1]).detectable) is False  # rows alone say something
+
+
+def test_the_level_of_a_look_is_that_of_one_test_where_there_is_one_look():
+    assert level_of_a_look(Looks(3, 3), 0.05) == pytest.approx(0.05, abs=0.002)
+    assert level_of_a_look(Looks(2, 20), 0.05) < 0.02
+
+
+def looked(differences: np.ndarray, looks: Looks, margin: float, level: float) -> str:
+    """The outcome of one pair: the first look that says anything, by seeds alone."""
+    for count in range(looks.first, looks.last + 1):
+        found = over_seeds(differences[:count].tolist(), 1 - level)
+        seen = outcome(said(found.low, found.high, margin), NONE, margin, level)
+        if seen != "open":
+            return seen
+    return "open"
+
+
+@pytest.mark.parametrize(("truth", "margin", "wrong"), [(0.0, 1e-9, "apart"), (0.5, 0.5, "level")])
+def test_a_thousand_studies_err_in_one_of_twenty_at_the_most(truth, margin, wrong):
+    """Three methods, three pairs: no difference at all is called one, or one as large as the margin level, in 5%."""
+    looks = Looks(3, 10)
+    level = level_of_a_look(looks, 0.05 / 3)
+    draw = np.random.default_rng(1)
+    errors = 0
+    for _ in range(1000):
+        scores = draw.normal(0, 1, (3, looks.last)) + draw.normal(0, 2, looks.last)  # seeds that suit all alike
+        scores[1:] -= truth * np.array([[1.0], [2.0]])
+        pairs = [(0, 1), (1, 2)] if truth else [(0, 1), (1, 2), (0, 2)]
+        errors += any(looked(scores[a] - scores[b], looks, margin, level) == wrong for a, b in pairs)
+    assert errors <= 1000 * 0.05 + 2 * math.sqrt(1000 * 0.05 * 0.95)
+
+
+def test_what_a_look_says():
+    rows = np.random.default_rng(0).normal(0.1, 0.01, 10_000)
+    assert outcome({"apart"}, rows, 0.05, 0.01) == "apart"
+    assert outcome({"level"}, rows, 0.05, 0.01) == "rows"  # the rows say that it is more than the margin
+    assert outcome(set(), rows, 0.05, 0.01) == "open"
+    assert outcome({"level"}, rows - 0.1, 0.05, 0.01) == "level"
+    assert outcome({"level"}, (rows - 0.1) * 20, 0.05, 0.01) == "rows"  # too few rows to be as sure
+    assert said(0.01, 0.02, 0.05) == {"apart", "level"} and said(-0.1, 0.1, 0.05) == set()
+
+
+def test_methods_that_no_seed_changes_are_decided_by_their_rows():
+    still = [run("base", seed, [1.0, 0.0] * 200) for seed in range(3)]
+    worse = [run("icl", seed, [0.0, 0.0] * 200) for seed in range(3)]
+    assert [each.outcome for each in decisions([*still, *worse], 0.1, Looks(2, 5))] == ["apart"]
+    coarse = [run("x", seed, [1.0, 0.0] * 200, score=0.5 + 0.1 * seed) for seed in range(2)]
+    other = [run("y", seed, [1.0, 0.0] * 200, score=0.4 + 0.1 * seed) for seed in range(2)]
+    found = decisions([*coarse, *other], 0.1, Looks(2, 5))
+    assert [each.outcome for each in found] == ["open"] and wanting(found) == {("m", "d", "x"), ("m", "d", "y")}
+
+
+def test_what_all_seeds_could_show_is_foreseen_from_two():
+    hits = [1.0, 0.0] * 100
+    pilot = [
+        run(name, seed, hits, score)
+        for name, *both in (("a", 0.8, 0.7), ("b", 0.7, 0.8))
+        for seed, score in enumerate(both)
+    ]
+    (few,), (many,) = foreseen(pilot, 3), foreseen(pilot, 30)
+    shown = [float(line.split("difference of ")[1].split(" ")[0]) for line in (few, many)]
+    assert "what limits it is the seeds" in few and shown[1] < shown[0]
+    assert not foreseen(pilot[:1], 3)
+
+
+@pytest.fixture(scope="module")
+def study(llama, additions) -> Study:
+    data = {"train": additions["train"], "test": additions["test"], "max_new_tokens": 3}
+    return Study.from_dict(
+        {
+            "models": llama,
+            "data": {"sums": data},
+            "methods": ["base", "icl:k=1", "lora"],
+            "seeds": 2,
+            "training": QUICK,
+            "timing": 0,
+            "until_told": 0.2,
+            "most_seeds": 3,
+        }
+    )
+
+
+def test_seeds_are_added_for_what_is_open_alone(study, tmp_path, capsys):
+    done = lt.compare(study, out=tmp_path / "s")
+    seeds = {name: sorted(r.seed for r in done.records if r.method == name) for name in study.methods}
+    look = json.loads((tmp_path / "s" / "until.json").read_text())
+    assert look["looks"] == {"first": 2, "last": 3} and len(look["decisions"]) == 3
+    assert "2 seeds" in (told := capsys.readouterr().err) and "less lora is" in told
+    final = {(each["first"], each["second"]): each["outcome"] for each in look["decisions"]}
+    assert final["base", "icl:k=1"] != "open"  # no seed changes either
+    open_ones = {name for names, said in final.items() if said == "open" for name in names}
+    assert all(seeds[name] == [0, 1, 2] for name in open_ones)
+    assert "less lora is" in (tmp_path / "s" / "results.md").read_text()
+    assert "Seeds were added until" in (tmp_path / "s" / "report.html").read_text()
+    before = figures(tmp_path / "s")
+    lt.compare(study, out=tmp_path / "s", progress=False)
+    assert figures(tmp_path / "s") == before and json.loads((tmp_path / "s" / "until.json").read_text()) == look
+    with pytest.raises(LuthierError, match="does not keep its error rate"):
+        lt.compare(dataclasses.replace(study, until_told=0.1), out=tmp_path / "s", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"until_told": 0.0}, "more than 0"),
+        ({"until_told": 0.1, "hours": -1.0}, "more than 0"),
+        ({"until_told": None, "hours": 1.0}, "until_told"),
+        ({"most_seeds": 1}, "most_seeds is 1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(study, given, said):
+    with pytest.raises(LuthierError, match=said):
+        dataclasses.replace(study, **given)
