@@ -30,3 +30,8 @@ def constant(prompt: str, answer: str, example) -> float:
 
 
 NUMBER = 3
+
+
+def even_sums(prompt: str, answer: str, example) -> float:
+    """One reward for every answer to an odd sum, the length for one to an even sum."""
+    return float(len(answer)) if int(example.messages[-1]["content"]) % 2 == 0 else 0.0

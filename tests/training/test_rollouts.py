@@ -22,6 +22,7 @@ from luthier.training import Run, Training, metrics, session, train
 from luthier.training.checkpoint import checkpoints
 from luthier.training.command import command
 from luthier.training.rollouts import log
+from luthier.training.rollouts.dynamic import Group, replaced
 from luthier.training.rollouts.reward_model import RewardModel
 from luthier.training.rollouts.rewards import Answered
 from support.tiny import TEMPLATE, pairs, save_model, sums, write_rows
@@ -103,6 +104,43 @@ def test_further_steps_on_the_same_answers_clip(run):
     result = again(run, "clip", objective=scored(iterations=2, epsilon=0.01, epsilon_high=0.01, beta=0.0))
     told = [line["clipped"] for line in metrics.read(result.folder) if "loss" in line]
     assert told[1] > 0 and told[3] > 0
+
+
+def test_prompts_whose_answers_are_all_alike_give_way(run):
+    """The reward is one number for the prompts of odd sums, so that these are replaced, and kept in the log."""
+    chosen, settings = scored(f"{OWN}:even_sums", variant="dapo"), replace(SETTINGS, eval_fraction=0.0)
+    result = again(run, "dynamic", objective=chosen, training=settings)
+    lines = log.read(result.folder)
+    groups = [lines[place : place + 3] for place in range(0, len(lines), 3)]
+    gone = [group for group in groups if group[0]["advantage"] is None]
+    assert gone and all(len({each["reward"] for each in group}) == 1 for group in gone)
+    assert not any(each["learned"] for group in gone for each in group)
+    for step in range(1, 5):
+        rows = [group[0]["row"] for group in groups if group[0]["step"] == step]
+        assert len(rows) == len(set(rows))  # no prompt is asked twice
+        assert sum(group[0]["advantage"] is not None for group in groups if group[0]["step"] == step) == 4
+    flat = [line["flat"] for line in metrics.read(result.folder) if "loss" in line]
+    plain = again(run, "undynamic", objective=replace(chosen, dynamic=0), training=settings)
+    before = [line["flat"] for line in metrics.read(plain.folder) if "loss" in line]
+    assert sum(flat) < sum(before) and all(line["advantage"] is not None for line in log.read(plain.folder))
+
+
+def test_groups_are_replaced_as_far_as_there_are_prompts():
+    def group(row: int, *rewards: float) -> Group:
+        return Group({"row": row}, [], [], [], list(rewards))
+
+    pool = [{"row": row} for row in range(6)]
+    first = [group(0, 1.0, 1.0), group(1, 0.0, 1.0), group(2, float("nan"), 0.5)]
+    drawn: list[list[int]] = []
+
+    def draw(features):
+        drawn.append([each["row"] for each in features])
+        return [group(each["row"], 0.0, 1.0 if each["row"] == 3 else 0.0) for each in features]
+
+    kept, gone = replaced(first, pool, 9, 7, draw)
+    assert sorted(row for each in drawn for row in each) == [3, 4, 5] and len(drawn) == 2  # then none is left
+    assert kept[1] is first[1] and 3 in {each.feature["row"] for each in kept} and len(gone) == 3
+    assert replaced(first, pool, 0, 7, draw) == (first, [])
 
 
 def test_a_reward_is_learned(run):

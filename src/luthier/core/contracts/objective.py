@@ -92,6 +92,8 @@ class Rollouts:
     """Whether `OLD_TOKENS` are wanted."""
     kl: bool = False
     """Whether `Scored.kl` is wanted."""
+    rounds: int = 0
+    """Rounds of other prompts for those whose answers all have one reward."""
     beside: bool = False
     """Whether the rows themselves are trained on as well: the sampled answers are then part 0, and the rows part 1."""
 

@@ -12,6 +12,7 @@ from luthier.methods.objectives._online import Online, figures, learned_rows, me
 OWN_BETA = {"grpo": 0.04, "dr_grpo": 0.0, "dapo": 0.0}
 OWN_HIGH = {"grpo": 0.2, "dr_grpo": 0.2, "dapo": 0.28}
 OWN_OVERLONG = {"grpo": "keep", "dr_grpo": "keep", "dapo": "punish"}
+OWN_DYNAMIC = {"grpo": 0, "dr_grpo": 0, "dapo": 4}
 """What the papers of the variants have."""
 SMALL = 1e-4
 """Added to the standard deviation of a group's rewards."""
@@ -25,8 +26,9 @@ class GRPO(Online):
     deviation is that of a sample (divided by G - 1), as in TRL; the paper does not say. The reference is the model with
     its adapter off. `dr_grpo` leaves the deviation out, and sums over tokens and divides by max_tokens instead of each
     answer's own length. `dapo` takes the mean over all tokens of the step, ε' = 0.28, no KL term, and lowers the reward
-    of answers longer than max_tokens - `cache` (their equation 13); their dynamic sampling, which draws further prompts
-    for those whose answers are all alike, is left out: such groups have no gradient, and are counted (`flat`). Answers
+    of answers longer than max_tokens - `cache` (their equation 13), and samples dynamically: prompts whose answers all
+    have one reward, and so no gradient, give way to others of the training rows (their equation 11), here at most
+    `dynamic` times a step, so that a task that is solved, or hopeless, ends; what is left is counted (`flat`). Answers
     of unknown reward are left out of the group and of the loss; TRL 1.16 takes a reward that is missing beside others
     as 0, and keeps answers without any in the mean. With one iteration ρ is 1, and ε, ε' have no effect.
     """
@@ -46,6 +48,9 @@ class GRPO(Online):
     overlong: Literal["keep", "leave_out", "punish"] | None = None
     """What becomes of answers that hit max_tokens: learned as all others, left out of the loss, or of a lower reward
     the nearer they come. Default: the variant's own: keep, of dapo punish."""
+    dynamic: int | None = None
+    """How often a step samples other prompts for those whose answers all have one reward. Default: the variant's own:
+    0, of dapo 4."""
     cache: int | None = None
     """How many tokens before max_tokens the punishment begins. Default: a fifth of max_tokens."""
 
@@ -54,6 +59,7 @@ class GRPO(Online):
         self.within("beta", 0)
         self.within("epsilon", 0, 1)
         self.within("epsilon_high", 0)
+        self.within("dynamic", 0)
         self.within("cache", 1, self.max_tokens)
         if self.cache is not None and self.handling != "punish":
             raise LuthierError("cache is where the punishment of long answers begins; overlong = punish has it.")
@@ -75,7 +81,8 @@ class GRPO(Online):
 
     def rollouts(self, step, seed):
         made = super().rollouts(step, seed)
-        return dataclasses.replace(made, reference=self.kl_weight > 0, old=self.iterations > 1)
+        rounds = OWN_DYNAMIC[self.variant] if self.dynamic is None else self.dynamic
+        return dataclasses.replace(made, reference=self.kl_weight > 0, old=self.iterations > 1, rounds=rounds)
 
     def advantages(self, scored):
         import torch

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from luthier.methods.objectives._online import prompt_of
 from luthier.methods.objectives.distill import HINTED
 from luthier.training.prepare import Prepared, processes
 from luthier.training.rollouts import log
+from luthier.training.rollouts.dynamic import Group, Values, replaced
 from luthier.training.rollouts.features import answered, in_parts, packed, restored, unpacked
 from luthier.training.rollouts.reward_model import RewardModel
 from luthier.training.rollouts.rewards import Answered, Reward, rewards_of, text_of_prompt
@@ -44,8 +46,6 @@ PENDING = "rollouts.safetensors"
 ANSWER = "answer"
 """The column that holds the reference of a row beside its answer."""
 Batch = dict[str, Any]
-Values = dict[str, float | str]
-"""The rewards of an answer by name, each a number or the reason why there is none."""
 READ = ("input_ids", "attention_mask", "token_type_ids", "labels")
 
 
@@ -99,6 +99,8 @@ class Online:
         self.examples = {row.row: row for row in referenced(prepared.examples).rows} if self.rewards else {}
         held = prepared.held if self.rewards else None
         self.held_out = {row.row: row for row in referenced(held).rows} if held is not None else {}
+        self.pool = prepared.train
+        """The rows that further prompts are drawn from."""
         self.pending: list[Batch] = []
         """The batches of the last answers, where further steps are taken on them."""
         self.prompts: dict[tuple[bool, int], str] = {}
@@ -121,20 +123,38 @@ class Online:
 
     def _sampled(self, batches: Sequence[Batch], step: int, model: Any, rollouts: Rollouts) -> list[Batch]:
         asked = [unpacked(batch)[:: 2 if HINTED in batch else 1] for batch in batches]
-        drawn = self._drawn([feature for part in asked for feature in part], step, rollouts)
-        group, found, start = rollouts.group, [], 0
+        groups = self._groups([feature for part in asked for feature in part], step, rollouts)
+        if rollouts.rounds:
+            seed = seed_of(self.run.training.seed, step)
+            again = partial(self._groups, step=step, rollouts=rollouts)
+            groups, gone = replaced(groups, self.pool, rollouts.rounds, seed, again)
+            self._log(step, gone)
+        found, rest = [], iter(groups)
         for batch, part in zip(batches, asked, strict=True):
-            answers = drawn[start : start + len(part) * group]
-            start += len(answers)
-            owners = [feature for feature in part for _ in range(group)]
+            own = [next(rest) for _ in part]
+            answers = [answer for group in own for answer in group.answers]
+            owners = [group.feature for group in own for _ in group.answers]
             rows = [answered(prompt_of(f), a.ids, f["row"]) for f, a in zip(owners, answers, strict=True)]
             if HINTED in batch:
-                rows = _hinted(rows, answers, unpacked(batch)[1::2], group)
+                rows = _hinted(rows, answers, unpacked(batch)[1::2], rollouts.group)
             rows = in_parts(rows, part) if rollouts.beside else rows
             found.append(self.collator(rows))
         if self.rewards:
-            self._weigh(found, drawn, step, model, rollouts)
+            self._weigh(found, groups, step, model, rollouts)
         return found
+
+    def _groups(self, features: Sequence[dict[str, Any]], step: int, rollouts: Rollouts) -> list[Group]:
+        """Answers to each prompt, with what they are worth."""
+        drawn, size = self._drawn(features, step, rollouts), rollouts.group
+        owners = [feature for feature in features for _ in range(size)]
+        said, values = [], []
+        if self.rewards:
+            said = [self._answered(f["row"], answer.text, False) for f, answer in zip(owners, drawn, strict=True)]
+            values = self._values(said)
+            check_some(values, step)
+        rewards = [total(self.rewards, each) for each in values]
+        cuts = [slice(place * size, (place + 1) * size) for place in range(len(features))]
+        return [Group(f, drawn[c], said[c], values[c], rewards[c]) for f, c in zip(features, cuts, strict=True)]
 
     def _drawn(self, features: Sequence[dict[str, Any]], step: int, rollouts: Rollouts) -> list[Drawn]:
         asks = [
@@ -144,33 +164,28 @@ class Online:
         ]
         return self.sampler(asks, rollouts.max_tokens, rollouts.temperature, rollouts.top_p)
 
-    def _weigh(self, found: list[Batch], drawn: list[Drawn], step: int, model: Any, rollouts: Rollouts) -> None:
-        """Scores the answers and puts advantages, figures and what the loss compares with into the batches."""
+    def _weigh(self, found: list[Batch], groups: list[Group], step: int, model: Any, rollouts: Rollouts) -> None:
+        """Puts advantages, figures and what the loss compares with into the batches."""
         objective, group = self.run.objective, rollouts.group
         sampled = [slice(0, len(batch["rows"]) * group // (group + rollouts.beside)) for batch in found]
-        rows = [row for batch, part in zip(found, sampled, strict=True) for row in batch["rows"][part]]
         kl = [self._compare(batch, model, rollouts)[part] for batch, part in zip(found, sampled, strict=True)]
-        said = [self._answered(row, answer.text, False) for row, answer in zip(rows, drawn, strict=True)]
-        values = self._values(said)
-        check_some(values, step)
-        told = torch.tensor([[total(self.rewards, each) for each in values],
+        drawn = [answer for each in groups for answer in each.answers]
+        told = torch.tensor([[reward for each in groups for reward in each.rewards],
                              [len(answer.ids) for answer in drawn],
                              [answer.finish == "length" for answer in drawn],
                              [not answer.text.strip() for answer in drawn]], dtype=torch.float64)  # fmt: skip
         rewards, lengths, truncated, _ = told.view(4, -1, group).unbind(0)
         scored = Scored(rewards, lengths, truncated.bool(), torch.cat(kl).view(-1, group))
         advantages, gone = objective.advantages(scored).flatten(), objective.left_out(scored).flatten()
-        flat = (rewards.nan_to_num(-torch.inf).amax(1) == rewards.nan_to_num(torch.inf).amin(1)).repeat_interleave(
-            group
-        )
-        figures = torch.stack([*told, rewards.flatten().isnan().double(), flat.double()], 1)
+        flat = torch.tensor([each.flat for each in groups], dtype=torch.float64).repeat_interleave(group)
+        figures = torch.stack([*told, rewards.flatten().isnan().double(), flat], 1)
         start = 0
         for batch, part in zip(found, sampled, strict=True):
             own, start = slice(start, start + part.stop), start + part.stop
             batch[ADVANTAGE] = _filled(advantages[own], len(batch["rows"]))
             batch[SAMPLED] = _filled(figures[own], len(batch["rows"]))
             batch["labels"][part][gone[own]] = -100
-        self._log(step, said, drawn, values, rewards.flatten(), advantages, gone)
+        self._log(step, groups, advantages.tolist(), gone.tolist())
 
     def _compare(self, batch: Batch, model: Any, rollouts: Rollouts) -> Tensor:
         """log π(y) - log π_ref(y) of each row, 0 unless asked for; log-probabilities of tokens go into the batch."""
@@ -208,8 +223,12 @@ class Online:
                 )
         return values
 
-    def _log(self, step: int, said, drawn, values, rewards: Tensor, advantages: Tensor, gone: Tensor) -> None:
-        figures = zip(rewards.tolist(), advantages.tolist(), gone.tolist(), strict=True)
+    def _log(
+        self, step: int, groups: Sequence[Group], advantages: Sequence[float] = (), gone: Sequence[bool] = ()
+    ) -> None:
+        """Writes answers to the log; those of prompts that gave way to others have no advantage."""
+        lines = [line for group in groups for line in group.lines()]
+        weighed = zip(advantages, gone, strict=True) if advantages else [(None, True)] * len(lines)
         log.append(
             self.run.folder,
             [
@@ -220,7 +239,7 @@ class Online:
                     "reward": None if reward != reward else reward, "advantage": advantage, "learned": not out,
                     "tokens": len(answer.ids), "finish": answer.finish, "run": self.run_id,
                 }
-                for each, answer, value, (reward, advantage, out) in zip(said, drawn, values, figures, strict=True)
+                for (each, answer, value, reward), (advantage, out) in zip(lines, weighed, strict=True)
             ],
         )  # fmt: skip
 
