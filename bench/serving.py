@@ -26,8 +26,8 @@ from bench._registry import results_of
 from bench.speed.machine import about, slug
 
 import luthier as lt
-from luthier.serving.engine.engine import Engine
-from luthier.serving.engine.request import Chunk, Request
+from luthier.engine.engine import Engine
+from luthier.engine.request import Chunk, Request
 from luthier.serving.http.threads import run_in_thread
 
 ADAPTERS = [f"a{index}" for index in range(8)]

@@ -19,7 +19,7 @@ LAYERS = [
     {"data", "kernels"},
     {"methods"},
     {"interop"},
-    {"measuring"},
+    {"measuring", "engine"},
     {"training"},
     {"evaluating"},
     {"combining", "decoding", "serving"},

@@ -12,9 +12,9 @@ from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.objective import ADVANTAGE, OLD_TOKENS, PART, Objective, Scored, labels_of
 from luthier.core.contracts.router import names_of
-from luthier.core.contracts.sampler import Ask, sampler_of
 from luthier.core.errors import LuthierError
 from luthier.data import Collator
+from luthier.engine.sampler import Ask, Sampler
 from luthier.methods.log_probs import token_log_probs
 from luthier.methods.objectives.grpo import GRPO
 from luthier.methods.objectives.rloo import RLOO
@@ -59,11 +59,11 @@ def test_every_form_decodes_and_trains(form):
     """What the engine decodes greedily is what the model under training finds likeliest, edits of positions included,
     after its weights have moved as well; and every objective has a gradient on it."""
     model = adapted(find("forms", form, Form)(), torch.float32)
-    sampler = sampler_of(model, tokenizer(), "default")
+    sampler = Sampler(model, tokenizer(), "default")
     for moved in (False, True):
         for parameter in lt.trainable(model).values():
             parameter.data *= 0.7 if moved else 1.0
-        drawn = sampler([Ask(prompt, 0) for prompt in PROMPTS], 4, 0.0, 1.0)
+        drawn = sampler([Ask(prompt, 0, 4) for prompt in PROMPTS], 0.0, 1.0)
         rows = [answered(p, d.ids, i) for i, (p, d) in enumerate(zip(PROMPTS, drawn, strict=True))]
         given = Collator(0)(rows)
         given.pop("rows")

@@ -12,8 +12,8 @@ import luthier as lt
 from luthier.core.adapters.attach import state_of
 from luthier.core.contracts.component import find, names
 from luthier.core.errors import LuthierError
-from luthier.serving.engine.engine import Engine
-from luthier.serving.engine.request import Busy, Chunk, Request
+from luthier.engine.engine import Engine
+from luthier.engine.request import Busy, Chunk, Request
 from support import tiny
 from support.architectures import ARCHITECTURES
 

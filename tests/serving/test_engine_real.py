@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import luthier as lt
+from luthier.engine.engine import Engine
+from luthier.engine.request import Chunk, Request
 from luthier.evaluating.generate import Sampling, answers
-from luthier.serving.engine.engine import Engine
-from luthier.serving.engine.request import Chunk, Request
 
 pytestmark = pytest.mark.real
 

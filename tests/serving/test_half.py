@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 import luthier as lt
 from luthier.core.contracts.component import find
-from luthier.serving.engine.engine import Engine
-from luthier.serving.engine.request import Chunk, Request
+from luthier.engine.engine import Engine
+from luthier.engine.request import Chunk, Request
 from support import tiny
 from support.architectures import ARCHITECTURES
 

@@ -10,7 +10,7 @@ from bench.serve_load import LESSONS, MARKS, PROMPTS, alone, load, unmarked
 
 import luthier as lt
 from luthier.data import Collator, Example, encode
-from luthier.serving.engine.engine import Engine
+from luthier.engine.engine import Engine
 from support import tiny
 from support.served import serving
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from luthier.serving.engine.text import Reader, decoded, token_texts
+from luthier.engine.text import Reader, decoded, token_texts
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.serving.engine.request import Busy, Chunk, Request, Statistics, Ticket, Token, refuse_wrong
+from luthier.engine.request import Busy, Chunk, Request, Statistics, Ticket, Token, refuse_wrong
 from support.tiny import TEMPLATE, tokenizer
 
 
@@ -19,7 +19,7 @@ def answer(adapter: str | None) -> str:
 
 
 class FakeEngine:
-    """As `luthier.serving.engine.engine.Engine`, as far as HTTP sees it. Requests wait while `gate` is not set."""
+    """As `luthier.engine.engine.Engine`, as far as HTTP sees it. Requests wait while `gate` is not set."""
 
     def __init__(self, *adapters: str, waiting: int = 8, max_length: int = 400, pace: float = 0.0) -> None:
         self.names, self.waiting, self.max_length, self.pace = list(adapters), waiting, max_length, pace

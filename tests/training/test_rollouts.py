@@ -12,7 +12,7 @@ import torch
 
 import luthier as lt
 from luthier import data, models
-from luthier.core.contracts.sampler import Ask, sampler_of
+from luthier.engine.sampler import Ask, Sampler
 from luthier.evaluating import evaluate, generate
 from luthier.evaluating.generate import tokenised
 from luthier.methods.objectives.amft import AMFT, meta_gradient
@@ -158,15 +158,15 @@ def test_the_adapter_under_training_decodes(done, run):
     examples = data.load(run.data).rows[:5]
     prompts = [list(each.messages[:1]) for each in examples if each.messages]
     ids = tokenised(model, words, prompts)
-    drawn = sampler_of(model, words, "default")([Ask(tuple(each), 0) for each in ids], 6, 0.0, 1.0)
+    drawn = Sampler(model, words, "default")([Ask(tuple(each), 0, 6) for each in ids], 0.0, 1.0)
     assert [each.text for each in drawn] == generate(model, words, prompts, max_new_tokens=6)
     base = models.load(run.model)
     assert [each.text for each in drawn] != generate(base.model, base.processor, prompts, max_new_tokens=6)
     states = torch.random.get_rng_state()
-    ask = [Ask(tuple(ids[0]), seed) for seed in range(8)]
-    sampler = sampler_of(model, words, "default")
-    assert sampler(ask, 6, 1.0, 1.0) == sampler(ask, 6, 1.0, 1.0)
-    assert len({each.ids for each in sampler(ask, 6, 1.0, 1.0)}) > 1
+    ask = [Ask(tuple(ids[0]), seed, 6) for seed in range(8)]
+    sampler = Sampler(model, words, "default")
+    assert sampler(ask, 1.0, 1.0) == sampler(ask, 1.0, 1.0)
+    assert len({each.ids for each in sampler(ask, 1.0, 1.0)}) > 1
     assert torch.equal(states, torch.random.get_rng_state())
 
 

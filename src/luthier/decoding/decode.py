@@ -83,7 +83,8 @@ def answers(
 
     from luthier.core.sites.probe import eval_mode
     from luthier.decoding.vocabulary import common_width
-    from luthier.evaluating.generate import stop_ids, text_of, tokenised
+    from luthier.engine.stops import stop_ids, text_of
+    from luthier.evaluating.generate import tokenised
 
     refuse_draft(by, draft)
     if batch < 1:

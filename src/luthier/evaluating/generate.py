@@ -1,4 +1,4 @@
-"""The function `generate`: it generates text from prompts, in batches of similar length."""
+"""The function `generate`: it generates text from prompts, many at a time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
 from luthier.data import Collator, Example, encode, encode_seq2seq, prompt_ids, stop_text
+from luthier.engine.stops import PLACEHOLDER, stop_ids, text_of
 from luthier.models import positions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from luthier.engine.sampler import Sampler
+
 Messages = list[dict[str, Any]]
 """A conversation: `{"role": …, "content": …}` for each turn."""
 Tools = list[dict[str, Any]]
-IGNORED = -100
-"""Label of what is not learned."""
-PLACEHOLDER = {"role": "assistant", "content": "a"}
-"""Stands for the answer where a prompt has to be told from one."""
 
 
 @dataclass(frozen=True)
@@ -121,15 +120,55 @@ def answers(
 
     `tasks` names the task of each, for an adapter that goes by it.
     """
+    if batch < 1:
+        raise LuthierError(f"batch is {batch}; expected at least 1.")
+    if tasks is not None and len(tasks) != len(prompts):
+        raise LuthierError(f"{len(tasks)} tasks for {len(prompts)} prompts; give one for each, or one for all.")
+    engine = None if tasks is not None else _engine(model, tokenizer, batch)
+    if engine is not None:
+        return _by_engine(engine, prompts, sampling, positions(model), done)
+    return _by_batches(model, tokenizer, prompts, sampling, batch, done, tasks)
+
+
+def _engine(model: Any, tokenizer: Any, rows: int) -> Sampler | None:
+    """Rows that join and leave one batch; None for models that it cannot decode."""
+    from luthier.engine.sampler import Sampler
+
+    try:
+        return Sampler(model, tokenizer, rows=rows)
+    except LuthierError:
+        return None
+
+
+def _by_engine(
+    engine: Sampler, prompts: Sequence[list[int]], sampling: Sampling, most: int | None, done: Callable[[int], Any]
+) -> list[str]:
+    """Every answer by a seed of its own, so that it does not depend on what is decoded beside it."""
+    from luthier.engine.sampler import Ask
+
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    limits = [_within(sampling, len(prompts[i]), most).max_new_tokens for i in order]
+    asks = [Ask(tuple(prompts[i]), sampling.seed + i, limit) for i, limit in zip(order, limits, strict=True)]
+    found = engine(asks, sampling.temperature, sampling.top_p, done)
+    texts = {place: answer.text for place, answer in zip(order, found, strict=True)}
+    return [texts[place] for place in range(len(prompts))]
+
+
+def _by_batches(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    batch: int,
+    done: Callable[[int], Any],
+    tasks: Sequence[str] | None,
+) -> list[str]:
+    """By transformers' own loop, a batch after another: encoder-decoders, recurrent models, rows of different tasks."""
     import torch
 
     from luthier.core.sites.probe import eval_mode
     from luthier.training.task_columns import routed
 
-    if batch < 1:
-        raise LuthierError(f"batch is {batch}; expected at least 1.")
-    if tasks is not None and len(tasks) != len(prompts):
-        raise LuthierError(f"{len(tasks)} tasks for {len(prompts)} prompts; give one for each, or one for all.")
     texts = [""] * len(prompts)
     stops, most = stop_ids(model, tokenizer), positions(model)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
@@ -197,32 +236,3 @@ def _own_settings(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = before
-
-
-def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end an answer: EOS, what the checkpoint stops at, and what the chat template ends a turn with."""
-    known = model.generation_config.eos_token_id if model.generation_config is not None else None
-    found = [tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])]
-    if not model.config.is_encoder_decoder:
-        found.append(_turn_end(tokenizer))
-    return sorted({stop for stop in found if stop is not None})
-
-
-def _turn_end(tokenizer: Any) -> int | None:
-    """The last token that training on a conversation would teach."""
-    turn = Example(row=1, messages=[{"role": "user", "content": "a"}, PLACEHOLDER])
-    try:
-        labels = encode(turn, tokenizer, max_length=None)["labels"]
-    except LuthierError:  # a template that refuses so short a conversation tells nothing
-        return None
-    if stop_text(tokenizer):  # whose last token may stand anywhere
-        return None
-    return next(label for label in reversed(labels) if label != IGNORED)  # a line break may follow it
-
-
-def text_of(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
-    """Returns what new tokens say, up to the first that stops."""
-    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    stop = stop_text(tokenizer)
-    return text.partition(stop)[0] if stop else text

@@ -116,7 +116,7 @@ class Serve(Fitted):
     def service(self, name: str, adapters: Mapping[str, Path]) -> Service:
         """Returns the model, called `name`, with its adapters, ready to serve."""
         from luthier.cli.base import base_of
-        from luthier.serving.engine.engine import Engine
+        from luthier.engine.engine import Engine
         from luthier.serving.http.service import Service
 
         loaded = base_of(self.model, None, dtype=self.dtype, task="causal-lm")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.serving.engine.request import Chunk, Token
+from luthier.engine.request import Chunk, Token
 
 DONE = "data: [DONE]\n\n"
 

@@ -10,10 +10,10 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Count
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from luthier.serving.engine.request import Chunk
+from luthier.engine.request import Chunk
 
 if TYPE_CHECKING:
-    from luthier.serving.engine.engine import Engine
+    from luthier.engine.engine import Engine
 
 MEDIA = CONTENT_TYPE_PLAIN_0_0_4
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)

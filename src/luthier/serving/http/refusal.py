@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from luthier.core.errors import LuthierError
-from luthier.serving.engine.request import Busy
+from luthier.engine.request import Busy
 
 KINDS = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 """`error.type` by status; the others are invalid_request_error."""

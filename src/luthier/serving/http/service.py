@@ -15,8 +15,8 @@ from luthier.core.contracts.router import adapter_and_task
 from luthier.core.errors import LuthierError, near
 from luthier.core.storage.folder import adapter_at
 from luthier.core.storage.format import read
+from luthier.engine.request import Request
 from luthier.models import Chat
-from luthier.serving.engine.request import Request
 from luthier.serving.http.answers import Shape
 from luthier.serving.http.claims import Claim, Claims
 from luthier.serving.http.log import AnswerLog
@@ -27,7 +27,7 @@ from luthier.serving.http.schema import MOST_CHOICES, ChatBody, Sampled
 from luthier.serving.http.stream import Flight
 
 if TYPE_CHECKING:
-    from luthier.serving.engine.engine import Engine
+    from luthier.engine.engine import Engine
 
 
 LONGEST = 2**17

@@ -11,13 +11,13 @@ from fastapi import Request as Call
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from luthier.serving.engine.request import Chunk, Request, Ticket
+from luthier.engine.request import Chunk, Request, Ticket
 from luthier.serving.http.answers import DONE, Shape, event
 from luthier.serving.http.metrics import Watch
 from luthier.serving.http.refusal import Refusal
 
 if TYPE_CHECKING:
-    from luthier.serving.engine.engine import Engine
+    from luthier.engine.engine import Engine
 
 LEFT = 499
 """The status that a request is counted under when its client left; nginx's."""

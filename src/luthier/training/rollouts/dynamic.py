@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.core.contracts.sampler import Drawn
+from luthier.engine.sampler import Drawn
 from luthier.training.rollouts.rewards import Answered
 
 Feature = dict[str, Any]

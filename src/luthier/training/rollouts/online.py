@@ -24,12 +24,12 @@ from luthier.core.contracts.objective import (
     Rollouts,
     Scored,
 )
-from luthier.core.contracts.sampler import Ask, Drawn, Sampler, sampler_of
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
 from luthier.core.sites.probe import eval_mode
 from luthier.data import Collator
 from luthier.data.layout import TO_COME
+from luthier.engine.sampler import Ask, Drawn, Sampler
 from luthier.methods.log_probs import reference_token_log_probs, token_log_probs
 from luthier.methods.objectives._online import prompt_of
 from luthier.methods.objectives.distill import HINTED
@@ -88,12 +88,12 @@ def referenced(examples: Examples) -> Examples:
 
 
 class Online:
-    """Samples the answers of each step by the serving engine, scores them, and makes the step's batches of them."""
+    """Samples the answers of each step by the engine, scores them, and makes the step's batches of them."""
 
     def __init__(self, run: Run, model: Any, prepared: Prepared, rewards: Sequence[Reward], collator: Collator) -> None:
         self.run, self.collator, self.rewards = run, collator, list(rewards)
         self.processor = prepared.processor
-        self.sampler: Sampler = sampler_of(model, prepared.processor, run.name)
+        self.sampler = Sampler(model, prepared.processor, run.name)
         self.run_id = ""
         """Written into every line of the log; set once it is known."""
         self.examples = {row.row: row for row in referenced(prepared.examples).rows} if self.rewards else {}
@@ -158,11 +158,11 @@ class Online:
 
     def _drawn(self, features: Sequence[dict[str, Any]], step: int, rollouts: Rollouts) -> list[Drawn]:
         asks = [
-            Ask(tuple(prompt_of(f)), seed_of(self.run.training.seed, step, f["row"], place))
+            Ask(tuple(prompt_of(f)), seed_of(self.run.training.seed, step, f["row"], place), rollouts.max_tokens)
             for f in features
             for place in range(rollouts.group)
         ]
-        return self.sampler(asks, rollouts.max_tokens, rollouts.temperature, rollouts.top_p)
+        return self.sampler(asks, rollouts.temperature, rollouts.top_p)
 
     def _weigh(self, found: list[Batch], groups: list[Group], step: int, model: Any, rollouts: Rollouts) -> None:
         """Puts advantages, figures and what the loss compares with into the batches."""
@@ -249,8 +249,8 @@ class Online:
         if not self.rewards or rollouts is None:
             return {}
         features = [feature for batch in batches for feature in unpacked(batch)]
-        asks = [Ask(tuple(prompt_of(f)), 0) for f in features]
-        drawn = self.sampler(asks, rollouts.max_tokens, 0.0, 1.0)
+        asks = [Ask(tuple(prompt_of(f)), 0, rollouts.max_tokens) for f in features]
+        drawn = self.sampler(asks, 0.0, 1.0)
         said = [self._answered(f["row"], a.text, True) for f, a in zip(features, drawn, strict=True)]
         known = [r for each in self._values(said) if (r := total(self.rewards, each)) == r]
         return ({"reward": sum(known) / len(known)} if known else {}) | {

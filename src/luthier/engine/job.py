@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.serving.engine.request import Chunk, Deliver, Request, Token
-from luthier.serving.engine.sampling import Choice, drawing
-from luthier.serving.engine.text import Reader, token_texts
+from luthier.engine.request import Chunk, Deliver, Request, Token
+from luthier.engine.sampling import Choice, drawing
+from luthier.engine.stops import stop_ids
+from luthier.engine.text import Reader, token_texts
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,6 @@ class Vocabulary:
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> Vocabulary:
         """Answers end where those of `luthier.generate` do."""
-        from luthier.evaluating.generate import stop_ids
-
         return cls(tokenizer, frozenset(stop_ids(model, tokenizer)), token_texts(tokenizer))
 
 

@@ -4,25 +4,47 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from luthier.core.adapters.control import RowAssignment
-from luthier.serving.engine.cache import RowCache, attention_mask
-from luthier.serving.engine.job import Job
-from luthier.serving.engine.sampling import choose
+from luthier.engine.cache import RowCache, attention_mask
+from luthier.engine.job import Job
+from luthier.engine.sampling import choose
+
+
+class Assignment(Protocol):
+    """Decides which adapter acts on which row."""
+
+    def set(self, names: Sequence[str | None]) -> None:
+        """Assigns the adapter names[i] to row i."""
+        ...
+
+    def release(self) -> None:
+        """Removes the assignment."""
+        ...
+
+
+class AsTheyAct:
+    """Leaves the adapters of a model as they are: those that act, act on every row."""
+
+    def set(self, names: Sequence[str | None]) -> None:
+        """Changes nothing."""
+
+    def release(self) -> None:
+        """Changes nothing."""
 
 
 class Batch:
     """The running jobs, row by row, and their cache."""
 
-    def __init__(self, model: Any, row_assignment: RowAssignment | None = None) -> None:
+    def __init__(self, model: Any, row_assignment: Assignment | None = None) -> None:
         self.model = model
         self.jobs: list[Job] = []
-        self.row_assignment = row_assignment or RowAssignment(model)
+        self.row_assignment: Assignment = row_assignment or RowAssignment(model)
         self._cache = RowCache()
         self._takes = frozenset(inspect.signature(model.forward).parameters)
 

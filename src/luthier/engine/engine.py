@@ -14,10 +14,10 @@ from luthier.core.adapters.control import tasks_by_adapter, use
 from luthier.core.contracts.router import adapter_and_task
 from luthier.core.errors import LuthierError, near
 from luthier.core.storage.store import load
-from luthier.serving.engine.job import Job, Vocabulary
-from luthier.serving.engine.request import Deliver, Request, Statistics, Ticket, refuse_wrong
-from luthier.serving.engine.servable import Trial, check_servable
-from luthier.serving.engine.worker import Worker
+from luthier.engine.job import Job, Vocabulary
+from luthier.engine.request import Deliver, Request, Statistics, Ticket, refuse_wrong
+from luthier.engine.servable import Trial, check_servable
+from luthier.engine.worker import Worker
 
 
 class Engine:

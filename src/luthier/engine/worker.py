@@ -13,9 +13,9 @@ from typing import Any
 
 from luthier.core.contracts.router import adapter_and_task
 from luthier.core.errors import LuthierError
-from luthier.serving.engine.batch import Alone, Batch
-from luthier.serving.engine.job import Job
-from luthier.serving.engine.request import Busy, Statistics
+from luthier.engine.batch import Alone, Assignment, Batch
+from luthier.engine.job import Job
+from luthier.engine.request import Busy, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,16 @@ GATHER = 0.005
 class Worker:
     """Takes jobs through a batch of at most `rows`; all that others share with the thread is under `changed`."""
 
-    def __init__(self, model: Any, rows: int, waiting: int, deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rows: int,
+        waiting: int,
+        deterministic: bool = False,
+        row_assignment: Assignment | None = None,
+    ) -> None:
         self.changed = threading.Condition()
-        self.batch = Alone(model) if deterministic else Batch(model)
+        self.batch = Alone(model) if deterministic else Batch(model, row_assignment)
         self.live: Counter[str | None] = Counter()
         """Jobs that are not over, by adapter."""
         self.closed = self.draining = False
