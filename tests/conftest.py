@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -18,6 +19,19 @@ def seeded():
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Asked for by tests that look at the curves of a run."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """The curves of a run are drawn for tests that look at them alone: a picture takes as long as a tiny run."""
+    session = sys.modules.get("luthier.training.session")
+    if session is not None and "drawn" not in request.fixturenames:
+        monkeypatch.setattr(session, "plot", lambda *args: None)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from bench.architectures.laws import FORMS
 from bench.architectures.report import holds, runs
 from bench.architectures.trial import limited, tried
 
-SAMPLE, SECONDS = 5, 30
+SAMPLE, SECONDS = 3, 20
 """Classes of a family, and the processor seconds of one."""
 
 

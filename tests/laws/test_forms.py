@@ -192,7 +192,7 @@ def test_disabled_it_is_the_base(name):
 def test_compiled_it_is_one_graph_and_the_same(name):
     torch._dynamo.reset()
     model = fitted(name, layers=2 if form_of(name).edit_kind == "aside" else 1)  # tracing takes seconds a layer
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")  # the next law lowers one of each kind of edit
     assert close(logits(compiled), logits(model))
 
 

@@ -1,4 +1,4 @@
-"""Greedy answers by the engine's batches are those of transformers' own loop, for every architecture that it decodes."""
+"""Greedy answers by the engine's batches are those of transformers' own loop, for every architecture it decodes."""
 
 from __future__ import annotations
 

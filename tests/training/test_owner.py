@@ -190,7 +190,7 @@ def test_the_first_checkpoint_comes_by_the_clock(run, monkeypatch):
     assert {"step-1", "step-3", "step-6"} <= said
 
 
-def test_a_failed_beginning_leaves_the_old_run_or_the_new_one(run):
+def test_a_failed_beginning_leaves_the_old_run_or_the_new_one(run, drawn):
     """Every step of the replacement fails once; what the folder then holds is one of the two."""
     train(run, progress=False)
     (run.folder / "adapter" / "notes.txt").write_text("mine")

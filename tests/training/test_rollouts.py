@@ -18,7 +18,7 @@ from luthier.evaluating.generate import tokenised
 from luthier.methods.objectives.amft import AMFT, meta_gradient
 from luthier.methods.objectives.grpo import GRPO
 from luthier.methods.objectives.rloo import RLOO
-from luthier.training import Run, Training, metrics, session, train
+from luthier.training import Run, Training, metrics, train
 from luthier.training.checkpoint import checkpoints
 from luthier.training.command import command
 from luthier.training.rollouts import log
@@ -53,12 +53,6 @@ def run(tmp_path_factory) -> Run:
 @pytest.fixture(scope="module")
 def done(run):
     return train(run, progress=False)
-
-
-@pytest.fixture(autouse=True)
-def undrawn(done, monkeypatch):
-    """Only the first run is drawn, which takes longer than a tiny model's training."""
-    monkeypatch.setattr(session, "plot", lambda *args: None)
 
 
 def again(run: Run, name: str, **changes):

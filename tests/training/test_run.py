@@ -41,7 +41,7 @@ def elsewhere(run: Run, name: str, **changes) -> Run:
     return replace(run, out=str(run.folder.parent / name), **changes)
 
 
-def test_folder(run):
+def test_folder(run, drawn):
     result = train(run, progress=False)
     names = {path.name for path in run.folder.iterdir() if not path.name.startswith(".")}
     assert names == {"adapter", "checkpoints", "README.md", "loss.png", "metrics.jsonl", "run.json"}
