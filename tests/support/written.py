@@ -38,6 +38,8 @@ CASES: dict[str, tuple[str, Any, str]] = {
     "mistral-some": ("mistral", lt.LoRA(rank=2), "(q_proj & layers(1)) | (up_proj & layers(1, 2))"),
     "bert-houlsby": ("bert", lt.Bottleneck(dim=6, activation="tanh"), "attention.output.dense, *.output.dense"),
     "bert-wide": ("bert", lt.LoRA(rank=3), "query, key, intermediate.dense"),
+    "llama-mixed": ("llama", lt.LoRA(rank=2), "k_proj & layers(1) | up_proj & layers(0)"),
+    "mistral-dora": ("mistral", lt.DoRA(rank=3), "k_proj, gate_proj, lm_head"),
     "gpt2-ia3": ("gpt2", lt.IA3(), "c_attn, c_fc"),
     "gpt2-houlsby": ("gpt2", lt.Bottleneck(dim=4), "output(attn)"),
 }

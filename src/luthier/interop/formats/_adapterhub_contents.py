@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
-from torch.nn.functional import pad
 
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import features, weight_of
 from luthier.interop.formats._adapterhub_bottleneck import bottlenecks
 from luthier.interop.formats._adapterhub_layout import NAME, Contents, Layout, Placed, blocks_of, layout_of, placed_in
-from luthier.interop.formats._layers import Factoring, Layer
+from luthier.interop.formats._layers import Factoring, Layer, dora_parts, filled, nothing
 
 LORA: Mapping[str, Any] = {
     **{"architecture": "lora", "composition_mode": "add", "dropout": 0.0, "init_weights": "lora", "dtype": None},
@@ -49,10 +48,10 @@ def _lora(model: nn.Module, layout: Layout, placed: Sequence[Placed], factoring:
     tensors = {}
     for path, layer, found in _all_places(model, layout, placed):
         if path in fused:
-            filled = [_filled(*pair, rank) for pair in split[path]]
-            b, a = torch.cat([b for b, _ in filled]), torch.cat([a for _, a in filled])
+            thirds = [filled(*pair, rank) for pair in split[path]]
+            b, a = torch.cat([b for b, _ in thirds]), torch.cat([a for _, a in thirds])
         else:
-            b, a = _filled(*(changes[path] if found else _nothing(layer, rank)), rank)
+            b, a = filled(*(changes[path] if found else nothing(layer)), rank)
         tensors |= {f"{path}.loras.{NAME}.lora_A": a, f"{path}.loras.{NAME}.lora_B": b}
     return tensors, {**LORA, "r": rank, "alpha": rank, **_where(model, layout, placed, parts)}
 
@@ -65,18 +64,6 @@ def _third(change: tuple[Tensor, Tensor], turn: int) -> tuple[Tensor, Tensor]:
     return rows[:, used], a[used]
 
 
-def _filled(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors filled up to a rank: B with zeros, so nothing changes, A with unit rows, so that they can be trained."""
-    more = rank - len(a)
-    return pad(b, (0, more)), torch.cat([a, torch.eye(more, a.shape[1], dtype=a.dtype, device=a.device)])
-
-
-def _nothing(module: nn.Module, rank: int) -> tuple[Tensor, Tensor]:
-    """No change at a place that the configuration names and the adapter leaves alone."""
-    d_in, d_out = features(module) or (0, 0)
-    return torch.zeros(d_out, 0), torch.zeros(0, d_in)
-
-
 def _dora(model: nn.Module, layout: Layout, placed: Sequence[Placed], factoring: Factoring) -> Contents:
     """With scale 1 and no bias, adapters runs y = m (W + B A) x / ‖W + B A‖, as it should."""
     for each in placed:
@@ -85,14 +72,12 @@ def _dora(model: nn.Module, layout: Layout, placed: Sequence[Placed], factoring:
                 f"{each.layer.path} is adapted by DoRA, and adapters 1.3 would scale its bias as well (or take rows "
                 "for columns); give a rank (--rank) for a truncated LoRA, or export it merged (--to merged)."
             )
-    held = {each.layer.path: each.layer.tuners[0] for each in placed}
-    rank = max(tuner.params(torch.float32)["A"].shape[0] for tuner in held.values())
+    held = {each.layer.path: dora_parts(each.layer) for each in placed}
+    rank = max(len(a) for _, a, _ in held.values())
     tensors = {}
     for path, layer, found in _all_places(model, layout, placed):
-        p = held[path].params(torch.float32) if found else {}
-        change = (held[path].eval_form.scale * p["B"], p["A"]) if found else _nothing(layer, rank)
-        b, a = _filled(*change, rank)
-        m = p["m"] if found else vector_norm(weight_of(layer).detach().float(), dim=1)
+        b, a, m = held[path] if found else (*nothing(layer), vector_norm(weight_of(layer).detach().float(), dim=1))
+        b, a = filled(b, a, rank)
         ends = {"lora_A": a, "lora_B": b, "m.weight": m[:, None]}
         tensors |= {f"{path}.loras.{NAME}.{end}": tensor for end, tensor in ends.items()}
     return tensors, {**LORA, "use_dora": True, "r": rank, "alpha": rank, **_where(model, layout, placed, [])}

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
 from luthier.core.sites.renaming import nearest, renamed
-from luthier.core.sites.structure import base_parameters, features
+from luthier.core.sites.structure import base_parameters, features, raw_parameter
 from luthier.interop.formats._peft_beside import low_rank
+from luthier.methods.forms.bitfit import BitFit
 from luthier.methods.forms.lora import LoRA
 
 
@@ -94,6 +95,16 @@ def _grouped(pairs: Mapping[str, Pair], kind: str, dropout: float) -> list[Found
         for path, pair in pairs.items()
     }
     return [Found(form, kind, tensors, ranks if set(ranks.values()) != {rank} else {})]
+
+
+def scaled_biases(model: nn.Module, gains: Mapping[str, Tensor]) -> list[Found]:
+    """What scales the output of a layer by rows and its bias with it: the change (gain - 1) b of each bias."""
+    found = {}
+    for path, gain in gains.items():
+        if model.get_submodule(path)._parameters.get("bias") is not None:
+            bias = raw_parameter(model, f"{path}.bias").detach().float()
+            found[f"{path}.bias"] = {"delta": (gain - 1) * bias}
+    return [Found(BitFit(), "param", found)] if found else []
 
 
 def gate_and_up(folder: Path, path: str, gate: Pair | None, up: Pair | None) -> Pair:
