@@ -59,7 +59,7 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
         if found["A"].dim() != 2 or found["B"].dim() != 2 or len(found["A"]) != found["B"].shape[1]:
             raise LuthierError(f"{folder}: the factors of {path} do not fit each other, or are no matrices.")
     told = _stored_names(tensors, FACTORS, model)
-    scales = {path: _scale(folder, config, told[path], len(found["A"])) for path, found in groups.items()}
+    scales = {path: scale_of(folder, config, told[path], len(found["A"])) for path, found in groups.items()}
     routers = {path: groups.pop(path) for path in list(groups) if not (dora or biased) and router(path, model)}
     if groups:
         own = {path: scales[path] for path in groups}
@@ -72,7 +72,7 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
     return [
         *([Found(form, "affine", groups, ranks)] if groups else []),
         *lora_of(folder, {path: Pair(found["B"], found["A"], scales[path]) for path, found in routers.items()}, model),
-        *on_all_experts(folder, config, experts, lambda path, rank: _scale(folder, config, path, rank), model),
+        *on_all_experts(folder, config, experts, lambda path, rank: scale_of(folder, config, path, rank), model),
         *_biases(folder, {path: scales[path] * bias for path, bias in biases.items()}, dora, model),
         *beside.tokens(folder, rows, _indices(folder, config, rows), model),
         *beside.whole_parameters(folder, config, rest, model),
@@ -142,7 +142,7 @@ def _form(
     return form, ranks if set(ranks.values()) != {rank} else {}
 
 
-def _scale(folder: Path, config: Mapping[str, Any], path: str, rank: int) -> float:
+def scale_of(folder: Path, config: Mapping[str, Any], path: str, rank: int) -> float:
     told = _by_pattern(folder, config.get("rank_pattern"), path, config.get("r"))
     if told != rank:
         raise LuthierError(f"{folder}: {path} has rank {rank}, and the configuration says {told!r}.")
