@@ -61,6 +61,8 @@ def _from_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, or a pickle that holds more than tensors; such a file can run code, so it is not "
             f"opened ({reason}). Save it as safetensors where it comes from."
         ) from None
+    if isinstance(held, dict) and set(held) == {"model"} and isinstance(held["model"], dict):
+        held = held["model"]  # as Lightning saves
     if not isinstance(held, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in held.items()):
         raise LuthierError(f"{path} holds something else than named tensors.")
     return {key: tensor.detach() for key, tensor in held.items()}

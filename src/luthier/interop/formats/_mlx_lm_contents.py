@@ -44,7 +44,7 @@ def contents(
     """Returns (tensors by their names in mlx-lm, configuration)."""
     name = names_of(model)
     blocks = max((len(each) for each in block_lists(model).values()), default=0)
-    if all(trained_whole(layer) for layer in layers):
+    if all(trained_whole(layer) and layer.kinds == {"param"} for layer in layers):
         config = {"fine_tune_type": "full", "num_layers": blocks, "lora_parameters": None}
         return {name(path): tensor for layer in layers for path, tensor in _weights(layer)}, config
     for layer in layers:
