@@ -54,7 +54,9 @@ def test_merged_weights_are_base_and_factors(case, tmp_path):
     now = {name: p for name, p in model.named_parameters() if "adapters" not in name}
     held = load_file(next(case.folder.glob("*.safetensors")))
     moved = [name for name in before if not torch.equal(now[name], before[name])]
-    assert len(moved) == sum(key.startswith(("lora_unet", "unet.")) and ("up.weight" in key or "_B" in key) for key in held)
+    assert len(moved) == sum(
+        key.startswith(("lora_unet", "unet.")) and ("up.weight" in key or "_B" in key) for key in held
+    )
     for name in moved:
         path = name.removesuffix(".weight")
         a, b, scale = factors(case, held, path)

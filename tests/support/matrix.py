@@ -4,8 +4,8 @@
     python -m support.matrix print                # writes the table between the markers of docs/interop.md
 
 A folder is read, written in the other format and read again, and the answer is compared with what the library that wrote
-the folder answered (`logits.safetensors`; of GGUF, what the adapter answers here, which test_import_gguf.py compares
-with llama.cpp). A merged model is loaded with transformers. What is not of low rank is tried again at rank 4.
+the folder answered (`logits.safetensors`; of GGUF, what it answers here, which test_import_gguf.py compares with
+llama.cpp). A merged model is loaded with transformers. What is not of low rank is tried again at rank 4.
 """
 
 from __future__ import annotations
@@ -55,20 +55,21 @@ def sources(form: str) -> Iterator[Source]:
     for case in recorded.cases():
         if case.format == form:
             reader = lt.find("formats", form, Format)(**case.settings)
-            made = (lambda name=case.base: recorded.base(name))  # noqa: E731
+            made = lambda name=case.base: recorded.base(name)  # noqa: E731
             yield Source(case.name, case.folder, reader, made, recorded.logits, case.logits)
     if form == "pyreft":
         answers = lt_load(pyreft_recorded.FOLDER / "logits.safetensors")
         for name, case in pyreft_recorded.CASES.items():
             reader = lt.find("formats", form, Format)(positions=case.positions)
-            made = (lambda kind=case.model: pyreft_recorded.base(kind))  # noqa: E731
+            made = lambda kind=case.model: pyreft_recorded.base(kind)  # noqa: E731
             yield Source(name, pyreft_recorded.FOLDER / name, reader, made, states_of_pyreft, answers[name])
     if form == "gguf_lora":
         from interop.test_gguf import made as gguf_base
         from support.shipped import logits
 
         for folder in sorted((ROOT / "tests" / "interop" / "llamacpp_adapters").iterdir()):
-            made = (lambda kind=folder.name.partition("-")[0]: gguf_base(kind))  # noqa: E731
+            kind = folder.name.partition("-")[0]
+            made = lambda kind=kind: gguf_base(kind)  # noqa: E731
             yield Source(folder.name, folder, lt.find("formats", form, Format)(), made, logits, None)
 
 
@@ -133,11 +134,17 @@ def table() -> str:
     held = {form: json.loads((KEPT / f"{form}.json").read_text()) for form in FROM}
     lines = [f"| from (folders) | {' | '.join(TO)} |", f"|---|{'---|' * len(TO)}"]
     for form, cases in held.items():
-        lines.append(f"| {form} ({len(cases)}) | {' | '.join(told([each[to] for each in cases.values()]) for to in TO)} |")
+        lines.append(
+            f"| {form} ({len(cases)}) | {' | '.join(told([each[to] for each in cases.values()]) for to in TO)} |"
+        )
     lines += ["", "Why what is refused is refused, and how many of the folders above that are:", ""]
     for to in TO:
-        reasons = Counter(reason(each[to]["refused"]) for cases in held.values() for each in cases.values() if "refused" in each[to])
-        lines += [f"- {to}: {'; '.join(f'{why} ({count})' for why, count in reasons.most_common())}."] if reasons else []
+        reasons = Counter(
+            reason(each[to]["refused"]) for cases in held.values() for each in cases.values() if "refused" in each[to]
+        )
+        lines += (
+            [f"- {to}: {'; '.join(f'{why} ({count})' for why, count in reasons.most_common())}."] if reasons else []
+        )
     return "\n".join(lines)
 
 

@@ -25,7 +25,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 IDS = torch.tensor([[5, 9, 2, 30, 11, 8, 17, 3, 26, 14], [7, 7, 21, 4, 13, 29, 6, 1, 10, 19]])
 UNET = {
     **{"sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": [8, 16]},
-    **{"down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]},
+    **{
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    },
     **{"cross_attention_dim": 16, "attention_head_dim": 4, "norm_num_groups": 4},
 }
 
@@ -116,7 +119,10 @@ def diffusers(bases, out):
             drawn([(n, p) for n, p in model.named_parameters() if "lora_" in n], 0.25)
         told = {}
         if settings["r"] != settings["lora_alpha"]:
-            told = {"unet_lora_adapter_metadata": config.to_dict(), "text_encoder_lora_adapter_metadata": text.to_dict()}
+            told = {
+                "unet_lora_adapter_metadata": config.to_dict(),
+                "text_encoder_lora_adapter_metadata": text.to_dict(),
+            }
         StableDiffusionPipeline.save_lora_weights(
             out / name,
             unet_lora_layers=get_peft_model_state_dict(pipe.unet),
@@ -131,12 +137,16 @@ def diffusers(bases, out):
 
 def finish(out, states, found, versions):
     for name in states:
-        print(name, float((states[name] - states["clip"]).abs().max()), float((found[name] - found["clip"]).abs().max()))
+        print(
+            name, float((states[name] - states["clip"]).abs().max()), float((found[name] - found["clip"]).abs().max())
+        )
     save_file(states, out / "logits.safetensors")
     save_file(found, out / "unet.safetensors")
     told = {"versions": versions, "cases": {name: {"base": "clip"} for name in states if name != "clip"}}
     (out / "cases.json").write_text(json.dumps(told, indent=1) + "\n")
-    shapes = {name: [type(m).__name__, list(m.weight.shape)] for name, m in unet().named_modules() if hasattr(m, "weight")}
+    shapes = {
+        name: [type(m).__name__, list(m.weight.shape)] for name, m in unet().named_modules() if hasattr(m, "weight")
+    }
     (out.parent / "diffusion_unet.json").write_text(json.dumps({"config": UNET, "modules": shapes}) + "\n")
 
 

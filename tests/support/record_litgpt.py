@@ -3,8 +3,8 @@
     python -m venv E; E/bin/pip install litgpt==0.5.13 torch==2.13.0 safetensors
     E/bin/python tests/support/record_litgpt.py BASES tests/interop/litgpt_folders
 
-lit_model.pth.lora is what its `save_lora_checkpoint` writes; hyperparameters.yaml has of `litgpt finetune_lora`'s settings
-those of LoRA. The numbers are random.
+lit_model.pth.lora is what its `save_lora_checkpoint` writes; hyperparameters.yaml has those of LoRA among the settings
+of `litgpt finetune_lora`. The numbers are random.
 """
 
 import json

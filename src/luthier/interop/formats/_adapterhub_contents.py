@@ -110,9 +110,7 @@ def _fused_parts(layout: Layout, placed: Sequence[Placed], rows: Callable[[str],
     return [part for turn, part in enumerate("qkv") if any(each[turn] for each in thirds)] or ["q"][: len(fused)]
 
 
-def _all_places(
-    model: nn.Module, layout: Layout, placed: Sequence[Placed]
-) -> list[tuple[str, nn.Module, bool]]:
+def _all_places(model: nn.Module, layout: Layout, placed: Sequence[Placed]) -> list[tuple[str, nn.Module, bool]]:
     """(path, module, whether the adapter has it) of every place that the configuration is going to name."""
     known = {*layout.attention.values(), layout.intermediate, layout.output}
     for each in placed:

@@ -45,9 +45,7 @@ def told(folder: Path, metadata: Mapping[str, str], part: str) -> dict[str, Any]
     return {key.removeprefix(f"{part}."): value for key, value in whole.items() if key.startswith(f"{part}.")}
 
 
-def pairs_of(
-    folder: Path, held: Mapping[str, Tensor], config: Mapping[str, Any], model: nn.Module
-) -> dict[str, Pair]:
+def pairs_of(folder: Path, held: Mapping[str, Tensor], config: Mapping[str, Any], model: nn.Module) -> dict[str, Pair]:
     """Returns `{path: factors}` with the scale of each."""
     refuse_unknown(folder, config)
     if config.get("use_dora"):

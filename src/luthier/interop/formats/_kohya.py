@@ -47,8 +47,8 @@ def _own(folder: Path, name: str, known: Mapping[str, str], model: nn.Module) ->
         return known[name]
     if ORIGINAL.match(name):
         raise LuthierError(
-            f"{folder} names {name}, as the original code of SDXL and Stable Diffusion does, and not diffusers. Load it "
-            "with diffusers (load_lora_weights) and save it there (save_lora_weights)."
+            f"{folder} names {name}, as the original code of SDXL and Stable Diffusion does, and not diffusers. Load "
+            "it with diffusers (load_lora_weights) and save it there (save_lora_weights)."
         )
     raise LuthierError(
         f"{folder} holds tensors of {name}, which is no layer of this {type(model).__name__}"

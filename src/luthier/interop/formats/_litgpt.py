@@ -45,9 +45,7 @@ def dropout_of(config: Mapping[str, Any]) -> float:
     return float(value) if type(value) in (int, float) and 0 <= value < 1 else 0.0
 
 
-def pairs_of(
-    folder: Path, config: Mapping[str, Any], held: Mapping[str, Tensor], model: nn.Module
-) -> dict[str, Pair]:
+def pairs_of(folder: Path, config: Mapping[str, Any], held: Mapping[str, Tensor], model: nn.Module) -> dict[str, Pair]:
     """Returns `{path: factors}`, the fused layer as its three."""
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in KINDS:
@@ -92,8 +90,8 @@ def _apart(
     rows = [(features(model.get_submodule(own[name])) or (0, 0))[1] for name in names]
     if len(pair.A) != rank * len(names) or len(pair.B) != sum(rows):
         raise LuthierError(
-            f"{folder}: the factors of {owner} are {tuple(pair.A.shape)} and {tuple(pair.B.shape)}, which are not those "
-            f"of {', '.join(name.rpartition('.')[2] for name in names) or 'nothing'} at rank {rank}."
+            f"{folder}: the factors of {owner} are {tuple(pair.A.shape)} and {tuple(pair.B.shape)}, which are not "
+            f"those of {', '.join(name.rpartition('.')[2] for name in names) or 'nothing'} at rank {rank}."
         )
     return {
         name: Pair(b, a, pair.scale) for name, a, b in zip(names, pair.A.split(rank), pair.B.split(rows), strict=True)

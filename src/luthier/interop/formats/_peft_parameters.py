@@ -1,4 +1,4 @@
-"""What peft keeps for parameters themselves (`target_parameters`), and keys and values before a text (prefix tuning)."""
+"""What peft keeps for parameters themselves (`target_parameters`), and keys and values before a text (prefixes)."""
 
 from __future__ import annotations
 
@@ -85,8 +85,10 @@ def _pair(
     return Pair(b.view(len(b), rank, experts).permute(2, 0, 1), a.view(experts, rank, -1), scale(path, rank))
 
 
-def read_prefix(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> list[Found]:
-    """PREFIX_TUNING: [n, layers · 2 · heads · d] keys and values, as peft puts them into the cache.
+def read_prefix(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module
+) -> list[Found]:
+    """PREFIX_TUNING: [n, layers · 2 · heads · d] keys and values, as peft puts them in the cache.
 
     In peft the text begins at position n. A rotation by positions is relative, so keys that are turned back by n
     answer as they do there; where positions are added to the input they do not, and that is refused.
@@ -107,8 +109,8 @@ def read_prefix(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
     states = held.view(len(held), len(sites), 2, heads, width).permute(1, 2, 3, 0, 4)
     back = _turned_back(folder, model, len(held))
     warnings.warn(
-        f"{folder} holds prefixes. In peft the text begins at position {len(held)}, here at 0; the keys are turned back "
-        "by as much, which gives the same answers.",
+        f"{folder} holds prefixes. In peft the text begins at position {len(held)}, here at 0; the keys are turned "
+        "back by as much, which gives the same answers.",
         stacklevel=2,
     )
     found = {

@@ -93,10 +93,10 @@ def _parameters(
         path, end = _divided(key, FACTORS)
         if end is not None:
             groups.setdefault(path, {})[end] = tensor
-    pairs = parameters_apart(
-        folder, config, groups, lambda path, rank: scale_of(folder, config, path, rank), model
-    )
-    return pairs, {key: t for key, t in tensors.items() if (each := _divided(key, FACTORS))[1] is None or each[0] in groups}
+    pairs = parameters_apart(folder, config, groups, lambda path, rank: scale_of(folder, config, path, rank), model)
+    return pairs, {
+        key: t for key, t in tensors.items() if (each := _divided(key, FACTORS))[1] is None or each[0] in groups
+    }
 
 
 def _experts_apart(
