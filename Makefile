@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs notebooks bench clean
+.PHONY: demo test lint docs notebooks bench interop clean
 
 # Installed once, and again when the requirements change; works offline afterwards.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -41,6 +41,12 @@ $(VENV)/installed-docs: $(VENV)/installed
 # What adapters cost on this machine, beside the bare base and peft: some twenty minutes on two cores.
 bench: $(VENV)/installed
 	$(BIN)/python -m bench speed
+
+# The other libraries, each in an environment of its own, answer anew with what we write and write their own folders
+# into WORK (default build/interop); then the matrix of docs/interop.md is measured. Outside of CI: it downloads.
+interop: $(VENV)/installed
+	tests/interop/record.sh $(BIN)/python
+	cd tests && PYTHONPATH=. ../$(BIN)/python -m support.matrix measure && PYTHONPATH=. ../$(BIN)/python -m support.matrix print
 
 clean:
 	rm -rf $(VENV) runs build dist site

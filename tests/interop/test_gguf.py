@@ -92,6 +92,14 @@ def test_llamacpp_takes_the_change_beside_the_base(case, tmp_path):
     assert same_as_llamacpp(model, path, tmp_path / "out" / "adapter.gguf")
 
 
+def test_llamacpp_looks_a_changed_table_up(tmp_path):
+    model, base, lost = shipped("llama", tmp_path, "gguf-lora", where="embed_tokens, q_proj, lm_head")
+    assert lost == {}
+    lt.save(lt.attach(made("llama"), lt.LoRA(rank=1)), tmp_path / "none")
+    lt.export(tmp_path / "none", tmp_path / "base", to="gguf", base=base, processor=byte_level())
+    assert same_as_llamacpp(model, tmp_path / "base" / "model.gguf", tmp_path / "out" / "adapter.gguf")
+
+
 def test_ranks_of_their_own_keep_their_strength(tmp_path):
     """The file has one alpha, and llama.cpp divides it by the rank of each layer."""
     ranks = {f"model.layers.{i}.self_attn.{name}": r for i in range(3) for name, r in (("q_proj", 2), ("v_proj", 5))}

@@ -40,6 +40,7 @@ def test_the_format_is_told_by_the_folder(case):
 
 
 WRITTEN = [(file.parent.name.removesuffix("_written"), file) for file in FOLDERS.glob("*_written/logits.safetensors")]
+READERS = {".safetensors": load_file, ".pt": torch.load}
 
 
 @pytest.mark.parametrize(("form", "case"), [(form, case) for form, file in WRITTEN for case in sorted(load_file(file))])
@@ -50,7 +51,8 @@ def test_what_the_library_read_is_still_what_we_write(form, case, tmp_path):
     assert (logits(adapted(case)) - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
     assert {path.name for path in again.iterdir()} == {path.name for path in kept.iterdir()}
     for path in kept.iterdir():
-        if path.suffix == ".safetensors":
-            torch.testing.assert_close(load_file(again / path.name), load_file(path), rtol=1e-5, atol=1e-6)
+        if path.suffix in READERS:
+            read = READERS[path.suffix]
+            torch.testing.assert_close(read(again / path.name), read(path), rtol=1e-5, atol=1e-6)
         else:
             assert (again / path.name).read_bytes() == path.read_bytes()

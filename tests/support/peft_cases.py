@@ -105,7 +105,7 @@ LORA: dict[str, Case] = {
     "a new head": Case(lora("query", task_type="SEQ_CLS"), "bert"),
     "save_embedding_layers": Case(lora("q_proj"), saved={"save_embedding_layers": True}),
     "save_embedding_layers, tied": Case(lora("q_proj"), settings=TIED, saved={"save_embedding_layers": True}),
-    "target_parameters": Case(lora("q_proj", target_parameters=["mlp.experts.gate_up_proj"]), "mixtral", reading=False),
+    "target_parameters": Case(lora("q_proj", target_parameters=["mlp.experts.gate_up_proj"]), "mixtral"),
     "trainable_token_indices": Case(lora("q_proj", trainable_token_indices=SEEN)),
     "trainable_token_indices, tied": Case(lora("q_proj", trainable_token_indices=SEEN), settings=TIED),
     "trainable_token_indices of two": Case(

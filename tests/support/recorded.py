@@ -62,6 +62,7 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         *("RobertaForSequenceClassification", "RobertaConfig"),
         {**SIZE, "type_vocab_size": 1, "num_labels": 2},
     ),
+    "clip": ("CLIPTextModel", "CLIPTextConfig", {**SIZE, "num_hidden_layers": 2}),
     "bert": ("BertForSequenceClassification", "BertConfig", {**SIZE, "num_labels": 3}),
 }
 """{name: (class, class of its configuration, settings)}."""
@@ -114,9 +115,9 @@ def cases() -> list[Case]:
 
 
 def logits(model: Any) -> torch.Tensor:
-    """The answer to `IDS`."""
+    """The answer to `IDS`: logits, or the states of an encoder that has no head."""
     with torch.no_grad():
-        return model(input_ids=IDS).logits
+        return model(input_ids=IDS)[0]
 
 
 if __name__ == "__main__":

@@ -31,17 +31,34 @@ CASES: dict[str, tuple[str, Any, str]] = {
     "phi3-lora": ("phi3", lt.LoRA(rank=2), "qkv_proj, gate_up_proj"),
     "mixtral-lora": ("mixtral", lt.LoRA(rank=2), "q_proj, v_proj"),
     "roberta-lora": ("roberta", lt.LoRA(rank=2), "query, value"),
+    "llama-dora-qv": ("llama", lt.DoRA(rank=2, alpha=3.0), "q_proj, v_proj"),
+    "llama-houlsby": ("llama", lt.Bottleneck(dim=5, activation="gelu", scale=0.5), "o_proj, down_proj"),
+    "llama-pfeiffer": ("llama", lt.Bottleneck(dim=3, activation="silu"), "stream & layers(0, 2)"),
+    "llama-ia3": ("llama", lt.IA3(), "k_proj, down_proj"),
+    "mistral-some": ("mistral", lt.LoRA(rank=2), "(q_proj & layers(1)) | (up_proj & layers(1, 2))"),
+    "bert-houlsby": ("bert", lt.Bottleneck(dim=6, activation="tanh"), "attention.output.dense, *.output.dense"),
+    "bert-wide": ("bert", lt.LoRA(rank=3), "query, key, intermediate.dense"),
+    "llama-mixed": ("llama", lt.LoRA(rank=2), "k_proj & layers(1) | up_proj & layers(0)"),
+    "mistral-dora": ("mistral", lt.DoRA(rank=3), "k_proj, gate_proj, lm_head"),
+    "gpt2-ia3": ("gpt2", lt.IA3(), "c_attn, c_fc"),
+    "gpt2-houlsby": ("gpt2", lt.Bottleneck(dim=4), "output(attn)"),
 }
 """{case: (base, form, where it acts)}."""
+CASES["roberta-head"] = ("roberta", lt.LoRA(rank=2), "value")
+BESIDE = {"roberta-head": (lt.Full(), "params(classifier.*)")}
+"""A second form of a case."""
 
 
 def adapted(case: str) -> Any:
     """A base with an adapter whose numbers follow from a formula."""
     name, form, where = CASES[case]
     model = lt.attach(base(name), form, where=where)
-    for turn, (_, parameter) in enumerate(sorted(lt.trainable(model).items())):
+    if case in BESIDE:
+        more, there = BESIDE[case]
+        lt.attach(model, more, where=there)
+    for turn, (key, parameter) in enumerate(sorted(lt.trainable(model).items())):
         parameter.data = 0.3 * values(parameter.numel(), 500 + turn).view_as(parameter) + (
-            parameter.data if parameter.dim() == 1 or isinstance(form, lt.Full) else 0
+            parameter.data if parameter.dim() == 1 or key.endswith("theta") else 0
         )
     return model.eval()
 

@@ -152,9 +152,11 @@ def _same(chosen: Sites, paths: list[str]) -> bool:
 
 
 def _spellings(kind: str, paths: list[str]) -> Iterator[str]:
-    function = {"input": "input", "stream": "output", "param": "params", "cache": "attention"}.get(kind)
-    if whole := {"affine": "all-linear", "stream": "stream", "cache": "attention"}.get(kind):
+    function = {"input": "input", "stream": "output", "param": "params", "cache": "attention", "conv": "conv"}.get(kind)
+    if whole := {"affine": "all-linear", "stream": "stream", "cache": "attention", "conv": "conv"}.get(kind):
         yield whole
+    if kind == "conv":  # selected by their modules, and known by their weights
+        paths = [path.removesuffix(".weight") for path in paths]
     for parts in (1, 2):
         ends = dict.fromkeys(".".join(path.split(".")[-parts:]) for path in paths)
         yield f"{function}({', '.join(ends)})" if function else ", ".join(ends)

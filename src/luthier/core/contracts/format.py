@@ -31,7 +31,8 @@ class Found:
 
     form: Form
     kind: str
-    """The kind of the sites: affine (embeddings included), input, stream, param or cache."""
+    """The kind of the sites: affine (embeddings included), input, stream, param, cache, or conv (weights of
+    convolutions)."""
     tensors: dict[str, dict[str, Tensor]]
     """The tensors, {path of the site: {parameter: tensor}}."""
     ranks: dict[str, int] = field(default_factory=dict)

@@ -15,9 +15,8 @@ from torch.linalg import vector_norm
 
 from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
-from luthier.core.sites.structure import features, raw_parameter, weight_of
-from luthier.interop.formats._factors import Pair, check_pair, lora_of, own_paths
-from luthier.methods.forms.bitfit import BitFit
+from luthier.core.sites.structure import features, weight_of
+from luthier.interop.formats._factors import Pair, check_pair, lora_of, own_paths, scaled_biases
 from luthier.methods.forms.dora import DoRA
 from luthier.methods.forms.ia3 import IA3
 
@@ -151,7 +150,7 @@ def _ia3(folder: Path, own: Groups, alpha: float, matrices: Sequence[str], model
 
 def _dora(folder: Path, pairs: Mapping[str, Pair], lengths: Mapping[str, Tensor], model: nn.Module) -> list[Found]:
     """y = m (W x + b + s B A x) / ‖W + B A‖: the norm without s, and the bias scaled too, as `adapters` runs it."""
-    tensors, biases = {}, {}
+    tensors, gains = {}, {}
     for path, pair in pairs.items():
         module = model.get_submodule(path)
         if type(module).__name__ == "Conv1D" or not features(module):
@@ -165,9 +164,8 @@ def _dora(folder: Path, pairs: Mapping[str, Pair], lengths: Mapping[str, Tensor]
         gain = lengths[path] / vector_norm(weight + pair.B @ pair.A, dim=1)
         moved = vector_norm(weight + pair.scale * pair.B @ pair.A, dim=1)
         tensors[path] = {"A": pair.A, "B": pair.B, "m": gain * moved}
-        if module._parameters.get("bias") is not None:
-            bias = raw_parameter(model, f"{path}.bias").detach().float()
-            biases[f"{path}.bias"] = {"delta": (gain - 1) * bias}
+        gains[path] = gain
+    biases = scaled_biases(model, gains)
     rank, scale = next((len(pair.A), pair.scale) for pair in pairs.values())
     if scale != 1 or biases:
         warnings.warn(
@@ -175,5 +173,4 @@ def _dora(folder: Path, pairs: Mapping[str, Pair], lengths: Mapping[str, Tensor]
             "biases as well; what it runs is what was read, and not what it merges.",
             stacklevel=2,
         )
-    found = [Found(DoRA(rank=rank, alpha=rank * scale), "affine", tensors)]
-    return [*found, *([Found(BitFit(), "param", biases)] if biases else [])]
+    return [Found(DoRA(rank=rank, alpha=rank * scale), "affine", tensors), *biases]

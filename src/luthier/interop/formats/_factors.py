@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
 from luthier.core.sites.renaming import nearest, renamed
-from luthier.core.sites.structure import base_parameters, features
+from luthier.core.sites.structure import base_parameters, features, raw_parameter, unfolded_features
 from luthier.interop.formats._peft_beside import low_rank
+from luthier.methods.forms.bitfit import BitFit
 from luthier.methods.forms.lora import LoRA
 
 
@@ -57,10 +58,14 @@ def lora_of(folder: Path, pairs: Mapping[str, Pair], model: nn.Module, dropout: 
     known = {name for name, _ in base_parameters(model, remove_duplicate=False)}
     layers: dict[str, Pair] = {}
     weights: dict[str, Pair] = {}
+    convolutions: dict[str, Pair] = {}
     found = []
     for path, pair in pairs.items():
-        check_pair(folder, path, pair)
         module = None if path in known else model.get_submodule(path)
+        if module is not None and unfolded_features(module):
+            convolutions[f"{path}.weight"] = _unfolded(folder, path, pair)
+            continue
+        check_pair(folder, path, pair)
         if isinstance(module, nn.Embedding):
             _check_table(folder, path, pair, module)
             found.append(low_rank(folder, model, path, pair.scale * pair.A.mT, pair.B.mT))
@@ -72,7 +77,24 @@ def lora_of(folder: Path, pairs: Mapping[str, Pair], model: nn.Module, dropout: 
             raise LuthierError(
                 f"{folder} changes {path}, which is not a layer of a weight of its own ({type(module).__name__})."
             )
-    return [*_grouped(layers, "affine", dropout), *_grouped(weights, "param", 0.0), *found]
+    return [
+        *_grouped(layers, "affine", dropout),
+        *_grouped(weights, "param", 0.0),
+        *_grouped(convolutions, "conv", 0.0),
+        *found,
+    ]
+
+
+def _unfolded(folder: Path, path: str, pair: Pair) -> Pair:
+    """The factors of a convolution, B [d_out, r] and A [r, channels · kernel]: the second of the two is 1 x 1."""
+    if pair.A.dim() < 3 or pair.A.dim() != pair.B.dim() or any(size != 1 for size in pair.B.shape[2:]):
+        raise LuthierError(
+            f"{folder}: the factors of the convolution {path} are {tuple(pair.A.shape)} and {tuple(pair.B.shape)}; "
+            "expected one of its own kernel and one of 1 x 1."
+        )
+    flat = Pair(pair.B.flatten(1), pair.A.flatten(1), pair.scale)
+    check_pair(folder, path, flat)
+    return flat
 
 
 def _check_table(folder: Path, path: str, pair: Pair, table: nn.Embedding) -> None:
@@ -94,6 +116,16 @@ def _grouped(pairs: Mapping[str, Pair], kind: str, dropout: float) -> list[Found
         for path, pair in pairs.items()
     }
     return [Found(form, kind, tensors, ranks if set(ranks.values()) != {rank} else {})]
+
+
+def scaled_biases(model: nn.Module, gains: Mapping[str, Tensor]) -> list[Found]:
+    """What scales the output of a layer by rows and its bias with it: the change (gain - 1) b of each bias."""
+    found = {}
+    for path, gain in gains.items():
+        if model.get_submodule(path)._parameters.get("bias") is not None:
+            bias = raw_parameter(model, f"{path}.bias").detach().float()
+            found[f"{path}.bias"] = {"delta": (gain - 1) * bias}
+    return [Found(BitFit(), "param", found)] if found else []
 
 
 def gate_and_up(folder: Path, path: str, gate: Pair | None, up: Pair | None) -> Pair:

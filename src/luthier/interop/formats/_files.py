@@ -24,19 +24,27 @@ def holds(folder: Path, config: str, weights: Collection[str], marks: Collection
     return isinstance(told, dict) and set(marks) <= set(told)
 
 
-def read_tensors(path: Path, aside: Collection[str] = ()) -> dict[str, Tensor]:
+def read_tensors(path: Path, aside: Collection[str] = (), *, numbers: bool = False) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a pickle that holds nothing but tensors, each finite, in float32 at
-    least. Those named in `aside`, which no forward pass reads, are left out. Raises `LuthierError` for damage, and for
-    a pickle that would run code."""
+    least. Those named in `aside`, which no forward pass reads, are left out; with `numbers`, whole ones of no dimension
+    become floating. Raises `LuthierError` for damage, and for a pickle that would run code."""
     held = _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
     held = {key: tensor for key, tensor in held.items() if key not in aside}
     for key, tensor in held.items():
+        if numbers and not tensor.dim() and not tensor.is_complex():
+            tensor = tensor.float()
         if not tensor.is_floating_point():
             raise LuthierError(f"{path}: {key} is of type {tensor.dtype}; expected floating numbers.")
         held[key] = tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         if not bool(tensor.isfinite().all()):
             raise LuthierError(f"{path}: {key} holds NaN or infinity; the adapter was saved from a failed run.")
     return held
+
+
+def header(path: Path) -> tuple[list[str], dict[str, str]]:
+    """(names of the tensors, metadata) of a .safetensors file; raises `LuthierError` for damage."""
+    with guarded(f"{path} cannot be read"), safetensors.safe_open(path, framework="pt") as file:
+        return list(file.keys()), dict(file.metadata() or {})
 
 
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
@@ -53,6 +61,8 @@ def _from_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, or a pickle that holds more than tensors; such a file can run code, so it is not "
             f"opened ({reason}). Save it as safetensors where it comes from."
         ) from None
+    if isinstance(held, dict) and set(held) == {"model"} and isinstance(held["model"], dict):
+        held = held["model"]  # as Lightning saves
     if not isinstance(held, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in held.items()):
         raise LuthierError(f"{path} holds something else than named tensors.")
     return {key: tensor.detach() for key, tensor in held.items()}

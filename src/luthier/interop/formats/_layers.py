@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from luthier.core.adapters.lower import delta_of, refuse_unmergeable
 from luthier.core.adapters.swap import adapters_of
@@ -13,7 +14,7 @@ from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
-from luthier.core.sites.structure import lookup_scale
+from luthier.core.sites.structure import features, lookup_scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,3 +106,29 @@ def _table(layer: Layer) -> Delta:
     assert isinstance(layer.module, nn.Embedding)
     b, a = factors  # what is looked up, and so the change of the table, is scaled by it
     return Delta.low_rank(b / lookup_scale(layer.path, layer.module), a)
+
+
+def is_dora(layer: Layer) -> bool:
+    """Whether DoRA alone acts on a layer, on all tokens and from its own start."""
+    tuners = layer.tuners
+    plain = len(tuners) == 1 and tuners[0].form.name() == "dora" and tuners[0].site.kind == "affine"
+    return plain and tuners[0].form.positions == "all" and not tuners[0].component.subtract_start
+
+
+def dora_parts(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
+    """(s B, A, m) of a layer that DoRA acts on: its scale is inside B."""
+    tuner = layer.tuners[0]
+    p = tuner.params(torch.float32)
+    return tuner.eval_form.scale * p["B"], p["A"], p["m"]
+
+
+def filled(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors filled up to a rank: B with zeros, so nothing changes, A with unit rows, so that they can be trained."""
+    more = rank - len(a)
+    return pad(b, (0, more)), torch.cat([a, torch.eye(more, a.shape[1], dtype=a.dtype, device=a.device)])
+
+
+def nothing(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """No change (B, A) of a linear layer that a format names and the adapter leaves alone."""
+    d_in, d_out = features(module) or (0, 0)
+    return torch.zeros(d_out, 0), torch.zeros(0, d_in)

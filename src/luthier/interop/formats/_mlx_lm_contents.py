@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import base_parameters, block_lists
-from luthier.interop.formats._layers import Factoring, Layer, trained_whole
+from luthier.interop.formats._layers import Factoring, Layer, dora_parts, is_dora, trained_whole
 
 TYPES: Mapping[str, tuple[tuple[str, str], ...]] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "qwen3_moe"), ()),
@@ -44,13 +43,13 @@ def contents(
     """Returns (tensors by their names in mlx-lm, configuration)."""
     name = names_of(model)
     blocks = max((len(each) for each in block_lists(model).values()), default=0)
-    if all(trained_whole(layer) for layer in layers):
+    if all(trained_whole(layer) and layer.kinds == {"param"} for layer in layers):
         config = {"fine_tune_type": "full", "num_layers": blocks, "lora_parameters": None}
         return {name(path): tensor for layer in layers for path, tensor in _weights(layer)}, config
     for layer in layers:
         _refuse(model, layer)
-    dora = not truncate and all(_is_dora(layer) for layer in layers)
-    found = {layer.path: _directions(layer) if dora else (*factoring(layer), None) for layer in layers}
+    dora = not truncate and all(is_dora(layer) for layer in layers)
+    found = {layer.path: dora_parts(layer) if dora else (*factoring(layer), None) for layer in layers}
     rank = max(len(a) for _, a, _ in found.values())
     tensors = {}
     for path, (b, a, m) in found.items():
@@ -74,18 +73,6 @@ def _refuse(model: nn.Module, layer: Layer) -> None:
             f"{layer.path} is tied to another module; mlx-lm changes what both read, and this adapter one of them. "
             "Export it merged instead (--to merged)."
         )
-
-
-def _is_dora(layer: Layer) -> bool:
-    tuners = layer.tuners
-    plain = len(tuners) == 1 and tuners[0].form.name() == "dora" and tuners[0].site.kind == "affine"
-    return plain and not tuners[0].component.subtract_start
-
-
-def _directions(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
-    tuner = layer.tuners[0]
-    p = tuner.params(torch.float32)
-    return tuner.eval_form.scale * p["B"], p["A"], p["m"]
 
 
 def _weights(layer: Layer) -> list[tuple[str, Tensor]]:

@@ -54,6 +54,9 @@ TOLD = [
     "lorap_emb_lr",
     *("target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),  # AdaLoRA
     *("token_indices", "init_weights"),  # TRAINABLE_TOKENS
+    "target_parameters",
+    *("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"),
+    *("encoder_hidden_size", "prefix_projection"),  # PREFIX_TUNING, whose file holds what its MLP made
 ]
 """Settings that are read here, or that say how the adapter was trained and not what it does."""
 STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -63,8 +66,6 @@ STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 WHY: Mapping[str, str] = {
     "alora_invocation_tokens": "it acts from the invocation tokens of a prompt on, where no form of ours begins. "
     "It cannot be merged either: a merged weight acts at every token. Run it with peft.",
-    "target_parameters": "it adapts parameters themselves (experts), whose factors peft stacks in a way that is not "
-    "read here. Merge it with the versions of peft and transformers that it was trained with, and use the model.",
     "layer_replication": "it repeats layers of the base, which is another model then.",
     "kasa_config": "it cuts the base's weights down as peft loads it.",
     "arrow_config": "it routes between other adapters.",
@@ -102,7 +103,7 @@ WEIGHTS = frozenset(
 """Methods that change weights alone, which peft merges exactly."""
 PROMPTS = frozenset(
     {
-        *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"),
+        *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "CPT", "CARTRIDGE"),
         "ADAPTION_PROMPT",
     }
 )

@@ -21,6 +21,7 @@ from luthier.interop.formats import _peft_beside as beside
 from luthier.interop.formats._factors import Pair, lora_of
 from luthier.interop.formats._peft_config import ALSO_MERGED
 from luthier.interop.formats._peft_experts import as_it_is_now, of_one_expert, on_all_experts, router
+from luthier.interop.formats._peft_parameters import parameters_apart, read_prefix
 from luthier.interop.formats._peft_targets import adapted, matches, refuse_missing
 from luthier.methods.forms.bitfit import BitFit
 from luthier.methods.forms.dora import DoRA
@@ -41,6 +42,7 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
         first = next((key for key in tensors if "lora" in key.lower()), next(iter(tensors), "nothing"))
         raise LuthierError(f"{folder} holds no factors: no name ends as lora_A.weight does (the first is {first}).")
     config, tensors = as_it_is_now(config, tensors, model)
+    parameters, tensors = _parameters(folder, config, tensors, model)
     experts, tensors = _experts_apart(tensors, model)
     groups, rest = sorted_out(folder, config, tensors, FACTORS, model)
     rows = {path: found["rows"] for path, found in groups.items() if "rows" in found}
@@ -59,7 +61,7 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
         if found["A"].dim() != 2 or found["B"].dim() != 2 or len(found["A"]) != found["B"].shape[1]:
             raise LuthierError(f"{folder}: the factors of {path} do not fit each other, or are no matrices.")
     told = _stored_names(tensors, FACTORS, model)
-    scales = {path: _scale(folder, config, told[path], len(found["A"])) for path, found in groups.items()}
+    scales = {path: scale_of(folder, config, told[path], len(found["A"])) for path, found in groups.items()}
     routers = {path: groups.pop(path) for path in list(groups) if not (dora or biased) and router(path, model)}
     if groups:
         own = {path: scales[path] for path in groups}
@@ -72,11 +74,29 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
     return [
         *([Found(form, "affine", groups, ranks)] if groups else []),
         *lora_of(folder, {path: Pair(found["B"], found["A"], scales[path]) for path, found in routers.items()}, model),
-        *on_all_experts(folder, config, experts, lambda path, rank: _scale(folder, config, path, rank), model),
+        *lora_of(folder, parameters, model),
+        *on_all_experts(folder, config, experts, lambda path, rank: scale_of(folder, config, path, rank), model),
         *_biases(folder, {path: scales[path] * bias for path, bias in biases.items()}, dora, model),
         *beside.tokens(folder, rows, _indices(folder, config, rows), model),
         *beside.whole_parameters(folder, config, rest, model),
     ]
+
+
+def _parameters(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module
+) -> tuple[dict[str, Pair], dict[str, Tensor]]:
+    """(changes of what `target_parameters` names, the other tensors)."""
+    if not config.get("target_parameters"):
+        return {}, dict(tensors)
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        path, end = _divided(key, FACTORS)
+        if end is not None:
+            groups.setdefault(path, {})[end] = tensor
+    pairs = parameters_apart(folder, config, groups, lambda path, rank: scale_of(folder, config, path, rank), model)
+    return pairs, {
+        key: t for key, t in tensors.items() if (each := _divided(key, FACTORS))[1] is None or each[0] in groups
+    }
 
 
 def _experts_apart(
@@ -142,7 +162,7 @@ def _form(
     return form, ranks if set(ranks.values()) != {rank} else {}
 
 
-def _scale(folder: Path, config: Mapping[str, Any], path: str, rank: int) -> float:
+def scale_of(folder: Path, config: Mapping[str, Any], path: str, rank: int) -> float:
     told = _by_pattern(folder, config.get("rank_pattern"), path, config.get("r"))
     if told != rank:
         raise LuthierError(f"{folder}: {path} has rank {rank}, and the configuration says {told!r}.")
@@ -288,5 +308,6 @@ READERS: Mapping[str, Reader] = {
     "IA3": read_ia3,
     "LN_TUNING": read_norms,
     "TRAINABLE_TOKENS": read_tokens,
+    "PREFIX_TUNING": read_prefix,
 }
 """By `peft_type`."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from luthier.core.contracts.format import Format, Found
+from luthier.core.contracts.format import Format, Found, Outgoing, check_truncation
 from luthier.core.errors import LuthierError
 
 CONFIG = "adapter_config.json"
@@ -18,16 +18,29 @@ HEADS = ("model_head.safetensors", "pytorch_model_head.bin")
 
 @dataclass(frozen=True)
 class AdapterHub(Format):
-    """adapter_config.json, pytorch_adapter.bin → LoRA, VeRA, DoRA, IA3, bottlenecks or prefixes
+    """adapter_config.json, adapter.safetensors ↔ LoRA, DoRA, IA3, bottlenecks
 
-    LoRA of the single and of GPT-2's fused layers (A stacks q, k and v, as far as they are adapted), VeRA, DoRA, IA3,
-    bottlenecks behind attention and MLP (Houlsby's everywhere; Pfeiffer's, which reads the stream, where the block
-    norms its inputs, as Llama and GPT-2 do), prefixes with or without their MLP. DoRA comes in as `adapters` runs it:
-    the norm leaves the scale out and the bias is scaled as well; both are told and made up for. A head that was saved
-    beside the adapter comes in as full parameters where transformers' class has it.
+    Read are LoRA of the single and of GPT-2's fused layers (A stacks q, k and v, as far as they are adapted), VeRA,
+    DoRA, IA3, from safetensors or pytorch_adapter.bin, bottlenecks behind attention and
+    MLP (Houlsby's everywhere; Pfeiffer's, which reads the stream, where the block norms its inputs, as Llama and GPT-2
+    do), prefixes with or without their MLP. DoRA comes in as `adapters` runs it: the norm leaves the scale out and the
+    bias is scaled as well; both are told and made up for. A head that was saved beside the adapter comes in as full parameters where transformers' class has it.
+
+    Written are forms of low rank, DoRA on layers without bias, IA3 and bottlenecks, where `adapters` has a place for
+    them in Llama, Mistral, BERT, RoBERTa and GPT-2, and a head that was trained whole beside them. There is one rank:
+    lower ones are filled up, which changes nothing. It is loaded by `load_adapter(FOLDER, use_safetensors=True)`.
     """
 
     paper = "adapters 1.3 (Poth et al. 2023, arXiv 2311.11077), `load_adapter`"
+    loss: ClassVar[str] = "truncated"
+
+    rank: int | None = None
+    """Rank for forms that are not of low rank. Default: they are refused."""
+    tolerance: float = 0.0
+    """Largest relative error of a layer (Frobenius) that truncation may make."""
+
+    def check(self) -> None:
+        check_truncation(self.rank, self.tolerance)
 
     @classmethod
     def fits(cls, folder: Path) -> bool:
@@ -57,6 +70,51 @@ class AdapterHub(Format):
             raise LuthierError(f"{folder} holds no tensors to import.")
         beside = _tensors(folder, HEADS) if any((folder / name).is_file() for name in HEADS) else {}
         return [*READERS[kind](folder, config, held, model), *head(folder, beside, model)]
+
+    def check_base(self, model: nn.Module, processor: Any) -> None:
+        from luthier.interop.formats._adapterhub_layout import layout_of
+
+        layout_of(model)
+
+    def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
+        from safetensors.torch import save_file
+
+        from luthier.core.files import write_json
+        from luthier.interop.formats._adapterhub_bottleneck import head_of
+        from luthier.interop.formats._adapterhub_contents import contents
+        from luthier.interop.formats._adapterhub_layout import NAME
+        from luthier.interop.formats._layers import Factoring, layers_of, trained_whole
+
+        model, factoring = outgoing.model, Factoring(self.rank, self.tolerance)
+        found = layers_of(model, outgoing.name)
+        whole = [each for each in found if trained_whole(each)]
+        head = head_of(model, whole) if whole else {}
+        layers = [each for each in found if each not in whole]
+        if not layers:
+            raise LuthierError(
+                "this adapter trains parameters themselves and nothing else, and AdapterHub's folders want a method "
+                "beside them; export it merged instead (--to merged)."
+            )
+        tensors, config = contents(model, layers, factoring, truncate=self.rank is not None)
+        save_file(_plain(tensors), folder / WEIGHTS[0], {"format": "pt"})
+        write_json(folder / CONFIG, {**_about(model), "name": NAME, "config": config})
+        if head:
+            save_file(_plain(head), folder / HEADS[0], {"format": "pt"})
+            write_json(folder / "head_config.json", {**_about(model), **_labels(model), "name": None, "config": None})
+        return factoring.lost
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+
+
+def _about(model: Any) -> dict[str, Any]:
+    told = {"model_type": model.config.model_type, "model_class": type(model).__name__, "version": "adapters.1.3.0"}
+    return {**told, "model_name": getattr(model, "name_or_path", ""), "hidden_size": model.config.hidden_size}
+
+
+def _labels(model: Any) -> dict[str, Any]:
+    return {"label2id": dict(model.config.label2id), "num_labels": model.config.num_labels}
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ class GGUFLoRA(Format):
     """ΔW = (alpha / r) B A ↔ adapter.gguf, for a GGUF of the same base
 
     What llama.cpp loads beside a base (`--lora`), several at a time and each at a strength of its own. Written are
-    factors of linear layers alone, in float32, under the same rules as for peft; tables, heads tied to one, biases and
-    new modules are refused.
+    factors of linear layers and of tables in float32, under the same rules as for peft; a table that is the head too,
+    biases and new modules are refused.
 
     Read are files of any dtype, as llama.cpp runs them at strength 1, tables of untied bases included. An alpha of 0,
     or none, means a factor of 1 there, and so here. Weights of norms, which llama.cpp passes over, are told; those that
@@ -79,8 +79,12 @@ class GGUFLoRA(Format):
         names = file.Names(architecture, model.config.num_hidden_layers)
         layers = layers_of(model, outgoing.name)
         for layer in layers:
-            if not features(layer.module) or (layer.path == "lm_head" and model.config.tie_word_embeddings):
-                raise LuthierError(f"{layer.path} is not a linear layer of its own to llama.cpp; export a whole GGUF.")
+            table = isinstance(layer.module, nn.Embedding)
+            tied = model.config.tie_word_embeddings and (table or layer.path == "lm_head")
+            if tied or not (table or features(layer.module)):
+                raise LuthierError(
+                    f"{layer.path} is not a linear layer or table of its own to llama.cpp; export a whole GGUF."
+                )
         pairs = {layer.path: factoring(layer) for layer in layers}
         common = Counter(len(a) for _, a in pairs.values()).most_common(1)[0][0]
         with file.writing(folder / "adapter.gguf", architecture) as writer:
@@ -89,6 +93,7 @@ class GGUFLoRA(Format):
             writer.add_float32("adapter.lora.alpha", float(common))
             for path, (b, a) in pairs.items():
                 b = len(a) / common * architecture.tensor(f"{path}.weight", b, model.config)  # it scales by alpha / r
-                file.add(writer, f"{names(f'{path}.weight')}.lora_a", a, "f32")
+                looked_up = isinstance(model.get_submodule(path), nn.Embedding)  # its A is [rows, r] there
+                file.add(writer, f"{names(f'{path}.weight')}.lora_a", a.mT if looked_up else a, "f32")
                 file.add(writer, f"{names(f'{path}.weight')}.lora_b", b, "f32")
         return factoring.lost

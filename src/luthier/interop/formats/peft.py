@@ -48,8 +48,9 @@ class PEFT(Format):
     @classmethod
     def fits(cls, folder: Path) -> bool:
         from luthier.interop.formats._files import holds
+        from luthier.interop.formats.torchtune import TorchTune
 
-        return holds(folder, CONFIG, WEIGHTS, ("peft_type",))
+        return not TorchTune.fits(folder) and holds(folder, CONFIG, WEIGHTS, ("peft_type",))
 
     def read(self, folder: Path, model: nn.Module) -> list[Found]:
         from luthier.interop.formats._files import inside, read_tensors

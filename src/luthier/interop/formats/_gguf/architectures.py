@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
+from luthier.interop.formats._rotary import halved, paired, rotated_heads
 
 Metadata = Callable[[Any, Any], None]
 """Tells a `GGUFWriter` what a configuration says."""
@@ -33,34 +34,16 @@ class Architecture:
 
     def tensor(self, name: str, tensor: Tensor, config: Any) -> Tensor:
         """Returns a tensor of the base (or the factor B of its change) as llama.cpp stores it."""
-        if self.paired and (heads := _heads(name, config)):
-            tensor = _paired(tensor, heads)
+        if self.paired and (heads := rotated_heads(name, config)):
+            tensor = paired(tensor, heads)
         return tensor + self.norm_shift if self.norm_shift and name.endswith("norm.weight") else tensor
 
     def factor(self, name: str, factor: Tensor, config: Any) -> Tensor:
         """Returns a factor B as transformers has it; what `tensor` undoes."""
-        heads = _heads(name, config) if self.paired else None
+        heads = rotated_heads(name, config) if self.paired else None
         if heads and factor.shape[0] % (2 * heads):
             raise LuthierError(f"{name} is changed in {factor.shape[0]} rows, which are not those of {heads} heads.")
-        return _halved(factor, heads) if heads else factor
-
-
-def _heads(name: str, config: Any) -> int | None:
-    """How many heads the rows of a tensor belong to, for queries and keys."""
-    counts = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    return counts.get(name.split(".")[-2] if "." in name else "")
-
-
-def _paired(tensor: Tensor, heads: int) -> Tensor:
-    """Rows of each head from halves (0, d/2), (1, d/2 + 1), … to neighbours."""
-    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
-    return halves.transpose(1, 2).reshape(tensor.shape)
-
-
-def _halved(tensor: Tensor, heads: int) -> Tensor:
-    """Rows of each head from neighbours to halves."""
-    pairs = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
-    return pairs.transpose(1, 2).reshape(tensor.shape)
+        return halved(factor, heads) if heads else factor
 
 
 def _sizes(writer: Any, config: Any) -> None:

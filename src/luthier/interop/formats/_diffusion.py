@@ -1,0 +1,69 @@
+"""LoRA files of picture models: which part of a file is for a base, and how its layers are called."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from luthier.core.errors import LuthierError
+from luthier.core.sites.renaming import names_of
+
+PARTS: Mapping[str, str] = {
+    **{"UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder"},
+    **{"CLIPTextModelWithProjection": "text_encoder_2"},
+}
+"""The part of a pipeline that a model is, by its class."""
+STRANGE = {
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "oft_": "OFT",
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "lora_mid": "LoCon with a third factor",
+    "diff": "whole differences",
+}
+"""What an end of a name says that the file holds besides plain factors."""
+
+
+def part_of(folder: Path, model: nn.Module) -> str:
+    """The part of a pipeline that a base is; raises `LuthierError` for another model."""
+    kinds = [kind.__name__ for kind in type(model).__mro__]
+    found = next((PARTS[kind] for kind in kinds if kind in PARTS), None)
+    if found is None:
+        raise LuthierError(
+            f"{folder} is for the parts of a pipeline of diffusers, and this base is a {type(model).__name__}; read "
+            f"here are those of {', '.join(PARTS)}. Load the part (pipeline.unet) and import the folder for it."
+        )
+    return found
+
+
+def mine(folder: Path, held: Mapping[str, dict[str, Tensor]], part: str) -> dict[str, Tensor]:
+    """The tensors of one part; those of others are told."""
+    if part not in held:
+        raise LuthierError(f"{folder} holds tensors of {', '.join(held) or 'nothing'}, and none of {part}.")
+    if others := [name for name in held if name != part]:
+        warnings.warn(
+            f"{folder} holds tensors of {', '.join(others)} too, which are other models; import it once for each.",
+            stacklevel=2,
+        )
+    return held[part]
+
+
+def refuse_strange(folder: Path, key: str) -> None:
+    """Raises for a tensor that is no plain factor."""
+    end = key.partition(".")[2] if key.count(".") <= 2 else key.rpartition(".")[2]
+    kind = next((what for mark, what in STRANGE.items() if end.startswith(mark) or f".{mark}" in key), None)
+    raise LuthierError(
+        f"{folder} holds {key}"
+        + (f", of {kind}: plain LoRA alone is read here." if kind else ", which is no factor that is known here.")
+    )
+
+
+def by_underscores(model: nn.Module) -> dict[str, str]:
+    """`{path with underscores for dots: path}`, also as transformers 4 had text encoders (`text_model.` in front)."""
+    paths = names_of(model)
+    found = {path.replace(".", "_"): path for path in paths}
+    return {f"text_model_{key}": path for key, path in found.items()} | found

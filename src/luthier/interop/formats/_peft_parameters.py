@@ -1,0 +1,141 @@
+"""What peft keeps for parameters themselves (`target_parameters`), and keys and values before a text (prefixes)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.contracts.format import Found
+from luthier.core.errors import LuthierError
+from luthier.core.sites.renaming import renamed
+from luthier.core.sites.structure import base_parameters
+from luthier.interop.formats._factors import Pair
+
+Groups = dict[str, dict[str, Tensor]]
+INNER = ".base_layer"
+
+
+def targets_of(folder: Path, config: Mapping[str, Any], model: nn.Module) -> dict[str, list[str]]:
+    """`{module: its parameters that are adapted}` in the model's order, the innermost of peft's wrappers first."""
+    wanted = config.get("target_parameters") or []
+    if not isinstance(wanted, list) or not all(isinstance(each, str) for each in wanted):
+        raise LuthierError(f"{folder}: target_parameters is {wanted!r}; expected a list of names.")
+    found: dict[str, list[str]] = {}
+    for path, _ in base_parameters(model):
+        if path in wanted or any(path.endswith(f".{each}") for each in wanted):
+            module, _, name = path.rpartition(".")
+            found.setdefault(module, []).append(name)
+    return found
+
+
+def parameters_apart(
+    folder: Path,
+    config: Mapping[str, Any],
+    groups: Groups,
+    scale: Callable[[str, int], float],
+    model: nn.Module,
+) -> dict[str, Pair]:
+    """Returns `{parameter or layer: its change}`; takes what it reads out of `groups`, {path in the file: factors}.
+
+    Several of one module are nested, the first in the model innermost. Of experts, A [E r, d_in] holds those of each
+    behind one another, and the columns of B [d_out, r E] go round: e, e + E, … are those of expert e.
+    """
+    found: dict[str, Pair] = {}
+    plain = {path: path.replace(INNER, "") for path in groups}
+    own, _ = renamed(set(plain.values()), model)
+    for module, names in targets_of(folder, config, model).items():
+        mine = [path for path in groups if own.get(plain[path]) == module]
+        depths = {path.count(INNER): path for path in mine}
+        if sorted(depths) != list(range(len(names))):
+            raise LuthierError(
+                f"{folder} holds {len(mine)} changes of the parameters of {module}, and its configuration names "
+                f"{len(names)} ({', '.join(names)}); it is incomplete, or was fitted on another base."
+            )
+        for turn, name in enumerate(names):
+            path = f"{module}.{name}"
+            factors = groups.pop(depths[len(names) - 1 - turn])
+            whole = name != "weight" or dict(base_parameters(model))[path].dim() == 3
+            found[path if whole else module] = _pair(folder, path, factors, scale, model)
+    return found
+
+
+def _pair(
+    folder: Path, path: str, found: Mapping[str, Tensor], scale: Callable[[str, int], float], model: nn.Module
+) -> Pair:
+    owner = model.get_submodule(path.rpartition(".")[0])
+    shape = tuple(dict(base_parameters(model))[path].shape)
+    if set(found) != {"A", "B"} or any(tensor.dim() != 2 for tensor in found.values()):
+        raise LuthierError(f"{folder}: the change of {path} has {', '.join(sorted(found))}; expected A and B.")
+    if vars(owner).get("is_transposed") or getattr(type(owner), "is_transposed", False):
+        raise LuthierError(f"{folder} adapts {path}, which is stored as [experts, in, out]; that is not read here.")
+    a, b = found["A"], found["B"]
+    experts = shape[0] if len(shape) == 3 else 1
+    rank, more = divmod(len(a), experts)
+    if more or not rank or b.shape != (shape[-2], rank * experts) or a.shape[1] != shape[-1]:
+        raise LuthierError(
+            f"{folder}: the change of {path} is {tuple(b.shape)} times {tuple(a.shape)}; this base has {shape} there."
+        )
+    if len(shape) == 2:
+        return Pair(b, a, scale(path, rank))
+    return Pair(b.view(len(b), rank, experts).permute(2, 0, 1), a.view(experts, rank, -1), scale(path, rank))
+
+
+def read_prefix(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module
+) -> list[Found]:
+    """PREFIX_TUNING: [n, layers · 2 · heads · d] keys and values, as peft puts them in the cache.
+
+    In peft the text begins at position n. A rotation by positions is relative, so keys that are turned back by n
+    answer as they do there; where positions are added to the input they do not, and that is refused.
+    """
+    from luthier.core.sites.select import select
+    from luthier.methods.forms.prefix import Prefix
+
+    if set(tensors) != {"prompt_embeddings"} or tensors["prompt_embeddings"].dim() != 2:
+        raise LuthierError(f"{folder} holds {', '.join(sorted(tensors))}; expected prompt_embeddings, a matrix.")
+    held = tensors["prompt_embeddings"]
+    sites = list(select(model, "attention"))
+    heads, width = (sites[0].d_out, sites[0].d_in) if sites else (1, 1)
+    if held.shape[1] != len(sites) * 2 * heads * width or len(held) != config.get("num_virtual_tokens"):
+        raise LuthierError(
+            f"{folder} holds prefixes of {tuple(held.shape)}; this base takes {config.get('num_virtual_tokens')} x "
+            f"({len(sites)} layers x 2 x {heads} heads x {width})."
+        )
+    states = held.view(len(held), len(sites), 2, heads, width).permute(1, 2, 3, 0, 4)
+    back = _turned_back(folder, model, len(held))
+    warnings.warn(
+        f"{folder} holds prefixes. In peft the text begins at position {len(held)}, here at 0; the keys are turned "
+        "back by as much, which gives the same answers.",
+        stacklevel=2,
+    )
+    found = {
+        site.path: {"k": back(key).contiguous(), "v": value.contiguous()}
+        for site, (key, value) in zip(sites, states, strict=True)
+    }
+    return [Found(Prefix(length=len(held)), "cache", found)]
+
+
+def _turned_back(folder: Path, model: Any, count: int) -> Callable[[Tensor], Tensor]:
+    """What rotates keys by -count positions."""
+    decoder = model.get_decoder() if callable(getattr(model, "get_decoder", None)) else None
+    rotary = dict(decoder.named_children()).get("rotary_emb") if isinstance(decoder, nn.Module) else None
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if rotary is None or rope.get("rope_type") != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise LuthierError(
+            f"{folder} holds prefixes, behind which peft moves the positions of the text by {count}; this base "
+            f"({type(model).__name__}) has no plain rotary positions, so it would answer otherwise here. Run it with "
+            "peft."
+        )
+    cos, sin = rotary(torch.zeros(1, 1, 1), torch.tensor([[count]]))
+    cos, sin = cos[0, 0].float(), sin[0, 0].float()
+
+    def back(key: Tensor) -> Tensor:
+        first, second = key.chunk(2, -1)
+        return key * cos - torch.cat([-second, first], -1) * sin
+
+    return back

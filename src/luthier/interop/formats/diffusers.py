@@ -1,0 +1,45 @@
+"""LoRA files of diffusers' pipelines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from luthier.core.contracts.format import Format, Found
+
+FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+
+
+@dataclass(frozen=True)
+class Diffusers(Format):
+    """W + s B A of unet.…, text_encoder.… in pytorch_lora_weights.safetensors → LoRA
+
+    Names as peft's (`lora_A`, `lora_B`) and as before it (`lora.down`, `lora.up`). The scale is that of the metadata
+    (`lora_adapter_metadata`, since diffusers 0.35: lora_alpha and its patterns, rsLoRA); a file without is run, and
+    read, with alpha = r. Read are linear layers and convolutions of the UNet and of the text encoders, each for its own
+    model.
+    """
+
+    paper = "diffusers 0.35 (Hugging Face), `load_lora_weights`"
+
+    @classmethod
+    def fits(cls, folder: Path) -> bool:
+        return any((folder / name).is_file() for name in FILES)
+
+    def evidence(self, folder: Path) -> dict[str, Any]:
+        return {"library": "diffusers"}
+
+    def read(self, folder: Path, model: nn.Module) -> list[Found]:
+        from luthier.interop.formats._diffusers import pairs_of, parts, told
+        from luthier.interop.formats._diffusion import mine, part_of
+        from luthier.interop.formats._factors import lora_of
+        from luthier.interop.formats._files import header, inside, read_tensors
+
+        path = inside(folder, next((name for name in FILES if (folder / name).is_file()), FILES[0]))
+        metadata = header(path)[1] if path.suffix == ".safetensors" else {}
+        part = part_of(folder, model)
+        held = mine(folder, parts(folder, read_tensors(path, numbers=True)), part)
+        return lora_of(folder, pairs_of(folder, held, told(folder, metadata, part), model), model)

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Runs the other libraries on what we write, and records their own folders anew: tests/interop/record.sh PYTHON
+#
+# Each library has an environment of its own below WORK. Folders of the libraries go to WORK/recorded, to be compared with
+# (and moved over) those in tests/interop; the answers to what we wrote (`*_written/logits.safetensors`) are written anew.
+set -euo pipefail
+python=$(realpath "$1")
+root=$(realpath "$(dirname "$0")/../..")
+work=${WORK:-$root/build/interop}
+mkdir -p "$work/recorded"
+cd "$root/tests"
+
+environment() { # NAME PACKAGE…
+    local name=$1
+    shift
+    test -d "$work/$name" || { python3 -m venv "$work/$name" && "$work/$name/bin/pip" install -q "$@"; }
+}
+
+PYTHONPATH=. "$python" -m support.recorded "$work/bases"
+environment adapterhub adapters==1.3.0 transformers==4.57.6 torch==2.13.0
+environment torchtune torchtune==0.6.1 torchao==0.13.0 torch==2.13.0 safetensors
+environment litgpt litgpt==0.5.13 torch==2.13.0 safetensors
+environment diffusion diffusers==0.35.2 transformers==4.57.6 peft==0.21.2 torch==2.13.0 safetensors
+for form in adapterhub torchtune; do
+    rm -rf "$work/recorded/${form}_folders"
+    "$work/$form/bin/python" "support/record_$form.py" "$work/bases" "$work/recorded/${form}_folders"
+    PYTHONPATH=. "$python" -m support.written "$form"
+    "$work/$form/bin/python" "support/record_$form.py" "$work/bases" "interop/${form}_written"
+done
+rm -rf "$work/recorded/litgpt_folders" "$work/recorded/kohya_folders" "$work/recorded/diffusers_folders"
+"$work/litgpt/bin/python" support/record_litgpt.py "$work/bases" "$work/recorded/litgpt_folders"
+test -d "$work/sd-scripts" || git clone -q https://github.com/kohya-ss/sd-scripts "$work/sd-scripts"
+git -C "$work/sd-scripts" checkout -q 48d368fa
+"$work/diffusion/bin/python" support/record_diffusion.py "$work/bases" "$work/sd-scripts" "$work/recorded"

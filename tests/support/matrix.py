@@ -1,0 +1,179 @@
+"""The matrix of docs/interop.md: every recorded folder, from the library that wrote it into every format.
+
+    python -m support.matrix measure FORMAT…      # from tests/; some minutes each, kept in tests/interop/matrix/
+    python -m support.matrix print                # writes the table between the markers of docs/interop.md
+
+A folder is read, written in the other format and read again, and the answer is compared with what the library that wrote
+the folder answered (`logits.safetensors`; of GGUF, what it answers here, which test_import_gguf.py compares with
+llama.cpp). A merged model is loaded with transformers. What is not of low rank is tried again at rank 4.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import luthier as lt
+from luthier.core.contracts.format import Format
+from support import pyreft_recorded, recorded
+
+ROOT = Path(__file__).parents[2]
+PAGE, KEPT = ROOT / "docs" / "interop.md", ROOT / "tests" / "interop" / "matrix"
+BEGIN, END = "<!-- matrix: python -m support.matrix print -->", "<!-- end of the matrix -->"
+RANK = 4
+FORMATS = [lt.find("formats", name, Format) for name in lt.names("formats")]
+FROM = [each.name() for each in FORMATS if each.reads()]
+TO = [each.name() for each in FORMATS if each.writes() and each.name() != "gguf"]
+"""A whole GGUF rounds or not as its dtype says, and holds a tokenizer; tests/interop/test_gguf.py runs it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder, and how to ask a model that has it."""
+
+    name: str
+    folder: Path
+    reader: Format
+    base: Callable[[], Any]
+    answer: Callable[[Any], Tensor]
+    wanted: Tensor | None
+
+
+def sources(form: str) -> Iterator[Source]:
+    """The recorded folders of a format."""
+    for case in recorded.cases():
+        if case.format == form:
+            reader = lt.find("formats", form, Format)(**case.settings)
+            made = lambda name=case.base: recorded.base(name)  # noqa: E731
+            yield Source(case.name, case.folder, reader, made, recorded.logits, case.logits)
+    if form == "pyreft":
+        answers = lt_load(pyreft_recorded.FOLDER / "logits.safetensors")
+        for name, case in pyreft_recorded.CASES.items():
+            reader = lt.find("formats", form, Format)(positions=case.positions)
+            made = lambda kind=case.model: pyreft_recorded.base(kind)  # noqa: E731
+            yield Source(name, pyreft_recorded.FOLDER / name, reader, made, states_of_pyreft, answers[name])
+    if form == "gguf_lora":
+        from interop.test_gguf import made as gguf_base
+        from support.shipped import logits
+
+        for folder in sorted((ROOT / "tests" / "interop" / "llamacpp_adapters").iterdir()):
+            kind = folder.name.partition("-")[0]
+            made = lambda kind=kind: gguf_base(kind)  # noqa: E731
+            yield Source(folder.name, folder, lt.find("formats", form, Format)(), made, logits, None)
+
+
+def lt_load(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def states_of_pyreft(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=pyreft_recorded.IDS).logits
+
+
+def measured(source: Source, work: Path) -> dict[str, dict[str, Any]]:
+    """`{format: {"error": relative to the largest logit} or {"refused": why} or {"lost": …, "error": …}}`."""
+    ours = lt.import_adapter(source.folder, work / "ours", base=source.base(), source=source.reader)
+    wanted = source.wanted if source.wanted is not None else source.answer(lt.load(source.base(), ours))
+    return {to: cell(source, ours, wanted, to, work) for to in TO}
+
+
+def cell(source: Source, ours: Path, wanted: Tensor, to: str, work: Path) -> dict[str, Any]:
+    cls = lt.find("formats", to, Format)
+    try:
+        return written(source, ours, wanted, cls(), work / to)
+    except lt.LuthierError as error:
+        why = str(error)
+    if "not of low rank" in why and "rank" in cls.settings():
+        try:
+            return written(source, ours, wanted, cls(rank=RANK, tolerance=1.0), work / f"{to}-rank")
+        except lt.LuthierError as error:
+            why = str(error)
+    return {"refused": why}
+
+
+def written(source: Source, ours: Path, wanted: Tensor, form: Format, out: Path) -> dict[str, Any]:
+    from support.shipped import byte_level
+
+    lost = lt.export(ours, out, to=form, base=source.base(), processor=byte_level())
+    if form.name() == "merged":
+        model = type(source.base()).from_pretrained(out, dtype=torch.float32).eval()
+    else:
+        back = lt.import_adapter(out, out.parent / f"{out.name}-back", base=source.base(), source=form.name())
+        model = lt.load(source.base(), back)
+    error = float((source.answer(model) - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
+    return {"error": error} | ({"lost": max(lost.values())} if lost else {})
+
+
+def measure(form: str) -> None:
+    """Writes what was measured from one format."""
+    found = {}
+    for source in sources(form):
+        with tempfile.TemporaryDirectory() as work, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found[source.name] = measured(source, Path(work))
+    KEPT.mkdir(exist_ok=True)
+    (KEPT / f"{form}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def table() -> str:
+    """The matrix and its reasons, from what was measured."""
+    held = {form: json.loads((KEPT / f"{form}.json").read_text()) for form in FROM}
+    lines = [f"| from (folders) | {' | '.join(TO)} |", f"|---|{'---|' * len(TO)}"]
+    for form, cases in held.items():
+        lines.append(
+            f"| {form} ({len(cases)}) | {' | '.join(told([each[to] for each in cases.values()]) for to in TO)} |"
+        )
+    lines += ["", "Why what is refused is refused, and how many of the folders above that are:", ""]
+    for to in TO:
+        reasons = Counter(
+            reason(each[to]["refused"]) for cases in held.values() for each in cases.values() if "refused" in each[to]
+        )
+        lines += (
+            [f"- {to}: {'; '.join(f'{why} ({count})' for why, count in reasons.most_common())}."] if reasons else []
+        )
+    return "\n".join(lines)
+
+
+def told(cells: list[dict[str, Any]]) -> str:
+    """One cell of the table."""
+    exact = [each["error"] for each in cells if "error" in each and "lost" not in each]
+    rough = [each["lost"] for each in cells if "lost" in each]
+    parts = [f"{len(exact)} exact ({max(exact):.0e})"] if exact else []
+    parts += [f"{len(rough)} truncated ({max(rough):.0%})"] if rough else []
+    refused = sum("refused" in each for each in cells)
+    return ", ".join([*parts, *([f"{refused} refused"] if refused else [])])
+
+
+def reason(text: str) -> str:
+    """A reason without the names of one folder: the same words for the same fault."""
+    text = re.sub(r"\b[A-Z]\w+(?:For|LM|Model|Text)\w*( \(\w+\))?", "the base", text.partition(";")[0])
+    text = re.sub(r"\b[\w]+(\.[\w]+)+\b", "a layer", text)
+    return re.split(r"(?<=[a-z)])[.:] ", text)[0].rstrip(".")
+
+
+def main(words: list[str]) -> None:
+    if words[:1] == ["measure"]:
+        for form in words[1:] or FROM:
+            measure(form)
+        return
+    page = PAGE.read_text()
+    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
+    PAGE.write_text(f"{page[:start]}\n\n{table()}\n\n{page[end:]}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
