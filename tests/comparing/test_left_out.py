@@ -13,8 +13,8 @@ import torch
 import luthier as lt
 from luthier import data, models
 from luthier.comparing.left_out import leave_out, read_sets
-from luthier.core.numerics.roc import auc
 from luthier.evaluating import evaluate
+from luthier.evaluating.yes_no import areas_of
 from luthier.training import Run, Training
 from support.tiny import save_model, write_rows
 
@@ -67,8 +67,8 @@ def test_a_group_that_was_left_out_is_known_better_by_all_sets_than_by_one_or_no
 
 
 def test_a_killed_one_goes_on_exactly(model, sets, tmp_path, monkeypatch):
-    whole = leave_out(run_of(model, sets, tmp_path / "whole"), sets, progress=False)
-    true, left = torch.optim.AdamW.step, [9]
+    sets, true, left = sets[::2], torch.optim.AdamW.step, [4]
+    whole = leave_out(run_of(model, sets, tmp_path / "whole", steps=2), sets, progress=False)
 
     def dying(self, *args, **kwargs):
         left[0] -= 1
@@ -77,7 +77,7 @@ def test_a_killed_one_goes_on_exactly(model, sets, tmp_path, monkeypatch):
         return true(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", dying)
-    run = run_of(model, sets, tmp_path / "killed")
+    run = run_of(model, sets, tmp_path / "killed", steps=2)
     with pytest.raises(KeyboardInterrupt):
         leave_out(run, sets, progress=False)
     with pytest.raises(lt.LuthierError, match="holds another meta-tuning"):
@@ -128,10 +128,11 @@ def test_the_area_is_the_probability_that_yes_is_surer_where_it_is_right(model, 
     ends = [loaded.processor(prompt + answer + "</s>", return_tensors="pt").input_ids for answer in ("yes", "no")]
     told = []
     for ids, length in zip(ends, (4, 3), strict=True):
-        logits = loaded.model(torch.cat([ids]) if ids.dim() == 2 else ids[None]).logits.double().log_softmax(-1)
+        logits = loaded.model(ids).logits.detach().double().log_softmax(-1)
         told.append(float(logits[0, :-1].gather(-1, ids[0, 1:, None])[-length:].sum()))
     assert sure[5] == pytest.approx(told[0] - told[1], abs=1e-4)
-    assert auc(np.array([1.0, 2.0]), np.array([2.0, 3.0])) == 0.875
+    tied = areas_of(np.array([1.0, 2, 2, 3, 9, 9, 7]), np.array([0, 0, 1, 1, 0, 1, 1]) == 1, np.array([0, 0, 0, 0, 1, 1, 2]))
+    assert tied == {0: 0.875, 1: 0.5}
 
 
 def test_a_classifier_answers_too(folder):
@@ -145,7 +146,7 @@ def test_a_classifier_answers_too(folder):
 def test_metatune_on_the_command_line(model, sets, tmp_path, capsys):
     from luthier.cli import main
 
-    words = ["metatune", model, "--sets", *sets, "--out", str(tmp_path / "run"), "--rank", "2", "--steps", "2"]
+    words = ["metatune", model, "--sets", *sets[::2], "--out", str(tmp_path / "run"), "--rank", "2", "--steps", "2"]
     words += ["--eval-fraction", "0", "--where", "all-linear"]
     assert main(words) == 0
     shown = capsys.readouterr().out

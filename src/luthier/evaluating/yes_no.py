@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from luthier import data, models
 from luthier.core.contracts.example import Example, Examples
 from luthier.core.errors import LuthierError
-from luthier.core.numerics.roc import auc
 from luthier.core.sites.probe import eval_mode
 from luthier.methods.rewrites.yes_no import NO, YES
 
@@ -99,15 +98,26 @@ def by_description(found: np.ndarray, right: np.ndarray) -> dict[str, float]:
     `found` [rows, 2] holds how much surer the model is of yes, and the number of the description; `right` [rows] is 1
     where yes is right. A description with one answer alone, as in a bootstrap sample, is left out; NaN without any.
     """
+    areas = list(areas_of(found[:, 0], right == 1, found[:, 1]).values())
+    told = float(sum(areas) / len(areas)) if areas else float("nan")
+    return {"auc": told, "accuracy": float(((found[:, 0] > 0) == (right == 1)).mean())}
+
+
+def areas_of(sure: np.ndarray, right: np.ndarray, group: np.ndarray) -> dict[float, float]:
+    """Returns P(s of a right row > s of another) + ½ P(equal) in each group, by Mann and Whitney's rank sums.
+
+    All are [rows]; `right` is bool. A group whose rows are all right, or none, is left out.
+    """
     import numpy as np
 
-    areas = []
-    for place in np.unique(found[:, 1]):
-        rows = found[:, 1] == place
-        yes, no = (found[rows & (right == side), 0] for side in (1, 0))
-        if len(yes) and len(no):
-            areas.append(auc(no, yes))
-    return {
-        "auc": float(np.mean(areas)) if areas else float("nan"),
-        "accuracy": float(((found[:, 0] > 0) == (right == 1)).mean()),
-    }
+    order = np.lexsort((sure, group))
+    s, g, yes = sure[order], group[order], right[order]
+    begins = np.r_[True, g[1:] != g[:-1]]
+    place, at = begins.cumsum() - 1, begins.nonzero()[0]
+    tied = (begins | np.r_[True, s[1:] != s[:-1]]).cumsum() - 1
+    ranks = (np.bincount(tied, np.arange(len(s))) / np.bincount(tied))[tied] - at[place]
+    ones = np.bincount(place, yes)
+    zeros = np.bincount(place) - ones
+    above = np.bincount(place, yes * ranks) - ones * (ones - 1) / 2
+    both = (ones > 0) & (zeros > 0)
+    return dict(zip(g[at][both].tolist(), (above[both] / (ones * zeros)[both]).tolist(), strict=True))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from luthier.core.numerics.resampling import mean_interval
-from luthier.core.numerics.roc import auc
 
 BINS = 20
 RESAMPLES = 1000
@@ -59,3 +58,11 @@ def membership(members: np.ndarray, others: np.ndarray, seed: int = 0) -> dict[s
     ]
     low, high = np.quantile(samples, [0.025, 0.975])
     return {"auc": auc(members, others), "low": float(low), "high": float(high)}
+
+
+def auc(members: np.ndarray, others: np.ndarray) -> float:
+    """Returns P(loss of a member < loss of another row) + ½ P(equal)."""
+    ordered = np.sort(others)
+    above = len(others) - np.searchsorted(ordered, members, "right")
+    equal = np.searchsorted(ordered, members, "right") - np.searchsorted(ordered, members, "left")
+    return float((above + 0.5 * equal).mean() / len(others))
