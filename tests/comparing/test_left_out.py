@@ -1,4 +1,4 @@
-"""Meta-tuning: questions of classes as rows, the area under the ROC curve by description, and a group that is left out."""
+"""Meta-tuning: questions of classes as rows, areas by description, and a group that is left out."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from luthier.evaluating import evaluate
 from luthier.evaluating.yes_no import areas_of
 from luthier.training import Run, Training
 from support.tiny import save_model, write_rows
-
-BOTH = '"+" = ["it is plus?"]\n"-" = ["it is minus?", "no plus?"]'
 
 
 def questions(folder: Path, name: str, signs: str, group: str, count: int, **settings) -> str:
@@ -63,7 +61,10 @@ def test_a_group_that_was_left_out_is_known_better_by_all_sets_than_by_one_or_no
     assert set(done.areas["both"]["all sets"]) == {f"{sets[2]}: z{sign}?" for sign in "+-*/"}
     assert found["all sets"]["auc"] > found["one set"]["auc"] + 0.05 > found["untuned"]["auc"] + 0.1
     apart = found["all sets"]["auc"] - found["untuned"]["auc"]
-    assert found["all sets - untuned"]["auc"] == pytest.approx(apart) and done.figures["all"]["untuned"]["descriptions"] == 8
+    assert (
+        found["all sets - untuned"]["auc"] == pytest.approx(apart)
+        and done.figures["all"]["untuned"]["descriptions"] == 8
+    )
 
 
 def test_a_killed_one_goes_on_exactly(model, sets, tmp_path, monkeypatch):
@@ -123,7 +124,7 @@ def test_the_area_is_the_probability_that_yes_is_surer_where_it_is_right(model, 
         gaps = sure[own & right][:, None] - sure[own & ~right][None]
         areas[name] = float(((gaps > 0) + 0.5 * (gaps == 0)).mean())
     assert {name: each["auc"] for name, each in found.tasks.items()} == pytest.approx(areas)
-    assert found.score == pytest.approx(np.mean(list(areas.values()))) and list(found.metrics)[0] == "auc"
+    assert found.score == pytest.approx(np.mean(list(areas.values()))) and next(iter(found.metrics)) == "auc"
     prompt = rows.rows[5].messages[0]["content"]
     ends = [loaded.processor(prompt + answer + "</s>", return_tensors="pt").input_ids for answer in ("yes", "no")]
     told = []
@@ -131,7 +132,9 @@ def test_the_area_is_the_probability_that_yes_is_surer_where_it_is_right(model, 
         logits = loaded.model(ids).logits.detach().double().log_softmax(-1)
         told.append(float(logits[0, :-1].gather(-1, ids[0, 1:, None])[-length:].sum()))
     assert sure[5] == pytest.approx(told[0] - told[1], abs=1e-4)
-    tied = areas_of(np.array([1.0, 2, 2, 3, 9, 9, 7]), np.array([0, 0, 1, 1, 0, 1, 1]) == 1, np.array([0, 0, 0, 0, 1, 1, 2]))
+    tied = areas_of(
+        np.array([1.0, 2, 2, 3, 9, 9, 7]), np.array([0, 0, 1, 1, 0, 1, 1]) == 1, np.array([0, 0, 0, 0, 1, 1, 2])
+    )
     assert tied == {0: 0.875, 1: 0.5}
 
 

@@ -87,7 +87,8 @@ def evaluate(
     positions. An answer that the scorer fails on is wrong, and listed under `failed`. With `samples` n, n answers to
     each prompt are drawn at the `temperature`, and the metrics are `exact_match@k` and the like: the chance that k of
     them hold a right one. With `yes_no`, rows are questions whose answer is yes or no, and the score is `auc`, the mean
-    over descriptions (column `task`) of the area under the ROC curve of log p(yes) - log p(no). Raises `LuthierError` when no scorer fits, or a label is not one of the model's.
+    over descriptions (column `task`) of the area under the ROC curve of log p(yes) - log p(no). Raises `LuthierError`
+    when no scorer fits, or a label is not one of the model's.
     """
     check_type("examples", examples, Examples)
     if batch < 1:

@@ -60,7 +60,8 @@ def rewrite(
 ) -> Rewritten:
     """Makes rows from `examples` by a rewrite (`luthier list rewrites`) and writes them to the file `out` (.jsonl).
 
-    `model` writes, greedily, in batches; it and `processor` are None for a rewrite that asks no model. `judge` is a scorer by name, a model behind OpenAI's API
+    `model` writes, greedily, in batches; it and `processor` are None for a rewrite that asks no model. `judge` is a
+    scorer by name, a model behind OpenAI's API
     (`http://host/v1#model`, its key in `LUTHIER_API_KEY` or `OPENAI_API_KEY`) or a function (`file.py:name`, or itself)
     of prompt, answer and reference; a score of at least `least` is right. `critics` and `meta`, for rewrites that have
     them, are such models, functions of a conversation, or `self`. Every row says in the column `from` which row of

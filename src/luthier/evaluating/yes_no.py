@@ -1,4 +1,4 @@
-"""Questions whose answer is yes or no: how much surer a model is of yes where that is right, description by description."""
+"""Questions whose answer is yes or no: how much surer a model is of yes where that is right, by description."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _answered(row: Example, answer: str) -> Example:
 
 
 def by_description(found: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    """Returns `auc`, the mean over descriptions of the area under the ROC curve, and `accuracy` at probability one half.
+    """Returns `auc`, the mean over descriptions of the area under the ROC curve, and `accuracy` at one half.
 
     `found` [rows, 2] holds how much surer the model is of yes, and the number of the description; `right` [rows] is 1
     where yes is right. A description with one answer alone, as in a bootstrap sample, is left out; NaN without any.

@@ -38,7 +38,9 @@ def read_sets(sources: Sequence[str], named: str | None = None) -> list[Question
             f"some sets are for {tasks[0]} and some for {tasks[1]}; make all of one kind (yes_no, --gives)."
         )
     if len({each.group for each in sets}) < 2:
-        raise LuthierError(f"all sets are of the group {sets[0].group!r}; none is left to train on. Give several groups.")
+        raise LuthierError(
+            f"all sets are of the group {sets[0].group!r}; none is left to train on. Give several groups."
+        )
     for one, other in itertools.combinations(sets, 2):
         if one.group != other.group:
             refuse_leak(one, other)
