@@ -78,7 +78,8 @@ def test_row_by_row_is_the_same_and_is_taken_where_a_pass_cannot_be_run(monkeypa
 
 def test_rows_that_would_not_help_have_no_weight_at_all():
     net = Network(rows=4)
-    found = weights_.row_weights(lambda at: net.labelled(at) * torch.tensor([-1.0, -2.0]).double(), net.labelled, net.tensors)
+    against = torch.tensor([-1.0, -2.0]).double()
+    found = weights_.row_weights(lambda at: net.labelled(at) * against, net.labelled, net.tensors)
     assert torch.equal(found, torch.zeros(2, dtype=torch.float64))
 
 
