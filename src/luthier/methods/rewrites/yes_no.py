@@ -86,7 +86,7 @@ class YesNo(Rewrite):
 
 
 def described(path: str) -> tuple[str, dict[str, list[str]]]:
-    """(the group, the questions of each class) of a file of descriptions; raises for one that is not as it should be"""
+    """(the group, the questions of each class) of a file of descriptions; raises for one that is not as it should be."""
     with guarded(f"{path} cannot be read as descriptions of classes"):
         found: dict[str, Any] = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     for key in found:
@@ -109,7 +109,7 @@ def _questions(path: str, name: str, value: Any) -> list[str]:
 
 
 def asked_of(labels: Mapping[str, list[str]]) -> dict[str, set[str]]:
-    """{question: the classes that it describes}, in the order of the file"""
+    """{question: the classes that it describes}, in the order of the file."""
     found: dict[str, set[str]] = {}
     for name, questions in labels.items():
         for question in questions:
