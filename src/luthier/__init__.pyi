@@ -305,6 +305,7 @@ from luthier.methods.ranks.gelora import GeLoRA as GeLoRA
 from luthier.methods.ranks.uniform import Uniform as Uniform
 from luthier.methods.rewrites.multicritique import MultiCritique as MultiCritique
 from luthier.methods.rewrites.s3ft import S3FT as S3FT
+from luthier.methods.rewrites.yes_no import YesNo as YesNo
 from luthier.methods.selections.adapt_inf import AdaptInf as AdaptInf
 from luthier.methods.selections.bm25 import BM25 as BM25
 from luthier.methods.selections.dealrec import DEALRec as DEALRec

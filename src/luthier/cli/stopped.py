@@ -54,3 +54,17 @@ def meta_stopped(out: str) -> str:
     from luthier.training.meta.run import SPEC
 
     return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
+
+
+def metatune_stopped(out: str) -> str:
+    """Of a meta-tuning in this folder."""
+    from luthier.comparing.left_out.run import SPEC
+
+    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
+
+
+def self_training_stopped(out: str) -> str:
+    """Of a self-training in this folder."""
+    from luthier.training.self_training.run import SPEC
+
+    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING

@@ -37,6 +37,7 @@ class Job:
     max_length: int | None
     progress: bool
     seed: int
+    yes_no: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def evaluate(
     seed: int = 0,
     samples: int = 1,
     temperature: float = 0.0,
+    yes_no: bool = False,
 ) -> Evaluation:
     """Scores `model` on `examples`; neither of them is changed, the mode of the model included.
 
@@ -84,7 +86,9 @@ def evaluate(
     given. Rows longer than `max_length` tokens are refused, and those of more tokens than the model has absolute
     positions. An answer that the scorer fails on is wrong, and listed under `failed`. With `samples` n, n answers to
     each prompt are drawn at the `temperature`, and the metrics are `exact_match@k` and the like: the chance that k of
-    them hold a right one. Raises `LuthierError` when no scorer fits, or a label is not one of the model's.
+    them hold a right one. With `yes_no`, rows are questions whose answer is yes or no, and the score is `auc`, the mean
+    over descriptions (column `task`) of the area under the ROC curve of log p(yes) - log p(no). Raises `LuthierError`
+    when no scorer fits, or a label is not one of the model's.
     """
     check_type("examples", examples, Examples)
     if batch < 1:
@@ -96,7 +100,7 @@ def evaluate(
     wanted = task or examples.task
     chosen = scorer or examples.scorer
     sampling = Sampling(max_new_tokens, temperature, seed=seed)
-    job = Job(model, processor, examples, wanted, chosen, batch, sampling, samples, max_length, progress, seed)
+    job = Job(model, processor, examples, wanted, chosen, batch, sampling, samples, max_length, progress, seed, yes_no)
     if (samples > 1 or temperature) and measure_of(job) is not _generated:
         raise LuthierError(f"samples and temperature are of written answers, and {wanted} rows here have none.")
     return _summary(job, measure_of(job)(job), keep_predictions)
@@ -222,7 +226,8 @@ def _sampled(job: Job, scorer: Scorer, prompts: list[list[int]]) -> Found:
     return Found(drawn, [row.answer for row in rows], matrix, figures, failed=failed, listed=listed)
 
 
-def _classified(job: Job) -> Found:
+def _names(job: Job) -> list[str]:
+    """The classes of the model; raises for rows of others."""
     names = [job.model.config.id2label[i] for i in range(job.model.config.num_labels)]
     known = set(names)
     strange = sorted(set(job.examples.labels or []) - known)
@@ -231,6 +236,11 @@ def _classified(job: Job) -> Found:
             f"{job.examples.source} has classes that the model does not know: {', '.join(strange)}. It knows "
             f"{', '.join(names)}."
         )
+    return names
+
+
+def _classified(job: Job) -> Found:
+    names = _names(job)
     logits, labels, loss = _outputs(job, names)
     predicted = [names[i] for i in logits.argmax(-1)]
     return Found(predicted, [names[i] for i in labels], None, agreement, loss, confidence(logits), names=names)
@@ -242,6 +252,35 @@ def confidence(logits: np.ndarray) -> list[float]:
 
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     return (1 / shifted.sum(-1)).tolist()
+
+
+def _questioned(job: Job) -> Found:
+    import numpy as np
+
+    from luthier.evaluating.yes_no import by_description, check_questions, description, sureness, truth
+
+    rows, source = job.examples.rows, job.examples.source
+    check_questions(job.examples)
+    if job.task == "classification":
+        names = _names(job)
+        logits, _, loss = _outputs(job, names)
+        sure = logits[:, names.index("yes")] - logits[:, names.index("no")]
+    else:
+        loss = None
+        with _bar(job, len(rows)) as done:
+            sure = sureness(
+                job.model, job.processor, job.examples, batch=job.batch, max_length=job.max_length, done=done
+            )
+    told = [description(row) for row in rows]
+    place = {each: i for i, each in enumerate(dict.fromkeys(told))}
+    found = np.stack([sure, np.asarray([place[each] for each in told])], -1)
+    right = [float(truth(row, source)) for row in rows]
+    listed = [
+        {"row": row.row, "prediction": "yes" if s > 0 else "no", "answer": "yes" if t else "no", "log_odds": float(s)}
+        for row, s, t in zip(rows, sure, right, strict=True)
+    ]
+    pairs: Any = found
+    return Found(pairs, right, None, by_description, loss, listed=listed)
 
 
 def _regressed(job: Job) -> Found:
@@ -293,6 +332,8 @@ MEASURES: dict[str, Callable[[Job], Found]] = {
 def measure_of(job: Job) -> Callable[[Job], Found]:
     """How the rows are measured; raises `LuthierError` for those that nothing measures."""
     kind = data.kind_of(job.examples.layout)
+    if job.yes_no:
+        return _questioned
     if kind == "answers":
         return _foretold if job.examples.layout == "text" and job.task == "causal-lm" else MEASURES[job.task]
     if kind == "pairs":

@@ -12,6 +12,7 @@ from luthier import data
 from luthier.core.contracts.component import find
 from luthier.core.contracts.rewrite import Asked, Made, Rewrite, Verdict, Voices
 from luthier.core.errors import LuthierError
+from luthier.core.files import as_read
 from luthier.data.rewriting.journal import Journal
 from luthier.data.rewriting.judges import Judge, judge_of, voice_of
 from luthier.evaluating.generate import generate
@@ -59,7 +60,8 @@ def rewrite(
 ) -> Rewritten:
     """Makes rows from `examples` by a rewrite (`luthier list rewrites`) and writes them to the file `out` (.jsonl).
 
-    `model` writes, greedily, in batches. `judge` is a scorer by name, a model behind OpenAI's API
+    `model` writes, greedily, in batches; it and `processor` are None for a rewrite that asks no model. `judge` is a
+    scorer by name, a model behind OpenAI's API
     (`http://host/v1#model`, its key in `LUTHIER_API_KEY` or `OPENAI_API_KEY`) or a function (`file.py:name`, or itself)
     of prompt, answer and reference; a score of at least `least` is right. `critics` and `meta`, for rewrites that have
     them, are such models, functions of a conversation, or `self`. Every row says in the column `from` which row of
@@ -67,17 +69,20 @@ def rewrite(
     is the one that would have been made in one go. `done(n)` hears of every n rows read.
 
     A judge that does not answer is counted, and loses no row; once it left `patience` answers in a row unjudged, the
-    work stops, to go on later. Raises `LuthierError` for rows without answers, and for a judge that is not there.
+    work stops, to go on later. Raises `LuthierError` for rows that the rewrite cannot read, for a judge that is not
+    there, and for a model that it would not ask.
     """
     chosen = find("rewrites", by, Rewrite)() if isinstance(by, str) else by
     path = Path(out).expanduser()
     check(chosen, examples, judge, critics, meta, path)
+    if chosen.writes != (model is not None):
+        raise LuthierError(f"{chosen.name()} asks {'a model, and there is none' if chosen.writes else 'no model'}.")
     write = _writer(model, processor, batch, max_new_tokens)
     watched = None if judge is None else Watched(judge_of(judge, examples, least))
     told = [voice_of(each, write, max_new_tokens) for each in critics]
     voices = Voices(write, watched, tuple(told), None if meta is None else voice_of(meta, write, max_new_tokens))
     named = {"judge": _name(judge), "critics": list(map(_name, critics)), "meta": _name(meta), "least": least}
-    inputs = {"rewrite": chosen.name(), "settings": chosen.to_dict(), "rows": examples.fingerprint, **named}
+    inputs = {"rewrite": chosen.name(), "settings": as_read(chosen.inputs()), "rows": examples.fingerprint, **named}
     inputs |= {"batch": batch, "max_new_tokens": max_new_tokens}
     journal = Journal(path, inputs)
     journal.open(resume, overwrite)
@@ -107,10 +112,15 @@ def check(chosen: Rewrite, examples: data.Examples, judge: Any, critics: Sequenc
     """Raises for what a rewrite lacks or would ignore, and for rows that it cannot read."""
     if out.suffix != ".jsonl":
         raise LuthierError(f"{out} is to be a .jsonl file.")
-    if data.kind_of(examples.layout) != "answers" or any(row.messages is None for row in examples.rows):
+    kind = data.kind_of(examples.layout)
+    if chosen.reads == "labels" and not (examples.task == "classification" and examples.labels):
+        raise LuthierError(f"{examples.source} has {examples.layout} rows; expected texts with a class (text, label).")
+    if chosen.reads == "answers" and (kind != "answers" or any(row.messages is None for row in examples.rows)):
         raise LuthierError(f"{examples.source} has {examples.layout} rows; expected prompts with an answer.")
     if any(row.tools or row.documents for row in examples.rows):
         raise LuthierError(f"{examples.source} has rows with tools or documents, which no rewrite hands to the model.")
+    if not chosen.judged and judge is not None:
+        raise LuthierError(f"{chosen.name()} has nothing to judge; leave judge out.")
     if chosen.judged and judge is None and not _unjudged(chosen):
         raise LuthierError(f"{chosen.name()} needs a judge: a scorer, http://host/v1#model, or file.py:name.")
     if chosen.criticised != bool(critics) or chosen.criticised != (meta is not None):
@@ -118,6 +128,7 @@ def check(chosen: Rewrite, examples: data.Examples, judge: Any, critics: Sequenc
             "needs critics, and a meta-critic that verifies what they say" if chosen.criticised else "has no critics"
         )
         raise LuthierError(f"{chosen.name()} {lacks} (critics, meta).")
+    chosen.check_examples(examples)
 
 
 def _unjudged(chosen: Rewrite) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from luthier.evaluating import Evaluation
 
 SAMPLES = 3
-NUMBERS = ("pearson", "mcc", "loss")
+NUMBERS = ("pearson", "mcc", "loss", "auc")
 """Metrics that are no shares of the rows."""
 CLASSES = 30
 """The most classes whose confusion is printed; --out has all."""
@@ -24,6 +24,7 @@ UNREAD = (
     "confusion",
     "scorer",
     "execute",
+    "yes_no",
     "samples",
     "temperature",
     "task",
@@ -49,6 +50,7 @@ class Evaluate(Fitted):
         "luthier evaluate smollm2-135m test.jsonl --adapter run --out scores.json",
         "luthier evaluate smollm2-135m test.jsonl --adapter run --scorer number --json",
         "luthier evaluate smollm2-135m pairs.jsonl --adapter run",
+        "luthier evaluate smollm2-135m questions.jsonl --adapter run --yes-no",
         "luthier evaluate smollm2-135m code.jsonl --scorer tests --execute --samples 10 --temperature 0.8",
         "luthier evaluate smollm2-135m --adapter run --lm-eval arc_easy,boolq --limit 200",
     )
@@ -68,6 +70,9 @@ class Evaluate(Fitted):
     by the data."""
     execute: bool = field(default=False, kw_only=True)
     """Allow --scorer tests to run generated code: in a sandbox without files, network and processes (Linux)."""
+    yes_no: bool = field(default=False, kw_only=True)
+    """The rows are questions whose answer is yes or no (`luthier rewrite --by yes_no`): score by the area under the ROC
+    curve, the mean over descriptions."""
     samples: int = field(default=1, kw_only=True)
     """Answers drawn for each prompt; above 1 the metrics are exact_match@k and the like, for k up to this number."""
     temperature: float = field(default=0.0, kw_only=True)
@@ -153,6 +158,8 @@ class Evaluate(Fitted):
                 f"--scorer compares written answers, and {examples.task} has none to write: its metrics are its own; "
                 "leave --scorer out."
             )
+        if self.yes_no:
+            self._check_questions(examples)
         scorer = data.scorer_for(examples, self.scorer) if written else None
         loaded = fitted(
             self.model,
@@ -176,8 +183,19 @@ class Evaluate(Fitted):
             progress=not self.json,
             samples=self.samples,
             temperature=self.temperature,
+            yes_no=self.yes_no,
         )
-        self._tell(found, scorer.name if scorer else None)
+        self._tell(found, scorer.name if scorer and not self.yes_no else None)
+
+    def _check_questions(self, examples: Examples) -> None:
+        """Raises for rows that are no such questions, and for flags that act on written answers."""
+        from luthier.evaluating.yes_no import check_questions
+
+        flags = ("scorer", "samples", "temperature", "max_new_tokens", "confusion")
+        if idle := [name for name in flags if getattr(self, name) != getattr(Evaluate, name)]:
+            named = ", ".join("--" + name.replace("_", "-") for name in idle)
+            raise LuthierError(f"--yes-no compares how likely yes and no are, and {named} would be ignored.")
+        check_questions(examples)
 
     def _draw(self, found: Evaluation) -> None:
         if self.confusion is None:

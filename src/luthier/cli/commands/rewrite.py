@@ -12,11 +12,16 @@ from luthier.cli.parse import Fitted, Flags, Given, option
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
+    from luthier.core.contracts.rewrite import Rewrite as Rule
     from luthier.data import Examples
     from luthier.evaluating.rewrite import Rewritten
 
 BY = "s3ft"
 """What is used by default."""
+NONE = "none"
+"""What is said instead of a model where none is asked."""
+OF_A_MODEL = ("adapter", "measure", "max_new_tokens", "patience", "dtype", "least")
+"""Flags that act on what a model writes."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,14 @@ class Rewrite(Fitted):
         "luthier rewrite smollm2-135m train.jsonl --judge judges.py:same_meaning --measure",
         "luthier rewrite smollm2-135m train.jsonl --by multicritique --critics critics.py:strict,self "
         "--meta http://127.0.0.1:8000/v1 --out critiques.jsonl",
+        "luthier rewrite none reviews.jsonl --by yes_no --descriptions reviews.toml --out questions.jsonl",
     )
 
     model: str
-    """A folder, a hub id, a .gguf file or a name of the catalogue: who writes, and is to learn the rows."""
+    """A folder, a hub id, a .gguf file or a name of the catalogue: who writes, and is to learn the rows; none for a
+    rewrite that asks no model."""
     data: str
-    """A file, a folder, a hub id or gym:<task>: prompts with right answers."""
+    """A file, a folder, a hub id or gym:<task>: prompts with right answers, or for yes_no texts with a class."""
     by: str = field(default=BY, kw_only=True)
     """The rewrite; `luthier list rewrites` shows all."""
     judge: str | None = field(default=None, kw_only=True)
@@ -99,17 +106,19 @@ class Rewrite(Fitted):
 
         cls = find("rewrites", self.by, Rule)
         rule = cls.from_dict(dict(given.get(cls, {})))
-        told: dict[str, Any] = {"limit": self.limit, "seed": self.seed, "named": self.columns, "task": "causal-lm"}
+        self._refuse_idle(rule)
+        told: dict[str, Any] = {"limit": self.limit, "seed": self.seed, "named": self.columns}
+        told["task"] = "classification" if rule.reads == "labels" else "causal-lm"
         examples = data.load(self.data, skip_bad_rows=self.skip_bad_rows, **told)
         critics = [word for each in (self.critics or "").split(",") if (word := each.strip())]
         check(rule, examples, self.judge, critics, self.meta, Path(self.out))
         if self.judge is not None:
             judge_of(self.judge, examples, self.least)  # before the model is loaded
-        loaded = fitted(self.model, self.adapter, task="causal-lm", dtype=self.dtype)
+        loaded = fitted(self.model, self.adapter, task="causal-lm", dtype=self.dtype) if rule.writes else None
         with self._bar(len(examples)) as done:
             found = rewrite(
-                loaded.model,
-                loaded.processor,
+                loaded and loaded.model,
+                loaded and loaded.processor,
                 examples,
                 by=rule,
                 out=self.out,
@@ -126,6 +135,19 @@ class Rewrite(Fitted):
             )
         losses = self._losses(loaded, examples) if self.measure else {}
         self._tell(found, losses)
+
+    def _refuse_idle(self, rule: Rule) -> None:
+        """Raises for flags that a rewrite without a model would ignore, and for no model where one is asked."""
+        if rule.writes:
+            if self.model == NONE:
+                raise LuthierError(f"{rule.name()} asks a model; name the one that is to learn the rows.")
+            return
+        if self.model != NONE:
+            raise LuthierError(f"{rule.name()} asks no model, and {self.model} would be ignored; say {NONE} instead.")
+        idle = [name for name in OF_A_MODEL if getattr(self, name) != getattr(Rewrite, name)]
+        if idle:
+            flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+            raise LuthierError(f"{rule.name()} asks no model, so {flags} would be ignored; leave that out.")
 
     def _losses(self, loaded: Any, examples: Examples) -> dict[str, float]:
         """The mean loss of the answers, of the rows given and of those made."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from luthier.core.contracts.component import Component
-from luthier.core.contracts.example import Example, Message, last_answer
+from luthier.core.contracts.example import Example, Examples, Message, last_answer
 
 Asked = Sequence[list[Message]]
 """Conversations that end before an answer."""
@@ -57,11 +57,22 @@ class Rewrite(Component):
     """Whether it needs a judge."""
     criticised: ClassVar[bool] = False
     """Whether it needs critics and a meta-critic."""
+    writes: ClassVar[bool] = True
+    """Whether a model writes; one that needs none makes its rows of the examples alone."""
+    reads: ClassVar[Literal["answers", "labels"]] = "answers"
+    """The examples that it takes: conversations with an answer, or texts with a class."""
+
+    def check_examples(self, examples: Examples) -> None:
+        """Raises `LuthierError` for examples that it cannot make rows of; called before a model is loaded."""
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns what its rows follow from beside the examples, as JSON: the settings, and the files they name."""
+        return self.to_dict()
 
     def rows(self, examples: Sequence[Example], voices: Voices) -> list[list[Made]]:
         """Returns the rows made of each example, [examples]; where a voice is silent, no row of data is lost.
 
-        Examples are conversations with an answer. The same examples give the same rows, whatever came before.
+        Examples are what `reads` says. The same examples give the same rows, whatever came before.
         """
         raise NotImplementedError(f"{type(self).__name__} must define rows")
 

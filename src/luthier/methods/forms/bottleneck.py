@@ -16,6 +16,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "silu": functional.silu,
     "tanh": functional.tanh,
+    "identity": lambda h: h,
 }
 
 
@@ -39,8 +40,8 @@ class Bottleneck(Form):
     """Width of the bottleneck."""
     insertion: Literal["sequential", "parallel"] = "sequential"
     """What the adapter reads: the output or the input of the module."""
-    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
-    """The nonlinearity σ."""
+    activation: Literal["relu", "gelu", "silu", "tanh", "identity"] = "relu"
+    """The nonlinearity σ; identity is LiST's adapter."""
     scale: float = 1.0
     """The scale s of the adapter's output."""
     dropout: float = 0.0
