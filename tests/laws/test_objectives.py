@@ -67,6 +67,8 @@ def run(tmp_path_factory) -> Run:
     rows = [row | {"task": "ab"[i % 2], "rationale": f"{i} is odd", "hint": "add"} for i, row in enumerate(sums(40))]
     data = write_rows(folder / "rows.jsonl", rows)
     write_rows(folder / "pairs.jsonl", pairs(40))
+    texts = [{"anchor": row["prompt"], "positive": f"is {row['completion']}"} for row in sums(40)]
+    write_rows(folder / "near.jsonl", texts)
     return Run(
         save_model(folder / "llama", "llama"), data, form_for(SFT(), 0.2), out=str(folder / "sft"), training=SETTINGS
     )
@@ -75,7 +77,8 @@ def run(tmp_path_factory) -> Run:
 def run_of(run: Run, name: str, chosen: Objective) -> Run:
     """The run with an objective, on rows that it reads."""
     folder = run.folder.parent
-    data = run.data if {"answers", "prompts"} & set(chosen.reads) else str(folder / "pairs.jsonl")
+    held = {"texts": "near.jsonl"}.get(chosen.reads[0], "pairs.jsonl")
+    data = run.data if {"answers", "prompts"} & set(chosen.reads) else str(folder / held)
     form = form_for(chosen, run.form.to_dict()["dropout"])
     return replace(run, form=form, objective=chosen, out=str(folder / name), data=data)
 

@@ -35,6 +35,9 @@ TASKS: dict[str, Task] = {
     "classification": Task("AutoModelForSequenceClassification"),
     "regression": Task("AutoModelForSequenceClassification"),
     "reward": Task("AutoModelForSequenceClassification"),
+    "multi-label": Task("AutoModelForSequenceClassification"),
+    "token-classification": Task("AutoModelForTokenClassification"),
+    "question-answering": Task("AutoModelForQuestionAnswering"),
     "seq2seq": Task("AutoModelForSeq2SeqLM"),
     "image-classification": Task("AutoModelForImageClassification", "AutoImageProcessor"),
     "audio-classification": Task("AutoModelForAudioClassification", "AutoFeatureExtractor"),
@@ -44,6 +47,8 @@ TASKS: dict[str, Task] = {
 
 CLASS_TASKS = {
     "ForSequenceClassification": "classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
     "ForConditionalGeneration": "seq2seq",
     "ForImageClassification": "image-classification",
     "ForAudioClassification": "audio-classification",

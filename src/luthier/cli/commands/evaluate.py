@@ -142,7 +142,7 @@ class Evaluate(Fitted):
                 "with that scorer alone."
             )
         examples = self._examples(source)
-        paired = data.kind_of(examples.layout) != "answers"
+        paired = data.kind_of(examples.layout) in ("pairs", "judged")
         written = examples.task in data.LAYOUTS["messages"].tasks and not paired
         if paired and self.scorer is not None:
             raise LuthierError(

@@ -29,7 +29,7 @@ from luthier.core.sites.probe import eval_mode
 from luthier.core.storage import format as format_
 from luthier.core.storage import store
 from luthier.core.storage.folder import adapter_folder
-from luthier.data.encode import labels_in_order
+from luthier.data.labels import labels_in_order
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
 from luthier.training.beginning import begin
