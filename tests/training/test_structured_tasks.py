@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,7 +20,9 @@ QUICK = Training(epochs=8, batch=8, lr=2e-2, eval_fraction=0.1, eval_every=100, 
 
 def many(count: int = 40) -> list[dict]:
     draw = random.Random(0)
-    texts = ["".join(draw.choice(("a", "")) + draw.choice(("b", "")) + "x") + str(draw.randrange(90)) for _ in range(count)]
+    texts = [
+        "".join(draw.choice(("a", "")) + draw.choice(("b", "")) + "x") + str(draw.randrange(90)) for _ in range(count)
+    ]
     return [{"text": text, "labels": [c for c in "ab" if c in text]} for text in texts]
 
 
@@ -48,7 +49,9 @@ def asked(count: int = 32) -> list[dict]:
 def near(count: int = 32) -> list[dict]:
     draw = random.Random(3)
     words = ["".join(draw.choice("abcdefgh") for _ in range(4)) for _ in range(count)]
-    return [{"anchor": word, "positive": word.upper(), "negative": words[i - 1].upper()} for i, word in enumerate(words)]
+    return [
+        {"anchor": word, "positive": word.upper(), "negative": words[i - 1].upper()} for i, word in enumerate(words)
+    ]
 
 
 def fitted(base: str, tmp_path, rows: list[dict], form=None, **more):

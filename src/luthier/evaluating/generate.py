@@ -121,6 +121,19 @@ def answers(
 
     `tasks` names the task of each, for an adapter that goes by it.
     """
+    return [text for text, _ in written(model, tokenizer, prompts, sampling, batch, done, tasks)]
+
+
+def written(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    batch: int,
+    done: Callable[[int], Any] = int,
+    tasks: Sequence[str] | None = None,
+) -> list[tuple[str, list[int]]]:
+    """Returns what `answers` does, each with its tokens: up to the first that stops, which is one of them."""
     import torch
 
     from luthier.core.sites.probe import eval_mode
@@ -130,7 +143,7 @@ def answers(
         raise LuthierError(f"batch is {batch}; expected at least 1.")
     if tasks is not None and len(tasks) != len(prompts):
         raise LuthierError(f"{len(tasks)} tasks for {len(prompts)} prompts; give one for each, or one for all.")
-    texts = [""] * len(prompts)
+    found: list[tuple[str, list[int]]] = [("", [])] * len(prompts)
     stops, most = stop_ids(model, tokenizer), positions(model)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     with eval_mode(model), torch.random.fork_rng(), torch.inference_mode():
@@ -142,9 +155,17 @@ def answers(
                 fitting = _within(sampling, taken, most)
                 new = _continue(model, tokenizer, [prompts[i] for i in chosen], fitting, stops)
             for i, ids in zip(chosen, new.tolist(), strict=True):
-                texts[i] = text_of(tokenizer, ids, stops)
+                found[i] = text_of(tokenizer, ids, stops), _up_to_stop(ids, stops, tokenizer)
             done(len(chosen))
-    return texts
+    return found
+
+
+def _up_to_stop(ids: list[int], stops: list[int], tokenizer: Any) -> list[int]:
+    end = next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids))
+    kept = ids[:end]
+    while len(kept) > 1 and kept[-1] == tokenizer.pad_token_id and kept[-1] not in stops:  # behind a text that stops
+        kept.pop()
+    return kept
 
 
 def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling, stops: list[int]) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier import data
-from luthier.core.contracts.objective import Feature
+from luthier.core.contracts.objective import ALSO, Feature
 from luthier.core.sites.probe import eval_mode
 from luthier.data.labels import empty_place, windows
 from luthier.data.options import Options
@@ -164,22 +164,16 @@ def _ranked(scored: list[tuple[float, int, int]], context: str, nothing: float |
     ]
 
 
-def vectors_of(reading: Reading, texts: Sequence[str], most: int | None) -> np.ndarray:
+def vectors_of(reading: Reading, features: Sequence[Feature]) -> np.ndarray:
     """Returns the mean of each text's last hidden states, of length 1: [texts, d] in float32."""
     import numpy as np
 
     from luthier.methods.objectives.info_nce import mean_pooled
 
-    cut = {} if most is None else {"truncation": True, "max_length": most}
-    features = [{**dict(reading.processor(text, **cut)), "row": i} for i, text in enumerate(texts)]
-    found = np.zeros((len(texts), 0), dtype=np.float32)
-    for chosen, out, inputs in reading.outputs(features):
+    bare = [{key: value for key, value in each.items() if key not in (ALSO, "labels")} for each in features]
+    found = np.zeros((len(features), 0), dtype=np.float32)
+    for chosen, out, inputs in reading.outputs(bare):
         values = mean_pooled(out.last_hidden_state, inputs["attention_mask"]).float().cpu().numpy()
-        found = found if found.shape[1] else np.zeros((len(texts), values.shape[1]), dtype=np.float32)
+        found = found if found.shape[1] else np.zeros((len(features), values.shape[1]), dtype=np.float32)
         found[chosen] = values
     return found
-
-
-def flat_texts(examples: data.Examples) -> list[str]:
-    """Returns the texts of rows to embed, those of a row behind each other."""
-    return [text for example in examples.rows for text in example.texts or ()]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import LuthierError
 from luthier.evaluating import extracted, many, near, tags
 from luthier.evaluating.job import Found, Job, bar
-from luthier.evaluating.outputs import flat_texts, logits_of, places_of, tags_of, vectors_of
+from luthier.evaluating.outputs import logits_of, places_of, tags_of, vectors_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,17 +90,17 @@ def with_places(job: Job) -> Found:
 
 def with_vectors(job: Job) -> Found:
     """Texts to embed: whether what belongs to one is the nearest of all."""
-    texts = flat_texts(job.examples)
     rows = [example.texts or () for example in job.examples.rows]
     if any(len(each) < 2 for each in rows):
         raise LuthierError(
             f"{job.examples.source} has texts without one that belongs to each; expected anchor and positive."
         )
-    with bar(job, len(texts)) as done:
+    features = [each for row in job.encoded() for each in (row, *row["also"])]
+    with bar(job, len(features)) as done:
         reading = job.reading(done)
         if reading.tasks is not None:
             raise LuthierError("an adapter that goes by tasks is not evaluated on texts to embed.")
-        vectors = vectors_of(reading, texts, job.longest)
+        vectors = vectors_of(reading, features)
     found: Any = near.ranks(vectors, rows)
     listed = [
         {"row": row, "rank": int(rank), "score": float(rank == 1)}

@@ -65,6 +65,17 @@ def task_of_class(model: str) -> str:
     return next((task for ending, task in CLASS_TASKS.items() if model.endswith(ending)), "embedding")
 
 
+def task_of_model(model: Any) -> str:
+    """Returns the task that a model in memory serves, by its class, and by its settings where it classifies."""
+    cls = vars(type(model)).get("_luthier_base", type(model))
+    found, config = task_of_class(cls.__name__), model.config
+    if found != "classification":
+        return found
+    if config.problem_type == "multi_label_classification":
+        return "multi-label"
+    return "regression" if config.num_labels == 1 else found
+
+
 def pictured() -> set[str]:
     """Returns the classes of decoders that read pictures beside text."""
     from transformers.models.auto import modeling_auto as auto
