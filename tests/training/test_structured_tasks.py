@@ -74,7 +74,7 @@ def test_several_classes(bert, tmp_path):
     examples = data.load(source)
     assert result.model.config.problem_type == "multi_label_classification" and examples.labels == ["a", "b"]
     found = evaluate(result.model, result.processor, examples)
-    assert list(found.metrics)[0] == "micro_f1" and found.score > 0.95 and found.loss < 0.3
+    assert next(iter(found.metrics)) == "micro_f1" and found.score > 0.95 and found.loss < 0.3
     assert set(found.classes) == {"a", "b"} and found.predictions[0]["answer"] == many()[0]["labels"]
     saved = again(bert, result, examples)
     assert (saved.loss, saved.predictions) == (found.loss, found.predictions)
@@ -85,7 +85,7 @@ def test_tagged_words(bert, tmp_path):
     examples = data.load(source)
     assert examples.task == "token-classification" and examples.unread == ()
     found = evaluate(result.model, result.processor, examples)
-    assert list(found.metrics)[0] == "f1" and found.score == 1.0 and list(found.classes) == ["LOC", "PER"]
+    assert next(iter(found.metrics)) == "f1" and found.score == 1.0 and list(found.classes) == ["LOC", "PER"]
     saved = again(bert, result, examples)
     assert (saved.loss, saved.predictions) == (found.loss, found.predictions)
 
@@ -116,5 +116,5 @@ def test_texts_near_each_other(bert, tmp_path, form):
 def test_an_objective_that_cannot(bert, tmp_path):
     with pytest.raises(LuthierError, match="the rows are for token-classification, and label_smoothing does not"):
         fitted(bert, tmp_path, tagged(), objective=lt.LabelSmoothing())
-    with pytest.raises(LuthierError, match="texts that belong near each other .* and sft reads answers"):
+    with pytest.raises(LuthierError, match=r"texts that belong near each other .* and sft reads answers"):
         fitted(bert, tmp_path, near(), objective=lt.SFT())

@@ -121,6 +121,7 @@ def load(
     labels: list[str] | None = None,
     num_labels: int | None = None,
     quantize: str | None = None,
+    attn: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Loaded:
@@ -130,7 +131,8 @@ def load(
     `trust_remote_code`. An adapter of peft's that lies in the folder is told and not
     applied. `labels` name the classes; a checkpoint that already has these very labels
     keeps its own order (see `model.config.label2id`). `dtype` is one of `DTYPES`, `quantize` is `nf4`
-    or `int8`. Raises `LuthierError` on anything that does not fit.
+    or `int8`; `attn` is how attention is computed (eager, sdpa, …; None: transformers' choice).
+    Raises `LuthierError` on anything that does not fit.
     """
     import transformers
 
@@ -159,6 +161,7 @@ def load(
             quantization_config=quantization(quantize, model_class, config),
             output_loading_info=True,
             adapter_kwargs=WITHOUT,
+            attn_implementation=attn,
             trust_remote_code=trusted(),
             **source,
         )

@@ -331,6 +331,7 @@ def load(run: Run, prepared: Prepared) -> Loaded:
         dtype=run.training.precision,
         labels=prepared.examples.labels,
         quantize=run.training.quantize,
+        attn=run.training.attn,
         trust_remote_code=run.trust_remote_code,
     )
 

@@ -36,6 +36,9 @@ class InfoNCE(Objective):
     def check(self) -> None:
         self.above("scale", 0)
 
+    def serves(self, task):
+        return task == EMBEDDING
+
     def rows(self, rows):
         counts = {len(feature[ALSO]) for feature in rows.features}
         if len(counts) > 1:

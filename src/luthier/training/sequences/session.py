@@ -107,5 +107,6 @@ def base(plan: Plan) -> Loaded:
         dtype=run.training.precision,
         labels=plan.labels,
         quantize=run.training.quantize,
+        attn=run.training.attn,
         trust_remote_code=run.trust_remote_code,
     )

@@ -170,7 +170,7 @@ def load(spec: Unlearn, run: Run, rows: Rows) -> Loaded:
     """Loads the base with the adapter."""
     folder = adapter_folder(spec.adapter)
     labels = format_.read(folder)["measured"].get("labels")
-    loaded = models.load(run.model, task=rows.task, dtype=run.training.precision, labels=labels)
+    loaded = models.load(run.model, task=rows.task, dtype=run.training.precision, labels=labels, attn=run.training.attn)
     store.load(loaded.model, folder, run.name)
     return loaded
 
