@@ -289,7 +289,9 @@ def test_balanced_weights_are_scikit_learns(bert, tmp_path):
     examples = data.load(write_rows(tmp_path / "rows.jsonl", rows))
     ours = lt.ClassWeights().of_classes(examples.labels, examples.rows)
     names = [row["label"] for row in rows]
-    assert list(ours.values()) == pytest.approx(sklearn.compute_class_weight("balanced", classes=np.array(["a", "b"]), y=names))
+    assert list(ours.values()) == pytest.approx(
+        sklearn.compute_class_weight("balanced", classes=np.array(["a", "b"]), y=names)
+    )
 
 
 def test_a_rare_class_is_told_where_it_weighs_more(bert, tmp_path):

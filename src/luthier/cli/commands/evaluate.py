@@ -23,6 +23,7 @@ CLASSES = 30
 UNREAD = (
     "confusion",
     "scorer",
+    "metrics",
     "execute",
     "samples",
     "temperature",
@@ -40,14 +41,16 @@ UNREAD = (
 class Evaluate(Fitted):
     """Score a model on data, with or without an adapter.
 
-    Text models answer the prompts and a scorer compares; classifiers choose a label. Of pairs (prompt, chosen,
-    rejected), the share in which the chosen answer is preferred.
+    Text models answer the prompts and a scorer compares; classifiers choose a label, or several; tags of words are
+    compared by entities, answers in a context as SQuAD does, texts to embed by which is nearest. Of pairs (prompt,
+    chosen, rejected), the share in which the chosen answer is preferred.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
         "luthier evaluate smollm2-135m gym:chain_sum --limit 200",
         "luthier evaluate smollm2-135m test.jsonl --adapter run --out scores.json",
         "luthier evaluate smollm2-135m test.jsonl --adapter run --scorer number --json",
+        "luthier evaluate smollm2-135m summaries.jsonl --adapter run --metrics rougeL,chrf",
         "luthier evaluate smollm2-135m pairs.jsonl --adapter run",
         "luthier evaluate smollm2-135m code.jsonl --scorer tests --execute --samples 10 --temperature 0.8",
         "luthier evaluate smollm2-135m --adapter run --lm-eval arc_easy,boolq --limit 200",
@@ -66,6 +69,9 @@ class Evaluate(Fitted):
     scorer: str | None = field(default=None, kw_only=True)
     """Scorer of generated answers: exact_match, number, choice, label, gym, or tests (see --execute). Default: chosen
     by the data."""
+    metrics: str | None = field(default=None, kw_only=True)
+    """Further metrics of written answers, joined by commas: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf,
+    exact_match."""
     execute: bool = field(default=False, kw_only=True)
     """Allow --scorer tests to run generated code: in a sandbox without files, network and processes (Linux)."""
     samples: int = field(default=1, kw_only=True)
@@ -141,6 +147,7 @@ class Evaluate(Fitted):
                 "--scorer tests runs the code that the model writes, in a sandbox: say so with --execute, which goes "
                 "with that scorer alone."
             )
+        metrics = self._metrics()
         examples = self._examples(source)
         paired = data.kind_of(examples.layout) in ("pairs", "judged")
         written = examples.task in data.LAYOUTS["messages"].tasks and not paired
@@ -153,6 +160,8 @@ class Evaluate(Fitted):
                 f"--scorer compares written answers, and {examples.task} has none to write: its metrics are its own; "
                 "leave --scorer out."
             )
+        if metrics and not written:
+            raise LuthierError(f"--metrics compares written answers, and {examples.task} has none; leave it out.")
         scorer = data.scorer_for(examples, self.scorer) if written else None
         loaded = fitted(
             self.model,
@@ -176,8 +185,16 @@ class Evaluate(Fitted):
             progress=not self.json,
             samples=self.samples,
             temperature=self.temperature,
+            metrics=metrics,
         )
         self._tell(found, scorer.name if scorer else None)
+
+    def _metrics(self) -> list[str]:
+        from luthier.evaluating.text_metrics import check_metrics
+
+        found = [word for each in (self.metrics or "").split(",") if (word := each.strip())]
+        check_metrics(found)
+        return found
 
     def _draw(self, found: Evaluation) -> None:
         if self.confusion is None:
