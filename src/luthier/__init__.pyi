@@ -160,8 +160,10 @@ from luthier.decoding import Answer as Answer
 from luthier.decoding import Member as Member
 from luthier.decoding import decode as decode
 from luthier.evaluating import Evaluation as Evaluation
+from luthier.evaluating import Predicted as Predicted
 from luthier.evaluating import evaluate as evaluate
 from luthier.evaluating import generate as generate
+from luthier.evaluating import predict as predict
 from luthier.evaluating.front import Front as Front
 from luthier.evaluating.generate import Messages as Messages
 from luthier.evaluating.generate import Sampling as Sampling
@@ -188,6 +190,7 @@ from luthier.interop.formats.merged import Merged as Merged
 from luthier.interop.formats.mlx_lm import MLXLM as MLXLM
 from luthier.interop.formats.peft import PEFT as PEFT
 from luthier.interop.formats.pyreft import PyReFT as PyReFT
+from luthier.interop.formats.sentence_transformers import SentenceTransformers as SentenceTransformers
 from luthier.interop.import_adapter import import_adapter as import_adapter
 from luthier.kernels.backend import cpu_backend as cpu_backend
 from luthier.measuring.measure import Measurement as Measurement
@@ -280,10 +283,12 @@ from luthier.methods.inits.pissa import PiSSA as PiSSA
 from luthier.methods.metas.abmll import ABMLL as ABMLL
 from luthier.methods.metas.fomaml import FOMAML as FOMAML
 from luthier.methods.objectives.amft import AMFT as AMFT
+from luthier.methods.objectives.class_weights import ClassWeights as ClassWeights
 from luthier.methods.objectives.cpo import CPO as CPO
 from luthier.methods.objectives.distill import Distill as Distill
 from luthier.methods.objectives.dpo import DPO as DPO
 from luthier.methods.objectives.grpo import GRPO as GRPO
+from luthier.methods.objectives.info_nce import InfoNCE as InfoNCE
 from luthier.methods.objectives.kto import KTO as KTO
 from luthier.methods.objectives.label_smoothing import LabelSmoothing as LabelSmoothing
 from luthier.methods.objectives.many_icl import ManyICL as ManyICL

@@ -37,6 +37,7 @@ COMMANDS = [
     "meta",
     "models",
     "monitor",
+    "predict",
     "push",
     "rewrite",
     "run",

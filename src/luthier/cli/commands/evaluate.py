@@ -265,7 +265,7 @@ def _tables(found: Evaluation) -> None:
         names = list(next(iter(found.classes.values())))
         say()
         table(("class", *names), [(name, *map(_figure, each.values())) for name, each in found.classes.items()])
-    if 1 < len(found.classes) <= CLASSES:
+    if found.confusion and 1 < len(found.classes) <= CLASSES:
         labels, counts = found.confusion["labels"], found.confusion["counts"]
         say()
         table(("right \\ predicted", *labels), [(label, *row) for label, row in zip(labels, counts, strict=True)])
