@@ -15,7 +15,7 @@ from support.pages import FENCE, ROOT, Reader
 from support.shipped import ROWS, byte_level
 from support.tiny import save_model, sums, write_rows
 
-PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "choose.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "choose.md", ROOT / "docs" / "predict.md"]
 PAGES += sorted(ROOT.glob("docs/howto/*.md"))
 
 

@@ -38,6 +38,7 @@ COMMANDS = [
     "metatune",
     "models",
     "monitor",
+    "predict",
     "push",
     "rewrite",
     "run",

@@ -338,8 +338,11 @@ def test_labels_of_files(tmp_path, kind, name):
     assert examples.labels == ["neg", "pos"] and examples.unread == ()
 
 
-def test_several_labels_a_row_are_refused(tmp_path):
-    assert "'label' is a list" in refused(tmp_path, {"text": "t", "labels": [1, 0]})
+def test_several_labels_a_row_are_classes(tmp_path):
+    found = read(tmp_path, {"text": "t", "labels": [2, 0]}, {"text": "u", "labels": []})
+    assert found.task == "multi-label" and found.labels == ["0", "2"] and found.rows[1].labels == ()
+    assert "holds 1 more than once" in refused(tmp_path, {"text": "t", "labels": [0, 1, 1]})
+    assert "'labels' holds a float" in refused(tmp_path, {"text": "t", "labels": [0.0, 1.0]})
 
 
 PREFERENCES = {

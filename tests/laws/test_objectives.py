@@ -67,6 +67,11 @@ def run(tmp_path_factory) -> Run:
     rows = [row | {"task": "ab"[i % 2], "rationale": f"{i} is odd", "hint": "add"} for i, row in enumerate(sums(40))]
     data = write_rows(folder / "rows.jsonl", rows)
     write_rows(folder / "pairs.jsonl", pairs(40))
+    write_rows(
+        folder / "classes.jsonl", [{"text": row["prompt"], "label": row["completion"][0] > "3"} for row in sums(40)]
+    )
+    texts = [{"anchor": row["prompt"], "positive": f"is {row['completion']}"} for row in sums(40)]
+    write_rows(folder / "near.jsonl", texts)
     return Run(
         save_model(folder / "llama", "llama"), data, form_for(SFT(), 0.2), out=str(folder / "sft"), training=SETTINGS
     )
@@ -75,7 +80,10 @@ def run(tmp_path_factory) -> Run:
 def run_of(run: Run, name: str, chosen: Objective) -> Run:
     """The run with an objective, on rows that it reads."""
     folder = run.folder.parent
-    data = run.data if {"answers", "prompts"} & set(chosen.reads) else str(folder / "pairs.jsonl")
+    held = {"texts": "near.jsonl"}.get(chosen.reads[0], "pairs.jsonl")
+    data = run.data if {"answers", "prompts"} & set(chosen.reads) else str(folder / held)
+    if not chosen.serves("causal-lm") and "answers" in chosen.reads:
+        data = str(folder / "classes.jsonl")
     form = form_for(chosen, run.form.to_dict()["dropout"])
     return replace(run, form=form, objective=chosen, out=str(folder / name), data=data)
 
@@ -94,11 +102,12 @@ def plain(run):
     done = {}
 
     def plain_of(chosen: Objective):
-        form = form_for(chosen, 0.2)
-        if form not in done:
-            each = replace(run, form=form, out=str(run.folder.parent / f"plain-{form.name()}"))
-            done[form] = train(each, progress=False, overwrite=True)
-        return done[form]
+        same = run_of(run, "plain", chosen)
+        key = same.form, same.data
+        if key not in done:
+            each = replace(same, objective=SFT(), out=str(run.folder.parent / f"plain-{len(done)}"))
+            done[key] = train(each, progress=False, overwrite=True)
+        return done[key]
 
     return plain_of
 
@@ -151,7 +160,8 @@ def placed() -> list[str]:
             objective(name).check_form(LoReFT())
         except LuthierError:
             continue
-        found += [name] if objective(name).task is None and not objective(name).samples else []
+        able = objective(name).task is None and objective(name).serves("causal-lm")
+        found += [name] if able and not objective(name).samples else []
     return found
 
 

@@ -3,8 +3,8 @@
     python -m support.matrix measure FORMAT…      # from tests/; some minutes each, kept in tests/interop/matrix/
     python -m support.matrix print                # writes the table between the markers of docs/interop.md
 
-A folder is read, written in the other format and read again, and the answer is compared with what the library that wrote
-the folder answered (`logits.safetensors`; of GGUF, what it answers here, which test_import_gguf.py compares with
+A folder is read, written in the other format and read again, and the answer is compared with what its library
+answered (`logits.safetensors`; of GGUF, what it answers here, which test_import_gguf.py compares with
 llama.cpp). A merged model is loaded with transformers. What is not of low rank is tried again at rank 4.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -186,3 +187,125 @@ def test_an_optimiser_is_the_one_that_was_asked_for(llama, additions, tmp_path, 
 def test_an_update_of_adamw_goes_with_adamw_alone(llama, additions, tmp_path):
     with pytest.raises(LuthierError, match="changes what AdamW does, and the optimiser is sgd"):
         replace(run(llama, additions, tmp_path, optimizer="sgd"), update=lt.find("updates", "lora_plus")())  # type: ignore[arg-type]
+
+
+# --- averages, attention, weights of classes ---------------------------------------------------------
+
+
+def test_the_average_is_saved_and_resumes_exactly(llama, additions, tmp_path):
+    """θ̄ by its recurrence, from the checkpoint of every step; training itself is as without it."""
+    plain = run(llama, additions, tmp_path / "a", steps=6, save_every=1)
+    wanted = run(llama, additions, tmp_path / "b", steps=6, save_every=1, ema=0.7)
+    without, done = train(plain, progress=False), train(wanted, progress=False)
+    assert done.losses == without.losses and done.eval_losses[-1] != without.eval_losses[-1]
+
+    def at(step: int, name: str = "adapter.safetensors") -> dict[str, torch.Tensor]:
+        return load_file(wanted.folder / "checkpoints" / f"step-{step}" / name)
+
+    mean = None
+    for step in range(1, 7):
+        raw, kept = at(step), at(step, "averaged.safetensors")
+        if mean is not None:
+            for key, tensor in raw.items():
+                assert torch.allclose(kept[key], 0.7 * mean[key] + 0.3 * tensor, atol=1e-7)
+        mean = kept
+    saved = load_file(wanted.folder / "adapter" / "adapter.safetensors")
+    assert sorted(t.double().sum().item() for t in saved.values()) == sorted(
+        t.double().sum().item() for t in mean.values()
+    )
+    import shutil
+
+    for step in (4, 5, 6):
+        shutil.rmtree(wanted.folder / "checkpoints" / f"step-{step}")
+    again = train(wanted, resume=True, progress=False)
+    resumed = load_file(wanted.folder / "adapter" / "adapter.safetensors")
+    assert again.eval_losses == done.eval_losses and all(torch.equal(resumed[key], saved[key]) for key in saved)
+    finished = train(wanted, resume=True, progress=False)
+    kept = load_file(finished.adapter / "adapter.safetensors")
+    assert all(torch.equal(kept[key], saved[key]) for key in saved)
+
+
+def test_the_best_of_averages_is_an_average(llama, additions, tmp_path):
+    wanted = run(llama, additions, tmp_path, steps=4, save_every=1, ema=0.5, best="loss")
+    done = train(wanted, progress=False)
+    held = dict(done.eval_losses)
+    best = min(held, key=held.__getitem__)
+    mean = load_file(wanted.folder / "checkpoints" / f"step-{best}" / "averaged.safetensors")
+    saved = load_file(wanted.folder / "adapter" / "adapter.safetensors")
+    assert sorted(t.double().sum().item() for t in saved.values()) == sorted(
+        t.double().sum().item() for t in mean.values()
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [({"ema": 1.0}, "would stay where training starts"), ({"ema": -0.1}, "expected between"),
+     ({"attn": "flash_attention_2"}, "flash-attn"), ({"attn": "quick"}, "attn")],
+)  # fmt: skip
+def test_averages_and_attention_that_cannot_be(wrong, told):
+    if wrong.get("attn") == "flash_attention_2" and __import__("importlib.util").util.find_spec("flash_attn"):
+        pytest.skip("flash-attn is here")
+    with pytest.raises(LuthierError, match=told):
+        Training(**wrong)
+
+
+def test_attention_is_computed_as_was_asked_for(llama, additions, tmp_path):
+    losses = {}
+    for name in ("eager", "sdpa"):
+        done = train(run(llama, additions, tmp_path / name, steps=2, attn=name, pack=False), progress=False)
+        assert done.model.config._attn_implementation == name
+        losses[name] = [loss for _, loss in done.losses]
+    assert losses["eager"] == pytest.approx(losses["sdpa"], rel=1e-4)
+    with pytest.raises(LuthierError, match="was loaded with sdpa"):
+        train(lt.model(llama), additions, form=lt.LoRA(rank=2), out=str(tmp_path / "c"), attn="eager", progress=False)
+
+
+def test_class_weights_are_their_equation(bert):
+    from luthier import models
+
+    loaded = models.load(bert, task="classification", labels=["a", "b", "c"])
+    ids = torch.randint(4, 90, (4, 6), generator=torch.Generator().manual_seed(0))
+    labels, weights = torch.tensor([0, 1, 1, 2]), torch.tensor([5.0, 1.0, 1.0, 0.5])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "weight": weights}
+    chosen = lt.ClassWeights(weights="a=5,c=0.5")
+    with torch.no_grad():
+        logits = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        theirs = torch.nn.functional.cross_entropy(logits, labels, weight=torch.tensor([5.0, 1.0, 0.5]))
+        assert torch.allclose(chosen.loss(loaded.model, batch), theirs, rtol=1e-5)
+    assert chosen.token_counts(batch, torch.ones(4)).tolist() == [7.5]
+    assert chosen.of_classes(["a", "b", "c"], []) == {"a": 5.0, "b": 1.0, "c": 0.5}
+    with pytest.raises(LuthierError, match="weights is 'a'; expected balanced"):
+        lt.ClassWeights(weights="a")
+    with pytest.raises(LuthierError, match="names 'd', which is no class"):
+        lt.ClassWeights(weights="d=1").of_classes(["a"], [])
+
+
+def test_balanced_weights_are_scikit_learns(bert, tmp_path):
+    sklearn = pytest.importorskip("sklearn.utils.class_weight")
+    from luthier import data
+    from support.tiny import write_rows
+
+    rows = [{"text": "x" * (1 + i), "label": "abb"[i % 3]} for i in range(10)]
+    examples = data.load(write_rows(tmp_path / "rows.jsonl", rows))
+    ours = lt.ClassWeights().of_classes(examples.labels, examples.rows)
+    names = [row["label"] for row in rows]
+    assert list(ours.values()) == pytest.approx(
+        sklearn.compute_class_weight("balanced", classes=np.array(["a", "b"]), y=names)
+    )
+
+
+def test_a_rare_class_is_told_where_it_weighs_more(bert, tmp_path):
+    """Rows that nobody can tell apart, a tenth of one class: its probability goes to its weighted share."""
+    from luthier.evaluating import predict
+    from support.tiny import write_rows
+
+    rows = [{"text": "same", "label": "rare" if i % 10 == 0 else "usual"} for i in range(40)]
+    source, shares = write_rows(tmp_path / "rows.jsonl", rows), {}
+    for name, objective in {"equal": lt.SFT(), "more": lt.ClassWeights(weights="rare=27")}.items():
+        settings = Training(steps=40, batch=40, lr=2e-2, eval_fraction=0.0, save_every=100)
+        wanted = Run(bert, source, lt.LoRA(rank=2), objective=objective, out=str(tmp_path / name), training=settings)
+        done = train(wanted, progress=False)
+        found = predict(done.model, done.processor, [{"text": "same"}], top_k=2).rows[0]
+        shares[name] = {found["prediction"]: found["probability"], found["prediction_2"]: found["probability_2"]}
+    assert shares["equal"]["rare"] == pytest.approx(0.1, abs=0.05)
+    assert shares["more"]["rare"] == pytest.approx(0.75, abs=0.08)

@@ -40,7 +40,12 @@ def _luthier(job: Job) -> Fitted:
 def _untouched(job: Job) -> Fitted:
     settings, read = job.run.training, job.data
     loaded = models.load(
-        job.run.model, task=read.task, labels=read.labels, dtype=settings.precision, quantize=settings.quantize
+        job.run.model,
+        task=read.task,
+        labels=read.labels,
+        dtype=settings.precision,
+        quantize=settings.quantize,
+        attn=settings.attn,
     )
     total = sum(p.numel() for p in loaded.model.parameters())
     return Fitted(loaded.model, loaded.processor, nullcontext, 0, total, 0, [], [], 0.0, "")

@@ -27,6 +27,10 @@ METRICS = {
     "image-classification": CLASSES,
     "audio-classification": CLASSES,
     "regression": ("pearson",),
+    "multi-label": ("micro_f1", "exact_match"),
+    "token-classification": ("f1", "accuracy"),
+    "question-answering": ("f1", "exact_match"),
+    "embedding": ("mrr@10", "accuracy@1"),
 }
 """Main metrics of the tasks that are not generative; more is better."""
 

@@ -13,7 +13,7 @@ from luthier import data
 from luthier.comparing.fitted import Fitted, curves, tensors_on_disk
 from luthier.comparing.methods import PEFT
 from luthier.core.sites.select import select
-from luthier.data.encode import labels_in_order
+from luthier.data.labels import labels_in_order
 from luthier.measuring.allocation import allocate
 from luthier.models import Loaded
 from luthier.training import metrics

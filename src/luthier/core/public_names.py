@@ -55,7 +55,7 @@ PLACES = {
     "comparing": "compare Comparison DataSet Record Study read_study records",
     "data": "Scorer load_data=load",
     "decoding": "decode Answer Member",
-    "evaluating": "evaluate Evaluation generate",
+    "evaluating": "evaluate Evaluation generate predict Predicted",
     "evaluating.front": "Front",
     "evaluating.pareto": "pareto",
     "evaluating.rewrite": "rewrite Rewritten",

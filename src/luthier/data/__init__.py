@@ -9,6 +9,7 @@ from luthier.core.contracts.example import Example, Examples, Scorer, last_answe
 from luthier.data.collate import Collator, collate, collator_for, length_of
 from luthier.data.digest import digest
 from luthier.data.encode import TASKS, encode, encode_all, encode_classification, encode_seq2seq
+from luthier.data.inputs import Inputs, load_inputs
 from luthier.data.kept import encode_kept
 from luthier.data.layout import LAYOUTS
 from luthier.data.load import kind_of_rows, load, load_prompts, split_gym
@@ -31,6 +32,7 @@ __all__ = [
     "Collator",
     "Example",
     "Examples",
+    "Inputs",
     "Measured",
     "Scorer",
     "choose",
@@ -51,6 +53,7 @@ __all__ = [
     "last_answer",
     "length_of",
     "load",
+    "load_inputs",
     "load_prompts",
     "prompt_ids",
     "prompt_of",

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from luthier.core.errors import LuthierError
-from luthier.data.encode import IGNORED
+from luthier.data.labels import CLASSES, END
+from luthier.data.options import IGNORED
 from luthier.data.told import TOLD
 
 Side = Literal["left", "right"]
@@ -35,7 +36,7 @@ class Collator:
             raise LuthierError("a batch needs at least one row.")
         features = [each for feature in features for each in (feature, *feature.get("also", ()))]
         names = [name for name in features[0] if name not in PLAIN]
-        batch = {name: self._column(name, [f[name] for f in features]) for name in names}
+        batch = _arguments({name: self._column(name, [f[name] for f in features]) for name in names})
         lengths = [len(f["input_values"]) for f in features if "input_values" in f and np.ndim(f["input_values"]) == 1]
         if lengths and "attention_mask" not in batch and min(lengths) < max(lengths):
             batch["attention_mask"] = self._column("attention_mask", [[1] * n for n in lengths])
@@ -64,6 +65,15 @@ class Collator:
         gap = width - len(value)
         sides = (gap, 0) if self.padding_side == "left" else (0, gap)
         return np.pad(value, sides, constant_values=fill)
+
+
+def _arguments(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch as models call its labels: several classes of a text are float, a place in it has two numbers."""
+    if CLASSES in batch:
+        batch["labels"] = batch.pop(CLASSES).float()
+    if END in batch:
+        batch |= {"start_positions": batch.pop("labels"), "end_positions": batch.pop(END)}
+    return batch
 
 
 def length_of(feature: dict[str, Any]) -> int:

@@ -24,6 +24,13 @@ ALIKE = {
     "text": ("body", "content", "sentence", "sentence1", "premise", "review", "document", "article", "raw", "tweet"),
     "text_pair": ("sentence2", "hypothesis", "question2", "passage", "context"),
     "label": ("labels", "class", "category", "target", "intent", "sentiment", "score", "stars", "rating", "topic"),
+    "labels": ("classes", "categories", "tags", "topics", "genres", "emotions"),
+    "tokens": ("words", "sentence"),
+    "tags": ("ner_tags", "labels", "ner", "bio", "pos_tags"),
+    "context": ("passage", "paragraph", "document", "text"),
+    "answers": ("answer",),
+    "anchor": ("query", "question", "sentence1", "sentence_A"),
+    "positive": ("pos", "passage", "document", "sentence2", "sentence_B", "answer"),
     "image": ("img", "file_name", "image_path", "picture", "path"),
     "audio": ("file", "file_name", "audio_path", "path", "wav"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from luthier.core.contracts.example import Example, Examples, last_answer
@@ -13,42 +13,27 @@ from luthier.core.errors import LuthierError, near
 from luthier.data.bad import BadRow, named, refuse
 from luthier.data.bounds import DEEPEST, WINDOW, refuse_long, refuse_long_text
 from luthier.data.chat import refuse_unsaid, rendered
+from luthier.data.labels import (
+    classified,
+    contrasted,
+    label_index,
+    many_labels,
+    question_window,
+    question_windows,
+    tagged_words,
+)
 from luthier.data.media import audio_features, image_features
-from luthier.data.sizes import each_with, sizes_of
+from luthier.data.options import IGNORED, Feature, Options
+from luthier.data.sizes import sizes_of
 from luthier.data.template import has_template
 from luthier.data.tokens import parts_of, tokens
 from luthier.data.told import cut_off, doubled, noted, unlearned
 
-Feature = dict[str, Any]
-Encoder = Callable[[Example, Any, "Options"], Feature]
+Encoder = Callable[[Example, Any, Options], Feature]
 ALSO = "also"
 """Where a feature keeps the rows behind it; `core.contracts.objective`, which calls it the same, loads torch."""
-IGNORED = -100
-"""Label of a token that is not in the loss (PyTorch's `ignore_index`)."""
 LONG_INPUT = 2000
 """From this many rows on, a terminal sees a progress bar."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What encoders share."""
-
-    max_length: int | None
-    labels: list[str] | None = None
-    truncate: bool = False
-    positions: int | None = None
-    """Tokens that the model can number; None: any."""
-
-    @property
-    def most(self) -> int | None:
-        """The most tokens of a row."""
-        return min((n for n in (self.max_length, self.positions) if n is not None), default=None)
-
-    def bound(self, remedy: str) -> str:
-        """Returns what the bound is, and what helps; the model's own cannot be raised."""
-        if self.most != self.positions:
-            return f"the maximum is {self.most} (raise max_length, or {remedy})"
-        return f"the maximum is {self.most}, as the model has no more positions ({remedy})"
 
 
 def encode(
@@ -87,7 +72,7 @@ def encode_classification(
     is a number. A row too long raises; with `truncate` the longer text is cut on the right.
     """
     with named(example.row):
-        return _classification(example, tokenizer, Options(max_length, labels, truncate))
+        return classified(example, tokenizer, Options(max_length, labels, truncate))
 
 
 def encode_seq2seq(example: Example, tokenizer: Any, max_length: int | None, truncate: bool = False) -> Feature:
@@ -116,7 +101,8 @@ def encode_all(
 
     A `text` row of more than `max_length` tokens becomes several features of its number. Each but the first opens with
     what the tokenizer puts before a text and with the token before its own, out of the loss, so that every token of
-    the text is learned once and the EOS stands at its end alone. All other tasks and layouts give a feature a row.
+    the text is learned once and the EOS stands at its end alone. A context of an extractive question that is too long
+    becomes several as well, which overlap. All other tasks and layouts give a feature a row.
 
     `processor` is a tokenizer, an image processor or a feature extractor; `labels` are the classes
     (those of the examples unless given, so pass the training set's with a test set). `positions`
@@ -143,6 +129,8 @@ def features_of(example: Example, processor: Any, encoder: Encoder, options: Opt
     """Returns the features of one row, of which a long text has many; raises `BadRow`, before the first of them."""
     if example.rejected is not None:
         return iter([_pair(example, processor, encoder, options)])
+    if encoder is question_window:
+        return iter(question_windows(example, processor, options))
     if encoder is not _causal or example.messages is not None:
         return iter([encoder(example, processor, options)])
     if options.most is not None and len(example.text or "") > WINDOW:
@@ -253,36 +241,6 @@ def _fitting(ids: list[int], owner: list[int], tokenizer: Any, options: Options,
     return [*bos, *range(first, n)]
 
 
-def _classification(example: Example, tokenizer: Any, options: Options) -> Feature:
-    if example.text is None:
-        raise BadRow("no text to classify")
-    label = label_index(example, options.labels)
-    deepest = options.most and options.most * (DEEPEST if options.truncate else 1)
-    refuse_long_text(example.text, tokenizer, deepest, "a text")
-    refuse_long_text(example.text_pair or "", tokenizer, deepest, "a second text")
-    out = dict(tokenizer(example.text, example.text_pair))
-    n, most = len(out["input_ids"]), options.most
-    cut = most is not None and n > most
-    if cut and not options.truncate:
-        raise BadRow(f"{n} tokens, {options.bound('truncate')}")
-    if cut:
-        out = dict(tokenizer(example.text, example.text_pair, truncation=True, max_length=most))
-    return {**out, "labels": label, "row": example.row, "truncated": n - len(out["input_ids"])}
-
-
-def label_index(example: Example, labels: list[str] | None) -> int | float:
-    """Index of the label among the classes, or the label as a number when there are none."""
-    if labels is None:
-        if isinstance(example.label, int | float):
-            return float(example.label)
-        raise BadRow(f"label {example.label!r} is not a number")
-    if str(example.label) not in labels:
-        shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
-        hint = near(str(example.label), labels) or ""
-        raise BadRow(f"label {example.label!r} is none of the {len(labels)} classes ({shown}){hint}")
-    return labels.index(str(example.label))
-
-
 def _seq2seq(example: Example, tokenizer: Any, options: Options) -> Feature:
     if example.messages is None:
         raise BadRow("not a prompt with an answer")
@@ -327,15 +285,19 @@ def _audio(example: Example, processor: Any, options: Options) -> Feature:
 
 
 def _regression(example: Example, tokenizer: Any, options: Options) -> Feature:
-    return _classification(example, tokenizer, replace(options, labels=None))
+    return classified(example, tokenizer, replace(options, labels=None))
 
 
 TASKS: dict[str, Encoder] = {
     "causal-lm": _causal,
     "seq2seq": _seq2seq,
-    "classification": _classification,
+    "classification": classified,
     "regression": _regression,
     "reward": _causal,
+    "multi-label": many_labels,
+    "token-classification": tagged_words,
+    "question-answering": question_window,
+    "embedding": contrasted,
     "image-classification": _image,
     "audio-classification": _audio,
 }
@@ -348,14 +310,6 @@ def encoder_of(task: str) -> Encoder:
     if task not in TASKS:
         raise LuthierError(f"no task {task!r}{near(task, TASKS)} There are: {', '.join(TASKS)}.")
     return TASKS[task]
-
-
-def labels_in_order(features: Sequence[Feature], labels: list[str] | None, config: Any) -> Sequence[Feature]:
-    """Returns the features with the label indices of the model, which may keep an order of its own."""
-    if labels is None:
-        return features
-    order = [config.label2id[name] for name in labels]
-    return each_with(features, lambda feature: {"labels": order[feature["labels"]]})
 
 
 def pieces_of(features: Sequence[Feature]) -> str:

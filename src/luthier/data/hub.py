@@ -65,7 +65,8 @@ def _table(data: Any, source: str) -> Table:
     for column, feature in data.features.items():
         if isinstance(feature, datasets.Image | datasets.Audio):
             data = data.cast_column(column, type(feature)(decode=False))
-    named = {column: f.names for column, f in data.features.items() if isinstance(f, datasets.ClassLabel)}
+    inner = {column: getattr(f, "feature", f) for column, f in data.features.items()}  # of a list, what it holds
+    named = {column: f.names for column, f in inner.items() if isinstance(f, datasets.ClassLabel)}
 
     def row(place: int) -> tuple[int, dict[str, Any]]:
         with guarded(f"row {place + 1} of {source} cannot be read"):

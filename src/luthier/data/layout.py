@@ -3,7 +3,6 @@ columns."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,24 @@ from luthier.core.errors import LuthierError
 from luthier.data.around import AROUND, learned, surrounded
 from luthier.data.bad import BadRow
 from luthier.data.columns import guesses, suggestion
+from luthier.data.labelled import (
+    compared,
+    extractive,
+    labelled,
+    labelled_audio,
+    labelled_image,
+    labelled_pair,
+    several,
+    tagged,
+    text_of,
+)
 from luthier.data.table import Row
-from luthier.data.turns import checked, decoded, is_assistant, kind, turns, unpacked
+from luthier.data.turns import checked, decoded, is_assistant, turns, unpacked
 from luthier.data.wanted import check_wanted
 
 GENERATIVE = ("causal-lm", "seq2seq")
+TO_COME = "…"
+"""Stands for an answer that a row does not have yet."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +50,14 @@ class Layout:
     """The column of the answer, which a row to generate from may lack."""
     turns: tuple[str, ...] = ()
     """Columns that may hold turns."""
+    to_come: Callable[[Row], Any] = lambda row: TO_COME
+    """What stands for an answer that a row does not have."""
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Every column that is read."""
         around = AROUND if "causal-lm" in self.tasks and self.parse is not plain else ()
         return (*self.needs, *self.also, *around)
-
-
-def text_of(row: Row, column: str) -> str:
-    """The string in a column, not empty and valid Unicode."""
-    value = row.get(column)
-    if value is None:
-        raise BadRow(f"no {column!r}")
-    return checked(value, column)
 
 
 def _conversation(
@@ -147,50 +153,13 @@ def plain(row: Row, folder: Path | None) -> Row:
     return {"text": text_of(row, "text")}
 
 
-def labelled(row: Row, folder: Path | None) -> Row:
-    """`text`, `label`."""
-    return {"text": text_of(row, "text"), "label": label_of(row)}
+def _none(row: Row) -> Any:
+    return []
 
 
-def labelled_pair(row: Row, folder: Path | None) -> Row:
-    """`text`, `text_pair`, `label`."""
-    return {**labelled(row, folder), "text_pair": text_of(row, "text_pair")}
-
-
-def labelled_image(row: Row, folder: Path | None) -> Row:
-    """`image`, `label`: a path from the data file's folder, or the picture itself."""
-    return {"image": _file(row, "image", folder), "label": label_of(row)}
-
-
-def labelled_audio(row: Row, folder: Path | None) -> Row:
-    """`audio`, `label`: a path from the data file's folder, or the sound itself."""
-    return {"audio": _file(row, "audio", folder), "label": label_of(row)}
-
-
-def label_of(row: Row) -> str | int | float:
-    """The label as it stands; NaN, infinities, null and empty strings are refused."""
-    value = row.get("label")
-    if value is None:
-        raise BadRow("no 'label'")
-    if isinstance(value, str):
-        return checked(value, "label")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise BadRow(f"label is {value}")
-    if not isinstance(value, int | float):
-        raise BadRow(f"'label' is {kind(value)}, expected a string or a number")
-    return str(value).lower() if isinstance(value, bool) else value
-
-
-def _file(row: Row, column: str, folder: Path | None) -> Any:
-    value = row.get(column)
-    if value is None:
-        raise BadRow(f"no {column!r}")
-    if not isinstance(value, str):
-        return value
-    path = (folder or Path()) / text_of(row, column)
-    if not path.is_file():
-        raise BadRow(f"no {column} file {path}")
-    return str(path)
+def _tags(row: Row) -> Any:
+    words = decoded(row.get("tokens"))
+    return [TO_COME] * len(words) if isinstance(words, list) else []
 
 
 LABELLED = ("classification", "regression")
@@ -204,16 +173,18 @@ LAYOUTS: dict[str, Layout] = {
     "question-answer": Layout(("question", "answer"), GENERATIVE, question, ("context",), "answer"),
     "source-target": Layout(("source", "target"), GENERATIVE, source_target, ("context",), "target"),
     "text": Layout(("text",), ("causal-lm",), plain),
-    "text-label": Layout(("text", "label"), LABELLED, labelled),
-    "text-pair-label": Layout(("text", "text_pair", "label"), LABELLED, labelled_pair),
-    "image-label": Layout(("image", "label"), ("image-classification",), labelled_image),
-    "audio-label": Layout(("audio", "label"), ("audio-classification",), labelled_audio),
+    "text-label": Layout(("text", "label"), LABELLED, labelled, answer="label"),
+    "text-pair-label": Layout(("text", "text_pair", "label"), LABELLED, labelled_pair, answer="label"),
+    "text-labels": Layout(("text", "labels"), ("multi-label",), several, ("text_pair",), "labels", to_come=_none),
+    "tokens-tags": Layout(("tokens", "tags"), ("token-classification",), tagged, answer="tags", to_come=_tags),
+    "question-context-answers": Layout(
+        ("question", "context", "answers"), ("question-answering",), extractive, answer="answers", to_come=_none
+    ),
+    "anchor-positive": Layout(("anchor", "positive"), ("embedding",), compared, ("negative",), "positive"),
+    "image-label": Layout(("image", "label"), ("image-classification",), labelled_image, answer="label"),
+    "audio-label": Layout(("audio", "label"), ("audio-classification",), labelled_audio, answer="label"),
 }
 """Every layout, by name."""
-
-
-TO_COME = "…"
-"""Stands for an answer that a row does not have yet."""
 
 
 def unanswered(row: Row, layout: Layout) -> Row:
@@ -226,7 +197,7 @@ def unanswered(row: Row, layout: Layout) -> Row:
         if found and (kept := _cut_empty(found)) is not None:
             return {**row, layout.answer: [*kept, {"role": "assistant", "content": TO_COME}]}
         return row
-    return {**row, layout.answer: TO_COME} if value in (None, "", []) else row
+    return {**row, layout.answer: layout.to_come(row)} if value in (None, "", []) else row
 
 
 def _cut_empty(messages: list[Any]) -> list[Any] | None:

@@ -17,13 +17,14 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.lazy import Lazy, kept, mapped
 from luthier.data.bad import BadRow, refuse
-from luthier.data.columns import mapping, renamed, unread
+from luthier.data.columns import empty, mapping, renamed, unread
 from luthier.data.gym import OFFSETS
-from luthier.data.layout import LAYOUTS, Layout, known_columns, recognise, unanswered
+from luthier.data.layout import LAYOUTS, Layout, columns_in, known_columns, recognise, unanswered
 from luthier.data.preference import PREFERENCES, kind_of, preference_layout
 from luthier.data.score import scorer_for
 from luthier.data.sources import read
 from luthier.data.table import Row, Table, columns_of
+from luthier.data.turns import decoded
 
 if TYPE_CHECKING:
     from luthier.core.contracts.example import Examples
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 Bad = list[tuple[int, str]]
 T = TypeVar("T")
 ALL = {**LAYOUTS, **PREFERENCES}
+LABELS = {"text-labels": "labels", "tokens-tags": "tags"}
+"""The column of the labels, of layouts whose rows have several."""
 
 
 def load(
@@ -64,7 +67,7 @@ def load(
     check_task(task)
     if limit is not None and limit < 1:
         raise LuthierError(f"limit is {limit}; expected at least 1.")
-    table, names, gone = _named(read(source, split, limit, seed), mapping(named), columns, source)
+    table, names, gone = named_columns(read(source, split, limit, seed), mapping(named), columns, source)
     total = len(table.rows) + len(table.bad)
     if not total:
         raise LuthierError(f"{source} is empty: no row to learn from.")
@@ -77,8 +80,9 @@ def load(
     layout = ALL[name]
     if task is not None and task not in layout.tasks:
         raise LuthierError(f"{source} has {name} rows, which serve {' or '.join(layout.tasks)} and not {task}.")
-    rows, bad = _parse(table, layout, ("entry", *columns), prompts)
-    classes = table.classes.get(names.get("label", "label"))
+    rows, bad = parsed(table, layout, ("entry", *columns), prompts)
+    held = LABELS.get(name, "label")
+    classes = table.classes.get(names.get(held, held))
     rows, labels, task, wrong = _label(rows, task or layout.tasks[0], task is not None, classes)
     bad = sorted(table.bad + bad + wrong)
     if bad and not (skip_bad_rows and rows):
@@ -92,7 +96,8 @@ def load(
 
 
 def kind_of_rows(source: str | Path, named: str | Mapping[str, str] | None = None) -> str:
-    """Returns what rows hold: `answers`, `pairs` of a chosen and a rejected one, or answers that are `judged`.
+    """Returns what rows hold: `answers`, `pairs` of a chosen and a rejected one, answers that are `judged`, or
+    `texts` that belong near each other.
 
     An empty source, or one that cannot be read as rows, has `answers` here; `load` says what is wrong with it.
     """
@@ -101,10 +106,13 @@ def kind_of_rows(source: str | Path, named: str | Mapping[str, str] | None = Non
         return "answers"
     meant = mapping(named)
     try:
-        table, _, _ = _named(read(source), meant, tuple(meant), source)
+        table, _, _ = named_columns(read(source), meant, tuple(meant), source)
     except LuthierError:
         return "answers"
-    found = preference_layout(mapped(table.rows, columns_of))
+    told = mapped(table.rows, columns_of)
+    found = preference_layout(told)
+    if found is None and columns_in(told).issuperset(LAYOUTS["anchor-positive"].needs):
+        found = "anchor-positive"
     return kind_of(found) if found else "answers"
 
 
@@ -116,7 +124,7 @@ def load_prompts(
     The layouts are those of `load`; a row of plain `text` is one to go on with. Raises as `load` does.
     """
     source = str(source)
-    table, names, _ = _named(read(source, split), mapping(named), (), source)
+    table, names, _ = named_columns(read(source, split), mapping(named), (), source)
     if not table.rows and not table.bad:
         raise LuthierError(f"{source} is empty: no row to answer.")
     if not table.rows:
@@ -124,7 +132,7 @@ def load_prompts(
     name = recognise(mapped(table.rows, columns_of), source, "causal-lm", names, to_answer=True)
     layout = LAYOUTS[name]
     asked = mapped(table.rows, lambda numbered: (numbered[0], unanswered(numbered[1], layout)))
-    rows, bad = _parse(dataclasses.replace(table, rows=asked), layout, ())
+    rows, bad = parsed(dataclasses.replace(table, rows=asked), layout, ())
     if bad or table.bad:
         raise refuse(source, sorted(table.bad + bad), len(table.rows) + len(table.bad), table.place)
     return [
@@ -133,16 +141,27 @@ def load_prompts(
     ]
 
 
-def _named(
+def named_columns(
     table: Table, named: dict[str, str], columns: Sequence[str], source: str
 ) -> tuple[Table, dict[str, str], list[str]]:
     """(the table under the names that layouts know, these names, columns that made room for others)."""
     present = {column for _, row in table.rows for column in row}  # a pass over all of a large file
-    if "labels" in present and "label" not in {*present, *named} and {*present, *named} & set(ITEMS):
-        named = {**named, "label": "labels"}
+    named = {**named, **_other_words(table, {*present, *named})}
     known = dict.fromkeys((*known_columns(), *(c for layout in PREFERENCES.values() for c in layout.reads), *columns))
     rows, gone = renamed(table.rows, named, known, source)
     return dataclasses.replace(table, rows=rows), named, gone
+
+
+def _other_words(table: Table, names: set[str]) -> dict[str, str]:
+    """The names of labels that a source calls otherwise: a list of them per row stays `labels`, beside words `tags`."""
+    if "tokens" in names:
+        other = next((each for each in ("ner_tags", "labels") if each in names), None)
+        return {"tags": other} if other and "tags" not in names else {}
+    if "labels" not in names or "label" in names or not names & set(ITEMS):
+        return {}
+    held = (row.get("labels") for _, row in table.rows)
+    first = next((value for value in held if not empty(value)), None)
+    return {} if isinstance(decoded(first), list) else {"label": "labels"}
 
 
 ITEMS = ("text", "image", "audio")
@@ -167,7 +186,7 @@ def check_task(task: str | None) -> None:
         raise LuthierError(f"no task {task!r}{near(task, known)} There are: {', '.join(known)}.")
 
 
-def _parse(
+def parsed(
     table: Table, layout: Layout, columns: Sequence[str], prompts: bool = False
 ) -> tuple[Sequence[Example], Bad]:
     def example(numbered: tuple[int, Row]) -> Example:
@@ -201,6 +220,8 @@ def _label(
     rows: Sequence[Example], task: str, given: bool, classes: list[str] | None
 ) -> tuple[Sequence[Example], list[str] | None, str, Bad]:
     """Labels made class names or numbers, with the classes in order and the task that they tell."""
+    if any(example.labels is not None for example in rows):
+        return _several(rows, task, classes)
     if not any(example.label is not None for example in rows):
         return rows, None, task, []
     if not given and "regression" in _tasks_with(task) and _numbers([e.label for e in rows]):
@@ -218,6 +239,22 @@ def _label(
     if task == "regression":
         return good, None, task, bad
     return good, classes or _ordered({str(e.label) for e in good}), task, bad
+
+
+def _several(
+    rows: Sequence[Example], task: str, classes: list[str] | None
+) -> tuple[Sequence[Example], list[str] | None, str, Bad]:
+    """Lists of labels made class names, with all classes in order."""
+    name = _class_name(classes, False)
+
+    def labelled(example: Example) -> Example:
+        try:
+            return dataclasses.replace(example, labels=tuple(map(name, example.labels or ())))
+        except (ValueError, IndexError):
+            raise BadRow(f"the labels {shown(example.labels)} do not fit {task}") from None
+
+    good, bad = _made(rows, labelled, lambda example: example.row)
+    return good, classes or _ordered({each for e in good for each in e.labels or ()}), task, bad
 
 
 def _tasks_with(task: str) -> set[str]:

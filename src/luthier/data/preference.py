@@ -139,10 +139,14 @@ PREFERENCES: dict[str, Layout] = {
 """Layouts that an objective over preferences reads, by name."""
 
 
+TEXTS = "texts"
+
+
 def kind_of(layout: str) -> str:
-    """Returns what rows of a layout hold: `answers` to be given, `pairs`, or answers that are `judged`."""
+    """Returns what rows of a layout hold: `answers` to be given, `pairs`, answers that are `judged`, or `texts` that
+    belong near each other."""
     if layout not in PREFERENCES:
-        return "answers"
+        return TEXTS if layout == "anchor-positive" else "answers"
     return JUDGEMENTS if layout.endswith("-judged") else PAIRS
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from luthier.evaluating.evaluate import evaluate
 from luthier.evaluating.generate import generate
+from luthier.evaluating.predict import Predicted, predict
 from luthier.evaluating.result import Evaluation
 
-__all__ = ["Evaluation", "evaluate", "generate"]
+__all__ = ["Evaluation", "Predicted", "evaluate", "generate", "predict"]

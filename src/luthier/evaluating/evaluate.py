@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier import data, models
@@ -13,51 +11,17 @@ from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
 from luthier.data import Examples, Scorer, judge, refuse_unscorable
 from luthier.evaluating.generate import Sampling, answers
+from luthier.evaluating.job import Found, Job, bar, row_tasks
+from luthier.evaluating.outputs import logits_of
 from luthier.evaluating.result import Evaluation
+from luthier.evaluating.structured import with_classes, with_places, with_tags, with_vectors
+from luthier.evaluating.text_metrics import check_metrics, of_texts
 
 if TYPE_CHECKING:
     import numpy as np
 
 RESAMPLES = 2000
 """Bootstrap samples of an interval."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What an evaluation of any task needs."""
-
-    model: Any
-    processor: Any
-    examples: Examples
-    task: str
-    scorer: Scorer | None
-    batch: int
-    sampling: Sampling
-    samples: int
-    max_length: int | None
-    progress: bool
-    seed: int
-    yes_no: bool = False
-
-
-@dataclass(frozen=True)
-class Found:
-    """One prediction and one truth a row, and how to make figures of them."""
-
-    predictions: list[Any]
-    truths: list[Any]
-    scores: list[float] | None
-    figures: Callable[[np.ndarray, np.ndarray], dict[str, float]]
-    """`{name: value}` of (predictions, truths), the score first; of (scores, scores) where there are any."""
-    loss: float | None = None
-    confidences: list[float] | None = None
-    """Probability of each predicted class."""
-    failed: list[tuple[int, str]] = field(default_factory=list)
-    """The (row, reason) of every answer that could not be scored."""
-    listed: list[dict[str, Any]] | None = None
-    """What is kept of each row, where it is not its prediction and truth."""
-    names: list[str] | None = None
-    """The classes, in the order of the model's."""
 
 
 def evaluate(
@@ -76,19 +40,23 @@ def evaluate(
     samples: int = 1,
     temperature: float = 0.0,
     yes_no: bool = False,
+    metrics: Sequence[str] = (),
 ) -> Evaluation:
     """Scores `model` on `examples`; neither of them is changed, the mode of the model included.
 
     Generative tasks answer greedily and score by `scorer` (the examples' own unless given); classification counts
-    the likeliest class, regression compares numbers; of texts the mean loss is taken. Pairs of a chosen and a rejected
-    answer are compared: by what a reward model gives them, by log π/π_ref where an adapter acts, else by how likely
-    they are. Rows whose column `task` names several are also scored task by task. `task` is the examples' own unless
-    given. Rows longer than `max_length` tokens are refused, and those of more tokens than the model has absolute
-    positions. An answer that the scorer fails on is wrong, and listed under `failed`. With `samples` n, n answers to
-    each prompt are drawn at the `temperature`, and the metrics are `exact_match@k` and the like: the chance that k of
-    them hold a right one. With `yes_no`, rows are questions whose answer is yes or no, and the score is `auc`, the mean
-    over descriptions (column `task`) of the area under the ROC curve of log p(yes) - log p(no). Raises `LuthierError`
-    when no scorer fits, or a label is not one of the model's.
+    the likeliest class, regression compares numbers; of texts the mean loss is taken. Of several classes a text, those
+    of a probability of at least 0.5 are taken; of tagged words the entities are compared, of extracted answers the
+    words, of texts to embed which is nearest. Pairs of a chosen and a rejected answer are compared: by what a reward
+    model gives them, by log π/π_ref where an adapter acts, else by how likely they are. Rows whose column `task` names
+    several are also scored task by task. `task` is the examples' own unless given. Rows longer than `max_length` tokens
+    are refused, and those of more tokens than the model has absolute positions. An answer that the scorer fails on is
+    wrong, and listed under `failed`. With `samples` n, n answers to each prompt are drawn at the `temperature`, and the
+    metrics are `exact_match@k` and the like: the chance that k of them hold a right one. `metrics` compare the written
+    answers with the right ones beside the scorer: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, exact_match. With
+    `yes_no`, rows are questions whose answer is yes or no, and the score is `auc`, the mean over descriptions (column
+    `task`) of the area under the ROC curve of log p(yes) - log p(no). Raises `LuthierError` when no scorer fits, or a
+    label is not one of the model's.
     """
     check_type("examples", examples, Examples)
     if batch < 1:
@@ -100,7 +68,14 @@ def evaluate(
     wanted = task or examples.task
     chosen = scorer or examples.scorer
     sampling = Sampling(max_new_tokens, temperature, seed=seed)
-    job = Job(model, processor, examples, wanted, chosen, batch, sampling, samples, max_length, progress, seed, yes_no)
+    job = Job(
+        model, processor, examples, wanted, chosen, batch, sampling, samples, max_length, progress, seed,
+        tuple(metrics), yes_no,
+    )  # fmt: skip
+    if metrics:
+        check_metrics(metrics)
+        if measure_of(job) is not _generated or samples > 1:
+            raise LuthierError(f"metrics compare one written answer a row, and {wanted} rows here have none.")
     if (samples > 1 or temperature) and measure_of(job) is not _generated:
         raise LuthierError(f"samples and temperature are of written answers, and {wanted} rows here have none.")
     return _summary(job, measure_of(job)(job), keep_predictions)
@@ -113,13 +88,18 @@ def _summary(job: Job, found: Found, keep: bool) -> Evaluation:
     right = np.asarray(found.truths if found.scores is None else found.scores)
     metrics = found.figures(left, right)
     score = next(iter(metrics))
-    classes, confused = {}, {}
+    classes, confused = found.classes, {}
     if found.names is not None:
         from luthier.evaluating.classes import by_class, confusion, macro
 
         classes = by_class(found.predictions, found.truths, found.names)
         confused = confusion(found.predictions, found.truths, found.names)
         metrics |= macro(classes)
+    if found.classes:
+        from luthier.evaluating.classes import macro
+
+        metrics |= macro(found.classes)
+    metrics |= of_texts(job.metrics, found.predictions, found.truths) if job.metrics else {}
     return Evaluation(
         score=metrics[score],
         count=len(left),
@@ -150,7 +130,11 @@ def _kept(job: Job, found: Found) -> list[dict[str, Any]]:
         {"row": row, "prediction": prediction, "answer": truth}
         for row, prediction, truth in zip(rows, found.predictions, found.truths, strict=True)
     ]
-    scores = found.scores or [float(p == t) for p, t in zip(found.predictions, found.truths, strict=True)]
+    scores = (
+        found.scores
+        if found.scores is not None
+        else [float(p == t) for p, t in zip(found.predictions, found.truths, strict=True)]
+    )
     if job.task == "regression":
         return listed
     if found.confidences is not None:
@@ -190,7 +174,7 @@ def _generated(job: Job) -> Found:
     refuse_unscorable(scorer, rows)
     if job.samples > 1:
         return _sampled(job, scorer, prompts)
-    with _bar(job, len(prompts)) as done:
+    with bar(job, len(prompts)) as done:
         texts = answers(job.model, job.processor, prompts, job.sampling, job.batch, done, row_tasks(job))
     judged = [judge(scorer, text, example) for text, example in zip(texts, rows, strict=True)]
     truths = [example.answer for example in rows]
@@ -206,7 +190,7 @@ def _sampled(job: Job, scorer: Scorer, prompts: list[list[int]]) -> Found:
     count, rows, tasks = job.samples, job.examples.rows, row_tasks(job)
     repeated = [prompt for prompt in prompts for _ in range(count)]
     told = None if tasks is None else [task for task in tasks for _ in range(count)]
-    with _bar(job, len(repeated)) as done:
+    with bar(job, len(repeated)) as done:
         texts = answers(job.model, job.processor, repeated, job.sampling, job.batch, done, told)
     drawn = [texts[i * count : (i + 1) * count] for i in range(len(rows))]
     judged = [[judge(scorer, text, example) for text in each] for each, example in zip(drawn, rows, strict=True)]
@@ -226,24 +210,21 @@ def _sampled(job: Job, scorer: Scorer, prompts: list[list[int]]) -> Found:
     return Found(drawn, [row.answer for row in rows], matrix, figures, failed=failed, listed=listed)
 
 
-def _names(job: Job) -> list[str]:
-    """The classes of the model; raises for rows of others."""
-    names = [job.model.config.id2label[i] for i in range(job.model.config.num_labels)]
-    known = set(names)
-    strange = sorted(set(job.examples.labels or []) - known)
-    if strange:
-        raise LuthierError(
-            f"{job.examples.source} has classes that the model does not know: {', '.join(strange)}. It knows "
-            f"{', '.join(names)}."
-        )
-    return names
-
-
 def _classified(job: Job) -> Found:
-    names = _names(job)
+    names = job.classes()
     logits, labels, loss = _outputs(job, names)
     predicted = [names[i] for i in logits.argmax(-1)]
     return Found(predicted, [names[i] for i in labels], None, agreement, loss, confidence(logits), names=names)
+
+
+def _outputs(job: Job, names: list[str] | None) -> tuple[np.ndarray, np.ndarray, float]:
+    """(logits [rows, outputs], labels [rows], mean loss), in the order of the rows."""
+    import numpy as np
+
+    features = job.encoded(names)
+    with bar(job, len(features)) as done:
+        logits, loss = logits_of(job.reading(done), features)
+    return logits, np.array([feature["labels"] for feature in features]), loss
 
 
 def confidence(logits: np.ndarray) -> list[float]:
@@ -262,12 +243,12 @@ def _questioned(job: Job) -> Found:
     rows, source = job.examples.rows, job.examples.source
     check_questions(job.examples)
     if job.task == "classification":
-        names = _names(job)
+        names = job.classes()
         logits, _, loss = _outputs(job, names)
         sure = logits[:, names.index("yes")] - logits[:, names.index("no")]
     else:
         loss = None
-        with _bar(job, len(rows)) as done:
+        with bar(job, len(rows)) as done:
             sure = sureness(
                 job.model, job.processor, job.examples, batch=job.batch, max_length=job.max_length, done=done
             )
@@ -291,7 +272,7 @@ def _regressed(job: Job) -> Found:
 def _compared(job: Job) -> Found:
     from luthier.evaluating.preferences import compared, figures, listed
 
-    with _bar(job, len(job.examples)) as done:
+    with bar(job, len(job.examples)) as done:
         found, names = compared(
             job.model,
             job.processor,
@@ -310,7 +291,7 @@ def _compared(job: Job) -> Found:
 def _foretold(job: Job) -> Found:
     from luthier.evaluating.texts import figures, foretold, listed
 
-    with _bar(job, len(job.examples)) as done:
+    with bar(job, len(job.examples)) as done:
         found = foretold(job.model, job.processor, job.examples, batch=job.batch, max_length=job.max_length, done=done)
     told = figures(found)
     rows = [example.row for example in job.examples.rows]
@@ -325,6 +306,10 @@ MEASURES: dict[str, Callable[[Job], Found]] = {
     "image-classification": _classified,
     "audio-classification": _classified,
     "regression": _regressed,
+    "multi-label": with_classes,
+    "token-classification": with_tags,
+    "question-answering": with_places,
+    "embedding": with_vectors,
 }
 """How the rows of each task are measured."""
 
@@ -334,7 +319,7 @@ def measure_of(job: Job) -> Callable[[Job], Found]:
     kind = data.kind_of(job.examples.layout)
     if job.yes_no:
         return _questioned
-    if kind == "answers":
+    if kind in ("answers", "texts"):
         return _foretold if job.examples.layout == "text" and job.task == "causal-lm" else MEASURES[job.task]
     if kind == "pairs":
         return _compared
@@ -342,55 +327,6 @@ def measure_of(job: Job) -> Callable[[Job], Found]:
         f"{job.examples.source} has single answers with a label; a preference is measured on pairs of answers to one "
         "prompt (prompt, chosen, rejected)."
     )
-
-
-def row_tasks(job: Job) -> list[str] | None:
-    """Returns the task of each row, where the adapter goes by it and the rows have the column `task`."""
-    from luthier.core.adapters.attach import find_state
-    from luthier.core.contracts.router import names_of
-
-    state = find_state(job.model)
-    if state is None or not any(names_of(component.form) for component in state.components):
-        return None
-    told = [row.meta.get("task") for row in job.examples.rows]
-    return None if None in told else [str(task) for task in told]
-
-
-def _outputs(job: Job, names: list[str] | None) -> tuple[np.ndarray, np.ndarray, float]:
-    """(logits [rows, outputs], labels [rows], mean loss), in the order of the rows."""
-    import torch
-
-    from luthier.training.task_columns import routed
-
-    features = data.encode_all(
-        job.examples,
-        job.processor,
-        task=job.task,
-        max_length=job.max_length,
-        labels=names,
-        positions=models.positions(job.model),
-    )
-    collator = data.collator_for(job.task, job.processor)
-    order = sorted(range(len(features)), key=lambda i: data.length_of(features[i]), reverse=True)
-    tasks = row_tasks(job)
-    logits, total = torch.zeros(0), 0.0
-    training = job.model.training
-    job.model.eval()
-    with torch.inference_mode(), _bar(job, len(features)) as done:
-        for start in range(0, len(order), job.batch):
-            chosen = order[start : start + job.batch]
-            inputs = collator([features[i] for i in chosen])
-            inputs.pop("rows")
-            with routed(job.model, tasks and [tasks[i] for i in chosen]):
-                out = job.model(**{key: value.to(job.model.device) for key, value in inputs.items()})
-            values = out.logits.float().cpu()
-            logits = logits if len(logits) else torch.zeros(len(features), values.shape[-1])
-            logits[chosen] = values
-            total += out.loss.item() * len(chosen)
-            done(len(chosen))
-    job.model.train(training)
-    labels = torch.tensor([feature["labels"] for feature in features])
-    return logits.numpy(), labels.numpy(), total / len(features)
 
 
 def agreement(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -413,18 +349,3 @@ def closeness(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     scale = float(np.sqrt((left @ left) * (right @ right)))
     mse = float(((predicted - truth) ** 2).mean())
     return {"pearson": float(left @ right) / scale if scale else math.nan, "mse": mse}
-
-
-@contextmanager
-def _bar(job: Job, total: int) -> Iterator[Callable[[int], Any]]:
-    """A bar on a terminal's stderr."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not (job.progress and console.is_terminal):
-        yield int
-        return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("evaluating", total=total)
-        yield lambda count: bar.advance(task, count)

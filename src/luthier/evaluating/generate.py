@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, Any]]
 """A conversation: `{"role": …, "content": …}` for each turn."""
+Answer = tuple[str, list[int]]
+"""A text and its tokens."""
 Tools = list[dict[str, Any]]
 
 
@@ -120,6 +122,19 @@ def answers(
 
     `tasks` names the task of each, for an adapter that goes by it.
     """
+    return [text for text, _ in written(model, tokenizer, prompts, sampling, batch, done, tasks)]
+
+
+def written(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    batch: int,
+    done: Callable[[int], Any] = int,
+    tasks: Sequence[str] | None = None,
+) -> list[Answer]:
+    """Returns what `answers` does, each with its tokens: up to the first that stops, which is one of them."""
     if batch < 1:
         raise LuthierError(f"batch is {batch}; expected at least 1.")
     if tasks is not None and len(tasks) != len(prompts):
@@ -142,16 +157,15 @@ def _engine(model: Any, tokenizer: Any, rows: int) -> Sampler | None:
 
 def _by_engine(
     engine: Sampler, prompts: Sequence[list[int]], sampling: Sampling, most: int | None, done: Callable[[int], Any]
-) -> list[str]:
+) -> list[Answer]:
     """Every answer by a seed of its own, so that it does not depend on what is decoded beside it."""
     from luthier.engine.sampler import Ask
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     limits = [_within(sampling, len(prompts[i]), most).max_new_tokens for i in order]
     asks = [Ask(tuple(prompts[i]), sampling.seed + i, limit) for i, limit in zip(order, limits, strict=True)]
-    found = engine(asks, sampling.temperature, sampling.top_p, done)
-    texts = {place: answer.text for place, answer in zip(order, found, strict=True)}
-    return [texts[place] for place in range(len(prompts))]
+    drawn = dict(zip(order, engine(asks, sampling.temperature, sampling.top_p, done), strict=True))
+    return [(drawn[place].text, list(drawn[place].ids)) for place in range(len(prompts))]
 
 
 def _by_batches(
@@ -162,14 +176,14 @@ def _by_batches(
     batch: int,
     done: Callable[[int], Any],
     tasks: Sequence[str] | None,
-) -> list[str]:
+) -> list[Answer]:
     """By transformers' own loop, a batch after another: encoder-decoders, recurrent models, rows of different tasks."""
     import torch
 
     from luthier.core.sites.probe import eval_mode
     from luthier.training.task_columns import routed
 
-    texts = [""] * len(prompts)
+    found: list[Answer] = [("", [])] * len(prompts)
     stops, most = stop_ids(model, tokenizer), positions(model)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     with eval_mode(model), torch.random.fork_rng(), torch.inference_mode():
@@ -181,9 +195,17 @@ def _by_batches(
                 fitting = _within(sampling, taken, most)
                 new = _continue(model, tokenizer, [prompts[i] for i in chosen], fitting, stops)
             for i, ids in zip(chosen, new.tolist(), strict=True):
-                texts[i] = text_of(tokenizer, ids, stops)
+                found[i] = text_of(tokenizer, ids, stops), _up_to_stop(ids, stops, tokenizer)
             done(len(chosen))
-    return texts
+    return found
+
+
+def _up_to_stop(ids: list[int], stops: list[int], tokenizer: Any) -> list[int]:
+    end = next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids))
+    kept = ids[:end]
+    while len(kept) > 1 and kept[-1] == tokenizer.pad_token_id and kept[-1] not in stops:  # behind a text that stops
+        kept.pop()
+    return kept
 
 
 def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling, stops: list[int]) -> Tensor:

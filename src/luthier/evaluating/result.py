@@ -13,7 +13,9 @@ class Evaluation:
     """A score with its uncertainty, and the predictions behind it."""
 
     score: float
-    """Mean score of generated answers; accuracy of classes; Pearson's correlation of numbers; mean loss of texts."""
+    """Mean score of generated answers; accuracy of classes, micro F1 of several a text; F1 of entities (accuracy of
+    tags that mark none) and of extracted answers; MRR@10 of texts to embed; Pearson's correlation of numbers; mean loss
+    of texts."""
     count: int
     """The number of rows that were scored."""
     interval: tuple[float, float]
@@ -32,7 +34,8 @@ class Evaluation:
     """The figures of each task with its `rows`, of rows whose column `task` names several; the mean of a score over
     the tasks, each by its rows, is the score."""
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
-    """`precision`, `recall`, `f1`, `rows` and `predicted` of each class; empty where there are no classes."""
+    """`precision`, `recall`, `f1`, `rows` and `predicted` of each class, or type of entity (which the last two then
+    count); empty where there are no classes."""
     confusion: dict[str, Any] = field(default_factory=dict)
     """`labels`, and `counts`: counts[i][j] rows of class i were taken for class j; empty where there are no classes."""
 

@@ -15,7 +15,7 @@ from transformers.trainer_utils import SaveStrategy
 from luthier import data
 from luthier.core.adapters.attach import detach
 from luthier.core.contracts.aggregation import Aggregation
-from luthier.data.encode import labels_in_order
+from luthier.data.labels import labels_in_order
 from luthier.federating.change import Change, fill, folded, taken
 from luthier.models import Loaded
 from luthier.training.arguments import arguments

@@ -20,7 +20,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.numerics.delta import Delta
 from luthier.core.sites.probe import eval_mode
 from luthier.core.storage import store
-from luthier.data.encode import labels_in_order
+from luthier.data.labels import labels_in_order
 from luthier.evaluating.evaluate import agreement, closeness
 from luthier.federating.change import Change, fill, folded, taken
 from luthier.federating.client import at_rank

@@ -110,7 +110,8 @@ def measure(
     `crosscheck`, two estimators of scikit-dimension stand beside every dimension, where it is installed.
     Raises `LuthierError` for whatever does not fit, before the weights are read where that can be known.
     """
-    from luthier.data.encode import labels_in_order, pieces_of
+    from luthier.data.encode import pieces_of
+    from luthier.data.labels import labels_in_order
 
     start = time.monotonic()
     form = form if form is not None else LoRA()

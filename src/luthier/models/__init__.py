@@ -13,7 +13,7 @@ from luthier.models.fetch import fetch, is_cached
 from luthier.models.fitted import WRITTEN, fitted_task, refuse_unwritten, task_of
 from luthier.models.labels import named
 from luthier.models.licence import licence_of
-from luthier.models.load import TASKS, Loaded, class_of, load, task_of_class
+from luthier.models.load import TASKS, Loaded, class_of, load, task_of_class, task_of_model
 from luthier.models.max_positions import positions
 from luthier.models.resolve import resolve
 from luthier.models.trust import explained, first_line, trusted, trusting
@@ -48,6 +48,7 @@ __all__ = [
     "resolve",
     "task_of",
     "task_of_class",
+    "task_of_model",
     "trusted",
     "trusting",
     "with_chat",

@@ -9,7 +9,11 @@ from luthier.core.errors import LuthierError
 
 SCALAR = ("regression", "reward")
 """Tasks of a model with one number as its output."""
-_LABELLED = ("classification", "image-classification", "audio-classification")
+CLASSIFYING = ("classification", "image-classification", "audio-classification")
+"""Tasks of a model that gives one class of several."""
+_LABELLED = (*CLASSIFYING, "multi-label", "token-classification")
+PROBLEMS = {"multi-label": "multi_label_classification"}
+"""How transformers calls what a head is for, where it is not one class of several."""
 
 
 def label_settings(config: Any, task: str, labels: list[str] | None, num_labels: int | None) -> Any:
@@ -23,8 +27,8 @@ def label_settings(config: Any, task: str, labels: list[str] | None, num_labels:
     if names and set(names) != set(config.label2id):
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
-    if names:
-        config.problem_type = "single_label_classification"
+    if names or task == "multi-label":
+        config.problem_type = PROBLEMS.get(task, "single_label_classification")
     return config
 
 
@@ -43,6 +47,7 @@ def _names(task: str, labels: list[str] | None, num_labels: int | None) -> list[
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise LuthierError(f"labels given twice: {', '.join(twice)}.")
-    if len(names) < 2 or num_labels not in (None, len(names)):
+    least = 1 if task == "multi-label" else 2
+    if len(names) < least or num_labels not in (None, len(names)):
         raise LuthierError(f"{len(names)} labels and num_labels {num_labels}: expected two or more, and as many.")
     return names

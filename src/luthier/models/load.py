@@ -35,6 +35,9 @@ TASKS: dict[str, Task] = {
     "classification": Task("AutoModelForSequenceClassification"),
     "regression": Task("AutoModelForSequenceClassification"),
     "reward": Task("AutoModelForSequenceClassification"),
+    "multi-label": Task("AutoModelForSequenceClassification"),
+    "token-classification": Task("AutoModelForTokenClassification"),
+    "question-answering": Task("AutoModelForQuestionAnswering"),
     "seq2seq": Task("AutoModelForSeq2SeqLM"),
     "image-classification": Task("AutoModelForImageClassification", "AutoImageProcessor"),
     "audio-classification": Task("AutoModelForAudioClassification", "AutoFeatureExtractor"),
@@ -44,6 +47,8 @@ TASKS: dict[str, Task] = {
 
 CLASS_TASKS = {
     "ForSequenceClassification": "classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
     "ForConditionalGeneration": "seq2seq",
     "ForImageClassification": "image-classification",
     "ForAudioClassification": "audio-classification",
@@ -58,6 +63,17 @@ def task_of_class(model: str) -> str:
     if model in pictured():
         return "causal-lm"
     return next((task for ending, task in CLASS_TASKS.items() if model.endswith(ending)), "embedding")
+
+
+def task_of_model(model: Any) -> str:
+    """Returns the task that a model in memory serves, by its class, and by its settings where it classifies."""
+    cls = vars(type(model)).get("_luthier_base", type(model))
+    found, config = task_of_class(cls.__name__), model.config
+    if found != "classification":
+        return found
+    if config.problem_type == "multi_label_classification":
+        return "multi-label"
+    return "regression" if config.num_labels == 1 else found
 
 
 def pictured() -> set[str]:
@@ -105,6 +121,7 @@ def load(
     labels: list[str] | None = None,
     num_labels: int | None = None,
     quantize: str | None = None,
+    attn: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Loaded:
@@ -114,7 +131,8 @@ def load(
     `trust_remote_code`. An adapter of peft's that lies in the folder is told and not
     applied. `labels` name the classes; a checkpoint that already has these very labels
     keeps its own order (see `model.config.label2id`). `dtype` is one of `DTYPES`, `quantize` is `nf4`
-    or `int8`. Raises `LuthierError` on anything that does not fit.
+    or `int8`; `attn` is how attention is computed (eager, sdpa, …; None: transformers' choice).
+    Raises `LuthierError` on anything that does not fit.
     """
     import transformers
 
@@ -143,6 +161,7 @@ def load(
             quantization_config=quantization(quantize, model_class, config),
             output_loading_info=True,
             adapter_kwargs=WITHOUT,
+            attn_implementation=attn,
             trust_remote_code=trusted(),
             **source,
         )

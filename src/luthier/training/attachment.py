@@ -12,7 +12,8 @@ from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError
 from luthier.core.sites.select import select
 from luthier.core.storage.store import load
-from luthier.data.encode import labels_in_order, pieces_of
+from luthier.data.encode import pieces_of
+from luthier.data.labels import labels_in_order
 from luthier.measuring.allocation import Allocation, allocate, allocated
 from luthier.methods.forms.full import Full
 from luthier.models import Loaded

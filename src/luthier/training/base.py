@@ -61,6 +61,11 @@ def check_fits(base: Loaded, prepared: Prepared, settings: Training) -> None:
             f"quantize={settings.quantize} is for models that are loaded here, and this one is in memory; load it with "
             f"luthier.model(…, quantize={settings.quantize!r})."
         )
+    if settings.attn not in (None, base.model.config._attn_implementation):
+        raise LuthierError(
+            f"attn is {settings.attn}, and the model in memory was loaded with "
+            f"{base.model.config._attn_implementation}; load it with luthier.model(…, attn={settings.attn!r})."
+        )
     if base.task != prepared.task:
         raise LuthierError(
             f"the rows are for {prepared.task}, and the model was loaded for {base.task}: luthier.model(…, "

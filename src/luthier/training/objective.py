@@ -9,11 +9,12 @@ from luthier import data
 from luthier.core.contracts.objective import Objective
 from luthier.methods.choices import usual
 from luthier.methods.objectives.dpo import DPO
+from luthier.methods.objectives.info_nce import InfoNCE
 from luthier.methods.objectives.kto import KTO
 from luthier.methods.objectives.sft import SFT
 from luthier.training.spec import Run
 
-USUAL: dict[str, type[Objective]] = {"answers": SFT, "pairs": DPO, "judged": KTO}
+USUAL: dict[str, type[Objective]] = {"answers": SFT, "pairs": DPO, "judged": KTO, "texts": InfoNCE}
 """The usual objective by what rows hold, as `data.kind_of` names it."""
 
 

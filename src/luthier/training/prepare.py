@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from luthier import data, models
+from luthier.core.contracts.component import find, names
 from luthier.core.contracts.objective import ALSO, Rows
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.selection import Pool
@@ -80,6 +81,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
         prompts=prompted(run),
     )
     check_kind(run, examples)
+    check_serves(run, examples.task)
     train, held = divide(run, examples)
     processor, positions = trial(
         run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also, run.init
@@ -159,6 +161,7 @@ KINDS = {
     "answers": "answers to be given",
     "pairs": "pairs of answers (prompt, chosen, rejected)",
     "prompts": "prompts, with or without a reference answer",
+    "texts": "texts that belong near each other (anchor, positive)",
     "judged": "answers with a label, true or false (prompt, completion, label)",
 }
 """What rows hold, as `data.kind_of` names it, in words."""
@@ -166,7 +169,7 @@ KINDS = {
 
 def judges(run: Run) -> bool:
     """Returns whether the objective tells good answers from bad ones."""
-    return not {"answers", "prompts"} & set(run.objective.reads)
+    return bool({"pairs", "judged"} & set(run.objective.reads))
 
 
 def prompted(run: Run) -> bool:
@@ -183,6 +186,17 @@ def check_kind(run: Run, examples: Examples) -> None:
             f"{' or '.join(KINDS[each] for each in wanted)}. Take another objective (luthier list objectives), or say "
             "which columns are meant (columns)."
         )
+
+
+def check_serves(run: Run, task: str) -> None:
+    """Raises for an objective that cannot train a model for the task of the rows, with one that can."""
+    if run.objective.serves(task):
+        return
+    other = next((name for name in names("objectives") if find("objectives", name)().serves(task)), "none")
+    raise LuthierError(
+        f"the rows are for {task}, and {run.objective.name()} does not train for it; take another objective "
+        f"({other}), or say what the rows are for (task)."
+    )
 
 
 def task_of(run: Run) -> str | None:

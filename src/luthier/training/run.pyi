@@ -76,6 +76,8 @@ def train(
     weight_decay: float = 0.0,
     clip: float = 1.0,
     neftune: float = 0.0,
+    ema: float = 0.0,
+    attn: Literal['eager', 'sdpa', 'flash_attention_2', 'flex_attention'] | None = None,
     max_length: int = 1024,
     truncate: bool = False,
     eval_fraction: float = 0.05,

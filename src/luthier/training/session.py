@@ -19,7 +19,7 @@ from luthier.core.files import replace_text
 from luthier.core.guard import written
 from luthier.core.owner import owned
 from luthier.core.storage import store
-from luthier.data.encode import labels_in_order
+from luthier.data.labels import labels_in_order
 from luthier.models import Loaded, licence_of
 from luthier.training import folder as folders
 from luthier.training import metrics, routing
@@ -331,6 +331,7 @@ def load(run: Run, prepared: Prepared) -> Loaded:
         dtype=run.training.precision,
         labels=prepared.examples.labels,
         quantize=run.training.quantize,
+        attn=run.training.attn,
         trust_remote_code=run.trust_remote_code,
     )
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from luthier.core.contracts.component import check_fields, known_fields
 from luthier.core.contracts.ranks import parameters_of
+from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
 from luthier.data.columns import mapping
 from luthier.methods.choices import Choices
@@ -57,6 +58,11 @@ class Training:
     """The gradient norm to clip to (0: no clipping)."""
     neftune: float = 0.0
     """NEFTune: the size of the uniform noise on token embeddings in training (the paper's are 5, 10 and 15)."""
+    ema: float = 0.0
+    """The decay d of a moving average of what is trained, θ̄ ← d θ̄ + (1 - d) θ after each step, which is evaluated and
+    saved in its stead (0: none; usual are 0.99 to 0.999)."""
+    attn: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
+    """How attention is computed: eager, sdpa, flash_attention_2 or flex_attention. Default: transformers' choice."""
     max_length: int = 1024
     """The most tokens of a row; a longer text is cut into several rows, any other longer row is refused."""
     truncate: bool = False
@@ -112,6 +118,14 @@ class Training:
             raise LuthierError(
                 "best keeps the adapter of an evaluation, which a sharded run does not yet; leave it out."
             )
+        if self.ema == 1:
+            raise LuthierError("ema is 1, with which the average would stay where training starts; expected below 1.")
+        if self.ema and self.shard:
+            raise LuthierError("ema keeps an average of the adapter, which a sharded run does not yet; leave it out.")
+        if self.attn == "flash_attention_2" and find_spec("flash_attn") is None:
+            raise LuthierError(
+                "attn=flash_attention_2 needs the package flash-attn (and a GPU): pip install flash-attn"
+            )
         if self.shard and self.quantize is not None:
             raise LuthierError(f"quantize={self.quantize} quantises the base, and a quantised base cannot be sharded.")
 
@@ -134,6 +148,7 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("weight_decay", 0, 1e6),
     ("clip", 0, 1e12),
     ("neftune", 0, 1e6),
+    ("ema", 0, 1),
     ("min_lr", 0, 1),
     ("decay", 0, 1),
     ("cycles", 1, 10**6),
@@ -208,6 +223,11 @@ class Run(Choices, Basis):
             raise LuthierError(
                 f"{self.update.name()} changes what AdamW does, and the optimiser is {self.training.optimizer}; leave "
                 "one of the two out."
+            )
+        if self.training.ema and type(self.update).exchanges is not Update.exchanges:
+            raise LuthierError(
+                f"{self.update.name()} exchanges what is trained for other entries, of which no average (ema) can be "
+                "taken; leave one of the two out."
             )
         mapping(self.columns)
         if self.from_adapter is not None:

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from luthier.data import Collator, sizes_of
 from luthier.methods.noise import noisy
 from luthier.training.checkpoint import GO_ON, WRITING, clean, commit
 from luthier.training.context import running_norms
+from luthier.training.ema import Ema
 from luthier.training.figures import FigureSums
 from luthier.training.order import ByLength, Repeated
 from luthier.training.penalised import Penalised, project
@@ -104,6 +106,9 @@ class Trainer(transformers.Trainer):
         """Rows of earlier tasks for a step, for an update that goes by their gradient."""
         if self.penalised is not None:
             self.add_callback(self.penalised)
+        self.ema = Ema(model, run.name, run.training.ema) if run.training.ema else None
+        if self.ema is not None:
+            self.add_callback(self.ema)
         self.model_accepts_loss_kwargs = True  # so it counts the labels and divides nothing itself
         self.loss_is_scaled_for_ga = True
 
@@ -287,9 +292,20 @@ class Trainer(transformers.Trainer):
         super().log(logs, start_time)
         self.state.log_history.clear()
 
+    def train(self, *args, **kwargs):  # pyright: ignore
+        """Trains; behind it the model holds the average, where there is one."""
+        found = super().train(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.apply()
+        return found
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):  # pyright: ignore
         """Returns `{"eval_loss": …}`, the objective's own over the evaluation rows, parts weighed as at the start, and
         the objective's figures."""
+        with self.ema.averaged() if self.ema is not None else nullcontext():
+            return self._measured(metric_key_prefix)
+
+    def _measured(self, metric_key_prefix: str) -> dict[str, float]:
         figures, metrics = FigureSums(self.run.objective.curves), {}
         if self.run.objective.evaluates:
             means, counts = self.measure(self.get_eval_dataloader(), figures)
@@ -364,6 +380,8 @@ class Trainer(transformers.Trainer):
             self.online.save(folder, self.state.global_step)
         if self.penalised is not None:
             self.penalised.save(folder)
+        if self.ema is not None:
+            self.ema.save(folder)
         if self.looks or self.objective_state:
             write_json(folder / REMEMBERED, {"looks": self.looks, "memory": self.objective_state})
 
@@ -384,10 +402,14 @@ class Trainer(transformers.Trainer):
             self.online.restore(Path(resume_from_checkpoint))
         if self.penalised is not None:
             self.penalised.load(Path(resume_from_checkpoint))
+        if self.ema is not None:
+            self.ema.load(Path(resume_from_checkpoint))
         if (Path(resume_from_checkpoint) / REMEMBERED).is_file():
             known = read_json(Path(resume_from_checkpoint) / REMEMBERED)
             self.looks, self.objective_state = known["looks"], known["memory"]
 
     def restore(self, checkpoint: Path) -> None:
-        """Restores the adapter from `checkpoint`."""
+        """Restores the adapter from `checkpoint`: the average, where there is one."""
         self._load_from_checkpoint(str(checkpoint))
+        if self.ema is not None:
+            self.ema.apply()

@@ -23,6 +23,7 @@ CLASSES = 30
 UNREAD = (
     "confusion",
     "scorer",
+    "metrics",
     "execute",
     "yes_no",
     "samples",
@@ -41,14 +42,16 @@ UNREAD = (
 class Evaluate(Fitted):
     """Score a model on data, with or without an adapter.
 
-    Text models answer the prompts and a scorer compares; classifiers choose a label. Of pairs (prompt, chosen,
-    rejected), the share in which the chosen answer is preferred.
+    Text models answer the prompts and a scorer compares; classifiers choose a label, or several; tags of words are
+    compared by entities, answers in a context as SQuAD does, texts to embed by which is nearest. Of pairs (prompt,
+    chosen, rejected), the share in which the chosen answer is preferred.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
         "luthier evaluate smollm2-135m gym:chain_sum --limit 200",
         "luthier evaluate smollm2-135m test.jsonl --adapter run --out scores.json",
         "luthier evaluate smollm2-135m test.jsonl --adapter run --scorer number --json",
+        "luthier evaluate smollm2-135m summaries.jsonl --adapter run --metrics rougeL,chrf",
         "luthier evaluate smollm2-135m pairs.jsonl --adapter run",
         "luthier evaluate smollm2-135m questions.jsonl --adapter run --yes-no",
         "luthier evaluate smollm2-135m code.jsonl --scorer tests --execute --samples 10 --temperature 0.8",
@@ -68,6 +71,9 @@ class Evaluate(Fitted):
     scorer: str | None = field(default=None, kw_only=True)
     """Scorer of generated answers: exact_match, number, choice, label, gym, or tests (see --execute). Default: chosen
     by the data."""
+    metrics: str | None = field(default=None, kw_only=True)
+    """Further metrics of written answers, joined by commas: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf,
+    exact_match."""
     execute: bool = field(default=False, kw_only=True)
     """Allow --scorer tests to run generated code: in a sandbox without files, network and processes (Linux)."""
     yes_no: bool = field(default=False, kw_only=True)
@@ -146,8 +152,9 @@ class Evaluate(Fitted):
                 "--scorer tests runs the code that the model writes, in a sandbox: say so with --execute, which goes "
                 "with that scorer alone."
             )
+        metrics = self._metrics()
         examples = self._examples(source)
-        paired = data.kind_of(examples.layout) != "answers"
+        paired = data.kind_of(examples.layout) in ("pairs", "judged")
         written = examples.task in data.LAYOUTS["messages"].tasks and not paired
         if paired and self.scorer is not None:
             raise LuthierError(
@@ -160,6 +167,8 @@ class Evaluate(Fitted):
             )
         if self.yes_no:
             self._check_questions(examples)
+        if metrics and not written:
+            raise LuthierError(f"--metrics compares written answers, and {examples.task} has none; leave it out.")
         scorer = data.scorer_for(examples, self.scorer) if written else None
         loaded = fitted(
             self.model,
@@ -184,6 +193,7 @@ class Evaluate(Fitted):
             samples=self.samples,
             temperature=self.temperature,
             yes_no=self.yes_no,
+            metrics=metrics,
         )
         self._tell(found, scorer.name if scorer and not self.yes_no else None)
 
@@ -196,6 +206,13 @@ class Evaluate(Fitted):
             named = ", ".join("--" + name.replace("_", "-") for name in idle)
             raise LuthierError(f"--yes-no compares how likely yes and no are, and {named} would be ignored.")
         check_questions(examples)
+
+    def _metrics(self) -> list[str]:
+        from luthier.evaluating.text_metrics import check_metrics
+
+        found = [word for each in (self.metrics or "").split(",") if (word := each.strip())]
+        check_metrics(found)
+        return found
 
     def _draw(self, found: Evaluation) -> None:
         if self.confusion is None:
@@ -266,7 +283,7 @@ def _tables(found: Evaluation) -> None:
         names = list(next(iter(found.classes.values())))
         say()
         table(("class", *names), [(name, *map(_figure, each.values())) for name, each in found.classes.items()])
-    if 1 < len(found.classes) <= CLASSES:
+    if found.confusion and 1 < len(found.classes) <= CLASSES:
         labels, counts = found.confusion["labels"], found.confusion["counts"]
         say()
         table(("right \\ predicted", *labels), [(label, *row) for label, row in zip(labels, counts, strict=True)])

@@ -19,7 +19,7 @@ from luthier import data, models
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
 from luthier.core.contracts.kernel import reference_implementation
-from luthier.data.encode import labels_in_order
+from luthier.data.labels import labels_in_order
 from luthier.training.context import running_norms
 
 Batch = dict[str, Any]

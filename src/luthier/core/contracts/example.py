@@ -17,7 +17,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.lazy import kept
 
 Message = dict[str, Any]
-LATER = ("masked", "tools", "documents", "template", "rejected", "wanted")
+LATER = ("masked", "tools", "documents", "template", "rejected", "wanted", "labels", "tokens", "spans", "texts")
 """Fields that are in a fingerprint only where a row has them: runs begun before there were such go on."""
 
 
@@ -49,6 +49,15 @@ class Example:
     text_pair: str | None = None
     label: str | float | None = None
     """A class name, or a number when the task is regression."""
+    labels: tuple[str, ...] | None = None
+    """The classes of a text that may have several or none, or the tag of each of `tokens`."""
+    tokens: tuple[str, ...] | None = None
+    """The words of a text whose tags are `labels`."""
+    spans: tuple[tuple[int, str], ...] | None = None
+    """The (first character, text) of each answer within `text_pair`; empty where it answers the question in `text`
+    nowhere."""
+    texts: tuple[str, ...] | None = None
+    """A text, another that belongs near it, and any number that do not."""
     image: Any = None
     """A path, `{"bytes": …}` or a PIL image."""
     audio: Any = None
@@ -74,7 +83,8 @@ class Example:
         turns = self.messages
         if turns is not None:
             turns = [_said(m, read) for m in turns[: last_answer(turns)]]
-        given = [each for each in (self.tools, self.documents) if each]
+        words = [read(" ".join(self.tokens))] if self.tokens else [read(text) for text in (self.texts or ())[:1]]
+        given = [*(each for each in (self.tools, self.documents) if each), *words]
         return _canonical([turns, read(self.text), read(self.text_pair), self.image, self.audio, *given])
 
 

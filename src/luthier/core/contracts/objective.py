@@ -52,6 +52,10 @@ SAMPLED_FIGURES = ("reward", "tokens", "truncated", "empty", "failed", "flat")
 The reward (NaN where it is not known), the length, and whether it hit the length limit, has no text, could not be
 scored, or is of a prompt all of whose answers have one reward.
 """
+STRUCTURED = ("multi-label", "token-classification", "question-answering")
+"""Tasks whose rows have no one label: several classes of a text, tags of its words, places in it."""
+EMBEDDING = "embedding"
+"""The task of a model whose output is a vector."""
 BASE = "base"
 """What the setting `reference` of an objective calls the base, of a run that goes on from an adapter."""
 Figures = dict[str, Tensor]
@@ -140,7 +144,7 @@ class Objective(Component):
     """Further columns of the data that it reads; they are in `example.meta`."""
     reads: ClassVar[tuple[str, ...]] = ("answers",)
     """The rows that it takes: `answers` to be given, `pairs` of a chosen and a rejected one (the rejected one is the
-    row under `ALSO`), or answers that a label has `judged`."""
+    row under `ALSO`), answers that a label has `judged`, or `texts` that belong near each other (under `ALSO`)."""
     task: ClassVar[str | None] = None
     """The task of the model that it trains. Default: what the rows are for."""
     compares: ClassVar[bool] = False
@@ -155,6 +159,11 @@ class Objective(Component):
     """Whether a step in many batches is the step in one."""
     curves: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """The names of its figures, those that are drawn together side by side."""
+
+    def serves(self, task: str) -> bool:
+        """Returns whether it trains a model for a task. Default: for its own, and where rows have one label or an
+        answer in writing."""
+        return task == self.task or task not in (*STRUCTURED, EMBEDDING)
 
     def check_form(self, form: Form) -> None:
         """Raises `LuthierError` for a form that it cannot train; called before the weights are loaded."""
@@ -255,7 +264,7 @@ def by_part(batch: Batch, values: Tensor) -> Tensor:
 
 def labels_of(batch: Batch, shifted: bool) -> Tensor:
     """Counts the labels in the loss of each row, [rows]; with `shifted`, a row's first label has no prediction."""
-    labels: Tensor = batch["labels"]
+    labels: Tensor = batch["labels"] if "labels" in batch else batch["start_positions"]
     if labels.dim() == 1:
         return torch.ones(len(labels), dtype=torch.long, device=labels.device)
     return (labels[:, 1:] if shifted else labels).ne(-100).sum(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,14 @@ class Journal:
             state = {"inputs": self.inputs, "done": self.done, "bytes": self.bytes, "kept": self.kept}
             replace_json(self.state, state)
 
-    def close(self) -> None:
-        """Gives the file its name."""
+    def close(self, make: Callable[[Path, Path], None] | None = None) -> None:
+        """Gives the file its name; `make(part, new)` writes another of the rows in `part`, which gets the name."""
         with written(str(self.out), "Go on with resume."):
-            os.replace(self.part, self.out)
+            if make is None:
+                os.replace(self.part, self.out)
+            else:
+                new = self.out.with_name(f".{self.out.name}.new")
+                make(self.part, new)
+                os.replace(new, self.out)
+                self.part.unlink()
             self.state.unlink(missing_ok=True)

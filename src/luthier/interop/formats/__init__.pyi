@@ -8,5 +8,6 @@ from luthier.interop.formats.merged import Merged as Merged
 from luthier.interop.formats.mlx_lm import MLXLM as MLXLM
 from luthier.interop.formats.peft import PEFT as PEFT
 from luthier.interop.formats.pyreft import PyReFT as PyReFT
+from luthier.interop.formats.sentence_transformers import SentenceTransformers as SentenceTransformers
 
 AXIS: str

@@ -1,10 +1,12 @@
 """What type checkers know of this package. Written by `python -m luthier.cli.stubs`; edit the source, not this file."""
 
 from luthier.methods.objectives.amft import AMFT as AMFT
+from luthier.methods.objectives.class_weights import ClassWeights as ClassWeights
 from luthier.methods.objectives.cpo import CPO as CPO
 from luthier.methods.objectives.distill import Distill as Distill
 from luthier.methods.objectives.dpo import DPO as DPO
 from luthier.methods.objectives.grpo import GRPO as GRPO
+from luthier.methods.objectives.info_nce import InfoNCE as InfoNCE
 from luthier.methods.objectives.kto import KTO as KTO
 from luthier.methods.objectives.label_smoothing import LabelSmoothing as LabelSmoothing
 from luthier.methods.objectives.many_icl import ManyICL as ManyICL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.core.contracts.objective import Objective
+from luthier.core.contracts.objective import STRUCTURED, Objective
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,10 @@ class SFT(Objective):
     """
 
     paper = "the baseline"
+
+    def serves(self, task):
+        """Also rows of several labels, where the loss is still the model's own."""
+        return super().serves(task) or (task in STRUCTURED and type(self).loss is SFT.loss)
 
     def loss(self, model, batch):
         """A scalar, `model(**batch).loss`; `batch` holds the model's own arguments, labels included."""

@@ -14,7 +14,7 @@ from typing import Any
 from luthier.core.contracts.example import Examples
 from luthier.core.errors import LuthierError
 from luthier.core.lazy import chained
-from luthier.data.encode import labels_in_order
+from luthier.data.labels import labels_in_order
 from luthier.training.folder import tokens_of
 from luthier.training.prepare import Prepared, prepare, processes
 from luthier.training.sequences.memory import Kept, repeated, reservoir

@@ -11,7 +11,7 @@ import torch
 from luthier import data
 from luthier.core.contracts.example import Examples
 from luthier.core.sites.probe import eval_mode
-from luthier.data.encode import labels_in_order
+from luthier.data.labels import labels_in_order
 from luthier.models import Loaded
 from luthier.training.per_sample import log_loss
 from luthier.training.sequences.prepare import Plan, Task

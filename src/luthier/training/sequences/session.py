@@ -10,7 +10,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.files import committed
 from luthier.core.progress import counted
 from luthier.core.storage import store
-from luthier.data.encode import labels_in_order
+from luthier.data.labels import labels_in_order
 from luthier.models import Loaded
 from luthier.training.attachment import attach_all
 from luthier.training.penalised import read_state, write_state
@@ -107,5 +107,6 @@ def base(plan: Plan) -> Loaded:
         dtype=run.training.precision,
         labels=plan.labels,
         quantize=run.training.quantize,
+        attn=run.training.attn,
         trust_remote_code=run.trust_remote_code,
     )

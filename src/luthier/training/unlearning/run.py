@@ -29,7 +29,7 @@ from luthier.core.sites.probe import eval_mode
 from luthier.core.storage import format as format_
 from luthier.core.storage import store
 from luthier.core.storage.folder import adapter_folder
-from luthier.data.encode import labels_in_order
+from luthier.data.labels import labels_in_order
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
 from luthier.training.beginning import begin
@@ -170,7 +170,7 @@ def load(spec: Unlearn, run: Run, rows: Rows) -> Loaded:
     """Loads the base with the adapter."""
     folder = adapter_folder(spec.adapter)
     labels = format_.read(folder)["measured"].get("labels")
-    loaded = models.load(run.model, task=rows.task, dtype=run.training.precision, labels=labels)
+    loaded = models.load(run.model, task=rows.task, dtype=run.training.precision, labels=labels, attn=run.training.attn)
     store.load(loaded.model, folder, run.name)
     return loaded
 
