@@ -22,11 +22,13 @@ class Reader:
     """
 
     def __init__(
-        self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str], shown: Collection[int] = frozenset()
+        self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str], shown: frozenset[int] = frozenset()
     ) -> None:
         """`shown` are special tokens that are text; the others are not."""
         self._tokenizer, self._stop = tokenizer, tuple(stop)
-        self._decode = decoded if not shown else functools.partial(decoded_with, shown=shown)
+        self._decode = (
+            decoded if not shown else functools.partial(decoded_without, hidden=special_ids(tokenizer) - shown)
+        )
         self._ids = list(prompt[-BEFORE:])
         self._known = self._decode(tokenizer, self._ids)
         if self._known.endswith(BROKEN):  # the prompt ends within a character
@@ -79,9 +81,14 @@ def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def decoded_with(tokenizer: Any, ids: Sequence[int], shown: Collection[int]) -> str:
-    """Returns the text of tokens, of special ones those that are `shown`."""
-    hidden = set(tokenizer.all_special_ids) - set(shown)
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Returns the tokens that a decoder leaves out."""
+    added = (token for token, what in tokenizer.added_tokens_decoder.items() if what.special)
+    return frozenset([*tokenizer.all_special_ids, *added])
+
+
+def decoded_without(tokenizer: Any, ids: Sequence[int], hidden: Collection[int]) -> str:
+    """Returns the text of tokens, special ones by their names, without those that are hidden."""
     ids = [each for each in ids if each not in hidden]
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
