@@ -263,7 +263,8 @@ def test_what_chat_refuses(client, engine, more, param, code):
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"max_tokens": 0}, "max_tokens"), ({"echo": "yes"}, "echo"), ({"best_of": 2}, "best_of"), ({"suffix": "z"}, "suffix"),
+        ({"max_tokens": 0}, "max_tokens"), ({"echo": "yes"}, "echo"),
+        ({"best_of": 2}, "best_of"), ({"suffix": "z"}, "suffix"),
         ({"logprobs": 6}, "logprobs"),
         ({"prompt": None}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [[]]}, "prompt"),
         ({"prompt": [1, "a"]}, "prompt"), ({"prompt": [True]}, "prompt"), ({"prompt": {"a": 1}}, "prompt"),

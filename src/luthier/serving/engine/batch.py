@@ -130,7 +130,7 @@ class Batch:
         kept: Iterable[int],
         **more: bool,
     ) -> Any:
-        """One pass over the rows; `kept` are the columns of `ids` whose logits are wanted, where the model can choose."""
+        """One pass over the rows; `kept` are the columns of `ids` whose logits are wanted (some models give all)."""
         self.row_assignment.set(names)
         device = self.model.device
         entering = torch.tensor(ids, device=device)

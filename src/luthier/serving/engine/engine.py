@@ -127,7 +127,8 @@ class Engine:
     def _refuse_long(self, tokens: int, room: int) -> None:
         if self.max_length is not None and tokens + room > self.max_length:
             raise LuthierError(
-                f"the prompt has {tokens} tokens, and prompt and answer may have {self.max_length} together; shorten it."
+                f"the prompt has {tokens} tokens, and prompt and answer may have {self.max_length} together; "
+                "shorten it."
             )
 
     def _refuse_adapter(self, name: str | None) -> None:

@@ -95,7 +95,7 @@ def _drawn(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 
 
 def likeliest(chances: Tensor, counts: Sequence[int]) -> Tensor:
-    """Returns `chances` [rows, vocabulary] of the `counts` likeliest tokens of each row, ties included, summing to 1."""
+    """Returns `chances` [rows, vocabulary] of the `counts` likeliest tokens of each row and ties, summing to 1."""
     most = min(max(counts), chances.shape[1])
     index = torch.tensor([min(count, most) - 1 for count in counts], device=chances.device)[:, None]
     kept = chances.where(chances >= chances.topk(most).values.gather(1, index), 0)

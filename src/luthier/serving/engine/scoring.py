@@ -11,7 +11,7 @@ LOGITS = 2**25
 """Logits that a pass over prompts may keep at a time."""
 
 Scores = Sequence[tuple[float | None, Sequence[tuple[int, float]]]]
-"""For each token of a prompt its log-probability given those before it (None for the first), and the likeliest tokens."""
+"""For each token of a prompt its log-probability given those before it (the first has none), and the likeliest ones."""
 NONE: Scores = ()
 
 

@@ -70,7 +70,8 @@ class CallReader:
     def rest(self) -> list[Piece]:
         """Returns what was held back, at the end of the answer."""
         pieces = list(self._run())
-        if self._step in (self._text, self._head):
+        begun = self._step == self._head and self.calls and not self._raw  # a further call that was cut off
+        if self._step in (self._text, self._head) and not begun:
             pieces += self._said((self._raw if self._step == self._head else "") + self._held)
         self._held = self._raw = ""
         return pieces

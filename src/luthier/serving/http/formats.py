@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from luthier.serving.engine.grammar import ANY_OBJECT, Grammar, of_schema
-from luthier.serving.http.body import refused
+from luthier.serving.http.fields import refused
 
 KINDS = {
     "text": (),

@@ -5,22 +5,46 @@ Shapes and names are those of OpenAI's API reference (chat completions and compl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, FailFast, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
 from luthier.core.errors import near
 from luthier.serving.engine.grammar import Grammar
 from luthier.serving.engine.shaping import BIAS, Shaping
-from luthier.serving.http.body import Body, refused
-from luthier.serving.http.formats import format_of
-from luthier.serving.http.tools import AUTO, Tool, ToolChoice, choice_of
+from luthier.serving.http.fields import refused
+from luthier.serving.http.formats import checked_schema, format_of
+from luthier.serving.http.tools import AUTO, ToolChoice, choice_of
 
 MOST_CHOICES = 128
 """Answers to one call: prompts times n."""
 MOST_STOPS = 4
 MOST_TURNS = 2**13
 MOST_TOOLS = 128
+
+
+class Body(BaseModel):
+    """A JSON object. null is as if left out; an unknown name is an error, and so is an unsupported one in use."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """What this server does not support, with the values at which it asks for nothing (null always does)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def supported(cls, given: Any) -> Any:
+        """The fields, without what asks for nothing."""
+        if not isinstance(given, dict):
+            return given
+        told = {name: value for name, value in given.items() if value is not None}
+        for name, value in told.items():
+            if name in cls.neutral and value not in cls.neutral[name]:
+                raise refused("unsupported_parameter", f"this server does not support {name!r}; leave it out.", name)
+            if name not in cls.neutral and name not in cls.model_fields:
+                hint = near(name, cls.model_fields).removesuffix(".")
+                raise refused("unknown_parameter", f"there is no parameter {name!r}{hint}.", name)
+        return {name: value for name, value in told.items() if name in cls.model_fields}
 
 
 def _listed(value: Any) -> Any:
@@ -116,6 +140,36 @@ class Message(Body):
         more = self.model_dump(include={"name", "tool_call_id", "reasoning_content", "tool_calls"}, exclude_none=True)
         content = "\n".join(part.text for part in self.content)
         return {"role": self.role, "content": content, **{key: value for key, value in more.items() if value}}
+
+
+class Function(Body):
+    """A function that may be called. `strict`: its arguments are held to its parameters."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """A tool; functions are the only ones."""
+
+    type: Literal["function"]
+    function: Function
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.function.name
+
+    def shown(self) -> dict[str, Any]:
+        """Returns it as chat templates take it."""
+        told = self.function.model_dump(include={"name", "description", "parameters"}, exclude_none=True)
+        return {"type": "function", "function": told}
+
+    def schema_of_arguments(self) -> Any:
+        """Returns the JSON schema of its arguments."""
+        return checked_schema(self.function.parameters or {"type": "object"}, "tools")
 
 
 class StreamOptions(Body):

@@ -4,43 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from luthier.core.errors import near
-from luthier.serving.http.body import Body, refused
-from luthier.serving.http.formats import checked_schema
-
-
-class Function(Body):
-    """A function that may be called. `strict`: its arguments are held to its parameters."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(Body):
-    """A tool; functions are the only ones."""
-
-    type: Literal["function"]
-    function: Function
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return self.function.name
-
-    def shown(self) -> dict[str, Any]:
-        """Returns it as chat templates take it."""
-        told = self.function.model_dump(include={"name", "description", "parameters"}, exclude_none=True)
-        return {"type": "function", "function": told}
-
-    def schema_of_arguments(self) -> Any:
-        """Returns the JSON schema of its arguments."""
-        return checked_schema(self.function.parameters or {"type": "object"}, "tools")
+from luthier.serving.http.fields import refused
 
 
 @dataclass(frozen=True)
