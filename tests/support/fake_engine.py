@@ -70,6 +70,9 @@ class FakeEngine:
             raise LuthierError("the grammar cannot be used: it is wrong")
         return grammar
 
+    def embed(self, prompts: Sequence[Sequence[int]], adapter: str | None, pooling: str) -> list[list[float]]:
+        return [[float(len(prompt)), float(len(adapter or "")), float(pooling == "mean")] for prompt in prompts]
+
     @property
     def places(self) -> int:
         return self.waiting

@@ -12,9 +12,11 @@ from fastapi.responses import JSONResponse, Response
 from luthier.serving.http import refusal
 from luthier.serving.http.answers import Chat, Choice, Completion, Shape
 from luthier.serving.http.bodies import asked
+from luthier.serving.http.embeddings import embeddings
 from luthier.serving.http.guard import Guard, Guarded
 from luthier.serving.http.listening import add_page
 from luthier.serving.http.metrics import MEDIA
+from luthier.serving.http.responses import responses
 from luthier.serving.http.schema import AdapterBody, ChatBody, CompletionBody, Sampled
 from luthier.serving.http.service import Service
 from luthier.serving.http.stream import Events, Flight, events, whole
@@ -27,7 +29,7 @@ COMPLETION_TOKENS = 16
 def create_app(service: Service, guard: Guard) -> FastAPI:
     """Returns the app of a service. Its engine is started and closed by whoever made it."""
     app = FastAPI(title="luthier serve", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for routes in (answers(service), models(service), page(service)):
+    for routes in (answers(service), embeddings(service), responses(service), models(service), page(service)):
         app.include_router(routes)
     refusal.install(app)
     app.add_middleware(Guarded, guard=guard, requests=service.metrics.requests)
@@ -95,7 +97,7 @@ def models(service: Service) -> APIRouter:
 
     @routes.get("/models/{name:path}")
     async def one(name: str) -> dict[str, Any]:
-        return service.model(name)
+        return await service.detail(name)
 
     @routes.post("/adapters", status_code=201)
     async def load(call: Call) -> dict[str, Any]:

@@ -55,13 +55,13 @@ def _parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-def _prompts(value: Any) -> Any:
+def prompts_of(value: Any) -> Any:
     """The prompts of a completion: a text, texts, token ids, or lists of token ids."""
     whole = isinstance(value, str) or (isinstance(value, list) and bool(value) and all(map(_number, value)))
     found = [value] if whole else value
     good = isinstance(found, list) and all(isinstance(p, str) or (isinstance(p, list) and p) for p in found)
     if not found or not good or not all(_number(i) for p in found if isinstance(p, list) for i in p):
-        raise refused("invalid_value", "prompt: expected a text, a list of texts, or (lists of) token ids.")
+        raise refused("invalid_value", "prompt or input: expected a text, a list of texts, or (lists of) token ids.")
     return found
 
 
@@ -279,7 +279,7 @@ class CompletionBody(Sampled):
     """The body of POST /v1/completions."""
 
     neutral: ClassVar = {"best_of": (1,), "suffix": ("",)}
-    prompt: Annotated[list[Any], BeforeValidator(_prompts)]
+    prompt: Annotated[list[Any], BeforeValidator(prompts_of)]
     logprobs: Annotated[int | None, Field(ge=0, le=5)] = None
     max_tokens: Annotated[int | None, Field(ge=0)] = None
     echo: bool = False

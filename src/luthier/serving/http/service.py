@@ -15,6 +15,7 @@ from luthier.core.contracts.router import adapter_and_task
 from luthier.core.errors import LuthierError, near
 from luthier.core.storage.folder import adapter_at
 from luthier.core.storage.format import read
+from luthier.data.template import has_template
 from luthier.models import Chat
 from luthier.serving.engine.grammar import Compiled, Grammar
 from luthier.serving.engine.request import Request
@@ -87,6 +88,19 @@ class Service:
         adapter = self.adapter_of(name)
         parent = {} if adapter is None else {"parent": self.base}
         return {"id": name, "object": "model", "created": self.created, "owned_by": "luthier", **parent}
+
+    async def detail(self, name: str) -> dict[str, Any]:
+        """One of them, with how long its texts may be, whether it has a chat template, and whether calls of tools can
+        be read from its answers (null where they stand in the content)."""
+        told, adapter = self.model(name), self.adapter_of(name)
+        tokenizer, variables = self._speaks(adapter)
+        async with self._tokenizing:
+            written = await asyncio.to_thread(self._formats.of, tokenizer, variables)
+        return told | {
+            "max_model_len": self.engine.max_length,
+            "chat_template": has_template(tokenizer),
+            "tool_calls": None if written is None else {"opening": written.opening, "closing": written.closing},
+        }
 
     def adapter_of(self, name: str) -> str | None:
         """Returns the adapter that a model's name means, None for the base."""
