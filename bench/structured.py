@@ -82,7 +82,7 @@ class Work:
                 self.ask(row % len(self.grammars), seed + row)
             while len(self.done) < seed + ROWS:
                 self.engine._worker.round()
-        return self.done
+        return list(self.done)
 
     def step_seconds(self) -> float:
         """Median seconds of a step with all rows running, of rows in the midst of their answers."""
