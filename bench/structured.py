@@ -27,7 +27,7 @@ from luthier.serving.engine.grammar import Grammar, of_schema
 from luthier.serving.engine.request import Chunk, Request
 from luthier.serving.http.threads import run_in_thread
 
-ROWS, NEW, STEPS = 16, 256, 32
+ROWS, NEW, STEPS = 16, 256, 12
 WORD = {"type": "string", "pattern": "^[A-Za-z ]{1,24}$"}
 SCHEMAS: list[dict[str, Any]] = [
     {"type": "object", "properties": {"name": WORD, "age": {"type": "integer", "minimum": 0, "maximum": 120}}},
