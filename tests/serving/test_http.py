@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from luthier.engine.grammar import Grammar
+from luthier.engine.shaping import PLAIN, Shaping
 from luthier.serving.http.guard import Guard
 from luthier.serving.http.schema import ChatBody, CompletionBody, Message
 from support.fake_engine import answer
@@ -94,6 +96,45 @@ def test_settings_reach_the_engine(client, engine):
     assert third.max_tokens == engine.max_length and third.temperature == 1 and third.stop == ("q",)
 
 
+def test_what_shapes_logits_reaches_the_engine(client, engine):
+    settings = {
+        "top_k": 5, "min_p": 0.1, "frequency_penalty": 0.5, "presence_penalty": -1, "repetition_penalty": 1.2,
+    }  # fmt: skip
+    assert chat(client(), **settings, logit_bias={"7": -100, "9": 1.5}).status_code == 200
+    assert engine.requests[0].shaping == Shaping(**settings, logit_bias=((7, -100.0), (9, 1.5)))
+    complete(client(), top_k=-1)
+    assert engine.requests[1].shaping == PLAIN
+
+
+def test_labels_are_accepted_and_nothing_follows_from_them(client, engine):
+    labels = {"user": "me", "metadata": {"a": "b"}, "store": False, "prompt_cache_key": "k", "safety_identifier": "s"}
+    assert chat(client(), **labels, messages=[{**HELLO[0], "name": "Ann"}]).status_code == 200
+    assert chat(client()).status_code == 200
+    assert engine.requests[0] == engine.requests[1]
+
+
+def test_formats_reach_the_engine(client, engine):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    for given in (
+        {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": True}},
+        {"type": "json_object"}, {"type": "regex", "regex": "a+"}, {"type": "grammar", "grammar": "start: /a/"},
+        {"type": "text"},
+    ):  # fmt: skip
+        assert chat(client(), response_format=given).status_code == 200
+        assert complete(client(), response_format=given).status_code == 200
+    wanted = [
+        Grammar("json", json.dumps(schema)), Grammar("json", '{"type": "object"}'), Grammar("regex", "a+"),
+        Grammar("lark", "start: /a/"), None,
+    ]  # fmt: skip
+    assert [request.grammar for request in engine.requests] == [each for each in wanted for _ in range(2)]
+
+
+def test_echoes_of_texts_and_ids(client, engine):
+    assert complete(client(), prompt=["ab", "c"], echo=True, max_tokens=0).status_code in (200, 400)
+    complete(client(), prompt=[[5, 6]], echo=True)
+    assert [(r.echo, r.max_tokens) for r in engine.requests] == [("ab", 0), ("c", 0), ("bc", 9)]
+
+
 def test_completions_of_texts_and_ids(client, engine):
     body = complete(client(), prompt=["ab", "c"], n=2).json()
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
@@ -162,14 +203,27 @@ def test_a_failure_inside_a_stream_is_its_last_event(client, engine):
     ("more", "param", "code"),
     [
         ({"tools": [{"type": "function", "function": {"name": "clock"}}]}, "messages", "invalid_value"),
-        ({"tool_choice": "required"}, "tool_choice", "unsupported_value"),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"tool_choice": "maybe"}, "tool_choice", "unsupported_value"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "invalid_value"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_value"),
+        ({"tools": [{"type": "function", "function": {"name": "a"}}] * 2}, "tools", "invalid_value"),
         ({"chat_template_kwargs": {"tokenize": True}}, "messages", "invalid_value"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_parameter"),
-        ({"logit_bias": {"1": 2}}, "logit_bias", "unsupported_parameter"),
-        ({"user": "me"}, "user", "unsupported_parameter"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type", "unsupported_value"),
+        ({"response_format": {"type": ["text"]}}, "response_format.type", "unsupported_value"),
+        ({"response_format": {"type": "regex", "regex": "wrong"}}, "response_format", "invalid_value"),
+        ({"response_format": {"type": "json_object", "schema": {}}}, "response_format", "invalid_value"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema",
+         "invalid_value"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "invalid_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+        ({"logit_bias": {"a": 2}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"1": 200}}, "logit_bias[1]", "invalid_value"),
+        ({"store": True}, "store", "unsupported_parameter"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_parameter"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
-        ({"top_k": 5}, "top_k", "unknown_parameter"),
+        ({"top_k": -2}, "top_k", "invalid_value"),
+        ({"min_p": 2}, "min_p", "invalid_value"),
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"temperature": "1"}, "temperature", "invalid_value"),
         ({"top_p": 0}, "top_p", "invalid_value"),
@@ -209,7 +263,8 @@ def test_what_chat_refuses(client, engine, more, param, code):
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"echo": True}, "echo"), ({"best_of": 2}, "best_of"), ({"suffix": "z"}, "suffix"),
+        ({"max_tokens": 0}, "max_tokens"), ({"echo": "yes"}, "echo"),
+        ({"best_of": 2}, "best_of"), ({"suffix": "z"}, "suffix"),
         ({"logprobs": 6}, "logprobs"),
         ({"prompt": None}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [[]]}, "prompt"),
         ({"prompt": [1, "a"]}, "prompt"), ({"prompt": [True]}, "prompt"), ({"prompt": {"a": 1}}, "prompt"),

@@ -75,8 +75,8 @@ def test_errors(client, server):
     with pytest.raises(openai.NotFoundError, match="did you mean 'two'"):
         client.chat.completions.create(model="tow", messages=HELLO)
     with pytest.raises(openai.BadRequestError) as told:
-        client.chat.completions.create(model="one", messages=HELLO, presence_penalty=1)
-    assert told.value.param == "presence_penalty" and told.value.code == "unsupported_parameter"
+        client.chat.completions.create(model="one", messages=HELLO, verbosity="low")
+    assert told.value.param == "verbosity" and told.value.code == "unsupported_parameter"
     wrong = openai.OpenAI(base_url=f"{server[1]}/v1", api_key="wrong", max_retries=0)
     with pytest.raises(openai.AuthenticationError):
         wrong.models.list()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.engine.grammar import Grammar
 from luthier.engine.request import Busy, Chunk, Request, Statistics, Ticket, Token, refuse_wrong
 from support.tiny import TEMPLATE, tokenizer
 
@@ -27,6 +28,7 @@ class FakeEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.requests: list[Request] = []
+        self.grammars: list[Grammar] = []
         self.live: set[int] = set()
         self.cancelled: set[int] = set()
         self.finished = self.generated = 0
@@ -61,6 +63,15 @@ class FakeEngine:
         return Statistics(
             running=len(self.live), finished=self.finished, generated_tokens=self.generated, adapters=len(self.names)
         )
+
+    def compiled(self, grammar: Grammar) -> Any:
+        self.grammars.append(grammar)
+        if grammar.text == "wrong":
+            raise LuthierError("the grammar cannot be used: it is wrong")
+        return grammar
+
+    def embed(self, prompts: Sequence[Sequence[int]], adapter: str | None, pooling: str) -> list[list[float]]:
+        return [[float(len(prompt)), float(len(adapter or "")), float(pooling == "mean")] for prompt in prompts]
 
     @property
     def places(self) -> int:
@@ -97,6 +108,8 @@ class FakeEngine:
 
     def _pieces(self, number: int, request: Request) -> Any:
         text = self.say(request)
+        if request.echo is not None:
+            yield Chunk(request.echo, finish=None if request.max_tokens else "length")
         if text == "fail":
             yield Chunk(finish="error", error="the model made no sense")
         ends = [at for stop in request.stop if (at := text.find(stop)) >= 0]

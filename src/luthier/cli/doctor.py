@@ -16,6 +16,7 @@ BRINGS = {
     "docs": "the documentation site",
     "federated": "federated fine-tuning by Flower",
     "gguf": "GGUF files, read and written",
+    "grammar": "answers of the server in a given form",
     "gym": "tasks of reasoning-gym as data",
     "diffusion": "small diffusion models (diffusers)",
     "lm-eval": "benchmarks of lm-evaluation-harness",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from luthier.core.adapters.control import RowAssignment
 from luthier.engine.cache import RowCache, attention_mask
 from luthier.engine.job import Job
 from luthier.engine.sampling import choose
+from luthier.engine.scoring import NONE, Reading, Scores, spans
+
+Pooling = Literal["last", "mean"]
+"""Which hidden states make the vector of a text: those of its last token, or the mean of all."""
 
 
 class Assignment(Protocol):
@@ -59,13 +63,16 @@ class Batch:
         with torch.inference_mode():
             lengths = [len(prompt) for _, prompt in places]
             ids = [[0] * (max(lengths) - len(prompt)) + list(prompt) for _, prompt in places]
-            prompts = DynamicCache()
-            logits = self._logits(ids, lengths, prompts, [adapter for adapter, _ in places])
+            prompts, names = DynamicCache(), [adapter for adapter, _ in places]
+            top = max((job.scored for job in jobs if job.scored is not None), default=None)
+            logits, scores = self._read(ids, lengths, prompts, names, top)
             if len(places) < len(jobs):
                 logits = logits[[places[each] for each in asked]]
             choices = choose(logits, [job.draw for job in jobs])
-        for job, choice in zip(jobs, choices, strict=True):
-            job.take(choice)
+        for job, choice, each in zip(jobs, choices, asked, strict=True):
+            job.read(scores[places[each]])
+            if job.finish is None:
+                job.take(choice)
         going = [row for row, job in enumerate(jobs) if job.finish is None]
         if going:
             with torch.inference_mode():
@@ -100,24 +107,67 @@ class Batch:
         self._cache.clear()
         self.row_assignment.release()
 
+    def embed(self, prompts: Sequence[Sequence[int]], adapter: str | None, pooling: Pooling) -> list[list[float]]:
+        """Returns a vector of unit length for each prompt, read in one pass with an adapter."""
+        lengths = [len(prompt) for prompt in prompts]
+        ids = [[0] * (max(lengths) - len(prompt)) + list(prompt) for prompt in prompts]
+        with torch.inference_mode():
+            out = self._forward(ids, lengths, None, [adapter] * len(ids), [max(lengths) - 1], output_hidden_states=True)
+            states = out.hidden_states[-1].float()
+            if pooling == "mean":
+                mask = attention_mask(lengths, states.device)[..., None].bool()
+                pooled = states.where(mask, 0).sum(1) / torch.tensor(lengths, device=states.device)[:, None]
+            else:
+                pooled = states[:, -1]
+            return torch.nn.functional.normalize(pooled, dim=-1).tolist()
+
+    def _read(
+        self, ids: list[list[int]], lengths: Sequence[int], cache: DynamicCache, names: list, top: int | None
+    ) -> tuple[Tensor, Sequence[Scores]]:
+        """The logits behind every prompt, and unless `top` is None, the scores of the prompts' own tokens with so many
+        alternatives. Logits of a whole prompt may be too many to hold: then they come in several passes."""
+        if top is None:
+            return self._logits(ids, lengths, cache, names), [NONE] * len(ids)
+        reading, width = Reading(ids, lengths, top), len(ids[0])
+        last: Tensor | None = None
+        for start, stop in spans(width, len(ids), self.model.config.get_text_config().vocab_size):
+            kept = range(start, stop)
+            logits = self._forward(ids, lengths, cache if last is None else None, names, kept).logits
+            logits = logits[:, -len(kept) :] if "logits_to_keep" in self._takes else logits[:, start:stop]
+            reading.add(logits, start)
+            last = logits[:, -1] if last is None else last
+        assert last is not None
+        return last, reading.scores()
+
     def _logits(self, ids: list[list[int]], lengths: Sequence[int], cache: DynamicCache, names: list) -> Tensor:
         """The logits behind the last token of every row, [rows, vocabulary]; `lengths` count the tokens of `ids`."""
+        return self._forward(ids, lengths, cache, names, [len(ids[0]) - 1]).logits[:, -1]
+
+    def _forward(
+        self,
+        ids: list[list[int]],
+        lengths: Sequence[int],
+        cache: DynamicCache | None,
+        names: list,
+        kept: Iterable[int],
+        **more: bool,
+    ) -> Any:
+        """One pass over the rows; `kept` are the columns of `ids` whose logits are wanted (some models give all)."""
         self.row_assignment.set(names)
         device = self.model.device
         entering = torch.tensor(ids, device=device)
         mask = attention_mask(lengths, device)
         places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -entering.shape[1] :]
         # as a tensor, because a slice is not contiguous, and a frozen head would be copied for every row
-        last = torch.tensor([entering.shape[1] - 1], device=device)
-        wanted = {"position_ids": places, "logits_to_keep": last}
-        out = self.model(
+        wanted = {"position_ids": places, "logits_to_keep": torch.tensor([*kept], device=device)}
+        return self.model(
             input_ids=entering,
             attention_mask=mask,
             past_key_values=cache,
-            use_cache=True,
+            use_cache=cache is not None,
             **{name: value for name, value in wanted.items() if name in self._takes},
+            **more,
         )
-        return out.logits[:, -1]
 
 
 class Alone(Batch):

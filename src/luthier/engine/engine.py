@@ -14,6 +14,8 @@ from luthier.core.adapters.control import tasks_by_adapter, use
 from luthier.core.contracts.router import adapter_and_task
 from luthier.core.errors import LuthierError, near
 from luthier.core.storage.store import load
+from luthier.engine.batch import Pooling
+from luthier.engine.grammar import Compiled, Grammar, Grammars
 from luthier.engine.job import Job, Vocabulary
 from luthier.engine.request import Deliver, Request, Statistics, Ticket, refuse_wrong
 from luthier.engine.servable import Trial, check_servable
@@ -51,6 +53,7 @@ class Engine:
         self.max_length: int | None = max_length if max_length is not None else positions
         self._model, self._vocabulary = model, Vocabulary.of(model, tokenizer)
         self._tokens = model.get_input_embeddings().num_embeddings
+        self._grammars = Grammars(tokenizer, self._tokens, self._vocabulary.stops)
         self._trial, self._worker = Trial(model), Worker(model, rows, waiting, deterministic)
         self._names: dict[str, list[str]] = {}
         """The adapters, and the names that rows ask for each by: its own, or those of its tasks."""
@@ -88,20 +91,45 @@ class Engine:
         """Requests that may run or wait at a time."""
         return self._worker.places
 
+    def compiled(self, grammar: Grammar) -> Compiled:
+        """Compiles what an answer has to match, for requests of this engine; takes a moment, on the caller's thread.
+        Raises `LuthierError` for a grammar that is wrong."""
+        return self._grammars.compiled(grammar)
+
+    def embed(self, prompts: Sequence[Sequence[int]], adapter: str | None, pooling: Pooling) -> list[list[float]]:
+        """Returns a vector of unit length for each prompt, between two steps of what runs; waits for it.
+
+        A vector is pooled from the last layer's hidden states: those of the last token, or their mean.
+        """
+        found: list[list[float]] = []
+
+        def command() -> None:
+            self._refuse_adapter(adapter)
+            found.extend(self._worker.batch.embed(prompts, adapter, pooling))
+
+        for prompt in prompts:
+            self._refuse_long(len(prompt), 0)
+        self._worker.between(command)
+        return found
+
     def _job(self, request: Request, deliver: Deliver) -> Job:
         refuse_wrong(request)
+        request.shaping.check(self._tokens)
         return Job(request, deliver, self._vocabulary, self._most(request))
 
     def _most(self, request: Request) -> int:
         """How many tokens the answer may have."""
         if self.max_length is None:
             return request.max_tokens
-        if len(request.prompt) >= self.max_length:
-            raise LuthierError(
-                f"the prompt has {len(request.prompt)} tokens, and prompt and answer may have {self.max_length} "
-                "together; shorten it."
-            )
+        self._refuse_long(len(request.prompt), min(request.max_tokens, 1))
         return min(request.max_tokens, self.max_length - len(request.prompt))
+
+    def _refuse_long(self, tokens: int, room: int) -> None:
+        if self.max_length is not None and tokens + room > self.max_length:
+            raise LuthierError(
+                f"the prompt has {tokens} tokens, and prompt and answer may have {self.max_length} together; "
+                "shorten it."
+            )
 
     def _refuse_adapter(self, name: str | None) -> None:
         if name is None:

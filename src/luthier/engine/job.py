@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.engine.grammar import Constraint
 from luthier.engine.request import Chunk, Deliver, Request, Token
 from luthier.engine.sampling import Choice, drawing
+from luthier.engine.scoring import Scores
+from luthier.engine.shaping import Shaper
 from luthier.engine.stops import stop_ids
 from luthier.engine.text import Reader, token_texts
 
@@ -31,14 +34,25 @@ class Vocabulary:
         return cls(tokenizer, frozenset(stop_ids(model, tokenizer)), token_texts(tokenizer))
 
 
+def shaper_of(request: Request) -> Shaper | None:
+    """Returns what shapes the logits of a request's answer; None where nothing does."""
+    if not (request.shaping.changes or request.grammar):
+        return None
+    constraint = None if request.grammar is None else request.grammar.start()
+    return Shaper(request.shaping, request.prompt, constraint)
+
+
 class Job:
     """A request, what it has got so far, and whether it is over."""
 
     def __init__(self, request: Request, deliver: Deliver, vocabulary: Vocabulary, most: int) -> None:
         self.request, self._deliver, self._vocabulary = request, deliver, vocabulary
         self._most = most
-        self._reader = Reader(vocabulary.tokenizer, request.prompt, request.stop)
-        self.draw = drawing(request.temperature, request.top_p, request.seed, request.logprobs)
+        self._reader = Reader(vocabulary.tokenizer, request.prompt, request.stop, request.shown)
+        self._shaper = shaper_of(request)
+        self.draw = drawing(
+            request.temperature, request.top_p, request.seed, request.logprobs, request.shaping, self._shaper
+        )
         self._untold: list[Token] = []
         self.generated = 0
         self.last = 0
@@ -50,19 +64,58 @@ class Job:
     def take(self, choice: Choice | None) -> None:
         """One more token; None: the model's logits were no numbers."""
         if choice is None:
-            return self.fail("the model's logits are NaN or infinite.")
+            return self.fail(self._stuck() or "the model's logits are NaN or infinite.")
         self.last = choice.token
         self.generated += 1
+        if self._shaper is not None:
+            self._shaper.took(choice.token)
         if self.request.logprobs is not None:
             self._untold.append(self._token(choice))
         ended = choice.token in self._vocabulary.stops
         text = "" if ended else self._reader.add(choice.token)
+        ended = ended or self._complete()
         over = ended or self._reader.stopped or self.generated >= self._most
         if over:
             text += self._reader.rest()
             self._end("stop" if ended or self._reader.stopped else "length", text)
         elif text:
             self._send(Chunk(text, self._told(), generated=self.generated))
+
+    def read(self, scores: Scores) -> None:
+        """Its prompt was read, with these scores of the prompt's tokens; says the prompt where that is asked for."""
+        if self.request.echo is None:
+            return
+        tokens = () if self.request.logprobs is None else tuple(self._scored(scores))
+        if self._most:
+            self._send(Chunk(self.request.echo, tokens))
+        else:
+            self._untold = list(tokens)
+            self._end("length", self.request.echo)
+
+    @property
+    def scored(self) -> int | None:
+        """How many alternatives to tell of the prompt's tokens; None: nothing."""
+        return None if self.request.echo is None else self.request.logprobs
+
+    def _scored(self, scores: Scores) -> Iterator[Token]:
+        text, count = self._vocabulary.text, self.request.logprobs or 0
+        for token, (logprob, top) in zip(self.request.prompt, scores, strict=True):
+            yield Token(token, text(token), logprob, tuple((i, text(i), p) for i, p in top[:count]))
+
+    def _constraint(self) -> Constraint | None:
+        return None if self._shaper is None else self._shaper.constraint
+
+    def _complete(self) -> bool:
+        """Whether the answer matches its grammar, and nothing more may follow."""
+        constraint = self._constraint()
+        return constraint is not None and constraint.complete
+
+    def _stuck(self) -> str:
+        """Why its grammar leaves no token."""
+        constraint = self._constraint()
+        return (
+            f"the grammar could not be followed: {constraint.why}" if constraint is not None and constraint.why else ""
+        )
 
     def _token(self, choice: Choice) -> Token:
         text = self._vocabulary.text

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from luthier.core.errors import LuthierError
+from luthier.engine.grammar import Compiled
+from luthier.engine.shaping import PLAIN, Shaping
 
 
 class Busy(LuthierError):
@@ -22,6 +24,7 @@ class Request:
     adapter: str | None = None
     """None: the base."""
     max_tokens: int = 128
+    """0 only with `echo`."""
     temperature: float = 1.0
     """The sampling temperature; 0 takes the likeliest token."""
     top_p: float = 1.0
@@ -31,16 +34,24 @@ class Request:
     """Texts that end the answer and do not appear in it."""
     logprobs: int | None = None
     """How many alternatives to tell for every token; None: no log-probabilities, 0: the chosen token's only."""
+    shaping: Shaping = PLAIN
+    grammar: Compiled | None = None
+    """What the answer has to match."""
+    shown: frozenset[int] = frozenset()
+    """Special tokens that are text of the answer, as those that open a call of a tool."""
+    echo: str | None = None
+    """The prompt's text, when the answer is to begin with it; with `logprobs`, with those of its tokens."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """A chosen token. Log-probabilities are the model's own, before temperature and top_p."""
+    """A token. Log-probabilities are the model's own, before temperature, penalties, grammars and top_p."""
 
     id: int
     text: str
     """The text of this token alone; parts of a character are shown as U+FFFD."""
-    logprob: float
+    logprob: float | None
+    """None for the first of a prompt, which nothing stands before."""
     top: tuple[tuple[int, str, float], ...] = ()
     """The likeliest tokens: id, text and log-probability."""
 
@@ -99,8 +110,9 @@ def refuse_wrong(request: Request) -> None:
     """Raises `LuthierError` for settings that no model could serve."""
     if not request.prompt:
         raise LuthierError("the prompt has no tokens; give at least one.")
-    if request.max_tokens < 1:
-        raise LuthierError(f"max_tokens is {request.max_tokens}; expected at least 1.")
+    least = 1 if request.echo is None else 0
+    if request.max_tokens < least:
+        raise LuthierError(f"max_tokens is {request.max_tokens}; expected at least {least}.")
     if not (math.isfinite(request.temperature) and request.temperature >= 0):
         raise LuthierError(f"temperature is {request.temperature}; expected 0 (greedy) or more.")
     if not 0 < request.top_p <= 1:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from luthier.engine.shaping import PLAIN, Shaper, Shaping, shaped
+
 LIKELY = 256
 """A nucleus is looked for among so many tokens before a whole vocabulary is sorted."""
 
@@ -20,6 +22,9 @@ class Draw:
     top_p: float
     generator: torch.Generator
     logprobs: int | None = None
+    shaping: Shaping = PLAIN
+    shaper: Shaper | None = None
+    """What the row's tokens so far make of its logits; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,27 +36,36 @@ class Choice:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def drawing(temperature: float, top_p: float, seed: int | None, logprobs: int | None) -> Draw:
+def drawing(
+    temperature: float,
+    top_p: float,
+    seed: int | None,
+    logprobs: int | None,
+    shaping: Shaping = PLAIN,
+    shaper: Shaper | None = None,
+) -> Draw:
     """Returns a row's draw; without a seed, from one that the system gives."""
     generator = torch.Generator()
     if seed is None:
         generator.seed()
     else:
         generator.manual_seed(seed % (1 << 64))
-    return Draw(temperature, top_p, generator, logprobs)
+    return Draw(temperature, top_p, generator, logprobs, shaping, shaper)
 
 
 def choose(logits: Tensor, draws: Sequence[Draw]) -> list[Choice | None]:
-    """Returns a token for each row of `logits` [rows, vocabulary]; None where they are NaN or infinite.
+    """Returns a token for each row of `logits` [rows, vocabulary]; None where they are NaN or infinite, and where a
+    row's grammar leaves no token.
 
     Rows do not know of each other: a row's token is the same in any batch, up to rounding of its logits.
     """
     logits = logits.float()
-    best, ids = logits.max(-1)
+    wanted = shaped(logits, [draw.shaper for draw in draws])
+    best, ids = wanted.max(-1)
     sound, tokens = best.isfinite().tolist(), ids.tolist()
     drawn = [i for i, draw in enumerate(draws) if draw.temperature and sound[i]]
     if drawn:
-        for i, token in zip(drawn, _drawn(logits[drawn], [draws[i] for i in drawn]), strict=True):
+        for i, token in zip(drawn, _drawn(wanted[drawn], [draws[i] for i in drawn]), strict=True):
             tokens[i] = token
     told = {i: draw.logprobs for i, draw in enumerate(draws) if draw.logprobs is not None and sound[i]}
     found: dict[int, Choice] = {}
@@ -65,14 +79,27 @@ def _drawn(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     column = lambda values: torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]  # noqa: E731
     logits = logits - logits.max(-1, keepdim=True).values  # so that no temperature overflows
     chances = (logits / column([draw.temperature for draw in draws])).softmax(-1)
+    if few := [i for i, draw in enumerate(draws) if draw.shaping.top_k]:
+        chances[few] = likeliest(chances[few], [draws[i].shaping.top_k for i in few])
     narrow = [i for i, draw in enumerate(draws) if draw.top_p < 1]
     if narrow:
         chances[narrow] = nucleus(chances[narrow], column([draws[i].top_p for i in narrow]))
+    if tall := [i for i, draw in enumerate(draws) if draw.shaping.min_p]:
+        least = column([draws[i].shaping.min_p for i in tall]) * chances[tall].amax(-1, keepdim=True)
+        chances[tall] = chances[tall].where(chances[tall] >= least, 0)
     mass = chances.double().cumsum(-1)
     numbers = torch.stack([torch.rand(1, generator=draw.generator, dtype=torch.float64) for draw in draws])
     found = torch.searchsorted(mass, numbers.to(mass.device) * mass[:, -1:], right=True)
     last = (mass < mass[:, -1:]).sum(-1, keepdim=True)  # the last token with a chance
     return torch.minimum(found, last)[:, 0].tolist()
+
+
+def likeliest(chances: Tensor, counts: Sequence[int]) -> Tensor:
+    """Returns `chances` [rows, vocabulary] of the `counts` likeliest tokens of each row and ties, summing to 1."""
+    most = min(max(counts), chances.shape[1])
+    index = torch.tensor([min(count, most) - 1 for count in counts], device=chances.device)[:, None]
+    kept = chances.where(chances >= chances.topk(most).values.gather(1, index), 0)
+    return kept / kept.sum(-1, keepdim=True)
 
 
 def nucleus(chances: Tensor, top_p: Tensor) -> Tensor:

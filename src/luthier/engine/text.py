@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 BROKEN = "\ufffd"
@@ -21,10 +21,16 @@ class Reader:
     text is new. Texts of all calls together are the answer, up to the earliest of the texts that stop.
     """
 
-    def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str], shown: frozenset[int] = frozenset()
+    ) -> None:
+        """`shown` are special tokens that are text; the others are not."""
         self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._decode = (
+            decoded if not shown else functools.partial(decoded_without, hidden=special_ids(tokenizer) - shown)
+        )
         self._ids = list(prompt[-BEFORE:])
-        self._known = decoded(tokenizer, self._ids)
+        self._known = self._decode(tokenizer, self._ids)
         if self._known.endswith(BROKEN):  # the prompt ends within a character
             self._ids, self._known = [], ""
         self._from, self._until = 0, len(self._ids)
@@ -35,17 +41,17 @@ class Reader:
     def add(self, token: int) -> str:
         """Returns what may be shown after one more token."""
         self._ids.append(token)
-        text = decoded(self._tokenizer, self._ids[self._from :])
+        text = self._decode(self._tokenizer, self._ids[self._from :])
         if text.endswith(BROKEN) and len(self._ids) - self._until < LONGEST:
             return ""
         self._held += text[len(self._known) :]
         self._from, self._until = self._until, len(self._ids)
-        self._known = decoded(self._tokenizer, self._ids[self._from :])
+        self._known = self._decode(self._tokenizer, self._ids[self._from :])
         return self._released(self._held)
 
     def rest(self) -> str:
         """Returns what was held back, at the end of the answer."""
-        text = decoded(self._tokenizer, self._ids[self._from :])
+        text = self._decode(self._tokenizer, self._ids[self._from :])
         self._held += text[len(self._known) :] if len(self._ids) > self._until else ""
         self._until = len(self._ids)
         ready = self._released(self._held)
@@ -73,6 +79,18 @@ def _overlap(text: str, stop: str) -> int:
 def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     """Returns the text of tokens, without special ones."""
     return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Returns the tokens that a decoder leaves out."""
+    added = (token for token, what in tokenizer.added_tokens_decoder.items() if what.special)
+    return frozenset([*tokenizer.all_special_ids, *added])
+
+
+def decoded_without(tokenizer: Any, ids: Sequence[int], hidden: Collection[int]) -> str:
+    """Returns the text of tokens, special ones by their names, without those that are hidden."""
+    ids = [each for each in ids if each not in hidden]
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def token_texts(tokenizer: Any) -> Callable[[int], str]:

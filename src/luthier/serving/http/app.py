@@ -12,12 +12,15 @@ from fastapi.responses import JSONResponse, Response
 from luthier.serving.http import refusal
 from luthier.serving.http.answers import Chat, Choice, Completion, Shape
 from luthier.serving.http.bodies import asked
+from luthier.serving.http.embeddings import embeddings
 from luthier.serving.http.guard import Guard, Guarded
 from luthier.serving.http.listening import add_page
 from luthier.serving.http.metrics import MEDIA
+from luthier.serving.http.responses import responses
 from luthier.serving.http.schema import AdapterBody, ChatBody, CompletionBody, Sampled
 from luthier.serving.http.service import Service
 from luthier.serving.http.stream import Events, Flight, events, whole
+from luthier.serving.http.wants import Wants
 
 COMPLETION_TOKENS = 16
 """The default max_tokens of a completion, as in OpenAI's reference."""
@@ -26,7 +29,7 @@ COMPLETION_TOKENS = 16
 def create_app(service: Service, guard: Guard) -> FastAPI:
     """Returns the app of a service. Its engine is started and closed by whoever made it."""
     app = FastAPI(title="luthier serve", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for routes in (answers(service), models(service), page(service)):
+    for routes in (answers(service), embeddings(service), responses(service), models(service), page(service)):
         app.include_router(routes)
     refusal.install(app)
     app.add_middleware(Guarded, guard=guard, requests=service.metrics.requests)
@@ -44,9 +47,9 @@ def answers(service: Service) -> APIRouter:
         service.adapter_of(body.model)
         most = body.max_completion_tokens or body.max_tokens
         with service.claimed(client_of(call), body, 1) as claim:
-            prompts = [await service.spoken(body)]
-            flight = service.submit(body, prompts, most, body.top_logprobs if body.logprobs else None, claim)
-        answers = shape(Chat, body, body.logprobs, prompts)
+            prompt, wants = await service.spoken(body)
+            flight = service.submit(body, [prompt], most, body.top_logprobs if body.logprobs else None, claim, wants)
+        answers = shape(Chat, body, body.logprobs, [prompt], wants)
         service.logs(flight, answers, [[turn.spoken() for turn in body.messages]])
         return await told(call, body, flight, answers)
 
@@ -55,11 +58,11 @@ def answers(service: Service) -> APIRouter:
         body = await asked(call, CompletionBody)
         service.refuse_when_draining()
         service.adapter_of(body.model)
-        most = body.max_tokens or COMPLETION_TOKENS
+        most = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         with service.claimed(client_of(call), body, len(body.prompt)) as claim:
-            prompts = await service.tokens(body.prompt)
-            flight = service.submit(body, prompts, most, body.logprobs, claim)
-        answers = shape(Completion, body, body.logprobs is not None, prompts)
+            prompts, wants = await service.completed(body)
+            flight = service.submit(body, prompts, most, body.logprobs, claim, wants)
+        answers = shape(Completion, body, body.logprobs is not None, prompts, wants)
         service.logs(flight, answers, body.prompt)
         return await told(call, body, flight, answers)
 
@@ -71,9 +74,9 @@ def client_of(call: Call) -> str:
     return call.client.host if call.client else ""
 
 
-def shape(kind: type[Shape], body: Sampled, logprobs: bool, prompts: Sequence[list[int]]) -> Shape:
+def shape(kind: type[Shape], body: Sampled, logprobs: bool, prompts: Sequence[list[int]], wants: Wants) -> Shape:
     """Returns the answers of a call before they begin."""
-    choices = [Choice() for _ in range(len(prompts) * body.n)]
+    choices = [Choice(wants.reader()) for _ in range(len(prompts) * body.n)]
     return kind(body.model, logprobs, sum(map(len, prompts)), choices)
 
 
@@ -94,7 +97,7 @@ def models(service: Service) -> APIRouter:
 
     @routes.get("/models/{name:path}")
     async def one(name: str) -> dict[str, Any]:
-        return service.model(name)
+        return await service.detail(name)
 
     @routes.post("/adapters", status_code=201)
     async def load(call: Call) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class AnswerLog:
         }
         turns = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
         if turns:
-            return head | {"messages": [*prompt, {"role": "assistant", "content": choice.text}]}
+            return head | {"messages": [*prompt, choice.message()]}
         return head | {"prompt": prompt, "completion": choice.text}
 
     def _append(self, text: str) -> None:

@@ -27,7 +27,7 @@ def chat_ids(body: ChatBody, tokenizer: Any, most: int, variables: Mapping[str, 
         row=1,
         messages=[*turns, PLACEHOLDER],
         context=len(turns),
-        tools=(body.tools or None) if body.tool_choice == "auto" else None,
+        tools=[tool.shown() for tool in body.shown_tools()] or None,
         documents=body.documents or None,
         template={**variables, **body.chat_template_kwargs},
     )

@@ -17,7 +17,7 @@ KINDS = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 """`error.type` by status; the others are invalid_request_error."""
 RETRY = {"retry-after": "1"}
 """Seconds after which a place in the queue may be free."""
-OWN = ("unsupported_parameter", "unsupported_value", "unknown_parameter", "missing_parameter")
+OWN = ("unsupported_parameter", "unsupported_value", "unknown_parameter", "missing_parameter", "invalid_value")
 """Codes that the bodies of `schema` raise by themselves."""
 
 

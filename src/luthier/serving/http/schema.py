@@ -9,19 +9,19 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from luthier.core.errors import near
+from luthier.engine.grammar import Grammar
+from luthier.engine.shaping import BIAS, Shaping
+from luthier.serving.http.fields import refused
+from luthier.serving.http.formats import checked_schema, format_of
+from luthier.serving.http.tools import AUTO, ToolChoice, choice_of
 
 MOST_CHOICES = 128
 """Answers to one call: prompts times n."""
 MOST_STOPS = 4
 MOST_TURNS = 2**13
-
-
-def refused(code: str, text: str, field: str | None = None) -> PydanticCustomError:
-    """Returns an error whose code and place reach the client; `field` is what lies below the place being read."""
-    return PydanticCustomError(code, "{text}", {"text": text, "field": field})  # type: ignore[arg-type]
+MOST_TOOLS = 128
 
 
 class Body(BaseModel):
@@ -55,13 +55,13 @@ def _parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-def _prompts(value: Any) -> Any:
+def prompts_of(value: Any) -> Any:
     """The prompts of a completion: a text, texts, token ids, or lists of token ids."""
     whole = isinstance(value, str) or (isinstance(value, list) and bool(value) and all(map(_number, value)))
     found = [value] if whole else value
     good = isinstance(found, list) and all(isinstance(p, str) or (isinstance(p, list) and p) for p in found)
     if not found or not good or not all(_number(i) for p in found if isinstance(p, list) for i in p):
-        raise refused("invalid_value", "prompt: expected a text, a list of texts, or (lists of) token ids.")
+        raise refused("invalid_value", "prompt or input: expected a text, a list of texts, or (lists of) token ids.")
     return found
 
 
@@ -93,13 +93,6 @@ def _role(value: Any) -> Any:
     if not isinstance(value, str) or value not in ROLES:
         hint = near(value, ROLES).removesuffix(".") if isinstance(value, str) else ""
         raise refused("unsupported_value", f"role {value!r} is not supported{hint}; there are: {', '.join(ROLES)}.")
-    return value
-
-
-def _choice(value: Any) -> Any:
-    """Whether tools are shown: a model that sees them may call them, and cannot be made to."""
-    if value not in ("none", "auto"):
-        raise refused("unsupported_value", f"tool_choice {value!r} is not supported; there are: none, auto.")
     return value
 
 
@@ -149,6 +142,36 @@ class Message(Body):
         return {"role": self.role, "content": content, **{key: value for key, value in more.items() if value}}
 
 
+class Function(Body):
+    """A function that may be called. `strict`: its arguments are held to its parameters."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """A tool; functions are the only ones."""
+
+    type: Literal["function"]
+    function: Function
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.function.name
+
+    def shown(self) -> dict[str, Any]:
+        """Returns it as chat templates take it."""
+        told = self.function.model_dump(include={"name", "description", "parameters"}, exclude_none=True)
+        return {"type": "function", "function": told}
+
+    def schema_of_arguments(self) -> Any:
+        """Returns the JSON schema of its arguments."""
+        return checked_schema(self.function.parameters or {"type": "object"}, "tools")
+
+
 class StreamOptions(Body):
     """What a stream brings besides the answer."""
 
@@ -157,6 +180,15 @@ class StreamOptions(Body):
 
 
 Stop = Annotated[str, Field(min_length=1)]
+Bias = Annotated[float, Field(ge=-BIAS, le=BIAS)]
+MOST_BIASES = 1024
+
+
+def _numbered(value: Any) -> Any:
+    """Token ids as numbers: keys of JSON are strings."""
+    if not isinstance(value, dict) or not all(str(key).isdecimal() and str(key).isascii() for key in value):
+        raise refused("invalid_value", "logit_bias: expected an object of token ids and numbers.")
+    return {int(key[:20]): bias for key, bias in value.items()}
 
 
 class Sampled(Body):
@@ -171,6 +203,26 @@ class Sampled(Body):
     stop: Annotated[list[Stop], BeforeValidator(_listed), Field(max_length=MOST_STOPS)] = []
     stream: bool = False
     stream_options: StreamOptions | None = None
+    top_k: Annotated[int, Field(ge=-1)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_numbered), Field(max_length=MOST_BIASES)] = {}
+    response_format: Annotated[Grammar | None, BeforeValidator(format_of)] = None
+    user: str = ""
+    """A label, which nothing follows from; so are those of chats and responses below."""
+
+    def shaping(self) -> Shaping:
+        """Returns what happens to logits."""
+        return Shaping(
+            top_k=max(self.top_k, 0),  # -1 is how some clients say: all
+            min_p=self.min_p,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=tuple(self.logit_bias.items()),
+        )
 
     @model_validator(mode="after")
     def streamed(self) -> Sampled:
@@ -184,31 +236,30 @@ class Sampled(Body):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "user": ("",),
-}
-
-
 class ChatBody(Sampled):
     """The body of POST /v1/chat/completions."""
 
-    neutral: ClassVar = NEUTRAL | {
-        "response_format": ({"type": "text"},), "functions": ([],),
-        "function_call": ("none", "auto"), "parallel_tool_calls": (True, False), "modalities": (["text"],),
-        "audio": (), "prediction": (), "reasoning_effort": (), "service_tier": ("auto", "default"), "store": (False,),
-        "metadata": ({},), "verbosity": (), "web_search_options": (), "prompt_cache_key": (), "safety_identifier": (),
+    neutral: ClassVar = {
+        "functions": ([],), "function_call": ("none", "auto"), "modalities": (["text"],), "audio": (),
+        "prediction": (), "reasoning_effort": (), "service_tier": ("auto", "default"), "store": (False,),
+        "verbosity": (), "web_search_options": (),
     }  # fmt: skip
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_TURNS), FailFast()]
-    tools: Annotated[list[dict[str, Any]], FailFast()] = []
-    tool_choice: Annotated[str, BeforeValidator(_choice)] = "auto"
+    tools: Annotated[list[Tool], FailFast(), Field(max_length=MOST_TOOLS)] = []
+    tool_choice: Annotated[ToolChoice, BeforeValidator(choice_of)] = AUTO
+    parallel_tool_calls: bool = True
     documents: Annotated[list[dict[str, Any]], FailFast()] = []
     chat_template_kwargs: dict[str, Any] = {}
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+    metadata: dict[str, str] = {}
+    prompt_cache_key: str = ""
+    safety_identifier: str = ""
+
+    def shown_tools(self) -> list[Tool]:
+        """Returns the tools that the model is told of."""
+        return [] if self.tool_choice.kind == "none" else self.tools
 
     @model_validator(mode="after")
     def agreeing(self) -> ChatBody:
@@ -217,15 +268,28 @@ class ChatBody(Sampled):
             raise refused("unsupported_parameter", "top_logprobs needs logprobs: true.", "top_logprobs")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise refused("unsupported_value", "max_tokens and max_completion_tokens differ; give one.", "max_tokens")
+        known = [tool.name for tool in self.tools]
+        if twice := next((name for name in known if known.count(name) > 1), None):
+            raise refused("invalid_value", f"tools: two are named {twice!r}.", "tools")
+        self.tool_choice.check(known)
         return self
 
 
 class CompletionBody(Sampled):
     """The body of POST /v1/completions."""
 
-    neutral: ClassVar = NEUTRAL | {"echo": (False,), "best_of": (1,), "suffix": ("",)}
-    prompt: Annotated[list[Any], BeforeValidator(_prompts)]
+    neutral: ClassVar = {"best_of": (1,), "suffix": ("",)}
+    prompt: Annotated[list[Any], BeforeValidator(prompts_of)]
     logprobs: Annotated[int | None, Field(ge=0, le=5)] = None
+    max_tokens: Annotated[int | None, Field(ge=0)] = None
+    echo: bool = False
+
+    @model_validator(mode="after")
+    def some(self) -> CompletionBody:
+        """Raises for an answer of no tokens, unless it is to be the prompt itself."""
+        if self.max_tokens == 0 and not self.echo:
+            raise refused("invalid_value", "max_tokens: 0 tokens are for echo: true alone.", "max_tokens")
+        return self
 
 
 class AdapterBody(Body):

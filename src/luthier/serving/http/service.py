@@ -15,16 +15,20 @@ from luthier.core.contracts.router import adapter_and_task
 from luthier.core.errors import LuthierError, near
 from luthier.core.storage.folder import adapter_at
 from luthier.core.storage.format import read
+from luthier.data.template import has_template
+from luthier.engine.grammar import Compiled, Grammar
 from luthier.engine.request import Request
 from luthier.models import Chat
 from luthier.serving.http.answers import Shape
+from luthier.serving.http.calls import CallFormat
 from luthier.serving.http.claims import Claim, Claims
 from luthier.serving.http.log import AnswerLog
 from luthier.serving.http.metrics import Metrics, Watch
 from luthier.serving.http.prompts import chat_ids, text_ids
 from luthier.serving.http.refusal import RETRY, Refusal, refusal_of
-from luthier.serving.http.schema import MOST_CHOICES, ChatBody, Sampled
+from luthier.serving.http.schema import MOST_CHOICES, ChatBody, CompletionBody, Sampled
 from luthier.serving.http.stream import Flight
+from luthier.serving.http.wants import CallFormats, Wants, echoes, grammar_of, wants_of
 
 if TYPE_CHECKING:
     from luthier.engine.engine import Engine
@@ -64,6 +68,7 @@ class Service:
         self.draining = False
         self._tokenizing = asyncio.Lock()
         self._chats: dict[str, Chat] = {}
+        self._formats = CallFormats()
         for name, folder in trained.items():
             self.hear(name, folder)
 
@@ -84,6 +89,19 @@ class Service:
         parent = {} if adapter is None else {"parent": self.base}
         return {"id": name, "object": "model", "created": self.created, "owned_by": "luthier", **parent}
 
+    async def detail(self, name: str) -> dict[str, Any]:
+        """One of them, with how long its texts may be, whether it has a chat template, and whether calls of tools can
+        be read from its answers (null where they stand in the content)."""
+        told, adapter = self.model(name), self.adapter_of(name)
+        tokenizer, variables = self._speaks(adapter)
+        async with self._tokenizing:
+            written = await asyncio.to_thread(self._formats.of, tokenizer, variables)
+        return told | {
+            "max_model_len": self.engine.max_length,
+            "chat_template": has_template(tokenizer),
+            "tool_calls": None if written is None else {"opening": written.opening, "closing": written.closing},
+        }
+
     def adapter_of(self, name: str) -> str | None:
         """Returns the adapter that a model's name means, None for the base."""
         if name == self.base:
@@ -103,21 +121,43 @@ class Service:
         async with self._tokenizing:
             return await asyncio.to_thread(lambda: [text_ids(text, self.tokenizer, most) for text in texts])
 
-    async def spoken(self, body: ChatBody) -> list[int]:
-        """The token ids of a conversation, rendered as in the training of the adapter that is to answer."""
+    async def spoken(self, body: ChatBody) -> tuple[list[int], Wants]:
+        """The token ids of a conversation, rendered as in the training of the adapter that is to answer, and what is
+        wanted of the answers."""
         adapter = self.adapter_of(body.model)
         async with self._tokenizing:
-            return await asyncio.to_thread(lambda: self._rendered(body, adapter))
+            prompt, written, grammar = await asyncio.to_thread(lambda: self._rendered(body, adapter))
+        param = "response_format" if grammar == body.response_format else "tools"
+        return prompt, wants_of(body, written, await self._compiled(grammar, param), self.tokenizer)
 
-    def _rendered(self, body: ChatBody, adapter: str | None) -> list[int]:
+    def _rendered(self, body: ChatBody, adapter: str | None) -> tuple[list[int], CallFormat | None, Grammar | None]:
+        tokenizer, variables = self._speaks(adapter)
+        ids = chat_ids(body, tokenizer, self.engine.max_length or LONGEST, variables)
+        written = self._formats.of(tokenizer, variables) if body.shown_tools() else None
+        return ids, written, grammar_of(body, written, tokenizer)
+
+    def _speaks(self, adapter: str | None) -> tuple[Any, Mapping[str, Any]]:
+        """The tokenizer with the chat template of an adapter, and the variables of its training."""
         chat, tokenizer = self._chats.get(adapter_and_task(adapter or "")[0]), self.tokenizer
-        most = self.engine.max_length or LONGEST
-        if chat is None:
-            return chat_ids(body, tokenizer, most)
-        if chat.template != tokenizer.chat_template:
+        if chat is not None and chat.template != tokenizer.chat_template:
             tokenizer = copy.copy(tokenizer)
             tokenizer.chat_template = chat.template
-        return chat_ids(body, tokenizer, most, chat.variables)
+        return tokenizer, {} if chat is None else chat.variables
+
+    async def completed(self, body: CompletionBody) -> tuple[list[list[int]], Wants]:
+        """The token ids of a completion's prompts, and what is wanted of the answers."""
+        prompts = await self.tokens(body.prompt)
+        texts = echoes(body.prompt, self.tokenizer) if body.echo else ()
+        return prompts, Wants(await self._compiled(body.response_format), echo=texts)
+
+    async def _compiled(self, grammar: Grammar | None, param: str = "response_format") -> Compiled | None:
+        """Compiles a grammar, which `param` asked for, beside the loop; raises `Refusal` for one that is wrong."""
+        if grammar is None:
+            return None
+        try:
+            return await asyncio.to_thread(self.engine.compiled, grammar)
+        except LuthierError as error:
+            raise Refusal(400, f"{param}: {error}", param=param, code="invalid_value") from None
 
     def hear(self, adapter: str, folder: str | Path) -> None:
         """Renders conversations with an adapter as it was trained; says so where that is not as the base would."""
@@ -143,7 +183,13 @@ class Service:
         return self.claims.take(client, prompts * body.n)
 
     def submit(
-        self, body: Sampled, prompts: Sequence[list[int]], most: int | None, logprobs: int | None, claim: Claim
+        self,
+        body: Sampled,
+        prompts: Sequence[list[int]],
+        most: int | None,
+        logprobs: int | None,
+        claim: Claim,
+        wants: Wants,
     ) -> Flight:
         """`body.n` answers to each prompt, of at most `most` tokens (None: as many as the model has room for)."""
         self.refuse_when_draining()
@@ -151,12 +197,16 @@ class Service:
             Request(
                 prompt=prompt,
                 adapter=self.adapter_of(body.model),
-                max_tokens=most or self.engine.max_length or UNBOUNDED,
+                max_tokens=(self.engine.max_length or UNBOUNDED) if most is None else most,
                 temperature=body.temperature,
                 top_p=body.top_p,
                 seed=None if body.seed is None else _seed(body.seed, number * body.n + i),
-                stop=tuple(body.stop),
+                stop=(*body.stop, *wants.stop),
                 logprobs=logprobs,
+                shaping=body.shaping(),
+                grammar=wants.grammar,
+                shown=wants.shown,
+                echo=wants.echo[number] if wants.echo else None,
             )
             for number, prompt in enumerate(map(tuple, prompts))
             for i in range(body.n)

@@ -12,7 +12,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from luthier.engine.request import Chunk, Request, Ticket
-from luthier.serving.http.answers import DONE, Shape, event
+from luthier.serving.http.answers import Shape
 from luthier.serving.http.metrics import Watch
 from luthier.serving.http.refusal import Refusal
 
@@ -100,17 +100,19 @@ async def _gathered(flight: Flight, shape: Shape) -> dict[str, Any]:
 async def events(flight: Flight, shape: Shape, usage: bool) -> AsyncIterator[str]:
     """The answers as server-sent events; a failure is the last of them, since the status has been sent."""
     told = {"usage": None} if usage else {}
+    for each in shape.first():
+        yield shape.event(each)
     try:
         async for index, chunk in flight:
             if chunk.text or chunk.tokens or chunk.finish:
-                yield event(shape.part(index, chunk) | told)
-                shape.choices[index].add(chunk)
+                for part in shape.parts(index, chunk):
+                    yield shape.event(part | told)
     except Refusal as refusal:
-        yield event(refusal.body())
+        yield shape.event(shape.broken(refusal.body()))
         return
-    if usage:
-        yield event(shape.last())
-    yield DONE
+    for each in shape.last(usage):
+        yield shape.event(each)
+    yield shape.end
 
 
 class Events(StreamingResponse):

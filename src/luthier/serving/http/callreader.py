@@ -1,0 +1,254 @@
+"""Reads calls of functions out of an answer as it comes: what is text, which function is called, its arguments."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import string
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.serving.http.calls import CallFormat
+
+LETTERS = string.ascii_letters + string.digits
+LONGEST = 9
+"""Characters of a call's id: Mistral's templates take no other length."""
+
+
+@dataclass
+class Call:
+    """A call that an answer makes."""
+
+    name: str
+    id: str
+    arguments: str = ""
+
+    def told(self) -> dict[str, Any]:
+        """Returns it as OpenAI's clients read it."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a part of an answer brings: text, or a part of a call."""
+
+    text: str = ""
+    call: int | None = None
+    """The number of the call that `name` opens and `arguments` go on with."""
+    name: str | None = None
+    id: str | None = None
+    arguments: str = ""
+
+
+def new_id() -> str:
+    """Returns an id that every template takes when the call is sent back."""
+    return "".join(secrets.choice(LETTERS) for _ in range(LONGEST))
+
+
+class CallReader:
+    """The pieces of one answer. What is no call of a known function stays text, as the model wrote it."""
+
+    def __init__(self, written: CallFormat, names: Collection[str], one: bool = False) -> None:
+        """With `one`, what follows a first call is left out."""
+        self._format, self._names, self._one = written, names, one
+        self._held = ""
+        """What has come and was not told yet."""
+        self._raw = ""
+        """What the call that is being read begins with, in case that it is none."""
+        self._step = self._text
+        self._whole = ""
+        self._arguments: Arguments | None = None
+        self.calls: list[Call] = []
+
+    def add(self, text: str) -> list[Piece]:
+        """Returns what may be told after some more text."""
+        self._held += text
+        return list(self._run())
+
+    def rest(self) -> list[Piece]:
+        """Returns what was held back, at the end of the answer."""
+        pieces = list(self._run())
+        begun = self._step == self._head and self.calls and not self._raw  # a further call that was cut off
+        if self._step in (self._text, self._head) and not begun:
+            pieces += self._said((self._raw if self._step == self._head else "") + self._held)
+        self._held = self._raw = ""
+        return pieces
+
+    def _run(self) -> Iterator[Piece]:
+        before = None
+        while before != (self._step, self._held):
+            before = (self._step, self._held)
+            yield from self._step()
+
+    def _said(self, text: str) -> Iterator[Piece]:
+        """Text, but for white space around calls."""
+        if text and (text.strip() or not self.calls):
+            self._whole += text
+            yield Piece(text)
+
+    def _text(self) -> Iterator[Piece]:
+        marker = self._format.marker
+        at = self._held.find(marker) if marker else self._begins()
+        if at >= 0:
+            before, self._held = self._held[:at].rstrip(), self._held[at + len(marker) :]
+            self._raw, self._step = marker, self._head
+            yield from self._said(before)
+            return
+        keep = len(self._held) if at == HOLD else _held_back(self._held, marker)
+        ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        yield from self._said(ready)
+
+    def _begins(self) -> int:
+        """Without a marker: 0 where the whole answer is an object."""
+        if self._whole or self.calls:
+            return -1
+        bare = self._held.lstrip()
+        return HOLD if not bare else 0 if bare[0] == "{" else -1
+
+    def _head(self) -> Iterator[Piece]:
+        """Up to the arguments of a call."""
+        found = self._named() if self._format.keys is None else self._object()
+        if found is None:
+            return
+        name, rest = found
+        if name not in self._names:
+            yield from self._no_call()
+            return
+        self.calls.append(Call(name, new_id()))
+        self._arguments, self._held, self._raw = Arguments(), rest, ""
+        self._step = self._inside
+        yield Piece(call=len(self.calls) - 1, name=name, id=self.calls[-1].id)
+
+    def _no_call(self) -> Iterator[Piece]:
+        text, self._raw, self._held, self._step = self._raw + self._held, "", "", self._text
+        self._whole += text
+        yield Piece(text)
+
+    def _object(self) -> tuple[str, str] | None:
+        """(name, what follows up to its arguments) of a call that is an object; None while it may still become one."""
+        at = self._held.find("{")
+        if at < 0:
+            return None
+        first, second = (re.escape(json.dumps(key)) for key in self._format.keys or ())
+        head = rf'\{{\s*(?:"type"\s*:\s*"function"\s*,\s*)?{first}\s*:\s*"([^"\\]*)"\s*,\s*{second}\s*:\s*(?=[{{"])'
+        if found := re.match(head, self._held[at:]):
+            return found[1], self._held[at + found.end() :]
+        return self._late(at)
+
+    def _late(self, at: int) -> tuple[str, str] | None:
+        """A call whose keys stand in another order is read once it is whole."""
+        try:
+            value, stop = json.JSONDecoder().raw_decode(self._held, at)
+        except ValueError:
+            return None
+        named, given = self._format.keys or ("", "")
+        rest = self._held[stop:]
+        if isinstance(value.get(named), str) and isinstance(value.get(given, {}), dict):
+            return value[named], json.dumps(value.get(given, {}), ensure_ascii=False) + "}" + rest
+        return "", rest
+
+    def _named(self) -> tuple[str, str] | None:
+        """(name, what follows up to its arguments) of a call whose name stands before them."""
+        lead = self._format.opening.strip().removeprefix(self._format.marker)
+        pattern = rf"\s*(?:{_loose(lead)})?\s*([\w.-]+?)\s*{_loose(self._format.inner)}\s*(?=\{{)"
+        found = re.match(pattern, self._held)
+        return (found[1], self._held[found.end() :]) if found else None
+
+    def _inside(self) -> Iterator[Piece]:
+        """The arguments of a call."""
+        assert self._arguments is not None
+        more, self._held = self._arguments.add(self._held)
+        if more:
+            self.calls[-1].arguments += more
+            yield Piece(call=len(self.calls) - 1, arguments=more)
+        if self._arguments.done:
+            self._step = self._over if self._one else self._after
+
+    def _over(self) -> Iterator[Piece]:
+        self._held = ""
+        yield from ()
+
+    def _after(self) -> Iterator[Piece]:
+        """Behind the arguments: the rest of the call, then another one or text."""
+        close, seen = "}" if self._format.keys else "", _bare(self._held)
+        ways = [(self._format.link, self._head)] if self._format.between is not None else []
+        for literal, step in (*ways, (self._format.tail, self._text)):
+            wanted = _bare(close + literal)
+            if seen.startswith(wanted):
+                self._held = self._held[_length(self._held, wanted) :]
+                self._step, self._raw = step, ""
+                return
+            if wanted.startswith(seen):
+                return
+        self._step = self._text
+        yield from ()
+
+
+HOLD = -2
+
+
+class Arguments:
+    """An object of JSON, or a string that holds one, as it comes."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._depth, self._quoted, self._escaped = 0, False, False
+        self._string: str | None = None
+
+    def add(self, text: str) -> tuple[str, str]:
+        """(what belongs to the object, what follows it)."""
+        if self._string is not None or (not self._depth and text[:1] == '"'):
+            return self._unquoted(text)
+        for at, letter in enumerate(text):
+            self._see(letter)
+            if not self._depth and not self._quoted:
+                self.done = True
+                return text[: at + 1], text[at + 1 :]
+        return text, ""
+
+    def _see(self, letter: str) -> None:
+        if self._quoted:
+            self._quoted = self._escaped or letter != '"'
+            self._escaped = letter == "\\" and not self._escaped
+        elif letter == '"':
+            self._quoted = True
+        elif letter in "{[":
+            self._depth += 1
+        elif letter in "}]":
+            self._depth -= 1
+
+    def _unquoted(self, text: str) -> tuple[str, str]:
+        self._string = (self._string or "") + text
+        try:
+            value, stop = json.JSONDecoder().raw_decode(self._string)
+        except ValueError:
+            return "", ""
+        self.done, rest = True, self._string[stop:]
+        return value, rest
+
+
+def _held_back(text: str, marker: str) -> int:
+    """How much of the end of a text may yet be the white space before a marker, or a part of it."""
+    most = next((n for n in range(min(len(text), len(marker) - 1), 0, -1) if text.endswith(marker[:n])), 0)
+    head = text[: len(text) - most]
+    return most + len(head) - len(head.rstrip()) if marker else 0
+
+
+def _loose(literal: str) -> str:
+    return r"\s*".join(re.escape(word) for word in literal.split())
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())
+
+
+def _length(text: str, bare: str) -> int:
+    """How long the beginning of a text is that has these characters, white space aside."""
+    left = len(bare)
+    for at, letter in enumerate(text):
+        if not left:
+            return at
+        left -= not letter.isspace()
+    return len(text)

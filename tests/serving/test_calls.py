@@ -1,0 +1,217 @@
+"""Calls of tools: how a template writes them, read back from answers, and models held to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from luthier.core.errors import LuthierError
+from luthier.engine.engine import Engine
+from luthier.engine.grammar import Grammar
+from luthier.engine.request import Request
+from luthier.serving.http.callreader import CallReader
+from luthier.serving.http.calls import call_format
+from luthier.serving.http.schema import ChatBody
+from luthier.serving.http.wants import grammar_of
+from serving.test_engine import served
+from serving.test_http import HELLO, chat, error, events
+from support.architectures import ARCHITECTURES
+from support.call_templates import SAYS, calling
+
+A, B = ("f", '{"a": 1}'), ("g", '{"b": ["}", "\\""]}')
+WHOLE = {"hermes": ("One.", [A, B]), "llama": ("", [A]), "mistral": ("", [A, B]), "deepseek": ("", [A, B])}
+PARAMETERS = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+
+
+def tool(name: str, **more) -> dict:
+    return {"type": "function", "function": {"name": name, "parameters": PARAMETERS, **more}}
+
+
+def read(template: str, text: str, size: int, **more) -> tuple[str, list[tuple[str, str]]]:
+    """What is text and what is called in an answer that comes in pieces of a size."""
+    written = call_format(calling(template))
+    assert written is not None
+    reader = CallReader(written, ["f", "g"], **more)
+    pieces = [piece for i in range(0, len(text), size) for piece in reader.add(text[i : i + size])] + reader.rest()
+    streamed: dict[int, list[str]] = {}
+    for piece in pieces:
+        if piece.call is not None:
+            streamed.setdefault(piece.call, []).append(piece.name or piece.arguments)
+    assert [(name, "".join(rest)) for name, *rest in streamed.values()] == [(c.name, c.arguments) for c in reader.calls]
+    assert len({call.id for call in reader.calls}) == len(reader.calls)
+    return "".join(piece.text for piece in pieces), [(call.name, call.arguments) for call in reader.calls]
+
+
+# --- reading ---
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+@pytest.mark.parametrize("template", list(SAYS))
+def test_calls_are_read_as_the_template_writes_them(template, size):
+    assert read(template, SAYS[template], size) == WHOLE[template]
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+@pytest.mark.parametrize(
+    ("template", "text", "said", "calls"),
+    [
+        ("hermes", "a < b", "a < b", []),
+        ("hermes", "see <tool", "see <tool", []),
+        ("hermes", '<tool_call>\n{"name": "h", "arguments": {}}\n</tool_call>', None, []),
+        ("hermes", '<tool_call>{"arguments": {"a": 1}, "name": "f"}</tool_call> so', " so", [A]),
+        ("hermes", '<tool_call>\n{"name": "f", "arguments": "{\\"a\\": 1}"}\n</tool_call>', "", [A]),
+        ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": 1', "", [("f", '{"a": 1')]),
+        ("hermes", "<tool_call>\nnothing", "<tool_call>\nnothing", []),
+        ("llama", '{"x": 1}', '{"x": 1}', []),
+        ("llama", 'I say {"name": "f", "parameters": {}}', 'I say {"name": "f", "parameters": {}}', []),
+        ("llama", '\n{"name": "g", "parameters": {}}', "", [("g", "{}")]),
+        ("mistral", "Hello [there]", "Hello [there]", []),
+    ],
+)
+def test_what_is_no_whole_call(template, text, said, calls, size):
+    assert read(template, text, size) == (text if said is None else said, calls)
+
+
+def test_one_call_where_one_is_wanted():
+    assert read("hermes", SAYS["hermes"], 3, one=True) == ("One.", [A])
+
+
+def test_forms_that_are_not_known():
+    assert call_format(calling("odd")) is None
+
+
+# --- over HTTP ---
+
+
+def test_a_chat_that_calls(client, engine):
+    engine.tokenizer, engine.max_length = calling("hermes"), 2000
+    engine.say = lambda request: SAYS["hermes"]
+    told = chat(client(), tools=[tool("f"), tool("g")], max_tokens=None).json()["choices"][0]
+    assert told["finish_reason"] == "tool_calls" and told["message"]["content"] == "One."
+    first, second = told["message"]["tool_calls"]
+    assert first["type"] == "function" and len(first["id"]) == 9
+    assert [(c["function"]["name"], c["function"]["arguments"]) for c in (first, second)] == [A, B]
+    answers = [{"role": "tool", "tool_call_id": call["id"], "content": "2"} for call in (first, second)]
+    again = [*HELLO, told["message"], *answers]
+    assert chat(client(), tools=[tool("f"), tool("g")], messages=again).status_code == 200
+    assert "<tool_call>" in engine.tokenizer.decode(engine.requests[-1].prompt)
+
+
+def test_a_stream_that_calls(client, engine):
+    engine.tokenizer = calling("hermes")
+    engine.say = lambda request: SAYS["hermes"]
+    found = events(chat(client(), tools=[tool("f"), tool("g")], max_tokens=None, stream=True))[:-1]
+    deltas = [each["choices"][0]["delta"] for each in found]
+    calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    assert [(c["index"], c["function"]["name"]) for c in calls if "id" in c] == [(0, "f"), (1, "g")]
+    for index, (_, arguments) in enumerate((A, B)):
+        parts = [c["function"]["arguments"] for c in calls if c["index"] == index]
+        assert "".join(parts) == arguments and len(parts) > 5
+    assert "".join(delta.get("content") or "" for delta in deltas) == "One."
+    assert found[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_calls_of_tools_that_are_not_shown_are_text(client, engine):
+    engine.tokenizer = calling("hermes")
+    engine.say = lambda request: SAYS["hermes"]
+    told = chat(client(), tools=[tool("f")], tool_choice="none", max_tokens=None).json()["choices"][0]
+    assert told["message"]["content"] == SAYS["hermes"] and told["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    "more", [{"tool_choice": "required"}, {"response_format": {"type": "json_object"}}, {"strict": True}]
+)
+def test_what_needs_a_known_form(client, engine, more):
+    engine.tokenizer = calling("odd")
+    strict = more.pop("strict", False)
+    told = error(chat(client(), tools=[tool("f", description="It.", strict=strict)], **more), 400)
+    assert (
+        told["param"] in ("tool_choice", "response_format", "tools")
+        and "in no form that can be read" in told["message"]
+    )
+    assert not engine.requests
+
+
+def test_a_name_that_is_not_there(client, engine):
+    engine.tokenizer = calling("hermes")
+    choice = {"type": "function", "function": {"name": "ff"}}
+    told = error(chat(client(), tools=[tool("f"), tool("g")], tool_choice=choice), 400)
+    assert told["param"] == "tool_choice" and "did you mean 'f'" in told["message"]
+
+
+# --- models held to calls ---
+
+
+def model_of(tokenizer) -> Engine:
+    architecture = ARCHITECTURES["llama"]
+    settings = architecture.settings | {"vocab_size": len(tokenizer)}
+    model = dataclasses.replace(architecture, settings=settings).build()
+    model.generation_config.eos_token_id = 1
+    return Engine(model, tokenizer, rows=16)
+
+
+@pytest.mark.parametrize("template", list(SAYS))
+def test_an_untrained_model_calls_when_it_has_to(template):
+    tokenizer = calling(template)
+    engine, written = model_of(tokenizer), call_format(tokenizer)
+    assert written is not None
+    named = {"type": "function", "function": {"name": "g"}}
+    for choice, names in (("required", {"f", "g"}), (named, {"g"})):
+        body = ChatBody(model="m", messages=HELLO, tools=[tool("f"), tool("g")], tool_choice=choice)
+        grammar = grammar_of(body, written, tokenizer)
+        assert isinstance(grammar, Grammar)
+        compiled = engine.compiled(grammar)
+        requests = [
+            Request((5, 6), max_tokens=200, seed=seed, grammar=compiled, shown=written.tokens(tokenizer))
+            for seed in range(4)
+        ]
+        for answer in served(engine, requests):
+            reader = CallReader(written, ["f", "g"])
+            pieces = reader.add(answer.text) + reader.rest()
+            whole = reader.calls if answer.finish == "stop" else reader.calls[:-1]  # it may go on calling
+            calls = [(call.name, json.loads(call.arguments)) for call in whole]
+            assert calls and {name for name, _ in calls} <= names, answer.text
+            assert not any(piece.text for piece in pieces)
+            assert all(arguments in ({"a": 1}, {"a": 2}) for _, arguments in calls)
+
+
+def test_strict_tools_hold_calls_alone():
+    tokenizer = calling("hermes")
+    engine, written = model_of(tokenizer), call_format(tokenizer)
+    body = ChatBody(model="m", messages=HELLO, tools=[tool("f", strict=True)])
+    grammar = grammar_of(body, written, tokenizer)
+    assert grammar is not None and written is not None
+    for text, good in (
+        ("Hi there.", True), ('Hi <tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', True),
+        ('<tool_call>\n{"name": "f", "arguments": {"a": 3}}\n</tool_call>', False), ("<tool_call>\n{g", False),
+    ):  # fmt: skip
+        constraint = engine.compiled(grammar).start()
+        for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
+            constraint.took(token)
+        assert (not constraint.why and constraint.matcher.is_accepting()) is good, (text, constraint.why)
+
+
+def test_a_form_beside_tools_is_either(client, engine):
+    engine.tokenizer = calling("hermes")
+    chat(client(), tools=[tool("f")], response_format={"type": "json_object"})
+    real = model_of(engine.tokenizer)
+    for text, good in (
+        ('{"z": 1}', True),
+        ('<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', True),
+        ("Hi", False),
+    ):
+        constraint = real.compiled(engine.grammars[-1]).start()
+        for token in engine.tokenizer(text, add_special_tokens=False)["input_ids"]:
+            constraint.took(token)
+        assert (not constraint.why and constraint.matcher.is_accepting()) is good
+    told = error(chat(client(), tools=[tool("f")], response_format={"type": "regex", "regex": "a"}), 400)
+    assert told["param"] == "response_format"
+
+
+def test_a_schema_that_cannot_be_followed():
+    tokenizer = calling("hermes")
+    body = ChatBody(model="m", messages=HELLO, tools=[tool("f", parameters={"type": "objekt"})], tool_choice="required")
+    with pytest.raises(LuthierError, match="cannot be used"):
+        model_of(tokenizer).compiled(grammar_of(body, call_format(tokenizer), tokenizer))  # type: ignore[arg-type]
