@@ -14,7 +14,13 @@ from luthier.core.adapters.control import disabled
 from luthier.core.contracts.objective import REFERENCE
 from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import eval_mode
-from luthier.methods.objectives._cross_entropy import answers_in_chunks, divisible, entropies, tokens_in_chunks
+from luthier.methods.objectives._cross_entropy import (
+    answers_in_chunks,
+    divisible,
+    entropies,
+    targets_in_chunks,
+    tokens_in_chunks,
+)
 
 
 def log_probs(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -51,6 +57,23 @@ def token_log_probs(
     with torch.no_grad():
         spread = entropies(logits) * wanted.ne(-100) if entropy else torch.zeros_like(losses)
     return -losses, spread
+
+
+def target_log_probs(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Returns log p of `batch["targets"]` [rows, T], each behind the token at its place, 0 where it is -100.
+
+    Chunks as in `log_probs`.
+    """
+    inner, targets = unwrapped(model), batch["targets"]
+    given = {key: value for key, value in batch.items() if key != "targets"}
+    if isinstance(inner, PreTrainedModel) and divisible(inner):
+        found = targets_in_chunks(model, inner, given, targets)
+        if found is not None:
+            return found
+    logits = model(**given).logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return -losses.view(targets.shape)
 
 
 def reference_token_log_probs(model: nn.Module, batch: Mapping[str, Any], temperature: float = 1.0) -> Tensor:

@@ -70,6 +70,12 @@ def tokens_in_chunks(
     return _by_chunks(model, inner, batch, partial(_tokens, temperature, entropy))
 
 
+def targets_in_chunks(model: nn.Module, inner: PreTrainedModel, batch: Mapping[str, Any], targets: Tensor):
+    """log p of `targets` [rows, T], each behind the token at its place, 0 where it is -100; None as
+    `answers_in_chunks`."""
+    return _by_chunks(model, inner, {**batch, "labels": batch["input_ids"], "shift_labels": targets}, _targets)
+
+
 def _by_chunks(
     model: nn.Module, inner: PreTrainedModel, batch: Mapping[str, Any], made_of: Callable[..., Tensor]
 ) -> Tensor | None:
@@ -247,6 +253,12 @@ def _tokens(temperature: float, entropy: bool, end: _End) -> Tensor:
     both = torch.stack([-losses, torch.cat([losses.new_zeros(0), *found])])
     places = end.places.expand(2, -1)
     return both.new_zeros(2, end.shape.numel()).scatter(1, places, both).view(2, *end.shape)[..., :-1]
+
+
+def _targets(end: _End) -> Tensor:
+    """log p of each target, [rows, T], 0 where there is none."""
+    losses = each(end.logits_of, end.hidden, end.targets, end.size)
+    return -losses.new_zeros(end.shape.numel()).index_copy(0, end.places, losses).view(end.shape)
 
 
 def entropies(logits: Tensor) -> Tensor:
