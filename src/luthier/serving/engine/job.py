@@ -38,8 +38,9 @@ class Job:
     def __init__(self, request: Request, deliver: Deliver, vocabulary: Vocabulary, most: int) -> None:
         self.request, self._deliver, self._vocabulary = request, deliver, vocabulary
         self._most = most
+        self._ends = {*request.stop_tokens, *(vocabulary.stops if request.own_ends else ())}
         self._reader = Reader(vocabulary.tokenizer, request.prompt, request.stop)
-        self.draw = drawing(request.temperature, request.top_p, request.seed, request.logprobs)
+        self.draw = drawing(request.temperature, request.top_p, request.seed, request.logprobs, request.top_k)
         self._untold: list[Token] = []
         self.generated = 0
         self.last = 0
@@ -56,7 +57,7 @@ class Job:
         self.generated += 1
         if self.request.logprobs is not None:
             self._untold.append(self._token(choice))
-        ended = choice.token in self._vocabulary.stops
+        ended = choice.token in self._ends
         text = "" if ended else self._reader.add(choice.token)
         over = ended or self._reader.stopped or self.generated >= self._most
         if over:

@@ -25,10 +25,16 @@ class Request:
     temperature: float = 1.0
     """The sampling temperature; 0 takes the likeliest token."""
     top_p: float = 1.0
+    top_k: int | None = None
+    """Only so many of the likeliest tokens are drawn; None: all."""
     seed: int | None = None
     """The same seed gives the same text, whatever else runs; None draws one."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer and do not appear in it."""
+    stop_tokens: tuple[int, ...] = ()
+    """Tokens that end the answer, beside the model's own."""
+    own_ends: bool = True
+    """Whether the model's own end tokens end it."""
     logprobs: int | None = None
     """How many alternatives to tell for every token; None: no log-probabilities, 0: the chosen token's only."""
 
@@ -105,6 +111,8 @@ def refuse_wrong(request: Request) -> None:
         raise LuthierError(f"temperature is {request.temperature}; expected 0 (greedy) or more.")
     if not 0 < request.top_p <= 1:
         raise LuthierError(f"top_p is {request.top_p}; expected above 0 and at most 1.")
+    if request.top_k is not None and request.top_k < 1:
+        raise LuthierError(f"top_k is {request.top_k}; expected 1 or more.")
     if not all(request.stop):
         raise LuthierError("a stop text is empty; leave it out.")
     if request.logprobs is not None and not 0 <= request.logprobs <= MAX_LOGPROBS:

@@ -20,6 +20,7 @@ class Draw:
     top_p: float
     generator: torch.Generator
     logprobs: int | None = None
+    top_k: int | None = None
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,16 @@ class Choice:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def drawing(temperature: float, top_p: float, seed: int | None, logprobs: int | None) -> Draw:
+def drawing(
+    temperature: float, top_p: float, seed: int | None, logprobs: int | None, top_k: int | None = None
+) -> Draw:
     """Returns a row's draw; without a seed, from one that the system gives."""
     generator = torch.Generator()
     if seed is None:
         generator.seed()
     else:
         generator.manual_seed(seed % (1 << 64))
-    return Draw(temperature, top_p, generator, logprobs)
+    return Draw(temperature, top_p, generator, logprobs, top_k)
 
 
 def choose(logits: Tensor, draws: Sequence[Draw]) -> list[Choice | None]:
@@ -65,6 +68,9 @@ def _drawn(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     column = lambda values: torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]  # noqa: E731
     logits = logits - logits.max(-1, keepdim=True).values  # so that no temperature overflows
     chances = (logits / column([draw.temperature for draw in draws])).softmax(-1)
+    for i, draw in enumerate(draws):
+        if draw.top_k is not None:
+            chances[i] = _likeliest(chances[i], draw.top_k)
     narrow = [i for i, draw in enumerate(draws) if draw.top_p < 1]
     if narrow:
         chances[narrow] = nucleus(chances[narrow], column([draws[i].top_p for i in narrow]))
@@ -73,6 +79,13 @@ def _drawn(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     found = torch.searchsorted(mass, numbers.to(mass.device) * mass[:, -1:], right=True)
     last = (mass < mass[:, -1:]).sum(-1, keepdim=True)  # the last token with a chance
     return torch.minimum(found, last)[:, 0].tolist()
+
+
+def _likeliest(chances: Tensor, count: int) -> Tensor:
+    """The chances of one row [vocabulary] without those beyond the `count` highest."""
+    values, index = chances.topk(min(count, len(chances)))
+    kept = torch.zeros_like(chances).scatter(0, index, values)
+    return kept / kept.sum()
 
 
 def nucleus(chances: Tensor, top_p: Tensor) -> Tensor:

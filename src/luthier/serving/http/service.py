@@ -28,6 +28,7 @@ from luthier.serving.http.stream import Flight
 
 if TYPE_CHECKING:
     from luthier.serving.engine.engine import Engine
+    from luthier.serving.training_api.service import TrainingService
 
 
 LONGEST = 2**17
@@ -62,6 +63,8 @@ class Service:
         self.metrics = Metrics(engine)
         self.created = int(time.time())
         self.draining = False
+        self.training: TrainingService | None = None
+        """What trains on the same engine, where anything does."""
         self._tokenizing = asyncio.Lock()
         self._chats: dict[str, Chat] = {}
         for name, folder in trained.items():
