@@ -14,8 +14,6 @@ from typing import Any
 from luthier.core.errors import LuthierError
 
 VARINT, EIGHT, BYTES = 0, 1, 2
-DEEPEST = 8
-"""Messages within messages; the protocol's have five."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +105,11 @@ MESSAGES: Mapping[str, Mapping[int, Field]] = {
 # --- reading ---
 
 
-def decode(message: str, raw: bytes, depth: int = 0) -> dict[str, Any]:
+def decode(message: str, raw: bytes) -> dict[str, Any]:
     """Returns the fields that a message has, lists and maps also where they are empty.
 
     Raises `LuthierError` for bytes that are no such message.
     """
-    if depth > DEEPEST:
-        raise LuthierError("the body is not the protocol's: its messages are nested too deep.")
     schema = MESSAGES[message]
     found: dict[str, Any] = {f.name: {} if f.key else [] for f in schema.values() if f.key or f.many}
     place = 0
@@ -123,43 +119,43 @@ def decode(message: str, raw: bytes, depth: int = 0) -> dict[str, Any]:
         if field is None:
             raise LuthierError(f"{message} has a field {tag >> 3}, which this server does not know.")
         value, place = _value(raw, place, tag & 7, message)
-        _put(found, field, tag & 7, value, depth, message)
+        _put(found, field, tag & 7, value, message)
     return found
 
 
-def _put(found: dict[str, Any], field: Field, wire: int, value: Any, depth: int, message: str) -> None:
+def _put(found: dict[str, Any], field: Field, wire: int, value: Any, message: str) -> None:
     if field.key:
-        key, read = _entry(value, field, depth, message)
+        key, read = _entry(value, field, message)
         found[field.name][key] = read
     elif field.many and field.kind == "int" and wire == BYTES:
         found[field.name] += _packed(value)
     else:
-        read = _read(value, field, wire, depth, message)
+        read = _read(value, field, wire, message)
         if field.many:
             found[field.name].append(read)
         else:
             found[field.name] = read
 
 
-def _entry(value: Any, field: Field, depth: int, message: str) -> tuple[str, Any]:
+def _entry(value: Any, field: Field, message: str) -> tuple[str, Any]:
     """One entry of a map; an absent value is the kind's zero."""
     if not isinstance(value, bytes):
         raise _damaged(message)
     key, place = "", 0
-    read: Any = 0.0 if field.kind == "double" else decode(field.kind, b"", depth + 1)
+    read: Any = 0.0 if field.kind == "double" else decode(field.kind, b"")
     while place < len(value):
         tag, place = _varint(value, place)
         part, place = _value(value, place, tag & 7, message)
         if tag >> 3 == 1:
-            key = _read(part, Field("key", "text"), tag & 7, depth, message)
+            key = _read(part, Field("key", "text"), tag & 7, message)
         elif tag >> 3 == 2:
-            read = _read(part, field, tag & 7, depth, message)
+            read = _read(part, field, tag & 7, message)
         else:
             raise _damaged(message)
     return key, read
 
 
-def _read(value: Any, field: Field, wire: int, depth: int, message: str) -> Any:
+def _read(value: Any, field: Field, wire: int, message: str) -> Any:
     wanted = {"int": VARINT, "double": EIGHT}.get(field.kind, BYTES)
     if wire != wanted:
         raise LuthierError(f"{message}.{field.name} is not sent as {field.kind}.")
@@ -172,7 +168,7 @@ def _read(value: Any, field: Field, wire: int, depth: int, message: str) -> Any:
             return value.decode()
         except UnicodeDecodeError:
             raise LuthierError(f"{message}.{field.name} is not text.") from None
-    return value if field.kind == "bytes" else decode(field.kind, value, depth + 1)
+    return value if field.kind == "bytes" else decode(field.kind, value)
 
 
 def _value(raw: bytes, place: int, wire: int, message: str) -> tuple[Any, int]:
