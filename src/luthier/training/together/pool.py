@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.core.adapters.attach import attach, check_name, detach, find_state
+from luthier.core.adapters.attach import attach, detach, find_state
 from luthier.core.adapters.control import prompt, rows
 from luthier.core.contracts.form import Form
 from luthier.core.errors import LuthierError, near
@@ -29,7 +29,7 @@ class Pool:
     """
 
     def __init__(self, model: Any, base: str | None = None) -> None:
-        """`model` is a causal language model of transformers; `base` is what saved adapters say of their base's name."""
+        """`model` is a causal language model of transformers; `base` is what saved adapters call their base."""
         self.model = model
         self.base = base
         self._members: dict[str, Member] = {}
@@ -96,8 +96,8 @@ class Pool:
     ) -> dict[str, float]:
         """Makes one step of AdamW of one adapter alone, and clears its gradients; returns {"grad_norm": …}.
 
-        The norm is that before clipping; `clip` is the largest it may have (None or 0: any). Raises `LuthierError` where
-        it is not finite: the adapter is then as before, its gradients are gone, and other adapters are untouched.
+        The norm is that before clipping; `clip` is the largest it may have (None or 0: any). Raises `LuthierError`
+        where it is not finite: the adapter is then as before, its gradients are gone, and other adapters are untouched.
         """
         return self._member(name).step(lr, betas, eps, weight_decay, clip)
 
