@@ -84,20 +84,47 @@ def joined(parts: Sequence[tuple[Share, Tensor]]) -> Tensor:
 class Stream:
     """A random stream of one adapter, apart from torch's own and from those of others."""
 
-    def __init__(self, state: Tensor) -> None:
-        """`state` is that of torch's generator on the CPU; a GPU's stream starts from its seed."""
-        self.state = state
+    def __init__(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """`state` holds that of torch's generator on the CPU, `cpu`, and on a GPU where the model is on one, `cuda`."""
+        self.state, self.device = state, device
+
+    @classmethod
+    def now(cls, device: torch.device) -> Stream:
+        """Returns a stream that goes on from where torch's generators are."""
+        return cls(_state(device), device)
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """What draws on the CPU's generator while the context lasts goes on in this stream."""
-        outer = torch.get_rng_state()
-        torch.set_rng_state(self.state)
+        """What draws while the context lasts goes on in this stream."""
+        outer = _state(self.device)
+        _set(self.state, self.device)
         try:
             yield
         finally:
-            self.state = torch.get_rng_state()
-            torch.set_rng_state(outer)
+            self.state = _state(self.device)
+            _set(outer, self.device)
+
+
+def _state(device: torch.device) -> dict[str, Tensor]:
+    found = {"cpu": torch.get_rng_state()}
+    return found | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else found
+
+
+def _set(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Torch's generators start from a seed while the context lasts, and are as before behind it."""
+    outer = _state(device)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        _set(outer, device)
 
 
 class ShareFailed(LuthierError):
