@@ -29,6 +29,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from luthier.core.adapters.swap import adapters_of
 from luthier.core.sites.structure import is_sharded
 from luthier.methods.objectives._chunks import each, summed
+from luthier.methods.shared_pass import SharedPass
 
 VOCABULARY = 4096
 """From this many words on chunks are used; with fewer they save next to nothing."""
@@ -44,6 +45,8 @@ def causal_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
     `model` may be wrapped in DistributedDataParallel: its own forward pass, and every hook on it, still runs.
     """
+    if isinstance(model, SharedPass):
+        return -model.token_log_probs(batch)[0].sum() / batch["labels"][:, 1:].ne(-100).sum()
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     if not (isinstance(inner, PreTrainedModel) and isinstance(batch.get("labels"), Tensor) and chunks(inner)):
         return model(**batch).loss
@@ -70,10 +73,17 @@ def tokens_in_chunks(
     return _by_chunks(model, inner, batch, partial(_tokens, temperature, entropy))
 
 
-def targets_in_chunks(model: nn.Module, inner: PreTrainedModel, batch: Mapping[str, Any], targets: Tensor):
-    """log p of `targets` [rows, T], each behind the token at its place, 0 where it is -100; None as
-    `answers_in_chunks`."""
-    return _by_chunks(model, inner, {**batch, "labels": batch["input_ids"], "shift_labels": targets}, _targets)
+def targets_in_chunks(
+    model: nn.Module,
+    inner: PreTrainedModel,
+    batch: Mapping[str, Any],
+    targets: Tensor,
+    temperature: float,
+    entropy: bool,
+) -> Tensor | None:
+    """The same of `targets` [rows, T], each at the place of the token that it follows, [2, rows, T]."""
+    given = {**batch, "labels": batch["input_ids"], "shift_labels": targets}
+    return _by_chunks(model, inner, given, partial(_targets, temperature, entropy))
 
 
 def _by_chunks(
@@ -242,6 +252,11 @@ def _row_sums(end: _End) -> Tensor:
 
 def _tokens(temperature: float, entropy: bool, end: _End) -> Tensor:
     """log p of each label and its distribution's entropy, [2, rows, T - 1]; the entropy has no gradient."""
+    return _targets(temperature, entropy, end)[..., :-1]
+
+
+def _targets(temperature: float, entropy: bool, end: _End) -> Tensor:
+    """The same at every token, [2, rows, T]."""
 
     def logits_of(rows: Tensor) -> Tensor:
         return end.logits_of(rows) / temperature
@@ -252,13 +267,7 @@ def _tokens(temperature: float, entropy: bool, end: _End) -> Tensor:
         found = [entropies(logits_of(rows)) if entropy else losses.new_zeros(len(rows)) for rows in spans]
     both = torch.stack([-losses, torch.cat([losses.new_zeros(0), *found])])
     places = end.places.expand(2, -1)
-    return both.new_zeros(2, end.shape.numel()).scatter(1, places, both).view(2, *end.shape)[..., :-1]
-
-
-def _targets(end: _End) -> Tensor:
-    """log p of each target, [rows, T], 0 where there is none."""
-    losses = each(end.logits_of, end.hidden, end.targets, end.size)
-    return -losses.new_zeros(end.shape.numel()).index_copy(0, end.places, losses).view(end.shape)
+    return both.new_zeros(2, end.shape.numel()).scatter(1, places, both).view(2, *end.shape)
 
 
 def entropies(logits: Tensor) -> Tensor:

@@ -6,6 +6,6 @@ Heavy libraries load inside the functions, so importing this costs nothing.
 from __future__ import annotations
 
 from luthier.training.together.pool import Pool
-from luthier.training.together.work import Outcome, Row, Work
+from luthier.training.together.work import Batched, Outcome, Row, Work
 
-__all__ = ["Outcome", "Pool", "Row", "Work"]
+__all__ = ["Batched", "Outcome", "Pool", "Row", "Work"]

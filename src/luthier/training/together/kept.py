@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from luthier.core.adapters.attach import detach
+from luthier.core.adapters.share import Stream, seeded
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, free_folder, read_json, sha256, write_json
 from luthier.core.guard import guarded
@@ -25,7 +25,7 @@ TRIED = "being-loaded"
 """The name under which an adapter is tried before it takes the place of one that is there."""
 
 
-def save_member(model: nn.Module, own: Member, folder: Path, optimizer: bool, base: str | None) -> Path:
+def save_member(model: Any, own: Member, folder: Path, optimizer: bool, base: str | None) -> Path:
     """Writes the adapter, and with `optimizer` its training state, whole or not at all."""
     free_folder(folder, SPEC, "an adapter")
     with committed(folder) as temporary:
@@ -43,19 +43,18 @@ def _told(folder: Path) -> dict[str, Any]:
     return {"adapter": sha256(folder / WEIGHTS), "state": sha256(folder / TRAINING / TENSORS)}
 
 
-def load_member(model: nn.Module, before: Member | None, name: str, folder: Path, optimizer: bool, seed: int) -> Member:
+def load_member(model: Any, before: Member | None, name: str, folder: Path, optimizer: bool, seed: int) -> Member:
     """Attaches a saved adapter in the place of `before`, once it has proved to fit."""
     held = _state(folder.expanduser()) if optimizer else None
     if before is not None:
         store.load(model, folder, TRIED)
-        trained = set(member(model, TRIED, seed, torch.empty(0)).params)
+        trained = set(member(model, TRIED, seed, Stream.now(model.device)).params)
         detach(model, TRIED)
         _refuse_other(folder, trained, held)
         detach(model, name)
     store.load(model, folder, name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made = member(model, name, seed, torch.get_rng_state())
+    with seeded(model.device, seed):
+        made = member(model, name, seed, Stream.now(model.device))
     if held is not None:
         try:
             _refuse_other(folder, set(made.params), held)
@@ -82,6 +81,7 @@ def _state(folder: Path) -> dict[str, Tensor]:
 
 def _refuse_other(folder: Path, trained: set[str], held: dict[str, Tensor] | None) -> None:
     """Raises for a training state of other tensors than the adapter's."""
-    strange = sorted({key.partition("/")[2] for key in held or {} if "/" in key} - trained)
+    named = [key.partition("/") for key in held or {}]
+    strange = sorted({key for kind, _, key in named if key and kind != "random"} - trained)
     if strange:
         raise LuthierError(f"{folder / TRAINING} holds the state of {strange[0]!r}, which the adapter does not train.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapters.control import tensors
+from luthier.core.adapters.share import Stream
 from luthier.core.errors import LuthierError
 
 
@@ -21,8 +22,8 @@ class Member:
     params: dict[str, nn.Parameter]
     """Its trained tensors by name, without the adapter's own."""
     seed: int
-    random: Tensor
-    """The state of its random stream: of its start, then of its dropout."""
+    stream: Stream
+    """Its random stream: of its start, then of its dropout."""
     adam: torch.optim.AdamW
     steps: int = 0
     """Optimiser steps so far."""
@@ -58,7 +59,8 @@ class Member:
 
     def state(self) -> dict[str, Tensor]:
         """Returns everything beside the adapter's tensors that its training goes on from, by name."""
-        held = {"random": self.random, "steps": torch.tensor(self.steps), "seed": torch.tensor(self.seed)}
+        held = {"steps": torch.tensor(self.steps), "seed": torch.tensor(self.seed)}
+        held |= {f"random/{kind}": t for kind, t in self.stream.state.items()}
         for key, p in self.params.items():
             held |= {f"{kind}/{key}": t for kind, t in self.adam.state.get(p, {}).items()}
             held |= {} if p.grad is None else {f"grad/{key}": p.grad}
@@ -66,10 +68,11 @@ class Member:
 
     def restore(self, held: Mapping[str, Tensor]) -> None:
         """Goes on from what `state` returned."""
-        self.random, self.steps, self.seed = held["random"].clone(), int(held["steps"]), int(held["seed"])
+        self.steps, self.seed = int(held["steps"]), int(held["seed"])
+        self.stream.state |= {k.removeprefix("random/"): t.clone() for k, t in held.items() if k.startswith("random/")}
         for name, tensor in held.items():
             kind, _, key = name.partition("/")
-            if not key:
+            if not key or kind == "random":
                 continue
             p = self.params[key]
             moved = tensor.clone() if kind == "step" else tensor.to(p.device, copy=True)
@@ -79,8 +82,8 @@ class Member:
                 self.adam.state[p][kind] = moved
 
 
-def member(model: nn.Module, name: str, seed: int, random: Tensor) -> Member:
+def member(model: nn.Module, name: str, seed: int, stream: Stream) -> Member:
     """Returns an adapter that is attached to `model`, before its first step."""
     found = {key.partition(".")[0].removeprefix(name) + "." + key.partition(".")[2]: p
              for key, p in tensors(model, name).items() if p.requires_grad}  # fmt: skip
-    return Member(name, found, seed, random, torch.optim.AdamW(found.values(), lr=0.0))
+    return Member(name, found, seed, stream, torch.optim.AdamW(found.values(), lr=0.0))

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from luthier.core.contracts.objective import Batch, Figures, Objective, labels_of
 from luthier.core.errors import LuthierError
 
 LogProbLoss = Callable[[list[Tensor]], Tensor]
@@ -75,6 +76,24 @@ class Work:
             raise LuthierError(f"{where} has a prompt of {row.prompt} tokens; it has {count}.")
 
 
+@dataclass(frozen=True)
+class Batched:
+    """A batch of one adapter in a shared pass, as its objective takes it."""
+
+    name: str
+    batch: Batch
+    """What `Objective.inputs` made of a collated batch: input_ids, attention_mask and labels, padded behind."""
+    objective: Objective
+
+    def loss(self, model: nn.Module) -> tuple[Tensor, Figures]:
+        """Returns L, the mean loss of the parts by their weights in this batch, and figures."""
+        objective = self.objective
+        counts = objective.token_counts(self.batch, labels_of(self.batch, True))
+        weights = objective.part_weights(counts, {}) * counts / counts.clamp(min=1)
+        means, figures = objective.loss_and_figures(model, self.batch)
+        return (means * weights.to(means.dtype)).sum(), figures
+
+
 @dataclass
 class Outcome:
     """What a shared pass gave one piece of work."""
@@ -82,7 +101,9 @@ class Outcome:
     name: str | None
     loss: float = math.nan
     log_probs: list[Tensor] = field(default_factory=list)
-    """log p of each target, [T_i] for each row, 0 where a target is ignored; without gradients."""
+    """log p of each target, [T_i] for each row, 0 where a target is ignored; without gradients. Empty for `Batched`."""
+    figures: Figures = field(default_factory=dict)
+    """What an objective tells beside its loss."""
     error: str | None = None
     """Why this work has no gradient: its rows or its loss are wrong, or it diverged. Other works are as without it."""
     diverged: bool = False
