@@ -96,7 +96,9 @@ def use(url: str) -> None:
         loss_fn_inputs={"target_tokens": [2, 3, 4], "logprobs": [0.0, -0.5, -1.5], "advantages": [0.0, 0.5, -0.5]},
     )
     wide = torch.tensor([[0, 5, 0, 0], [0, 0, 6, 0], [7, 0, 0, 0]])
-    sparse = types.Datum(model_input=text([1, 2, 3]), loss_fn_inputs={"target_tokens": wide, "weights": (wide > 0) * 0.5})
+    sparse = types.Datum(
+        model_input=text([1, 2, 3]), loss_fn_inputs={"target_tokens": wide, "weights": (wide > 0) * 0.5}
+    )
     model.forward_backward([plain, plain], "cross_entropy").result()
     model.forward_backward([policy, policy], "ppo", loss_fn_config={"clip_low_threshold": 0.9}).result()
     model.forward([sparse, sparse], "cross_entropy").result()
@@ -111,7 +113,8 @@ def main() -> None:
     global COMPRESSED
     server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    for COMPRESSED in (False, True):
+    for packed in (False, True):
+        COMPRESSED = packed
         use(f"http://127.0.0.1:{server.server_port}")
     wanted = ("content-type", "content-encoding", "accept", "x-api-key")
     calls = []

@@ -48,7 +48,9 @@ def supervised(client: Any, base: str) -> Any:
     many = model.forward([datum(2, i) for i in range(1030)], "cross_entropy").result()  # two chunks
     assert len(many.loss_fn_outputs) == 1030
     one = model.forward([datum(2, 1029)], "cross_entropy").result()
-    assert np.allclose(many.loss_fn_outputs[-1]["logprobs"].tolist(), one.loss_fn_outputs[0]["logprobs"].tolist(), atol=1e-5)
+    assert np.allclose(
+        many.loss_fn_outputs[-1]["logprobs"].tolist(), one.loss_fn_outputs[0]["logprobs"].tolist(), atol=1e-5
+    )
     DONE.append("supervised, in chunks")
     return model
 
@@ -71,7 +73,9 @@ def policies(model: Any) -> None:
         found = model.forward_backward([one], loss).result()
         assert len(found.loss_fn_outputs[0]["logprobs"].tolist()) == 3, loss
     wide = torch.tensor([[0, 5, 0], [0, 6, 8], [7, 0, 0]])
-    sparse = types.Datum(model_input=TEXT(ids[:-1]), loss_fn_inputs={"target_tokens": wide, "weights": (wide > 0) * 0.5})
+    sparse = types.Datum(
+        model_input=TEXT(ids[:-1]), loss_fn_inputs={"target_tokens": wide, "weights": (wide > 0) * 0.5}
+    )
     found = model.forward_backward([sparse], "cross_entropy").result().loss_fn_outputs[0]["logprobs"]
     assert found.shape == [3, 3]
     model.optim_step(types.AdamParams(learning_rate=1e-3, eps=1e-8, grad_clip_norm=1.0)).result()

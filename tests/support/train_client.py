@@ -1,7 +1,8 @@
-"""A small client of the training API, over plain HTTP: protobuf for passes, JSON for the rest, and no end of retries."""
+"""A small client of the training API: protobuf for passes, JSON for the rest, and no end of retries."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -86,7 +87,7 @@ def read(output: dict[str, Any]) -> tuple[list[np.ndarray], dict[str, float]]:
         field = record["fields"]["logprobs"]
         values, offsets = np.frombuffer(field["data"], "<f4"), np.frombuffer(field["offsets"], "<i8") // 4
         shape = [-1, *field["trailing_shape"]]
-        found += [values[a:b].reshape(shape) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        found += [values[a:b].reshape(shape) for a, b in itertools.pairwise(offsets)]
     return found, output["metrics"]
 
 

@@ -1,8 +1,8 @@
 """A server of the training API that is killed at random moments, and a client that asks again until it is answered.
 
-`python train_kills.py KILLS [SEED]`: one process imports torch and forks; a child is the server, another the client, and
-the first one kills servers and forks new ones on the same port and folder. What the client saves at the end is compared,
-bit for bit, with a run that nobody disturbed. Prints a JSON report.
+`python train_kills.py KILLS [SEED]`: one process imports torch and forks; a child is the server, another the client,
+and the first one kills servers and forks new ones on the same port and folder. What the client saves at the end is
+compared, bit for bit, with a run that nobody disturbed. Prints a JSON report.
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ def run(model: str, folder: Path, kills: int, steps: int, draw: random.Random, s
     assert os.waitstatus_to_exitcode(status) == 0, "the client failed"
     found = {}
     for number in range(3):
-        place = folder / "kept" / "checkpoints" / (folder / str(number)).read_text().replace(":", "-") / "weights" / "final"
+        place = (
+            folder / "kept" / "checkpoints" / (folder / str(number)).read_text().replace(":", "-") / "weights" / "final"
+        )
         found[number] = {
             f"{file.name}/{key}": tensor
             for file in sorted(place.rglob("*.safetensors"))

@@ -13,7 +13,7 @@ from luthier.serving.training_api.losses import LOSSES, loss_named, total
 L = [-0.4, -1.3, -2.5, -0.2]
 Q = [-0.9, -1.0, -2.4, -0.5]
 A = [1.5, -0.7, 2.0, -1.2]
-RATIOS = [math.exp(l - q) for l, q in zip(L, Q, strict=True)]
+RATIOS = [math.exp(p - q) for p, q in zip(L, Q, strict=True)]
 
 
 def clip(r, low, high):
@@ -23,7 +23,7 @@ def clip(r, low, high):
 def by_hand(name: str) -> tuple[float, list[float]]:
     """The loss, and its derivative by each log-probability."""
     if name == "cross_entropy":
-        return -sum(l * a for l, a in zip(L, A, strict=True)), [-a for a in A]
+        return -sum(p * a for p, a in zip(L, A, strict=True)), [-a for a in A]
     if name == "importance_sampling":
         return -sum(r * a for r, a in zip(RATIOS, A, strict=True)), [-r * a for r, a in zip(RATIOS, A, strict=True)]
     if name == "ppo":
@@ -32,12 +32,12 @@ def by_hand(name: str) -> tuple[float, list[float]]:
         return value, [-r * a * f for r, a, f in zip(RATIOS, A, free, strict=True)]
     if name == "cispo":
         slopes = [-clip(r, 0.8, 1.2) * a for r, a in zip(RATIOS, A, strict=True)]
-        return sum(s * l for s, l in zip(slopes, L, strict=True)), slopes
+        return sum(s * p for s, p in zip(slopes, L, strict=True)), slopes
     if name == "dro":
-        gaps = [l - q for l, q in zip(L, Q, strict=True)]
-        return (-sum(l * a - 0.025 * g * g for l, a, g in zip(L, A, gaps, strict=True)),
+        gaps = [p - q for p, q in zip(L, Q, strict=True)]
+        return (-sum(p * a - 0.025 * g * g for p, a, g in zip(L, A, gaps, strict=True)),
                 [-(a - 0.05 * g) for a, g in zip(A, gaps, strict=True)])  # fmt: skip
-    s, mean = math.exp(sum(l - q for l, q in zip(L, Q, strict=True)) / 4), sum(A) / 4
+    s, mean = math.exp(sum(p - q for p, q in zip(L, Q, strict=True)) / 4), sum(A) / 4
     free = s * mean <= clip(s, 1 - 3e-4, 1 + 4e-4) * mean
     return -min(s * mean, clip(s, 1 - 3e-4, 1 + 4e-4) * mean), [-s * mean / 4 * free] * 4
 
@@ -71,7 +71,8 @@ def test_an_answer_without_an_advantage_has_no_gspo_and_still_a_gradient_of_zero
 
 
 @pytest.mark.parametrize(("name", "config", "says"), [
-    ("stable_reinforce", {}, "stability"), ("custom", {}, "client's side"), ("mse", {}, "expected one of cross_entropy"),
+    ("stable_reinforce", {}, "stability"), ("custom", {}, "client's side"),
+    ("mse", {}, "expected one of cross_entropy"),
     ("dro", {"gamma": 1.0}, "has no setting 'gamma'"), ("dro", {"beta": "much"}, "expected a number"),
 ])  # fmt: skip
 def test_what_is_not_run_is_refused_by_name(name, config, says):

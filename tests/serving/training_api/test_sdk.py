@@ -1,7 +1,7 @@
 """The official client against `luthier serve --train`, in an environment of its own: $LUTHIER_TINKER_PYTHON.
 
-    python3 -m venv env && env/bin/pip install tinker==0.38.0 torch==2.13.0
-    LUTHIER_TINKER_PYTHON=env/bin/python pytest tests/serving/training_api/test_sdk.py
+python3 -m venv env && env/bin/pip install tinker==0.38.0 torch==2.13.0
+LUTHIER_TINKER_PYTHON=env/bin/python pytest tests/serving/training_api/test_sdk.py
 """
 
 from __future__ import annotations

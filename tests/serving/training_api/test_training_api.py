@@ -365,8 +365,11 @@ def test_the_calls_of_the_official_client_are_answered_as_they_were_sent(server)
         if call["path"] in ("client/config", "client/dynamic_config") and ids:
             break
         binary = call["headers"].get("content-type") == "application/x-protobuf"
-        body = base64.b64decode(call["body"]) if binary else call["body"].replace('"request_id":"r"',
-                                                                                 f'"request_id":"{promise}"').encode()
+        body = (
+            base64.b64decode(call["body"])
+            if binary
+            else call["body"].replace('"request_id":"r"', f'"request_id":"{promise}"').encode()
+        )
         path = call["path"]
         for old, new in ids.items():
             body = body.replace(old.encode(), new.encode()) if not binary else renamed(body, new)
@@ -375,7 +378,7 @@ def test_the_calls_of_the_official_client_are_answered_as_they_were_sent(server)
         got = own.call(method, path, content=body, headers=call["headers"] | {"x-api-key": own.key})
         assert got.status_code == 200, (path, got.text)
         if path == "create_session":
-            ids = {'S:': f"{got.json()['session_id']}:", '"S"': f'"{got.json()["session_id"]}"'}
+            ids = {"S:": f"{got.json()['session_id']}:", '"S"': f'"{got.json()["session_id"]}"'}
         elif got.headers["content-type"] == "application/json":
             promise = got.json().get("request_id", promise)
             assert "error" not in got.json(), (path, got.text)

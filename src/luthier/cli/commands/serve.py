@@ -81,8 +81,8 @@ class Serve(Fitted):
     train_adapters: int = field(default=16, kw_only=True)
     """With --train, how many models in training, and how many saved ones to sample from, are in memory at a time."""
     tenants: Path | None = field(default=None, kw_only=True)
-    """With --train, a TOML file with a table for each tenant: its key and its quotas. Needs an API key, as /v1 shows all
-    adapters. Default: whoever has the API key is one tenant; without one, everybody who sends a key."""
+    """With --train, a TOML file with a table for each tenant: its key and its quotas. Needs an API key, as /v1 shows
+    all adapters. Default: whoever has the API key is one tenant; without one, everybody who sends a key."""
     dtype: str = field(default="float32", kw_only=True)
     """Dtype of the base: float32, bfloat16, float16 or auto."""
 

@@ -32,9 +32,7 @@ class Choice:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def drawing(
-    temperature: float, top_p: float, seed: int | None, logprobs: int | None, top_k: int | None = None
-) -> Draw:
+def drawing(temperature: float, top_p: float, seed: int | None, logprobs: int | None, top_k: int | None = None) -> Draw:
     """Returns a row's draw; without a seed, from one that the system gives."""
     generator = torch.Generator()
     if seed is None:

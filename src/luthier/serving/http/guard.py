@@ -47,12 +47,12 @@ class Guard:
     """Names under which the server may be called; empty: any."""
     max_body: int = 2**20
     """Longest body in bytes."""
+    patience: float = 30.0
+    """Seconds in which a body has to arrive, and in which a client has to take what is sent to it."""
     own_keys: str | None = None
     """A path below which the routes themselves ask for keys."""
     own_keys_body: int = 2**20
     """Longest body below it."""
-    patience: float = 30.0
-    """Seconds in which a body has to arrive, and in which a client has to take what is sent to it."""
 
     def check(self, scope: Scope) -> None:
         """Raises `Refusal` for a request that is not to be answered."""

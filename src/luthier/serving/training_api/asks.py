@@ -169,7 +169,9 @@ def _from_protobuf(where: str, given: Mapping[str, Any], loss: LossFunction, wor
     tokens: list[int] = []
     for chunk in given["model_input"]:
         if "encoded_text" not in chunk:
-            raise LuthierError(f"{where}: its input holds {'/'.join(chunk) or 'nothing'}; only text is trained on here.")
+            raise LuthierError(
+                f"{where}: its input holds {'/'.join(chunk) or 'nothing'}; only text is trained on here."
+            )
         raw = chunk["encoded_text"].get("tokens", b"")
         if len(raw) % 4:
             raise LuthierError(f"{where}: {len(raw)} bytes are no tokens of four bytes each.")
@@ -213,7 +215,9 @@ def _datum(
     _check_tokens(where, tokens, words, longest)
     known = {TARGETS, *loss.needs, *loss.takes}
     if strange := set(sent) - known:
-        raise LuthierError(f"{where}: the loss does not read {sorted(strange)[0]!r}; expected {', '.join(sorted(known))}.")
+        raise LuthierError(
+            f"{where}: the loss does not read {sorted(strange)[0]!r}; expected {', '.join(sorted(known))}."
+        )
     if lacking := [key for key in (TARGETS, *loss.needs) if key not in sent]:
         raise LuthierError(f"{where}: the loss needs {lacking[0]!r}, which is not there.")
     targets = sent[TARGETS].values
@@ -243,4 +247,3 @@ def _numbers(where: str, key: str, values: np.ndarray, shape: tuple[int, ...]) -
     if not np.isfinite(values).all():
         raise LuthierError(f"{where}: {key} holds NaN or infinity.")
     return torch.from_numpy(np.array(values, np.float32))
-

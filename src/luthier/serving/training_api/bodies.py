@@ -1,4 +1,4 @@
-"""The JSON bodies of the protocol. A field that is none of theirs is refused, and so is one that nothing here acts on."""
+"""The JSON bodies of the protocol. A field that is none of theirs is refused, or that nothing here acts on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints and samplers: what was saved, by path and by name, how long it is kept, and which the engine has loaded."""
+"""Checkpoints and samplers: what was saved, how long it is kept, and which of it the engine has loaded."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Checkpoints:
             told["path"] = path
         if body.sampling_session_seq_id is not None:
             told["sampling_session_id"] = self.open_sampler(
-                model["tenant"], model["session"], body.sampling_session_seq_id, wanted_base(model), path, path
+                model["tenant"], model["session"], body.sampling_session_seq_id, wanted_base(model), path
             )
         return json.dumps(told).encode()
 
@@ -73,12 +73,12 @@ class Checkpoints:
             )  # fmt: skip
         return path
 
-    def open_sampler(self, tenant: str, session: str, number: int, base: str, path: str | None, digest: str) -> str:
+    def open_sampler(self, tenant: str, session: str, number: int, base: str, path: str | None) -> str:
         """Returns the sampling session of a session with that number, new or as it was opened before."""
         made = f"{session}:sample:{number}"
         with self.store.changing():
             if self.store.row("SELECT id FROM samplers WHERE id = ?", made) is None:
-                self.store.put("samplers", id=made, tenant=tenant, session=session, base=base, path=path, digest=digest,
+                self.store.put("samplers", id=made, tenant=tenant, session=session, base=base, path=path,
                                created=time.time(), clients=0)  # fmt: skip
         return made
 
@@ -111,7 +111,9 @@ class Checkpoints:
 
     def serve_newest(self) -> None:
         """Loads the newest samplers with a name, as after a start."""
-        query = "SELECT path FROM checkpoints WHERE kind = 'sampler_weights' AND NOT hidden ORDER BY created DESC LIMIT ?"
+        query = (
+            "SELECT path FROM checkpoints WHERE kind = 'sampler_weights' AND NOT hidden ORDER BY created DESC LIMIT ?"
+        )
         for row in reversed(self.store.rows(query, self._most)):
             self.serve(row["path"])
 

@@ -33,33 +33,33 @@ class LossFunction:
     """Inputs that may come, and stand for settings token by token."""
 
 
-def cross_entropy(l: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
+def cross_entropy(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
     """L = - Σ_t w_t l_t, with weights of any sign"""
-    return -(l * given["weights"]).sum()
+    return -(logs * given["weights"]).sum()
 
 
-def importance_sampling(l: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
+def importance_sampling(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
     """L = - Σ_t r_t A_t"""
-    return -(_ratio(l, given) * given["advantages"]).sum()
+    return -(_ratio(logs, given) * given["advantages"]).sum()
 
 
-def ppo(l: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
+def ppo(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
     """L = - Σ_t min(r_t A_t, clip(r_t, low, high) A_t)"""
-    ratio, gain = _ratio(l, given), given["advantages"]
+    ratio, gain = _ratio(logs, given), given["advantages"]
     return -torch.minimum(ratio * gain, _clipped(ratio, given, settings) * gain).sum()
 
 
-def cispo(l: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
+def cispo(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
     """L = - Σ_t stop-gradient(clip(r_t, low, high)) A_t l_t"""
-    return -(_clipped(_ratio(l, given), given, settings).detach() * given["advantages"] * l).sum()
+    return -(_clipped(_ratio(logs, given), given, settings).detach() * given["advantages"] * logs).sum()
 
 
-def dro(l: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
+def dro(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
     """L = - Σ_t (l_t A_t - β/2 (l_t - q_t)²)"""
-    return -(l * given["advantages"] - 0.5 * settings["beta"] * (l - given["logprobs"]) ** 2).sum()
+    return -(logs * given["advantages"] - 0.5 * settings["beta"] * (logs - given["logprobs"]) ** 2).sum()
 
 
-def gspo(l: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
+def gspo(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
     """L = - min(s A, clip(s, low, high) A), s = exp(mean_t (l_t - q_t)) over the answer: tokens with an advantage
 
     A is their mean advantage. After Zheng et al. 2025, arXiv 2507.18071 (equation 5, one term a sequence): the
@@ -67,14 +67,14 @@ def gspo(l: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
     """
     answer = given["advantages"].ne(0)
     if not bool(answer.any()):
-        return (l * 0).sum()
-    ratio = (l - given["logprobs"])[answer].mean().exp()
+        return (logs * 0).sum()
+    ratio = (logs - given["logprobs"])[answer].mean().exp()
     gain = given["advantages"][answer].mean()
     return -torch.minimum(ratio * gain, ratio.clamp(settings[LOW], settings[HIGH]) * gain)
 
 
-def _ratio(l: Tensor, given: Inputs) -> Tensor:
-    return (l - given["logprobs"]).exp()
+def _ratio(logs: Tensor, given: Inputs) -> Tensor:
+    return (logs - given["logprobs"]).exp()
 
 
 def _clipped(ratio: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
@@ -120,7 +120,7 @@ def total(loss: LossFunction, settings: Mapping[str, float], data: Sequence[Inpu
     """Returns the loss of a batch as a function of the log-probabilities of its data, [T] or [T, K] each."""
 
     def value(log_probs: Sequence[Tensor]) -> Tensor:
-        parts = [loss.value(l, given, settings) for l, given in zip(log_probs, data, strict=True)]
+        parts = [loss.value(logs, given, settings) for logs, given in zip(log_probs, data, strict=True)]
         return torch.stack(parts).sum()
 
     return value

@@ -121,7 +121,8 @@ def start(engine: Engine, sample: Sample, adapter: str | None, flight: Flight) -
     body, wanted = sample.body, sample.body.sampling_params
     stop = wanted.stop
     listed = [stop] if isinstance(stop, str) else list(stop or [])
-    texts, tokens = ([each for each in listed if isinstance(each, kind)] for kind in (str, int))
+    texts = tuple(each for each in listed if isinstance(each, str))
+    tokens = tuple(each for each in listed if isinstance(each, int))
     requests = [
         Request(
             prompt=sample.prompt,
@@ -131,8 +132,8 @@ def start(engine: Engine, sample: Sample, adapter: str | None, flight: Flight) -
             top_p=wanted.top_p,
             top_k=None if wanted.top_k == -1 else wanted.top_k,
             seed=None if wanted.seed is None else (wanted.seed + index) % 2**63,
-            stop=tuple(texts),
-            stop_tokens=tuple(tokens),
+            stop=texts,
+            stop_tokens=tokens,
             own_ends=stop is None,
             logprobs=body.topk_sample_logprobs,
         )

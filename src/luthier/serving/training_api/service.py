@@ -163,8 +163,9 @@ class TrainingService:
         with self.store.changing():
             counted = self.store.row(query, tenant.name, now - QUIET)
             if counted is not None and counted["n"] >= tenant.quota.adapters:
-                raise Refusal(403, f"this tenant trains {counted['n']} models, and may train {tenant.quota.adapters} at a "
-                              "time; finish a session, or unload one.", code="quota")  # fmt: skip
+                most = tenant.quota.adapters
+                raise Refusal(403, f"this tenant trains {counted['n']} models, and may train {most} at a time; end a "
+                              "session, or unload one.", code="quota")  # fmt: skip
             self.store.put("models", id=model, session=session, tenant=tenant.name, spec=spec, state="new", next=0,
                            durable=-1, created=now, used=now, metadata=told(metadata))  # fmt: skip
             made = self.store.accept(tenant.name, model, 0, kind, digest(raw), asks.JSON, raw, 0)
@@ -246,9 +247,7 @@ class TrainingService:
             raise Refusal(400, "create_sampling_session: expected base_model, without a form, or model_path.")
         else:
             names.plain_base(base, self.known)
-        made = self.checkpoints.open_sampler(
-            tenant.name, body.session_id, body.sampling_session_seq_id, base, path, path or base
-        )
+        made = self.checkpoints.open_sampler(tenant.name, body.session_id, body.sampling_session_seq_id, base, path)
         if self.sampler(tenant, made)["path"] != path:
             raise Refusal(400, f"{made} was opened for something else; numbers are used once.", code="repeated")
         return made
@@ -262,7 +261,9 @@ class TrainingService:
             self._refuse_full(tenant)
             checked = sample_of(body, self.trainer.words, self.engine.max_length)
             if body.num_samples > self.engine.places:
-                raise Refusal(400, f"num_samples is {body.num_samples}; this server decodes {self.engine.places} at most.")
+                raise Refusal(
+                    400, f"num_samples is {body.num_samples}; this server decodes {self.engine.places} at most."
+                )
             tokens = len(checked.prompt) + body.num_samples * (body.sampling_params.max_tokens or 1)
             self._refuse_beyond(tenant, tokens)
             if body.sampling_params.seed is None:  # so that a restart draws the same again

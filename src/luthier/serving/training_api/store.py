@@ -32,7 +32,7 @@ CREATE TABLE requests (
     error TEXT, category TEXT, created REAL NOT NULL, finished REAL, UNIQUE (owner, seq));
 CREATE INDEX requests_by_state ON requests (state, kind);
 CREATE TABLE samplers (
-    id TEXT PRIMARY KEY, tenant TEXT NOT NULL, session TEXT NOT NULL, base TEXT NOT NULL, path TEXT, digest TEXT NOT NULL,
+    id TEXT PRIMARY KEY, tenant TEXT NOT NULL, session TEXT NOT NULL, base TEXT NOT NULL, path TEXT,
     created REAL NOT NULL, clients INTEGER NOT NULL);
 CREATE TABLE checkpoints (
     path TEXT PRIMARY KEY, tenant TEXT NOT NULL, run TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,

@@ -71,7 +71,7 @@ def _shape(name: str, given: Any) -> tuple[int, ...]:
 def _numbers(name: str, raw: bytes, kind: int) -> np.ndarray:
     """The numbers that bytes hold; bfloat16 is the upper half of a float32."""
     size = np.dtype(KINDS[kind]).itemsize if kind in KINDS else 2
-    if kind not in KINDS and kind != BFLOAT16 or len(raw) % size:
+    if (kind not in KINDS and kind != BFLOAT16) or len(raw) % size:
         raise LuthierError(f"{name}: {len(raw)} bytes are no numbers of dtype {kind}.")
     if kind == BFLOAT16:
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")

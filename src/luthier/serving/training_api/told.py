@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ def _passed(found: Mapping[str, Any]) -> dict[str, Any]:
         field = record["fields"]["logprobs"]
         offsets = np.frombuffer(field.get("offsets", b""), "<i8") // 4
         values, trailing = np.frombuffer(field.get("data", b""), "<f4"), field["trailing_shape"]
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+        for start, stop in itertools.pairwise(offsets):
             shape = [int(stop - start) // math.prod(trailing), *trailing]
             told = {"data": values[start:stop].tolist(), "dtype": "float32", "shape": shape}
             outputs.append({"logprobs": told})

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -162,9 +162,7 @@ class Trainer:
     def load(self, model: Row, name: str, request: Row) -> bytes:
         """Reads a checkpoint into a model."""
         body = LoadBody.model_validate_json(request["body"])
-        found = self.store.row(
-            "SELECT * FROM checkpoints WHERE path = ? AND tenant = ?", body.path, request["tenant"]
-        )
+        found = self.store.row("SELECT * FROM checkpoints WHERE path = ? AND tenant = ?", body.path, request["tenant"])
         if found is None:
             raise LuthierError(f"there is no checkpoint {body.path!r}.")
         mine, theirs = wanted_of(model), Wanted(**json.loads(found["spec"]))
@@ -187,9 +185,7 @@ class Trainer:
 
     def run(self, together: Sequence[tuple[str, Ask]]) -> list[bytes | LuthierError]:
         """Runs requests of different models, each as if alone; returns the result of each or what is wrong with it."""
-        return [
-            run.error or output(run.log_probs, {"loss:sum": run.loss}) for run in self._run(together)
-        ]
+        return [run.error or output(run.log_probs, {"loss:sum": run.loss}) for run in self._run(together)]
 
     def _run(self, together: Sequence[tuple[str, Ask]]) -> list[_Run]:
         runs = [_Run(name, ask, list(ask.pieces(PASS_TOKENS))) for name, ask in together]
