@@ -401,7 +401,7 @@ def renamed(body: bytes, session: str) -> bytes:
     ({"base_model": "tiny?form=lorra"}, "lora"),
     ({"base_model": "tiny?rank=3"}, "that of lora_config"),
     ({"base_model": "tiny?form=loreft&postions=f1"}, "positions"),
-    ({"base_model": "tiny?form"}, "is no setting"),
+    ({"base_model": "tiny?form"}, "is not a setting"),
     ({"lora_config": {"rank": 10**6}}, "expected 1 to"),
     ({"lora_config": {"rank": 0}}, "expected 1 to"),
     ({"lora_config": {"rank": 2, "train_attn": False, "train_mlp": False, "train_unembed": False}}, "all off"),

@@ -129,13 +129,13 @@ class Checkpoints:
         row = self.store.row("SELECT * FROM checkpoints WHERE path = ?", path)
         if row is None:
             return
-        self._settle(path)
+        self._save_dependants(path)
         self.withdraw(adapter_name(row["run"], row["name"]) if row["kind"] == "sampler_weights" else "")
         with self.store.changing() as db:
             db.execute("DELETE FROM checkpoints WHERE path = ?", (path,))
         discard(self.folder / row["folder"])
 
-    def _settle(self, path: str) -> None:
+    def _save_dependants(self, path: str) -> None:
         """Saves the models that a restart would have to read from a checkpoint."""
         query = (
             "SELECT m.*, r.body FROM requests r JOIN models m ON r.owner = m.id "

@@ -26,7 +26,7 @@ class LossFunction:
     needs: tuple[str, ...]
     """The inputs beside target_tokens."""
     value: Callable[[Tensor, Inputs, Mapping[str, float]], Tensor]
-    """(l, inputs, settings) to the loss of one datum."""
+    """From (l, inputs, settings) to the loss of one datum."""
     settings: Mapping[str, float]
     """Settings with their defaults."""
     takes: tuple[str, ...] = ()
@@ -34,33 +34,33 @@ class LossFunction:
 
 
 def cross_entropy(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
-    """L = - Σ_t w_t l_t, with weights of any sign"""
+    """Returns L = - Σ_t w_t l_t, with weights of any sign."""
     return -(logs * given["weights"]).sum()
 
 
 def importance_sampling(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
-    """L = - Σ_t r_t A_t"""
+    """Returns L = - Σ_t r_t A_t: importance sampling."""
     return -(_ratio(logs, given) * given["advantages"]).sum()
 
 
 def ppo(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
-    """L = - Σ_t min(r_t A_t, clip(r_t, low, high) A_t)"""
+    """Returns L = - Σ_t min(r_t A_t, clip(r_t, low, high) A_t)."""
     ratio, gain = _ratio(logs, given), given["advantages"]
     return -torch.minimum(ratio * gain, _clipped(ratio, given, settings) * gain).sum()
 
 
 def cispo(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
-    """L = - Σ_t stop-gradient(clip(r_t, low, high)) A_t l_t"""
+    """Returns L = - Σ_t stop-gradient(clip(r_t, low, high)) A_t l_t."""
     return -(_clipped(_ratio(logs, given), given, settings).detach() * given["advantages"] * logs).sum()
 
 
 def dro(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
-    """L = - Σ_t (l_t A_t - β/2 (l_t - q_t)²)"""
+    """Returns L = - Σ_t (l_t A_t - β/2 (l_t - q_t)²), with β from the settings."""
     return -(logs * given["advantages"] - 0.5 * settings["beta"] * (logs - given["logprobs"]) ** 2).sum()
 
 
 def gspo(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
-    """L = - min(s A, clip(s, low, high) A), s = exp(mean_t (l_t - q_t)) over the answer: tokens with an advantage
+    """Returns L = - min(s A, clip(s, low, high) A), s = exp(mean_t (l_t - q_t)) over tokens with an advantage.
 
     A is their mean advantage. After Zheng et al. 2025, arXiv 2507.18071 (equation 5, one term a sequence): the
     protocol's documentation gives no equation.

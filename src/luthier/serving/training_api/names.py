@@ -92,7 +92,9 @@ def _query(name: str) -> dict[str, str]:
     for part in name.partition("?")[2].split("&") if "?" in name else []:
         key, equals, value = part.partition("=")
         if not (key and equals) or key in found:
-            raise LuthierError(f"base_model: {part!r} is no setting; expected base?form=NAME&setting=value, once each.")
+            raise LuthierError(
+                f"base_model: {part!r} is not a setting; expected base?form=NAME&setting=value, once each."
+            )
         found[key] = unquote(value)
     return found
 

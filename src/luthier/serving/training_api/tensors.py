@@ -12,7 +12,7 @@ from luthier.core.errors import LuthierError
 from luthier.serving.training_api.wire import encode, joined
 
 KINDS = {1: "<f4", 2: "<i8", 3: "<i4"}
-"""numpy's dtypes by the protocol's numbers."""
+"""Dtypes of numpy by the protocol's numbers."""
 BFLOAT16 = 4
 FLOAT32 = 1
 NAMES = {"float32": "<f4", "int64": "<i8"}
