@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
@@ -85,6 +85,19 @@ class Engine:
                 self._refuse_adapter(request.adapter)
             self._worker.add(jobs)
         return [Ticket(partial(self._worker.cancel, job)) for job in jobs]
+
+    def between(self, command: Callable[[], None]) -> None:
+        """Runs a command on the engine's thread between two steps, where the model is its own, and waits for it.
+
+        What it switches on the model stands for no row that is decoded. Raises what the command raises.
+        """
+        context = copy_context()
+        self._worker.between(lambda: context.run(command))
+
+    @property
+    def model(self) -> Any:
+        """The model, which only `between` may touch while the engine runs."""
+        return self._model
 
     @property
     def places(self) -> int:

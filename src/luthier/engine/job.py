@@ -48,6 +48,7 @@ class Job:
     def __init__(self, request: Request, deliver: Deliver, vocabulary: Vocabulary, most: int) -> None:
         self.request, self._deliver, self._vocabulary = request, deliver, vocabulary
         self._most = most
+        self._ends = {*request.stop_tokens, *(vocabulary.stops if request.own_ends else ())}
         self._reader = Reader(vocabulary.tokenizer, request.prompt, request.stop, request.shown)
         self._shaper = shaper_of(request)
         self.draw = drawing(
@@ -71,7 +72,7 @@ class Job:
             self._shaper.took(choice.token)
         if self.request.logprobs is not None:
             self._untold.append(self._token(choice))
-        ended = choice.token in self._vocabulary.stops
+        ended = choice.token in self._ends
         text = "" if ended else self._reader.add(choice.token)
         ended = ended or self._complete()
         over = ended or self._reader.stopped or self.generated >= self._most

@@ -32,6 +32,10 @@ class Request:
     """The same seed gives the same text, whatever else runs; None draws one."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer and do not appear in it."""
+    stop_tokens: tuple[int, ...] = ()
+    """Tokens that end the answer, beside the model's own."""
+    own_ends: bool = True
+    """Whether the model's own end tokens end it."""
     logprobs: int | None = None
     """How many alternatives to tell for every token; None: no log-probabilities, 0: the chosen token's only."""
     shaping: Shaping = PLAIN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ from luthier.cli.parse import Fitted, Given
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
+    from luthier.serving.http.guard import Guard
     from luthier.serving.http.service import Service
 
 KEY = "LUTHIER_API_KEY"
-LEAST = {"rows": 1, "waiting": 0, "per_client": 1, "connections": 2, "patience": 0.1, "max_body": 1, "drain": 0}
+LEAST = {"rows": 1, "waiting": 0, "per_client": 1, "connections": 2, "patience": 0.1, "max_body": 1, "drain": 0,
+         "train_adapters": 1}  # fmt: skip
 """Lowest values of flags."""
 
 
@@ -33,6 +36,7 @@ class Serve(Fitted):
         "luthier serve smollm2-135m --adapters-folder runs --port 8080",
         "luthier serve smollm2-135m --adapter sums=runs/sums --log answers.jsonl",
         "LUTHIER_API_KEY=secret luthier serve path/to/model --host 0.0.0.0",
+        "luthier serve smollm2-135m --train --train-folder trained",
     )
 
     model: str
@@ -70,6 +74,15 @@ class Serve(Fitted):
     log: Path | None = field(default=None, kw_only=True)
     """A .jsonl file that prompts and complete answers are appended to, as `luthier monitor` reads them: what your users
     write lands on this disk, readable by you alone. Default: nothing is kept."""
+    train: bool = field(default=False, kw_only=True)
+    """Answer the training API of the Tinker client at /api/v1 as well: what it trains are adapters of this model."""
+    train_folder: Path = field(default=Path("trained"), kw_only=True)
+    """With --train, where sessions, checkpoints and what was asked are kept, over restarts."""
+    train_adapters: int = field(default=16, kw_only=True)
+    """With --train, how many models in training, and how many saved ones to sample from, are in memory at a time."""
+    tenants: Path | None = field(default=None, kw_only=True)
+    """With --train, a TOML file with a table for each tenant: its key and its quotas. Needs an API key, as /v1 shows
+    all adapters. Default: whoever has the API key is one tenant; without one, everybody who sends a key."""
     dtype: str = field(default="float32", kw_only=True)
     """Dtype of the base: float32, bfloat16, float16 or auto."""
 
@@ -82,6 +95,7 @@ class Serve(Fitted):
         if self.adapters_folder is not None and not self.adapters_folder.expanduser().is_dir():
             raise LuthierError(f"--adapters-folder: there is no folder {self.adapters_folder}.")
         key = self.key()
+        self.refuse_unused(key)
         need_extra()
         if self.log is not None:
             from luthier.serving.http.log import refuse_unwritable
@@ -109,8 +123,12 @@ class Serve(Fitted):
 
             def ready() -> None:
                 say(f"{models}: chat at {where}, API at {where}/v1. Ctrl-C ends it.")
+                if self.train:
+                    say(f"training API at {where} (TINKER_BASE_URL), kept in {self.train_folder}.")
 
             guard = Guard(key, hosts, self.max_body, self.patience)
+            if self.train:
+                guard = run_in_thread(lambda: self.training(service, key, guard))
             serve(service, guard, bound, self.drain, ready, self.connections)
 
     def service(self, name: str, adapters: Mapping[str, Path]) -> Service:
@@ -131,6 +149,40 @@ class Serve(Fitted):
         )
         share = self.per_client or max(1, engine.places // 2)
         return Service(engine, loaded.processor, name, self.adapters_folder, adapters, share, self.log)
+
+    def refuse_unused(self, key: str | None) -> None:
+        """Raises for flags of the training API without it, and for tenants beside an open /v1."""
+        if not self.train:
+            unused = [flag for flag, given in (("--tenants", self.tenants is not None),
+                                               ("--train-folder", self.train_folder != Path("trained")),
+                                               ("--train-adapters", self.train_adapters != 16)) if given]  # fmt: skip
+            if unused:
+                raise LuthierError(f"{unused[0]} says something of the training API; give --train as well.")
+        elif self.tenants is not None and key is None:
+            raise LuthierError("--tenants: /v1 shows the adapters of all of them; give --api-key, which is not theirs.")
+
+    def training(self, service: Service, key: str | None, guard: Guard) -> Guard:
+        """Puts the training API beside OpenAI's; returns a guard that lets its keys through."""
+        from luthier.serving.training_api.routes import PREFIX
+        from luthier.serving.training_api.service import LARGEST_BODY, TrainingService
+        from luthier.serving.training_api.tenants import OWN, Tenants, read_tenants
+
+        listed = {} if self.tenants is None else read_tenants(self.tenants)
+        for whose, each in [("the API key", key if not listed else None), *((n, k) for n, (k, _) in listed.items())]:
+            if each is not None and not each.startswith(OWN):
+                tell("warning", f"{whose}: the official client sends only keys that begin with {OWN!r}; this does not.")
+        service.training = TrainingService(
+            service.engine,
+            service.base,
+            self.train_folder,
+            Tenants(key, listed),
+            also=[self.model],
+            tokenizer=self.model,
+            adapters=self.train_adapters,
+            samplers=self.train_adapters,
+            together=not self.deterministic,
+        )
+        return dataclasses.replace(guard, own_keys=PREFIX, own_keys_body=max(self.max_body, LARGEST_BODY))
 
     def key(self) -> str | None:
         """Returns the API key, from the flag or the environment."""

@@ -40,6 +40,25 @@ class Call:
     packing: Packing | None = None
     """How blocks have the tokens of all rows in one stream, where they do."""
     _found: dict[Positions, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
+    _parts: dict[str, Call] = field(default_factory=dict)
+
+    def of_rows(self, rows: Tensor, count: int, name: str) -> Call:
+        """Returns the call of some of `count` rows, those of the adapter `name`; beams repeat each row."""
+        if name not in self._parts:
+            beams = self.batch // max(1, count)
+            own = (rows[:, None] * beams + torch.arange(beams, device=rows.device)).flatten()
+            end, tasks = self.prompt.end, self.tasks
+            if isinstance(end, Tensor) and end.dim() and len(end) > 1:
+                end = end[(rows if len(end) == count else own).to(end.device)]
+            if isinstance(tasks, Tensor) and len(tasks) == count:
+                tasks = tasks[rows.to(tasks.device)]
+            elif isinstance(tasks, list | tuple) and len(tasks) == count:
+                tasks = [tasks[row] for row in rows.tolist()]
+            mask = None if self.mask is None else self.mask[own.to(self.mask.device)]
+            packing = None if self.packing is None else self.packing.of_rows(rows.tolist())
+            prompt = Prompt(end)
+            self._parts[name] = Call(len(own), self.length, self.past, mask, prompt, self.device, tasks, packing)
+        return self._parts[name]
 
     def locate(self, positions: Positions) -> tuple[Tensor, Tensor] | None:
         """Returns (index, keep), both [B, P]: columns of this pass to edit, and which of them are real edits.

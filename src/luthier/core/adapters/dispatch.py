@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 def ready(adapters: AdapterContainer, x: Tensor) -> Run | None:
     """Returns the cached decode plan of this layer, if it is still valid for x."""
     plan: DecodePlan | None = adapters.decode_plan
-    if plan is None or torch.compiler.is_compiling() or not on():
+    if plan is None or torch.compiler.is_compiling() or not on() or adapters.current.only is not None:
         return None
     packed = plan.rows is not None and packing_now() is not None
     if torch.is_grad_enabled() or packed or plan.rows is not adapters.current.rows or not plan.guard.holds():
@@ -63,7 +63,8 @@ def ready(adapters: AdapterContainer, x: Tensor) -> Run | None:
 
 def fast_linear(module: nn.Module, adapters: AdapterContainer, x: Tensor) -> Tensor | None:
     """Computes an adapted layer by a kernel; None where the reference implementation has to run."""
-    tuners = adapters.fast
+    current = adapters.current
+    tuners = current.acting(adapters.fast)
     if torch.compiler.is_compiling():
         return None
     if torch.is_grad_enabled():
@@ -75,25 +76,29 @@ def fast_linear(module: nn.Module, adapters: AdapterContainer, x: Tensor) -> Ten
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
     if weight is None or not _serves(module, tuners, x, weight, bias):
         return None
-    rows = adapters.current.rows
+    rows = current.rows
     if rows is not None and packing_now() is not None:
         return None
-    if not torch.is_grad_enabled() and (plan := _decode_plan(kernel, module, adapters, x)) is not None:
+    if (
+        not torch.is_grad_enabled()
+        and current.only is None
+        and (plan := _decode_plan(kernel, module, adapters, x)) is not None
+    ):
         return plan.run(x)
     if rows is not None or len(tuners) > 1 or adapters.modified_in_place:
         return None
     tuner = tuners[0]
     if tuner.component.subtract_start and tuner.active() is not tuner.eval_form:  # the start is subtracted in eval mode
         return None
-    return _trained(kernel, adapters, Layer(tuner.active(), _acting(kernel, tuner), weight, bias), x)
+    return _trained(kernel, adapters, tuner, Layer(tuner.active(), _acting(kernel, tuner), weight, bias), x)
 
 
-def _trained(kernel: Kernel, adapters: AdapterContainer, layer: Layer, x: Tensor) -> Tensor:
+def _trained(kernel: Kernel, adapters: AdapterContainer, tuner: TunerLayer, layer: Layer, x: Tensor) -> Tensor:
     """Computes a layer's output, and with it those of the layers that read the same x next."""
     current = adapters.current
     if current.prefetched is not None and (y := current.prefetched.take(adapters, x)) is not None:
         return y
-    others = _siblings(kernel, adapters, x) if adapters.siblings and "linears" in vars(kernel) else {}
+    others = _siblings(kernel, adapters, tuner, x) if adapters.siblings and "linears" in vars(kernel) else {}
     if not others:
         return kernel.linear(layer, x)
     y, *ys = kernel.linears([layer, *others.values()], x)
@@ -101,12 +106,12 @@ def _trained(kernel: Kernel, adapters: AdapterContainer, layer: Layer, x: Tensor
     return y
 
 
-def _siblings(kernel: Kernel, adapters: AdapterContainer, x: Tensor) -> dict[AdapterContainer, Layer]:
+def _siblings(kernel: Kernel, adapters: AdapterContainer, own: TunerLayer, x: Tensor) -> dict[AdapterContainer, Layer]:
     """Finds the layers that read x next, as far as the same adapter is alone on them and they can be computed now.
 
     What is gathered or fetched only when a layer is called (offloading, sharding) has another device or shape before.
     """
-    component, found = adapters.fast[0].component, {}
+    component, found = own.component, {}
     for module in adapters.siblings:
         container: AdapterContainer | None = module._modules.get("adapters")  # type: ignore[assignment]
         weight, bias = module._parameters.get("weight"), module._parameters.get("bias")

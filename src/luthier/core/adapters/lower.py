@@ -68,7 +68,7 @@ def _probe(
     def through(x: Tensor, b: Tensor) -> Tensor:
         entering = x
         for tuner in (s for s in on_layer if s.form.edit_kind == "pre"):
-            entering = tuner.pre(_NOBODY, entering)
+            entering = tuner.pre(entering)
         y = entering @ weight.mT + b
         for tuner in (s for s in on_layer if s.form.edit_kind == "post"):
             y = tuner.post(_NOBODY, x, y)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from luthier.core.adapters.call import Call, Prompt, entries
+from luthier.core.adapters.share import Share, ShareFailed, Stream, laid_out
 from luthier.core.adapters.siblings import PrefetchedOutputs, SharedInput
 from luthier.core.contracts.router import Route, Told
 from luthier.core.errors import LuthierError
 from luthier.core.sites.packing import packing_now, row_now
 from luthier.core.threads import Thread
 
+
+class Named(Protocol):
+    """What belongs to an adapter."""
+
+    name: str
+
+
+N = TypeVar("N", bound=Named)
 Edit = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 """A function in place of a linear layer: `(x, layer) -> y`."""
 
@@ -40,6 +49,12 @@ class Pass:
     """The states beside each stack of blocks, by the owner's path and the adapter's name."""
     rows: tuple[str | None, ...] | None = None
     """The adapter of each row in a mixed batch."""
+    only: str | None = None
+    """The adapter whose share of a mixed batch is computed just now; others leave it alone."""
+    streams: Mapping[str, Stream] | None = None
+    """The random stream of each adapter, where every one has its own: its dropout is drawn from that."""
+    shares: dict[Any, Share | None] = field(default_factory=dict)
+    """The shares of activations that were laid out, by rows, name and layout."""
     frozen: bool = False
     """Whether the adapters' parameters stay unchanged while these rows are set."""
     row_tasks: dict[str, Tensor] = field(default_factory=dict)
@@ -69,7 +84,7 @@ class Pass:
             "shared_input": None,
             "returned": [],
         }
-        return {**vars(self), **idle, "prefetched": None}
+        return {**vars(self), **idle, "prefetched": None, "only": None, "shares": {}}
 
     def prompt_of(self, owner: str, decoder: str | None) -> Prompt:
         """Returns the prompt of a stack; a decoder's, behind an encoder, is its start token by default."""
@@ -77,17 +92,75 @@ class Pass:
             return self.prompt or self.derived or Prompt()
         return (self.prompt or Prompt(end=1)) if owner == decoder else Prompt()
 
-    def row_mask(self, name: str, like: Tensor) -> Tensor:
-        """Returns True for the rows of `like` that use the adapter `name`, shaped to broadcast over it."""
-        rows, packing = self.rows or (), packing_now()
-        if (alone := row_now()) is not None:
-            rows = rows[alone : alone + 1]
-        own = torch.tensor([row == name for row in rows], device=like.device)
-        if alone is None and packing is not None and packing.tokens in like.shape[: like.dim() - 1]:
-            mask = own.repeat_interleave(torch.tensor(packing.lengths, device=like.device))
-            return mask.view(*[1] * int(packing.holds(like)), -1, *[1] * (like.dim() - 1 - packing.holds(like)))
-        mask = own.repeat_interleave(entries(like, len(rows)))
-        return mask.view(-1, *[1] * (like.dim() - 1))
+    def acting(self, tuners: Sequence[N]) -> Sequence[N]:
+        """Returns those of an adapter's tuner layers that act: while one adapter's share is computed, its own."""
+        return tuners if self.only is None else [tuner for tuner in tuners if tuner.name == self.only]
+
+    @contextmanager
+    def bare(self, only: str = "") -> Iterator[None]:
+        """All rows are those of the adapter `only`, or of none, while the context lasts."""
+        before = self.rows, self.only
+        self.rows, self.only = None, only
+        try:
+            yield
+        finally:
+            self.rows, self.only = before
+
+    def share(self, names: Sequence[str], like: Tensor, others: bool = False) -> Share | None:
+        """Returns where the rows of an adapter are in `like`, [entries, ...] or packed; None where it has none.
+
+        With `others`, the rows of none of the `names`.
+        """
+        rows, packing, alone = self.rows or (), packing_now(), row_now()
+        packs = alone is None and packing is not None and packing.tokens in like.shape[: like.dim() - 1]
+        dim = int(packs and packing is not None and packing.holds(like))
+        layout = packing.lengths if packs and packing is not None else [like.shape[0], alone]
+        key = (rows, *names, others, dim, packs, *layout, like.device)
+        if key not in self.shares:
+            if len(self.shares) > MANY:
+                self.shares.clear()
+            own = [row for row, each in enumerate(rows) if (each in names) is not others]
+            if alone is not None:
+                own, sizes = [0] * (alone in own), [like.shape[0]]
+            else:
+                sizes = layout if packs else [entries(like, len(rows))] * len(rows)
+            name = "" if others else names[0]
+            self.shares[key] = laid_out(name, own, dim, sizes, like.device) if own else None
+        return self.shares[key]
+
+    @contextmanager
+    def within(self, share: Share, owner: str, draws: bool) -> Iterator[None]:
+        """The pass is that of one adapter's rows alone while the context lasts.
+
+        With `draws`, random numbers come from the adapter's own stream where it has one. What fails among adapters
+        with such streams is the adapter's own fault (`ShareFailed`).
+        """
+        rows, name = self.rows, share.name
+        before = (rows, self.only, self.row_tasks, self.tasks, self.calls.get(owner))
+        call = before[-1]
+        told = self.row_tasks.get(name)
+        self.row_tasks = {} if told is None else {name: told[share.rows.to(told.device)]}
+        if call is not None:
+            self.calls[owner] = call.of_rows(share.rows, len(rows or ()), name)
+        self.rows, self.only = None, name
+        try:
+            if draws and self.streams is not None:
+                with self.streams[name].drawing():
+                    yield
+            else:
+                yield
+        except (torch.OutOfMemoryError, ShareFailed):
+            raise
+        except Exception as error:
+            raise error if self.streams is None else ShareFailed(name, error) from error
+        finally:
+            self.rows, self.only, self.row_tasks, self.tasks = before[:-1]
+            if call is not None:
+                self.calls[owner] = call
+
+
+MANY = 4096
+"""Layouts of shares that are kept."""
 
 
 class Own(Thread):

@@ -6,11 +6,17 @@ encoders, gradient checkpointing and mixed batches need no case of their own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from luthier.core.adapters.share import Share, by_name, joined
 from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import adapters_of
+from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.contracts.form import edit_function_of
 from luthier.core.errors import LuthierError
 from luthier.core.sites.attention import Attention, attention_configs, attention_named, register_attention
@@ -24,20 +30,56 @@ def _prefixed(name: str) -> Attention:
 
     def attend(module, query, key, value, attention_mask, *args, **kwargs):
         adapters = adapters_of(module)
-        for tuner in adapters.caches if adapters else ():
-            assert adapters is not None
-            k, v = edit_function_of(tuner.active())(tuner.params(key.dtype))
-            causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
-            attention_mask = _widen(attention_mask, query, key, k.shape[1], causal)
-            if (bias := kwargs.get("position_bias")) is not None:  # T5: relative positions, none to a prefix
-                kwargs["position_bias"] = nn.functional.pad(bias, (k.shape[1], 0))
-            if adapters.current.rows is not None:
-                own = adapters.current.row_mask(tuner.name, query)
-                attention_mask = _only(own, attention_mask, k.shape[1])
-            key, value = _before(k, key), _before(v, value)
-        return attention_named(name, module)(module, query, key, value, attention_mask, *args, **kwargs)
+        inner, tuners = attention_named(name, module), adapters.caches if adapters else ()
+        if not tuners:
+            return inner(module, query, key, value, attention_mask, *args, **kwargs)
+        assert adapters is not None
+        current, given = adapters.current, _Given(query, key, value, attention_mask, kwargs)
+        if current.rows is None:
+            return _behind(current.acting(tuners), given, module, inner, args)
+        outputs: list[tuple[Share, tuple[Tensor, Any]]] = []
+        for each, own in by_name(tuners, lambda tuner: tuner.name).items():
+            if (share := current.share([each], query)) is not None:
+                with current.within(share, own[0].owner, False):
+                    outputs.append((share, _behind(own, given.of(share), module, inner, args)))
+        if (rest := current.share([tuner.name for tuner in tuners], query, others=True)) is not None:
+            outputs.append((rest, _behind([], given.of(rest), module, inner, args)))
+        found = joined([(share, out) for share, (out, _) in outputs])
+        weights = outputs[0][1][1] if len(outputs) == 1 else None  # of different widths they cannot be one tensor
+        return found, weights
 
     return attend
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What an attention is given."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    more: Mapping[str, Any]
+
+    def of(self, share: Share) -> _Given:
+        """Returns the same for the rows of one adapter."""
+        rows = len(self.query)
+        take = lambda t: share.take(t) if isinstance(t, Tensor) and t.dim() > 1 and len(t) == rows else t  # noqa: E731
+        more = {key: take(value) for key, value in self.more.items()}
+        return _Given(take(self.query), take(self.key), take(self.value), take(self.mask), more)
+
+
+def _behind(tuners: Sequence[TunerLayer], given: _Given, module: nn.Module, inner: Attention, args: tuple) -> Any:
+    """The attention behind the prefixes of these tuner layers."""
+    query, key, value, mask, kwargs = given.query, given.key, given.value, given.mask, dict(given.more)
+    for tuner in tuners:
+        k, v = edit_function_of(tuner.active())(tuner.params(key.dtype))
+        causal = kwargs.get("is_causal", getattr(module, "is_causal", True))
+        mask = _widen(mask, query, key, k.shape[1], causal)
+        if (bias := kwargs.get("position_bias")) is not None:  # T5: relative positions, none to a prefix
+            kwargs["position_bias"] = nn.functional.pad(bias, (k.shape[1], 0))
+        key, value = _before(k, key), _before(v, value)
+    return inner(module, query, key, value, mask, *args, **kwargs)
 
 
 def _before(prefix: Tensor, tensor: Tensor) -> Tensor:
@@ -56,14 +98,6 @@ def _widen(mask: Tensor | None, query: Tensor, key: Tensor, n: int, causal: bool
     free = torch.ones if mask.dtype == torch.bool else torch.zeros
     shape = (*mask.shape[:3], n)
     return torch.cat([free(shape, dtype=mask.dtype, device=mask.device), mask], dim=-1)
-
-
-def _only(rows: Tensor, mask: Tensor, n: int) -> Tensor:
-    """Hides the first n columns from rows of other adapters."""
-    hidden = 0 if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    mask = mask.expand(len(rows), *mask.shape[1:])
-    first = mask[..., :n].masked_fill(~rows, hidden)
-    return torch.cat([first, mask[..., n:]], dim=-1)
 
 
 def _route(model: nn.Module, on: bool) -> None:

@@ -5,25 +5,22 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
-from luthier.core.adapters import siblings
-from luthier.core.adapters.call import OneHot, Prompt, read_call
+from luthier.core.adapters.call import Prompt, read_call
 from luthier.core.adapters.container import AdapterContainer
-from luthier.core.adapters.dispatch import fast_linear, ready
-from luthier.core.adapters.lower import acting_on, bias_change, merged_weight, under
+from luthier.core.adapters.dispatch import ready
+from luthier.core.adapters.forward import adapted, adapted_tensor, beside
 from luthier.core.adapters.memory_saving import patched_class
-from luthier.core.adapters.pass_ import Edit, Pass, Passes
+from luthier.core.adapters.pass_ import Pass, Passes
 from luthier.core.adapters.state import State
 from luthier.core.errors import LuthierError
-from luthier.core.sites.structure import is_sharded, namesake, weight_of
+from luthier.core.sites.structure import namesake
 
 TRAINS = "_hf_peft_config_loaded"
 """A mark of transformers' peft integration. Its Trainer refuses a quantised model without it, for it has no other way
@@ -129,34 +126,6 @@ def _blank(plain: type[nn.Module], leans: bool, reads: bool) -> nn.Module:
     return made.__new__(made)
 
 
-def adapted_tensor(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """Returns a parameter with the edits of its forms; a sharded one is read by the sharding itself."""
-    adapters: AdapterContainer = module._modules["adapters"]  # type: ignore[assignment]
-    if adapters.owners and not adapters.current.running.get(adapters.path) and not is_sharded(tensor):
-        return _for_owner(module, adapters, name, tensor)
-    if not adapters.params or is_sharded(tensor):
-        return tensor
-    if adapters.current.reached is not None:
-        adapters.current.reached.update(tuner.origin.key for tuner in acting_on(adapters.params, name))
-    return under(adapters.params, name, tensor)
-
-
-def _for_owner(module: nn.Module, adapters: AdapterContainer, name: str, tensor: Tensor) -> Tensor:
-    """A linear layer's tensor as its owner is to read it: that of the map which the layer and its forms are."""
-    if adapters.current.rows is not None:
-        raise LuthierError(
-            f"{adapters.path} is read by the module that holds it, once for all rows; a mixed batch cannot have "
-            "adapters there. Use one adapter for all rows."
-        )
-    if adapters.current.reached is not None:
-        adapters.current.reached.update(tuner.origin.key for tuner in adapters.tuners())
-    tuners = [*adapters.params, *adapters.owners]
-    if name == "bias":
-        return under(tuners, name, tensor) + bias_change(module, tuners).to(tensor.dtype)
-    new = merged_weight(module, tuners).to(tensor.dtype)
-    return new.mT if isinstance(module, Conv1D) else new
-
-
 def _prompting(generate: Callable) -> Callable:
     @functools.wraps(generate)
     def prompted(self, *args, **kwargs):
@@ -229,12 +198,12 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
             call.tasks = current.tasks
     if not (adapters.live or (adapters.params and current.rows is not None)):
         return base(module, *args, **kwargs)
-    return _adapted(module, adapters, base, names[0], args, kwargs)
+    return adapted(module, adapters, base, names[0], args, kwargs)
 
 
 def _layer(module: nn.Module, adapters: AdapterContainer, base: Callable, names: tuple[str, ...], x: Tensor) -> Tensor:
     """A linear layer with the adapters that it has of its own, while its owner's form runs it."""
-    return _adapted(module, adapters, base, names[0], (x,), {}) if adapters.live else base(module, x)
+    return adapted(module, adapters, base, names[0], (x,), {}) if adapters.live else base(module, x)
 
 
 def _told(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
@@ -269,108 +238,3 @@ def generative(model: nn.Module) -> bool:
     from transformers import PreTrainedModel
 
     return isinstance(model, PreTrainedModel) and model.can_generate()
-
-
-def _adapted(module, adapters: AdapterContainer, base: Callable, first: str, args: tuple, kwargs: dict) -> Any:
-    current = adapters.current
-    x: Any = args[0] if args else kwargs.get(first)  # a model may be called by other names alone
-    if current.reached is not None:
-        current.reached.update(s.site.key for s in adapters.tuners() if s.site.kind != "param")
-        if adapters.fast:
-            current.shared_input = siblings.note(current.shared_input, module, adapters.siblings, x)
-    if current.rows is not None and ".experts." in adapters.path:
-        raise LuthierError(
-            f"{adapters.path} is given the tokens that were routed to it, of any rows; a mixed batch cannot have "
-            "adapters on the experts of a mixture. Use one adapter for all rows."
-        )
-    if (y := fast_linear(module, adapters, x)) is not None:
-        if current.reached is not None:
-            current.returned.append((adapters, y, y._version))
-        return y
-    for tuner in adapters.inputs:
-        x = tuner.post(current, x, x)
-    entering = x
-    for tuner in adapters.pres:
-        entering = tuner.pre(current, entering)
-    args, kwargs = ((entering, *args[1:]), kwargs) if args else ((), {**kwargs, first: entering})
-    y = _run_inside(module, adapters, base, entering, args, kwargs)
-    if not adapters.posts:
-        return y
-    out = y[0] if isinstance(y, tuple) else y
-    for tuner in adapters.posts:
-        out = tuner.post(current, OneHot(x) if tuner.site.kind == "embedding" else x, out)  # type: ignore[arg-type]
-    return (out, *y[1:]) if isinstance(y, tuple) else out
-
-
-def _run_inside(module, adapters: AdapterContainer, base: Callable, x, args: tuple, kwargs: dict) -> Any:
-    """The base pass, or that of a form which runs the module itself; in a mixed batch each row has its own."""
-    current, tuners = adapters.current, adapters.insides
-    if len(tuners) > 1 and current.rows is None:
-        names = ", ".join(tuner.name for tuner in tuners)
-        raise LuthierError(f"{names} would each run {adapters.path} in their own way; enable one of them (use).")
-    y = None if tuners and current.rows is None else _through_weights(module, adapters, base, x, args, kwargs)
-    for tuner in tuners:
-        y = tuner.inside(current, x, y, lambda x, edits: _edited(module, adapters, base, x, edits))
-    return y
-
-
-def beside(adapters: AdapterContainer, owner: str, out: Any) -> Any:
-    """What leaves a block: the state beside it goes on, and is added behind the last block.
-
-    It runs outside the block, so that recomputed activations leave the state alone.
-    """
-    current = adapters.current
-    if not adapters.asides and not (adapters.final and current.aside.get(owner)):
-        return out
-    h = out[0] if isinstance(out, tuple) else out
-    states = current.aside.setdefault(owner, {})
-    for tuner in adapters.asides:
-        states[tuner.name] = tuner.aside(current, h, states.get(tuner.name))
-    if not adapters.final:
-        return out
-    for state in current.aside.pop(owner).values():
-        h = h + state
-    return (h, *out[1:]) if isinstance(out, tuple) else h
-
-
-def _edited(module: nn.Module, adapters: AdapterContainer, base: Callable, x: Tensor, edits: Mapping[str, Edit]) -> Any:
-    """The module's own pass on x, with other functions in place of linear layers that it holds."""
-    current = adapters.current
-    before, current.inside = current.inside, {f"{adapters.path}.{name}": edit for name, edit in edits.items()}
-    try:
-        return base(module, x)
-    finally:
-        current.inside = before
-
-
-def _through_weights(module, adapters: AdapterContainer, base: Callable, x, args: tuple, kwargs: dict) -> Any:
-    """The base pass, or a linear layer's with the weight that its forms make."""
-    if adapters.current.rows is not None and (adapters.weights or adapters.params):
-        return _mixed_weights(module, adapters, base, x, args, kwargs)
-    return _linear(module, adapters.weights, x) if adapters.weights else base(module, *args, **kwargs)
-
-
-def _mixed_weights(module, adapters: AdapterContainer, base: Callable, x, args: tuple, kwargs: dict) -> Tensor:
-    """Each adapter's weight on all rows; every row keeps the result of its own."""
-    every = adapters.params
-    try:
-        adapters.params = []
-        y = base(module, *args, **kwargs)
-        for name in dict.fromkeys(s.name for s in (*adapters.weights, *every)):
-            adapters.params = [s for s in every if s.name == name]
-            own = [s for s in adapters.weights if s.name == name]
-            new = _linear(module, own, x) if own else base(module, *args, **kwargs)
-            y = torch.where(adapters.current.row_mask(name, y), new, y)
-        return y
-    finally:
-        adapters.params = every
-
-
-def _linear(module: nn.Module, tuners: list, x: Tensor) -> Tensor:
-    stored = module._parameters["weight"]
-    assert stored is not None
-    weight = weight_of(module, adapted_tensor(module, "weight", stored))
-    for tuner in tuners:
-        weight = tuner.weight(weight)
-    bias = module._parameters.get("bias")
-    return functional.linear(x, weight.to(x.dtype), None if bias is None else adapted_tensor(module, "bias", bias))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,10 +112,9 @@ class TunerLayer(nn.Module):
         assert then is not None
         return torch.cat([now[0], -then[0]], 1), torch.cat([now[1], then[1]], 0)
 
-    def pre(self, now: Pass, x: Tensor) -> Tensor:
+    def pre(self, x: Tensor) -> Tensor:
         """Returns the edited input of the layer."""
-        edited = self.edit_function()(self.params(x.dtype), x)
-        return edited if now.rows is None else torch.where(now.row_mask(self.name, x), edited, x)
+        return self.edit_function()(self.params(x.dtype), x)
 
     def post(self, now: Pass, x: Tensor, y: Tensor) -> Tensor:
         """Returns the edited output of the layer."""
@@ -135,27 +133,27 @@ class TunerLayer(nn.Module):
         p = self.params(y.dtype)
         if isinstance(self.form, Routed):
             p |= self.told(now, call, y)
-        edited = edit(call, self.positions, self.edit_function(self.note(now, call)), p, x, y)
-        return edited if now.rows is None else torch.where(now.row_mask(self.name, y), edited, y)
+        return edit(call, self.positions, self.edit_function(self.note(now, call)), p, x, y)
 
-    def inside(self, now: Pass, x: Tensor, y: Any, run: Callable[..., Tensor]) -> Tensor:
-        """Returns the output of the module as the form runs it; y is the base's, where rows of it are needed."""
+    def inside(self, now: Pass, x: Tensor, run: Callable[..., Tensor]) -> Tensor:
+        """Returns the output of the module as the form runs it."""
         call = now.calls.get(self.owner)
         if call is not None and (packing := call.packing) is not None and packing.holds(x) and self.by_row:
-            base = packing.unpack(y) if isinstance(y, Tensor) else y
-            return packing.pack(self._inside(now, call, packing.unpack(x), base, run))
-        return self._inside(now, call, x, y, run)
+            return packing.pack(self._inside(now, call, packing.unpack(x), run))
+        return self._inside(now, call, x, run)
 
-    def _inside(self, now: Pass, call: Call | None, x: Tensor, y: Any, run: Callable[..., Tensor]) -> Tensor:
+    def _inside(self, now: Pass, call: Call | None, x: Tensor, run: Callable[..., Tensor]) -> Tensor:
         p = self.params(x.dtype) | self.told(now, call, x)
-        edited = self.edit_function(self.note(now, call))(p, x, run)
-        return edited if now.rows is None else torch.where(now.row_mask(self.name, edited), edited, y)
+        return self.edit_function(self.note(now, call))(p, x, run)
 
-    def aside(self, now: Pass, h: Tensor, a: Tensor | None) -> Tensor:
-        """Returns the state beside the blocks after this one, whose output is h; None is the zeros before the first."""
-        before = torch.zeros_like(h) if a is None else a
-        edited = self.edit_function()(self.params(h.dtype), h, before)
-        return edited if now.rows is None else torch.where(now.row_mask(self.name, h), edited, before)
+    def aside(self, h: Tensor, a: Tensor) -> Tensor:
+        """Returns the state beside the blocks after this one, whose output is h."""
+        return self.edit_function()(self.params(h.dtype), h, a)
+
+    @property
+    def draws(self) -> bool:
+        """Whether its edit draws random numbers in the present mode, as dropout does."""
+        return self.training and self.train_form is not self.eval_form and self.train_form != self.eval_form
 
     def told(self, now: Pass, call: Call | None, y: Tensor) -> dict[str, Tensor]:
         """Returns the tasks of the rows, for a form that routes by task; none in a probing pass."""

@@ -73,6 +73,12 @@ class Packing:
         blank = x.new_zeros(self.rows * self.width, *x.shape[2:])
         return blank.index_copy(0, self.places, x[0]).view(self.rows, self.width, *x.shape[2:])
 
+    def of_rows(self, rows: list[int]) -> Packing:
+        """Returns how the tokens of some of the rows are packed by themselves."""
+        lengths = [self.lengths[row] for row in rows]
+        places = [torch.arange(length) + row * self.width for row, length in enumerate(lengths)]
+        return Packing(self.width, lengths, torch.cat(places).to(self.places.device))
+
     def returned(self, x: Tensor) -> Tensor:
         """Unpacks a block's output, and remembers it for the next block."""
         padded = self.unpack(x)

@@ -29,6 +29,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from luthier.core.adapters.swap import adapters_of
 from luthier.core.sites.structure import is_sharded
 from luthier.methods.objectives._chunks import each, summed
+from luthier.methods.shared_pass import SharedPass
 
 VOCABULARY = 4096
 """From this many words on chunks are used; with fewer they save next to nothing."""
@@ -44,6 +45,8 @@ def causal_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
     `model` may be wrapped in DistributedDataParallel: its own forward pass, and every hook on it, still runs.
     """
+    if isinstance(model, SharedPass):
+        return -model.token_log_probs(batch)[0].sum() / batch["labels"][:, 1:].ne(-100).sum()
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     if not (isinstance(inner, PreTrainedModel) and isinstance(batch.get("labels"), Tensor) and chunks(inner)):
         return model(**batch).loss
@@ -68,6 +71,19 @@ def tokens_in_chunks(
     """log p of each label and the entropy of its distribution (0 unless asked for), [2, rows, T - 1], 0 where there is
     no label; None as `answers_in_chunks`. Logits are divided by the temperature."""
     return _by_chunks(model, inner, batch, partial(_tokens, temperature, entropy))
+
+
+def targets_in_chunks(
+    model: nn.Module,
+    inner: PreTrainedModel,
+    batch: Mapping[str, Any],
+    targets: Tensor,
+    temperature: float,
+    entropy: bool,
+) -> Tensor | None:
+    """The same of `targets` [rows, T], each at the place of the token that it follows, [2, rows, T]."""
+    given = {**batch, "labels": batch["input_ids"], "shift_labels": targets}
+    return _by_chunks(model, inner, given, partial(_targets, temperature, entropy))
 
 
 def _by_chunks(
@@ -236,6 +252,11 @@ def _row_sums(end: _End) -> Tensor:
 
 def _tokens(temperature: float, entropy: bool, end: _End) -> Tensor:
     """log p of each label and its distribution's entropy, [2, rows, T - 1]; the entropy has no gradient."""
+    return _targets(temperature, entropy, end)[..., :-1]
+
+
+def _targets(temperature: float, entropy: bool, end: _End) -> Tensor:
+    """The same at every token, [2, rows, T]."""
 
     def logits_of(rows: Tensor) -> Tensor:
         return end.logits_of(rows) / temperature
@@ -246,7 +267,7 @@ def _tokens(temperature: float, entropy: bool, end: _End) -> Tensor:
         found = [entropies(logits_of(rows)) if entropy else losses.new_zeros(len(rows)) for rows in spans]
     both = torch.stack([-losses, torch.cat([losses.new_zeros(0), *found])])
     places = end.places.expand(2, -1)
-    return both.new_zeros(2, end.shape.numel()).scatter(1, places, both).view(2, *end.shape)[..., :-1]
+    return both.new_zeros(2, end.shape.numel()).scatter(1, places, both).view(2, *end.shape)
 
 
 def entropies(logits: Tensor) -> Tensor:

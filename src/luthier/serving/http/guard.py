@@ -22,7 +22,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 """Counted by name."""
 HEADERS = {
     "content-security-policy": POLICY,
@@ -49,17 +49,28 @@ class Guard:
     """Longest body in bytes."""
     patience: float = 30.0
     """Seconds in which a body has to arrive, and in which a client has to take what is sent to it."""
+    own_keys: str | None = None
+    """A path below which the routes themselves ask for keys."""
+    own_keys_body: int = 2**20
+    """Longest body below it."""
 
     def check(self, scope: Scope) -> None:
         """Raises `Refusal` for a request that is not to be answered."""
         headers = Headers(scope=scope)
         self._host(headers)
         _origin(headers)
-        if scope["path"] not in OPEN_PATHS:
+        if scope["path"] not in OPEN_PATHS and not self._apart(scope):
             self._key(headers)
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self.max_body:
-            raise self.too_large()
+        if length.isdecimal() and int(length) > self.longest(scope):
+            raise self.too_large(self.longest(scope))
+
+    def _apart(self, scope: Scope) -> bool:
+        return self.own_keys is not None and scope["path"].startswith(f"{self.own_keys}/")
+
+    def longest(self, scope: Scope) -> int:
+        """Returns the longest body of a request in bytes."""
+        return self.own_keys_body if self._apart(scope) else self.max_body
 
     def _host(self, headers: Headers) -> None:
         """A page whose name was bound to this address (DNS rebinding) still says its own name here."""
@@ -76,9 +87,9 @@ class Guard:
             message = "this server needs its API key, as the header `Authorization: Bearer KEY`."
             raise Refusal(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
-    def too_large(self) -> Refusal:
+    def too_large(self, longest: int) -> Refusal:
         """Returns what a longer body gets."""
-        return Refusal(413, f"the body is longer than {self.max_body:,} bytes.", code="body_too_large")
+        return Refusal(413, f"the body is longer than {longest:,} bytes.", code="body_too_large")
 
     def too_slow(self) -> Refusal:
         """Returns what a body gets that does not arrive."""
@@ -96,8 +107,8 @@ def name_of(host: str) -> str:
 class Body:
     """The body of one request on its way in: not too long, whatever its headers said, and not too slow."""
 
-    def __init__(self, guard: Guard, receive: Receive) -> None:
-        self.guard, self.receive = guard, receive
+    def __init__(self, guard: Guard, receive: Receive, longest: int) -> None:
+        self.guard, self.receive, self.longest = guard, receive, longest
         self.whole = False
         self._seen, self._end = 0, time.monotonic() + guard.patience
 
@@ -106,8 +117,8 @@ class Body:
         message = await (self.receive() if self.whole else self._in_time())
         self._seen += len(message.get("body", b""))
         self.whole = self.whole or not message.get("more_body", False)
-        if self._seen > self.guard.max_body:
-            raise self.guard.too_large()
+        if self._seen > self.longest:
+            raise self.guard.too_large(self.longest)
         return message
 
     async def _in_time(self) -> Message:
@@ -143,7 +154,7 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        status, body = 500, Body(self.guard, receive)
+        status, body = 500, Body(self.guard, receive, self.guard.longest(scope))
 
         async def marked(message: Message) -> None:
             nonlocal status

@@ -34,6 +34,8 @@ class Server(Listening):
             self.should_exit = self.force_exit = True
             return
         self.service.draining = True
+        if self.service.training is not None:
+            self.service.training.draining = True
         threading.Thread(target=self._drain, daemon=True).start()
 
     def _drain(self) -> None:
@@ -56,8 +58,12 @@ def serve(
     sys.setswitchinterval(TURN)
     service.engine.start()
     try:
+        if service.training is not None:
+            service.training.start()
         server = Server(service, guard, drain, ready, connections)
         asyncio.run(server.serve(sockets=[bound]))
     finally:
+        if service.training is not None:
+            service.training.close()
         service.engine.close()
         sys.setswitchinterval(usual)

@@ -32,6 +32,7 @@ from luthier.serving.http.wants import CallFormats, Wants, echoes, grammar_of, w
 
 if TYPE_CHECKING:
     from luthier.engine.engine import Engine
+    from luthier.serving.training_api.service import TrainingService
 
 
 LONGEST = 2**17
@@ -66,6 +67,8 @@ class Service:
         self.metrics = Metrics(engine)
         self.created = int(time.time())
         self.draining = False
+        self.training: TrainingService | None = None
+        """What trains on the same engine, where anything does."""
         self._tokenizing = asyncio.Lock()
         self._chats: dict[str, Chat] = {}
         self._formats = CallFormats()

@@ -1,0 +1,65 @@
+"""Calls: whose they are, what they bring, and how a result is promised."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from typing import Any, TypeVar
+
+from fastapi import Request as Call
+from fastapi.responses import JSONResponse
+
+from luthier.serving.http.bodies import parsed
+from luthier.serving.http.refusal import Refusal
+from luthier.serving.training_api.bodies import Body
+from luthier.serving.training_api.service import LARGEST_BODY, TrainingService
+from luthier.serving.training_api.tenants import Tenant
+
+B = TypeVar("B", bound=Body)
+
+
+def tenant_of(service: TrainingService, call: Call) -> Tenant:
+    """Returns whose key a call brings; raises 401."""
+    kind, _, bearer = call.headers.get("authorization", "").partition(" ")
+    key = call.headers.get("x-api-key") or (bearer.strip() if kind.lower() == "bearer" else None)
+    found = service.tenants.of(key)
+    if found is None:
+        raise Refusal(401, "this server needs a key, as the header `x-api-key`.", code="invalid_api_key")
+    return found
+
+
+async def raw_of(call: Call) -> bytes:
+    """Returns the body of a call, unpacked."""
+    raw = await call.body()
+    packing = call.headers.get("content-encoding", "identity")
+    if packing == "identity":
+        return raw
+    if packing != "zstd":
+        raise Refusal(415, f"Content-Encoding is {packing!r:.40}; expected zstd, or none.")
+    return await asyncio.to_thread(_unpacked, raw)
+
+
+def _unpacked(raw: bytes) -> bytes:
+    try:
+        zstandard = importlib.import_module("zstandard")
+    except ImportError as error:
+        raise Refusal(415, "bodies packed with zstd need zstandard: pip install 'luthier[train-api]'") from error
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(raw) as reader:
+            found = reader.read(LARGEST_BODY + 1)
+    except zstandard.ZstdError as error:
+        raise Refusal(400, f"the body is not zstd: {error}.") from None
+    if len(found) > LARGEST_BODY:
+        raise Refusal(413, f"the body is longer than {LARGEST_BODY:,} bytes.", code="body_too_large")
+    return found
+
+
+async def asked(call: Call, kind: type[B]) -> tuple[bytes, B]:
+    """Returns a JSON body as it came, and read."""
+    raw = await raw_of(call)
+    return raw, await asyncio.to_thread(parsed, raw, kind)
+
+
+def future(request_id: str, **more: Any) -> JSONResponse:
+    """Returns the promise of a result."""
+    return JSONResponse({"request_id": request_id, **more})

@@ -1,0 +1,126 @@
+"""The losses of the protocol: sums over tokens of functions of their log-probabilities.
+
+With l_t = log p(y_t) by the adapter, q_t = log p(y_t) by whoever sampled, A_t the advantage and r_t = exp(l_t - q_t).
+The equations are those of https://tinker-docs.thinkingmachines.ai/tinker/losses; nothing is divided by anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luthier.core.errors import LuthierError
+
+Inputs = Mapping[str, Tensor]
+"""What a datum brings beside its tokens, by name, [T] or [T, K] each."""
+LOW, HIGH = "clip_low_threshold", "clip_high_threshold"
+
+
+@dataclass(frozen=True)
+class LossFunction:
+    """A loss by its name in the protocol."""
+
+    needs: tuple[str, ...]
+    """The inputs beside target_tokens."""
+    value: Callable[[Tensor, Inputs, Mapping[str, float]], Tensor]
+    """From (l, inputs, settings) to the loss of one datum."""
+    settings: Mapping[str, float]
+    """Settings with their defaults."""
+    takes: tuple[str, ...] = ()
+    """Inputs that may come, and stand for settings token by token."""
+
+
+def cross_entropy(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
+    """Returns L = - Σ_t w_t l_t, with weights of any sign."""
+    return -(logs * given["weights"]).sum()
+
+
+def importance_sampling(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
+    """Returns L = - Σ_t r_t A_t: importance sampling."""
+    return -(_ratio(logs, given) * given["advantages"]).sum()
+
+
+def ppo(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
+    """Returns L = - Σ_t min(r_t A_t, clip(r_t, low, high) A_t)."""
+    ratio, gain = _ratio(logs, given), given["advantages"]
+    return -torch.minimum(ratio * gain, _clipped(ratio, given, settings) * gain).sum()
+
+
+def cispo(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
+    """Returns L = - Σ_t stop-gradient(clip(r_t, low, high)) A_t l_t."""
+    return -(_clipped(_ratio(logs, given), given, settings).detach() * given["advantages"] * logs).sum()
+
+
+def dro(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
+    """Returns L = - Σ_t (l_t A_t - β/2 (l_t - q_t)²), with β from the settings."""
+    return -(logs * given["advantages"] - 0.5 * settings["beta"] * (logs - given["logprobs"]) ** 2).sum()
+
+
+def gspo(logs: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
+    """Returns L = - min(s A, clip(s, low, high) A), s = exp(mean_t (l_t - q_t)) over tokens with an advantage.
+
+    A is their mean advantage. After Zheng et al. 2025, arXiv 2507.18071 (equation 5, one term a sequence): the
+    protocol's documentation gives no equation.
+    """
+    answer = given["advantages"].ne(0)
+    if not bool(answer.any()):
+        return (logs * 0).sum()
+    ratio = (logs - given["logprobs"])[answer].mean().exp()
+    gain = given["advantages"][answer].mean()
+    return -torch.minimum(ratio * gain, ratio.clamp(settings[LOW], settings[HIGH]) * gain)
+
+
+def _ratio(logs: Tensor, given: Inputs) -> Tensor:
+    return (logs - given["logprobs"]).exp()
+
+
+def _clipped(ratio: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
+    """The ratio within its bounds, which a datum may state token by token."""
+    low, high = (given.get(key, torch.tensor(settings[key])) for key in (LOW, HIGH))
+    return torch.minimum(torch.maximum(ratio, low), high)
+
+
+POLICY = ("logprobs", "advantages")
+CLIP = {LOW: 0.8, HIGH: 1.2}
+LOSSES: Mapping[str, LossFunction] = {
+    "cross_entropy": LossFunction(("weights",), cross_entropy, {}),
+    "importance_sampling": LossFunction(POLICY, importance_sampling, {}),
+    "ppo": LossFunction(POLICY, ppo, CLIP, (LOW, HIGH)),
+    "cispo": LossFunction(POLICY, cispo, CLIP, (LOW, HIGH)),
+    "dro": LossFunction(POLICY, dro, {"beta": 0.05}),
+    "gspo": LossFunction(POLICY, gspo, {LOW: 1 - 3e-4, HIGH: 1 + 4e-4}),
+}
+REFUSED = {
+    "stable_reinforce": "it needs what the sampler records of its own stability, which this server does not record",
+    "custom": "losses are not run by their graph here; forward_backward_custom runs them on the client's side",
+}
+"""Losses that the client knows and this server does not run, and why."""
+
+
+def loss_named(name: str, config: Mapping[str, float | str]) -> tuple[LossFunction, dict[str, float]]:
+    """Returns a loss with its settings; raises `LuthierError` for what it does not have."""
+    if name in REFUSED:
+        raise LuthierError(f"loss_fn {name!r} is refused: {REFUSED[name]}.")
+    if name not in LOSSES:
+        raise LuthierError(f"loss_fn is {name!r}; expected one of {', '.join(LOSSES)}.")
+    found = LOSSES[name]
+    for key, value in config.items():
+        if key not in found.settings:
+            known = ", ".join(found.settings) or "none"
+            raise LuthierError(f"loss_fn_config: {name} has no setting {key!r}; it has {known}.")
+        if isinstance(value, str) or value != value:
+            raise LuthierError(f"loss_fn_config: {key} is {value!r}; expected a number.")
+    return found, {**found.settings, **{key: float(value) for key, value in config.items()}}
+
+
+def total(loss: LossFunction, settings: Mapping[str, float], data: Sequence[Inputs]) -> Callable[..., Tensor]:
+    """Returns the loss of a batch as a function of the log-probabilities of its data, [T] or [T, K] each."""
+
+    def value(log_probs: Sequence[Tensor]) -> Tensor:
+        parts = [loss.value(logs, given, settings) for logs, given in zip(log_probs, data, strict=True)]
+        return torch.stack(parts).sum()
+
+    return value

@@ -1,0 +1,11 @@
+"""Many adapters trained at once over one frozen base.
+
+Heavy libraries load inside the functions, so importing this costs nothing.
+"""
+
+from __future__ import annotations
+
+from luthier.training.together.pool import Pool
+from luthier.training.together.work import Batched, Outcome, Row, Work
+
+__all__ = ["Batched", "Outcome", "Pool", "Row", "Work"]

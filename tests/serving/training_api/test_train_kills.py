@@ -1,0 +1,17 @@
+"""A server that is killed at random moments, and what it trained: that of one that nobody disturbed, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "support" / "train_kills.py"
+
+
+def test_every_request_is_applied_once_over_kills():
+    done = subprocess.run([sys.executable, str(SCRIPT), "3"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["kills"] == 3 and told["differing"] == [] and told["same tensors"] and told["tensors"] > 100
