@@ -58,7 +58,14 @@ class Answered:
 
 
 def answered(model: Any, requests: Sequence[Request]) -> list[Answered]:
-    """Runs the rows of all requests in one pass, each with its own adapter."""
+    """Runs the rows of all requests in one pass, each with its own adapter; those of one adapter lie side by side."""
+    names = [each.name for each in requests]
+    order = sorted(range(len(requests)), key=lambda number: names.index(names[number]))
+    found = dict(zip(order, _in_order(model, [requests[number] for number in order]), strict=True))
+    return [found[number] for number in range(len(requests))]
+
+
+def _in_order(model: Any, requests: Sequence[Request]) -> list[Answered]:
     width = max(each.ids.shape[1] for each in requests)
     wide = lambda t, blank: nn.functional.pad(t, (0, width - t.shape[1]), value=blank)  # noqa: E731
     batch = {
@@ -86,7 +93,7 @@ def _numbers(model: Any, batch: dict[str, Tensor], requests: Sequence[Request], 
     found = []
     for each, logits in zip(requests, _split(model(**batch).logits, requests), strict=True):
         if each.targets is None:
-            found.append(Answered(logits=logits))
+            found.append(Answered(logits=logits.contiguous()))  # losses look at it as one run of memory
         else:
             found.append(Answered(*of_targets(logits, each.targets, each.temperature, each.entropy)))
     return found
@@ -110,6 +117,7 @@ class Asking(SharedPass):
     def __init__(self, model: nn.Module, name: str | None) -> None:
         super().__init__(model)
         self.name = name
+        vars(self)["_luthier"] = find_state(model)  # what records routing decisions finds the adapters here
 
     def token_log_probs(self, batch, temperature=1.0, entropy=False):
         targets = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
