@@ -23,9 +23,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from bench._registry import results_of
 
 import luthier as lt
-from bench._registry import results_of
 from luthier import models
 from luthier.core.adapters.control import tensors
 from luthier.training.together import Pool, Row, Work

@@ -139,13 +139,22 @@ class Asking(SharedPass):
             )
         ids = batch["input_ids"]
         mask = batch.get("attention_mask", torch.ones_like(ids))
-        found: Answered = ask(
-            Request(self.name, ids, mask, ends_of(batch, mask), targets, *more, tasks=self._tasks(batch))
-        )
+        request = Request(self.name, ids, mask, ends_of(batch, mask), targets, *more, tasks=self._tasks(batch))
+        found = self._wait(request)
         recorded = state_of(self.inner).current.routes
         if recorded is not None:
             recorded += found.routes
         return found
+
+    def _wait(self, request: Request) -> Answered:
+        """Asks; while others run, a context that this loss is in (`watched`) does not keep the model to itself."""
+        passes = state_of(self.inner).passes
+        held = passes.holder, passes.who
+        passes.holder, passes.who = None, ""
+        try:
+            return ask(request)
+        finally:
+            passes.holder, passes.who = held
 
     def _tasks(self, batch: Mapping[str, Any]) -> list[str] | None:
         """The names of the rows' tasks, where the adapter goes by them."""
