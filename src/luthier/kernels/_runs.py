@@ -23,7 +23,7 @@ from luthier.kernels._grouped import ALIGNED, GROUPED
 
 @dataclass(frozen=True)
 class Term:
-    """s_i (drop(x) A_iᵀ) B_iᵀ of the tokens of each run i."""
+    """The term s_i (drop(x) A_iᵀ) B_iᵀ of the tokens of each run i."""
 
     sizes: tuple[int, ...]
     """Tokens of each run."""

@@ -29,12 +29,12 @@ class Request:
 
     name: str | None
     ids: Tensor
-    """[rows, T], padded behind."""
+    """The token ids [rows, T], padded behind."""
     mask: Tensor
     ends: list[int]
     """Where the prompt of each row ends, for forms with positions."""
     targets: Tensor | None = None
-    """[rows, T]: log-probabilities of these are asked for; None: logits are."""
+    """The tokens [rows, T] whose log-probabilities are asked for; None: logits are."""
     temperature: float = 1.0
     entropy: bool = False
     tasks: Sequence[str] | None = None
