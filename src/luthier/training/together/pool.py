@@ -57,7 +57,8 @@ class Pool:
     ) -> None:
         """Attaches a new adapter, whose start and dropout are drawn from a stream of its own that `seed` starts.
 
-        `where`, `stats`, `ranks` and `init` are those of `luthier.attach`. Raises `LuthierError` for a name that is taken, and for what `luthier.attach` refuses.
+        `where`, `stats`, `ranks` and `init` are those of `luthier.attach`. Raises `LuthierError` for a name that is
+        taken, and for what `luthier.attach` refuses.
         """
         self._refuse_taken(name)
         with seeded(self.model.device, seed):
