@@ -68,7 +68,7 @@ def test_a_kernel_is_its_equation(name, bias, shape, monkeypatch):
         slow = run(model, x)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(fast, slow, strict=True))
     refuse = lambda *given: pytest.fail("the plain path was to run")  # noqa: E731
-    monkeypatch.setattr("luthier.core.adapters.swap.fast_linear", refuse)
+    monkeypatch.setattr("luthier.core.adapters.forward.fast_linear", refuse)
     with pytest.raises(pytest.fail.Exception):
         model(x)
 

@@ -18,7 +18,7 @@ from support.architectures import ARCHITECTURES
 
 FORMS = names("forms")
 OBJECTIVES = [name for name in names("objectives") if not find("objectives", name)().samples]
-STEPS = 3
+STEPS = 2
 ALIKE = 1e-6
 
 
@@ -116,10 +116,73 @@ def same(one: tuple, two: tuple, tolerance: float = ALIKE) -> None:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_of_every_form(name):
-    """Beside LoRAs of other ranks (one of them NaN), DoRA and LoReFT, and one of the same form."""
+    """Beside LoRAs of other ranks, one of them NaN, and one of the same form."""
     form, batches = form_of(name), [drawn(2, seed) for seed in range(STEPS)]
+    others = {"low": lt.LoRA(rank=2), "poison": lt.LoRA(rank=4), "again": form}
+    same(beside("own", form, batches, others, "poison"), alone(form, batches), 2e-6)
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "wegeft"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_of_stacked_factors(name, dropout):
+    """Adapters of one form on the same layers, of several ranks and places, have one product for each factor."""
+    settings = {"dropout": dropout} if name != "dora" else {}
+    form, batches = form_of(name, rank=5, **settings), [drawn(2, seed) for seed in range(STEPS)]
     others = {
-        "low": lt.LoRA(rank=2), "poison": lt.LoRA(rank=4), "dora": lt.DoRA(rank=3),
-        "reft": lt.LoReFT(rank=2, positions="f2+l2"), "again": form,
+        "low": form_of(name, rank=2, **settings), "poison": form_of(name, rank=4), "again": form_of(name, rank=9),
     }  # fmt: skip
     same(beside("own", form, batches, others, "poison"), alone(form, batches), 2e-6)
+
+
+def run_of(folder, chosen: Objective, name: str) -> tuple[Run, lt.Form]:
+    """A run over rows with every column that an objective reads, and a form that it trains."""
+    made = [row | {"task": "ab"[i % 2], "rationale": f"{i} is odd", "hint": "add"} for i, row in enumerate(sums(12))]
+    form: lt.Form = lt.LoRA(rank=4)
+    try:
+        chosen.check_form(form)
+    except LuthierError:
+        form = lt.MeteoRA(experts=("a", "b"), rank=4)
+    source = write_rows(folder / "rows.jsonl", made if "answers" in chosen.reads else pairs(12))
+    model = save_model(folder / "llama", "llama")
+    return Run(model, source, form, objective=chosen, out=str(folder / name), training=Training(eval_fraction=0)), form
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_of_every_objective(name, tmp_path):
+    """Loss, figures and gradients of a batch beside other adapters, one of them under another objective."""
+    chosen = find("objectives", name)()
+    assert isinstance(chosen, Objective)
+    run, form = run_of(tmp_path, chosen, name)
+    prepared = prepare(run)
+    loaded = models.load(run.model, task=prepared.task, labels=prepared.examples.labels)
+    if prepared.task != "causal-lm":
+        with pytest.raises(LuthierError, match="causal language model"):
+            Pool(loaded.model)
+        return
+    single = copy.deepcopy(loaded.model)
+    rows = data.collator_for(prepared.task, prepared.processor)(list(prepared.train[:6]))
+    rows.pop("rows")
+    pool = Pool(loaded.model)
+    for number, key in enumerate(("before", "own", "behind")):
+        pool.add(key, form if key == "own" else lt.LoRA(rank=2), seed=number)
+        perturb(pool.model, key)
+    with seeded(torch.device("cpu"), 1):
+        lt.attach(single, form, name="own")
+        perturb(single, "own")
+        torch.manual_seed(0)
+        given = chosen.inputs(rows, At(5, 10, True, lambda given: single(**given).logits.detach()))
+        single.eval()  # no dropout is drawn here, by any
+        with packed(single):
+            expected, figures = Batched("own", given, chosen).loss(single)
+        expected.backward()
+    ids = {key: rows[key] for key in ("input_ids", "attention_mask", "labels")}
+    works = [Work("before", drawn(2, 3, 40), mean), Batched("own", given, chosen), Batched("behind", ids, lt.SFT())]
+    outcomes = pool.forward_backward(works)
+    assert [out.error for out in outcomes] == [None] * 3
+    assert outcomes[1].loss == pytest.approx(float(expected.detach()), rel=5e-6, abs=1e-7)
+    for key, values in figures.items():
+        assert torch.allclose(outcomes[1].figures[key].double(), values.double(), rtol=1e-4, atol=1e-5)
+    grads = [{k: p.grad for k, p in tensors(m, "own").items() if p.grad is not None} for m in (pool.model, single)]
+    size = max(float(g.norm()) for g in grads[1].values())
+    assert grads[0].keys() == grads[1].keys()
+    assert all(float((grads[0][key] - g).norm()) <= 5e-6 * size for key, g in grads[1].items())

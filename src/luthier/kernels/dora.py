@@ -12,11 +12,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from luthier.core.contracts.form import Params
-from luthier.core.contracts.kernel import AssignRows, Frozen, Layer, RowAdapters, Run
+from luthier.core.contracts.kernel import AssignRows, Frozen, Layer, Part, RowAdapters, Run
 from luthier.core.numerics.matrix import gain
 from luthier.kernels._ranks import factor_gradients, scaled, through, together
 from luthier.kernels._recompute import saved_for_backward
 from luthier.kernels._rows import Rows, added
+from luthier.kernels._runs import term
 
 KEEPS = True
 
@@ -70,6 +71,24 @@ def mixed(pairs: Sequence[tuple[Any, Params]], layer: Frozen) -> AssignRows:
         return run
 
     return assign_rows
+
+
+def shared(parts: Sequence[Part[Any]], layer: Frozen, x: Tensor) -> Tensor:
+    """The layer in training, where x [..., d_in] holds runs of tokens of several adapters."""
+    added_term, own = term(parts, [part.form.scale if part.form is not None else 0.0 for part in parts], x)
+    flat, cs = x.reshape(-1, x.shape[-1]), [x.new_ones(len(layer.weight))]
+    for part in reversed(own):
+        assert part.form is not None
+        p = {key: tensor.to(x.dtype) for key, tensor in part.p.items()}
+        norms = _norms(layer.weight, p["A"].detach(), p["B"].detach(), part.form.scale)
+        cs.insert(0, gain(p["m"], norms.to(x.dtype)))
+    y = added_term.added(
+        functional.linear(flat, layer.weight), flat, [part.p["A"] for part in own], [part.p["B"] for part in own]
+    )
+    runs = torch.tensor(added_term.factors, device=x.device)
+    tokens = runs.repeat_interleave(torch.tensor(added_term.sizes, device=x.device))
+    y = y * torch.stack(cs)[tokens]
+    return (y if layer.bias is None else y + layer.bias).view(*x.shape[:-1], -1)
 
 
 def _scales(form: Any, p: Params, w: Tensor) -> Tensor:

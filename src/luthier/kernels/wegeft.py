@@ -11,11 +11,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from luthier.core.contracts.form import Params
-from luthier.core.contracts.kernel import AssignRows, Frozen, Layer, RowAdapters, Run
+from luthier.core.contracts.kernel import AssignRows, Frozen, Layer, Part, RowAdapters, Run
 from luthier.kernels._dropout import dropped, keep
 from luthier.kernels._ranks import factor_gradients, scaled, through, together
 from luthier.kernels._recompute import saved_for_backward
 from luthier.kernels._rows import Rows, added
+from luthier.kernels._runs import term
 
 
 def linear(layer: Layer[Any], x: Tensor) -> Tensor:
@@ -66,6 +67,14 @@ def mixed(pairs: Sequence[tuple[Any, Params]], layer: Frozen) -> AssignRows:
         return run
 
     return assign_rows
+
+
+def shared(parts: Sequence[Part[Any]], layer: Frozen, x: Tensor) -> Tensor:
+    """The layer in training, where x [..., d_in] holds runs of tokens of several adapters."""
+    added_term, own = term(parts, [part.form.scale if part.form is not None else 0.0 for part in parts], x)
+    flat = x.reshape(-1, x.shape[-1])
+    edited = added_term.added(flat.clone(), flat, [part.p["psi"] for part in own], [part.p["phi"] for part in own])
+    return layer(edited).view(*x.shape[:-1], -1)
 
 
 class _WeGeFT(torch.autograd.Function):

@@ -23,6 +23,7 @@ whose start is subtracted.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +38,7 @@ from luthier.core.contracts.kernel import (
     Held,
     Kernel,
     Layer,
+    Part,
     Run,
     StackedAdapters,
     kernel_of,
@@ -77,8 +79,8 @@ def fast_linear(module: nn.Module, adapters: AdapterContainer, x: Tensor) -> Ten
     if weight is None or not _serves(module, tuners, x, weight, bias):
         return None
     rows = current.rows
-    if rows is not None and packing_now() is not None:
-        return None
+    if rows is not None and (torch.is_grad_enabled() or packing_now() is not None):
+        return _shared(kernel, module, adapters, x)
     if (
         not torch.is_grad_enabled()
         and current.only is None
@@ -104,6 +106,29 @@ def _trained(kernel: Kernel, adapters: AdapterContainer, tuner: TunerLayer, laye
     y, *ys = kernel.linears([layer, *others.values()], x)
     current.prefetched = PrefetchedOutputs(x, dict(zip(others, ys, strict=True)))
     return y
+
+
+def _shared(kernel: Kernel, module: nn.Module, adapters: AdapterContainer, x: Tensor) -> Tensor | None:
+    """Computes a layer for rows of several adapters at once; None where each has to be computed by itself."""
+    tuners, current, weight = adapters.fast, adapters.current, module._parameters["weight"]
+    names = {tuner.name: tuner for tuner in tuners}
+    exact = all(not tuner.component.subtract_start or tuner.active() is tuner.eval_form for tuner in tuners)
+    if "shared" not in vars(kernel) or len(names) < len(tuners) or not exact or adapters.modified_in_place:
+        return None
+    assert weight is not None
+    runs = current.runs(x)
+    if not any(name in names for name, _ in runs):
+        return None
+    held = {name: _acting(kernel, tuner) for name, tuner in names.items()}
+    width, parts = x.shape[:-1].numel() // max(1, sum(count for _, count in runs)), []
+    for place, (name, count) in enumerate(runs):
+        tuner = names.get(name) if name is not None else None
+        if tuner is None:
+            parts.append(Part(count * width, None, {}))
+        else:
+            drawn = partial(current.drawn, tuner.name, place, x, weight)
+            parts.append(Part(count * width, tuner.active(), held[tuner.name], tuner.rate, drawn))
+    return kernel.shared(parts, Frozen(weight, module._parameters.get("bias")), x)
 
 
 def _siblings(kernel: Kernel, adapters: AdapterContainer, own: TunerLayer, x: Tensor) -> dict[AdapterContainer, Layer]:

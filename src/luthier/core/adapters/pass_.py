@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -55,6 +56,8 @@ class Pass:
     """The random stream of each adapter, where every one has its own: its dropout is drawn from that."""
     shares: dict[Any, Share | None] = field(default_factory=dict)
     """The shares of activations that were laid out, by rows, name and layout."""
+    draws: dict[tuple[str, int], tuple[weakref.ref[Tensor], int, set[int], Tensor]] = field(default_factory=dict)
+    """The last draw of each adapter and run of a mixed batch: what it was for, and which layers have had it."""
     frozen: bool = False
     """Whether the adapters' parameters stay unchanged while these rows are set."""
     row_tasks: dict[str, Tensor] = field(default_factory=dict)
@@ -84,7 +87,7 @@ class Pass:
             "shared_input": None,
             "returned": [],
         }
-        return {**vars(self), **idle, "prefetched": None, "only": None, "shares": {}}
+        return {**vars(self), **idle, "prefetched": None, "only": None, "shares": {}, "draws": {}}
 
     def prompt_of(self, owner: str, decoder: str | None) -> Prompt:
         """Returns the prompt of a stack; a decoder's, behind an encoder, is its start token by default."""
@@ -127,6 +130,32 @@ class Pass:
             name = "" if others else names[0]
             self.shares[key] = laid_out(name, own, dim, sizes, like.device) if own else None
         return self.shares[key]
+
+    def runs(self, x: Tensor) -> list[tuple[str | None, int]]:
+        """Returns the runs of entries of one adapter each that x holds, in order: (its name, or None; how many)."""
+        rows, packing = self.rows or (), packing_now()
+        packs = packing is not None and packing.tokens in x.shape[: x.dim() - 1]
+        sizes = packing.lengths if packs and packing is not None else [entries(x, len(rows))] * len(rows)
+        found: list[tuple[str | None, int]] = []
+        for name, size in zip(rows, sizes, strict=True):
+            if found and found[-1][0] == name:
+                size += found.pop()[1]
+            found.append((name, size))
+        return found
+
+    def drawn(self, name: str, run: int, x: Tensor, layer: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        """Returns what `make` draws for a run of an adapter's entries in x, in the adapter's own stream.
+
+        Layers that read the same tensor meet the same draw, each once, as those of an adapter that is alone do.
+        """
+        held = self.draws.get((name, run))
+        if held is not None and held[0]() is x and held[1] == x._version and id(layer) not in held[2]:
+            held[2].add(id(layer))
+            return held[3]
+        with self.streams[name].drawing() if self.streams is not None else nullcontext():
+            found = make()
+        self.draws[name, run] = weakref.ref(x), x._version, {id(layer)}, found
+        return found
 
     @contextmanager
     def within(self, share: Share, owner: str, draws: bool) -> Iterator[None]:

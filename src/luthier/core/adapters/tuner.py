@@ -151,6 +151,11 @@ class TunerLayer(nn.Module):
         return self.edit_function()(self.params(h.dtype), h, a)
 
     @property
+    def rate(self) -> float:
+        """The rate of dropout in the present mode, for a form that has one."""
+        return float(vars(self.active()).get("dropout", 0.0))
+
+    @property
     def draws(self) -> bool:
         """Whether its edit draws random numbers in the present mode, as dropout does."""
         return self.training and self.train_form is not self.eval_form and self.train_form != self.eval_form

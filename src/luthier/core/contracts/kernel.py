@@ -65,6 +65,20 @@ class Layer(Generic[F]):
         return {key: tensor.to(dtype) for key, tensor in self.p.items()}
 
 
+@dataclass(frozen=True, eq=False)
+class Part(Generic[F]):
+    """A run of tokens in a mixed batch under training, which belong to one adapter or to none."""
+
+    tokens: int
+    form: F | None
+    """None: they are the base's."""
+    p: Params
+    rate: float = 0.0
+    """The rate of the dropout that acts."""
+    drawn: Callable[[Callable[[], Tensor]], Tensor] = lambda make: make()
+    """Returns what a function draws, from the adapter's own random stream."""
+
+
 class Kernel(Protocol):
     """The functions that a file of `luthier.kernels` may define; only `linear` is required."""
 
@@ -76,6 +90,7 @@ class Kernel(Protocol):
     decoder: Callable[[Form, Params, Frozen], Run]
     mixed: Callable[[Sequence[tuple[Form, Params]], Frozen], AssignRows]
     difference: Callable[[Form, Params, Params], Params]
+    shared: Callable[[Sequence[Part], Frozen, Tensor], Tensor]
 
 
 class Guard:

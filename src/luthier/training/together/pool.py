@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 
 from luthier.core.adapters.attach import attach, detach
 from luthier.core.adapters.share import Stream, seeded
-from luthier.core.contracts.form import Form
+from luthier.core.contracts.form import Form, Stats
+from luthier.core.contracts.init import Init
 from luthier.core.errors import LuthierError, near
 from luthier.training.pack import why_not
 from luthier.training.together.kept import load_member, save_member
@@ -43,14 +44,25 @@ class Pool:
         """The adapters, in the order in which they came."""
         return list(self._members)
 
-    def add(self, name: str, form: Form, where: str | None = None, *, seed: int = 0, **given: Any) -> None:
+    def add(
+        self,
+        name: str,
+        form: Form,
+        where: str | None = None,
+        *,
+        seed: int = 0,
+        stats: Mapping[str, Stats] | None = None,
+        ranks: Mapping[str, int] | None = None,
+        init: Init | None = None,
+    ) -> None:
         """Attaches a new adapter, whose start and dropout are drawn from a stream of its own that `seed` starts.
 
-        Raises `LuthierError` for a name that is taken, and for what `luthier.attach` refuses.
+        `where`, `stats`, `ranks` and `init` are those of `luthier.attach`. Raises `LuthierError` for a name that is
+        taken, and for what `luthier.attach` refuses.
         """
         self._refuse_taken(name)
         with seeded(self.model.device, seed):
-            attach(self.model, form, where, name, **given)
+            attach(self.model, form, where, name, stats=stats, ranks=ranks, init=init)
             self.adopt(name, seed=seed)
 
     def adopt(self, name: str, *, seed: int = 0) -> None:

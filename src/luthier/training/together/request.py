@@ -29,12 +29,12 @@ class Request:
 
     name: str | None
     ids: Tensor
-    """[rows, T], padded behind."""
+    """The token ids [rows, T], padded behind."""
     mask: Tensor
     ends: list[int]
     """Where the prompt of each row ends, for forms with positions."""
     targets: Tensor | None = None
-    """[rows, T]: log-probabilities of these are asked for; None: logits are."""
+    """The tokens [rows, T] whose log-probabilities are asked for; None: logits are."""
     temperature: float = 1.0
     entropy: bool = False
     tasks: Sequence[str] | None = None
@@ -58,7 +58,14 @@ class Answered:
 
 
 def answered(model: Any, requests: Sequence[Request]) -> list[Answered]:
-    """Runs the rows of all requests in one pass, each with its own adapter."""
+    """Runs the rows of all requests in one pass, each with its own adapter; those of one adapter lie side by side."""
+    names = [each.name for each in requests]
+    order = sorted(range(len(requests)), key=lambda number: names.index(names[number]))
+    found = dict(zip(order, _in_order(model, [requests[number] for number in order]), strict=True))
+    return [found[number] for number in range(len(requests))]
+
+
+def _in_order(model: Any, requests: Sequence[Request]) -> list[Answered]:
     width = max(each.ids.shape[1] for each in requests)
     wide = lambda t, blank: nn.functional.pad(t, (0, width - t.shape[1]), value=blank)  # noqa: E731
     batch = {
@@ -86,7 +93,7 @@ def _numbers(model: Any, batch: dict[str, Tensor], requests: Sequence[Request], 
     found = []
     for each, logits in zip(requests, _split(model(**batch).logits, requests), strict=True):
         if each.targets is None:
-            found.append(Answered(logits=logits))
+            found.append(Answered(logits=logits.contiguous()))  # losses look at it as one run of memory
         else:
             found.append(Answered(*of_targets(logits, each.targets, each.temperature, each.entropy)))
     return found
@@ -110,6 +117,7 @@ class Asking(SharedPass):
     def __init__(self, model: nn.Module, name: str | None) -> None:
         super().__init__(model)
         self.name = name
+        vars(self)["_luthier"] = find_state(model)  # what records routing decisions finds the adapters here
 
     def token_log_probs(self, batch, temperature=1.0, entropy=False):
         targets = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
@@ -131,13 +139,22 @@ class Asking(SharedPass):
             )
         ids = batch["input_ids"]
         mask = batch.get("attention_mask", torch.ones_like(ids))
-        found: Answered = ask(
-            Request(self.name, ids, mask, ends_of(batch, mask), targets, *more, tasks=self._tasks(batch))
-        )
+        request = Request(self.name, ids, mask, ends_of(batch, mask), targets, *more, tasks=self._tasks(batch))
+        found = self._wait(request)
         recorded = state_of(self.inner).current.routes
         if recorded is not None:
             recorded += found.routes
         return found
+
+    def _wait(self, request: Request) -> Answered:
+        """Asks; while others run, a context that this loss is in (`watched`) does not keep the model to itself."""
+        passes = state_of(self.inner).passes
+        held = passes.holder, passes.who
+        passes.holder, passes.who = None, ""
+        try:
+            return ask(request)
+        finally:
+            passes.holder, passes.who = held
 
     def _tasks(self, batch: Mapping[str, Any]) -> list[str] | None:
         """The names of the rows' tasks, where the adapter goes by them."""

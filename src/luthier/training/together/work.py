@@ -101,7 +101,9 @@ class Outcome:
     name: str | None
     loss: float = math.nan
     log_probs: list[Tensor] = field(default_factory=list)
-    """log p of each target, [T_i] for each row, 0 where a target is ignored; without gradients. Empty for `Batched`."""
+    """The log-probability of each target, [T_i] for each row, 0 where a target is ignored; without gradients.
+
+    Empty for `Batched`."""
     figures: Figures = field(default_factory=dict)
     """What an objective tells beside its loss."""
     error: str | None = None

@@ -1,0 +1,145 @@
+"""Low-rank terms of several adapters in training: tokens lie in runs, each of one adapter or of none.
+
+One grouped product for each factor, in both directions, whatever the number of adapters: A and B are stacked, and ranks
+filled up with zeros. The reference implementation is a loop over the runs, `torch.cat([x_i A_iᵀ B_iᵀ for i in runs])`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import grouped_mm
+
+from luthier.core.contracts.kernel import Part
+from luthier.kernels._dropout import draw_mask, keep
+from luthier.kernels._grouped import ALIGNED, GROUPED
+
+
+@dataclass(frozen=True)
+class Term:
+    """The term s_i (drop(x) A_iᵀ) B_iᵀ of the tokens of each run i."""
+
+    sizes: tuple[int, ...]
+    """Tokens of each run."""
+    factors: tuple[int, ...]
+    """The place of each run's factors in the stack; the last place are zeros, for runs of no adapter."""
+    scales: tuple[float, ...]
+    """s of each place."""
+    mask: Tensor | None
+    """True where x is kept, [tokens, d_in]; None without dropout."""
+
+    def added(self, y: Tensor, x: Tensor, downs: Sequence[Tensor], ups: Sequence[Tensor]) -> Tensor:
+        """Returns y [tokens, d_out] with the term added in place; x [tokens, d_in], A [r_i, d_in], B [d_out, r_i]."""
+        return _Added.apply(y, x, self, *downs, *ups)  # type: ignore[return-value]
+
+
+def term(parts: Sequence[Part], scales: Sequence[float], x: Tensor) -> tuple[Term, list[Part]]:
+    """Returns the term of a layer that reads x [..., d_in], and the parts whose factors it wants, each adapter once."""
+    own = list({id(part.p): part for part in parts if part.form is not None}.values())
+    place = {id(part.p): index for index, part in enumerate(own)}
+    scale = {id(part.p): s for part, s in zip(parts, scales, strict=True)}
+    rates = {id(part.p): part.rate for part in parts}
+    mask = None
+    if any(rates.values()):
+        flat = x.reshape(-1, x.shape[-1])
+        rows = zip(parts, flat.split([part.tokens for part in parts]), strict=True)
+        mask = torch.cat([_mask(part, seen, rates[id(part.p)]) for part, seen in rows])
+    return Term(
+        tuple(part.tokens for part in parts),
+        tuple(place.get(id(part.p), len(own)) if part.form is not None else len(own) for part in parts),
+        tuple(scale[id(part.p)] / keep(rates[id(part.p)]) for part in own),
+        mask,
+    ), own
+
+
+def _mask(part: Part, x: Tensor, rate: float) -> Tensor:
+    return part.drawn(lambda: draw_mask(x, rate)) if rate else torch.ones_like(x, dtype=torch.bool)
+
+
+class _Added(torch.autograd.Function):
+    """y + the term; keeps what A read (x, or x with dropout made anew) and h = drop(x) Aᵀ [tokens, rank]."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, term: Term, *factors: Tensor) -> Tensor:
+        ctx.mark_dirty(y)
+        count = len(term.scales)
+        down = _stack([f.mT for f in factors[:count]], x.dtype)
+        up = _stack([s * f for s, f in zip(term.scales, factors[count:], strict=True)], x.dtype).mT
+        ends, index = _ends(term, x.device), _index(term, x.device)
+        a, b = (t[: len(term.sizes)] if index is None else t[index] for t in (down, up))
+        h = _times(x if term.mask is None else x * term.mask, a, term.sizes, ends)
+        y.add_(_times(h, b, term.sizes, ends))
+        ctx.term, ctx.ends, ctx.index, ctx.ranks = term, ends, index, [f.shape[0] for f in factors[:count]]
+        ctx.dtypes = [f.dtype for f in factors]
+        ctx.save_for_backward(x, h, a, b)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor):  # pyright: ignore
+        x, h, a, b = ctx.saved_tensors
+        term, ends, count = ctx.term, ctx.ends, len(ctx.term.scales)
+        dh = _times(dy, b.mT, term.sizes, ends)
+        read = x if term.mask is None else x * term.mask
+        das, dbs = _outer(dh, read, term.sizes, ends), _outer(dy, h, term.sizes, ends)
+        if ctx.index is not None:
+            das, dbs = (_summed(t, ctx.index, count) for t in (das, dbs))
+        dx = _times(dh, a.mT, term.sizes, ends)
+        if term.mask is not None:
+            dx = dx * term.mask
+        downs = [da[:r].to(d) for da, r, d in zip(das, ctx.ranks, ctx.dtypes, strict=False)]
+        ups = [
+            (s * db[:, :r]).to(d) for db, r, d, s in zip(dbs, ctx.ranks, ctx.dtypes[count:], term.scales, strict=False)
+        ]
+        return dy, dx, None, *downs, *ups
+
+
+def _stack(factors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The factors [d, r_i] one behind the other, of one rank, and zeros: [factors + 1, d, rank]."""
+    step = ALIGNED * 8 // torch.finfo(dtype).bits
+    rank = -(-max(f.shape[1] for f in factors) // step) * step
+    stack = factors[0].new_zeros(len(factors) + 1, factors[0].shape[0], rank, dtype=dtype)
+    for place, factor in zip(stack, factors, strict=False):
+        place[:, : factor.shape[1]] = factor
+    return stack
+
+
+def _ends(term: Term, device: torch.device) -> Tensor:
+    return torch.tensor(list(accumulate(term.sizes)), dtype=torch.int32, device=device)
+
+
+def _index(term: Term, device: torch.device) -> Tensor | None:
+    """The factors of each run; None where every run has the factors at its own place."""
+    if term.factors == tuple(range(len(term.factors))):
+        return None
+    return torch.tensor(term.factors, device=device)
+
+
+def _summed(each: Tensor, index: Tensor, count: int) -> Tensor:
+    """The gradients of each adapter, whose runs may be several."""
+    return each.new_zeros(count + 1, *each.shape[1:]).index_add(0, index, each)
+
+
+def _grouped(*tensors: Tensor) -> bool:
+    return all(t.dtype in GROUPED and t.shape[-1] * t.element_size() % ALIGNED == 0 for t in tensors)
+
+
+def _times(x: Tensor, w: Tensor, sizes: Sequence[int], ends: Tensor) -> Tensor:
+    """x_i w_i of each run: x [tokens, d], w [runs, d, e]."""
+    if _grouped(x, w, w.mT):
+        return grouped_mm(x.contiguous(), w, offs=ends)
+    return torch.cat([part @ own for part, own in zip(x.split(list(sizes)), w, strict=True)])
+
+
+def _outer(x: Tensor, y: Tensor, sizes: Sequence[int], ends: Tensor) -> Tensor:
+    """x_iᵀ y_i of each run [runs, d, e]: x [tokens, d], y [tokens, e]."""
+    if _grouped(x, y):
+        return grouped_mm(x.contiguous().mT, y.contiguous(), offs=ends)
+    pairs = zip(x.split(list(sizes)), y.split(list(sizes)), strict=True)
+    return torch.stack([one.mT @ two for one, two in pairs])

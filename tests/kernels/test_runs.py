@@ -1,0 +1,41 @@
+"""Low-rank terms of several adapters at once are those of a loop over runs, gradients included."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import luthier as lt
+from luthier.core.contracts.kernel import Part
+from luthier.kernels._runs import term
+
+SIZES = (3, 5, 1, 4, 2)
+WHOSE = (0, None, 1, 0, 2)
+"""The first adapter has two runs, and one run has none."""
+RANKS = (2, 7, 4)
+
+
+@pytest.mark.parametrize("whose", [WHOSE, (0, 1, 2, None, None), (2, 1, 0, 1, 2)])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 5e-2)])
+def test_the_term_and_its_gradients(whose, dtype, close):
+    drawn = torch.Generator().manual_seed(0)
+    new = lambda *shape: torch.randn(*shape, generator=drawn).to(dtype)  # noqa: E731
+    own = [{"A": new(rank, 16).requires_grad_(), "B": new(12, rank).requires_grad_()} for rank in RANKS]
+    x, y, dy = new(sum(SIZES), 16).requires_grad_(), new(sum(SIZES), 12).requires_grad_(), new(sum(SIZES), 12)
+    parts = [Part(n, None, {}) if k is None else Part(n, lt.LoRA(rank=RANKS[k]), own[k])
+             for n, k in zip(SIZES, whose, strict=True)]  # fmt: skip
+    made, held = term(parts, [0.0 if k is None else 0.5 + k for k in whose], x)
+    found = made.added(y.clone(), x, [part.p["A"] for part in held], [part.p["B"] for part in held])
+    pieces = []
+    for (a, b), k in zip(itertools.pairwise(itertools.accumulate(SIZES, initial=0)), whose, strict=True):
+        change = 0 if k is None else (0.5 + k) * (x[a:b] @ own[k]["A"].mT @ own[k]["B"].mT)
+        pieces.append(y[a:b] + change)
+    wanted = torch.cat(pieces)
+    assert torch.allclose(found, wanted, rtol=close, atol=close * 10)
+    inputs = [x, y, *(t for each in own for t in each.values())]
+    pairs = zip(*(torch.autograd.grad(out, inputs, dy, allow_unused=True) for out in (found, wanted)), strict=True)
+    for one, two in pairs:
+        assert (one is None) == (two is None)
+        assert one is None or torch.allclose(one, two, rtol=close, atol=close * 10 * float(two.abs().max()))
