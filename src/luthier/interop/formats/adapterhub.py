@@ -21,10 +21,11 @@ class AdapterHub(Format):
     """adapter_config.json, adapter.safetensors ↔ LoRA, DoRA, IA3, bottlenecks
 
     Read are LoRA of the single and of GPT-2's fused layers (A stacks q, k and v, as far as they are adapted), VeRA,
-    DoRA, IA3, from safetensors or pytorch_adapter.bin, bottlenecks behind attention and
-    MLP (Houlsby's everywhere; Pfeiffer's, which reads the stream, where the block norms its inputs, as Llama and GPT-2
-    do), prefixes with or without their MLP. DoRA comes in as `adapters` runs it: the norm leaves the scale out and the
-    bias is scaled as well; both are told and made up for. A head that was saved beside the adapter comes in as full parameters where transformers' class has it.
+    DoRA, IA3, from safetensors or pytorch_adapter.bin, bottlenecks behind attention and MLP (Houlsby's everywhere;
+    Pfeiffer's, which reads the stream, where the block norms its inputs, as Llama and GPT-2 do), prefixes with or
+    without their MLP. DoRA comes in as `adapters` runs it: the norm leaves the scale out and the bias is scaled as
+    well; both are told and made up for. A head that was saved beside the adapter comes in as full parameters where
+    transformers' class has it.
 
     Written are forms of low rank, DoRA on layers without bias, IA3 and bottlenecks, where `adapters` has a place for
     them in Llama, Mistral, BERT, RoBERTa and GPT-2, and a head that was trained whole beside them. There is one rank:
