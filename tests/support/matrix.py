@@ -3,8 +3,8 @@
     python -m support.matrix measure FORMAT…      # from tests/; some minutes each, kept in tests/interop/matrix/
     python -m support.matrix print                # writes the table between the markers of docs/interop.md
 
-A folder is read, written in the other format and read again, and the answer is compared with what its library
-answered (`logits.safetensors`; of GGUF, what it answers here, which test_import_gguf.py compares with
+A folder is read, written in the other format and read again, and the answer is compared with what the library that
+wrote it answered (`logits.safetensors`; of GGUF, what it answers here, which test_import_gguf.py compares with
 llama.cpp). A merged model is loaded with transformers. What is not of low rank is tried again at rank 4.
 """
 
@@ -32,6 +32,8 @@ ROOT = Path(__file__).parents[2]
 PAGE, KEPT = ROOT / "docs" / "interop.md", ROOT / "tests" / "interop" / "matrix"
 BEGIN, END = "<!-- matrix: python -m support.matrix print -->", "<!-- end of the matrix -->"
 RANK = 4
+ROUNDED = 1e-4
+"""Errors of a layer below this are of rounding, and not of a truncation."""
 FORMATS = [lt.find("formats", name, Format) for name in lt.names("formats")]
 FROM = [each.name() for each in FORMATS if each.reads()]
 TO = [each.name() for each in FORMATS if each.writes() and each.name() != "gguf"]
@@ -131,7 +133,7 @@ def measure(form: str) -> None:
 
 def table() -> str:
     """The matrix and its reasons, from what was measured."""
-    held = {form: json.loads((KEPT / f"{form}.json").read_text()) for form in FROM}
+    held = {form: json.loads(file.read_text()) for form in FROM if (file := KEPT / f"{form}.json").is_file()}
     lines = [f"| from (folders) | {' | '.join(TO)} |", f"|---|{'---|' * len(TO)}"]
     for form, cases in held.items():
         lines.append(
@@ -150,8 +152,8 @@ def table() -> str:
 
 def told(cells: list[dict[str, Any]]) -> str:
     """One cell of the table."""
-    exact = [each["error"] for each in cells if "error" in each and "lost" not in each]
-    rough = [each["lost"] for each in cells if "lost" in each]
+    exact = [each["error"] for each in cells if "error" in each and each.get("lost", 0) < ROUNDED]
+    rough = [each["lost"] for each in cells if each.get("lost", 0) >= ROUNDED]
     parts = [f"{len(exact)} exact ({max(exact):.0e})"] if exact else []
     parts += [f"{len(rough)} truncated ({max(rough):.0%})"] if rough else []
     refused = sum("refused" in each for each in cells)
