@@ -105,6 +105,7 @@ from luthier.core.contracts.rewrite import answered as with_answer
 from luthier.core.contracts.rewrite import asked as rewrite_request
 from luthier.core.contracts.rewrite import question_of as question_of
 from luthier.core.contracts.router import ROUTE as ROUTE
+from luthier.core.contracts.router import ROUTE_QUERY as ROUTE_QUERY
 from luthier.core.contracts.router import ROUTE_TASKS as ROUTE_TASKS
 from luthier.core.contracts.router import Route as Route
 from luthier.core.contracts.router import Routed as Routed
@@ -247,6 +248,7 @@ from luthier.methods.forms.gift import GIFT as GIFT
 from luthier.methods.forms.hydra import Hydra as Hydra
 from luthier.methods.forms.ia3 import IA3 as IA3
 from luthier.methods.forms.iaa import IAA as IAA
+from luthier.methods.forms.l2m import L2M as L2M
 from luthier.methods.forms.lobireft import LobiReFT as LobiReFT
 from luthier.methods.forms.loldu import LoLDU as LoLDU
 from luthier.methods.forms.lora import LoRA as LoRA
@@ -283,6 +285,7 @@ from luthier.methods.objectives.amft import AMFT as AMFT
 from luthier.methods.objectives.cpo import CPO as CPO
 from luthier.methods.objectives.distill import Distill as Distill
 from luthier.methods.objectives.dpo import DPO as DPO
+from luthier.methods.objectives.dual_tune import DualTune as DualTune
 from luthier.methods.objectives.grpo import GRPO as GRPO
 from luthier.methods.objectives.kto import KTO as KTO
 from luthier.methods.objectives.label_smoothing import LabelSmoothing as LabelSmoothing
