@@ -4,6 +4,7 @@ from luthier.methods.objectives.amft import AMFT as AMFT
 from luthier.methods.objectives.cpo import CPO as CPO
 from luthier.methods.objectives.distill import Distill as Distill
 from luthier.methods.objectives.dpo import DPO as DPO
+from luthier.methods.objectives.dual_tune import DualTune as DualTune
 from luthier.methods.objectives.grpo import GRPO as GRPO
 from luthier.methods.objectives.kto import KTO as KTO
 from luthier.methods.objectives.label_smoothing import LabelSmoothing as LabelSmoothing
