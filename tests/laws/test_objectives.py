@@ -135,7 +135,7 @@ def test_it_trains(run, plain, name):
     assert all(loss == loss and abs(loss) < 1e9 for _, loss in result.losses)
     moved = {key: tensor for key, tensor in bits(result).items() if key.endswith("B")}
     assert all(tensor.abs().sum() > 0 for tensor in moved.values())
-    if name in GIVEN and name != "sft":
+    if name in GIVEN and objective(name).neutral:  # without such settings it is fine-tuning on rows like these
         assert result.losses != plain(objective(name)).losses
 
 

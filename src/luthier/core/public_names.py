@@ -30,7 +30,7 @@ PLACES = {
     "core.contracts.ranks": "Ranks Budget levelled",
     "core.contracts.rewrite": "Rewrite Voices Voice Verdict Made rewrite_request=asked answer_of question_of "
     "with_answer=answered",
-    "core.contracts.router": "Routed RoutedBatch Route ROUTE ROUTE_TASKS task_names=names_of",
+    "core.contracts.router": "Routed RoutedBatch Route ROUTE ROUTE_TASKS ROUTE_QUERY task_names=names_of",
     "core.contracts.selection": "Selection Pool Taken RowModel",
     "core.contracts.site": "Site Sites check_rank",
     "core.contracts.statistic": "Statistic rows_of",

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from luthier.core.adapters.call import QUERIES
+
 SPARE = 64
 """Columns that a new buffer has room for, at least."""
 
@@ -107,6 +109,7 @@ class RowCache(DynamicCache):
         if not self.layers:
             self.layers = [RowLayer(self.frame, *states(layer)) for layer in prompts.layers]
         count = len(self.frame.lengths)
+        QUERIES.join(self, count, prompts, rows)
         self._make_room(count + len(rows), max(lengths[row] for row in rows), 0)
         for place, row in enumerate(rows, count):
             for own, layer in zip(self.layers, prompts.layers, strict=True):
@@ -127,6 +130,7 @@ class RowCache(DynamicCache):
         last = len(self.frame.lengths) - 1
         for layer in self.layers:
             layer.drop(row, last)
+        QUERIES.drop(self, row)
         moved = self.frame.lengths.pop()
         if row != last:
             self.frame.lengths[row] = moved

@@ -55,6 +55,8 @@ def generate(
     tasks: str | Sequence[str] | None = None,
     tools: Tools | None = None,
     template: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, str] | None = None,
+    selection: str | None = None,
 ) -> list[str]:
     """Generates one answer to each prompt, in their order, without special tokens.
 
@@ -63,13 +65,38 @@ def generate(
     answer in training; a `text` example is gone on with. Generation stops at the end of the turn,
     after `max_new_tokens`, or where a model with absolute positions has no more of them. `tasks` names the task of all
     prompts, or of each, for an adapter that goes by tasks. `tools` (JSON schemas) and `template` (variables of the chat
-    template, `chat_template_kwargs`) are those of prompts that bring none of their own. The model's mode and the global
-    random state are left as they were.
+    template, `chat_template_kwargs`) are those of prompts that bring none of their own. `arguments` names the adapter
+    that writes the arguments of a tool, by the tool's name; then `selection` (None: the base) writes all else, prompts
+    are answered one by one, and answers keep the special tokens of calls. The model's mode and the global random state
+    are left as they were.
     """
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    if selection is not None and arguments is None:
+        raise LuthierError("selection names the adapter that chooses tools; say who writes arguments (arguments).")
+    if arguments is not None:
+        if tasks is not None:
+            raise LuthierError("arguments changes adapters while decoding, and tasks names one task; leave one out.")
+        ids = tokenised(model, processor, prompts, tools, template)
+        return _of_swapped(model, processor, ids, sampling, selection, arguments)
     told = [tasks] * len(prompts) if isinstance(tasks, str) else tasks
     ids = tokenised(model, processor, prompts, tools, template)
     return answers(model, processor, ids, sampling, batch, tasks=told)
+
+
+def _of_swapped(
+    model: Any,
+    processor: Any,
+    ids: list[list[int]],
+    sampling: Sampling,
+    selection: str | None,
+    arguments: Mapping[str, str],
+) -> list[str]:
+    """The texts of answers in whose calls adapters take turns."""
+    from luthier.data.calls import text_so_far
+    from luthier.evaluating.swapped import swapped
+
+    found = swapped(model, processor, ids, sampling, selection, arguments)
+    return [text_so_far(each, processor) for each in found]
 
 
 def tokenised(
@@ -192,7 +219,7 @@ def _by_batches(
             chosen = order[start : start + batch]
             taken = 1 if model.config.is_encoder_decoder else len(prompts[chosen[0]])
             with routed(model, tasks and [tasks[i] for i in chosen]):
-                fitting = _within(sampling, taken, most)
+                fitting = within(sampling, taken, most)
                 new = _continue(model, tokenizer, [prompts[i] for i in chosen], fitting, stops)
             for i, ids in zip(chosen, new.tolist(), strict=True):
                 found[i] = text_of(tokenizer, ids, stops), _up_to_stop(ids, stops, tokenizer)
@@ -237,8 +264,8 @@ def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sa
     return out[:, 1:] if seq2seq else out[:, inputs["input_ids"].shape[1] :]
 
 
-def _within(sampling: Sampling, taken: int, most: int | None) -> Sampling:
-    """With as many new tokens as fit behind those that are `taken`; raises `LuthierError` where none does."""
+def within(sampling: Sampling, taken: int, most: int | None) -> Sampling:
+    """Returns it with the new tokens that fit behind those `taken`; raises `LuthierError` where none does."""
     if most is None:
         return sampling
     if taken >= most:

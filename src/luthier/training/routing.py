@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from luthier.core.adapters.attach import find_state
 from luthier.core.adapters.control import watched
+from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.contracts.objective import TASKS
 from luthier.core.contracts.router import Route, Routed, RoutedBatch
 from luthier.core.files import replace_text
@@ -39,6 +41,8 @@ class Routers:
         self.loads: dict[tuple[int | None, str], tuple[Tensor, int]] = {}
         """By (layer, site) the sum of the loads [experts] of batches, and how many these are."""
         self.balances: tuple[float, int] = (0.0, 0)
+        self.step: dict[str, tuple[Tensor, int]] = {}
+        """By site the same of the running step alone."""
 
     @contextmanager
     def watched(self) -> Iterator[list[Route]]:
@@ -59,7 +63,9 @@ class Routers:
         about = RoutedBatch(mask.bool() if isinstance(mask, Tensor) else None, tasks)
         for each in own:
             logits = each.logits if each.form.by_task else about.tokens(each.logits)
-            self._add((each.layer, each.path), each.form.load(logits).cpu())
+            load = each.form.load(logits).cpu()
+            self.loads[each.layer, each.path] = _added(self.loads.get((each.layer, each.path)), load)
+            self.step[each.path] = _added(self.step.get(each.path), load)
         forms = list(dict.fromkeys(each.form for each in own))
         losses = [form.balance([each.logits for each in own if each.form == form], about) for form in forms]
         found = [loss for loss in losses if loss is not None]
@@ -69,9 +75,26 @@ class Routers:
         self.balances = self.balances[0] + float(total.detach()), self.balances[1] + 1
         return total
 
-    def _add(self, key: tuple[int | None, str], load: Tensor) -> None:
-        total, count = self.loads.get(key, (torch.zeros_like(load), 0))
-        self.loads[key] = total + load, count + 1
+    def tuners(self) -> list[TunerLayer]:
+        """Returns a tuner layer of each group of sites with a router."""
+        state = find_state(self.model)
+        components = [each for each in state.components if each.name == self.name] if state and self.on else []
+        return [t for each in components for t in each.tuners.values() if isinstance(t.form, Routed)]
+
+    def begin(self) -> None:
+        """Lets the forms note that training begins, on a first or a further task."""
+        for tuner in self.tuners():
+            assert isinstance(tuner.form, Routed)
+            _write(tuner, tuner.form.at_start(tuner.own()))
+
+    def settle(self) -> None:
+        """Lets the forms note what their experts bore in the step that is over, in all processes."""
+        for tuner in self.tuners():
+            assert isinstance(tuner.form, Routed)
+            total, count = self.step.get(tuner.site.path, (None, 0))
+            if total is not None:
+                _write(tuner, tuner.form.after_step(tuner.own(), _over_processes(total / count)))
+        self.step = {}
 
     def taken(self, step: int) -> list[list[Any]]:
         """Returns the rows of the table since the last ones, means over the batches."""
@@ -83,6 +106,25 @@ class Routers:
         ]
         self.loads, self.balances = {}, (0.0, 0)
         return rows
+
+
+def _added(before: tuple[Tensor, int] | None, load: Tensor) -> tuple[Tensor, int]:
+    return (load, 1) if before is None else (before[0] + load, before[1] + 1)
+
+
+def _over_processes(load: Tensor) -> Tensor:
+    if not dist.is_available() or not dist.is_initialized():
+        return load
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else load.device
+    total = load.to(device)
+    dist.all_reduce(total)
+    return (total / dist.get_world_size()).cpu()
+
+
+@torch.no_grad()
+def _write(tuner: TunerLayer, values: Mapping[str, Tensor]) -> None:
+    for key, value in values.items():
+        tuner.own()[key].copy_(value)
 
 
 def _grad() -> bool:
@@ -97,8 +139,15 @@ class RoutingTable(TrainerCallback):
         self.routers: Routers | None = None
         """Those of the trainer; set once it is there."""
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """A run that does not resume begins, on a first or a further task."""
+        if self.routers is not None and not state.global_step:
+            self.routers.begin()
+
     def on_step_end(self, args, state, control, **kwargs):
         """Writes the rows of a window."""
+        if self.routers is not None:
+            self.routers.settle()
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.write(state.global_step, state.is_world_process_zero)
 

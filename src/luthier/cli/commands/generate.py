@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from luthier.cli.output import say, say_json
 from luthier.cli.parse import Fitted, Given
 from luthier.cli.prompts import asked, plain, prompts_or_rows, tools_of, variables_of
+from luthier.core.errors import LuthierError
+
+
+def arguments_of(told: Sequence[str]) -> dict[str, str]:
+    """Returns the adapter of each tool's arguments, from TOOL=ADAPTER; raises for what is not."""
+    pairs = [each.partition("=") for each in told]
+    wrong = [each for each, (tool, _, folder) in zip(told, pairs, strict=True) if not tool or not folder]
+    if wrong or len({tool for tool, _, _ in pairs}) < len(pairs):
+        raise LuthierError(f"--arguments {' '.join(told)}: expected TOOL=ADAPTER, each tool once.")
+    return {tool: folder for tool, _, folder in pairs}
+
+
+def with_arguments(model: Any, told: Sequence[str], merged: bool, force: bool) -> dict[str, str]:
+    """Loads the adapters of arguments beside the one that is there; returns their names by tool."""
+    from luthier.core.storage.folder import read_adapter
+    from luthier.core.storage.store import load
+
+    if told and merged:
+        raise LuthierError("--merged writes one adapter into the weights, and --arguments changes them; leave one out.")
+    names: dict[str, str] = {}
+    for tool, folder in arguments_of(told).items():
+        names[tool] = f"arguments-{len(names)}"
+        load(model, read_adapter(folder)[0], name=names[tool], force=force)
+    return names
 
 
 @dataclass(frozen=True)
@@ -25,6 +50,7 @@ class Generate(Fitted):
         'luthier generate smollm2-135m "What is 12 + 30?" --adapter run --merged',
         "luthier generate smollm2-135m --file prompts.txt --temperature 0.7 --seed 1 --json",
         "luthier generate path/to/model 'How high is Lake Como?' --tools tools.json --adapter run",
+        "luthier generate path/to/model 'How high?' --tools tools.json --adapter select --arguments level=args",
         "luthier generate smollm2-135m --file test.jsonl --columns question=problem --adapter run",
     )
 
@@ -62,14 +88,18 @@ class Generate(Fitted):
     """Use the adapter on another base than the one it was trained on."""
     as_task: str | None = field(default=None, kw_only=True)
     """The task of the prompts, for an adapter that routes by task (mhr)."""
+    arguments: tuple[str, ...] = field(default=(), kw_only=True)
+    """TOOL=ADAPTER: who writes the arguments of that tool, while --adapter writes all else (DualTune); repeatable."""
     json: bool = field(default=False, kw_only=True)
     """Print the result as JSON."""
 
     def run(self, given: Given) -> None:
         from luthier.cli.base import fitted
+        from luthier.core.adapters.attach import adapter_names, find_state
         from luthier.evaluating import generate
         from luthier.models import refuse_unwritten, task_of
 
+        arguments_of(self.arguments)
         tools, variables = tools_of(self.tools), variables_of(self.chat_template_kwargs, self.adapter)
         prompts = prompts_or_rows(self.prompts, self.file, self.columns, self.name())
         known = task_of(self.model, self.adapter)
@@ -77,6 +107,9 @@ class Generate(Fitted):
         loaded = fitted(
             self.model, self.adapter, task=self.task or known, dtype=self.dtype, merged=self.merged, force=self.force
         )
+        state = find_state(loaded.model)
+        first = next(iter(adapter_names(state)), None) if state is not None else None
+        arguments = with_arguments(loaded.model, self.arguments, self.merged, self.force)
         answers = generate(
             loaded.model,
             loaded.processor,
@@ -89,6 +122,8 @@ class Generate(Fitted):
             tasks=self.as_task,
             tools=tools,
             template=variables,
+            arguments=arguments or None,
+            selection=first if arguments else None,
         )
         if self.json:
             say_json([{"prompt": plain(p), "answer": a} for p, a in zip(prompts, answers, strict=True)])

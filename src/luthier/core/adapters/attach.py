@@ -278,15 +278,17 @@ def _tied(model: nn.Module, site: Site, places: Mapping[int, list[str]]) -> list
 def _mark(model: nn.Module, state: State) -> None:
     """Gives roots, owners and blocks their part in resolving positions and tasks, where a form asks for them."""
     for container in state.containers:
-        container.block, container.final = None, False
+        container.block, container.final, container.measures = None, False, False
     if not any(_follows_calls(component.form) for component in state.components):
         return
+    by_prompt = any(isinstance(each.form, Routed) and each.form.by_prompt for each in state.components)
     for path, blocks in block_lists(model).items():
         owner = stack_owner(model, path)
         swap(model.get_submodule(owner), state, owner).owner = owner
         for index, block in enumerate(blocks):
             container = swap(block, state, f"{path}.{index}")
             container.block, container.final = owner, index == len(blocks) - 1
+            container.measures = by_prompt and index == 0
     swap(model, state, "").root = True
     state.passes.decoder = decoder_path(model)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,10 @@ class Call:
     device: torch.device | None = None
     tasks: str | Sequence[str] | Tensor | None = None
     """The tasks of the rows (see `luthier.core.contracts.router`)."""
+    cache: Any = None
+    """The cache that the call was given."""
+    query: Tensor | None = None
+    """The mean of each row's prompt embeddings [batch, d], where a form goes by it (see `measure`)."""
     packing: Packing | None = None
     """How blocks have the tokens of all rows in one stream, where they do."""
     _found: dict[Positions, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
@@ -83,6 +88,15 @@ class Call:
 
     def _chosen(self, positions: Positions) -> Tensor:
         """True where a column is edited, [B, columns]; a prompt that comes in chunks reaches beyond this one."""
+        real = self._of_prompt()
+        rank = real.long().cumsum(1) - 1
+        count = real.long().sum(1, keepdim=True)
+        first = (count // 2).clamp(max=positions.first)
+        last = (count - count // 2).clamp(max=positions.last)
+        return real & ((rank < first) | (rank >= count - last))
+
+    def _of_prompt(self) -> Tensor:
+        """True where a column is of the row's prompt, [B, columns]."""
         total = self.past + self.length
         real = self._real(total)
         if isinstance(self.prompt.end, int) and self.prompt.end > total:
@@ -91,11 +105,25 @@ class Call:
         if self.prompt.end is not None:
             columns = torch.arange(total, device=real.device)
             real = real & (columns < self._end(self.prompt.end, real))
-        rank = real.long().cumsum(1) - 1
-        count = real.long().sum(1, keepdim=True)
-        first = (count // 2).clamp(max=positions.first)
-        last = (count - count // 2).clamp(max=positions.last)
-        return real & ((rank < first) | (rank >= count - last))
+        return real
+
+    def measure(self, x: Tensor) -> None:
+        """Notes the mean of x [B, length, d], what enters the first block, over each row's prompt.
+
+        It stays with the cache, for the tokens behind the prompt; a pass whose cache has none is left without.
+        """
+        if self.past:
+            self.query = QUERIES.of(self.cache)
+            return
+        asked = self._of_prompt()
+        if asked.shape[1] > self.length:
+            raise LuthierError(
+                "a prompt came in chunks, and an adapter goes by the mean of all its tokens; give it whole."
+            )
+        wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        held = asked.to(wide.dtype)
+        self.query = torch.einsum("bt,btd->bd", held, wide) / held.sum(1, keepdim=True).clamp(min=1)
+        QUERIES.keep(self.cache, self.query)
 
     def _end(self, told: int | Tensor, real: Tensor) -> Tensor:
         """The column behind each row's prompt, [B or 1, 1]."""
@@ -129,7 +157,43 @@ def read_call(arguments: dict[str, Any], prompt: Prompt) -> Call | None:
         _refuse_packed(arguments.get("position_ids"))
     if mask is not None and len(mask) != len(entering):  # beams repeat each row
         mask = mask.repeat_interleave(len(entering) // len(mask), dim=0)
-    return Call(entering.shape[0], entering.shape[1], past, mask, prompt, entering.device, packing=packing_now())
+    packing = packing_now()
+    return Call(entering.shape[0], entering.shape[1], past, mask, prompt, entering.device, cache=cache, packing=packing)
+
+
+class Queries:
+    """The mean prompt embeddings of rows, kept beside caches of keys and values and gone with them."""
+
+    def __init__(self) -> None:
+        self._by_cache: WeakKeyDictionary[Any, Tensor] = WeakKeyDictionary()
+
+    def of(self, cache: Any) -> Tensor | None:
+        """Returns those of a cache's rows, [rows, d]; None where none were measured."""
+        return None if cache is None or torch.compiler.is_compiling() else self._by_cache.get(cache)
+
+    def keep(self, cache: Any, query: Tensor) -> None:
+        """Keeps those of a cache's rows; a compiled graph keeps none."""
+        if cache is not None and not torch.compiler.is_compiling():
+            self._by_cache[cache] = query
+
+    def join(self, cache: Any, held: int, prompts: Any, rows: Sequence[int]) -> None:
+        """Adds those of `rows` of the cache `prompts` to the `held` rows of a cache, as the rows themselves join."""
+        new, old = self.of(prompts), self.of(cache)
+        if new is None:
+            self._by_cache.pop(cache, None)
+            return
+        own = new[list(rows)]
+        self.keep(cache, torch.cat([own.new_zeros(held, own.shape[1]) if old is None else old, own]))
+
+    def drop(self, cache: Any, row: int) -> None:
+        """Takes a row out of a cache's; the last one moves into its place."""
+        if (held := self.of(cache)) is not None:
+            left = held[:-1].clone()
+            left[row : row + 1] = held[-1:] if row < len(left) else left[row:]
+            self.keep(cache, left)
+
+
+QUERIES = Queries()
 
 
 def entries(x: Tensor, rows: int) -> int:

@@ -24,6 +24,8 @@ class AdapterContainer(Attachment):
         """Set on the module that is given the mask and the cache of a stack: its own path."""
         self.block: str | None = None
         """Set on a block whose activations may be recomputed: the path of its owner."""
+        self.measures = False
+        """Set on the first block of a stack where a form goes by the mean of what enters it."""
         self.final = False
         """Whether this block is the last of its stack."""
         self.inner = False

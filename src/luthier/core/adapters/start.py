@@ -28,7 +28,8 @@ def parameters(module: nn.Module, site: Site, component: AdapterComponent, start
         shapes = {k: p.shape for k, p in first._parameters.items() if p is not None}
         sizes = [(each.d_in, each.d_out, each.experts) for each in (site, first.site)]
         counted = any(not p.is_floating_point() for p in first._parameters.values() if p is not None)
-        apart = counted and sizes[0] != sizes[1]  # positions of one tensor are not those of another
+        # positions of one tensor are not those of another, and shapes that a site does not tell cannot be compared
+        apart = (counted or form.gathers) and sizes[0] != sizes[1]
         if apart or expected_shapes(module, site, component) not in (None, shapes):
             raise LuthierError(
                 f"share={form.share!r}: {site} ({site.d_in} -> {site.d_out}) cannot share parameters with "
@@ -72,9 +73,9 @@ def default_dtype(dtype: torch.dtype):
 
 
 def expected_shapes(module: nn.Module, site: Site, component: AdapterComponent) -> dict[str, torch.Size] | None:
-    """Returns the shapes of a component's parameters at a site; None where they depend on a statistic."""
+    """Returns the shapes of a component's parameters at a site; None where a site does not tell them."""
     form = component.form_at(site)
-    if set(form.needs) - {"weight"}:
+    if set(form.needs) - {"weight"} or form.gathers:
         return None
     weight = _shape(module, site) if form.needs else None
     key = form, replace(site, path="", layer=None), weight

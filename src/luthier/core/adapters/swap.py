@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
-from luthier.core.adapters.call import Prompt, read_call
+from luthier.core.adapters.call import QUERIES, Call, Prompt, read_call
 from luthier.core.adapters.container import AdapterContainer
 from luthier.core.adapters.dispatch import ready
 from luthier.core.adapters.forward import adapted, adapted_tensor, beside
@@ -97,7 +98,9 @@ def _adapted_class(cls: type[nn.Module], reads: bool) -> type[nn.Module]:
     def __call__(self, *args, **kwargs):
         adapters = self._modules["adapters"]
         if adapters.block is not None:  # a recomputation in the backward pass must meet the same call
-            kwargs["luthier_call"] = adapters.current.calls.get(adapters.block)
+            kwargs["luthier_call"] = call = adapters.current.calls.get(adapters.block)
+            if adapters.measures and call is not None:
+                call.measure(args[0] if args else kwargs["hidden_states"])
         out = cls.__call__(self, *args, **kwargs)
         return out if adapters.block is None else beside(adapters, adapters.block, out)
 
@@ -196,9 +199,17 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
         current.aside.pop(adapters.owner, None)
         if call is not None:
             call.tasks = current.tasks
-    if not (adapters.live or (adapters.params and current.rows is not None)):
-        return base(module, *args, **kwargs)
-    return adapted(module, adapters, base, names[0], args, kwargs)
+    own = adapters.live or (adapters.params and current.rows is not None)
+    out = adapted(module, adapters, base, names[0], args, kwargs) if own else base(module, *args, **kwargs)
+    if adapters.owner is not None:
+        _keep_query(current.calls[adapters.owner], out)
+    return out
+
+
+def _keep_query(call: Call | None, out: Any) -> None:
+    """The prompts' means stay with the cache that a stack made itself."""
+    if call is not None and call.query is not None and call.cache is None and isinstance(out, ModelOutput):
+        QUERIES.keep(out.get("past_key_values"), call.query)
 
 
 def _layer(module: nn.Module, adapters: AdapterContainer, base: Callable, names: tuple[str, ...], x: Tensor) -> Tensor:

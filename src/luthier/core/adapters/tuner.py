@@ -12,8 +12,9 @@ from luthier.core.adapters.call import Call, edit
 from luthier.core.adapters.pass_ import Pass
 from luthier.core.contracts.form import Form, Params
 from luthier.core.contracts.positions import Positions
-from luthier.core.contracts.router import ROUTE_TASKS, Route, Routed, routing, tasks_of
+from luthier.core.contracts.router import ROUTE_QUERY, ROUTE_TASKS, Route, Routed, for_rows, routing, tasks_of
 from luthier.core.contracts.site import Site, Sites
+from luthier.core.errors import LuthierError
 
 START = "_start"
 """The suffix of a parameter's frozen initial value, where the effect of the start is subtracted."""
@@ -126,8 +127,9 @@ class TunerLayer(nn.Module):
 
     @property
     def by_row(self) -> bool:
-        """Whether the edit of a token depends on its place in the row, or on the row's task."""
-        return self.positions is not None or (isinstance(self.form, Routed) and self.form.by_task)
+        """Whether the edit of a token depends on its place in the row, or on the row's task or prompt."""
+        routed = self.form if isinstance(self.form, Routed) else None
+        return self.positions is not None or (routed is not None and (routed.by_task or routed.by_prompt))
 
     def _post(self, now: Pass, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
         p = self.params(y.dtype)
@@ -161,11 +163,25 @@ class TunerLayer(nn.Module):
         return self.training and self.train_form is not self.eval_form and self.train_form != self.eval_form
 
     def told(self, now: Pass, call: Call | None, y: Tensor) -> dict[str, Tensor]:
-        """Returns the tasks of the rows, for a form that routes by task; none in a probing pass."""
-        if not (isinstance(self.form, Routed) and self.form.by_task) or now.reached is not None:
+        """Returns the tasks of the rows, for a form that routes by task, or the means of their prompts, for one that
+        goes by these; a probing pass has no tasks."""
+        if not isinstance(self.form, Routed):
+            return {}
+        if self.form.by_prompt:
+            return {ROUTE_QUERY: for_rows(self.query(call), y, "prompts")}
+        if not self.form.by_task or now.reached is not None:
             return {}
         found = tasks_of(self.form, now.row_tasks.get(self.name, now.tasks if call is None else call.tasks), y)
         return {} if found is None else {ROUTE_TASKS: found}
+
+    def query(self, call: Call | None) -> Tensor:
+        """Returns the mean of each row's prompt; raises where the pass has none."""
+        if call is None or call.query is None:
+            raise LuthierError(
+                f"{self.form.name()} at {self.site} goes by the mean of the prompt's embeddings, and this pass has "
+                "none: either the site is outside the blocks, or the cache was filled while the adapter was not there."
+            )
+        return call.query
 
     def note(self, now: Pass, call: Call | None) -> Callable[[Tensor], None] | None:
         """Returns a function that records this layer's routing decisions, while `watched` is active."""

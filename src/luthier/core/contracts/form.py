@@ -63,6 +63,8 @@ class Form(Component):
     """Whether the adapted map is linear in x, so that it can be merged into a weight."""
     elementwise: ClassVar[bool] = False
     """Whether it edits a tensor of any shape at once; other forms edit each matrix of a 3-D parameter by itself."""
+    gathers: ClassVar[bool] = False
+    """Whether the shapes of its parameters depend on what `gather` returns, so that a site does not tell them."""
     replaces: ClassVar[bool] = False
     """Whether its tensor replaces the base's tensor."""
     identity: ClassVar[bool] = True

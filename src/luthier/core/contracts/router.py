@@ -5,7 +5,8 @@ The core computes the logits before its edit and hands them on as `p[ROUTE]`, so
 (`watched`) without being computed twice. What keeps experts busy belongs to the form as well: `balance` is the loss
 that training adds to that of the objective, `load` what a run's table and `examine --by routing` tell. Forms that go by
 the task find the tasks of the rows in `p[ROUTE_TASKS]`; the call brings them: `model(…, tasks=…)`,
-`model.generate(…, tasks=…)`, or `with lt.tasks(model, …)` around any call.
+`model.generate(…, tasks=…)`, or `with lt.tasks(model, …)` around any call. Forms that go by the prompt find the mean of
+what enters the first block over each row's prompt in `p[ROUTE_QUERY]`; the core measures it in the same pass.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ ROUTE = "_route"
 """The name of the experts' logits among the parameters that `post` is given."""
 ROUTE_TASKS = "_tasks"
 """The name of the rows' task indices among the parameters that `post` is given."""
+ROUTE_QUERY = "_query"
+"""The name of the rows' mean prompt embeddings [rows, d] among the parameters that `post` is given."""
 Told = str | Sequence[str] | Tensor
 """The tasks of a batch: one name, a name for each row, or indices into the form's task names [rows]."""
 
@@ -35,6 +38,8 @@ class Routed(Form):
     linear: ClassVar[bool] = False
     by_task: ClassVar[bool] = False
     """Whether it routes by the task of each row, which the call has to give where there are several tasks."""
+    by_prompt: ClassVar[bool] = False
+    """Whether it routes by the mean of a row's prompt embeddings, which the core measures and keeps with the cache."""
     router: ClassVar[tuple[str, ...]] = ()
     """The names of the router's parameters."""
     mixed: ClassVar[tuple[str, ...]] = ()
@@ -49,7 +54,7 @@ class Routed(Form):
     """What is trained: all, or the router alone, while the experts stay as they are."""
 
     def untrained(self) -> tuple[str, ...]:
-        return self.mixed if self.train == "router" else ()
+        return (*self.frozen, *(self.mixed if self.train == "router" else ()))
 
     def known(self) -> tuple[str, ...]:
         """Returns the names of the tasks, in order; of its experts, where it does not route by the task."""
@@ -73,6 +78,14 @@ class Routed(Form):
         `routed` are the logits of each site in a pass, [rows, tokens, experts] or [tokens, experts].
         """
         return None
+
+    def at_start(self, p: Params) -> dict[str, Tensor]:
+        """Returns new values of untrained parameters as training begins, also on a further task; default: none."""
+        return {}
+
+    def after_step(self, p: Params, load: Tensor) -> dict[str, Tensor]:
+        """Returns new values of untrained parameters after a step, in which its experts bore `load` [experts]."""
+        return {}
 
     def load(self, logits: Tensor) -> Tensor:
         """Returns the share of the weight that each expert bears, [experts]; logits [..., experts]."""
@@ -138,12 +151,19 @@ def tasks_of(form: Routed, told: Told | None, x: Tensor) -> Tensor | None:
             f"…). It knows: {', '.join(names)}."
         )
     index = told if isinstance(told, Tensor) else torch.tensor([place(names, each) for each in listed(told)])
-    index = index.to(x.device)
-    if len(index) == 1:
-        return index
-    if len(x) % len(index) or (x.dim() < 3 and len(x) != len(index)):
-        raise LuthierError(f"{len(index)} rows were given tasks, but the activation has {len(x)} rows.")
-    return index.repeat_interleave(len(x) // len(index))
+    return for_rows(index.to(x.device), x, "tasks")
+
+
+def for_rows(given: Tensor, x: Tensor, what: str) -> Tensor:
+    """Returns what each row was given, [rows of x, ...] or [1, ...]; beams repeat each row.
+
+    Raises `LuthierError` where the rows do not fit x.
+    """
+    if len(given) == 1:
+        return given
+    if len(x) % len(given) or (x.dim() < 3 and len(x) != len(given)):
+        raise LuthierError(f"{len(given)} rows were given {what}, but the activation has {len(x)} rows.")
+    return given.repeat_interleave(len(x) // len(given), dim=0)
 
 
 def adapter_and_task(asked: str) -> tuple[str, str | None]:

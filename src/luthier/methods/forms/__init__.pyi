@@ -11,6 +11,7 @@ from luthier.methods.forms.gift import GIFT as GIFT
 from luthier.methods.forms.hydra import Hydra as Hydra
 from luthier.methods.forms.ia3 import IA3 as IA3
 from luthier.methods.forms.iaa import IAA as IAA
+from luthier.methods.forms.l2m import L2M as L2M
 from luthier.methods.forms.lobireft import LobiReFT as LobiReFT
 from luthier.methods.forms.loldu import LoLDU as LoLDU
 from luthier.methods.forms.lora import LoRA as LoRA
