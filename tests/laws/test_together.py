@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 
 import luthier as lt
+from luthier import data, models
 from luthier.core.adapters.control import tensors
 from luthier.core.adapters.share import seeded
 from luthier.core.contracts.component import find, names
+from luthier.core.contracts.objective import At, Objective
 from luthier.core.contracts.router import Routed
+from luthier.core.errors import LuthierError
 from luthier.core.sites.packing import packed
-from luthier.training.together import Pool, Row, Work
+from luthier.training import Run, Training
+from luthier.training.prepare import prepare
+from luthier.training.together import Batched, Pool, Row, Work
 from support.architectures import ARCHITECTURES
+from support.tiny import pairs, save_model, sums, write_rows
 
 FORMS = names("forms")
 OBJECTIVES = [name for name in names("objectives") if not find("objectives", name)().samples]

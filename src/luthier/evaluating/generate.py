@@ -189,7 +189,7 @@ def _by_engine(
     from luthier.engine.sampler import Ask
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    limits = [_within(sampling, len(prompts[i]), most).max_new_tokens for i in order]
+    limits = [within(sampling, len(prompts[i]), most).max_new_tokens for i in order]
     asks = [Ask(tuple(prompts[i]), sampling.seed + i, limit) for i, limit in zip(order, limits, strict=True)]
     drawn = dict(zip(order, engine(asks, sampling.temperature, sampling.top_p, done), strict=True))
     return [(drawn[place].text, list(drawn[place].ids)) for place in range(len(prompts))]

@@ -5,6 +5,7 @@ from luthier.methods.objectives.class_weights import ClassWeights as ClassWeight
 from luthier.methods.objectives.cpo import CPO as CPO
 from luthier.methods.objectives.distill import Distill as Distill
 from luthier.methods.objectives.dpo import DPO as DPO
+from luthier.methods.objectives.dual_tune import DualTune as DualTune
 from luthier.methods.objectives.grpo import GRPO as GRPO
 from luthier.methods.objectives.info_nce import InfoNCE as InfoNCE
 from luthier.methods.objectives.kto import KTO as KTO
