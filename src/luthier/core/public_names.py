@@ -24,7 +24,7 @@ PLACES = {
     "core.contracts.format": "Format Found Outgoing check_truncation",
     "core.contracts.init": "Init",
     "core.contracts.meta": "Meta",
-    "core.contracts.objective": "Objective Rows At Batch Feature Figures ObjectiveState PART TASKS ALSO REFERENCE BASE "
+    "core.contracts.objective": "Objective Rows At Batch Feature Figures ObjectiveState STRUCTURED EMBEDDING PART TASKS ALSO REFERENCE BASE "
     "ADVANTAGE SAMPLED SAMPLED_FIGURES REFERENCE_TOKENS OLD_TOKENS Rollouts Scored by_part",
     "core.contracts.penalty": "Penalty PenaltyState PenaltyStep param_copies=copies param_zeros=zeros",
     "core.contracts.ranks": "Ranks Budget levelled",
