@@ -276,7 +276,7 @@ def test_class_weights_are_their_equation(bert):
     assert chosen.of_classes(["a", "b", "c"], []) == {"a": 5.0, "b": 1.0, "c": 0.5}
     with pytest.raises(LuthierError, match="weights is 'a'; expected balanced"):
         lt.ClassWeights(weights="a")
-    with pytest.raises(LuthierError, match="names 'd', which is no class"):
+    with pytest.raises(LuthierError, match="names 'd', which is not a class"):
         lt.ClassWeights(weights="d=1").of_classes(["a"], [])
 
 

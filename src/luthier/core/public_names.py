@@ -25,7 +25,7 @@ PLACES = {
     "core.contracts.init": "Init",
     "core.contracts.meta": "Meta",
     "core.contracts.objective": "Objective Rows At Batch Feature Figures ObjectiveState PART TASKS ALSO REFERENCE BASE "
-    "ADVANTAGE SAMPLED SAMPLED_FIGURES REFERENCE_TOKENS OLD_TOKENS Rollouts Scored by_part",
+    "STRUCTURED EMBEDDING ADVANTAGE SAMPLED SAMPLED_FIGURES REFERENCE_TOKENS OLD_TOKENS Rollouts Scored by_part",
     "core.contracts.penalty": "Penalty PenaltyState PenaltyStep param_copies=copies param_zeros=zeros",
     "core.contracts.ranks": "Ranks Budget levelled",
     "core.contracts.rewrite": "Rewrite Voices Voice Verdict Made rewrite_request=asked answer_of question_of "

@@ -144,7 +144,7 @@ def load_prompts(
 def named_columns(
     table: Table, named: dict[str, str], columns: Sequence[str], source: str
 ) -> tuple[Table, dict[str, str], list[str]]:
-    """(the table under the names that layouts know, these names, columns that made room for others)."""
+    """Returns (the table under names that layouts know, these names, columns that made room for others)."""
     present = {column for _, row in table.rows for column in row}  # a pass over all of a large file
     named = {**named, **_other_words(table, {*present, *named})}
     known = dict.fromkeys((*known_columns(), *(c for layout in PREFERENCES.values() for c in layout.reads), *columns))

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Entity = tuple[str, int, int]
-"""(type, first word, last word)."""
+"""An entity as (type, first word, last word)."""
 OUTSIDE = "O"
 COUNTS = ("right", "predicted", "there", "right_words", "words")
 

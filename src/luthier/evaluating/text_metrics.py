@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from luthier.core.errors import LuthierError, near
 
 Pairs = Sequence[tuple[str, str]]
-"""(what was said, the right answer)."""
+"""Rows as (what was said, the right answer)."""
 
 
 def rouge(kind: str) -> Callable[[Pairs], float]:

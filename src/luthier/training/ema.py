@@ -21,8 +21,10 @@ AVERAGED = "averaged.safetensors"
 
 
 class Ema(TrainerCallback):
-    """θ̄ ← d θ̄ + (1 - d) θ behind every step, from the start of training (Polyak and Juditsky 1992; Tarvainen and
-    Valpola 2017, arXiv 1703.01780). Training goes on from θ; θ̄ is in the model while it is evaluated, and at the end.
+    """Keeps a moving average of what is trained.
+
+    θ̄ ← d θ̄ + (1 - d) θ behind every step, from the start of training (Polyak and Juditsky 1992; Tarvainen and Valpola
+    2017, arXiv 1703.01780). Training goes on from θ; θ̄ is in the model while it is evaluated, and at the end.
     """
 
     def __init__(self, model: nn.Module, name: str, decay: float) -> None:
@@ -42,7 +44,7 @@ class Ema(TrainerCallback):
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Moves the average; what is no real number (an index) is taken as it is."""
+        """Moves the average; indices are taken as they are."""
         for key, p in self.held().items():
             mean = self.means[key]
             if mean.is_floating_point():

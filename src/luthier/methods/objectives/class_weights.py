@@ -62,7 +62,7 @@ class ClassWeights(SFT):
         stated = self.stated()
         if strange := [name for name in stated if name not in names]:
             raise LuthierError(
-                f"weights names {strange[0]!r}, which is no class of the rows{near(strange[0], names)} They have: "
+                f"weights names {strange[0]!r}, which is not a class of the rows{near(strange[0], names)} They have: "
                 f"{', '.join(names)}."
             )
         if stated:
