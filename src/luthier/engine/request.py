@@ -24,7 +24,7 @@ class Request:
     adapter: str | None = None
     """None: the base."""
     max_tokens: int = 128
-    """0 only with `echo`."""
+    """The most tokens of the answer; 0 needs `echo`."""
     temperature: float = 1.0
     """The sampling temperature; 0 takes the likeliest token."""
     top_p: float = 1.0

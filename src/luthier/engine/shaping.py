@@ -32,7 +32,7 @@ class Shaping:
     repetition_penalty: float = 1.0
     """Divides positive logits, and multiplies negative ones, of tokens of the prompt and the answer."""
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token, what is added to its logit)."""
+    """Pairs of a token and what is added to its logit."""
 
     @property
     def changes(self) -> bool:

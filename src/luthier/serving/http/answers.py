@@ -30,7 +30,7 @@ class Choice:
     raw: str = ""
     """All that was generated."""
     text: str = ""
-    """What is no call."""
+    """What is not a call."""
     tokens: list[Token] = field(default_factory=list)
     finish: str | None = None
     generated: int = 0

@@ -48,7 +48,7 @@ def new_id() -> str:
 
 
 class CallReader:
-    """The pieces of one answer. What is no call of a known function stays text, as the model wrote it."""
+    """The pieces of one answer. What is not a call of a known function stays text, as the model wrote it."""
 
     def __init__(self, written: CallFormat, names: Collection[str], one: bool = False) -> None:
         """With `one`, what follows a first call is left out."""
@@ -83,7 +83,7 @@ class CallReader:
             yield from self._step()
 
     def _said(self, text: str) -> Iterator[Piece]:
-        """Text, but for white space around calls."""
+        """Text, except white space around calls."""
         if text and (text.strip() or not self.calls):
             self._whole += text
             yield Piece(text)
@@ -198,7 +198,7 @@ class Arguments:
         self._string: str | None = None
 
     def add(self, text: str) -> tuple[str, str]:
-        """(what belongs to the object, what follows it)."""
+        """Returns what belongs to the object, and what follows it."""
         if self._string is not None or (not self._depth and text[:1] == '"'):
             return self._unquoted(text)
         for at, letter in enumerate(text):

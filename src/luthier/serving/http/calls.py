@@ -214,4 +214,4 @@ def chosen_in_lark(calls: Sequence[str], written: CallFormat, otherwise: str | N
     if trigger.startswith("<["):
         first = f"calls: TEXT {trigger} {rest[1]}" if len(rest) == 2 else calls[0]
         return "\n".join(["start: calls* TEXT", "TEXT: /(.|\\n)*/", first, *calls[1:]])
-    raise LuthierError("the template opens calls with a text that is no token")
+    raise LuthierError("the template opens calls with a text that is not a token")

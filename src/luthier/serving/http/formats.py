@@ -50,7 +50,7 @@ def _schema(given: Any) -> Grammar:
 
 
 def checked_schema(schema: Any, where: str) -> Any:
-    """Returns a schema; raises for what is no object, and for one that is nested too deep."""
+    """Returns a schema; raises for what is not an object, and for one that is nested too deep."""
     if schema is not True and not isinstance(schema, dict):
         raise refused("invalid_value", f"{where}: a schema is an object.", where)
     if _depth(schema) > MOST_NESTED:
