@@ -86,7 +86,7 @@ class YesNo(Rewrite):
 
 
 def described(path: str) -> tuple[str, dict[str, list[str]]]:
-    """(the group, the questions of each class) of a file of descriptions; raises for any other file."""
+    """(the group, the questions of each class) of a file of descriptions; raises for one that is not one."""
     with guarded(f"{path} cannot be read as descriptions of classes"):
         found: dict[str, Any] = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     for key in found:

@@ -44,7 +44,7 @@ def read_rows(spec: SelfTraining, tokenizer: Any) -> Rows:
     labels = labelled.labels or []
     if len(labels) < 2:
         raise LuthierError(f"{spec.labelled} has one class ({labels[0]}), which leaves nothing to tell apart.")
-    if strange := sorted(set((test and test.labels) or []) - set(labels)):
+    if strange := sorted(set(test.labels or [] if test else []) - set(labels)):
         raise LuthierError(f"{spec.test} has the class {strange[0]}, of which {spec.labelled} has no row.")
     sets = {"labelled": labelled, "unlabelled": unlabelled, **({"test": test} if test else {})}
     _refuse_shared(sets)
