@@ -72,6 +72,7 @@ from luthier.core.contracts.objective import ALSO as ALSO
 from luthier.core.contracts.objective import At as At
 from luthier.core.contracts.objective import BASE as BASE
 from luthier.core.contracts.objective import Batch as Batch
+from luthier.core.contracts.objective import EMBEDDING as EMBEDDING
 from luthier.core.contracts.objective import Feature as Feature
 from luthier.core.contracts.objective import Figures as Figures
 from luthier.core.contracts.objective import OLD_TOKENS as OLD_TOKENS
@@ -84,6 +85,7 @@ from luthier.core.contracts.objective import Rollouts as Rollouts
 from luthier.core.contracts.objective import Rows as Rows
 from luthier.core.contracts.objective import SAMPLED as SAMPLED
 from luthier.core.contracts.objective import SAMPLED_FIGURES as SAMPLED_FIGURES
+from luthier.core.contracts.objective import STRUCTURED as STRUCTURED
 from luthier.core.contracts.objective import Scored as Scored
 from luthier.core.contracts.objective import TASKS as TASKS
 from luthier.core.contracts.objective import by_part as by_part
@@ -167,10 +169,10 @@ from luthier.evaluating import generate as generate
 from luthier.evaluating import predict as predict
 from luthier.evaluating.front import Front as Front
 from luthier.evaluating.generate import Messages as Messages
-from luthier.evaluating.generate import Sampling as Sampling
 from luthier.evaluating.pareto import pareto as pareto
 from luthier.evaluating.rewrite import Rewritten as Rewritten
 from luthier.evaluating.rewrite import rewrite as rewrite
+from luthier.evaluating.sampling import Sampling as Sampling
 from luthier.examining.check import Checked as Checked
 from luthier.examining.check import check as check
 from luthier.examining.examine import Examined as Examined

@@ -33,7 +33,7 @@ class CallFormat:
             raise LuthierError("the tokenizer has no chat template, so nothing says how a call is written.")
         try:
             template = Template.of(example or Example(row=1), tokenizer).less(tools=[TOOL])
-            one, said, two = (template.attempt(_asked(**how)) for how in ({}, {"content": SAID}, {"calls": 2}))
+            one, said, two = (template.attempt(each) for each in (_asked(), _asked(SAID), _asked(calls=2)))
         except BadRow as reason:
             raise LuthierError(f"the chat template cannot be read: {reason}.") from None
         cut = None if one is None else _cut(one)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from luthier.core.errors import LuthierError
 from luthier.decoding.reader import Ensemble
-from luthier.evaluating.generate import Sampling
+from luthier.evaluating.sampling import Sampling
 
 
 @dataclass

@@ -10,7 +10,7 @@ from luthier import data, models
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
 from luthier.data import Examples, Scorer, judge, refuse_unscorable
-from luthier.evaluating.generate import Sampling, answers
+from luthier.evaluating.generate import answers
 from luthier.evaluating.job import Found, Job, bar, row_tasks
 from luthier.evaluating.outputs import logits_of
 from luthier.evaluating.result import Evaluation

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
 from luthier.data import Collator, Example, encode, encode_seq2seq, prompt_ids, stop_text
 from luthier.engine.stops import PLACEHOLDER, stop_ids, text_of
+from luthier.evaluating.sampling import Sampling, within
 from luthier.models import positions
 
 if TYPE_CHECKING:
@@ -22,24 +23,6 @@ Messages = list[dict[str, Any]]
 Answer = tuple[str, list[int]]
 """A text and its tokens."""
 Tools = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen: greedily at temperature 0, otherwise sampled from the `top_p` nucleus by the seed."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise LuthierError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1.")
-        if self.temperature < 0:
-            raise LuthierError(f"temperature is {self.temperature}; expected 0 (greedy) or more.")
-        if not 0 < self.top_p <= 1:
-            raise LuthierError(f"top_p is {self.top_p}; expected above 0 and at most 1.")
 
 
 def generate(
@@ -262,15 +245,6 @@ def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sa
             **({"stop_strings": [stop], "tokenizer": tokenizer} if stop else {}),
         )
     return out[:, 1:] if seq2seq else out[:, inputs["input_ids"].shape[1] :]
-
-
-def within(sampling: Sampling, taken: int, most: int | None) -> Sampling:
-    """Returns it with the new tokens that fit behind those `taken`; raises `LuthierError` where none does."""
-    if most is None:
-        return sampling
-    if taken >= most:
-        raise LuthierError(f"a prompt has {taken} tokens, and the model has positions for {most}: shorten it.")
-    return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, most - taken))
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from luthier import data, models
 from luthier.core.errors import LuthierError
 from luthier.data import Examples, Scorer
-from luthier.evaluating.generate import Sampling
 from luthier.evaluating.outputs import Reading
+from luthier.evaluating.sampling import Sampling
 
 if TYPE_CHECKING:
     import numpy as np

@@ -194,7 +194,7 @@ def _check(
         raise LuthierError("resume goes on with a file; name it (out).")
 
 
-def _given(found: data.Inputs, examples: data.Examples) -> list[Mapping[str, Any]]:
+def _given(found: data.Inputs, examples: data.Examples) -> Sequence[Mapping[str, Any]]:
     """The rows of those that could be encoded, as they came; raises where one has a column of ours."""
     rows = {example.row: row for example, row in zip(found.examples.rows, found.rows, strict=True)}
     given = [rows[example.row] for example in examples.rows]
@@ -251,7 +251,7 @@ def _free(name: str, row: Mapping[str, Any]) -> str:
 
 
 def _predicted(task: str, said: Sequence[Mapping[str, Any]], skipped: list[tuple[int, str]], **more: Any) -> Predicted:
-    names: list[str] = []
+    names: list[Any] = []
     counts: Counter[str] = Counter()
     for row in said:
         value = row.get("prediction")

@@ -11,8 +11,9 @@ from luthier.core.errors import LuthierError
 from luthier.data import Examples
 from luthier.data.bad import refuse
 from luthier.evaluating import many
-from luthier.evaluating.generate import Sampling, tokenised, written
+from luthier.evaluating.generate import tokenised, written
 from luthier.evaluating.outputs import Reading, logits_of, places_of, probabilities, tags_of, vectors_of
+from luthier.evaluating.sampling import Sampling
 
 if TYPE_CHECKING:
     import numpy as np

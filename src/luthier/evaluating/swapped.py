@@ -9,7 +9,7 @@ from luthier.core.errors import LuthierError, near
 
 if TYPE_CHECKING:
     from luthier.data.calls import CallFormat
-    from luthier.evaluating.generate import Sampling
+    from luthier.evaluating.sampling import Sampling
 
 
 def check_adapters(model: Any, selection: str | None, arguments: Mapping[str, str]) -> None:
@@ -81,7 +81,8 @@ class Row:
     def answer(self, prompt: list[int], sampling: Sampling) -> list[int]:
         """Returns the tokens of the answer, up to and without what ends it."""
         from luthier.core.adapters.control import use
-        from luthier.evaluating.generate import stop_ids, within
+        from luthier.engine.stops import stop_ids
+        from luthier.evaluating.sampling import within
         from luthier.models import positions
 
         stops, ids, now = stop_ids(self.model, self.tokenizer), [], ""

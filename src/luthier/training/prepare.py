@@ -192,7 +192,7 @@ def check_serves(run: Run, task: str) -> None:
     """Raises for an objective that cannot train a model for the task of the rows, with one that can."""
     if run.objective.serves(task):
         return
-    other = next((name for name in names("objectives") if find("objectives", name)().serves(task)), "none")
+    other = next((name for name in names("objectives") if find("objectives", name, Objective)().serves(task)), "none")
     raise LuthierError(
         f"the rows are for {task}, and {run.objective.name()} does not train for it; take another objective "
         f"({other}), or say what the rows are for (task)."

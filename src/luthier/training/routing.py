@@ -87,7 +87,7 @@ class Routers:
             assert isinstance(tuner.form, Routed)
             _write(tuner, tuner.form.at_start(tuner.own()))
 
-    def settle(self) -> None:
+    def note_step(self) -> None:
         """Lets the forms note what their experts bore in the step that is over, in all processes."""
         for tuner in self.tuners():
             assert isinstance(tuner.form, Routed)
@@ -147,7 +147,7 @@ class RoutingTable(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         """Writes the rows of a window."""
         if self.routers is not None:
-            self.routers.settle()
+            self.routers.note_step()
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.write(state.global_step, state.is_world_process_zero)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from luthier.core.adapters.call import QUERIES, Call, Prompt, read_call
 from luthier.core.adapters.container import AdapterContainer

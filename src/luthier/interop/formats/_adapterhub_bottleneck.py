@@ -47,7 +47,7 @@ def bottlenecks(model: nn.Module, layout: Layout, placed: Sequence[Placed], fact
             tensors |= {f"{block}.{name}.adapters.{NAME}.{end}": t for end, t in _tensors(form, layer, placed).items()}
     where = {"mh_adapter": "attention" in kinds, "output_adapter": kinds != {"attention"}}
     config = {**SETTINGS, **where, "original_ln_before": "stream" in kinds, "leave_out": without}
-    hidden = model.config.hidden_size  # type: ignore[union-attr]
+    hidden: Any = model.config.hidden_size  # type: ignore[union-attr]
     settings = {"non_linearity": form.activation, "scaling": form.scale, "reduction_factor": _factor(hidden, form.dim)}
     return tensors, {**config, **settings}
 

@@ -46,7 +46,7 @@ def products(losses: Callable[[Tensors], Tensor], direction: Tensors, params: Te
     total = gradient(lambda at: losses(at).sum(), params)
     wanted = sum((total[key] * direction[key]).sum() for key in total)
     try:
-        _, found = jvp(losses, (held,), ({key: direction[key].to(p) for key, p in held.items()},))
+        found = jvp(losses, (held,), ({key: direction[key].to(p) for key, p in held.items()},))[1]
     except (RuntimeError, NotImplementedError, TypeError):
         return _one_by_one(losses, direction, params)
     scale = sum(total[key].norm() * direction[key].norm() for key in total)
