@@ -97,7 +97,7 @@ def test_the_unet_answers_as_in_the_library(case, tmp_path):
         "lora_unet_mid_block_attentions_0_proj_in.lokr_w1": "of LoKr",
         "lora_unet_mid_block_attentions_0_proj_in.dora_scale": "of DoRA",
         "lora_unet_input_blocks_4_1_proj_in.lora_down.weight": "as the original code of SDXL",
-        "lora_unet_down_blocks_9_attentions_0_proj_in.lora_down.weight": "which is no layer of this UNet2D",
+        "lora_unet_down_blocks_9_attentions_0_proj_in.lora_down.weight": "which is not a layer of this UNet2D",
         "something.else": "begin with lora_unet_ or lora_te_",
     }.items(),
 )

@@ -71,7 +71,7 @@ def _holder(layout: Layout, kind: str) -> str:
 
 
 def _common_form(placed: Sequence[Placed]) -> Bottleneck:
-    """The form of all of them, but for what training alone reads."""
+    """The form of all of them, except for what training alone reads."""
     forms = {tuner.eval_form for each in placed for tuner in each.layer.tuners}
     told = {(f.dim, f.activation, f.scale, f.insertion) for f in forms if isinstance(f, Bottleneck)}
     if len(told) > 1:

@@ -16,7 +16,7 @@ from luthier.interop.formats._layers import Layer
 NAME = "adapter"
 """What an adapter is called in the file, and so in the library."""
 Contents = tuple[dict[str, Tensor], dict[str, Any]]
-"""(tensors by their names in the library, the configuration of the method)."""
+"""The tensors by their names in the library, and the configuration of the method."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Layout:
     output: str
     """What `output_lora` adapts."""
     behind_attention: Mapping[str, str]
-    """{what a bottleneck of `mh_adapter` may stand behind: the module of adapters that holds it}."""
+    """The module of adapters that holds a bottleneck of `mh_adapter`, by what it stands behind."""
     behind_mlp: Mapping[str, str]
     """The same of `output_adapter`."""
     on_stream: str = ""
@@ -114,7 +114,7 @@ def placed_in(model: nn.Module, layer: Layer) -> Placed:
 
 
 def blocks_of(model: nn.Module, placed: Sequence[Placed]) -> tuple[dict[str, dict[str, Layer]], list[int]]:
-    """({block: {name inside it: layer}}, the numbers of the blocks that have nothing)."""
+    """Returns ({block: {name inside it: layer}}, the numbers of the blocks that have nothing)."""
     blocks: dict[str, dict[str, Layer]] = {}
     for each in placed:
         blocks.setdefault(each.block, {})[each.inside] = each.layer

@@ -39,7 +39,7 @@ def told(folder: Path, metadata: Mapping[str, str], part: str) -> dict[str, Any]
     try:
         whole = json.loads(text) if text else {}
     except (ValueError, RecursionError):
-        raise LuthierError(f"{folder}: lora_adapter_metadata is no JSON.") from None
+        raise LuthierError(f"{folder}: lora_adapter_metadata is not JSON.") from None
     if not isinstance(whole, dict):
         raise LuthierError(f"{folder}: lora_adapter_metadata is {whole!r}; expected a table.")
     return {key.removeprefix(f"{part}."): value for key, value in whole.items() if key.startswith(f"{part}.")}

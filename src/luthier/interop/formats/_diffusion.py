@@ -53,12 +53,12 @@ def mine(folder: Path, held: Mapping[str, dict[str, Tensor]], part: str) -> dict
 
 
 def refuse_strange(folder: Path, key: str) -> None:
-    """Raises for a tensor that is no plain factor."""
+    """Raises for a tensor that is not a plain factor."""
     end = key.partition(".")[2] if key.count(".") <= 2 else key.rpartition(".")[2]
     kind = next((what for mark, what in STRANGE.items() if end.startswith(mark) or f".{mark}" in key), None)
     raise LuthierError(
         f"{folder} holds {key}"
-        + (f", of {kind}: plain LoRA alone is read here." if kind else ", which is no factor that is known here.")
+        + (f", of {kind}: plain LoRA alone is read here." if kind else ", which is not a factor that is known here.")
     )
 
 

@@ -42,7 +42,7 @@ def read_tensors(path: Path, aside: Collection[str] = (), *, numbers: bool = Fal
 
 
 def header(path: Path) -> tuple[list[str], dict[str, str]]:
-    """(names of the tensors, metadata) of a .safetensors file; raises `LuthierError` for damage."""
+    """Returns (names of the tensors, metadata) of a .safetensors file; raises `LuthierError` for damage."""
     with guarded(f"{path} cannot be read"), safetensors.safe_open(path, framework="pt") as file:
         return list(file.keys()), dict(file.metadata() or {})
 

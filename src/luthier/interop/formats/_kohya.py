@@ -51,7 +51,7 @@ def _own(folder: Path, name: str, known: Mapping[str, str], model: nn.Module) ->
             "it with diffusers (load_lora_weights) and save it there (save_lora_weights)."
         )
     raise LuthierError(
-        f"{folder} holds tensors of {name}, which is no layer of this {type(model).__name__}"
+        f"{folder} holds tensors of {name}, which is not a layer of this {type(model).__name__}"
         f"{nearest(name, model)} It was fitted on another base."
     )
 

@@ -116,7 +116,7 @@ def is_dora(layer: Layer) -> bool:
 
 
 def dora_parts(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
-    """(s B, A, m) of a layer that DoRA acts on: its scale is inside B."""
+    """Returns (s B, A, m) of a layer that DoRA acts on: its scale is inside B."""
     tuner = layer.tuners[0]
     p = tuner.params(torch.float32)
     return tuner.eval_form.scale * p["B"], p["A"], p["m"]

@@ -23,12 +23,12 @@ LAYERS = {
     **{"mlp.proj": "mlp.down_proj"},
 }
 FUSED = {"lora_query": "q_proj", "lora_key": "k_proj", "lora_value": "v_proj"}
-"""{setting: the layer of transformers}, in the order of the fused layer."""
+"""The layers of transformers, by setting and in the order of the fused layer."""
 KEY = re.compile(r"(?:transformer\.h\.(?P<block>\d+)\.(?P<name>.+)|(?P<head>lm_head))\.lora_(?P<end>[AB])")
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """The settings of a run; raises `LuthierError` for a file that is no table."""
+    """The settings of a run; raises `LuthierError` for a file that is not a table."""
     import yaml
 
     path = inside(folder, "hyperparameters.yaml")
@@ -55,7 +55,7 @@ def pairs_of(folder: Path, config: Mapping[str, Any], held: Mapping[str, Tensor]
     for key, tensor in held.items():
         match = KEY.fullmatch(key)
         if match is None or (match["name"] not in (*LAYERS, "attn.qkv") and not match["head"]):
-            raise LuthierError(f"{folder} holds {key}, which is no factor of a layer that is known here.")
+            raise LuthierError(f"{folder} holds {key}, which is not a factor of a layer that is known here.")
         groups.setdefault((match["block"] or "", match["name"] or ""), {})[match["end"]] = tensor
     found: dict[str, Pair] = {}
     for (block, name), factors in groups.items():

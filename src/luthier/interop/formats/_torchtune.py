@@ -21,7 +21,7 @@ from luthier.interop.formats._rotary import halved, paired, rotated_heads
 from luthier.methods.forms.dora import DoRA
 
 KINDS: Mapping[str, bool] = {"llama": True, "mistral": True, "qwen2": False}
-"""{model type: whether torchtune rotates neighbours}, where it was run."""
+"""Whether torchtune rotates neighbours, by model type, where it was run."""
 ATTENTION = {f"self_attn.{name}_proj": f"attn.{name}_proj" for name in "qkv"} | {"self_attn.o_proj": "attn.output_proj"}
 MLP = {"mlp.gate_proj": "mlp.w1", "mlp.down_proj": "mlp.w2", "mlp.up_proj": "mlp.w3"}
 NAMES = ATTENTION | MLP
@@ -90,7 +90,7 @@ def _by_own_paths(folder: Path, groups: Mapping[str, Any], model: nn.Module) -> 
         elif inside is not None and inside[2] in back:
             paths[path] = f"{BLOCK}{inside[1]}.{back[inside[2]]}"
         else:
-            raise LuthierError(f"{folder} adapts {path}, which is no layer that torchtune has for these models.")
+            raise LuthierError(f"{folder} adapts {path}, which is not a layer that torchtune has for these models.")
     names = own_paths(folder, list(paths.values()), model)
     return {names[paths[path]]: found for path, found in groups.items()}
 
