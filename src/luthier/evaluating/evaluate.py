@@ -14,6 +14,7 @@ from luthier.evaluating.generate import answers
 from luthier.evaluating.job import Found, Job, bar, row_tasks
 from luthier.evaluating.outputs import logits_of
 from luthier.evaluating.result import Evaluation
+from luthier.evaluating.sampling import Sampling
 from luthier.evaluating.structured import with_classes, with_places, with_tags, with_vectors
 from luthier.evaluating.text_metrics import check_metrics, of_texts
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from luthier import data, models
 from luthier.core.contracts.component import find, names
-from luthier.core.contracts.objective import ALSO, Rows
+from luthier.core.contracts.objective import ALSO, Objective, Rows
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.selection import Pool
 from luthier.core.errors import LuthierError
