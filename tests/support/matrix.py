@@ -62,7 +62,7 @@ def sources(form: str) -> Iterator[Source]:
     if form == "pyreft":
         answers = lt_load(pyreft_recorded.FOLDER / "logits.safetensors")
         for name, case in pyreft_recorded.CASES.items():
-            reader = lt.find("formats", form, Format)(positions=case.positions)
+            reader = lt.formats.PyReFT(positions=case.positions)
             made = lambda kind=case.model: pyreft_recorded.base(kind)  # noqa: E731
             yield Source(name, pyreft_recorded.FOLDER / name, reader, made, states_of_pyreft, answers[name])
     if form == "gguf_lora":
@@ -94,7 +94,7 @@ def measured(source: Source, work: Path) -> dict[str, dict[str, Any]]:
 
 
 def cell(source: Source, ours: Path, wanted: Tensor, to: str, work: Path) -> dict[str, Any]:
-    cls = lt.find("formats", to, Format)
+    cls: Any = lt.find("formats", to, Format)
     try:
         return written(source, ours, wanted, cls(), work / to)
     except lt.LuthierError as error:

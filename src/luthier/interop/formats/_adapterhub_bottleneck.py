@@ -26,7 +26,7 @@ SETTINGS: Mapping[str, Any] = {
 """What is the same in every configuration that is written."""
 
 
-def bottlenecks(model: nn.Module, layout: Layout, placed: Sequence[Placed], factoring: Factoring) -> Contents:
+def bottlenecks(model: Any, layout: Layout, placed: Sequence[Placed], factoring: Factoring) -> Contents:
     """Bottlenecks behind attention and MLP, before the residual is added, or behind the block."""
     places = {each.layer.path: _place(layout, each) for each in placed}
     kinds = {kind for kind, _ in places.values()}
@@ -47,7 +47,7 @@ def bottlenecks(model: nn.Module, layout: Layout, placed: Sequence[Placed], fact
             tensors |= {f"{block}.{name}.adapters.{NAME}.{end}": t for end, t in _tensors(form, layer, placed).items()}
     where = {"mh_adapter": "attention" in kinds, "output_adapter": kinds != {"attention"}}
     config = {**SETTINGS, **where, "original_ln_before": "stream" in kinds, "leave_out": without}
-    hidden: Any = model.config.hidden_size  # type: ignore[union-attr]
+    hidden = model.config.hidden_size
     settings = {"non_linearity": form.activation, "scaling": form.scale, "reduction_factor": _factor(hidden, form.dim)}
     return tensors, {**config, **settings}
 
