@@ -25,6 +25,8 @@ BRINGS = {
     "quant": "quantised bases (bitsandbytes, torchao)",
     "serve": "the server",
     "sign": "signed adapters",
+    "text-metrics": "ROUGE, BLEU and chrF of written answers",
+    "train-api": "compressed bodies of clients that train through the server",
     "tune": "searches over settings",
     "vision": "pictures",
 }
