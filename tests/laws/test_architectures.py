@@ -19,6 +19,10 @@ FEED_FORWARD |= {"vit", "clip", "ast"}
 """Architectures whose feed-forward part is a module called mlp that is given one tensor."""
 
 
+NO_PROMPT = {"deberta_v2", "t5", "bart", "vit", "clip", "whisper", "ast", "wav2vec2"}
+"""Architectures whose layers do not all see the tokens of a prompt, row by row."""
+
+
 def output(model, inputs) -> torch.Tensor:
     with torch.no_grad():
         return model(**inputs)[0]
@@ -44,6 +48,10 @@ def test_form_on_architecture(architecture, form, tmp_path):
         with pytest.raises(lt.LuthierError):
             lt.attach(model, made)
         assert {path: type(module) for path, module in model.named_modules()} == kinds
+        return
+    if isinstance(made, lt.Routed) and made.by_prompt and architecture in NO_PROMPT:
+        with pytest.raises(lt.LuthierError):
+            output(lt.attach(model, made), inputs)
         return
     lt.attach(model, made)
     if made.identity:

@@ -35,7 +35,7 @@ def test_rows_that_join_and_leave_say_what_transformers_says(name):
         heard: list[int] = []
         assert _by_engine(engine, PROMPTS, sampling, positions(model), heard.append) == known
         assert sum(heard) == len(PROMPTS)
-    assert answers(model, words, PROMPTS, sampling, 3) == known
+    assert answers(model, words, PROMPTS, sampling, 3) == [text for text, _ in known]
     assert engine is not None or name in ("t5", "bart", *MODELS), "the engine once decoded it"
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from luthier.serving.engine.batch import Batch
-from luthier.serving.engine.job import Job, Vocabulary
-from luthier.serving.engine.request import Request
+from luthier.engine.batch import Batch
+from luthier.engine.job import Job, Vocabulary
+from luthier.engine.request import Request
 from torch.nn import functional
 from transformers import TrainerCallback
 

@@ -61,8 +61,10 @@ class Call:
                 tasks = [tasks[row] for row in rows.tolist()]
             mask = None if self.mask is None else self.mask[own.to(self.mask.device)]
             packing = None if self.packing is None else self.packing.of_rows(rows.tolist())
-            prompt = Prompt(end)
-            self._parts[name] = Call(len(own), self.length, self.past, mask, prompt, self.device, tasks, packing)
+            query = None if self.query is None else self.query[own.to(self.query.device)]
+            self._parts[name] = Call(
+                len(own), self.length, self.past, mask, Prompt(end), self.device, tasks, query=query, packing=packing
+            )
         return self._parts[name]
 
     def locate(self, positions: Positions) -> tuple[Tensor, Tensor] | None:

@@ -168,11 +168,18 @@ class TunerLayer(nn.Module):
         if not isinstance(self.form, Routed):
             return {}
         if self.form.by_prompt:
-            return {ROUTE_QUERY: for_rows(self.query(call), y, "prompts")}
+            return {ROUTE_QUERY: self.queries(call, y)}
         if not self.form.by_task or now.reached is not None:
             return {}
         found = tasks_of(self.form, now.row_tasks.get(self.name, now.tasks if call is None else call.tasks), y)
         return {} if found is None else {ROUTE_TASKS: found}
+
+    def queries(self, call: Call | None, y: Tensor) -> Tensor:
+        """Returns the mean prompt of each row of y, of each token where y [tokens, d] has those of all rows."""
+        found = self.query(call)
+        if call is not None and y.dim() == 2 and len(y) == call.batch * call.length:
+            return found.repeat_interleave(call.length, 0)
+        return for_rows(found, y, "prompts")
 
     def query(self, call: Call | None) -> Tensor:
         """Returns the mean of each row's prompt; raises where the pass has none."""

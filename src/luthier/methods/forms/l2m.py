@@ -110,7 +110,8 @@ class L2M(Routed):
         taken = logits.argmax(-1).expand(len(x))
         inner = einsum("n...d,nrd->n...r", dropout(x, self.dropout), p["A"][taken])
         new = y + self.scale * einsum("n...r,nor->n...o", inner, p["B"][taken])
-        return Pulled.apply(new, -self.beta * logits.amax(-1).mean()) if self.beta else new
+        pulls = self.beta and logits.requires_grad
+        return Pulled.apply(new, -self.beta * logits.amax(-1).mean()) if pulls else new
 
     def balance(self, routed, batch):
         if not self.beta:
@@ -137,7 +138,7 @@ class Pulled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, loss: Tensor) -> Tensor:
         ctx.of = loss.dtype, loss.device
-        return y.view_as(y)
+        return y.clone()  # a view could not be added to in place, as some models do
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
