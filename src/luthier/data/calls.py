@@ -100,7 +100,15 @@ def _cut(text: str, first: bool = False) -> tuple[int, int, int] | None:
     begins = text.rfind("{", 0, max(0, value))
     name = text.rfind(NAME, 0, max(0, begins))
     end = _end_of_object(text, begins) if min(value, begins, name) >= 0 else None
-    return None if end is None or json.loads(text[begins:end]) != {KEY: VALUE} else (name, begins, end)
+    return None if end is None or not _is_asked(text[begins:end]) else (name, begins, end)
+
+
+def _is_asked(text: str) -> bool:
+    """Whether a text is the arguments that were asked for, as JSON."""
+    try:
+        return json.loads(text) == {KEY: VALUE}
+    except (ValueError, RecursionError):
+        return False
 
 
 def _before(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import data, models
 from luthier.core.errors import LuthierError, near
+from luthier.core.guard import guarded
 from luthier.core.notebook import figures, shown
 from luthier.data.objects import source_of
 from luthier.data.rewriting.journal import Journal
@@ -147,7 +148,8 @@ def predict(
     said = []
 
     def make(part: Path, new: Path) -> None:
-        said.extend(json.loads(line) for line in part.read_text("utf-8").splitlines())
+        with guarded(f"{part} cannot be read"):
+            said.extend(json.loads(line) for line in part.read_text("utf-8").splitlines())
         WRITERS[path.suffix](_beside(given, said), new)
 
     journal.close(make)

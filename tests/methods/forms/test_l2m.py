@@ -7,9 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from luthier.engine.batch import Batch
-from luthier.engine.job import Job, Vocabulary
-from luthier.engine.request import Request
 from torch.nn import functional
 from transformers import TrainerCallback
 
@@ -18,6 +15,9 @@ from luthier import models
 from luthier.core.adapters.control import tensors, watched
 from luthier.core.contracts.router import ROUTE_QUERY, RoutedBatch, routing
 from luthier.core.contracts.site import Site
+from luthier.engine.batch import Batch
+from luthier.engine.job import Job, Vocabulary
+from luthier.engine.request import Request
 from luthier.training import Run, Training, train
 from luthier.training import routing as routing_table
 from support.architectures import ARCHITECTURES

@@ -105,7 +105,7 @@ def _typed(kind: type[Form], key: str, text: str) -> Any:
         value = json.loads(text)
         kind.from_dict({key: value})
         return value
-    except (ValueError, LuthierError):
+    except (ValueError, RecursionError, LuthierError):
         return text
 
 
