@@ -139,8 +139,15 @@ def run_of(folder, chosen: Objective, name: str) -> tuple[Run, lt.Form]:
         chosen.check_form(form)
     except LuthierError:
         form = lt.MeteoRA(experts=("a", "b"), rank=4)
-    source = write_rows(folder / "rows.jsonl", rows if "answers" in chosen.reads else pairs(12))
-    model = save_model(folder / "llama", "llama")
+    if not chosen.serves("causal-lm"):
+        form = lt.LoRA(rank=4)
+        near = [{"anchor": row["prompt"], "positive": f"is {row['completion']}"} for row in sums(12)]
+        rows = [{"text": row["prompt"], "label": "ab"[i % 2]} for i, row in enumerate(sums(12))]
+        rows = near if "texts" in chosen.reads else rows
+    kept = rows if {"answers", "texts"} & set(chosen.reads) else pairs(12)
+    source = write_rows(folder / "rows.jsonl", kept)
+    kind = "llama" if chosen.serves("causal-lm") else "bert"
+    model = save_model(folder / kind, kind)
     return Run(model, source, form, objective=chosen, out=str(folder / name), training=Training(eval_fraction=0)), form
 
 
@@ -154,7 +161,7 @@ def test_of_every_objective(name, tmp_path):
     loaded = models.load(run.model, task=prepared.task, labels=prepared.examples.labels)
     model = lt.attach(loaded.model, form)
     perturb(model)
-    model.train()
+    without_dropout(model.train())
     rows = data.collator_for(prepared.task, prepared.processor)(list(prepared.train[:6]))
     rows.pop("rows")
     at = At(5, 10, True, lambda given: model(**given).logits.detach())

@@ -36,6 +36,7 @@ from luthier.examining.check.verdict import judged
 from support.architectures import ARCHITECTURES
 from support.asked import with_answers
 from support.calibrated import batches, build, measured
+from support.encoders import batch_for
 from support.gated import subject_of
 from support.pyreft_recorded import CASES, FOLDER, base
 from support.sampled import batch_of, rows_of, scored
@@ -311,6 +312,10 @@ def _objective(folder: Path) -> Callable[[Any], Any]:
     words = tokenizer(TEMPLATE)
 
     def result(objective: Any) -> Any:
+        if not objective.serves("causal-lm"):
+            set_seed(0)
+            other, batch = batch_for(objective, folder)
+            return objective.loss(other, batch).detach()
         kind = objective.reads[0]
         file = write_rows(folder / f"{kind}.jsonl", [OF[kind](i, row) for i, row in enumerate(sums(12))])
         examples = data.load(file, columns=objective.columns, preferences=kind not in ("answers", "prompts"))
@@ -503,7 +508,7 @@ def _format(folder: Path) -> Callable[[Any], Any]:
             out = folder / str(next(count))
             try:
                 lt.export(folder / f"adapter{rank}", out, to=method, base=build(), processor=words)
-                found.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
+                found.append({path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()})
             except lt.LuthierError as error:
                 refused = error
                 found.append({})
