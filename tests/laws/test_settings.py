@@ -48,6 +48,7 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "share": ("all", "type"),
     "then": ("task_arithmetic", "ties"),
     "token": ("q",),
+    "tool": ("add",),
     "tasks": (("a", "b"),),
     "types": (("a", "b"),),
     "experts": (("a", "b"), ("a", "b", "c", "d")),

@@ -21,6 +21,7 @@ from luthier.training import Run, Training
 from luthier.training.prepare import prepare
 from luthier.training.together import Batched, Pool, Row, Work
 from support.architectures import ARCHITECTURES
+from support.encoders import batch_for
 from support.tiny import pairs, save_model, sums, write_rows
 
 FORMS = names("forms")
@@ -159,6 +160,10 @@ def test_of_every_objective(name, tmp_path):
     """Loss, figures and gradients of a batch beside other adapters, one of them under another objective."""
     chosen = find("objectives", name)()
     assert isinstance(chosen, Objective)
+    if not chosen.serves("causal-lm"):
+        with pytest.raises(LuthierError, match="causal language model"):
+            Pool(batch_for(chosen, tmp_path)[0])
+        return
     run, form = run_of(tmp_path, chosen, name)
     prepared = prepare(run)
     loaded = models.load(run.model, task=prepared.task, labels=prepared.examples.labels)

@@ -74,7 +74,7 @@ def test_methods_of_the_registry(name, tmp_path):
         check(case, tmp_path / "peft", tmp_path / "ours", None)
 
 
-READ = ("LORA", "ADALORA", "IA3", "LN_TUNING", "TRAINABLE_TOKENS")
+READ = ("LORA", "ADALORA", "IA3", "LN_TUNING", "TRAINABLE_TOKENS", "PREFIX_TUNING")
 
 
 def test_what_is_read_is_what_the_law_read():

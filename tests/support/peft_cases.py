@@ -127,7 +127,7 @@ LORA: dict[str, Case] = {
     "aLoRA": Case(lora("q_proj", alora_invocation_tokens=[5, 6], task_type="CAUSAL_LM"), reading=False),
     "layer_replication": Case(lora("q_proj", layer_replication=[[0, 2], [1, 3]]), reading=False),
     "qalora": Case(lora("q_proj", use_qalora=True)),
-    "experts": Case(lora("q_proj", "gate"), "mixtral", reading=False),
+    "experts": Case(lora("q_proj", "gate"), "mixtral"),
     "seq2seq": Case(lora("q", "v"), "t5"),
 }
 
