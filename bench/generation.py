@@ -57,7 +57,7 @@ def ways(given: argparse.Namespace) -> tuple[dict[str, Way], Any]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m bench generation", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     for name, default in (("rows", 200), ("batch", 16), ("tokens", 128), ("rounds", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
