@@ -151,6 +151,13 @@ def test_seeds_are_added_for_what_is_open_alone(study, tmp_path, capsys):
         lt.compare(dataclasses.replace(study, until_told=0.1), out=tmp_path / "s", progress=False)
 
 
+def test_it_stops_where_the_seeds_end(study, tmp_path, capsys):
+    asked = dataclasses.replace(study, methods=["base", "lora"], until_told=1e-9, most_seeds=2)
+    done = lt.compare(asked, out=tmp_path / "s")
+    assert {run.seed for run in done.records} == {0, 1}
+    assert "stopped before all were told (base, lora)" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

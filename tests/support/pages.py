@@ -32,7 +32,7 @@ SMALL = {
 }
 """Flags of a command at small size: another value, or None for none."""
 
-IN_PLACE = {"--tune": "1", "--budget": "20%"}
+IN_PLACE = {"--tune": "1", "--budget": "20%", "--most-seeds": "2"}
 """Values of flags wherever they are given: most of a tiny model are its tables, so a budget takes a larger share."""
 
 

@@ -32,11 +32,10 @@ def add_seeds(
     while True:
         found = _look(study, planned.folder, looks)
         wanted = wanting(found)
-        more = dataclasses.replace(study, seeds=[*study.seeds, max(study.seeds) + 1])
-        if not wanted or len(more.seeds) > looks.last or _over(study, started):
+        if not wanted or len(study.seeds) >= looks.last or _over(study, started):
             _tell(console, found, looks, wanted)
             return failed
-        study = more
+        study = dataclasses.replace(study, seeds=[*study.seeds, max(study.seeds) + 1])
         planned = prepared(study, planned.folder)
         jobs = [job for job in planned.jobs if (job.model, job.data.name, job.method.name) in wanted]
         failed |= run_all(dataclasses.replace(planned, jobs=jobs), console)
