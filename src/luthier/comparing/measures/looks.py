@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.comparing.measures import student
+from luthier.comparing.measures.bootstrap import sizes
 from luthier.comparing.measures.significance import (
     EQUAL,
     LEVEL,
@@ -99,12 +100,19 @@ def level_of_a_look(looks: Looks, alpha: float) -> float:
     return float(np.quantile(least, alpha))
 
 
-def outcome(by_seed: set[str], rows: np.ndarray, margin: float, level: float) -> str:
-    """Returns what a look says, of what the seeds say (`said`) and the differences on redrawn rows (may be empty)."""
+def outcome(by_seed: set[str], rows: np.ndarray, margin: float, level: float, count: int = 0) -> str:
+    """Returns what a look says, of what the seeds say (`said`) and the differences on redrawn rows (may be empty).
+
+    Methods that differ on none of the `count` rows have redrawn rows without a spread, which proves no equality: a
+    share d of rows on which they differ shows none of them with probability (1 - d)^count, so d may be up to
+    1 - c^(1 / count).
+    """
     if not len(rows):
         return min(by_seed, default="open")
     found = over_rows(0.0, rows, 1 - level)
-    return min(by_seed & said(found.low, found.high, margin), default="rows" if by_seed else "open")
+    unseen = 1 - level ** (1 / count) if count and found.high - found.low <= EQUAL else 0.0
+    by_row = said(found.low - unseen, found.high + unseen, margin)
+    return min(by_seed & by_row, default="rows" if by_seed else "open")
 
 
 def said(low: float, high: float, margin: float) -> set[str]:
@@ -138,7 +146,8 @@ def _decision(first: Sequence[Record], second: Sequence[Record], draws: Draws, m
         by_seed = {"apart", "level"} if _constant([a.score for a, _ in pairs]) else set()
     else:
         by_seed = said(found.low, found.high, margin)
-    seen = outcome(by_seed, row_differences(pairs, draws), margin, level)
+    count = min(sizes(pairs[0][0]).values(), default=0) if pairs else 0
+    seen = outcome(by_seed, row_differences(pairs, draws), margin, level, count)
     names = first[0].model, first[0].data, first[0].method, second[0].method
     return Decision(*names, found.value, found.low, found.high, len(pairs), seen)
 
