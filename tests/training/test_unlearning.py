@@ -120,7 +120,7 @@ def test_membership_is_the_probability_of_a_lower_loss():
 
 # --- on a model -------------------------------------------------------------------------------------
 
-TRAINING = Training(epochs=12, batch=4, lr=2e-2, eval_fraction=0.0, save_every=1000, schedule="constant", warmup=0.0)
+TRAINING = Training(epochs=12, batch=4, lr=1e-2, eval_fraction=0.0, save_every=1000, schedule="constant", warmup=0.0)
 
 
 @pytest.fixture(scope="module")
