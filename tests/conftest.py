@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -19,6 +20,14 @@ def seeded():
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """What is there before a module's tests is left out of garbage collections: the Trainer asks for one in every run,
+    and to go through all that torch and transformers hold takes longer than a tiny model's training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
