@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from luthier.core.adapters.merge import merge, unmerge
+from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import dummy_inputs, eval_mode
 
 
@@ -22,6 +24,14 @@ def merged(model: nn.Module, name: str | None = None) -> Iterator[dict[str, Tens
         yield {key: tensor for key, tensor in model.state_dict().items() if ".adapters." not in f".{key}"}
     finally:
         unmerge(model)
+
+
+def check_whole(model: nn.Module, processor: Any, what: str) -> None:
+    """Raises for a base or a processor of which no folder of a whole model can be made."""
+    if not isinstance(model, PreTrainedModel):
+        raise LuthierError(f"{type(model).__name__} is not a transformers model, so it has no folder to write.")
+    if processor is None:
+        raise LuthierError(f"{what} travels with its tokenizer; pass processor=….")
 
 
 def save_merged(model: Any, processor: Any, folder: Path, name: str | None = None) -> None:

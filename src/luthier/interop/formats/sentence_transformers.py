@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from luthier.core.contracts.format import Format, Outgoing
 from luthier.core.errors import LuthierError
@@ -30,10 +29,9 @@ class SentenceTransformers(Format):
     loss: ClassVar[str] = "rounded"
 
     def check_base(self, model: nn.Module, processor: Any) -> None:
-        if not isinstance(model, PreTrainedModel):
-            raise LuthierError(f"{type(model).__name__} is not a transformers model, so it has no folder to write.")
-        if processor is None:
-            raise LuthierError("a sentence encoder travels with its tokenizer; pass processor=….")
+        from luthier.interop.formats._merged import check_whole
+
+        check_whole(model, processor, "a sentence encoder")
 
     def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
         from luthier.interop.formats.merged import Merged
