@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,18 @@ def read(path: Path) -> Record:
         return Record.from_dict(values)
     except LuthierError as error:
         raise LuthierError(f"{path}: {error}") from None
+
+
+Group = dict[str, list[Record]]
+"""The runs of each method."""
+
+
+def groups(runs: Iterable[Record]) -> dict[tuple[str, str], Group]:
+    """Returns by (model, data) the runs of each method, in the order in which they come."""
+    made: dict[tuple[str, str], Group] = {}
+    for run in runs:
+        made.setdefault((run.model, run.data), {}).setdefault(run.method, []).append(run)
+    return made
 
 
 def records(folder: Path | str) -> list[Record]:

@@ -176,7 +176,8 @@ def run_all(planned: Plan, console: Console) -> dict[str, str]:
             later = []
             for job in left:
                 if job.seed in planned.study.seeds[PILOT:] and not told:
-                    told = foretold(planned, console)
+                    foretell(planned, console)
+                    told = True
                 with claimed(job) as ours:
                     if job.done:
                         _tidy(planned, job, keep_adapter=True)  # what a kill right after the record left
@@ -198,11 +199,10 @@ def run_all(planned: Plan, console: Console) -> dict[str, str]:
     return failed
 
 
-def foretold(planned: Plan, console: Console) -> bool:
-    """Tells, of the runs that are there, what difference all seeds and test rows could show; whether it did."""
+def foretell(planned: Plan, console: Console) -> None:
+    """Tells, of the runs that are there, what difference all seeds and test rows could show."""
     for line in foreseen(records(planned.folder), len(planned.study.seeds)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return True
 
 
 @contextmanager

@@ -6,23 +6,19 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from luthier.comparing.measures import power
-from luthier.comparing.measures.bootstrap import redrawn
-from luthier.comparing.measures.significance import LEVEL, Draws, row_differences
-from luthier.comparing.record import Record
+from luthier.comparing.measures.significance import LEVEL, Draws, draws_of, row_differences
+from luthier.comparing.record import Group, Record, groups
 
 
 def foreseen(runs: Iterable[Record], seeds: int) -> list[str]:
     """Returns a line for each model and data set: the difference that `seeds` seeds and the test rows would tell in
     four of five such studies, by the spread between methods so far; nothing where there are fewer than two seeds."""
-    groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
-    for run in runs:
-        groups.setdefault((run.model, run.data), {}).setdefault(run.method, []).append(run)
-    return [line for (model, data), group in groups.items() for line in _line(f"{model} on {data}", group, seeds)]
+    return [line for (model, data), group in groups(runs).items() for line in _line(f"{model} on {data}", group, seeds)]
 
 
-def _line(where: str, group: dict[str, list[Record]], seeds: int) -> list[str]:
+def _line(where: str, group: Group, seeds: int) -> list[str]:
     pairs = list(itertools.combinations(group.values(), 2))
-    draws = {(run.method, run.seed): redrawn(run) for each in group.values() for run in each}
+    draws = draws_of(run for each in group.values() for run in each)
     level = 1 - (1 - LEVEL) / max(1, len(pairs))
     found = [each for a, b in pairs if (each := _detectable(a, b, draws, level, seeds))]
     if not found:

@@ -33,7 +33,7 @@ from luthier.comparing.measures.significance import (
     over_seeds,
     row_differences,
 )
-from luthier.comparing.record import Record
+from luthier.comparing.record import Record, groups
 from luthier.core.files import read_json
 
 if TYPE_CHECKING:
@@ -123,10 +123,7 @@ def said(low: float, high: float, margin: float) -> set[str]:
 
 def decisions(runs: Iterable[Record], margin: float, looks: Looks) -> list[Decision]:
     """Returns what may be said of every two methods of every model and data set, by the runs so far."""
-    groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
-    for run in runs:
-        groups.setdefault((run.model, run.data), {}).setdefault(run.method, []).append(run)
-    return [decision for group in groups.values() for decision in _group(group, margin, looks)]
+    return [decision for group in groups(runs).values() for decision in _group(group, margin, looks)]
 
 
 def _group(group: Mapping[str, Sequence[Record]], margin: float, looks: Looks) -> list[Decision]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from luthier.comparing.measures import significance as statistics
 from luthier.comparing.measures.looks import Decision
 from luthier.comparing.measures.significance import LEVEL, Interval, Paired, Verdict
-from luthier.comparing.record import Record
+from luthier.comparing.record import Record, groups
 from luthier.comparing.report import formatting
 from luthier.core.families import ticked
 
@@ -118,12 +118,9 @@ def checklist(runs: Sequence[Record]) -> dict[str, bool]:
 
 def sections(runs: Iterable[Record], looked: Sequence[Decision] = ()) -> list[Section]:
     """Returns the runs by model and data set, in the order of the records; `looked` is what a look said of them."""
-    found: dict[tuple[str, str], dict[str, list[Record]]] = {}
-    for run in runs:
-        found.setdefault((run.model, run.data), {}).setdefault(run.method, []).append(run)
     return [
         _section(model, data, methods, [each for each in looked if (each.model, each.data) == (model, data)])
-        for (model, data), methods in found.items()
+        for (model, data), methods in groups(runs).items()
     ]
 
 

@@ -10,22 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from luthier.comparing.measures.significance import Interval, Verdict, score_of, winner
-from luthier.comparing.record import Record, records, write
+from luthier.comparing.record import Group, Record, groups, records, write
 from luthier.comparing.report.summary import checklist
 from luthier.core.families import told
 
 CSV, JSON = "results.csv", "results.json"
 MIB = 2**20
-Group = dict[str, list[Record]]
-"""The runs of each method."""
-
-
-def groups(found: Sequence[Record]) -> dict[tuple[str, str], Group]:
-    """By (model, data), the runs of each method, in the order of their names."""
-    made: dict[tuple[str, str], Group] = {}
-    for run in found:
-        made.setdefault((run.model, run.data), {}).setdefault(run.method, []).append(run)
-    return made
 
 
 def save(folder: Path) -> list[Record]:
