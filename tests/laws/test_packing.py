@@ -18,14 +18,12 @@ from luthier.core.adapters.control import tensors
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.objective import At, Objective
 from luthier.core.contracts.router import Routed
-from luthier.core.errors import LuthierError
 from luthier.core.sites.packable import why_not_packed
 from luthier.core.sites.packing import PACKED, packed, packing_now, packing_of
-from luthier.training import Run, Training
 from luthier.training.context import recompute
 from luthier.training.prepare import prepare
 from support.architectures import ARCHITECTURES
-from support.tiny import pairs, save_model, sums, write_rows
+from support.objective_runs import run_of
 
 FORMS = names("forms")
 OBJECTIVES = [name for name in names("objectives") if not find("objectives", name)().samples]
@@ -129,26 +127,6 @@ def test_in_every_architecture(name):
     assert count >= 3
     assert torch.allclose(own, expected, rtol=ALIKE)
     same(gradients(model, own), gradients(model, expected), 2e-6)
-
-
-def run_of(folder, chosen: Objective, name: str) -> tuple[Run, lt.Form]:
-    """A run over rows with every column that an objective reads, and a form that it trains."""
-    rows = [row | {"task": "ab"[i % 2], "rationale": f"{i} is odd", "hint": "add"} for i, row in enumerate(sums(12))]
-    form: lt.Form = lt.LoRA(rank=4)
-    try:
-        chosen.check_form(form)
-    except LuthierError:
-        form = lt.MeteoRA(experts=("a", "b"), rank=4)
-    if not chosen.serves("causal-lm"):
-        form = lt.LoRA(rank=4)
-        near = [{"anchor": row["prompt"], "positive": f"is {row['completion']}"} for row in sums(12)]
-        rows = [{"text": row["prompt"], "label": "ab"[i % 2]} for i, row in enumerate(sums(12))]
-        rows = near if "texts" in chosen.reads else rows
-    kept = rows if {"answers", "texts"} & set(chosen.reads) else pairs(12)
-    source = write_rows(folder / "rows.jsonl", kept)
-    kind = "llama" if chosen.serves("causal-lm") else "bert"
-    model = save_model(folder / kind, kind)
-    return Run(model, source, form, objective=chosen, out=str(folder / name), training=Training(eval_fraction=0)), form
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

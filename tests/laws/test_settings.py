@@ -36,8 +36,8 @@ from luthier.examining.check.verdict import judged
 from support.architectures import ARCHITECTURES
 from support.asked import with_answers
 from support.calibrated import batches, build, measured
-from support.encoders import batch_for
 from support.gated import subject_of
+from support.objective_runs import batch_for
 from support.pyreft_recorded import CASES, FOLDER, base
 from support.sampled import batch_of, rows_of, scored
 from support.shipped import byte_level

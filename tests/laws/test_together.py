@@ -17,12 +17,10 @@ from luthier.core.contracts.objective import At, Objective
 from luthier.core.contracts.router import Routed
 from luthier.core.errors import LuthierError
 from luthier.core.sites.packing import packed
-from luthier.training import Run, Training
 from luthier.training.prepare import prepare
 from luthier.training.together import Batched, Pool, Row, Work
 from support.architectures import ARCHITECTURES
-from support.encoders import batch_for
-from support.tiny import pairs, save_model, sums, write_rows
+from support.objective_runs import batch_for, run_of
 
 FORMS = names("forms")
 OBJECTIVES = [name for name in names("objectives") if not find("objectives", name)().samples]
@@ -140,19 +138,6 @@ def test_of_stacked_factors(name, dropout):
         "low": form_of(name, rank=2, **settings), "poison": form_of(name, rank=4), "again": form_of(name, rank=9),
     }  # fmt: skip
     same(beside("own", form, batches, others, "poison"), alone(form, batches), 2e-6)
-
-
-def run_of(folder, chosen: Objective, name: str) -> tuple[Run, lt.Form]:
-    """A run over rows with every column that an objective reads, and a form that it trains."""
-    made = [row | {"task": "ab"[i % 2], "rationale": f"{i} is odd", "hint": "add"} for i, row in enumerate(sums(12))]
-    form: lt.Form = lt.LoRA(rank=4)
-    try:
-        chosen.check_form(form)
-    except LuthierError:
-        form = lt.MeteoRA(experts=("a", "b"), rank=4)
-    source = write_rows(folder / "rows.jsonl", made if "answers" in chosen.reads else pairs(12))
-    model = save_model(folder / "llama", "llama")
-    return Run(model, source, form, objective=chosen, out=str(folder / name), training=Training(eval_fraction=0)), form
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
