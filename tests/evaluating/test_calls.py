@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 
@@ -155,7 +156,7 @@ def made_rows(count: int, seed: int) -> list[dict]:
 def trained(tmp_path_factory):
     """(model folder, run folders of the selection and of each tool's arguments)."""
     folder = tmp_path_factory.mktemp("calls")
-    base = save_model(folder / "base", "llama", QWEN, vocab_size=100)
+    base = save_model(folder / "base", "llama", QWEN, vocab_size=100, max_position_embeddings=512)
     braced(QWEN).save_pretrained(base)
     rows, runs = write_rows(folder / "rows.jsonl", made_rows(64, 0)), {}
     parts = {"select": DualTune(), **{n: DualTune(part="arguments", tool=n) for n in ("add", "add_all")}}
@@ -179,18 +180,63 @@ def test_swapped_decoding_is_that_of_separate_models(trained):
     both = models.load(base)
     for name, folder in runs.items():
         lt.load(both.model, f"{folder}/adapter", name=name)
-    prompts, told = asked_of(both, made_rows(6, 1)), []
+    prompts = asked_of(both, made_rows(6, 1))
     own = {name: name for name in runs if name != "select"}
-    found = swapped(both.model, both.processor, prompts, Sampling(60), "select", own, told)
+    found = swapped(both.model, both.processor, prompts, Sampling(60), "select", own)
     format = CallFormat.of(both.processor)
-    for prompt, ids, names in zip(prompts, found, told, strict=True):
+    for prompt, ids in zip(prompts, found, strict=True):
+        names = [owner or "select" for owner in format.owners(ids, both.processor)]
         assert set(names) & set(own) and "select" in names
-        assert names == [owner or "select" for owner in format.owners(ids, both.processor)]
         for place, (token, name) in enumerate(zip(ids, names, strict=True)):
             with torch.no_grad():  # that adapter's own model, without a cache
                 given = torch.tensor([[*prompt, *ids[:place]]])
                 assert int(alone[name].model(input_ids=given).logits[0, -1].argmax()) == token
     assert [type(m).__name__ for m in both.model.modules()][:1] == ["LlamaForCausalLM"]
+
+
+def test_the_server_changes_adapters_within_a_call_beside_other_requests(trained):
+    from concurrent.futures import ThreadPoolExecutor
+
+    import httpx
+
+    from luthier.engine.engine import Engine
+    from support.served import serving
+
+    base, runs = trained
+    both, engine_of = models.load(base), models.load(base)
+    for name, folder in runs.items():
+        lt.load(both.model, f"{folder}/adapter", name=name)
+    rows, own = made_rows(6, 3), {name: name for name in runs if name != "select"}
+    asked = [each["messages"][:1] for each in rows]
+    prompts = [tokenised(both.model, both.processor, asked, tools=tools) for tools in (None, TOOLS)]
+    plain, wanted = (swapped(both.model, both.processor, each, Sampling(60), "select", own) for each in prompts)
+    folders = {name: f"{folder}/adapter" for name, folder in runs.items()}
+    engine = Engine(engine_of.model, engine_of.processor, adapters=folders, rows=5)
+    settings = {"trained": folders, "arguments": own, "selection": "select", "tokenizer": engine_of.processor}
+
+    def answer(model: str, row: int, **more) -> list[str]:
+        body = {"model": model, "messages": asked[row], "temperature": 0, "max_tokens": 60, "logprobs": True, **more}
+        told = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+        assert told.status_code == 200, told.text
+        return [each["token"] for each in told.json()["choices"][0]["logprobs"]["content"]]
+
+    def shown(ids: list[int]) -> list[str]:
+        return [both.processor.decode([each]) for each in ids]
+
+    engine.start()
+    with contextlib.closing(engine), serving(engine, **settings) as address:
+        lonely = {name: answer(name, 0, tools=TOOLS) for name in ("add", "base")}
+        with ThreadPoolExecutor(16) as threads:
+            called = [threads.submit(answer, "select", row, tools=TOOLS) for row in range(len(rows))]
+            beside = {name: threads.submit(answer, name, 0, tools=TOOLS) for name in lonely}
+            without = threads.submit(answer, "select", 0)
+        for ids, each in zip(wanted, called, strict=True):
+            assert each.result()[: len(ids)] == shown(ids) and len(each.result()) <= len(ids) + 1
+        assert {name: each.result() for name, each in beside.items()} == lonely
+        assert shown(plain[0]) != without.result()[: len(plain[0])] == answer("select", 0)[: len(plain[0])]
+        assert httpx.get(f"{address}/v1/models/select").json()["arguments"] == own
+        assert httpx.get(f"{address}/v1/models/add").json()["arguments"] == {}
+        assert (engine.statistics().failed, engine.statistics().running) == (0, 0)
 
 
 def test_the_command_calls_the_right_tool_with_arguments_of_that_tool(trained, tmp_path, capsys):
@@ -207,3 +253,10 @@ def test_the_command_calls_the_right_tool_with_arguments_of_that_tool(trained, t
         made = json.loads(answer.removeprefix("\n<c>").removesuffix("</c>"))
         assert made["n"] == wanted["name"] and made["arguments"].keys() == json.loads(wanted["arguments"]).keys()
     assert main([*words[:-1], "add"]) != 0 and "expected TOOL=ADAPTER" in capsys.readouterr().err
+    start = ["serve", base, "--adapter", f"select={runs['select']}"]
+    for more, why in [
+        (["--arguments", "add"], "expected TOOL=ADAPTER"),
+        (["--arguments", "add=selekt"], "no --adapter is named 'selekt'; did you mean 'select'?"),
+        (["--selection", "select"], "say who writes their arguments"),
+    ]:
+        assert main([*start, *more]) != 0 and why in capsys.readouterr().err

@@ -53,12 +53,13 @@ class Batch:
         self._takes = frozenset(inspect.signature(model.forward).parameters)
 
     def enter(self, jobs: Sequence[Job]) -> None:
-        """Reads the prompts of `jobs` in one pass, gives each its first token, and keeps those that go on.
+        """Reads the prompts of `jobs` in one pass, gives each a token, and keeps those that go on with their adapter.
 
-        A prompt that several ask of one adapter is read once. An exception of the pass leaves the running rows as they
-        were, and `jobs` without a token.
+        What has turned to another adapter comes with its answer so far, and that one reads it all. A prompt that
+        several ask of one adapter is read once. An exception of the pass leaves the running rows as they were, and
+        `jobs` without a further token.
         """
-        asked = [(job.request.adapter, job.request.prompt) for job in jobs]
+        asked = [(job.adapter, job.text) for job in jobs]
         places = {each: place for place, each in enumerate(dict.fromkeys(asked))}
         with torch.inference_mode():
             lengths = [len(prompt) for _, prompt in places]
@@ -70,10 +71,11 @@ class Batch:
                 logits = logits[[places[each] for each in asked]]
             choices = choose(logits, [job.draw for job in jobs])
         for job, choice, each in zip(jobs, choices, asked, strict=True):
+            job.enters()
             job.read(scores[places[each]])
             if job.finish is None:
                 job.take(choice)
-        going = [row for row, job in enumerate(jobs) if job.finish is None]
+        going = [row for row, job in enumerate(jobs) if job.stays]
         if going:
             with torch.inference_mode():
                 self._cache.join(prompts, lengths, [places[asked[row]] for row in going])
@@ -85,7 +87,7 @@ class Batch:
             self._cache.ready()
             ids = [[job.last] for job in self.jobs]
             lengths = [length + 1 for length in self._cache.lengths]
-            logits = self._logits(ids, lengths, self._cache, [job.request.adapter for job in self.jobs])
+            logits = self._logits(ids, lengths, self._cache, [job.adapter for job in self.jobs])
             self._cache.advance()
             choices = choose(logits, [job.draw for job in self.jobs])
         for job, choice in zip(self.jobs, choices, strict=True):
@@ -93,10 +95,11 @@ class Batch:
         self.drop_finished()
 
     def drop_finished(self) -> None:
-        """Takes out the rows whose jobs are over; the last row moves into a place that becomes free."""
+        """Takes out the rows whose jobs are over, or turn to another adapter; the last row moves into a place that
+        becomes free."""
         with torch.inference_mode():
             for row in reversed(range(len(self.jobs))):
-                if self.jobs[row].finish is not None:
+                if not self.jobs[row].stays:
                     self._cache.drop(row)
                     self.jobs[row] = self.jobs[-1]
                     self.jobs.pop()

@@ -81,8 +81,8 @@ class Engine:
                 raise LuthierError(f"token id {wrong[0]} is none of the model's {self._tokens}.")
         jobs = [self._job(request, deliver) for request, deliver in zip(requests, delivers, strict=True)]
         with self._worker.changed:
-            for request in requests:
-                self._refuse_adapter(request.adapter)
+            for name in {name for request in requests for name in request.adapters()}:
+                self._refuse_adapter(name)
             self._worker.add(jobs)
         return [Ticket(partial(self._worker.cancel, job)) for job in jobs]
 
@@ -212,7 +212,7 @@ class Engine:
         worker = self._worker
         with worker.changed:
             worker.draining = True
-            return worker.changed.wait_for(lambda: not worker.live.total(), seconds)
+            return worker.changed.wait_for(lambda: not worker.under_way, seconds)
 
     def close(self) -> None:
         """Ends what is left with finish cancelled, and the thread; the model, with its adapters, is free again."""

@@ -56,8 +56,12 @@ class Job:
         )
         self._untold: list[Token] = []
         self.generated = 0
-        self.last = 0
-        """The newest token."""
+        self.ids: list[int] = []
+        """The tokens of the answer."""
+        self.adapter = request.adapter
+        """The one whose the next token is."""
+        self.turned = False
+        """Whether that is another than the one whose keys and values the row has: it has to read it all again."""
         self.cancelled = False
         self.finish: str | None = None
         """How it ended; None while it runs."""
@@ -66,7 +70,7 @@ class Job:
         """One more token; None: the model's logits were no numbers."""
         if choice is None:
             return self.fail(self._stuck() or "the model's logits are NaN or infinite.")
-        self.last = choice.token
+        self.ids.append(choice.token)
         self.generated += 1
         if self._shaper is not None:
             self._shaper.took(choice.token)
@@ -79,12 +83,39 @@ class Job:
         if over:
             text += self._reader.rest()
             self._end("stop" if ended or self._reader.stopped else "length", text)
-        elif text:
+            return
+        if text:
             self._send(Chunk(text, self._told(), generated=self.generated))
+        self.turn()
+
+    def turn(self) -> None:
+        """Finds whose the next token is."""
+        if (turns := self.request.turns) is not None:
+            found = turns.adapter(self.request.adapter, self.ids)
+            self.turned, self.adapter = found != self.adapter, found
+
+    def enters(self) -> None:
+        """It joins the rows: all that there is of it is read by its adapter."""
+        self.turned = False
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """The tokens of its prompt and of the answer so far."""
+        return (*self.request.prompt, *self.ids) if self.ids else self.request.prompt
+
+    @property
+    def stays(self) -> bool:
+        """Whether its row goes on as it is."""
+        return self.finish is None and not self.turned
+
+    @property
+    def last(self) -> int:
+        """The newest token."""
+        return self.ids[-1]
 
     def read(self, scores: Scores) -> None:
         """Its prompt was read, with these scores of the prompt's tokens; says the prompt where that is asked for."""
-        if self.request.echo is None:
+        if self.request.echo is None or self.ids:
             return
         tokens = () if self.request.logprobs is None else tuple(self._scored(scores))
         if self._most:
@@ -96,7 +127,7 @@ class Job:
     @property
     def scored(self) -> int | None:
         """How many alternatives to tell of the prompt's tokens; None: nothing."""
-        return None if self.request.echo is None else self.request.logprobs
+        return None if self.request.echo is None or self.ids else self.request.logprobs
 
     def _scored(self, scores: Scores) -> Iterator[Token]:
         text, count = self._vocabulary.text, self.request.logprobs or 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from luthier.core.errors import LuthierError
 from luthier.engine.grammar import Compiled
 from luthier.engine.shaping import PLAIN, Shaping
+from luthier.engine.turns import Turns
 
 
 class Busy(LuthierError):
@@ -45,6 +46,12 @@ class Request:
     """Special tokens that are text of the answer, as those that open a call of a tool."""
     echo: str | None = None
     """The prompt's text, when the answer is to begin with it; with `logprobs`, with those of its tokens."""
+    turns: Turns | None = None
+    """Who writes the arguments of tools, where `adapter` does not; None: nobody."""
+
+    def adapters(self) -> set[str | None]:
+        """Returns all adapters that may act on it."""
+        return {self.adapter, *(() if self.turns is None else self.turns.arguments.values())}
 
 
 @dataclass(frozen=True)

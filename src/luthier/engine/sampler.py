@@ -18,6 +18,7 @@ from luthier.engine.request import Request
 from luthier.engine.sampling import Choice
 from luthier.engine.servable import check_servable
 from luthier.engine.stops import stop_ids, text_of
+from luthier.engine.turns import Turns
 from luthier.engine.worker import Worker
 
 ROWS = 64
@@ -55,7 +56,6 @@ class Answer(Job):
 
     def __init__(self, request: Request, vocabulary: Vocabulary, stop: str) -> None:
         super().__init__(request, lambda chunk: None, vocabulary, request.max_tokens)
-        self.ids: list[int] = []
         self.why = ""
         self._stop = stop
 
@@ -63,13 +63,14 @@ class Answer(Job):
         """One more token, without its text."""
         if choice is None:
             return self.fail("the model's logits are NaN or infinite.")
-        self.last = choice.token
         self.ids.append(choice.token)
         self.generated += 1
         if choice.token in self._vocabulary.stops or self._said():
             self.finish = "stop"
         elif self.generated >= self._most:
             self.finish = "length"
+        else:
+            self.turn()
 
     def _said(self) -> bool:
         return bool(self._stop) and self._stop in self._vocabulary.tokenizer.decode(self.ids[-TAIL:])
@@ -84,15 +85,19 @@ class Sampler:
     """Decodes answers with an adapter of a model, whose tensors are read where they are: nothing is copied.
 
     Rows join and leave a batch of at most `rows`, as in the engine that serves, whose parts these are. `adapter` names
-    the adapter of every row; without it, those that act on the model act on all rows. The same asks on the same weights
+    the adapter of every row; without it, those that act on the model act on all rows. With `turns`, adapters change
+    within an answer, and `adapter` (None: the base) has what is nobody else's. The same asks on the same weights
     give the same bits; the model's modes and the random state are left as they were. Raises `LuthierError` for a model
     that the engine cannot decode.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, adapter: str | None = None, rows: int = ROWS) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, adapter: str | None = None, rows: int = ROWS, turns: Turns | None = None
+    ) -> None:
         with eval_mode(model):
             check_servable(model)
         self._model, self._tokenizer, self._adapter, self._rows = model, tokenizer, adapter, rows
+        self._turns = turns
         self._stops = stop_ids(model, tokenizer)
         self._vocabulary = Vocabulary(tokenizer, frozenset(self._stops), lambda token: "")
         self._stop = stop_text(tokenizer)
@@ -101,9 +106,11 @@ class Sampler:
         self, asks: Sequence[Ask], temperature: float, top_p: float, done: Callable[[int], Any] = int
     ) -> list[Drawn]:
         """Returns an answer to each, in their order; `done(n)` hears of every n finished."""
-        requests = [Request(a.prompt, self._adapter, a.max_tokens, temperature, top_p, a.seed) for a in asks]
+        requests = [
+            Request(a.prompt, self._adapter, a.max_tokens, temperature, top_p, a.seed, turns=self._turns) for a in asks
+        ]
         answers = [Answer(request, self._vocabulary, self._stop) for request in requests]
-        if self._adapter is None:
+        if self._adapter is None and self._turns is None:
             self._decode(answers, AsTheyAct(), done)
         else:
             before = acting(self._model)

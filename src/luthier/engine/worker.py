@@ -40,7 +40,9 @@ class Worker:
         self.changed = threading.Condition()
         self.batch = Alone(model) if deterministic else Batch(model, row_assignment)
         self.live: Counter[str | None] = Counter()
-        """Jobs that are not over, by adapter."""
+        """Jobs that are not over, by adapter; one whose adapters take turns counts for each."""
+        self.under_way = 0
+        """Jobs that are not over."""
         self.closed = self.draining = False
         self._rows, self.places = rows, rows + waiting
         self._together = 1 if deterministic else rows
@@ -63,11 +65,13 @@ class Worker:
             raise Busy("the engine is shutting down and takes no more requests.")
         if len(jobs) > self.places:
             raise LuthierError(f"{len(jobs)} answers at once, and this engine has {self.places} places in all.")
-        live = self.live.total()
-        if live + len(jobs) > self.places:
-            raise Busy(f"{live} of {self.places} places are taken, and {len(jobs)} are wanted; try again later.")
+        if self.under_way + len(jobs) > self.places:
+            raise Busy(
+                f"{self.under_way} of {self.places} places are taken, and {len(jobs)} are wanted; try again later."
+            )
         self._waiting.extend(jobs)
-        self.live.update(whose(job) for job in jobs)
+        self.under_way += len(jobs)
+        self.live.update(name for job in jobs for name in whose(job))
         self.changed.notify_all()
 
     def cancel(self, job: Job) -> None:
@@ -129,6 +133,7 @@ class Worker:
             entering = self._picked()
         seen = [*gone, *self.batch.jobs, *entering]
         before = sum(job.generated for job in seen)
+        read = sum(len(job.request.prompt) for job in entering if not job.ids)
         for job in seen:
             if job.cancelled:
                 job.cancel()
@@ -137,14 +142,16 @@ class Worker:
         stepped = bool(self.batch.jobs)
         if stepped:
             self._step()
-        self._count(seen, entering, sum(job.generated for job in seen) - before, stepped, time.perf_counter() - began)
+        with self.changed:
+            self._waiting.extendleft(job for job in reversed(seen) if job.finish is None and job.turned)
+        self._count(seen, read, sum(job.generated for job in seen) - before, stepped, time.perf_counter() - began)
         return True
 
     def _picked(self) -> list[Job]:
         """The next jobs that wait, as many as there are rows free and tokens allowed in one pass."""
         free, longest, found = self._rows - len(self.batch.jobs), 0, []
         while self._waiting and len(found) < free:
-            longest = max(longest, len(self._waiting[0].request.prompt))
+            longest = max(longest, len(self._waiting[0].text))
             if found and longest * (len(found) + 1) > PROMPTS:
                 break
             found.append(self._waiting.popleft())
@@ -158,11 +165,12 @@ class Worker:
             return
         if not jobs:
             return
+        before = [job.generated for job in jobs]
         try:
             self.batch.enter(jobs)
         except Exception as error:
             self.batch.row_assignment.release()
-            if any(job.generated for job in jobs):  # the cache itself is at fault
+            if before != [job.generated for job in jobs]:  # the cache itself is at fault
                 self._fail([*self.batch.jobs, *jobs], error)
             elif len(jobs) == 1:
                 log.exception("a prompt could not be read")
@@ -184,19 +192,20 @@ class Worker:
             job.fail(_told(error))
         self.batch.clear()
 
-    def _count(self, seen: list[Job], entered: list[Job], generated: int, stepped: bool, seconds: float) -> None:
+    def _count(self, seen: list[Job], read: int, generated: int, stepped: bool, seconds: float) -> None:
         """Brings the statistics up to date, and wakes those who wait for jobs to end."""
         over = [job for job in seen if job.finish is not None]
         failed = sum(job.finish == "error" for job in over)
         with self.changed:
-            self.live.subtract(whose(job) for job in over)
+            self.under_way -= len(over)
+            self.live.subtract(name for job in over for name in whose(job))
             old = self._statistics
             self._statistics = replace(
                 old,
                 running=len(self.batch.jobs),
                 finished=old.finished + len(over) - failed,
                 failed=old.failed + failed,
-                prompt_tokens=old.prompt_tokens + sum(len(job.request.prompt) for job in entered),
+                prompt_tokens=old.prompt_tokens + read,
                 generated_tokens=old.generated_tokens + generated,
                 steps=old.steps + stepped,
                 busy=old.busy + seconds,
@@ -222,13 +231,13 @@ class Worker:
         for _, done in commands:
             done.set_exception(LuthierError("the engine was closed."))
         self.batch.clear()
-        self._count(left, [], 0, False, 0.0)
+        self._count(left, 0, 0, False, 0.0)
 
 
 def _told(error: Exception) -> str:
     return str(error) if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
 
 
-def whose(job: Job) -> str | None:
-    """Returns the adapter of a job, without the task of its row; None for the base."""
-    return None if job.request.adapter is None else adapter_and_task(job.request.adapter)[0]
+def whose(job: Job) -> set[str | None]:
+    """Returns the adapters of a job, without the task of its row; None for the base."""
+    return {None if name is None else adapter_and_task(name)[0] for name in job.request.adapters()}

@@ -49,8 +49,8 @@ def generate(
     after `max_new_tokens`, or where a model with absolute positions has no more of them. `tasks` names the task of all
     prompts, or of each, for an adapter that goes by tasks. `tools` (JSON schemas) and `template` (variables of the chat
     template, `chat_template_kwargs`) are those of prompts that bring none of their own. `arguments` names the adapter
-    that writes the arguments of a tool, by the tool's name; then `selection` (None: the base) writes all else, prompts
-    are answered one by one, and answers keep the special tokens of calls. The model's mode and the global random state
+    that writes the arguments of a tool, by the tool's name; then `selection` (None: the base) writes all else,
+    and answers keep the special tokens of calls. The model's mode and the global random state
     are left as they were.
     """
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from luthier.cli.commands.generate import arguments_of
 from luthier.cli.output import say, tell
 from luthier.cli.parse import Fitted, Given
-from luthier.core.errors import LuthierError
+from luthier.core.errors import LuthierError, near
 
 if TYPE_CHECKING:
     from luthier.serving.http.guard import Guard
@@ -37,12 +38,18 @@ class Serve(Fitted):
         "luthier serve smollm2-135m --adapter sums=runs/sums --log answers.jsonl",
         "LUTHIER_API_KEY=secret luthier serve path/to/model --host 0.0.0.0",
         "luthier serve smollm2-135m --train --train-folder trained",
+        "luthier serve MODEL --adapter select=s --adapter level=l --selection select --arguments level=level",
     )
 
     model: str
     """A folder, a hub id, a .gguf file or a name of the catalogue."""
     adapter: tuple[str, ...] = field(default=(), kw_only=True)
     """An adapter as name=folder (a run or adapter folder), with the model name that it gets; may be repeated."""
+    arguments: tuple[str, ...] = field(default=(), kw_only=True)
+    """TOOL=ADAPTER: a served adapter that writes the arguments of that tool in answers of --selection to requests with
+    tools (DualTune); may be repeated."""
+    selection: str | None = field(default=None, kw_only=True)
+    """With --arguments, the served adapter that chooses tools and writes all else. Default: the base."""
     host: str = field(default="127.0.0.1", kw_only=True)
     """Address to listen at. The default takes calls from this machine only; 0.0.0.0 takes them from everywhere."""
     port: int = field(default=8000, kw_only=True)
@@ -96,6 +103,12 @@ class Serve(Fitted):
             raise LuthierError(f"--adapters-folder: there is no folder {self.adapters_folder}.")
         key = self.key()
         self.refuse_unused(key)
+        arguments_of(self.arguments)
+        if self.selection is not None and not self.arguments:
+            raise LuthierError("--selection names who chooses tools; say who writes their arguments (--arguments).")
+        for name in (self.selection, *arguments_of(self.arguments).values()):
+            if name is not None and name not in folders:
+                raise LuthierError(f"--arguments, --selection: no --adapter is named {name!r}{near(name, folders)}")
         need_extra()
         if self.log is not None:
             from luthier.serving.http.log import refuse_unwritable
@@ -148,7 +161,8 @@ class Serve(Fitted):
             deterministic=self.deterministic,
         )
         share = self.per_client or max(1, engine.places // 2)
-        return Service(engine, loaded.processor, name, self.adapters_folder, adapters, share, self.log)
+        return Service(engine, loaded.processor, name, self.adapters_folder, adapters, share, self.log,
+                       arguments_of(self.arguments), self.selection)  # fmt: skip
 
     def refuse_unused(self, key: str | None) -> None:
         """Raises for flags of the training API without it, and for tenants beside an open /v1."""

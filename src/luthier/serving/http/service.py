@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,11 @@ from luthier.core.contracts.router import adapter_and_task
 from luthier.core.errors import LuthierError, near
 from luthier.core.storage.folder import adapter_at
 from luthier.core.storage.format import read
+from luthier.data import calls
 from luthier.data.template import has_template
 from luthier.engine.grammar import Compiled, Grammar
 from luthier.engine.request import Request
+from luthier.engine.turns import Turns
 from luthier.models import Chat
 from luthier.serving.http.answers import Shape
 from luthier.serving.http.calls import CallFormat
@@ -46,7 +49,9 @@ class Service:
 
     `trained` are the folders of the engine's adapters, which say how conversations were rendered in training.
     `per_client` is how many places of the engine one address may hold (None: all). `log` is a file that every
-    complete answer is appended to.
+    complete answer is appended to. `arguments` names the adapter that writes the arguments of a tool, by the tool's
+    name, in answers of `selection` (None: the base) to requests with tools. Raises `LuthierError` where the chat
+    template writes no calls by which they could take turns.
     """
 
     def __init__(
@@ -58,6 +63,8 @@ class Service:
         trained: Mapping[str, str | Path] = {},
         per_client: int | None = None,
         log: str | Path | None = None,
+        arguments: Mapping[str, str] = {},
+        selection: str | None = None,
     ) -> None:
         self.log = None if log is None else AnswerLog(Path(log))
         self.claims = Claims(engine.places, per_client)
@@ -74,6 +81,11 @@ class Service:
         self._formats = CallFormats()
         for name, folder in trained.items():
             self.hear(name, folder)
+        self._selection, self._arguments = selection, dict(arguments)
+        self._turns: Turns | None = None
+        if arguments:
+            words = self._speaks(selection)[0]
+            self._turns = Turns(calls.CallFormat.of(words), copy.deepcopy(words), self._arguments)
 
     def refuse_when_draining(self) -> None:
         """Raises 503 when the server is about to stop."""
@@ -94,7 +106,7 @@ class Service:
 
     async def detail(self, name: str) -> dict[str, Any]:
         """One of them, with how long its texts may be, whether it has a chat template, and whether calls of tools can
-        be read from its answers (null where they stand in the content)."""
+        be read from its answers (null where they stand in the content), and which adapters write arguments in them."""
         told, adapter = self.model(name), self.adapter_of(name)
         tokenizer, variables = self._speaks(adapter)
         async with self._tokenizing:
@@ -103,6 +115,7 @@ class Service:
             "max_model_len": self.engine.max_length,
             "chat_template": has_template(tokenizer),
             "tool_calls": None if written is None else {"opening": written.opening, "closing": written.closing},
+            "arguments": self._arguments if adapter == self._selection else {},
         }
 
     def adapter_of(self, name: str) -> str | None:
@@ -131,7 +144,9 @@ class Service:
         async with self._tokenizing:
             prompt, written, grammar = await asyncio.to_thread(lambda: self._rendered(body, adapter))
         param = "response_format" if grammar == body.response_format else "tools"
-        return prompt, wants_of(body, written, await self._compiled(grammar, param), self.tokenizer)
+        wants = wants_of(body, written, await self._compiled(grammar, param), self.tokenizer)
+        takes_turns = adapter == self._selection and body.shown_tools()
+        return prompt, dataclasses.replace(wants, turns=self._turns) if takes_turns else wants
 
     def _rendered(self, body: ChatBody, adapter: str | None) -> tuple[list[int], CallFormat | None, Grammar | None]:
         tokenizer, variables = self._speaks(adapter)
@@ -210,6 +225,7 @@ class Service:
                 grammar=wants.grammar,
                 shown=wants.shown,
                 echo=wants.echo[number] if wants.echo else None,
+                turns=wants.turns,
             )
             for number, prompt in enumerate(map(tuple, prompts))
             for i in range(body.n)
@@ -252,6 +268,8 @@ class Service:
         self.refuse_unless_managed()
         if self.adapter_of(name) is None:
             raise Refusal(400, f"{name!r} is the base; only adapters can be unloaded.", code="invalid_value")
+        if self._turns is not None and name in (self._selection, *self._arguments.values()):
+            raise Refusal(400, f"{name!r} takes turns with others in calls of tools; it stays.", code="invalid_value")
         await asyncio.to_thread(self.engine.unload, name)
         self._chats.pop(adapter_and_task(name)[0], None)
         return {"id": name, "object": "model", "deleted": True}

@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.engine.grammar import Compiled, Grammar, inline
+from luthier.engine.turns import Turns
 from luthier.serving.http.callreader import CallReader
 from luthier.serving.http.calls import CallFormat, call_format, calls_in_lark, chosen_in_lark
 from luthier.serving.http.formats import schema_text
@@ -33,6 +34,8 @@ class Wants:
     """At most one call."""
     echo: tuple[str, ...] = ()
     """The texts of the prompts, where answers begin with them."""
+    turns: Turns | None = None
+    """Who writes the arguments of tools, where that is not the adapter that was asked for."""
 
     def reader(self) -> CallReader | None:
         """Returns what reads one answer."""
