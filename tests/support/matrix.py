@@ -36,7 +36,7 @@ ROUNDED = 1e-4
 """Errors of a layer below this are of rounding, and not of a truncation."""
 FORMATS = [lt.find("formats", name, Format) for name in lt.names("formats")]
 FROM = [each.name() for each in FORMATS if each.reads()]
-TO = [each.name() for each in FORMATS if each.writes() and each.name() != "gguf"]
+TO = [each.name() for each in FORMATS if each.writes() and each.name() not in ("gguf", "ollama")]
 """A whole GGUF rounds or not as its dtype says, and holds a tokenizer; tests/interop/test_gguf.py runs it."""
 
 

@@ -147,6 +147,11 @@ def _merges(core: dict[str, Any]) -> list[list[str]]:
     return [each.split(" ", 1) if isinstance(each, str) else each for each in core["model"]["merges"]]
 
 
+def adds_bos(tokenizer: Any) -> bool:
+    """Returns whether a text begins with BOS, which whoever reads the file then puts there."""
+    return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
 def _special(writer: Any, tokenizer: Any) -> None:
     told = [
         (tokenizer.bos_token_id, writer.add_bos_token_id),
@@ -158,5 +163,5 @@ def _special(writer: Any, tokenizer: Any) -> None:
         if number is not None:
             tell(number)
     ids = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(bool(ids) and ids[0] == tokenizer.bos_token_id)
+    writer.add_add_bos_token(adds_bos(tokenizer))
     writer.add_add_eos_token(len(ids) > 1 and ids[-1] == tokenizer.eos_token_id)
