@@ -132,3 +132,16 @@ def test_rows_of_a_large_saved_set_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(large, "LARGE", 0)
     with pytest.raises(LuthierError, match=r"row 2 of .*saved cannot be read"):
         loaded(tmp_path / "saved")
+
+
+def test_loading_reads_a_large_file_few_times(tmp_path, monkeypatch):
+    from luthier.data import files
+
+    rows, counted, parsed = [ROWS["messages"](i) for i in range(50)], [], files._parsed
+    monkeypatch.setattr(files, "_parsed", lambda text: counted.append(0) or parsed(text))
+    monkeypatch.setattr(large, "LARGE", 0)
+    (file := tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert data.kind_of_rows(str(file)) == "answers"
+    loaded(file)
+    # its places, its columns (all of them, and those that half have), its rows, what is unread, the fingerprint
+    assert len(counted) <= 6 * len(rows)

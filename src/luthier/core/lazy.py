@@ -18,6 +18,8 @@ class Lazy(Sequence[T], Generic[T]):
     def __init__(self, places: Sequence[int], get: Callable[[int], T]) -> None:
         """`get(place)` makes an item; it gives equal ones for one place, and may be called from several processes."""
         self._places, self._get = places, get
+        self.notes: dict[str, Any] = {}
+        """What passes over all items have found."""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -40,6 +42,22 @@ def mapped(items: Sequence[T], change: Callable[[T], S]) -> Sequence[S]:
     if isinstance(items, Lazy):
         return Lazy(range(len(items)), lambda place: change(items[place]))
     return [change(item) for item in items]
+
+
+def noted(items: Sequence[T], what: str, find: Callable[[], S]) -> S:
+    """Returns what `find` finds in a pass over all items; of lazy ones it is asked once, as a pass takes long."""
+    if not isinstance(items, Lazy):
+        return find()
+    if what not in items.notes:
+        items.notes[what] = find()
+    return items.notes[what]
+
+
+def noting(items: Sequence[T], what: str, found: object) -> Sequence[T]:
+    """Returns lazy items with what a pass has found already, for `noted`; others as they are."""
+    if isinstance(items, Lazy):
+        items.notes[what] = found
+    return items
 
 
 def kept(items: Sequence[T], places: Iterable[int]) -> Sequence[T]:

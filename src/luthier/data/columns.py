@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.lazy import mapped
-from luthier.data.table import Row
+from luthier.data.table import Row, present
 from luthier.data.turns import keys
 
 ALIKE = {
@@ -61,18 +61,18 @@ def renamed(
     for name in named:
         if name not in known:
             raise LuthierError(f"columns: nothing reads {name!r}{near(name, known)} Names are: {', '.join(known)}.")
-    present = dict.fromkeys(column for _, row in rows for column in row)
-    missing = [(name, column) for name, column in named.items() if column not in present and name not in present]
+    there = present(rows)
+    missing = [(name, column) for name, column in named.items() if column not in there and name not in there]
     if missing:
         name, column = missing[0]
-        hint = near(column, present)
+        hint = near(column, there)
         raise LuthierError(
-            f"{source} has no column {column!r}, which is to be {name}{hint} It has: {', '.join(present)}."
+            f"{source} has no column {column!r}, which is to be {name}{hint} It has: {', '.join(there)}."
         )
-    used = {column: name for name, column in named.items() if column in present}
+    used = {column: name for name, column in named.items() if column in there}
     if not used:
         return rows, []
-    gone = [name for name in used.values() if name in present and name not in used]
+    gone = [name for name in used.values() if name in there and name not in used]
     told = [f"{name} (another column is it)" for name in gone]
     return mapped(rows, lambda numbered: (numbered[0], _named(numbered[1], used, gone))), told
 

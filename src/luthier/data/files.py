@@ -10,6 +10,7 @@ import json
 import lzma
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def _groups(path: Path) -> tuple[Sequence[tuple[int, Row]], list[tuple[int, str]
 
 
 def _lines(path: Path) -> tuple[Sequence[tuple[int, Row]], list[tuple[int, str]]]:
+    state = path.stat()
+    return _found_lines(path, path.resolve(), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)  # what a file holds is asked before it is loaded, and each pass takes long
+def _found_lines(
+    path: Path, where: Path, size: int, changed: int
+) -> tuple[Sequence[tuple[int, Row]], list[tuple[int, str]]]:
     found = Lines(path, lambda line: _parsed(text) if (text := _decode(line).strip()) else None)
     return found.rows(), found.bad
 

@@ -16,7 +16,7 @@ from luthier.data.columns import mapping
 from luthier.data.layout import LAYOUTS, Layout, recognise, unanswered
 from luthier.data.load import check_task, named_columns, parsed
 from luthier.data.sources import read
-from luthier.data.table import Row, Table, columns_of
+from luthier.data.table import Row, Table, bare, columns_of
 
 WRITTEN = ("causal-lm", "seq2seq")
 
@@ -55,7 +55,7 @@ def load_inputs(
         raise refuse(source, table.bad, len(table.bad), table.place)
     if task == "embedding":
         table = _anchored(table)
-    name = recognise(mapped(table.rows, columns_of), source, task, names, to_answer=True)
+    name = recognise(bare(table), source, task, names, to_answer=True)
     layout = LAYOUTS[name]
     asked = mapped(table.rows, lambda numbered: (numbered[0], _asked(numbered[1], layout)))
     rows, bad = parsed(dataclasses.replace(table, rows=asked), layout, ("task",))

@@ -11,6 +11,7 @@ from typing import Any
 
 from luthier.core.contracts.example import Message, last_answer
 from luthier.core.errors import LuthierError
+from luthier.core.lazy import noted
 from luthier.data.around import AROUND, learned, surrounded
 from luthier.data.bad import BadRow
 from luthier.data.columns import guesses, suggestion
@@ -216,6 +217,10 @@ def known_columns() -> tuple[str, ...]:
 
 def columns_in(rows: Sequence[Row]) -> set[str]:
     """The columns that half of the rows have and one of them fills."""
+    return noted(rows, "columns", lambda: _columns_in(rows))
+
+
+def _columns_in(rows: Sequence[Row]) -> set[str]:
     counts: Counter[str] = Counter()
     filled: set[str] = set()
     for row in rows:

@@ -15,15 +15,15 @@ from luthier.core.checks import shown
 from luthier.core.contracts.example import Example, Examples, fingerprint, last_answer
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
-from luthier.core.lazy import Lazy, kept, mapped
+from luthier.core.lazy import Lazy, kept, mapped, noting
 from luthier.data.bad import BadRow, refuse
 from luthier.data.columns import empty, mapping, renamed, unread
 from luthier.data.gym import OFFSETS
 from luthier.data.layout import LAYOUTS, Layout, columns_in, known_columns, recognise, unanswered
 from luthier.data.preference import PREFERENCES, kind_of, preference_layout
-from luthier.data.score import scorer_for
+from luthier.data.score import kinds, note_kind, scorer_for
 from luthier.data.sources import read
-from luthier.data.table import Row, Table, columns_of
+from luthier.data.table import Row, Table, bare, present
 from luthier.data.turns import decoded
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def load(
         raise LuthierError(f"{source} is empty: no row to learn from.")
     if not table.rows:
         raise refuse(source, table.bad, total, table.place)
-    told = mapped(table.rows, columns_of)
+    told = bare(table)
     name = (preference_layout(told) if preferences else None) or recognise(
         told, source, task or ("causal-lm" if prompts else None), names, to_answer=prompts
     )
@@ -109,7 +109,7 @@ def kind_of_rows(source: str | Path, named: str | Mapping[str, str] | None = Non
         table, _, _ = named_columns(read(source), meant, tuple(meant), source)
     except LuthierError:
         return "answers"
-    told = mapped(table.rows, columns_of)
+    told = bare(table)
     found = preference_layout(told)
     if found is None and columns_in(told).issuperset(LAYOUTS["anchor-positive"].needs):
         found = "anchor-positive"
@@ -129,7 +129,7 @@ def load_prompts(
         raise LuthierError(f"{source} is empty: no row to answer.")
     if not table.rows:
         raise refuse(source, table.bad, len(table.bad), table.place)
-    name = recognise(mapped(table.rows, columns_of), source, "causal-lm", names, to_answer=True)
+    name = recognise(bare(table), source, "causal-lm", names, to_answer=True)
     layout = LAYOUTS[name]
     asked = mapped(table.rows, lambda numbered: (numbered[0], unanswered(numbered[1], layout)))
     rows, bad = parsed(dataclasses.replace(table, rows=asked), layout, ())
@@ -145,8 +145,7 @@ def named_columns(
     table: Table, named: dict[str, str], columns: Sequence[str], source: str
 ) -> tuple[Table, dict[str, str], list[str]]:
     """Returns (the table under names that layouts know, these names, columns that made room for others)."""
-    present = {column for _, row in table.rows for column in row}  # a pass over all of a large file
-    named = {**named, **_other_words(table, {*present, *named})}
+    named = {**named, **_other_words(table, {*present(table.rows), *named})}
     known = dict.fromkeys((*known_columns(), *(c for layout in PREFERENCES.values() for c in layout.reads), *columns))
     rows, gone = renamed(table.rows, named, known, source)
     return dataclasses.replace(table, rows=rows), named, gone
@@ -198,11 +197,21 @@ def parsed(
         beside = {column: row[column] for column in columns if row.get(column) is not None}
         return Example(row=number, **fields, meta=beside)
 
-    return _made(table.rows, example, lambda numbered: numbered[0])
+    seen: set[str] = set()
+    rows, bad = _made(table.rows, example, lambda numbered: numbered[0], lambda made: note_kind(made, seen))
+    return noting(rows, "kinds", seen), bad
 
 
-def _made(rows: Sequence[T], make: Callable[[T], Example], number: Callable[[T], int]) -> tuple[Sequence[Example], Bad]:
-    """Returns (what `make` makes of the rows, those that it cannot use); of a large file, it is made when asked for."""
+def _made(
+    rows: Sequence[T],
+    make: Callable[[T], Example],
+    number: Callable[[T], int],
+    see: Callable[[Example], Any] = id,
+) -> tuple[Sequence[Example], Bad]:
+    """Returns (what `make` makes of the rows, those that it cannot use); of a large file, it is made when asked for.
+
+    `see` is shown every example once.
+    """
     good, places, bad = [], array("q"), []
     for place, row in enumerate(rows):
         try:
@@ -211,6 +220,7 @@ def _made(rows: Sequence[T], make: Callable[[T], Example], number: Callable[[T],
         except BadRow as reason:
             bad.append((number(row), str(reason)))
         else:
+            see(found)
             places.append(place)
             good += [] if isinstance(rows, Lazy) else [found]
     return mapped(kept(rows, places), make) if isinstance(rows, Lazy) else good, bad
@@ -220,9 +230,9 @@ def _label(
     rows: Sequence[Example], task: str, given: bool, classes: list[str] | None
 ) -> tuple[Sequence[Example], list[str] | None, str, Bad]:
     """Labels made class names or numbers, with the classes in order and the task that they tell."""
-    if any(example.labels is not None for example in rows):
+    if "labels" in kinds(rows):
         return _several(rows, task, classes)
-    if not any(example.label is not None for example in rows):
+    if "label" not in kinds(rows):
         return rows, None, task, []
     if not given and "regression" in _tasks_with(task) and _numbers([e.label for e in rows]):
         task = "regression"

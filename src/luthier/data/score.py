@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from luthier.core.contracts.example import Example, Scorer
 from luthier.core.errors import LuthierError, near
+from luthier.core.lazy import noted
 
 if TYPE_CHECKING:
     from luthier.core.contracts.example import Examples
@@ -180,18 +181,37 @@ def scorer_for(examples: Examples, name: str | None = None) -> Scorer | None:
     return Scorer(name, SCORERS[name])
 
 
+def kinds(rows: Sequence[Example]) -> set[str]:
+    """Returns what rows hold: `label`, `labels`, and the scorers that their reference answers call for (of which
+    `exact_match` may stand for all)."""
+    return noted(rows, "kinds", lambda: _kinds(rows))
+
+
+def _kinds(rows: Sequence[Example]) -> set[str]:
+    found: set[str] = set()
+    for example in rows:
+        note_kind(example, found)
+    return found
+
+
+def note_kind(example: Example, found: set[str]) -> None:
+    """Adds what a row holds."""
+    if example.label is not None:
+        found.add("label")
+    if example.labels is not None:
+        found.add("labels")
+    if example.answer is not None and "exact_match" not in found:
+        found.add(_kind(example.answer))
+
+
 def _default(examples: Examples) -> str | None:
-    if any(example.label is not None for example in examples.rows):
+    found = kinds(examples.rows)
+    if "label" in found:
         return "label"
-    kinds: set[str] = set()
-    for example in examples.rows:
-        if example.answer is not None:
-            kinds.add(_kind(example.answer))
-        if "exact_match" in kinds:
-            break
-    if not kinds:
+    answers = found - {"labels"}
+    if not answers:
         return None
-    return kinds.pop() if len(kinds) == 1 else ("exact_match" if "exact_match" in kinds else "final")
+    return answers.pop() if len(answers) == 1 else ("exact_match" if "exact_match" in answers else "final")
 
 
 def _kind(answer: str) -> str:

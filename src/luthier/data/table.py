@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.guard import reason
+from luthier.core.lazy import mapped, noted
 
 Row = dict[str, Any]
 
@@ -42,6 +43,16 @@ class Table:
 def columns_of(numbered: tuple[int, Row]) -> Row:
     """Returns a row without its number."""
     return numbered[1]
+
+
+def bare(table: Table) -> Sequence[Row]:
+    """Returns the rows of a table without their numbers."""
+    return noted(table.rows, "bare", lambda: mapped(table.rows, columns_of))
+
+
+def present(rows: Sequence[tuple[int, Row]]) -> dict[str, None]:
+    """Returns the columns that any row has, in their order."""
+    return noted(rows, "present", lambda: dict.fromkeys(column for _, row in rows for column in row))
 
 
 def numbered_after(before: int, numbered: tuple[int, Row]) -> tuple[int, Row]:
