@@ -8,6 +8,7 @@ import csv
 import gzip
 import json
 import lzma
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -158,6 +159,11 @@ def _held(path: Path, value: Row, split: str) -> list[Any]:
     inner = {key: rows for key, rows in value.items() if isinstance(rows, list | dict)}
     splits = {name: key for key in inner if (name := split_of(key, whole=True))}
     if splits and all(_holds_rows(inner[key]) for key in splits.values()):
+        if more := [key for key in inner if key not in splits.values() and _lists_rows(inner[key])]:
+            raise LuthierError(
+                f"{path} has rows under {', '.join(splits.values())}, which are splits, and under {', '.join(more)}; "
+                "name the splits train, validation and test, or give each a file."
+            )
         return _rows_in(path, inner[splits[of_split(str(path), split, splits)]], split)
     holder = next((key for key in HOLDERS if set(inner) == {key} and _holds_rows(inner[key])), None)
     if holder is not None:
@@ -166,6 +172,10 @@ def _held(path: Path, value: Row, split: str) -> list[Any]:
     if len(columns) > 1 and None not in columns and len(set(map(len, columns))) == 1:  # type: ignore[arg-type]
         return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]  # type: ignore[arg-type]
     return [value]
+
+
+def _lists_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and _holds_rows(value)
 
 
 def _holds_rows(value: Any) -> bool:
@@ -199,8 +209,23 @@ def read_csv(path: Path) -> Iterator[Numbered]:
         lines, header, start = _headed(path, csv.QUOTE_MINIMAL, mark)
     else:
         mark = ","
-    for each in records(lines, start, len(header), mark):
-        yield each.first + 1, each.wrong or dict(zip(header, each.cells, strict=True))
+    found = records(lines, start, len(header), mark)
+    decimal = _decimal([each.cells for each in found if not each.wrong]) if mark == ";" else set()
+    for each in found:
+        cells = [cell.replace(",", ".") if i in decimal else cell for i, cell in enumerate(each.cells)]
+        yield each.first + 1, each.wrong or dict(zip(header, cells, strict=True))
+
+
+NUMBER = re.compile(r"\s*[-+]?\d+(,\d+)?\s*")
+
+
+def _decimal(rows: Sequence[Sequence[str]]) -> set[int]:
+    """The columns of numbers with a decimal comma, as spreadsheets write them where cells are separated by
+    semicolons."""
+    columns = [[cell for cell in column if cell.strip()] for column in zip(*rows, strict=True)]
+    return {
+        i for i, cells in enumerate(columns) if any("," in cell for cell in cells) and all(map(NUMBER.fullmatch, cells))
+    }
 
 
 def read_tsv(path: Path) -> Iterator[Numbered]:
