@@ -94,10 +94,25 @@ def _decode(data: bytes) -> str:
 
 def read_jsonl(path: Path) -> Iterator[Numbered]:
     """One JSON object per line (or a conversation as a list); blank lines are passed over, and counted."""
-    for number, line in enumerate(_bytes(path).split(b"\n"), 1):
+    lines = _bytes(path).split(b"\n")
+    first = next((text for line in lines if (text := _decode(line).strip())), "")
+    if first.startswith("[") and (rows := _listed(b"\n".join(lines))) is not None:
+        yield from enumerate(map(_row, rows), 1)
+        return
+    for number, line in enumerate(lines, 1):
         text = _decode(line).strip()
         if text:
             yield number, _parsed(text)
+
+
+def _listed(data: bytes) -> list[Any] | None:
+    """The rows of a file that is one list of objects as a whole, by whatever suffix; None of any other."""
+    try:
+        found = json.loads(_decode(data))
+    except Exception:
+        return None
+    rows = isinstance(found, list) and all(isinstance(each, dict) for each in found)
+    return found if rows and found and not {"role", "from"} & set(found[0]) else None
 
 
 def _groups(path: Path) -> tuple[Sequence[tuple[int, Row]], list[tuple[int, str]]]:
@@ -271,6 +286,29 @@ def read_parquet(path: Path) -> Iterator[Numbered]:
         table = pyarrow.parquet.ParquetFile(path).read()
     for number, row in enumerate(table_rows(table), 1):
         yield number, row if isinstance(row, str) else {key: without_nulls(value) for key, value in row.items()}
+
+
+def class_names(path: Path) -> dict[str, list[str]]:
+    """Names of the integer labels by column, which `datasets` writes into the schema of a Parquet file."""
+    if path.suffix.lower() != ".parquet":
+        return {}
+    import pyarrow.parquet
+
+    with guarded(f"{path} is not a readable Parquet file"):
+        metadata = pyarrow.parquet.read_schema(path).metadata or {}
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        found = {str(column): _named(feature) for column, feature in features.items()}
+    except Exception:  # of another writer, which means something else by it
+        return {}
+    return {column: names for column, names in found.items() if names}
+
+
+def _named(feature: Any) -> list[str]:
+    """The names of a feature that is a class label, or a list of them."""
+    inner = feature[0] if isinstance(feature, list) and feature else feature
+    inner = inner.get("feature", inner) if isinstance(inner, dict) else {}
+    return list(map(str, inner.get("names") or ())) if inner.get("_type") == "ClassLabel" else []
 
 
 READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {
