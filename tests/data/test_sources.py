@@ -502,7 +502,7 @@ def test_a_card_with_a_byte_order_mark_is_read(written):
 @pytest.mark.parametrize("option", ["sep: '#'", "names: [prompt, completion]", "field: rows", "header: 3"])
 def test_how_a_card_says_that_files_are_read_is_followed_or_refused(written, option):
     configs = card(f"configs:\n- config_name: default\n  data_files: a.jsonl\n  {option}")
-    with pytest.raises(LuthierError, match="which is not followed here"):
+    with pytest.raises(LuthierError, match="not followed here"):
         load(written({"README.md": configs, "a.jsonl": ROW}))
 
 

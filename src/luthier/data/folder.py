@@ -157,7 +157,8 @@ def _refuse_options(folder: Path, name: str, config: dict[str, Any]) -> None:
     more = [f"{key}: {value!r}" for key, value in config.items() if key not in KNOWN and value is not None]
     if more:
         raise LuthierError(
-            f"{folder / 'README.md'} says how the files of {name} are to be read ({', '.join(more)}), which is not followed here; load it with datasets and save it by save_to_disk, or give one of its files."
+            f"{folder / 'README.md'} says how the files of {name} are to be read ({', '.join(more)}), which is not "
+            "followed here; load it with datasets and save it by save_to_disk, or give one of its files."
         )
 
 
