@@ -54,14 +54,16 @@ class PEFT(Format):
 
     def read(self, folder: Path, model: nn.Module) -> list[Found]:
         from luthier.interop.formats._files import inside, read_tensors
+        from luthier.interop.formats._peft_beside import met
         from luthier.interop.formats._peft_config import refuse_method, refuse_unknown
-        from luthier.interop.formats._peft_read import READERS
+        from luthier.interop.formats._peft_read import READERS, that_count
 
         config = _config(folder)
         refuse_method(folder, config["peft_type"], READERS)
         refuse_unknown(folder, config)
         file = next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[0])
-        return READERS[config["peft_type"]](folder, config, read_tensors(inside(folder, file)), model)
+        tensors = that_count(read_tensors(inside(folder, file)))
+        return met(folder, READERS[config["peft_type"]](folder, config, tensors, model), model)
 
     def base(self, folder: Path) -> str | None:
         told = _config(folder).get("base_model_name_or_path")
