@@ -6,10 +6,11 @@ import json
 import shlex
 import struct
 import wave
+from pathlib import Path
 
 import pytest
 
-from luthier import data
+from luthier.data import TASKS as KNOWN
 from support.cli_tools import save_bert
 from support.tiny import save_model, sums, write_rows
 
@@ -104,7 +105,7 @@ def fitted(request, call, tmp_path):
 
 
 def test_every_task_is_tried():
-    assert set(data.TASKS) <= set(TASKS)
+    assert set(KNOWN) <= set(TASKS)
 
 
 def next_of(screen: str) -> list[str]:
@@ -123,9 +124,11 @@ def test_what_merge_prints_works_with_data_in_place(call, fitted, tmp_path):
     assert done.code == 0, done.err
     found = call(*[data if word == "DATA" else word for word in next_of(done.out)])
     assert found.code == 0, found.err
-    if task != "text":
+    if task not in ("text", "judged", "pairs"):  # nothing to score, or nothing to compare a merged model with
+        told = TOLD["reward"][:2] if task == "reward" else []
         scores = [
-            call("evaluate", *words, data, "--json") for words in ([base, "--adapter", run], [tmp_path / "merged"])
+            call("evaluate", *words, data, "--json")
+            for words in ([base, "--adapter", run], [tmp_path / "merged", *told])
         ]
         assert [each.code for each in scores] == [0, 0], scores[1].err
         first, second = (json.loads(each.out) for each in scores)
@@ -139,10 +142,13 @@ def test_generate_writes_or_names_the_command_that_answers(call, fitted):
         assert done.code == 0, done.err
         return
     assert done.code == 2 and f"was fitted for {task}" in done.err
+    if task == "embedding":
+        return
     words = shlex.split(done.err.split("luthier ", 1)[1])
     found = call(*[{"DATA": data, "FILE": run / "scores.json"}.get(word, word) for word in words])
     assert found.code == 0, found.err
-    assert len(json.loads((run / "scores.json").read_text())["predictions"]) == 8
+    count = len(Path(data).read_text().splitlines())
+    assert len(json.loads((run / "scores.json").read_text())["predictions"]) == count
 
 
 def test_serve_and_decode_refuse_what_they_cannot_write(call, fitted):
