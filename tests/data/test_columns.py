@@ -361,6 +361,14 @@ def test_truth_is_written_in_one_way(tmp_path):
     assert "several classes stand in 'labels'" in refused(tmp_path, {"text": "t", "label": "['joy', 'anger']"})
 
 
+def test_several_classes_in_one_text_are_refused(tmp_path):
+    rows = [{"text": "t", "labels": "joy, anger"}, {"text": "u", "labels": "joy"}]
+    with pytest.raises(LuthierError, match="reads as several classes in one text"):
+        read(tmp_path, *rows)
+    assert read(tmp_path, *rows, named="label=labels").labels == ["joy", "joy, anger"]
+    assert read(tmp_path, rows[0], {"text": "u", "labels": "fear, awe"}).labels == ["fear, awe", "joy, anger"]
+
+
 def test_a_0_or_1_for_each_of_two_classes_is_refused(tmp_path):
     with pytest.raises(LuthierError, match="a 0 or 1 for each class"):
         read(tmp_path, {"text": "t", "labels": [0, 1]}, {"text": "u", "labels": [1, 0]})

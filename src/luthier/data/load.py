@@ -85,6 +85,8 @@ def load(
     held = LABELS.get(name, "label")
     classes = table.classes.get(names.get(held, held))
     rows, labels, task, wrong = _label(rows, task or layout.tasks[0], task is not None, classes)
+    if names.get("label") == "labels" and "label" not in mapping(named):
+        _refuse_joined(source, labels or [])
     bad = sorted(table.bad + bad + wrong)
     if bad and not (skip_bad_rows and rows):
         raise refuse(source, bad, total, table.place)
@@ -244,6 +246,18 @@ def _label(
     if len(names) > 2 and names <= {"true", "false", "0", "1"}:
         raise LuthierError(f"the labels are {', '.join(sorted(names))}: truth values in two forms; write them in one.")
     return good, classes or _ordered(names), task, bad
+
+
+def _refuse_joined(source: str, names: Sequence[str]) -> None:
+    """Raises where `labels` are texts of several classes each, as `joy, anger` beside `joy`."""
+    for mark in (",", ";", "|"):
+        joined = [name for name in names if mark in name]
+        parts = [part.strip() for name in joined for part in name.split(mark)]
+        if any(part in names or parts.count(part) > 1 for part in parts):
+            raise LuthierError(
+                f"{source}: 'labels' holds {joined[0]!r}, which reads as several classes in one text; write a list, or "
+                "say that each text is one class (--columns label=labels)."
+            )
 
 
 def _several(
