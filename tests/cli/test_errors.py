@@ -110,7 +110,7 @@ def test_bad_input_in_a_shell(shell, place, case):
         (["train", "m", "d", "--method", "loraa"], ("did you mean 'lora'",)),
         (["train", "m", "d", "--method", "loreft", "--scaling", "lora"], ("--scaling",)),
         (["train", "m", "d", "--method", "lora", "--scaling", "loar"], ("rslora",)),
-        (["train", "m", "d", "--rank", "many"], ("--rank", "int")),
+        (["train", "m", "d", "--rank", "many"], ("--rank", "whole number")),
         (["train", "m", "d", "--epochs=-1"], ("epochs is -1.0",)),
         (["train", "m", "d", "--positions", "f7+l7"], ("wegeft acts on whole layers",)),
         (["train", "m", "d", "--objective", "sfft"], ("did you mean 'sft'",)),
@@ -186,3 +186,12 @@ def test_a_damaged_spec(call, adapter):
     (adapter / "adapter.json").write_text(json.dumps(spec))
     done = call("show", adapter)
     assert done.code == 2 and "damaged" in done.err
+
+
+@pytest.mark.parametrize("flag", ["--rank", "--steps", "--batch", "--seed", "--max-length"])
+@pytest.mark.parametrize("value", ["2.5", "2.", "1e1", "none"])
+def test_a_fraction_is_never_rounded_to_a_whole_number(call, tmp_path, flag, value):
+    """cyclopts would take 2.5 for 2; every flag of a whole number is converted alike."""
+    done = call("train", tmp_path / "base", tmp_path / "rows.jsonl", "--method", "lora", flag, value)
+    assert done.code == 2
+    assert value == "2." or (f"for {flag}" in done.err and "is not a whole number" in done.err), done.err

@@ -91,7 +91,7 @@ def test_rows_that_hold_wrong_answers_choose_their_objective(dry):
     done = dry("a.jsonl", pair)
     assert done.code == 0 and "objective dpo (beta 0.1" in " ".join(done.out.split()), done.err
     assert "no objective: dpo, which the rows call for" in done.err
-    assert "In the loss: 'a<|im_end|>'" in done.out and "In the loss: 'b<|im_end|>'" in done.out
+    assert "In the loss: 'a<|im_end|>'" in done.out and "Compared with it: 'b<|im_end|>'" in done.out
     done = dry("a.jsonl", pair, "--objective", "sft")
     assert done.code == 2 and "preference data" in done.err and "--columns completion=chosen" in done.err
     done = dry("a.jsonl", pair, "--columns", "completion=chosen")

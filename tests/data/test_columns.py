@@ -180,10 +180,10 @@ def test_context_beside_turns_is_refused(tmp_path, layout):
     )
 
 
-FLAGS = ["weight", "train", "training", "trainable", "loss", "loss_mask"]
+FLAGS = ["weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "learn"]
 
 
-@pytest.mark.parametrize("no", [0, False, 0.0])
+@pytest.mark.parametrize("no", [0, False, 0.0, "0", "false"])
 @pytest.mark.parametrize("key", FLAGS)
 @pytest.mark.parametrize("column", ["messages", "conversations", "completion"])
 def test_a_turn_is_kept_out_of_the_loss(tmp_path, column, key, no):
@@ -206,8 +206,12 @@ def test_flags_that_cannot_be_are_refused(tmp_path, key):
 @pytest.mark.parametrize("name", ["weight", "train", "loss_mask"])
 @pytest.mark.parametrize("layout", ROWS)
 def test_a_row_that_is_not_to_be_learned_is_refused(tmp_path, layout, name):
-    assert "leave the row out" in refused(tmp_path, ROWS[layout] | {name: 0})
-    assert read(tmp_path, ROWS[layout] | {name: 1}).unread == (name,)
+    for no in (0, False, "0", "0.0", "False"):
+        assert "leave the row out" in refused(tmp_path, ROWS[layout] | {name: no})
+        assert "leave the row out" in refused(tmp_path, {"text": "t", name: no})
+    for yes in (1, True, "1", "true"):
+        assert read(tmp_path, ROWS[layout] | {name: yes}).unread == ()
+    assert read(tmp_path, ROWS[layout] | {name: 72}).unread == (name,)
     kept = read(tmp_path, ROWS[layout] | {name: 0}, ROWS[layout] | {name: 1}, skip_bad_rows=True)
     assert [example.row for example in kept.rows] == [2]
 
@@ -316,6 +320,67 @@ def test_json_is_a_text_like_any_where_a_text_stands(tmp_path, text):
         row = {column: text if value else value for column, value in ROWS[layout].items()}
         assert [m["content"] for m in one(tmp_path, row).messages] == [text, text]
         assert text in one(tmp_path, ROWS[layout] | {"context": text}).messages[0]["content"]
+
+
+@pytest.mark.parametrize("name", ["weight", "train", "loss_mask"])
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_flags_beside_the_turns_are_theirs(tmp_path, column, name):
+    row = {column: [*TURNS, *TURNS], "system": "Be terse."}
+    for flags in ([0, 0, 0, 1], [False] * 3 + [True], "[0, 0, 0, 1]"):
+        assert one(tmp_path, row | {name: flags}).masked == (2,)
+    assert "for each of the 4 turns" in refused(tmp_path, row | {name: [0, 1]})
+    assert "message 1, a user turn" in refused(tmp_path, row | {name: [1, 1, 1, 1]})
+    assert "every assistant turn" in refused(tmp_path, row | {name: [0, 0, 0, 0]})
+
+
+@pytest.mark.parametrize("text", [
+    '[{"from": "Paris", "to": "Rome"}]', '[{"role": "CEO", "name": "X"}]', '{"role": "user", "rights": []}',
+])  # fmt: skip
+def test_objects_with_a_role_that_say_nothing_are_no_turns(tmp_path, text):
+    assert one(tmp_path, {"prompt": "q", "completion": text}).answer == text
+
+
+def test_a_single_turn_is_a_turn_as_an_object_and_as_text(tmp_path):
+    for write in (lambda turn: turn, json.dumps):
+        assert one(tmp_path, {"prompt": write(TURNS[0]), "completion": write(TURNS[1])}).messages == TURNS
+
+
+@pytest.mark.parametrize("text", [
+    "[{'role': 'user', 'content': 'q'}\n {'role': 'assistant', 'content': 'a'}]", '[{"role": "user", "content": "q"',
+])  # fmt: skip
+def test_text_that_opens_as_turns_do_is_never_a_text(tmp_path, text):
+    assert "neither JSON nor a list of Python's" in refused(tmp_path, {"prompt": text, "completion": "a"})
+    assert "neither JSON nor a list of Python's" in refused(tmp_path, {"prompt": "q", "completion": text})
+
+
+def test_truth_is_written_in_one_way(tmp_path):
+    for yes, no in ((True, False), ("True", "False"), ("TRUE", "FALSE"), ("true", "false")):
+        assert read(tmp_path, {"text": "t", "label": yes}, {"text": "u", "label": no}).labels == ["false", "true"]
+    with pytest.raises(LuthierError, match="truth values in two forms"):
+        read(tmp_path, *({"text": "t", "label": label} for label in (True, 1, False)))
+    assert "several classes stand in 'labels'" in refused(tmp_path, {"text": "t", "label": "['joy', 'anger']"})
+
+
+def test_several_classes_in_one_text_are_refused(tmp_path):
+    rows = [{"text": "t", "labels": "joy, anger"}, {"text": "u", "labels": "joy"}]
+    with pytest.raises(LuthierError, match="reads as several classes in one text"):
+        read(tmp_path, *rows)
+    assert read(tmp_path, *rows, named="label=labels").labels == ["joy", "joy, anger"]
+    assert read(tmp_path, rows[0], {"text": "u", "labels": "fear, awe"}).labels == ["fear, awe", "joy, anger"]
+
+
+def test_a_0_or_1_for_each_of_two_classes_is_refused(tmp_path):
+    with pytest.raises(LuthierError, match="a 0 or 1 for each class"):
+        read(tmp_path, {"text": "t", "labels": [0, 1]}, {"text": "u", "labels": [1, 0]})
+    assert read(tmp_path, {"text": "t", "labels": [0, 1]}, {"text": "u", "labels": [1]}).labels == ["0", "1"]
+
+
+@pytest.mark.parametrize("bad", [
+    {"label": False}, {"chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "b"}]},
+])  # fmt: skip
+def test_one_judged_row_among_many_is_enough_to_refuse(tmp_path, bad):
+    with pytest.raises(LuthierError, match="rejected answers"):
+        read(tmp_path, *[ROWS["messages"]] * 9, ROWS["messages"] | bad)
 
 
 ITEMS = {"text": "good", "text_pair": "x"}

@@ -310,3 +310,14 @@ def test_importing_data_loads_nothing_heavy():
     heavy = ("torch", "transformers", "datasets", "numpy")
     code = f"import luthier.data, sys; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_why_rows_cannot_be_held_out_is_true(tmp_path):
+    rows = [{"prompt": f"q{i % 4}", "completion": f"a{i}"} for i in range(32)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(LuthierError, match=r"no input has fewer than 8 rows\. Hold out 8 or more"):
+        split(load(path), n=3)
+    assert [len(part) for part in split(load(path), n=8)] == [24, 8]
+    with pytest.raises(LuthierError, match="both parts need at least one row"):
+        split(load(path), n=32)

@@ -32,6 +32,14 @@ def test_cells_are_separated_as_the_header_s_are(tmp_path, mark):
     assert kept == [("1", f"a{mark} b"), ("2", "c"), ("4", "d")]
 
 
+def test_a_decimal_comma_is_a_point_where_semicolons_separate(tmp_path):
+    found = loaded(tmp_path / "rows.csv", "text;label\ngood, 4,5;4,5\nbad;-1\nmeh;\n", skip_bad_rows=True)
+    assert found.task == "regression" and [row.label for row in found.rows] == [4.5, -1.0]
+    assert found.rows[0].text == "good, 4,5"
+    words = loaded(tmp_path / "words.csv", "text;label\na;4,5\nb;x,y\n")
+    assert words.labels == ["4,5", "x,y"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("name, text", [
     ("rows.csv", "prompt,completion\nä,b\n"),
@@ -48,6 +56,11 @@ def test_half_of_utf_16_is_told(tmp_path):
 
 
 ROW = {"prompt": "q", "completion": "a"}
+
+
+def test_rows_beside_splits_are_not_left_out(tmp_path):
+    with pytest.raises(LuthierError, match="under train, which are splits, and under extra"):
+        loaded(tmp_path / "rows.json", json.dumps({"train": [ROW], "extra": [ROW]}))
 
 
 @pytest.mark.parametrize("value, count", [

@@ -27,6 +27,11 @@ PAIRS = {
         "chosen": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
         "rejected": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "b"}],
     },
+    "ranking": {
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    },
     "openai": {"input": {"messages": ASK}, "preferred_output": GOOD, "non_preferred_output": POOR},
 }
 JUDGED = {

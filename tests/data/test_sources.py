@@ -467,3 +467,82 @@ def test_texts_and_named_columns_to_answer(tmp_path):
     path.write_text(lines([{"question": ""}, {"question": "q"}]))
     with pytest.raises(LuthierError, match="row 1: empty 'question'"):
         load_prompts(path)
+
+
+def card(text: str) -> str:
+    return f"---\n{text}\n---\nA data set.\n"
+
+
+LABELLED = (
+    "features:\n  - name: label\n    dtype:\n      class_label:\n        names:\n          '0': neg\n          '1': pos"
+)
+
+
+@pytest.fixture
+def written(tmp_path):
+    def of(files: dict[str, str | bytes]):
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return tmp_path
+
+    return of
+
+
+ROW = '{"prompt": "q", "completion": "a"}\n'
+OTHER = '{"prompt": "q", "completion": "b"}\n'
+
+
+def test_a_card_with_a_byte_order_mark_is_read(written):
+    configs = b"\xef\xbb\xbf---\r\nconfigs:\r\n- config_name: default\r\n  data_files: a.jsonl\r\n---\r\n"
+    assert [e.answer for e in load(written({"README.md": configs, "a.jsonl": ROW, "b.jsonl": OTHER})).rows] == ["a"]
+
+
+@pytest.mark.parametrize("option", ["sep: '#'", "names: [prompt, completion]", "field: rows", "header: 3"])
+def test_how_a_card_says_that_files_are_read_is_followed_or_refused(written, option):
+    configs = card(f"configs:\n- config_name: default\n  data_files: a.jsonl\n  {option}")
+    with pytest.raises(LuthierError, match="not followed here"):
+        load(written({"README.md": configs, "a.jsonl": ROW}))
+
+
+@pytest.mark.parametrize("configs", ["", "\nconfigs:\n- config_name: default\n  data_files: train.jsonl"])
+def test_names_of_classes_are_read_with_and_without_configurations(written, configs):
+    rows = '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n'
+    folder = written({"README.md": card(f"dataset_info:\n  {LABELLED}{configs}"), "train.jsonl": rows})
+    assert load(folder).labels == ["neg", "pos"]
+
+
+def test_names_of_classes_that_a_parquet_file_holds_are_read(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    label = datasets.ClassLabel(names=["neg", "pos"])
+    text, word = datasets.Value("string"), datasets.Value("string")
+    one = datasets.Features({"text": text, "label": label})
+    datasets.Dataset.from_dict({"text": ["a"], "label": [1]}, one).to_parquet(tmp_path / "one.parquet")
+    several = datasets.Features({"tokens": datasets.Sequence(word), "ner_tags": datasets.Sequence(label)})
+    tagged = {"tokens": [["a", "b"]], "ner_tags": [[0, 1]]}
+    (tmp_path / "clone").mkdir()
+    datasets.Dataset.from_dict(tagged, several).to_parquet(tmp_path / "clone" / "train.parquet")
+    assert load(tmp_path / "one.parquet").rows[0].label == "pos"
+    assert load(tmp_path / "clone").rows[0].labels == ("neg", "pos")
+
+
+def test_rows_in_two_formats_are_not_counted_twice(written):
+    with pytest.raises(LuthierError, match="the same rows in two formats"):
+        load(written({"train.jsonl": ROW, "train.csv": "prompt,completion\nq,a\n"}))
+
+
+def test_pictures_lie_beside_the_metadata_that_describes_them(written):
+    folder = written({"train/1.png": b"x", "train/metadata.csv": "file_name,label\n1.png,cat\n"})
+    (example,) = load(folder, named="image=file_name").rows
+    assert example.image == str(folder / "train" / "1.png")
+
+
+def test_a_folder_of_folders_is_told_what_lies_deeper(written):
+    with pytest.raises(LuthierError, match=r"Deeper in it is de/train\.jsonl"):
+        load(written({"en/train.jsonl": ROW, "de/train.jsonl": ROW}))
+
+
+def test_a_list_of_rows_is_read_by_whatever_suffix(written):
+    whole = "[\n" + ROW.strip() + ",\n" + OTHER.strip() + "\n]\n"
+    assert [e.answer for e in load(written({"a.jsonl": whole}) / "a.jsonl").rows] == ["a", "b"]

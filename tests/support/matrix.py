@@ -1,6 +1,7 @@
 """The matrix of docs/interop.md: every recorded folder, from the library that wrote it into every format.
 
     python -m support.matrix measure FORMAT…      # from tests/; some minutes each, kept in tests/interop/matrix/
+    python -m support.matrix measure FORMAT… to FORMAT…   # some columns alone
     python -m support.matrix print                # writes the table between the markers of docs/interop.md
 
 A folder is read, written in the other format and read again, and the answer is compared with what the library that
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ ROUNDED = 1e-4
 """Errors of a layer below this are of rounding, and not of a truncation."""
 FORMATS = [lt.find("formats", name, Format) for name in lt.names("formats")]
 FROM = [each.name() for each in FORMATS if each.reads()]
-TO = [each.name() for each in FORMATS if each.writes() and each.name() not in ("gguf", "ollama")]
-"""A whole GGUF rounds or not as its dtype says, and holds a tokenizer; tests/interop/test_gguf.py runs it."""
+TO = [each.name() for each in FORMATS if each.writes() and (each.reads() or each.name() == "merged")]
+"""What is read here again, and a merged model. Other whole models have tests of their own: a GGUF rounds or not as its
+dtype says, and sentence-transformers runs its own folders."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,11 @@ def states_of_pyreft(model: Any) -> Tensor:
         return model(input_ids=pyreft_recorded.IDS).logits
 
 
-def measured(source: Source, work: Path) -> dict[str, dict[str, Any]]:
+def measured(source: Source, work: Path, to: Sequence[str] = TO) -> dict[str, dict[str, Any]]:
     """`{format: {"error": relative to the largest logit} or {"refused": why} or {"lost": …, "error": …}}`."""
     ours = lt.import_adapter(source.folder, work / "ours", base=source.base(), source=source.reader)
     wanted = source.wanted if source.wanted is not None else source.answer(lt.load(source.base(), ours))
-    return {to: cell(source, ours, wanted, to, work) for to in TO}
+    return {each: cell(source, ours, wanted, each, work) for each in to}
 
 
 def cell(source: Source, ours: Path, wanted: Tensor, to: str, work: Path) -> dict[str, Any]:
@@ -120,33 +122,35 @@ def written(source: Source, ours: Path, wanted: Tensor, form: Format, out: Path)
     return {"error": error} | ({"lost": max(lost.values())} if lost else {})
 
 
-def measure(form: str) -> None:
-    """Writes what was measured from one format."""
+def held() -> dict[str, dict[str, dict[str, Any]]]:
+    """What was measured: {format: {folder: {format: cell}}}."""
+    return {form: json.loads(file.read_text()) for form in FROM if (file := KEPT / f"{form}.json").is_file()}
+
+
+def measure(form: str, to: Sequence[str] = TO) -> None:
+    """Writes what was measured from one format; columns that are not in `to` stay as they were."""
     found = {}
+    before = held().get(form, {})
     for source in sources(form):
         with tempfile.TemporaryDirectory() as work, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found[source.name] = measured(source, Path(work))
+            found[source.name] = before.get(source.name, {}) | measured(source, Path(work), to)
     KEPT.mkdir(exist_ok=True)
     (KEPT / f"{form}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def table() -> str:
     """The matrix and its reasons, from what was measured."""
-    held = {form: json.loads(file.read_text()) for form in FROM if (file := KEPT / f"{form}.json").is_file()}
+    measured = held()
     lines = [f"| from (folders) | {' | '.join(TO)} |", f"|---|{'---|' * len(TO)}"]
-    for form, cases in held.items():
+    for form, cases in measured.items():
         lines.append(
             f"| {form} ({len(cases)}) | {' | '.join(told([each[to] for each in cases.values()]) for to in TO)} |"
         )
     lines += ["", "Why what is refused is refused, and how many of the folders above that are:", ""]
     for to in TO:
-        reasons = Counter(
-            reason(each[to]["refused"]) for cases in held.values() for each in cases.values() if "refused" in each[to]
-        )
-        lines += (
-            [f"- {to}: {'; '.join(f'{why} ({count})' for why, count in reasons.most_common())}."] if reasons else []
-        )
+        refused = [c[to]["refused"] for cases in measured.values() for c in cases.values() if "refused" in c[to]]
+        lines += [f"- {to}: {'; '.join(reasons(refused))}."] if refused else []
     return "\n".join(lines)
 
 
@@ -160,17 +164,38 @@ def told(cells: list[dict[str, Any]]) -> str:
     return ", ".join([*parts, *([f"{refused} refused"] if refused else [])])
 
 
+FORMS = frozenset(lt.names("forms"))
+
+
+def reasons(texts: Sequence[str]) -> list[str]:
+    """Reasons without the names of one folder, most frequent first; forms of which the same is true stand together."""
+    counts: Counter[str] = Counter()
+    forms: dict[str, Counter[str]] = {}
+    for text in texts:
+        first, _, rest = reason(text).partition(" ")
+        shared = rest if first in FORMS else f"{first} {rest}"
+        counts[shared] += 1
+        if first in FORMS:
+            forms.setdefault(shared, Counter())[first] += 1
+    return [
+        f"{', '.join(name for name, _ in forms.get(why, Counter()).most_common())} {why} ({count})".lstrip()
+        for why, count in counts.most_common()
+    ]
+
+
 def reason(text: str) -> str:
     """A reason without the names of one folder: the same words for the same fault."""
     text = re.sub(r"\b[A-Z]\w+(?:For|LM|Model|Text)\w*( \(\w+\))?", "the base", text.partition(";")[0])
-    text = re.sub(r"\b[\w]+(\.[\w]+)+\b", "a layer", text)
+    text = re.sub(r"\b(?!llama\.cpp\b)[A-Za-z_]\w*(\.\w+)+\b", "a layer", text)
+    text = text.removeprefix("a layer: ")
     return re.split(r"(?<=[a-z)])[.:] ", text)[0].rstrip(".")
 
 
 def main(words: list[str]) -> None:
     if words[:1] == ["measure"]:
-        for form in words[1:] or FROM:
-            measure(form)
+        forms, _, to = " ".join(words[1:]).partition("to ")
+        for form in forms.split() or FROM:
+            measure(form, to.split() or TO)
         return
     page = PAGE.read_text()
     start, end = page.index(BEGIN) + len(BEGIN), page.index(END)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,8 @@ class Case:
     """Done to peft's model after its tensors were moved."""
     saved: dict[str, Any] = field(default_factory=dict)
     """Given to `save_pretrained`."""
+    live: bool = False
+    """Whether peft does not load what it saved, so that the model that it trained is what counts."""
     reading: bool = True
     """Whether it is to be read; the others are refused."""
 
@@ -129,7 +132,65 @@ LORA: dict[str, Case] = {
     "qalora": Case(lora("q_proj", use_qalora=True)),
     "experts": Case(lora("q_proj", "gate"), "mixtral"),
     "seq2seq": Case(lora("q", "v"), "t5"),
+    "bias all beside a new head": Case(lora("query", "value", bias="all", task_type="SEQ_CLS"), "bert"),
+    "a shared table": Case(lora("shared", "q"), "t5"),
+    "a shared table saved whole": Case(lora("q", modules_to_save=["shared"]), "t5"),
+    "a shared table saved whole, said to be tied": Case(
+        lora("q", modules_to_save=["shared"], ensure_weight_tying=True), "t5"
+    ),
+    "tokens of a shared table": Case(lora("q", trainable_token_indices=SEEN), "t5"),
+    "a tied head of T5, kept tied": Case(lora("lm_head", "q", ensure_weight_tying=True), "t5", live=True),
+    "a tied table of GPT-2, said to be tied": Case(lora("wte", "lm_head", ensure_weight_tying=True), "gpt2", live=True),
+    "a token of a tied table": Case(lora("c_fc", trainable_token_indices=SEEN[:1]), "gpt2"),
+    "tokens and save_embedding_layers": Case(
+        lora("q_proj", trainable_token_indices=SEEN), saved={"save_embedding_layers": True}
+    ),
 }
+
+
+TARGETS = {
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head"),
+    "qwen2": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head"),
+    "gpt2": ("c_attn", "c_proj", "c_fc", "wte", "lm_head", "wpe"),
+    "t5": ("q", "k", "v", "o", "wi", "wo", "shared", "lm_head"),
+    "bert": ("query", "key", "value", "dense", "word_embeddings"),
+    "gemma3": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "embed_tokens", "lm_head"),
+    "mixtral": ("q_proj", "v_proj", "gate", "embed_tokens", "lm_head"),
+    "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+}
+SAVED = {"gpt2": ("wte", "ln_f", "lm_head", "wpe"), "t5": ("shared", "lm_head", "final_layer_norm")}
+SAVED |= {"bert": ("classifier", "LayerNorm", "pooler")}
+TASK = {"t5": "SEQ_2_SEQ_LM", "bert": "SEQ_CLS"}
+
+
+def mixed(seed: int) -> Case:
+    """A case of settings that are drawn together; whether peft takes them is not known before."""
+    r = random.Random(seed)
+    name = r.choice(sorted(TARGETS))
+    targets = r.sample(TARGETS[name], r.randint(1, min(4, len(TARGETS[name]))))
+    where = r.choice([*targets, r".*\.1\..*", r"layers\.0\..*"])
+    choices = {
+        "rank_pattern": {where: 3},
+        "alpha_pattern": {where: 0.5},
+        "use_rslora": True,
+        "use_dora": True,
+        "bias": r.choice(["all", "lora_only"]),
+        "lora_bias": True,
+        "layers_to_transform": r.choice([0, [0], [1, 0]]),
+        "exclude_modules": r.choice([[targets[0]], r".*\.0\..*"]),
+        "modules_to_save": list(r.sample(SAVED.get(name, ("embed_tokens", "lm_head", "norm", "input_layernorm")), 2)),
+        "trainable_token_indices": SEEN,
+        "ensure_weight_tying": True,
+        "target_modules": r.choice(["all-linear", rf".*({'|'.join(targets)})"]),
+        "task_type": TASK.get(name, "CAUSAL_LM"),
+        "init_lora_weights": r.choice(["gaussian", "orthogonal", "olora"]),
+    }
+    taken = {key: value for key, value in choices.items() if r.random() < 0.2}
+    conv1d = {"fan_in_fan_out": True} if name == "gpt2" else {}
+    tied = TIED if name in ("llama", "qwen2") and r.random() < 0.3 else {}
+    settings = {"r": r.choice([1, 2, 4]), "lora_alpha": r.choice([1, 3, 7.5]), **conv1d, **taken}
+    wanted = () if "target_modules" in taken else targets
+    return Case(lora(*wanted, **settings), name, settings=tied)
 
 
 QV = ["q_proj", "v_proj"]

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import itertools
+import re
 import sys
 import typing
 import warnings
@@ -296,6 +297,8 @@ def _parameter(cls: type, field: dataclasses.Field, title: str | None) -> inspec
         settings["name"] = called
     if field.metadata.get("several"):  # --tasks a b c, up to the next flag
         settings["consume_multiple"] = True
+    if _leaves(hint) == {int}:
+        settings["converter"] = _whole
     if more or (title is None and default is False):
         settings["negative"] = ()
     if default is False or default == ():
@@ -304,6 +307,25 @@ def _parameter(cls: type, field: dataclasses.Field, title: str | None) -> inspec
         hint, default = typing.get_args(hint)[0], inspect.Parameter.empty
     note = Annotated[hint, Parameter(**settings)]  # type: ignore[valid-type]
     return inspect.Parameter(field.name, kind, default=default, annotation=note)
+
+
+def _leaves(hint: Any) -> set[Any]:
+    """The types that a hint is made of, without None and the tuple around them."""
+    inner = [each for each in typing.get_args(hint) if each not in (type(None), Ellipsis)]
+    return set().union(*map(_leaves, inner)) if inner else {hint}
+
+
+def _whole(hint: Any, tokens: Sequence[Any]) -> Any:
+    """Converts whole numbers; cyclopts would round 2.5 to 2 without a word."""
+    from cyclopts import CoercionError, convert
+
+    for token in tokens:
+        if re.fullmatch(r"[-+]?\d*\.\d+", token.value) and not float(token.value).is_integer():
+            raise ValueError(f"{token.value} is not a whole number")
+    try:
+        return convert(hint, [token.value for token in tokens])
+    except CoercionError:
+        raise ValueError(f"{' '.join(token.value for token in tokens)!r} is not a whole number") from None
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -7,12 +7,10 @@ from typing import Any
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
 from luthier.data.table import Row
-from luthier.data.turns import TOOLS, checked, decoded, kind, turns
+from luthier.data.turns import ROW_FLAGS, TOOLS, checked, decoded, flag, kind, turns
 
 SYSTEM = ("system", "system_prompt")
 THOUGHT = ("reasoning_content", "thinking")
-FLAGS = ("weight", "train", "loss_mask")
-"""Columns that may keep a whole row out of the loss."""
 AROUND = (*SYSTEM, "history", *TOOLS, "documents", "chat_template_kwargs", *THOUGHT)
 """Columns that every conversation may have."""
 OURS = ("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
@@ -31,14 +29,14 @@ def given(row: Row, *columns: str) -> Any:
 
 def surrounded(fields: Row, row: Row) -> Row:
     """Returns the fields of a conversation with what stands around it in the row."""
-    _check_flags(row)
     messages, tools = _lifted(fields["messages"])
     head = messages[:1] if messages[0]["role"] in ("system", "developer") else []
     told, earlier = _system(row, head), _history(row)
     lead, after = len(told) + len(earlier), max(0, fields["context"] - len(head))
     made = {**fields, "messages": [*told, *earlier, *messages[len(head) :]]}
     made["context"] = lead + after if earlier or fields["context"] else 0
-    made["masked"] = tuple(i + lead - len(head) for i in fields.get("masked", ()))
+    masked = sorted({*fields.get("masked", ()), *_flagged(row, messages)})
+    made["masked"] = tuple(i + lead - len(head) for i in masked)
     own = _tools(row)
     if own and tools and own != tools:
         raise BadRow("the tools of the column and those of the system turn differ; leave one of them out")
@@ -58,13 +56,31 @@ def learned(fields: Row) -> list[int]:
     ]
 
 
-def _check_flags(row: Row) -> None:
-    for column in FLAGS:
-        value = row.get(column)
-        if isinstance(value, bool | int | float) and not value:
+def check_flags(row: Row) -> None:
+    """Raises where a row says that it is not to be learned."""
+    for column in ROW_FLAGS:
+        if flag(row.get(column)) is False:
             raise BadRow(
-                f"{column!r} is {value!r} for the whole row, which keeps it out of the loss: leave the row out"
+                f"{column!r} is {row[column]!r} for the whole row, which keeps it out of the loss: leave the row out"
             )
+
+
+def _flagged(row: Row, messages: list[Message]) -> list[int]:
+    """The answers that a list of flags beside the turns, one for each, keeps out of the loss."""
+    found: list[int] = []
+    for column in ROW_FLAGS:
+        value = decoded(row.get(column))
+        if not isinstance(value, list) or not value:
+            continue
+        told = list(map(flag, value))
+        if len(told) != len(messages) or None in told:
+            raise BadRow(f"{column!r} is a list of {len(told)}, expected 1 or 0 for each of the {len(messages)} turns")
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if asked := [i for i, learned in enumerate(told) if learned and i not in answers]:
+            role = messages[asked[0]]["role"]
+            raise BadRow(f"{column!r} asks to learn message {asked[0] + 1}, a {role} turn; only answers are")
+        found += [i for i in answers if not told[i]]
+    return found
 
 
 def _system(row: Row, head: list[Message]) -> list[Message]:

@@ -9,7 +9,7 @@ from typing import Any
 from luthier.core.errors import LuthierError, near
 from luthier.core.lazy import mapped
 from luthier.data.table import Row, present
-from luthier.data.turns import keys
+from luthier.data.turns import ROW_FLAGS, decoded, flag, keys
 
 ALIKE = {
     "messages": ("conversation", "conversations", "dialog", "dialogue", "turns", "chat", "items", "chosen"),
@@ -92,12 +92,21 @@ def unread(rows: Iterable[Row], read: Collection[str], conversations: Collection
     inner: dict[str, None] = {}
     for row in rows:
         columns |= dict.fromkeys(
-            c for c, value in row.items() if c not in read and c not in columns and not empty(value)
+            c
+            for c, value in row.items()
+            if c not in read and c not in columns and not empty(value) and not _is_flag(c, value, conversations)
         )
         for column in conversations:
             if isinstance(row.get(column), list | str):
                 inner |= dict.fromkeys(f"{column}[].{key}" for key in keys(row[column]))
     return [*columns, *inner]
+
+
+def _is_flag(column: str, value: Any, conversations: Collection[str]) -> bool:
+    """Whether a cell says what is learned: of the row, or of each of its turns."""
+    if column not in ROW_FLAGS:
+        return False
+    return flag(value) is not None or bool(conversations and isinstance(decoded(value), list))
 
 
 def guesses(lacking: Iterable[str], columns: Iterable[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import csv
 import gzip
 import json
 import lzma
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -94,10 +95,25 @@ def _decode(data: bytes) -> str:
 
 def read_jsonl(path: Path) -> Iterator[Numbered]:
     """One JSON object per line (or a conversation as a list); blank lines are passed over, and counted."""
-    for number, line in enumerate(_bytes(path).split(b"\n"), 1):
+    lines = _bytes(path).split(b"\n")
+    first = next((text for line in lines if (text := _decode(line).strip())), "")
+    if first.startswith("[") and (rows := _listed(b"\n".join(lines))) is not None:
+        yield from enumerate(map(_row, rows), 1)
+        return
+    for number, line in enumerate(lines, 1):
         text = _decode(line).strip()
         if text:
             yield number, _parsed(text)
+
+
+def _listed(data: bytes) -> list[Any] | None:
+    """The rows of a file that is one list of objects as a whole, by whatever suffix; None of any other."""
+    try:
+        found = json.loads(_decode(data))
+    except Exception:
+        return None
+    rows = isinstance(found, list) and all(isinstance(each, dict) for each in found)
+    return found if rows and found and not {"role", "from"} & set(found[0]) else None
 
 
 def _groups(path: Path) -> tuple[Sequence[tuple[int, Row]], list[tuple[int, str]]]:
@@ -167,6 +183,11 @@ def _held(path: Path, value: Row, split: str) -> list[Any]:
     inner = {key: rows for key, rows in value.items() if isinstance(rows, list | dict)}
     splits = {name: key for key in inner if (name := split_of(key, whole=True))}
     if splits and all(_holds_rows(inner[key]) for key in splits.values()):
+        if more := [key for key in inner if key not in splits.values() and _lists_rows(inner[key])]:
+            raise LuthierError(
+                f"{path} has rows under {', '.join(splits.values())}, which are splits, and under {', '.join(more)}; "
+                "name the splits train, validation and test, or give each a file."
+            )
         return _rows_in(path, inner[splits[of_split(str(path), split, splits)]], split)
     holder = next((key for key in HOLDERS if set(inner) == {key} and _holds_rows(inner[key])), None)
     if holder is not None:
@@ -175,6 +196,10 @@ def _held(path: Path, value: Row, split: str) -> list[Any]:
     if len(columns) > 1 and None not in columns and len(set(map(len, columns))) == 1:  # type: ignore[arg-type]
         return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]  # type: ignore[arg-type]
     return [value]
+
+
+def _lists_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and _holds_rows(value)
 
 
 def _holds_rows(value: Any) -> bool:
@@ -208,8 +233,23 @@ def read_csv(path: Path) -> Iterator[Numbered]:
         lines, header, start = _headed(path, csv.QUOTE_MINIMAL, mark)
     else:
         mark = ","
-    for each in records(lines, start, len(header), mark):
-        yield each.first + 1, each.wrong or dict(zip(header, each.cells, strict=True))
+    found = records(lines, start, len(header), mark)
+    decimal = _decimal([each.cells for each in found if not each.wrong]) if mark == ";" else set()
+    for each in found:
+        cells = [cell.replace(",", ".") if i in decimal else cell for i, cell in enumerate(each.cells)]
+        yield each.first + 1, each.wrong or dict(zip(header, cells, strict=True))
+
+
+NUMBER = re.compile(r"\s*[-+]?\d+(,\d+)?\s*")
+
+
+def _decimal(rows: Sequence[Sequence[str]]) -> set[int]:
+    """The columns of numbers with a decimal comma, as spreadsheets write them where cells are separated by
+    semicolons."""
+    columns = [[cell for cell in column if cell.strip()] for column in zip(*rows, strict=True)]
+    return {
+        i for i, cells in enumerate(columns) if any("," in cell for cell in cells) and all(map(NUMBER.fullmatch, cells))
+    }
 
 
 def read_tsv(path: Path) -> Iterator[Numbered]:
@@ -255,6 +295,29 @@ def read_parquet(path: Path) -> Iterator[Numbered]:
         table = pyarrow.parquet.ParquetFile(path).read()
     for number, row in enumerate(table_rows(table), 1):
         yield number, row if isinstance(row, str) else {key: without_nulls(value) for key, value in row.items()}
+
+
+def class_names(path: Path) -> dict[str, list[str]]:
+    """Names of the integer labels by column, which `datasets` writes into the schema of a Parquet file."""
+    if path.suffix.lower() != ".parquet":
+        return {}
+    import pyarrow.parquet
+
+    with guarded(f"{path} is not a readable Parquet file"):
+        metadata = pyarrow.parquet.read_schema(path).metadata or {}
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        found = {str(column): _named(feature) for column, feature in features.items()}
+    except Exception:  # of another writer, which means something else by it
+        return {}
+    return {column: names for column, names in found.items() if names}
+
+
+def _named(feature: Any) -> list[str]:
+    """The names of a feature that is a class label, or a list of them."""
+    inner = feature[0] if isinstance(feature, list) and feature else feature
+    inner = inner.get("feature", inner) if isinstance(inner, dict) else {}
+    return list(map(str, inner.get("names") or ())) if inner.get("_type") == "ClassLabel" else []
 
 
 READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {

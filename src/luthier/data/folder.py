@@ -16,7 +16,7 @@ from typing import Any
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.lazy import chained, mapped
-from luthier.data.files import READERS, read_file, suffix
+from luthier.data.files import READERS, class_names, read_file, suffix
 from luthier.data.splits import listed, of_split, split_of
 from luthier.data.table import Row, Table, numbered_after
 
@@ -43,7 +43,7 @@ def read_folder(folder: Path, config: str, split: str) -> Table:
         raise LuthierError(f"{folder} has no configurations, so none is {config!r} (its README.md names none).")
     files = _data_files(folder)
     if files:
-        return _table(folder, *_of_split(folder, files, split))
+        return _table(folder, *_of_split(folder, files, split), _class_names(card, config or "default"))
     return _classes(folder, split)
 
 
@@ -81,6 +81,7 @@ def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], 
 def _table(
     folder: Path, files: Sequence[Path], left: tuple[str, ...] = (), classes: dict[str, list[str]] | None = None
 ) -> Table:
+    _refuse_twice(folder, files)
     good: list[Sequence[tuple[int, Row]]] = []
     bad: list[tuple[int, str]] = []
     starts: list[tuple[int, str]] = []
@@ -91,7 +92,27 @@ def _table(
         good.append(mapped(rows, partial(numbered_after, before)))
         bad += [(before + number, reason) for number, reason in errors]
         before = max([before, *(number for number, _ in (*good[-1][-1:], *bad[-1:]))])
-    return Table(chained(good), bad, folder, classes or {}, starts if len(files) > 1 else [], left)
+    names = {column: each for file in files for column, each in class_names(file).items()} | (classes or {})
+    return Table(chained(good), bad, _beside(folder, files), names, starts if len(files) > 1 else [], left)
+
+
+def _beside(folder: Path, files: Sequence[Path]) -> Path:
+    """What paths in rows start from: where a `metadata` file describes the pictures or sounds beside it, its folder."""
+    described = {file.parent for file in files if file.stem == "metadata"}
+    return described.pop() if len(described) == 1 and len(files) == 1 else folder
+
+
+def _refuse_twice(folder: Path, files: Sequence[Path]) -> None:
+    """Raises where a file lies there in two formats, whose rows would count twice."""
+    found: dict[str, Path] = {}
+    for file in files:
+        stem = str(file.relative_to(folder)).removesuffix("".join(file.suffixes))
+        other = found.setdefault(stem, file)
+        if suffix(other) != suffix(file):
+            raise LuthierError(
+                f"{folder} holds {other.name} and {file.name}, which seem to be the same rows in two formats; give one "
+                f"of them: {other}."
+            )
 
 
 # --- a clone of a hub data set ---------------------------------------------------------------------
@@ -100,7 +121,7 @@ def _table(
 def _card(folder: Path) -> dict[str, Any]:
     """What stands in YAML at the head of README.md; empty without it."""
     path = folder / "README.md"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
     head = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     if head is None:
         return {}
@@ -116,6 +137,7 @@ def _configured(folder: Path, card: dict[str, Any], config: str, split: str) -> 
     name = config or _usual(folder, configs)
     if name not in configs:
         raise LuthierError(f"{folder} has no configuration {name!r}{near(name, configs)} It has: {listed(configs)}.")
+    _refuse_options(folder, name, configs[name])
     patterns = _patterns(configs[name])
     if not patterns:
         place = _inside(folder, str(configs[name].get("data_dir") or "."))
@@ -125,6 +147,19 @@ def _configured(folder: Path, card: dict[str, Any], config: str, split: str) -> 
     if not files:
         raise LuthierError(f"{folder / 'README.md'} names {', '.join(chosen)} as {split}, and no such file is here.")
     return _table(folder, list(dict.fromkeys(files)), (), _class_names(card, name))
+
+
+KNOWN = ("config_name", "data_files", "data_dir", "default", "description", "version", "features")
+"""What a configuration may say; anything else tells the library of data sets how to read its files."""
+
+
+def _refuse_options(folder: Path, name: str, config: dict[str, Any]) -> None:
+    more = [f"{key}: {value!r}" for key, value in config.items() if key not in KNOWN and value is not None]
+    if more:
+        raise LuthierError(
+            f"{folder / 'README.md'} says how the files of {name} are to be read ({', '.join(more)}), which is not "
+            "followed here; load it with datasets and save it by save_to_disk, or give one of its files."
+        )
 
 
 def _usual(folder: Path, configs: dict[str, Any]) -> str:
@@ -167,8 +202,8 @@ def _class_names(card: dict[str, Any], config: str) -> dict[str, list[str]]:
     infos = infos if isinstance(infos, list) else [infos]
     info = next((i for i in infos if isinstance(i, dict) and i.get("config_name", config) == config), {})
     found: dict[str, list[str]] = {}
-    for feature in info.get("features") or ():
-        kind = feature.get("dtype") if isinstance(feature, dict) else None
+    for feature in (each for each in info.get("features") or () if isinstance(each, dict)):
+        kind = next((feature[key] for key in ("dtype", "sequence", "list") if key in feature), None)
         names = _listed(kind.get("class_label", {}).get("names")) if isinstance(kind, dict) else []
         if names:
             found[str(feature["name"])] = names
@@ -198,8 +233,11 @@ def _classes(folder: Path, split: str) -> Table:
     kind = max(kinds, key=lambda name: kinds[name])
     if len(found) < 2 or not kinds[kind]:
         known = ", ".join(READERS)
+        deeper = next((p for p in sorted(folder.rglob("*")) if suffix(p) in READERS and not _hidden(p, folder)), None)
+        hint = f" Deeper in it is {deeper.relative_to(folder)}: give the folder or the file." if deeper else ""
         raise LuthierError(
-            f"{folder} holds no data file ({known}), and no pictures or sounds in a folder for each class."
+            f"{folder} itself holds no data file ({known}), nor do its folders data, train and the like, and it has no "
+            f"pictures or sounds in a folder for each class.{hint}"
         )
     if place == folder:
         of_split(str(folder), split, ("train",))

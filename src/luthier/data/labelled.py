@@ -11,6 +11,9 @@ from luthier.data.columns import empty
 from luthier.data.table import Row
 from luthier.data.turns import checked, decoded, kind
 
+TRUTHS = ("True", "False", "TRUE", "FALSE")
+"""How pandas and Excel write what JSON writes as true and false."""
+
 
 def text_of(row: Row, column: str) -> str:
     """The string in a column, not empty and valid Unicode."""
@@ -46,7 +49,9 @@ def label_of(row: Row) -> str | int | float:
     if value is None:
         raise BadRow("no 'label'")
     if isinstance(value, str):
-        return checked(value, "label")
+        if isinstance(decoded(value), list):
+            raise BadRow(f"'label' is a list written as text ({value[:40]!r}); several classes stand in 'labels'")
+        return value.lower() if value in TRUTHS else checked(value, "label")
     if isinstance(value, float) and not math.isfinite(value):
         raise BadRow(f"label is {value}")
     if not isinstance(value, int | float):

@@ -66,6 +66,8 @@ def label_index(example: Example, labels: list[str] | None) -> int | float:
 
 
 def _place(name: str, labels: list[str]) -> int:
+    if name not in labels and name in ("true", "false"):  # classes of earlier versions, as pandas wrote them
+        name = next((each for each in labels if each.lower() == name), name)
     if name not in labels:
         shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
         raise BadRow(f"label {name!r} is none of the {len(labels)} classes ({shown}){near(name, labels) or ''}")

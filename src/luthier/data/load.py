@@ -16,6 +16,7 @@ from luthier.core.contracts.example import Example, Examples, fingerprint, last_
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.lazy import Lazy, kept, mapped, noting
+from luthier.data.around import check_flags
 from luthier.data.bad import BadRow, refuse
 from luthier.data.columns import empty, mapping, renamed, unread
 from luthier.data.gym import OFFSETS
@@ -84,6 +85,8 @@ def load(
     held = LABELS.get(name, "label")
     classes = table.classes.get(names.get(held, held))
     rows, labels, task, wrong = _label(rows, task or layout.tasks[0], task is not None, classes)
+    if names.get("label") == "labels" and "label" not in mapping(named):
+        _refuse_joined(source, labels or [])
     bad = sorted(table.bad + bad + wrong)
     if bad and not (skip_bad_rows and rows):
         raise refuse(source, bad, total, table.place)
@@ -190,6 +193,7 @@ def parsed(
 ) -> tuple[Sequence[Example], Bad]:
     def example(numbered: tuple[int, Row]) -> Example:
         number, row = numbered
+        check_flags(row)
         told = unanswered(row, layout) if prompts else row
         fields = layout.parse(told, table.folder)
         if told is not row:
@@ -248,7 +252,22 @@ def _label(
     good, bad = _made(rows, labelled, lambda example: example.row)
     if task == "regression":
         return good, None, task, bad
-    return good, classes or _ordered({str(e.label) for e in good}), task, bad
+    names = {str(e.label) for e in good}
+    if len(names) > 2 and names <= {"true", "false", "0", "1"}:
+        raise LuthierError(f"the labels are {', '.join(sorted(names))}: truth values in two forms; write them in one.")
+    return good, classes or _ordered(names), task, bad
+
+
+def _refuse_joined(source: str, names: Sequence[str]) -> None:
+    """Raises where `labels` are texts of several classes each, as `joy, anger` beside `joy`."""
+    for mark in (",", ";", "|"):
+        joined = [name for name in names if mark in name]
+        parts = [part.strip() for name in joined for part in name.split(mark)]
+        if any(part in names or parts.count(part) > 1 for part in parts):
+            raise LuthierError(
+                f"{source}: 'labels' holds {joined[0]!r}, which reads as several classes in one text; write a list, or "
+                "say that each text is one class (--columns label=labels)."
+            )
 
 
 def _several(
@@ -264,7 +283,13 @@ def _several(
             raise BadRow(f"the labels {shown(example.labels)} do not fit {task}") from None
 
     good, bad = _made(rows, labelled, lambda example: example.row)
-    return good, classes or _ordered({each for e in good for each in e.labels or ()}), task, bad
+    names = {each for e in good for each in e.labels or ()}
+    if task == "multi-label" and names == {"0", "1"} and {e.labels for e in good} == {("0", "1"), ("1", "0")}:
+        raise LuthierError(
+            "every row's labels are 0 and 1, in different orders: they seem to be a 0 or 1 for each class; expected "
+            "the classes that a text has, by name or number."
+        )
+    return good, classes or _ordered(names), task, bad
 
 
 def _tasks_with(task: str) -> set[str]:

@@ -30,6 +30,15 @@ def pair(row: Row, folder: Path | None) -> Row:
     return _pair(row, prompt, chosen, rejected, ("chosen", "rejected"), folder)
 
 
+def ranked(row: Row, folder: Path | None) -> Row:
+    """Returns `conversations` up to the answer, with `chosen` and `rejected`, a turn each: LLaMA-Factory's ranking."""
+    before = decoded(row.get("conversations"))
+    if not isinstance(before, list) or not before or is_assistant(before[-1] if isinstance(before[-1], dict) else {}):
+        raise BadRow("'conversations' beside 'chosen' and 'rejected' has to end with what both answer")
+    rest = {key: value for key, value in row.items() if key != "conversations"}
+    return _pair(rest, before, _answer(row, "chosen"), _answer(row, "rejected"), ("chosen", "rejected"), folder)
+
+
 def openai(row: Row, folder: Path | None) -> Row:
     """Returns `input` with `messages`, `preferred_output` and `non_preferred_output`: OpenAI's preference data."""
     given = decoded(row.get("input"))
@@ -125,7 +134,9 @@ def labelled(parse: Parse) -> Parse:
 PAIRS = "pairs"
 JUDGEMENTS = "judged"
 ALSO = ("prompt", "instruction", "input", "question", "context")
+RANKED = ("conversations", "chosen", "rejected")
 PREFERENCES: dict[str, Layout] = {
+    "conversations-preference": Layout(RANKED, TASKS, ranked, ("context",), turns=RANKED),
     "preference": Layout(("chosen", "rejected"), TASKS, pair, ALSO, turns=("prompt", "chosen", "rejected")),
     "openai-preference": Layout(("input", "preferred_output", "non_preferred_output"), TASKS, openai),
     **{

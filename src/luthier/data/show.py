@@ -28,18 +28,24 @@ def pieces(encoded: Feature, tokenizer: Any) -> list[tuple[str, bool]]:
     return texts
 
 
-def counts(encoded: Feature) -> str:
+def counts(encoded: Feature, said: str = "in the loss") -> str:
     """Returns `row 1: 54 tokens, 12 in the loss`."""
     learned = sum(label != IGNORED for label in encoded["labels"])
     cut = f", {encoded['truncated']} cut from the prompt" if encoded.get("truncated") else ""
-    return f"row {encoded['row']}: {len(encoded['input_ids'])} tokens, {learned} in the loss{cut}"
+    return f"row {encoded['row']}: {len(encoded['input_ids'])} tokens, {learned} {said}{cut}"
 
 
-def show_example(encoded: Feature, tokenizer: Any) -> Any:
+COMPARED = "compared with it"
+"""What is said of a row beside another that an objective compares it with: a rejected answer, or one to another
+prompt."""
+
+
+def show_example(encoded: Feature, tokenizer: Any, beside: bool = False) -> Any:
     """Returns a rich renderable: every token between bars, those in the loss highlighted, then the answer
     as text.
 
-    For features of `encode`; a label that is not a token per position is printed as it is.
+    For features of `encode`; a label that is not a token per position is printed as it is. A row that stands `beside`
+    another, as a rejected answer does, is called so.
     """
     from rich.console import Group
     from rich.panel import Panel
@@ -49,21 +55,26 @@ def show_example(encoded: Feature, tokenizer: Any) -> Any:
     for text, learned in _shown(encoded, tokenizer):
         body.append(_visible(text), style="bold black on green" if learned else "dim")
         body.append("│" + "\n" * text.count("\n"), style="dim")
-    title = Text(counts_or_label(encoded))
+    title = Text(counts_or_label(encoded, beside))
     return Group(
         Panel(body, title=title, title_align="left"),
-        Text("In the loss: ") + Text(_answer(encoded, tokenizer)),
+        Text(f"{_heading(beside)}: ") + Text(_answer(encoded, tokenizer)),
         *map(Text, _notes(encoded)),
     )
 
 
-def show_plain(encoded: Feature, tokenizer: Any) -> str:
+def show_plain(encoded: Feature, tokenizer: Any, beside: bool = False) -> str:
     """Returns the same as plain text: tokens between bars, those in the loss in `[[…]]`."""
     body = ""
     for text, learned in _shown(encoded, tokenizer):
         shown = _visible(text)
         body += (f"[[{shown}]]" if learned else shown) + "│" + "\n" * text.count("\n")
-    return "\n".join([counts_or_label(encoded), body, f"In the loss: {_answer(encoded, tokenizer)}", *_notes(encoded)])
+    said = f"{_heading(beside)}: {_answer(encoded, tokenizer)}"
+    return "\n".join([counts_or_label(encoded, beside), body, said, *_notes(encoded)])
+
+
+def _heading(beside: bool) -> str:
+    return COMPARED.capitalize() if beside else "In the loss"
 
 
 def _notes(encoded: Feature) -> list[str]:
@@ -71,10 +82,10 @@ def _notes(encoded: Feature) -> list[str]:
     return [f"Note: {note} ({count})" for note, count in encoded.get(TOLD, {}).items()]
 
 
-def counts_or_label(encoded: Feature) -> str:
+def counts_or_label(encoded: Feature, beside: bool = False) -> str:
     """Returns the title: how many tokens are in the loss, or the label of the whole row."""
     if _aligned(encoded):
-        return counts(encoded)
+        return counts(encoded, *([COMPARED] if beside else []))
     return f"row {encoded['row']}: {len(encoded['input_ids'])} tokens, labels {encoded['labels']}"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
-from luthier.data.files import READERS, read_file, suffix
+from luthier.data.files import READERS, class_names, read_file, suffix
 from luthier.data.table import Table
 
 
@@ -40,7 +40,7 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
         return read_folder(path, config, split or "train")
     if there[1]:
         good, bad = read_file(path, split or "train")
-        return Table(good, bad, path.parent)
+        return Table(good, bad, path.parent, class_names(path))
     if _looks_like_path(source):
         raise LuthierError(f"no data file {source}{_near_files(path)} Known suffixes: {', '.join(READERS)}.")
     from luthier.data.hub import read_hub

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,8 +36,12 @@ SAID = {
 """Other words for the roles."""
 CALLING = ("function_call", "tool_call")
 """Roles whose content is a call, as JSON."""
-FLAGS = ("weight", "train", "training", "trainable", "loss", "loss_mask")
+FLAGS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight", "learn")
 """Keys of a turn that say whether it is learned: 1 or true, 0 or false."""
+ROW_FLAGS = ("weight", "train", "loss_mask")
+"""Columns that say so of a whole row, or of each of its turns."""
+TOLD = {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0": True, "true": True, "yes": True}
+"""How files without booleans write them."""
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a turn for the thought before its answer."""
 TOOLS = ("tools", "functions")
@@ -83,11 +88,42 @@ def _literal(text: str) -> Any:
     return found if isinstance(found, list | dict) else text
 
 
+def flag(value: Any) -> bool | None:
+    """Whether a value says that something is learned; None where it says neither."""
+    said = TOLD.get(value.strip().lower(), value) if isinstance(value, str) else value
+    return bool(said) if isinstance(said, bool | int | float) and said in (0, 1) else None
+
+
 def unpacked(value: Any) -> Any:
-    """The turns that a text holds as JSON; other JSON is a text like any."""
+    """The turns that a text holds as JSON, or a single one; other JSON is a text like any. Raises `BadRow` for a text
+    that opens as turns do and holds none."""
+    found = held(value)
+    if isinstance(found, str) and OPENS.match(found):
+        raise BadRow(
+            f"turns written as text that is neither JSON nor a list of Python's ({found.strip()[:40]!r}…); pandas "
+            "writes arrays of NumPy so: write the rows as JSONL or Parquet"
+        )
+    return [found] if isinstance(found, dict) and is_turn(found) else found
+
+
+def held(value: Any) -> Any:
+    """The turns that a value is or holds as text; else the value itself."""
+    if not isinstance(value, str):
+        return value
     found = decoded(value)
-    turns = isinstance(found, list) and found and all(isinstance(m, dict) and {"role", "from"} & set(m) for m in found)
-    return found if turns else value
+    turns = found if isinstance(found, list) else [found]
+    return found if turns and all(map(is_turn, turns)) else value
+
+
+def is_turn(value: Any) -> bool:
+    """Whether a value is a turn: an object with a role and something said."""
+    said = value.get("role", value.get("from")) if isinstance(value, dict) else None
+    return isinstance(said, str) and (said.lower() in ROLES or said.lower() in SAID) and bool(SAYING & set(value))
+
+
+SAYING = {"content", "value", "parts", "tool_calls", "function_call"}
+OPENS = re.compile(r"""\s*\[\s*\{\s*["'](role|from)["']\s*:\s*["'](system|developer|user|assistant|human|gpt)["']""")
+"""How a list of turns opens, as text."""
 
 
 def turns(value: Any, column: str) -> tuple[list[Message], set[int]]:
@@ -218,11 +254,11 @@ def _learned(message: Message, what: str) -> bool:
     """Whether a turn may be in the loss, by its flags; raises where they ask for what cannot be."""
     told = {key: message[key] for key in FLAGS if key in message}
     for key, value in told.items():
-        if not isinstance(value, bool | int | float) or value not in (0, 1):
+        if flag(value) is None:
             raise BadRow(f"{what}.{key} is {value!r}; a turn is learned or not: 1 or 0, true or false")
-    if len(set(map(bool, told.values()))) > 1:
+    if len(set(map(flag, told.values()))) > 1:
         raise BadRow(f"{what} says both that it is learned and that it is not ({', '.join(told)})")
-    asked = any(told.values())
+    asked = any(map(flag, told.values()))
     if asked and message["role"] != "assistant":
         raise BadRow(f"{what} asks to be learned ({', '.join(told)}) and is a {message['role']} turn; only answers are")
     return asked or not told
@@ -230,7 +266,7 @@ def _learned(message: Message, what: str) -> bool:
 
 def keys(value: Any) -> Iterable[str]:
     """The keys of the turns in a column that are not read whatever the template."""
-    found = unpacked(value)
+    found = held(value)
     for i, message in enumerate(found if isinstance(found, list) else []):
         if isinstance(message, dict):
             known = (*KNOWN, *TOOLS) if i == 0 else KNOWN

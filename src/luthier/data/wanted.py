@@ -31,7 +31,7 @@ KTO = "KTO's form, unpaired preferences"
 
 def check_wanted(rows: Sequence[Row], columns: Collection[str], source: str) -> None:
     """Raises for rows with answers that are not to be given, naming what the rows are and what can be done."""
-    have = set(columns)
+    have = {column for row in rows for column, value in row.items() if not empty(value)} | set(columns)
     if have >= {"chosen", "rejected"}:
         raise _refused(source, "'chosen' and 'rejected'", "preference data", "dpo", _only_chosen(rows, have))
     if have >= {"preferred_output", "non_preferred_output"}:

@@ -62,7 +62,9 @@ class Merge(Telling, Fitted):
             (temporary / "README.md").write_text(text, encoding="utf-8")
         say(f"{out} holds the merged {kind.__name__}.")
         say(f"Largest change of an output between the adapted and the merged model: {change:.2g} (of {largest:.3g}).")
-        say(next_step(str(out), None, None) if task in WRITTEN else _scored(out, Path(self.adapter).expanduser()))
+        said = ["--task", task] if task == "reward" else []  # which neither pairs nor a class of one output tell
+        scored = None if task in WRITTEN else _scored(out, Path(self.adapter).expanduser())
+        say(" ".join([scored or next_step(str(out), None, None), *said]))
         return {
             "out": str(out),
             "class": kind.__name__,

@@ -83,11 +83,12 @@ def show_feature(feature: dict[str, Any], processor: Any) -> None:
             say(f"{name}: {tuple(getattr(value, 'shape', ())) or value}")
         return
     screen = console()
-    for row in (feature, *feature.get("also", ())):
+    for place, row in enumerate((feature, *feature.get("also", ()))):
+        beside = place > 0 and "part" not in row  # parts of one objective are all learned
         if screen.is_terminal:
-            screen.print(data.show_example(row, processor))
+            screen.print(data.show_example(row, processor, beside))
         else:
-            say(data.show_plain(row, processor))
+            say(data.show_plain(row, processor, beside))
 
 
 def _written(feature: dict[str, Any]) -> dict[str, Any]:

@@ -83,6 +83,7 @@ class Train(Telling, Signed):
 
     def do(self, given: Given) -> dict[str, Any] | None:
         from luthier.cli.base import next_step
+        from luthier.data import kind_of
         from luthier.training.objective import chosen_by_rows
         from luthier.training.runfile import values_of
 
@@ -107,8 +108,9 @@ class Train(Telling, Signed):
             return None
         share = result.trainable / result.total
         say(f"{result.folder} holds the run, {result.adapter} the adapter ({result.trainable:,} numbers, {share:.3%}).")
-        plain = read_record(result.folder).get("layout") == "text"  # which has no answers to score
-        source = None if plain else run.eval_data or run.data
+        layout = read_record(result.folder).get("layout", "")
+        unscored = layout == "text" or kind_of(layout) == "judged"  # no answers, or single ones that are judged
+        source = None if unscored else run.eval_data or run.data
         told = run.columns, run.skip_bad_rows, run.trust_remote_code
         say(next_step(run.model, source, result.folder, *told))
         figures = {name.replace(" ", "_"): value for name, value in result.figures().items()}

@@ -175,9 +175,16 @@ def split(
             chosen[group] = 1
             count += sizes[group]
     if not 0 < count < len(examples):
+        least = min(sizes)
+        why = "both parts need at least one row. Give more rows or another size."
+        if 0 < wanted < least < len(examples):
+            why = (
+                f"rows of one input stay together, and no input has fewer than {least} rows. Hold out {least} or more "
+                "(eval_fraction), give rows to evaluate on (eval_data), or take out those that repeat an input."
+            )
         raise LuthierError(
             f"cannot hold out {wanted} of the {len(examples)} rows of {examples.source} ({len(sizes)} distinct "
-            "inputs): both parts need at least one row. Give more rows or another size."
+            f"inputs): {why}"
         )
     parts = [kept(examples.rows, (i for i, g in enumerate(group_of) if chosen[g] == side)) for side in (0, 1)]
     return examples.keep(parts[0]), examples.keep(parts[1])

@@ -171,7 +171,7 @@ def head(folder: Path, held: Mapping[str, Tensor], model: nn.Module) -> list[Fou
             "the files of the head out of the folder to import the adapter alone."
         )
     names = own_paths(folder, list(held), model)
-    return whole_parameters(folder, {"ensure_weight_tying": True}, {names[key]: t for key, t in held.items()}, model)
+    return whole_parameters(folder, {}, {names[key]: t for key, t in held.items()}, model, tied=True)
 
 
 Reader = Callable[[Path, Mapping[str, Any], Mapping[str, Tensor], nn.Module], list[Found]]

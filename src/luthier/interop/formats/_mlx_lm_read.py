@@ -176,7 +176,7 @@ def trained_whole(folder: Path, held: Mapping[str, Tensor], model: nn.Module) ->
         raise LuthierError(f"{folder} holds experts that were trained whole ({stacked}), which is not read here.")
     own = _by_own_paths(folder, held, model)
     turned = {path: tensor.mT if _transposed(model, path) else tensor for path, tensor in own.items()}
-    return whole_parameters(folder, {"ensure_weight_tying": True}, turned, model)
+    return whole_parameters(folder, {}, turned, model, tied=True)
 
 
 def _transposed(model: nn.Module, path: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,21 @@ from torch import Tensor, nn
 
 from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
+from luthier.core.sites.probe import run_once
 from luthier.core.sites.structure import base_parameters, features, lookup_scale, raw_parameter
-from luthier.interop.formats._peft_targets import saved_whole
+from luthier.interop.formats._peft_targets import keeps_tied, saved_whole
 from luthier.methods.forms.full import Full
 from luthier.methods.forms.lora import LoRA
 
 
 def whole_parameters(
-    folder: Path, config: Mapping[str, Any], held: Mapping[str, Tensor], model: nn.Module
+    folder: Path, config: Mapping[str, Any], held: Mapping[str, Tensor], model: nn.Module, tied: bool = False
 ) -> list[Found]:
     """Parameters that were trained themselves (heads, biases, tables), given by path; untouched ones are left out.
 
     peft's copy of one module (`modules_to_save`) serves there alone, though the base ties it to another: such a copy
     becomes a change of that module's own reading. One tensor under all names, or one that peft keeps tied
-    (`ensure_weight_tying`) or writes into the base itself, moves them all.
+    (`ensure_weight_tying`) or writes into the base itself, moves them all; with `tied`, so does any.
     """
     known = dict(base_parameters(model, remove_duplicate=False))
     found: dict[str, Tensor] = {}
@@ -35,7 +38,7 @@ def whole_parameters(
             continue
         names = [name for name, counterpart in known.items() if counterpart is known[path]]
         given = {name: held[name] for name in names if name in held}
-        if _together(config, names, given):
+        if tied or _together(config, names, given):
             found[names[0]] = tensor
         elif _moved(known[path], tensor):
             apart.append(_alone(folder, model, path, tensor))
@@ -55,7 +58,7 @@ def _refuse_moved_buffer(folder: Path, path: str, tensor: Tensor, model: nn.Modu
 
 def _together(config: Mapping[str, Any], names: list[str], given: Mapping[str, Tensor]) -> bool:
     first, *others = given.values()
-    if len(names) == 1 or config.get("ensure_weight_tying"):
+    if len(names) == 1 or keeps_tied(config):
         return True
     same = all(first.shape == other.shape and torch.equal(first, other) for other in others)
     return same and (len(given) == len(names) or not any(saved_whole(config, name) for name in given))
@@ -76,12 +79,55 @@ def low_rank(folder: Path, model: nn.Module, path: str, left: Tensor, right: Ten
     form = LoRA(rank=rank, alpha=float(rank))
     if isinstance(module, nn.Embedding):
         scale = lookup_scale(path, module)
-        return Found(form, "affine", {path: {"A": left.mT.contiguous(), "B": scale * right.mT.contiguous()}})
+        return Found(form, "affine", {path: {"A": _own(left.mT), "B": _own(scale * right.mT)}})
     if not features(module):
         raise LuthierError(
             f"{folder}: {path} is tied to another module and was trained alone; no form of ours does so."
         )
-    return Found(form, "affine", {path: {"A": right.contiguous(), "B": left.contiguous()}})
+    return Found(form, "affine", {path: {"A": _own(right), "B": _own(left)}})
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy, for the factors of tied layers lie in one file, and none may share memory there."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def met(folder: Path, found: list[Found], model: nn.Module) -> list[Found]:
+    """Returns what was found without tables that no forward pass reads, since others share their weight: T5 reads the
+    tables of its encoder and decoder, and `shared` itself never."""
+    known, modules = dict(base_parameters(model, remove_duplicate=False)), dict(model.named_modules())
+    tables = {
+        path
+        for each in found
+        for path in each.tensors
+        if each.kind == "affine"
+        and isinstance(modules.get(path), nn.Embedding)
+        and sum(counterpart is known.get(f"{path}.weight") for counterpart in known.values()) > 1
+    }
+    idle = tables - _read(model, tables) if tables else set()
+    if not idle:
+        return found
+    warnings.warn(
+        f"{folder}: no pass of this {type(model).__name__} reads {', '.join(sorted(idle))} itself, so what was trained "
+        "there does nothing, and is left out.",
+        stacklevel=2,
+    )
+    left = [replace(e, tensors={path: t for path, t in e.tensors.items() if path not in idle}) for e in found]
+    return [each for each in left if each.tensors]
+
+
+def _read(model: nn.Module, paths: set[str]) -> set[str]:
+    """The modules among these that a forward pass calls; all of them where no pass can be run."""
+    called: set[str] = set()
+    hooks = [model.get_submodule(p).register_forward_hook(lambda *_, p=p: called.add(p)) for p in paths]
+    try:
+        run_once(model)
+    except Exception:
+        return paths
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
 
 
 def tokens(folder: Path, rows: Mapping[str, Tensor], indices: Mapping[str, list[int]], model: nn.Module) -> list[Found]:

@@ -236,6 +236,20 @@ def _experts(path: str) -> str:
     return " (transformers 4 kept each expert as modules; 5 keeps those of a layer in one tensor)."
 
 
+def that_count(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors that peft's model computes with, where a file has several of one parameter: of a module that
+    is saved whole, `bias="all"` also writes the module that it left, and the copy under its wrapper's name."""
+    return {
+        key: tensor
+        for key, tensor in tensors.items()
+        if ".original_module." not in key and (".modules_to_save." not in key or _plain(key) not in tensors)
+    }
+
+
+def _plain(key: str) -> str:
+    return re.sub(r"\.modules_to_save(\.default)?\.", ".", key)
+
+
 def _divided(key: str, ends: Mapping[str, str]) -> tuple[str, str | None]:
     """(path, our name of the tensor) of a key; (path of a parameter, None) of one that has no such end."""
     plain = key.removeprefix(PREFIX)
@@ -246,7 +260,11 @@ def _divided(key: str, ends: Mapping[str, str]) -> tuple[str, str | None]:
     for end, name in {**ends, TOKENS: "rows"}.items():
         if plain.endswith(f".{end}"):
             return plain[: -len(end) - 1], name
-    return re.sub(r"\.(base_layer|modules_to_save\.default|modules_to_save|original_module)\.", ".", plain), None
+    return re.sub(
+        r"\.(token_adapter\.base_layer|base_layer|modules_to_save\.default|modules_to_save|original_module)\.",
+        ".",
+        plain,
+    ), None
 
 
 def read_ia3(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> list[Found]:

@@ -61,6 +61,17 @@ def adapted(folder: Path, config: Mapping[str, Any], path: str, model: nn.Module
     return any(targeted(folder, config, counterpart) for counterpart in counterparts)
 
 
+TABLES = ("embed_tokens", "lm_head")
+"""Names of the layers that peft keeps tied; it does not know T5's `shared` or GPT-2's `wte`."""
+
+
+def keeps_tied(config: Mapping[str, Any]) -> bool:
+    """Returns whether peft keeps the copies of `modules_to_save` tied as the base is: where that was asked for, of a
+    layer that goes by one of `TABLES`."""
+    saved = config.get("modules_to_save") or ()
+    return bool(config.get("ensure_weight_tying")) and any(str(each).split(".")[-1] in TABLES for each in saved)
+
+
 def excluded(folder: Path, config: Mapping[str, Any], path: str) -> bool:
     """Whether a module is left out by name, or trained whole instead."""
     out = config.get("exclude_modules") or []

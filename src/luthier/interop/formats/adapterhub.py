@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
-from luthier.core.contracts.format import Format, Found, Outgoing, check_truncation
+from luthier.core.contracts.format import Found, Outgoing
 from luthier.core.errors import LuthierError
+from luthier.interop.formats._low_rank import LowRankFormat
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter.safetensors", "pytorch_adapter.bin")
@@ -17,7 +18,7 @@ HEADS = ("model_head.safetensors", "pytorch_model_head.bin")
 
 
 @dataclass(frozen=True)
-class AdapterHub(Format):
+class AdapterHub(LowRankFormat):
     """adapter_config.json, adapter.safetensors ↔ LoRA, DoRA, IA3, bottlenecks
 
     Read are LoRA of the single and of GPT-2's fused layers (A stacks q, k and v, as far as they are adapted), VeRA,
@@ -33,15 +34,6 @@ class AdapterHub(Format):
     """
 
     paper = "adapters 1.3 (Poth et al. 2023, arXiv 2311.11077), `load_adapter`"
-    loss: ClassVar[str] = "truncated"
-
-    rank: int | None = None
-    """Rank for forms that are not of low rank. Default: they are refused."""
-    tolerance: float = 0.0
-    """Largest relative error of a layer (Frobenius) that truncation may make."""
-
-    def check(self) -> None:
-        check_truncation(self.rank, self.tolerance)
 
     @classmethod
     def fits(cls, folder: Path) -> bool:
@@ -84,9 +76,9 @@ class AdapterHub(Format):
         from luthier.interop.formats._adapterhub_bottleneck import head_of
         from luthier.interop.formats._adapterhub_contents import contents
         from luthier.interop.formats._adapterhub_layout import NAME
-        from luthier.interop.formats._layers import Factoring, layers_of, trained_whole
+        from luthier.interop.formats._layers import layers_of, trained_whole
 
-        model, factoring = outgoing.model, Factoring(self.rank, self.tolerance)
+        model, factoring = outgoing.model, self.factoring()
         found = layers_of(model, outgoing.name)
         whole = [each for each in found if trained_whole(each)]
         head = head_of(model, whole) if whole else {}

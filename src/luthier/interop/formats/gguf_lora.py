@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
-from luthier.core.contracts.format import Format, Found, Outgoing, check_truncation
+from luthier.core.contracts.format import Found, Outgoing
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import features
+from luthier.interop.formats._low_rank import LowRankFormat
 
 
 @dataclass(frozen=True)
-class GGUFLoRA(Format):
+class GGUFLoRA(LowRankFormat):
     """ΔW = (alpha / r) B A ↔ adapter.gguf, for a GGUF of the same base
 
     What llama.cpp loads beside a base (`--lora`), several at a time and each at a strength of its own. Written are
@@ -28,16 +29,6 @@ class GGUFLoRA(Format):
     """
 
     paper = "llama.cpp (ggml-org), gguf-py 0.19"
-    loss: ClassVar[str] = "truncated"
-
-    rank: int | None = None
-    """Largest rank of a layer; changes of a higher one, or of none, are truncated to it. Default: those of low rank
-    leave as they are, others are refused."""
-    tolerance: float = 0.0
-    """Largest relative error of a layer (Frobenius) that truncation to `rank` may make."""
-
-    def check(self) -> None:
-        check_truncation(self.rank, self.tolerance)
 
     @classmethod
     def fits(cls, folder: Path) -> bool:
@@ -72,10 +63,10 @@ class GGUFLoRA(Format):
     def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
         from luthier.interop.formats._gguf import file
         from luthier.interop.formats._gguf.architectures import architecture_of
-        from luthier.interop.formats._layers import Factoring, layers_of
+        from luthier.interop.formats._layers import layers_of
 
         model: Any = outgoing.model
-        architecture, factoring = architecture_of(model), Factoring(self.rank, self.tolerance)
+        architecture, factoring = architecture_of(model), self.factoring()
         names = file.Names(architecture, model.config.num_hidden_layers)
         layers = layers_of(model, outgoing.name)
         for layer in layers:

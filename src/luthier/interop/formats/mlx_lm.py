@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
-from luthier.core.contracts.format import Format, Found, Outgoing, check_truncation
+from luthier.core.contracts.format import Found, Outgoing
 from luthier.core.errors import LuthierError
+from luthier.interop.formats._low_rank import LowRankFormat
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 
 
 @dataclass(frozen=True)
-class MLXLM(Format):
+class MLXLM(LowRankFormat):
     """y + scale (x lora_a) lora_b ↔ adapters.safetensors, adapter_config.json
 
     lora_a is d_in x rank and lora_b rank x d_out, both transposed to ours, and alpha = scale · rank. Read are LoRA
@@ -30,15 +31,6 @@ class MLXLM(Format):
     """
 
     paper = "mlx-lm 0.32 (Apple), `mlx_lm.lora`, `load_adapters`"
-    loss: ClassVar[str] = "truncated"
-
-    rank: int | None = None
-    """Rank for forms that are not of low rank. Default: they are refused."""
-    tolerance: float = 0.0
-    """Largest relative error of a layer (Frobenius) that truncation may make."""
-
-    def check(self) -> None:
-        check_truncation(self.rank, self.tolerance)
 
     @classmethod
     def fits(cls, folder: Path) -> bool:
@@ -73,10 +65,10 @@ class MLXLM(Format):
         from safetensors.torch import save_file
 
         from luthier.core.files import write_json
-        from luthier.interop.formats._layers import Factoring, layers_of
+        from luthier.interop.formats._layers import layers_of
         from luthier.interop.formats._mlx_lm_contents import contents
 
-        factoring = Factoring(self.rank, self.tolerance)
+        factoring = self.factoring()
         layers = layers_of(outgoing.model, outgoing.name)
         tensors, config = contents(outgoing.model, layers, factoring, truncate=self.rank is not None)
         save_file({key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}, folder / WEIGHTS)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
-from luthier.core.contracts.format import Format, Found, Outgoing, check_truncation
+from luthier.core.contracts.format import Found, Outgoing
 from luthier.core.errors import LuthierError
+from luthier.interop.formats._low_rank import LowRankFormat
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
-class PEFT(Format):
+class PEFT(LowRankFormat):
     """ΔW = B A ↔ adapter_model.safetensors, adapter_config.json
 
     Read are LORA with ranks and alphas of each layer, the rsLoRA scale, `use_dora`, `lora_bias`, tables and transposed
@@ -34,16 +35,6 @@ class PEFT(Format):
     """
 
     paper = "peft 0.21 (Hugging Face), `PeftModel.from_pretrained`, `save_pretrained`"
-    loss: ClassVar[str] = "truncated"
-
-    rank: int | None = None
-    """Largest rank of a layer; changes of a higher one, or of none, are truncated to it. Default: those of low rank
-    leave as they are, others are refused."""
-    tolerance: float = 0.0
-    """Largest relative error of a layer (Frobenius) that truncation to `rank` may make."""
-
-    def check(self) -> None:
-        check_truncation(self.rank, self.tolerance)
 
     @classmethod
     def fits(cls, folder: Path) -> bool:
@@ -54,14 +45,16 @@ class PEFT(Format):
 
     def read(self, folder: Path, model: nn.Module) -> list[Found]:
         from luthier.interop.formats._files import inside, read_tensors
+        from luthier.interop.formats._peft_beside import met
         from luthier.interop.formats._peft_config import refuse_method, refuse_unknown
-        from luthier.interop.formats._peft_read import READERS
+        from luthier.interop.formats._peft_read import READERS, that_count
 
         config = _config(folder)
         refuse_method(folder, config["peft_type"], READERS)
         refuse_unknown(folder, config)
         file = next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[0])
-        return READERS[config["peft_type"]](folder, config, read_tensors(inside(folder, file)), model)
+        tensors = that_count(read_tensors(inside(folder, file)))
+        return met(folder, READERS[config["peft_type"]](folder, config, tensors, model), model)
 
     def base(self, folder: Path) -> str | None:
         told = _config(folder).get("base_model_name_or_path")
@@ -76,7 +69,7 @@ class PEFT(Format):
         from safetensors.torch import save_file
 
         from luthier.core.files import write_json
-        from luthier.interop.formats._layers import Factoring, layers_of, trained_whole
+        from luthier.interop.formats._layers import layers_of, trained_whole
         from luthier.interop.formats._peft_contents import PREFIX, common_config, low_rank, native, saved_modules
 
         model = outgoing.model
@@ -88,7 +81,7 @@ class PEFT(Format):
                 "this adapter trains parameters themselves and nothing else, and peft's format wants a method beside "
                 "them; export it merged instead (--to merged)."
             )
-        factoring = Factoring(self.rank, self.tolerance)
+        factoring = self.factoring()
         method = native(layers) if self.rank is None else None
         files = method.write(model, layers) if method else low_rank(model, layers, factoring)
         if whole:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
-from luthier.core.contracts.format import Format, Found, Outgoing, check_truncation
+from luthier.core.contracts.format import Found, Outgoing
 from luthier.core.errors import LuthierError
+from luthier.interop.formats._low_rank import LowRankFormat
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.pt"
 
 
 @dataclass(frozen=True)
-class TorchTune(Format):
+class TorchTune(LowRankFormat):
     """W + (alpha / r) B A, or DoRA ↔ adapter_model.pt, adapter_config.json
 
     adapter_model.pt holds torchtune's own tensors, and is what it goes on from (`adapter_checkpoint`). It keeps the
@@ -29,15 +30,6 @@ class TorchTune(Format):
     """
 
     paper = "torchtune 0.6 (PyTorch), `FullModelHFCheckpointer`"
-    loss: ClassVar[str] = "truncated"
-
-    rank: int | None = None
-    """Rank for forms that are not of low rank. Default: they are refused."""
-    tolerance: float = 0.0
-    """Largest relative error of a layer (Frobenius) that truncation may make."""
-
-    def check(self) -> None:
-        check_truncation(self.rank, self.tolerance)
 
     @classmethod
     def fits(cls, folder: Path) -> bool:
@@ -65,10 +57,10 @@ class TorchTune(Format):
         import torch
 
         from luthier.core.files import write_json
-        from luthier.interop.formats._layers import Factoring, layers_of
+        from luthier.interop.formats._layers import layers_of
         from luthier.interop.formats._torchtune import contents
 
-        model, factoring = outgoing.model, Factoring(self.rank, self.tolerance)
+        model, factoring = outgoing.model, self.factoring()
         layers = layers_of(model, outgoing.name)
         tensors, config = contents(model, layers, factoring, truncate=self.rank is not None)
         torch.save({key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}, folder / WEIGHTS)
