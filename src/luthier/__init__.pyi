@@ -53,6 +53,9 @@ from luthier.core.contracts.example import Examples as Examples
 from luthier.core.contracts.example import last_answer as last_answer
 from luthier.core.contracts.form import Form as Form
 from luthier.core.contracts.form import Params as Params
+from luthier.core.contracts.form import ROW_INPUT as ROW_INPUT
+from luthier.core.contracts.form import ROW_MASK as ROW_MASK
+from luthier.core.contracts.form import ROW_STATES as ROW_STATES
 from luthier.core.contracts.form import Stats as Stats
 from luthier.core.contracts.form import dropout as dropout
 from luthier.core.contracts.form import kaiming as kaiming

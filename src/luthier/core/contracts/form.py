@@ -22,8 +22,12 @@ Stats = Mapping[str, Tensor]
 """The statistics of one site, by name: those that the form `needs`."""
 F = TypeVar("F", bound="Form")
 
-ROW_MASK, ROW_STATES, ROW_INPUT = "_mask", "_states", "_input"
-"""The names of what a form `reads` among the parameters that its edit is given."""
+ROW_MASK = "_mask"
+"""The name of the rows' padding mask [rows, tokens] among the parameters of a form that `reads` it."""
+ROW_STATES = "_states"
+"""The name of what chosen blocks gave [layers, rows, tokens, d] among the parameters of a form that `reads` it."""
+ROW_INPUT = "_input"
+"""The name of what the model was given among the parameters of a form that `reads` it."""
 EDIT_KINDS = ("pre", "post", "weight", "cache", "inside", "aside")
 
 

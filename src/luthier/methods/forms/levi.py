@@ -79,7 +79,8 @@ class LEVI(Form):
         return {site.path: {"sizes": torch.tensor(sizes)} for site in sites}
 
     def init(self, site, stats):
-        d, count, entering, ids = stats["sizes"].tolist()
+        told = stats["sizes"].tolist() if "sizes" in stats else (site.d_in, self.heads, 1, 1)  # of what kind they are
+        d, count, entering, ids = told
         heads = zeros(count, site.d_out, d + self.width)
         model = fresh(entering, bool(ids), self.width, self.depth)
         return {"heads": heads, "heads_bias": zeros(count, site.d_out)} | model
