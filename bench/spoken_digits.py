@@ -50,6 +50,7 @@ CONTESTANTS = {
 def spoken(folder: Path, voices: Sequence[str], speeds: Sequence[int], pitches: Sequence[int], snr: float) -> Path:
     """Writes a folder of sounds for each digit, as espeak-ng says it, under white noise."""
     draw = np.random.default_rng(0)
+    shutil.rmtree(folder, ignore_errors=True)
     for word, voice, speed, pitch in product(WORDS, voices, speeds, pitches):
         file = folder / word / f"{voice}-{speed}-{pitch}.wav"
         file.parent.mkdir(parents=True, exist_ok=True)

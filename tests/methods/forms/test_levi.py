@@ -8,7 +8,7 @@ from torch.nn import functional
 
 import luthier as lt
 from luthier.methods.forms._small import patches, vector
-from support.architectures import ARCHITECTURES
+from support.architectures import ARCHITECTURES, Architecture
 
 BERT, VIT = ARCHITECTURES["bert"], ARCHITECTURES["vit"]
 
@@ -125,6 +125,17 @@ def test_a_padded_row_is_the_row_alone():
     model, given = fitted(), padded()
     alone = logits(model, {"input_ids": given["input_ids"][1:2, :7]})
     assert torch.allclose(logits(model, given)[1:2], alone, rtol=1e-9)
+
+
+def test_a_decoder_that_classifies_has_it_at_each_token():
+    """Its head is given every token, and the model takes the last one of a row."""
+    settings = ARCHITECTURES["llama"].settings
+    tried = Architecture("LlamaConfig", "LlamaForSequenceClassification", settings)
+    model, given = fitted(tried), padded()
+    alone = logits(model, {"input_ids": given["input_ids"][1:2, :7]})
+    assert torch.allclose(logits(model, given)[1:2], alone, rtol=1e-6)
+    with lt.disabled(model):
+        assert not torch.allclose(logits(model, given), alone)
 
 
 def test_rows_of_a_batch_have_heads_of_their_own():

@@ -41,7 +41,7 @@ class LEVI(Form):
     gathers = True
 
     heads: int = 3
-    """How many layers have a head."""
+    """How many layers have a head, at most as many as there are."""
     width: int = 64
     """Width of the small model, a multiple of 4."""
     depth: int = 2
