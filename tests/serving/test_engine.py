@@ -10,7 +10,7 @@ import torch
 
 import luthier as lt
 from luthier.core.adapters.attach import state_of
-from luthier.core.contracts.component import find, names
+from luthier.core.contracts.component import find
 from luthier.core.errors import LuthierError
 from luthier.engine.engine import Engine
 from luthier.engine.request import Busy, Chunk, Request
