@@ -82,7 +82,7 @@ def test_of_every_form(name):
     names_ = {f: ("a", "b") for f in ("tasks", "experts") if f in fields and isinstance(fields[f].default, tuple)}
     form = chosen(**names_ if issubclass(chosen, Routed) else {})
     assert isinstance(form, lt.Form)
-    model = lt.attach(base_of(name).build(dtype=torch.float64), form)
+    model = without_dropout(lt.attach(base_of(name).build(dtype=torch.float64), form))
     perturb(model)
     model.train()
     rows = batch() | ({"tasks": torch.tensor([0, 1, 1, 0, 1])} if issubclass(chosen, Routed) and chosen.by_task else {})
