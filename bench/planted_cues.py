@@ -1,12 +1,12 @@
 """LEVI where one cue misled pre-training and another misleads fine-tuning: accuracy on rows where both are wrong.
 
 A small BERT is trained here on rows of twelve words: the label is which of two kinds of words (forty words each) is
-more frequent, in all but `--noise` of the rows, and one of two words P goes with the label in `--strength` of them.
-Fine-tuning has few rows: P means nothing any more, and one of two words F goes with the label instead. Held-out rows
-come in two sorts: as in fine-tuning, and with P and F against the label. Contestants: fine-tuning of the whole model,
-its head alone, LoRA, the small model of LEVI alone, the frozen model's layers alone (LEVI without the small model's
-columns), and LEVI. Each has the learning rate, of `--lrs`, that is best on further rows as in fine-tuning; no row with
-both cues wrong takes part in any choice. Seeds that were run with the same settings are kept.
+more frequent, in nine of ten rows, and one of two words P goes with the label in `--strength` of them. Fine-tuning has
+few rows; in all but `--noise` of them the label follows the kind, P means nothing any more, and one of two words F goes
+with the label in `--cue`. Held-out rows come in two sorts: as in fine-tuning, and with P and F against the label, which
+then always is that of the kind. Contestants: fine-tuning of the whole model, its head alone, the small
+model of LEVI alone, the frozen model's layers alone (LEVI without the small model's columns), and LEVI, each with every
+learning rate of `--lrs`: none is chosen, for the choice decides. Seeds that were run with the same settings are kept.
 
     python -m bench planted_cues [--rows 200] [--seeds 0 1 2]
 """
@@ -19,6 +19,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from bench._registry import results_of
@@ -96,17 +97,15 @@ def accuracy(net: nn.Module, given: Rows) -> float:
     return float((logits(net.eval(), given.ids).argmax(1) == given.labels).float().mean())
 
 
-def pretrained(seed: int, strength: float, noise: float, steps: int) -> BertForSequenceClassification:
+def pretrained(seed: int, strength: float, steps: int) -> BertForSequenceClassification:
     """A BERT for which P went with the label, and a new head."""
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128,
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     model = BertForSequenceClassification(config)
-    trained(
-        model, rows(20_000, strength, 0.5, noise, torch.Generator().manual_seed(1000 + seed)), steps, 1e-3, 64, seed
-    )
+    trained(model, rows(20_000, strength, 0.5, 0.1, torch.Generator().manual_seed(1000 + seed)), steps, 1e-3, 64, seed)
     nn.init.normal_(model.classifier.weight, 0.0, 0.02)
     nn.init.zeros_(model.classifier.bias)
     return model
@@ -122,8 +121,6 @@ def contestant(name: str, base: BertForSequenceClassification, form: lt.LEVI) ->
         return model, lambda: None
     if name in ("LEVI", "layers alone"):
         lt.attach(model, form)
-    elif name == "LoRA":
-        lt.attach(model, lt.LoRA(rank=4))
     else:
         model.requires_grad_(False)
     for p in model.classifier.parameters(recurse=False):
@@ -137,47 +134,50 @@ def contestant(name: str, base: BertForSequenceClassification, form: lt.LEVI) ->
     return model, mend
 
 
-NAMES = ("fine-tuning", "head alone", "LoRA", "small model alone", "layers alone", "LEVI")
+NAMES = ("fine-tuning", "head alone", "small model alone", "layers alone", "LEVI")
+SORTS = ("as in fine-tuning", "both wrong")
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=int, default=200, help="rows of fine-tuning")
     parser.add_argument("--strength", type=float, default=0.95, help="how often P agrees in pre-training")
-    parser.add_argument("--cue", type=float, default=0.9, help="how often F agrees in fine-tuning")
-    parser.add_argument("--noise", type=float, default=0.0, help="how often the label is that of the rarer kind")
-    parser.add_argument("--pretraining", type=int, default=600, help="steps of pre-training")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--cue", type=float, default=0.98, help="how often F agrees in fine-tuning")
+    parser.add_argument("--noise", type=float, default=0.2, help="how often the label is that of the rarer kind")
+    parser.add_argument("--pretraining", type=int, default=500, help="steps of pre-training")
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args(list(arguments))
     torch.set_num_threads(1)
     settings = {key: value for key, value in vars(given).items() if key != "seeds"}
-    file = results_of("planted_cues" if not given.noise else "planted_cues_noise")
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    found = known["found"] if known.get("settings") == settings else {}
+    found = before(settings)
     for seed in given.seeds:
-        found[str(seed)] = one_seed(seed, given)
-        replace_json(file, {"settings": settings, "found": found})
-    for name in NAMES:
-        each = [of[name] for of in found.values()]
-        told = [f"{statistics.mean(one[key] for one in each):.3f}" for key in ("as in fine-tuning", "both wrong")]
-        print(f"{name:18}", *told, " ".join(f"{one['both wrong']:.3f}" for one in each))
+        own = one_seed(seed, given)
+        found = before(settings) | {str(seed): own}
+        replace_json(results_of("planted_cues"), {"settings": settings, "found": found})
+    for name, lr in product(NAMES, given.lrs):
+        each = [seed[name][str(lr)] for seed in found.values()]
+        told = [f"{statistics.mean(one[key] for one in each):.3f}" for key in SORTS]
+        print(f"{name:18} {lr:<8g}", *told, " ".join(f"{one['both wrong']:.3f}" for one in each))
 
 
-def one_seed(seed: int, given: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The accuracies of each contestant, at its own learning rate."""
-    base = pretrained(seed, given.strength, given.noise, given.pretraining)
+def before(settings: dict) -> dict:
+    """What was found with these settings before, by seed."""
+    file = results_of("planted_cues")
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return known["found"] if known.get("settings") == settings else {}
+
+
+def one_seed(seed: int, given: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
+    """The accuracies of each contestant at each learning rate."""
+    base = pretrained(seed, given.strength, given.pretraining)
     draw = torch.Generator().manual_seed(seed)
-    few, choice, same = (rows(n, 0.5, given.cue, given.noise, draw) for n in (given.rows, 1000, 2000))
-    against, found = rows(2000, 1 - given.strength, 1 - given.cue, 0.0, draw), {}
-    for name in NAMES:
-        tried = []
-        for lr in given.lrs:
-            net, mend = contestant(name, base, lt.LEVI(width=32, depth=1))
-            trained(net, few, given.steps, lr, 32, seed, mend)
-            tried.append((accuracy(net, choice), lr, accuracy(net, same), accuracy(net, against)))
-        _, lr, inside, outside = max(tried)
-        found[name] = {"lr": lr, "as in fine-tuning": inside, "both wrong": outside}
-        print(json.dumps({"seed": seed, "contestant": name, **found[name]}), flush=True)
+    few, same = (rows(count, 0.5, given.cue, given.noise, draw) for count in (given.rows, 1000))
+    against, found = rows(1000, 1 - given.strength, 1 - given.cue, 0.0, draw), {name: {} for name in NAMES}
+    for name, lr in product(NAMES, given.lrs):
+        net, mend = contestant(name, base, lt.LEVI(width=32, depth=1))
+        trained(net, few, given.steps, lr, 32, seed, mend)
+        found[name][str(lr)] = dict(zip(SORTS, (accuracy(net, same), accuracy(net, against)), strict=True))
+        print(json.dumps({"seed": seed, "contestant": name, "lr": lr, **found[name][str(lr)]}), flush=True)
     return found
