@@ -106,45 +106,42 @@ def main(arguments: Sequence[str]) -> None:
         trained = spoken(folder / "train", TRAINED, SPEEDS, PITCHES, given.snr)
         held = spoken(folder / "test", HELD, (160,), (50, 80), given.snr)
         model = str(short_windows(folder / "model", given.seconds))
-        settings = {
-            "steps": given.steps,
-            "lr": given.lr,
-            "snr": given.snr,
-            "window": given.seconds,
-            "seeds": given.seeds,
-        }
+        settings = {"steps": given.steps, "lr": given.lr, "snr": given.snr, "window": given.seconds}
         found = before(settings)
-        for name in given.only:
-            own = contest(name, model, trained, held, folder, given)
-            found = before(settings) | {name: own}
+        for seed, name in product(given.seeds, given.only):
+            own = contest(name, seed, model, trained, held, folder, given)
+            found = before(settings) | {f"{name} {seed}": {"contestant": name, "seed": seed, **own}}
             replace_json(results_of("spoken_digits"), {**settings, "found": found})
-    for name, each in found.items():
-        scores = each["accuracy"]
-        print(f"{name:12} {each['parameters']:>8,} {statistics.mean(scores):.3f} {min(scores):.3f} {max(scores):.3f}")
+    for name in CONTESTANTS:
+        if each := [one for one in found.values() if one["contestant"] == name]:
+            scores = [one["accuracy"] for one in each]
+            told = f"{statistics.mean(scores):.3f} {min(scores):.3f} {max(scores):.3f}"
+            print(f"{name:12} {each[0]['parameters']:>8,} {told} of {len(each)} seeds")
 
 
 def before(settings: dict) -> dict:
-    """What was found with these settings before, by contestant."""
+    """What was found with these settings before, by contestant and seed."""
     file = results_of("spoken_digits")
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return known["found"] if {key: known.get(key) for key in settings} == settings else {}
 
 
-def contest(name: str, model: str, trained: Path, held: Path, folder: Path, given: argparse.Namespace) -> dict:
-    """Trains a contestant with each seed; returns its accuracies on the held voices, its size and its time."""
+def contest(
+    name: str, seed: int, model: str, trained: Path, held: Path, folder: Path, given: argparse.Namespace
+) -> dict[str, float]:
+    """Trains a contestant; returns its accuracy on the held voices, its size and its time."""
     form, where = CONTESTANTS[name]
-    accuracy, begun = [], time.monotonic()
-    parameters = 0
-    for seed in given.seeds:
-        settings = Training(
-            steps=given.steps, batch=16, lr=given.lr, eval_fraction=0.0, seed=seed, warmup=0.1, save_every=given.steps
-        )
-        out = folder / "runs" / f"{name}-{seed}"
-        run = Run(model, str(trained), form, where, str(out), task="audio-classification", training=settings)
-        done = lt.train(run, overwrite=True, progress=False)
-        parameters = int(lt.trainable(done.model, count=True))
-        extractor = WhisperFeatureExtractor.from_pretrained(model)
-        told = lt.evaluate(done.model, extractor, data.load(str(held), task="audio-classification"), progress=False)
-        accuracy.append(told.metrics["accuracy"])
-        print(json.dumps({"contestant": name, "seed": seed, "accuracy": accuracy[-1]}), flush=True)
-    return {"accuracy": accuracy, "parameters": parameters, "seconds": time.monotonic() - begun}
+    begun, out = time.monotonic(), folder / "runs" / f"{name}-{seed}"
+    settings = Training(
+        steps=given.steps, batch=16, lr=given.lr, eval_fraction=0.0, seed=seed, warmup=0.1, save_every=given.steps
+    )
+    run = Run(model, str(trained), form, where, str(out), task="audio-classification", training=settings)
+    done = lt.train(run, overwrite=True, progress=False)
+    extractor = WhisperFeatureExtractor.from_pretrained(model)
+    told = lt.evaluate(done.model, extractor, data.load(str(held), task="audio-classification"), progress=False)
+    print(json.dumps({"contestant": name, "seed": seed, "accuracy": told.metrics["accuracy"]}), flush=True)
+    return {
+        "accuracy": told.metrics["accuracy"],
+        "parameters": int(lt.trainable(done.model, count=True)),
+        "seconds": time.monotonic() - begun,
+    }
