@@ -207,6 +207,8 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
         current.calls[adapters.frames] = call_of_frames(current.calls.get(adapters.frames), arguments)
     own = adapters.live or (adapters.params and current.rows is not None)
     out = adapted(module, adapters, base, names[0], args, kwargs) if own else base(module, *args, **kwargs)
+    if adapters.root:
+        current.seen = None
     if adapters.owner is not None:
         _keep_query(current.calls[adapters.owner], out)
     return out

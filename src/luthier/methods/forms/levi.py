@@ -11,8 +11,7 @@ from torch import Tensor, zeros
 from luthier.core.contracts.form import ROW_INPUT, ROW_MASK, ROW_STATES, Form, dropout
 from luthier.core.errors import LuthierError
 from luthier.core.sites.inputs import dummy_inputs
-from luthier.core.sites.structure import block_lists, one_stack
-from luthier.core.sites.structure import width as width_of
+from luthier.core.sites.select import select
 from luthier.methods.forms._small import HEADS, fresh, patches, pooled, vector
 
 
@@ -69,13 +68,13 @@ class LEVI(Form):
 
     def gather(self, model, sites):
         """The width of the blocks, how many of them are read, and what enters the small model: ids or features."""
-        blocks = block_lists(model)[one_stack(model, self.name())]
+        blocks = select(model, "stream")
         given = dummy_inputs(model)[model.main_input_name]
         table = model.get_input_embeddings() if not given.is_floating_point() else None
         if table is not None and self.patch is not None:
             raise LuthierError(f"levi.patch is {self.patch}, and {type(model).__name__} is given ids; leave it out.")
         entering = table.num_embeddings if table is not None else patches(given, self.side).shape[-1]
-        sizes = width_of(blocks[-1]), len(self.layers_read(len(blocks))), entering, int(table is not None)
+        sizes = blocks[-1].d_in, len(self.layers_read(len(blocks))), entering, int(table is not None)
         return {site.path: {"sizes": torch.tensor(sizes)} for site in sites}
 
     def init(self, site, stats):
