@@ -165,7 +165,7 @@ def test_pictures_spectrograms_and_sounds_come_in_patches(pool):
 
 
 def test_it_is_refused_where_it_has_nothing_to_read():
-    with pytest.raises(lt.LuthierError, match="has 2 "):
+    with pytest.raises(lt.LuthierError, match="CLIPModel has 2 "):
         lt.attach(ARCHITECTURES["clip"].build(), lt.LEVI())
     with pytest.raises(lt.LuthierError, match=r"levi\.patch is 8, and BertForSequenceClassification is given ids"):
         lt.attach(BERT.build(), lt.LEVI(patch=8))

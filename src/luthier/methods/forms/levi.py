@@ -12,6 +12,7 @@ from luthier.core.contracts.form import ROW_INPUT, ROW_MASK, ROW_STATES, Form, d
 from luthier.core.errors import LuthierError
 from luthier.core.sites.inputs import dummy_inputs
 from luthier.core.sites.select import select
+from luthier.core.sites.structure import block_lists
 from luthier.methods.forms._small import HEADS, fresh, patches, pooled, vector
 
 
@@ -68,6 +69,9 @@ class LEVI(Form):
 
     def gather(self, model, sites):
         """The width of the blocks, how many of them are read, and what enters the small model: ids or features."""
+        stacks = block_lists(model)
+        if len(stacks) != 1:
+            raise LuthierError(f"levi reads one stack of blocks, and {type(model).__name__} has {len(stacks)} of them.")
         blocks = select(model, "stream")
         given = dummy_inputs(model)[model.main_input_name]
         table = model.get_input_embeddings() if not given.is_floating_point() else None
