@@ -118,6 +118,27 @@ def test_what_train_prints_works_as_it_stands(call, fitted):
     assert done.code == 0, done.err
 
 
+def test_a_folder_of_sounds_for_each_class_is_trained_on_and_evaluated(call, tmp_path):
+    from luthier.data.folder import undivided
+
+    base, _ = _audio(tmp_path)
+    for name, high in (("high", True), ("low", False)):
+        (tmp_path / "sounds" / name).mkdir(parents=True)
+        for i in range(3):
+            _sound(tmp_path / "sounds" / name / f"{i}.wav", high)
+    sounds, out = tmp_path / "sounds", tmp_path / "run"
+    words = ("--method", "conformer", "--dim", 2, "--kernel", 3, "--steps", 1, "--batch", 2, "--eval-fraction", 0)
+    done = call("train", base, sounds, *words, "--out", out)
+    assert done.code == 0, done.err
+    assert undivided(str(sounds)) and next_of(done.out)[-2:] == ["--split", "train"]
+    found = call(*next_of(done.out))
+    assert found.code == 0 and "6 rows" in found.out, found.err + found.out
+    sounds.rename(tmp_path / "train")
+    (tmp_path / "divided").mkdir()
+    (tmp_path / "train").rename(tmp_path / "divided" / "train")
+    assert not undivided(str(tmp_path / "divided")) and not undivided(str(tmp_path / "no such folder"))
+
+
 def test_what_merge_prints_works_with_data_in_place(call, fitted, tmp_path):
     task, base, data, run, _ = fitted
     done = call("merge", base, run, tmp_path / "merged")

@@ -21,7 +21,9 @@ RECIPES = list(recipe_files())
 KINDS = {
     "hydra": "image",
     "mosa": "image",
+    "levi": "label",
     "petl-ast": "image",
+    "petl-ast-conformer": "image",
     "wegeft-fgvc": "image",
     "wegeft-vtab": "image",
     "loreft-glue": "label",

@@ -24,6 +24,7 @@ SHIPPED = [
     "hydra",
     "iaa",
     "l2m",
+    "levi",
     "lift-math",
     "lisa",
     "lora",
@@ -45,6 +46,7 @@ SHIPPED = [
     "morepair",
     "mosa",
     "petl-ast",
+    "petl-ast-conformer",
     "pissa",
     "polyhistor",
     "s2ft",
@@ -58,7 +60,7 @@ SHIPPED = [
     "wegeft-metamath",
     "wegeft-vtab",
 ]
-IMAGES = ("hydra", "mosa", "petl-ast", "wegeft-fgvc", "wegeft-vtab")
+IMAGES = ("hydra", "mosa", "petl-ast", "petl-ast-conformer", "wegeft-fgvc", "wegeft-vtab")
 """Recipes for a ViT."""
 
 

@@ -8,6 +8,7 @@ import torch
 import luthier as lt
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
+from luthier.core.sites.structure import block_lists
 from support.architectures import ARCHITECTURES
 
 NO_BIAS = {"llama", "qwen3", "gemma3", "mistral", "mixtral", "qwen3_moe", "phi3", "t5"}
@@ -46,6 +47,12 @@ def test_form_on_architecture(architecture, form, tmp_path):
         return
     if made.edit_kind == "inside" and architecture not in FEED_FORWARD:
         with pytest.raises(lt.LuthierError):
+            lt.attach(model, made)
+        assert {path: type(module) for path, module in model.named_modules()} == kinds
+        return
+    stacks = len(block_lists(model))
+    if made.reads and (model.can_generate() or ("states" in made.reads and stacks != 1)):
+        with pytest.raises(lt.LuthierError, match=r"reads whole rows|one stack"):
             lt.attach(model, made)
         assert {path: type(module) for path, module in model.named_modules()} == kinds
         return

@@ -14,10 +14,11 @@ import luthier as lt
 from luthier.core.adapters.control import tensors
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import EDIT_KINDS, Form
-from support.architectures import ARCHITECTURES
+from support.architectures import ARCHITECTURES, base_of, decoding_forms
 
 FORMS = names("forms")
-BASE = "qwen2"  # biases, grouped keys, a tied-free head: every form finds sites in it
+WRITING = decoding_forms()
+"""Those that are tried on a decoder: biases, grouped keys, a tied-free head, so that every form finds sites in it."""
 
 
 def form_of(name: str, **settings) -> Form:
@@ -26,9 +27,9 @@ def form_of(name: str, **settings) -> Form:
     return form
 
 
-def build(dtype: torch.dtype = torch.float32, layers: int = 3):
-    settings = dict(ARCHITECTURES[BASE].settings, num_hidden_layers=layers)
-    return replace(ARCHITECTURES[BASE], settings=settings).build(dtype=dtype)
+def build(name: str, dtype: torch.dtype = torch.float32, layers: int = 3):
+    settings = dict(base_of(name).settings, num_hidden_layers=layers)
+    return replace(base_of(name), settings=settings).build(dtype=dtype)
 
 
 def perturb(model, size: float = 0.1) -> None:
@@ -40,13 +41,13 @@ def perturb(model, size: float = 0.1) -> None:
 
 def fitted(name: str, dtype: torch.dtype = torch.float32, layers: int = 3):
     """A model with the form attached and its parameters away from the start."""
-    model = lt.attach(build(dtype, layers), form_of(name))
+    model = lt.attach(build(name, dtype, layers), form_of(name))
     perturb(model)
     return model
 
 
 def inputs(batch: int = 2, length: int = 12) -> dict:
-    return ARCHITECTURES[BASE].inputs(batch, length)
+    return ARCHITECTURES["qwen2"].inputs(batch, length)
 
 
 def logits(model, **given) -> torch.Tensor:
@@ -72,14 +73,14 @@ def test_a_form_states_its_equation_source_and_one_face(name):
 
 
 def test_it_starts_as_a_no_op_unless_it_says_otherwise(name):
-    model = build(torch.float64)
+    model = build(name, torch.float64)
     before = logits(model)
     lt.attach(model, form_of(name))
     assert close(logits(model), before, 1e-12) == form_of(name).identity
 
 
 def test_every_parameter_gets_a_gradient_and_moves_the_output(name):
-    model = build()
+    model = build(name)
     before = logits(model)
     lt.attach(model, form_of(name))
     perturb(model)
@@ -91,7 +92,7 @@ def test_every_parameter_gets_a_gradient_and_moves_the_output(name):
 
 
 def test_training_moves_the_adapter_alone(name):
-    model = build()
+    model = build(name)
     base = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     lt.attach(model, form_of(name))
     start = {key: p.detach().clone() for key, p in lt.trainable(model).items()}
@@ -111,7 +112,7 @@ def test_training_moves_the_adapter_alone(name):
 
 
 def test_the_count_is_exact(name):
-    model = lt.attach(build(), form_of(name))
+    model = lt.attach(build(name), form_of(name))
     own = {id(p): p.numel() for p in tensors(model).values() if p.requires_grad}
     assert lt.trainable(model, count=True) == sum(own.values())
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == sum(own.values())
@@ -121,7 +122,7 @@ def test_the_count_is_exact(name):
 def test_saved_and_loaded_it_is_the_same(name, tmp_path):
     model = fitted(name)
     lt.save(model, tmp_path / "adapter")
-    loaded = lt.load(build(), tmp_path / "adapter")
+    loaded = lt.load(build(name), tmp_path / "adapter")
     assert torch.equal(logits(loaded), logits(model))
     assert all(torch.equal(p, lt.trainable(loaded)[key]) for key, p in lt.trainable(model).items())
 
@@ -134,7 +135,7 @@ def test_merged_it_is_the_same_and_unmerged_the_base_is_back(name):
         lt.merge(model)
     except lt.LuthierError as error:
         assert "cannot be merged" in str(error)
-        sites = lt.select(build(), form_of(name).where)
+        sites = lt.select(build(name), form_of(name).where)
         assert not form_of(name).linear or any(s.kind in ("stream", "cache") for s in sites)
         return
     assert close(logits(model), adapted, 1e-10)
@@ -144,7 +145,7 @@ def test_merged_it_is_the_same_and_unmerged_the_base_is_back(name):
 
 
 def test_relative_to_its_start_it_starts_as_a_no_op_and_keeps_the_laws(name, tmp_path):
-    model, form = build(torch.float64), form_of(name)
+    model, form = build(name, torch.float64), form_of(name)
     before = logits(model)
     if form.edit_kind in ("cache", "inside", "aside"):
         with pytest.raises(lt.LuthierError, match="no start can be subtracted"):
@@ -152,21 +153,21 @@ def test_relative_to_its_start_it_starts_as_a_no_op_and_keeps_the_laws(name, tmp
         return
     lt.attach(model, form, subtract_start=True)
     assert torch.equal(logits(model), before)
-    plain = lt.attach(build(torch.float64), form)
+    plain = lt.attach(build(name, torch.float64), form)
     assert lt.trainable(model).keys() == lt.trainable(plain).keys()
     perturb(model)
     adapted = logits(model)
     assert not close(adapted, before, 1e-3)
     lt.save(model, tmp_path / "adapter")
-    assert torch.equal(logits(lt.load(build(torch.float64), tmp_path / "adapter")), adapted)
-    if form.linear and not any(site.kind == "stream" for site in lt.select(build(), form.where)):
+    assert torch.equal(logits(lt.load(build(name, torch.float64), tmp_path / "adapter")), adapted)
+    if form.linear and not any(site.kind == "stream" for site in lt.select(build(name), form.where)):
         assert close(logits(lt.merge(model)), adapted, 1e-10)
         lt.unmerge(model)
     assert torch.equal(logits(lt.detach(model)), before)
 
 
 def test_detached_the_model_is_what_it_was(name):
-    model = build()
+    model = build(name)
     keys, kinds = set(model.state_dict()), {p: type(m) for p, m in model.named_modules()}
     before = logits(model)
     lt.attach(model, form_of(name))
@@ -180,7 +181,7 @@ def test_detached_the_model_is_what_it_was(name):
 
 
 def test_disabled_it_is_the_base(name):
-    model = build()
+    model = build(name)
     before = logits(model)
     lt.attach(model, form_of(name))
     perturb(model)
@@ -204,7 +205,7 @@ ONE_PER_EDIT_KIND = [n for n in ONE_PER_EDIT_KIND if find("forms", n).edit_kind 
 @pytest.mark.parametrize("name", ONE_PER_EDIT_KIND)
 def test_attached_after_compiling_it_acts(name):
     torch._dynamo.reset()
-    model = build(layers=1)
+    model = build(name, layers=1)
     compiled = torch.compile(model, backend="aot_eager")
     before = logits(compiled)
     lt.attach(model, form_of(name))
@@ -237,6 +238,17 @@ def test_recomputed_gradients_are_the_same(name, reentrant):
     assert all(close(again[key], plain[key], 1e-6) for key in plain)
 
 
+@pytest.mark.parametrize("name", [name for name in FORMS if name not in WRITING])
+def test_what_reads_whole_rows_is_refused_where_a_model_writes_token_by_token(name):
+    model = ARCHITECTURES["qwen2"].build()
+    with pytest.raises(lt.LuthierError, match=f"{name} reads whole rows, and Qwen2ForCausalLM writes token by token"):
+        lt.attach(model, form_of(name))
+    assert not any("adapters" in path for path, _ in model.named_modules())
+    with pytest.raises(lt.LuthierError, match="positions='f2' cannot narrow it"):
+        form_of(name, positions="f2")
+
+
+@pytest.mark.parametrize("name", WRITING)
 def test_cached_is_uncached(name):
     model = fitted(name, torch.float64)
     ids = inputs()["input_ids"]
@@ -265,6 +277,7 @@ def test_a_padded_row_is_the_row_alone(name, side):
         assert close(together[i, span], logits(model, input_ids=ids[i : i + 1, :n])[0], 1e-10)
 
 
+@pytest.mark.parametrize("name", WRITING)
 def test_batched_generation_is_one_by_one(name):
     model = fitted(name, torch.float64)
     ids = inputs(2)["input_ids"]
@@ -279,7 +292,7 @@ def test_batched_generation_is_one_by_one(name):
 
 
 def test_rows_of_a_batch_use_their_own_adapter(name):
-    model = build(torch.float64)
+    model = build(name, torch.float64)
     for key in ("a", "b"):
         lt.attach(model, form_of(name), name=key)
         perturb(model)
@@ -305,12 +318,14 @@ def test_it_runs_on_a_bfloat16_base_with_float32_masters(name):
 def test_it_runs_on_a_quantised_base(name, tmp_path):
     """4-bit NF4 on the CPU; forms on bare parameters meet only the unpacked ones."""
     pytest.importorskip("bitsandbytes")
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BitsAndBytesConfig
 
-    settings = dict(ARCHITECTURES[BASE].settings, hidden_size=64, intermediate_size=128, head_dim=16)
-    replace(ARCHITECTURES[BASE], settings=settings).build().save_pretrained(tmp_path)
+    settings = dict(base_of(name).settings, hidden_size=64, intermediate_size=128, head_dim=16)
+    replace(base_of(name), settings=settings).build().save_pretrained(tmp_path)
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+    model = (AutoModelForCausalLM if name in WRITING else AutoModelForMaskedLM).from_pretrained(
+        tmp_path, quantization_config=config
+    )
     form = form_of(name)
     if "param" in form.kinds and form.where.startswith("params"):
         lt.attach(model, form, where="params(*norm.weight), params(*_proj.bias)")

@@ -33,8 +33,11 @@ LABELS = ["even", "odd"]
 FORMS = [
     form
     for name in names("forms")
-    if (not issubclass(form := find("forms", name, Form), Routed) or not form.by_task) and form.edit_kind != "inside"
-]  # BERT's feed-forward part is no module, which a form could run
+    if (not issubclass(form := find("forms", name, Form), Routed) or not form.by_task)
+    and form.edit_kind != "inside"  # BERT's feed-forward part is no module, which a form could run
+    and "input" not in form.reads  # beside these a head is no map by itself
+]
+READING = [form for name in names("forms") if "input" in (form := find("forms", name, Form)).reads]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,22 @@ def test_under_every_update(name, apart, bert, rows, tmp_path):
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name())
 def test_beside_every_form(form, bert, rows, tmp_path):
     held(bert, rows, tmp_path / "run", form(), None)
+
+
+@pytest.mark.parametrize("form", READING, ids=lambda form: form.name())
+def test_beside_what_reads_the_input_of_the_model(form, bert, rows, tmp_path):
+    result = train(Run(bert, rows, form(), out=str(tmp_path / "run"), training=SHORT), progress=False)
+    set_seed(SHORT.seed)
+    start = heads(models.load(bert, task="classification", labels=LABELS).model)
+    held = {key.rpartition("classifier.")[2]: t for key, t in lt.trainable(result.model).items()}
+    assert all(not torch.allclose(held[f"{key}.theta"], start[key], atol=1e-4) for key in start)
+    torch.manual_seed(99)
+    fresh = models.load(bert, task="classification", labels=LABELS)
+    lt.load(fresh.model, result.adapter)
+    refuse_untrained(fresh)
+    assert torch.equal(logits(fresh.model), logits(result.model))
+    with pytest.raises(lt.LuthierError, match="reads the model's input"):
+        result.model.classifier(torch.zeros(1, fresh.model.config.hidden_size))
 
 
 OVER = [form for form in FORMS if {"affine", "param"} & set(form.kinds)]

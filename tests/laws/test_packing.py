@@ -22,7 +22,7 @@ from luthier.core.sites.packable import why_not_packed
 from luthier.core.sites.packing import PACKED, packed, packing_now, packing_of
 from luthier.training.context import recompute
 from luthier.training.prepare import prepare
-from support.architectures import ARCHITECTURES
+from support.architectures import ARCHITECTURES, base_of
 from support.objective_runs import run_of
 
 FORMS = names("forms")
@@ -82,7 +82,7 @@ def test_of_every_form(name):
     names_ = {f: ("a", "b") for f in ("tasks", "experts") if f in fields and isinstance(fields[f].default, tuple)}
     form = chosen(**names_ if issubclass(chosen, Routed) else {})
     assert isinstance(form, lt.Form)
-    model = lt.attach(ARCHITECTURES["qwen2"].build(dtype=torch.float64), form)
+    model = without_dropout(lt.attach(base_of(name).build(dtype=torch.float64), form))
     perturb(model)
     model.train()
     rows = batch() | ({"tasks": torch.tensor([0, 1, 1, 0, 1])} if issubclass(chosen, Routed) and chosen.by_task else {})

@@ -19,7 +19,7 @@ from luthier.methods.objectives.cpo import CPO
 from luthier.methods.objectives.dpo import DPO
 from luthier.methods.objectives.orpo import ORPO
 from luthier.methods.objectives.simpo import SimPO
-from support.architectures import ARCHITECTURES
+from support.architectures import ARCHITECTURES, decoding_forms
 from support.tiny import pairs, tokenizer, write_rows
 
 OBJECTIVES = [name for name in names("objectives") if "pairs" in find("objectives", name, Objective).reads]
@@ -75,7 +75,7 @@ def slopes(loss: torch.Tensor, model) -> list[torch.Tensor]:
     return [torch.zeros(()) if slope is None else slope for slope in found]
 
 
-@pytest.mark.parametrize("form", names("forms"))
+@pytest.mark.parametrize("form", decoding_forms())
 @pytest.mark.parametrize("name", WRITTEN)
 def test_every_form_trains_under_every_objective(read, name, form):
     """A finite loss with a gradient for the adapter, measured from the very model with its adapter off."""

@@ -19,12 +19,12 @@ from luthier.methods.log_probs import token_log_probs
 from luthier.methods.objectives.grpo import GRPO
 from luthier.methods.objectives.rloo import RLOO
 from luthier.training.rollouts.features import answered
-from support.architectures import ARCHITECTURES
+from support.architectures import ARCHITECTURES, decoding_forms
 from support.sampled import PROMPTS, batch_of, rows_of
 from support.tiny import tokenizer
 
 OBJECTIVES = [name for name in names("objectives") if find("objectives", name, Objective)().reward_specs()]
-FORMS = [name for name in names("forms") if len(names_of(find("forms", name, Form)())) <= 1]
+FORMS = [name for name in decoding_forms() if len(names_of(find("forms", name, Form)())) <= 1]
 VARIANTS = [GRPO(), GRPO(variant="dr_grpo"), GRPO(variant="dapo", iterations=2), RLOO(), RLOO(iterations=2)]
 
 

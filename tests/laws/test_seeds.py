@@ -25,7 +25,7 @@ from luthier.core.contracts.statistic import joined
 from luthier.core.contracts.update import Update
 from luthier.measuring.calibration import Calibration, sample
 from luthier.training import Run, Training, train
-from support.architectures import ARCHITECTURES
+from support.architectures import ARCHITECTURES, base_of, decoding_forms
 from support.calibrated import build, measured
 from support.sampled import batch_of, rows_of
 from support.tiny import TEMPLATE, sums, tokenizer, write_rows
@@ -86,7 +86,8 @@ def law(draw, monkeypatch) -> None:
 
 @pytest.mark.parametrize("name", names("forms"))
 def test_forms(name, monkeypatch):
-    cls, model = find("forms", name, Form), build()
+    cls = find("forms", name, Form)
+    model = build() if name in decoding_forms() else base_of(name).build()
     where = cls.where if name != "bitfit" else "params(*norm.weight)"
 
     def draw(seed):

@@ -19,10 +19,10 @@ from luthier.core.errors import LuthierError
 from luthier.core.sites.packing import packed
 from luthier.training.prepare import prepare
 from luthier.training.together import Batched, Pool, Row, Work
-from support.architectures import ARCHITECTURES
+from support.architectures import ARCHITECTURES, decoding_forms
 from support.objective_runs import batch_for, run_of
 
-FORMS = names("forms")
+FORMS = decoding_forms()
 OBJECTIVES = [name for name in names("objectives") if not find("objectives", name)().samples]
 STEPS = 2
 ALIKE = 1e-6

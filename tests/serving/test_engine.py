@@ -10,12 +10,12 @@ import torch
 
 import luthier as lt
 from luthier.core.adapters.attach import state_of
-from luthier.core.contracts.component import find, names
+from luthier.core.contracts.component import find
 from luthier.core.errors import LuthierError
 from luthier.engine.engine import Engine
 from luthier.engine.request import Busy, Chunk, Request
 from support import tiny
-from support.architectures import ARCHITECTURES
+from support.architectures import ARCHITECTURES, decoding_forms
 
 DECODERS = [name for name, each in ARCHITECTURES.items() if each.kind == "decoder"]
 SINGLE = ("mixtral", "qwen3_moe", "bloom")
@@ -119,7 +119,7 @@ def same_as_alone(model_name: str, adapters: dict[str, str], **settings) -> None
     engine.close()
 
 
-@pytest.mark.parametrize("form", names("forms"))
+@pytest.mark.parametrize("form", decoding_forms())
 def test_rows_of_any_form_are_what_they_are_alone(form, tmp_path):
     same_as_alone("qwen2", saved(tmp_path, "qwen2", form))  # it has biases, for the forms on those
 

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 import transformers as tf
 
+from luthier.core.contracts.component import find, names
+from luthier.core.contracts.form import Form
+
 TEXT = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 DECODER = {
     **TEXT,
@@ -81,6 +84,17 @@ class Architecture:
         }[self.kind]()
 
 
+def base_of(form: str) -> Architecture:
+    """A decoder; for forms that read whole rows, which decoders refuse, BERT that fills in tokens."""
+    return ARCHITECTURES["qwen2"] if form in decoding_forms() else FILLS_IN
+
+
+def decoding_forms() -> list[str]:
+    """The forms that models take which write token by token."""
+    return [name for name in names("forms") if not find("forms", name, Form).reads]
+
+
+FILLS_IN = Architecture("BertConfig", "BertForMaskedLM", ENCODER, "encoder")
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("LlamaConfig", "LlamaForCausalLM", GQA),
     "qwen2": Architecture("Qwen2Config", "Qwen2ForCausalLM", GQA),

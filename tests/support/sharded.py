@@ -16,7 +16,8 @@ from torch.distributed.fsdp import fully_shard
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import luthier as lt
 from luthier.core.contracts.component import find
-from support.architectures import ARCHITECTURES
+from luthier.core.sites.structure import block_lists
+from support.architectures import ARCHITECTURES, base_of
 
 STEPS = 3
 
@@ -29,13 +30,13 @@ def perturb(model) -> None:
 
 def shard(model) -> None:
     ignored = set(lt.trainable(model).values()) if "_luthier" in vars(model) else set()
-    for block in model.model.layers:
+    for block in (block for blocks in block_lists(model).values() for block in blocks):
         fully_shard(block, ignored_params=ignored)
     fully_shard(model, ignored_params=ignored)
 
 
 def build(form: str, order: str):
-    model = ARCHITECTURES["qwen2"].build()
+    model = base_of(form).build()
     torch.manual_seed(7)
     if order == "shard-first":
         shard(model)

@@ -65,10 +65,14 @@ def next_step(
     What had to be said for the data to be read (`columns`, `skip_bad_rows`) or the base to be loaded (`trust`) is said
     again.
     """
+    from luthier.data.folder import undivided
+
     on = ["--adapter", str(adapter)] if adapter else []
     on += ["--columns", columns] if columns and data is not None else []
     on += ["--skip-bad-rows"] if skip_bad_rows and data is not None else []
     on += ["--trust-remote-code"] if trust else []
+    if data is not None and undivided(data):
+        on += ["--split", "train"]
     if data is None:
         return f"Next: luthier generate {shlex.join([model, 'Hello', *on])}"
     return f"Next: luthier evaluate {shlex.join([model, data, *on])}"

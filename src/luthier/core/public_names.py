@@ -20,7 +20,7 @@ PLACES = {
     "core.contracts.examination": "Examination Pair Report Change",
     "core.contracts.example": "Example Examples last_answer",
     "core.contracts.gate": "Gate Subject Probes",
-    "core.contracts.form": "Form Params Stats kaiming orthogonal dropout rank_scale",
+    "core.contracts.form": "Form Params Stats ROW_MASK ROW_STATES ROW_INPUT kaiming orthogonal dropout rank_scale",
     "core.contracts.format": "Format Found Outgoing check_truncation",
     "core.contracts.init": "Init",
     "core.contracts.meta": "Meta",

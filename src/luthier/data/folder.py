@@ -247,5 +247,14 @@ def _classes(folder: Path, split: str) -> Table:
     return Table(rows, [], folder, left=tuple(str(p.relative_to(folder)) for p in left))
 
 
+def undivided(source: str) -> bool:
+    """Whether a source is a folder that holds one of pictures or sounds for each class, and no splits of them."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir() or any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return False
+    names = [split_of(place.name, whole=True) for place in _folders(folder)]
+    return bool(names) and not all(names) and not _card(folder).get("configs") and not _data_files(folder)
+
+
 def _folders(place: Path) -> list[Path]:
     return sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))

@@ -14,7 +14,7 @@ from luthier.core.adapters.prefix import refresh_prefixes
 from luthier.core.adapters.reach import unreached
 from luthier.core.adapters.start import Start, initial, parameters, regroup
 from luthier.core.adapters.state import State
-from luthier.core.adapters.swap import TRAINS, adapters_of, swap, unswap
+from luthier.core.adapters.swap import TRAINS, adapters_of, generative, swap, unswap
 from luthier.core.adapters.tuner import AdapterComponent, TunerLayer, starts
 from luthier.core.contracts.form import Form, Stats
 from luthier.core.contracts.init import Init
@@ -23,6 +23,7 @@ from luthier.core.contracts.site import Site, Sites
 from luthier.core.deprecation import deprecated
 from luthier.core.errors import LuthierError, near
 from luthier.core.sites.inputs import NotKnown
+from luthier.core.sites.pictures import language_path
 from luthier.core.sites.reads import check_maps, is_read
 from luthier.core.sites.select import select
 from luthier.core.sites.structure import (
@@ -31,6 +32,7 @@ from luthier.core.sites.structure import (
     block_lists,
     decoder_path,
     keep_differentiable,
+    one_stack,
     raw_parameter,
     stack_owner,
     unwrapped,
@@ -130,6 +132,7 @@ def place(model: nn.Module, components: Sequence[AdapterComponent], start: Start
             _refuse(component.form, component.sites, component.name, state)
             _refuse_vectors(model, component.form, component.sites)
             _refuse_no_blocks(model, component.form, component.sites)
+            _refuse_ahead(model, component.form, component.sites)
         for component in components:
             _place(model, state, component, start)
         _mark(model, state)
@@ -181,6 +184,20 @@ def _refuse_no_blocks(model: nn.Module, form: Form, sites: Sites) -> None:
             f"{form.name()} goes along the blocks of a model, and {wrong[0]} is not the output of one; choose blocks "
             f"(its default is where={form.where!r})."
         )
+
+
+def _refuse_ahead(model: nn.Module, form: Form, sites: Sites) -> None:
+    """Raises for a form that reads whole rows where a model writes token by token: it would see what comes next."""
+    if not form.reads or not generative(model):
+        return
+    writes = decoder_path(model) or language_path(model) or ""
+    blocks = [f"{path}." for path in block_lists(model)]
+    for site in sites:
+        if not any(site.path.startswith(path) for path in blocks) or not writes or site.path.startswith(f"{writes}."):
+            raise LuthierError(
+                f"{form.name()} reads whole rows, and {type(model).__name__} writes token by token: at {site} a token "
+                "would see those behind it. Choose the blocks of an encoder (where), or a model that classifies."
+            )
 
 
 def _check(model: nn.Module, state: State, sites: Sites) -> None:
@@ -278,7 +295,8 @@ def _tied(model: nn.Module, site: Site, places: Mapping[int, list[str]]) -> list
 def _mark(model: nn.Module, state: State) -> None:
     """Gives roots, owners and blocks their part in resolving positions and tasks, where a form asks for them."""
     for container in state.containers:
-        container.block, container.final, container.measures = None, False, False
+        container.block, container.frames = None, None
+        container.final, container.measures, container.reads_rows = False, False, False
     if not any(_follows_calls(component.form) for component in state.components):
         return
     by_prompt = any(isinstance(each.form, Routed) and each.form.by_prompt for each in state.components)
@@ -290,11 +308,27 @@ def _mark(model: nn.Module, state: State) -> None:
             container.block, container.final = owner, index == len(blocks) - 1
             container.measures = by_prompt and index == 0
     swap(model, state, "").root = True
+    if any(each.form.reads for each in state.components):
+        _mark_rows(model, state)
     state.passes.decoder = decoder_path(model)
 
 
+def _mark_rows(model: nn.Module, state: State) -> None:
+    """Gives the root, the blocks and what runs them their part in what forms read of whole rows."""
+    for path in block_lists(model):
+        owner, above = stack_owner(model, path), path.rpartition(".")[0]
+        if above != owner:
+            swap(model.get_submodule(above), state, above).frames = owner
+    asked = [each.form for each in state.components if "input" in each.form.reads]
+    swap(model, state, "").reads_rows = bool(asked)
+    for form in (each for each in asked if "states" in each.reads):
+        path = one_stack(model, form.name())
+        for index in range(len(block_lists(model)[path])):
+            swap(model.get_submodule(f"{path}.{index}"), state, f"{path}.{index}").reads_rows = True
+
+
 def _follows_calls(form: Form) -> bool:
-    return form.positions != "all" or isinstance(form, Routed) or form.edit_kind == "aside"
+    return form.positions != "all" or isinstance(form, Routed) or form.edit_kind == "aside" or bool(form.reads)
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:

@@ -208,7 +208,7 @@ def entries(x: Tensor, rows: int) -> int:
     return len(x) // rows
 
 
-ENTRIES = ("input_ids", "inputs_embeds", "decoder_input_ids", "hidden_states")
+ENTRIES = ("input_ids", "inputs_embeds", "decoder_input_ids", "hidden_states", "input_values")
 
 
 def _refuse_packed(position_ids: Any) -> None:

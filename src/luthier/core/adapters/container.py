@@ -22,10 +22,14 @@ class AdapterContainer(Attachment):
         self.root = False
         self.owner: str | None = None
         """Set on the module that is given the mask and the cache of a stack: its own path."""
+        self.frames: str | None = None
+        """Set on the module that runs a stack, where that is not its owner and a form reads whole rows: the owner."""
         self.block: str | None = None
         """Set on a block whose activations may be recomputed: the path of its owner."""
         self.measures = False
         """Set on the first block of a stack where a form goes by the mean of what enters it."""
+        self.reads_rows = False
+        """Set on the root where a form reads the model's input, and on blocks whose outputs such a form reads."""
         self.final = False
         """Whether this block is the last of its stack."""
         self.inner = False

@@ -127,14 +127,16 @@ def _through_module(module, adapters: AdapterContainer, base: Callable, x, args:
 
 
 def beside(adapters: AdapterContainer, owner: str, out: Any) -> Any:
-    """What leaves a block: the state beside it goes on, and is added behind the last block.
+    """What leaves a block, noted for forms that read it; the state beside it goes on, and is added behind the last.
 
     It runs outside the block, so that recomputed activations leave the state alone.
     """
     current = adapters.current
+    h = out[0] if isinstance(out, tuple) else out
+    if adapters.reads_rows and current.seen is not None:
+        current.seen.states.append(h)
     if not adapters.asides and not (adapters.final and current.aside.get(owner)):
         return out
-    h = out[0] if isinstance(out, tuple) else out
     states = current.aside.setdefault(owner, {})
     for tuner in current.acting(adapters.asides):
         before = states.get(tuner.name)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapters.call import Call, Prompt, entries
+from luthier.core.adapters.row_input import RowInput
 from luthier.core.adapters.share import Share, ShareFailed, Stream, laid_out
 from luthier.core.adapters.siblings import PrefetchedOutputs, SharedInput
 from luthier.core.contracts.router import Route, Told
@@ -48,6 +49,8 @@ class Pass:
     """What runs in place of linear layers, by path, while a form runs the module that holds them."""
     aside: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """The states beside each stack of blocks, by the owner's path and the adapter's name."""
+    seen: RowInput | None = None
+    """The model's input and the states of its blocks, where a form reads whole rows."""
     rows: tuple[str | None, ...] | None = None
     """The adapter of each row in a mixed batch."""
     only: str | None = None
@@ -82,6 +85,7 @@ class Pass:
             "running": {},
             "inside": {},
             "aside": {},
+            "seen": None,
             "derived": None,
             "reached": None,
             "shared_input": None,
@@ -165,12 +169,14 @@ class Pass:
         with such streams is the adapter's own fault (`ShareFailed`).
         """
         rows, name = self.rows, share.name
-        before = (rows, self.only, self.row_tasks, self.tasks, self.calls.get(owner))
+        before = (rows, self.only, self.row_tasks, self.tasks, self.seen, self.calls.get(owner))
         call = before[-1]
         told = self.row_tasks.get(name)
         self.row_tasks = {} if told is None else {name: told[share.rows.to(told.device)]}
         if call is not None:
             self.calls[owner] = call.of_rows(share.rows, len(rows or ()), name)
+        if self.seen is not None:
+            self.seen = self.seen.of_rows(share.rows)
         self.rows, self.only = None, name
         try:
             if draws and self.streams is not None:
@@ -183,7 +189,7 @@ class Pass:
         except Exception as error:
             raise error if self.streams is None else ShareFailed(name, error) from error
         finally:
-            self.rows, self.only, self.row_tasks, self.tasks = before[:-1]
+            self.rows, self.only, self.row_tasks, self.tasks, self.seen = before[:-1]
             if call is not None:
                 self.calls[owner] = call
 

@@ -19,6 +19,7 @@ from luthier.core.adapters.dispatch import ready
 from luthier.core.adapters.forward import adapted, adapted_tensor, beside
 from luthier.core.adapters.memory_saving import patched_class
 from luthier.core.adapters.pass_ import Pass, Passes
+from luthier.core.adapters.row_input import call_of_frames, row_input
 from luthier.core.adapters.state import State
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import namesake
@@ -190,7 +191,9 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
     if (adapters.root or adapters.owner is not None) and "tasks" in kwargs:
         return _told(module, base, names, args, kwargs)
     if adapters.root:
-        current.derived = _read_prompt(module, dict(zip(names, args, strict=False)) | kwargs)
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        current.derived = _read_prompt(module, arguments)
+        current.seen = row_input(module, arguments) if adapters.reads_rows else None
     if adapters.owner is not None:
         arguments = dict(zip(names, args, strict=False)) | kwargs
         current.calls[adapters.owner] = call = read_call(
@@ -199,8 +202,13 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
         current.aside.pop(adapters.owner, None)
         if call is not None:
             call.tasks = current.tasks
+    if adapters.frames is not None:
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        current.calls[adapters.frames] = call_of_frames(current.calls.get(adapters.frames), arguments)
     own = adapters.live or (adapters.params and current.rows is not None)
     out = adapted(module, adapters, base, names[0], args, kwargs) if own else base(module, *args, **kwargs)
+    if adapters.root:
+        current.seen = None
     if adapters.owner is not None:
         _keep_query(current.calls[adapters.owner], out)
     return out

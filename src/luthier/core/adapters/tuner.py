@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from luthier.core.adapters.call import Call, edit
 from luthier.core.adapters.pass_ import Pass
+from luthier.core.adapters.row_input import what_is_read
 from luthier.core.contracts.form import Form, Params
 from luthier.core.contracts.positions import Positions
 from luthier.core.contracts.router import ROUTE_QUERY, ROUTE_TASKS, Route, Routed, for_rows, routing, tasks_of
@@ -127,14 +128,16 @@ class TunerLayer(nn.Module):
 
     @property
     def by_row(self) -> bool:
-        """Whether the edit of a token depends on its place in the row, or on the row's task or prompt."""
-        routed = self.form if isinstance(self.form, Routed) else None
-        return self.positions is not None or (routed is not None and (routed.by_task or routed.by_prompt))
+        """Whether the edit of a token depends on its place in the row, on others, or on the row's task or prompt."""
+        routed = isinstance(self.form, Routed) and (self.form.by_task or self.form.by_prompt)
+        return self.positions is not None or bool(self.form.reads) or routed
 
     def _post(self, now: Pass, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
         p = self.params(y.dtype)
         if isinstance(self.form, Routed):
             p |= self.told(now, call, y)
+        if self.form.reads:
+            p |= what_is_read(self.form, now.seen, call, y)
         return edit(call, self.positions, self.edit_function(self.note(now, call)), p, x, y)
 
     def inside(self, now: Pass, x: Tensor, run: Callable[..., Tensor]) -> Tensor:

@@ -22,6 +22,12 @@ Stats = Mapping[str, Tensor]
 """The statistics of one site, by name: those that the form `needs`."""
 F = TypeVar("F", bound="Form")
 
+ROW_MASK = "_mask"
+"""The name of the rows' padding mask [rows, tokens] among the parameters of a form that `reads` it."""
+ROW_STATES = "_states"
+"""The name of what chosen blocks gave [layers, rows, tokens, d] among the parameters of a form that `reads` it."""
+ROW_INPUT = "_input"
+"""The name of what the model was given among the parameters of a form that `reads` it."""
 EDIT_KINDS = ("pre", "post", "weight", "cache", "inside", "aside")
 
 
@@ -41,7 +47,12 @@ class Form(Component):
                                        the last one's output; a starts as zeros
 
     All are pure: the same p and x give the same result, whatever the model around them. Each token is edited by itself:
-    training may bring the tokens of all rows as x [1, tokens, d], without padding.
+    training may bring the tokens of all rows as x [1, tokens, d], without padding. A form that `reads` more than that
+    gets rows, x [rows, tokens, d], and what it reads beside the parameters:
+
+        mask     p[ROW_MASK] [rows, tokens], False for padding; not there where a batch has none
+        states   p[ROW_STATES] [layers, rows, tokens, d], what the blocks of `layers_read` give
+        input    p[ROW_INPUT], what the model was given: ids [rows, tokens], pictures, sounds or spectrograms
     """
 
     renamed: ClassVar = {
@@ -49,6 +60,9 @@ class Form(Component):
         "writer": "up_projection", "readers": "down_projections",
     }  # fmt: skip
 
+    reads: ClassVar[tuple[str, ...]] = ()
+    """What its edit reads beyond the token: mask (the others of a row), states, input. It is then refused where a model
+    writes token by token, whose tokens must not see what comes behind them."""
     kinds: ClassVar[tuple[str, ...]] = ("affine",)
     """The kinds of site that the form can be attached to."""
     where: ClassVar[str] = "all-linear"
@@ -104,6 +118,10 @@ class Form(Component):
                 f"{self.name()} acts on whole layers, so positions={self.positions!r} cannot narrow it; "
                 "only forms that edit an output take positions."
             )
+        if self.positions != "all" and self.reads:
+            raise LuthierError(
+                f"{self.name()} reads whole rows, so positions={self.positions!r} cannot narrow it; leave them out."
+            )
         if self.share not in (None, "type", "all"):
             raise LuthierError(f"share is {self.share!r}; expected none, type or all.")
         for key, (hint, _) in self.settings().items():
@@ -140,6 +158,10 @@ class Form(Component):
         Raises `LuthierError` for sources that do not fit the model or the form.
         """
         return {}
+
+    def layers_read(self, depth: int) -> tuple[int, ...]:
+        """Returns the blocks, of `depth`, whose outputs its edit reads (`reads` names states); default: none."""
+        return ()
 
     def maps(self, site: Site) -> int | None:
         """Returns how many matrices of a site are edited one by one; None where the tensor is edited at once."""

@@ -3,6 +3,7 @@
 all-linear                  the linear layers of the blocks that a pass calls (never the output head)
 stream                      the residual stream after each block
 embeddings, head, experts   embedding tables; linear layers after the blocks; 3-D expert parameters
+logits                      what leaves the last linear layer after the blocks: the model's output
 conv                        the convolutions, as matrices of the unfolded input; conv(*.resnets.*) some
 attention                   the keys and values of each attention layer; attention(*.3.*) of some
 q_proj, v_proj, *.mlp.*     linear layers, tables and experts by name or glob; a comma joins names
@@ -67,6 +68,10 @@ def _head(scope: Scope) -> Sites:
     return Sites(site for site in linear[after:] if site.layer is None)
 
 
+def _logits(scope: Scope) -> Sites:
+    return Sites(scope.activation(site.path, "stream") for site in _head(scope)[-1:])
+
+
 def _stream(scope: Scope) -> Sites:
     sites = Sites(scope.activation(path, "stream") for path in scope.blocks if scope.speaks(path))
     return _called(sites, "stream", [site for site in sites if scope.idle(site.path)])
@@ -103,6 +108,7 @@ WORDS: dict[str, Callable[[Scope], Sites]] = {
     "stream": _stream,
     "embeddings": _embeddings,
     "head": _head,
+    "logits": _logits,
     "experts": _experts,
     "conv": _convolutions,
     "attention": _attention,

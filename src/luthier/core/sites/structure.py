@@ -180,6 +180,17 @@ def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
     return found
 
 
+def one_stack(model: nn.Module, who: str) -> str:
+    """Returns the path of the only stack of blocks; raises `LuthierError` for `who` where there are none or several."""
+    found = list(block_lists(model))
+    if len(found) != 1:
+        raise LuthierError(
+            f"{who} reads what one stack of blocks gives, and {type(model).__name__} has {len(found)} "
+            f"({', '.join(found) or 'none'}); choose a model with one."
+        )
+    return found[0]
+
+
 def _holds_linear(blocks: nn.ModuleList) -> bool:
     """Whether the elements are blocks: lists of lists are none, whose inner lists hold the blocks."""
     return (

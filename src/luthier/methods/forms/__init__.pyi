@@ -2,6 +2,7 @@
 
 from luthier.methods.forms.bitfit import BitFit as BitFit
 from luthier.methods.forms.bottleneck import Bottleneck as Bottleneck
+from luthier.methods.forms.conformer import Conformer as Conformer
 from luthier.methods.forms.consreft import ConsReFT as ConsReFT
 from luthier.methods.forms.direft import DiReFT as DiReFT
 from luthier.methods.forms.dora import DoRA as DoRA
@@ -12,6 +13,7 @@ from luthier.methods.forms.hydra import Hydra as Hydra
 from luthier.methods.forms.ia3 import IA3 as IA3
 from luthier.methods.forms.iaa import IAA as IAA
 from luthier.methods.forms.l2m import L2M as L2M
+from luthier.methods.forms.levi import LEVI as LEVI
 from luthier.methods.forms.lobireft import LobiReFT as LobiReFT
 from luthier.methods.forms.loldu import LoLDU as LoLDU
 from luthier.methods.forms.lora import LoRA as LoRA
