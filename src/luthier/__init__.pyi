@@ -66,7 +66,9 @@ from luthier.core.contracts.gate import Gate as Gate
 from luthier.core.contracts.gate import Probes as Probes
 from luthier.core.contracts.gate import Subject as Subject
 from luthier.core.contracts.init import Init as Init
+from luthier.core.contracts.meta import MaskMeta as MaskMeta
 from luthier.core.contracts.meta import Meta as Meta
+from luthier.core.contracts.meta import Shots as Shots
 from luthier.core.contracts.objective import ADVANTAGE as ADVANTAGE
 from luthier.core.contracts.objective import ALSO as ALSO
 from luthier.core.contracts.objective import At as At
@@ -289,6 +291,7 @@ from luthier.methods.inits.lora_sb import LoRASB as LoRASB
 from luthier.methods.inits.olora import OLoRA as OLoRA
 from luthier.methods.inits.pissa import PiSSA as PiSSA
 from luthier.methods.metas.abmll import ABMLL as ABMLL
+from luthier.methods.metas.chameleon import Chameleon as Chameleon
 from luthier.methods.metas.fomaml import FOMAML as FOMAML
 from luthier.methods.objectives.amft import AMFT as AMFT
 from luthier.methods.objectives.class_weights import ClassWeights as ClassWeights
