@@ -85,7 +85,7 @@ def drawn(folder: Path, seed: int) -> dict[str, str]:
 
 def main(arguments: Sequence[str]) -> None:
     """Learns the kinds, measures the others and prints both."""
-    parser = argparse.ArgumentParser(prog="python -m bench masks", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--model", default="sam2-hiera-tiny")
     parser.add_argument("--steps", type=int, default=100)

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import luthier as lt
-from luthier.core.contracts.meta import MATCHER, Shots
+from luthier.core.contracts.meta import MaskMeta, Shots
 from luthier.methods.metas._matching import Matcher, Matching
 from luthier.training.adam_state import AdamState
 from luthier.training.meta import MetaRun, meta_learn
@@ -144,8 +144,13 @@ def test_four_levels_are_quarters_of_equal_states_and_the_last_of_each_size():
 
 
 def test_only_biases_the_levels_weights_and_the_norm_before_matching_adapt():
-    names = ("default.a.delta", MATCHER + "alpha", MATCHER + "norm.weight", MATCHER + "norm.bias")
-    params = {key: torch.ones(3, dtype=torch.float64) for key in (*names, MATCHER + "decoder.head.weight")}
+    names = (
+        "default.a.delta",
+        MaskMeta.matcher + "alpha",
+        MaskMeta.matcher + "norm.weight",
+        MaskMeta.matcher + "norm.bias",
+    )
+    params = {key: torch.ones(3, dtype=torch.float64) for key in (*names, MaskMeta.matcher + "decoder.head.weight")}
     support = Shots(torch.zeros(4, 3, 2, 2), torch.zeros(4, 2, 2))
     asked = []
 
@@ -178,7 +183,7 @@ def test_biases_of_tasks_that_a_step_does_not_draw_stay_bit_for_bit(vit, kinds, 
     monkeypatch.setattr(AdamState, "step", watched)
     done = meta_learn(spec_of(vit, kinds, tmp_path / "run", together=1, steps=6), progress=False)
     assert all(len(drawn) == 1 for drawn, _ in seen) and len(set.union(*(drawn for drawn, _ in seen))) > 1
-    assert all(any(key.startswith(MATCHER) for key in moved) for _, moved in seen)
+    assert all(any(key.startswith(MaskMeta.matcher) for key in moved) for _, moved in seen)
     assert not any(key.startswith("default.") for _, moved in seen for key in moved)
     saved = [load_file(done.folder / "adapters" / name / "adapter.safetensors") for name in ("shape", "other")]
     assert any(not torch.equal(saved[0][key], saved[1][key]) for key in saved[0])
@@ -223,7 +228,7 @@ def test_an_unseen_kind_of_mask_is_learned_from_a_few_shots(vit, kinds, tmp_path
     [
         ({"image": "0.png"}, "row 2 has no mask: without its label"),
         ({"mask": "0-shape.png"}, "row 2 has no image"),
-        ({"image": "0.png", "mask": "gone.png"}, "names the mask .*gone.png, which is no file"),
+        ({"image": "0.png", "mask": "gone.png"}, "names the mask .*gone.png, which does not exist"),
         ({"image": "0.png", "mask": "small.png"}, "has 8 x 8 pixels and its picture"),
         ({"image": "0.png", "mask": "shape.jsonl"}, "cannot be read"),
     ],

@@ -123,7 +123,7 @@ def chosen_form(meta: type[Meta], method: str | None, recipe: str | None) -> typ
 
 
 def from_recipe(name: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(fields of a meta-training, settings of the form) of a recipe; raises for what would be ignored."""
+    """Returns (fields of a meta-training, settings of the form) of a recipe; raises for what would be ignored."""
     from luthier.methods.recipe import TABLES, read_recipe
 
     if name is None:

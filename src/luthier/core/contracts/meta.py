@@ -70,18 +70,14 @@ class Meta(Component):
         raise NotImplementedError(f"{type(self).__name__} must define outer")
 
 
-MATCHER = "matcher/"
-"""Before the names of the tensors of a `MaskMeta`'s network."""
-
-
 @dataclass(frozen=True)
 class Shots:
     """Pictures with their masks."""
 
     pictures: Tensor
-    """[k, 3, side, side], as the model reads them."""
+    """Pictures as the model reads them, [k, 3, side, side]."""
     masks: Tensor
-    """[k, side, side], from 0 to 1."""
+    """Their masks from 0 to 1, [k, side, side]."""
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -105,11 +101,13 @@ class MaskMeta(Meta):
                                       levels of states of the asked and of the shown pictures, [n, tokens, width]
                                       each, and the shown masks, it gives logits [asked, side, side]
 
-    In `params` its tensors have names that start with `MATCHER`; the others are the adapter of the task. `shown` are
+    In `params` its tensors have names that start with `matcher`; the others are the adapter of the task. `shown` are
     `Shots`, and `loss` takes (the shots to show, the shots to ask).
     """
 
     rows: ClassVar[str] = "masks"
+    matcher: ClassVar[str] = "matcher/"
+    """Before the names of the tensors of the network."""
 
     grid: int = 16
     """Tokens of the side that every level is brought to."""

@@ -10,7 +10,10 @@ LEVELS = 4
 
 
 class Matching(nn.Module):
-    """O = LN(softmax(Q Kᵀ / √d) V), O + GELU(O W): tokens of the asked pictures over those of all that are shown."""
+    """Attention of the asked pictures' tokens over those of all that are shown.
+
+    O = LN(softmax(Q Kᵀ / √d) V), O + GELU(O W)
+    """
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class LabelEncoder(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + C₂ relu(C₁ relu(x)), convolutions of 3 x 3."""
+    """Two convolutions of 3 x 3 beside the identity: x + C₂ relu(C₁ relu(x))."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from luthier.core.contracts.meta import MATCHER, MaskMeta
+from luthier.core.contracts.meta import MaskMeta
 from luthier.core.errors import LuthierError
 from luthier.methods.metas._matching import Matcher
 from luthier.methods.metas.fomaml import gradient
 
-TUNED = tuple(MATCHER + name for name in ("alpha", "norm."))
+TUNED = tuple(MaskMeta.matcher + name for name in ("alpha", "norm."))
 """What of the network is fine-tuned on the support, beside the task's biases."""
 
 
@@ -62,7 +62,9 @@ class Chameleon(MaskMeta):
     def adapt(self, loss, params, shown, draw):
         now = {key: p.detach().clone() for key, p in params.items()}
         own = {
-            key: p.requires_grad_() for key, p in now.items() if not key.startswith(MATCHER) or key.startswith(TUNED)
+            key: p.requires_grad_()
+            for key, p in now.items()
+            if not key.startswith(self.matcher) or key.startswith(TUNED)
         }
         adam = torch.optim.Adam(own.values(), lr=self.inner_lr)
         for _ in range(self.inner_steps if self.inner_lr else 0):

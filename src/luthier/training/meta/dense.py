@@ -18,7 +18,7 @@ from transformers import set_seed
 from luthier import models
 from luthier.core.adapters.attach import attach
 from luthier.core.adapters.control import trainable
-from luthier.core.contracts.meta import MATCHER, MaskMeta, Shots
+from luthier.core.contracts.meta import MaskMeta, Shots
 from luthier.core.errors import LuthierError
 from luthier.core.files import claimed, replace_json
 from luthier.core.guard import guarded
@@ -41,7 +41,7 @@ ALL = "all"
 """The one set of biases of joint training."""
 WAYS = ("shuffled", "as it is", "adapted")
 Logits = Callable[[Mapping[str, Tensor], Shots, Tensor], Tensor]
-"""(tensors, what is shown, pictures) -> logits [n, side, side]."""
+"""The masks' logits [n, side, side], of tensors, of what is shown, and of pictures."""
 
 
 def learn_masks(spec: MetaRun, *, resume: bool, overwrite: bool, progress: bool) -> MetaLearned:
@@ -68,7 +68,7 @@ def learn_masks(spec: MetaRun, *, resume: bool, overwrite: bool, progress: bool)
         start = {key: p.detach().clone() for key, p in trainable(loaded.model).items()}
         network = meta.network(_widths(spec, loaded, meta.grid), spec.side).to(loaded.model.device, loaded.model.dtype)
         logits = logits_of(loaded, network, meta.grid)
-        untrained = {MATCHER + key: p.detach().clone() for key, p in network.named_parameters()}
+        untrained = {MaskMeta.matcher + key: p.detach().clone() for key, p in network.named_parameters()}
         figures = {"base": _measured(spec, logits, {**start, **untrained}, tests, None)}
         sets = {"joint": (ALL,)} if spec.baseline else {}
         adam = None
@@ -103,7 +103,9 @@ def logits_of(loaded: Loaded, network: nn.Module, grid: int) -> Logits:
         states = functional_call(model, own, kwargs={"pixel_values": whole, "output_hidden_states": True}).hidden_states
         levels = levels_of(states, grid)
         queries, keys = [each[len(shown) :] for each in levels], [each[: len(shown)] for each in levels]
-        tensors = {key.removeprefix(MATCHER): p for key, p in params.items() if key.startswith(MATCHER)}
+        tensors = {
+            key.removeprefix(MaskMeta.matcher): p for key, p in params.items() if key.startswith(MaskMeta.matcher)
+        }
         return functional_call(network, tensors, (queries, keys, shown.masks.to(whole)))
 
     return logits
@@ -122,14 +124,14 @@ def loss_of(logits: Logits) -> Callable[[Mapping[str, Tensor], tuple[Shots, Shot
 
 def of_task(params: Mapping[str, Tensor], owner: str, own: Sequence[str]) -> dict[str, str]:
     """Returns, by the name that a learner knows, the name of each tensor of a task: its biases, and the network's."""
-    shared = {key: key for key in params if key.startswith(MATCHER)}
+    shared = {key: key for key in params if key.startswith(MaskMeta.matcher)}
     return {**{key: f"{TASKS}{owner}/{key}" for key in own}, **shared}
 
 
 def mean_of(params: Mapping[str, Tensor], owners: Sequence[str], own: Sequence[str]) -> dict[str, Tensor]:
     """Returns what a task to come starts from: the mean of the biases of those learned, and the network."""
     held = {key: torch.stack([params[f"{TASKS}{owner}/{key}"] for owner in owners]).mean(0).detach() for key in own}
-    return {**held, **{key: p.detach() for key, p in params.items() if key.startswith(MATCHER)}}
+    return {**held, **{key: p.detach() for key, p in params.items() if key.startswith(MaskMeta.matcher)}}
 
 
 def _stepper(

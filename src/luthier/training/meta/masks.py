@@ -87,7 +87,7 @@ def _file(source: str, table: Table, number: int, row: Row, column: str) -> Path
         raise LuthierError(f"{place} has no {column}: {what}. Rows need an image and a mask, paths of files.")
     path = (table.folder or Path()) / value
     if not path.is_file():
-        raise LuthierError(f"{place} names the {column} {path}, which is no file.")
+        raise LuthierError(f"{place} names the {column} {path}, which does not exist.")
     return path
 
 
