@@ -72,6 +72,13 @@ def test_meta(call, model, tasks, tmp_path):
     assert "is learned and tested" in one_line(call("meta", model, "--domains", *tasks, "--tests", tasks[0]))
 
 
+def test_meta_on_masks_says_what_a_model_or_a_recipe_cannot_serve(call, model, tasks):
+    words = ["meta", model, "--by", "chameleon", "--domains", *tasks, "--tests", "c.jsonl"]
+    assert "reads no pictures; masks need one that does" in one_line(call(*words))
+    assert "which a meta-training would ignore" in one_line(call(*words, "--recipe", "lora"))
+    assert "two kinds of mask are called a" in one_line(call(*words[:-1], "other/a.jsonl"))
+
+
 def test_unlearn_refuses_what_is_no_run(call, model, tasks, tmp_path):
     done = call("unlearn", model, "--adapter", tmp_path, "--forget", tasks[0], "--retain", tasks[1])
     assert "is not a run of luthier train" in one_line(done)

@@ -51,7 +51,7 @@ def unlearning_stopped(out: str) -> str:
 
 def meta_stopped(out: str) -> str:
     """Of a meta-training in this folder."""
-    from luthier.training.meta.run import SPEC
+    from luthier.training.meta.learned import SPEC
 
     return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
 

@@ -23,7 +23,7 @@ PLACES = {
     "core.contracts.form": "Form Params Stats ROW_MASK ROW_STATES ROW_INPUT kaiming orthogonal dropout rank_scale",
     "core.contracts.format": "Format Found Outgoing check_truncation",
     "core.contracts.init": "Init",
-    "core.contracts.meta": "Meta",
+    "core.contracts.meta": "Meta MaskMeta Shots",
     "core.contracts.objective": "Objective Rows At Batch Feature Figures ObjectiveState PART TASKS ALSO REFERENCE BASE "
     "STRUCTURED EMBEDDING ADVANTAGE SAMPLED SAMPLED_FIGURES REFERENCE_TOKENS OLD_TOKENS Rollouts Scored by_part",
     "core.contracts.penalty": "Penalty PenaltyState PenaltyStep param_copies=copies param_zeros=zeros",

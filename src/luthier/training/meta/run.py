@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,37 +18,21 @@ from luthier import data, models
 from luthier.core.adapters.attach import attach
 from luthier.core.adapters.control import trainable
 from luthier.core.contracts.meta import Meta
-from luthier.core.errors import LuthierError
 from luthier.core.files import claimed, replace_json
 from luthier.core.numerics.confidence import calibration_error
-from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
-from luthier.core.progress import counted
 from luthier.core.storage import store
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
 from luthier.training.beginning import begin
+from luthier.training.meta.dense import learn_masks
 from luthier.training.meta.episodes import Domain, in_context, read_domains
+from luthier.training.meta.learned import ADAPTER, NAME, RESULT, SPEC, MetaLearned
+from luthier.training.meta.loop import draw_of, interval, trained
 from luthier.training.meta.spec import MetaRun
 from luthier.training.progress import quiet
 
-SPEC, RESULT, ADAPTER = "meta.json", "learned.json", "adapter"
-NAME = "default"
 WAYS = ("as it is", "adapted", "in context")
-
-
-@dataclass(frozen=True)
-class MetaLearned:
-    """What came of a meta-training."""
-
-    folder: Path
-    adapter: Path
-    figures: dict[str, dict[str, dict[str, float]]]
-    """By model (base, joint, the meta-learner) and way (as it is, adapted, in context): the mean `loss` of a token in
-    domains that were not learned, with `low` and `high` of its 95% interval over episodes; of what is
-    adapted also `calibration`, the expected calibration error of the answer's tokens."""
-    model: Any
-    processor: Any
 
 
 def meta_learn(spec: MetaRun, *, resume: bool = False, overwrite: bool = False, progress: bool = True) -> MetaLearned:
@@ -61,6 +43,8 @@ def meta_learn(spec: MetaRun, *, resume: bool = False, overwrite: bool = False, 
     demonstrations before the prompt. With `resume` a killed run goes on with the same bits. Raises `LuthierError` for
     domains that do not serve before the weights are loaded.
     """
+    if spec.meta.rows == "masks":
+        return learn_masks(spec, resume=resume, overwrite=overwrite, progress=progress)
     console = Console(stderr=True, quiet=not progress)
     processor = models.processor_of(spec.model, "causal-lm")
     domains, tests = (read_domains(spec, each, processor) for each in (spec.domains, spec.tests))
@@ -80,7 +64,8 @@ def meta_learn(spec: MetaRun, *, resume: bool = False, overwrite: bool = False, 
             _put(loaded, start)
             beside = method.begin(trainable(loaded.model))
             adam = AdamState(loaded.model, spec.lr, beside)
-            _trained(spec, method, adam, loaded, domains, folder / f"state-{name}", console)
+            step = partial(_outer_step, spec, method, adam, loss_of(loaded), _collator(loaded), domains)
+            trained(spec, adam, folder / f"state-{name}", console, step)
             figures[name] = _measured(spec, loaded, tests, {key: adam.params[key].detach() for key in beside})
         store.save(
             loaded.model,
@@ -100,38 +85,6 @@ def _put(loaded: Loaded, tensors: Mapping[str, Tensor]) -> None:
         p.copy_(tensors[key])
 
 
-def _trained(
-    spec: MetaRun,
-    method: Meta,
-    adam: AdamState,
-    loaded: Loaded,
-    domains: Sequence[Domain],
-    folder: Path,
-    console: Console,
-) -> None:
-    """Outer steps, from where they stand: the mean over some domains of the outer gradient of an episode of each."""
-    loss, collate = loss_of(loaded), _collator(loaded)
-    told = adam.load(folder) or {"steps": 0}
-    bar = counted(console, folder.name.removeprefix("state-")) if console.is_terminal else None
-    task = bar.add_task("", total=spec.steps, completed=told["steps"]) if bar else None
-    if bar:
-        bar.start()
-    try:
-        for step in range(told["steps"], spec.steps):
-            value = _outer_step(spec, method, adam, loss, collate, domains, step)
-            if not math.isfinite(value):
-                raise LuthierError(f"the loss became {value} at step {step + 1}; lower lr ({spec.lr:g}) or inner_lr.")
-            if bar and task is not None:
-                bar.update(task, completed=step + 1, description=f"loss {value:.4f}")
-            elif (step + 1) % max(1, spec.steps // 5) == 0:
-                console.print(f"{folder.name}: step {step + 1}/{spec.steps}  loss {value:.4f}", highlight=False)
-            if (step + 1) % spec.save_every == 0 or step + 1 == spec.steps:
-                adam.save(folder, {"steps": step + 1})
-    finally:
-        if bar:
-            bar.stop()
-
-
 def _outer_step(
     spec: MetaRun, method: Meta, adam: AdamState, loss: Any, collate: Any, domains: Sequence[Domain], step: int
 ) -> float:
@@ -149,11 +102,6 @@ def _outer_step(
             p.grad = share if p.grad is None else p.grad + share
     adam.step()
     return total
-
-
-def draw_of(key: str) -> torch.Generator:
-    """Returns a generator that is seeded by a text."""
-    return torch.Generator().manual_seed(random.Random(key).getrandbits(63))
 
 
 def loss_of(loaded: Loaded) -> Any:
@@ -213,11 +161,6 @@ def _measured(
             found["adapted"].append(float(-chances.gather(-1, labels[:, None]).log().mean()))
             sure.append(chances.amax(-1).cpu())
             right.append(chances.argmax(-1).eq(labels).cpu())
-    made = {way: _interval(np.asarray(values), spec.seed) for way, values in found.items()}
+    made = {way: interval(np.asarray(values), spec.seed) for way, values in found.items()}
     made["adapted"]["calibration"] = calibration_error(torch.cat(sure).numpy(), torch.cat(right).numpy(), bins=10)
     return made
-
-
-def _interval(values: np.ndarray, seed: int) -> dict[str, float]:
-    low, high = mean_interval(values, seed)
-    return {"loss": float(values.mean()), "low": low, "high": high}

@@ -41,7 +41,9 @@ class MetaRun:
     episodes: int = 8
     """Episodes that are measured in each domain of `tests`."""
     max_length: int = 512
-    """The most tokens of a row."""
+    """The most tokens of a row; masks have none."""
+    side: int = 128
+    """Pixels of the side that pictures and masks are brought to, where masks are learned."""
     save_every: int = 20
     """Outer steps between checkpoints."""
     baseline: bool = True
@@ -53,9 +55,12 @@ class MetaRun:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("shots", "asked", "together", "steps", "episodes", "save_every", "max_length"):
+        for name in ("shots", "asked", "together", "steps", "episodes", "save_every", "max_length", "side"):
             if getattr(self, name) < 1:
                 raise LuthierError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        idle = "max_length" if self.meta.rows == "masks" else "side"
+        if (found := getattr(self, idle)) != getattr(MetaRun, idle):
+            raise LuthierError(f"{idle} is {found} and would be ignored: {self.meta.name()} learns {self.meta.rows}.")
         if len(self.domains) < 2:
             raise LuthierError(f"{len(self.domains)} domain leaves nothing to learn across; name at least two.")
         if not self.tests:
