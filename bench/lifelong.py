@@ -27,7 +27,7 @@ from luthier import data
 from luthier.core.files import replace_json
 from luthier.evaluating import evaluate
 from luthier.training import Run, Training
-from luthier.training.per_sample import fisher_diagonal
+from luthier.training.row_gradients import fisher_diagonal
 from luthier.training.sequences import TaskSequence, carry_out
 from luthier.training.sequences.spec import ways
 
@@ -139,13 +139,13 @@ def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
 
 def fisher_of(model: Any, batch: dict[str, Any]) -> None:
     """The batched pass alone, whose check of the first batch is paid once in a task."""
-    from luthier.training import per_sample
+    from luthier.training import row_gradients
 
-    true, per_sample._agrees = per_sample._agrees, lambda *_: True
+    true, row_gradients._agrees = row_gradients._agrees, lambda *_: True
     try:
         fisher_diagonal(model, [batch])
     finally:
-        per_sample._agrees = true
+        row_gradients._agrees = true
 
 
 def known(file: Path) -> dict[str, Any]:

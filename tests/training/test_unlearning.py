@@ -19,7 +19,7 @@ from luthier.core.contracts.unlearning import Outputs, Unlearning
 from luthier.training import Run, Training, train
 from luthier.training.adam_state import AdamState
 from luthier.training.unlearning import Unlearn, unlearn
-from luthier.training.unlearning.attribution import NewtonStep, Projection, changes, softmax_curvature
+from luthier.training.unlearning.attribution import NewtonStep, SparseProjection, changes, softmax_curvature
 from luthier.training.unlearning.klom import auc, klom, klom_above_null, margins, membership
 from support.tiny import write_rows
 
@@ -61,13 +61,13 @@ def test_its_curvature_is_the_second_derivative_of_cross_entropy():
 def test_a_projection_keeps_products_in_the_mean_and_small_gradients_whole():
     g = {"a": torch.randn(6, 30, 20), "b": torch.randn(6, 50)}
     shapes = {key: t.shape[1:] for key, t in g.items()}
-    whole = Projection(shapes, 650, 0)(g)
+    whole = SparseProjection(shapes, 650, 0)(g)
     assert whole.shape == (6, 650) and torch.equal(whole, torch.cat([t.flatten(1) for t in g.values()], 1).double())
-    products = torch.stack([p @ p.T for p in (Projection(shapes, 128, seed)(g) for seed in range(60))])
+    products = torch.stack([p @ p.T for p in (SparseProjection(shapes, 128, seed)(g) for seed in range(60))])
     error, spread = (products.mean(0) - whole @ whole.T), products.std(0) / 60**0.5
     assert (error.abs() < 5 * spread + 1e-9).all()
-    assert torch.equal(Projection(shapes, 128, 3)(g), Projection(shapes, 128, 3)(g))
-    assert not torch.equal(Projection(shapes, 128, 3)(g), Projection(shapes, 128, 4)(g))
+    assert torch.equal(SparseProjection(shapes, 128, 3)(g), SparseProjection(shapes, 128, 3)(g))
+    assert not torch.equal(SparseProjection(shapes, 128, 3)(g), SparseProjection(shapes, 128, 4)(g))
 
 
 # --- losses -----------------------------------------------------------------------------------------

@@ -34,8 +34,8 @@ from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
 from luthier.training.beginning import begin
 from luthier.training.folder import read_run
-from luthier.training.per_sample import log_loss
 from luthier.training.progress import quiet
+from luthier.training.row_gradients import log_loss
 from luthier.training.run import train
 from luthier.training.spec import Run
 from luthier.training.unlearning.klom import membership
