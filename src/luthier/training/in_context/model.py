@@ -12,8 +12,7 @@ from luthier.training.in_context.spec import InContext
 class SequenceModel(nn.Module):
     """logits [sequences, T, classes] of y_t, from E_x x_t + E_y y_{t-1} at each place t; before the first, no label.
 
-    The weights start with the standard deviation 1/√width, wider than GPT-2's 0.02: attention that is even at the start
-    keeps a small model on the plateau, where it says no more than chance, for much longer.
+    The weights start with the standard deviation 1/√width, since GPT-2's 0.02 is made for widths of many hundreds.
     """
 
     def __init__(self, width: int, spec: InContext) -> None:
