@@ -79,7 +79,8 @@ def ran(by: str, source: Path, folder: Path, weight: float | None, seed: int, me
 
 
 def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
-    """CPU seconds of a step by way over naive, of the Fisher information over a backward pass; medians of rounds."""
+    """CPU seconds of a step by way over naive, of the Fisher information over a backward pass, and of an outer step over
+    the multi-task step; medians of rounds."""
     from luthier import models
     from luthier.training.penalised import Penalised, project
 
@@ -120,8 +121,24 @@ def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
         loaded.model(**given).loss.backward()
         optimizer.zero_grad()
 
+    names = {path: key for path, p in loaded.model.named_parameters() for key, q in params.items() if p is q}
+
+    def loss(tensors: dict[str, torch.Tensor], rows: dict[str, Any]) -> torch.Tensor:
+        own = {path: tensors[key] for path, key in names.items()}
+        return torch.func.functional_call(loaded.model, own, kwargs=rows).loss
+
+    def outer(steps: int) -> None:
+        meta = lt.metas.FOMAML(inner_lr=1e-3 if steps else 0.0, inner_steps=max(1, steps))
+        _, slopes = meta.outer(loss, params, given, given, torch.Generator())
+        for key, p in params.items():
+            p.grad = slopes[key]
+        optimizer.step()
+        optimizer.zero_grad()
+
     timed = {name: lambda name=name: step(name) for name in ("naive", "agem", *at_work)}
     timed |= {"backward": backward, "fisher": lambda: fisher_of(loaded.model, given)}
+    timed |= {f"fomaml, {steps} inner steps": lambda steps=steps: outer(steps) for steps in (0, 1, 2)}
+    under = {"fisher": "backward", **{name: "fomaml, 0 inner steps" for name in timed if name.startswith("fomaml")}}
     ratios: dict[str, list[float]] = {}
     for number in range(rounds + 2):
         seconds = {}
@@ -131,8 +148,7 @@ def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
             seconds[name] = time.process_time() - begun
         if number > 1:
             for name in timed:
-                under = "backward" if name == "fisher" else "naive"
-                ratios.setdefault(name, []).append(seconds[name] / seconds[under])
+                ratios.setdefault(name, []).append(seconds[name] / seconds[under.get(name, "naive")])
     return {name: round(statistics.median(found), 3) for name, found in ratios.items()}
 
 

@@ -226,7 +226,9 @@ def test_bad_input_is_told_before_any_weights(bert, llama, tasks, additions, tmp
     monkeypatch.setattr("luthier.models.load", lambda *a, **k: pytest.fail("weights were loaded"))
     unlabelled = write_rows(tmp_path / "u.jsonl", [{"text": f"abc {i}"} for i in range(8)])
     long = write_rows(tmp_path / "l.jsonl", [{"text": f"abc {i}" * 9000} for i in range(8)])  # no kind could encode it
+    alone = [write_rows(tmp_path / f"{n}.jsonl", [{"text": f"{n} {i}", "label": "z"} for i in range(8)]) for n in "pq"]
     cases = [
+        ((alone,), {}, r"all tasks together have one class \(z\)"),
         ((tasks[:1],), {}, "1 task is not a sequence"),
         ((tasks,), {"by": "ewx"}, "no way 'ewx'.*ewc"),
         ((tasks,), {"by": "ewc", "memory": 3}, "ewc keeps no rows"),

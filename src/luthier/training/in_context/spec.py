@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.core.contracts.component import check_fields
@@ -28,9 +28,9 @@ class InContext:
 
     data: str
     """`digits` (scikit-learn's, 8 x 8 pixels), or an .npz file with `x` [rows, …] and `y` [rows]."""
-    tasks: tuple[int, ...] = (1, 4, 16, 64, 256, 4096, 65536)
+    tasks: tuple[int, ...] = field(default=(1, 4, 16, 64, 256, 4096, 65536), metadata={"several": True})
     """Numbers of training tasks; a model is trained for each, at each width."""
-    widths: tuple[int, ...] = (4, 8, 32)
+    widths: tuple[int, ...] = field(default=(4, 8, 32), metadata={"several": True})
     """Widths of the transformer."""
     out: str = "gpicl"
     """The folder to write."""

@@ -116,6 +116,10 @@ def planned(run: Run, spec: TaskSequence) -> Plan:
         read.append((own, prepare(own)))
     check_held(read)
     labels = sorted({name for _, p in read for name in p.examples.labels or []}) or None
+    if labels is not None and len(labels) < 2:
+        raise LuthierError(
+            f"all tasks together have one class ({labels[0]}), so there is nothing to tell apart; expected two or more."
+        )
     tasks = [_task(number, own, prepared, labels) for number, (own, prepared) in enumerate(read)]
     return Plan(run, spec, tasks, labels, _notes(tasks, [prepared.examples.labels for _, prepared in read]))
 
