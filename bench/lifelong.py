@@ -79,8 +79,8 @@ def ran(by: str, source: Path, folder: Path, weight: float | None, seed: int, me
 
 
 def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
-    """CPU seconds of a step by way over naive, of the Fisher information over a backward pass, and of an outer step over
-    the multi-task step; medians of rounds."""
+    """Medians of ratios of CPU seconds: of a step by way over naive, of the Fisher information over a backward pass, of
+    an outer step over the multi-task step."""
     from luthier import models
     from luthier.training.penalised import Penalised, project
 

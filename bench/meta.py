@@ -1,17 +1,20 @@
 """Meta-learning: whether one demonstration helps more after first-order MAML than after joint training.
 
-Domains are tasks of reasoning-gym with short prompts, whose answers differ in form; four of them are never learned.
-A small language model with LoRA is trained by `luthier meta` with several seeds; in each episode of the new domains the
-joint training and the meta-learner adapt to the same demonstration, or read it before the prompt. Joint training takes
-the inner rate that the meta-learner was trained with; several rates can be run.
+A domain is a shop whose letters have a greeting, a sentence, a closing, a name and a place of its own; the letters
+answer customers about things. Names and places of the new shops are in no letter that is learned, so nothing but the
+demonstration tells them. A small language model with LoRA is trained by `luthier meta` with several seeds; in each
+episode of the new shops the joint training and the meta-learner adapt to the same letter, or read it before the prompt.
+Joint training takes the inner rate that the meta-learner was trained with, so several rates are run.
 
-    python -m bench meta --folder FOLDER [--model stories15m] [--inner-lr 0.03] [--seeds 0 1 2]
+    python -m bench meta --folder FOLDER [--model stories15m] [--inner-lr 0.01 0.05] [--seeds 0 1 2]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,46 +23,70 @@ import torch
 from bench._registry import results_of
 
 import luthier as lt
-from luthier import data
 from luthier.core.files import replace_json
 from luthier.training.meta import MetaRun, meta_learn
 
-LEARNED = ("chain_sum", "spell_backward", "gcd", "lcm", "letter_counting", "base_conversion", "prime_factorization",
-           "count_bits", "leg_counting")  # fmt: skip
-NEW = ("basic_arithmetic", "products", "word_sequence_reversal", "power_function")
-ROWS = 40
+LEARNED, NEW = 16, 6
+GREETINGS = ("Hello", "Hi", "Dear", "Good morning", "Hey", "Welcome back")
+SENTENCES = ("We are happy to help you.", "Thank you for your letter.", "It was so nice to hear from you.",
+             "We looked for it all day.", "Do not be sad about it.", "We have good news for you.")  # fmt: skip
+CLOSINGS = ("Love", "Best wishes", "Yours", "See you soon", "Take care", "Many hugs")
+NAMES = ("Tom", "Lily", "Max", "Anna", "Ben", "Sara", "Jack", "Mia", "Sam", "Lucy", "Tim", "Jane", "Bob", "Emma", "Joe",
+         "Amy", "Leo", "Kate", "Peter", "Ella", "Fred", "Rose")  # fmt: skip
+PLACES = ("the park", "the beach", "the farm", "the forest", "the river", "the lake", "the hill", "the garden",
+          "the zoo", "the castle", "the market", "the school", "the mountain", "the bridge", "the tower", "the island",
+          "the cave", "the pond", "the village", "the city", "the barn", "the harbor")  # fmt: skip
+CUSTOMERS = ("Molly", "Billy", "Sue", "Dan", "Ruth", "Nick")
+THINGS = ("ball", "doll", "car", "hat", "book")
 
 
-def domain(task: str, folder: Path) -> str:
-    """The file of a domain's rows, made once."""
-    file = folder / f"{task}.jsonl"
-    if not file.exists():
-        rows = data.load(f"gym:{task}", task="causal-lm", seed=0, limit=ROWS).rows
-        said = [[str(turn["content"]) for turn in row.messages or []] for row in rows]
-        told = (json.dumps({"prompt": turns[0], "completion": turns[-1]}) + "\n" for turns in said)
-        file.write_text("".join(told), encoding="utf-8")
-    return str(file)
+def shops(folder: Path) -> list[str]:
+    """The file of each shop's letters; the last ones are the new shops."""
+    files = []
+    draw = random.Random(0)
+    for number in range(LEARNED + NEW):
+        greeting, sentence, closing = (draw.choice(words) for words in (GREETINGS, SENTENCES, CLOSINGS))
+        rows = []
+        for customer, thing in itertools.product(CUSTOMERS, THINGS):
+            letter = f"{greeting}, {customer}! {sentence} {closing}, {NAMES[number]} from {PLACES[number]}."
+            rows.append({"prompt": f"{customer} asks the shop about a {thing}. The shop writes:", "completion": letter})
+        files.append(folder / f"shop{number + 1}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return [str(file) for file in files]
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="where runs lie, to be gone on with")
     parser.add_argument("--model", default="stories15m")
-    parser.add_argument("--inner-lr", nargs="+", type=float, default=[0.03])
+    parser.add_argument("--inner-lr", nargs="+", type=float, default=[0.01, 0.05])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     given = parser.parse_args(list(arguments))
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
-    learned, new = ([domain(task, given.folder) for task in tasks] for tasks in (LEARNED, NEW))
+    files = shops(given.folder)
     file = results_of("meta")
     for seed in given.seeds:
         for rate in given.inner_lr:
             begun = time.monotonic()
-            spec = MetaRun(given.model, tuple(learned), tuple(new), lt.metas.FOMAML(inner_lr=rate), lt.LoRA(rank=8),
-                           str(given.folder / f"{rate:g}-{seed}"), shots=1, asked=2, together=2, steps=given.steps,
-                           lr=given.lr, episodes=10, max_length=128, save_every=10, seed=seed)  # fmt: skip
+            spec = MetaRun(
+                given.model,
+                tuple(files[:LEARNED]),
+                tuple(files[LEARNED:]),
+                lt.metas.FOMAML(inner_lr=rate),
+                lt.LoRA(rank=8),
+                str(given.folder / f"{rate:g}-{seed}"),
+                asked=2,
+                together=2,
+                steps=given.steps,
+                lr=given.lr,
+                episodes=6,
+                max_length=64,
+                save_every=10,
+                seed=seed,
+            )
             done = meta_learn(spec, resume=True)
             key = {"model": given.model, "inner rate": rate, "seed": seed, "steps": given.steps, "lr": given.lr}
             told = {
