@@ -22,8 +22,7 @@ NEW = 2**40
 class InContext:
     """Labelled vectors, the tasks that are made of them, and the models that are trained on these.
 
-    The settings are sized for two cores; the paper has images of 784 pixels, sequences of 100, batches of 512 and up to
-    2^24 tasks.
+    The settings are sized for two cores, and much smaller than the paper's.
     """
 
     data: str
