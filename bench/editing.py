@@ -71,7 +71,6 @@ def main(arguments: Sequence[str]) -> None:
     texts = [inspect.getdoc(__import__(name)) or "" for name in HELD]
     held.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     file = results_of("editing")
-    runs = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
     for by in given.by:
         begun = time.monotonic()
         out = given.folder / f"{by}-{given.count}-{given.lr:g}-{given.batch}"
@@ -83,6 +82,7 @@ def main(arguments: Sequence[str]) -> None:
         told = {"by": by, "facts": done.facts, "where": done.where, "lr": given.lr, **batch, "steps": done.steps}
         told |= {"rounds": done.rounds, "figures": done.figures, "seconds of the last start": time.monotonic() - begun}
         key = ("by", "facts", "where", "lr", "batch")
+        runs = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []  # others may have added
         runs = [run for run in runs if any(run.get(k) != told.get(k) for k in key)] + [told]
         replace_json(file, {"runs": runs})
         print(json.dumps(told), flush=True)

@@ -27,7 +27,7 @@ from luthier import data
 from luthier.core.files import replace_json
 from luthier.evaluating import evaluate
 from luthier.training import Run, Training
-from luthier.training.per_sample import fisher_diagonal
+from luthier.training.row_gradients import fisher_diagonal
 from luthier.training.sequences import TaskSequence, carry_out
 from luthier.training.sequences.spec import ways
 
@@ -79,7 +79,8 @@ def ran(by: str, source: Path, folder: Path, weight: float | None, seed: int, me
 
 
 def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
-    """Seconds of a step by way, over naive, and of the Fisher information over a backward pass; medians of rounds."""
+    """Medians of ratios of CPU seconds: of a step by way over naive, of the Fisher information over a backward pass, of
+    an outer step over the multi-task step."""
     from luthier import models
     from luthier.training.penalised import Penalised, project
 
@@ -88,8 +89,7 @@ def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
     lt.attach(loaded.model, lt.LoRA(rank=8))
     collate = data.collator_for("classification", loaded.processor)
     features = data.encode_all(rows, loaded.processor, task="classification", max_length=64, labels=rows.labels)
-    batches = [collate(list(features[at : at + 16])) for at in (0, 16)]
-    given = [{key: t for key, t in batch.items() if key != "rows"} for batch in batches]
+    given = {key: t for key, t in collate(list(features[:16])).items() if key != "rows"}
     params = lt.trainable(loaded.model)
     at_work = {}
     for name in ("ewc", "si", "rwalk"):
@@ -100,14 +100,14 @@ def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
     optimizer = torch.optim.AdamW(params.values(), lr=1e-4)
 
     def reference() -> dict[str, torch.Tensor]:
-        loss = loaded.model(**given[1]).loss
+        loss = loaded.model(**given).loss  # of rows as long as the others, so that nothing but the way differs
         return dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
 
     class State:
         global_step = 10
 
     def step(name: str) -> None:
-        loaded.model(**given[0]).loss.backward()
+        loaded.model(**given).loss.backward()
         if name == "agem":
             project(lt.AGEM(), params, reference)
         if name in at_work:
@@ -118,34 +118,49 @@ def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
         optimizer.zero_grad()
 
     def backward() -> None:
-        loaded.model(**given[0]).loss.backward()
+        loaded.model(**given).loss.backward()
+        optimizer.zero_grad()
+
+    names = {path: key for path, p in loaded.model.named_parameters() for key, q in params.items() if p is q}
+
+    def loss(tensors: dict[str, torch.Tensor], rows: dict[str, Any]) -> torch.Tensor:
+        own = {path: tensors[key] for path, key in names.items()}
+        return torch.func.functional_call(loaded.model, own, kwargs=rows).loss
+
+    def outer(steps: int) -> None:
+        meta = lt.metas.FOMAML(inner_lr=1e-3 if steps else 0.0, inner_steps=max(1, steps))
+        _, slopes = meta.outer(loss, params, given, given, torch.Generator())
+        for key, p in params.items():
+            p.grad = slopes[key]
+        optimizer.step()
         optimizer.zero_grad()
 
     timed = {name: lambda name=name: step(name) for name in ("naive", "agem", *at_work)}
-    timed |= {"backward": backward, "fisher": lambda: fisher_of(loaded.model, given[0])}
+    timed |= {"backward": backward, "fisher": lambda: fisher_of(loaded.model, given)}
+    timed |= {f"fomaml, {steps} inner steps": lambda steps=steps: outer(steps) for steps in (0, 1, 2)}
+    under = {"fisher": "backward", **{name: "fomaml, 0 inner steps" for name in timed if name.startswith("fomaml")}}
     ratios: dict[str, list[float]] = {}
     for number in range(rounds + 2):
         seconds = {}
         for name, run in timed.items():
-            begun = time.perf_counter()
+            begun = time.process_time()  # of this one thread, whatever else the machine does
             run()
-            seconds[name] = time.perf_counter() - begun
+            seconds[name] = time.process_time() - begun
         if number > 1:
             for name in timed:
-                under = "backward" if name == "fisher" else "naive"
-                ratios.setdefault(name, []).append(seconds[name] / seconds[under])
+                ratios.setdefault(name, []).append(seconds[name] / seconds[under.get(name, "naive")])
     return {name: round(statistics.median(found), 3) for name, found in ratios.items()}
 
 
 def fisher_of(model: Any, batch: dict[str, Any]) -> None:
     """The batched pass alone, whose check of the first batch is paid once in a task."""
-    from luthier.training import per_sample
+    from luthier.training import row_gradients
 
-    true, per_sample._agrees = per_sample._agrees, lambda *_: True
+    true, row_gradients._agrees = row_gradients._agrees, lambda *_: True
     try:
         fisher_diagonal(model, [batch])
     finally:
-        per_sample._agrees = true
+        row_gradients._agrees = true
 
 
 def known(file: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ COMMANDS = [
     "export",
     "federate",
     "generate",
+    "gpicl",
     "import",
     "list",
     "measure",

@@ -1,4 +1,4 @@
-"""`luthier continue`, `edit`, `unlearn` and `meta`: a small run of each, what it prints, and bad input in one line."""
+"""`luthier continue`, `edit`, `unlearn`, `meta`, `gpicl`: small runs, what they print, and bad input in one line."""
 
 from __future__ import annotations
 
@@ -82,3 +82,16 @@ def test_meta_on_masks_says_what_a_model_or_a_recipe_cannot_serve(call, model, t
 def test_unlearn_refuses_what_is_no_run(call, model, tasks, tmp_path):
     done = call("unlearn", model, "--adapter", tmp_path, "--forget", tasks[0], "--retain", tasks[1])
     assert "is not a run of luthier train" in one_line(done)
+
+
+def test_gpicl(call, tmp_path):
+    words = ["gpicl", "digits", "--tasks", "1", "8", "--widths", "8", "--steps", "3", "--out", tmp_path / "run"]
+    done = call(*words)
+    assert done.code == 0, done.err
+    assert "new tasks, first quarter" in done.out and "chance is 0.500" in done.out and "phases.png" in done.out
+    cells = json.loads(call(*words, "--resume", "--json").out)["cells"]
+    assert [(cell["width"], cell["tasks"]) for cell in cells] == [(8, 1), (8, 8)]
+    assert all(len(cell[name]["by place"]) == 24 for cell in cells for name in ("seen", "unseen"))
+    assert "holds a sweep already" in one_line(call(*words))
+    assert "has 10 classes, and classes is 20" in one_line(call("gpicl", "digits", "--classes", "20"))
+    assert "is not an .npz file" in one_line(call("gpicl", tmp_path / "none.npz"))

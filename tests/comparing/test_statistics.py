@@ -9,7 +9,6 @@ import math
 import numpy as np
 import pytest
 
-from luthier.comparing.measures import student
 from luthier.comparing.measures.bootstrap import RESAMPLES, redrawn
 from luthier.comparing.measures.significance import (
     holm,
@@ -21,6 +20,7 @@ from luthier.comparing.measures.significance import (
     winner,
 )
 from luthier.comparing.record import Record
+from luthier.core.numerics import student
 from luthier.core.numerics.confidence import calibration_error
 from luthier.evaluating.evaluate import agreement, closeness
 

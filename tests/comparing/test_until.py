@@ -13,11 +13,12 @@ import luthier as lt
 from comparing.test_compare import QUICK, figures
 from comparing.test_statistics import run, runs
 from luthier.comparing import Study
-from luthier.comparing.measures import power, student
+from luthier.comparing.measures import power
 from luthier.comparing.measures.foresight import foreseen
 from luthier.comparing.measures.looks import Looks, decisions, level_of_a_look, outcome, said, wanting
 from luthier.comparing.measures.significance import over_seeds, paired
 from luthier.core.errors import LuthierError
+from luthier.core.numerics import student
 
 NONE = np.zeros(0)
 

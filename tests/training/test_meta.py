@@ -76,7 +76,13 @@ def test_base_joint_training_and_the_learner_are_measured_side_by_side(llama, do
     done = meta_learn(spec_of(llama, domains, tmp_path / "run"), progress=False)
     assert list(done.figures) == ["base", "joint", "fomaml"]
     assert all(each["low"] <= each["loss"] <= each["high"] for ways in done.figures.values() for each in ways.values())
-    assert json.loads((tmp_path / "run" / "learned.json").read_text())["figures"] == done.figures
+    written = json.loads((tmp_path / "run" / "learned.json").read_text())
+    assert written["figures"] == done.figures and written["gains"] == done.gains
+    for way, told in done.gains.items():
+        joint, learner = (written["episodes"][name][way] for name in ("joint", "fomaml"))
+        apart = [left - right for left, right in zip(joint, learner, strict=True)]
+        assert len(apart) == 4 and told["loss"] == pytest.approx(sum(apart) / 4)
+        assert min(apart) <= told["low"] <= told["loss"] <= told["high"] <= max(apart)
 
 
 class Killed(BaseException):

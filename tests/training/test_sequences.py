@@ -225,13 +225,17 @@ def test_the_reservoir_is_uniform_and_goes_on_from_its_draws():
 def test_bad_input_is_told_before_any_weights(bert, llama, tasks, additions, tmp_path, monkeypatch):
     monkeypatch.setattr("luthier.models.load", lambda *a, **k: pytest.fail("weights were loaded"))
     unlabelled = write_rows(tmp_path / "u.jsonl", [{"text": f"abc {i}"} for i in range(8)])
+    long = write_rows(tmp_path / "l.jsonl", [{"text": f"abc {i}" * 9000} for i in range(8)])  # no kind could encode it
+    alone = [write_rows(tmp_path / f"{n}.jsonl", [{"text": f"{n} {i}", "label": "z"} for i in range(8)]) for n in "pq"]
     cases = [
+        ((alone,), {}, r"all tasks together have one class \(z\)"),
         ((tasks[:1],), {}, "1 task is not a sequence"),
         ((tasks,), {"by": "ewx"}, "no way 'ewx'.*ewc"),
         ((tasks,), {"by": "ewc", "memory": 3}, "ewc keeps no rows"),
         ((tasks,), {"by": "agem", "replay_share": 0.5}, "agem mixes no kept rows in"),
         ((tasks,), {"by": "ewc", "adapters": "each"}, "shares nothing"),
         (((tasks[0], unlabelled),), {}, "has rows for causal-lm.*no label.*classification"),
+        (((tasks[0], long),), {}, "has rows for causal-lm.*no label.*classification"),
         (((tasks[0], tmp_path / "none.jsonl"),), {}, "none.jsonl"),
         ((tasks,), {"training": replace(SHORT, eval_fraction=0.0)}, "leaves no row to test on"),
     ]

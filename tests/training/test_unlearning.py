@@ -19,8 +19,8 @@ from luthier.core.contracts.unlearning import Outputs, Unlearning
 from luthier.training import Run, Training, train
 from luthier.training.adam_state import AdamState
 from luthier.training.unlearning import Unlearn, unlearn
-from luthier.training.unlearning.attribution import NewtonStep, Projection, changes, softmax_curvature
-from luthier.training.unlearning.klom import auc, klom, klom_above_null, membership
+from luthier.training.unlearning.attribution import NewtonStep, SparseProjection, changes, softmax_curvature
+from luthier.training.unlearning.klom import auc, klom, klom_above_null, margins, membership
 from support.tiny import write_rows
 
 # --- the Newton step --------------------------------------------------------------------------------
@@ -61,13 +61,13 @@ def test_its_curvature_is_the_second_derivative_of_cross_entropy():
 def test_a_projection_keeps_products_in_the_mean_and_small_gradients_whole():
     g = {"a": torch.randn(6, 30, 20), "b": torch.randn(6, 50)}
     shapes = {key: t.shape[1:] for key, t in g.items()}
-    whole = Projection(shapes, 650, 0)(g)
+    whole = SparseProjection(shapes, 650, 0)(g)
     assert whole.shape == (6, 650) and torch.equal(whole, torch.cat([t.flatten(1) for t in g.values()], 1).double())
-    products = torch.stack([p @ p.T for p in (Projection(shapes, 128, seed)(g) for seed in range(60))])
+    products = torch.stack([p @ p.T for p in (SparseProjection(shapes, 128, seed)(g) for seed in range(60))])
     error, spread = (products.mean(0) - whole @ whole.T), products.std(0) / 60**0.5
     assert (error.abs() < 5 * spread + 1e-9).all()
-    assert torch.equal(Projection(shapes, 128, 3)(g), Projection(shapes, 128, 3)(g))
-    assert not torch.equal(Projection(shapes, 128, 3)(g), Projection(shapes, 128, 4)(g))
+    assert torch.equal(SparseProjection(shapes, 128, 3)(g), SparseProjection(shapes, 128, 3)(g))
+    assert not torch.equal(SparseProjection(shapes, 128, 3)(g), SparseProjection(shapes, 128, 4)(g))
 
 
 # --- losses -----------------------------------------------------------------------------------------
@@ -106,6 +106,31 @@ def test_klom_of_equal_distributions_is_biased_and_less_its_null_is_not():
     assert found["low"] < 0 < found["high"] and abs(found["above null"]) < 0.05
     apart = klom_above_null(same[0] + 1.5, same[1], same[2])
     assert apart["low"] > 0.3 and (klom(same[0], same[0]) == 0).all()
+
+
+def test_the_interval_of_klom_is_the_jackknifes_over_models():
+    from luthier.core.numerics import student
+
+    left, right, other = np.random.default_rng(1).normal(size=(3, 4, 7))
+
+    def gap(kept: list[int]) -> float:
+        return float((klom(left[kept], right[kept]) - klom(other[kept], right[kept])).mean())
+
+    without = np.array([gap([i for i in range(4) if i != one]) for one in range(4)])
+    error = np.sqrt(3 / 4 * np.square(without - without.mean()).sum())
+    found = klom_above_null(left, right, other)
+    assert found["above null"] == pytest.approx(gap([0, 1, 2, 3]))
+    assert found["high"] - found["low"] == pytest.approx(2 * student.quantile(0.95, 3) * error)
+    with pytest.raises(lt.LuthierError, match="2, 2, 2 models; expected as many of each, and at least 3"):
+        klom_above_null(left[:2], right[:2], other[:2])
+
+
+def test_a_margin_is_the_logit_less_the_log_sum_of_the_others():
+    logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    others = logits.masked_fill(torch.nn.functional.one_hot(labels, 4).bool(), -torch.inf).logsumexp(-1)
+    np.testing.assert_allclose(margins(losses.numpy()), (logits[range(6), labels] - others).numpy(), rtol=1e-10)
+    assert np.isfinite(margins(np.zeros(2))).all()
 
 
 def test_membership_is_the_probability_of_a_lower_loss():
@@ -165,6 +190,27 @@ def test_each_way_is_measured_before_and_after_and_ascent_raises_the_loss(traine
     assert lt.trainable(again).keys() == lt.trainable(done.model).keys()
 
 
+def test_klom_above_null_of_retrained_models_is_nothing_within_its_interval(trained, tmp_path):
+    """The oracle against itself, by other seeds; and a run that goes on measures no model twice."""
+    spec = spec_of(trained, tmp_path / "run", "retrain", models=4)
+    done = unlearn(spec, progress=False)
+    for name in ("forget", "retain", "test"):
+        told = done.figures[f"{name} KLOM above null"]
+        assert told["low"] <= 0 <= told["high"] and told["low"] < told["after"] < told["high"]
+    assert len(list((tmp_path / "run" / "models").glob("*-*.json"))) == 16
+    assert unlearn(spec, resume=True, progress=False).figures == done.figures
+
+
+def test_klom_of_an_unlearning_is_of_models_of_other_seeds(trained, tmp_path):
+    done = unlearn(spec_of(trained, tmp_path / "run", "ascent", models=3, steps=12), progress=False)
+    told = done.figures["forget KLOM above null"]
+    assert told["count"] == 6 and np.isfinite([told["before"], told["after"], told["low"], told["high"]]).all()
+    noted = tmp_path / "run" / "models"
+    assert json.loads((noted / "unlearned-0.json").read_text()) != json.loads((noted / "unlearned-1.json").read_text())
+    with pytest.raises(lt.LuthierError, match="models is 2; expected 0"):
+        spec_of(trained, tmp_path / "run", "ascent", models=2)
+
+
 def trained_model(trained) -> str:
     return json.loads((Path(trained[0]) / "run.json").read_text())["run"]["model"]
 
@@ -213,6 +259,11 @@ def test_bad_rows_are_told_before_the_weights(trained, llama, additions, tmp_pat
     for changes_, said in cases:
         with pytest.raises(lt.LuthierError, match=said):
             unlearn(replace(spec, **changes_), progress=False)
+    one = [row for row in map(json.loads, Path(retain).read_text().splitlines()) if row["label"] == "a"]
+    lone = write_rows(tmp_path / "one.jsonl", one)
+    for by, more in (("retrain", {}), ("ascent", {"models": 3})):
+        with pytest.raises(lt.LuthierError, match="has no row of b, so a model that is trained on it alone"):
+            unlearn(spec_of((trained[0], forget, lone, new), tmp_path / "run", by, **more), progress=False)
     told = spec_of((str(language), additions, additions, None), tmp_path / "run", "dmm")
     rows = [json.loads(line) for line in Path(additions).read_text().splitlines()]
     parts = [write_rows(tmp_path / f"{i}.jsonl", part) for i, part in enumerate((rows[:5], rows[5:]))]

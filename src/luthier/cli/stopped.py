@@ -68,3 +68,10 @@ def self_training_stopped(out: str) -> str:
     from luthier.training.self_training.run import SPEC
 
     return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
+
+
+def sweep_stopped(out: str) -> str:
+    """Of a sweep of models that learn in context in this folder."""
+    from luthier.training.in_context.run import SPEC
+
+    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING

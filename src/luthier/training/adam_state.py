@@ -1,4 +1,4 @@
-"""Adam on an adapter's tensors with its checkpoint: for loops that draw their batches by number."""
+"""Adam with its checkpoint, for loops that draw their batches by number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from luthier.core.adapters.control import trainable
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, read_json, recover, write_json
 from luthier.core.guard import guarded
@@ -19,11 +18,10 @@ STATE, TENSORS = "state.json", "state.safetensors"
 
 
 class AdamState:
-    """Adam over the trained tensors of a model; what is told beside them goes on exactly."""
+    """Adam over tensors by name; what is told beside them goes on exactly."""
 
-    def __init__(self, model: nn.Module, lr: float, beside: Mapping[str, Tensor] | None = None) -> None:
-        """`beside` are further tensors that are trained, by other names than the adapter's."""
-        self.params = {**trainable(model), **{key: nn.Parameter(t) for key, t in (beside or {}).items()}}
+    def __init__(self, params: Mapping[str, nn.Parameter], lr: float) -> None:
+        self.params = dict(params)
         self.adam = torch.optim.Adam(self.params.values(), lr=lr)
 
     def step(self) -> None:
@@ -49,7 +47,7 @@ class AdamState:
         with guarded(f"{folder} cannot be read"):
             held = load_file(folder / TENSORS)
         if {f"tensor/{key}" for key in self.params} != {key for key in held if key.startswith("tensor/")}:
-            raise LuthierError(f"{folder} is of another adapter: its tensors are not those trained here.")
+            raise LuthierError(f"{folder} is of another training: its tensors are not those trained here.")
         with torch.no_grad():
             for key, p in self.params.items():
                 p.copy_(held.pop(f"tensor/{key}"))

@@ -65,21 +65,11 @@ def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
 
 def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
     settings = run.training
-    objective, task = run.objective, task_of(run)
+    objective = run.objective
     check_start(run)
     objective.check_form(run.form)
     _check_sources(run)
-    examples = data.load(
-        run.data,
-        skip_bad_rows=run.skip_bad_rows,
-        limit=run.limit,
-        seed=settings.seed,
-        task=task,
-        columns=columns_of(run),
-        named=run.columns,
-        preferences=judges(run),
-        prompts=prompted(run),
-    )
+    examples = read_rows(run, run.limit)
     check_kind(run, examples)
     check_serves(run, examples.task)
     train, held = divide(run, examples)
@@ -196,6 +186,21 @@ def check_serves(run: Run, task: str) -> None:
     raise LuthierError(
         f"the rows are for {task}, and {run.objective.name()} does not train for it; take another objective "
         f"({other}), or say what the rows are for (task)."
+    )
+
+
+def read_rows(run: Run, limit: int | None) -> Examples:
+    """Returns the rows of the run's data, or some of them, as it reads them; nothing is encoded."""
+    return data.load(
+        run.data,
+        skip_bad_rows=run.skip_bad_rows,
+        limit=limit,
+        seed=run.training.seed,
+        task=task_of(run),
+        columns=columns_of(run),
+        named=run.columns,
+        preferences=judges(run),
+        prompts=prompted(run),
     )
 
 

@@ -78,10 +78,14 @@ class MetaCommand(Fitted):
 
         done = meta_learn(self.resolved(given), resume=self.resume, overwrite=self.overwrite, progress=not self.json)
         if self.json:
-            say_json({"folder": str(done.folder), "adapter": str(done.adapter), "figures": done.figures})
+            told = {"folder": str(done.folder), "adapter": str(done.adapter)}
+            say_json({**told, "figures": done.figures, "gains": done.gains})
             return
         rows = [(name, way, *told(each)) for name, ways in done.figures.items() for way, each in ways.items()]
         table(("model", "", "loss in new domains", "95% interval over episodes", "IoU", "")[: len(rows[0])], rows)
+        for way, each in done.gains.items():
+            span = f"{each['low']:.4f} to {each['high']:.4f}"
+            say(f"{way}: {self.by} is {each['loss']:.4f} ({span}) below joint training in the same episodes")
         say(f"\n{done.adapter} holds the adapter.")
 
     def resolved(self, given: Given) -> MetaRun:

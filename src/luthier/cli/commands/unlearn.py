@@ -23,7 +23,8 @@ class UnlearnCommand(Fitted):
     dmm predicts what the model would say without the rows, from projected gradients, and matches that; ascent raises
     their loss; kl does so and stays near the model on the rows to retain; retrain trains again without them, which the
     others are measured by. Loss and accuracy on rows to forget, retained and new rows, and a membership test (with
-    --test) are told before and after. Stopped, it goes on with --resume.
+    --test) are told before and after; with --models also how far the margins are from those of retrained models, KLOM
+    less its null, which is 0 for retraining. Stopped, it goes on with --resume.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -31,6 +32,7 @@ class UnlearnCommand(Fitted):
         "luthier unlearn minilm-l6 --adapter run --forget f.jsonl --retain r.jsonl --test t.jsonl --steps 100",
         "luthier unlearn smollm2-135m --adapter run --forget f.jsonl --retain r.jsonl --by kl --beta 2 --lr 1e-4",
         "luthier unlearn minilm-l6 --adapter run --forget f.jsonl --retain r.jsonl --by retrain --out oracle --json",
+        "luthier unlearn minilm-l6 --adapter run --forget f.jsonl --retain r.jsonl --test t.jsonl --models 5",
     )
 
     model: str
@@ -72,6 +74,8 @@ class UnlearnCommand(Fitted):
             span = f"{each['low']:.3f} to {each['high']:.3f}" if "low" in each else None
             rows.append((name, f"{each['before']:.3f}", f"{each['after']:.3f}", span, each.get("count")))
         table(("", "before", "after", "95% interval after", "rows"), rows)
+        if any("KLOM" in name for name in done.figures):
+            say("\nKLOM's interval is over models (Student's t, jackknife); 0 is what retrained models have.")
         say(f"\n{done.adapter} holds the adapter after {done.steps:,} steps.")
 
     def resolved(self, given: Given) -> Unlearn:

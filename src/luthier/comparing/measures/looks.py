@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.comparing.measures import student
 from luthier.comparing.measures.bootstrap import sizes
 from luthier.comparing.measures.significance import (
     EQUAL,
@@ -35,6 +34,7 @@ from luthier.comparing.measures.significance import (
 )
 from luthier.comparing.record import Record, groups
 from luthier.core.files import read_json
+from luthier.core.numerics import student
 
 if TYPE_CHECKING:
     import numpy as np

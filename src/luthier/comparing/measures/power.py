@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from luthier.comparing.measures import student
+from luthier.core.numerics import student
 
 if TYPE_CHECKING:
     import numpy as np

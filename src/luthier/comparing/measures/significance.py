@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.comparing.measures import power, student
+from luthier.comparing.measures import power
 from luthier.comparing.measures.bootstrap import redrawn, sizes
 from luthier.comparing.record import Record
+from luthier.core.numerics import student
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,7 +30,10 @@ def _answers(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor
     given = {key: t.to(device) for key, t in batch.items() if key != "labels"}
     labels = batch["labels"].to(device)[:, 1:]
     first = int(labels.ne(IGNORED).any(0).float().argmax())
-    logits = model(**given).logits[:, first:-1]
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:  # the prompts are not asked for
+        logits = model(**given, logits_to_keep=labels.shape[1] + 1 - first).logits[:, :-1]
+    else:
+        logits = model(**given).logits[:, first:-1]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)), labels[:, first:]
 
 

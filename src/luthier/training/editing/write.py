@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.core.adapters.control import trainable
 from luthier.core.contracts.editing import Editing
 from luthier.core.errors import LuthierError
 from luthier.training.adam_state import AdamState
@@ -42,7 +43,7 @@ class Writer:
         self.model, self.editing, self.size = model, editing, size
         self.rows = [encoded(fact.prompt, fact.target, tokenizer, end=True) for fact in facts]
         self.pad = pad_of(tokenizer)
-        self.adam = AdamState(model, editing.lr)
+        self.adam = AdamState(trainable(model), editing.lr)
         self.params = self.adam.params
         self.progress = Progress()
 
@@ -56,7 +57,7 @@ class Writer:
             if not torch.isfinite(loss):
                 raise LuthierError(f"the loss became {float(loss)}; lower lr ({self.editing.lr:g}).")
             loss.backward()
-            total += float(loss)
+            total += loss.item()
         if self.editing.skips(total):
             self.adam.adam.zero_grad()
         else:

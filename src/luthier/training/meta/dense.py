@@ -73,15 +73,15 @@ def learn_masks(spec: MetaRun, *, resume: bool, overwrite: bool, progress: bool)
         sets = {"joint": (ALL,)} if spec.baseline else {}
         adam = None
         for name, owners in {**sets, spec.meta.name(): tuple(kind.name for kind in kinds)}.items():
-            beside = {f"{TASKS}{owner}/{key}": p.clone() for owner in owners for key, p in start.items()}
-            adam = AdamState(loaded.model, spec.lr, {**beside, **{key: p.clone() for key, p in untrained.items()}})
+            beside = {f"{TASKS}{owner}/{key}": p for owner in owners for key, p in start.items()}
+            adam = AdamState({key: nn.Parameter(p.clone()) for key, p in {**beside, **untrained}.items()}, spec.lr)
             trained(spec, adam, folder / f"state-{name}", console, _stepper(spec, adam, logits, kinds, list(start)))
             pictures = folder / PICTURES if name == spec.meta.name() else None
             figures[name] = _measured(spec, logits, mean_of(adam.params, owners, list(start)), tests, pictures)
         assert adam is not None
         _save(spec, loaded, adam, kinds, list(start), folder, figures)
         replace_json(folder / RESULT, {"by": spec.meta.name(), "figures": figures})
-        return MetaLearned(folder, folder / ADAPTER, figures, loaded.model, loaded.processor)
+        return MetaLearned(folder, folder / ADAPTER, figures, {}, loaded.model, loaded.processor)
 
 
 def _widths(spec: MetaRun, loaded: Loaded, grid: int) -> tuple[int, ...]:

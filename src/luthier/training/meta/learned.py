@@ -22,5 +22,8 @@ class MetaLearned:
     adapted also `calibration`, the expected calibration error of the answer's tokens.
     Of masks the ways are `shuffled`, `as it is` and `adapted`, the loss that of a pixel, and beside it `iou`, with
     `iou_low` and `iou_high`."""
+    gains: dict[str, dict[str, float]]
+    """By way: by how much the meta-learner's `loss` is below that of joint training in the same episodes, with `low`
+    and `high` of the 95% interval of the mean difference; empty without joint training, and of masks."""
     model: Any
     processor: Any

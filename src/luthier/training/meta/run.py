@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -57,16 +58,19 @@ def meta_learn(spec: MetaRun, *, resume: bool = False, overwrite: bool = False, 
         set_seed(spec.seed)
         attach(loaded.model, spec.form, spec.where, NAME)
         start = {key: p.detach().clone() for key, p in trainable(loaded.model).items()}
-        figures = {"base": _measured(spec, loaded, tests, {})}
+        found = {"base": _measured(spec, loaded, tests, {})}
         none = type(spec.meta).from_dict({**spec.meta.to_dict(), **spec.meta.neutral})
         learners = {"joint": none} if spec.baseline else {}
         for name, method in {**learners, spec.meta.name(): spec.meta}.items():
             _put(loaded, start)
-            beside = method.begin(trainable(loaded.model))
-            adam = AdamState(loaded.model, spec.lr, beside)
+            own = trainable(loaded.model)
+            beside = {key: torch.nn.Parameter(t) for key, t in method.begin(own).items()}
+            adam = AdamState({**own, **beside}, spec.lr)
             step = partial(_outer_step, spec, method, adam, loss_of(loaded), _collator(loaded), domains)
             trained(spec, adam, folder / f"state-{name}", console, step)
-            figures[name] = _measured(spec, loaded, tests, {key: adam.params[key].detach() for key in beside})
+            found[name] = _measured(spec, loaded, tests, {key: adam.params[key].detach() for key in beside})
+        figures = {name: each.figures(spec.seed) for name, each in found.items()}
+        gains = _gains(found["joint"], found[spec.meta.name()], spec.seed) if spec.baseline else {}
         store.save(
             loaded.model,
             folder / ADAPTER,
@@ -75,8 +79,9 @@ def meta_learn(spec: MetaRun, *, resume: bool = False, overwrite: bool = False, 
             measured={"steps": spec.steps, "task": "causal-lm", "meta": figures},
             base_license=licence_of(spec.model),
         )
-        replace_json(folder / RESULT, {"by": spec.meta.name(), "figures": figures})
-        return MetaLearned(folder, folder / ADAPTER, figures, loaded.model, loaded.processor)
+        told = {"figures": figures, "gains": gains, "episodes": {name: each.losses for name, each in found.items()}}
+        replace_json(folder / RESULT, {"by": spec.meta.name(), **told})
+        return MetaLearned(folder, folder / ADAPTER, figures, gains, loaded.model, loaded.processor)
 
 
 @torch.no_grad()
@@ -130,13 +135,31 @@ def _collator(loaded: Loaded) -> Any:
     return data.collator_for("causal-lm", loaded.processor)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The loss of each episode by way, and the calibration error of what is adapted."""
+
+    losses: dict[str, list[float]]
+    calibration: float
+
+    def figures(self, seed: int) -> dict[str, dict[str, float]]:
+        """Returns the mean loss of each way with its interval, and the calibration."""
+        made = {way: interval(np.asarray(values), seed) for way, values in self.losses.items()}
+        made["adapted"]["calibration"] = self.calibration
+        return made
+
+
+def _gains(joint: Measured, learner: Measured, seed: int) -> dict[str, dict[str, float]]:
+    """Joint training's loss less the learner's, episode by episode."""
+    return {way: interval(np.asarray(values) - np.asarray(learner.losses[way]), seed)
+            for way, values in joint.losses.items()}  # fmt: skip
+
+
 SAMPLES = 8
 """Adapters that predictions are averaged over, where a method draws them."""
 
 
-def _measured(
-    spec: MetaRun, loaded: Loaded, tests: Sequence[Domain], beside: Mapping[str, Tensor]
-) -> dict[str, dict[str, float]]:
+def _measured(spec: MetaRun, loaded: Loaded, tests: Sequence[Domain], beside: Mapping[str, Tensor]) -> Measured:
     """The loss in episodes of new domains: as it is, after the inner loop, and with the demonstrations before."""
     said, collate = said_of(loaded), _collator(loaded)
     loss, params = loss_of(loaded), {**trainable(loaded.model), **beside}
@@ -161,6 +184,4 @@ def _measured(
             found["adapted"].append(float(-chances.gather(-1, labels[:, None]).log().mean()))
             sure.append(chances.amax(-1).cpu())
             right.append(chances.argmax(-1).eq(labels).cpu())
-    made = {way: interval(np.asarray(values), spec.seed) for way, values in found.items()}
-    made["adapted"]["calibration"] = calibration_error(torch.cat(sure).numpy(), torch.cat(right).numpy(), bins=10)
-    return made
+    return Measured(found, calibration_error(torch.cat(sure).numpy(), torch.cat(right).numpy(), bins=10))

@@ -152,7 +152,7 @@ class Work:
         with torch.no_grad():
             for key, p in trainable(self.model).items():
                 p.copy_(self.start[key])
-        adam, state = AdamState(self.model, self.spec.lr), self.folder / f"state-{name.replace(' ', '-')}"
+        adam, state = AdamState(trainable(self.model), self.spec.lr), self.folder / f"state-{name.replace(' ', '-')}"
         told = adam.load(state) or {"steps": 0, "weight": {}}
         bar = counted(self.console, name)
         bar.disable = not self.console.is_terminal

@@ -16,7 +16,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.lazy import chained
 from luthier.data.labels import labels_in_order
 from luthier.training.folder import tokens_of
-from luthier.training.prepare import Prepared, prepare, processes
+from luthier.training.prepare import Prepared, prepare, processes, read_rows
 from luthier.training.sequences.memory import Kept, repeated, reservoir
 from luthier.training.sequences.spec import TaskSequence, check_run
 from luthier.training.spec import Run
@@ -111,9 +111,15 @@ def planned(run: Run, spec: TaskSequence) -> Plan:
         tests = spec.tests[number] if spec.tests else None
         out = str(Path(run.out) / "tasks" / f"{number + 1}-{name_of(source)}")
         own = dataclasses.replace(run, data=source, eval_data=tests, out=out)
+        if read:  # before its rows are encoded, which fails for reasons of another kind
+            check_kind(own, read_rows(own, 1), *read[0])
         read.append((own, prepare(own)))
-    check_alike(read)
+    check_held(read)
     labels = sorted({name for _, p in read for name in p.examples.labels or []}) or None
+    if labels is not None and len(labels) < 2:
+        raise LuthierError(
+            f"all tasks together have one class ({labels[0]}), so there is nothing to tell apart; expected two or more."
+        )
     tasks = [_task(number, own, prepared, labels) for number, (own, prepared) in enumerate(read)]
     return Plan(run, spec, tasks, labels, _notes(tasks, [prepared.examples.labels for _, prepared in read]))
 
@@ -123,16 +129,19 @@ def name_of(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).stem).strip("-")[:40] or "task"
 
 
-def check_alike(read: Sequence[tuple[Run, Prepared]]) -> None:
-    """Raises for tasks that one model cannot be fitted to, and for those without rows to test on."""
-    first, prepared = read[0]
+def check_kind(run: Run, rows: Examples, first: Run, prepared: Prepared) -> None:
+    """Raises for rows of another kind than those of the first task."""
+    if rows.task != prepared.task or (rows.labels is None) != (prepared.examples.labels is None):
+        without = "" if rows.labels else " (its rows have no label)"
+        raise LuthierError(
+            f"{run.data} has rows for {rows.task}{without}, and {first.data} for {prepared.task}; one model is "
+            "fitted to all tasks, so they must be of one kind. Say which columns are meant (columns)."
+        )
+
+
+def check_held(read: Sequence[tuple[Run, Prepared]]) -> None:
+    """Raises for tasks without rows to test on."""
     for run, other in read:
-        if other.task != prepared.task or (other.examples.labels is None) != (prepared.examples.labels is None):
-            without = "" if other.examples.labels else " (its rows have no label)"
-            raise LuthierError(
-                f"{run.data} has rows for {other.task}{without}, and {first.data} for {prepared.task}; one model is "
-                "fitted to all tasks, so they must be of one kind. Say which columns are meant (columns)."
-            )
         if other.held is None:
             raise LuthierError(
                 f"{run.data} leaves no row to test on; give tests, one source for each task, or hold a share of the "

@@ -13,7 +13,7 @@ from luthier.core.contracts.example import Examples
 from luthier.core.sites.probe import eval_mode
 from luthier.data.labels import labels_in_order
 from luthier.models import Loaded
-from luthier.training.per_sample import log_loss
+from luthier.training.row_gradients import log_loss
 from luthier.training.sequences.prepare import Plan, Task
 
 Scorer = Callable[[Any, Any, Examples, str], list[float]]

@@ -14,8 +14,8 @@ from luthier.data.labels import labels_in_order
 from luthier.models import Loaded
 from luthier.training.attachment import attach_all
 from luthier.training.penalised import read_state, write_state
-from luthier.training.per_sample import fisher_diagonal
 from luthier.training.prepare import Prepared
+from luthier.training.row_gradients import fisher_diagonal
 from luthier.training.sequences.memory import drawn
 from luthier.training.sequences.prepare import Plan
 from luthier.training.session import Session

@@ -15,11 +15,12 @@ COPIES = 4
 """Places of the projection that each entry of a gradient goes to."""
 
 
-class Projection:
+class SparseProjection:
     """Sparse random projection of an adapter's gradients to k numbers, whose products are right in the mean.
 
     Each entry goes to `COPIES` places with random signs, 1/√COPIES each (Kane and Nelson 2014); gradients of at most k
-    entries stay as they are. The draws follow from the seed and the tensors' names.
+    entries stay as they are. The draws follow from the seed and the tensors' names. That of `core.sites.per_sample` is
+    dense and two-sided, for weights of whole layers, whose row gradients are never formed; here they are.
     """
 
     def __init__(self, shapes: Mapping[str, torch.Size], dimension: int, seed: int) -> None:

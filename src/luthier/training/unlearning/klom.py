@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from luthier.core.numerics.resampling import mean_interval
+from luthier.core.errors import LuthierError
+from luthier.core.numerics import student
 
 BINS = 20
 RESAMPLES = 1000
+LEAST = 3
+"""Models of each kind."""
+SMALLEST = 1e-7
+"""The loss that a margin is taken of at least: below it, float32 does not tell losses from 0."""
 
 
 def klom(unlearned: np.ndarray, retrained: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -27,23 +32,36 @@ def klom(unlearned: np.ndarray, retrained: np.ndarray, bins: int = BINS) -> np.n
 
 
 def klom_above_null(
-    unlearned: np.ndarray, retrained: np.ndarray, null: np.ndarray, seed: int = 0, bins: int = BINS
+    unlearned: np.ndarray, retrained: np.ndarray, null: np.ndarray, bins: int = BINS
 ) -> dict[str, float]:
-    """Returns KLOM of unlearned models less that of other retrained ones (`null`), with its 95% interval over rows.
+    """Returns KLOM of unlearned models less that of other retrained ones (`null`), with its 95% interval over models.
 
-    All are margins [models, rows]; `null` and `unlearned` are of as many models, so the bias of the estimate is the
-    same and drops out: for models that were retrained themselves the difference is 0 up to chance.
+    All are margins [models, rows], of as many models each, so the bias of the estimate is the same and drops out: for
+    models that were retrained themselves the difference is 0 up to chance. Rows share their models, so the interval is
+    not one over rows: it is Student's t with the jackknife's standard error, leaving out one model of each kind at a
+    time. Raises `LuthierError` for other than equal numbers of at least 3 models.
     """
-    raw, chance = klom(unlearned, retrained, bins), klom(null, retrained, bins)
-    apart = raw - chance
-    low, high = mean_interval(apart, seed)
-    return {
-        "klom": float(raw.mean()),
-        "null": float(chance.mean()),
-        "above null": float(apart.mean()),
-        "low": low,
-        "high": high,
-    }
+    count = len(unlearned)
+    if count < LEAST or len(retrained) != count or len(null) != count:
+        told = ", ".join(str(len(each)) for each in (unlearned, retrained, null))
+        raise LuthierError(f"KLOM is of {told} models; expected as many of each, and at least {LEAST}.")
+    raw, chance = klom(unlearned, retrained, bins).mean(), klom(null, retrained, bins).mean()
+    without = []
+    for one in range(count):
+        left, right, other = (np.delete(each, one, 0) for each in (unlearned, retrained, null))
+        without.append((klom(left, right, bins) - klom(other, right, bins)).mean())
+    error = np.sqrt((count - 1) * np.var(without))
+    reach = student.quantile(0.95, count - 1) * error
+    apart = float(raw - chance)
+    span = {"low": apart - float(reach), "high": apart + float(reach)}
+    return {"klom": float(raw), "null": float(chance), "above null": apart, **span}
+
+
+def margins(losses: np.ndarray) -> np.ndarray:
+    """Returns log(p / (1 - p)) of p = exp(-loss), of any shape: a classifier's logit of the right class less the
+    log-sum-exp of the others."""
+    least = np.maximum(losses, SMALLEST)
+    return -least - np.log(-np.expm1(-least))
 
 
 def membership(members: np.ndarray, others: np.ndarray, seed: int = 0) -> dict[str, float]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from luthier.core.adapters.control import trainable
 from luthier.core.sites.probe import eval_mode
 from luthier.models import Loaded
-from luthier.training.per_sample import Trust, log_loss, row_gradients
-from luthier.training.unlearning.attribution import NewtonStep, Projection, changes, softmax_curvature
+from luthier.training.row_gradients import Trust, log_loss, row_gradients
+from luthier.training.unlearning.attribution import NewtonStep, SparseProjection, changes, softmax_curvature
 from luthier.training.unlearning.spec import Unlearn
 
 SIZE = 16
@@ -29,7 +29,7 @@ def predicted(
     """
     method: Any = spec.unlearning
     shapes = {key: p.shape for key, p in trainable(loaded.model).items()}
-    project = Projection(shapes, method.dimension, spec.seed)
+    project = SparseProjection(shapes, method.dimension, spec.seed)
     newton, trust = NewtonStep(project.dimension), Trust()
     for batch in _batches(collate, own["retain"]):
         newton.stays(jacobian(loaded.model, batch, project, trust), softmax_curvature(logits_of(loaded, batch)))
@@ -47,7 +47,7 @@ def predicted(
     return found
 
 
-def jacobian(model: Any, batch: Mapping[str, Any], project: Projection, trust: Trust) -> Tensor:
+def jacobian(model: Any, batch: Mapping[str, Any], project: SparseProjection, trust: Trust) -> Tensor:
     """Returns the projected gradients of each logit of each row, [rows, classes, k], one class at a time."""
     classes = int(model.config.num_labels)
     found = []

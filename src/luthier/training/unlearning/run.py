@@ -34,16 +34,18 @@ from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
 from luthier.training.beginning import begin
 from luthier.training.folder import read_run
-from luthier.training.per_sample import log_loss
 from luthier.training.progress import quiet
+from luthier.training.row_gradients import log_loss
 from luthier.training.run import train
 from luthier.training.spec import Run
 from luthier.training.unlearning.klom import membership
+from luthier.training.unlearning.many import check_classes, klom_figures
 from luthier.training.unlearning.match import predicted
 from luthier.training.unlearning.spec import Unlearn
 
-SPEC, RESULT, STATE, ADAPTER, RETRAINED = "unlearn.json", "unlearned.json", "state", "adapter", "retrained"
-WRITTEN = (STATE, ADAPTER, RETRAINED, RESULT)
+SPEC, RESULT, STATE, ADAPTER = "unlearn.json", "unlearned.json", "state", "adapter"
+RETRAINED, MODELS = "retrained", "models"
+WRITTEN = (STATE, ADAPTER, RETRAINED, MODELS, RESULT)
 Features = Sequence[dict[str, Any]]
 CLASSIFIERS = ("classification", "image-classification", "audio-classification")
 
@@ -72,7 +74,8 @@ class Unlearned:
     steps: int
     figures: dict[str, dict[str, float]]
     """By name, `before` and `after`: loss and accuracy on the rows to forget, the retained and the new ones, and the
-    AUC of the membership test with its interval after."""
+    AUC of the membership test with its interval after. With `models` also KLOM above its null by set, with its interval
+    over models."""
     model: Any
     processor: Any
 
@@ -91,7 +94,7 @@ def unlearn(spec: Unlearn, *, resume: bool = False, overwrite: bool = False, pro
         prints = {"forget": rows.forget.fingerprint, "retain": rows.retain.fingerprint}
         here = {"unlearn": spec.to_dict(), "data": prints}
         begin(folder, SPEC, here, "unlearning", overwrite, (folder / name for name in WRITTEN))
-        loaded = load(spec, run, rows)
+        loaded = _loaded(spec.adapter, run, rows)
         before = _measured(loaded, rows)
         if spec.unlearning.retrains:
             loaded = _retrained(spec, run, folder, resume, progress)
@@ -99,7 +102,26 @@ def unlearn(spec: Unlearn, *, resume: bool = False, overwrite: bool = False, pro
         else:
             steps = _lowered(spec, loaded, rows, folder, console)
         after = _measured(loaded, rows)
-        return _finish(spec, run, loaded, rows, folder, int(steps), _figures(rows, before, after, spec.seed))
+        figures = _figures(rows, before, after, spec.seed)
+        figures |= _over_models(spec, run, rows, folder / MODELS, console) if spec.models else {}
+        return _finish(spec, run, loaded, rows, folder, int(steps), figures)
+
+
+def _over_models(spec: Unlearn, run: Run, rows: Rows, folder: Path, console: Console) -> dict[str, dict[str, float]]:
+    """KLOM over models of other seeds."""
+    folder.mkdir(exist_ok=True)
+
+    def losses(one: Run) -> dict[str, np.ndarray]:
+        console.print(f"{Path(one.out).name}: trained", highlight=False)
+        return {name: each for name, (each, _) in _measured(_loaded(one.out, one, rows), rows).items()}
+
+    def lowered(own: Unlearn, one: Run) -> dict[str, np.ndarray]:
+        loaded = _loaded(one.out, one, rows)
+        _lowered(own, loaded, rows, Path(own.out), Console(quiet=True))
+        console.print(f"{Path(own.out).name}: unlearned", highlight=False)
+        return {name: each for name, (each, _) in _measured(loaded, rows).items()}
+
+    return klom_figures(spec, run, folder, losses, lowered)
 
 
 def trained_run(spec: Unlearn) -> Run:
@@ -126,6 +148,7 @@ def read_rows(spec: Unlearn, run: Run) -> Rows:
     read = {name: data.load(getattr(spec, name), **settings) for name in ("forget", "retain", "test")
             if getattr(spec, name) is not None}  # fmt: skip
     check_rows(spec, run, read, known)
+    check_classes(spec, known.labels, read["retain"].labels)
     if spec.unlearning.matches and known.labels is None:
         raise LuthierError(
             f"{spec.unlearning.name()} predicts every logit of a row, and a model for {task} has as many as its "
@@ -166,9 +189,9 @@ def check_rows(spec: Unlearn, run: Run, read: Mapping[str, Examples], known: Exa
             )
 
 
-def load(spec: Unlearn, run: Run, rows: Rows) -> Loaded:
-    """Loads the base with the adapter."""
-    folder = adapter_folder(spec.adapter)
+def _loaded(adapter: str, run: Run, rows: Rows) -> Loaded:
+    """The base with the adapter of a run folder."""
+    folder = adapter_folder(adapter)
     labels = format_.read(folder)["measured"].get("labels")
     loaded = models.load(run.model, task=rows.task, dtype=run.training.precision, labels=labels, attn=run.training.attn)
     store.load(loaded.model, folder, run.name)
@@ -177,7 +200,7 @@ def load(spec: Unlearn, run: Run, rows: Rows) -> Loaded:
 
 def _lowered(spec: Unlearn, loaded: Loaded, rows: Rows, folder: Path, console: Console) -> int:
     """Lowers the method's loss, from where it stands, with gradients clipped to the norm 1; returns the steps."""
-    method, adam = spec.unlearning, AdamState(loaded.model, spec.lr)
+    method, adam = spec.unlearning, AdamState(trainable(loaded.model), spec.lr)
     own = {name: labels_in_order(rows.encoded[name], rows.labels, loaded.model.config)
            for name in ("forget", "retain")}  # fmt: skip
     fixed = _fixed(spec, loaded, rows, own, console)

@@ -9,6 +9,7 @@ from typing import Any
 from luthier.core.contracts.component import check_fields
 from luthier.core.contracts.unlearning import Unlearning
 from luthier.core.errors import LuthierError
+from luthier.training.unlearning.klom import LEAST
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Unlearn:
     """Rows to forget in a step, and as many retained ones."""
     save_every: int = 10
     """Steps between checkpoints."""
+    models: int = 0
+    """Models of each kind that KLOM is measured over, 0 or at least 3: trained on all rows, unlearned, retrained, and
+    retrained again for the null, each with a seed of its own."""
     seed: int = 0
     """The seed of the rows of each step, and of the projection."""
 
@@ -44,6 +48,8 @@ class Unlearn:
         for name in ("steps", "batch", "save_every"):
             if getattr(self, name) < 1:
                 raise LuthierError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.models and self.models < LEAST:
+            raise LuthierError(f"models is {self.models}; expected 0 (KLOM is not measured) or at least {LEAST}.")
         if not self.lr > 0:
             raise LuthierError(f"lr is {self.lr}; expected a number above 0.")
 

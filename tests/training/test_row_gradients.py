@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import luthier as lt
-from luthier.training import per_sample
+from luthier.training import row_gradients
 from support.architectures import ARCHITECTURES
 
 
@@ -41,7 +41,7 @@ def alone(model, batch) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name, form", [("llama", lt.LoRA(rank=2)), ("bert", lt.LoRA(rank=2)), ("llama", lt.LoReFT())])
 def test_rows_of_a_padded_batch_have_the_gradients_that_they_have_alone(name, form):
     model, batch = adapted(name, form)
-    (found,) = per_sample.row_gradients(model, [batch], per_sample.log_loss)
+    (found,) = row_gradients.row_gradients(model, [batch], row_gradients.log_loss)
     wanted = alone(model, batch)
     assert max(float(t.abs().max()) for t in wanted.values()) > 1e-3
     for key, expected in wanted.items():
@@ -50,7 +50,7 @@ def test_rows_of_a_padded_batch_have_the_gradients_that_they_have_alone(name, fo
 
 def test_fisher_is_the_mean_of_squares_and_not_the_square_of_the_mean():
     model, batch = adapted("bert", lt.LoRA(rank=2))
-    found, wanted = per_sample.fisher_diagonal(model, [batch]), alone(model, batch)
+    found, wanted = row_gradients.fisher_diagonal(model, [batch]), alone(model, batch)
     for key, rows in wanted.items():
         torch.testing.assert_close(found[key], rows.square().mean(0), rtol=1e-6, atol=1e-12)
     apart = sum(float((found[key] - rows.mean(0).square()).abs().sum()) for key, rows in wanted.items())
@@ -60,9 +60,9 @@ def test_fisher_is_the_mean_of_squares_and_not_the_square_of_the_mean():
 def test_a_batched_pass_that_differs_is_not_believed(monkeypatch):
     """Positions such as f7+l7 follow from the mask, which the batched pass hides: rows are then gone through alone."""
     model, batch = adapted("bert", lt.LoRA(rank=2))
-    true = per_sample._batched
-    monkeypatch.setattr(per_sample, "_batched", lambda *args: {k: 1.01 * g for k, g in true(*args).items()})
-    (found,) = per_sample.row_gradients(model, [batch], per_sample.log_loss)
+    true = row_gradients._batched
+    monkeypatch.setattr(row_gradients, "_batched", lambda *args: {k: 1.01 * g for k, g in true(*args).items()})
+    (found,) = row_gradients.row_gradients(model, [batch], row_gradients.log_loss)
     for key, expected in alone(model, batch).items():
         torch.testing.assert_close(found[key], expected, rtol=1e-6, atol=1e-9)
 
@@ -71,5 +71,5 @@ def test_modes_and_gradients_are_left_as_they_were():
     model, batch = adapted("bert", lt.LoRA(rank=2))
     model.train()
     model.zero_grad()
-    list(per_sample.row_gradients(model, [batch], per_sample.log_loss))
+    list(row_gradients.row_gradients(model, [batch], row_gradients.log_loss))
     assert model.training and all(p.grad is None for p in lt.trainable(model).values())
