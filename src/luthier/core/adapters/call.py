@@ -117,6 +117,8 @@ class Call:
         if self.past:
             self.query = QUERIES.of(self.cache)
             return
+        if x.shape[1] != self.length:  # frames or patches, of which no prompt is known
+            return
         asked = self._of_prompt()
         if asked.shape[1] > self.length:
             raise LuthierError(
