@@ -108,9 +108,9 @@ def test_the_command(plan, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert main(["train", file]) == 0
     assert "6 adapters: wide, weights, edit" in capsys.readouterr().out
-    assert main(["train", file]) == 1 and "holds a run" in capsys.readouterr().err.replace("\n", " ")
+    assert main(["train", file]) == 2 and "wide holds a run already" in capsys.readouterr().err.replace("\n", " ")
     assert main(["train", file, "--resume"]) == 0
-    assert main(["train", file, "--lr", "1e-3"]) == 1
+    assert main(["train", file, "--lr", "1e-3"]) == 2
     assert "says lr for each" in capsys.readouterr().err.replace("\n", " ")
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from luthier.core.errors import LuthierError
+from luthier.training.folder import holds_run
 from luthier.training.planfile import read_plan
 from luthier.training.result import Result
 from luthier.training.session import Session
@@ -36,6 +37,10 @@ def train_at_once(
 
     One that fails leaves the others alone. Raises `LuthierError` at the end, with all that failed.
     """
+    if used := [run.folder for run in runs if holds_run(run.folder) and not (resume or overwrite)]:
+        raise LuthierError(
+            f"{used[0]} holds a run already: go on with it (resume), replace it (overwrite), or choose another out."
+        )
     groups: dict[object, list[int]] = {}
     for number, run in enumerate(runs):
         reason = why_alone(run)
