@@ -11,14 +11,14 @@ from typing import Any, Generic, TypeVar
 from fastapi import APIRouter
 from fastapi import Request as Call
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from luthier.serving.http.bodies import parsed
 from luthier.serving.http.refusal import Refusal
-from luthier.serving.training_api.bodies import Body
 from luthier.serving.training_api.service import LARGEST_BODY, TrainingService
 from luthier.serving.training_api.tenants import Tenant
 
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=BaseModel)
 
 
 def tenant_of(service: TrainingService, call: Call) -> Tenant:
