@@ -11,7 +11,12 @@ from luthier.comparing.plan import Job
 from luthier.comparing.with_peft import fit_peft
 from luthier.core.adapters.control import disabled
 from luthier.training.command import command
+from luthier.training.result import Result
 from luthier.training.run import train
+from luthier.training.spec import Run
+
+Train = Callable[[Run], Result]
+"""Trains a run of Luthier's, or goes on with it."""
 
 
 def fit(job: Job) -> Fitted:
@@ -20,8 +25,13 @@ def fit(job: Job) -> Fitted:
 
 
 def _luthier(job: Job) -> Fitted:
+    return fitted(job, lambda run: train(run, resume=True, progress=False))
+
+
+def fitted(job: Job, trained: Train) -> Fitted:
+    """The job's model, fitted by Luthier."""
     run = job.run
-    result = train(run, resume=True, progress=False)
+    result = trained(run)
     losses, evals = curves(run.folder)
     return Fitted(
         model=result.model,

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import filelock
 from rich.console import Console
 
+from luthier.comparing.at_once import Fits, groups, make_at_once, told
 from luthier.comparing.fit import fit
-from luthier.comparing.fitted import Fitted
-from luthier.comparing.folder import STUDY, prepared
-from luthier.comparing.measures.costs import costs
+from luthier.comparing.folder import prepared
+from luthier.comparing.measured import record_of
 from luthier.comparing.measures.foresight import foreseen
-from luthier.comparing.measures.forgetting import forgetting
-from luthier.comparing.measures.intruders import intruders
-from luthier.comparing.measures.scores import tested
 from luthier.comparing.plan import Job, Plan
-from luthier.comparing.progress import shown
+from luthier.comparing.progress import Bar, shown
 from luthier.comparing.record import FILE, Record, records, write
 from luthier.comparing.report import latex, markdown
 from luthier.comparing.report.table import save
@@ -36,9 +33,8 @@ from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
 from luthier.core.notebook import table
 from luthier.data import Examples
-from luthier.methods.objectives.sft import SFT
-from luthier.training.folder import versions
 from luthier.training.report import resolved_settings
+from luthier.training.together.request import Alone
 
 PILOT = 2
 """Seeds after which it is told what the rest could show."""
@@ -91,6 +87,7 @@ def compare(
     until_told: float | None = None,
     most_seeds: int | None = None,
     hours: float | None = None,
+    together: int = 1,
     progress: bool = True,
 ) -> Comparison:
     """Runs a study in the folder `out`, or resumes the one there, and writes its report.
@@ -98,7 +95,8 @@ def compare(
     `study` is a `Study` or a file that holds one (see `luthier.comparing.study`); with `data`, it is a model to
     compare methods on. What else is given goes before what the study says; `seeds` are a number of them or a list.
     With `until_told`, a margin of the score, seeds are added until every two methods are told apart or shown to differ
-    by less, at most `most_seeds` and for at most that many `hours`.
+    by less, at most `most_seeds` and for at most that many `hours`. `together` runs of one base are trained at once, in
+    passes that they share over one copy of it; what cannot share them is told and made by itself.
     Runs that are finished are not repeated; runs that another process is making are left to it, and a run that
     diverges or finds no memory does not stop the others.
 
@@ -109,23 +107,28 @@ def compare(
     given = {"methods": methods, "seeds": seeds, "budget": budget, "training": training, "held": held}
     given |= {"tune": tune, "tune_steps": tune_steps}
     given |= {"until_told": until_told, "most_seeds": most_seeds, "hours": hours}
-    return carry_out(study_of(study, data, test, {k: v for k, v in given.items() if v is not None}), out, progress)
+    return carry_out(
+        study_of(study, data, test, {k: v for k, v in given.items() if v is not None}), out, progress, together
+    )
 
 
-def carry_out(study: Study, out: str | Path, progress: bool) -> Comparison:
+def carry_out(study: Study, out: str | Path, progress: bool, together: int = 1) -> Comparison:
     """Returns `compare`, for a study that is made."""
+    if together < 1:
+        raise LuthierError(f"together is {together}; expected the number of runs to train at once, at least 1.")
     folder, started = Path(out).expanduser(), time.monotonic()
     planned = prepared(study, folder)
     console = Console(stderr=True, quiet=not progress)
     for note in dict.fromkeys(note for each in planned.data.values() for note in each.notes):
         console.print(note, highlight=False)
+    runs = partial(run_all, together=together)
     for line in taken(planned):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if study.until_told is not None:
         looks_of(study, folder)
-    failed = run_all(planned, console)
+    failed = runs(planned, console)
     if study.until_told is not None:
-        failed |= add_seeds(planned, console, run_all, started)
+        failed |= add_seeds(planned, console, runs, started)
     found = save(folder)
     markdown.write(folder, found)
     latex.write(folder, found)
@@ -167,35 +170,66 @@ def study_of(
     return Study.from_dict(values)
 
 
-def run_all(planned: Plan, console: Console) -> dict[str, str]:
-    """Makes every run that is missing; returns the reasons of those that failed, by title."""
-    held, failed, told = read_held(planned.study), {}, False
-    left = list(planned.jobs)
-    with shown(console, len(left)) as bar:
+def run_all(planned: Plan, console: Console, together: int = 1) -> dict[str, str]:
+    """Makes every run that is missing, so many at once; returns the reasons of those that failed, by title."""
+    held, failed, foretold = read_held(planned.study), {}, False
+    left = groups(planned.jobs, together)
+    for line in told(planned.jobs) if together > 1 else ():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    with shown(console, len(planned.jobs)) as bar:
         while left:
             later = []
-            for job in left:
-                if job.seed in planned.study.seeds[PILOT:] and not told:
+            for group in left:
+                if not foretold and any(job.seed in planned.study.seeds[PILOT:] for job in group):
                     foretell(planned, console)
-                    told = True
-                with claimed(job) as ours:
-                    if job.done:
-                        _tidy(planned, job, keep_adapter=True)  # what a kill right after the record left
-                        bar.skip()
-                    elif not ours:
-                        later.append(job)
-                    else:
-                        bar.start(job.title)
-                        try:
-                            bar.done(job.title, make(planned, job, held))
-                        except FAILURES as error:
-                            failed[job.title] = _told(error)
-                            bar.failed(job.title, failed[job.title])
-                        gc.collect()  # what a failed run leaves in memory, once its traceback is gone
+                    foretold = True
+                with ExitStack() as stack:
+                    ours = {job.title: stack.enter_context(claimed(job)) for job in group}
+                    for job in group:
+                        if job.done:
+                            _tidy(planned, job, keep_adapter=True)  # what a kill right after the record left
+                            bar.skip()
+                    wanted = [job for job in group if not job.done]
+                    later += [[job] for job in wanted if not ours[job.title]]
+                    failed |= _made(planned, [job for job in wanted if ours[job.title]], held, bar)
             if len(later) == len(left):
-                bar.wait(later[0].title)
+                bar.wait(later[0][0].title)
                 time.sleep(WAIT)
             left = later
+    return failed
+
+
+def _made(planned: Plan, group: Sequence[Job], held: Examples | None, bar: Bar) -> dict[str, str]:
+    """Makes the runs of a group at once; returns the reasons of those that failed, by title."""
+    failed: dict[str, str] = {}
+
+    def ended(job: Job, made: Callable[[], Record]) -> Record:
+        record = made()
+        bar.done(job.title, record)
+        return record
+
+    left = list(group)
+    if len(group) > 1:
+        bar.start(f"{len(group)} runs at once")
+        make_one = lambda job, fits: ended(job, partial(make, planned, job, held, fits))  # noqa: E731
+        found = make_at_once(planned, group, make_one)
+        left = [job for job, result in zip(group, found, strict=True) if isinstance(result, Alone)]
+        for job, result in zip(group, found, strict=True):
+            if isinstance(result, Alone):
+                bar.console.print(f"{job.title} is made by itself: {result}", highlight=False, soft_wrap=True)
+            elif isinstance(result, FAILURES):
+                failed[job.title] = _told(result)
+                bar.failed(job.title, failed[job.title])
+            elif isinstance(result, Exception):
+                raise result
+    for job in left:
+        bar.start(job.title)
+        try:
+            ended(job, partial(make, planned, job, held))
+        except FAILURES as error:
+            failed[job.title] = _told(error)
+            bar.failed(job.title, failed[job.title])
+        gc.collect()  # what a failed run leaves in memory, once its traceback is gone
     return failed
 
 
@@ -221,12 +255,12 @@ def claimed(job: Job) -> Iterator[bool]:
         lock.release()
 
 
-def make(planned: Plan, job: Job, held: Examples | None) -> Record:
-    """One run, from its search for a learning rate to its record on disk."""
+def make(planned: Plan, job: Job, held: Examples | None, fits: Fits | None = None) -> Record:
+    """One run, from its search for a learning rate to its record on disk; `fits` trains it otherwise than alone."""
     study = planned.study
     with filelock.FileLock(_dir(place(planned.folder, job)) / ".lock"):
         chosen, trials = tuned(study, planned.folder, job)
-    fitted = fit(chosen)
+    fitted = (fits or fit)(chosen)
     record = record_of(planned, chosen, fitted, held, trials)
     write(record.to_dict(), job.folder / FILE)
     _tidy(planned, job, study.keep_adapters)
@@ -240,46 +274,6 @@ def _told(error: BaseException) -> str:
 def _dir(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def record_of(planned: Plan, job: Job, fitted: Fitted, held: Examples | None, trials: list[dict[str, Any]]) -> Record:
-    """Everything that is measured of a fitted model."""
-    study = planned.study
-    found = tested(study, job, fitted)
-    lost = forgetting(planned, job, fitted, held)
-    timed = dataclasses.replace(job, run=dataclasses.replace(job.run, objective=SFT()))  # rows as no objective shaped
-    cost = costs(timed, fitted, study.timing)
-    return Record(
-        model=job.model,
-        data=job.data.name,
-        method=job.method.name,
-        seed=job.seed,
-        losses=fitted.losses,
-        eval_losses=fitted.eval_losses,
-        trainable=fitted.trainable,
-        total=fitted.total,
-        bytes=fitted.bytes,
-        seconds=fitted.seconds,
-        step_seconds=cost.seconds,
-        step_ratio=cost.ratio,
-        peak_bytes=cost.peak,
-        forgetting=lost,
-        intruders=intruders(job, fitted),
-        settings=job.run.to_dict() | {"kind": job.method.kind, "lr": job.run.lr if fitted.trained else None},
-        trials=trials,
-        budget=job.method.budget,
-        notes=[*job.method.notes, *job.data.notes],
-        command=fitted.command or f"luthier compare {planned.folder / STUDY} --methods {job.method.name} --out STUDY",
-        versions=versions() | _others(job),
-        **{f.name: getattr(found, f.name) for f in dataclasses.fields(found)},
-    )
-
-
-def _others(job: Job) -> dict[str, str]:
-    """Versions of what else took part."""
-    import importlib.metadata
-
-    return {"peft": importlib.metadata.version("peft")} if job.method.kind == "peft" else {}
 
 
 def _tidy(planned: Plan, job: Job, keep_adapter: bool) -> None:

@@ -10,10 +10,12 @@ import importlib.util
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from luthier.comparing.fit import fit
+from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job, file_name
 from luthier.comparing.record import write
 from luthier.comparing.study import Study
@@ -55,17 +57,45 @@ def tuned(study: Study, folder: Path, job: Job) -> tuple[Job, list[Trial]]:
     All trials are with seed 0, whatever the job's. The first is the method as it is. What each later one tries
     follows from those before it alone, so a search that was killed goes on as if it had not been.
     """
-    if not study.tune or job.method.kind == "untouched":
+    if not searches(study, job):
         return job, []
-    searched, kept = space(job.run), place(folder, job)
-    trials: list[Trial] = json.loads((kept / FILE).read_text(encoding="utf-8")) if (kept / FILE).is_file() else []
-    while len(trials) < study.tune:
-        chosen = propose(trials, job.run.lr, searched)
-        trials.append(chosen | {"value": _loss(_trial(study, job, chosen, kept / f"trial-{len(trials)}"))})
-        write(trials, kept / FILE)
-        shutil.rmtree(kept / f"trial-{len(trials) - 1}", ignore_errors=True)
-    best = best_of(trials, job.title)
-    return dataclasses.replace(job, run=_at(job.run, best)), trials
+    while ahead := next_trials(study, folder, job):
+        chosen, trial = ahead[0]
+        note(folder, job, [chosen | {"value": loss_of(trial, fit)}])
+    trials = made(folder, job)
+    return dataclasses.replace(job, run=_at(job.run, best_of(trials, job.title))), trials
+
+
+def searches(study: Study, job: Job) -> bool:
+    """Whether trials are made for a job."""
+    return bool(study.tune) and job.method.kind != "untouched"
+
+
+def made(folder: Path, job: Job) -> list[Trial]:
+    """Returns the trials of a job's method that have been made."""
+    file = place(folder, job) / FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+
+def next_trials(study: Study, folder: Path, job: Job) -> list[tuple[Trial, Job]]:
+    """Returns the trials that are next, each with its run: of the rates that open, the two that depend on no other's
+    result; then one at a time; none when all are made."""
+    trials, searched, kept = made(folder, job), space(job.run), place(folder, job)
+    count = 2 - len(trials) % 2 if len(trials) < len(OPENING) + len(UPWARD) else 1
+    found = []
+    for number in range(len(trials), min(len(trials) + count, study.tune)):
+        unknown: list[Trial] = [{"value": None}] * (number - len(trials))
+        chosen = propose([*trials, *unknown], job.run.lr, searched)
+        found.append((chosen, _trial(study, job, chosen, kept / f"trial-{number}")))
+    return found
+
+
+def note(folder: Path, job: Job, trials: list[Trial]) -> None:
+    """Keeps trials that were made just now, behind those that are there; what they left on disk goes."""
+    kept, known = place(folder, job), made(folder, job)
+    write([*known, *trials], kept / FILE)
+    for number in range(len(known), len(known) + len(trials)):
+        shutil.rmtree(kept / f"trial-{number}", ignore_errors=True)
 
 
 def space(run: Run) -> Space:
@@ -131,11 +161,11 @@ def _at(run: Run, chosen: Trial) -> Run:
     return dataclasses.replace(run, form=form, training=dataclasses.replace(run.training, lr=chosen["lr"]))
 
 
-def _loss(job: Job) -> float | None:
+def loss_of(job: Job, fits: Callable[[Job], Fitted]) -> float | None:
     """The last loss on the validation part; None where training stopped because the loss was not finite."""
     try:
-        fitted = fit(job)
+        found = fits(job)
     except Diverged:
         return None
-    value = fitted.eval_losses[-1][1]
+    value = found.eval_losses[-1][1]
     return value if math.isfinite(value) else None

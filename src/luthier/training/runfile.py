@@ -44,6 +44,8 @@ from luthier.training.spec import Run, Training
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 METHOD = "wegeft"
 """What is used by default."""
+ADAPTERS = "adapter"
+"""The tables of a plan."""
 VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 SOURCES = ("model", "data", "eval_data", "target", "from_adapter")
 """Fields that may name a file beside the run's."""
@@ -92,7 +94,12 @@ def is_run_file(name: str) -> bool:
 def read_run_file(name: str | Path) -> RunFile:
     """The run file; raises `LuthierError` for unknown keys, other types, variables that are not set and the like."""
     path = Path(name).expanduser()
-    values, record = _values(path)
+    values, record = values_in(path)
+    if ADAPTERS in values:
+        raise LuthierError(
+            f"{path} is a plan of several adapters ([[{ADAPTERS}]]), and here one run is wanted; `luthier train` takes "
+            "plans (in Python, luthier.training.together.train_plan)."
+        )
     return described(path, values if record else filled(values, path), record)
 
 
@@ -112,8 +119,8 @@ def described(path: Path, values: dict[str, Any], record: bool = False) -> RunFi
     return found if record else _located(found)
 
 
-def _values(path: Path) -> tuple[dict[str, Any], bool]:
-    """(what a file holds, whether it is the record of a run)."""
+def values_in(path: Path) -> tuple[dict[str, Any], bool]:
+    """Returns (what a run file holds, whether it is the record of a run)."""
     if not path.is_file():
         raise LuthierError(f"the run file {path} does not exist.")
     if path.suffix.lower() == ".json":

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 from transformers import TrainerCallback, set_seed
@@ -61,6 +61,8 @@ SHARE = 10
 
 class Session:
     """The steps of `luthier.train`, in order."""
+
+    trainer_class: ClassVar[type[Trainer]] = Trainer
 
     def __init__(
         self,
@@ -193,7 +195,7 @@ class Session:
         table = routing.RoutingTable(run.folder, plan.steps)
         args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
         told = [log, table, *callbacks, *self.callbacks]
-        made = Trainer(run, model, args, features, collator, shifted, told, run_id, plan.per_epoch)
+        made = self.trainer_class(run, model, args, features, collator, shifted, told, run_id, plan.per_epoch)
         log.trainer, table.routers = made, made.routers
         return made
 

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
 import random
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers.trainer_callback import PrinterCallback
 
-from luthier.core.adapters.control import tensors, trainable
+from luthier.core.adapters.control import trainable
 from luthier.core.adapters.optimiser import optimiser
 from luthier.core.contracts.objective import At, Batch, ObjectiveState, labels_of
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json, write_json
-from luthier.core.guard import guarded, written
 from luthier.core.sites.probe import eval_mode
 from luthier.data import Collator, sizes_of
 from luthier.methods.noise import noisy
-from luthier.training.checkpoint import GO_ON, WRITING, clean, commit
+from luthier.training.checkpointed import Checkpointed
 from luthier.training.context import running_norms
 from luthier.training.ema import Ema
 from luthier.training.figures import FigureSums
@@ -39,15 +33,12 @@ from luthier.training.routing import Routers
 from luthier.training.schedule import is_plain, restarting
 from luthier.training.spec import Run
 
-ADAPTER = "adapter.safetensors"
-REMEMBERED = "objective.json"
-
 
 class Diverged(LuthierError):
     """Raised when the loss, or the norm of its gradient, is no longer a finite number."""
 
 
-class Trainer(transformers.Trainer):
+class Trainer(Checkpointed):
     """Trains the adapter `run.name` of a model on features; everything else is transformers' own.
 
     The objective's means of each batch are weighted by its share in the step, over accumulated batches and processes,
@@ -348,68 +339,3 @@ class Trainer(transformers.Trainer):
         sums = torch.stack(found).sum(0).to(self.args.device)
         total, counts = self.accelerator.reduce(sums, "sum").cpu()  # pyright: ignore
         return total / counts.clamp(min=1), counts
-
-    def _get_output_dir(self, trial) -> str:
-        return str(self.root / WRITING)
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """Trainer's checkpoint, written aside and committed whole."""
-        with written(f"{self.root}, the checkpoint of step {self.state.global_step},", GO_ON):
-            self._commit(model, trial)
-
-    def _commit(self, model, trial) -> None:
-        if self.args.should_save:
-            shutil.rmtree(self.root / WRITING, ignore_errors=True)
-            os.makedirs(self.root / WRITING)
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            step = self.state.global_step
-            commit(self.root / WRITING / f"checkpoint-{step}", self.root / f"step-{step}", self.run_id, step)
-            clean(self.root, self.run.training.keep)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """The adapter's tensors alone; the base is where it was."""
-        assert output_dir is not None and self.model is not None
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        held = {key: t.detach().cpu().contiguous() for key, t in tensors(self.model, self.run.name).items()}
-        save_file(held, folder / ADAPTER)
-        if self.online is not None:
-            self.online.save(folder, self.state.global_step)
-        if self.penalised is not None:
-            self.penalised.save(folder)
-        if self.ema is not None:
-            self.ema.save(folder)
-        if self.looks or self.objective_state:
-            write_json(folder / REMEMBERED, {"looks": self.looks, "memory": self.objective_state})
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        self.resumes = True
-        with guarded(f"{resume_from_checkpoint} cannot be read"):
-            stored = load_file(Path(resume_from_checkpoint) / ADAPTER)
-        assert self.model is not None
-        own = tensors(self.model, self.run.name)
-        if set(stored) != set(own):
-            raise LuthierError(
-                f"{resume_from_checkpoint} belongs to another adapter: its tensors are not those of this run."
-            )
-        with torch.no_grad():
-            for key, tensor in own.items():
-                tensor.copy_(stored[key])
-        if self.online is not None:
-            self.online.restore(Path(resume_from_checkpoint))
-        if self.penalised is not None:
-            self.penalised.load(Path(resume_from_checkpoint))
-        if self.ema is not None:
-            self.ema.load(Path(resume_from_checkpoint))
-        if (Path(resume_from_checkpoint) / REMEMBERED).is_file():
-            known = read_json(Path(resume_from_checkpoint) / REMEMBERED)
-            self.looks, self.objective_state = known["looks"], known["memory"]
-
-    def restore(self, checkpoint: Path) -> None:
-        """Restores the adapter from `checkpoint`: the average, where there is one."""
-        self._load_from_checkpoint(str(checkpoint))
-        if self.ema is not None:
-            self.ema.apply()

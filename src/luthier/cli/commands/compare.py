@@ -34,6 +34,7 @@ class Compare(Telling, Fitted):
         "luthier compare smollm2-135m train.jsonl --methods lora,dora --tune 8 --tune-steps 50",
         "luthier compare smollm2-135m train.jsonl --test test.jsonl --methods base,icl:k=8,lora",
         "luthier compare smollm2-135m train.jsonl --methods lora,wegeft --until-told 0.02 --hours 8",
+        "luthier compare smollm2-135m train.jsonl --methods lora,dora,loreft --seeds 4 --together 8",
         "luthier compare study.toml --out study --dry-run",
         "luthier compare study.toml --out study --methods wegeft",
     )
@@ -69,6 +70,9 @@ class Compare(Telling, Fitted):
     """Seeds at the most, with --until-told. Default: 20."""
     hours: float | None = field(default=None, kw_only=True)
     """Hours after which --until-told adds no seed."""
+    together: int = field(default=1, kw_only=True)
+    """Train that many runs of one base at once, in passes that they share: less time for short rows, one copy of the
+    base. What cannot share them is told and made by itself."""
     out: str = field(default="study", kw_only=True)
     """The folder of the study."""
     keep_adapters: bool = field(default=False, kw_only=True)
@@ -101,7 +105,7 @@ class Compare(Telling, Fitted):
             plan = checked(study)
             dry_run(plan)
             return {"dry_run": True, "runs": len(plan.jobs)}
-        done = runner.carry_out(study, self.out, progress=True)
+        done = runner.carry_out(study, self.out, True, self.together)
         show(done.records, console())
         say(f"{done.folder} holds results.csv, .json, .md and .tex, and {done.report and done.report.name}.")
         methods = read_json(done.folder / "results.json")

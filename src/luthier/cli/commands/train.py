@@ -42,13 +42,15 @@ class Train(Telling, Signed):
         "luthier train smollm2-135m train.jsonl --out run --resume",
         "luthier train smollm2-135m train.jsonl --recipe lora --save-config run.toml --dry-run",
         "luthier train run.toml --lr 1e-4 --out second",
+        "luthier train plan.toml",
         "luthier train smollm2-135m more.jsonl --from run --out second",
         "luthier train --from run --steps 500 --out longer",
     )
 
     model: str | None = None
     """A folder, a hub id, a .gguf file or a name of the catalogue (`luthier models`); or a run file (.toml, .yaml or
-    .json, run.json of a run too), which names model, data and settings. It comes first, and flags go before it.
+    .json, run.json of a run too), which names model, data and settings, or those of several adapters ([[adapter]]),
+    which are then trained at once. It comes first, and flags go before it.
     Default: what the finished run of --from was of, with its data and settings."""
     data: str | None = None
     """A file (.jsonl, .csv, .parquet, …), a folder, a hub id or gym:<task>. Default: what the run file says."""
@@ -85,8 +87,11 @@ class Train(Telling, Signed):
         from luthier.cli.base import next_step
         from luthier.data import kind_of
         from luthier.training.objective import chosen_by_rows
+        from luthier.training.planfile import is_plan
         from luthier.training.runfile import values_of
 
+        if self.model is not None and is_plan(self.model):
+            return self.plan(given)
         run = self.resolved(given)
         notes = [*self.taken(run.from_adapter), *chosen_by_rows(self.stated(given), run)]
         if self.save_config is not None:
@@ -115,6 +120,37 @@ class Train(Telling, Signed):
         say(next_step(run.model, source, result.folder, *told))
         figures = {name.replace(" ", "_"): value for name, value in result.figures().items()}
         return {"folder": str(result.folder), "adapter": str(result.adapter), **figures}
+
+    def plan(self, given: Given) -> dict[str, Any] | None:
+        """Trains the adapters of a plan at once."""
+        from luthier.cli.dry_run import dry_run
+        from luthier.training import Run
+        from luthier.training.planfile import read_plan
+        from luthier.training.runfile import values_of
+        from luthier.training.together import train_at_once
+
+        trust = bool(given.get(Run, {}).get("trust_remote_code"))
+        said = [name for fields in given.values() for name in fields if name != "trust_remote_code"]
+        said += [name for name in ("data", "method", "recipe", "save_config") if getattr(self, name) is not None]
+        if said:
+            raise LuthierError(
+                f"{self.model} is a plan of several adapters, which says {said[0]} for each; write it there. Beside a "
+                "plan stand --resume, --overwrite, --dry-run and --trust-remote-code."
+            )
+        files = read_plan(str(self.model))
+        for file in files:
+            file.check_trust(trust)
+        runs = [file.run() for file in files]
+        if self.dry_run:
+            for run in runs:
+                dry_run(run, [f"adapter {run.name} of {self.model}"])
+            return {"dry_run": True, "runs": [values_of(run) for run in runs]}
+        say(f"{len(runs)} adapters: {', '.join(run.name for run in runs)}")
+        results = train_at_once(runs, self.resume, self.overwrite, say)
+        for run, result in zip(runs, results, strict=True):
+            loss = f", loss {result.losses[-1][1]:.4f}" if result.losses else ""
+            say(f"{run.name}: {result.adapter} ({result.trainable:,} numbers{loss})")
+        return {"adapters": {run.name: {"folder": str(r.folder)} for run, r in zip(runs, results, strict=True)}}
 
     def stopped(self, given: Given) -> str:
         from luthier.training import Run
@@ -190,10 +226,13 @@ def told_choices(given: Given) -> set[str]:
 def _file(model: str | None, start: str | None) -> RunFile | None:
     """The run file that stands in place of a model, or that of the finished run that is gone on from."""
     from luthier.training.from_adapter import run_file_of
+    from luthier.training.planfile import is_plan, read_plan
     from luthier.training.runfile import is_run_file, read_run_file
 
     if model is None:
         return read_run_file(run_file_of(start)) if start is not None else None
+    if is_plan(model):
+        return read_plan(model)[0]
     return read_run_file(model) if is_run_file(model) else None
 
 

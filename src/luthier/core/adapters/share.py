@@ -93,15 +93,23 @@ class Stream:
         """Returns a stream that goes on from where torch's generators are."""
         return cls(_state(device), device)
 
+    def begin(self) -> None:
+        """Torch's generators go on in this stream."""
+        _set(self.state, self.device)
+
+    def end(self) -> None:
+        """The stream goes on from where torch's generators are."""
+        self.state = _state(self.device)
+
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """What draws while the context lasts goes on in this stream."""
         outer = _state(self.device)
-        _set(self.state, self.device)
+        self.begin()
         try:
             yield
         finally:
-            self.state = _state(self.device)
+            self.end()
             _set(outer, self.device)
 
 

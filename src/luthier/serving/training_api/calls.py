@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from typing import Any, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
+from fastapi import APIRouter
 from fastapi import Request as Call
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from luthier.serving.http.bodies import parsed
 from luthier.serving.http.refusal import Refusal
-from luthier.serving.training_api.bodies import Body
 from luthier.serving.training_api.service import LARGEST_BODY, TrainingService
 from luthier.serving.training_api.tenants import Tenant
 
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=BaseModel)
 
 
 def tenant_of(service: TrainingService, call: Call) -> Tenant:
@@ -58,6 +61,35 @@ async def asked(call: Call, kind: type[B]) -> tuple[bytes, B]:
     """Returns a JSON body as it came, and read."""
     raw = await raw_of(call)
     return raw, await asyncio.to_thread(parsed, raw, kind)
+
+
+@dataclass(frozen=True)
+class Asked(Generic[B]):
+    """A call that was let in: whose it is, and what it says."""
+
+    tenant: Tenant
+    raw: bytes
+    body: B
+
+
+def takes(
+    routes: APIRouter,
+    service: TrainingService,
+    path: str,
+    kind: type[B],
+    answer: Callable[[Asked[B]], Any],
+    reply: Callable[[Any], Any] = lambda found: found,
+) -> None:
+    """Adds a route for JSON bodies of a kind: whose it is, what it says, and an answer that may take its time.
+
+    `answer` runs in a thread of its own; `reply` makes what is sent of what it returns.
+    """
+
+    @routes.post(path)
+    async def route(call: Call) -> Any:
+        tenant = tenant_of(service, call)
+        raw, body = await asked(call, kind)
+        return reply(await asyncio.to_thread(answer, Asked(tenant, raw, body)))
 
 
 def future(request_id: str, **more: Any) -> JSONResponse:

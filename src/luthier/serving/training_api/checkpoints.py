@@ -123,6 +123,9 @@ class Checkpoints:
         """Deletes what has outlived its time."""
         for row in self.store.rows("SELECT path FROM checkpoints WHERE expires < ?", time.time()):
             self.delete(row["path"])
+        for row in self.store.rows("SELECT id, snapshot FROM models WHERE state = 'unloaded' AND snapshot NOT NULL"):
+            self.store.change("models", row["id"], snapshot=None)
+            discard(self.folder / row["snapshot"])
 
     def delete(self, path: str) -> None:
         """Deletes a checkpoint with its files."""

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from luthier.serving.http.refusal import Refusal
 from luthier.serving.training_api import bodies
 from luthier.serving.training_api.asks import JSON, PROTOBUF
-from luthier.serving.training_api.calls import asked, tenant_of
+from luthier.serving.training_api.calls import asked, takes, tenant_of
 from luthier.serving.training_api.service import TrainingService
 from luthier.serving.training_api.store import DONE, WAITING, Row
 from luthier.serving.training_api.told import as_json
@@ -68,7 +68,7 @@ def add_futures(routes: APIRouter, service: TrainingService, waiting: Waiting) -
         _, body = await asked(call, bodies.FutureBody)
 
         def found() -> Row | None:
-            row = service.future(tenant, body.request_id)
+            row = service.owned.future(tenant, body.request_id)
             return row if row["state"] != WAITING or service.draining else None
 
         row = await waiting.until(body.request_id, found, HOLD)
@@ -83,7 +83,9 @@ def add_futures(routes: APIRouter, service: TrainingService, waiting: Waiting) -
         target = body.target
 
         def found() -> Any:
-            got = service.completions(tenant, target.sampling_session_id, target.cloned_sampler_id, body.prev_cursor)
+            got = service.shelf.completions(
+                tenant, target.sampling_session_id, target.cloned_sampler_id, body.prev_cursor
+            )
             return got if got[0] or service.draining else None
 
         seconds = HOLD if body.timeout is None else min(HOLD, body.timeout)
@@ -91,12 +93,8 @@ def add_futures(routes: APIRouter, service: TrainingService, waiting: Waiting) -
         completions, cursor = got or ([], body.prev_cursor)
         return {"completions": completions, "cursor": cursor}
 
-    @routes.post("/cancel_future")
-    async def cancel(call: Call) -> Response:
-        tenant = tenant_of(service, call)
-        _, body = await asked(call, bodies.CancelBody)
-        await asyncio.to_thread(service.cancel, tenant, body.request_id)
-        return Response(status_code=204)
+    cancelled = lambda own: service.cancel(own.tenant, own.body.request_id)  # noqa: E731
+    takes(routes, service, "/cancel_future", bodies.CancelBody, cancelled, lambda _: Response(status_code=204))
 
 
 def result_of(row: Row, protobuf: bool) -> Response:

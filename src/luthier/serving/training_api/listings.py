@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from luthier.serving.http.refusal import Refusal
 from luthier.serving.training_api import bodies
-from luthier.serving.training_api.calls import asked, tenant_of
+from luthier.serving.training_api.calls import asked, takes, tenant_of
 from luthier.serving.training_api.checkpoints import listed
 from luthier.serving.training_api.service import TrainingService
 from luthier.serving.training_api.store import untold
@@ -50,7 +50,7 @@ def add_listings(routes: APIRouter, service: TrainingService) -> None:
 
     @routes.get("/sessions/{session}")
     async def session(call: Call, session: str) -> dict[str, Any]:
-        row = service.session(tenant_of(service, call), session)
+        row = service.owned.session(tenant_of(service, call), session)
         ids = [[each["id"] for each in service.store.rows(f"SELECT id FROM {table} WHERE session = ?", session)]
                for table in ("models", "samplers")]  # fmt: skip
         said = untold(row["told"])
@@ -62,16 +62,16 @@ def add_listings(routes: APIRouter, service: TrainingService) -> None:
         tenant, (limit, offset) = tenant_of(service, call), _page(call, 20)
         every = service.store.rows("SELECT * FROM models WHERE tenant = ? ORDER BY created DESC", tenant.name)
         cursor = {"offset": offset, "limit": limit, "total_count": len(every)}
-        return {"training_runs": [service.run(row) for row in every[offset : offset + limit]], "cursor": cursor}
+        return {"training_runs": [service.shelf.run(row) for row in every[offset : offset + limit]], "cursor": cursor}
 
     @routes.get("/training_runs/{run}")
     async def run(call: Call, run: str) -> dict[str, Any]:
-        return service.run(service.model(tenant_of(service, call), run))
+        return service.shelf.run(service.owned.model(tenant_of(service, call), run))
 
     @routes.get("/training_runs/{run}/checkpoints")
     async def checkpoints(call: Call, run: str) -> dict[str, Any]:
         tenant = tenant_of(service, call)
-        service.model(tenant, run)
+        service.owned.model(tenant, run)
         query = "SELECT * FROM checkpoints WHERE run = ? AND tenant = ? AND NOT hidden ORDER BY created DESC"
         return {"checkpoints": [listed(row) for row in service.store.rows(query, run, tenant.name)]}
 
@@ -85,17 +85,14 @@ def add_listings(routes: APIRouter, service: TrainingService) -> None:
 
 
 def add_checkpoints(routes: APIRouter, service: TrainingService) -> None:
-    @routes.post("/weights_info")
-    async def info(call: Call) -> dict[str, Any]:
-        tenant = tenant_of(service, call)
-        _, body = await asked(call, bodies.PathBody)
-        return service.weights_info(tenant, body.tinker_path)
+    told = lambda own: service.shelf.weights_info(own.tenant, own.body.tinker_path)  # noqa: E731
+    takes(routes, service, "/weights_info", bodies.PathBody, told)
 
     @routes.put("/training_runs/{run}/checkpoints/{kind}/{name}/ttl")
     async def ttl(call: Call, run: str, kind: str, name: str) -> Response:
         tenant = tenant_of(service, call)
         _, body = await asked(call, bodies.TimeToLiveBody)
-        await asyncio.to_thread(service.keep, tenant, run, kind, name, body.ttl_seconds)
+        await asyncio.to_thread(service.shelf.keep, tenant, run, kind, name, body.ttl_seconds)
         return Response(status_code=204)
 
     @routes.delete("/training_runs/{run}/checkpoints/{kind}/{name}")

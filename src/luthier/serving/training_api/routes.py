@@ -14,7 +14,7 @@ from luthier.serving.http.refusal import Refusal
 from luthier.serving.training_api import bodies
 from luthier.serving.training_api.asks import JSON, PROTOBUF
 from luthier.serving.training_api.bodies import Body
-from luthier.serving.training_api.calls import asked, future, raw_of, tenant_of
+from luthier.serving.training_api.calls import Asked, asked, future, raw_of, takes, tenant_of
 from luthier.serving.training_api.futures import Waiting, add_futures
 from luthier.serving.training_api.listings import add_checkpoints, add_listings, add_refusals
 from luthier.serving.training_api.service import TrainingService
@@ -45,22 +45,14 @@ def _about(routes: APIRouter, service: TrainingService) -> None:
     @routes.get("/get_server_capabilities")
     async def capabilities(call: Call) -> dict[str, Any]:
         tenant_of(service, call)
-        return service.capabilities()
+        return service.shelf.capabilities()
 
-    @routes.post("/client/config")
-    async def config(call: Call) -> dict[str, Any]:
-        tenant_of(service, call)
-        await asked(call, bodies.ClientBody)
-        return {"parallel_fwdbwd_chunks": True, "proto_compress_fwdbwd": False,
-                "fwdbwd_max_chunk_bytes_count": 5_000_000,
-                "sample_max_concurrent_requests": service.engine.places, "sample_use_retrieve_futures": True,
-                "sample_join_sampling_session": True, "custom_loss_server_side": False}  # fmt: skip
-
-    @routes.post("/client/dynamic_config")
-    async def dynamic(call: Call) -> dict[str, Any]:
-        tenant_of(service, call)
-        await asked(call, bodies.ClientBody)
-        return {"sample_cancel_enabled": True}
+    config = {"parallel_fwdbwd_chunks": True, "proto_compress_fwdbwd": False,
+              "fwdbwd_max_chunk_bytes_count": 5_000_000, "sample_max_concurrent_requests": service.engine.places,
+              "sample_use_retrieve_futures": True, "sample_join_sampling_session": True,
+              "custom_loss_server_side": False}  # fmt: skip
+    takes(routes, service, "/client/config", bodies.ClientBody, lambda own: config)
+    takes(routes, service, "/client/dynamic_config", bodies.ClientBody, lambda own: {"sample_cancel_enabled": True})
 
     @routes.post("/telemetry")
     async def telemetry(call: Call) -> dict[str, str]:
@@ -70,55 +62,34 @@ def _about(routes: APIRouter, service: TrainingService) -> None:
 
 
 def _sessions(routes: APIRouter, service: TrainingService) -> None:
-    @routes.post("/create_session")
-    async def create(call: Call) -> dict[str, str]:
-        tenant = tenant_of(service, call)
-        _, body = await asked(call, bodies.SessionBody)
-        made = await asyncio.to_thread(service.open_session, tenant, body)
-        return {"type": "create_session", "session_id": made}
+    def create(own: Asked[bodies.SessionBody]) -> dict[str, str]:
+        return {"type": "create_session", "session_id": service.open_session(own.tenant, own.body)}
 
-    @routes.post("/session_heartbeat")
-    async def heartbeat(call: Call) -> dict[str, str]:
-        tenant = tenant_of(service, call)
-        _, body = await asked(call, bodies.HeartbeatBody)
-        await asyncio.to_thread(service.see, tenant, body.session_id)
+    def heartbeat(own: Asked[bodies.HeartbeatBody]) -> dict[str, str]:
+        service.see(own.tenant, own.body.session_id)
         return {"type": "session_heartbeat"}
+
+    takes(routes, service, "/create_session", bodies.SessionBody, create)
+    takes(routes, service, "/session_heartbeat", bodies.HeartbeatBody, heartbeat)
 
     @routes.post("/sessions/{session}/finish")
     async def finish(call: Call, session: str) -> Response:
         tenant = tenant_of(service, call)
         _, body = await asked(call, bodies.FinishBody)
-        service.session(tenant, session)
+        service.owned.session(tenant, session)
         service.store.change("sessions", session, finished=body.model_dump_json())
         return Response(status_code=204)
 
 
 def _models(routes: APIRouter, service: TrainingService) -> None:
     """What changes models: accepted, kept, and done in order."""
-
-    @routes.post("/create_model")
-    async def create(call: Call) -> JSONResponse:
-        tenant = tenant_of(service, call)
-        raw, body = await asked(call, bodies.ModelBody)
-        return future(await asyncio.to_thread(service.create_model, tenant, raw, body))
-
-    @routes.post("/load_weights")
-    async def load(call: Call) -> JSONResponse:
-        tenant = tenant_of(service, call)
-        raw, body = await asked(call, bodies.LoadBody)
-        return future(await asyncio.to_thread(service.load_model, tenant, raw, body))
-
-    @routes.post("/unload_model")
-    async def unload(call: Call) -> JSONResponse:
-        tenant = tenant_of(service, call)
-        _, body = await asked(call, bodies.NamedBody)
-        return future(await asyncio.to_thread(service.unload, tenant, body.model_id))
-
-    @routes.post("/get_info")
-    async def info(call: Call) -> dict[str, Any]:
-        tenant = tenant_of(service, call)
-        _, body = await asked(call, bodies.NamedBody)
-        return service.info(tenant, body.model_id)
+    created = lambda own: service.create_model(own.tenant, own.raw, own.body)  # noqa: E731
+    loaded = lambda own: service.load_model(own.tenant, own.raw, own.body)  # noqa: E731
+    unloaded = lambda own: service.unload(own.tenant, own.body.model_id)  # noqa: E731
+    takes(routes, service, "/create_model", bodies.ModelBody, created, future)
+    takes(routes, service, "/load_weights", bodies.LoadBody, loaded, future)
+    takes(routes, service, "/unload_model", bodies.NamedBody, unloaded, future)
+    takes(routes, service, "/get_info", bodies.NamedBody, lambda own: service.shelf.info(own.tenant, own.body.model_id))
 
     async def forward(call: Call, forward_only: bool) -> JSONResponse:
         tenant, raw = tenant_of(service, call), await raw_of(call)
@@ -136,18 +107,16 @@ def _models(routes: APIRouter, service: TrainingService) -> None:
         return await forward(call, True)
 
     def ordered(path: str, kind: type[Body]) -> None:
-        @routes.post(f"/{path}")
-        async def take(call: Call) -> JSONResponse:
-            tenant, raw = tenant_of(service, call), await raw_of(call)
-            given = await asyncio.to_thread(parsed, raw, bodies.NumberedBody)
+        def take(own: Asked[bodies.NumberedBody]) -> str:
+            """A body that is wrong beside its number: that number is refused, and not waited for."""
 
             def check() -> int:
-                parsed(raw, kind)
+                parsed(own.raw, kind)
                 return 0
 
-            return future(
-                await asyncio.to_thread(service.ordered, tenant, path, given.model_id, given.seq_id, raw, check=check)
-            )
+            return service.ordered(own.tenant, path, own.body.model_id, own.body.seq_id, own.raw, check=check)
+
+        takes(routes, service, f"/{path}", bodies.NumberedBody, take, future)
 
     ordered("optim_step", bodies.StepBody)
     ordered("save_weights", bodies.SaveBody)
@@ -155,27 +124,22 @@ def _models(routes: APIRouter, service: TrainingService) -> None:
 
 
 def _samples(routes: APIRouter, service: TrainingService) -> None:
-    @routes.post("/create_sampling_session")
-    async def create(call: Call) -> dict[str, str]:
-        tenant = tenant_of(service, call)
-        _, body = await asked(call, bodies.SamplingSessionBody)
-        made = await asyncio.to_thread(service.open_sampler, tenant, body)
-        return {"type": "create_sampling_session", "sampling_session_id": made}
+    def create(own: Asked[bodies.SamplingSessionBody]) -> dict[str, str]:
+        return {"type": "create_sampling_session", "sampling_session_id": service.open_sampler(own.tenant, own.body)}
 
-    @routes.post("/join_sampling_session")
-    async def join(call: Call) -> dict[str, Any]:
-        tenant = tenant_of(service, call)
-        _, body = await asked(call, bodies.JoinBody)
-        return {"type": "join_sampling_session", "client_counter": service.join(tenant, body.sampling_session_id)}
+    def join(own: Asked[bodies.JoinBody]) -> dict[str, Any]:
+        number = service.join(own.tenant, own.body.sampling_session_id)
+        return {"type": "join_sampling_session", "client_counter": number}
 
-    @routes.post("/asample")
-    async def sample(call: Call) -> JSONResponse:
-        tenant = tenant_of(service, call)
-        raw, body = await asked(call, bodies.SampleBody)
-        made, sequences = await asyncio.to_thread(service.sample, tenant, raw, body)
+    def sample(own: Asked[bodies.SampleBody]) -> JSONResponse:
+        made, sequences = service.sample(own.tenant, own.raw, own.body)
         return future(made, sample_sequence_ids=sequences)
+
+    takes(routes, service, "/create_sampling_session", bodies.SamplingSessionBody, create)
+    takes(routes, service, "/join_sampling_session", bodies.JoinBody, join)
+    takes(routes, service, "/asample", bodies.SampleBody, sample)
 
     @routes.get("/samplers/{sampler}")
     async def one(call: Call, sampler: str) -> dict[str, Any]:
-        row = service.sampler(tenant_of(service, call), sampler)
+        row = service.owned.sampler(tenant_of(service, call), sampler)
         return {"sampler_id": sampler, "base_model": row["base"].partition("?")[0], "model_path": row["path"]}

@@ -23,6 +23,8 @@ TOGETHER = 16
 """Models that share a pass, at most."""
 SWEEP = 60.0
 """Seconds between two looks for what has outlived its time."""
+RESULTS = 86_400.0
+"""Seconds that a result can be asked for."""
 LOST = 300.0
 """Seconds that a request waits for a lower number that has not come."""
 USER, SERVER = "user", "server"
@@ -96,6 +98,7 @@ class Scheduler:
         if time.monotonic() - self._swept > SWEEP:
             self._swept = time.monotonic()
             self.checkpoints.sweep()
+            self.store.forget(time.time() - RESULTS)
             self._give_up()
         return busy
 

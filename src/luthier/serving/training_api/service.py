@@ -9,7 +9,6 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.locks import lock
@@ -23,12 +22,14 @@ from luthier.serving.training_api.bodies import (
     SamplingSessionBody,
     SessionBody,
 )
-from luthier.serving.training_api.checkpoints import Checkpoints, listed, stamp
+from luthier.serving.training_api.checkpoints import Checkpoints
+from luthier.serving.training_api.owned import Owned
 from luthier.serving.training_api.sampling import sample_of
 from luthier.serving.training_api.scheduler import Scheduler
-from luthier.serving.training_api.store import DONE, FAILED, WAITING, Repeated, Row, Store, told, untold
+from luthier.serving.training_api.shelf import Shelf
+from luthier.serving.training_api.store import WAITING, Repeated, Store, told
 from luthier.serving.training_api.tenants import Tenant, Tenants
-from luthier.serving.training_api.trainer import Trainer, kept, wanted_of
+from luthier.serving.training_api.trainer import Trainer, kept
 
 log = logging.getLogger(__name__)
 DATABASE = "training.sqlite"
@@ -63,6 +64,8 @@ class TrainingService:
         self.known = {base, *also}
         self.tokenizer = tokenizer or base
         self.store = Store(self.folder / DATABASE)
+        self.owned = Owned(self.store)
+        self.shelf = Shelf(engine, self.store, self.owned, self.known, self.tokenizer)
         self.trainer = Trainer(engine, self.store, self.folder, base, adapters, together)
         self.checkpoints = Checkpoints(engine, self.store, self.trainer, self.folder, samplers)
         self.over: Callable[[str], None] = lambda request_id: None
@@ -93,33 +96,8 @@ class TrainingService:
 
     def see(self, tenant: Tenant, session: str) -> None:
         """Notes a sign of life."""
-        self.session(tenant, session)
+        self.owned.session(tenant, session)
         self.store.change("sessions", session, seen=time.time())
-
-    def session(self, tenant: Tenant, session: str) -> Row:
-        """Returns a tenant's session; raises 404."""
-        return self._own("sessions", "session", session, tenant)
-
-    def model(self, tenant: Tenant, model: str) -> Row:
-        """Returns a tenant's model; raises 404."""
-        return self._own("models", "model", model, tenant)
-
-    def sampler(self, tenant: Tenant, sampler: str) -> Row:
-        """Returns a tenant's sampling session; raises 404."""
-        return self._own("samplers", "sampling session", sampler, tenant)
-
-    def checkpoint(self, tenant: Tenant, path: str) -> Row:
-        """Returns a tenant's checkpoint; raises 404."""
-        found = self.store.row("SELECT * FROM checkpoints WHERE path = ? AND tenant = ?", path, tenant.name)
-        if found is None:
-            raise Refusal(404, f"there is no checkpoint {path!r:.120}.", code="not_found")
-        return found
-
-    def _own(self, table: str, what: str, identity: str, tenant: Tenant) -> Row:
-        found = self.store.row(f"SELECT * FROM {table} WHERE id = ? AND tenant = ?", identity, tenant.name)
-        if found is None:
-            raise Refusal(404, f"there is no {what} {identity!r:.120}.", code="not_found")
-        return found
 
     # --- requests that make something new ---
 
@@ -137,7 +115,7 @@ class TrainingService:
     def load_model(self, tenant: Tenant, raw: bytes, body: LoadBody) -> str:
         """Accepts a checkpoint as a new model, or into one that is there."""
         if body.model_id is not None and body.seq_id is not None and body.session_id is None:
-            self.checkpoint(tenant, body.path)
+            self.owned.checkpoint(tenant, body.path)
             return self.ordered(tenant, "load_weights", body.model_id, body.seq_id, raw)
         if body.session_id is None or body.model_seq_id is None or body.model_id is not None:
             raise Refusal(400, "load_weights: expected session_id and model_seq_id, or model_id and seq_id.")
@@ -145,7 +123,7 @@ class TrainingService:
         model = f"{body.session_id}:train:{body.model_seq_id}"
         if (known := self._known(model, 0, raw)) is not None:
             return known
-        found = self.checkpoint(tenant, body.path)
+        found = self.owned.checkpoint(tenant, body.path)
         spec = json.loads(found["spec"])
         if body.base_model is not None and body.base_model not in (spec["base"], spec["base"].partition("?")[0]):
             raise Refusal(400, f"base_model is {body.base_model!r:.120}; the checkpoint is of {spec['base']!r}.")
@@ -191,7 +169,7 @@ class TrainingService:
 
         One that is refused for what it is leaves its number free of waiting: later ones go on without it.
         """
-        row = self.model(tenant, model)
+        row = self.owned.model(tenant, model)
         if (known := self._known(model, seq, raw)) is not None:
             return known
         self._refuse_full(tenant)
@@ -242,19 +220,19 @@ class TrainingService:
         self.see(tenant, body.session_id)
         base, path = body.base_model, body.model_path
         if path is not None:
-            base = json.loads(self.checkpoint(tenant, path)["spec"])["base"]
+            base = json.loads(self.owned.checkpoint(tenant, path)["spec"])["base"]
         elif base is None or "?" in base:
             raise Refusal(400, "create_sampling_session: expected base_model, without a form, or model_path.")
         else:
             names.plain_base(base, self.known)
         made = self.checkpoints.open_sampler(tenant.name, body.session_id, body.sampling_session_seq_id, base, path)
-        if self.sampler(tenant, made)["path"] != path:
+        if self.owned.sampler(tenant, made)["path"] != path:
             raise Refusal(400, f"{made} was opened for something else; numbers are used once.", code="repeated")
         return made
 
     def sample(self, tenant: Tenant, raw: bytes, body: SampleBody) -> tuple[str, list[str]]:
         """Accepts a sample; returns the id of its future, and one for each of its sequences."""
-        self.sampler(tenant, body.sampling_session_id)
+        self.owned.sampler(tenant, body.sampling_session_id)
         owner, seq = body.sampling_session_id, body.seq_id
         made = self._known(owner, seq, raw)
         if made is None:
@@ -276,19 +254,13 @@ class TrainingService:
     def join(self, tenant: Tenant, sampler: str) -> int:
         """Returns a number for one more client of a sampling session; the first client is 0."""
         with self.store.changing():
-            number = self.sampler(tenant, sampler)["clients"] + 1
+            number = self.owned.sampler(tenant, sampler)["clients"] + 1
             self.store.change("samplers", sampler, clients=number)
         return number
 
-    # --- futures ---
-
-    def future(self, tenant: Tenant, request_id: str) -> Row:
-        """Returns a request of a tenant; raises 404."""
-        return self._own("requests", "request", request_id, tenant)
-
     def cancel(self, tenant: Tenant, request_id: str) -> None:
         """Ends a sample that waits or runs; one that is over stays as it is."""
-        request = self.future(tenant, request_id)
+        request = self.owned.future(tenant, request_id)
         if request["kind"] != "sample":
             raise Refusal(400, f"{request['kind']} cannot be cancelled: what follows it counts on it.")
         if request["state"] == WAITING:
@@ -296,79 +268,23 @@ class TrainingService:
             self.scheduler.cancel(request_id)
             self.over(request_id)
 
-    def completions(self, tenant: Tenant, sampler: str, clone: int, cursor: int) -> tuple[list[dict[str, Any]], int]:
-        """Returns the samples of a sampling session that are over since `cursor`, and the next cursor."""
-        self.sampler(tenant, sampler)
-        query = ("SELECT id, state, LENGTH(result) size, finished FROM requests WHERE owner = ? AND state IN (?, ?) "
-                 "AND seq / 1000000000 = ? AND CAST(finished * 1000000 AS INTEGER) > ? ORDER BY finished")  # fmt: skip
-        rows = self.store.rows(query, sampler, DONE, FAILED, clone, cursor)
-        found: list[dict[str, Any]] = []
-        for row in rows:
-            failed = row["state"] == FAILED
-            size = {} if failed else {"response_payload_uncompressed_size": row["size"]}
-            found.append({"state": "failed" if failed else "finished", "request_id": row["id"], **size})
-        return found, max([cursor, *(int(row["finished"] * 1_000_000) for row in rows)])
-
-    # --- what there is ---
-
-    def capabilities(self) -> dict[str, Any]:
-        """Returns the models that can be trained and sampled: the base, under each of its names."""
-        model = {"max_context_length": self.engine.max_length, "trainable": True, "sampleable": True}
-        return {"supported_models": [{"model_name": name, **model} for name in sorted(self.known)]}
-
-    def info(self, tenant: Tenant, model: str) -> dict[str, Any]:
-        """Returns what a model is."""
-        row = self.model(tenant, model)
-        wanted = wanted_of(row)
-        name = wanted.base.partition("?")[0]
-        data = {"arch": self.engine.model.config.model_type, "model_name": name, "tokenizer_id": self.tokenizer}
-        return {
-            "type": "get_info", "model_id": model, "model_data": data, "model_name": name,
-            "is_lora": wanted.form == "lora", "lora_rank": wanted.rank,
-        }  # fmt: skip
-
-    def run(self, row: Row) -> dict[str, Any]:
-        """Returns a training run as the protocol tells it."""
-        wanted = wanted_of(row)
-        latest = {kind: self._latest(row["id"], kind) for kind in ("weights", "sampler_weights")}
-        return {
-            "training_run_id": row["id"], "base_model": wanted.base, "model_owner": row["tenant"],
-            "is_lora": wanted.form == "lora", "corrupted": row["state"] == "failed", "lora_rank": wanted.rank,
-            "last_request_time": stamp(row["used"]), "last_checkpoint": latest["weights"],
-            "last_sampler_checkpoint": latest["sampler_weights"], "user_metadata": untold(row["metadata"]),
-        }  # fmt: skip
-
-    def _latest(self, run: str, kind: str) -> dict[str, Any] | None:
-        query = "SELECT * FROM checkpoints WHERE run = ? AND kind = ? AND NOT hidden ORDER BY created DESC LIMIT 1"
-        row = self.store.row(query, run, kind)
-        return None if row is None else listed(row)
-
-    def keep(self, tenant: Tenant, run: str, kind: str, name: str, seconds: int | None) -> None:
-        """Sets how long a checkpoint is kept from now; None: for ever."""
-        row = self.checkpoint(tenant, names.checkpoint_path(run, kind, name))
-        self.store.change("checkpoints", row["path"], expires=None if seconds is None else time.time() + seconds)
+    # --- what ends ---
 
     def forget(self, tenant: Tenant, run: str, kind: str, name: str) -> None:
         """Deletes a checkpoint; what samples with it meanwhile may end."""
-        path = self.checkpoint(tenant, names.checkpoint_path(run, kind, name))["path"]
+        path = self.owned.checkpoint(tenant, names.checkpoint_path(run, kind, name))["path"]
         self.scheduler.errand(lambda: self.checkpoints.delete(path))
-
-    def weights_info(self, tenant: Tenant, path: str) -> dict[str, Any]:
-        """Returns what a checkpoint is of."""
-        spec = json.loads(self.checkpoint(tenant, path)["spec"])
-        flags = {key: spec[key] for key in ("train_unembed", "train_mlp", "train_attn")}
-        return {"base_model": spec["base"], "is_lora": spec["form"] == "lora", "lora_rank": spec["rank"], **flags}
 
     def unload(self, tenant: Tenant, model: str) -> str:
         """Ends a model: nothing more is trained, and its checkpoints stay. Returns the id of a future that is over."""
-        self.model(tenant, model)
+        self.owned.model(tenant, model)
         owner, raw = f"{model}:unload", model.encode()
         if (known := self._known(owner, 0, raw)) is not None:
             return known
         with self.store.changing():
             made = self.store.accept(tenant.name, owner, 0, "unload_model", digest(raw), asks.JSON, raw, 0)
             result = json.dumps({"model_id": model, "type": "unload_model"}).encode()
-            self.store.finish(self.future(tenant, made), result)
+            self.store.finish(self.owned.future(tenant, made), result)
             self.store.change("models", model, state="unloaded")
         self.scheduler.errand(lambda: self.trainer.drop(model))
         return made

@@ -193,6 +193,18 @@ class Store:
             before,
         )
 
+    def forget(self, before: float) -> None:
+        """Lets go of the results, and of the bodies of samples, of requests that were over before that moment.
+
+        That they were is kept: a repeated request is known for ever, and asking for its result is told that it is gone.
+        """
+        with self.changing() as db:
+            db.execute("UPDATE requests SET result = NULL WHERE state = ? AND finished < ?", (DONE, before))
+            db.execute(
+                "UPDATE requests SET body = NULL WHERE kind = 'sample' AND state != ? AND finished < ?",
+                (WAITING, before),
+            )
+
     def waiting(self, tenant: str) -> tuple[int, int]:
         """Returns how many requests of a tenant wait, and their bytes."""
         found = self.row(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from luthier.core.adapters.attach import find_state, state_of
 from luthier.core.adapters.control import acting, set_acting, use
-from luthier.core.adapters.share import ShareFailed
+from luthier.core.adapters.share import ShareFailed, Stream
 from luthier.core.errors import LuthierError
 from luthier.core.sites.packing import packed
 from luthier.training.together.member import Member
@@ -47,15 +47,16 @@ def together(
             "of its adapters; switch it off (model.gradient_checkpointing_disable())."
         )
     losses: list[Any] = [None] * len(jobs)
+    streams = {name: member.stream for name, member in members.items()}
     fit = [number for number, job in enumerate(jobs) if _fits(model, job)]
     while fit:
-        before = {name: dict(member.stream.state) for name, member in members.items()}
-        with _mode(model, members, trains, packs), torch.set_grad_enabled(trains):
+        before = {name: dict(stream.state) for name, stream in streams.items()}
+        with shared_mode(model, streams, trains, packs), torch.set_grad_enabled(trains):
             try:
                 found = _losses(model, [jobs[number] for number in fit])
             except ShareFailed as failed:
-                for name, member in members.items():
-                    member.stream.state = before[name]
+                for name, stream in streams.items():
+                    stream.state = before[name]
                 for number in fit:
                     if jobs[number][0].name == failed.name:
                         jobs[number][1].error = str(failed)
@@ -80,8 +81,8 @@ def _fits(model: Any, job: Job) -> bool:
 
 
 @contextmanager
-def _mode(model: Any, members: Mapping[str, Member], trains: bool, packs: bool) -> Iterator[None]:
-    """Adapters are in train mode and draw from their own streams, and no padding is computed where the model packs.
+def shared_mode(model: Any, streams: Mapping[str, Stream], trains: bool, packs: bool) -> Iterator[None]:
+    """Adapters are in train mode and draw from the streams of their names, and no padding is computed with `packs`.
 
     Behind it, the adapters that were enabled are.
     """
@@ -93,7 +94,7 @@ def _mode(model: Any, members: Mapping[str, Member], trains: bool, packs: bool) 
     before, enabled = [(container, container.training) for container in state.containers], acting(model)
     for container in state.containers:
         container.train(trains)
-    current.streams = {name: member.stream for name, member in members.items()}
+    current.streams = streams
     try:
         with packed(model) if packs else nullcontext():
             yield
@@ -144,8 +145,6 @@ def _told(work: Work | Batched, out: Outcome, found: Any) -> Tensor | None:
     if isinstance(found, tuple):
         loss, out.log_probs, out.figures = found
     if isinstance(loss, BaseException):
-        if not isinstance(loss, Exception):
-            raise loss
         out.error = f"the loss of {work.name!r} raised {type(loss).__name__}: {loss}"
         return None
     if not isinstance(loss, Tensor) or loss.numel() != 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,12 +111,17 @@ def _narrow(route: Route, width: int, own: int) -> Route:
     return Route(route.path, route.form, logits, route.adapter, route.layer)
 
 
+class Alone(LuthierError):
+    """Raised for an adapter that cannot share passes with others, and is to be trained by itself."""
+
+
 class Asking(SharedPass):
     """The model of one adapter's loss: its passes wait for those of the others."""
 
-    def __init__(self, model: nn.Module, name: str | None) -> None:
+    def __init__(self, model: nn.Module, name: str | None, shared: str | None = None) -> None:
+        """`shared` is what the adapter is called in the shared pass, where that is another copy of the model."""
         super().__init__(model)
-        self.name = name
+        self.name, self.shared = name, shared or name
         vars(self)["_luthier"] = find_state(model)  # what records routing decisions finds the adapters here
 
     def token_log_probs(self, batch, temperature=1.0, entropy=False):
@@ -133,17 +138,17 @@ class Asking(SharedPass):
 
     def _ask(self, batch: Mapping[str, Any], targets: Tensor | None = None, *more: Any) -> Answered:
         if strange := [key for key in batch if key not in TAKEN]:
-            raise LuthierError(
+            raise Alone(
                 f"the batch of {self.name!r} holds {strange[0]!r}, which a shared pass does not take (it takes "
                 f"{', '.join(TAKEN)}); train this adapter by itself."
             )
         ids = batch["input_ids"]
         mask = batch.get("attention_mask", torch.ones_like(ids))
-        request = Request(self.name, ids, mask, ends_of(batch, mask), targets, *more, tasks=self._tasks(batch))
+        request = Request(self.shared, ids, mask, ends_of(batch, mask), targets, *more, tasks=self._tasks(batch))
         found = self._wait(request)
         recorded = state_of(self.inner).current.routes
         if recorded is not None:
-            recorded += found.routes
+            recorded += [replace(route, adapter=self.name or "") for route in found.routes]
         return found
 
     def _wait(self, request: Request) -> Answered:

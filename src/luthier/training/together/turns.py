@@ -14,8 +14,8 @@ import torch
 
 Answer = Callable[[Mapping[int, Any]], Mapping[int, Any]]
 """Answers what the functions of these numbers have asked; an exception as an answer is raised where it was asked."""
-Resumed = Callable[[int], None]
-"""Called with the number of a function before it goes on."""
+Switched = Callable[[int], None]
+"""Called with the number of a function before it goes on, or once it has asked or ended."""
 
 
 class _Ended(BaseException):
@@ -27,7 +27,7 @@ class _Turn(threading.Thread):
 
     def __init__(self, number: int, job: Callable[[], Any], back: threading.Semaphore) -> None:
         super().__init__(daemon=True, name=f"luthier-turn-{number}")
-        self.job, self.back, self.go = job, back, threading.Semaphore(0)
+        self.number, self.job, self.back, self.go = number, job, back, threading.Semaphore(0)
         self.context, self.grad = contextvars.copy_context(), torch.is_grad_enabled()
         self.asked: Any = None
         self.answer: Any = None
@@ -68,6 +68,12 @@ class _Turn(threading.Thread):
         self.go.release()
         self.back.acquire()
 
+    def end(self) -> None:
+        """Lets it leave what it is in, such as a folder that it holds."""
+        self.answer = _Ended()
+        self.go.release()
+        self.join()
+
 
 class _Own(threading.local):
     turn: _Turn | None = None
@@ -78,12 +84,29 @@ _own = _Own()
 
 def ask(question: Any) -> Any:
     """Returns the answer to a question, in a function that `taken` runs; others run meanwhile."""
+    return _turn().ask(question)
+
+
+def own_number() -> int:
+    """Returns the number of the function that `taken` runs in this thread."""
+    return _turn().number
+
+
+def _turn() -> _Turn:
     assert _own.turn is not None, "nobody takes turns in this thread"
-    return _own.turn.ask(question)
+    return _own.turn
 
 
-def taken(jobs: Sequence[Callable[[], Any]], answer: Answer, resumed: Resumed = lambda number: None) -> list[Any]:
-    """Runs the functions in turns, and returns what each returned, or the exception that it raised."""
+def taken(
+    jobs: Sequence[Callable[[], Any]],
+    answer: Answer,
+    resumed: Switched = lambda number: None,
+    paused: Switched = lambda number: None,
+) -> list[Any]:
+    """Runs the functions in turns, and returns what each returned, or the exception that it raised.
+
+    What is no `Exception`, such as an interrupt, ends them all, and is raised here.
+    """
     back = threading.Semaphore(0)
     turns = [_Turn(number, job, back) for number, job in enumerate(jobs)]
     for turn in turns:
@@ -94,12 +117,14 @@ def taken(jobs: Sequence[Callable[[], Any]], answer: Answer, resumed: Resumed = 
             for number, found in answers.items():
                 resumed(number)
                 turns[number].resume(found)
+                paused(number)
+                if isinstance(result := turns[number].result, BaseException) and not isinstance(result, Exception):
+                    raise result
             waiting = {number: turn.asked for number, turn in enumerate(turns) if not turn.over}
             answers = answer(waiting) if waiting else {}
     except BaseException:
         for turn in turns:
             if not turn.over:
-                turn.answer = _Ended()
-                turn.go.release()
+                turn.end()
         raise
     return [turn.result for turn in turns]

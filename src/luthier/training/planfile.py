@@ -1,0 +1,58 @@
+"""A plan: a run file of several adapters, which are trained at once.
+
+model = "smollm2-135m"         # what stands above the first [[adapter]] is of all of them
+data = "train.jsonl"
+out = "adapters"
+[training]
+steps = 300
+[[adapter]]
+name = "wide"                  # its name, and that of its folder in `out`
+method = "lora"                # what else a run file may say goes before what is of all
+form = {rank = 32}
+[[adapter]]
+name = "edit"
+method = "loreft"
+training = {lr = 1e-3}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import LuthierError
+from luthier.training.runfile import ADAPTERS, RunFile, described, filled, is_run_file, lasting, overlaid, values_in
+from luthier.training.spec import Run
+
+
+def is_plan(name: str) -> bool:
+    """Whether a run file holds several adapters (`read_plan`)."""
+    return is_run_file(name) and Path(name).expanduser().is_file() and ADAPTERS in values_in(Path(name).expanduser())[0]
+
+
+def read_plan(name: str | Path) -> list[RunFile]:
+    """The run of each `[[adapter]]` of a plan: what the table says, over what stands above the first one.
+
+    Its `name` is the adapter's, and names its folder in the plan's `out`. Raises `LuthierError` for two of one name,
+    for a table without one, and for what `read_run_file` refuses.
+    """
+    path = Path(name).expanduser()
+    values = filled(values_in(path)[0], path)
+    tables, shared = values.pop(ADAPTERS), values
+    if not isinstance(tables, list) or not tables or not all(isinstance(each, dict) for each in tables):
+        raise LuthierError(f"{path}: {ADAPTERS} is to be one table or more, each under [[{ADAPTERS}]].")
+    names = [each.get("name") for each in tables]
+    if wrong := next((each for each in names if not isinstance(each, str) or names.count(each) > 1), ""):
+        raise LuthierError(f"{path}: two adapters are called {wrong!r}; give each a name of its own.")
+    if not all(isinstance(each, str) and each for each in names):
+        raise LuthierError(f'{path}: an adapter has no name; add a line name = "…" to each [[{ADAPTERS}]].')
+    if "out" in {key for each in tables for key in each}:
+        raise LuthierError(f"{path}: out stands above the first [[{ADAPTERS}]]; each adapter has its folder in it.")
+    out = Path(shared.get("out", Run.out))
+    return [described(path, _laid(shared, each) | {"out": str(out / each["name"])}) for each in tables]
+
+
+def _laid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    tables = {key: value for key, value in over.items() if isinstance(value, dict) and isinstance(under.get(key), dict)}
+    laid = {key: (lasting if key == "training" else overlaid)(under[key], value) for key, value in tables.items()}
+    return {**under, **over, **laid}

@@ -1,0 +1,80 @@
+"""Several runs that are trained at once, as a plan's file says them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from luthier.core.errors import LuthierError
+from luthier.training.folder import holds_run
+from luthier.training.planfile import read_plan
+from luthier.training.result import Result
+from luthier.training.session import Session
+from luthier.training.spec import Run
+from luthier.training.together.meeting import Meeting, base_of, why_alone
+from luthier.training.together.request import Alone
+from luthier.training.together.runs import train_in
+
+
+def train_plan(
+    name: str | Path, *, resume: bool = False, overwrite: bool = False, trust_remote_code: bool = False
+) -> list[Result]:
+    """Trains the adapters of a plan (`luthier.training.planfile`), and returns their results in its order.
+
+    Each run is what `luthier.train` makes of it, in a folder of its own. Raises as `train_at_once` does.
+    """
+    files = read_plan(name)
+    for file in files:
+        file.check_trust(trust_remote_code)
+    return train_at_once([file.run() for file in files], resume, overwrite)
+
+
+def train_at_once(
+    runs: Sequence[Run], resume: bool = False, overwrite: bool = False, say: Callable[[str], object] = lambda line: None
+) -> list[Result]:
+    """Trains runs, those of one base in passes that they share; what cannot share them by itself, which `say` is told.
+
+    One that fails leaves the others alone. Raises `LuthierError` at the end, with all that failed.
+    """
+    if used := [run.folder for run in runs if holds_run(run.folder) and not (resume or overwrite)]:
+        raise LuthierError(
+            f"{used[0]} holds a run already: go on with it (resume), replace it (overwrite), or choose another out."
+        )
+    groups: dict[object, list[int]] = {}
+    for number, run in enumerate(runs):
+        reason = why_alone(run)
+        if reason:
+            say(f"{run.name} is trained by itself: {reason}")
+        groups.setdefault(number if reason else base_of(run), []).append(number)
+    found: dict[int, Result | Exception] = {}
+    for group in groups.values():
+        found |= dict(zip(group, _group([runs[number] for number in group], resume, overwrite, say), strict=True))
+    results = [found[number] for number in range(len(runs))]
+    failed = {run.name: each for run, each in zip(runs, results, strict=True) if isinstance(each, Exception)}
+    if failed:
+        listed = "".join(f"\n  {name}: {error}" for name, error in failed.items())
+        raise LuthierError(f"{len(failed)} of {len(runs)} adapters failed; the others are in their folders:{listed}")
+    return [each for each in results if isinstance(each, Result)]
+
+
+def _group(
+    runs: Sequence[Run], resume: bool, overwrite: bool, say: Callable[[str], object]
+) -> list[Result | Exception]:
+    """Trains runs of one base."""
+    if len(runs) == 1:
+        return [_alone(runs[0], resume, overwrite)]
+    meeting = Meeting()
+    found = meeting.hold([partial(train_in, meeting, run, resume, overwrite) for run in runs])
+    for number, result in enumerate(found):
+        if isinstance(result, Alone):
+            say(f"{runs[number].name} is trained by itself: {result}")
+            found[number] = _alone(runs[number], True, False)
+    return found
+
+
+def _alone(run: Run, resume: bool, overwrite: bool) -> Result | Exception:
+    try:
+        return Session(run, progress=False).train(resume, overwrite)
+    except (LuthierError, RuntimeError, MemoryError) as error:
+        return error
