@@ -46,12 +46,12 @@ def show_example(encoded: Feature, tokenizer: Any) -> Any:
     from rich.text import Text
 
     body = Text()
-    for text, learned in _shown(encoded, tokenizer):
+    for text, learned in tokens_shown(encoded, tokenizer):
         body.append(_visible(text), style="bold black on green" if learned else "dim")
         body.append("│" + "\n" * text.count("\n"), style="dim")
-    title = Text(counts_or_label(encoded))
+    head = Text(title(encoded))
     return Group(
-        Panel(body, title=title, title_align="left"),
+        Panel(body, title=head, title_align="left"),
         Text("In the loss: ") + Text(_answer(encoded, tokenizer)),
         *map(Text, _notes(encoded)),
     )
@@ -60,10 +60,10 @@ def show_example(encoded: Feature, tokenizer: Any) -> Any:
 def show_plain(encoded: Feature, tokenizer: Any) -> str:
     """Returns the same as plain text: tokens between bars, those in the loss in `[[…]]`."""
     body = ""
-    for text, learned in _shown(encoded, tokenizer):
+    for text, learned in tokens_shown(encoded, tokenizer):
         shown = _visible(text)
         body += (f"[[{shown}]]" if learned else shown) + "│" + "\n" * text.count("\n")
-    return "\n".join([counts_or_label(encoded), body, f"In the loss: {_answer(encoded, tokenizer)}", *_notes(encoded)])
+    return "\n".join([title(encoded), body, f"In the loss: {_answer(encoded, tokenizer)}", *_notes(encoded)])
 
 
 def _notes(encoded: Feature) -> list[str]:
@@ -71,7 +71,7 @@ def _notes(encoded: Feature) -> list[str]:
     return [f"Note: {note} ({count})" for note, count in encoded.get(TOLD, {}).items()]
 
 
-def counts_or_label(encoded: Feature) -> str:
+def title(encoded: Feature) -> str:
     """Returns the title: how many tokens are in the loss, or the label of the whole row."""
     if _aligned(encoded):
         return counts(encoded)
@@ -83,7 +83,8 @@ def _aligned(encoded: Feature) -> bool:
     return isinstance(labels, list) and len(labels) == len(encoded["input_ids"])
 
 
-def _shown(encoded: Feature, tokenizer: Any) -> list[tuple[str, bool]]:
+def tokens_shown(encoded: Feature, tokenizer: Any) -> list[tuple[str, bool]]:
+    """Returns (text, in the loss) of every token; none is, where the label is of the whole row."""
     if _aligned(encoded):
         return pieces(encoded, tokenizer)
     return pieces({**encoded, "labels": [IGNORED] * len(encoded["input_ids"])}, tokenizer)
