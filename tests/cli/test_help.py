@@ -48,6 +48,7 @@ COMMANDS = [
     "serve",
     "show",
     "sign",
+    "studio",
     "train",
     "unlearn",
     "verify",
