@@ -43,7 +43,7 @@ class Studio:
     """The shelf, the commands under way, and the chat."""
 
     def __init__(self, shelf: Shelf, at_once: int = 1) -> None:
-        self.shelf, self.jobs = shelf, Jobs(shelf.runs, at_once)
+        self.shelf, self.jobs = shelf, Jobs(shelf.home, at_once)
         self.chat = Chat(shelf, self.jobs)
         self.explained: dict[str, Any] = {}
 
@@ -130,7 +130,7 @@ class Studio:
         run = read_json(folder / "run.json")["run"]
         with tempfile.TemporaryDirectory(prefix="luthier-studio-") as made:
             rows, out = Path(made) / "rows.jsonl", Path(made) / "predicted.jsonl"
-            await asyncio.to_thread(write_first, run["eval_data"] or run["data"], self.shelf.runs, rows)
+            await asyncio.to_thread(write_first, run["eval_data"] or run["data"], self.shelf.home, rows)
             columns = [f"--columns={run['columns']}"] if run["columns"] else []
             words = ["predict", run["model"], str(rows), f"--adapter={folder}", f"--out={out}", *columns]
             await self.jobs.result([*words, f"--max-new-tokens={LONGEST_ANSWER}", "--json"])

@@ -32,7 +32,7 @@ class Chat:
     def __init__(self, shelf: Shelf, jobs: Jobs) -> None:
         self.shelf, self.jobs = shelf, jobs
         self.key, self.address, self.names = secrets.token_urlsafe(24), "", list[str]()
-        self._client = httpx.AsyncClient(timeout=httpx.Timeout(10.0, read=None))
+        self._client = httpx.AsyncClient(timeout=httpx.Timeout(10.0, read=None), trust_env=False)
         self._lock = asyncio.Lock()
 
     @property

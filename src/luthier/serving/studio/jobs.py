@@ -20,6 +20,8 @@ LINES = 200
 LARGEST = 8 * 2**20
 """Bytes of JSON that a command may tell."""
 PIECE = 2**14
+LOOKS = 2
+"""Commands that are waited for at a time."""
 LEAVE = 20.0
 """Seconds that commands have to save when the studio ends."""
 
@@ -104,7 +106,7 @@ class Jobs:
         """`most` runs of training go on at a time."""
         self.folder, self.most = folder, most
         self.known: dict[str, Job] = {}
-        self._lock = asyncio.Lock()
+        self._lock, self._looks = asyncio.Lock(), asyncio.Semaphore(LOOKS)
 
     def running(self, kind: str) -> list[str]:
         """Returns the names of those of a kind that have not ended."""
@@ -127,6 +129,10 @@ class Jobs:
 
     async def result(self, words: Sequence[str], patience: float = 600.0) -> Any:
         """Returns the JSON of a command that ends by itself; one that nobody waits for any more is ended."""
+        async with self._looks:
+            return await self._result(words, patience)
+
+    async def _result(self, words: Sequence[str], patience: float) -> Any:
         job = await Job.start(words, self.folder)
         try:
             await asyncio.wait_for(asyncio.shield(job.ended), patience)

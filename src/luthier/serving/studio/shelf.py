@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Shelf:
 
     folders: tuple[Path, ...]
     runs: Path
+    home: Path = field(default_factory=Path.cwd)
+    """Where commands run: relative paths in the records of runs are from here."""
 
     @property
     def exports(self) -> Path:
@@ -56,7 +58,7 @@ class Shelf:
         if folder := self._found(name):
             if _is_model(folder / "config.json"):
                 return str(folder)
-        elif HUB.fullmatch(name) and not (self.runs / name).exists():
+        elif HUB.fullmatch(name) and not (self.home / name).exists():
             return name
         raise _unknown("model", name, "a name of the catalogue, a folder that the studio was given, or a hub id")
 
