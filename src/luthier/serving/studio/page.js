@@ -4,7 +4,8 @@ import { chart, legend } from "./chart.js";
 
 const $ = (id) => document.getElementById(id);
 const make = (tag, className, text = "") => Object.assign(document.createElement(tag), { className, textContent: text });
-const MAIN = ["steps", "epochs", "lr", "batch", "max_length", "eval_every"]; // settings of training that are always shown
+const MAIN = { epochs: null, steps: "as epochs say", lr: "the method's own", batch: null, max_length: null, eval_every: "a tenth of the run" };
+// settings of training that are always shown, and what an empty one means
 const number = new Intl.NumberFormat("en");
 let key = kept(() => sessionStorage.getItem("key")) ?? ""; // for this tab alone
 let there = null; // what can be chosen
@@ -76,8 +77,8 @@ async function open() {
   $("to").value = "peft";
   $("folders").textContent = there.folders.join(", ");
   const settings = Object.entries(there.training);
-  fields($("training"), MAIN.map((name) => [name, there.training[name], "", name === "lr" ? "the method's own" : null]), "training");
-  fields($("training-more"), settings.filter(([name]) => !MAIN.includes(name)).map(([name, value]) => [name, value]), "training");
+  fields($("training"), Object.entries(MAIN).map(([name, empty]) => [name, there.training[name], "", empty]), "training");
+  fields($("training-more"), settings.filter(([name]) => !(name in MAIN)).map(([name, value]) => [name, value]), "training");
   if (!there.data.length) $("trouble").textContent = "There is no file of rows in these folders; start the studio with folders that hold data.";
   tellModel();
   await pickMethod();
@@ -95,7 +96,7 @@ function fields(place, settings, kind) {
   place.replaceChildren(...settings.map(([name, value, help, empty]) => {
     const box = make("div", "");
     const id = `${kind}-${name}`;
-    const label = Object.assign(make("label", "", name.replaceAll("_", " ")), { htmlFor: id, title: help ?? "" });
+    const label = Object.assign(make("label", "", name === "lr" ? "learning rate" : name.replaceAll("_", " ")), { htmlFor: id, title: help ?? "" });
     const input = typeof value === "boolean" ? document.createElement("select") : document.createElement("input");
     if (typeof value === "boolean") input.append(option("", value ? "yes (default)" : "no (default)"), option(String(!value), value ? "no" : "yes"));
     else input.placeholder = empty ?? (value === null ? "none" : String(value));
@@ -209,6 +210,7 @@ function seen(told, asked) {
     box.append(...row.tokens.map(([text, learned]) => make(learned ? "mark" : "span", "", text)));
     return [make("h4", "", row.title), box];
   }));
+  if (matchMedia("(max-width: 44rem)").matches) $("before").scrollIntoView();
   lines($("told"), [...Object.entries(told.figures), ...told.notes.map((note) => ["note", note])]);
 }
 
@@ -313,7 +315,7 @@ async function watch() {
   $("detail-trouble").textContent = run.trouble ?? trouble;
   told(run.jobs.export);
   const series = Object.entries(run.curves ?? {}).filter(([, points]) => points.length).map(([label, points]) => ({ label: label.replace("eval_loss", "held out").replace("loss", "training"), points }));
-  $("chart").replaceChildren(...(series.length ? [legend(series), chart(series, run.steps)] : []));
+  $("chart").replaceChildren(...(series.length ? [legend(series), chart(series, $("detail").clientWidth, run.steps)] : []));
   const settings = run.settings ?? {};
   pairs($("figures"), run.method ? [
     ["Method", run.method], ["Model", short(run.model)], ["Data", short(run.data)],
@@ -373,7 +375,7 @@ $("compare").addEventListener("click", async () => {
   const kind = runs.every((run) => run.curves?.eval_loss?.length) ? "eval_loss" : "loss";
   const series = runs.map((run) => ({ label: run.name, points: run.curves?.[kind] ?? [] }));
   $("compared").hidden = false;
-  $("overlay").replaceChildren(make("p", "soft", kind === "loss" ? "Training loss" : "Loss on held-out rows"), legend(series), chart(series));
+  $("overlay").replaceChildren(make("p", "soft", kind === "loss" ? "Training loss" : "Loss on held-out rows"), legend(series), chart(series, $("compared").clientWidth));
   const facts = runs.map((run) => ({ model: run.model, data: run.data, method: run.method, "training loss": figure(run.loss), "held-out loss": figure(run.eval_loss), seconds: run.seconds?.toFixed(1), ...run.settings }));
   const all = [...new Set(facts.flatMap(Object.keys))];
   const differ = all.filter((name) => new Set(facts.map((each) => JSON.stringify(each[name]))).size > 1);
