@@ -114,7 +114,7 @@ async function pickMethod() {
   $("name").value = free(name);
   const told = await attempt(() => call(`api/methods/${encodeURIComponent(name)}`));
   if (!told || name !== $("method").value) return;
-  $("source").textContent = `${told.text.split("\n\n")[0].replaceAll("\n", " ")} Source: ${told.paper}.`;
+  $("source").textContent = `${told.text.replaceAll("\n", " ").split(/(?<=\.) /)[0]} Source: ${told.paper}.`;
   $("where").placeholder = told["default where"] ?? "";
   fields($("settings"), told.settings.map((s) => [s.name, s.value, s.doc]), "settings");
 }
