@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import luthier as lt
 from serving.test_page import Page
 from support import browsing
 from support.browsing import is_dark, look
@@ -93,14 +94,6 @@ class Desk(Page):
         self.until(lambda: self.texts("#detail-state") == [wanted] or "failed" in self.texts("#detail-state"))
         assert self.texts("#detail-state") == [wanted], self.texts("#detail-trouble") + self.texts("#tail")
 
-    def ran(self, name: str, **settings: str) -> None:
-        """A whole run, from its choices to its end."""
-        self.open()
-        self.plan(**settings)
-        self.looked()
-        self.started(name)
-        self.state("finished")
-
 
 @pytest.fixture
 def desk(browser, address) -> Desk:
@@ -159,8 +152,15 @@ def test_a_run_is_launched_watched_stopped_and_resumed(desk, folder):
 
 
 def test_runs_are_tried_exported_compared_and_talked_to(desk, folder):
-    desk.ran("second", training__steps="12", settings__rank="4")
-    desk.ran("third", method="loreft", training__steps="12")
+    for name, method in (("second", "lora"), ("third", "loreft")):  # as in a terminal
+        out = str(folder / "runs" / name)
+        model, rows = str(folder / "tiny-llama"), str(folder / "sums.jsonl")
+        lt.train(model, rows, out=out, method=method, steps=4, eval_every=2, progress=False, overwrite=True)
+    desk.open()
+    desk.js("document.querySelector('[data-part=runs]').click()")
+    desk.until(lambda: {"second", "third"} <= set(desk.texts("#rows th button")))
+    desk.js("document.querySelectorAll('#rows button').forEach(b => b.textContent === 'third' && b.click())")
+    desk.until(lambda: desk.texts("#detail-name") == ["third"])
     desk.click("try")
     desk.until(lambda: desk.shown("tried"))
     assert len(desk.all("#tried-rows .shown")) == 6 and "completion" in desk.texts("#tried-rows dt")

@@ -16,6 +16,7 @@ from fastapi import Request as Call
 from prometheus_client import CollectorRegistry, Counter
 
 from luthier.core.contracts.component import find, names
+from luthier.core.contracts.format import Format
 from luthier.core.errors import LuthierError
 from luthier.core.files import located, read_json
 from luthier.data.sources import read
@@ -54,7 +55,7 @@ class Studio:
             "models": self.shelf.models(),
             "data": self.shelf.data(),
             "methods": [{"name": n, "equation": find("forms", n).equation()} for n in sorted(names("forms"))],
-            "formats": [n for n in sorted(names("formats")) if find("formats", n).writes()],
+            "formats": [n for n in sorted(names("formats")) if find("formats", n, Format).writes()],
             "training": training_settings(),
         }
 
