@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,10 +86,6 @@ class Reader:
         """A command of ours at small size; a server goes on until the page ends."""
         if words[0] in SERVERS:
             self.serve(words, *SERVERS[words[0]])
-        elif ">" in words:
-            words, file = words[: words.index(">")], words[-1]
-            with open(file, "w", encoding="utf-8") as out, redirect_stdout(out):
-                assert main(words) == 0, words
         else:
             assert main(small(words)) == 0, words
 

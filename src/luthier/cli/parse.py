@@ -237,7 +237,7 @@ OVERVIEW = (
     "luthier evaluate smollm2-135m test.jsonl --adapter run",
     "luthier merge smollm2-135m run merged",
     "luthier list forms",
-    "luthier --print-completion bash > ~/.local/share/bash-completion/completions/luthier",
+    "luthier --print-completion bash",
 )
 
 
