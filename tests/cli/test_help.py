@@ -49,6 +49,7 @@ COMMANDS = [
     "serve",
     "show",
     "sign",
+    "studio",
     "train",
     "unlearn",
     "verify",

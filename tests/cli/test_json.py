@@ -12,7 +12,7 @@ from luthier.cli import main
 from luthier.cli.parse import commands
 from support.tiny import save_model, sums, write_rows
 
-ENDLESS = {"serve"}
+ENDLESS = {"serve", "studio"}
 """Commands that run until they are stopped."""
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+from pydantic_core import PydanticCustomError
 
 from luthier.core.errors import LuthierError
 from luthier.engine.engine import Engine
@@ -21,19 +22,23 @@ from support.architectures import ARCHITECTURES
 from support.call_templates import SAYS, calling
 
 A, B = ("f", '{"a": 1}'), ("g", '{"b": ["}", "\\""]}')
-WHOLE = {"hermes": ("One.", [A, B]), "llama": ("", [A]), "mistral": ("", [A, B]), "deepseek": ("", [A, B])}
+WHOLE = {"hermes": ("One.", [A, B]), "llama": ("", [A]), "mistral": ("", [A, B]), "deepseek": ("", [A, B]),
+         "coder": ("One.", [A, B]), "glm": ("One.", [A, B])}  # fmt: skip
 PARAMETERS = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+
+
+TOOLS: dict = {"f": {}, "g": {}}
 
 
 def tool(name: str, **more) -> dict:
     return {"type": "function", "function": {"name": name, "parameters": PARAMETERS, **more}}
 
 
-def read(template: str, text: str, size: int, **more) -> tuple[str, list[tuple[str, str]]]:
+def read(template: str, text: str, size: int, tools: dict | None = None, **more) -> tuple[str, list[tuple[str, str]]]:
     """What is text and what is called in an answer that comes in pieces of a size."""
     written = call_format(calling(template))
     assert written is not None
-    reader = CallReader(written, ["f", "g"], **more)
+    reader = CallReader(written, TOOLS | (tools or {}), **more)
     pieces = [piece for i in range(0, len(text), size) for piece in reader.add(text[i : i + size])] + reader.rest()
     streamed: dict[int, list[str]] = {}
     for piece in pieces:
@@ -72,6 +77,39 @@ def test_calls_are_read_as_the_template_writes_them(template, size):
 )
 def test_what_is_no_whole_call(template, text, said, calls, size):
     assert read(template, text, size) == (text if said is None else said, calls)
+
+
+TYPED = {"type": "object", "properties": {
+    "s": {"type": "string"}, "n": {"type": "integer"}, "b": {"type": "boolean"}, "o": {"type": "object"},
+    "u": {"type": ["string", "number"]}}}  # fmt: skip
+VALUES = {"s": "12\n <b>x</b>", "n": 3, "b": True, "o": {"k": [None]}, "u": 2.5}
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+@pytest.mark.parametrize("template", ["coder", "glm"])
+def test_arguments_between_tags_have_the_types_of_their_schema(template, size):
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": VALUES}}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    text = calling(template).apply_chat_template(turns, tokenize=False).split("assistant")[1]
+    text = text[text.index("<tool_call>") :].removesuffix("<|im_end|>\n").removesuffix("</s>")
+    _, [(name, arguments)] = read(template, text, size, {"f": TYPED})
+    assert name == "f" and json.loads(arguments) == VALUES
+    spoiled = text.replace("true", "True").replace("3", " 3 ", 1)
+    assert json.loads(read(template, spoiled, size, {"f": TYPED})[1][0][1]) == VALUES
+    none = text[: text.index("<parameter" if template == "coder" else "\n<arg_key")] + (
+        "</function>\n</tool_call>" if template == "coder" else "\n</tool_call>")  # fmt: skip
+    assert read(template, none, size) == ("", [("f", "{}")])
+    assert read(template, text[:-20], size) == (text[:-20], [])  # cut off: no call, and nothing is lost
+    strange = text.replace("f", "zz", 1) if template == "glm" else text.replace("=f>", "=zz>")
+    assert read(template, strange, size, {"f": TYPED}) == (strange, [])
+
+
+def test_what_cannot_be_held_between_tags():
+    tokenizer = calling("coder")
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "x+"}}}
+    body = ChatBody(model="m", messages=HELLO, tools=[tool("f", parameters=schema)], tool_choice="required")
+    with pytest.raises(PydanticCustomError, match="'pattern' of their schema cannot be held to"):
+        grammar_of(body, call_format(tokenizer), tokenizer)
 
 
 def test_one_call_where_one_is_wanted():
@@ -168,7 +206,7 @@ def test_an_untrained_model_calls_when_it_has_to(template):
             for seed in range(4)
         ]
         for answer in served(engine, requests):
-            reader = CallReader(written, ["f", "g"])
+            reader = CallReader(written, TOOLS)
             pieces = reader.add(answer.text) + reader.rest()
             whole = reader.calls if answer.finish == "stop" else reader.calls[:-1]  # it may go on calling
             calls = [(call.name, json.loads(call.arguments)) for call in whole]

@@ -37,17 +37,37 @@ DEEPSEEK = (  # the name stands before the arguments
     "{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}{{ '</calls>' + eos_token }}"
     "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
 )
-ODD = (  # arguments one by one, between tags
+CODER = (  # Qwen3-Coder: arguments one by one, between tags, each on lines of its own
     SHOWN + "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] or '') }}"
-    "{% for c in m.tool_calls or [] %}{{ '<function=' + c.function.name + '>' }}"
-    "{% for k, v in c.function.arguments.items() %}{{ '<parameter=' + k + '>' + v + '</parameter>' }}{% endfor %}"
-    "{{ '</function>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n<function=' + c.function.name + '>\n' }}"
+    "{% for k, v in c.function.arguments.items() %}{{ '<parameter=' + k + '>\n' }}"
+    "{{ v if v is string else v | tojson }}{{ '\n</parameter>\n' }}{% endfor %}"
+    "{{ '</function>\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-TEMPLATES = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "deepseek": DEEPSEEK, "odd": ODD}
+GLM = (  # GLM-4.5: the name behind the tag, then tags of keys and of values
+    SHOWN + "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + (m['content'] or '') }}"
+    "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>' + c.function.name }}"
+    "{% for k, v in c.function.arguments.items() %}{{ '\n<arg_key>' + k + '</arg_key>\n<arg_value>' }}"
+    "{{ v if v is string else v | tojson }}{{ '</arg_value>' }}{% endfor %}"
+    "{{ '\n</tool_call>' }}{% endfor %}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+ODD = (  # as a line of Python
+    SHOWN + "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] or '') }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name + '(' }}"
+    "{% for k, v in c.function.arguments.items() %}{{ k + '=' + (v | tojson) }}{% endfor %}"
+    "{{ ')' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEMPLATES = {
+    "hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "deepseek": DEEPSEEK, "coder": CODER, "glm": GLM, "odd": ODD,
+}  # fmt: skip
 ADDED = {
     "hermes": (["<tool_call>", "</tool_call>"], False),
     "mistral": (["[TOOL_CALLS]"], True),
+    "coder": (["<tool_call>", "</tool_call>"], False),
+    "glm": (["<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"], False),
     "deepseek": (["<calls>", "</calls>", "<call>", "<endcall>", "<sep>"], True),
 }
 """Tokens of each template, and whether they are special."""
@@ -58,6 +78,10 @@ SAYS = {
     "mistral": '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {"b": ["}", "\\""]}}]',
     "deepseek": '<calls><call>function<sep>f\n```json\n{"a": 1}\n```<endcall>\n<call>function<sep>g\n```json\n'
     '{"b": ["}", "\\""]}\n```<endcall></calls>',
+    "coder": "One.\n<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n"
+    '<function=g>\n<parameter=b>\n["}", "\\""]\n</parameter>\n</function>\n</tool_call>',
+    "glm": "One.\n<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>\n<tool_call>g\n"
+    '<arg_key>b</arg_key>\n<arg_value>["}", "\\""]</arg_value>\n</tool_call>',
 }
 """An answer with calls in each form."""
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,11 +19,14 @@ import uvicorn
 
 from luthier.cli import main
 from luthier.serving.http import server
+from luthier.serving.studio import app as studio
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r'^```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$', re.M | re.S)
-NOT_RUN = {"pip", "make"}
-"""Commands that set up what the tests stand on."""
+NOT_RUN = {"pip", "make", "docker"}
+"""Commands that set up what the tests stand on, or need a daemon."""
+SERVERS = {"serve": (server, "Server"), "studio": (studio, "Listening")}
+"""Commands that go on, with the class of uvicorn's servers that they start."""
 SMALL = {
     "train": {"--epochs": None, "--steps": "2", "--batch": "4"},
     "compare": {"--epochs": None, "--steps": "1", "--batch": "4", "--seeds": "1", "--timing": "0", "--others": "0"},
@@ -80,23 +84,23 @@ class Reader:
 
     def luthier(self, words: list[str]) -> None:
         """A command of ours at small size; a server goes on until the page ends."""
-        if words[0] == "serve":
-            self.serve(words)
+        if words[0] in SERVERS:
+            self.serve(words, *SERVERS[words[0]])
         else:
             assert main(small(words)) == 0, words
 
-    def serve(self, words: list[str]) -> None:
-        """`luthier serve` on a thread."""
+    def serve(self, words: list[str], module: Any, name: str) -> None:
+        """`luthier serve` or `luthier studio` on a thread; `module.name` is the server that it starts."""
         started: list[uvicorn.Server] = []
 
-        class Recorded(server.Server):
+        class Recorded(getattr(module, name)):
             async def startup(self, sockets=None) -> None:
                 await super().startup(sockets)
                 started.append(self)
 
         words = words if "--port" in words else [*words, "--port", str(self.port)]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(server, "Server", Recorded)
+            patch.setattr(module, name, Recorded)
             self.background(lambda: main(words), started)
 
     def uvicorn(self, words: list[str]) -> None:

@@ -13,6 +13,9 @@ from luthier import data, models
 from luthier.core.errors import LuthierError
 from luthier.evaluating import evaluate
 from luthier.training import Run, Training, train
+from luthier.training.estimate import SHORT
+from luthier.training.head import start_head
+from luthier.training.prepare import prepare
 from support.tiny import write_rows
 
 QUICK = Training(epochs=8, batch=8, lr=2e-2, eval_fraction=0.1, eval_every=100, save_every=1000)
@@ -78,6 +81,30 @@ def test_several_classes(bert, tmp_path):
     assert set(found.classes) == {"a", "b"} and found.predictions[0]["answer"] == many()[0]["labels"]
     saved = again(bert, result, examples)
     assert (saved.loss, saved.predictions) == (found.loss, found.predictions)
+
+
+def test_more_classes_than_the_estimate_reads_tokens(bert, tmp_path):
+    rows = [{"text": f"{i}", "labels": [f"c{i}", "c0"][: 1 + (i > 0)]} for i in range(SHORT + 6)]
+    result, _ = fitted(bert, tmp_path, rows, training=replace(QUICK, epochs=1, eval_fraction=0))
+    assert result.model.config.num_labels == SHORT + 6
+
+
+def test_a_new_head_starts_at_the_odds_of_its_classes(bert, tmp_path):
+    """b_c = log (n_c + 1/2) / (N - n_c + 1/2), by hand: of 8 rows 6 have a, 1 has b, none has c."""
+    given = [["a"], ["a"], ["a"], ["a"], ["a"], ["a", "b"], [], []]
+    rows = [{"text": f"x{i}", "labels": labels} for i, labels in enumerate(given)]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    run = Run(bert, source, lt.LoRA(rank=4), training=replace(QUICK, eval_fraction=0))
+    prepared = prepare(run)
+    loaded = models.load(bert, task="multi-label", labels=["b", "a"])
+    weight = loaded.model.classifier.weight.clone()
+    start_head(loaded, prepared)
+    torch.testing.assert_close(loaded.model.classifier.bias, torch.tensor([1.5 / 7.5, 6.5 / 2.5]).log())
+    torch.testing.assert_close(loaded.model.classifier.weight, weight)
+    loaded.new_modules.clear()  # a head of the checkpoint stays as it is
+    loaded.model.classifier.bias.data.zero_()
+    start_head(loaded, prepared)
+    assert not loaded.model.classifier.bias.any()
 
 
 def test_tagged_words(bert, tmp_path):

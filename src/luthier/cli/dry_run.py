@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.cli.commands.show import show_feature
 from luthier.cli.output import console, say
 
 if TYPE_CHECKING:
     from luthier.training import Run
+    from luthier.training.prepare import Prepared
+
+SHOWN = 3
+"""Rows whose tokens are told."""
 
 
-def dry_run(run: Run, notes: Sequence[str] = ()) -> None:
-    """Prints `notes`, what would be trained and the first row's tokens; the run folder is not touched."""
+def dry_run(run: Run, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Prints `notes`, what would be trained and the first row's tokens, and returns it as JSON; writes nothing."""
     from luthier import data
+    from luthier.core.adapters.control import describe
     from luthier.models import trusting
     from luthier.training.attachment import attach_all
     from luthier.training.estimate import estimate
     from luthier.training.penalised import refuse_alone
     from luthier.training.prepare import prepare, processes
     from luthier.training.progress import quiet
-    from luthier.training.report import overview, plan_of, steps_of
+    from luthier.training.report import figures_told, needed, overview, plan_of, steps_of
     from luthier.training.rollouts.online import check_online
     from luthier.training.session import load
 
@@ -40,3 +46,44 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> None:
     say()
     show_feature(prepared.train[0], loaded.processor)
     say("\nDry run: nothing was trained or written.")
+    held = needed(memory, plan)
+    return {
+        "task": prepared.task,
+        "layout": prepared.examples.layout,
+        "columns": columns_read(run, prepared),
+        "not_read": list(prepared.unread),
+        "sites": [{**row, "ranks": list(row["ranks"])} for row in describe(loaded.model)],
+        "plan": dataclasses.asdict(plan),
+        "memory": dataclasses.asdict(held) | {"total": held.total},
+        "figures": figures_told(run, prepared, plan, held),
+        "notes": [*notes, *(f"{note}: {count}" for note, count in prepared.told.items())],
+        "rows": [
+            part
+            for i in range(min(SHOWN, len(prepared.train)))
+            for part in row_told(prepared.train[i], loaded.processor)
+        ],
+    }
+
+
+def columns_read(run: Run, prepared: Prepared) -> dict[str, str]:
+    """Returns `{what it means: the column}` of the columns that are read."""
+    from luthier.data.columns import mapping
+    from luthier.data.layout import LAYOUTS
+
+    layout, named = LAYOUTS[prepared.examples.layout], mapping(run.columns)
+    first = {f.name: getattr(prepared.examples.rows[0], f.name) for f in dataclasses.fields(prepared.examples.rows[0])}
+    there = [name for name in layout.reads if name in layout.needs or name in named or first.get(name)]
+    return {name: named.get(name, name) for name in there}
+
+
+def row_told(feature: dict[str, Any], processor: Any) -> list[dict[str, Any]]:
+    """Returns the title of a row and its tokens, `[text, whether it is in the loss]`, and those of what it is compared
+    with; of pictures and sounds, the title."""
+    from luthier.data.show import parts_of, title, tokens_shown
+
+    if "input_ids" not in feature:
+        return [{"title": f"row {feature['row']}", "tokens": []}]
+    return [
+        {"title": title(row, beside), "tokens": [list(each) for each in tokens_shown(row, processor)]}
+        for row, beside in parts_of(feature)
+    ]

@@ -10,7 +10,7 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,26 +178,12 @@ def parse(tokens: Sequence[str]) -> tuple[Command, Given] | None:
     """
     import cyclopts
 
-    app = cyclopts.App(
-        name="luthier",
-        help="Measure, fit, compare and ship adaptations of foundation models.",
-        help_epilogue=_examples(OVERVIEW),
-        help_format="plaintext",
-        version=__version__,
-    )
-    made: dict[Callable, tuple[type[Command], Places]] = {}
     known = commands(tokens[0] if tokens else None)
-    for name, cls in known.items():
-        asked = tokens[:1] == [name] or (tokens[:1] in (["--help"], ["-h"]) and list(tokens[1:2]) == [name])
-        function, places = _function(cls, tokens[1:]) if asked else (_nothing(), {})
-        made[function] = cls, places
-        app.command(
-            function,
-            name=name,
-            help=_flowing(inspect.getdoc(cls) or ""),
-            help_epilogue=_examples(cls.examples),
-            group=cls.group,
-        )
+    if tokens[:1] == [COMPLETION]:
+        _print_completion(known, tokens[1:])
+        return None
+    named = tokens[1:2] if tokens[:1] in (["--help"], ["-h"]) else tokens[:1]
+    app, made = _application(known, named, tokens[1:])
     try:
         chosen, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
@@ -208,11 +194,51 @@ def parse(tokens: Sequence[str]) -> tuple[Command, Given] | None:
     return _filled(*made[chosen], bound.arguments)
 
 
+def _application(
+    known: Mapping[str, type[Command]], named: Collection[str], tokens: Sequence[str]
+) -> tuple[Any, dict[Callable, tuple[type[Command], Places]]]:
+    """The command line with all commands, of which those `named` have their flags (which follow from the tokens)."""
+    import cyclopts
+
+    app = cyclopts.App(
+        name="luthier",
+        help="Measure, fit, compare and ship adaptations of foundation models.",
+        help_epilogue=_examples(OVERVIEW),
+        help_format="plaintext",
+        version=__version__,
+    )
+    made: dict[Callable, tuple[type[Command], Places]] = {}
+    for name, cls in known.items():
+        function, places = _function(cls, tokens) if name in named else (_nothing(), {})
+        made[function] = cls, places
+        app.command(
+            function,
+            name=name,
+            help=_flowing(inspect.getdoc(cls) or ""),
+            help_epilogue=_examples(cls.examples),
+            group=cls.group,
+        )
+    return app, made
+
+
+COMPLETION = "--print-completion"
+SHELLS = ("bash", "zsh", "fish")
+
+
+def _print_completion(known: Mapping[str, type[Command]], tokens: Sequence[str]) -> None:
+    """Prints the script by which a shell completes commands and flags; those of methods are the defaults'."""
+    if len(tokens) != 1 or tokens[0] not in SHELLS:
+        raise LuthierError(f"{COMPLETION} takes the name of a shell: {', '.join(SHELLS)}.")
+    app, _ = _application(known, known, ())
+    sys.stdout.write(app.generate_completion(shell=tokens[0]))
+
+
 OVERVIEW = (
     "luthier train smollm2-135m train.jsonl --method wegeft --rank 64 --out run",
     "luthier evaluate smollm2-135m test.jsonl --adapter run",
     "luthier merge smollm2-135m run merged",
     "luthier list forms",
+    "luthier --print-completion bash",
 )
 
 

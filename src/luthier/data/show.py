@@ -52,12 +52,12 @@ def show_example(encoded: Feature, tokenizer: Any, beside: bool = False) -> Any:
     from rich.text import Text
 
     body = Text()
-    for text, learned in _shown(encoded, tokenizer):
+    for text, learned in tokens_shown(encoded, tokenizer):
         body.append(_visible(text), style="bold black on green" if learned else "dim")
         body.append("│" + "\n" * text.count("\n"), style="dim")
-    title = Text(counts_or_label(encoded, beside))
+    head = Text(title(encoded, beside))
     return Group(
-        Panel(body, title=title, title_align="left"),
+        Panel(body, title=head, title_align="left"),
         Text(f"{_heading(beside)}: ") + Text(_answer(encoded, tokenizer)),
         *map(Text, _notes(encoded)),
     )
@@ -66,11 +66,11 @@ def show_example(encoded: Feature, tokenizer: Any, beside: bool = False) -> Any:
 def show_plain(encoded: Feature, tokenizer: Any, beside: bool = False) -> str:
     """Returns the same as plain text: tokens between bars, those in the loss in `[[…]]`."""
     body = ""
-    for text, learned in _shown(encoded, tokenizer):
+    for text, learned in tokens_shown(encoded, tokenizer):
         shown = _visible(text)
         body += (f"[[{shown}]]" if learned else shown) + "│" + "\n" * text.count("\n")
     said = f"{_heading(beside)}: {_answer(encoded, tokenizer)}"
-    return "\n".join([counts_or_label(encoded, beside), body, said, *_notes(encoded)])
+    return "\n".join([title(encoded, beside), body, said, *_notes(encoded)])
 
 
 def _heading(beside: bool) -> str:
@@ -82,7 +82,7 @@ def _notes(encoded: Feature) -> list[str]:
     return [f"Note: {note} ({count})" for note, count in encoded.get(TOLD, {}).items()]
 
 
-def counts_or_label(encoded: Feature, beside: bool = False) -> str:
+def title(encoded: Feature, beside: bool = False) -> str:
     """Returns the title: how many tokens are in the loss, or the label of the whole row."""
     if _aligned(encoded):
         return counts(encoded, *([COMPARED] if beside else []))
@@ -94,7 +94,13 @@ def _aligned(encoded: Feature) -> bool:
     return isinstance(labels, list) and len(labels) == len(encoded["input_ids"])
 
 
-def _shown(encoded: Feature, tokenizer: Any) -> list[tuple[str, bool]]:
+def parts_of(encoded: Feature) -> list[tuple[Feature, bool]]:
+    """Returns a row and what it is compared with, as (row, whether it is that); parts of one objective are all learned."""
+    return [(row, place > 0 and "part" not in row) for place, row in enumerate((encoded, *encoded.get("also", ())))]
+
+
+def tokens_shown(encoded: Feature, tokenizer: Any) -> list[tuple[str, bool]]:
+    """Returns (text, in the loss) of every token; none is, where the label is of the whole row."""
     if _aligned(encoded):
         return pieces(encoded, tokenizer)
     return pieces({**encoded, "labels": [IGNORED] * len(encoded["input_ids"])}, tokenizer)

@@ -18,6 +18,7 @@ from luthier.measuring.allocation import Allocation, allocate, allocated
 from luthier.methods.forms.full import Full
 from luthier.models import Loaded
 from luthier.training.from_adapter import folder_of
+from luthier.training.head import start_head
 from luthier.training.prepare import Prepared
 from luthier.training.spec import Run
 
@@ -37,6 +38,7 @@ def attach_all(
         load(loaded.model, folder_of(run.from_adapter, run.model, run.task), run.name)
         _attach_new(run, loaded)
         return {}
+    start_head(loaded, prepared)
     where = beside_new(run.form, run.where, loaded)
     found = _measured(run, where, loaded, prepared, console) if known is None else _recalled(run, known)
     init = run.init if known is None else None

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from luthier.core.contracts.objective import ALSO, REFERENCE, At, Objective
 from luthier.data import Collator, sizes_of
+from luthier.data.labels import CLASSES
 from luthier.training.context import running_norms
 from luthier.training.rollouts.features import imagined
 
@@ -77,7 +78,8 @@ def shortened(feature: dict[str, Any]) -> dict[str, Any]:
     """Returns a row of tokens cut to `SHORT`."""
     if "input_ids" not in feature:
         return feature
-    cut = {key: value[-SHORT:] if isinstance(value, list) else value for key, value in feature.items()}
+    tokens = {key for key, value in feature.items() if isinstance(value, list) and key != CLASSES}
+    cut = {key: value[-SHORT:] if key in tokens else value for key, value in feature.items()}
     return cut | {ALSO: [shortened(each) for each in feature[ALSO]]} if ALSO in feature else cut
 
 

@@ -90,9 +90,13 @@ def plan_of(run: Run, prepared: Prepared, model: Any, steps: tuple[int, int]) ->
 
 def overview(run: Run, prepared: Prepared, model: Any, plan: Plan, memory: Memory, batches: str | None = None) -> Group:
     """Returns the two tables that are printed before training; `batches` says how they are computed."""
-    held = replace(memory, optimiser=memory.optimiser * plan.active // max(1, plan.held))
     more = parts(model) | ({"batches": batches} if batches else {})
-    return Group(sites(describe(model)), figures(run, prepared, plan, held, more))
+    return Group(sites(describe(model)), figures(run, prepared, plan, needed(memory, plan), more))
+
+
+def needed(memory: Memory, plan: Plan) -> Memory:
+    """Returns the memory of a step where only what the update trains has gradients and moments."""
+    return replace(memory, optimiser=memory.optimiser * plan.active // max(1, plan.held))
 
 
 def parts(model: Any) -> dict[str, str]:
@@ -125,9 +129,18 @@ def span(ranks: Sequence[int]) -> str:
 
 def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory, more: dict[str, str]) -> Table:
     """Returns the table of sizes, steps and memory, with `more` lines ahead."""
-    settings = run.training
     table = Table(show_header=False, box=None, pad_edge=False)
-    lines = more | {
+    for name, text in {**more, **figures_told(run, prepared, plan, memory)}.items():
+        table.add_row(name, Text(text))
+    for note, count in prepared.told.items():
+        table.add_row("note", Text(f"{note}: {count}"))
+    return table
+
+
+def figures_told(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> dict[str, str]:
+    """Returns `{what it is: the figure in words}` of sizes, steps and memory."""
+    settings = run.training
+    lines = {
         "trainable": f"{plan.trainable:,} of {plan.total:,} ({100 * plan.trainable / plan.total:.3g}%)",
         "adapter on disk": f"{plan.disk / MIB:.2f} MiB",
         "memory, estimate": f"{memory.total / MIB:,.0f} MiB: weights {memory.weights / MIB:,.0f}, gradients and "
@@ -147,12 +160,7 @@ def figures(run: Run, prepared: Prepared, plan: Plan, memory: Memory, more: dict
     if (rollouts := run.objective.rollouts(plan.steps, settings.seed)) is not None:
         count = settings.batch * settings.accumulate * rollouts.group
         lines["sampled"] = f"{count:,} answers per step, of at most {rollouts.max_tokens:,} tokens"
-    lines |= notes(prepared)
-    for name, text in lines.items():
-        table.add_row(name, Text(text))
-    for note, count in prepared.told.items():
-        table.add_row("note", Text(f"{note}: {count}"))
-    return table
+    return lines | notes(prepared)
 
 
 def resolved_settings(run: Run) -> str:

@@ -77,14 +77,14 @@ class Show(Telling, Loading):
 def show_feature(feature: dict[str, Any], processor: Any) -> None:
     """The tokens of an encoded row, those in the loss marked; of pictures and sounds, the shapes."""
     from luthier import data
+    from luthier.data.show import parts_of
 
     if "input_ids" not in feature:
         for name, value in feature.items():
             say(f"{name}: {tuple(getattr(value, 'shape', ())) or value}")
         return
     screen = console()
-    for place, row in enumerate((feature, *feature.get("also", ()))):
-        beside = place > 0 and "part" not in row  # parts of one objective are all learned
+    for row, beside in parts_of(feature):
         if screen.is_terminal:
             screen.print(data.show_example(row, processor, beside))
         else:

@@ -102,8 +102,7 @@ class Train(Telling, Signed):
         if self.dry_run:
             from luthier.cli.dry_run import dry_run
 
-            dry_run(run, notes)
-            return {"dry_run": True, "run": values_of(run)}
+            return {"dry_run": True, "run": values_of(run), **dry_run(run, notes)}
         from luthier.training.folder import read_record
         from luthier.training.prepare import is_main
         from luthier.training.session import Session

@@ -6,11 +6,12 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from luthier.serving.http.calls import CallFormat
+from luthier.serving.http.tagged import Tags, called, loose
 
 LETTERS = string.ascii_letters + string.digits
 LONGEST = 9
@@ -50,9 +51,9 @@ def new_id() -> str:
 class CallReader:
     """The pieces of one answer. What is not a call of a known function stays text, as the model wrote it."""
 
-    def __init__(self, written: CallFormat, names: Collection[str], one: bool = False) -> None:
-        """With `one`, what follows a first call is left out."""
-        self._format, self._names, self._one = written, names, one
+    def __init__(self, written: CallFormat, tools: Mapping[str, Any], one: bool = False) -> None:
+        """`tools` are the schemas of arguments by name. With `one`, what follows a first call is left out."""
+        self._format, self._tools, self._one = written, tools, one
         self._held = ""
         """What has come and was not told yet."""
         self._raw = ""
@@ -109,11 +110,14 @@ class CallReader:
 
     def _head(self) -> Iterator[Piece]:
         """Up to the arguments of a call."""
+        if self._format.tags is not None:
+            yield from self._tagged(self._format.tags)
+            return
         found = self._named() if self._format.keys is None else self._object()
         if found is None:
             return
         name, rest = found
-        if name not in self._names:
+        if name not in self._tools:
             yield from self._no_call()
             return
         self.calls.append(Call(name, new_id()))
@@ -152,9 +156,25 @@ class CallReader:
     def _named(self) -> tuple[str, str] | None:
         """(name, what follows up to its arguments) of a call whose name stands before them."""
         lead = self._format.opening.strip().removeprefix(self._format.marker)
-        pattern = rf"\s*(?:{_loose(lead)})?\s*([\w.-]+?)\s*{_loose(self._format.inner)}\s*(?=\{{)"
+        pattern = rf"\s*(?:{loose(lead)})?\s*([\w.-]+?)\s*{loose(self._format.inner)}\s*(?=\{{)"
         found = re.match(pattern, self._held)
         return (found[1], self._held[found.end() :]) if found else None
+
+    def _tagged(self, tags: Tags) -> Iterator[Piece]:
+        """A call whose arguments stand one by one: it is read once it is whole."""
+        lead = self._format.opening.strip().removeprefix(self._format.marker)
+        found = called(self._held, lead, self._format.tail, tags, self._tools)
+        if found is None:
+            return
+        name, arguments, rest = found
+        if not name:
+            yield from self._no_call()
+            return
+        self.calls.append(Call(name, new_id(), arguments))
+        self._held, self._raw, at = rest, "", len(self.calls) - 1
+        self._step = self._over if self._one else self._text
+        yield Piece(call=at, name=name, id=self.calls[-1].id)
+        yield Piece(call=at, arguments=arguments)
 
     def _inside(self) -> Iterator[Piece]:
         """The arguments of a call."""
@@ -234,10 +254,6 @@ def _held_back(text: str, marker: str) -> int:
     most = next((n for n in range(min(len(text), len(marker) - 1), 0, -1) if text.endswith(marker[:n])), 0)
     head = text[: len(text) - most]
     return most + len(head) - len(head.rstrip()) if marker else 0
-
-
-def _loose(literal: str) -> str:
-    return r"\s*".join(re.escape(word) for word in literal.split())
 
 
 def _bare(text: str) -> str:

@@ -1,8 +1,9 @@
 """How a chat template writes calls of functions, learned by rendering one: no format is known by name.
 
-Two forms are told apart. In the first a call is a JSON object that holds the function's name and its arguments (Hermes,
-Qwen, Llama 3, Mistral); in the second the name stands before an object of arguments (DeepSeek, Mistral since 2411).
-What stands around and between calls is taken from the render of one call and of two.
+Three forms are told apart. In the first a call is a JSON object that holds the function's name and its arguments
+(Hermes, Qwen, Llama 3, Mistral); in the second the name stands before an object of arguments (DeepSeek, Mistral since
+2411); in the third arguments stand one by one between tags (Qwen3-Coder, GLM; see `tagged`). What stands around and
+between calls is taken from the render of one call and of two.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from luthier.core.errors import LuthierError
 from luthier.data.chat import rendered
 from luthier.data.ends import eos_of, stop_of
 from luthier.data.template import Template, has_template
+from luthier.engine.grammar import inline
 from luthier.engine.text import special_ids
+from luthier.serving.http.tagged import KEYS, VALUES, Tags, arguments_in_lark, tags_of
 
 NAMES = ("probe_alpha", "probe_beta")
 GIVEN = {"probe_key": "probe value"}
@@ -59,10 +62,13 @@ class CallFormat:
     """What follows a call that is the last, behind its object or arguments."""
     link: str = ""
     """What stands between two calls, up to where the next one's object or name begins."""
+    tags: Tags | None = None
+    """What stands around arguments that come one by one."""
 
     def tokens(self, tokenizer: Any) -> frozenset[int]:
         """Returns the special tokens that are a part of calls, and so of the text that is read."""
-        there = self.opening + self.inner + (self.between or "") + self.closing
+        tags = (self.tags.after, self.tags.key_open, self.tags.key_close, self.tags.value_close) if self.tags else ()
+        there = "".join([self.opening, self.inner, self.between or "", self.closing, *tags])
         names = tokenizer.convert_ids_to_tokens(known := sorted(special_ids(tokenizer)))
         return frozenset(token for token, name in zip(known, names, strict=True) if name in there)
 
@@ -73,15 +79,16 @@ def call_format(tokenizer: Any, variables: Mapping[str, Any] = {}) -> CallFormat
         return None
     one = _written(tokenizer, variables, 1)
     two = _written(tokenizer, variables, 2)
-    found = None if one is None else _object_form(one, two) or _named_form(one, two)
+    whole = None if one is None else _object_form(one, two) or _named_form(one, two)
+    found = whole or _tagged_form(tokenizer, variables)
     token = next((each for each in tokenizer.get_added_vocab() if found and found.marker.startswith(each)), None)
     return replace(found, marker=token) if found and token else found
 
 
-def _written(tokenizer: Any, variables: Mapping[str, Any], count: int) -> str | None:
+def _written(tokenizer: Any, variables: Mapping[str, Any], count: int, given: Mapping[str, str] = GIVEN) -> str | None:
     """An answer of so many calls, as the template writes it; None where it does not."""
     calls = [
-        {"id": number, "type": "function", "function": {"name": name, "arguments": GIVEN}}
+        {"id": number, "type": "function", "function": {"name": name, "arguments": dict(given)}}
         for number, name in zip(IDS[:count], NAMES, strict=False)
     ]
     turns = [ASKED, {"role": "assistant", "content": "", "tool_calls": calls}]
@@ -174,6 +181,19 @@ def _named(text: str, name: str, since: int) -> tuple[Place, Place] | None:
     return ((at, at + len(name)), found[0][0]) if found else None
 
 
+def _tagged_form(tokenizer: Any, variables: Mapping[str, Any]) -> CallFormat | None:
+    """A form whose arguments stand one by one, from a call without any and a call and two calls with two of them."""
+    given = dict(zip(KEYS, VALUES, strict=True))
+    none, one, two = (_written(tokenizer, variables, *each) for each in ((1, {}), (1, given), (2, given)))
+    found = tags_of(none, one, NAMES[0]) if none is not None and one is not None else None
+    if found is None or one is None:
+        return None
+    opening, tags, tail = found
+    second = two.find(NAMES[1]) if two is not None else -1
+    between = two[len(one) - len(tail) : second] if two is not None and second > 0 else None
+    return CallFormat(opening.strip(), opening, "", between, tail, None, tail, between or "", tags)
+
+
 # --- what a model is held to ---
 
 
@@ -188,13 +208,17 @@ def literal(text: str, tokenizer: Any) -> str:
     return " ".join(parts)
 
 
-def calls_in_lark(written: CallFormat, tools: Mapping[str, str], tokenizer: Any, most: int | None) -> list[str]:
-    """Returns the rules of `calls`, one call or more of the tools (name: their arguments in Lark); `most` 1: one."""
+def calls_in_lark(written: CallFormat, tools: Mapping[str, Any], tokenizer: Any, most: int | None) -> list[str]:
+    """Returns the rules of `calls`, one call or more of the tools (name: schema of its arguments); `most` 1: one."""
 
     def said(text: str) -> str:
         return literal(text, tokenizer)
 
-    each = [said(name + written.inner) + " " + arguments for name, arguments in tools.items()]
+    def given(schema: Any) -> str:
+        tags = written.tags
+        return inline(schema) if tags is None else arguments_in_lark(tags, schema, said, inline)
+
+    each = [f"{said(name + written.inner)} {given(schema)}" for name, schema in tools.items()]
     more = f" ({said(written.between)} call)*" if written.between is not None and most != 1 else ""
     return [
         f"calls: {said(written.opening)} call{more} {said(written.closing)}",

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from luthier.serving.http.refusal import Refusal
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-OPEN_PATHS = ("/", "/page.css", "/page.js", "/health")
+OPEN_PATHS = ("/", "/page.css", "/page.js", "/theme.js", "/health")
 """What needs no key: the page, which asks for one, and whether the server stands."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
@@ -53,13 +53,15 @@ class Guard:
     """A path below which the routes themselves ask for keys."""
     own_keys_body: int = 2**20
     """Longest body below it."""
+    open_paths: tuple[str, ...] = OPEN_PATHS
+    """What needs no key."""
 
     def check(self, scope: Scope) -> None:
         """Raises `Refusal` for a request that is not to be answered."""
         headers = Headers(scope=scope)
         self._host(headers)
         _origin(headers)
-        if scope["path"] not in OPEN_PATHS and not self._apart(scope):
+        if scope["path"] not in self.open_paths and not self._apart(scope):
             self._key(headers)
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.longest(scope):

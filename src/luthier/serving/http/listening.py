@@ -16,6 +16,7 @@ from luthier.core.palette import styled
 from luthier.serving.http.connections import Connections
 
 HERE = Path(__file__).parent
+SHARED = ("/page.css", "/theme.js")
 MEDIA = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 
 
@@ -62,10 +63,10 @@ class Listening(uvicorn.Server):
         self.ready()
 
 
-def add_page(routes: APIRouter | FastAPI, files: Mapping[str, str]) -> None:
-    """Adds the files of a page, `{path: name}`, and the style that all pages share."""
-    for path, name in {**files, "/page.css": "page.css"}.items():
-        file = HERE / name
+def add_page(routes: APIRouter | FastAPI, files: Mapping[str, str], folder: Path = HERE) -> None:
+    """Adds the files of a page, `{path: name in the folder}`, and the style and the theme that all pages share."""
+    shared = {path: HERE / path[1:] for path in SHARED}
+    for path, file in {**{path: folder / name for path, name in files.items()}, **shared}.items():
         text = styled(file) if file.suffix == ".css" else file.read_text(encoding="utf-8")
         routes.get(path)(_answer(text, MEDIA[file.suffix]))
 

@@ -1,23 +1,8 @@
 // Chat with the models of the server that this page came from. Whatever models say is shown as text, never as markup.
+import { kept } from "./theme.js";
+
 const $ = (id) => document.getElementById(id);
 const make = (tag, className, text = "") => Object.assign(document.createElement(tag), { className, textContent: text });
-const kept = (act) => { try { return act(); } catch { return null; } }; // browsers may refuse storage
-
-// --- theme ---
-
-const root = document.documentElement;
-const preferred = matchMedia("(prefers-color-scheme: dark)");
-const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : preferred.matches);
-const nameTheme = () => { $("theme").textContent = isDark() ? "Light" : "Dark"; };
-const theme = kept(() => localStorage.getItem("theme"));
-if (["light", "dark"].includes(theme)) root.dataset.theme = theme;
-preferred.addEventListener("change", nameTheme);
-$("theme").addEventListener("click", () => {
-  root.dataset.theme = isDark() ? "light" : "dark";
-  kept(() => localStorage.setItem("theme", root.dataset.theme));
-  nameTheme();
-});
-nameTheme();
 
 // --- the server ---
 

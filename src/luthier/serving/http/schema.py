@@ -69,6 +69,10 @@ def _number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+ROWS_OF_TOKENS = "rows of many requests are decoded together, of which each is token ids alone"
+"""Why there are no pictures and sounds: a vision model's positions and inputs are of the whole batch."""
+
+
 class TextPart(Body):
     """A part of a message."""
 
@@ -80,9 +84,8 @@ class TextPart(Body):
     def only_text(cls, given: Any) -> Any:
         """Raises for images, sound and files."""
         if isinstance(given, dict) and given.get("type", "text") != "text":
-            raise refused(
-                "unsupported_value", f"content of type {given['type']!r} is not supported, only text.", "type"
-            )
+            message = f"content of type {given['type']!r:.40} is not supported, only text: {ROWS_OF_TOKENS}."
+            raise refused("unsupported_value", message, "type")
         return given
 
 

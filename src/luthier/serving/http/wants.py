@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.core.errors import LuthierError
@@ -29,7 +29,8 @@ class Wants:
     shown: frozenset[int] = frozenset()
     written: CallFormat | None = None
     """How calls are written; None: whatever comes is text."""
-    names: tuple[str, ...] = ()
+    tools: Mapping[str, Any] = field(default_factory=dict)
+    """The schemas of the arguments of each tool that may be called."""
     one: bool = False
     """At most one call."""
     echo: tuple[str, ...] = ()
@@ -39,7 +40,7 @@ class Wants:
 
     def reader(self) -> CallReader | None:
         """Returns what reads one answer."""
-        return None if self.written is None else CallReader(self.written, self.names, self.one)
+        return None if self.written is None else CallReader(self.written, self.tools, self.one)
 
 
 class CallFormats:
@@ -68,7 +69,7 @@ def grammar_of(body: ChatBody, written: CallFormat | None, tokenizer: Any) -> Gr
         param = "tool_choice" if choice.forced else "response_format" if body.response_format else "tools"
         raise _unread(param)
     named = [tool for tool in tools if choice.kind != "named" or tool.name == choice.name]
-    arguments = {tool.name: inline(tool.schema_of_arguments()) for tool in named}
+    arguments = {tool.name: tool.schema_of_arguments() for tool in named}
     most = 1 if choice.kind == "named" or not body.parallel_tool_calls else None
     calls = calls_in_lark(written, arguments, tokenizer, most)
     if choice.forced:
@@ -99,13 +100,13 @@ def _unread(param: str) -> Refusal:
 
 def wants_of(body: ChatBody, written: CallFormat | None, grammar: Compiled | None, tokenizer: Any) -> Wants:
     """Returns what a chat wants, its grammar compiled."""
-    names = tuple(tool.name for tool in body.shown_tools())
-    if not names or written is None:
+    tools = {tool.name: tool.function.parameters or {} for tool in body.shown_tools()}
+    if not tools or written is None:
         return Wants(grammar)
     end = written.tail.strip()
     single = not body.parallel_tool_calls or body.tool_choice.kind == "named"
     stop = (end,) if single and end and grammar is None else ()
-    return Wants(grammar, stop, written.tokens(tokenizer), written, names, single)
+    return Wants(grammar, stop, written.tokens(tokenizer), written, tools, single)
 
 
 def echoes(texts: Sequence[Any], tokenizer: Any) -> tuple[str, ...]:

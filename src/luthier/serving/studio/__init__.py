@@ -1,0 +1,1 @@
+"""The studio: a page over the command line's own runs."""

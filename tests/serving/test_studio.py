@@ -1,0 +1,142 @@
+"""The studio without a browser: what it may name, whom it answers, and that its commands are those of the terminal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from starlette.testclient import TestClient
+
+from luthier.serving.http.guard import Guard
+from luthier.serving.http.refusal import Refusal
+from luthier.serving.studio import runs
+from luthier.serving.studio.app import OPEN, Studio, create_app
+from luthier.serving.studio.plan import Plan
+from luthier.serving.studio.shelf import Shelf
+from support.tiny import save_model, sums, write_rows
+
+PLAN = {"model": "desk/tiny", "data": "desk/sums.jsonl", "method": "lora"}
+
+
+@pytest.fixture
+def shelf(tmp_path) -> Shelf:
+    desk = tmp_path / "desk"
+    desk.mkdir()
+    save_model(desk / "tiny", "llama")
+    write_rows(desk / "sums.jsonl", sums(4))
+    (tmp_path / "secret.jsonl").write_text('{"text": "x"}\n')
+    (desk / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    (desk / ".hidden.jsonl").write_text("{}\n")
+    made = desk / "runs" / "old"
+    made.mkdir(parents=True)
+    run = {"model": "m", "data": "d", "form": {"name": "lora", "settings": {"rank": 4}}, "training": {}}
+    resolved = {"steps": 9, "task": "causal-lm", "lr": 0.1, "where": "x"}
+    record = {"run": run, "resolved": resolved, "created": "now", "command": "luthier train"}
+    (made / "run.json").write_text(json.dumps(record))
+    return Shelf((desk,), desk / "runs", tmp_path)
+
+
+@pytest.fixture
+def ask(shelf):
+    """A client of the studio; `key=` guards it."""
+
+    def made(key: str | None = None) -> TestClient:
+        return TestClient(create_app(Studio(shelf), Guard(key, open_paths=OPEN)), base_url="http://127.0.0.1")
+
+    return made
+
+
+def test_what_is_there(ask):
+    told = ask().get("/api/there").json()
+    assert [each["name"] for each in told["data"]] == ["desk/link.jsonl", "desk/sums.jsonl"]
+    folders = [each["name"] for each in told["models"] if each["kind"] == "folder"]
+    assert folders == ["desk/tiny"] and "smollm2-135m" in {each["name"] for each in told["models"]}
+    assert {"name": "lora", "equation": "W' = W + s B A"} in told["methods"] and "peft" in told["formats"]
+    assert "report_to" not in told["training"] and told["training"]["batch"] == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"data": "desk/link.jsonl"}, "data"),
+        ({"data": "../secret.jsonl"}, "data"),
+        ({"data": "desk/../secret.jsonl"}, "data"),
+        ({"data": "/etc/passwd"}, "data"),
+        ({"data": "desk/sums.jsonl\0"}, "data"),
+        ({"data": "gym:chain_sum"}, "data"),
+        ({"model": "desk"}, "model"),
+        ({"model": "../desk/tiny"}, "model"),
+        ({"model": "--help"}, "model"),
+        ({"method": "--resume"}, "method"),
+        ({"settings": {"trust_remote_code": True}}, "trust_remote_code"),
+        ({"training": {"report_to": "wandb"}}, "report_to"),
+        ({"training": {"out": "elsewhere"}}, "out"),
+        ({"trust_remote_code": True}, "trust_remote_code"),
+        ({"model": None}, "model"),
+    ],
+)
+def test_what_has_no_name_here_is_refused(ask, change, param):
+    told = ask().post("/api/look", json=PLAN | change)
+    assert told.status_code in (400, 404) and told.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".look", "exports", "x" * 65, "a\0", "-x"])
+def test_runs_have_plain_names(ask, shelf, name):
+    told = ask().post("/api/runs", json=PLAN | {"name": name})
+    assert told.status_code == 400 and told.json()["error"]["param"] == "name"
+    with pytest.raises(Refusal):
+        shelf.run(name)
+
+
+def test_a_run_is_not_replaced_nor_read_through_a_link(ask, shelf, tmp_path):
+    assert ask().post("/api/runs", json=PLAN | {"name": "old"}).status_code == 409
+    (shelf.runs / "linked").symlink_to(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    assert ask().get("/api/runs/linked").status_code == 404
+    assert ask().post("/api/runs/none/stop").status_code == 409
+    assert ask().post("/api/runs/old/export", json={"to": "nothing"}).status_code == 400
+    assert ask().post("/api/chat", json={"runs": ["none"]}).status_code == 404
+    assert ask().post("/chat/v1/chat/completions", json={}).status_code == 409
+
+
+def test_whom_it_answers(ask):
+    assert ask().get("/api/runs", headers={"origin": "http://elsewhere"}).status_code == 403
+    assert ask().get("/api/runs", headers={"host": "elsewhere"}).status_code == 403
+    locked = ask("secret")
+    for path in ("/api/there", "/api/runs", "/chat/v1/models"):
+        assert locked.get(path).status_code == 401
+    assert locked.get("/api/runs", headers={"authorization": "Bearer secret"}).status_code == 200
+    for path in OPEN:
+        answer = locked.get(path)
+        assert answer.status_code == 200 and "script-src 'self'" in answer.headers["content-security-policy"]
+        assert "http:" not in answer.text.replace("http://www.w3.org", "") and "https:" not in answer.text
+    assert 'href="../">studio</a>' in locked.get("/chat/").text
+    assert ask().post("/api/look", content=b"x" * (2**20 + 1)).status_code == 413
+
+
+def test_words_are_those_of_the_command_line(shelf, tmp_path):
+    plan = Plan(**PLAN, settings={"rank": 4, "scaling": "rslora"}, training={"lr": 1e-3, "truncate": True, "batch": 2},
+                columns="text=a b; rm -rf /", where="q_proj", eval_data="desk/sums.jsonl", limit=3)  # fmt: skip
+    rows = str(tmp_path / "desk" / "sums.jsonl")
+    assert plan.words(shelf) == [
+        str(tmp_path / "desk" / "tiny"), rows, "--method=lora", "--rank=4", "--scaling=rslora", "--lr=0.001",
+        "--truncate", "--batch=2", f"--eval-data={rows}", "--where=q_proj", "--columns=text=a b; rm -rf /", "--limit=3",
+    ]  # fmt: skip
+    assert Plan(**PLAN | {"model": "owner/name"}).words(shelf)[0] == "owner/name"
+
+
+def test_runs_are_read_as_they_are_written(ask, shelf):
+    folder = shelf.runs / "old"
+    lines = [{"step": i, "loss": 9.0 - i} for i in range(1, 4)] + [{"step": 3, "eval_loss": 5.0, "seconds": 2.0}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo')
+    told = ask().get("/api/runs/old").json()
+    assert told["state"] == "begun" and (told["step"], told["loss"], told["eval_loss"]) == (3, 6.0, 5.0)
+    assert told["curves"] == {"loss": [[1, 8.0], [2, 7.0], [3, 6.0]], "eval_loss": [[3, 5.0]]}
+    (folder / "run.json").write_text("{")
+    assert ask().get("/api/runs").json()["runs"][0]["state"] == "damaged"
+
+
+def test_long_curves_are_thinned_and_keep_their_end():
+    points = [[i, float(i)] for i in range(1001)]
+    assert len(runs.thinned(points)) <= runs.POINTS and runs.thinned(points)[-1] == points[-1]
+    assert runs.thinned(points[:3]) == points[:3] and runs.thinned([]) == []
