@@ -53,6 +53,9 @@ from luthier.core.contracts.example import Examples as Examples
 from luthier.core.contracts.example import last_answer as last_answer
 from luthier.core.contracts.form import Form as Form
 from luthier.core.contracts.form import Params as Params
+from luthier.core.contracts.form import ROW_INPUT as ROW_INPUT
+from luthier.core.contracts.form import ROW_MASK as ROW_MASK
+from luthier.core.contracts.form import ROW_STATES as ROW_STATES
 from luthier.core.contracts.form import Stats as Stats
 from luthier.core.contracts.form import dropout as dropout
 from luthier.core.contracts.form import kaiming as kaiming
@@ -66,7 +69,9 @@ from luthier.core.contracts.gate import Gate as Gate
 from luthier.core.contracts.gate import Probes as Probes
 from luthier.core.contracts.gate import Subject as Subject
 from luthier.core.contracts.init import Init as Init
+from luthier.core.contracts.meta import MaskMeta as MaskMeta
 from luthier.core.contracts.meta import Meta as Meta
+from luthier.core.contracts.meta import Shots as Shots
 from luthier.core.contracts.objective import ADVANTAGE as ADVANTAGE
 from luthier.core.contracts.objective import ALSO as ALSO
 from luthier.core.contracts.objective import At as At
@@ -249,6 +254,7 @@ from luthier.methods.examinations.revival import Revival as Revival
 from luthier.methods.examinations.similarity import Similarity as Similarity
 from luthier.methods.forms.bitfit import BitFit as BitFit
 from luthier.methods.forms.bottleneck import Bottleneck as Bottleneck
+from luthier.methods.forms.conformer import Conformer as Conformer
 from luthier.methods.forms.consreft import ConsReFT as ConsReFT
 from luthier.methods.forms.direft import DiReFT as DiReFT
 from luthier.methods.forms.dora import DoRA as DoRA
@@ -259,6 +265,7 @@ from luthier.methods.forms.hydra import Hydra as Hydra
 from luthier.methods.forms.ia3 import IA3 as IA3
 from luthier.methods.forms.iaa import IAA as IAA
 from luthier.methods.forms.l2m import L2M as L2M
+from luthier.methods.forms.levi import LEVI as LEVI
 from luthier.methods.forms.lobireft import LobiReFT as LobiReFT
 from luthier.methods.forms.loldu import LoLDU as LoLDU
 from luthier.methods.forms.lora import LoRA as LoRA
@@ -290,6 +297,7 @@ from luthier.methods.inits.lora_sb import LoRASB as LoRASB
 from luthier.methods.inits.olora import OLoRA as OLoRA
 from luthier.methods.inits.pissa import PiSSA as PiSSA
 from luthier.methods.metas.abmll import ABMLL as ABMLL
+from luthier.methods.metas.chameleon import Chameleon as Chameleon
 from luthier.methods.metas.fomaml import FOMAML as FOMAML
 from luthier.methods.objectives.amft import AMFT as AMFT
 from luthier.methods.objectives.class_weights import ClassWeights as ClassWeights

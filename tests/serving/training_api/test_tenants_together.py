@@ -13,7 +13,8 @@ from serving.training_api.conftest import Running, running
 from support.train_client import Client, datum, row
 
 FORMS = [
-    "", "form=dora", "form=loreft&positions=f2+l2", "form=wegeft", "form=ia3", "form=noreft&positions=f1+l2", "form=red",
+    "", "form=dora", "form=loreft&positions=f2+l2", "form=wegeft", "form=ia3", "form=noreft&positions=f1+l2",
+    "form=red",
     "form=bottleneck", "form=direft&positions=f1+l1", "form=hydra", "where=q_proj,v_proj", "form=dora&where=up_proj",
     "form=lora&where=down_proj", "form=loreft&positions=l3", "form=prefix", "form=full&where=params(*q_proj.weight)",
 ]  # fmt: skip
