@@ -10,7 +10,9 @@ from luthier.training.in_context.spec import InContext
 
 
 class SequenceModel(nn.Module):
-    """logits [sequences, T, classes] of y_t, from E_x x_t + E_y y_{t-1} at each place t; before the first, no label.
+    """GPT-2 blocks over E_x x_t + E_y y_{t-1}, whose logits [sequences, T, classes] are of y_t.
+
+    Before the first place stands no label.
 
     The weights start with the standard deviation 1/√width, since GPT-2's 0.02 is made for widths of many hundreds.
     """

@@ -32,7 +32,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Task:
-    """x' = A x with A [m, n], entries N(0, 1/n), and y' = π(y): a classification of its own."""
+    """A classification of its own: x' = A x with A [m, n], entries N(0, 1/n), and y' = π(y)."""
 
     projection: Tensor
     permutation: Tensor
