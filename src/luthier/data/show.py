@@ -95,7 +95,7 @@ def _aligned(encoded: Feature) -> bool:
 
 
 def parts_of(encoded: Feature) -> list[tuple[Feature, bool]]:
-    """Returns (row, whether it is only compared with) of a row and those beside it; an objective's parts are learned."""
+    """Returns a row and those beside it, each with whether it is only compared with: an objective's parts are not."""
     return [(row, place > 0 and "part" not in row) for place, row in enumerate((encoded, *encoded.get("also", ())))]
 
 

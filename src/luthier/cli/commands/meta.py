@@ -78,8 +78,8 @@ class MetaCommand(Fitted):
 
         done = meta_learn(self.resolved(given), resume=self.resume, overwrite=self.overwrite, progress=not self.json)
         if self.json:
-            told = {"folder": str(done.folder), "adapter": str(done.adapter)}
-            say_json({**told, "figures": done.figures, "gains": done.gains})
+            where = {"folder": str(done.folder), "adapter": str(done.adapter)}
+            say_json({**where, "figures": done.figures, "gains": done.gains})
             return
         rows = [(name, way, *told(each)) for name, ways in done.figures.items() for way, each in ways.items()]
         table(("model", "", "loss in new domains", "95% interval over episodes", "IoU", "")[: len(rows[0])], rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from luthier.core.contracts.example import Example, Message
@@ -67,7 +67,7 @@ def _between(template: Template, before: str | None, role: str) -> str | None:
     return begin.split(turns[place - 1]["content"])[-1] if place else begin
 
 
-def _check(template: Template, roles: list[str], between: Between, asked: str) -> None:
+def _check(template: Template, roles: Sequence[str], between: Between, asked: str) -> None:
     """Raises where the measured texts do not make the conversation that the template makes."""
     turns = _turns(" ".join(roles))
     text = template.attempt(turns, prompt=True)

@@ -73,8 +73,9 @@ class LEVI(Form):
         if len(stacks) != 1:
             raise LuthierError(f"levi reads one stack of blocks, and {type(model).__name__} has {len(stacks)} of them.")
         blocks = select(model, "stream")
-        given = dummy_inputs(model)[model.main_input_name]
-        table = model.get_input_embeddings() if not given.is_floating_point() else None
+        held: Any = model
+        given = dummy_inputs(model)[held.main_input_name]
+        table = held.get_input_embeddings() if not given.is_floating_point() else None
         if table is not None and self.patch is not None:
             raise LuthierError(f"levi.patch is {self.patch}, and {type(model).__name__} is given ids; leave it out.")
         entering = table.num_embeddings if table is not None else patches(given, self.side).shape[-1]

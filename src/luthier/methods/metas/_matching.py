@@ -78,7 +78,7 @@ class Decoder(nn.Module):
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Returns logits [n, side, side] of four [n, tokens, dim]."""
-        state: Tensor | float = 0.0
+        state = torch.zeros_like(levels[0].mT).unflatten(-1, (self.grid, self.grid))
         for level in reversed(range(LEVELS)):
             held = levels[level].mT.unflatten(-1, (self.grid, self.grid))
             state = self.fused[level](state + self.inlets[level](held))

@@ -43,8 +43,9 @@ def convert(weights: Path, target: Path) -> None:
     with torch.device("meta"):
         wanted = {key: t.shape for key, t in Sam2VisionModel(config).state_dict().items()}
     state = _state(held, wanted)
-    size = config.backbone_config.window_positional_embedding_background_size[0]
-    whole = split(held[_POSITIONS], size, config.backbone_config.window_size_per_stage[0])
+    backbone: Any = config.backbone_config
+    size = backbone.window_positional_embedding_background_size[0]
+    whole = split(held[_POSITIONS], size, backbone.window_size_per_stage[0])
     state |= dict(zip(("backbone.pos_embed", "backbone.pos_embed_window"), whole, strict=True))
     with quiet():
         filled(Sam2VisionModel, config, state).save_pretrained(target)

@@ -70,7 +70,7 @@ def _read(spec: MetaRun, source: str, processor: Any) -> Kind:
             "one more; give more rows, or fewer shots."
         )
     files = [[_file(source, table, number, row, column) for column in ("image", "mask")] for number, row in table.rows]
-    pairs = [_pair(*each, spec.side, processor) for each in files]
+    pairs = [_pair(picture, mask, spec.side, processor) for picture, mask in files]
     masks = torch.from_numpy(np.stack([mask for _, mask in pairs]))
     if not masks.any():
         raise LuthierError(
