@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import luthier
-from luthier.cli.parse import commands
+from luthier.cli.parse import COMPLETION, commands
 from luthier.core.contracts.component import axes, find, names
 from luthier.methods.choices import CHOICES
 from luthier.training import Run, Training
@@ -17,8 +17,17 @@ from luthier.training import Run, Training
 SOURCE = Path(luthier.__file__).parent
 NAMED = re.compile(r"(?:`|Next: |learn: |: )luthier ([a-z_]+)\b([^`\n]*)")
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z_-]*[a-z])\b")
-OTHERS = {"nproc-per-node", "help", "lora", "control-vector", "control-vector-scaled", "merge", "only-binary"}
-"""Flags of other programs, and the one that every command has."""
+OTHERS = {
+    "nproc-per-node",
+    "help",
+    COMPLETION.lstrip("-"),
+    "lora",
+    "control-vector",
+    "control-vector-scaled",
+    "merge",
+    "only-binary",
+}
+"""Flags of other programs, and those that no command declares."""
 MADE_UP = {"flag", "no"}
 
 

@@ -21,6 +21,7 @@ RECIPES = list(recipe_files())
 KINDS = {
     "hydra": "image",
     "mosa": "image",
+    "chameleon": "image",
     "levi": "label",
     "petl-ast": "image",
     "petl-ast-conformer": "image",

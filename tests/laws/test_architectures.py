@@ -51,7 +51,7 @@ def test_form_on_architecture(architecture, form, tmp_path):
         assert {path: type(module) for path, module in model.named_modules()} == kinds
         return
     stacks = len(block_lists(model))
-    if made.reads and (model.can_generate() or ("states" in made.reads and stacks != 1)):
+    if made.sees and (model.can_generate() or ("states" in made.sees and stacks != 1)):
         with pytest.raises(lt.LuthierError, match=r"reads whole rows|one stack"):
             lt.attach(model, made)
         assert {path: type(module) for path, module in model.named_modules()} == kinds

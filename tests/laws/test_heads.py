@@ -35,9 +35,9 @@ FORMS = [
     for name in names("forms")
     if (not issubclass(form := find("forms", name, Form), Routed) or not form.by_task)
     and form.edit_kind != "inside"  # BERT's feed-forward part is no module, which a form could run
-    and "input" not in form.reads  # beside these a head is no map by itself
+    and "input" not in form.sees  # beside these a head is no map by itself
 ]
-READING = [form for name in names("forms") if "input" in (form := find("forms", name, Form)).reads]
+READING = [form for name in names("forms") if "input" in (form := find("forms", name, Form)).sees]
 
 
 @pytest.fixture(scope="module")

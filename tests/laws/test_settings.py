@@ -160,7 +160,7 @@ def _form(kind: str, name: str) -> Callable[[Form], Any]:
     def result(form: Form) -> Any:
         set_seed(0)
         where = BIASES if kind == "param" and form.where == BIASES else WHERE[kind]
-        if form.reads:
+        if form.sees:
             where = form.where if kind == "stream" else "fc1"
         lt.attach(model, form, where, check=False)
         try:
@@ -597,6 +597,21 @@ def test_forms(name):
 def test_no_setting_is_ignored(axis, tmp_path):
     result = TRIED[axis](tmp_path)
     assert not [each for name in names(axis) for each in ignored(find(axis, name), result)]
+
+
+def test_no_setting_hides_what_the_contract_says_of_the_class():
+    """A setting by the name of a class variable would be read as that."""
+    hidden = set()
+    for axis in axes():
+        for cls in (find(axis, name) for name in names(axis)):
+            told = {
+                key
+                for base in cls.__mro__
+                for key, hint in vars(base).get("__annotations__", {}).items()
+                if str(hint).startswith(("ClassVar", "typing.ClassVar"))
+            }
+            hidden |= {f"{axis}.{cls.name()}.{key}" for key in cls.settings() if key in told}
+    assert not hidden
 
 
 HELD = [(axis, name) for axis in axes() for name in names(axis) if find(axis, name).depends]

@@ -68,9 +68,9 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> dict[str, Any]:
 def columns_read(run: Run, prepared: Prepared) -> dict[str, str]:
     """Returns `{what it means: the column}` of the columns that are read."""
     from luthier.data.columns import mapping
-    from luthier.data.layout import LAYOUTS
+    from luthier.data.load import ALL
 
-    layout, named = LAYOUTS[prepared.examples.layout], mapping(run.columns)
+    layout, named = ALL[prepared.examples.layout], mapping(run.columns)
     first = {f.name: getattr(prepared.examples.rows[0], f.name) for f in dataclasses.fields(prepared.examples.rows[0])}
     there = [name for name in layout.reads if name in layout.needs or name in named or first.get(name)]
     return {name: named.get(name, name) for name in there}

@@ -188,7 +188,7 @@ def _refuse_no_blocks(model: nn.Module, form: Form, sites: Sites) -> None:
 
 def _refuse_ahead(model: nn.Module, form: Form, sites: Sites) -> None:
     """Raises for a form that reads whole rows where a model writes token by token: it would see what comes next."""
-    if not form.reads or not generative(model):
+    if not form.sees or not generative(model):
         return
     writes = decoder_path(model) or language_path(model) or ""
     blocks = [f"{path}." for path in block_lists(model)]
@@ -308,7 +308,7 @@ def _mark(model: nn.Module, state: State) -> None:
             container.block, container.final = owner, index == len(blocks) - 1
             container.measures = by_prompt and index == 0
     swap(model, state, "").root = True
-    if any(each.form.reads for each in state.components):
+    if any(each.form.sees for each in state.components):
         _mark_rows(model, state)
     state.passes.decoder = decoder_path(model)
 
@@ -319,16 +319,16 @@ def _mark_rows(model: nn.Module, state: State) -> None:
         owner, above = stack_owner(model, path), path.rpartition(".")[0]
         if above != owner:
             swap(model.get_submodule(above), state, above).frames = owner
-    asked = [each.form for each in state.components if "input" in each.form.reads]
+    asked = [each.form for each in state.components if "input" in each.form.sees]
     swap(model, state, "").reads_rows = bool(asked)
-    for form in (each for each in asked if "states" in each.reads):
+    for form in (each for each in asked if "states" in each.sees):
         path = one_stack(model, form.name())
         for index in range(len(block_lists(model)[path])):
             swap(model.get_submodule(f"{path}.{index}"), state, f"{path}.{index}").reads_rows = True
 
 
 def _follows_calls(form: Form) -> bool:
-    return form.positions != "all" or isinstance(form, Routed) or form.edit_kind == "aside" or bool(form.reads)
+    return form.positions != "all" or isinstance(form, Routed) or form.edit_kind == "aside" or bool(form.sees)
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:

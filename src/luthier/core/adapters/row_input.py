@@ -56,7 +56,7 @@ def what_is_read(form: Form, seen: RowInput | None, call: Call | None, y: Tensor
     """
     mask = call.mask if call is not None else seen.mask if seen is not None else None
     found = {} if mask is None else {ROW_MASK: _fitting(form, mask, call, y)}
-    if "input" not in form.reads:
+    if "input" not in form.sees:
         return {key: each for key, each in found.items() if each is not None}
     if seen is None or seen.given is None or len(seen.given) != len(y):
         raise LuthierError(

@@ -130,13 +130,13 @@ class TunerLayer(nn.Module):
     def by_row(self) -> bool:
         """Whether the edit of a token depends on its place in the row, on others, or on the row's task or prompt."""
         routed = isinstance(self.form, Routed) and (self.form.by_task or self.form.by_prompt)
-        return self.positions is not None or bool(self.form.reads) or routed
+        return self.positions is not None or bool(self.form.sees) or routed
 
     def _post(self, now: Pass, call: Call | None, x: Tensor, y: Tensor) -> Tensor:
         p = self.params(y.dtype)
         if isinstance(self.form, Routed):
             p |= self.told(now, call, y)
-        if self.form.reads:
+        if self.form.sees:
             p |= what_is_read(self.form, now.seen, call, y)
         return edit(call, self.positions, self.edit_function(self.note(now, call)), p, x, y)
 

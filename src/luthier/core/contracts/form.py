@@ -23,11 +23,11 @@ Stats = Mapping[str, Tensor]
 F = TypeVar("F", bound="Form")
 
 ROW_MASK = "_mask"
-"""The name of the rows' padding mask [rows, tokens] among the parameters of a form that `reads` it."""
+"""The name of the rows' padding mask [rows, tokens] among the parameters of a form that `sees` it."""
 ROW_STATES = "_states"
-"""The name of what chosen blocks gave [layers, rows, tokens, d] among the parameters of a form that `reads` it."""
+"""The name of what chosen blocks gave [layers, rows, tokens, d] among the parameters of a form that `sees` it."""
 ROW_INPUT = "_input"
-"""The name of what the model was given among the parameters of a form that `reads` it."""
+"""The name of what the model was given among the parameters of a form that `sees` it."""
 EDIT_KINDS = ("pre", "post", "weight", "cache", "inside", "aside")
 
 
@@ -47,7 +47,7 @@ class Form(Component):
                                        the last one's output; a starts as zeros
 
     All are pure: the same p and x give the same result, whatever the model around them. Each token is edited by itself:
-    training may bring the tokens of all rows as x [1, tokens, d], without padding. A form that `reads` more than that
+    training may bring the tokens of all rows as x [1, tokens, d], without padding. A form that `sees` more than that
     gets rows, x [rows, tokens, d], and what it reads beside the parameters:
 
         mask     p[ROW_MASK] [rows, tokens], False for padding; not there where a batch has none
@@ -60,7 +60,7 @@ class Form(Component):
         "writer": "up_projection", "readers": "down_projections",
     }  # fmt: skip
 
-    reads: ClassVar[tuple[str, ...]] = ()
+    sees: ClassVar[tuple[str, ...]] = ()
     """What its edit reads beyond the token: mask (the others of a row), states, input. It is then refused where a model
     writes token by token, whose tokens must not see what comes behind them."""
     kinds: ClassVar[tuple[str, ...]] = ("affine",)
@@ -118,7 +118,7 @@ class Form(Component):
                 f"{self.name()} acts on whole layers, so positions={self.positions!r} cannot narrow it; "
                 "only forms that edit an output take positions."
             )
-        if self.positions != "all" and self.reads:
+        if self.positions != "all" and self.sees:
             raise LuthierError(
                 f"{self.name()} reads whole rows, so positions={self.positions!r} cannot narrow it; leave them out."
             )
@@ -160,7 +160,7 @@ class Form(Component):
         return {}
 
     def layers_read(self, depth: int) -> tuple[int, ...]:
-        """Returns the blocks, of `depth`, whose outputs its edit reads (`reads` names states); default: none."""
+        """Returns the blocks, of `depth`, whose outputs its edit reads (`sees` names states); default: none."""
         return ()
 
     def maps(self, site: Site) -> int | None:

@@ -36,10 +36,16 @@ def check_whole(model: nn.Module, processor: Any, what: str) -> None:
 
 def save_merged(model: Any, processor: Any, folder: Path, name: str | None = None) -> None:
     """Saves what is attached to `model` (or the one named) as a model to which nothing had ever been attached."""
+    with merged(model, name) as tensors:
+        save_whole(model, processor, folder, tensors)
+
+
+def save_whole(model: Any, processor: Any, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
+    """Saves a model, or these tensors in place of its own, with its processor."""
     from luthier.models.older import for_older_readers
     from luthier.models.quiet import quiet
 
-    with merged(model, name) as tensors, quiet(), _generation_as_it_is(model, folder):
+    with quiet(), _generation_as_it_is(model, folder):
         model.save_pretrained(folder, state_dict=tensors)
         processor.save_pretrained(folder)
         for_older_readers(folder)

@@ -37,7 +37,7 @@ class Conformer(Form):
     kinds = ("stream", "affine")
     where = "stream"
     linear = False
-    reads = ("mask",)
+    sees = ("mask",)
 
     dim: int = 8
     """Width of the bottleneck."""

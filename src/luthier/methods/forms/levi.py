@@ -37,7 +37,7 @@ class LEVI(Form):
     kinds = ("stream",)
     where = "logits"
     linear = False
-    reads = ("mask", "states", "input")
+    sees = ("mask", "states", "input")
     gathers = True
 
     heads: int = 3

@@ -106,7 +106,7 @@ def value_of(text: str, schema: Any) -> Any:
         bare = {"True": "true", "False": "false", "None": "null"}[bare]
     try:
         value = json.loads(bare)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if not kinds or "string" not in kinds or not isinstance(value, str) else text
 

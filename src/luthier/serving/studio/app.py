@@ -19,6 +19,7 @@ from luthier.core.contracts.component import find, names
 from luthier.core.contracts.format import Format
 from luthier.core.errors import LuthierError
 from luthier.core.files import located, read_json
+from luthier.core.guard import guarded
 from luthier.data.sources import read
 from luthier.serving.http import refusal
 from luthier.serving.http.bodies import asked
@@ -135,7 +136,8 @@ class Studio:
             columns = [f"--columns={run['columns']}"] if run["columns"] else []
             words = ["predict", run["model"], str(rows), f"--adapter={folder}", f"--out={out}", *columns]
             await self.jobs.result([*words, f"--max-new-tokens={LONGEST_ANSWER}", "--json"])
-            return {"rows": [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]}
+            with guarded(f"{name}: what it said of its rows cannot be read"):
+                return {"rows": [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]}
 
 
 def write_first(source: str, folder: Path, out: Path) -> None:

@@ -74,7 +74,7 @@ class Job:
             raise Refusal(400, self.trouble() or f"the command ended with {self.code}.", code="command_failed")
         try:
             return json.loads(self.out)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Refusal(500, "the command told no JSON.", code="command_failed") from None
 
     def trouble(self) -> str | None:

@@ -50,7 +50,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     try:
         whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
         return [json.loads(line) for line in whole]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
 
 
@@ -85,5 +85,5 @@ def answers(folder: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1][-ANSWERS:] if path.is_file() else []
         found = [json.loads(line) for line in lines]
         return [{key: each.get(key) for key in ("step", "prompt", "answer", "reward")} for each in found]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
