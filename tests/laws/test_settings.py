@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.func import functional_call
+from torch.nn import functional
 from transformers import set_seed
 
 import luthier as lt
@@ -25,6 +27,7 @@ from luthier.core.contracts.combination import Place
 from luthier.core.contracts.component import Component, axes, find, names
 from luthier.core.contracts.examination import Change, Pair
 from luthier.core.contracts.form import Form
+from luthier.core.contracts.meta import MaskMeta, Shots
 from luthier.core.contracts.objective import At, Rows, labels_of
 from luthier.core.contracts.ranks import Budget
 from luthier.core.contracts.router import RoutedBatch, names_of
@@ -255,12 +258,37 @@ def _meta() -> Callable[[Any], Any]:
         return ((params["w"] - rows) ** 4).sum()
 
     def result(method: Any) -> Any:
+        if isinstance(method, MaskMeta):
+            return _masks(method)
         params = {"w": torch.ones(3)}
         params |= method.begin(params)
         draw = torch.Generator().manual_seed(0)
         return params, method.outer(loss, params, torch.zeros(3), torch.arange(3.0), draw)
 
     return result
+
+
+def _masks(method: MaskMeta) -> Any:
+    """A network of the method on made-up pictures whose channels are its levels, and what its support makes of it."""
+    torch.manual_seed(0)
+    side = 2 * method.grid
+    network, pictures = method.network((3,) * 4, side), torch.rand(3, 3, side, side)
+    shown = Shots(pictures, (pictures.mean(1) > 0.5).float())
+
+    def logits(params: Any, held: Shots, asked: Shots) -> torch.Tensor:
+        own = {key.removeprefix(method.matcher): p for key, p in params.items() if key.startswith(method.matcher)}
+        levels = [
+            [functional.adaptive_avg_pool2d(each.pictures, method.grid).flatten(2).mT * params["w"]] * 4
+            for each in (asked, held)
+        ]
+        return functional_call(network, own, (*levels, held.masks))
+
+    def loss(params: Any, episode: tuple[Shots, Shots]) -> torch.Tensor:
+        return functional.binary_cross_entropy_with_logits(logits(params, *episode), episode[1].masks)
+
+    params = {"w": torch.ones(3), **{method.matcher + key: p.detach() for key, p in network.named_parameters()}}
+    adapted = method.adapt(loss, params, shown, torch.Generator().manual_seed(0))
+    return logits(params, shown, shown).detach(), adapted["w"]
 
 
 def _penalty() -> Callable[[Any], Any]:
