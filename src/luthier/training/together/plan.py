@@ -10,11 +10,7 @@ from luthier.core.errors import LuthierError
 from luthier.training.folder import holds_run
 from luthier.training.planfile import read_plan
 from luthier.training.result import Result
-from luthier.training.session import Session
 from luthier.training.spec import Run
-from luthier.training.together.meeting import Meeting, base_of, why_alone
-from luthier.training.together.request import Alone
-from luthier.training.together.runs import train_in
 
 
 def train_plan(
@@ -37,6 +33,8 @@ def train_at_once(
 
     One that fails leaves the others alone. Raises `LuthierError` at the end, with all that failed.
     """
+    from luthier.training.together.meeting import base_of, why_alone
+
     if used := [run.folder for run in runs if holds_run(run.folder) and not (resume or overwrite)]:
         raise LuthierError(
             f"{used[0]} holds a run already: go on with it (resume), replace it (overwrite), or choose another out."
@@ -62,6 +60,10 @@ def _group(
     runs: Sequence[Run], resume: bool, overwrite: bool, say: Callable[[str], object]
 ) -> list[Result | Exception]:
     """Trains runs of one base."""
+    from luthier.training.together.meeting import Meeting
+    from luthier.training.together.request import Alone
+    from luthier.training.together.runs import train_in
+
     if len(runs) == 1:
         return [_alone(runs[0], resume, overwrite)]
     meeting = Meeting()
@@ -74,6 +76,8 @@ def _group(
 
 
 def _alone(run: Run, resume: bool, overwrite: bool) -> Result | Exception:
+    from luthier.training.session import Session
+
     try:
         return Session(run, progress=False).train(resume, overwrite)
     except (LuthierError, RuntimeError, MemoryError) as error:
