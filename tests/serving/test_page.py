@@ -37,7 +37,8 @@ class Page:
         return self.driver.find_elements("css selector", selector)
 
     def texts(self, selector: str) -> list[str]:
-        return [each.get_property("textContent") for each in self.all(selector)]
+        script = "return [...document.querySelectorAll(arguments[0])].map(each => each.textContent)"
+        return self.driver.execute_script(script, selector)  # at once: a page may draw itself anew meanwhile
 
     def shown(self, name: str) -> bool:
         return self.driver.find_element("id", name).is_displayed()
