@@ -7,6 +7,7 @@
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS base
+ARG PIP_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 LUTHIER_CACHE=/cache
 RUN useradd --create-home luthier && mkdir /cache /work && chown luthier:luthier /cache /work
 WORKDIR /src

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 
 from luthier.core.storage import store
-from luthier.training import trainer
+from luthier.training import checkpointed
 
 EVENTS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 WRITES = os.O_WRONLY | os.O_RDWR
@@ -98,7 +98,7 @@ def faults(root: Path, at: int) -> Iterator[Faults]:
         mock.patch("os.fsync", fsync),
         mock.patch.object(pathlib.Path, "write_text", write_text),
         mock.patch.object(store, "save_file", save_file),
-        mock.patch.object(trainer, "save_file", save_file),
+        mock.patch.object(checkpointed, "save_file", save_file),
         mock.patch("torch.save", torch_save),
     ):
         _active.append(found)

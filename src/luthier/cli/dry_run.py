@@ -69,11 +69,12 @@ def columns_read(run: Run, prepared: Prepared) -> dict[str, str]:
     """Returns `{what it means: the column}` of the columns that are read."""
     from luthier.data.columns import mapping
     from luthier.data.load import ALL
+    from luthier.data.sources import read
+    from luthier.data.table import present
 
     layout, named = ALL[prepared.examples.layout], mapping(run.columns)
-    first = {f.name: getattr(prepared.examples.rows[0], f.name) for f in dataclasses.fields(prepared.examples.rows[0])}
-    there = [name for name in layout.reads if name in layout.needs or name in named or first.get(name)]
-    return {name: named.get(name, name) for name in there}
+    there = present(read(run.data).rows)
+    return {name: named.get(name, name) for name in layout.reads if named.get(name, name) in there}
 
 
 def row_told(feature: dict[str, Any], processor: Any) -> list[dict[str, Any]]:

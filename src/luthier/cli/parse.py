@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import itertools
-import re
+import math
 import sys
 import typing
 import warnings
@@ -346,12 +346,20 @@ def _whole(hint: Any, tokens: Sequence[Any]) -> Any:
     from cyclopts import CoercionError, convert
 
     for token in tokens:
-        if re.fullmatch(r"[-+]?\d*\.\d+", token.value) and not float(token.value).is_integer():
+        if _fraction(token.value):
             raise ValueError(f"{token.value} is not a whole number")
     try:
         return convert(hint, [token.value for token in tokens])
     except CoercionError:
         raise ValueError(f"{' '.join(token.value for token in tokens)!r} is not a whole number") from None
+
+
+def _fraction(text: str) -> bool:
+    try:
+        number = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(number) and not number.is_integer()
 
 
 def _default(field: dataclasses.Field) -> Any:

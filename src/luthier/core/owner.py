@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
+import psutil
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import LOCK, OWNER, TRACES, read_json, replace_json
@@ -46,6 +47,15 @@ def owned(folder: Path) -> Iterator[None]:
                 if [path.name for path in folder.iterdir()] == [LOCK]:  # which older versions of filelock leave
                     (folder / LOCK).unlink()
                 folder.rmdir()
+
+
+def is_worked_in(folder: Path) -> bool:
+    """Returns whether a process of this machine works in a folder, by the trace that it leaves there."""
+    try:
+        told = read_json(folder / OWNER)
+        return told["host"] == socket.gethostname() and psutil.pid_exists(int(told["pid"]))
+    except (LuthierError, KeyError, TypeError, ValueError):
+        return False
 
 
 def _me() -> dict[str, object]:

@@ -118,22 +118,25 @@ def told(figures: dict[str, float]) -> tuple[str, ...]:
 
 
 def chosen_form(meta: type[Meta], method: str | None, recipe: str | None) -> type[Form]:
-    """The form that is named, or the recipe's, or the meta-learner's."""
+    """The form that is named, or the recipe's, or the meta-learner's; raises for a recipe of another one."""
     from luthier.core.contracts.component import find
     from luthier.methods.recipe import read_recipe
 
-    name = method or (read_recipe(recipe).method if recipe else meta.form)
+    name = read_recipe(recipe).method if recipe else method or meta.form
+    if method is not None and find("forms", method) is not find("forms", name):
+        raise LuthierError(f"recipe {recipe!r} is for {name}, not for {method}; leave one of the two out.")
     return find("forms", name)  # type: ignore[return-value]
 
 
 def from_recipe(name: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns (fields of a meta-training, settings of the form) of a recipe; raises for what would be ignored."""
-    from luthier.methods.recipe import TABLES, read_recipe
+    from luthier.methods.choices import CHOICES
+    from luthier.methods.recipe import read_recipe
 
     if name is None:
         return {}, {}
     recipe = read_recipe(name)
-    idle = [key for key in TABLES if key not in ("form", "training") and getattr(recipe, key)]
+    idle = [key for key in CHOICES if key not in ("form", "where") and getattr(recipe, key)]
     idle += [f"training.{key}" for key in recipe.training if key not in OF_RECIPES]
     if idle:
         raise LuthierError(

@@ -320,7 +320,7 @@ def _mark_rows(model: nn.Module, state: State) -> None:
         if above != owner:
             swap(model.get_submodule(above), state, above).frames = owner
     asked = [each.form for each in state.components if "input" in each.form.sees]
-    swap(model, state, "").reads_rows = bool(asked)
+    swap(model, state, "").reads_rows = True
     for form in (each for each in asked if "states" in each.sees):
         path = one_stack(model, form.name())
         for index in range(len(block_lists(model)[path])):

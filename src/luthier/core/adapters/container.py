@@ -29,7 +29,7 @@ class AdapterContainer(Attachment):
         self.measures = False
         """Set on the first block of a stack where a form goes by the mean of what enters it."""
         self.reads_rows = False
-        """Set on the root where a form reads the model's input, and on blocks whose outputs such a form reads."""
+        """Set on the root where a form reads whole rows, and on blocks whose outputs one reads."""
         self.final = False
         """Whether this block is the last of its stack."""
         self.inner = False

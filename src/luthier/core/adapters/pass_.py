@@ -50,7 +50,7 @@ class Pass:
     aside: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """The states beside each stack of blocks, by the owner's path and the adapter's name."""
     seen: RowInput | None = None
-    """The model's input and the states of its blocks, where a form reads whole rows."""
+    """The model's input, its padding, and the states of its blocks, where a form reads whole rows."""
     rows: tuple[str | None, ...] | None = None
     """The adapter of each row in a mixed batch."""
     only: str | None = None

@@ -70,7 +70,7 @@ def what_is_read(form: Form, seen: RowInput | None, call: Call | None, y: Tensor
 
 def _fitting(form: Form, mask: Tensor, call: Call | None, y: Tensor) -> Tensor | None:
     """The mask where it is that of y's tokens or of the model's input; None where nothing is padded."""
-    if call is None or (y.dim() > 2 and mask.shape == y.shape[:2]):
+    if (call is None and "input" in form.sees) or (y.dim() > 2 and mask.shape == y.shape[:2]):
         return mask.bool()
     if torch.compiler.is_compiling() or bool(mask.bool().all()):
         return None

@@ -42,7 +42,7 @@ class Conformer(Form):
     dim: int = 8
     """Width of the bottleneck."""
     kernel: int = 31
-    """Tokens that the convolution sees, the token in the middle."""
+    """Tokens that the convolution sees, an odd number: the token is in the middle."""
     insertion: Literal["sequential", "parallel"] = "parallel"
     """What the adapter reads: the output or the input of the module."""
     norm: Literal["layer", "none"] = "layer"
@@ -51,6 +51,11 @@ class Conformer(Form):
     """The scale s of the adapter's output."""
     dropout: float = 0.0
     """Dropout on h."""
+
+    def check(self):
+        super().check()
+        if self.kernel % 2 == 0:
+            raise LuthierError(f"conformer.kernel is {self.kernel}; expected an odd number, which has a middle.")
 
     def init(self, site, stats):
         width = site.d_out if self.insertion == "sequential" else site.d_in

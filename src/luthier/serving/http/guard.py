@@ -79,7 +79,7 @@ class Guard:
         asked = name_of(headers.get("host", ""))
         if self.hosts and asked not in self.hosts:
             known = ", ".join(self.hosts)
-            message = f"this server is not called {asked!r} but {known}; `luthier serve --allowed-host` adds names."
+            message = f"this server is not called {asked!r} but {known}; --allowed-host adds names."
             raise Refusal(403, message, code="wrong_host")
 
     def _key(self, headers: Headers) -> None:

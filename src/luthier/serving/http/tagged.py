@@ -95,7 +95,7 @@ def arguments_in(text: str, tags: Tags, schema: Mapping[str, Any]) -> tuple[str,
 
 
 def value_of(text: str, schema: Any) -> Any:
-    """Returns a value by its type in the schema: a text as it is, all else as JSON; what is no JSON stays a text."""
+    """Returns a value by its type in the schema: a text as it is, all else as JSON; what is not JSON stays a text."""
     kinds = schema.get("type") if isinstance(schema, Mapping) else None
     kinds = [kinds] if isinstance(kinds, str) else kinds
     named = schema.get("enum", ()) if isinstance(schema, Mapping) else ()

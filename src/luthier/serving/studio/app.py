@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.format import Format
 from luthier.core.errors import LuthierError
-from luthier.core.files import located, read_json
+from luthier.core.files import located
 from luthier.core.guard import guarded
 from luthier.data.sources import read
 from luthier.serving.http import refusal
@@ -45,7 +45,7 @@ class Studio:
     """The shelf, the commands under way, and the chat."""
 
     def __init__(self, shelf: Shelf, at_once: int = 1) -> None:
-        self.shelf, self.jobs = shelf, Jobs(shelf.home, at_once)
+        self.shelf, self.jobs = shelf, Jobs(shelf.working, at_once)
         self.chat = Chat(shelf, self.jobs)
         self.explained: dict[str, Any] = {}
 
@@ -105,8 +105,7 @@ class Studio:
     async def resume(self, name: str) -> dict[str, Any]:
         """Goes on with a run from its last checkpoint; one without begins again."""
         folder = self.shelf.run(name)
-        way = "--resume" if runs.any_there(folder / "checkpoints") else "--overwrite"
-        await self.jobs.begin(f"train {name}", ["train", str(folder / "run.json"), f"--out={folder}", way])
+        await self.jobs.begin(f"train {name}", ["train", str(folder / "run.json"), f"--out={folder}", "--resume"])
         return {"name": name}
 
     def stop(self, name: str) -> dict[str, Any]:
@@ -122,18 +121,18 @@ class Studio:
         if to not in names("formats"):
             raise Refusal(400, f"there is no format {to!r:.80}.", param="to", code="not_found")
         out = self.shelf.exports / f"{name}-{to}"
-        base = read_json(folder / "run.json")["run"]["model"]
+        base = runs.run_of(folder)["model"]
         await self.jobs.begin(f"export {name}", ["export", str(folder), str(out), f"--to={to}", f"--model={base}"])
         return {"out": str(out)}
 
     async def tried(self, name: str) -> dict[str, Any]:
         """Returns a few rows of a run's data with what the fine-tuned model makes of them."""
         folder = self.shelf.run(name)
-        run = read_json(folder / "run.json")["run"]
+        run = runs.run_of(folder)
         with tempfile.TemporaryDirectory(prefix="luthier-studio-") as made:
             rows, out = Path(made) / "rows.jsonl", Path(made) / "predicted.jsonl"
-            await asyncio.to_thread(write_first, run["eval_data"] or run["data"], self.shelf.home, rows)
-            columns = [f"--columns={run['columns']}"] if run["columns"] else []
+            await asyncio.to_thread(write_first, run.get("eval_data") or run["data"], self.shelf.working, rows)
+            columns = [f"--columns={run['columns']}"] if run.get("columns") else []
             words = ["predict", run["model"], str(rows), f"--adapter={folder}", f"--out={out}", *columns]
             await self.jobs.result([*words, f"--max-new-tokens={LONGEST_ANSWER}", "--json"])
             with guarded(f"{name}: what it said of its rows cannot be read"):
@@ -142,9 +141,20 @@ class Studio:
 
 def write_first(source: str, folder: Path, out: Path) -> None:
     """Writes the first rows of a run's data; a relative path is one from `folder`, where commands run."""
-    found = read(located(source, folder)).rows
-    lines = [json.dumps(found[i][1], ensure_ascii=False, default=str) for i in range(min(SHOWN_ROWS, len(found)))]
+    found = read(located(source, folder))
+    rows = [{key: _whole(value, found.folder) for key, value in found.rows[i][1].items()}
+            for i in range(min(SHOWN_ROWS, len(found.rows)))]  # fmt: skip
+    lines = [json.dumps(row, ensure_ascii=False, default=str) for row in rows]
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _whole(value: Any, folder: Path | None) -> Any:
+    """A cell, or the whole path of a file that it names beside the data."""
+    try:
+        beside = folder is not None and isinstance(value, str) and bool(value) and (folder / value).is_file()
+    except (OSError, ValueError):  # a text too long for a name, or with a NUL
+        beside = False
+    return str((folder / value).resolve()) if beside and folder is not None else value
 
 
 def create_app(studio: Studio, guard: Guard) -> FastAPI:

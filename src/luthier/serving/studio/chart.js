@@ -25,7 +25,7 @@ export function chart(series, width, steps) {
   const right = Math.max(steps ?? 0, ...points.map(([x]) => x), 1);
   const values = points.map(([, y]) => y);
   let [low, high] = [Math.min(...values), Math.max(...values)];
-  if (!(high > low)) [low, high] = [(low || 0) - 0.5, (high || 0) + 0.5];
+  if (!(high - low > 1e-9 * Math.max(1, Math.abs(high)))) [low, high] = [(low || 0) - 0.5, (high || 0) + 0.5];
   const x = (at) => LEFT + (WIDTH - LEFT - RIGHT) * (at / right);
   const y = (at) => TOP + (HEIGHT - TOP - BOTTOM) * ((high - at) / (high - low));
   const made = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${series.map((s) => s.label).join(", ")} over ${right} steps` });

@@ -14,10 +14,10 @@ from fastapi import APIRouter
 from fastapi import Request as Call
 from starlette.responses import Response, StreamingResponse
 
-from luthier.core.files import read_json
 from luthier.serving.http.listening import HERE, add_page
 from luthier.serving.http.refusal import Refusal
 from luthier.serving.studio.jobs import Job, Jobs
+from luthier.serving.studio.runs import run_of
 from luthier.serving.studio.shelf import Shelf
 
 READY = re.compile(rb"chat at (http://127\.0\.0\.1:\d+)")
@@ -44,7 +44,7 @@ class Chat:
     async def open(self, names: Sequence[str]) -> dict[str, Any]:
         """Serves these runs, in place of those before; raises `Refusal` with the server's words where it cannot."""
         folders = [self.shelf.run(name) for name in names]
-        bases = {read_json(folder / "run.json")["run"]["model"] for folder in folders}
+        bases = {run_of(folder)["model"] for folder in folders}
         if len(bases) != 1:
             message = f"these runs are of {len(bases)} models; one chat has one base."
             raise Refusal(400, message, param="runs", code="invalid_value")

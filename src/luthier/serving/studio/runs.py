@@ -8,6 +8,8 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json
+from luthier.core.owner import is_worked_in
+from luthier.serving.http.refusal import Refusal
 from luthier.training.checkpoint import any_there
 from luthier.training.folder import SPEC
 
@@ -35,10 +37,24 @@ def summary(folder: Path, running: bool) -> dict[str, Any]:
     return {"name": folder.name, "state": state_of(folder, running), **told, **latest(lines)}
 
 
+def run_of(folder: Path) -> dict[str, Any]:
+    """Returns what a run's record says of it; raises `Refusal` for one that is damaged."""
+    record = read_json(folder / SPEC)
+    run = record.get("run") if isinstance(record, dict) else None
+    if not isinstance(run, dict) or not {"model", "data"} <= set(run):
+        raise Refusal(
+            400, f"the record of {folder.name!r} is damaged: it does not say what was trained.", code="damaged"
+        )
+    return run
+
+
 def state_of(folder: Path, running: bool) -> str:
-    """Returns running, finished, stopped (to be resumed) or begun (before its first checkpoint)."""
+    """Returns running, elsewhere (another process trains it), finished, stopped (to be resumed) or begun (before its
+    first checkpoint)."""
     if running:
         return "running"
+    if is_worked_in(folder):
+        return "elsewhere"
     if (folder / "adapter" / "adapter.json").is_file():
         return "finished"
     return "stopped" if any_there(folder / "checkpoints") else "begun"
@@ -49,7 +65,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     try:
         whole = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-        return [json.loads(line) for line in whole]
+        lines = [json.loads(line) for line in whole]
+        return [line for line in lines if isinstance(line, dict) and "step" in line]
     except (OSError, ValueError, RecursionError):
         return []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luthier.core.errors import LuthierError
 from luthier.core.files import read_json
 from luthier.data.files import READERS, suffix
 from luthier.models import catalogue, is_cached
@@ -29,7 +31,7 @@ class Shelf:
 
     folders: tuple[Path, ...]
     runs: Path
-    home: Path = field(default_factory=Path.cwd)
+    working: Path = field(default_factory=Path.cwd)
     """Where commands run: relative paths in the records of runs are from here."""
 
     @property
@@ -39,7 +41,7 @@ class Shelf:
 
     def data(self) -> list[dict[str, Any]]:
         """Returns the files of rows below the folders, by name."""
-        found = [(self._said(path), path.stat().st_size) for path in self._files() if suffix(path) in READERS]
+        found = [(self._said(path), path.stat().st_size) for path in self._files()]
         return [{"name": name, "bytes": size} for name, size in sorted(found)]
 
     def models(self) -> list[dict[str, Any]]:
@@ -53,12 +55,12 @@ class Shelf:
 
     def model(self, name: str) -> str:
         """Returns what the command line takes for a model of that name; raises `Refusal` for one that is not here."""
-        if name in {each["name"] for each in self.models() if each["kind"] == "catalogue"}:
+        if name in {each.name for each in catalogue()}:
             return name
         if folder := self._found(name):
             if _is_model(folder / "config.json"):
                 return str(folder)
-        elif HUB.fullmatch(name) and not (self.home / name).exists():
+        elif HUB.fullmatch(name) and not (self.working / name).exists():
             return name
         raise _unknown("model", name, "a name of the catalogue, a folder that the studio was given, or a hub id")
 
@@ -109,7 +111,8 @@ class Shelf:
         return str(path.relative_to(folder.parent))
 
     def _files(self) -> list[Path]:
-        return [path for path in self._walk() if not (path.parent / "config.json").is_file()][:MOST]
+        rows = (path for path in self._walk() if suffix(path) in READERS and path.is_file())
+        return list(itertools.islice((path for path in rows if not (path.parent / "config.json").is_file()), MOST))
 
     def _walk(self) -> Iterator[Path]:
         for folder in self.folders:
@@ -123,7 +126,13 @@ class Shelf:
 def _is_model(path: Path) -> bool:
     """Whether a file is the configuration of a whole model, with weights beside it."""
     weights = path.name == "config.json" and path.is_file() and any(path.parent.glob("*.safetensors"))
-    return weights and bool(read_json(path).get("architectures"))
+    if not weights:
+        return False
+    try:
+        told = read_json(path)
+    except LuthierError:  # whoever trains on it is told
+        return False
+    return isinstance(told, dict) and bool(told.get("architectures"))
 
 
 def _unknown(what: str, name: str, expected: str) -> Refusal:

@@ -41,7 +41,7 @@ class SequenceModel(nn.Module):
         self.head = nn.Linear(width, spec.classes)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x [sequences, T, m] and y [sequences, T]; the label of a place is seen from the next place on."""
+        """Returns logits for x [sequences, T, m] and y [sequences, T]; a label is seen from the next place on."""
         before = torch.cat([torch.full_like(y[:, :1], self.nothing), y[:, :-1]], 1)
         read = self.row(x) + self.label(before)
         return self.head(self.blocks(inputs_embeds=read).last_hidden_state)

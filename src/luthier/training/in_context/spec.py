@@ -69,10 +69,6 @@ class InContext:
             raise LuthierError(
                 f"tasks are {list(self.tasks)}; expected at most 2^40, from where new tasks are counted."
             )
-        if max(self.tasks) > NEW:
-            raise LuthierError(
-                f"tasks are {list(self.tasks)}; expected at most 2^40, from where new tasks are counted."
-            )
         if odd := [width for width in self.widths if width % self.heads(width)]:
             raise LuthierError(f"a width of {odd[0]} cannot be dealt to {self.heads(odd[0])} heads; take a multiple.")
         if not self.lr > 0:

@@ -72,9 +72,9 @@ def _read(spec: MetaRun, source: str, processor: Any) -> Kind:
     files = [[_file(source, table, number, row, column) for column in ("image", "mask")] for number, row in table.rows]
     pairs = [_pair(picture, mask, spec.side, processor) for picture, mask in files]
     masks = torch.from_numpy(np.stack([mask for _, mask in pairs]))
-    if not masks.any():
+    if not (masks > 0.5).any():
         raise LuthierError(
-            f"every mask of {source} is empty: it shows no picture what to mark. Give masks that mark it."
+            f"every mask of {source} is empty: no pixel is brighter than half. White (255) marks; give masks that do."
         )
     digest = hashlib.sha256("".join(sha256(path) for pair in files for path in pair).encode()).hexdigest()
     return Kind(Path(source).stem, Shots(torch.from_numpy(np.stack([p for p, _ in pairs])), masks), digest)
@@ -106,7 +106,14 @@ def _pair(picture: Path, mask: Path, side: int, processor: Any) -> tuple[np.ndar
         raise LuthierError(
             f"the mask {mask} has {wide[0]} pixels and its picture {picture} {wide[1]}; expected as many."
         )
-    values = processor(images=seen, size={"height": side, "width": side}, return_tensors="np")["pixel_values"][0]
+    with guarded(f"the model's image processor cannot bring {picture} to {side} pixels a side"):
+        size = {"height": side, "width": side}
+        values = processor(images=seen, size=size, do_center_crop=False, return_tensors="np")["pixel_values"][0]
+    if values.shape[1:] != (side, side):
+        raise LuthierError(
+            f"the model's image processor brings pictures to {' x '.join(map(str, values.shape[1:]))} pixels, and "
+            f"masks have {side} a side; give that side, or a model whose pictures may have any."
+        )
     scaled = np.asarray(grey.resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
     return np.asarray(values, np.float32), scaled
 
