@@ -81,9 +81,8 @@ def test_go_renders_the_conversations_that_training_renders(template, tmp_path):
     words = tokenizer(published().get(template, template))
     found = rendered_by_go(in_go(*measured(words), bos=""), tmp_path)
     for chat, made in zip(chats(), found, strict=True):
-        if template == "gemma" and chat[0]["role"] == "system":
-            continue  # it raises for them
-        assert made == words.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        left = chat[1:] if template == "gemma" and chat[0]["role"] == "system" else chat  # it raises for them
+        assert made == words.apply_chat_template(left, tokenize=False, add_generation_prompt=True)
 
 
 def test_the_file_names_model_template_and_stops():
@@ -94,10 +93,15 @@ def test_the_file_names_model_template_and_stops():
     assert text.endswith(f'PARAMETER stop "{words.eos_token}"\n')
     said = "{{ m.content }}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     alone = modelfile(tokenizer("{% for m in messages %}<a>" + said + "{% endfor %}"), None, adds_bos=False)
-    assert "# The chat template has no turns of system: such turns are left out." in alone
-    assert '"system"' not in alone.partition("TEMPLATE")[2].replace('eq $last "system"', "")
+    assert "# Turns that the chat template refuses are left out: system at the start, user after system" in alone
+    assert 'eq .Role "system"' not in alone
     plain = tokenizer()
     assert modelfile(plain, None, adds_bos=False) == "FROM ./model.gguf\n"
+
+
+def test_text_that_ends_as_an_action_of_go_begins_is_quoted():
+    words = tokenizer("{% for m in messages %}[{{ m.role }}]{{ '{' }}{{ m.content }}{{ '}' }}{% endfor %}")
+    assert "[user]{{{" not in in_go(*measured(words), bos="") and '"[user]{"' in in_go(*measured(words), bos="")
 
 
 def test_a_bos_that_the_file_adds_is_not_written_twice():

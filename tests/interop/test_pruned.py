@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Olmo2Config, Olmo2ForCausalLM
 
 import luthier as lt
 from luthier.core.errors import LuthierError
@@ -98,6 +98,13 @@ def test_models_that_cannot_be_smaller_are_refused_before_anything_is_written(tm
     ]:
         with pytest.raises(LuthierError, match=why):
             lt.export(tmp_path / "adapter", tmp_path / "out", to=to, base=base, processor=byte_level())
+    torch.manual_seed(0)
+    wide = Olmo2ForCausalLM(Olmo2Config(**SIZES | {"num_key_value_heads": 4}, hidden_size=32, num_hidden_layers=2))
+    lt.save(lt.attach(wide, lt.LoRA(rank=2), where="q_proj"), tmp_path / "wide")
+    lt.detach(wide)
+    with pytest.raises(LuthierError, match=r"q_norm.weight would be"):  # a norm over all heads
+        to = lt.formats.Pruned(heads=0.25)
+        lt.export(tmp_path / "wide", tmp_path / "out", to=to, base=wide, processor=byte_level())
     lt.save(lt.attach(build("gpt2"), lt.LoRA(rank=2)), tmp_path / "other")
     with pytest.raises(LuthierError, match="expected one stack of blocks with q_proj"):
         to = lt.formats.Pruned(channels=0.5)

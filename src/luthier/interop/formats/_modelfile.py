@@ -33,8 +33,9 @@ def modelfile(processor: Any, generation: Any, adds_bos: bool) -> str:
     if has_template(processor):
         between, asked = measured(processor)
         text = in_go(between, asked, processor.bos_token or "" if adds_bos else "")
-        if unknown := [role for role in ROLES if role not in {after for _, after in between}]:
-            lines.append(f"# The chat template has no turns of {', '.join(unknown)}: such turns are left out.")
+        if left := [f"{role} {f'after {before}' if before else 'at the start'}" for before, role in PAIRS
+                    if (before, role) not in between]:  # fmt: skip
+            lines.append(f"# Turns that the chat template refuses are left out: {', '.join(left)}.")
         lines.append(f'TEMPLATE """{text}"""')
         ends = stops(processor, generation, between)
         lines += [f"PARAMETER stop {json.dumps(each, ensure_ascii=False)}" for each in ends]
@@ -88,35 +89,31 @@ def _content(place: int, role: str) -> str:
 
 
 def in_go(between: Between, asked: str, bos: str) -> str:
-    """Returns the template in the language of Go's text/template, over Ollama's `.Messages`."""
-    cases = "".join(
-        f'{{{{ {"else " if place else ""}if eq .Role "{role}" }}}}{_opening(between, role, bos)}{{{{ .Content }}}}'
-        for place, role in enumerate(role for role in ROLES if role in {after for _, after in between})
-    )
-    turns = f"{{{{ range .Messages }}}}{cases}{{{{ end }}}}{{{{ $last = .Role }}}}{{{{ end }}}}"
+    """Returns the template in the language of Go's text/template, over Ollama's `.Messages`.
+
+    A turn that the chat template takes nowhere, or not behind the last one, is left out.
+    """
+    known = [role for role in ROLES if role in {after for _, after in between}]
+    cases = "".join(_turn(between, role, bos, "else if" if place else "if") for place, role in enumerate(known))
+    turns = f"{{{{ range .Messages }}}}{cases}{{{{ end }}}}{{{{ end }}}}"
     return f'{{{{ $last := "" }}}}{turns}{{{{ if ne $last "assistant" }}}}{_quoted(asked)}{{{{ end }}}}'
 
 
-def _opening(between: Between, role: str, bos: str) -> str:
-    """What stands before a turn, by whose the last one was."""
-    texts = {before or "": text for (before, after), text in between.items() if after == role}
-    texts = {before: text if before else text.removeprefix(bos) for before, text in texts.items()}
-    return "".join(_case(number, before, text) for number, (before, text) in enumerate(texts.items())) + (
-        "{{ end }}" if texts else ""
+def _turn(between: Between, role: str, bos: str, when: str) -> str:
+    """A turn of a role, with what stands before it, by whose the last one was."""
+    texts = {before: text for (before, after), text in between.items() if after == role}
+    opened = "".join(
+        f'{{{{ {"else if" if number else "if"} eq $last "{before or ""}" }}}}'
+        f"{_quoted(text if before else text.removeprefix(bos))}{{{{ .Content }}}}{{{{ $last = .Role }}}}"
+        for number, (before, text) in enumerate(texts.items())
     )
-
-
-def _case(number: int, before: str, text: str) -> str:
-    return f'{{{{ {"else " if number else ""}if eq $last "{before}" }}}}{_quoted(text)}'
+    return f'{{{{ {when} eq .Role "{role}" }}}}{opened}{{{{ end }}}}'
 
 
 def _quoted(text: str) -> str:
     """Text as Go prints it, through a string where it holds what Go or a Modelfile would read."""
-    return (
-        f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}"
-        if "{{" in text or '"""' in text or text.strip() != text
-        else text
-    )
+    plain = not ("{{" in text or '"""' in text or text.endswith("{") or text.strip() != text)
+    return text if plain else f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}"
 
 
 def stops(processor: Any, generation: Any, between: Between) -> Iterator[str]:

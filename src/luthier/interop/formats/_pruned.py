@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import block_lists
@@ -39,7 +39,25 @@ def sizes(model: Any, heads: float, channels: float) -> Sizes:
             f"{', '.join((*ATTENTION, *FEED_FORWARD))}, whose sizes its configuration tells (Llama and its kin)."
         )
     groups, width = config.num_key_value_heads, config.intermediate_size
-    return Sizes(_left(groups, heads, "heads"), groups, _left(width, channels, "channels"), width)
+    wanted = Sizes(_left(groups, heads, "heads"), groups, _left(width, channels, "channels"), width)
+    _check_shapes(model, wanted)
+    return wanted
+
+
+def _check_shapes(model: Any, wanted: Sizes) -> None:
+    """Raises for a model of which more than these layers goes by the number of heads or channels."""
+    own = {key: list(t.shape) for key, t in model.state_dict().items() if ".adapters." not in f".{key}"}
+    for key, tensor in empty(model, wanted).state_dict().items():
+        shape, name = own.get(key, []), key.split(".")[-2] if "." in key else key
+        part = (wanted.channels, wanted.of_channels) if name in FEED_FORWARD else (wanted.groups, wanted.of_groups)
+        if name in (*ATTENTION, *FEED_FORWARD):
+            dim = 1 if name in ("o_proj", "down_proj") else 0
+            shape = [n * part[0] // part[1] if at == dim and len(shape) > dim else n for at, n in enumerate(shape)]
+        if list(tensor.shape) != shape:
+            raise LuthierError(
+                f"{type(model).__name__} cannot be written without heads and channels: {key} would be "
+                f"{list(tensor.shape)} there, and more than its slices of heads or channels goes into {own.get(key)}."
+            )
 
 
 def _left(count: int, share: float, what: str) -> int:
@@ -107,13 +125,18 @@ def _take(kept: dict[str, Tensor], at: str, names: tuple[str, ...], stay: Tensor
 
 def smaller(model: Any, tensors: Mapping[str, Tensor], wanted: Sizes) -> Any:
     """Returns a model of the same class with these tensors."""
+    made = empty(model, wanted)
+    made.load_state_dict(dict(tensors), strict=True, assign=True)
+    made.generation_config = model.generation_config
+    return made
+
+
+def empty(model: Any, wanted: Sizes) -> Any:
+    """Returns a model of the same class without values, of these sizes."""
     config = copy.deepcopy(model.config)
     config.head_dim = head_dim(config)
     config.num_attention_heads = config.num_attention_heads * wanted.groups // wanted.of_groups
     config.num_key_value_heads, config.intermediate_size = wanted.groups, wanted.channels
     cls = vars(type(model)).get("_luthier_base", type(model))
     with torch.device("meta"):
-        made: nn.Module = cls(config)
-    made.load_state_dict(dict(tensors), strict=True, assign=True)
-    made.generation_config = model.generation_config
-    return made
+        return cls(config)
