@@ -7,12 +7,13 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
+from luthier.core.owner import owned
 from luthier.serving.http.guard import Guard
 from luthier.serving.http.refusal import Refusal
 from luthier.serving.studio import runs
-from luthier.serving.studio.app import OPEN, Studio, create_app
+from luthier.serving.studio.app import OPEN, Studio, create_app, write_first
 from luthier.serving.studio.plan import Plan
-from luthier.serving.studio.shelf import Shelf
+from luthier.serving.studio.shelf import MOST, Shelf
 from support.tiny import save_model, sums, write_rows
 
 PLAN = {"model": "desk/tiny", "data": "desk/sums.jsonl", "method": "lora"}
@@ -140,3 +141,40 @@ def test_long_curves_are_thinned_and_keep_their_end():
     points = [[i, float(i)] for i in range(1001)]
     assert len(runs.thinned(points)) <= runs.POINTS and runs.thinned(points)[-1] == points[-1]
     assert runs.thinned(points[:3]) == points[:3] and runs.thinned([]) == []
+
+
+def test_what_is_broken_in_a_folder_leaves_the_page_alone(ask, shelf):
+    desk = shelf.folders[0]
+    (desk / "gone.jsonl").symlink_to(desk / "nowhere.jsonl")
+    (desk / "pictures").mkdir()
+    for number in range(MOST + 1):
+        (desk / "pictures" / f"{number}.png").touch()
+    for name, told in (("bad", "{"), ("list", "[]")):
+        (desk / name).mkdir()
+        (desk / name / "config.json").write_text(told)
+        (desk / name / "model.safetensors").touch()
+    told = ask().get("/api/there").json()
+    assert [each["name"] for each in told["data"]] == ["desk/link.jsonl", "desk/sums.jsonl"]
+    assert [each["name"] for each in told["models"] if each["kind"] == "folder"] == ["desk/tiny"]
+
+
+def test_a_damaged_record_is_told_and_a_run_of_another_process_is_its_own(ask, shelf):
+    folder = shelf.runs / "old"
+    (folder / "metrics.jsonl").write_text('{"loss": 1}\n3\n{"step": 2, "loss": 0.5}\n')
+    assert ask().get("/api/runs/old").json()["curves"] == {"loss": [[2, 0.5]]}
+    with owned(folder):
+        assert runs.state_of(folder, False) == "elsewhere"
+    assert runs.state_of(folder, False) == "begun"
+    (folder / "run.json").write_text("{}")
+    for path, body in (("/api/runs/old/export", {"to": "peft"}), ("/api/runs/old/try", None)):
+        answer = ask().post(path, json=body)
+        assert answer.status_code == 400 and "record of 'old' is damaged" in answer.text
+
+
+def test_files_that_rows_name_are_found_from_a_copy_of_the_rows(tmp_path):
+    (tmp_path / "0.png").touch()
+    rows = write_rows(tmp_path / "rows.jsonl", [{"image": "0.png", "label": "a"}])
+    (tmp_path / "copy").mkdir()
+    write_first(rows, tmp_path, tmp_path / "copy" / "rows.jsonl")
+    told = json.loads((tmp_path / "copy" / "rows.jsonl").read_text())
+    assert told == {"image": str((tmp_path / "0.png").resolve()), "label": "a"}

@@ -19,6 +19,7 @@ from luthier.methods.metas._matching import Matcher, Matching
 from luthier.training.adam_state import AdamState
 from luthier.training.meta import MetaRun, meta_learn
 from luthier.training.meta.levels import levels_of
+from luthier.training.meta.masks import _pair
 
 SIDE = 32
 
@@ -266,3 +267,17 @@ def test_a_side_that_the_model_or_the_grid_cannot_take_is_told_before_training(v
     spec = spec_of(vit, kinds, tmp_path / "b")
     with pytest.raises(lt.LuthierError, match=r"expected a multiple of chameleon\.grid"):
         meta_learn(replace(spec, meta=lt.metas.Chameleon(grid=7, dim=32)), progress=False)
+
+
+def test_masks_of_ones_and_processors_of_one_size_are_told(vit, tmp_path, monkeypatch):
+    monkeypatch.setattr("luthier.models.load", lambda *a, **k: pytest.fail("weights were loaded"))
+    kinds = drawn(tmp_path, 8)
+    for path in tmp_path.glob("*-both.png"):
+        Image.fromarray(np.eye(SIDE, dtype=np.uint8)).save(path)  # 0 and 1, not 0 and 255
+    with pytest.raises(lt.LuthierError, match=r"no pixel is brighter than half. White \(255\) marks"):
+        meta_learn(spec_of(vit, kinds, tmp_path / "out"), progress=False)
+    picture, mask = (next(tmp_path.glob(each)) for each in ("0.png", "0-shape.png"))
+    with pytest.raises(lt.LuthierError, match="image processor"):
+        _pair(picture, mask, 2 * SIDE, tf.ConvNextImageProcessor(size={"shortest_edge": SIDE}))
+    seen, _ = _pair(picture, mask, 2 * SIDE, tf.BitImageProcessor(size={"shortest_edge": SIDE}, crop_size=SIDE))
+    assert seen.shape == (3, 2 * SIDE, 2 * SIDE)

@@ -41,7 +41,7 @@ def authors_module(p: dict[str, torch.Tensor], form: lt.Conformer) -> nn.Sequent
 
 
 @pytest.mark.parametrize("insertion", ["sequential", "parallel"])
-@pytest.mark.parametrize("kernel", [1, 4, 5])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
 def test_it_is_the_convolution_module_of_the_conformer(insertion, kernel):
     form = lt.Conformer(dim=3, kernel=kernel, insertion=insertion, norm="none", scale=0.5)
     p, x, y = away(form), torch.randn(2, 7, 12).double(), torch.randn(2, 7, 12).double()
@@ -131,3 +131,27 @@ def test_rows_of_a_packed_batch_do_not_meet():
         alone = model(input_ids=ids[row : row + 1, :length]).logits[0]
         assert torch.allclose(together[row, :length], alone, rtol=1e-9, atol=1e-10)
     assert not torch.allclose(other, together)
+
+
+@pytest.mark.parametrize("where", ["head", "stream"])
+def test_outside_the_blocks_a_padded_row_gives_what_it_gives_alone(where):
+    import transformers as tf
+
+    torch.manual_seed(0)
+    config = tf.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    )
+    model = tf.BertForTokenClassification(config).double().eval()
+    moved(lt.attach(model, lt.Conformer(dim=3, kernel=5), where=where))
+    ids = torch.randint(4, 50, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[0, 6:] = 0
+    with torch.no_grad():
+        beside = model(ids, attention_mask=mask).logits[0, :6]
+        alone = model(ids[:1, :6], attention_mask=mask[:1, :6]).logits[0]
+    assert torch.allclose(beside, alone, rtol=0, atol=1e-12)
+
+
+def test_a_kernel_has_a_middle():
+    with pytest.raises(lt.LuthierError, match="kernel is 4; expected an odd number"):
+        lt.Conformer(kernel=4)
