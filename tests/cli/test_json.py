@@ -58,3 +58,12 @@ def test_stdout_is_json_alone(line, keys, made, capsys):
     words = [made.get(word) or word.replace("AT/", f"{made['AT']}/") for word in words]
     assert main([*words, "--json"]) == 0
     assert keys <= set(json.loads(capsys.readouterr().out))
+
+
+def test_a_dry_run_tells_the_columns_that_the_file_has(call, made, tmp_path):
+    rows = [{"instruction": "add", "input": f"{i}+1", "output": str(i + 1)} for i in range(6)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    words = ["train", made["MODEL"], file, "--method", "lora", "--dry-run", "--eval-fraction", "0", "--json"]
+    told = json.loads(call(*words, "--out", tmp_path / "run").out)
+    assert told["columns"] == {"instruction": "instruction", "input": "input", "output": "output"}
+    assert told["rows"] and all(each["tokens"] for each in told["rows"])

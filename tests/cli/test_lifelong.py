@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from luthier.core.errors import LuthierError
 from support.tiny import save_model, sums, write_rows
 
 
@@ -95,3 +96,19 @@ def test_gpicl(call, tmp_path):
     assert "holds a sweep already" in one_line(call(*words))
     assert "has 10 classes, and classes is 20" in one_line(call("gpicl", "digits", "--classes", "20"))
     assert "is not an .npz file" in one_line(call("gpicl", tmp_path / "none.npz"))
+
+
+def test_a_recipe_of_another_form_or_with_more_than_a_meta_training_takes_is_refused(tmp_path):
+    from luthier.cli.commands.meta import chosen_form, from_recipe
+    from luthier.core.contracts.component import find
+    from luthier.core.contracts.meta import Meta
+
+    recipe = tmp_path / "own.toml"
+    text = 'description = "x"\npaper = "y"\nsource = "z"\nmethod = "lora"\n[form]\nrank = 4\n[training]\nlr = 1e-3\n'
+    recipe.write_text(text)
+    assert from_recipe(str(recipe)) == ({"lr": 1e-3}, {"rank": 4})
+    with pytest.raises(LuthierError, match="is for lora, not for dora"):
+        chosen_form(find("metas", "fomaml", Meta), "dora", str(recipe))
+    recipe.write_text('budget = "0.1%"\n' + text)
+    with pytest.raises(LuthierError, match="sets budget, which a meta-training would ignore"):
+        from_recipe(str(recipe))
