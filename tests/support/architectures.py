@@ -91,7 +91,7 @@ def base_of(form: str) -> Architecture:
 
 def decoding_forms() -> list[str]:
     """The forms that models take which write token by token."""
-    return [name for name in names("forms") if not find("forms", name, Form).reads]
+    return [name for name in names("forms") if not find("forms", name, Form).sees]
 
 
 FILLS_IN = Architecture("BertConfig", "BertForMaskedLM", ENCODER, "encoder")
