@@ -39,7 +39,9 @@ def read_plan(name: str | Path) -> list[RunFile]:
     path = Path(name).expanduser()
     values = filled(values_in(path)[0], path)
     if ADAPTERS not in values:
-        raise LuthierError(f"{path} holds no [[{ADAPTERS}]] and is no plan; a single run is read by read_run_file.")
+        raise LuthierError(
+            f"{path} holds no [[{ADAPTERS}]], expected one or more; a single run is read by read_run_file."
+        )
     tables, shared = values.pop(ADAPTERS), values
     if not isinstance(tables, list) or not tables or not all(isinstance(each, dict) for each in tables):
         raise LuthierError(f"{path}: {ADAPTERS} is to be one table or more, each under [[{ADAPTERS}]].")

@@ -147,7 +147,7 @@ def _kinds(value: Any) -> set[str]:
 
 
 def _finite(text: str) -> float:
-    """A number of JSON, which has no infinities, nor what is no number."""
+    """A finite number, as all of JSON are."""
     if not math.isfinite(value := float(text)):
         raise ValueError(text)
     return value
