@@ -12,6 +12,8 @@ from luthier.comparing.plan import checked
 from luthier.comparing.study import Settings
 from luthier.core.errors import LuthierError
 from luthier.training import metrics
+from luthier.training.together.meeting import Meeting
+from luthier.training.together.request import Alone
 
 QUICK = {"steps": 4, "batch": 4, "eval_every": 2, "save_every": 1, "eval_fraction": 0.2}
 TIMES = ("seconds", "step_seconds", "step_ratio", "peak_bytes", "command", "settings", "notes", "versions", "answers")
@@ -116,3 +118,16 @@ def test_trials_are_those_of_a_search_by_itself(study, tmp_path):
     ]
     assert all(len(trials) == 5 for trials in found[0])
     same(found[1], found[0])
+
+
+def test_a_trial_that_fails_by_itself_too_is_its_own_loss(monkeypatch):
+    def loss_of(trial, fits):
+        if fits is not at_once.fit:
+            raise Alone("it cannot share")
+        if trial == "b":
+            raise RuntimeError("no memory")
+        return 0.5
+
+    monkeypatch.setattr(at_once, "loss_of", loss_of)
+    value, error, other = at_once._losses(["a", "b", "c"], 2, Meeting(), lambda job: None)
+    assert (value, other) == (0.5, 0.5) and isinstance(error, RuntimeError)

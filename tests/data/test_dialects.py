@@ -40,6 +40,15 @@ def test_a_decimal_comma_is_a_point_where_semicolons_separate(tmp_path):
     assert words.labels == ["4,5", "x,y"]
 
 
+def test_a_comma_that_is_no_decimal_one_stays(tmp_path):
+    asked = loaded(tmp_path / "asked.csv", "prompt;completion\nhow many;1,234\nand;2\n")
+    assert said(asked) == [("how many", "1,234"), ("and", "2")]
+    with pytest.raises(LuthierError, match="'0,2', which reads as several classes"):
+        loaded(tmp_path / "several.csv", "text;labels\na;0,2\nb;1\nc;1,2\n")
+    scored = loaded(tmp_path / "scored.csv", "text;Score\n1,5;4,5\n2,5;3\n", named="label=Score")
+    assert [(row.text, row.label) for row in scored.rows] == [("1,5", 4.5), ("2,5", 3.0)]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("name, text", [
     ("rows.csv", "prompt,completion\nä,b\n"),

@@ -530,6 +530,13 @@ def test_names_of_classes_that_a_parquet_file_holds_are_read(tmp_path):
 def test_rows_in_two_formats_are_not_counted_twice(written):
     with pytest.raises(LuthierError, match="the same rows in two formats"):
         load(written({"train.jsonl": ROW, "train.csv": "prompt,completion\nq,a\n"}))
+    with pytest.raises(LuthierError, match="the same rows in two formats"):
+        load(written({"a.v1.jsonl": ROW, "a.v1.csv": "prompt,completion\nq,a\n"}))
+
+
+@pytest.mark.parametrize("names", [("tickets.2023.csv", "tickets.2024.jsonl"), ("train-v1.0.csv", "train-v1.1.jsonl")])
+def test_points_in_names_are_of_the_names(written, names):
+    assert len(load(written({names[0]: "prompt,completion\nq,a\n", names[1]: ROW}))) == 2
 
 
 def test_pictures_lie_beside_the_metadata_that_describes_them(written):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 
 import pytest
 from pydantic_core import PydanticCustomError
@@ -15,6 +16,7 @@ from luthier.engine.request import Request
 from luthier.serving.http.callreader import CallReader
 from luthier.serving.http.calls import call_format
 from luthier.serving.http.schema import ChatBody
+from luthier.serving.http.tagged import value_of
 from luthier.serving.http.wants import grammar_of
 from serving.test_engine import served
 from serving.test_http import HELLO, chat, error, events
@@ -104,6 +106,42 @@ def test_arguments_between_tags_have_the_types_of_their_schema(template, size):
     assert read(template, strange, size, {"f": TYPED}) == (strange, [])
 
 
+STRING, NULL, NUMBER = {"type": "string"}, {"type": "null"}, {"type": "number"}
+
+
+@pytest.mark.parametrize(("schema", "text", "value"), [
+    ({"type": ["string", "null"]}, "12345", "12345"), ({"type": ["string", "null"]}, "null", None),
+    ({"anyOf": [STRING, NULL]}, "12345", "12345"), ({"anyOf": [STRING, NULL]}, "true", "true"),
+    ({"anyOf": [STRING, NULL]}, "null", None), ({"anyOf": [STRING, NULL]}, '"a"', '"a"'),
+    ({"oneOf": [NUMBER, STRING]}, "2.5", 2.5), ({"oneOf": [NUMBER, STRING]}, "3", 3),
+    ({"oneOf": [NUMBER, STRING]}, "true", "true"), ({"anyOf": [STRING, {"$ref": "#/$defs/A"}]}, '{"a": 1}', {"a": 1}),
+    ({"anyOf": [{"type": "integer"}, STRING]}, "2.5", "2.5"), ({"anyOf": [{"type": "integer"}, NULL]}, "2", 2),
+    ({"anyOf": [{"enum": ["a", "b"]}, NULL]}, "1", "1"), ({"type": "boolean"}, "True", True),
+    (NUMBER, "NaN", "NaN"), (NUMBER, "-Infinity", "-Infinity"), (NUMBER, "1e999", "1e999"), (NUMBER, "1e3", 1000.0),
+    ({"enum": ["1", 2]}, "1", "1"), ({"enum": ["1", 2]}, "2", 2), ({}, "[1]", [1]), (None, "x", "x"),
+])  # fmt: skip
+def test_a_value_between_tags_is_what_its_schema_admits(schema, text, value):
+    found = value_of(text, schema)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("filler", ["word <b> x=1 > y\n", "\n", "</tool_call >", "<parameter=a>"])
+@pytest.mark.parametrize("template", ["coder", "glm"])
+def test_the_time_to_read_a_long_call_grows_as_its_length(template, filler):
+    """In pieces of a token, as they come; read whole at each piece, this would take minutes."""
+    begin, end = SAYS[template].split("1", 1)[0], "1" + SAYS[template].split("1", 1)[1].split("</tool_call>")[0]
+    text = begin + filler * (120_000 // len(filler)) + end + "</tool_call>"
+    started = time.process_time()
+    typed = {"type": "object", "properties": {"a": STRING}}
+    _, [(name, arguments)] = read(template, text, 8, {"f": typed})
+    assert name == "f" and len(json.loads(arguments)["a"]) >= 119_000
+    assert time.process_time() - started < 5
+    head = SAYS[template].split("a>" if template == "glm" else "=a", 1)[0]
+    started = time.process_time()
+    read(template, head + filler * (60_000 // len(filler)), 8)
+    assert time.process_time() - started < 5
+
+
 def test_what_cannot_be_held_between_tags():
     tokenizer = calling("coder")
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "x+"}}}
@@ -135,6 +173,15 @@ def test_a_chat_that_calls(client, engine):
     again = [*HELLO, told["message"], *answers]
     assert chat(client(), tools=[tool("f"), tool("g")], messages=again).status_code == 200
     assert "<tool_call>" in engine.tokenizer.decode(engine.requests[-1].prompt)
+
+
+@pytest.mark.parametrize("template", list(SAYS))
+def test_a_single_call_is_whole(client, engine, template):
+    engine.tokenizer, engine.say = calling(template), lambda request: SAYS[template]
+    more = {"tools": [tool("f"), tool("g")], "parallel_tool_calls": False, "max_tokens": None}
+    told = chat(client(), **more).json()["choices"][0]
+    assert [(c["function"]["name"], c["function"]["arguments"]) for c in told["message"]["tool_calls"]] == [A]
+    assert told["finish_reason"] == "tool_calls"
 
 
 def test_a_stream_that_calls(client, engine):

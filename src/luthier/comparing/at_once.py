@@ -10,7 +10,7 @@ from typing import Any
 
 import filelock
 
-from luthier.comparing.fit import fit, fitted
+from luthier.comparing.fit import FAILURES, fit, fitted
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job, Plan
 from luthier.comparing.record import Record
@@ -94,7 +94,13 @@ def _losses(trials: Sequence[Job], most: int, meeting: Meeting, fits: Fits) -> l
         some = trials[first : first + most]
         values = meeting.hold([partial(loss_of, trial, fits) for trial in some])
         found += [
-            loss_of(trial, fit) if isinstance(value, Alone) else value
-            for trial, value in zip(some, values, strict=True)
+            _loss_alone(trial) if isinstance(value, Alone) else value for trial, value in zip(some, values, strict=True)
         ]
     return found
+
+
+def _loss_alone(trial: Job) -> float | Exception | None:
+    try:
+        return loss_of(trial, fit)
+    except FAILURES as error:
+        return error

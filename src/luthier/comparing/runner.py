@@ -16,7 +16,7 @@ import filelock
 from rich.console import Console
 
 from luthier.comparing.at_once import Fits, groups, make_at_once, told
-from luthier.comparing.fit import fit
+from luthier.comparing.fit import FAILURES, fit
 from luthier.comparing.folder import prepared
 from luthier.comparing.measured import record_of
 from luthier.comparing.measures.foresight import foreseen
@@ -40,8 +40,6 @@ PILOT = 2
 """Seeds after which it is told what the rest could show."""
 WAIT = 5.0
 """Seconds between looks at runs that another process makes."""
-FAILURES = (LuthierError, RuntimeError, MemoryError, IndexError)
-"""What ends a run and not the study: bad values, no memory left, rows longer than a model's positions."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -222,6 +220,8 @@ def _made(planned: Plan, group: Sequence[Job], held: Examples | None, bar: Bar) 
                 bar.failed(job.title, failed[job.title])
             elif isinstance(result, Exception):
                 raise result
+        found = result = None  # what failed holds its trainer and the base, while others are made by themselves
+        gc.collect()
     for job in left:
         bar.start(job.title)
         try:

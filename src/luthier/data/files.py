@@ -234,21 +234,25 @@ def read_csv(path: Path) -> Iterator[Numbered]:
     else:
         mark = ","
     found = records(lines, start, len(header), mark)
-    decimal = _decimal([each.cells for each in found if not each.wrong]) if mark == ";" else set()
+    decimal = _decimal(header, [each.cells for each in found if not each.wrong]) if mark == ";" else set()
     for each in found:
         cells = [cell.replace(",", ".") if i in decimal else cell for i, cell in enumerate(each.cells)]
         yield each.first + 1, each.wrong or dict(zip(header, cells, strict=True))
 
 
 NUMBER = re.compile(r"\s*[-+]?\d+(,\d+)?\s*")
+MEASURES = ("label", "score", "stars", "rating")
+"""Columns that may hold one measurement a row; in any other, a comma between digits stays as it is."""
 
 
-def _decimal(rows: Sequence[Sequence[str]]) -> set[int]:
-    """The columns of numbers with a decimal comma, as spreadsheets write them where cells are separated by
+def _decimal(header: Sequence[str], rows: Sequence[Sequence[str]]) -> set[int]:
+    """The columns of measurements with a decimal comma, as spreadsheets write them where cells are separated by
     semicolons."""
     columns = [[cell for cell in column if cell.strip()] for column in zip(*rows, strict=True)]
     return {
-        i for i, cells in enumerate(columns) if any("," in cell for cell in cells) and all(map(NUMBER.fullmatch, cells))
+        i
+        for i, cells in enumerate(columns)
+        if header[i].lower() in MEASURES and any("," in cell for cell in cells) and all(map(NUMBER.fullmatch, cells))
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.lazy import chained, mapped
-from luthier.data.files import READERS, class_names, read_file, suffix
+from luthier.data.files import PACKED, READERS, class_names, read_file, suffix
 from luthier.data.splits import listed, of_split, split_of
 from luthier.data.table import Row, Table, numbered_after
 
@@ -106,8 +106,9 @@ def _refuse_twice(folder: Path, files: Sequence[Path]) -> None:
     """Raises where a file lies there in two formats, whose rows would count twice."""
     found: dict[str, Path] = {}
     for file in files:
-        stem = str(file.relative_to(folder)).removesuffix("".join(file.suffixes))
-        other = found.setdefault(stem, file)
+        name = file.relative_to(folder)
+        bare = name.with_suffix("") if name.suffix.lower() in PACKED else name
+        other = found.setdefault(str(bare.with_suffix("")), file)  # other points are of the name: train-v1.0.csv
         if suffix(other) != suffix(file):
             raise LuthierError(
                 f"{folder} holds {other.name} and {file.name}, which seem to be the same rows in two formats; give one "

@@ -38,18 +38,25 @@ def read_plan(name: str | Path) -> list[RunFile]:
     """
     path = Path(name).expanduser()
     values = filled(values_in(path)[0], path)
+    if ADAPTERS not in values:
+        raise LuthierError(
+            f"{path} holds no [[{ADAPTERS}]], expected one or more; a single run is read by read_run_file."
+        )
     tables, shared = values.pop(ADAPTERS), values
     if not isinstance(tables, list) or not tables or not all(isinstance(each, dict) for each in tables):
         raise LuthierError(f"{path}: {ADAPTERS} is to be one table or more, each under [[{ADAPTERS}]].")
     names = [each.get("name") for each in tables]
-    if wrong := next((each for each in names if not isinstance(each, str) or names.count(each) > 1), ""):
-        raise LuthierError(f"{path}: two adapters are called {wrong!r}; give each a name of its own.")
-    if not all(isinstance(each, str) and each for each in names):
+    if not all(each not in (None, "") for each in names):
         raise LuthierError(f'{path}: an adapter has no name; add a line name = "…" to each [[{ADAPTERS}]].')
+    if other := [each for each in names if not isinstance(each, str)]:
+        raise LuthierError(f'{path}: the name of an adapter is {other[0]!r}, expected a text; write name = "…".')
+    if twice := [each for each in names if names.count(each) > 1]:
+        raise LuthierError(f"{path}: two adapters are called {twice[0]!r}; give each a name of its own.")
     if "out" in {key for each in tables for key in each}:
         raise LuthierError(f"{path}: out stands above the first [[{ADAPTERS}]]; each adapter has its folder in it.")
-    out = Path(shared.get("out", Run.out))
-    return [described(path, _laid(shared, each) | {"out": str(out / each["name"])}) for each in tables]
+    if not isinstance(out := shared.get("out", Run.out), str):
+        raise LuthierError(f'{path}: out is {out!r}, expected a text, the folder of all adapters; write out = "…".')
+    return [described(path, _laid(shared, each) | {"out": str(Path(out) / each["name"])}) for each in tables]
 
 
 def _laid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from luthier.core.errors import LuthierError
 from luthier.training.planfile import read_plan
 from luthier.training.runfile import read_run_file
 from luthier.training.together import train_at_once, train_plan
+from luthier.training.together.meeting import Meeting
+from luthier.training.together.request import Alone
 from support.tiny import pairs, save_model, sums, write_rows
 
 PLAN = """
@@ -128,6 +132,7 @@ def test_one_that_fails_leaves_the_others(plan, tmp_path):
     [
         ('[[adapter]]\nname = "wide"\n', "two adapters are called 'wide'"),
         ('[[adapter]]\nmethod = "lora"\n', "an adapter has no name"),
+        ("[[adapter]]\nname = 3\n", "the name of an adapter is 3, expected a text"),
         ('[[adapter]]\nname = "x"\nout = "y"\n', "out stands above"),
         ('[[adapter]]\nname = "x"\nform = {runk = 1}\nmethod = "lora"\n', "runk"),
     ],
@@ -139,3 +144,35 @@ def test_plans_that_do_not_fit(plan, more, told):
         read_run_file(plan())
     with pytest.raises(LuthierError, match="one table or more"):
         read_plan(plan(text='model = "m"\ndata = "d"\nadapter = 3\n'))
+    with pytest.raises(LuthierError, match=r"holds no \[\[adapter\]\]"):
+        train_plan(plan(text='model = "m"\ndata = "d"\n'))
+    with pytest.raises(LuthierError, match="out is 3, expected a text"):
+        read_plan(plan(text='model = "m"\ndata = "d"\nout = 3\n[[adapter]]\nname = "a"\n'))
+
+
+def test_runs_that_turn_out_to_be_alone_are_overwritten_too(plan, tmp_path):
+    """The base draws random numbers, as its training finds; what lies there is of other settings."""
+    head = PLAN.split("[[adapter]]")[0]
+    text = head + '[[adapter]]\nname = "a"\nmethod = "lora"\n[[adapter]]\nname = "b"\nmethod = "lora"\n'
+    plan(text=text)
+    config = tmp_path / "llama" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_dropout": 0.1}))
+    told: list[str] = []
+    for steps in (2, 3):
+        runs = [each.run() for each in read_plan(plan(text=text.replace("steps = 5", f"steps = {steps}")))]
+        results = train_at_once(runs, overwrite=steps == 3, say=told.append)
+        assert [len(each.losses) for each in results] == [steps, steps]
+    assert len(told) == 4 and all("draws random numbers" in line for line in told)
+
+
+def test_what_runs_that_are_to_be_alone_held_is_gone():
+    held: list[weakref.ref] = []
+
+    def job() -> None:
+        model = torch.nn.Linear(2, 2)
+        held.append(weakref.ref(model))
+        raise Alone("it cannot share")
+
+    found = Meeting().hold([job, job])
+    gc.collect()
+    assert [type(each) for each in found] == [Alone, Alone] and [each() for each in held] == [None, None]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.serving.http.calls import CallFormat
-from luthier.serving.http.tagged import Tags, called, loose
+from luthier.serving.http.tagged import Tags, called, known, loose
 
 LETTERS = string.ascii_letters + string.digits
 LONGEST = 9
@@ -58,6 +58,8 @@ class CallReader:
         """What has come and was not told yet."""
         self._raw = ""
         """What the call that is being read begins with, in case that it is none."""
+        self._seen = 0
+        """How much of what is held was searched for the end of a call."""
         self._step = self._text
         self._whole = ""
         self._arguments: Arguments | None = None
@@ -94,7 +96,7 @@ class CallReader:
         at = self._held.find(marker) if marker else self._begins()
         if at >= 0:
             before, self._held = self._held[:at].rstrip(), self._held[at + len(marker) :]
-            self._raw, self._step = marker, self._head
+            self._raw, self._step, self._seen = marker, self._head, 0
             yield from self._said(before)
             return
         keep = len(self._held) if at == HOLD else _held_back(self._held, marker)
@@ -163,6 +165,8 @@ class CallReader:
     def _tagged(self, tags: Tags) -> Iterator[Piece]:
         """A call whose arguments stand one by one: it is read once it is whole."""
         lead = self._format.opening.strip().removeprefix(self._format.marker)
+        if not self._ended() and known(self._held, lead, self._tools):
+            return
         found = called(self._held, lead, self._format.tail, tags, self._tools)
         if found is None:
             return
@@ -175,6 +179,12 @@ class CallReader:
         self._step = self._over if self._one else self._text
         yield Piece(call=at, name=name, id=self.calls[-1].id)
         yield Piece(call=at, arguments=arguments)
+
+    def _ended(self) -> bool:
+        """Whether what has come since the last look may end a call: all of it is read again only then."""
+        last = (self._format.tail.split() or [""])[-1]
+        begin, self._seen = max(0, self._seen - len(last) + 1), len(self._held)
+        return self._held.find(last, begin) >= 0
 
     def _inside(self) -> Iterator[Piece]:
         """The arguments of a call."""

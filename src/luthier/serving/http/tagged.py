@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,9 +36,12 @@ class Tags:
     value_close: str
 
     def pattern(self) -> re.Pattern[str]:
-        """Returns what an argument looks like; white space between tags may differ."""
+        """Returns what an argument looks like; white space between tags may differ. A key is on one line, and holds not
+        what begins the end of its tag: so each text is tried in one way, and in time that grows as its length."""
+        inside = rf"[^\n{re.escape(self.key_close.strip()[0])}]"
+        key = rf"(?P<key>(?!\s){inside}(?:{inside}*(?<!\s))?)"
         return re.compile(
-            rf"\s*{loose(self.key_open)}\s*(?P<key>.+?)\s*{loose(self.key_close)}(?P<value>.*?){loose(self.value_close)}",
+            rf"\s*{loose(self.key_open)}\s*{key}\s*{loose(self.key_close)}(?P<value>.*?){loose(self.value_close)}",
             re.DOTALL,
         )
 
@@ -95,20 +99,58 @@ def arguments_in(text: str, tags: Tags, schema: Mapping[str, Any]) -> tuple[str,
 
 
 def value_of(text: str, schema: Any) -> Any:
-    """Returns a value by its type in the schema: a text as it is, all else as JSON; what is not JSON stays a text."""
-    kinds = schema.get("type") if isinstance(schema, Mapping) else None
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    named = schema.get("enum", ()) if isinstance(schema, Mapping) else ()
-    if kinds == ["string"] or (kinds is None and text in named):
+    """Returns a value by its type in the schema: a text as it is, all else as JSON; what is not JSON stays a text, and
+    so does, where a text may stand, what no other type of the schema admits."""
+    kinds, bare = kinds_of(schema), text.strip()
+    if kinds == {"string"} or text in _named(schema):
         return text
-    bare = text.strip()
-    if bare in ("True", "False", "None") and not (kinds and "string" in kinds):  # as templates of jinja write them
+    if bare in ("True", "False", "None") and "string" not in kinds:  # as templates of jinja write them
         bare = {"True": "true", "False": "false", "None": "null"}[bare]
     try:
-        value = json.loads(bare)
+        value = json.loads(bare, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):
         return text
-    return value if not kinds or "string" not in kinds or not isinstance(value, str) else text
+    return value if "string" not in kinds or _kinds(value) & (kinds - {"string"}) else text
+
+
+def kinds_of(schema: Any) -> set[str]:
+    """Returns the types that a schema admits, by `type`, `enum` and `const`, or the branches of `anyOf` and `oneOf`
+    (such as pydantic's optional fields); empty where it does not say. A branch that does not say, such as a reference,
+    is of objects and lists."""
+    if not isinstance(schema, Mapping):
+        return set()
+    if stated := schema.get("type"):
+        return {stated} if isinstance(stated, str) else set(map(str, stated)) if isinstance(stated, list) else set()
+    if named := _named(schema):
+        return set().union(*map(_kinds, named))
+    branches = [each for word in ("anyOf", "oneOf") for each in _listed(schema.get(word))]
+    return {kind for each in branches for kind in kinds_of(each) or ("object", "array")}
+
+
+def _named(schema: Any) -> list[Any]:
+    """The values of an enumeration or a constant."""
+    if not isinstance(schema, Mapping):
+        return []
+    return [schema["const"]] if "const" in schema else _listed(schema.get("enum"))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _kinds(value: Any) -> set[str]:
+    """The types of JSON Schema that a value is of."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"integer", "number"}
+    names = {bool: "boolean", float: "number", str: "string", list: "array", dict: "object"}
+    return {names.get(type(value), "null")}
+
+
+def _finite(text: str) -> float:
+    """A finite number, as all of JSON are."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 # --- what a model is held to ---
@@ -163,7 +205,7 @@ def _odd(keyword: str) -> Exception:
 def called(text: str, lead: str, tail: str, tags: Tags, tools: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """Returns (name, arguments, what follows) of a text that begins behind the marker of a call; None while it may yet
     become one. The name is empty where it is none."""
-    head = re.match(rf"\s*(?:{loose(lead)})?\s*(?P<name>[\w.-]+)", text)
+    head = _head(text, lead)
     if head is None or head.end() == len(text):
         return ("", "", text) if tail.strip() and _ends(text, tail) else None
     if head["name"] not in tools:
@@ -174,6 +216,16 @@ def called(text: str, lead: str, tail: str, tags: Tags, tools: Mapping[str, Any]
     arguments, rest = found
     end = re.match(rf"\s*{loose(tail)}", rest)
     return (head["name"], arguments, rest[end.end() :]) if end else None
+
+
+def known(text: str, lead: str, tools: Mapping[str, Any]) -> bool:
+    """Returns whether a text that begins behind the marker of a call may yet be one of these tools, by its name."""
+    head = _head(text, lead)
+    return head is None or head.end() == len(text) or head["name"] in tools
+
+
+def _head(text: str, lead: str) -> re.Match[str] | None:
+    return re.match(rf"\s*(?:{loose(lead)}\s*)?(?P<name>[\w.-]+)", text)
 
 
 def _ends(text: str, tail: str) -> bool:

@@ -103,10 +103,17 @@ def wants_of(body: ChatBody, written: CallFormat | None, grammar: Compiled | Non
     tools = {tool.name: tool.function.parameters or {} for tool in body.shown_tools()}
     if not tools or written is None:
         return Wants(grammar)
-    end = written.tail.strip()
     single = not body.parallel_tool_calls or body.tool_choice.kind == "named"
-    stop = (end,) if single and end and grammar is None else ()
+    stop = _end(written, tokenizer) if single and grammar is None else ()
     return Wants(grammar, stop, written.tokens(tokenizer), written, tools, single)
+
+
+def _end(written: CallFormat, tokenizer: Any) -> tuple[str, ...]:
+    """The text that ends an answer with its first call. There is none where a call is read only once its end has come,
+    which would be cut off, or where arguments may hold that text, as they may a bracket; what follows is left out."""
+    end = written.tail.strip()
+    token = any(each in end for each in tokenizer.get_added_vocab())
+    return (end,) if token and written.tags is None else ()
 
 
 def echoes(texts: Sequence[Any], tokenizer: Any) -> tuple[str, ...]:

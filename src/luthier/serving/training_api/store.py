@@ -199,9 +199,13 @@ class Store:
         That they were is kept: a repeated request is known for ever, and asking for its result is told that it is gone.
         """
         with self.changing() as db:
-            db.execute("UPDATE requests SET result = NULL WHERE state = ? AND finished < ?", (DONE, before))
             db.execute(
-                "UPDATE requests SET body = NULL WHERE kind = 'sample' AND state != ? AND finished < ?",
+                "UPDATE requests SET result = NULL WHERE state = ? AND finished < ? AND result IS NOT NULL",
+                (DONE, before),
+            )
+            db.execute(
+                "UPDATE requests SET body = NULL WHERE kind = 'sample' AND state != ? AND finished < ? "
+                "AND body IS NOT NULL",
                 (WAITING, before),
             )
 

@@ -146,9 +146,13 @@ class Meeting:
         outer.rise()
         try:
             with quiet():
-                return taken(jobs, self._answer, self._resumed, self._paused)
+                found = taken(jobs, self._answer, self._resumed, self._paused)
         finally:
             outer.sit()
+        for each in found:
+            if isinstance(each, Alone):
+                each.with_traceback(None)  # its frames hold a trainer and a model, while the run is made by itself
+        return found
 
     def copy(self, run: Run, prepared: Prepared) -> Loaded:
         """Returns a base for a run: a copy that is made of the tensors of the others'."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -60,19 +61,27 @@ def _group(
     runs: Sequence[Run], resume: bool, overwrite: bool, say: Callable[[str], object]
 ) -> list[Result | Exception]:
     """Trains runs of one base."""
-    from luthier.training.together.meeting import Meeting
     from luthier.training.together.request import Alone
-    from luthier.training.together.runs import train_in
 
     if len(runs) == 1:
         return [_alone(runs[0], resume, overwrite)]
-    meeting = Meeting()
-    found = meeting.hold([partial(train_in, meeting, run, resume, overwrite) for run in runs])
+    found = _met(runs, resume, overwrite)
+    gc.collect()  # trainers, their optimisers and copies of the model, of those that failed
     for number, result in enumerate(found):
         if isinstance(result, Alone):
             say(f"{runs[number].name} is trained by itself: {result}")
-            found[number] = _alone(runs[number], True, False)
+            found[number] = _alone(runs[number], not overwrite, overwrite)
     return found
+
+
+def _met(runs: Sequence[Run], resume: bool, overwrite: bool) -> list[Result | Exception]:
+    """Trains runs in one meeting, whose base goes with it."""
+    from luthier.training.together.meeting import Meeting
+    from luthier.training.together.runs import train_in
+
+    meeting = Meeting()
+    found = meeting.hold([partial(train_in, meeting, run, resume, overwrite) for run in runs])
+    return [each.with_traceback(None) if isinstance(each, Exception) else each for each in found]  # as `Alone` is
 
 
 def _alone(run: Run, resume: bool, overwrite: bool) -> Result | Exception:
