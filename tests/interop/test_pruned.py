@@ -80,7 +80,7 @@ def test_it_goes_on_training_and_tells_what_was_lost(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({}, "leaves nothing out"),
+        ({"channels": 0.0}, "leaves nothing out"),
         ({"heads": 1.0}, "expected a share from 0 to below 1"),
         ({"channels": -0.1}, "expected a share from 0 to below 1"),
     ],
@@ -93,7 +93,7 @@ def test_shares_are_checked(settings, why):
 def test_models_that_cannot_be_smaller_are_refused_before_anything_is_written(tmp_path):
     _, base = adapted("llama", tmp_path / "adapter")
     for to, why in [
-        (lt.formats.Pruned(heads=0.2), "leaves 2 of 2 groups of heads in each block"),
+        (lt.formats.Pruned(heads=0.2, channels=0.0), "leaves 2 of 2 groups of heads in each block"),
         (lt.formats.Pruned(channels=0.999), "leaves 0 of 48 channels in each block"),
     ]:
         with pytest.raises(LuthierError, match=why):
@@ -103,7 +103,7 @@ def test_models_that_cannot_be_smaller_are_refused_before_anything_is_written(tm
     lt.save(lt.attach(wide, lt.LoRA(rank=2), where="q_proj"), tmp_path / "wide")
     lt.detach(wide)
     with pytest.raises(LuthierError, match=r"q_norm.weight would be"):  # a norm over all heads
-        to = lt.formats.Pruned(heads=0.25)
+        to = lt.formats.Pruned(heads=0.25, channels=0.0)
         lt.export(tmp_path / "wide", tmp_path / "out", to=to, base=wide, processor=byte_level())
     lt.save(lt.attach(build("gpt2"), lt.LoRA(rank=2)), tmp_path / "other")
     with pytest.raises(LuthierError, match="expected one stack of blocks with q_proj"):

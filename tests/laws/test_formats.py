@@ -40,6 +40,8 @@ ADAPTERS = {
     "constant": (lt.LobiReFT(rank=2, positions="all"), "stream & layers(1, 2)"),
 }
 """What tries the way there and back: a form and where it acts."""
+SMALLER = ("pruned",)
+"""Formats that leave out a part of the model, as they are there for."""
 DAMAGED = 200
 """Damaged folders of each format that is read."""
 
@@ -75,7 +77,7 @@ def test_a_plain_change_leaves_and_the_base_stays(name, tmp_path):
     other = base()
     before, flags = logits(other), [p.requires_grad for p in other.parameters()]
     lost = lt.export(tmp_path / "adapter", tmp_path / "out", to=name, base=other, processor=tokenizer())
-    assert all(isinstance(value, float) and 0 <= value < 1e-4 for value in lost.values())
+    assert all(isinstance(value, float) and 0 <= value < (1 if name in SMALLER else 1e-4) for value in lost.values())
     assert any(path.stat().st_size for path in (tmp_path / "out").iterdir())
     assert torch.equal(logits(other), before) and [p.requires_grad for p in other.parameters()] == flags
     assert "adapters" not in dict(other.named_modules()) and not other.training

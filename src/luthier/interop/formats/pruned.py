@@ -32,7 +32,7 @@ class Pruned(Format):
 
     heads: float = 0.0
     """Share of the groups of heads to leave out in each block."""
-    channels: float = 0.0
+    channels: float = 0.25
     """Share of the feed-forward channels to leave out in each block."""
 
     def check(self) -> None:
