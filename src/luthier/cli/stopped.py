@@ -32,46 +32,51 @@ def sequence_stopped(out: str) -> str:
     """Of a sequence of tasks in this folder."""
     from luthier.training.sequences.run import SPEC
 
-    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
+    return _by_file(out, SPEC)
 
 
 def edit_stopped(out: str) -> str:
     """Of an edit in this folder."""
     from luthier.training.editing.run import SPEC
 
-    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
+    return _by_file(out, SPEC)
 
 
 def unlearning_stopped(out: str) -> str:
     """Of an unlearning in this folder."""
     from luthier.training.unlearning.run import SPEC
 
-    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
+    return _by_file(out, SPEC)
 
 
 def meta_stopped(out: str) -> str:
     """Of a meta-training in this folder."""
     from luthier.training.meta.learned import SPEC
 
-    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
+    return _by_file(out, SPEC)
 
 
 def metatune_stopped(out: str) -> str:
     """Of a meta-tuning in this folder."""
     from luthier.comparing.left_out.run import SPEC
 
-    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
+    return _by_file(out, SPEC)
 
 
 def self_training_stopped(out: str) -> str:
     """Of a self-training in this folder."""
     from luthier.training.self_training.run import SPEC
 
-    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
+    return _by_file(out, SPEC)
 
 
 def sweep_stopped(out: str) -> str:
     """Of a sweep of models that learn in context in this folder."""
     from luthier.training.in_context.run import SPEC
 
-    return "continue with --resume" if (Path(out).expanduser() / SPEC).is_file() else NOTHING
+    return _by_file(out, SPEC)
+
+
+def _by_file(out: str, name: str) -> str:
+    """Of work in a folder that has this file from its beginning on."""
+    return "continue with --resume" if (Path(out).expanduser() / name).is_file() else NOTHING

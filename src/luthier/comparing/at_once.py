@@ -10,11 +10,12 @@ from typing import Any
 
 import filelock
 
-from luthier.comparing.fit import FAILURES, fit, fitted
+from luthier.comparing.fit import fit, fitted
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job, Plan
 from luthier.comparing.record import Record
 from luthier.comparing.tune import loss_of, next_trials, note, place, searches
+from luthier.training.result import FAILURES
 from luthier.training.together.meeting import Meeting, base_of, why_alone
 from luthier.training.together.request import Alone
 from luthier.training.together.runs import train_in

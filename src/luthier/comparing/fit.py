@@ -10,14 +10,11 @@ from luthier.comparing.fitted import Fitted, curves, tensors_on_disk
 from luthier.comparing.plan import Job
 from luthier.comparing.with_peft import fit_peft
 from luthier.core.adapters.control import disabled
-from luthier.core.errors import LuthierError
 from luthier.training.command import command
 from luthier.training.result import Result
 from luthier.training.run import train
 from luthier.training.spec import Run
 
-FAILURES = (LuthierError, RuntimeError, MemoryError, IndexError)
-"""What ends a run and not the study: bad values, no memory left, rows longer than a model's positions."""
 Train = Callable[[Run], Result]
 """Trains a run of Luthier's, or goes on with it."""
 

@@ -16,7 +16,7 @@ import filelock
 from rich.console import Console
 
 from luthier.comparing.at_once import Fits, groups, make_at_once, told
-from luthier.comparing.fit import FAILURES, fit
+from luthier.comparing.fit import fit
 from luthier.comparing.folder import prepared
 from luthier.comparing.measured import record_of
 from luthier.comparing.measures.foresight import foreseen
@@ -34,6 +34,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.notebook import table
 from luthier.data import Examples
 from luthier.training.report import resolved_settings
+from luthier.training.result import FAILURES
 from luthier.training.together.request import Alone
 
 PILOT = 2

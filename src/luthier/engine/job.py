@@ -55,7 +55,6 @@ class Job:
             request.temperature, request.top_p, request.seed, request.logprobs, request.shaping, self._shaper
         )
         self._untold: list[Token] = []
-        self.generated = 0
         self.ids: list[int] = []
         """The tokens of the answer."""
         self.adapter = request.adapter
@@ -71,7 +70,6 @@ class Job:
         if choice is None:
             return self.fail(self._stuck() or "the model's logits are NaN or infinite.")
         self.ids.append(choice.token)
-        self.generated += 1
         if self._shaper is not None:
             self._shaper.took(choice.token)
         if self.request.logprobs is not None:
@@ -97,6 +95,11 @@ class Job:
     def enters(self) -> None:
         """It joins the rows: all that there is of it is read by its adapter."""
         self.turned = False
+
+    @property
+    def generated(self) -> int:
+        """How many tokens the answer has."""
+        return len(self.ids)
 
     @property
     def text(self) -> tuple[int, ...]:

@@ -64,7 +64,6 @@ class Answer(Job):
         if choice is None:
             return self.fail("the model's logits are NaN or infinite.")
         self.ids.append(choice.token)
-        self.generated += 1
         if choice.token in self._vocabulary.stops or self._said():
             self.finish = "stop"
         elif self.generated >= self._most:

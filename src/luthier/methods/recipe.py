@@ -78,6 +78,14 @@ def form_named(name: str) -> type[Form]:
     return find("forms", name)  # type: ignore[return-value]
 
 
+def refuse_other(recipe: Recipe, method: str | None) -> None:
+    """Raises for a recipe of another method than the one asked for (None: none is)."""
+    if method is not None and find("forms", method) is not find("forms", recipe.method):
+        raise LuthierError(
+            f"recipe {recipe.name!r} is for {recipe.method}, not for {method}; leave one of the two out."
+        )
+
+
 def read_recipe(name: str) -> Recipe:
     """Returns the recipe of this name, or in this .toml file. Raises `LuthierError` on anything that does not fit."""
     files = recipe_files()

@@ -24,6 +24,12 @@ class AdamState:
         self.params = dict(params)
         self.adam = torch.optim.Adam(self.params.values(), lr=lr)
 
+    def add(self, slopes: Mapping[str, Tensor]) -> None:
+        """Adds to the gradients of the tensors named."""
+        for key, slope in slopes.items():
+            p = self.params[key]
+            p.grad = slope if p.grad is None else p.grad + slope
+
     def step(self) -> None:
         """Makes a step, and clears the gradients."""
         self.adam.step()

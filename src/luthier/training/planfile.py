@@ -59,6 +59,14 @@ def read_plan(name: str | Path) -> list[RunFile]:
     return [described(path, _laid(shared, each) | {"out": str(Path(out) / each["name"])}) for each in tables]
 
 
+def runs_of(name: str | Path, trust_remote_code: bool) -> list[Run]:
+    """Returns the runs of a plan; raises as `read_plan` does, and for code that nobody trusted."""
+    files = read_plan(name)
+    for file in files:
+        file.check_trust(trust_remote_code)
+    return [file.run() for file in files]
+
+
 def _laid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     tables = {key: value for key, value in over.items() if isinstance(value, dict) and isinstance(under.get(key), dict)}
     laid = {key: (lasting if key == "training" else overlaid)(under[key], value) for key, value in tables.items()}

@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luthier.core.errors import LuthierError
 from luthier.core.notebook import curves, figures, shown
+
+FAILURES = (LuthierError, RuntimeError, MemoryError, IndexError)
+"""What ends a run and not those made beside it: bad values, no memory left, rows longer than a model's positions, a
+layer that cannot be shared."""
 
 
 @dataclass(frozen=True, repr=False)

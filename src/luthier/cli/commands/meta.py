@@ -120,12 +120,13 @@ def told(figures: dict[str, float]) -> tuple[str, ...]:
 def chosen_form(meta: type[Meta], method: str | None, recipe: str | None) -> type[Form]:
     """The form that is named, or the recipe's, or the meta-learner's; raises for a recipe of another one."""
     from luthier.core.contracts.component import find
-    from luthier.methods.recipe import read_recipe
+    from luthier.core.contracts.form import Form
+    from luthier.methods.recipe import read_recipe, refuse_other
 
-    name = read_recipe(recipe).method if recipe else method or meta.form
-    if method is not None and find("forms", method) is not find("forms", name):
-        raise LuthierError(f"recipe {recipe!r} is for {name}, not for {method}; leave one of the two out.")
-    return find("forms", name)  # type: ignore[return-value]
+    if recipe is None:
+        return find("forms", method or meta.form, Form)
+    refuse_other(read := read_recipe(recipe), method)
+    return find("forms", read.method, Form)
 
 
 def from_recipe(name: str | None) -> tuple[dict[str, Any], dict[str, Any]]:

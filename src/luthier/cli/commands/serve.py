@@ -103,10 +103,10 @@ class Serve(Fitted):
             raise LuthierError(f"--adapters-folder: there is no folder {self.adapters_folder}.")
         key = self.key()
         self.refuse_unused(key)
-        arguments_of(self.arguments)
+        arguments = arguments_of(self.arguments)
         if self.selection is not None and not self.arguments:
             raise LuthierError("--selection names who chooses tools; say who writes their arguments (--arguments).")
-        for name in (self.selection, *arguments_of(self.arguments).values()):
+        for name in (self.selection, *arguments.values()):
             if name is not None and name not in folders:
                 raise LuthierError(f"--arguments, --selection: no --adapter is named {name!r}{near(name, folders)}")
         need_extra()

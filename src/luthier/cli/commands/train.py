@@ -124,7 +124,7 @@ class Train(Telling, Signed):
         """Trains the adapters of a plan at once."""
         from luthier.cli.dry_run import dry_run
         from luthier.training import Run
-        from luthier.training.planfile import read_plan
+        from luthier.training.planfile import runs_of
         from luthier.training.runfile import values_of
         from luthier.training.together import train_at_once
 
@@ -136,10 +136,7 @@ class Train(Telling, Signed):
                 f"{self.model} is a plan of several adapters, which says {said[0]} for each; write it there. Beside a "
                 "plan stand --resume, --overwrite, --dry-run and --trust-remote-code."
             )
-        files = read_plan(str(self.model))
-        for file in files:
-            file.check_trust(trust)
-        runs = [file.run() for file in files]
+        runs = runs_of(str(self.model), trust)
         if self.dry_run:
             for run in runs:
                 dry_run(run, [f"adapter {run.name} of {self.model}"])
@@ -243,8 +240,7 @@ def _chosen(
 
     A recipe for another method than the one asked for is refused.
     """
-    from luthier.core.contracts.component import find
-    from luthier.methods.recipe import read_recipe
+    from luthier.methods.recipe import read_recipe, refuse_other
     from luthier.training.from_adapter import form_name
     from luthier.training.runfile import METHOD
 
@@ -253,6 +249,5 @@ def _chosen(
     if recipe is not None and file is not None:
         raise LuthierError(f"{file.path} is the run, and --recipe {recipe} another one; name the recipe in the file.")
     read = file.recipe if file else read_recipe(recipe or "")
-    if method is not None and find("forms", method) is not find("forms", read.method):
-        raise LuthierError(f"recipe {read.name!r} is for {read.method}, not for {method}; leave one of the two out.")
+    refuse_other(read, method)
     return read.method, read

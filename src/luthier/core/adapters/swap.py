@@ -190,12 +190,13 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
         current.calls[adapters.block] = call
     if (adapters.root or adapters.owner is not None) and "tasks" in kwargs:
         return _told(module, base, names, args, kwargs)
-    if adapters.root:
+    arguments: dict[str, Any] = {}
+    if adapters.root or adapters.owner is not None or adapters.frames is not None:
         arguments = dict(zip(names, args, strict=False)) | kwargs
+    if adapters.root:
         current.derived = _read_prompt(module, arguments)
         current.seen = row_input(module, arguments) if adapters.reads_rows else None
     if adapters.owner is not None:
-        arguments = dict(zip(names, args, strict=False)) | kwargs
         current.calls[adapters.owner] = call = read_call(
             arguments, current.prompt_of(adapters.owner, adapters.passes.decoder)
         )
@@ -203,7 +204,6 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
         if call is not None:
             call.tasks = current.tasks
     if adapters.frames is not None:
-        arguments = dict(zip(names, args, strict=False)) | kwargs
         current.calls[adapters.frames] = call_of_frames(current.calls.get(adapters.frames), arguments)
     own = adapters.live or (adapters.params and current.rows is not None)
     out = adapted(module, adapters, base, names[0], args, kwargs) if own else base(module, *args, **kwargs)

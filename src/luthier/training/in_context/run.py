@@ -19,6 +19,7 @@ from transformers import set_seed
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import claimed, read_json, replace_json
+from luthier.core.numerics.draws import draw_of
 from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
 from luthier.core.progress import counted
@@ -27,7 +28,7 @@ from luthier.training.beginning import begin
 from luthier.training.in_context.model import SequenceModel
 from luthier.training.in_context.plot import plot
 from luthier.training.in_context.spec import NEW, InContext
-from luthier.training.in_context.tasks import Rows, generator, read, sequences
+from luthier.training.in_context.tasks import Rows, read, sequences
 from luthier.training.progress import quiet
 
 SPEC, RESULT, PICTURE = "gpicl.json", "learned.json", "phases.png"
@@ -121,7 +122,7 @@ def _trained(
 
 def _step(spec: InContext, model: SequenceModel, adam: AdamState, tasks: int, rows: Rows, step: int) -> float:
     """A step of Adam on the cross-entropy at every place, with gradients clipped to the norm 1."""
-    draw = generator(f"{spec.seed} tasks {step}")
+    draw = draw_of(f"{spec.seed} tasks {step}")
     numbers = torch.randint(tasks, (spec.batch,), generator=draw).tolist()
     x, y = sequences(rows, numbers, spec, f"{spec.seed} step {step}")
     loss = functional.cross_entropy(model(x, y).flatten(0, 1), y.flatten())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
+from luthier.core.numerics.draws import draw_of
 from luthier.training.in_context.spec import InContext
 
 DIGITS = "digits"
@@ -40,14 +40,9 @@ class Task:
     @classmethod
     def drawn(cls, number: int, n: int, spec: InContext) -> Task:
         """The task of this number, by the seed."""
-        draw = generator(f"{spec.seed} task {number}")
+        draw = draw_of(f"{spec.seed} task {number}")
         projection = torch.randn(spec.dimension, n, generator=draw) / math.sqrt(n)
         return cls(projection, torch.randperm(spec.classes, generator=draw))
-
-
-def generator(key: str) -> torch.Generator:
-    """Returns a generator that is seeded by a text."""
-    return torch.Generator().manual_seed(random.Random(key).getrandbits(63))
 
 
 def read(spec: InContext) -> tuple[Rows, Rows]:
@@ -63,7 +58,7 @@ def read(spec: InContext) -> tuple[Rows, Rows]:
     if not np.isfinite(apart) or not apart > 0:
         raise LuthierError(f"{spec.data} has an x that is not finite or always the same; there is nothing to tell.")
     x = x / apart
-    order = torch.randperm(len(x), generator=generator(f"{spec.seed} split")).numpy()
+    order = torch.randperm(len(x), generator=draw_of(f"{spec.seed} split")).numpy()
     held = np.arange(len(x)) % HELD_OUT == 0
     learned, out = (Rows(torch.tensor(x[part]).float(), torch.tensor(y[part])) for part in (order[~held], order[held]))
     if min(len(learned.y.unique()), len(out.y.unique())) < spec.classes:
@@ -105,7 +100,7 @@ def sequences(rows: Rows, numbers: Sequence[int], spec: InContext, key: str) -> 
     """Returns (x' [sequences, T, m], y' [sequences, T]) of a sequence of each task, rows drawn with replacement."""
     xs, ys = [], []
     for place, number in enumerate(numbers):
-        draw, task = generator(f"{key} {place}"), Task.drawn(number, rows.x.shape[1], spec)
+        draw, task = draw_of(f"{key} {place}"), Task.drawn(number, rows.x.shape[1], spec)
         chosen = torch.randint(len(rows.y), (spec.length,), generator=draw)
         y = task.permutation[rows.y[chosen]]
         xs.append(rows.x[chosen] @ task.projection.T)

@@ -22,6 +22,7 @@ from luthier.core.contracts.meta import MaskMeta, Shots
 from luthier.core.errors import LuthierError
 from luthier.core.files import claimed, replace_json
 from luthier.core.guard import guarded
+from luthier.core.numerics.draws import draw_of, some_of
 from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
 from luthier.core.storage import store
@@ -30,8 +31,8 @@ from luthier.training.adam_state import AdamState
 from luthier.training.beginning import begin
 from luthier.training.meta.learned import ADAPTER, NAME, RESULT, SPEC, MetaLearned
 from luthier.training.meta.levels import levels_of
-from luthier.training.meta.loop import draw_of, interval, trained
-from luthier.training.meta.masks import Kind, drawn_kinds, read_kinds
+from luthier.training.meta.loop import interval, trained
+from luthier.training.meta.masks import Kind, read_kinds
 from luthier.training.meta.pictures import save_pictures
 from luthier.training.meta.spec import MetaRun
 from luthier.training.progress import quiet
@@ -141,7 +142,7 @@ def _stepper(
     loss, joint = loss_of(logits), f"{TASKS}{ALL}/{own[0]}" in adam.params
 
     def step(number: int) -> float:
-        chosen = drawn_kinds(kinds, spec.together, f"{spec.seed} domains {number}")
+        chosen = some_of(kinds, spec.together, f"{spec.seed} domains {number}")
         total = 0.0
         for kind in chosen:
             shown, asked = kind.drawn(spec.shots, spec.asked, f"{spec.seed} {number}")
@@ -150,9 +151,7 @@ def _stepper(
             draw = draw_of(f"{spec.seed} {number} {kind.fingerprint}")
             value, slopes = spec.meta.outer(loss, params, shown, (shown, asked), draw)
             total += float(value) / len(chosen)
-            for key, name in names.items():
-                p, share = adam.params[name], slopes[key] / len(chosen)
-                p.grad = share if p.grad is None else p.grad + share
+            adam.add({name: slopes[key] / len(chosen) for key, name in names.items()})
         adam.step()
         return total
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from luthier.core.errors import LuthierError
@@ -39,11 +37,6 @@ def trained(spec: MetaRun, adam: AdamState, folder: Path, console: Console, oute
     finally:
         if bar:
             bar.stop()
-
-
-def draw_of(key: str) -> torch.Generator:
-    """Returns a generator that is seeded by a text."""
-    return torch.Generator().manual_seed(random.Random(key).getrandbits(63))
 
 
 def interval(values: np.ndarray, seed: int) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +115,3 @@ def _pair(picture: Path, mask: Path, side: int, processor: Any) -> tuple[np.ndar
         )
     scaled = np.asarray(grey.resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
     return np.asarray(values, np.float32), scaled
-
-
-def drawn_kinds(kinds: Sequence[Kind], count: int, key: str) -> list[Kind]:
-    """Returns some kinds, drawn by a text."""
-    return random.Random(key).sample(list(kinds), min(count, len(kinds)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from luthier.core.adapters.control import trainable
 from luthier.core.contracts.meta import Meta
 from luthier.core.files import claimed, replace_json
 from luthier.core.numerics.confidence import calibration_error
+from luthier.core.numerics.draws import draw_of, some_of
 from luthier.core.owner import owned
 from luthier.core.storage import store
 from luthier.models import Loaded, licence_of
@@ -29,7 +29,7 @@ from luthier.training.beginning import begin
 from luthier.training.meta.dense import learn_masks
 from luthier.training.meta.episodes import Domain, in_context, read_domains
 from luthier.training.meta.learned import ADAPTER, NAME, RESULT, SPEC, MetaLearned
-from luthier.training.meta.loop import draw_of, interval, trained
+from luthier.training.meta.loop import interval, trained
 from luthier.training.meta.spec import MetaRun
 from luthier.training.progress import quiet
 
@@ -93,7 +93,7 @@ def _put(loaded: Loaded, tensors: Mapping[str, Tensor]) -> None:
 def _outer_step(
     spec: MetaRun, method: Meta, adam: AdamState, loss: Any, collate: Any, domains: Sequence[Domain], step: int
 ) -> float:
-    chosen = random.Random(f"{spec.seed} domains {step}").sample(list(domains), min(spec.together, len(domains)))
+    chosen = some_of(domains, spec.together, f"{spec.seed} domains {step}")
     total = 0.0
     for domain in chosen:
         shown, asked = domain.drawn(spec.shots, spec.asked, f"{spec.seed} {step}")
@@ -102,9 +102,7 @@ def _outer_step(
             loss, adam.params, batches[0], batches[1], draw_of(f"{spec.seed} {step} {domain.rows.fingerprint}")
         )
         total += float(value) / len(chosen)
-        for key, p in adam.params.items():
-            share = slopes[key] / len(chosen)
-            p.grad = share if p.grad is None else p.grad + share
+        adam.add({key: slopes[key] / len(chosen) for key in adam.params})
     adam.step()
     return total
 

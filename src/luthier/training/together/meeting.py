@@ -29,6 +29,7 @@ from luthier.training.context import backend_of
 from luthier.training.pack import why_not
 from luthier.training.prepare import Prepared, processes
 from luthier.training.progress import quiet
+from luthier.training.result import FAILURES
 from luthier.training.session import load
 from luthier.training.spec import Run
 from luthier.training.together.passes import check_model, shared_mode
@@ -36,8 +37,6 @@ from luthier.training.together.request import Alone, Answered, Request, answered
 from luthier.training.together.turns import own_number, taken
 
 T = TypeVar("T")
-FAILED = (LuthierError, RuntimeError, MemoryError, IndexError)
-"""What a pass of several runs may end with, that of one of them might not: no memory, a layer that cannot be shared."""
 DRAWS = ("dropout", "pdrop", "drop", "jitter_noise")
 """Ends of the settings of a model that make it draw random numbers in training."""
 
@@ -212,7 +211,7 @@ class Meeting:
                 guilty = [number for number, each in asked.items() if each.name == failed.name]
                 found |= {number: Alone(str(failed)) for number in guilty}
                 asked = {number: each for number, each in asked.items() if number not in guilty}
-            except FAILED as error:
+            except FAILURES as error:
                 return found | _apart(asked, error)
         return found
 
@@ -221,7 +220,7 @@ class Meeting:
             assert self._base is not None
             with cpu_backend(self._base.backend):
                 torch.stack([loss.reshape(()).float() for loss in losses.values()]).sum().backward()
-        except FAILED as error:
+        except FAILURES as error:
             return _apart(losses, error)
         return dict.fromkeys(losses)
 

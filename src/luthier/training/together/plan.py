@@ -9,7 +9,7 @@ from pathlib import Path
 
 from luthier.core.errors import LuthierError
 from luthier.training.folder import holds_run
-from luthier.training.planfile import read_plan
+from luthier.training.planfile import runs_of
 from luthier.training.result import Result
 from luthier.training.spec import Run
 
@@ -21,10 +21,7 @@ def train_plan(
 
     Each run is what `luthier.train` makes of it, in a folder of its own. Raises as `train_at_once` does.
     """
-    files = read_plan(name)
-    for file in files:
-        file.check_trust(trust_remote_code)
-    return train_at_once([file.run() for file in files], resume, overwrite)
+    return train_at_once(runs_of(name, trust_remote_code), resume, overwrite)
 
 
 def train_at_once(
