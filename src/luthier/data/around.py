@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
+from luthier.data.pictures import COLUMNS as PICTURES
+from luthier.data.pictures import placed
 from luthier.data.table import Row
 from luthier.data.turns import ROW_FLAGS, TOOLS, checked, decoded, flag, kind, turns
 
 SYSTEM = ("system", "system_prompt")
 THOUGHT = ("reasoning_content", "thinking")
-AROUND = (*SYSTEM, "history", *TOOLS, "documents", "chat_template_kwargs", *THOUGHT)
+AROUND = (*SYSTEM, "history", *TOOLS, "documents", "chat_template_kwargs", *THOUGHT, *PICTURES)
 """Columns that every conversation may have."""
 OURS = ("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
         "return_tensors", "return_dict", "return_assistant_tokens_mask")  # fmt: skip
@@ -44,6 +47,17 @@ def surrounded(fields: Row, row: Row) -> Row:
     if made["template"]:
         _move(made)
     return _thoughtful(made, row)
+
+
+def pictured(fields: Row, row: Row, folder: Path | None) -> Row:
+    """Returns the fields of a row with the pictures of its conversation; other rows as they are."""
+    if not fields.get("messages"):
+        return fields
+    turns, names = placed(fields["messages"], decoded(given(row, *PICTURES)), folder)
+    made = {**fields, "messages": turns, "images": names}
+    if fields.get("rejected"):
+        made["rejected"] = [*turns[: fields["context"]], *fields["rejected"][fields["context"] :]]
+    return made
 
 
 def learned(fields: Row) -> list[int]:

@@ -84,11 +84,12 @@ def rendered(example: Example, tokenizer: Any, asked: bool = False) -> Rendered:
 
 
 def refuse_unsaid(example: Example, why: str) -> None:
-    """Raises `BadRow` for what only a chat template can render: tools, documents, calls and thoughts."""
+    """Raises `BadRow` for what only a chat template can render: tools, documents, pictures, calls and thoughts."""
     turns = example.messages or []
     found = {
         "tools": example.tools,
         "documents": example.documents,
+        "pictures": example.images,
         "calls of functions": any(map(calls_of, turns)),
         "thoughts beside the content (reasoning_content)": any(map(thought_of, turns)),
     }

@@ -8,10 +8,12 @@ from typing import Any, Literal
 from luthier.core.errors import LuthierError
 from luthier.data.labels import CLASSES, END
 from luthier.data.options import IGNORED
+from luthier.data.pictures import NAMES, PICTURES, filled, opened
 from luthier.data.told import TOLD
+from luthier.models.seeing import Eyes, eyes_of
 
 Side = Literal["left", "right"]
-PLAIN = ("row", "truncated", "also", TOLD)
+PLAIN = ("row", "truncated", "also", TOLD, PICTURES)
 """Features that are no tensor."""
 
 
@@ -22,12 +24,13 @@ class Collator:
     Sequences are padded to the longest (up to a multiple of `pad_to_multiple_of`): `input_ids`
     with `pad_token_id`, `labels` with -100, everything else with 0; pictures and spectrograms of
     one size are stacked. Sounds of different lengths get an `attention_mask`. Rows under `also` of a
-    row stand behind it.
+    row stand behind it. Pictures of conversations are opened here, and `eyes` make the model's inputs of them.
     """
 
     pad_token_id: int = 0
     padding_side: Side = "right"
     pad_to_multiple_of: int | None = None
+    eyes: Eyes | None = None
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         import numpy as np
@@ -35,8 +38,11 @@ class Collator:
         if not features:
             raise LuthierError("a batch needs at least one row.")
         features = [each for feature in features for each in (feature, *feature.get("also", ()))]
+        features, pictures = _seen(features)
         names = [name for name in features[0] if name not in PLAIN]
         batch = _arguments({name: self._column(name, [f[name] for f in features]) for name in names})
+        if pictures and self.eyes is not None:
+            batch |= self.eyes.inputs([opened(name) for name in pictures])
         lengths = [len(f["input_values"]) for f in features if "input_values" in f and np.ndim(f["input_values"]) == 1]
         if lengths and "attention_mask" not in batch and min(lengths) < max(lengths):
             batch["attention_mask"] = self._column("attention_mask", [[1] * n for n in lengths])
@@ -65,6 +71,20 @@ class Collator:
         gap = width - len(value)
         sides = (gap, 0) if self.padding_side == "left" else (0, gap)
         return np.pad(value, sides, constant_values=fill)
+
+
+def _seen(features: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Features with the columns that tokens of pictures need (zeros in rows without any), and all their pictures."""
+    kept = [feature.get(PICTURES, {}) for feature in features]
+    pictures = [name for each in kept for name in each.get(NAMES, ())]
+    names = sorted({name for each in kept for name in each} - {NAMES})
+    if not names:
+        return features, pictures
+    beside = [
+        {name: filled(own.get(name, ()), len(feature["input_ids"])) for name in names}
+        for feature, own in zip(features, kept, strict=True)
+    ]
+    return [feature | more for feature, more in zip(features, beside, strict=True)], pictures
 
 
 def _arguments(batch: dict[str, Any]) -> dict[str, Any]:
@@ -103,4 +123,4 @@ def collator_for(task: str, processor: Any, pad_to_multiple_of: int | None = Non
     if task in ("image-classification", "audio-classification"):
         return Collator()
     ids = (processor.pad_token_id, processor.eos_token_id, 0)
-    return Collator(next(i for i in ids if i is not None), "right", pad_to_multiple_of)
+    return Collator(next(i for i in ids if i is not None), "right", pad_to_multiple_of, eyes_of(processor))

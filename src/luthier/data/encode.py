@@ -12,7 +12,7 @@ from luthier.core.contracts.example import Example, Examples, last_answer
 from luthier.core.errors import LuthierError, near
 from luthier.data.bad import BadRow, named, refuse
 from luthier.data.bounds import DEEPEST, WINDOW, refuse_long, refuse_long_text
-from luthier.data.chat import refuse_unsaid, rendered
+from luthier.data.chat import Rendered, refuse_unsaid, rendered
 from luthier.data.labels import (
     classified,
     contrasted,
@@ -24,6 +24,7 @@ from luthier.data.labels import (
 )
 from luthier.data.media import audio_features, image_features
 from luthier.data.options import IGNORED, Feature, Options
+from luthier.data.pictures import NAMES, PICTURES, unfolded
 from luthier.data.sizes import sizes_of
 from luthier.data.template import has_template
 from luthier.data.tokens import parts_of, tokens
@@ -96,6 +97,7 @@ def encode_all(
     truncate: bool = False,
     skip_bad_rows: bool = False,
     positions: int | None = None,
+    pictures: bool = False,
 ) -> list[Feature]:
     """Features of all rows for `task` (the examples' own unless given; a key of `TASKS`).
 
@@ -106,13 +108,14 @@ def encode_all(
 
     `processor` is a tokenizer, an image processor or a feature extractor; `labels` are the classes
     (those of the examples unless given, so pass the training set's with a test set). `positions`
-    are the tokens that the model can number, a bound beside `max_length` (`luthier.models`). The
+    are the tokens that the model can number, a bound beside `max_length` (`luthier.models`). `pictures` says that
+    what reads the features hands those of conversations to the model; else such rows are bad ones. The
     rejected answer of a pair is the row under `also`, behind the same tokens of the prompt. One
     `LuthierError` lists every row that cannot be encoded, unless `skip_bad_rows`; raises in any
     case when none is left.
     """
     encoder = encoder_of(task or examples.task)
-    options = Options(max_length, labels if labels is not None else examples.labels, truncate, positions)
+    options = Options(max_length, labels if labels is not None else examples.labels, truncate, positions, pictures)
     good: list[Feature] = []
     bad: list[tuple[int, str]] = []
     for example in _progress(examples.rows):
@@ -213,6 +216,10 @@ def _causal(example: Example, tokenizer: Any, options: Options) -> Feature:
     ids, owner = tokens(found.text, found.spans, tokenizer, special=not chat)
     if max(owner) < 0:
         raise BadRow("no token of an answer would be in the loss")
+    if example.images and not options.pictures:
+        raise BadRow("the row has pictures, which are read by train, evaluate, generate, predict and serve alone")
+    if example.images:
+        return _pictured(example, found, ids, owner, tokenizer, options)
     keep = _fitting(ids, owner, tokenizer, options, prompted=example.messages is not None)
     return {
         "input_ids": [ids[i] for i in keep],
@@ -221,6 +228,25 @@ def _causal(example: Example, tokenizer: Any, options: Options) -> Feature:
         "row": example.row,
         "truncated": len(ids) - len(keep),
         **noted(found.told + doubled(ids, tokenizer) + cut_off(example, len(ids) - len(keep))),
+    }
+
+
+def _pictured(
+    example: Example, found: Rendered, ids: list[int], owner: list[int], tokenizer: Any, options: Options
+) -> Feature:
+    """A conversation whose pictures take the tokens that the model's processor gives them; nothing of it is cut."""
+    whole, whose, beside = unfolded(found.text, ids, owner, example.images, tokenizer)
+    if options.most is not None and len(whole) > options.most:
+        more = f"{len(example.images)} picture{'s' * (len(example.images) > 1)} among them, and such a row is not cut"
+        raise BadRow(f"{len(whole)} tokens, {more}; the maximum is {options.most}")
+    return {
+        "input_ids": whole,
+        "attention_mask": [1] * len(whole),
+        "labels": [token if answer >= 0 else IGNORED for token, answer in zip(whole, whose, strict=True)],
+        "row": example.row,
+        "truncated": 0,
+        PICTURES: {NAMES: list(example.images), **beside},
+        **noted(found.told + doubled(ids, tokenizer)),
     }
 
 

@@ -26,6 +26,7 @@ def encode_kept(
     truncate: bool = False,
     skip_bad_rows: bool = False,
     positions: int | None = None,
+    pictures: bool = False,
 ) -> Sequence[Feature]:
     """Returns `encode_all`, whose features stay on disk where there are many rows of tokens.
 
@@ -34,7 +35,7 @@ def encode_kept(
     of pictures and sounds stay in memory, and so do rows that are there already where the cache cannot be written.
     """
     task = task or examples.task
-    options = Options(max_length, labels if labels is not None else examples.labels, truncate, positions)
+    options = Options(max_length, labels if labels is not None else examples.labels, truncate, positions, pictures)
     if not _worth(examples, processor):
         return encode_all(
             examples,
@@ -45,10 +46,11 @@ def encode_kept(
             truncate=truncate,
             skip_bad_rows=skip_bad_rows,
             positions=positions,
+            pictures=pictures,
         )
     encoder = encoder_of(task)
     settings = {"task": task, "most": options.most, "labels": options.labels, "truncate": truncate}
-    bound = {"max_length": max_length, "positions": positions}  # what a bad row is told by
+    bound = {"max_length": max_length, "positions": positions, "pictures": pictures}  # what a bad row is told by
     found = stored(
         examples,
         lambda example: features_of(example, processor, encoder, options),

@@ -16,7 +16,7 @@ from luthier.core.contracts.example import Example, Examples, fingerprint, last_
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.lazy import Lazy, kept, mapped, noting
-from luthier.data.around import check_flags
+from luthier.data.around import check_flags, pictured
 from luthier.data.bad import BadRow, refuse
 from luthier.data.columns import empty, mapping, renamed, unread
 from luthier.data.gym import OFFSETS
@@ -195,7 +195,7 @@ def parsed(
         number, row = numbered
         check_flags(row)
         told = unanswered(row, layout) if prompts else row
-        fields = layout.parse(told, table.folder)
+        fields = pictured(layout.parse(told, table.folder), told, table.folder)
         if told is not row:
             fields |= {"answer": None}
         beside = {column: row[column] for column in columns if row.get(column) is not None}

@@ -59,7 +59,8 @@ def media_digest(rows: Iterable[Example]) -> str | None:
 
     What lies in the rows themselves is in their fingerprint.
     """
-    files = [path for row in rows for value in (row.image, row.audio) if (path := _file(value)) is not None]
+    named = (value for row in rows for value in (row.image, row.audio, *row.images))
+    files = [path for value in named if (path := _file(value)) is not None]
     digest = hashlib.sha256()
     for path in files:
         with guarded(f"{path} cannot be read"):
@@ -69,6 +70,8 @@ def media_digest(rows: Iterable[Example]) -> str | None:
 
 def _file(value: Any) -> Path | None:
     named = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
+    if isinstance(named, str) and named.startswith("data:"):  # a name too long for any file system
+        return None
     return Path(named) if isinstance(named, str | Path) and Path(named).is_file() else None
 
 

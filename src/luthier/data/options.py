@@ -19,6 +19,8 @@ class Options:
     truncate: bool = False
     positions: int | None = None
     """Tokens that the model can number; None: any."""
+    pictures: bool = False
+    """Whether what reads the features hands those of conversations to the model."""
 
     @property
     def most(self) -> int | None:

@@ -200,6 +200,8 @@ def note_kind(example: Example, found: set[str]) -> None:
         found.add("label")
     if example.labels is not None:
         found.add("labels")
+    if example.images:
+        found.add("pictures")
     if example.answer is not None and "exact_match" not in found:
         found.add(_kind(example.answer))
 
@@ -208,7 +210,7 @@ def _default(examples: Examples) -> str | None:
     found = kinds(examples.rows)
     if "label" in found:
         return "label"
-    answers = found - {"labels"}
+    answers = found - {"labels", "pictures"}
     if not answers:
         return None
     return answers.pop() if len(answers) == 1 else ("exact_match" if "exact_match" in answers else "final")

@@ -13,6 +13,7 @@ from typing import Any
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
 from luthier.data.messages import THOUGHTS, as_json, calls_of, decoded, encoded, leaves, split_thought, thought_of
+from luthier.data.pictures import MARK
 from luthier.data.template import Template
 
 DOCUMENT = ("title", "text", "content", "contents", "snippet")
@@ -46,7 +47,8 @@ def _said(message: Message, there: str) -> Iterator[tuple[str, Any]]:
         thought, rest = split_thought(content)
     yield "thought", thought
     yield "thought", thought_of(message)
-    yield "content", rest
+    for piece in rest.split(MARK):
+        yield "content", piece
     for call in calls_of(message):
         yield "call of a function", call.get("name") or ""
         for leaf in leaves(call.get("arguments", {})):

@@ -24,8 +24,11 @@ from luthier.core.guard import guarded
 from luthier.core.version import __version__
 from luthier.data.bad import BadRow
 from luthier.data.encode import ALSO
+from luthier.data.media import media_digest
+from luthier.data.pictures import PICTURES
 from luthier.data.sizes import Measured, Sizes, sizes_of
 from luthier.data.told import TOLD, counted
+from luthier.models.seeing import eyes_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +37,8 @@ Feature = dict[str, Any]
 Encode = Callable[[Example], Iterator[Feature]]
 KIND = "encoded"
 FEATURES, SIZES, SAID = "features.arrow", "sizes.npy", "said.json"
+WRITTEN = (TOLD, PICTURES)
+"""What features hold beside numbers, as JSON."""
 CHUNK = 64
 """Rows that a process takes at a time."""
 BATCH = 2**16
@@ -112,7 +117,7 @@ def _filled(feature: Feature) -> Feature:
     if "input_ids" in feature and "attention_mask" not in feature:
         feature["attention_mask"] = [1] * len(feature["input_ids"])
     behind = {ALSO: [_filled(each) for each in _told_in(feature[ALSO])]} if ALSO in feature else {}
-    return feature | ({TOLD: _told_in(feature[TOLD])} if TOLD in feature else {}) | behind
+    return feature | {name: _told_in(feature[name]) for name in WRITTEN if name in feature} | behind
 
 
 def _told_in(text: str) -> Any:
@@ -137,6 +142,8 @@ def key_of(examples: Examples, processor: Any, settings: dict[str, Any]) -> str:
         "versions": [__version__, transformers.__version__, tokenizers.__version__],
         "code": _code(),
     }
+    if (eyes := eyes_of(processor)) is not None:
+        parts["pictures"] = [eyes.processor.to_json_string(), media_digest(examples.rows)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
@@ -305,7 +312,7 @@ def _plain(feature: Feature) -> Feature:
     mask = feature.get("attention_mask")
     rest = {name: value for name, value in feature.items() if name != "attention_mask" or not all(mask or ())}
     behind = {ALSO: json.dumps([_plain(each) for each in feature[ALSO]])} if ALSO in feature else {}
-    return rest | ({TOLD: json.dumps(feature[TOLD])} if TOLD in feature else {}) | behind
+    return rest | {name: json.dumps(feature[name]) for name in WRITTEN if name in feature} | behind
 
 
 def _schema(feature: Feature) -> Any:
@@ -316,5 +323,5 @@ def _schema(feature: Feature) -> Any:
     import pyarrow as pa
 
     kinds = {int: pa.int64(), float: pa.float64(), list: pa.list_(pa.int32())}
-    fields = {name: kinds[type(value)] for name, value in feature.items() if name not in (TOLD, ALSO)}
-    return pa.schema([*fields.items(), (TOLD, pa.string()), (ALSO, pa.string())])
+    fields = {name: kinds[type(value)] for name, value in feature.items() if name not in (*WRITTEN, ALSO)}
+    return pa.schema([*fields.items(), *((name, pa.string()) for name in (*WRITTEN, ALSO))])

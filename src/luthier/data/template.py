@@ -14,6 +14,7 @@ from luthier.core.contracts.example import Example, Message
 from luthier.core.guard import reason
 from luthier.data.bad import BadRow
 from luthier.data.messages import THOUGHTS, calls_of, thought_of
+from luthier.data.pictures import in_parts
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 TRACKED = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
@@ -32,6 +33,8 @@ class Template:
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
     variables: dict[str, Any] = field(default_factory=dict)
+    pictured: bool = False
+    """Whether turns are given in parts, for a row with pictures."""
     seen: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
     """What was rendered already: places are found by rendering the same parts again and again."""
 
@@ -44,7 +47,7 @@ class Template:
                 f"chat_template_kwargs holds {', '.join(map(repr, reserved))}, which is not a variable of a template; "
                 "take it out (tools and documents are columns of their own)"
             )
-        return cls(tokenizer, example.tools or None, example.documents or None, example.template)
+        return cls(tokenizer, example.tools or None, example.documents or None, example.template, bool(example.images))
 
     @property
     def name(self) -> str | None:
@@ -92,6 +95,7 @@ class Template:
     def _apply(self, messages: list[Message], **how: Any) -> Any:
         given = {"tools": self.tools, "documents": self.documents}
         heard = [_heard(message, self.source) for message in messages]
+        heard = [in_parts(message) for message in heard] if self.pictured else heard
         return applied(
             self.tokenizer, self.source, heard, {**given, **self.variables}, {"chat_template": self.name, **how}
         )

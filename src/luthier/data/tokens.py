@@ -12,6 +12,7 @@ from luthier.data.bad import BadRow, named
 from luthier.data.bounds import windowed
 from luthier.data.chat import Rendered, rendered
 from luthier.data.ends import in_pieces, stop_of
+from luthier.data.pictures import Seen, seeing, unfolded
 from luthier.data.place import Span
 from luthier.data.template import Template, has_template
 
@@ -28,10 +29,16 @@ def prompt_of(example: Example, tokenizer: Any) -> str:
 
 
 def prompt_ids(example: Example, tokenizer: Any) -> list[int]:
-    """Token ids of `prompt_of`: exactly those that stand before the last answer in training."""
+    """Token ids of `prompt_of`: exactly those that stand before the last answer in training (`Seen`, with pictures)."""
     found = _prompted(example, tokenizer)
     ids, owner = tokens(found.text, found.spans, tokenizer, special=not has_template(tokenizer))
-    return ids[: owner.index(len(found.spans) - 1)]
+    if not example.images:
+        return ids[: owner.index(len(found.spans) - 1)]
+    with named(example.row):
+        ids, owner, beside = unfolded(found.text, ids, owner, example.images, tokenizer)
+    stop = owner.index(len(found.spans) - 1)
+    columns = {name: values[:stop] for name, values in beside.items()}
+    return Seen(ids[:stop], columns, example.images, seeing(tokenizer))
 
 
 def stop_text(tokenizer: Any) -> str:

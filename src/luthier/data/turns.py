@@ -16,6 +16,7 @@ from typing import Any
 
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
+from luthier.data.pictures import MARK, is_picture, named_in
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SAID = {
@@ -153,7 +154,7 @@ def _turn(message: Any, what: str) -> Message:
     for key in ("tool_calls", "function_call", *THOUGHTS[1:]):
         made.pop(key, None)
     made |= {"tool_calls": calls} if calls else {}
-    return made | {"content": _content(made, what)}
+    return made | _pictures(made["content"], what) | {"content": _content(made, what)}
 
 
 def _first(message: Message, *names: str) -> Any:
@@ -189,9 +190,18 @@ def _content(message: Message, what: str) -> str | None:
     return checked(content, name, empty=may_be_empty)
 
 
+def _pictures(content: Any, what: str) -> dict[str, Any]:
+    """The pictures among the parts of a content, in their order; None for one that a column holds."""
+    parts = content if isinstance(content, list) else []
+    found = [named_in(part, what) for part in parts if is_picture(part)]
+    return {"pictures": found} if found else {}
+
+
 def _part(part: Any, what: str) -> str:
     if isinstance(part, str):
         return part
+    if is_picture(part):
+        return MARK
     if not isinstance(part, dict) or not isinstance(part.get("text"), str):
         shown = f" ({part.get('type')})" if isinstance(part, dict) and part.get("type") else ""
         raise BadRow(f"{what} holds a part that is not text{shown}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from luthier.core.adapters.control import RowAssignment
+from luthier.data.pictures import Seen
 from luthier.engine.cache import RowCache, attention_mask
 from luthier.engine.job import Job
 from luthier.engine.sampling import choose
@@ -56,8 +57,8 @@ class Batch:
         """Reads the prompts of `jobs` in one pass, gives each a token, and keeps those that go on with their adapter.
 
         What has turned to another adapter comes with its answer so far, and that one reads it all. A prompt that
-        several ask of one adapter is read once. An exception of the pass leaves the running rows as they were, and
-        `jobs` without a further token.
+        several ask of one adapter is read once, and one with pictures in a pass of its own (`Job.apart`). An exception
+        of the pass leaves the running rows as they were, and `jobs` without a further token.
         """
         asked = [(job.adapter, job.text) for job in jobs]
         places = {each: place for place, each in enumerate(dict.fromkeys(asked))}
@@ -66,7 +67,8 @@ class Batch:
             ids = [[0] * (max(lengths) - len(prompt)) + list(prompt) for _, prompt in places]
             prompts, names = DynamicCache(), [adapter for adapter, _ in places]
             top = max((job.scored for job in jobs if job.scored is not None), default=None)
-            logits, scores = self._read(ids, lengths, prompts, names, top)
+            seen = jobs[0].request.seen
+            logits, scores, shift = self._read(ids, lengths, prompts, names, top, seen)
             if len(places) < len(jobs):
                 logits = logits[[places[each] for each in asked]]
             choices = choose(logits, [job.draw for job in jobs])
@@ -78,7 +80,7 @@ class Batch:
         going = [row for row, job in enumerate(jobs) if job.stays]
         if going:
             with torch.inference_mode():
-                self._cache.join(prompts, lengths, [places[asked[row]] for row in going])
+                self._cache.join(prompts, lengths, [places[asked[row]] for row in going], shift)
             self.jobs += [jobs[row] for row in going]
 
     def step(self) -> None:
@@ -87,7 +89,8 @@ class Batch:
             self._cache.ready()
             ids = [[job.last] for job in self.jobs]
             lengths = [length + 1 for length in self._cache.lengths]
-            logits = self._logits(ids, lengths, self._cache, [job.adapter for job in self.jobs])
+            shifts = self._cache.frame.shifts
+            logits = self._logits(ids, lengths, self._cache, [job.adapter for job in self.jobs], shifts)
             self._cache.advance()
             choices = choose(logits, [job.draw for job in self.jobs])
         for job, choice in zip(self.jobs, choices, strict=True):
@@ -125,12 +128,23 @@ class Batch:
             return torch.nn.functional.normalize(pooled, dim=-1).tolist()
 
     def _read(
-        self, ids: list[list[int]], lengths: Sequence[int], cache: DynamicCache, names: list, top: int | None
-    ) -> tuple[Tensor, Sequence[Scores]]:
+        self,
+        ids: list[list[int]],
+        lengths: Sequence[int],
+        cache: DynamicCache,
+        names: list,
+        top: int | None,
+        seen: Seen | None,
+    ) -> tuple[Tensor, Sequence[Scores], int]:
         """The logits behind every prompt, and unless `top` is None, the scores of the prompts' own tokens with so many
-        alternatives. Logits of a whole prompt may be too many to hold: then they come in several passes."""
+        alternatives; last, what positions are ahead of tokens behind pictures. Logits of a whole prompt may be too many
+        to hold: then they come in several passes."""
+        if seen is not None:
+            out = self._looked(ids, cache, names, seen)
+            ahead = out.get("rope_deltas")
+            return out.logits[:, -1], [NONE] * len(ids), 0 if ahead is None else int(ahead[0])
         if top is None:
-            return self._logits(ids, lengths, cache, names), [NONE] * len(ids)
+            return self._logits(ids, lengths, cache, names), [NONE] * len(ids), 0
         reading, width = Reading(ids, lengths, top), len(ids[0])
         last: Tensor | None = None
         for start, stop in spans(width, len(ids), self.model.config.get_text_config().vocab_size):
@@ -140,11 +154,26 @@ class Batch:
             reading.add(logits, start)
             last = logits[:, -1] if last is None else last
         assert last is not None
-        return last, reading.scores()
+        return last, reading.scores(), 0
 
-    def _logits(self, ids: list[list[int]], lengths: Sequence[int], cache: DynamicCache, names: list) -> Tensor:
+    def _looked(self, ids: list[list[int]], cache: DynamicCache, names: list, seen: Seen) -> Any:
+        """A pass over one prompt with its pictures, whose positions are the model's own affair."""
+        self.row_assignment.set(names)
+        entering = torch.tensor(ids, device=self.model.device)
+        beside = {name: _like(self.model, value) for name, value in seen.inputs(len(ids[0])).items()}
+        return self.model(
+            input_ids=entering,
+            attention_mask=torch.ones_like(entering),
+            past_key_values=cache,
+            use_cache=True,
+            **beside,
+        )
+
+    def _logits(
+        self, ids: list[list[int]], lengths: Sequence[int], cache: DynamicCache, names: list, shifts: Sequence[int] = ()
+    ) -> Tensor:
         """The logits behind the last token of every row, [rows, vocabulary]; `lengths` count the tokens of `ids`."""
-        return self._forward(ids, lengths, cache, names, [len(ids[0]) - 1]).logits[:, -1]
+        return self._forward(ids, lengths, cache, names, [len(ids[0]) - 1], shifts).logits[:, -1]
 
     def _forward(
         self,
@@ -153,6 +182,7 @@ class Batch:
         cache: DynamicCache | None,
         names: list,
         kept: Iterable[int],
+        shifts: Sequence[int] = (),
         **more: bool,
     ) -> Any:
         """One pass over the rows; `kept` are the columns of `ids` whose logits are wanted (some models give all)."""
@@ -161,6 +191,8 @@ class Batch:
         entering = torch.tensor(ids, device=device)
         mask = attention_mask(lengths, device)
         places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -entering.shape[1] :]
+        if any(shifts):
+            places = places + torch.tensor(shifts, device=device)[:, None]
         # as a tensor, because a slice is not contiguous, and a frozen head would be copied for every row
         wanted = {"position_ids": places, "logits_to_keep": torch.tensor([*kept], device=device)}
         return self.model(
@@ -171,6 +203,11 @@ class Batch:
             **{name: value for name, value in wanted.items() if name in self._takes},
             **more,
         )
+
+
+def _like(model: Any, value: Tensor) -> Tensor:
+    """An input on the model's device, and in its precision where it is no number of something."""
+    return value.to(model.device, model.dtype if value.is_floating_point() else None)
 
 
 class Alone(Batch):

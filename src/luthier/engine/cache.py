@@ -22,6 +22,8 @@ class Frame:
 
     lengths: list[int] = field(default_factory=list)
     """Tokens of each row so far."""
+    shifts: list[int] = field(default_factory=list)
+    """What a row's positions are ahead of its tokens: pictures may take fewer or more of them."""
     end: int = 0
     """The column behind the last token of every row."""
 
@@ -104,8 +106,8 @@ class RowCache(DynamicCache):
         """Tokens of each row so far."""
         return self.frame.lengths
 
-    def join(self, prompts: DynamicCache, lengths: Sequence[int], rows: Sequence[int]) -> None:
-        """Adds the `rows` of a batch of prompts, padded on the left, of these `lengths`."""
+    def join(self, prompts: DynamicCache, lengths: Sequence[int], rows: Sequence[int], shift: int = 0) -> None:
+        """Adds the `rows` of a batch of prompts, padded on the left, of these `lengths`; `shift` is that of each."""
         if not self.layers:
             self.layers = [RowLayer(self.frame, *states(layer)) for layer in prompts.layers]
         count = len(self.frame.lengths)
@@ -115,6 +117,7 @@ class RowCache(DynamicCache):
             for own, layer in zip(self.layers, prompts.layers, strict=True):
                 own.put(place, *(tensor[row, :, -lengths[row] :] for tensor in states(layer)))
         self.frame.lengths += [lengths[row] for row in rows]
+        self.frame.shifts += [shift] * len(rows)
 
     def ready(self) -> None:
         """Makes room for the next token of every row."""
@@ -131,15 +134,17 @@ class RowCache(DynamicCache):
         for layer in self.layers:
             layer.drop(row, last)
         QUERIES.drop(self, row)
-        moved = self.frame.lengths.pop()
-        if row != last:
-            self.frame.lengths[row] = moved
+        for own in (self.frame.lengths, self.frame.shifts):
+            moved = own.pop()
+            if row != last:
+                own[row] = moved
         if not last:
             self.clear()
 
     def clear(self) -> None:
         """Drops all rows and their memory."""
         self.frame.lengths.clear()
+        self.frame.shifts.clear()
         self.frame.end = 0
         self.layers = []
 

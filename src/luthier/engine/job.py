@@ -107,6 +107,12 @@ class Job:
         return (*self.request.prompt, *self.ids) if self.ids else self.request.prompt
 
     @property
+    def apart(self) -> tuple[object, ...] | None:
+        """What the jobs that enter in one pass have in common where one has pictures; None for one without."""
+        seen = self.request.seen
+        return None if seen is None else (id(seen), self.adapter, self.text)
+
+    @property
     def stays(self) -> bool:
         """Whether its row goes on as it is."""
         return self.finish is None and not self.turned

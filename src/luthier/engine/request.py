@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from luthier.core.errors import LuthierError
+from luthier.data.pictures import Seen
 from luthier.engine.grammar import Compiled
 from luthier.engine.shaping import PLAIN, Shaping
 from luthier.engine.turns import Turns
@@ -46,6 +47,8 @@ class Request:
     """Special tokens that are text of the answer, as those that open a call of a tool."""
     echo: str | None = None
     """The prompt's text, when the answer is to begin with it; with `logprobs`, with those of its tokens."""
+    seen: Seen | None = None
+    """The prompt again, with its pictures, where it has some."""
     turns: Turns | None = None
     """Who writes the arguments of tools, where `adapter` does not; None: nobody."""
 

@@ -12,6 +12,7 @@ from luthier.core.adapters.control import RowAssignment, acting, set_acting
 from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import eval_mode
 from luthier.data import stop_text
+from luthier.data.pictures import Seen
 from luthier.engine.batch import Assignment, AsTheyAct
 from luthier.engine.job import Job, Vocabulary
 from luthier.engine.request import Request
@@ -37,6 +38,8 @@ class Ask:
     """Decides the draws of this answer, whatever else is decoded beside it."""
     max_tokens: int
     """The most tokens of the answer."""
+    seen: Seen | None = None
+    """The prompt again, with its pictures, where it has some."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,9 @@ class Sampler:
         self, asks: Sequence[Ask], temperature: float, top_p: float, done: Callable[[int], Any] = int
     ) -> list[Drawn]:
         """Returns an answer to each, in their order; `done(n)` hears of every n finished."""
+        drawn, turns = (temperature, top_p), self._turns
         requests = [
-            Request(a.prompt, self._adapter, a.max_tokens, temperature, top_p, a.seed, turns=self._turns) for a in asks
+            Request(a.prompt, self._adapter, a.max_tokens, *drawn, a.seed, seen=a.seen, turns=turns) for a in asks
         ]
         answers = [Answer(request, self._vocabulary, self._stop) for request in requests]
         if self._adapter is None and self._turns is None:

@@ -163,6 +163,10 @@ class Worker:
             for job in jobs:
                 self._enter([job])
             return
+        if len(kinds := list(dict.fromkeys(job.apart for job in jobs))) > 1:
+            for kind in kinds:
+                self._enter([job for job in jobs if job.apart == kind])
+            return
         if not jobs:
             return
         before = [job.generated for job in jobs]

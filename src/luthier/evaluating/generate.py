@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
 from luthier.data import Collator, Example, encode, encode_seq2seq, prompt_ids, stop_text
+from luthier.data.pictures import seen_in
 from luthier.engine.stops import PLACEHOLDER, stop_ids, text_of
 from luthier.evaluating.sampling import Sampling, within
 from luthier.models import positions
@@ -150,6 +151,8 @@ def written(
     if tasks is not None and len(tasks) != len(prompts):
         raise LuthierError(f"{len(tasks)} tasks for {len(prompts)} prompts; give one for each, or one for all.")
     engine = None if tasks is not None else _engine(model, tokenizer, batch)
+    if engine is None and any(map(seen_in, prompts)):
+        raise LuthierError(f"prompts with pictures: {type(model).__name__} is not decoded row by row, which they need.")
     if engine is not None:
         return _by_engine(engine, prompts, sampling, positions(model), done)
     return _by_batches(model, tokenizer, prompts, sampling, batch, done, tasks)
@@ -173,7 +176,10 @@ def _by_engine(
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     limits = [within(sampling, len(prompts[i]), most).max_new_tokens for i in order]
-    asks = [Ask(tuple(prompts[i]), sampling.seed + i, limit) for i, limit in zip(order, limits, strict=True)]
+    asks = [
+        Ask(tuple(prompts[i]), sampling.seed + i, limit, seen_in(prompts[i]))
+        for i, limit in zip(order, limits, strict=True)
+    ]
     drawn = dict(zip(order, engine(asks, sampling.temperature, sampling.top_p, done), strict=True))
     return [(drawn[place].text, list(drawn[place].ids)) for place in range(len(prompts))]
 

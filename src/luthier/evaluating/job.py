@@ -48,6 +48,7 @@ class Job:
             max_length=self.max_length,
             labels=labels,
             positions=models.positions(self.model),
+            pictures=True,
         )
 
     @property

@@ -10,6 +10,7 @@ from luthier import data, models
 from luthier.core.errors import LuthierError
 from luthier.data import Examples
 from luthier.data.bad import refuse
+from luthier.data.pictures import PICTURES, seen_in
 from luthier.evaluating import many
 from luthier.evaluating.generate import tokenised, written
 from luthier.evaluating.outputs import Reading, logits_of, places_of, probabilities, tags_of, vectors_of
@@ -159,8 +160,9 @@ def sureness(reading: Reading, prompts: Sequence[list[int]], answers: Sequence[l
 def _both(prompt: list[int], ids: list[int], seq2seq: bool) -> dict[str, Any]:
     if seq2seq:
         return {"input_ids": prompt, "attention_mask": [1] * len(prompt), "labels": ids}
-    both = [*prompt, *ids]
-    return {"input_ids": both, "attention_mask": [1] * len(both), "labels": [-100] * len(prompt) + ids}
+    both, seen = [*prompt, *ids], seen_in(prompt)
+    found = {"input_ids": both, "attention_mask": [1] * len(both), "labels": [-100] * len(prompt) + ids}
+    return found if seen is None else found | {PICTURES: seen.kept}
 
 
 SAYS: dict[str, Callable[[Asked], list[Said]]] = {

@@ -38,6 +38,7 @@ def swapped(
     adapter alone gives behind them. Raises `LuthierError` for a model whose rows cannot share a batch.
     """
     from luthier.data.calls import CallFormat
+    from luthier.data.pictures import seen_in
     from luthier.engine.sampler import Ask, Sampler
     from luthier.engine.stops import stop_ids
     from luthier.engine.turns import Turns
@@ -47,7 +48,7 @@ def swapped(
     check_adapters(model, selection, arguments)
     turns = Turns(CallFormat.of(tokenizer), tokenizer, arguments)
     most = [within(sampling, len(prompt), positions(model)).max_new_tokens for prompt in prompts]
-    asks = [Ask(tuple(each), sampling.seed + row, most[row]) for row, each in enumerate(prompts)]
+    asks = [Ask(tuple(each), sampling.seed + row, most[row], seen_in(each)) for row, each in enumerate(prompts)]
     sampler = Sampler(model, tokenizer, selection, turns=turns)
     stops = stop_ids(model, tokenizer)
     drawn = sampler(asks, sampling.temperature, sampling.top_p)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from luthier.models.seeing import seeing_as
+
 KEPT = "chat"
 """Where a spec keeps it, under `measured`."""
 
@@ -50,6 +52,6 @@ def with_chat(loaded: Any, spec: Mapping[str, Any], folder: Any) -> Any:
         f"the chat template of {loaded.name!r} is not the one that {folder} was trained with; the adapter's is used.",
         stacklevel=3,
     )
-    processor = copy.deepcopy(loaded.processor)
+    processor = seeing_as(copy.deepcopy(loaded.processor), loaded.processor)
     processor.chat_template = chat.template
     return dataclasses.replace(loaded, processor=processor)

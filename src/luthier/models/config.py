@@ -9,6 +9,7 @@ from typing import Any
 from luthier.models.hub import only_local
 from luthier.models.load import TASKS
 from luthier.models.resolve import resolve
+from luthier.models.seeing import see
 from luthier.models.trust import explained, first_line, trusted
 
 
@@ -31,7 +32,10 @@ def processor_of(name: str, task: str) -> Any:
     path = resolve(name)
     with _told(name, "a tokenizer (or what prepares its inputs)"):
         kind = getattr(transformers, TASKS[task].processor)
-        return kind.from_pretrained(path, local_files_only=only_local(path), trust_remote_code=trusted())
+        found = kind.from_pretrained(path, local_files_only=only_local(path), trust_remote_code=trusted())
+    if task == "causal-lm":
+        see(found, config_of(name), path, {"local_files_only": only_local(path)})
+    return found
 
 
 def _told(name: str, wanted: str) -> AbstractContextManager[None]:

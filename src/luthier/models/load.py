@@ -16,6 +16,7 @@ from luthier.models.labels import SCALAR, label_settings
 from luthier.models.quantize import quantization, warn_of_odd_widths
 from luthier.models.quiet import quiet
 from luthier.models.resolve import resolve
+from luthier.models.seeing import see
 from luthier.models.tokenizer import refuse_empty, set_pad_token
 from luthier.models.trust import explained, trusted, trusting
 
@@ -169,6 +170,8 @@ def load(
     new = _new_modules(model, report, name)
     mark_fresh(model, new)
     set_pad_token(model, processor)
+    if task == "causal-lm":
+        see(processor, config, path, source)
     if quantize is not None:
         warn_of_odd_widths(model)
     return Loaded(model.eval(), processor, name, path, task, new)

@@ -12,6 +12,8 @@ from luthier.core.adapters.control import disabled
 from luthier.core.errors import LuthierError
 from luthier.core.sites.packable import why_not_packed
 from luthier.core.sites.packing import packed
+from luthier.data.pictures import PICTURES
+from luthier.models.seeing import reads_pictures
 from luthier.training.spec import Run
 
 UNTOLD = "the run was started with padded batches"
@@ -60,6 +62,8 @@ def why_not(model: Any, features: Sequence[dict[str, Any]]) -> str | None:
     """Returns why the rows of a model cannot be packed; adapters act on each token for itself, and are left out."""
     if not {"input_ids", "attention_mask"} <= set(features[0]):
         return "its rows are no texts, or have no padding"
+    if reads_pictures(model.config) and any("token_type_ids" in each.get(PICTURES, ()) for each in features):
+        return "the tokens of a picture see each other both ways, which a mask of rows does not tell"
     if find_state(model) is None:
         return why_not_packed(model)
     with disabled(model):

@@ -17,6 +17,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.lazy import Lazy
 from luthier.core.storage.folder import adapter_folder
 from luthier.data import Examples
+from luthier.data.score import kinds
 from luthier.measuring.trial import trial
 from luthier.methods.row_model import Reader
 from luthier.training.from_adapter import check_start
@@ -72,6 +73,8 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
     examples = read_rows(run, run.limit)
     check_kind(run, examples)
     check_serves(run, examples.task)
+    if "pictures" in kinds(examples.rows) and not objective.sees:
+        raise LuthierError(f"{run.data} has pictures, and {objective.name()} does not take any; objective=sft does.")
     train, held = divide(run, examples)
     processor, positions = trial(
         run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also, run.init
@@ -87,6 +90,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
         truncate=settings.truncate,
         skip_bad_rows=run.skip_bad_rows,
         positions=positions,
+        pictures=objective.sees,
     )
     longest = settings.max_length if positions is None else min(settings.max_length, positions)
     parts = [part for part in (train, held) if part is not None]

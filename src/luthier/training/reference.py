@@ -24,6 +24,7 @@ from luthier.core.progress import counted
 from luthier.core.sites.probe import eval_mode
 from luthier.core.storage.folder import adapter_folder, read_adapter
 from luthier.core.storage.store import load
+from luthier.data.pictures import PICTURES
 from luthier.measuring import cache
 from luthier.methods.log_probs import log_probs
 from luthier.models import Loaded
@@ -33,7 +34,7 @@ from luthier.training.report import steps_of
 from luthier.training.spec import Run
 
 Feature = dict[str, Any]
-READ = ("input_ids", "attention_mask", "token_type_ids", "labels")
+READ = ("input_ids", "attention_mask", "token_type_ids", "labels", PICTURES)
 """What the reference is called with."""
 NAME = "reference"
 
@@ -47,12 +48,14 @@ def referred(run: Run, loaded: Loaded, prepared: Prepared, console: Console) -> 
     parts = (prepared.train, prepared.evaluation)
     rows = [each for part in parts for feature in part for each in (feature, *feature.get(ALSO, ()))]
     key = key_of(run, loaded, rows, adapter)
-    known = cache.read(key)
+    seen = any(PICTURES in row for row in rows)  # a picture's file may change under its name
+    known = None if seen else cache.read(key)
     if known is None:
         with held(loaded.model, adapter), counted(console, "reference") as bar:
             task = bar.add_task("", total=len(rows))
             known = {NAME: {REFERENCE: computed(run, loaded, rows, lambda count: bar.advance(task, count))}}
-        cache.write(key, known)
+        if not seen:
+            cache.write(key, known)
     found = iter(known[NAME][REFERENCE].tolist())
     train, evaluation = ([marked(feature, found) for feature in part] for part in parts)
     return dataclasses.replace(prepared, train=train, evaluation=evaluation)

@@ -17,7 +17,8 @@ from luthier.core.errors import LuthierError
 from luthier.core.lazy import kept
 
 Message = dict[str, Any]
-LATER = ("masked", "tools", "documents", "template", "rejected", "wanted", "labels", "tokens", "spans", "texts")
+LATER = ("masked", "tools", "documents", "template", "rejected", "wanted", "labels", "tokens", "spans", "texts",
+         "images")  # fmt: skip
 """Fields that are in a fingerprint only where a row has them: runs begun before there were such go on."""
 
 
@@ -58,6 +59,8 @@ class Example:
     nowhere."""
     texts: tuple[str, ...] | None = None
     """A text, another that belongs near it, and any number that do not."""
+    images: tuple[str, ...] = ()
+    """The pictures of a conversation, in the order of their places in its turns: paths, or `data:` URLs."""
     image: Any = None
     """A path, `{"bytes": …}` or a PIL image."""
     audio: Any = None
@@ -84,7 +87,7 @@ class Example:
         if turns is not None:
             turns = [_said(m, read) for m in turns[: last_answer(turns)]]
         words = [read(" ".join(self.tokens))] if self.tokens else [read(text) for text in (self.texts or ())[:1]]
-        given = [*(each for each in (self.tools, self.documents) if each), *words]
+        given = [*(each for each in (self.tools, self.documents, self.images) if each), *words]
         return _canonical([turns, read(self.text), read(self.text_pair), self.image, self.audio, *given])
 
 

@@ -155,6 +155,8 @@ class Objective(Component):
     """Whether it looks at gradients on rows that are held out (`steer`), so that there have to be some."""
     evaluates: ClassVar[bool] = True
     """Whether its loss is one of rows as they are, so that it can be measured on those held out."""
+    sees: ClassVar[bool] = False
+    """Whether conversations may have pictures: the model gets every batch as it was collated."""
     whole: ClassVar[bool] = True
     """Whether a step in many batches is the step in one."""
     curves: ClassVar[tuple[tuple[str, ...], ...]] = ()

@@ -21,6 +21,7 @@ class Pairs(Objective):
     """An objective over pairs, whose two answers stand next to each other in a batch: chosen, then rejected."""
 
     reads = ("pairs",)
+    sees = True
     curves = (*REWARDS, LENGTHS)
 
     def loss(self, model, batch):

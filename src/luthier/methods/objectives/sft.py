@@ -16,6 +16,7 @@ class SFT(Objective):
     """
 
     paper = "the baseline"
+    sees = True
 
     def serves(self, task):
         """Also rows of several labels, where the loss is still the model's own."""

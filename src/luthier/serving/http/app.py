@@ -53,7 +53,7 @@ def answers(service: Service) -> APIRouter:
             prompt, wants = await service.spoken(body)
             flight = service.submit(body, [prompt], most, body.top_logprobs if body.logprobs else None, claim, wants)
         answers = shape(Chat, body, body.logprobs, [prompt], wants)
-        service.logs(flight, answers, [[turn.spoken() for turn in body.messages]])
+        service.logs(flight, answers, [[turn.logged() for turn in body.messages]])
         return await told(call, body, flight, answers)
 
     @routes.post("/completions")

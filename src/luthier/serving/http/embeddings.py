@@ -15,8 +15,9 @@ from pydantic import BeforeValidator
 from luthier.core.errors import LuthierError
 from luthier.engine.worker import PROMPTS
 from luthier.serving.http.bodies import asked
+from luthier.serving.http.body import Body
 from luthier.serving.http.refusal import Refusal, refusal_of
-from luthier.serving.http.schema import Body, prompts_of
+from luthier.serving.http.schema import prompts_of
 from luthier.serving.http.service import Service
 
 

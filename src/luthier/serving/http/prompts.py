@@ -18,8 +18,8 @@ PLACEHOLDER = {"role": "assistant", "content": "a"}
 def chat_ids(body: ChatBody, tokenizer: Any, most: int, variables: Mapping[str, Any] = {}) -> list[int]:
     """Token ids of a conversation up to the answer: those that stand before an answer in training.
 
-    `variables` of the chat template hold where the call gives none of that name. Raises `Refusal` for more than `most`
-    tokens, before all of them are rendered and tokenised.
+    With pictures they are `Seen`. `variables` of the chat template hold where the call gives none of that name. Raises
+    `Refusal` for more than `most` tokens, before all of them are rendered and tokenised.
     """
     turns = [message.spoken() for message in body.messages]
     _refuse_long([said(turn) for turn in turns], tokenizer, most, "messages")
@@ -30,6 +30,7 @@ def chat_ids(body: ChatBody, tokenizer: Any, most: int, variables: Mapping[str, 
         tools=[tool.shown() for tool in body.shown_tools()] or None,
         documents=body.documents or None,
         template={**variables, **body.chat_template_kwargs},
+        images=tuple(body.pictures()),
     )
     try:
         return prompt_ids(example, tokenizer)

@@ -15,14 +15,15 @@ from pydantic import Field, ValidationError
 from luthier.engine.request import Chunk
 from luthier.serving.http.answers import Choice, Shape
 from luthier.serving.http.bodies import asked
+from luthier.serving.http.body import Body
 from luthier.serving.http.callreader import Piece
 from luthier.serving.http.refusal import Refusal, invalid
-from luthier.serving.http.schema import Body, ChatBody
+from luthier.serving.http.schema import ChatBody
 from luthier.serving.http.service import Service
 from luthier.serving.http.stream import Events, events, whole
 
 ENDED = {"stop": "completed", "length": "incomplete"}
-TEXTS = ("input_text", "output_text", "text")
+TEXTS, PICTURE = ("input_text", "output_text", "text"), "input_image"
 
 
 class ResponseBody(Body):
@@ -98,9 +99,18 @@ def _content(content: Any, where: str) -> Any:
     if not isinstance(content, list):
         return content
     for part in content:
-        if not isinstance(part, dict) or part.get("type") not in TEXTS:
-            raise Refusal(400, f"{where}.content: only text is supported.", param=where, code="unsupported_value")
-    return [{"type": "text", "text": part.get("text")} for part in content]
+        if not isinstance(part, dict) or part.get("type") not in (*TEXTS, PICTURE):
+            message = f"{where}.content: texts and pictures ({PICTURE}) are supported."
+            raise Refusal(400, message, param=where, code="unsupported_value")
+    return [
+        _picture(part) if part["type"] == PICTURE else {"type": "text", "text": part.get("text")} for part in content
+    ]
+
+
+def _picture(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A picture as chats have it."""
+    more = {key: each for key, each in part.items() if key not in ("type", "image_url", "detail")}
+    return {"type": "image_url", "image_url": {"url": part.get("image_url"), "detail": part.get("detail")}, **more}
 
 
 def _wrapped(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,7 +262,7 @@ def responses(service: Service) -> APIRouter:
             prompt, wants = await service.spoken(body)
             flight = service.submit(body, [prompt], body.max_tokens, None, claim, wants)
         answers = Spoken(body.model, False, len(prompt), [Choice(wants.reader())], body=given)
-        service.logs(flight, answers, [[turn.spoken() for turn in body.messages]])
+        service.logs(flight, answers, [[turn.logged() for turn in body.messages]])
         if body.stream:
             return Events(flight, events(flight, answers, usage=False))
         return JSONResponse(await whole(call, flight, answers))

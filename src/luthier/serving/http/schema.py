@@ -5,16 +5,17 @@ Shapes and names are those of OpenAI's API reference (chat completions and compl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
+from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from luthier.core.errors import near
 from luthier.engine.grammar import Grammar
 from luthier.engine.shaping import BIAS, Shaping
+from luthier.serving.http.body import Body
 from luthier.serving.http.fields import refused
 from luthier.serving.http.formats import checked_schema, format_of
+from luthier.serving.http.parts import MOST_PICTURES, Part, joined, kept, pictures_of
 from luthier.serving.http.tools import AUTO, ToolChoice, choice_of
 
 MOST_CHOICES = 128
@@ -22,29 +23,6 @@ MOST_CHOICES = 128
 MOST_STOPS = 4
 MOST_TURNS = 2**13
 MOST_TOOLS = 128
-
-
-class Body(BaseModel):
-    """A JSON object. null is as if left out; an unknown name is an error, and so is an unsupported one in use."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """What this server does not support, with the values at which it asks for nothing (null always does)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def supported(cls, given: Any) -> Any:
-        """The fields, without what asks for nothing."""
-        if not isinstance(given, dict):
-            return given
-        told = {name: value for name, value in given.items() if value is not None}
-        for name, value in told.items():
-            if name in cls.neutral and value not in cls.neutral[name]:
-                raise refused("unsupported_parameter", f"this server does not support {name!r}; leave it out.", name)
-            if name not in cls.neutral and name not in cls.model_fields:
-                hint = near(name, cls.model_fields).removesuffix(".")
-                raise refused("unknown_parameter", f"there is no parameter {name!r}{hint}.", name)
-        return {name: value for name, value in told.items() if name in cls.model_fields}
 
 
 def _listed(value: Any) -> Any:
@@ -67,26 +45,6 @@ def prompts_of(value: Any) -> Any:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-ROWS_OF_TOKENS = "rows of many requests are decoded together, of which each is token ids alone"
-"""Why there are no pictures and sounds: a vision model's positions and inputs are of the whole batch."""
-
-
-class TextPart(Body):
-    """A part of a message."""
-
-    type: str
-    text: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def only_text(cls, given: Any) -> Any:
-        """Raises for images, sound and files."""
-        if isinstance(given, dict) and given.get("type", "text") != "text":
-            message = f"content of type {given['type']!r:.40} is not supported, only text: {ROWS_OF_TOKENS}."
-            raise refused("unsupported_value", message, "type")
-        return given
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -119,9 +77,9 @@ class Message(Body):
 
     neutral: ClassVar = {"refusal": (), "audio": (), "function_call": (), "annotations": ([],)}
     role: Annotated[str, BeforeValidator(_role)]
-    content: Annotated[list[TextPart], FailFast(), BeforeValidator(_parts)] = []
+    content: Annotated[list[Part], FailFast(), BeforeValidator(_parts)] = Field(default_factory=list)
     name: str | None = None
-    tool_calls: Annotated[list[ToolCall], FailFast()] = []
+    tool_calls: Annotated[list[ToolCall], FailFast()] = Field(default_factory=list)
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -136,13 +94,18 @@ class Message(Body):
             raise refused("invalid_value", f"a {self.role} turn has no reasoning_content.", "reasoning_content")
         if self.tool_call_id is not None and self.role != "tool":
             raise refused("invalid_value", f"a {self.role} turn has no tool_call_id.", "tool_call_id")
+        if self.role != "user" and pictures_of(self.content):
+            raise refused("invalid_value", f"a {self.role} turn shows no pictures; a user's does.", "content")
         return self
 
     def spoken(self) -> dict[str, Any]:
         """Returns the turn as chat templates take it, its parts on lines of their own."""
         more = self.model_dump(include={"name", "tool_call_id", "reasoning_content", "tool_calls"}, exclude_none=True)
-        content = "\n".join(part.text for part in self.content)
-        return {"role": self.role, "content": content, **{key: value for key, value in more.items() if value}}
+        return {"role": self.role, "content": joined(self.content), **{key: each for key, each in more.items() if each}}
+
+    def logged(self) -> dict[str, Any]:
+        """Returns the turn as a row to train on has it, its pictures within it."""
+        return self.spoken() | {"content": kept(self.content)}
 
 
 class Function(Body):
@@ -203,7 +166,7 @@ class Sampled(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
-    stop: Annotated[list[Stop], BeforeValidator(_listed), Field(max_length=MOST_STOPS)] = []
+    stop: Annotated[list[Stop], BeforeValidator(_listed), Field(max_length=MOST_STOPS)] = Field(default_factory=list)
     stream: bool = False
     stream_options: StreamOptions | None = None
     top_k: Annotated[int, Field(ge=-1)] = 0
@@ -211,7 +174,9 @@ class Sampled(Body):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
-    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_numbered), Field(max_length=MOST_BIASES)] = {}
+    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_numbered), Field(max_length=MOST_BIASES)] = Field(
+        default_factory=dict
+    )
     response_format: Annotated[Grammar | None, BeforeValidator(format_of)] = None
     user: str = ""
     """A label, which nothing follows from; so are those of chats and responses below."""
@@ -248,15 +213,15 @@ class ChatBody(Sampled):
         "verbosity": (), "web_search_options": (),
     }  # fmt: skip
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_TURNS), FailFast()]
-    tools: Annotated[list[Tool], FailFast(), Field(max_length=MOST_TOOLS)] = []
+    tools: Annotated[list[Tool], FailFast(), Field(max_length=MOST_TOOLS)] = Field(default_factory=list)
     tool_choice: Annotated[ToolChoice, BeforeValidator(choice_of)] = AUTO
     parallel_tool_calls: bool = True
-    documents: Annotated[list[dict[str, Any]], FailFast()] = []
-    chat_template_kwargs: dict[str, Any] = {}
+    documents: Annotated[list[dict[str, Any]], FailFast()] = Field(default_factory=list)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
-    metadata: dict[str, str] = {}
+    metadata: dict[str, str] = Field(default_factory=dict)
     prompt_cache_key: str = ""
     safety_identifier: str = ""
 
@@ -275,7 +240,14 @@ class ChatBody(Sampled):
         if twice := next((name for name in known if known.count(name) > 1), None):
             raise refused("invalid_value", f"tools: two are named {twice!r}.", "tools")
         self.tool_choice.check(known)
+        if len(self.pictures()) > MOST_PICTURES:
+            message = f"messages: {len(self.pictures())} pictures; at most {MOST_PICTURES}."
+            raise refused("invalid_value", message, "messages")
         return self
+
+    def pictures(self) -> list[str]:
+        """Returns the pictures of all turns, as `data:` URLs."""
+        return [picture for turn in self.messages for picture in pictures_of(turn.content)]
 
 
 class CompletionBody(Sampled):

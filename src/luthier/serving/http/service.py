@@ -17,11 +17,13 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.storage.folder import adapter_at
 from luthier.core.storage.format import read
 from luthier.data import calls
+from luthier.data.pictures import seen_in
 from luthier.data.template import has_template
 from luthier.engine.grammar import Compiled, Grammar
 from luthier.engine.request import Request
 from luthier.engine.turns import Turns
 from luthier.models import Chat
+from luthier.models.seeing import eyes_of, seeing_as
 from luthier.serving.http.answers import Shape
 from luthier.serving.http.calls import CallFormat
 from luthier.serving.http.claims import Claim, Claims
@@ -69,7 +71,7 @@ class Service:
         self.log = None if log is None else AnswerLog(Path(log))
         self.claims = Claims(engine.places, per_client)
         self.engine, self.base = engine, base
-        self.tokenizer = copy.deepcopy(tokenizer)  # the engine's thread uses the other one
+        self.tokenizer = seeing_as(copy.deepcopy(tokenizer), tokenizer)  # the engine's thread uses the other one
         self.folder = None if adapters_folder is None else Path(adapters_folder).expanduser().resolve()
         self.metrics = Metrics(engine)
         self.created = int(time.time())
@@ -105,8 +107,9 @@ class Service:
         return {"id": name, "object": "model", "created": self.created, "owned_by": "luthier", **parent}
 
     async def detail(self, name: str) -> dict[str, Any]:
-        """One of them, with how long its texts may be, whether it has a chat template, and whether calls of tools can
-        be read from its answers (null where they stand in the content), and which adapters write arguments in them."""
+        """One of them, with how long its texts may be, whether it has a chat template, whether calls of tools can be
+        read from its answers (null where they stand in the content), which adapters write arguments in them, and
+        whether messages may have pictures."""
         told, adapter = self.model(name), self.adapter_of(name)
         tokenizer, variables = self._speaks(adapter)
         async with self._tokenizing:
@@ -116,6 +119,7 @@ class Service:
             "chat_template": has_template(tokenizer),
             "tool_calls": None if written is None else {"opening": written.opening, "closing": written.closing},
             "arguments": self._arguments if adapter == self._selection else {},
+            "pictures": eyes_of(self.tokenizer) is not None,
         }
 
     def adapter_of(self, name: str) -> str | None:
@@ -158,7 +162,7 @@ class Service:
         """The tokenizer with the chat template of an adapter, and the variables of its training."""
         chat, tokenizer = self._chats.get(adapter_and_task(adapter or "")[0]), self.tokenizer
         if chat is not None and chat.template != tokenizer.chat_template:
-            tokenizer = copy.copy(tokenizer)
+            tokenizer = seeing_as(copy.copy(tokenizer), tokenizer)
             tokenizer.chat_template = chat.template
         return tokenizer, {} if chat is None else chat.variables
 
@@ -213,7 +217,7 @@ class Service:
         self.refuse_when_draining()
         requests = [
             Request(
-                prompt=prompt,
+                prompt=tuple(prompt),
                 adapter=self.adapter_of(body.model),
                 max_tokens=(self.engine.max_length or UNBOUNDED) if most is None else most,
                 temperature=body.temperature,
@@ -226,8 +230,9 @@ class Service:
                 shown=wants.shown,
                 echo=wants.echo[number] if wants.echo else None,
                 turns=wants.turns,
+                seen=seen_in(prompt),
             )
-            for number, prompt in enumerate(map(tuple, prompts))
+            for number, prompt in enumerate(prompts)
             for i in range(body.n)
         ]
         try:
