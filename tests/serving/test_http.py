@@ -249,7 +249,7 @@ def test_a_failure_inside_a_stream_is_its_last_event(client, engine):
         ),
         (
             {"messages": [*HELLO, {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-            "messages[1].content[0].type", "unsupported_value",
+            "messages[1].content[0].image_url.url", "invalid_value",
         ),
     ],
 )  # fmt: skip

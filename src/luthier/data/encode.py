@@ -24,7 +24,7 @@ from luthier.data.labels import (
 )
 from luthier.data.media import audio_features, image_features
 from luthier.data.options import IGNORED, Feature, Options
-from luthier.data.pictures import NAMES, PICTURES, unfolded
+from luthier.data.pictures import NAMES, PICTURES, seeing, unfolded
 from luthier.data.sizes import sizes_of
 from luthier.data.template import has_template
 from luthier.data.tokens import parts_of, tokens
@@ -209,6 +209,10 @@ def _progress(rows: Sequence[Example]) -> Any:
 
 
 def _causal(example: Example, tokenizer: Any, options: Options) -> Feature:
+    if example.images and not options.pictures:
+        raise BadRow("the row has pictures, which are read by train, evaluate, generate, predict and serve alone")
+    if example.images:
+        seeing(tokenizer)
     if example.messages is not None:
         refuse_long(example, tokenizer, options.most, options.truncate)
     found = rendered(example, tokenizer)
@@ -216,8 +220,6 @@ def _causal(example: Example, tokenizer: Any, options: Options) -> Feature:
     ids, owner = tokens(found.text, found.spans, tokenizer, special=not chat)
     if max(owner) < 0:
         raise BadRow("no token of an answer would be in the loss")
-    if example.images and not options.pictures:
-        raise BadRow("the row has pictures, which are read by train, evaluate, generate, predict and serve alone")
     if example.images:
         return _pictured(example, found, ids, owner, tokenizer, options)
     keep = _fitting(ids, owner, tokenizer, options, prompted=example.messages is not None)

@@ -69,20 +69,22 @@ def placed(messages: list[Message], beside: Any, folder: Path | None) -> tuple[l
     if not own and not given:
         return turns, ()
     if given and not own:
-        turns = _tagged(turns, len(given))
-        own = [None] * sum((m.get("content") or "").count(MARK) for m in turns)
+        before, turns = _marks(turns), _tagged(turns, len(given))
+        own = [None] * (_marks(turns) - before)
+    if (places := own.count(None)) != len(given):
+        raise BadRow(f"pictures beside the turns: {len(given)}, and places for them: {places}")
     waiting = iter(given)
-    found = [next(waiting, None) if each is None else each for each in own]
-    left = len(list(waiting))
-    if left or None in found:
-        raise BadRow(f"{len(given)} pictures beside the turns, which have places for {own.count(None)}")
-    marks = sum((m.get("content") or "").count(MARK) for m in turns)
-    if marks != len(found):
-        raise BadRow(f"{len(found)} pictures, and {marks} signs U+FFFC, which stand for them in turns")
+    found = [next(waiting) if each is None else each for each in own]
+    if _marks(turns) != len(found):
+        raise BadRow(f"pictures: {len(found)}, and signs U+FFFC, which stand for them in turns: {_marks(turns)}")
     for number, message in enumerate(turns, 1):
         if message["role"] == "assistant" and MARK in (message.get("content") or ""):
             raise BadRow(f"message {number} is an answer with a picture; only text is answered")
     return turns, tuple(_named(each, folder) for each in found)
+
+
+def _marks(turns: Sequence[Message]) -> int:
+    return sum((message.get("content") or "").count(MARK) for message in turns)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -51,6 +51,8 @@ def _prompted(example: Example, tokenizer: Any) -> Rendered:
     with named(example.row):
         if example.messages is None:
             raise BadRow("not a prompt with an answer, so there is nothing to generate")
+        if example.images:
+            seeing(tokenizer)
         return rendered(example, tokenizer, asked=True)
 
 

@@ -30,7 +30,7 @@ class PictureURL(Body):
                 f"image_url is {self.url[:40]!r}: nothing is fetched here; send the picture itself, as "
                 "data:image/png;base64,…"
             )
-            raise refused("invalid_value", message, "image_url")
+            raise refused("invalid_value", message, "url")
         return self
 
 
