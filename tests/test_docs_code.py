@@ -12,6 +12,7 @@ import pytest
 
 from luthier.cli import main
 from support.pages import FENCE, ROOT, Reader
+from support.seeing import save_llava, write_digits
 from support.shipped import ROWS, byte_level
 from support.tiny import save_model, sums, write_rows
 
@@ -28,6 +29,8 @@ def desk(tmp_path_factory) -> Path:
     )
     byte_level().save_pretrained(chat)
     save_model(folder / "minilm-l6", "bert", max_position_embeddings=512)
+    save_llava(folder / "small-llava")
+    write_digits(folder / "digits", 4)
     for name in ("tickets.csv", "tickets_test.csv"):
         shutil.copy(ROOT / "examples" / name, folder)
     for name in ("train", "test"):

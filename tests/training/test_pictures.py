@@ -98,7 +98,7 @@ def test_a_turn_to_another_adapter_sees_the_picture_again(folder, tmp_path):
             return "two" if len(ids) >= 2 else own
 
     ask = Ask(tuple(prompt), 0, 5, prompt)
-    (turned,) = Sampler(model, tokenizer, "one", turns=Halfway(None, None, {'tool': 'two'}))([ask], 0.0, 1.0)
+    (turned,) = Sampler(model, tokenizer, "one", turns=Halfway(None, None, {"tool": "two"}))([ask], 0.0, 1.0)
     (alone,) = Sampler(model, tokenizer, "one")([ask], 0.0, 1.0)
     assert turned.ids == alone.ids  # both adapters are fresh, and add nothing
 
@@ -154,6 +154,8 @@ def test_pairs_with_pictures(folder, tmp_path):
 
 def test_objectives_that_do_not_take_pictures_say_so(folder, tmp_path):
     rows = write_digits(tmp_path / "rows", 6)
-    run = Run(str(folder), str(rows), lt.LoRA(rank=2), objective=lt.MaskedThought(), out=str(tmp_path / "run"), training=STEPS)
+    run = Run(
+        str(folder), str(rows), lt.LoRA(rank=2), objective=lt.MaskedThought(), out=str(tmp_path / "run"), training=STEPS
+    )
     with pytest.raises(LuthierError, match="has pictures, and"):
         lt.train(run)
