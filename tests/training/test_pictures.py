@@ -112,6 +112,8 @@ def test_a_run_through_the_command_line(folder, tmp_path, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(folder), str(rows), "--adapter", str(out), "--json", "--max-new-tokens", "4"]) == 0
     assert json.loads(capsys.readouterr().out)["count"] == 12
+    assert main(["merge", str(folder), str(out), str(tmp_path / "merged")]) == 0
+    assert models.load(str(tmp_path / "merged")).processor and (tmp_path / "merged" / "processor_config.json").is_file()
     said = tmp_path / "said.jsonl"
     assert main(["predict", str(folder), str(rows), "--adapter", str(out), "--out", str(said)]) == 0
     lines = [json.loads(line) for line in said.read_text().splitlines()]

@@ -25,6 +25,7 @@ from luthier.methods.forms.full import Full
 from luthier.methods.forms.lora import LoRA
 from luthier.methods.forms.sparse import Sparse, count
 from luthier.models import licence_of
+from luthier.models.seeing import save_processor
 
 SPARSE = 0.25
 """Share of entries up to which a change is stored sparse: an entry takes twice the bytes there."""
@@ -73,7 +74,7 @@ class Into:
         with quiet():
             self.model.save_pretrained(folder)  # type: ignore[operator]
             if self.processor is not None:
-                self.processor.save_pretrained(folder)
+                save_processor(self.processor, folder)
         for_older_readers(folder)
         return {"merged": self._changed}
 

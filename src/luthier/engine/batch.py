@@ -206,7 +206,7 @@ class Batch:
 
 
 def _like(model: Any, value: Tensor) -> Tensor:
-    """An input on the model's device, and in its precision where it is no number of something."""
+    """An input on the device of the model, real numbers in its precision."""
     return value.to(model.device, model.dtype if value.is_floating_point() else None)
 
 

@@ -20,7 +20,7 @@ class Eyes:
     """What makes inputs of pictures for a model that reads them beside text."""
 
     processor: Any
-    """transformers' processor of the model, with a tokenizer of its own."""
+    """The model's processor (of transformers), with a tokenizer of its own."""
     placeholder: str
     """The token that chat templates write for a picture."""
 
@@ -49,7 +49,7 @@ def eyes_of(tokenizer: Any) -> Eyes | None:
     """Returns what makes inputs of pictures beside a tokenizer; None where its model reads none."""
     try:
         return _EYES.get(tokenizer)
-    except TypeError:  # a stand-in that cannot be hashed, or referred to
+    except TypeError:  # None, or a stand-in that no weak reference can be made to
         return None
 
 
@@ -96,6 +96,13 @@ def see(tokenizer: Any, config: Any, path: Path | str, source: dict[str, Any]) -
         return
     tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
     give_eyes(tokenizer, processor)
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Saves what prepares a model's inputs into its folder; a tokenizer that sees, with what it sees by."""
+    if (eyes := eyes_of(processor)) is not None:
+        eyes.processor.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def _placeholder(processor: Any) -> str:

@@ -44,10 +44,11 @@ def save_whole(model: Any, processor: Any, folder: Path, tensors: dict[str, Tens
     """Saves a model, or these tensors in place of its own, with its processor."""
     from luthier.models.older import for_older_readers
     from luthier.models.quiet import quiet
+    from luthier.models.seeing import save_processor
 
     with quiet(), _generation_as_it_is(model, folder):
         model.save_pretrained(folder, state_dict=tensors)
-        processor.save_pretrained(folder)
+        save_processor(processor, folder)
         for_older_readers(folder)
 
 
