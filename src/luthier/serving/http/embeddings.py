@@ -15,6 +15,7 @@ from pydantic import BeforeValidator
 from luthier.core.errors import LuthierError
 from luthier.engine.worker import PROMPTS
 from luthier.serving.http.bodies import asked
+from luthier.serving.http.claims import client_of, lane
 from luthier.serving.http.refusal import Refusal, refusal_of
 from luthier.serving.http.schema import Body, prompts_of
 from luthier.serving.http.service import Service
@@ -40,8 +41,9 @@ def embeddings(service: Service) -> APIRouter:
         body = await asked(call, EmbeddingBody)
         service.refuse_when_draining()
         adapter = service.adapter_of(body.model)
-        with service.claims.take(call.client.host if call.client else "", len(body.input)):
-            prompts = await service.tokens(body.input)
+        with service.claims.take(client_of(call), len(body.input)):
+            async with lane(client_of(call)):
+                prompts = await service.tokens(body.input)
             vectors: list[list[float]] = []
             for some in batches(prompts):
                 try:
