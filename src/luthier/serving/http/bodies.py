@@ -22,8 +22,8 @@ ASIDE = ThreadPoolExecutor(1, "luthier-bodies")
 """Where larger ones are read, one at a time, so that many of them take no more than one thread's share."""
 FEW = 2**13
 """Values that are read in one go, which keeps Python's lock for some milliseconds."""
-MOST_VALUES = 2**18
-"""Values of a body, lists and objects counted as `HEAVY` each."""
+MOST_VALUES = 2**17 + 2**13
+"""Values of a body, lists and objects counted as `HEAVY` each: as many as a long prompt has token ids."""
 HEAVY = 4
 
 
