@@ -38,6 +38,6 @@ def test_a_pipe_stays_what_it_is(writer, linked, tmp_path):
 
 def test_a_file_is_not_replaced_by_a_folder(tmp_path):
     (file := tmp_path / "file").write_text("kept")
-    with pytest.raises(LuthierError, match="is no folder"):
+    with pytest.raises(LuthierError, match="is not a folder"):
         in_a_folder(file)
     assert file.read_text() == "kept"

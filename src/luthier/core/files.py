@@ -48,13 +48,13 @@ def must_be_free(out: str | Path) -> Path:
 def refuse_other(folder: Path) -> None:
     """Raises for what is there and no folder: a rename would put one in the place of a file, a pipe or a device."""
     if folder.exists() and not folder.is_dir():
-        raise LuthierError(f"{folder} exists and is no folder; name a new folder.")
+        raise LuthierError(f"{folder} exists and is not a folder; name a new one.")
 
 
 def refuse_special(path: Path) -> None:
     """Raises for what is there and no file: a rename would put one in the place of a folder, a pipe or a device."""
     if path.exists() and not path.is_file():
-        raise LuthierError(f"{path} exists and is no regular file; name another file.")
+        raise LuthierError(f"{path} exists and is not a regular file; name another.")
 
 
 def free_folder(folder: str | Path, mark: str, what: str) -> Path:

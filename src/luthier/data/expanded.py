@@ -10,7 +10,7 @@ from jinja2.exceptions import TemplateError
 from jinja2.utils import Namespace
 
 ITEM = 8
-"""Characters that an item counts as, beside its own: more than a megabyte of them is no list of a template's."""
+"""Characters that an item counts as, beside its own: a list of two million items is more than a template may make."""
 KNOWN = 16
 """Lists and objects whose sizes are remembered, as a template that adds to one asks for it again and again."""
 HOLDS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
