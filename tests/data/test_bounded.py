@@ -7,7 +7,7 @@ import time
 import pytest
 
 from luthier.core.contracts.example import Example
-from luthier.data import bounded
+from luthier.data import bounded, budget
 from luthier.data.bad import BadRow
 from luthier.data.bounded import TooMuch, check_bounds
 from luthier.data.template import Template
@@ -21,11 +21,12 @@ COUNTED = "{% for i in range(COUNT) %}{% for j in range(50) %}{% endfor %}{% end
 @pytest.fixture
 def small(monkeypatch):
     """Bounds that a harmless template passes soon."""
-    monkeypatch.setattr(bounded, "STEPS", 500)
-    monkeypatch.setattr(bounded, "CHARACTERS", 400)
-    monkeypatch.setattr(bounded, "WIDEST", 50)
+    monkeypatch.setattr(budget, "STEPS", 500)
+    monkeypatch.setattr(budget, "CHARACTERS", 400)
+    monkeypatch.setattr(budget, "WIDEST", 50)
 
 
+NESTED = "{% set n = namespace(x='ab') %}{% for i in range(40) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
 GROWN = {
     "turns": COUNTED.replace("COUNT", "20"),
     "calls": "{% macro f(x) %}{% if x %}{{ f(x - 1) }}{{ f(x - 1) }}{% endif %}{% endmacro %}{{ f(9) }}",
@@ -33,6 +34,28 @@ GROWN = {
     "added": "{% set n = namespace(t='ab') %}{% for i in range(9) %}{% set n.t = n.t + n.t %}{% endfor %}",
     "multiplied": "{{ ('ab' * 300) | length }}",
     "listed": "{{ ([1] * 900) | length }}",
+    "lists in lists": NESTED + "{{ n.x }}",
+    "lists in lists by arguments": "{% set n = namespace(x='ab') %}{% macro f() %}{% set n.x = varargs %}{% endmacro %}"
+    "{% for i in range(40) %}{% set _ = f(n.x, n.x) %}{% endfor %}",
+    "objects in objects": NESTED.replace("[n.x, n.x]", "dict(a=n.x, b=n.x)") + "{{ n.x | string | length }}",
+    "lists times lists": "{{ [[[1] * 30] * 30] * 30 }}",
+    "a namespace in lists": "{% set n = namespace(x=1) %}{{ [n, n] | length }}",
+    "a namespace": "{% set n = namespace(x=1) %}{{ n }}",
+    "joined as it is made": "{{ range(50) | map('string') | join('bbbbbbbbbb') | length }}",
+    "joined by a method": "{{ 'bbbbbbbbbb'.join(range(50) | map('string')) | length }}",
+    "wrapped": "{{ ('a ' * 50) | wordwrap(9, wrapstring='b' * 50) | length }}",
+    "indented by a text": "{{ ('a\n' * 50) | indent('b' * 50) | length }}",
+    "translated": "{{ ('a' * 50).translate({97: 'b' * 50}) | length }}",
+    "tabs": "{{ ('\t' * 50).expandtabs(49) | length }}",
+    "JSON between": "{{ ([1] * 40) | tojson(separators=('b' * 50, ':')) | length }}",
+    "formatted often": "{{ ('%(a)s' * 20) % {'a': 'b' * 50} }}",
+    "formatted often by a filter": "{{ ('%s' * 20) | format('b' * 50) }}",
+    "formatted often by a method": "{{ ('{0}' * 20).format('b' * 50) }}",
+    "formatted to a width of an argument": "{{ '{:>{}}'.format('a', 10**9) }}",
+    "lists added up": "{{ [[1], [2]] | sum(start=[]) }}",
+    "a power of ten": "{{ 1.5 | round(60, 'ceil') }}",
+    "a coding": "{{ ('a' * 9).encode('punycode') }}",
+    "macros within macros": "{% macro f(x) %}{% if x %}{{ f(x - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
     "written": "{% for i in range(100) %}{{ 'abcdefgh' }}{% endfor %}",
     "plain text": "{% for i in range(100) %}abcdefgh{% endfor %}",
     "centred": "{{ 'a' | center(60) }}",
@@ -56,7 +79,7 @@ def test_what_goes_beyond_the_bounds_is_refused(case, small):
 
 @pytest.mark.parametrize("case", GROWN)
 def test_the_usual_bounds_are_wide(case):
-    if not case.startswith(("formatted", "a ")):
+    if not case.startswith(("formatted", "a ", "lists in", "objects", "lists added", "macros")):
         check_bounds(GROWN[case], {"messages": TURNS})
 
 
@@ -79,9 +102,14 @@ def test_templates_in_use_render_alike_in_the_bounded_sandbox(name):
     source = TEMPLATES[name]
     made = tokenizer(source)
     variables = {**made.special_tokens_map, "messages": TURNS, "add_generation_prompt": True}
-    token = bounded._budget.set(bounded.Budget(10**6, time.monotonic() + 60, 10**6))
+    token = budget.left.set(budget.Budget.of(source, 60))
     try:
         mine = bounded._compiled(source).render(**variables)
     finally:
-        bounded._budget.reset(token)
+        budget.left.reset(token)
     assert mine == made.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)
+
+
+def test_a_template_of_a_book_is_not_compiled():
+    with pytest.raises(TooMuch, match=r"more than a template may \(131,072\)"):
+        check_bounds("{{ 1 }}" * 20_000, {"messages": TURNS})

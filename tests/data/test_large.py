@@ -142,7 +142,8 @@ def test_loading_reads_a_large_file_few_times(tmp_path, monkeypatch):
     monkeypatch.setattr(large, "LARGE", 0)
     (file := tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert data.kind_of_rows(str(file)) == "answers"
-    loaded(file)
-    # its places, its columns (all, those that half have, those that hold something), its rows, what is unread, its
-    # fingerprint
-    assert len(counted) <= 7 * len(rows)
+    examples = loaded(file)
+    # its places and columns; its rows, with their fingerprint and keys; what is unread
+    assert len(counted) <= 3 * len(rows)
+    split(examples, n=10)
+    assert len(counted) <= 4 * len(rows)  # the fingerprint of each part

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
 import time
+from collections.abc import Callable
 
 import pytest
 
-from luthier.serving.http.claims import Claims
+from luthier.serving.http.bodies import Counting
+from luthier.serving.http.claims import Claims, lane
 from luthier.serving.http.connections import Connections
 from luthier.serving.http.guard import LOOPBACK, Guard
 from luthier.serving.http.refusal import Refusal
@@ -44,6 +47,23 @@ def silence(address: str, said: bytes) -> bytes:
         return found
 
 
+def get(address: str, path: str) -> bytes:
+    """The body of an answer."""
+    call = http.client.HTTPConnection(*place(address), timeout=10)
+    call.request("GET", path)
+    return call.getresponse().read()
+
+
+def until(holds: Callable[[], bool]) -> bool:
+    """Whether something comes to hold within some seconds."""
+    end = time.monotonic() + 5
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [
@@ -66,6 +86,68 @@ def test_bodies_that_are_no_request_are_400(client, body, told):
 
     found = client().post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert found.status_code == 400 and re.search(told, found.json()["error"]["message"])
+
+
+VALUES = b"[], " * 40_000 + b"1"
+"""More than a body may hold, in 160 kB."""
+
+
+@pytest.mark.parametrize("place", ["messages", "documents", "tools", "prompt", "x"])
+def test_bodies_of_too_many_values_are_refused_wherever_they_stand(client, place):
+    body = b'{"model": "base", "%s": [' % place.encode() + VALUES + b"]}"
+    found = client().post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert found.status_code == 400 and found.json()["error"]["code"] == "too_many_values"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        HELLO | {"x" * 100_000: 1}, HELLO | {"model": "y" * 100_000},
+        HELLO | {"messages": [{"role": "r" * 100_000, "content": "a"}]},
+        HELLO | {"metadata": {str(i): "a" for i in range(17)}},
+        HELLO | {"metadata": {str(i): i for i in range(30_000)}},
+    ],
+)  # fmt: skip
+def test_what_is_long_and_wrong_is_told_shortly(client, body):
+    found = client().post("/v1/chat/completions", json=body)
+    assert found.status_code in (400, 404) and len(found.content) < 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": [1, -2.5e3, true, null, "x\\u00e9\\ud83d\\ude42", {}], "a": 2, "": {"b": [[]]}}', "[]", "3", ' "" ',
+     "[1e400, -Infinity, NaN]"],
+)  # fmt: skip
+def test_many_values_are_read_as_few_are(text):
+    assert repr(json.loads(text, cls=Counting)) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "[1,]", '{"a"}', '{"a": 1,}', "1 2", "nul", '"\n"', "[" * 10_000, "9" * 5000]
+)
+def test_many_values_are_refused_as_few_are(text):
+    with pytest.raises((ValueError, RecursionError)):
+        json.loads(text)
+    with pytest.raises((ValueError, RecursionError)):
+        json.loads(text, cls=Counting)
+
+
+def test_clients_take_turns():
+    """A client's second prompt waits for its first, and another client's for neither."""
+
+    async def clients() -> list[str]:
+        said: list[str] = []
+
+        async def read(client: str, what: str, turns: int) -> None:
+            async with lane(client):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                said.append(what)
+
+        await asyncio.gather(read("a", "long", 50), read("a", "second", 0), read("b", "other", 0))
+        return said
+
+    assert asyncio.run(clients()) == ["other", "long", "second"]
 
 
 def test_whole_pairs_of_surrogates_are_characters(client):
@@ -169,6 +251,16 @@ def test_a_body_that_does_not_come_is_408(engine):
         assert post(address, HELLO)[0] == 200
 
 
+def test_a_client_that_leaves_within_its_body_is_no_failure(engine, caplog):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+    with serving(engine) as address:
+        with socket.create_connection(place(address), timeout=10) as made:
+            made.sendall(head + b"content-length: 90\r\n\r\n{")
+            time.sleep(0.1)
+        assert until(lambda: b'code="499"' in get(address, "/metrics"))
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
+
+
 def test_a_refused_body_is_not_taken_for_ever(engine):
     with serving(engine) as address:
         told = silence(address, b"POST /v1/none HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100\r\n\r\nx")
@@ -206,8 +298,6 @@ def test_every_handler_of_errors_answers(client):
         handler = app.exception_handlers[RequestValidationError]
         error = RequestValidationError([{"type": "missing", "loc": ("path", "name"), "msg": "Field required"}])
         found.append(await handler(None, error))
-
-    import asyncio
 
     asyncio.run(ask())
     assert found[0].status_code == 400 and json.loads(found[0].body)["error"]["param"] == "name"

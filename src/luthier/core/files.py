@@ -40,9 +40,21 @@ def must_be_free(out: str | Path) -> Path:
     folder = Path(out).expanduser()
     with written(str(out)[:80], "Choose another folder (out)."):  # of names that no file system takes
         folder.exists()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if (folder.exists() and not folder.is_dir()) or (folder.is_dir() and any(folder.iterdir())):
         raise LuthierError(f"{out} exists and is not empty; name a new folder, or remove it first.")
     return folder
+
+
+def refuse_other(folder: Path) -> None:
+    """Raises for what is there and no folder: a rename would put one in the place of a file, a pipe or a device."""
+    if folder.exists() and not folder.is_dir():
+        raise LuthierError(f"{folder} exists and is not a folder; name a new one.")
+
+
+def refuse_special(path: Path) -> None:
+    """Raises for what is there and no file: a rename would put one in the place of a folder, a pipe or a device."""
+    if path.exists() and not path.is_file():
+        raise LuthierError(f"{path} exists and is not a regular file; name another.")
 
 
 def free_folder(folder: str | Path, mark: str, what: str) -> Path:
@@ -51,7 +63,7 @@ def free_folder(folder: str | Path, mark: str, what: str) -> Path:
     with written(str(folder)[:80], "Choose another folder (out)."):
         target.exists()
     held = target.is_dir() and any(path.name not in TRACES for path in target.iterdir())
-    if target.is_file() or (held and not (target / mark).exists()):
+    if (target.exists() and not target.is_dir()) or (held and not (target / mark).exists()):
         raise LuthierError(f"{target} holds something else than {what}; name a new folder (out).")
     return target
 
@@ -83,6 +95,7 @@ def committed(folder: str | Path) -> Iterator[Path]:
     """
     folder = _real(folder)
     temporary, held = None, None
+    refuse_other(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.parent):
@@ -106,6 +119,7 @@ def _put(temporary: Path, folder: Path) -> None:
     """Renames, each on disk before the next. The old folder goes under a name that nobody recovers from."""
     aside = _aside(folder)
     _restore(folder)
+    refuse_other(folder)
     if folder.exists():
         os.rename(folder, aside)
         _sync_folder(folder.parent)
@@ -310,6 +324,7 @@ def replace_json(path: Path, value: Any) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """A text that is there whole or not at all, under a hidden name until it is on disk."""
+    refuse_special(path)
     hidden = path.with_name(f".{path.name}")
     hidden.write_text(text, encoding="utf-8")
     _sync_folder(hidden)

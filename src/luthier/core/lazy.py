@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 T = TypeVar("T")
@@ -53,10 +53,10 @@ def noted(items: Sequence[T], what: str, find: Callable[[], S]) -> S:
     return items.notes[what]
 
 
-def noting(items: Sequence[T], what: str, found: object) -> Sequence[T]:
+def noting(items: Sequence[T], found: Mapping[str, object]) -> Sequence[T]:
     """Returns lazy items with what a pass has found already, for `noted`; others as they are."""
     if isinstance(items, Lazy):
-        items.notes[what] = found
+        items.notes |= found
     return items
 
 

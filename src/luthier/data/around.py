@@ -23,7 +23,7 @@ OURS = ("conversation", "messages", "chat_template", "add_generation_prompt", "c
 
 def given(row: Row, *columns: str) -> Any:
     """Returns the value of the first column that holds something; None without one. Raises if two of them differ."""
-    found = {column: row[column] for column in columns if row.get(column) not in (None, "", [], {})}
+    found = {column: row[column] for column in columns if column in row and row[column] not in (None, "", [], {})}
     values = list(found.values())
     if any(value != values[0] for value in values[1:]):
         raise BadRow(f"{' and '.join(map(repr, found))} both stand here and differ")

@@ -9,65 +9,20 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
-SECONDS = 10.0
-"""Of one rendering."""
-CHARACTERS = 2**24
-"""Of any text that a template makes, and of all that it writes."""
-STEPS = 1_000_000
-"""Turns of loops and calls; fewer in a long template, so that what they write stays within a gigabyte."""
-WIDEST = 1_000
-"""Columns that a filter or method may pad to, and spaces it may indent by."""
-PADDING = ("center", "indent", "batch", "slice", "wordwrap", "tojson", "ljust", "rjust", "zfill", "expandtabs")
-"""Filters and methods whose whole-number arguments make text."""
-WIDTH = re.compile(r"\d{4,}|\*")
-"""A width in a format that is above `WIDEST`, or that an argument gives."""
-
-
-class TooMuch(TemplateError):
-    """A template goes beyond the bounds."""
-
-
-@dataclass
-class Budget:
-    """What is left of a rendering."""
-
-    steps: int
-    until: float
-    characters: int
-
-    def step(self) -> None:
-        """One turn of a loop, or one call."""
-        self.steps -= 1
-        if self.steps < 0:
-            raise TooMuch("it takes more turns of its loops than a template may")
-        self.look()
-
-    def look(self) -> None:
-        """Looks at the clock."""
-        if time.monotonic() > self.until:
-            raise TooMuch("it takes longer than a template may")
-
-    def write(self, size: int) -> None:
-        """So many characters are written."""
-        self.characters -= size
-        if self.characters < 0:
-            raise TooMuch("it writes more than a template may")
-
-
-_budget: ContextVar[Budget] = ContextVar("what is left of a rendering")
+from luthier.data.budget import Budget, check_arguments, check_format, check_operator, left, steps
+from luthier.data.expanded import TooMuch
 
 
 class Generator(CodeGenerator):
@@ -79,6 +34,23 @@ class Generator(CodeGenerator):
             self.visit(each, frame)
             self.write(", ")
         self.write("))")
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:
+        self.write("environment.built(")
+        super().visit_List(node, frame)
+        self.write(")")
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
+        self.write("environment.built(")
+        super().visit_Dict(node, frame)
+        self.write(")")
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
+        if node.ctx != "load":  # names that are assigned to
+            return super().visit_Tuple(node, frame)
+        self.write("environment.built(")
+        super().visit_Tuple(node, frame)
+        self.write(")")
 
 
 class Generation(Extension):
@@ -118,52 +90,54 @@ class Bounded(ImmutableSandboxedEnvironment):
 
     def joined(self, parts: Iterable[Any]) -> str:
         """Texts one after the other."""
-        texts = [str(each) for each in parts]
-        _within(sum(map(len, texts)))
-        return "".join(texts)
+        texts = [each for each in parts if self.built(each) is each]
+        return self.built("".join(map(str, texts)))
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+    def built(self, made: Any) -> Any:
+        """What was made, if it is not too large."""
+        left.get().size(made)
+        return made
+
+    def call_binop(self, context: Any, operator: str, a: Any, b: Any) -> Any:
         """Returns an operator, if what it makes is not too large."""
-        _check_operator(operator, left, right)
-        return super().call_binop(context, operator, left, right)
+        check_operator(operator, a, b)
+        return super().call_binop(context, operator, a, b)
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore
         """Returns a call, counted, if what it makes is not too large."""
-        _budget.get().step()
-        owner = getattr(function, "__self__", None)
-        if isinstance(owner, str):
-            _check_call(function.__name__, (owner, *args), kwargs)
-        return super().call(context, function, *args, **kwargs)
+        budget, owner = left.get(), getattr(function, "__self__", None)
+        budget.step()
+        budget.size(*(each for each in (*args, *kwargs.values()) if not isinstance(each, Namespace)))
+        if isinstance(owner, str | bytes):
+            args = tuple(check_arguments(function.__name__, (owner, *args), kwargs)[1:])
+        budget.enter(isinstance(function, Macro))
+        made = super().call(context, function, *args, **kwargs)
+        budget.enter(-isinstance(function, Macro))
+        return made if isinstance(made, Namespace) else self.built(made)
 
     def wrap_str_format(self, value: Any) -> Any:
         """Returns a text's own `format`."""
-        if isinstance(owner := getattr(value, "__self__", None), str) and WIDTH.search(owner):
-            raise TooMuch("it formats to a width that a template may not")
-        return super().wrap_str_format(value)
+        made = super().wrap_str_format(value)
+        if made is None:
+            return None
 
+        def formatted(*args: Any, **kwargs: Any) -> str:
+            check_format(value.__self__, "{", [*args, *kwargs.values()])
+            return made(*args, **kwargs)
 
-def _within(size: int) -> None:
-    _budget.get().look()
-    if size > CHARACTERS:
-        raise TooMuch("it makes a text longer than a template may")
+        return formatted
 
 
 def _written(value: Any) -> Any:
+    left.get().size(value)
     text = str(value)
-    _within(len(text))
-    _budget.get().write(len(text))
+    left.get().write(len(text))
     return value
 
 
 def _counted(values: Any) -> Any:
     """The values, each a step; what has a length keeps one, for `loop.length`."""
-    return _Counted(values) if isinstance(values, list | tuple | range | str | dict) else _steps(values)
-
-
-def _steps(values: Iterable[Any]) -> Iterator[Any]:
-    for each in values:
-        _budget.get().step()
-        yield each
+    return _Counted(values) if isinstance(values, list | tuple | range | str | dict) else steps(values)
 
 
 class _Counted:
@@ -174,38 +148,7 @@ class _Counted:
         return len(self.values)
 
     def __iter__(self) -> Iterator[Any]:
-        return _steps(self.values)
-
-
-def _check_operator(operator: str, left: Any, right: Any) -> None:
-    for one, other in ((left, right), (right, left)):
-        if operator == "*" and isinstance(one, str | list | tuple) and isinstance(other, int):
-            _within(len(one) * max(other, 0))
-    if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
-        _within(len(left) + len(right))
-    if operator == "%" and isinstance(left, str) and WIDTH.search(left):
-        raise TooMuch("it formats to a width that a template may not")
-    if isinstance(left, int) and isinstance(right, int):
-        bits = {"*": left.bit_length() + right.bit_length(), "**": left.bit_length() * abs(right)}.get(operator, 0)
-        if bits > WIDEST:
-            raise TooMuch("it computes a larger number than a template may")
-
-
-def _check_call(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Looks at the arguments of a filter, or of a text's method, before what they would make is made."""
-    given = [*args, *kwargs.values()]
-    if name in PADDING and any(isinstance(each, int) and each > WIDEST for each in given):
-        raise TooMuch(f"it gives {name} a larger number than a template may")
-    texts = [each for each in given if isinstance(each, str)]
-    if name == "replace" and len(texts) > 2:
-        _within(len(texts[0]) + (texts[0].count(texts[1]) if texts[1] else len(texts[0]) + 1) * len(texts[2]))
-    if name == "format" and texts and WIDTH.search(texts[0]):
-        raise TooMuch("it formats to a width that a template may not")
-    if name == "join":
-        lists = [each for each in given if isinstance(each, list | tuple | range | _Counted)]
-        between = sum(len(each) for each in given if isinstance(each, str))
-        for each in lists:
-            _within(sum(len(str(item)) + between for item in each))
+        return steps(self.values)
 
 
 def _sized(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
@@ -213,9 +156,10 @@ def _sized(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(make)
     def filtered(*args: Any, **kwargs: Any) -> Any:
-        _budget.get().step()
-        _check_call(name, tuple(each for each in args if isinstance(each, str | int | list | tuple | range)), kwargs)
-        return make(*args, **kwargs)
+        left.get().step()
+        made = make(*check_arguments(name, args, kwargs), **kwargs)
+        left.get().size(made)
+        return made
 
     return filtered
 
@@ -223,7 +167,14 @@ def _sized(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    told = {"ensure_ascii": ensure_ascii, "indent": indent, "separators": separators, "sort_keys": sort_keys}
+    if indent is None and separators is None:
+        return json.dumps(value, **told)
+    parts, size = [], 0
+    for part in json.JSONEncoder(**told).iterencode(value):  # in pieces, as what stands between items may be long
+        size = left.get().within(size + len(part))
+        parts.append(part)
+    return "".join(parts)
 
 
 def _refuse(message: object) -> str:
@@ -267,10 +218,9 @@ def check_bounds(source: str, variables: Mapping[str, Any], seconds: float | Non
     """Renders a template and keeps nothing of it; raises `TooMuch` where it goes beyond the bounds, and whatever else
     jinja raises on it: what fails here is not tried without bounds."""
     variables = {**variables, "messages": [_heard(turn) for turn in variables["messages"]]}
-    steps = min(STEPS, 2**30 // max(1, len(source)))
-    token = _budget.set(Budget(steps, time.monotonic() + (SECONDS if seconds is None else seconds), CHARACTERS))
+    token = left.set(Budget.of(source, seconds))
     try:
         for chunk in _compiled(source).generate(**variables):
-            _budget.get().write(len(chunk))
+            left.get().write(len(chunk))
     finally:
-        _budget.reset(token)
+        left.reset(token)

@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.lazy import mapped
-from luthier.data.table import Row, present
+from luthier.data.table import Row, empty, present
 from luthier.data.turns import ROW_FLAGS, decoded, flag, keys
 
 ALIKE = {
@@ -79,11 +79,6 @@ def renamed(
 
 def _named(row: Row, used: Mapping[str, str], gone: Collection[str]) -> Row:
     return {used.get(column, column): value for column, value in row.items() if column not in gone}
-
-
-def empty(value: Any) -> bool:
-    """Returns whether a cell says nothing."""
-    return value is None or (isinstance(value, str | list | dict) and not value)
 
 
 def unread(rows: Iterable[Row], read: Collection[str], conversations: Collection[str]) -> list[str]:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.bad import BadRow
-from luthier.data.columns import empty
-from luthier.data.table import Row
+from luthier.data.table import Row, empty
 from luthier.data.turns import checked, decoded, kind
 
 TRUTHS = ("True", "False", "TRUE", "FALSE")

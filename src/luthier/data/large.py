@@ -14,7 +14,7 @@ from typing import Any
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
 from luthier.core.lazy import Lazy
-from luthier.data.table import Row, table_rows, without_nulls
+from luthier.data.table import Columns, Row, table_rows, with_columns, without_nulls
 
 LARGE = 32 * 2**20
 """Bytes from which on a file stays on disk: a row of it is some five times as large in memory."""
@@ -36,6 +36,7 @@ class Lines:
         """`parse` gives the columns of a line, why it is bad, or None for one that is blank."""
         self.path, self.parse = path, parse
         self.bad: list[tuple[int, str]] = []
+        self.columns = Columns()
         self._numbers, self._starts, self._sizes = array("q"), array("q"), array("q")
         with guarded(f"{path} cannot be read"):
             self._handle = path.open("rb", buffering=0)
@@ -45,6 +46,7 @@ class Lines:
                 if isinstance(found, str):
                     self.bad.append((number, found))
                 elif found is not None:
+                    self.columns.see(found)
                     self._numbers.append(number)
                     self._starts.append(start)
                     self._sizes.append(len(line))
@@ -62,7 +64,7 @@ class Lines:
 
     def rows(self) -> Rows:
         """Returns the good rows, each read when it is asked for."""
-        return Lazy(range(len(self._starts)), self._row)
+        return with_columns(Lazy(range(len(self._starts)), self._row), self.columns)
 
     def _row(self, place: int) -> tuple[int, Row]:
         with guarded(f"{self.path} cannot be read"):
@@ -86,17 +88,18 @@ class Groups:
         self._starts = [0, *itertools.accumulate(sizes)][: len(sizes)]
         self._held: tuple[int, Any] = (-1, None)
         self.bad: list[tuple[int, str]] = []
-        self._places = array("q")
+        self._places, self.columns = array("q"), Columns()
         for group, start in enumerate(self._starts):
             for place, row in enumerate(table_rows(self._group(group)), start):
                 if isinstance(row, str):
                     self.bad.append((place + 1, row))
                 else:
+                    self.columns.see(row)
                     self._places.append(place)
 
     def rows(self) -> Rows:
         """Returns the rows that Python can hold, numbered from 1 among all."""
-        return Lazy(self._places, self._row)
+        return with_columns(Lazy(self._places, self._row), self.columns)
 
     def _row(self, place: int) -> tuple[int, Row]:
         group = bisect.bisect_right(self._starts, place) - 1

@@ -3,7 +3,6 @@ columns."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from luthier.data.labelled import (
     tagged,
     text_of,
 )
-from luthier.data.table import Row
+from luthier.data.table import COLUMNS, Columns, Row
 from luthier.data.turns import checked, decoded, is_assistant, turns, unpacked
 from luthier.data.wanted import check_wanted
 
@@ -217,16 +216,14 @@ def known_columns() -> tuple[str, ...]:
 
 def columns_in(rows: Sequence[Row]) -> set[str]:
     """The columns that half of the rows have and one of them fills."""
-    return noted(rows, "columns", lambda: _columns_in(rows))
+    return noted(rows, COLUMNS, lambda: _columns_in(rows))
 
 
 def _columns_in(rows: Sequence[Row]) -> set[str]:
-    counts: Counter[str] = Counter()
-    filled: set[str] = set()
+    found = Columns()
     for row in rows:
-        counts.update(row.keys())
-        filled.update(column for column, value in row.items() if value is not None)
-    return {column for column, n in counts.items() if 2 * n >= len(rows) and column in filled}
+        found.see(row)
+    return found.usual()
 
 
 def recognise(

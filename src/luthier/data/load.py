@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from luthier.core.checks import shown
-from luthier.core.contracts.example import Example, Examples, fingerprint, last_answer
+from luthier.core.contracts.example import Example, Examples, Hashed, fingerprint, last_answer
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.lazy import Lazy, kept, mapped, noting
 from luthier.data.around import check_flags, pictured
 from luthier.data.bad import BadRow, refuse
-from luthier.data.columns import empty, mapping, renamed, unread
+from luthier.data.columns import mapping, renamed, unread
 from luthier.data.gym import OFFSETS
 from luthier.data.layout import LAYOUTS, Layout, columns_in, known_columns, recognise, unanswered
 from luthier.data.preference import PREFERENCES, kind_of, preference_layout
 from luthier.data.score import kinds, note_kind, scorer_for
 from luthier.data.sources import read
-from luthier.data.table import Row, Table, bare, present
+from luthier.data.table import Row, Table, bare, empty, present
 from luthier.data.turns import decoded
 
 if TYPE_CHECKING:
@@ -202,8 +202,15 @@ def parsed(
         return Example(row=number, **fields, meta=beside)
 
     seen: set[str] = set()
-    rows, bad = _made(table.rows, example, lambda numbered: numbered[0], lambda made: note_kind(made, seen))
-    return noting(rows, "kinds", seen), bad
+    hashed = Hashed()
+
+    def see(made: Example) -> None:
+        note_kind(made, seen)
+        if isinstance(table.rows, Lazy):  # a pass of its own would read them all again
+            hashed.see(made)
+
+    rows, bad = _made(table.rows, example, lambda numbered: numbered[0], see)
+    return noting(rows, {"kinds": seen, **hashed.notes()}), bad
 
 
 def _made(

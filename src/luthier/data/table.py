@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from luthier.core.guard import reason
-from luthier.core.lazy import mapped, noted
+from luthier.core.lazy import Lazy, mapped, noted, noting
 
 Row = dict[str, Any]
 
@@ -40,6 +41,53 @@ class Table:
         return str(row)
 
 
+def empty(value: Any) -> bool:
+    """Returns whether a cell says nothing."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+class Columns:
+    """The columns of rows that are shown to it one by one."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._filled: set[str] = set()
+        self._holding: set[str] = set()
+        self._rows = 0
+
+    def see(self, row: Row) -> None:
+        """Takes in the next row."""
+        self._rows += 1
+        self._counts.update(row.keys())
+        self._filled.update(column for column, value in row.items() if value is not None)
+        self._holding.update(
+            column for column, value in row.items() if column not in self._holding and not empty(value)
+        )
+
+    def any(self) -> dict[str, None]:
+        """Returns the columns that any row has, in their order."""
+        return dict.fromkeys(self._counts)
+
+    def usual(self) -> set[str]:
+        """Returns the columns that half of the rows have and one of them fills."""
+        return {column for column, n in self._counts.items() if 2 * n >= self._rows and column in self._filled}
+
+    def holding(self) -> set[str]:
+        """Returns the columns that say something in any row."""
+        return self._holding
+
+
+def with_columns(rows: Lazy[tuple[int, Row]], found: Columns) -> Lazy[tuple[int, Row]]:
+    """Returns the rows with what is known of their columns, so that no further pass looks for it."""
+    bare = noting(mapped(rows, columns_of), {COLUMNS: found.usual(), HOLDING: found.holding()})
+    rows.notes |= {PRESENT: found.any(), BARE: bare}
+    return rows
+
+
+COLUMNS, HOLDING, PRESENT, BARE = "columns", "holding", "present", "bare"
+"""What is noted of rows that are read when they are asked for."""
+
+
 def columns_of(numbered: tuple[int, Row]) -> Row:
     """Returns a row without its number."""
     return numbered[1]
@@ -47,12 +95,12 @@ def columns_of(numbered: tuple[int, Row]) -> Row:
 
 def bare(table: Table) -> Sequence[Row]:
     """Returns the rows of a table without their numbers."""
-    return noted(table.rows, "bare", lambda: mapped(table.rows, columns_of))
+    return noted(table.rows, BARE, lambda: mapped(table.rows, columns_of))
 
 
 def present(rows: Sequence[tuple[int, Row]]) -> dict[str, None]:
     """Returns the columns that any row has, in their order."""
-    return noted(rows, "present", lambda: dict.fromkeys(column for _, row in rows for column in row))
+    return noted(rows, PRESENT, lambda: dict.fromkeys(column for _, row in rows for column in row))
 
 
 def numbered_after(before: int, numbered: tuple[int, Row]) -> tuple[int, Row]:

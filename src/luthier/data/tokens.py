@@ -66,7 +66,7 @@ def tokens(text: str, spans: list[Span], tokenizer: Any, special: bool) -> tuple
     """
     _refuse_slow(tokenizer)
     ids, extents = _cut(text, [start for start, _ in spans], tokenizer)
-    owner = [_owner(a, b, spans) for a, b in extents]
+    owner = _owners(extents, spans)
     opening = list(_opening(tokenizer, len(tokenizer))) if special else []
     if ids[: len(opening)] == opening:
         opening = []
@@ -111,9 +111,12 @@ def _cut(text: str, starts: list[int], tokenizer: Any) -> tuple[list[int], list[
     return done + ids, spread + extents
 
 
-def _owner(start: int, end: int, spans: list[Span]) -> int:
-    """The answer that a token reaches into. Whitespace may be trimmed off `start`, never off `end` alone."""
-    return next((i for i, (a, b) in enumerate(spans) if start < b and end > a), -1)
+def _owners(extents: list[Span], spans: list[Span]) -> list[int]:
+    """The answer that each token reaches into. Whitespace may be trimmed off a start, never off an end alone."""
+    if len(spans) == 1:  # as in most rows
+        ((a, b),) = spans
+        return [0 if start < b and end > a else -1 for start, end in extents]
+    return [next((i for i, (a, b) in enumerate(spans) if start < b and end > a), -1) for start, end in extents]
 
 
 def _pieces(text: str, tokenizer: Any, base: int = 0) -> tuple[list[int], list[Span]]:

@@ -143,6 +143,8 @@ def turns(value: Any, column: str) -> tuple[list[Message], set[int]]:
 def _turn(message: Any, what: str) -> Message:
     if not isinstance(message, dict):
         raise BadRow(f"{what!r} is {kind(message)}, expected {{'role', 'content'}}")
+    if len(message) == 2 and message.get("role") in ROLES and isinstance(message.get("content"), str):
+        return {"role": message["role"], "content": _content(message, what)}  # most turns: nothing more is in them
     message = {key: value for key, value in message.items() if value is not None}
     said, content = message.pop("role", message.pop("from", None)), _first(message, "content", "value", "parts")
     role = _role(said, what)

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.data.columns import empty
-from luthier.data.table import Row
+from luthier.core.lazy import noted
+from luthier.data.table import HOLDING, Row, empty
 from luthier.data.turns import decoded
 
 ANSWERED = (
@@ -31,7 +31,7 @@ KTO = "KTO's form, unpaired preferences"
 
 def check_wanted(rows: Sequence[Row], columns: Collection[str], source: str) -> None:
     """Raises for rows with answers that are not to be given, naming what the rows are and what can be done."""
-    have = {column for row in rows for column, value in row.items() if not empty(value)} | set(columns)
+    have = noted(rows, HOLDING, lambda: _holding(rows)) | set(columns)
     if have >= {"chosen", "rejected"}:
         raise _refused(source, "'chosen' and 'rejected'", "preference data", "dpo", _only_chosen(rows, have))
     if have >= {"preferred_output", "non_preferred_output"}:
@@ -44,6 +44,10 @@ def check_wanted(rows: Sequence[Row], columns: Collection[str], source: str) -> 
         if unwanted := judged(rows, column, have):
             way = f"leave out the rows whose {column!r} is {unwanted[0]!r} (here are {len(unwanted):,}), and the column"
             raise _refused(source, f"{column!r}, true or false, beside an answer", KTO, "kto", way)
+
+
+def _holding(rows: Sequence[Row]) -> set[str]:
+    return {column for row in rows for column, value in row.items() if not empty(value)}
 
 
 def judged(rows: Sequence[Row], column: str, columns: Collection[str]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,7 @@ def verify(adapter: str | Path, key: str | Path) -> Path:
     except Exception as error:
         text = _first(error)
         if text.startswith("Signature mismatch"):
-            raise LuthierError(f"{folder} is not what was signed: {text.partition(': ')[2]}") from error
+            raise LuthierError(f"{folder} is not what was signed: {_differences(text)}.") from error
         raise LuthierError(
             f"the signature of {folder} is not of the key {path}, or is damaged ({text}): these files are not known to "
             "be the author's."
@@ -118,6 +119,13 @@ def _file(path: str | Path, what: str, remedy: str) -> Path:
     if not found.is_file():
         raise LuthierError(f"there is no {what} {path}; {remedy}")
     return found
+
+
+def _differences(text: str) -> str:
+    """What model-signing tells of files that differ, without the bytes of their digests."""
+    changed = re.findall(r"Hash mismatch for \\?'(.+?)\\?': Expected", text)
+    others = re.findall(r"(?:Extra|Missing) files [^\"\]]+", text)
+    return "; ".join([*([f"{', '.join(changed)} changed"] if changed else []), *others]) or text.partition(": ")[2]
 
 
 def _first(error: Exception) -> str:

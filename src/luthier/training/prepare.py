@@ -22,7 +22,7 @@ from luthier.measuring.trial import trial
 from luthier.methods.row_model import Reader
 from luthier.training.from_adapter import check_start
 from luthier.training.spec import Run
-from luthier.training.task_columns import check_types, columns_of, tagged, task_indices
+from luthier.training.task_columns import COLUMN, check_types, columns_of, tagged, task_indices, tasks_of
 
 Feature = dict[str, Any]
 
@@ -94,7 +94,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
     )
     longest = settings.max_length if positions is None else min(settings.max_length, positions)
     parts = [part for part in (train, held) if part is not None]
-    tasks = tuple(sorted({str(e.meta["task"]) for part in parts for e in part.rows if "task" in e.meta}))
+    tasks = tasks_of(parts) if COLUMN in columns_of(run) else ()
     check_types(run.form, tasks, run.data)
     encoded = [encode(part) for part in parts]
     dropped = sum(len(part) - data.sizes_of(made).rows for part, made in zip(parts, encoded, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,11 @@ def columns_of(run: Run) -> tuple[str, ...]:
     """Returns further columns that are read: the objective's, and the task where the form routes by it."""
     asked = (COLUMN,) if names_of(run.form) or (isinstance(run.form, Routed) and run.form.asks_tasks()) else ()
     return tuple(dict.fromkeys((*run.objective.columns, *asked)))
+
+
+def tasks_of(parts: Iterable[Examples]) -> tuple[str, ...]:
+    """Returns the tasks that rows name, sorted."""
+    return tuple(sorted({str(each.meta[COLUMN]) for part in parts for each in part.rows if COLUMN in each.meta}))
 
 
 def task_indices(form: Form, examples: Examples) -> dict[int, int]:

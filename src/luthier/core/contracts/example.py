@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.lazy import kept
+from luthier.core.lazy import kept, noted
 
 Message = dict[str, Any]
 LATER = ("masked", "tools", "documents", "template", "rejected", "wanted", "labels", "tokens", "spans", "texts",
@@ -137,13 +137,38 @@ class Examples:
         return dataclasses.replace(self, rows=rows, fingerprint=fingerprint(rows))
 
 
-def fingerprint(rows: Iterable[Example]) -> str:
-    """SHA-256, in hexadecimal, of the rows in order."""
-    digest = hashlib.sha256()
+FINGERPRINT, KEYS = "fingerprint", "keys"
+"""What `Hashed` finds, as notes of rows that are read when they are asked for."""
+NAMES = tuple(each.name for each in dataclasses.fields(Example))
+
+
+class Hashed:
+    """Hashes of rows that are shown to it one by one: a pass for something else can find them along the way."""
+
+    def __init__(self) -> None:
+        self._digest, self.keys = hashlib.sha256(), array("Q")
+
+    def see(self, row: Example) -> None:
+        """Takes in the next row."""
+        fields = {name: value for name in NAMES if (value := getattr(row, name)) or name not in LATER}
+        self._digest.update(_canonical(fields).encode("utf-8", "surrogatepass") + b"\n")
+        self.keys.append(_short(row.key()))
+
+    def notes(self) -> dict[str, Any]:
+        """Returns what was found, for `luthier.core.lazy.noting`."""
+        return {FINGERPRINT: self._digest.hexdigest(), KEYS: self.keys}
+
+
+def _hashed(rows: Iterable[Example]) -> dict[str, Any]:
+    found = Hashed()
     for row in rows:
-        fields = {k: v for k, v in dataclasses.asdict(row).items() if v or k not in LATER}
-        digest.update(_canonical(fields).encode("utf-8", "surrogatepass") + b"\n")
-    return digest.hexdigest()
+        found.see(row)
+    return found.notes()
+
+
+def fingerprint(rows: Sequence[Example]) -> str:
+    """SHA-256, in hexadecimal, of the rows in order."""
+    return noted(rows, FINGERPRINT, lambda: _hashed(rows)[FINGERPRINT])
 
 
 def _canonical(value: Any) -> str:
@@ -193,14 +218,14 @@ def split(
     return examples.keep(parts[0]), examples.keep(parts[1])
 
 
-def _groups(rows: Iterable[Example]) -> tuple[Sequence[int], Sequence[int]]:
+def _groups(rows: Sequence[Example]) -> tuple[Sequence[int], Sequence[int]]:
     """(the group of each row, the rows of each group): rows of one key are a group, in the order of their first.
 
     Keys are told apart by 64 bits of a hash, which is what memory holds of them.
     """
     import numpy as np
 
-    keys = np.fromiter((_short(example.key()) for example in rows), dtype=np.uint64)
+    keys = np.array(noted(rows, KEYS, lambda: array("Q", (_short(each.key()) for each in rows))), dtype=np.uint64)
     _, firsts, inverse = np.unique(keys, return_index=True, return_inverse=True)
     places = np.empty(len(firsts), dtype=np.int64)
     places[firsts.argsort()] = np.arange(len(firsts))

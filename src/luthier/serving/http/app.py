@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from luthier.serving.http import refusal
 from luthier.serving.http.answers import Chat, Choice, Completion, Shape
 from luthier.serving.http.bodies import asked
+from luthier.serving.http.claims import client_of, lane
 from luthier.serving.http.embeddings import embeddings
 from luthier.serving.http.guard import Guard, Guarded
 from luthier.serving.http.listening import add_page
@@ -50,10 +51,11 @@ def answers(service: Service) -> APIRouter:
         service.adapter_of(body.model)
         most = body.max_completion_tokens or body.max_tokens
         with service.claimed(client_of(call), body, 1) as claim:
-            prompt, wants = await service.spoken(body)
+            async with lane(client_of(call)):
+                prompt, wants = await service.spoken(body)
             flight = service.submit(body, [prompt], most, body.top_logprobs if body.logprobs else None, claim, wants)
         answers = shape(Chat, body, body.logprobs, [prompt], wants)
-        service.logs(flight, answers, [[turn.logged() for turn in body.messages]])
+        service.logs(flight, answers, lambda: [body.logged()])
         return await told(call, body, flight, answers)
 
     @routes.post("/completions")
@@ -63,18 +65,14 @@ def answers(service: Service) -> APIRouter:
         service.adapter_of(body.model)
         most = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         with service.claimed(client_of(call), body, len(body.prompt)) as claim:
-            prompts, wants = await service.completed(body)
+            async with lane(client_of(call)):
+                prompts, wants = await service.completed(body)
             flight = service.submit(body, prompts, most, body.logprobs, claim, wants)
         answers = shape(Completion, body, body.logprobs is not None, prompts, wants)
-        service.logs(flight, answers, body.prompt)
+        service.logs(flight, answers, lambda: body.prompt)
         return await told(call, body, flight, answers)
 
     return routes
-
-
-def client_of(call: Call) -> str:
-    """Returns the address that a call comes from."""
-    return call.client.host if call.client else ""
 
 
 def shape(kind: type[Shape], body: Sampled, logprobs: bool, prompts: Sequence[list[int]], wants: Wants) -> Shape:

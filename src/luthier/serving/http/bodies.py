@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import json.scanner
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request as Call
 from pydantic import BaseModel, ValidationError
 
+from luthier.serving.http.claims import client_of, lane
 from luthier.serving.http.refusal import Refusal, invalid
 
 B = TypeVar("B", bound=BaseModel)
@@ -17,6 +20,11 @@ SMALL = 2**13
 """Bytes that are read at once."""
 ASIDE = ThreadPoolExecutor(1, "luthier-bodies")
 """Where larger ones are read, one at a time, so that many of them take no more than one thread's share."""
+FEW = 2**13
+"""Values that are read in one go, which keeps Python's lock for some milliseconds."""
+MOST_VALUES = 2**17 + 2**13
+"""Values of a body, lists and objects counted as `HEAVY` each: as many as a long prompt has token ids."""
+HEAVY = 4
 
 
 async def asked(call: Call, kind: type[B]) -> B:
@@ -27,13 +35,40 @@ async def asked(call: Call, kind: type[B]) -> B:
         raise _unlike()
     if len(raw) <= SMALL:
         return parsed(raw, kind)
-    return await asyncio.get_running_loop().run_in_executor(ASIDE, parsed, raw, kind)
+    async with lane(client_of(call)):
+        return await asyncio.get_running_loop().run_in_executor(ASIDE, parsed, raw, kind, Counting)
 
 
-def parsed(raw: bytes, kind: type[B]) -> B:
-    """Returns a body of a kind; raises `Refusal`."""
+class Counting(json.JSONDecoder):
+    """Reads JSON value by value in Python, so that other threads get their turns, and no more than `MOST_VALUES`.
+
+    json's own decoder reads a megabyte of small values in one call of up to half a second, in which no other thread
+    runs. The parts that it is made of are there in Python as well.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(parse_int=self._counted(int), parse_float=self._counted(float))
+        self.left = MOST_VALUES
+        self.parse_object = self._counted(self.parse_object, HEAVY)
+        self.parse_array = self._counted(self.parse_array, HEAVY)
+        self.parse_string = self._counted(self.parse_string)
+        self.scan_once = json.scanner.py_make_scanner(self)  # type: ignore[attr-defined]
+
+    def _counted(self, parse: Callable[..., Any], weight: int = 1) -> Callable[..., Any]:
+        def counted(*told: Any) -> Any:
+            self.left -= weight
+            if self.left < 0:
+                raise Refusal(400, "the body holds more values than a request may.", code="too_many_values")
+            return parse(*told)
+
+        return counted
+
+
+def parsed(raw: bytes, kind: type[B], decoder: type[json.JSONDecoder] = json.JSONDecoder) -> B:
+    """Returns a body of a kind, read by `decoder` where it holds many values; raises `Refusal`."""
+    few = sum(map(raw.count, (b",", b"[", b"{"))) <= FEW
     try:
-        given = json.loads(raw)
+        given = json.loads(raw, cls=json.JSONDecoder if few else decoder)
     except json.JSONDecodeError as error:
         raise Refusal(
             400, f"the body is not JSON: {error.msg}, at character {error.pos}.", code="json_invalid"

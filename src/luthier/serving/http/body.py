@@ -30,5 +30,5 @@ class Body(BaseModel):
                 raise refused("unsupported_parameter", f"this server does not support {name!r}; leave it out.", name)
             if name not in cls.neutral and name not in cls.model_fields:
                 hint = near(name, cls.model_fields).removesuffix(".")
-                raise refused("unknown_parameter", f"there is no parameter {name!r}{hint}.", name)
+                raise refused("unknown_parameter", f"there is no parameter {name!r:.100}{hint}.", name[:100])
         return {name: value for name, value in told.items() if name in cls.model_fields}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from weakref import WeakValueDictionary
+
+from fastapi import Request as Call
 
 from luthier.serving.http.refusal import RETRY, Refusal
 
@@ -52,3 +56,17 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         if not self.kept:
             self.over()
+
+
+def client_of(call: Call) -> str:
+    """Returns the address that a call comes from."""
+    return call.client.host if call.client else ""
+
+
+_lanes: WeakValueDictionary[tuple[asyncio.AbstractEventLoop, str], asyncio.Lock] = WeakValueDictionary()
+
+
+def lane(client: str) -> asyncio.Lock:
+    """Returns what a client holds while a body or a prompt of its is read: one at a time, so that clients take turns
+    however much one of them sends."""
+    return _lanes.setdefault((asyncio.get_running_loop(), client), asyncio.Lock())

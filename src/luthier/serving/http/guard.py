@@ -11,9 +11,11 @@ from urllib.parse import urlsplit
 
 from prometheus_client import Counter
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from luthier.serving.http.refusal import Refusal
+from luthier.serving.http.stream import LEFT
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OPEN_PATHS = ("/", "/page.css", "/page.js", "/theme.js", "/health")
@@ -170,6 +172,8 @@ class Guarded:
             await self.app(scope, body, marked)
         except Refusal as refusal:
             await refusal.response()(scope, receive, marked)
+        except ClientDisconnect:  # before its body was complete
+            status = LEFT
         except asyncio.TimeoutError:  # a client that takes nothing: the connection ends with the call
             log.info("a client did not read what was sent to it in %g seconds", self.guard.patience)
         finally:

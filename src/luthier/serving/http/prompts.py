@@ -21,7 +21,7 @@ def chat_ids(body: ChatBody, tokenizer: Any, most: int, variables: Mapping[str, 
     With pictures they are `Seen`. `variables` of the chat template hold where the call gives none of that name. Raises
     `Refusal` for more than `most` tokens, before all of them are rendered and tokenised.
     """
-    turns = [message.spoken() for message in body.messages]
+    turns = body.spoken()
     _refuse_long([said(turn) for turn in turns], tokenizer, most, "messages")
     example = Example(
         row=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,15 +11,16 @@ from typing import Annotated, Any, ClassVar
 from fastapi import APIRouter
 from fastapi import Request as Call
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from luthier.engine.request import Chunk
 from luthier.serving.http.answers import Choice, Shape
 from luthier.serving.http.bodies import asked
 from luthier.serving.http.body import Body
 from luthier.serving.http.callreader import Piece
+from luthier.serving.http.claims import client_of, lane
 from luthier.serving.http.refusal import Refusal, invalid
-from luthier.serving.http.schema import ChatBody
+from luthier.serving.http.schema import ChatBody, few_labels
 from luthier.serving.http.service import Service
 from luthier.serving.http.stream import Events, events, whole
 
@@ -46,7 +48,7 @@ class ResponseBody(Body):
     parallel_tool_calls: bool = True
     text: dict[str, Any] = Field({})
     user: str = ""
-    metadata: dict[str, str] = Field({})
+    metadata: Annotated[dict[str, str], BeforeValidator(few_labels)] = Field({})
     prompt_cache_key: str = ""
     safety_identifier: str = ""
 
@@ -257,12 +259,13 @@ def responses(service: Service) -> APIRouter:
         given = await asked(call, ResponseBody)
         service.refuse_when_draining()
         service.adapter_of(given.model)
-        body = given.chat()
-        with service.claimed(call.client.host if call.client else "", body, 1) as claim:
-            prompt, wants = await service.spoken(body)
+        body = await asyncio.to_thread(given.chat)
+        with service.claimed(client_of(call), body, 1) as claim:
+            async with lane(client_of(call)):
+                prompt, wants = await service.spoken(body)
             flight = service.submit(body, [prompt], body.max_tokens, None, claim, wants)
         answers = Spoken(body.model, False, len(prompt), [Choice(wants.reader())], body=given)
-        service.logs(flight, answers, [[turn.logged() for turn in body.messages]])
+        service.logs(flight, answers, lambda: [body.logged()])
         if body.stream:
             return Events(flight, events(flight, answers, usage=False))
         return JSONResponse(await whole(call, flight, answers))

@@ -22,6 +22,8 @@ MOST_CHOICES = 128
 """Answers to one call: prompts times n."""
 MOST_STOPS = 4
 MOST_TURNS = 2**13
+MOST_LABELS = 16
+"""Entries of metadata, as in OpenAI's reference."""
 MOST_TOOLS = 128
 
 
@@ -53,7 +55,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 def _role(value: Any) -> Any:
     if not isinstance(value, str) or value not in ROLES:
         hint = near(value, ROLES).removesuffix(".") if isinstance(value, str) else ""
-        raise refused("unsupported_value", f"role {value!r} is not supported{hint}; there are: {', '.join(ROLES)}.")
+        raise refused(
+            "unsupported_value", f"role {value!r:.100} is not supported{hint}; there are: {', '.join(ROLES)}."
+        )
     return value
 
 
@@ -136,6 +140,13 @@ class Tool(Body):
     def schema_of_arguments(self) -> Any:
         """Returns the JSON schema of its arguments."""
         return checked_schema(self.function.parameters or {"type": "object"}, "tools")
+
+
+def few_labels(value: Any) -> Any:
+    """Metadata of no more entries than are looked at one by one."""
+    if isinstance(value, dict) and len(value) > MOST_LABELS:
+        raise refused("invalid_value", f"metadata: {len(value):,} entries; at most {MOST_LABELS}.", "metadata")
+    return value
 
 
 class StreamOptions(Body):
@@ -221,9 +232,17 @@ class ChatBody(Sampled):
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
-    metadata: dict[str, str] = Field(default_factory=dict)
+    metadata: Annotated[dict[str, str], BeforeValidator(few_labels)] = Field(default_factory=dict)
     prompt_cache_key: str = ""
     safety_identifier: str = ""
+
+    def spoken(self) -> list[dict[str, Any]]:
+        """Returns the turns as chat templates take them."""
+        return [message.spoken() for message in self.messages]
+
+    def logged(self) -> list[dict[str, Any]]:
+        """Returns the turns as a row to train on has them, their pictures within them."""
+        return [message.logged() for message in self.messages]
 
     def shown_tools(self) -> list[Tool]:
         """Returns the tools that the model is told of."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import sys
 import threading
@@ -56,6 +57,8 @@ def serve(
     """Serves on a bound socket until a signal ends it; `ready()` is called once clients are taken."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(TURN)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: looking through all of it for garbage stops every thread for .3 seconds
     service.engine.start()
     try:
         if service.training is not None:
@@ -66,4 +69,5 @@ def serve(
         if service.training is not None:
             service.training.close()
         service.engine.close()
+        gc.unfreeze()
         sys.setswitchinterval(usual)

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +129,7 @@ class Service:
         names = self.engine.adapters()
         if name not in names:
             known = [self.base, *names]
-            message = f"there is no model {name!r}{near(name, known)} There are: {', '.join(known)}."
+            message = f"there is no model {name!r:.100}{near(name, known)} There are: {', '.join(known)}."
             raise Refusal(404, message, param="model", code="model_not_found")
         return name
 
@@ -243,10 +243,10 @@ class Service:
             self.refuse_when_draining()  # it may have begun meanwhile
             raise refusal_of(error) from error
 
-    def logs(self, flight: Flight, answers: Shape, prompts: Sequence[Any]) -> None:
+    def logs(self, flight: Flight, answers: Shape, prompts: Callable[[], Sequence[Any]]) -> None:
         """Writes the complete answers of a call to the log once they have ended, where there is one."""
         if (log := self.log) is not None:
-            flight.ended.append(lambda: log.write(answers, prompts))
+            flight.ended.append(lambda: log.write(answers, prompts()))
 
     # --- adapters ---
 
@@ -255,7 +255,7 @@ class Service:
         self.refuse_when_draining()
         self.refuse_unless_managed()
         if not NAME.fullmatch(name):
-            message = f"{name!r} cannot name an adapter; use letters, digits, '_' and '-' (at most 64)."
+            message = f"{name!r:.100} cannot name an adapter; use letters, digits, '_' and '-' (at most 64)."
             raise Refusal(400, message, param="name", code="invalid_value")
         folder = self.inside(path)
         if name in (self.base, *(adapter_and_task(each)[0] for each in self.engine.adapters())):

@@ -28,7 +28,7 @@ class ToolChoice:
             raise refused("invalid_value", "tool_choice asks for a call, and there are no tools.", "tool_choice")
         if self.kind == "named" and self.name not in known:
             hint = near(str(self.name), known).removesuffix(".")
-            raise refused("invalid_value", f"tool_choice: there is no tool {self.name!r}{hint}.", "tool_choice")
+            raise refused("invalid_value", f"tool_choice: there is no tool {self.name!r:.100}{hint}.", "tool_choice")
 
 
 AUTO = ToolChoice("auto")
