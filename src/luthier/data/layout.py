@@ -28,6 +28,7 @@ from luthier.data.labelled import (
 )
 from luthier.data.table import Row
 from luthier.data.turns import checked, decoded, is_assistant, turns, unpacked
+from luthier.data.unseen import refuse_unseen
 from luthier.data.wanted import check_wanted
 
 GENERATIVE = ("causal-lm", "seq2seq")
@@ -66,6 +67,7 @@ def _conversation(
 ) -> Row:
     if all(m["role"] != "assistant" for m in messages[context:]):
         raise BadRow("no assistant turn: nothing to learn")
+    refuse_unseen(row, (m.get("content") for m in messages))
     fields = {"messages": messages, "context": context, "masked": tuple(sorted(masked))}
     made = surrounded(fields, row)
     if not learned(made):
@@ -151,7 +153,9 @@ def source_target(row: Row, folder: Path | None) -> Row:
 
 def plain(row: Row, folder: Path | None) -> Row:
     """`text` alone: every token is learned."""
-    return {"text": text_of(row, "text")}
+    text = text_of(row, "text")
+    refuse_unseen(row, [text])
+    return {"text": text}
 
 
 def _none(row: Row) -> Any:

@@ -19,6 +19,7 @@ from luthier.core.storage.folder import adapter_folder
 from luthier.data import Examples
 from luthier.measuring.trial import trial
 from luthier.methods.row_model import Reader
+from luthier.training.classes import check_classes
 from luthier.training.from_adapter import check_start
 from luthier.training.spec import Run
 from luthier.training.task_columns import check_types, columns_of, tagged, task_indices
@@ -72,6 +73,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
     examples = read_rows(run, run.limit)
     check_kind(run, examples)
     check_serves(run, examples.task)
+    alike = check_classes(examples)
     train, held = divide(run, examples)
     processor, positions = trial(
         run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also, run.init
@@ -125,7 +127,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
         raise LuthierError(f"neftune is noise on token embeddings, and {examples.task} has no tokens; leave it out.")
     plain, seen = _seen(run, train, encoded[0], encode)
     evaluation = shaped[1] if held else []
-    told = _told(run, encoded)
+    told = _told(run, encoded, alike)
     return Prepared(
         examples.task, train, held, shaped[0], evaluation, processor, plain, seen, unread, dropped, selected, told
     )
@@ -220,9 +222,9 @@ def task_of(run: Run) -> str | None:
     return own or run.task
 
 
-def _told(run: Run, parts: Sequence[Sequence[Feature]]) -> dict[str, str]:
-    """What the user should hear of the rows; raises if the run is strict."""
-    found = data.told(*parts)
+def _told(run: Run, parts: Sequence[Sequence[Feature]], alike: dict[str, str]) -> dict[str, str]:
+    """What the user should hear of the rows, besides labels that are all `alike`; raises if the run is strict."""
+    found = data.told(*parts) | alike
     if found and run.strict:
         notes = "\n".join(f"  {count}: {note}" for note, count in found.items())
         raise LuthierError(f"{run.data} is not learned as it stands:\n{notes}\nMend the rows, or leave strict out.")
