@@ -40,9 +40,14 @@ def must_be_free(out: str | Path) -> Path:
     folder = Path(out).expanduser()
     with written(str(out)[:80], "Choose another folder (out)."):  # of names that no file system takes
         folder.exists()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if _no_folder(folder) or (folder.is_dir() and any(folder.iterdir())):
         raise LuthierError(f"{out} exists and is not empty; name a new folder, or remove it first.")
     return folder
+
+
+def _no_folder(path: Path) -> bool:
+    """Whether something else than a folder is there: a file, or a device that root could replace."""
+    return path.exists() and not path.is_dir()
 
 
 def free_folder(folder: str | Path, mark: str, what: str) -> Path:
@@ -51,7 +56,7 @@ def free_folder(folder: str | Path, mark: str, what: str) -> Path:
     with written(str(folder)[:80], "Choose another folder (out)."):
         target.exists()
     held = target.is_dir() and any(path.name not in TRACES for path in target.iterdir())
-    if target.is_file() or (held and not (target / mark).exists()):
+    if _no_folder(target) or (held and not (target / mark).exists()):
         raise LuthierError(f"{target} holds something else than {what}; name a new folder (out).")
     return target
 
@@ -106,6 +111,8 @@ def _put(temporary: Path, folder: Path) -> None:
     """Renames, each on disk before the next. The old folder goes under a name that nobody recovers from."""
     aside = _aside(folder)
     _restore(folder)
+    if _no_folder(folder):
+        raise LuthierError(f"{folder} is no folder and is left as it is; name a new folder (out).")
     if folder.exists():
         os.rename(folder, aside)
         _sync_folder(folder.parent)
