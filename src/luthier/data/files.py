@@ -168,7 +168,7 @@ def read_json(path: Path, split: str = "train") -> Iterator[Numbered]:
     a whole is read as one object per line."""
     text = _decode(_bytes(path)).strip()
     try:
-        values = _whole(path, text) if text else []
+        values = _whole(path, loads_marked(text)) if text else []
     except LuthierError:
         raise
     except Exception as error:
@@ -182,9 +182,8 @@ def read_json(path: Path, split: str = "train") -> Iterator[Numbered]:
         yield number, repeated(value) or _row(value)
 
 
-def _whole(path: Path, text: str) -> Any:
+def _whole(path: Path, found: Any) -> Any:
     """The value of a whole file, in which rows may have a key twice, but not what holds the rows."""
-    found = loads_marked(text)
     if isinstance(found, Marked) and any(isinstance(each, list) for each in found.values()):
         raise LuthierError(f"{path}: {found.twice}.")
     return found
