@@ -124,6 +124,9 @@ LORA: dict[str, Case] = {
     "olora beside a tied table saved whole": Case(
         lora("q_proj", init_lora_weights="olora", modules_to_save=["embed_tokens"]), settings=TIED, reading=False
     ),
+    "olora on a head beside its tied table saved whole": Case(
+        lora("lm_head", init_lora_weights="olora", modules_to_save=["embed_tokens"]), settings=TIED, reading=False
+    ),
     "dora on a tied table": Case(lora("embed_tokens", "q_proj", use_dora=True), settings=TIED, reading=False),
     "lora_bias": Case(lora("q_proj", "k_proj", lora_bias=True), "qwen2"),
     "lora_bias on Conv1D": Case(lora("c_attn", fan_in_fan_out=True, lora_bias=True), "gpt2"),

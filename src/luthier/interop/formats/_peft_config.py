@@ -87,12 +87,11 @@ def merging(names: Iterable[str], model: nn.Module) -> str:
     owners: dict[int, list[str]] = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(path.removesuffix(".weight"))
-    told = [name.removeprefix("base_model.model.") for name in names if "token_adapter" not in name]
+    told = {name.removeprefix("base_model.model.") for name in names if "token_adapter" not in name}
     for paths in owners.values():
-        adapted = [
-            path for path in paths if any(name.startswith(f"{path}.") and name != f"{path}.weight" for name in told)
-        ]
-        others = [path for path in paths if path not in adapted]
+        base = [path for path in paths if f"{path}.weight" not in told]  # of one that is saved whole, peft has a copy
+        adapted = [path for path in base if any(name.startswith(f"{path}.") for name in told)]
+        others = [path for path in base if path not in adapted]
         if adapted and others:
             return SHARED.format(others[0])
     return ALSO_MERGED
