@@ -9,8 +9,9 @@ import pytest
 
 from luthier.core.errors import LuthierError
 from luthier.data import Example, encode, prompt_ids, prompt_of, told
-from luthier.data.chat import HISTORY, UNHEARD
+from luthier.data.chat import HISTORY, SPACED, UNHEARD
 from luthier.data.template import Template
+from luthier.data.told import ANSWERLESS
 from support.chat_rows import CALL, NOT_LEARNED, ROWS, TOOLS, asked_a_tool, published, said
 from support.tiny_tokenizers import CHATML, make
 
@@ -343,3 +344,20 @@ def test_an_encoder_decoder_tells_what_it_does_not_learn():
     assert [count for note, count in told([feature]).items() if "one answer a row" in note] == ["1 in 1 row"]
     with pytest.raises(LuthierError, match="the last answer is kept out of the loss"):
         encode(dataclasses.replace(ROWS["two turns"], masked=(3,)), make("none"), max_length=None, task="seq2seq")
+
+
+def test_white_space_that_a_template_takes_off_is_told():
+    """Indented code is another answer without its indentation; line breaks around a thought are the template's."""
+    trimmed = make(CHATML.replace("m['content']", "(m['content'] | trim)"))
+    for content, changed in (("  return 1", True), ("return 1", False), ("<think>a</think>\n\nreturn 1", False)):
+        example = Example(row=1, messages=[{"role": "user", "content": "q"}, {"role": "assistant", "content": content}])
+        assert (SPACED in told([encode(example, trimmed, max_length=None)])) == changed
+        assert SPACED not in told([encode(example, make(CHATML), max_length=None)])
+
+
+@pytest.mark.parametrize(
+    ("content", "missing"), [("nan", True), ("None", True), ("N/A", True), ("None of them", False)]
+)
+def test_answers_that_seem_to_be_missing_ones_are_told(content, missing):
+    example = Example(row=1, messages=[{"role": "user", "content": "q"}, {"role": "assistant", "content": content}])
+    assert (ANSWERLESS in told([encode(example, make(CHATML), max_length=None)])) == missing

@@ -117,6 +117,17 @@ LORA: dict[str, Case] = {
     "conv layers": Case(lora("embeddings.patch_embeddings", "pwconv1"), "conv", reading=False),
     "pissa": Case(lora("q_proj", init_lora_weights="pissa"), reading=False),
     "olora": Case(lora("q_proj", init_lora_weights="olora"), reading=False),
+    "olora on a tied table": Case(lora("embed_tokens", init_lora_weights="olora"), settings=TIED, reading=False),
+    "olora beside tokens of a tied table": Case(
+        lora("q_proj", init_lora_weights="olora", trainable_token_indices=SEEN), settings=TIED, reading=False
+    ),
+    "olora beside a tied table saved whole": Case(
+        lora("q_proj", init_lora_weights="olora", modules_to_save=["embed_tokens"]), settings=TIED, reading=False
+    ),
+    "olora on a head beside its tied table saved whole": Case(
+        lora("lm_head", init_lora_weights="olora", modules_to_save=["embed_tokens"]), settings=TIED, reading=False
+    ),
+    "dora on a tied table": Case(lora("embed_tokens", "q_proj", use_dora=True), settings=TIED, reading=False),
     "lora_bias": Case(lora("q_proj", "k_proj", lora_bias=True), "qwen2"),
     "lora_bias on Conv1D": Case(lora("c_attn", fan_in_fan_out=True, lora_bias=True), "gpt2"),
     "lora_bias without a bias": Case(lora("q_proj", lora_bias=True), reading=False),

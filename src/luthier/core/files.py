@@ -40,14 +40,14 @@ def must_be_free(out: str | Path) -> Path:
     folder = Path(out).expanduser()
     with written(str(out)[:80], "Choose another folder (out)."):  # of names that no file system takes
         folder.exists()
-    if (folder.exists() and not folder.is_dir()) or (folder.is_dir() and any(folder.iterdir())):
+    if _no_folder(folder) or (folder.is_dir() and any(folder.iterdir())):
         raise LuthierError(f"{out} exists and is not empty; name a new folder, or remove it first.")
     return folder
 
 
 def refuse_other(folder: Path) -> None:
     """Raises for what is there and no folder: a rename would put one in the place of a file, a pipe or a device."""
-    if folder.exists() and not folder.is_dir():
+    if _no_folder(folder):
         raise LuthierError(f"{folder} exists and is not a folder; name a new one.")
 
 
@@ -57,13 +57,18 @@ def refuse_special(path: Path) -> None:
         raise LuthierError(f"{path} exists and is not a regular file; name another.")
 
 
+def _no_folder(path: Path) -> bool:
+    """Whether something else than a folder is there: a file, or a device that root could replace."""
+    return path.exists() and not path.is_dir()
+
+
 def free_folder(folder: str | Path, mark: str, what: str) -> Path:
     """The folder, which must be new, empty or hold the file `mark` of an earlier `what`, so that nothing is lost."""
     target = Path(folder).expanduser()
     with written(str(folder)[:80], "Choose another folder (out)."):
         target.exists()
     held = target.is_dir() and any(path.name not in TRACES for path in target.iterdir())
-    if (target.exists() and not target.is_dir()) or (held and not (target / mark).exists()):
+    if _no_folder(target) or (held and not (target / mark).exists()):
         raise LuthierError(f"{target} holds something else than {what}; name a new folder (out).")
     return target
 

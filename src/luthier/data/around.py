@@ -11,6 +11,7 @@ from luthier.data.pictures import COLUMNS as PICTURES
 from luthier.data.pictures import placed
 from luthier.data.table import Row
 from luthier.data.turns import ROW_FLAGS, TOOLS, checked, decoded, flag, kind, turns
+from luthier.data.unseen import refuse_unseen
 
 SYSTEM = ("system", "system_prompt")
 THOUGHT = ("reasoning_content", "thinking")
@@ -57,6 +58,7 @@ def pictured(fields: Row, row: Row, folder: Path | None) -> Row:
     made = {**fields, "messages": turns, "images": names}
     if fields.get("rejected"):
         made["rejected"] = [*turns[: fields["context"]], *fields["rejected"][fields["context"] :]]
+    refuse_unseen(row, (message.get("content") for message in turns))
     return made
 
 

@@ -28,7 +28,7 @@ from typing import Any
 from luthier.core.contracts.example import Example, Message, last_answer
 from luthier.data.bad import BadRow
 from luthier.data.ends import closed, ends_of, eos_of, in_pieces, stop_of, with_end
-from luthier.data.messages import calls_of, thought_of
+from luthier.data.messages import calls_of, split_thought, thought_of
 from luthier.data.place import Span, places, shared
 from luthier.data.shown import check_calls, check_given, idle, lacks, missing, settled, squeezed
 from luthier.data.template import Template, has_template
@@ -46,6 +46,8 @@ QUOTED = 60
 """Characters of a template's own that a note quotes."""
 PIECES = "the template ends a turn with {!r}, which is not a token here: what serves the model needs it as a stop text"
 TWICE = "answers end with {!r} already, and the template adds another; take it out of the rows"
+
+SPACED = "answers are learned with other white space than the rows have: the template renders them so"
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,19 @@ def _checked(
             told[HISTORY] += 1
         else:
             kept[turn] = span or _nowhere(turn)
+            told.update({SPACED: 1} if _said(turns[turn]) not in text[slice(*kept[turn])] else {})
     for turn in set(range(len(turns))) - set(found):
         _check_read(turns, turn, missing(turns[turn], there), told)
     if not kept:
         raise BadRow("no answer would be learned as the model is to write it: the template leaves out a part of each")
     return kept
+
+
+def _said(turn: Message) -> str:
+    """What an answer says to the letter; around a thought in it, templates set line breaks of their own."""
+    content = turn.get("content") or ""
+    thought, rest = split_thought(content)
+    return rest.strip("\n") if thought else content
 
 
 def _nowhere(turn: int) -> Span:

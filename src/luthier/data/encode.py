@@ -28,7 +28,7 @@ from luthier.data.pictures import NAMES, PICTURES, seeing, unfolded
 from luthier.data.sizes import sizes_of
 from luthier.data.template import has_template
 from luthier.data.tokens import parts_of, tokens
-from luthier.data.told import cut_off, doubled, noted, unlearned
+from luthier.data.told import cut_off, doubled, hollow, noted, unlearned
 
 Encoder = Callable[[Example, Any, Options], Feature]
 ALSO = "also"
@@ -229,7 +229,7 @@ def _causal(example: Example, tokenizer: Any, options: Options) -> Feature:
         "labels": [ids[i] if owner[i] >= 0 else IGNORED for i in keep],
         "row": example.row,
         "truncated": len(ids) - len(keep),
-        **noted(found.told + doubled(ids, tokenizer) + cut_off(example, len(ids) - len(keep))),
+        **noted(found.told + doubled(ids, tokenizer) + cut_off(example, len(ids) - len(keep)) + hollow(example)),
     }
 
 

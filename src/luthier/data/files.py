@@ -17,8 +17,10 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded, reason
+from luthier.data.json_text import Marked, Twice, loads, loads_marked, repeated
 from luthier.data.large import Groups, Lines, large
 from luthier.data.records import records
+from luthier.data.splits import of_split, own_split, split_of
 from luthier.data.table import Numbered, Row, table_rows, without_nulls
 
 
@@ -98,7 +100,7 @@ def read_jsonl(path: Path) -> Iterator[Numbered]:
     lines = _bytes(path).split(b"\n")
     first = next((text for line in lines if (text := _decode(line).strip())), "")
     if first.startswith("[") and (rows := _listed(b"\n".join(lines))) is not None:
-        yield from enumerate(map(_row, rows), 1)
+        yield from enumerate((repeated(row) or _row(row) for row in rows), 1)
         return
     for number, line in enumerate(lines, 1):
         text = _decode(line).strip()
@@ -109,7 +111,7 @@ def read_jsonl(path: Path) -> Iterator[Numbered]:
 def _listed(data: bytes) -> list[Any] | None:
     """The rows of a file that is one list of objects as a whole, by whatever suffix; None of any other."""
     try:
-        found = json.loads(_decode(data))
+        found = loads_marked(_decode(data))
     except Exception:
         return None
     rows = isinstance(found, list) and all(isinstance(each, dict) for each in found)
@@ -143,7 +145,9 @@ STAY: dict[str, Callable[[Path], tuple[Sequence[tuple[int, Row]], list[tuple[int
 
 def _parsed(text: str) -> Row | str:
     try:
-        return _row(json.loads(text))
+        return _row(loads(text))
+    except Twice as twice:
+        return str(twice)
     except Exception as error:  # also of numbers too long, and of nesting
         return f"invalid JSON: {reason(error, bare=True)}"
 
@@ -164,7 +168,9 @@ def read_json(path: Path, split: str = "train") -> Iterator[Numbered]:
     a whole is read as one object per line."""
     text = _decode(_bytes(path)).strip()
     try:
-        values = json.loads(text) if text else []
+        values = _whole(path, loads_marked(text)) if text else []
+    except LuthierError:
+        raise
     except Exception as error:
         if not text.startswith("[") or text.split("\n", 1)[0].rstrip().endswith("]"):
             yield from read_jsonl(path)
@@ -173,15 +179,20 @@ def read_json(path: Path, split: str = "train") -> Iterator[Numbered]:
     if isinstance(values, dict):
         values = _held(path, values, split)
     for number, value in enumerate(values, 1):
-        yield number, _row(value)
+        yield number, repeated(value) or _row(value)
+
+
+def _whole(path: Path, found: Any) -> Any:
+    """The value of a whole file, in which rows may have a key twice, but not what holds the rows."""
+    if isinstance(found, Marked) and any(isinstance(each, list) for each in found.values()):
+        raise LuthierError(f"{path}: {found.twice}.")
+    return found
 
 
 def _held(path: Path, value: Row, split: str) -> list[Any]:
     """The rows in an object: those of a split, those under its one list, its columns, or the object as the only row."""
-    from luthier.data.splits import of_split, split_of
-
     inner = {key: rows for key, rows in value.items() if isinstance(rows, list | dict)}
-    splits = {name: key for key in inner if (name := split_of(key, whole=True))}
+    splits = {name: key for key in inner if (name := split_of(key, whole=True))} or _named_splits(inner)
     if splits and all(_holds_rows(inner[key]) for key in splits.values()):
         if more := [key for key in inner if key not in splits.values() and _lists_rows(inner[key])]:
             raise LuthierError(
@@ -196,6 +207,12 @@ def _held(path: Path, value: Row, split: str) -> list[Any]:
     if len(columns) > 1 and None not in columns and len(set(map(len, columns))) == 1:  # type: ignore[arg-type]
         return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]  # type: ignore[arg-type]
     return [value]
+
+
+def _named_splits(inner: Row) -> dict[str, str]:
+    """Keys that are splits of names of their own (`train_sft`), where all that is there is lists of rows under such."""
+    named = all(split_of(key) and own_split(key) and _lists_rows(rows) for key, rows in inner.items())
+    return {key: key for key in inner} if named else {}
 
 
 def _lists_rows(value: Any) -> bool:
@@ -237,7 +254,15 @@ def read_csv(path: Path) -> Iterator[Numbered]:
     decimal = _decimal(header, [each.cells for each in found if not each.wrong]) if mark == ";" else set()
     for each in found:
         cells = [cell.replace(",", ".") if i in decimal else cell for i, cell in enumerate(each.cells)]
-        yield each.first + 1, each.wrong or dict(zip(header, cells, strict=True))
+        yield each.first + 1, each.wrong or _filled(header, cells)
+
+
+MISSING = ("nan", "NaN", "NAN", "<NA>", "NaT")
+"""Cells that pandas, NumPy and Arrow write for a value that is missing; they are read as such, as pandas does."""
+
+
+def _filled(header: Sequence[str], cells: Sequence[str]) -> Row:
+    return {name: None if cell in MISSING else cell for name, cell in zip(header, cells, strict=True)}
 
 
 NUMBER = re.compile(r"\s*[-+]?\d+(,\d+)?\s*")
@@ -248,7 +273,7 @@ MEASURES = ("label", "score", "stars", "rating")
 def _decimal(header: Sequence[str], rows: Sequence[Sequence[str]]) -> set[int]:
     """The columns of measurements with a decimal comma, as spreadsheets write them where cells are separated by
     semicolons."""
-    columns = [[cell for cell in column if cell.strip()] for column in zip(*rows, strict=True)]
+    columns = [[cell for cell in column if cell.strip() and cell not in MISSING] for column in zip(*rows, strict=True)]
     return {
         i
         for i, cells in enumerate(columns)
@@ -265,7 +290,7 @@ def read_tsv(path: Path) -> Iterator[Numbered]:
         if line != "\n":
             same = len(cells) == len(header)
             wrong = f"{len(cells)} cells, the header has {len(header)}"
-            yield number, dict(zip(header, cells, strict=True)) if same else wrong
+            yield number, _filled(header, cells) if same else wrong
 
 
 def _headed(path: Path, quoting: Any, delimiter: str = ",") -> tuple[list[str], list[str], int]:

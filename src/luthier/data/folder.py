@@ -17,7 +17,7 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.lazy import chained, mapped
 from luthier.data.files import PACKED, READERS, class_names, read_file, suffix
-from luthier.data.splits import listed, of_split, split_of
+from luthier.data.splits import listed, of_split, own_split, split_of, stem
 from luthier.data.table import Row, Table, numbered_after
 
 TEXTS = (".txt", ".md")
@@ -49,7 +49,7 @@ def read_folder(folder: Path, config: str, split: str) -> Table:
 
 def _data_files(folder: Path) -> list[Path]:
     """Files with rows: the folder's own, else those of `data/` and of folders that bear a split's name."""
-    inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and (p.name == "data" or split_of(p.name, whole=True))]
+    inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and (p.name == "data" or _split_folder(p.name))]
     for places in ([folder], inner):
         files = [p for place in places for p in sorted(place.rglob("*") if place != folder else place.iterdir())]
         known = [p for p in files if p.is_file() and suffix(p) in READERS and not _hidden(p, folder)]
@@ -68,14 +68,27 @@ def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], 
     """(files of one split, files of none). Those without a split's name are training data where no file is named so."""
     found: dict[str, list[Path]] = {}
     for file in files:
-        inside = file.relative_to(folder).parts
-        name = split_of(inside[-1]) or next((s for part in inside[:-1] if (s := split_of(part, whole=True))), "")
-        found.setdefault(name, []).append(file)
+        found.setdefault(_name_of_split(file.relative_to(folder)), []).append(file)
+    if len(found) == 1 and not split_of(next(iter(found))):
+        found = {"": files}
     nameless = found.pop("", [])
-    if nameless and "train" not in found:
+    if nameless and not any(split_of(name) == "train" for name in found):
         found["train"], nameless = nameless, []
     listing = f"Files: {listed(str(p.relative_to(folder)) for p in files)}."
-    return found[of_split(str(folder), split, found, listing)], tuple(str(p.relative_to(folder)) for p in nameless)
+    chosen = of_split(str(folder), split, found, listing)
+    others = [name for name in found if name != chosen and split_of(name) == split_of(chosen, whole=True) != ""]
+    left = [*nameless, *(file for name in others for file in found[name])]
+    return found[chosen], tuple(str(p.relative_to(folder)) for p in left)
+
+
+def _name_of_split(inside: Path) -> str:
+    """The split that a file's name tells, one of its own or one of the three, or else that of a folder around it."""
+    told = own_split(stem(inside)) or split_of(inside.name)
+    return told or next((own_split(part) or s for part in inside.parts[:-1] if (s := _split_folder(part))), "")
+
+
+def _split_folder(name: str) -> str:
+    return split_of(name, whole=True) or (split_of(name) if own_split(name) else "")
 
 
 def _table(
@@ -143,7 +156,7 @@ def _configured(folder: Path, card: dict[str, Any], config: str, split: str) -> 
     if not patterns:
         place = _inside(folder, str(configs[name].get("data_dir") or "."))
         return _table(folder, *_of_split(folder, _data_files(place), split), _class_names(card, name))
-    chosen = patterns[of_split(f"{folder} ({name})", split, patterns)]
+    chosen = patterns[of_split(f"{folder} ({name})", split, patterns, source=f"{folder}:{name}:")]
     files = [path for each in chosen for path in sorted(folder.glob(_relative(folder, each))) if path.is_file()]
     if not files:
         raise LuthierError(f"{folder / 'README.md'} names {', '.join(chosen)} as {split}, and no such file is here.")

@@ -27,6 +27,7 @@ from luthier.data.labelled import (
 )
 from luthier.data.table import COLUMNS, Columns, Row
 from luthier.data.turns import checked, decoded, is_assistant, turns, unpacked
+from luthier.data.unseen import refuse_unseen
 from luthier.data.wanted import check_wanted
 
 GENERATIVE = ("causal-lm", "seq2seq")
@@ -150,7 +151,9 @@ def source_target(row: Row, folder: Path | None) -> Row:
 
 def plain(row: Row, folder: Path | None) -> Row:
     """`text` alone: every token is learned."""
-    return {"text": text_of(row, "text")}
+    text = text_of(row, "text")
+    refuse_unseen(row, [text])
+    return {"text": text}
 
 
 def _none(row: Row) -> Any:

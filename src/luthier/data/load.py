@@ -260,7 +260,7 @@ def _label(
     if task == "regression":
         return good, None, task, bad
     names = {str(e.label) for e in good}
-    if len(names) > 2 and names <= {"true", "false", "0", "1"}:
+    if names & {"true", "false"} and names & {"0", "1"} and names <= {"true", "false", "0", "1"}:
         raise LuthierError(f"the labels are {', '.join(sorted(names))}: truth values in two forms; write them in one.")
     return good, classes or _ordered(names), task, bad
 

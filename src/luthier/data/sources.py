@@ -14,7 +14,8 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
     """Returns the rows of `source`: a file, a folder (see `luthier.data.folder`), `gym:<task>?settings`,
     `facts:<kind>`, a hub id (`id:config:split`), or several of these (`mix:<task>=<source>,<task>=<source>`).
 
-    A single file is one split, whatever `split` says, unless it is an object of splits
+    `path:configuration:split` and `path::split` choose one by its name, whatever `split` says.
+    A single file is one split, unless it is an object of splits
     (`{"train": […], "test": […]}`); a folder gives the files of `split` (None: train). `limit` and
     `seed` reach only sources that are generated: reading all of a file costs little and finds all
     its bad rows. Raises `LuthierError` when nothing is there to read.
@@ -32,14 +33,16 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
 
         return read_mix(source, lambda each: read(each, split, limit, seed))
     with guarded(f"no data {source[:80]}"):  # of names that no file system takes
-        path, _, config = _parted(source)
+        path, config, named = _parted(source)
         there = path.is_dir(), path.is_file()
     if there[0]:
         from luthier.data.folder import read_folder
 
-        return read_folder(path, config, split or "train")
+        return read_folder(path, config, named or split or "train")
     if there[1]:
-        good, bad = read_file(path, split or "train")
+        if config or (named and suffix(path) != ".json"):
+            raise LuthierError(f"{path} is one file, which has no parts to choose by {source.removeprefix(str(path))}.")
+        good, bad = read_file(path, named or split or "train")
         return Table(good, bad, path.parent, class_names(path))
     if _looks_like_path(source):
         raise LuthierError(f"no data file {source}{_near_files(path)} Known suffixes: {', '.join(READERS)}.")
@@ -49,11 +52,15 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
 
 
 def _parted(source: str) -> tuple[Path, str, str]:
-    """(path, ":", configuration) of a folder's `path:configuration`; else the path alone."""
+    """(path, configuration, split) of a folder's or file's `path:configuration:split`; else the path alone."""
     path = Path(source).expanduser()
-    before, colon, config = source.rpartition(":")
-    folder = Path(before).expanduser()
-    return (folder, colon, config) if colon and not path.exists() and folder.is_dir() else (path, "", "")
+    parts = source.split(":")
+    for count in (0, 1, 2):
+        before = Path(":".join(parts[: len(parts) - count])).expanduser()
+        if len(parts) > count and before.exists():
+            config, split = (*parts[len(parts) - count :], "", "")[:2]
+            return before, config, split
+    return path, "", ""
 
 
 def _looks_like_path(source: str) -> bool:

@@ -1,9 +1,11 @@
-"""Splits: the parts of a source, train, validation and test, by the words of its names."""
+"""Splits: the parts of a source, train, validation and test, by the words of its names, and those of names of its own
+(`train_sft`, `validation_matched`)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 from luthier.core.errors import LuthierError, near
 
@@ -16,6 +18,12 @@ SPLITS = {
 
 
 SHOWN = 20
+SHARDED = re.compile(r"(.+)-\d{5}-of-\d{5}", re.DOTALL)
+"""How the hub names the files of a split, whatever the split is called."""
+PIECE = re.compile(
+    r"([-_. ]*(part|shard|chunk|batch|file))?[-_. ](\d+|[a-z])(?=$|[-_. ])|([-_. ]of)?(?<=[a-z])\d+$", re.I
+)
+"""What numbers the files of one split."""
 
 
 def split_of(name: str, whole: bool = False) -> str:
@@ -24,12 +32,39 @@ def split_of(name: str, whole: bool = False) -> str:
     return next((split for word in words for split, known in SPLITS.items() if word in known), "")
 
 
-def of_split(where: str, split: str, found: Collection[str], files: str = "") -> str:
-    """Returns the one of the splits `found` that is asked for; raises if it is not there."""
-    name = split if split in found else next((name for name, words in SPLITS.items() if split in words), split)
-    if name not in found:
-        raise LuthierError(f"{where} has no split {split!r}{near(split, found)} {files or f'It has: {listed(found)}.'}")
-    return name
+def own_split(name: str) -> str:
+    """Returns the split of its own that a file's name (without suffixes) tells: `train_sft` of `train_sft-2`, and of
+    the hub's `NAME-00000-of-00001` whatever stands there; empty where the name only says which of the three it is."""
+    sharded = SHARDED.fullmatch(name)
+    bare = sharded[1] if sharded else PIECE.sub("", name)
+    first = re.split(r"[^a-z]+", bare.lower())[0]
+    own = bool(sharded) or bool(split_of(first, whole=True))
+    return bare if own and not split_of(bare, whole=True) else ""
+
+
+def stem(path: Path) -> str:
+    """Returns a file's name without the suffixes that say what it holds and how it is packed."""
+    from luthier.data.files import PACKED
+
+    return Path(path.stem).stem if path.suffix.lower() in PACKED else path.stem
+
+
+def of_split(where: str, split: str, found: Collection[str], files: str = "", source: str = "") -> str:
+    """Returns the one of the splits `found` that is asked for, by its name or as the only one of its kind; raises if
+    there is none, or more than one. `source` is what a split's name is put behind to choose it."""
+    if split in found:
+        return split
+    name = split_of(split, whole=True)
+    if name in found:
+        return name
+    kin = [each for each in found if name and split_of(each) == name]
+    if len(kin) == 1:
+        return kin[0]
+    source = source or f"{where}::"
+    if kin:
+        raise LuthierError(f"{where} has several splits for {name}: {listed(kin)}; choose one: {source}{min(kin)}.")
+    told = f"{files or f'It has: {listed(found)}.'}" + (f" Choose one: {source}{min(found)}." if found else "")
+    raise LuthierError(f"{where} has no split {split!r}{near(split, found)} {told}")
 
 
 def listed(names: Iterable[str]) -> str:

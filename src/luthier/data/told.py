@@ -52,6 +52,18 @@ def doubled(ids: list[int], tokenizer: Any) -> Counter[str]:
     return Counter({f"the text opens with {tokenizer.bos_token!r} twice": 1} if twice else {})
 
 
+HOLLOW = ("nan", "none", "null", "n/a", "#n/a", "na", "<na>", "nat", "undefined")
+ANSWERLESS = "answers that only say nan, None, null or N/A, as files write missing values, are learned as they stand"
+
+
+def hollow(example: Example) -> Counter[str]:
+    """Returns a note on answers that seem to be missing ones, written as text."""
+    turns = example.messages or []
+    last = [i for i, m in enumerate(turns) if m["role"] == "assistant" and i >= example.context]
+    found = [i for i in last if (turns[i].get("content") or "").strip().lower() in HOLLOW]
+    return Counter({ANSWERLESS: len(set(found) - set(example.masked))} if found else {})
+
+
 def cut_off(example: Example, count: int) -> Counter[str]:
     """Returns a note where `truncate` takes `count` tokens of a prompt that opens with a system message or tools."""
     first = (example.messages or [{"role": ""}])[0]["role"]
@@ -61,7 +73,8 @@ def cut_off(example: Example, count: int) -> Counter[str]:
 def unlearned(example: Example, last: int) -> Counter[str]:
     """Notes on what an encoder-decoder leaves of a conversation: the prompt, and its last answer."""
     turns = example.messages or []
-    notes = Counter({f"an encoder-decoder reads no {name!r} of chat_template_kwargs": 1 for name in example.template})
+    notes = hollow(example)
+    notes.update({f"an encoder-decoder reads no {name!r} of chat_template_kwargs": 1 for name in example.template})
     early = [i for i, m in enumerate(turns[:last]) if m["role"] == "assistant" and i >= example.context]
     notes[EARLIER] += len(set(early) - set(example.masked))
     notes[LATER] += len(turns) - 1 - last

@@ -9,13 +9,13 @@ keeps a turn out of the loss (`weight`, `train`, …) is taken off it.
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
+from luthier.data.json_text import Twice, loads
 from luthier.data.pictures import MARK, is_picture, named_in
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -75,10 +75,23 @@ def decoded(value: Any) -> Any:
     (pandas writes lists so); else the value itself."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
+            return loads(value)
+        except Twice:
+            return value
         except (ValueError, RecursionError):
             return _literal(value)
     return value
+
+
+def _why_text(value: Any) -> str:
+    """Why a text that opens as JSON does is none to read, where a key stands twice."""
+    try:
+        loads(value)
+    except Twice as twice:
+        return f" ({twice})"
+    except (TypeError, ValueError, RecursionError):
+        pass
+    return ""
 
 
 def _literal(text: str) -> Any:
@@ -131,7 +144,7 @@ def turns(value: Any, column: str) -> tuple[list[Message], set[int]]:
     """Reads (the turns in a column, the indices of those that are kept out of the loss)."""
     value = decoded(value)
     if not isinstance(value, list):
-        raise BadRow(f"{column!r} is {kind(value)}, expected a list of {{'role', 'content'}}")
+        raise BadRow(f"{column!r} is {kind(value)}, expected a list of {{'role', 'content'}}{_why_text(value)}")
     if not value:
         raise BadRow(f"empty {column!r}")
     found = [_turn(message, f"{column}[{i}]") for i, message in enumerate(value)]
@@ -254,7 +267,9 @@ def _call(call: Any, what: str) -> dict[str, Any]:
 def _arguments(value: Any, what: str) -> dict[str, Any]:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = loads(value)
+        except Twice as twice:
+            raise BadRow(f"{what}: in the arguments of a call, {twice}") from None
         except (ValueError, RecursionError):
             raise BadRow(f"{what}: the arguments of a call are not valid JSON: {value[:60]!r}") from None
     if not isinstance(value, dict):

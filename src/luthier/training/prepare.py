@@ -20,6 +20,7 @@ from luthier.data import Examples
 from luthier.data.score import kinds
 from luthier.measuring.trial import trial
 from luthier.methods.row_model import Reader
+from luthier.training.classes import check_classes
 from luthier.training.from_adapter import check_start
 from luthier.training.spec import Run
 from luthier.training.task_columns import COLUMN, check_types, columns_of, tagged, task_indices, tasks_of
@@ -75,6 +76,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
     check_serves(run, examples.task)
     if "pictures" in kinds(examples.rows) and not objective.sees:
         raise LuthierError(f"{run.data} has pictures, and {objective.name()} does not take any; objective=sft does.")
+    alike = check_classes(examples)
     train, held = divide(run, examples)
     processor, positions = trial(
         run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also, run.init
@@ -129,7 +131,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
         raise LuthierError(f"neftune is noise on token embeddings, and {examples.task} has no tokens; leave it out.")
     plain, seen = _seen(run, train, encoded[0], encode)
     evaluation = shaped[1] if held else []
-    told = _told(run, encoded)
+    told = _told(run, encoded, alike)
     return Prepared(
         examples.task, train, held, shaped[0], evaluation, processor, plain, seen, unread, dropped, selected, told
     )
@@ -224,9 +226,9 @@ def task_of(run: Run) -> str | None:
     return own or run.task
 
 
-def _told(run: Run, parts: Sequence[Sequence[Feature]]) -> dict[str, str]:
-    """What the user should hear of the rows; raises if the run is strict."""
-    found = data.told(*parts)
+def _told(run: Run, parts: Sequence[Sequence[Feature]], alike: dict[str, str]) -> dict[str, str]:
+    """What the user should hear of the rows, besides labels that are all `alike`; raises if the run is strict."""
+    found = data.told(*parts) | alike
     if found and run.strict:
         notes = "\n".join(f"  {count}: {note}" for note, count in found.items())
         raise LuthierError(f"{run.data} is not learned as it stands:\n{notes}\nMend the rows, or leave strict out.")

@@ -19,6 +19,7 @@ from luthier.core.adapters.pass_ import Edit, Pass
 from luthier.core.adapters.share import Share, by_name, joined, put
 from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.errors import LuthierError
+from luthier.core.sites.outputs import leading, led
 from luthier.core.sites.structure import is_sharded, weight_of
 
 
@@ -73,11 +74,11 @@ def adapted(module, adapters: AdapterContainer, base: Callable, first: str, args
     y = _through_module(module, adapters, base, entering, args, kwargs)
     if not adapters.posts:
         return y
-    out = y[0] if isinstance(y, tuple) else y
+    out = leading(y)
     out = _edited(
         current, adapters.posts, out, lambda tuner, seen, part: tuner.post(current, _read(tuner, seen), part), x
     )
-    return (out, *y[1:]) if isinstance(y, tuple) else out
+    return led(y, out)
 
 
 def _read(tuner: TunerLayer, x: Any) -> Any:
@@ -132,7 +133,7 @@ def beside(adapters: AdapterContainer, owner: str, out: Any) -> Any:
     It runs outside the block, so that recomputed activations leave the state alone.
     """
     current = adapters.current
-    h = out[0] if isinstance(out, tuple) else out
+    h = leading(out)
     if adapters.reads_rows and current.seen is not None:
         current.seen.states.append(h)
     if not adapters.asides and not (adapters.final and current.aside.get(owner)):
@@ -146,7 +147,7 @@ def beside(adapters: AdapterContainer, owner: str, out: Any) -> Any:
         return out
     for state in current.aside.pop(owner).values():
         h = h + state
-    return (h, *out[1:]) if isinstance(out, tuple) else h
+    return led(out, h)
 
 
 def _edited_inside(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from luthier.core.sites.outputs import leading
 from luthier.core.sites.packing import packed, packing_now
 from luthier.core.sites.probe import eval_mode
 from luthier.core.sites.structure import block_lists, unwrapped
@@ -91,7 +92,7 @@ def _outputs(model: Any, batch: dict[str, Tensor]) -> tuple[Outputs, int]:
 
     def note(block: nn.Module, args: Any, output: Any) -> None:
         nonlocal count
-        first = output[0] if isinstance(output, tuple) else output
+        first = leading(output)
         if isinstance(first, Tensor) and first.shape[:2] == batch["input_ids"].shape:
             found.append(first)
         count = max(count, 0 if (now := packing_now()) is None else now.blocks)

@@ -24,6 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from luthier.core.sites.attention import Attention, attention_configs, attention_named
+from luthier.core.sites.outputs import leading, led
 from luthier.core.sites.structure import block_lists, unwrapped
 
 PACKED = "luthier_packed_"
@@ -262,9 +263,7 @@ def _leave(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -
     masks = _masks(args, kwargs)
     if masks is None:
         return None
-    first = output[0] if isinstance(output, tuple) else output
-    padded = masks.packing.returned(first)
-    return (padded, *output[1:]) if isinstance(output, tuple) else padded
+    return led(output, masks.packing.returned(leading(output)))
 
 
 def _masks(args: tuple, kwargs: dict[str, Any]) -> RowMasks | None:

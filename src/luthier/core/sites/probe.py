@@ -118,5 +118,5 @@ def _more(module: nn.Module, entering: Any, output: Any) -> str | None:
 
 
 def _shown(value: Any) -> Any:
-    first = value[0] if type(value) is tuple and value else value
+    first = value[0] if type(value) in (tuple, list) and value else value
     return tuple(first.shape) if isinstance(first, Tensor) else type(value).__name__

@@ -270,7 +270,7 @@ class _Parser:
         known = {p.rpartition(".")[2] for p in self.scope.modules} | {s.type for s in self.scope.named}
         inside = [p for p in self.scope.modules if _matches(word, p)]
         if word in WORDS:
-            advice = ": the model has none."
+            advice = f": it has {LACKING.get(word, 'none')}."
         elif inside:
             advice = f"; {inside[0]!r} is not a linear layer: use {word}.* for the layers in it, or output({word})."
         else:
@@ -281,6 +281,13 @@ class _Parser:
             f"Layers by name: {', '.join(names) or 'none'}. "
             f"Words: {', '.join(WORDS)}."
         )
+
+
+LACKING = {
+    "all-linear": "no linear layer that it calls, besides its head",
+    "stream": "no list of blocks that hold linear layers",
+}
+"""What a model lacks in which a word matches nothing."""
 
 
 def select(model: nn.Module, where: str | Iterable[Site], *, uncalled: bool = False) -> Sites:

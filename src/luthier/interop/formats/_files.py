@@ -47,6 +47,11 @@ def header(path: Path) -> tuple[list[str], dict[str, str]]:
         return list(file.keys()), dict(file.metadata() or {})
 
 
+def names_in(path: Path) -> list[str]:
+    """Returns the names of the tensors of a file that `read_tensors` reads, whatever their type."""
+    return header(path)[0] if path.suffix == ".safetensors" else list(_from_pickle(path))
+
+
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
     with guarded(f"{path} cannot be read"), safetensors.safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from luthier.core.errors import LuthierError
 
@@ -76,8 +78,28 @@ WHY: Mapping[str, str] = {
 ALSO_MERGED = "Merge it with peft (merge_and_unload) and use the model."
 
 
-def refuse_unknown(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises for a setting that is on and that changes what the adapter does in a way unknown here."""
+SHARED = "Run it with peft, whose merge would change {} as well, with which it shares its weight."
+
+
+def merging(names: Iterable[str], model: nn.Module) -> str:
+    """Returns the advice to merge what is not read, where peft's merge gives the same outputs: not where the weight of
+    an adapted layer is that of another layer too (a tied table and head)."""
+    owners: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(path.removesuffix(".weight"))
+    told = {name.removeprefix("base_model.model.") for name in names if "token_adapter" not in name}
+    for paths in owners.values():
+        base = [path for path in paths if f"{path}.weight" not in told]  # of one that is saved whole, peft has a copy
+        adapted = [path for path in base if any(name.startswith(f"{path}.") for name in told)]
+        others = [path for path in base if path not in adapted]
+        if adapted and others:
+            return SHARED.format(others[0])
+    return ALSO_MERGED
+
+
+def refuse_unknown(folder: Path, config: Mapping[str, Any], merged: Callable[[], str]) -> None:
+    """Raises for a setting that is on and that changes what the adapter does in a way unknown here; `merged` is what to
+    do with it instead."""
     strange = [key for key, value in config.items() if key not in TOLD and value]
     if strange:
         why = WHY.get(strange[0], "what it does is not known here, so the adapter could do something else.")
@@ -88,7 +110,7 @@ def refuse_unknown(folder: Path, config: Mapping[str, Any]) -> None:
         raise LuthierError(
             f"{folder}: init_lora_weights={start!r} takes its start off the base's weights when peft loads it"
             + (", by a random method that finds another start each time; only what was saved with " if random else ". ")
-            + ("" if random else f"{ALSO_MERGED} Saved with ")
+            + ("" if random else f"{merged()} Saved with ")
             + "path_initial_model_for_weight_conversion=…, it is a LoRA as any other."
         )
 
@@ -110,12 +132,13 @@ PROMPTS = frozenset(
 """Methods that put learned vectors before the tokens, or their keys and values."""
 
 
-def refuse_method(folder: Path, method: str, read: Mapping[str, Any]) -> None:
-    """Raises for a method of peft's that is not among those that are `read`."""
+def refuse_method(folder: Path, method: str, read: Mapping[str, Any], merged: Callable[[], str]) -> None:
+    """Raises for a method of peft's that is not among those that are `read`; `merged` is what to do with one that
+    changes weights."""
     if method in read:
         return
     if method in WEIGHTS:
-        advice = ALSO_MERGED
+        advice = merged()
     elif method in PROMPTS:
         advice = "It adds learned vectors to the prompt, which no weight can hold: run it with peft."
     else:

@@ -19,7 +19,7 @@ from luthier.core.sites.renaming import nearest, renamed
 from luthier.core.sites.structure import lookup_scale
 from luthier.interop.formats import _peft_beside as beside
 from luthier.interop.formats._factors import Pair, lora_of
-from luthier.interop.formats._peft_config import ALSO_MERGED
+from luthier.interop.formats._peft_config import merging
 from luthier.interop.formats._peft_experts import as_it_is_now, of_one_expert, on_all_experts, router
 from luthier.interop.formats._peft_parameters import parameters_apart, read_prefix
 from luthier.interop.formats._peft_targets import adapted, matches, refuse_missing
@@ -55,9 +55,13 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
     biases = {path: found.pop("b") for path, found in groups.items() if biased}
     for path, found in groups.items():
         if dora and isinstance(model.get_submodule(path), nn.Embedding):
-            raise LuthierError(f"{folder} adapts the table {path} by DoRA, which has no equal here. {ALSO_MERGED}")
+            raise LuthierError(
+                f"{folder} adapts the table {path} by DoRA, which has no equal here. {merging(tensors, model)}"
+            )
         if found["A"].dim() == found["B"].dim() == 4 or found["A"].dim() == found["B"].dim() == 3:
-            raise LuthierError(f"{folder} adapts the convolution {path}; LoRA has no equal for one here. {ALSO_MERGED}")
+            raise LuthierError(
+                f"{folder} adapts the convolution {path}; LoRA has no equal for one here. {merging(tensors, model)}"
+            )
         if found["A"].dim() != 2 or found["B"].dim() != 2 or len(found["A"]) != found["B"].shape[1]:
             raise LuthierError(f"{folder}: the factors of {path} do not fit each other, or are no matrices.")
     told = _stored_names(tensors, FACTORS, model)

@@ -44,15 +44,19 @@ class PEFT(LowRankFormat):
         return not TorchTune.fits(folder) and holds(folder, CONFIG, WEIGHTS, ("peft_type",))
 
     def read(self, folder: Path, model: nn.Module) -> list[Found]:
-        from luthier.interop.formats._files import inside, read_tensors
+        from luthier.interop.formats._files import inside, names_in, read_tensors
         from luthier.interop.formats._peft_beside import met
-        from luthier.interop.formats._peft_config import refuse_method, refuse_unknown
+        from luthier.interop.formats._peft_config import merging, refuse_method, refuse_unknown
         from luthier.interop.formats._peft_read import READERS, that_count
 
         config = _config(folder)
-        refuse_method(folder, config["peft_type"], READERS)
-        refuse_unknown(folder, config)
         file = next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[0])
+
+        def merged() -> str:
+            return merging(names_in(inside(folder, file)), model)
+
+        refuse_method(folder, config["peft_type"], READERS, merged)
+        refuse_unknown(folder, config, merged)
         tensors = that_count(read_tensors(inside(folder, file)))
         return met(folder, READERS[config["peft_type"]](folder, config, tensors, model), model)
 
