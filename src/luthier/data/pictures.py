@@ -120,7 +120,7 @@ def _named(value: Any, folder: Path | None) -> str:
         raise BadRow(f"the picture {value[:80]} is an address: nothing is fetched; download it, and give its path")
     path = (folder or Path()) / value.removeprefix("file://")
     if not path.is_file():
-        raise BadRow(f"no image file {path}")
+        raise BadRow(f"no image file {path} (of a column that holds no pictures, take it out)")
     return str(path.absolute())
 
 
