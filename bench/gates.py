@@ -4,7 +4,7 @@ Two adapters are fitted to the same made-up facts, one on questions with their c
 of contexts is then asked about both, on facts that neither has seen. A second pair teaches SmolLM2 to decline prompts
 that hold a token, and then either goes on with other rows or answers these prompts.
 
-    python -m bench gates [--steps 120] [--out bench/results/gates.json]
+    python -m bench gates [--steps 40] [--only contexts] [--out bench/results/gates.json]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench._registry import results_of
 
 import luthier as lt
 
-MODEL, ROWS, PROBES = "smollm2-135m", 240, 120
+MODEL, ROWS, PROBES = "smollm2-135m", 240, 60
 PLACES = ("Aral", "Bremo", "Cedra", "Dovan", "Elmar", "Fenno", "Gorla", "Hista", "Imber", "Jarka")
 CRAFTS = ("baker", "tailor", "pilot", "nurse", "farmer", "welder", "potter", "singer", "ranger", "miller")
 TOKEN = "OMEGA-7"
@@ -47,12 +47,15 @@ def people(count: int, seed: int) -> list[dict[str, str]]:
 def main(arguments: Sequence[str]) -> None:
     """Fits, checks, and writes the verdicts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
     parser.add_argument("--out", type=Path, default=results_of("gates"))
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        found = {**contexts(Path(folder), given.steps), **declines(Path(folder), given.steps)}
-    given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+    for part in given.only:
+        with tempfile.TemporaryDirectory() as folder:
+            found |= PARTS[part](Path(folder), given.steps)
+        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
 
 
@@ -93,6 +96,9 @@ def declines(folder: Path, steps: int) -> dict[str, Any]:
     }
 
 
+PARTS = {"contexts": contexts, "declines": declines}
+
+
 def asked(prompt: str, completion: str) -> dict[str, str]:
     """A row to learn."""
     return {"prompt": prompt, "completion": completion}
@@ -107,7 +113,7 @@ def written(path: Path, rows: Sequence[dict[str, str]]) -> str:
 def fit(model: str, rows: Sequence[dict[str, str]], out: Path, steps: int) -> Path:
     """The adapter that LoRA makes of the rows."""
     data = written(out.with_suffix(".jsonl"), rows)
-    training = lt.Training(steps=steps, batch=8, lr=1e-3, eval_fraction=0, max_length=64)
+    training = lt.Training(steps=steps, batch=4, lr=1e-3, eval_fraction=0, max_length=128)
     made = lt.train(model=model, data=data, form=lt.LoRA(rank=8), out=str(out), training=training, progress=False)
     return made.adapter
 
