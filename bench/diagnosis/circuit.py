@@ -4,7 +4,7 @@ One head of a block of stories15m is made to look elsewhere, and rows are what t
 keep that head and no other. SmolLM2 then learns by LoRA what is in which box; heads of the fine-tuned model are put
 into the base. `everything` is the difference of logits where all is patched; the null's `path` is a head's own output.
 
-    python -m bench diagnosis-circuit [--steps 60] [--only planted]
+    python -m bench diagnosis-circuit [--steps 40] [--only planted]
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STARTS = ("Once upon a time", "Lily had a", "The big dog", "Tom and Sam went", "
 THINGS = ("ball", "key", "book", "hat", "map", "bell", "cup", "coin")
 
 
-def planted(work: Path, steps: int) -> dict[str, Any]:
+def planted(work: Path, _: int) -> dict[str, Any]:
     """A head that looks elsewhere, and rows that the model with it writes."""
     loaded = lt.model(STORIES)
     model, words = loaded.model.eval(), loaded.processor
@@ -40,7 +40,7 @@ def planted(work: Path, steps: int) -> dict[str, Any]:
     rows = [{"text": said(model, words, start)} for start in STARTS]
     model.save_pretrained(work / "planted")
     words.save_pretrained(work / "planted")
-    by = lt.Circuit(heads=12, cost=0.003, steps=steps)
+    by = lt.Circuit(heads=12, cost=0.003, steps=60)
     return {"head": f"{BLOCK}.{HEAD}", **examined(STORIES, work / "planted", by, written(work / "said.jsonl", rows))}
 
 
@@ -64,8 +64,8 @@ def boxes(count: int, seed: int) -> list[dict[str, str]]:
 def entities(work: Path, steps: int) -> dict[str, Any]:
     """What LoRA brought to tracking entities, head by head."""
     adapter = fit(CHAT, boxes(4 * steps, 1), work / "boxes", steps=steps)
-    probes = written(work / "probes.jsonl", boxes(16, 2))
-    return examined(CHAT, adapter, lt.Circuit(heads=16, steps=30), probes, batch=4)
+    probes = written(work / "probes.jsonl", boxes(12, 2))
+    return examined(CHAT, adapter, lt.Circuit(heads=12, steps=24), probes, batch=4)
 
 
 PARTS = {"planted": planted, "entities": entities}
@@ -74,7 +74,7 @@ PARTS = {"planted": planted, "entities": entities}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Plants, fits, patches; what was found before stays."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, default=results_of("diagnosis-circuit"))
     given = parser.parse_args(arguments)

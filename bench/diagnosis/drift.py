@@ -3,7 +3,7 @@
 A server answers bank and travel questions (CLINC150) for three runs of a log: the first stands for the training data,
 the second is more of the same (the null: nothing may be flagged), the third asks sums in words (GSM8K).
 
-    python -m bench diagnosis-drift --data FOLDER [--rows 60]
+    python -m bench diagnosis-drift --data FOLDER [--rows 40]
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def ask(address: str, text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serves, asks, compares."""
-    given = parsed(arguments, __doc__, "diagnosis-drift", data=True, rows=60)
+    given = parsed(arguments, __doc__, "diagnosis-drift", data=True, rows=40)
     intents, sums = given.data / "clinc150", given.data / "gsm8k"
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tests = written(work / "test.jsonl", test)
         for seed in range(given.seeds):
             runs += [one(way, seed, rows, tests, work, given.steps) for way in WAYS]
-    recorded(given.out, runs)
+            recorded(given.out, runs)
 
 
 if __name__ == "__main__":
