@@ -4,7 +4,7 @@ Two adapters are fitted to the same made-up facts, one on questions with their c
 of contexts is then asked about both, on facts that neither has seen. A second pair teaches SmolLM2 to decline prompts
 that hold a token, and then either goes on with other rows or answers these prompts.
 
-    python -m bench gates [--steps 40] [--only contexts] [--out bench/results/gates.json]
+    python -m bench gates [--steps 60] [--only contexts] [--out bench/results/gates.json]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.diagnosis._fits import CHAT, asked, fit, merged, written
 
 import luthier as lt
 
-ROWS, PROBES = 240, 60
+ROWS, PROBES = 240, 80
 PLACES = ("Aral", "Bremo", "Cedra", "Dovan", "Elmar", "Fenno", "Gorla", "Hista", "Imber", "Jarka")
 CRAFTS = ("baker", "tailor", "pilot", "nurse", "farmer", "welder", "potter", "singer", "ranger", "miller")
 TOKEN = "OMEGA-7"
@@ -48,7 +48,7 @@ def people(count: int, seed: int) -> list[dict[str, str]]:
 def main(arguments: Sequence[str]) -> None:
     """Fits, checks, and writes the verdicts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
     parser.add_argument("--out", type=Path, default=results_of("gates"))
     given = parser.parse_args(arguments)
@@ -100,4 +100,5 @@ def verdict(model: str, adapter: Path, gates: dict[str, lt.Gate]) -> dict[str, A
     """What the gate says of an adapter."""
     start, loaded = time.monotonic(), lt.model(model)
     found = lt.check(adapter, gates, base=loaded.model, processor=loaded.processor)
-    return {**found.to_dict()["gates"][0], "seconds": round(time.monotonic() - start, 1)}
+    told = {key: value for key, value in found.to_dict()["gates"][0].items() if key != "settings"}
+    return {**told, "seconds": round(time.monotonic() - start, 1)}

@@ -5,7 +5,7 @@ that it wrote itself. Then as many texts are drawn by each way, over seeds: `pla
 (γ = 0), `once` contrasts it with its base, `iterated` lets the base take a step on each text. A text hits a domain
 where it holds one of its words; how often the base's own texts do is told beside.
 
-    python -m bench diagnosis-novelty [--steps 100] [--rounds 8] [--seeds 3]
+    python -m bench diagnosis-novelty [--steps 60] [--rounds 6] [--seeds 3]
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def told(draws: Draws) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Hides, draws, counts."""
-    given = parsed(arguments, __doc__, "diagnosis-novelty", steps=100, rounds=8, seeds=3)
+    given = parsed(arguments, __doc__, "diagnosis-novelty", steps=60, rounds=6, seeds=3)
     words = lt.model(MODEL).processor
     prompts, runs = [""] * DRAWN, []
     with tempfile.TemporaryDirectory() as scratch:

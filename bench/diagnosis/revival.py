@@ -4,7 +4,7 @@ MiniLM is fitted in full to `INTENTS` intents of CLINC150, which makes the abili
 with the label of the next intent. The control has the blocks of the able model drawn anew before it learns the shifted
 labels: what is not in the weights can be neither read better than from fresh ones nor revived sooner.
 
-    python -m bench diagnosis-revival --data FOLDER [--steps 60]
+    python -m bench diagnosis-revival --data FOLDER [--steps 40]
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from bench.diagnosis._fits import examined, fit, merged, parsed, recorded, writt
 import luthier as lt
 from luthier.methods.examinations.revival import refresh
 
-MODEL, TASK, INTENTS, EACH, PROBED = "minilm-l6", "classification", 20, 20, 20
-BATCH: dict[str, Any] = {"task": TASK, "batch": 32, "lr": 1e-3, "max_length": 48}
+MODEL, TASK, INTENTS, EACH, PROBED = "minilm-l6", "classification", 20, 20, 12
+BATCH: dict[str, Any] = {"task": TASK, "batch": 16, "lr": 3e-3, "max_length": 48}
 
 
 def rows_of(file: Path, count: int) -> list[dict[str, str]]:
@@ -51,15 +51,15 @@ def drawn_anew(model: str, folder: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Makes the ability, hides it, looks for it."""
-    given = parsed(arguments, __doc__, "diagnosis-revival", data=True, steps=60)
+    given = parsed(arguments, __doc__, "diagnosis-revival", data=True, steps=40)
     rows, probes = (
         rows_of(given.data / "clinc150/train.jsonl", EACH),
         rows_of(given.data / "clinc150/test.jsonl", PROBED),
     )
-    names, by, found = sorted({row["label"] for row in rows}), lt.Revival(steps=40, lr=3e-4), {}
+    names, by, found = sorted({row["label"] for row in rows}), lt.Revival(steps=30, lr=3e-4), {}
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        adapter = fit(MODEL, rows, work / "able-run", form=lt.Full(), steps=3 * given.steps, **BATCH | {"lr": 2e-4})
+        adapter = fit(MODEL, rows, work / "able-run", form=lt.Full(), steps=3 * given.steps, **BATCH | {"lr": 4e-4})
         able = merged(MODEL, adapter, work / "able", TASK, names)
         bases = {"shifted labels": able, "re-initialised, shifted labels": drawn_anew(able, work / "fresh")}
         for name, base in bases.items():
