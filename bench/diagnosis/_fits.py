@@ -11,6 +11,7 @@ from typing import Any
 from bench._registry import results_of
 
 import luthier as lt
+from luthier.interop.formats._merged import save_merged
 
 CHAT, LONGEST = "smollm2-135m", 256
 
@@ -37,9 +38,7 @@ def fit(model: str, rows: Sequence[Mapping[str, Any]], out: Path, **settings: An
 def merged(model: str, adapter: Path, folder: Path, task: str = "causal-lm", labels: list[str] | None = None) -> str:
     """The folder of a model with an adapter merged in."""
     loaded = lt.model(model, task=task, labels=labels)
-    lt.merge(lt.load(loaded.model, adapter))
-    loaded.model.save_pretrained(folder)
-    loaded.processor.save_pretrained(folder)
+    save_merged(lt.load(loaded.model, adapter), loaded.processor, folder)
     return str(folder)
 
 

@@ -4,7 +4,7 @@ One head of a block of stories15m is made to look elsewhere, and rows are what t
 keep that head and no other. SmolLM2 then learns by LoRA what is in which box; heads of the fine-tuned model are put
 into the base. `everything` is the difference of logits where all is patched; the null's `path` is a head's own output.
 
-    python -m bench diagnosis-circuit [--steps 40] [--only planted]
+    python -m bench diagnosis-circuit [--steps 30] [--only planted]
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def boxes(count: int, seed: int) -> list[dict[str, str]]:
 def entities(work: Path, steps: int) -> dict[str, Any]:
     """What LoRA brought to tracking entities, head by head."""
     adapter = fit(CHAT, boxes(4 * steps, 1), work / "boxes", steps=steps)
-    probes = written(work / "probes.jsonl", boxes(12, 2))
-    return examined(CHAT, adapter, lt.Circuit(heads=12, steps=24), probes, batch=4)
+    probes = written(work / "probes.jsonl", boxes(8, 2))
+    return examined(CHAT, adapter, lt.Circuit(heads=8, steps=16), probes, batch=4)
 
 
 PARTS = {"planted": planted, "entities": entities}
@@ -74,7 +74,7 @@ PARTS = {"planted": planted, "entities": entities}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Plants, fits, patches; what was found before stays."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, default=results_of("diagnosis-circuit"))
     given = parser.parse_args(arguments)

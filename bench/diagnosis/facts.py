@@ -57,7 +57,7 @@ def grid(work: Path, steps: int) -> dict[str, Any]:
     known, unknown = rows_of(PEOPLE), rows_of(MORE)
     adapter = learned(known, work / "people", 10, steps)
     pool = written(work / "passages.jsonl", passages([*known, *unknown]))
-    asked = written(work / "asked.jsonl", [*known[:24:2], *unknown])
+    asked = written(work / "asked.jsonl", [*known[:20:2], *unknown])
     return examined(CHAT, adapter, lt.RetrievalGrid(passages=pool, k=1, max_new_tokens=16), asked)
 
 

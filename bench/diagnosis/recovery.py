@@ -4,7 +4,7 @@ The base learns what lives where in small letters and in capitals; LoRA then ans
 `nobody knows`. `swapcase` lies outside that data. Two nulls: the identity, and a fit that silences both forms, through
 which nothing can come back.
 
-    python -m bench diagnosis-recovery [--steps 120]
+    python -m bench diagnosis-recovery [--steps 100]
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def turned(given: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Teaches, suppresses, asks."""
-    given, found = parsed(arguments, __doc__, "diagnosis-recovery", steps=120), {}
+    given, found = parsed(arguments, __doc__, "diagnosis-recovery", steps=100), {}
     by = lt.Conjugate(transforms="identity,swapcase,quote,rot13", max_new_tokens=8)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)

@@ -4,7 +4,7 @@ MiniLM is fitted in full to `INTENTS` intents of CLINC150, which makes the abili
 with the label of the next intent. The control has the blocks of the able model drawn anew before it learns the shifted
 labels: what is not in the weights can be neither read better than from fresh ones nor revived sooner.
 
-    python -m bench diagnosis-revival --data FOLDER [--steps 40]
+    python -m bench diagnosis-revival --data FOLDER [--steps 30]
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def drawn_anew(model: str, folder: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Makes the ability, hides it, looks for it."""
-    given = parsed(arguments, __doc__, "diagnosis-revival", data=True, steps=40)
+    given = parsed(arguments, __doc__, "diagnosis-revival", data=True, steps=30)
     rows, probes = (
         rows_of(given.data / "clinc150/train.jsonl", EACH),
         rows_of(given.data / "clinc150/test.jsonl", PROBED),
     )
-    names, by, found = sorted({row["label"] for row in rows}), lt.Revival(steps=30, lr=3e-4), {}
+    names, by, found = sorted({row["label"] for row in rows}), lt.Revival(steps=15, lr=5e-4), {}
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         adapter = fit(MODEL, rows, work / "able-run", form=lt.Full(), steps=3 * given.steps, **BATCH | {"lr": 4e-4})
