@@ -40,14 +40,14 @@ def planted(work: Path, _: int) -> dict[str, Any]:
     rows = [{"text": said(model, words, start)} for start in STARTS]
     model.save_pretrained(work / "planted")
     words.save_pretrained(work / "planted")
-    by = lt.Circuit(heads=12, cost=0.003, steps=60)
+    by = lt.Circuit(heads=8, cost=0.003, steps=40, edges=2)
     return {"head": f"{BLOCK}.{HEAD}", **examined(STORIES, work / "planted", by, written(work / "said.jsonl", rows))}
 
 
 def said(model: Any, words: Any, start: str) -> str:
     """What the model writes behind a start, the likeliest tokens."""
     ids = words(start, return_tensors="pt")["input_ids"]
-    return words.decode(model.generate(ids, max_new_tokens=40, do_sample=False)[0], skip_special_tokens=True)
+    return words.decode(model.generate(ids, max_new_tokens=24, do_sample=False)[0], skip_special_tokens=True)
 
 
 def boxes(count: int, seed: int) -> list[dict[str, str]]:
