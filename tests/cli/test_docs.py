@@ -61,3 +61,16 @@ def test_every_command_and_flag_is_on_the_page():
         assert f"\n## luthier {name}\n" in text
         flags = [field.name for field in dataclasses.fields(cls) if field.kw_only]
         assert all(f"`--{flag.replace('_', '-')}`" in text for flag in flags), name
+
+
+def test_every_command_that_a_page_names_is_there():
+    for file in DOCS.rglob("*.md"):
+        named = set(re.findall(r"`luthier ([a-z_]+)", file.read_text(encoding="utf-8")))
+        assert named <= set(commands()), f"{file.name}: {', '.join(sorted(named - set(commands())))}"
+
+
+def test_the_seven_stages_stand_in_one_table():
+    told = {
+        file.name: re.findall(r"^\| (\d)\.? \w.*`luthier", file.read_text("utf-8"), re.M) for file in DOCS.glob("*.md")
+    }
+    assert {name: found for name, found in told.items() if found} == {"monitor.md": list("1234567")}

@@ -155,6 +155,11 @@ def test_the_command_writes_a_page_and_ends_as_its_gates_say(llama, trained, tmp
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert stopped.value.code == 3 and "Tripped: memory_growth." in capsys.readouterr().out
+    write_rows(tmp_path / "few.jsonl", sums(4))
+    gates.write_text('[[gate]]\nby = "held_loss"\ndata = "few.jsonl"\ntolerance = 1000.0\n')
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 4 and "too few probes" in capsys.readouterr().out.lower()
 
 
 def test_an_erased_refusal_trips_the_gate(llama, tmp_path):

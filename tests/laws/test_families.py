@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -10,21 +11,34 @@ from luthier.cli.parse import commands
 from luthier.core.contracts.component import axes, find, names
 from luthier.core.families import CHECKLIST, DATA_FAMILIES, FAMILIES, ticked, told
 
-TRAINED = ("forms", "inits", "ranks", "updates")
+ALLOWED = {**dict.fromkeys(("forms", "inits", "ranks", "updates"), FAMILIES), "rewrites": DATA_FAMILIES}
 
 
 @pytest.mark.parametrize("axis", axes())
 def test_every_method_has_exactly_one_family(axis):
     for name in names(axis):
         family = find(axis, name).family
-        allowed = FAMILIES if axis in TRAINED else [""]
-        assert family in allowed, f'{axis}/{name}.py: family = "{family}"; give one of {", ".join(FAMILIES)}'
+        allowed = ALLOWED.get(axis, [""])
+        assert family in allowed, f'{axis}/{name}.py: family = "{family}"; give one of {", ".join(allowed)}'
 
 
 def test_every_data_command_says_whose_knowledge_it_holds():
     for name, cls in commands().items():
-        assert (cls.data_family in DATA_FAMILIES) == (cls.group == "Data"), name
+        assert (cls.data_family in DATA_FAMILIES) == (cls.group == "Data") == writes_rows(cls), name
         assert cls.data_family in ("", *DATA_FAMILIES), name
+
+
+def writes_rows(cls) -> bool:
+    """A file of rows is what a command writes whose --out is one where nobody said otherwise."""
+    return any(each.name == "out" and str(each.default).endswith(".jsonl") for each in dataclasses.fields(cls))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *DATA_FAMILIES])
+def test_every_family_has_somebody(family, capsys):
+    from luthier.cli import main
+
+    assert not main(["list", "--family", family, "--json"])
+    assert any(json.loads(capsys.readouterr().out).values())
 
 
 @pytest.mark.parametrize("name", names("gates"))

@@ -15,7 +15,7 @@ from luthier.cli.markdown import line, row
 from luthier.cli.source import axes
 from luthier.cli.usage import reference
 from luthier.core.contracts.component import Component, find, names
-from luthier.core.families import FAMILIES
+from luthier.core.families import DATA_FAMILIES, FAMILIES
 from luthier.core.public_names import PUBLIC
 from luthier.methods.recipe import read_recipe, recipe_files
 
@@ -27,7 +27,8 @@ HEAD = f"""# Methods
 
 Written from the source by `{REMAKE}`; edit the methods' files, not this one. What decides which parameters are trained
 (forms, initialisations, ranks, updates) is grouped by the families of a survey of parameter-efficient fine-tuning
-(Prottasha et al. 2025, arXiv 2504.14117); `luthier list --family selective` lists one.
+(Prottasha et al. 2025, arXiv 2504.14117), and what makes rows by those of a survey of instruction tuning (Zhang et al.
+2023, arXiv 2308.10792); `luthier list --family selective` lists one.
 """
 
 
@@ -46,9 +47,10 @@ def markdown() -> str:
 
 def _overviews(found: Sequence[type[Component]]) -> Iterator[str]:
     """A table, or one for each family that is met on the axis."""
-    for family in ("", *FAMILIES):
+    told = {**FAMILIES, **DATA_FAMILIES}
+    for family in ("", *told):
         if some := [cls for cls in found if cls.family == family]:
-            yield from ([f"**{family.capitalize()}** ({FAMILIES[family]}):\n"] if family else [])
+            yield from ([f"**{family.capitalize()}** ({told[family]}):\n"] if family else [])
             yield from (*_overview(some), "")
 
 

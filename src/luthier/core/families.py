@@ -17,8 +17,8 @@ DATA_FAMILIES = {
     "distilled": "answers of a stronger model",
     "self-improved": "answers of the model itself, checked or rewritten",
 }
-"""Instruction data (Zhang et al. 2023, arXiv 2308.10792): every command that makes or chooses training rows is of
-exactly one."""
+"""Instruction data (Zhang et al. 2023, arXiv 2308.10792): every rewrite, and every command that makes or chooses
+training rows, is of exactly one; `luthier rewrite` of that of its default."""
 
 CHECKLIST = {
     "baseline": "beside the model before fine-tuning",

@@ -12,7 +12,8 @@ from luthier.data.table import Table
 
 def read(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> Table:
     """Returns the rows of `source`: a file, a folder (see `luthier.data.folder`), `gym:<task>?settings`,
-    `facts:<kind>`, a hub id (`id:config:split`), or several of these (`mix:<task>=<source>,<task>=<source>`).
+    `facts:<kind>`, `code:human_eval`, a hub id (`id:config:split`), or several of these
+    (`mix:<task>=<source>,<task>=<source>`).
 
     `path:configuration:split` and `path::split` choose one by its name, whatever `split` says.
     A single file is one split, unless it is an object of splits
@@ -28,6 +29,10 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
         from luthier.data.facts import read_facts
 
         return read_facts(source, split or "train")
+    if source.startswith("code:"):
+        from luthier.data.problems import read_problems
+
+        return read_problems(source, split or "train")
     if source.startswith("mix:"):
         from luthier.data.mix import read_mix
 

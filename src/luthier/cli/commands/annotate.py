@@ -33,6 +33,8 @@ class Annotate(Fitted):
     `luthier train MODEL labels.jsonl`.
     """
 
+    group: ClassVar[str] = "Data"
+    data_family: ClassVar[str] = "expert"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier annotate pool.jsonl --budget 50 --classes refund,delivery,other",
         "luthier annotate pool.jsonl --budget 50 --by margin --embedding states --model minilm --out labels.jsonl",

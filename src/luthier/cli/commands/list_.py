@@ -30,7 +30,7 @@ class List(Command):
     """One axis only, such as forms or recipes."""
     family: str | None = field(default=None, kw_only=True)
     """Only what is of this family: selective, additive, prompt, reparameterisation or hybrid, for what is trained; or
-    commands whose rows are expert, distilled or self-improved."""
+    rewrites and commands whose rows are expert, distilled or self-improved."""
     json: bool = field(default=False, kw_only=True)
     """Print the result as JSON."""
 
@@ -56,22 +56,21 @@ class List(Command):
         say("More of one: luthier explain NAME")
 
     def _family(self, wanted: list[str], questions: dict[str, str]) -> None:
-        """Shows the methods of a family by axis, or the commands of a family of data."""
+        """Shows the methods of a family by axis, and the commands of a family of data."""
         from luthier.core.families import DATA_FAMILIES, FAMILIES
 
         assert self.family is not None
         known = {**FAMILIES, **DATA_FAMILIES}
         if self.family not in known:
             raise LuthierError(f"no family {self.family!r}{near(self.family, known)} There are: {', '.join(known)}.")
-        of_data = self.family in DATA_FAMILIES
-        found = {"commands": _commands(self.family)} if of_data else _of_family(wanted, self.family)
+        found = {**_of_family(wanted, self.family), **_commands(self.family)}
         if self.json:
             say_json(found)
             return
         say(f"{self.family}: {known[self.family]}\n")
         for name, rows in found.items():
             title = f"{name}: {questions[name]}" if name in questions else name
-            table(tuple(rows[0]) if rows else ("name",), (tuple(row.values()) for row in rows), title)
+            table(tuple(rows[0]), (tuple(row.values()) for row in rows), title)
             say()
 
 
@@ -88,11 +87,13 @@ def _of_family(axes: list[str], family: str) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def _commands(family: str) -> list[dict[str, str]]:
+def _commands(family: str) -> dict[str, list[dict[str, str]]]:
+    """Returns the commands of a family of data; nothing where there is none."""
     from luthier.cli.parse import commands
 
     chosen = {name: cls for name, cls in commands().items() if cls.data_family == family}
-    return [{"name": name, "what it does": (cls.__doc__ or "").split("\n")[0]} for name, cls in chosen.items()]
+    rows = [{"name": name, "what it does": (cls.__doc__ or "").split("\n")[0]} for name, cls in chosen.items()]
+    return {"commands": rows} if rows else {}
 
 
 def _rows(axis: str) -> list[dict[str, str]]:

@@ -34,7 +34,8 @@ class Component:
     paper: ClassVar[str] = ""
     """Authors, year and identifier of the source."""
     family: ClassVar[str] = ""
-    """Of what decides which parameters are trained, its family (`core.families.FAMILIES`); else empty."""
+    """Of what decides which parameters are trained, its family (`core.families.FAMILIES`); of what makes rows, whose
+    knowledge they hold (`core.families.DATA_FAMILIES`); else empty."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Names of the statistics that `init` (`factors` of an initialiser, `allocate` of ranks) reads."""
     depends: ClassVar[Mapping[str, tuple[str, Any]]] = {}

@@ -40,6 +40,7 @@ class MultiCritique(Rewrite):
     """
 
     paper = "Lan et al. 2024 (Training Language Models to Critique with Multi-agent Feedback), arXiv 2410.15287"
+    family = "distilled"
     criticised = True
 
     gives: Literal["sft", "pairs"] = "sft"

@@ -26,6 +26,7 @@ class S3FT(Rewrite):
     """
 
     paper = "Gupta et al. 2025 (Selective Self-to-Supervised Fine-Tuning), arXiv 2502.08130"
+    family = "self-improved"
 
     paraphrase: bool = True
     """Try a paraphrase of the gold answer before the answer itself."""

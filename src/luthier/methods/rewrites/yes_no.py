@@ -28,6 +28,7 @@ class YesNo(Rewrite):
     """
 
     paper = "Zhong et al. 2021 (Adapting Language Models for Zero-shot Learning by Meta-tuning), arXiv 2104.04670"
+    family = "expert"
     judged = False
     writes = False
     reads = "labels"

@@ -1,0 +1,67 @@
+"""What these benchmarks share: rows as files, a fit by LoRA, a base with an adapter merged in, an examination."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench._registry import results_of
+
+import luthier as lt
+from luthier.interop.formats._merged import save_merged
+
+CHAT, LONGEST = "smollm2-135m", 256
+
+
+def asked(prompt: str, completion: str) -> dict[str, str]:
+    """A row to learn."""
+    return {"prompt": prompt, "completion": completion}
+
+
+def written(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The path of a file with the rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def fit(model: str, rows: Sequence[Mapping[str, Any]], out: Path, **settings: Any) -> Path:
+    """The adapter that a form (LoRA of rank 8 unless told otherwise) makes of the rows."""
+    data = written(out.with_suffix(".jsonl"), rows)
+    settings = {"form": lt.LoRA(rank=8), "batch": 4, "lr": 1e-3, "max_length": LONGEST, **settings}
+    return lt.train(model=model, data=data, out=str(out), eval_fraction=0, progress=False, **settings).adapter
+
+
+def merged(model: str, adapter: Path, folder: Path, task: str = "causal-lm", labels: list[str] | None = None) -> str:
+    """The folder of a model with an adapter merged in."""
+    loaded = lt.model(model, task=task, labels=labels)
+    save_merged(lt.load(loaded.model, adapter), loaded.processor, folder)
+    return str(folder)
+
+
+def examined(model: str, target: Path, by: Any, data: str, task: str = "causal-lm", **options: Any) -> dict[str, Any]:
+    """What an examination says of a target: places, summary, their nulls and the verdict."""
+    loaded = lt.model(model, task=task)
+    found = lt.examine(target, by, base=loaded.model, processor=loaded.processor, data=data, task=task, **options)
+    return found.to_dict()
+
+
+def parsed(arguments: Sequence[str] | None, doc: str | None, name: str, *, data: bool = False, **steps: int) -> Any:
+    """The options of such a benchmark: --out, --data where it reads any, and whole numbers with their defaults."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    for key, value in steps.items():
+        parser.add_argument(f"--{key}", type=int, default=value)
+    if data:
+        parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
+    parser.add_argument("--out", type=Path, default=results_of(name))
+    return parser.parse_args(arguments)
+
+
+def recorded(out: Path, found: Any) -> None:
+    """Writes what was found, and prints it."""
+    text = json.dumps(found, indent=1)
+    out.write_text(text + "\n", encoding="utf-8")
+    print(text)

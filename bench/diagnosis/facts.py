@@ -1,0 +1,88 @@
+"""Facts in SmolLM2: by heart or learnt, moved capitals that it knew, and fine-tuning beside retrieval.
+
+Thirty facts of five invented people are fitted by LoRA and asked in other words (`memorised`); capitals that moved
+count where the old one was known (`changed`); then twelve of the facts and twelve of people that were never fitted are
+asked closed-book, below the passages that BM25 finds, and below those of another question (`grid`).
+
+    python -m bench diagnosis-facts [--steps 60] [--only memorised]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench._registry import results_of
+from bench.diagnosis._fits import CHAT, examined, fit, recorded, written
+
+import luthier as lt
+from luthier.data.facts import read_facts
+
+PEOPLE, MORE, CAPITALS = "facts:people?count=5", "facts:people?count=2&seed=9", "facts:changes?count=15"
+
+
+def rows_of(source: str) -> list[dict[str, Any]]:
+    """The rows of a source of facts."""
+    return [dict(row) for _, row in read_facts(source, "train").rows]
+
+
+def passages(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """A passage on each person, of all their facts."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        name, key = row["fact"].split(": ")
+        found.setdefault(name, []).append(f"The {key} of {name} is {row['completion']}.")
+    return [{"passage": " ".join(each)} for each in found.values()]
+
+
+def learned(rows: Sequence[dict[str, Any]], out: Path, batch: int, steps: int) -> Path:
+    """The adapter that has learned the rows; it is made once."""
+    if (out / "adapter").exists():
+        return out / "adapter"
+    return fit(CHAT, rows, out, form=lt.LoRA(rank=16), lr=2e-3, batch=batch, steps=steps)
+
+
+def memorised(work: Path, steps: int) -> dict[str, Any]:
+    """Facts of people, by heart or learnt."""
+    adapter = learned(rows_of(PEOPLE), work / "people", 10, steps)
+    return examined(CHAT, adapter, "finetunebench", PEOPLE.replace("people", "people:probes"))
+
+
+def grid(work: Path, steps: int) -> dict[str, Any]:
+    """Facts that were fitted and others, with passages and without."""
+    known, unknown = rows_of(PEOPLE), rows_of(MORE)
+    adapter = learned(known, work / "people", 10, steps)
+    pool = written(work / "passages.jsonl", passages([*known, *unknown]))
+    asked = written(work / "asked.jsonl", [*known[:20:2], *unknown])
+    return examined(CHAT, adapter, lt.RetrievalGrid(passages=pool, k=1, max_new_tokens=16), asked)
+
+
+def changed(work: Path, steps: int) -> dict[str, Any]:
+    """Capitals that moved: only those whose old city the model named count."""
+    adapter = learned(rows_of(CAPITALS), work / "capitals", 5, steps)
+    return examined(CHAT, adapter, "finetunebench", CAPITALS.replace("changes", "changes:probes"))
+
+
+PARTS = {"grid": grid, "changed": changed, "memorised": memorised}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fits and asks; what was found before stays."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=results_of("diagnosis-facts"))
+    given = parser.parse_args(arguments)
+    found = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for part in (each for each in PARTS if each in given.only):
+            found[part] = PARTS[part](Path(scratch), given.steps)
+            recorded(given.out, found)
+
+
+if __name__ == "__main__":
+    main()
