@@ -1,4 +1,7 @@
-"""Every test finds the small architectures, runs on one thread and sees the same random numbers. Models to share."""
+"""Every test finds the small architectures, runs on one thread and sees the same random numbers. Models to share.
+
+Cases marked `thorough` are left out, unless they are asked for (`make thorough`) or named: by `-k`, or as file::test.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 from support.tiny import save_model, sums, write_rows
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="run the cases of products that a sample stands for, too")
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    named = config.option.keyword or config.option.markexpr or any("::" in each for each in config.args)
+    if config.option.thorough or named:
+        return
+    left = [item for item in items if item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
 @pytest.fixture(autouse=True)
