@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -44,6 +45,13 @@ def frozen():
     and to go through all that torch and transformers hold takes longer than a tiny model's training."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced():
+    """No test takes the power away, so nothing waits for the disk: a tiny run asks for it some forty times."""
+    with mock.patch("os.fsync", lambda handle: None):
+        yield
 
 
 @pytest.fixture
