@@ -25,8 +25,8 @@ from luthier.core.version import __version__
 class Command:
     """The base class of commands: a dataclass whose fields are arguments, and keyword-only fields flags."""
 
-    group: ClassVar[str] = "Fit and ship"
-    """Under which heading it is listed."""
+    group: ClassVar[str] = "Fit"
+    """Under which heading it is listed: Data, Fit, Use, Ship or Look."""
     examples: ClassVar[tuple[str, ...]] = ()
     """Whole command lines."""
     data_family: ClassVar[str] = ""

@@ -32,7 +32,7 @@ class Rewrite(Fitted):
     are on disk as they are made, and each says in the column `from` where it comes from.
     """
 
-    group: ClassVar[str] = "Fit and ship"
+    group: ClassVar[str] = "Data"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier rewrite smollm2-135m train.jsonl --by s3ft --judge exact_match --out mine.jsonl",
         "luthier rewrite smollm2-135m train.jsonl --judge http://127.0.0.1:8000/v1#judge --resume",
