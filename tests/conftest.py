@@ -1,6 +1,7 @@
 """Every test finds the small architectures, runs on one thread and sees the same random numbers. Models to share.
 
 Cases marked `thorough` are left out, unless they are asked for (`make thorough`) or named: by `-k`, or as file::test.
+Tests marked `long` come first, so that no process is left with one when the others have nothing to do.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ def pytest_addoption(parser) -> None:
 
 
 def pytest_collection_modifyitems(config, items) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     named = config.option.keyword or config.option.markexpr or any("::" in each for each in config.args)
     if config.option.thorough or named:
         return

@@ -346,6 +346,7 @@ def test_it_runs_on_a_quantised_base(name, tmp_path):
 REST = [name for name in FORMS if name not in one_of_each_edit()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("forms", [one_of_each_edit(), pytest.param(REST, marks=pytest.mark.thorough)], ids=len)
 def test_sharded_over_two_processes_it_is_the_same(forms):
     """FSDP2 in both orders, two gloo ranks against one process."""

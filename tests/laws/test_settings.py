@@ -622,6 +622,7 @@ def test_forms(name):
         assert not ignored(cls, _form(kind, name)), kind
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("axis", TRIED)
 def test_no_setting_is_ignored(axis, tmp_path):
     result = TRIED[axis](tmp_path)

@@ -54,6 +54,7 @@ def runs(llama, additions, tmp_path_factory) -> dict[str, Run]:
     return made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", ORDERS)
 def test_two_processes(order, runs, tmp_path):
     run = runs[order]

@@ -199,6 +199,7 @@ def test_each_way_is_measured_before_and_after_and_ascent_raises_the_loss(traine
     assert lt.trainable(again).keys() == lt.trainable(done.model).keys()
 
 
+@pytest.mark.long
 def test_klom_above_null_of_retrained_models_is_nothing_within_its_interval(brief, tmp_path):
     """The oracle against itself, by other seeds; and a run that goes on measures no model twice."""
     spec = spec_of(brief, tmp_path / "run", "retrain", models=4)
@@ -210,6 +211,7 @@ def test_klom_above_null_of_retrained_models_is_nothing_within_its_interval(brie
     assert unlearn(spec, resume=True, progress=False).figures == done.figures
 
 
+@pytest.mark.long
 def test_klom_of_an_unlearning_is_of_models_of_other_seeds(brief, tmp_path):
     done = unlearn(spec_of(brief, tmp_path / "run", "ascent", models=3, steps=12), progress=False)
     told = done.figures["forget KLOM above null"]
