@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs notebooks bench interop clean
+.PHONY: demo test thorough lint docs notebooks bench interop clean
 
 # Installed once, and again when the requirements change; works offline afterwards.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -18,6 +18,10 @@ demo: $(VENV)/installed
 # One thread a worker: two workers share two cores without treading on each other.
 test: $(VENV)/installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# The cases too that a sample of their product stands for: every form compiled, sharded and on every architecture.
+thorough: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --thorough
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

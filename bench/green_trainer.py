@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import luthier as lt
 from luthier import models
 from luthier.core.adapters.flops import backward_costs
-from luthier.core.adapters.optimiser import optimiser, training_plan
+from luthier.core.adapters.optimiser import optimiser
+from luthier.core.adapters.training_plan import training_plan
 from luthier.core.contracts.kernel import reference_implementation
 from luthier.methods.updates.green_trainer import PROBE, GreenTrainer
 

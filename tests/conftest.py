@@ -1,10 +1,15 @@
-"""Every test finds the small architectures, runs on one thread and sees the same random numbers. Models to share."""
+"""Every test finds the small architectures, runs on one thread and sees the same random numbers. Models to share.
+
+Cases marked `thorough` are left out, unless they are asked for (`make thorough`) or named: by `-k`, or as file::test.
+Tests marked `long` come first, so that no process is left with one when the others have nothing to do.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
 import sys
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -12,6 +17,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 from support.tiny import save_model, sums, write_rows
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="run the cases of products that a sample stands for, too")
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    named = config.option.keyword or config.option.markexpr or any("::" in each for each in config.args)
+    if config.option.thorough or named:
+        return
+    left = [item for item in items if item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +47,13 @@ def frozen():
     and to go through all that torch and transformers hold takes longer than a tiny model's training."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced():
+    """No test takes the power away, so nothing waits for the disk: a tiny run asks for it some forty times."""
+    with mock.patch("os.fsync", lambda handle: None):
+        yield
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from luthier.core.version import __version__ as __version__
 from luthier.cli.parse import Command as Command
-from luthier.cli.parse import Flags as Flags
-from luthier.cli.parse import Given as Given
+from luthier.cli.signature import Flags as Flags
+from luthier.cli.signature import Given as Given
 from luthier.combining import combine as combine
 from luthier.combining.tally import Combined as Combined
 from luthier.comparing import Comparison as Comparison

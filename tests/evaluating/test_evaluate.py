@@ -13,7 +13,8 @@ from luthier import data, models
 from luthier.engine.stops import stop_ids
 from luthier.evaluating import evaluate, generate
 from luthier.evaluating.classes import by_class, confusion, macro
-from luthier.evaluating.evaluate import agreement, bootstrap, closeness
+from luthier.evaluating.evaluate import bootstrap
+from luthier.evaluating.labelled import agreement, closeness
 from luthier.training import Training, train
 from support.tiny import TEMPLATE, save_model, sums, write_rows
 

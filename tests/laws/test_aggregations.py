@@ -11,7 +11,6 @@ import luthier as lt
 from luthier.core.contracts.aggregation import Aggregation, factors, shares_of
 from luthier.core.contracts.component import find, names
 from luthier.core.numerics.delta import Delta
-from support.toys import help_of_toy
 
 AGGREGATIONS = names("aggregations")
 MIXED = (2, 4, 3)
@@ -129,35 +128,3 @@ def test_shares_sum_to_one():
     assert abs(sum(shares) - 1) < 1e-15 and shares[2] == 7 / 23
     with pytest.raises(lt.LuthierError, match="needs a row"):
         shares_of([3, 0])
-
-
-TOY = '''
-"""Toy."""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-from luthier.core.contracts.aggregation import Aggregation
-from luthier.core.contracts.combination import weighted
-
-
-@dataclass(frozen=True)
-class Toy(Aggregation):
-    """ΔW = c Σ p_k ΔW_k"""
-
-    paper = "nobody 2031"
-    merges = True
-
-    size: float = 1.0
-    """The factor c."""
-
-    def aggregate(self, deltas, shares):
-        return self.size * weighted(deltas, shares)
-'''
-
-
-def test_a_toy_file_is_seen_and_tested(tmp_path):
-    """The meta-law: these very tests and the command line find a file in a folder of LUTHIER_PATH."""
-    text = help_of_toy(tmp_path, "aggregations", TOY, __file__, "federate", "--aggregation", "toy")
-    assert "The factor c." in text

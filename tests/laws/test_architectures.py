@@ -10,6 +10,7 @@ from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
 from luthier.core.sites.structure import block_lists
 from support.architectures import ARCHITECTURES
+from support.thinned import thinned
 
 NO_BIAS = {"llama", "qwen3", "gemma3", "mistral", "mixtral", "qwen3_moe", "phi3", "t5"}
 OWN_ATTENTION = {"bloom", "falcon", "deberta_v2"}
@@ -29,8 +30,7 @@ def output(model, inputs) -> torch.Tensor:
         return model(**inputs)[0]
 
 
-@pytest.mark.parametrize("form", names("forms"))
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "form"), thinned(list(ARCHITECTURES), names("forms"), share=3))
 def test_form_on_architecture(architecture, form, tmp_path):
     known = ARCHITECTURES[architecture]
     model, inputs = known.build(), known.inputs()

@@ -12,7 +12,6 @@ from luthier.core.contracts.combination import Combination, Place
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.site import Site
 from luthier.core.numerics.delta import Delta
-from support.toys import help_of_toy
 
 COMBINATIONS = names("combinations")
 SHAPES = [(6, 8), (5,), (1, 3), (2, 4, 3)]
@@ -123,35 +122,3 @@ def test_settings_come_back_from_json_and_bad_ones_are_refused(name):
     assert method.from_dict(method().to_dict()) == method()
     with pytest.raises(lt.LuthierError):
         method.from_dict({"no such setting": 1})
-
-
-TOY = '''
-"""Toy."""
-
-from __future__ import annotations
-
-from typing import ClassVar
-from dataclasses import dataclass
-
-from luthier.core.contracts.combination import Combination, weighted
-
-
-@dataclass(frozen=True)
-class Toy(Combination):
-    """δ = c Σ w_i δ_i"""
-
-    paper = "nobody 2031"
-    neutral: ClassVar = {"size": 1.0}
-
-    size: float = 3.0
-    """The factor c."""
-
-    def merge(self, deltas, weights, at):
-        return self.size * weighted(deltas, weights)
-'''
-
-
-def test_a_toy_file_is_seen_and_tested(tmp_path):
-    """The meta-law: these very tests and the command line find a file in a folder of LUTHIER_PATH."""
-    text = help_of_toy(tmp_path, "combinations", TOY, __file__, "combine", "toy")
-    assert "The factor c." in text

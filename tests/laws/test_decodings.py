@@ -8,7 +8,6 @@ import torch
 import luthier as lt
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.decoding import Decoding
-from support.toys import help_of_toy
 
 DECODINGS = names("decodings")
 
@@ -100,36 +99,3 @@ def test_settings_come_back_from_json_and_bad_ones_are_refused(name):
     assert method.from_dict(method().to_dict()) == method()
     with pytest.raises(lt.LuthierError):
         method.from_dict({"no such setting": 1})
-
-
-TOY = '''
-"""Toy."""
-
-from __future__ import annotations
-
-from typing import ClassVar
-from dataclasses import dataclass
-
-from luthier.core.contracts.decoding import Decoding
-
-
-@dataclass(frozen=True)
-class Toy(Decoding):
-    """scores = base + c other"""
-
-    paper = "nobody 2031"
-    roles = {"base": "the one", "other": "the other one"}
-    neutral: ClassVar = {"size": 0.0}
-
-    size: float = 3.0
-    """The factor c."""
-
-    def scores(self, logits):
-        return logits["base"] + self.size * logits["other"]
-'''
-
-
-def test_a_toy_file_is_seen_and_tested(tmp_path):
-    """The meta-law: these very tests and the command line find a file in a folder of LUTHIER_PATH."""
-    text = help_of_toy(tmp_path, "decodings", TOY, __file__, "decode", "--by", "toy")
-    assert "The factor c." in text and "The other one: MODEL or MODEL@ADAPTER." in text

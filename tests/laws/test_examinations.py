@@ -18,7 +18,6 @@ from luthier.core.sites.scope import Scope
 from luthier.examining.plot import plot
 from support.architectures import ARCHITECTURES
 from support.asked import with_texts
-from support.toys import help_of_toy
 
 EXAMINATIONS = names("examinations")
 
@@ -126,36 +125,3 @@ def test_it_repeats_itself_and_leaves_the_model_alone(name, model, reports):
 def test_it_is_drawn(name, reports, tmp_path):
     plot({"examination": name, "target": "run", **reports(name, 0.5).to_dict()}, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000
-
-
-TOY = '''
-"""Toy."""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-from luthier.core.contracts.examination import Examination, Report
-
-
-@dataclass(frozen=True)
-class Toy(Examination):
-    """c Σ ‖δ‖"""
-
-    paper = "nobody 2031"
-
-    size: float = 3.0
-    """The factor c."""
-
-    def measure(self, pair):
-        norms = {c.place.site.path: {"norm": self.size * c.delta().norm()} for c in pair.changes()}
-        layers = {c.place.site.path: c.place.site.layer for c in pair.changes()}
-        total = {"norm": sum(each["norm"] for each in norms.values())}
-        return Report(total["norm"], "norm", norms, norms, layers, total, total, "itself", "It is long.")
-'''
-
-
-def test_a_toy_file_is_seen_and_tested(tmp_path):
-    """The meta-law: these very tests and the command line find a file in a folder of LUTHIER_PATH."""
-    text = help_of_toy(tmp_path, "examinations", TOY, __file__, "examine", "x", "--by", "toy")
-    assert "The factor c." in text

@@ -42,7 +42,7 @@ ADAPTERS = {
 """What tries the way there and back: a form and where it acts."""
 SMALLER = ("pruned",)
 """Formats that leave out a part of the model, as they are there for."""
-DAMAGED = 200
+DAMAGED = (80, pytest.param(400, marks=pytest.mark.thorough))
 """Damaged folders of each format that is read."""
 
 
@@ -195,12 +195,13 @@ def damaged(folder: Path, draw: random.Random) -> None:
         path.write_bytes(data.replace(b"weight", b"wieght").replace(b"layers", b"leyers"))
 
 
+@pytest.mark.parametrize("count", DAMAGED)
 @pytest.mark.parametrize("name", READ)
-def test_damaged_folders_are_refused_without_a_traceback(name, tmp_path):
+def test_damaged_folders_are_refused_without_a_traceback(name, count, tmp_path):
     """Or read, where what was damaged does not matter: every other exception fails here."""
     model, whole, source = sample(name, tmp_path)
     refused, draw = 0, random.Random(name)
-    for turn in range(DAMAGED):
+    for turn in range(count):
         folder = shutil.copytree(whole, tmp_path / f"damaged{turn}")
         damaged(folder, draw)
         try:
@@ -212,7 +213,7 @@ def test_damaged_folders_are_refused_without_a_traceback(name, tmp_path):
             refused += 1
             assert str(error).strip()
         shutil.rmtree(folder)
-    assert refused > DAMAGED / 4
+    assert refused > count / 4
 
 
 def sample(name: str, tmp_path: Path):

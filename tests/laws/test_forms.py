@@ -15,6 +15,7 @@ from luthier.core.adapters.control import tensors
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import EDIT_KINDS, Form
 from support.architectures import ARCHITECTURES, base_of, decoding_forms
+from support.thinned import kept_of, one_of_each_edit
 
 FORMS = names("forms")
 WRITING = decoding_forms()
@@ -190,6 +191,7 @@ def test_disabled_it_is_the_base(name):
     assert not close(logits(model), before, 1e-3)
 
 
+@pytest.mark.parametrize("name", kept_of(FORMS, one_of_each_edit()))
 def test_compiled_it_is_one_graph_and_the_same(name):
     torch._dynamo.reset()
     model = fitted(name, layers=2 if form_of(name).edit_kind == "aside" else 1)  # tracing takes seconds a layer
@@ -202,7 +204,7 @@ ONE_PER_EDIT_KIND = [n for n in ONE_PER_EDIT_KIND if find("forms", n).edit_kind 
 """A module's class says that it is adapted, whatever the kind of edit; these two take seconds more to trace."""
 
 
-@pytest.mark.parametrize("name", ONE_PER_EDIT_KIND)
+@pytest.mark.parametrize("name", kept_of(ONE_PER_EDIT_KIND, {find("forms", n).edit_kind: n for n in FORMS}.values()))
 def test_attached_after_compiling_it_acts(name):
     torch._dynamo.reset()
     model = build(name, layers=1)
@@ -341,10 +343,15 @@ def test_it_runs_on_a_quantised_base(name, tmp_path):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in lt.trainable(model).values())
 
 
-def test_sharded_over_two_processes_it_is_the_same():
-    """FSDP2 in both orders, every form, two gloo ranks against one process."""
+REST = [name for name in FORMS if name not in one_of_each_edit()]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("forms", [one_of_each_edit(), pytest.param(REST, marks=pytest.mark.thorough)], ids=len)
+def test_sharded_over_two_processes_it_is_the_same(forms):
+    """FSDP2 in both orders, two gloo ranks against one process."""
     script = Path(__file__).parents[1] / "support" / "sharded.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, str(script), *FORMS], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, str(script), *forms], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("shard-first") == done.stdout.count("adapt-first") == len(FORMS)
+    assert done.stdout.count("shard-first") == done.stdout.count("adapt-first") == len(forms)

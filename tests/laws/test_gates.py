@@ -13,7 +13,6 @@ from luthier.core.contracts.gate import Gate
 from luthier.examining.check.verdict import PASSES, TRIPPED, judged
 from support.architectures import ARCHITECTURES
 from support.gated import subject_of
-from support.toys import help_of_toy
 
 GATES = names("gates")
 TIMED = {"latency"}
@@ -63,28 +62,6 @@ def test_its_probes_are_one_list_of_numbers_in_the_direction_that_it_says(name, 
     probes = made(name).measure(subject_of(model, worse, 1.0))
     assert probes.before.shape == probes.after.shape == probes.null.shape and probes.before.dim() == 1
     assert probes.before.isfinite().all() and probes.after.isfinite().all()
-
-
-def test_a_toy_file_is_seen(tmp_path):
-    source = '''"""A toy."""
-from dataclasses import dataclass
-import torch
-import luthier as lt
-
-@dataclass(frozen=True)
-class Toy(lt.Gate):
-    """worsening = 0"""
-    paper = "nobody 2026"
-    unit = "nothing"
-    exact = True
-    tolerance: float = 1.0
-    """Largest rise that may be released."""
-    def check(self):
-        self.within("tolerance", 0)
-    def measure(self, subject):
-        return lt.Probes(torch.zeros(1), torch.zeros(1), torch.zeros(1))
-'''
-    assert "--gates" in help_of_toy(tmp_path, "gates", source, __file__, "check")  # the laws ran over it
 
 
 def test_a_tripped_gate_says_so(model):

@@ -12,7 +12,8 @@ from transformers import set_seed
 import luthier as lt
 from luthier import models
 from luthier.core.adapters.attach import state_of
-from luthier.core.adapters.optimiser import active_groups, optimiser, training_plan
+from luthier.core.adapters.optimiser import optimiser
+from luthier.core.adapters.training_plan import active_groups, training_plan
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.router import Routed

@@ -15,7 +15,7 @@ from transformers import set_seed
 import luthier as lt
 from luthier import data
 from luthier.core.adapters.control import tensors
-from luthier.core.adapters.optimiser import training_plan
+from luthier.core.adapters.training_plan import training_plan
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.init import Init

@@ -22,7 +22,8 @@ import luthier as lt
 from luthier import data
 from luthier.combining.parameter_refs import parameter_refs
 from luthier.core.adapters.control import tensors
-from luthier.core.adapters.optimiser import optimiser, training_plan
+from luthier.core.adapters.optimiser import optimiser
+from luthier.core.adapters.training_plan import training_plan
 from luthier.core.contracts.combination import Place
 from luthier.core.contracts.component import Component, axes, find, names
 from luthier.core.contracts.examination import Change, Pair
@@ -621,6 +622,7 @@ def test_forms(name):
         assert not ignored(cls, _form(kind, name)), kind
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("axis", TRIED)
 def test_no_setting_is_ignored(axis, tmp_path):
     result = TRIED[axis](tmp_path)

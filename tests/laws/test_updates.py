@@ -9,7 +9,8 @@ import torch
 
 import luthier as lt
 from luthier.core.adapters.control import tensors
-from luthier.core.adapters.optimiser import optimiser, training_plan
+from luthier.core.adapters.optimiser import optimiser
+from luthier.core.adapters.training_plan import training_plan
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.update import Update

@@ -6,7 +6,7 @@ import pytest
 
 import luthier as lt
 from luthier.core.adapters.flops import backward_costs, probing_loss
-from luthier.core.adapters.optimiser import training_plan
+from luthier.core.adapters.training_plan import training_plan
 from luthier.methods.recipe import read_recipe
 from support.architectures import ARCHITECTURES
 

@@ -13,7 +13,7 @@ from luthier.core.errors import LuthierError
 from luthier.engine.engine import Engine
 from luthier.engine.grammar import Grammar
 from luthier.engine.request import Request
-from luthier.serving.http.callreader import CallReader
+from luthier.serving.http.callreader import CallReader, Nesting
 from luthier.serving.http.calls import call_format
 from luthier.serving.http.schema import ChatBody
 from luthier.serving.http.tagged import value_of
@@ -71,6 +71,8 @@ def test_calls_are_read_as_the_template_writes_them(template, size):
         ("hermes", '<tool_call>\n{"name": "f", "arguments": "{\\"a\\": 1}"}\n</tool_call>', "", [A]),
         ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": 1', "", [("f", '{"a": 1')]),
         ("hermes", "<tool_call>\nnothing", "<tool_call>\nnothing", []),
+        ("hermes", '<tool_call>{"arguments": {"a"]}, x', '<tool_call>{"arguments": {"a"]}, x', []),
+        ("hermes", '<tool_call>{"name": "f", "arguments": "{\\n \\q}"}</tool_call>.', ".", [("f", "{\\n \\q}")]),
         ("llama", '{"x": 1}', '{"x": 1}', []),
         ("llama", 'I say {"name": "f", "parameters": {}}', 'I say {"name": "f", "parameters": {}}', []),
         ("llama", '\n{"name": "g", "parameters": {}}', "", [("g", "{}")]),
@@ -140,6 +142,21 @@ def test_the_time_to_read_a_long_call_grows_as_its_length(template, filler):
     started = time.process_time()
     read(template, head + filler * (60_000 // len(filler)), 8)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "call", ['{"arguments": {"a": "%s"}, "name": "f"}', '{"name": "f", "arguments": "{\\"a\\": \\"%s\\"}"}']
+)
+def test_a_letter_of_a_long_call_is_looked_at_once(call, monkeypatch):
+    """In pieces of a token: of objects whose keys stand in another order, and of arguments in a string."""
+    looked, parsed = [], []
+    see, loads = Nesting.see, json.loads
+    monkeypatch.setattr(Nesting, "see", lambda self, letter: (looked.append(letter), see(self, letter))[1])
+    monkeypatch.setattr(json, "loads", lambda text, **more: (parsed.append(text), loads(text, **more))[1])
+    text = "<tool_call>" + call % ("x" * 2_000) + "</tool_call>"
+    _, [(name, arguments)] = read("hermes", text, 4)
+    assert name == "f" and len(loads(arguments)["a"]) == 2_000
+    assert len(looked) < 2.1 * len(text) and len(parsed) == 1
 
 
 def test_what_cannot_be_held_between_tags():

@@ -10,6 +10,7 @@ import pytest
 from luthier import data
 from luthier.core.errors import LuthierError
 from luthier.data import Example, Examples, Scorer, judge, refuse_unscorable
+from luthier.evaluating import written
 
 evaluation = importlib.import_module("luthier.evaluating.evaluate")
 
@@ -29,9 +30,9 @@ def test_what_a_scorer_fails_on_is_wrong():
 
 
 def test_an_evaluation_goes_on_and_lists_it(monkeypatch):
-    monkeypatch.setattr(evaluation, "answers", lambda *_: ["one", "two", "half", "much"])
-    monkeypatch.setattr(evaluation.data, "prompt_ids", lambda *_: [1])
-    monkeypatch.setattr(evaluation, "row_tasks", lambda job: None)
+    monkeypatch.setattr(written, "answers", lambda *_: ["one", "two", "half", "much"])
+    monkeypatch.setattr(written.data, "prompt_ids", lambda *_: [1])
+    monkeypatch.setattr(written, "row_tasks", lambda job: None)
     examples = dataclasses.replace(Examples(ROWS, "messages", "rows"), scorer=Scorer("touchy", touchy))
     found = evaluation.evaluate(None, None, examples, progress=False)
     assert found.score == 1.5 / 4 and [p["score"] for p in found.predictions] == [1.0, 0.0, 0.5, 0.0]

@@ -18,36 +18,51 @@ import json, os, sys
 import torch
 from luthier.training import Run, train
 
-run = Run.from_dict(json.loads(sys.argv[1]))
-train(run, progress=False)
-torch.distributed.barrier()
-if os.environ["RANK"] == "0":
-    (run.folder / "adapter/adapter.safetensors").rename(run.folder.parent / "first")
-    (run.folder / "checkpoints/step-8/optimizer.pt").unlink()
-torch.distributed.barrier()
-train(run, progress=False, resume=True)
+for run in map(Run.from_dict, json.loads(sys.argv[1])):
+    train(run, progress=False)
+    torch.distributed.barrier()
+    if os.environ["RANK"] == "0":
+        (run.folder / "adapter/adapter.safetensors").rename(run.folder.parent / f"{run.folder.name}-first")
+        (run.folder / "checkpoints/step-8/optimizer.pt").unlink()
+    torch.distributed.barrier()
+    train(run, progress=False, resume=True)
+    torch.distributed.barrier()
 """
+ORDERS = ("random", "length")
 
 
-@pytest.mark.parametrize("order", ["random", "length"])
-def test_two_processes(order, llama, additions, tmp_path):
-    settings = Training(steps=8, batch=4, save_every=4, eval_fraction=0.2, lr=1e-2, order=order)
-    run = Run(llama, additions, lt.LoRA(rank=4), out=str(tmp_path / "two"), training=settings)
-    (tmp_path / "script.py").write_text(SCRIPT)
+@pytest.fixture(scope="module")
+def runs(llama, additions, tmp_path_factory) -> dict[str, Run]:
+    """A run of each order, trained in one launch and gone on with behind the last intact checkpoint."""
+    folder = tmp_path_factory.mktemp("processes")
+    settings = Training(steps=8, batch=4, save_every=4, eval_fraction=0.2, lr=1e-2)
+    made = {
+        order: Run(llama, additions, lt.LoRA(rank=4), out=str(folder / order), training=replace(settings, order=order))
+        for order in ORDERS
+    }
+    (folder / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, str(tmp_path / "script.py"), json.dumps(run.to_dict())],
+        [*command, str(folder / "script.py"), json.dumps([run.to_dict() for run in made.values()])],
         capture_output=True,
         text=True,
         timeout=300,
         env=environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    one = train(replace(run, out=str(tmp_path / "one"), training=replace(settings, batch=8)), progress=False)
+    return made
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("order", ORDERS)
+def test_two_processes(order, runs, tmp_path):
+    run = runs[order]
+    one = train(replace(run, out=str(tmp_path / "one"), training=replace(run.training, batch=8)), progress=False)
     lines = metrics.read(run.folder)
     assert [x["loss"] for x in lines if "loss" in x] == pytest.approx([x for _, x in one.losses], rel=1e-4)
     assert [x["eval_loss"] for x in lines if "eval_loss" in x][-1] == pytest.approx(one.eval_loss, rel=1e-4)
     names = {path.name for path in (run.folder / "checkpoints/step-8").iterdir()}
     assert {"rng_state_0.pth", "rng_state_1.pth", "manifest.json"} <= names
-    assert (run.folder / "adapter/adapter.safetensors").read_bytes() == (tmp_path / "first").read_bytes()
+    first = run.folder.parent / f"{order}-first"
+    assert (run.folder / "adapter/adapter.safetensors").read_bytes() == first.read_bytes()

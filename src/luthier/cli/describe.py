@@ -7,7 +7,7 @@ import typing
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from luthier.cli.parse import own_first
+from luthier.cli.signature import own_first
 from luthier.cli.source import axes, field_docs
 from luthier.core.contracts.component import Component, find, names
 from luthier.core.errors import LuthierError, near

@@ -6,43 +6,27 @@ import dataclasses
 import importlib
 import inspect
 import itertools
-import math
 import sys
-import typing
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
+from luthier.cli.signature import Flags, Given, Places, filled, nothing, signature_of
 from luthier.cli.stopped import NOTHING
-from luthier.core.contracts.component import hints
 from luthier.core.contracts.plugins import File, files_in, installed_files
 from luthier.core.errors import LuthierError
 from luthier.core.version import __version__
-
-Given = Mapping[type, Mapping[str, Any]]
-"""The flags that the user gave, by the dataclass that they set."""
-
-
-@dataclass(frozen=True)
-class Flags:
-    """A dataclass whose fields become flags of a command."""
-
-    cls: type
-    title: str
-    """The heading in the help."""
-    skip: tuple[str, ...] = ()
-    """Fields that are no flags."""
 
 
 @dataclass(frozen=True)
 class Command:
     """The base class of commands: a dataclass whose fields are arguments, and keyword-only fields flags."""
 
-    group: ClassVar[str] = "Fit and ship"
-    """Under which heading it is listed."""
+    group: ClassVar[str] = "Fit"
+    """Under which heading it is listed: Data, Fit, Use, Ship or Look."""
     examples: ClassVar[tuple[str, ...]] = ()
     """Whole command lines."""
     data_family: ClassVar[str] = ""
@@ -191,7 +175,7 @@ def parse(tokens: Sequence[str]) -> tuple[Command, Given] | None:
     if chosen not in made:
         chosen(*bound.args, **bound.kwargs)
         return None
-    return _filled(*made[chosen], bound.arguments)
+    return filled(*made[chosen], bound.arguments)
 
 
 def _application(
@@ -209,7 +193,7 @@ def _application(
     )
     made: dict[Callable, tuple[type[Command], Places]] = {}
     for name, cls in known.items():
-        function, places = _function(cls, tokens) if name in named else (_nothing(), {})
+        function, places = signature_of(cls, cls.settings(tokens)) if name in named else (nothing(), {})
         made[function] = cls, places
         app.command(
             function,
@@ -251,10 +235,6 @@ def _examples(lines: Sequence[str]) -> str:
     return "\n".join(["Examples:", *(f"  {line}" for line in lines)]) if lines else ""
 
 
-def _nothing() -> Callable:
-    return lambda: None
-
-
 def _reason(error: Any, known: Mapping[str, type[Command]], tokens: Sequence[str]) -> str:
     """What cyclopts says, with a next step."""
     error.verbose = False
@@ -267,118 +247,3 @@ def _reason(error: Any, known: Mapping[str, type[Command]], tokens: Sequence[str
     where = f"luthier {command}{f'--method {method} ' if method else ''}--help"
     text = text[:1].lower() + text[1:]
     return f"{text}{'' if text.endswith(('.', '?')) else '.'} See `{where}`."
-
-
-# --- dataclasses as signatures ---------------------------------------------------------------------
-
-
-Places = dict[str, list[tuple[type, str]]]
-"""Where the value of each parameter goes: a field of a dataclass, or the same of several of one name."""
-
-
-def _function(cls: type[Command], tokens: Sequence[str]) -> tuple[Callable, Places]:
-    """A function whose signature is the command's flags, and where the value of each parameter goes.
-
-    Components of one name, as the ranks and the start of one paper, have a setting that both know in common.
-    """
-    parameters = [_parameter(cls, f, None) for f in dataclasses.fields(cls)]
-    places: Places = {p.name: [(cls, p.name)] for p in parameters}
-    for flags in cls.settings(tokens):
-        for field in own_first(f for f in dataclasses.fields(flags.cls) if f.name not in flags.skip):
-            taken = places.get(field.name)
-            if taken and taken[0][0].__name__ == flags.cls.__name__:
-                taken.append((flags.cls, field.name))
-                continue
-            name = field.name if taken is None else f"{flags.cls.__name__.lower()}_{field.name}"
-            parameters.append(_parameter(flags.cls, field, flags.title).replace(name=name))
-            places[name] = [(flags.cls, field.name)]
-    function = _nothing()
-    order = sorted(parameters, key=lambda p: p.kind)
-    function.__signature__ = inspect.Signature(order)  # type: ignore[attr-defined]
-    return function, places
-
-
-def own_first(fields: Iterable[dataclasses.Field]) -> list[dataclasses.Field]:
-    """Returns the fields of a component before those that it inherits, which are keyword-only."""
-    return sorted(fields, key=lambda f: bool(f.kw_only))
-
-
-def _parameter(cls: type, field: dataclasses.Field, title: str | None) -> inspect.Parameter:
-    from cyclopts import Parameter
-
-    from luthier.cli.source import field_docs
-
-    hint, default = hints(cls)[field.name][0], _default(field)
-    if named := field.metadata.get("flag"):  # a component, which the command line has by its name
-        hint, default = str | None, None
-    more = typing.get_origin(hint) is tuple
-    kind = inspect.Parameter.KEYWORD_ONLY
-    if not field.kw_only and title is None:
-        kind = inspect.Parameter.VAR_POSITIONAL if more else inspect.Parameter.POSITIONAL_ONLY
-    told = field.metadata.get("help") or field_docs(cls).get(field.name, "")
-    settings: dict[str, Any] = {"help": f"{told} {named}" if named else told}
-    if title is not None:
-        settings["group"] = title
-    if called := field.metadata.get("called"):  # another word than the field's, which Python may not allow
-        settings["name"] = called
-    if field.metadata.get("several"):  # --tasks a b c, up to the next flag
-        settings["consume_multiple"] = True
-    if _leaves(hint) == {int}:
-        settings["converter"] = _whole
-    if more or (title is None and default is False):
-        settings["negative"] = ()
-    if default is False or default == ():
-        settings["show_default"] = False
-    if kind is inspect.Parameter.VAR_POSITIONAL:
-        hint, default = typing.get_args(hint)[0], inspect.Parameter.empty
-    note = Annotated[hint, Parameter(**settings)]  # type: ignore[valid-type]
-    return inspect.Parameter(field.name, kind, default=default, annotation=note)
-
-
-def _leaves(hint: Any) -> set[Any]:
-    """The types that a hint is made of, without None and the tuple around them."""
-    inner = [each for each in typing.get_args(hint) if each not in (type(None), Ellipsis)]
-    return set().union(*map(_leaves, inner)) if inner else {hint}
-
-
-def _whole(hint: Any, tokens: Sequence[Any]) -> Any:
-    """Converts whole numbers; cyclopts would round 2.5 to 2 without a word."""
-    from cyclopts import CoercionError, convert
-
-    for token in tokens:
-        if _fraction(token.value):
-            raise ValueError(f"{token.value} is not a whole number")
-    try:
-        return convert(hint, [token.value for token in tokens])
-    except CoercionError:
-        raise ValueError(f"{' '.join(token.value for token in tokens)!r} is not a whole number") from None
-
-
-def _fraction(text: str) -> bool:
-    try:
-        number = float(text)
-    except ValueError:
-        return False
-    return math.isfinite(number) and not number.is_integer()
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return inspect.Parameter.empty
-
-
-def _filled(cls: type[Command], places: Places, values: Mapping[str, Any]) -> tuple[Command, Given]:
-    given: dict[type, dict[str, Any]] = {}
-    for name, value in values.items():
-        for owner, field in places[name]:
-            given.setdefault(owner, {})[field] = _none_if_named(owner, field, value)
-    return cls(**given.pop(cls, {})), given
-
-
-def _none_if_named(owner: type, field: str, value: Any) -> Any:
-    """`--share none` is None where None is a choice."""
-    optional = type(None) in typing.get_args(hints(owner)[field][0])
-    return None if optional and isinstance(value, str) and value.lower() == "none" else value

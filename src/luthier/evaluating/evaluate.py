@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from luthier import data, models
+from luthier import data
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
-from luthier.data import Examples, Scorer, judge, refuse_unscorable
-from luthier.evaluating.generate import answers
+from luthier.data import Examples, Scorer
 from luthier.evaluating.job import Found, Job, bar, row_tasks
-from luthier.evaluating.outputs import logits_of
+from luthier.evaluating.labelled import outputs_of, with_class, with_number
 from luthier.evaluating.result import Evaluation
 from luthier.evaluating.sampling import Sampling
 from luthier.evaluating.structured import with_classes, with_places, with_tags, with_vectors
 from luthier.evaluating.text_metrics import check_metrics, of_texts
+from luthier.evaluating.written import with_answers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,9 +74,9 @@ def evaluate(
     )  # fmt: skip
     if metrics:
         check_metrics(metrics)
-        if measure_of(job) is not _generated or samples > 1:
+        if measure_of(job) is not with_answers or samples > 1:
             raise LuthierError(f"metrics compare one written answer a row, and {wanted} rows here have none.")
-    if (samples > 1 or temperature) and measure_of(job) is not _generated:
+    if (samples > 1 or temperature) and measure_of(job) is not with_answers:
         raise LuthierError(f"samples and temperature are of written answers, and {wanted} rows here have none.")
     return _summary(job, measure_of(job)(job), keep_predictions)
 
@@ -153,89 +152,6 @@ def bootstrap(statistic: Callable[[np.ndarray], float], count: int, seed: int) -
     return float(low), float(high)
 
 
-def _generated(job: Job) -> Found:
-    scorer = job.scorer
-    if scorer is None:
-        raise LuthierError(
-            f"{job.examples.source} has no answers to score ({job.examples.layout} rows); give rows with a prompt and "
-            "an answer."
-        )
-    rows = job.examples.rows
-    if job.task == "seq2seq":
-        positions = models.positions(job.model)
-        encoded = data.encode_all(
-            job.examples, job.processor, task=job.task, max_length=job.max_length, positions=positions
-        )
-        prompts = [feature["input_ids"] for feature in encoded]
-    else:
-        prompts = [data.prompt_ids(example, job.processor) for example in rows]
-    longest = max(map(len, prompts))
-    if job.max_length is not None and longest > job.max_length:
-        raise LuthierError(f"a prompt has {longest} tokens, the maximum is {job.max_length}.")
-    refuse_unscorable(scorer, rows)
-    if job.samples > 1:
-        return _sampled(job, scorer, prompts)
-    with bar(job, len(prompts)) as done:
-        texts = answers(job.model, job.processor, prompts, job.sampling, job.batch, done, row_tasks(job))
-    judged = [judge(scorer, text, example) for text, example in zip(texts, rows, strict=True)]
-    truths = [example.answer for example in rows]
-    scores = [score for score, _ in judged]
-    failed = [(row.row, reason) for row, (_, reason) in zip(rows, judged, strict=True) if reason]
-    return Found(texts, truths, scores, lambda left, _: {scorer.name: float(left.mean())}, failed=failed)
-
-
-def _sampled(job: Job, scorer: Scorer, prompts: list[list[int]]) -> Found:
-    """Several answers to each prompt, and the metrics at k."""
-    from luthier.evaluating.samples import named
-
-    count, rows, tasks = job.samples, job.examples.rows, row_tasks(job)
-    repeated = [prompt for prompt in prompts for _ in range(count)]
-    told = None if tasks is None else [task for task in tasks for _ in range(count)]
-    with bar(job, len(repeated)) as done:
-        texts = answers(job.model, job.processor, repeated, job.sampling, job.batch, done, told)
-    drawn = [texts[i * count : (i + 1) * count] for i in range(len(rows))]
-    judged = [[judge(scorer, text, example) for text in each] for each, example in zip(drawn, rows, strict=True)]
-    rights = [sum(score == 1 for score, _ in each) for each in judged]
-    failed = [(row.row, r) for row, each in zip(rows, judged, strict=True) for _, r in each if r]
-    values = named(scorer.name, rights, count)
-    listed = [
-        {"row": row.row, "prediction": each, "answer": row.answer, "right": right}
-        for row, each, right in zip(rows, drawn, rights, strict=True)
-    ]
-    matrix: Any = [list(each) for each in zip(*values.values(), strict=True)]
-    names = list(values)
-
-    def figures(left: np.ndarray, _: np.ndarray) -> dict[str, float]:
-        return {name: float(value) for name, value in zip(names, left.mean(0), strict=True)}
-
-    return Found(drawn, [row.answer for row in rows], matrix, figures, failed=failed, listed=listed)
-
-
-def _classified(job: Job) -> Found:
-    names = job.classes()
-    logits, labels, loss = _outputs(job, names)
-    predicted = [names[i] for i in logits.argmax(-1)]
-    return Found(predicted, [names[i] for i in labels], None, agreement, loss, confidence(logits), names=names)
-
-
-def _outputs(job: Job, names: list[str] | None) -> tuple[np.ndarray, np.ndarray, float]:
-    """(logits [rows, outputs], labels [rows], mean loss), in the order of the rows."""
-    import numpy as np
-
-    features = job.encoded(names)
-    with bar(job, len(features)) as done:
-        logits, loss = logits_of(job.reading(done), features)
-    return logits, np.array([feature["labels"] for feature in features]), loss
-
-
-def confidence(logits: np.ndarray) -> list[float]:
-    """Returns the highest of each row's probabilities, by the softmax of logits [rows, classes]."""
-    import numpy as np
-
-    shifted = np.exp(logits - logits.max(-1, keepdims=True))
-    return (1 / shifted.sum(-1)).tolist()
-
-
 def _questioned(job: Job) -> Found:
     import numpy as np
 
@@ -245,7 +161,7 @@ def _questioned(job: Job) -> Found:
     check_questions(job.examples)
     if job.task == "classification":
         names = job.classes()
-        logits, _, loss = _outputs(job, names)
+        logits, _, loss = outputs_of(job, names)
         sure = logits[:, names.index("yes")] - logits[:, names.index("no")]
     else:
         loss = None
@@ -263,11 +179,6 @@ def _questioned(job: Job) -> Found:
     ]
     pairs: Any = found
     return Found(pairs, right, None, by_description, loss, listed=listed)
-
-
-def _regressed(job: Job) -> Found:
-    logits, labels, loss = _outputs(job, None)
-    return Found(logits[:, 0].tolist(), labels.tolist(), None, closeness, loss)
 
 
 def _compared(job: Job) -> Found:
@@ -301,12 +212,12 @@ def _foretold(job: Job) -> Found:
 
 
 MEASURES: dict[str, Callable[[Job], Found]] = {
-    "causal-lm": _generated,
-    "seq2seq": _generated,
-    "classification": _classified,
-    "image-classification": _classified,
-    "audio-classification": _classified,
-    "regression": _regressed,
+    "causal-lm": with_answers,
+    "seq2seq": with_answers,
+    "classification": with_class,
+    "image-classification": with_class,
+    "audio-classification": with_class,
+    "regression": with_number,
     "multi-label": with_classes,
     "token-classification": with_tags,
     "question-answering": with_places,
@@ -328,25 +239,3 @@ def measure_of(job: Job) -> Callable[[Job], Found]:
         f"{job.examples.source} has single answers with a label; a preference is measured on pairs of answers to one "
         "prompt (prompt, chosen, rejected)."
     )
-
-
-def agreement(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """`accuracy`, and `mcc`: Matthews' correlation for any number of classes (Gorodkin 2004), 0 where undefined."""
-    import numpy as np
-
-    classes = np.union1d(predicted, truth)
-    of = [np.array([(values == name).sum() for name in classes], dtype=float) for values in (predicted, truth)]
-    n, right = float(len(truth)), float((predicted == truth).sum())
-    covariance = right * n - float(of[0] @ of[1])
-    scale = math.sqrt((n * n - of[0] @ of[0]) * (n * n - of[1] @ of[1]))
-    return {"accuracy": right / n, "mcc": covariance / scale if scale else 0.0}
-
-
-def closeness(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Returns `pearson` (NaN where either side is constant) and `mse`."""
-    import numpy as np
-
-    left, right = predicted - predicted.mean(), truth - truth.mean()
-    scale = float(np.sqrt((left @ left) * (right @ right)))
-    mse = float(((predicted - truth) ** 2).mean())
-    return {"pearson": float(left @ right) / scale if scale else math.nan, "mse": mse}

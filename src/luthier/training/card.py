@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,10 @@ TEMPLATE = Path(__file__).with_name("card.md.j2")
 
 def card(run: Run, prepared: Prepared, plan: Plan, lines: list[dict[str, Any]], record: dict[str, Any]) -> str:
     """Markdown: equation, where, base, data, results, versions, and the command that repeats the run."""
-    import jinja2
-
     known = licence(run.model)
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     losses = [line["loss"] for line in lines if "loss" in line]
     evals = [line["eval_loss"] for line in lines if "eval_loss" in line]
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return _template().render(
         run=run,
         form=run.form,
         where=run.where or run.form.where,
@@ -48,6 +46,14 @@ def card(run: Run, prepared: Prepared, plan: Plan, lines: list[dict[str, Any]], 
         usage=usage(run.model, prepared.task, prepared.examples.labels),
         record=record,
     )
+
+
+@functools.cache
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def ranks_of(measured: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from luthier.core.adapters.attach import state_of
 from luthier.core.adapters.control import describe, tensors
-from luthier.core.adapters.optimiser import active_groups, training_plan
+from luthier.core.adapters.training_plan import active_groups, training_plan
 from luthier.core.contracts.component import Component
 from luthier.core.sites.pictures import sites_by_part
 from luthier.core.sites.structure import base_parameters

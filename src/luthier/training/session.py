@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,11 +9,9 @@ from typing import Any, ClassVar
 
 from rich.console import Console
 from transformers import TrainerCallback, set_seed
-from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from luthier import data, models
 from luthier.core.adapters.shard import shard
-from luthier.core.errors import LuthierError, near
 from luthier.core.files import replace_text
 from luthier.core.guard import written
 from luthier.core.owner import owned
@@ -34,6 +31,7 @@ from luthier.training.context import training_context
 from luthier.training.estimate import estimate
 from luthier.training.from_adapter import compared_with_start
 from luthier.training.join import join
+from luthier.training.launched import check_processes, check_services
 from luthier.training.moments import AsToldNow, ByTheClock
 from luthier.training.pack import batches_of, computed
 from luthier.training.penalised import refuse_alone
@@ -53,8 +51,6 @@ from luthier.training.spec import Run
 from luthier.training.teacher import check_teacher, teacher_of
 from luthier.training.trainer import Trainer
 
-SPREAD = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
-"""The environment variables by which `accelerate launch` shards all parameters."""
 SHARE = 10
 """The number of evaluations and checkpoints of a run by default."""
 
@@ -293,36 +289,6 @@ def chat_of(prepared: Prepared) -> dict[str, Any]:
     for each in templates if shared else ():
         shared = {name: value for name, value in shared.items() if name in each and each[name] == value}
     return models.Chat(prepared.processor.chat_template, shared).kept()
-
-
-def check_services(report_to: str) -> None:
-    """Raises unless every service to report to is installed."""
-    known = ["none", *get_available_reporting_integrations()]
-    for service in report_to.split(","):
-        if service not in known:
-            raise LuthierError(
-                f"cannot report to {service!r}{near(service, known)} Installed here: {', '.join(known)}."
-            )
-
-
-def check_processes(run: Run) -> None:
-    """Raises if a base is to be sharded over processes and there is one, or by a launcher that would shard adapters."""
-    told = next((name for name, value in SPREAD.items() if os.environ.get(name, "").lower() == value), None)
-    if told is not None:
-        raise LuthierError(
-            f"{told}={SPREAD[told]} shards the adapters across processes as well, and none would hold one to save; "
-            "leave it out, and shard only the base with shard (--shard)."
-        )
-    if run.training.shard and processes() == 1:
-        raise LuthierError(
-            "shard shards the base across several processes, and here is one; start them with "
-            "`torchrun --nproc-per-node=N -m luthier train …`."
-        )
-    if run.update.changes and processes() > 1:
-        raise LuthierError(
-            f"{run.update.name()} changes what is trained from step to step, and here are {processes()} processes, "
-            "whose gradients would no longer be averaged; train in one process, or with another update."
-        )
 
 
 def load(run: Run, prepared: Prepared) -> Loaded:

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import luthier as lt
 from luthier.core.adapters.control import tensors
 from luthier.core.adapters.flops import backward_costs, probing_loss
-from luthier.core.adapters.optimiser import optimiser, training_plan
+from luthier.core.adapters.optimiser import optimiser
+from luthier.core.adapters.training_plan import training_plan
 from luthier.core.contracts.kernel import reference_implementation
 from luthier.methods.updates.green_trainer import GreenTrainer, choose, selected
 from luthier.training import Run, Training, train

@@ -12,7 +12,8 @@ import transformers
 
 import luthier as lt
 from luthier.core.adapters.control import tensors
-from luthier.core.adapters.optimiser import optimiser, training_plan
+from luthier.core.adapters.optimiser import optimiser
+from luthier.core.adapters.training_plan import training_plan
 from luthier.methods.updates.freeze import Freeze
 from luthier.methods.updates.hft import HFT
 from luthier.methods.updates.layer_decay import LayerDecay

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import luthier as lt
-from luthier.core.adapters.optimiser import optimiser, training_plan
+from luthier.core.adapters.optimiser import optimiser
+from luthier.core.adapters.training_plan import training_plan
 from luthier.core.contracts.update import Update
 from luthier.measuring.trial import trial
 from luthier.methods.targeted_form import TargetedForm

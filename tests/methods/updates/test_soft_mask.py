@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 import luthier as lt
-from luthier.core.adapters.optimiser import optimiser, training_plan
+from luthier.core.adapters.optimiser import optimiser
+from luthier.core.adapters.training_plan import training_plan
 from luthier.methods.updates.soft_mask import SoftMask, importance, measured
 from support.calibrated import batches
 from support.common import copies, full, run

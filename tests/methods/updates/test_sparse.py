@@ -10,7 +10,8 @@ import torch
 import luthier as lt
 from luthier import models
 from luthier.core.adapters.control import tensors
-from luthier.core.adapters.optimiser import optimiser, training_plan
+from luthier.core.adapters.optimiser import optimiser
+from luthier.core.adapters.training_plan import training_plan
 from luthier.methods.updates.lift import LIFT, reduced
 from luthier.methods.updates.lt_sft import LTSFT
 from luthier.training import Run, Training, train

@@ -176,3 +176,13 @@ def test_what_runs_that_are_to_be_alone_held_is_gone():
     found = Meeting().hold([job, job])
     gc.collect()
     assert [type(each) for each in found] == [Alone, Alone] and [each() for each in held] == [None, None]
+
+
+@pytest.mark.parametrize("error", [IndexError("list index out of range"), OSError("no space left"), KeyError("a")])
+def test_whatever_stops_a_run_that_is_by_itself_is_told_at_the_end(error, tmp_path, monkeypatch):
+    def broken(self, resume, overwrite):
+        raise error
+
+    monkeypatch.setattr("luthier.training.session.Session.train", broken)
+    with pytest.raises(LuthierError, match=r"1 of 1 adapters failed; .*\n  default: "):
+        train_at_once([lt.Run("model", "rows", lt.LoRA(), out=str(tmp_path / "run"))])

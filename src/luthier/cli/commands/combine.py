@@ -24,6 +24,7 @@ class Combine(Telling, Fitted):
     the inputs agree go to the screen, combined.json and combined.png in --out.
     """
 
+    group: ClassVar[str] = "Ship"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier combine task_arithmetic run1 run2 --base smollm2-135m --weights 0.5,0.5 --out both",
         "luthier combine ties run1 run2 path/to/model --base smollm2-135m --density 0.2 --out merged --merged",

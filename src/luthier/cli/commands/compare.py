@@ -28,6 +28,7 @@ class Compare(Telling, Fitted):
     into --out.
     """
 
+    group: ClassVar[str] = "Use"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier compare smollm2-135m train.jsonl --test test.jsonl --methods lora,loreft,full --budget 0.1%",
         "luthier compare path/to/model train.csv --methods base,lora,peft:lora --seeds 5 --steps 200 --out study",

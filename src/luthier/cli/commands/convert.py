@@ -19,6 +19,7 @@ class Convert(Telling, Fitted):
     reason, and no folder is left behind. Settings follow from --to.
     """
 
+    group: ClassVar[str] = "Ship"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier convert peft-folder out --to gguf_lora",
         "luthier convert reft-folder merged --to merged --model path/to/model --positions f7+l7",

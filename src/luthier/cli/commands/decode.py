@@ -25,6 +25,7 @@ class Decode(Fitted):
     Prompts are arguments, the lines of --file, or, without either, what stands on the standard input.
     """
 
+    group: ClassVar[str] = "Use"
     examples: ClassVar[tuple[str, ...]] = (
         'luthier decode large-model "What is 12 + 30?" --by proxy --expert small-model@run --anti small-model',
         "luthier decode large-model --by emulated --tuned small-model@run --reference small-model --draft 4 "

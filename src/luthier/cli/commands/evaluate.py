@@ -47,6 +47,7 @@ class Evaluate(Fitted):
     chosen, rejected), the share in which the chosen answer is preferred.
     """
 
+    group: ClassVar[str] = "Use"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier evaluate smollm2-135m gym:chain_sum --limit 200",
         "luthier evaluate smollm2-135m test.jsonl --adapter run --out scores.json",

@@ -21,6 +21,7 @@ class Export(Telling, Fitted):
     the reason.
     """
 
+    group: ClassVar[str] = "Ship"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier export run out --model smollm2-135m",
         "luthier export run out --model path/to/model --rank 16 --tolerance 0.05",

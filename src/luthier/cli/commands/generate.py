@@ -45,6 +45,7 @@ class Generate(Fitted):
     prompt; those without an answer are prompts as they are.
     """
 
+    group: ClassVar[str] = "Use"
     examples: ClassVar[tuple[str, ...]] = (
         'luthier generate smollm2-135m "What is 12 + 30?"',
         'luthier generate smollm2-135m "What is 12 + 30?" --adapter run --merged',

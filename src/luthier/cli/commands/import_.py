@@ -18,6 +18,7 @@ class Import(Telling, Loading):
     reason, and so are damage and another base. `luthier list formats` shows which formats can be read.
     """
 
+    group: ClassVar[str] = "Ship"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier import peft-folder adapter --model smollm2-135m",
         "luthier import reft-folder adapter --model path/to/model --positions f7+l7",

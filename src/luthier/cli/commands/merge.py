@@ -20,6 +20,7 @@ class Merge(Telling, Fitted):
     largest change is told here and in the card. The folder is there whole or not at all.
     """
 
+    group: ClassVar[str] = "Ship"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier merge smollm2-135m run merged",
         "luthier merge path/to/model run/adapter merged --dtype bfloat16",

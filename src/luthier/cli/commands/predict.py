@@ -21,6 +21,7 @@ class Predict(Telling, Fitted):
     predictions behind them. It is on disk as it is made: a stopped one goes on with --resume.
     """
 
+    group: ClassVar[str] = "Use"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier predict minilm-l6 new.csv --columns text=body --adapter run --out scored.csv",
         "luthier predict minilm-l6 new.csv --adapter run --out scored.parquet --top-k 3 --threshold 0.6",

@@ -16,6 +16,7 @@ class Push(Telling):
     Exactly its three files go up, in one commit, after their checksums were verified. Log in with `hf auth login`.
     """
 
+    group: ClassVar[str] = "Ship"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier push run user/name --dry-run",
         "luthier push run/adapter user/name --private",

@@ -32,6 +32,7 @@ class Serve(Fitted):
     --adapters-folder, adapters are those of the start. SIGTERM (or Ctrl-C) lets running answers end first.
     """
 
+    group: ClassVar[str] = "Use"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier serve smollm2-135m --adapter sums=runs/sums --adapter words=runs/words",
         "luthier serve smollm2-135m --adapters-folder runs --port 8080",

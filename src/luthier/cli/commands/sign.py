@@ -18,6 +18,7 @@ class Sign(Telling):
     made by: openssl ecparam -name prime256v1 -genkey -noout -out KEY && openssl ec -in KEY -pubout -out KEY.pub
     """
 
+    group: ClassVar[str] = "Ship"
     examples: ClassVar[tuple[str, ...]] = ("luthier sign run --key author.pem",)
 
     adapter: str

@@ -21,6 +21,7 @@ class Studio(Command):
     runs can be resumed.
     """
 
+    group: ClassVar[str] = "Use"
     examples: ClassVar[tuple[str, ...]] = (
         "luthier studio",
         "luthier studio data models --runs runs --port 8200",

@@ -14,6 +14,7 @@ from luthier.cli.parse import Given, Telling
 class Verify(Telling):
     """Check that an adapter is what the owner of a key signed: no file changed, missing or added."""
 
+    group: ClassVar[str] = "Ship"
     examples: ClassVar[tuple[str, ...]] = ("luthier verify run --key author.pub",)
 
     adapter: str

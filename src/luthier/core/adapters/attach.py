@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
 
+from luthier.core.adapters.fits import check_fits
 from luthier.core.adapters.memory_saving import patch, unpatch
 from luthier.core.adapters.prefix import refresh_prefixes
-from luthier.core.adapters.reach import unreached
+from luthier.core.adapters.reach import check_reached
 from luthier.core.adapters.start import Start, initial, parameters, regroup
 from luthier.core.adapters.state import State
-from luthier.core.adapters.swap import TRAINS, adapters_of, generative, swap, unswap
+from luthier.core.adapters.swap import TRAINS, adapters_of, swap, unswap
 from luthier.core.adapters.tuner import AdapterComponent, TunerLayer, starts
 from luthier.core.contracts.form import Form, Stats
 from luthier.core.contracts.init import Init
@@ -22,8 +22,6 @@ from luthier.core.contracts.router import Routed
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.deprecation import deprecated
 from luthier.core.errors import LuthierError, near
-from luthier.core.sites.inputs import NotKnown
-from luthier.core.sites.pictures import language_path
 from luthier.core.sites.reads import check_maps, is_read
 from luthier.core.sites.select import select
 from luthier.core.sites.structure import (
@@ -129,96 +127,17 @@ def place(model: nn.Module, components: Sequence[AdapterComponent], start: Start
     state.passes.alone()
     try:
         for component in {component.sites: component for component in components}.values():
-            _refuse(component.form, component.sites, component.name, state)
-            _refuse_vectors(model, component.form, component.sites)
-            _refuse_no_blocks(model, component.form, component.sites)
-            _refuse_ahead(model, component.form, component.sites)
+            check_fits(model, component.form, component.sites, component.name, state)
         for component in components:
             _place(model, state, component, start)
         _mark(model, state)
         refresh_prefixes(model, state)
         for component in components if check else ():
-            _check(model, state, component.sites)
+            check_reached(model, state, component.sites)
     except BaseException:
         _remove(model, state, components)
         raise
     return model
-
-
-def _refuse(form: Form, sites: Sites, name: str, state: State) -> None:
-    wrong = [site for site in sites if site.kind not in form.kinds]
-    if wrong:
-        raise LuthierError(
-            f"{form.name()} acts on sites of kind {', '.join(form.kinds)}; {wrong[0]} is of kind "
-            f"{wrong[0].kind} (its default is where={form.where!r})."
-        )
-    if state.merged:
-        raise LuthierError("adapters are merged into the weights; unmerge before attaching another.")
-    taken = {
-        key for component in state.components if component.name == name for key in (s.key for s in component.sites)
-    }
-    double = [site for site in sites if site.key in taken]
-    if double:
-        raise LuthierError(
-            f"adapter {name!r} already acts on {double[0]}; give the new one another name, or detach it first."
-        )
-
-
-def _refuse_vectors(model: nn.Module, form: Form, sites: Sites) -> None:
-    """Raises for a form of matrices on a parameter of fewer than two axes."""
-    for site in () if form.elementwise else (site for site in sites if site.kind == "param"):
-        if (axes := raw_parameter(model, site.path).dim()) < 2:
-            raise LuthierError(
-                f"{form.name()} changes matrices, and {site} has {axes} axis; leave it out (where), or choose a form "
-                "of single numbers (full, bitfit)."
-            )
-
-
-def _refuse_no_blocks(model: nn.Module, form: Form, sites: Sites) -> None:
-    """Raises for a form that goes along the blocks at a place that is not one."""
-    if form.edit_kind != "aside":
-        return
-    blocks = {f"{path}.{index}" for path, held in block_lists(model).items() for index in range(len(held))}
-    if wrong := [site for site in sites if site.path not in blocks]:
-        raise LuthierError(
-            f"{form.name()} goes along the blocks of a model, and {wrong[0]} is not the output of one; choose blocks "
-            f"(its default is where={form.where!r})."
-        )
-
-
-def _refuse_ahead(model: nn.Module, form: Form, sites: Sites) -> None:
-    """Raises for a form that reads whole rows where a model writes token by token: it would see what comes next."""
-    if not form.sees or not generative(model):
-        return
-    writes = decoder_path(model) or language_path(model) or ""
-    blocks = [f"{path}." for path in block_lists(model)]
-    for site in sites:
-        if not any(site.path.startswith(path) for path in blocks) or not writes or site.path.startswith(f"{writes}."):
-            raise LuthierError(
-                f"{form.name()} reads whole rows, and {type(model).__name__} writes token by token: at {site} a token "
-                "would see those behind it. Choose the blocks of an encoder (where), or a model that classifies."
-            )
-
-
-def _check(model: nn.Module, state: State, sites: Sites) -> None:
-    try:
-        missed = unreached(model, state, sites)
-    except NotKnown as error:
-        text = "it was not checked whether a forward pass reaches every site of the adapter (check=False skips it)."
-        warnings.warn(f"{error} So {text}", stacklevel=4)
-        return
-    _refuse_bypassed(missed, sites)
-
-
-def _refuse_bypassed(missed: list[str], sites: Sites) -> None:
-    """A layer that the model computes without is an error; a parameter among others is worth a warning."""
-    if not missed:
-        return
-    text = f"{', '.join(missed)}: a forward pass never meets these, so an adapter there would do nothing."
-    if all(site.kind == "param" for site in sites) and len(missed) < len({site.type for site in sites}):
-        warnings.warn(text, stacklevel=3)
-    else:
-        raise LuthierError(f"{text} Choose other layers, or check=False if a later pass reaches them.")
 
 
 def find_state(model: nn.Module) -> State | None:

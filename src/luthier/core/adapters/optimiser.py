@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from luthier.core.adapters.attach import check_name, state_of
+from luthier.core.adapters.entries import Pack
 from luthier.core.adapters.flops import backward_costs, probing_logits, probing_loss
+from luthier.core.adapters.training_plan import active_groups, training_plan
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site
 from luthier.core.contracts.update import Exchange, ParameterGroup, TrainingPlan, Update
-from luthier.core.sites.fresh import fresh_modules
-from luthier.core.sites.structure import base_tensor, block_lists, stack_owner
 
 
 def optimiser(
@@ -84,80 +83,8 @@ def _check(update: Update, plan: TrainingPlan) -> None:
         update.check_plan(plan)
 
 
-def training_plan(model: nn.Module, steps: int, *, name: str | None = None, seed: int = 0) -> TrainingPlan:
-    """Returns the training plan of `steps` optimiser steps on the adapters of a model, or on the one named."""
-    state = state_of(model)
-    if name is not None:
-        check_name(state, name)
-    components, new = state.components, fresh_modules(model)
-    groups: list[ParameterGroup] = []
-    fresh: list[ParameterGroup] = []
-    depth = max((len(blocks) for blocks in block_lists(model).values()), default=0)
-    outside = _outside(model, depth)
-    for index, component in enumerate(components):
-        before = sum(other.name == component.name for other in components[:index])
-        prefix = component.name if not before else f"{component.name}:{before}"
-        if name not in (None, component.name):
-            continue
-        for group, tuner in component.tuners.items():
-            site = tuner.origin
-            level = outside[site.module] if site.layer is None else site.layer + 1
-            params = {key: p for key, p in tuner.named_parameters() if component.trains(key)}
-            module, owner = map(model.get_submodule, (site.module, stack_owner(model, site.module)))
-            held = fresh if site.module in new else groups
-            base = partial(base_tensor, module, site)
-            kept = {key: p for key, p in tuner.named_parameters() if key not in params}
-            held.append(ParameterGroup(f"{prefix}.{group}", site, tuner.form, level, params, base, module, owner, kept))
-    return TrainingPlan(tuple(groups), depth, steps, seed, tuple(fresh))
-
-
-def _outside(model: nn.Module, depth: int) -> dict[str, int]:
-    """The level of modules outside the blocks: 0 ahead of the first stack, or of the stack that they are part of."""
-    order = {path: position for position, (path, _) in enumerate(model.named_modules())}
-    stacks = {path: stack_owner(model, path) for path in block_lists(model)}
-    first = min((order[path] for path in stacks), default=0)
-
-    def ahead(path: str, stack: str, owner: str) -> bool:
-        return order[path] < order[stack] and (not owner or f"{path}.".startswith(f"{owner}."))
-
-    return {
-        path: 0 if order[path] < first or any(ahead(path, *each) for each in stacks.items()) else depth + 1
-        for path in order
-    }
-
-
-def active_groups(update: Update, plan: TrainingPlan, step: int) -> list[ParameterGroup]:
-    """Returns the groups that `step` trains: those that the update says, and modules new to the checkpoint."""
-    return [*(update.active(plan, step) if plan.groups else ()), *plan.new_groups]
-
-
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, in the order of its betas."""
-
-
-class _Pack:
-    """Some entries of a tensor, as the parameter that AdamW steps: its moments are as few."""
-
-    def __init__(self, index: Tensor, whole: nn.Parameter) -> None:
-        self.index = index
-        self.held = nn.Parameter(whole.detach().take(index))
-
-    def gather(self, whole: nn.Parameter) -> None:
-        """Takes the entries and their gradients; the whole gradient is let go."""
-        self.held.data = whole.detach().take(self.index)
-        self.held.grad = None if whole.grad is None or not len(self.index) else whole.grad.take(self.index)
-        whole.grad = None
-
-    def scatter(self, whole: nn.Parameter) -> None:
-        """Puts the entries back."""
-        whole.put_(self.index, self.held)
-        self.held.grad = None
-
-    def moved(self, state: dict[str, Any], old: Tensor) -> dict[str, Any]:
-        """Moments of the entries `old`, by entry: those that are gone drop out, newcomers are zero."""
-        at = torch.searchsorted(old, self.index).clamp(max=max(len(old) - 1, 0))
-        stays = old[at] == self.index
-        return {k: torch.where(stays, t[at], 0) if t.shape == old.shape else t for k, t in state.items()}
 
 
 class _Driver:
@@ -168,7 +95,7 @@ class _Driver:
         self.chosen: dict[str, Tensor] = {}
         self.plan = replace(plan, chosen=self.chosen)
         self.params = plan.tensors()
-        self.packs: dict[str, _Pack] = {}
+        self.packs: dict[str, Pack] = {}
         self.states: Any = plan.states
         """What the update keeps; the plan shows it to the update."""
         self.snapshot: dict[str, dict[str, Any]] | None = None
@@ -271,7 +198,7 @@ class _Driver:
         if old is not None and torch.equal(old.index, index):
             return
         self.params[key].grad = None  # the optimiser no longer clears it
-        self.packs[key] = new = _Pack(index, self.params[key])
+        self.packs[key] = new = Pack(index, self.params[key])
         self.chosen[key] = index
         for group in self.optimizer.param_groups:
             group["params"][:] = [new.held if p is before else p for p in group["params"]]

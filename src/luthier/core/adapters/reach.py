@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 
 from torch import nn
@@ -10,6 +11,7 @@ from luthier.core.adapters.container import AdapterContainer
 from luthier.core.adapters.state import State
 from luthier.core.contracts.site import Sites
 from luthier.core.errors import LuthierError
+from luthier.core.sites.inputs import NotKnown
 from luthier.core.sites.probe import run_bare, run_once
 
 
@@ -19,6 +21,28 @@ class CannotRun(LuthierError):
     def __init__(self, model: nn.Module, error: Exception) -> None:
         self.reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:300]
         super().__init__(f"with this adapter attached, {type(model).__name__} cannot run ({self.reason}).")
+
+
+def check_reached(model: nn.Module, state: State, sites: Sites) -> None:
+    """Raises for sites that a forward pass never meets; warns where no input of the model is known."""
+    try:
+        missed = unreached(model, state, sites)
+    except NotKnown as error:
+        text = "it was not checked whether a forward pass reaches every site of the adapter (check=False skips it)."
+        warnings.warn(f"{error} So {text}", stacklevel=4)
+        return
+    _refuse_bypassed(missed, sites)
+
+
+def _refuse_bypassed(missed: list[str], sites: Sites) -> None:
+    """A layer that the model computes without is an error; a parameter among others is worth a warning."""
+    if not missed:
+        return
+    text = f"{', '.join(missed)}: a forward pass never meets these, so an adapter there would do nothing."
+    if all(site.kind == "param" for site in sites) and len(missed) < len({site.type for site in sites}):
+        warnings.warn(text, stacklevel=3)
+    else:
+        raise LuthierError(f"{text} Choose other layers, or check=False if a later pass reaches them.")
 
 
 def unreached(model: nn.Module, state: State, sites: Sites) -> list[str]:

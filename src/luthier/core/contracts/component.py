@@ -19,7 +19,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar, overload
 
-from luthier.core.contracts.plugins import File, files_in, installed_files
+from luthier.core.contracts.plugins import File, changed, files_in, installed_folders
 from luthier.core.deprecation import rename_attributes
 from luthier.core.errors import LuthierError, near
 from luthier.core.public_names import PUBLIC
@@ -201,9 +201,16 @@ def packages() -> dict[str, str]:
 def files(axis: str) -> dict[str, list[File]]:
     """Returns `{name: files}` of an axis, sorted; several files where two places define the same name."""
     own = package_of(axis)
-    folders = importlib.import_module(own).__path__
+    folders = [(own, folder) for folder in importlib.import_module(own).__path__]
+    folders += [(package, str(folder)) for package, folder in installed_folders(axis)]
+    return dict(_by_name(tuple((package, folder, changed(folder)) for package, folder in folders)))
+
+
+@functools.lru_cache(maxsize=512)
+def _by_name(folders: tuple[tuple[str, str, int], ...]) -> dict[str, list[File]]:
+    """The files of folders, each told by its package, its path and when it changed."""
     found: dict[str, list[File]] = {}
-    for file in [*(f for folder in folders for f in files_in(own, folder)), *installed_files(axis)]:
+    for file in (each for package, folder, _ in folders for each in files_in(package, folder)):
         same = found.setdefault(file.name, [])
         if file.path not in {each.path for each in same}:
             same.append(file)

@@ -68,8 +68,25 @@ def installed_files(axis: str) -> list[File]:
 
 def files_in(package: str, folder: str) -> list[File]:
     """Returns the files of one folder of an axis. Those that open with `_` are private and hold no component."""
+    return list(_listed(package, folder, changed(folder)))
+
+
+def changed(folder: str) -> int:
+    """Returns when something was put into a folder or taken out, in nanoseconds; 0 if there is none.
+
+    Every `lt.LoRA` asks for the files of all axes, so that they are read again where this is another, as Python does
+    with the folders of packages.
+    """
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return 0
+
+
+@functools.lru_cache(maxsize=512)
+def _listed(package: str, folder: str, when: int) -> tuple[File, ...]:
     found = (m.name for m in pkgutil.iter_modules([folder]) if not m.name.startswith("_"))
-    return [File(name, f"{package}.{name}", _source(Path(folder), name)) for name in found]
+    return tuple(File(name, f"{package}.{name}", _source(Path(folder), name)) for name in found)
 
 
 def _source(folder: Path, name: str) -> Path:

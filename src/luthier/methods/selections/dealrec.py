@@ -111,7 +111,8 @@ class DEALRec(Selection):
         import numpy as np
 
         h = x.T @ x / len(x)
-        damping = self.damping * float(np.linalg.norm(h, 2))
+        smaller = h if len(h) <= len(x) else x @ x.T / len(x)  # of the same eigenvalues, zeros aside
+        damping = self.damping * max(0.0, float(np.linalg.eigvalsh(smaller)[-1]))
         if not damping:
             raise LuthierError("the rows have no words or gradients, so none has an influence.")
         return h, damping
@@ -120,7 +121,7 @@ class DEALRec(Selection):
         """(H + λI)⁻¹ v by the recursion; warns where it has not converged."""
         import numpy as np
 
-        scale = 1.01 * (float(np.linalg.norm(h, 2)) + damping)
+        scale = 1.01 * (damping / self.damping + damping)  # the largest eigenvalue of H + λI, and a little
         step, held = np.eye(len(h)) - (h + damping * np.eye(len(h))) / scale, v
         norm = float(np.linalg.norm(v)) or 1.0
         for _ in range(self.depth):

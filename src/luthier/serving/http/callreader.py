@@ -61,6 +61,8 @@ class CallReader:
         self._seen = 0
         """How much of what is held was searched for the end of a call."""
         self._step = self._text
+        self._object_end, self._object_seen = Nesting(), 0
+        """Where a call that is an object ends, and how much of it was looked at."""
         self._whole = ""
         self._arguments: Arguments | None = None
         self.calls: list[Call] = []
@@ -97,6 +99,7 @@ class CallReader:
         if at >= 0:
             before, self._held = self._held[:at].rstrip(), self._held[at + len(marker) :]
             self._raw, self._step, self._seen = marker, self._head, 0
+            self._object_end, self._object_seen = Nesting(), 0
             yield from self._said(before)
             return
         keep = len(self._held) if at == HOLD else _held_back(self._held, marker)
@@ -139,18 +142,24 @@ class CallReader:
             return None
         first, second = (re.escape(json.dumps(key)) for key in self._format.keys or ())
         head = rf'\{{\s*(?:"type"\s*:\s*"function"\s*,\s*)?{first}\s*:\s*"([^"\\]*)"\s*,\s*{second}\s*:\s*(?=[{{"])'
-        if found := re.match(head, self._held[at:]):
-            return found[1], self._held[at + found.end() :]
+        if found := re.compile(head).match(self._held, at):
+            return found[1], self._held[found.end() :]
         return self._late(at)
 
     def _late(self, at: int) -> tuple[str, str] | None:
-        """A call whose keys stand in another order is read once it is whole."""
-        try:
-            value, stop = json.JSONDecoder().raw_decode(self._held, at)
-        except ValueError:
+        """A call whose keys stand in another order is read once it is whole; what is then no JSON is none."""
+        more = self._held[at + self._object_seen :]
+        end = self._object_end.end(more)
+        if end < 0:
+            self._object_seen += len(more)
             return None
-        named, given = self._format.keys or ("", "")
+        stop = at + self._object_seen + end
         rest = self._held[stop:]
+        try:
+            value = json.loads(self._held[at:stop])
+        except ValueError:
+            return "", rest
+        named, given = self._format.keys or ("", "")
         if isinstance(value.get(named), str) and isinstance(value.get(given, {}), dict):
             return value[named], json.dumps(value.get(given, {}), ensure_ascii=False) + "}" + rest
         return "", rest
@@ -209,6 +218,7 @@ class CallReader:
             if seen.startswith(wanted):
                 self._held = self._held[_length(self._held, wanted) :]
                 self._step, self._raw = step, ""
+                self._object_end, self._object_seen = Nesting(), 0
                 return
             if wanted.startswith(seen):
                 return
@@ -219,26 +229,22 @@ class CallReader:
 HOLD = -2
 
 
-class Arguments:
-    """An object of JSON, or a string that holds one, as it comes."""
+class Nesting:
+    """Where a value of JSON ends, an object or a string, as it comes: every letter is looked at once."""
 
     def __init__(self) -> None:
-        self.done = False
         self._depth, self._quoted, self._escaped = 0, False, False
-        self._string: str | None = None
 
-    def add(self, text: str) -> tuple[str, str]:
-        """Returns what belongs to the object, and what follows it."""
-        if self._string is not None or (not self._depth and text[:1] == '"'):
-            return self._unquoted(text)
+    def end(self, text: str) -> int:
+        """Returns the place in some more text behind the end of the value, -1 where it goes on."""
         for at, letter in enumerate(text):
-            self._see(letter)
+            self.see(letter)
             if not self._depth and not self._quoted:
-                self.done = True
-                return text[: at + 1], text[at + 1 :]
-        return text, ""
+                return at + 1
+        return -1
 
-    def _see(self, letter: str) -> None:
+    def see(self, letter: str) -> None:
+        """Takes the next letter."""
         if self._quoted:
             self._quoted = self._escaped or letter != '"'
             self._escaped = letter == "\\" and not self._escaped
@@ -249,14 +255,36 @@ class Arguments:
         elif letter in "}]":
             self._depth -= 1
 
-    def _unquoted(self, text: str) -> tuple[str, str]:
-        self._string = (self._string or "") + text
-        try:
-            value, stop = json.JSONDecoder().raw_decode(self._string)
-        except ValueError:
-            return "", ""
-        self.done, rest = True, self._string[stop:]
-        return value, rest
+
+class Arguments:
+    """An object of JSON, or a string that holds one, as it comes."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._nesting = Nesting()
+        self._string: list[str] | None = None
+        """The parts of a string, which is told once it is whole."""
+        self._begun = False
+
+    def add(self, text: str) -> tuple[str, str]:
+        """Returns what belongs to the object, and what follows it."""
+        if text and not self._begun:
+            self._begun, self._string = True, [] if text[0] == '"' else None
+        end = self._nesting.end(text)
+        self.done = end >= 0
+        mine, rest = (text[:end], text[end:]) if self.done else (text, "")
+        if self._string is None:
+            return mine, rest
+        self._string.append(mine)
+        return (_unquoted("".join(self._string)), rest) if self.done else ("", "")
+
+
+def _unquoted(text: str) -> str:
+    """The text of a string of JSON, line breaks and all; what is none is taken as it stands."""
+    try:
+        return json.loads(text, strict=False)
+    except ValueError:
+        return text[1:-1]
 
 
 def _held_back(text: str, marker: str) -> int:

@@ -175,8 +175,8 @@ def arguments_in_lark(tags: Tags, schema: Mapping[str, Any], literal: Any, inlin
 
 def _value_in_lark(schema: Any, tags: Tags, literal: Any, inline: Any) -> str:
     schema = {} if schema is True else schema
-    kinds, named = schema.get("type"), schema.get("enum", [schema["const"]] if "const" in schema else None)
-    if named is not None:
+    kinds = schema.get("type")
+    if named := _named(schema):
         return "(" + " | ".join(literal(_said(each)) for each in named) + ")"
     if kinds == "string":
         if odd := sorted(set(schema) - LITERAL):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import set_seed
 
-from luthier.core.errors import LuthierError
 from luthier.core.files import claimed, read_json, replace_json
 from luthier.core.numerics.draws import draw_of
 from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
-from luthier.core.progress import counted
 from luthier.training.adam_state import AdamState
 from luthier.training.beginning import begin
 from luthier.training.in_context.model import SequenceModel
@@ -30,6 +27,7 @@ from luthier.training.in_context.plot import plot
 from luthier.training.in_context.spec import NEW, InContext
 from luthier.training.in_context.tasks import Rows, read, sequences
 from luthier.training.progress import quiet
+from luthier.training.steps import Steps, trained
 
 SPEC, RESULT, PICTURE = "gpicl.json", "learned.json", "phases.png"
 WARMUP = 100
@@ -88,9 +86,11 @@ def _cell(
     set_seed(spec.seed)
     model = SequenceModel(width, spec)
     adam = AdamState({key: p for key, p in model.named_parameters() if p.requires_grad}, spec.lr)
-    loss = _trained(spec, model, adam, tasks, learned, folder / f"state-{width}-{tasks}", console)
+    state, steps = folder / f"state-{width}-{tasks}", Steps(spec.steps, spec.save_every, f"lr ({spec.lr:g})")
+    step = partial(_step, spec, model, adam, tasks, learned)
+    told = trained(adam, state, steps, console, f"{width}-{tasks}", step)
     found = {name: accuracies(spec, model, held, numbers) for name, numbers in _measured_on(spec, tasks).items()}
-    cell = {"width": width, "tasks": tasks, "phase": phase(found, 1 / spec.classes), "loss": loss, **found}
+    cell = {"width": width, "tasks": tasks, "phase": phase(found, 1 / spec.classes), "loss": told["loss"], **found}
     scores = "  ".join(f"{name} {each['last']:.2f}" for name, each in found.items())
     console.print(f"width {width}, {tasks:,} tasks: {cell['phase']}  {scores}", highlight=False)
     return cell
@@ -99,25 +99,6 @@ def _cell(
 def _measured_on(spec: InContext, tasks: int) -> dict[str, list[int]]:
     count = range(spec.episodes)
     return {"seen": [number % tasks for number in count], "unseen": [NEW + number for number in count]}
-
-
-def _trained(
-    spec: InContext, model: SequenceModel, adam: AdamState, tasks: int, rows: Rows, folder: Path, console: Console
-) -> float:
-    """Steps from where they stand; returns the loss of the last."""
-    told = adam.load(folder) or {"steps": 0, "loss": math.nan}
-    value = told["loss"]
-    with counted(console, folder.name.removeprefix("state-")) if console.is_terminal else nullcontext() as bar:
-        shown = bar.add_task("", total=spec.steps, completed=told["steps"]) if bar else None
-        for step in range(told["steps"], spec.steps):
-            value = _step(spec, model, adam, tasks, rows, step)
-            if not math.isfinite(value):
-                raise LuthierError(f"the loss became {value} at step {step + 1}; lower lr ({spec.lr:g}).")
-            if bar and shown is not None:
-                bar.update(shown, completed=step + 1, description=f"loss {value:.3f}")
-            if (step + 1) % spec.save_every == 0 or step + 1 == spec.steps:
-                adam.save(folder, {"steps": step + 1, "loss": value})
-    return value
 
 
 def _step(spec: InContext, model: SequenceModel, adam: AdamState, tasks: int, rows: Rows, step: int) -> float:

@@ -29,13 +29,14 @@ from luthier.core.storage import store
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
 from luthier.training.beginning import begin
+from luthier.training.meta.episodes import interval, steps_of
 from luthier.training.meta.learned import ADAPTER, NAME, RESULT, SPEC, MetaLearned
 from luthier.training.meta.levels import levels_of
-from luthier.training.meta.loop import interval, trained
 from luthier.training.meta.masks import Kind, read_kinds
 from luthier.training.meta.pictures import save_pictures
 from luthier.training.meta.spec import MetaRun
 from luthier.training.progress import quiet
+from luthier.training.steps import trained
 
 TASKS, PICTURES, ADAPTERS = "tasks/", "pictures", "adapters"
 ALL = "all"
@@ -76,7 +77,8 @@ def learn_masks(spec: MetaRun, *, resume: bool, overwrite: bool, progress: bool)
         for name, owners in {**sets, spec.meta.name(): tuple(kind.name for kind in kinds)}.items():
             beside = {f"{TASKS}{owner}/{key}": p for owner in owners for key, p in start.items()}
             adam = AdamState({key: nn.Parameter(p.clone()) for key, p in {**beside, **untrained}.items()}, spec.lr)
-            trained(spec, adam, folder / f"state-{name}", console, _stepper(spec, adam, logits, kinds, list(start)))
+            step = _stepper(spec, adam, logits, kinds, list(start))
+            trained(adam, folder / f"state-{name}", steps_of(spec), console, name, step)
             pictures = folder / PICTURES if name == spec.meta.name() else None
             figures[name] = _measured(spec, logits, mean_of(adam.params, owners, list(start)), tests, pictures)
         assert adam is not None

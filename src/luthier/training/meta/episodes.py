@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from luthier import data
 from luthier.core.contracts.example import Example, Examples
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.resampling import mean_interval
 from luthier.training.meta.spec import MetaRun
+from luthier.training.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,14 @@ def in_context(rows: Examples, shown: Sequence[int], asked: Sequence[int]) -> Ex
         )
 
     return rows.keep([longer(rows.rows[place]) for place in asked])
+
+
+def interval(values: np.ndarray, seed: int) -> dict[str, float]:
+    """Returns the mean `loss` of episodes [n], with `low` and `high` of its 95% interval."""
+    low, high = mean_interval(values, seed)
+    return {"loss": float(values.mean()), "low": low, "high": high}
+
+
+def steps_of(spec: MetaRun) -> Steps:
+    """Returns the outer steps of a meta-training."""
+    return Steps(spec.steps, spec.save_every, f"lr ({spec.lr:g}) or inner_lr")

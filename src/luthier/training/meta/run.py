@@ -27,11 +27,11 @@ from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
 from luthier.training.beginning import begin
 from luthier.training.meta.dense import learn_masks
-from luthier.training.meta.episodes import Domain, in_context, read_domains
+from luthier.training.meta.episodes import Domain, in_context, interval, read_domains, steps_of
 from luthier.training.meta.learned import ADAPTER, NAME, RESULT, SPEC, MetaLearned
-from luthier.training.meta.loop import interval, trained
 from luthier.training.meta.spec import MetaRun
 from luthier.training.progress import quiet
+from luthier.training.steps import trained
 
 WAYS = ("as it is", "adapted", "in context")
 
@@ -67,7 +67,7 @@ def meta_learn(spec: MetaRun, *, resume: bool = False, overwrite: bool = False, 
             beside = {key: torch.nn.Parameter(t) for key, t in method.begin(own).items()}
             adam = AdamState({**own, **beside}, spec.lr)
             step = partial(_outer_step, spec, method, adam, loss_of(loaded), _collator(loaded), domains)
-            trained(spec, adam, folder / f"state-{name}", console, step)
+            trained(adam, folder / f"state-{name}", steps_of(spec), console, name, step)
             found[name] = _measured(spec, loaded, tests, {key: adam.params[key].detach() for key in beside})
         figures = {name: each.figures(spec.seed) for name, each in found.items()}
         gains = _gains(found["joint"], found[spec.meta.name()], spec.seed) if spec.baseline else {}

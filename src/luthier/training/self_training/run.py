@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,9 @@ from transformers import set_seed
 from luthier import models
 from luthier.core.adapters.attach import attach
 from luthier.core.adapters.control import trainable
-from luthier.core.errors import LuthierError
 from luthier.core.files import claimed, replace_json, replace_text
 from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
-from luthier.core.progress import counted
 from luthier.core.storage import store
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
@@ -34,6 +32,7 @@ from luthier.training.progress import quiet
 from luthier.training.self_training.rows import Rows, padded, read_rows
 from luthier.training.self_training.spec import SelfTraining
 from luthier.training.self_training.weights import Tensors, differentiable, row_weights
+from luthier.training.steps import Steps, Told, trained
 
 SPEC, RESULT, ADAPTER, NAME = "selftrain.json", "selftrained.json", "adapter", "default"
 TEACHER = "few-shot"
@@ -109,7 +108,7 @@ class Work:
         """Returns the figures of each stage, and the weights of each round."""
         figures: dict[str, dict[str, float]] = {}
         weights: dict[str, dict[str, float]] = {}
-        self.trained(TEACHER, self.spec.teacher_steps, lambda adam, step: self.taught(adam, f"teacher {step}"))
+        self.trained(TEACHER, self.spec.teacher_steps, lambda adam, _, step: self.taught(adam, f"teacher {step}"))
         self.measured(TEACHER, figures)
         for number in range(1, self.spec.rounds + 1):
             name, soft = f"round {number}", self.chances("unlabelled")
@@ -118,11 +117,11 @@ class Work:
             weights[name] = self.weighed(number, soft, told)
         return figures, weights
 
-    def student(self, number: int, soft: Tensor) -> Callable[..., float]:
+    def student(self, number: int, soft: Tensor) -> Callable[[AdamState, Told, int], float]:
         """Returns one step of the student of a round."""
         spec, key = self.spec, f"round {number}"
 
-        def step(adam: AdamState, place: int, told: dict[str, Any]) -> float:
+        def step(adam: AdamState, told: Told, place: int) -> float:
             if place >= spec.steps:
                 return self.taught(adam, f"{key} {place}")
             chosen = self.drawn("unlabelled", spec.batch, f"{key} {place}")
@@ -143,30 +142,19 @@ class Work:
 
         return step
 
-    def taught(self, adam: AdamState, key: str, told: Any = None) -> float:
+    def taught(self, adam: AdamState, key: str) -> float:
         """A step on labelled rows."""
         return stepped(adam, self.loss(trainable(self.model), self.drawn("labelled", self.spec.shown, key)))
 
-    def trained(self, name: str, steps: int, step: Callable[..., float]) -> dict[str, Any]:
+    def trained(self, name: str, steps: int, step: Callable[[AdamState, Told, int], float]) -> Told:
         """A stage: a new adapter, trained for so many steps; one that is done is read."""
         with torch.no_grad():
             for key, p in trainable(self.model).items():
                 p.copy_(self.start[key])
         adam, state = AdamState(trainable(self.model), self.spec.lr), self.folder / f"state-{name.replace(' ', '-')}"
-        told = adam.load(state) or {"steps": 0, "weight": {}}
-        bar = counted(self.console, name)
-        bar.disable = not self.console.is_terminal
-        with bar:
-            task = bar.add_task("", total=steps, completed=told["steps"])
-            for place in range(told["steps"], steps):
-                value = step(adam, place, told) if name != TEACHER else step(adam, place)
-                if not math.isfinite(value):
-                    raise LuthierError(f"the loss became {value} at step {place + 1}; lower lr ({self.spec.lr:g}).")
-                told["steps"] = place + 1
-                bar.update(task, completed=place + 1, description=f"loss {value:.4f}")
-                if (place + 1) % self.spec.save_every == 0 or place + 1 == steps:
-                    adam.save(state, told)
-        return told
+        made = Steps(steps, self.spec.save_every, f"lr ({self.spec.lr:g})")
+        told: Told = {"weight": {}}
+        return trained(adam, state, made, self.console, name, partial(step, adam, told), told)
 
     def logits(self, params: Tensors, name: str, places: Sequence[int]) -> Tensor:
         """What the model says for each class, [rows, classes], at an adapter's tensors."""

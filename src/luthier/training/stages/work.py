@@ -152,7 +152,7 @@ def check_plan(plan: StagePlan, done: Sequence[Finished] = ()) -> StagePlan:
 
 def _tried(stage: Stage, first: Run | None) -> Run:
     """The run of a stage, with the form of the first where its own adapter is not there yet."""
-    from luthier.training.session import check_processes, check_services
+    from luthier.training.launched import check_processes, check_services
     from luthier.training.teacher import check_teacher
 
     there = stage.start is not None and adapter_at(stage.start) and not (stage.folder / folders.SPEC).exists()

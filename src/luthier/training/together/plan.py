@@ -86,5 +86,5 @@ def _alone(run: Run, resume: bool, overwrite: bool) -> Result | Exception:
 
     try:
         return Session(run, progress=False).train(resume, overwrite)
-    except (LuthierError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # whatever stops one run; the others are trained, and what it said is told at the end
         return error

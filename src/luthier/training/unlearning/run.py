@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +15,11 @@ from rich.console import Console
 from torch import Tensor
 from torch.func import functional_call
 
-from luthier import data, models
+from luthier import models
 from luthier.core.adapters.control import trainable
-from luthier.core.contracts.example import Examples
 from luthier.core.contracts.unlearning import Outputs
-from luthier.core.errors import LuthierError
 from luthier.core.files import claimed, read_json, replace_json
 from luthier.core.owner import owned
-from luthier.core.progress import counted
-from luthier.core.sites.probe import eval_mode
 from luthier.core.storage import format as format_
 from luthier.core.storage import store
 from luthier.core.storage.folder import adapter_folder
@@ -33,36 +27,19 @@ from luthier.data.labels import labels_in_order
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
 from luthier.training.beginning import begin
-from luthier.training.folder import read_run
 from luthier.training.progress import quiet
-from luthier.training.row_gradients import log_loss
 from luthier.training.run import train
 from luthier.training.spec import Run
-from luthier.training.unlearning.klom import membership
-from luthier.training.unlearning.many import check_classes, klom_figures
+from luthier.training.steps import Steps, trained
+from luthier.training.unlearning.figures import figures_of, flat, row_losses
+from luthier.training.unlearning.many import klom_figures
 from luthier.training.unlearning.match import predicted
+from luthier.training.unlearning.rows import Features, Rows, read_rows, trained_run
 from luthier.training.unlearning.spec import Unlearn
 
 SPEC, RESULT, STATE, ADAPTER = "unlearn.json", "unlearned.json", "state", "adapter"
 RETRAINED, MODELS = "retrained", "models"
 WRITTEN = (STATE, ADAPTER, RETRAINED, MODELS, RESULT)
-Features = Sequence[dict[str, Any]]
-CLASSIFIERS = ("classification", "image-classification", "audio-classification")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of an unlearning: read, and encoded as the run's were."""
-
-    forget: Examples
-    retain: Examples
-    test: Examples | None
-    encoded: Mapping[str, Features]
-    """By name (forget, retain, test)."""
-    collate: Any
-    task: str
-    labels: list[str] | None
-    """The classes in the order that rows were encoded by."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +72,14 @@ def unlearn(spec: Unlearn, *, resume: bool = False, overwrite: bool = False, pro
         here = {"unlearn": spec.to_dict(), "data": prints}
         begin(folder, SPEC, here, "unlearning", overwrite, (folder / name for name in WRITTEN))
         loaded = _loaded(spec.adapter, run, rows)
-        before = _measured(loaded, rows)
+        before = row_losses(loaded, rows)
         if spec.unlearning.retrains:
             loaded = _retrained(spec, run, folder, resume, progress)
             steps = read_json(adapter_folder(str(folder / RETRAINED)) / "adapter.json")["measured"]["steps"]
         else:
             steps = _lowered(spec, loaded, rows, folder, console)
-        after = _measured(loaded, rows)
-        figures = _figures(rows, before, after, spec.seed)
+        after = row_losses(loaded, rows)
+        figures = figures_of(rows, before, after, spec.seed)
         figures |= _over_models(spec, run, rows, folder / MODELS, console) if spec.models else {}
         return _finish(spec, run, loaded, rows, folder, int(steps), figures)
 
@@ -113,80 +90,15 @@ def _over_models(spec: Unlearn, run: Run, rows: Rows, folder: Path, console: Con
 
     def losses(one: Run) -> dict[str, np.ndarray]:
         console.print(f"{Path(one.out).name}: trained", highlight=False)
-        return {name: each for name, (each, _) in _measured(_loaded(one.out, one, rows), rows).items()}
+        return {name: each for name, (each, _) in row_losses(_loaded(one.out, one, rows), rows).items()}
 
     def lowered(own: Unlearn, one: Run) -> dict[str, np.ndarray]:
         loaded = _loaded(one.out, one, rows)
         _lowered(own, loaded, rows, Path(own.out), Console(quiet=True))
         console.print(f"{Path(own.out).name}: unlearned", highlight=False)
-        return {name: each for name, (each, _) in _measured(loaded, rows).items()}
+        return {name: each for name, (each, _) in row_losses(loaded, rows).items()}
 
     return klom_figures(spec, run, folder, losses, lowered)
-
-
-def trained_run(spec: Unlearn) -> Run:
-    """Returns the run whose adapter is to forget."""
-    folder = Path(spec.adapter).expanduser()
-    if not (folder / "run.json").is_file():
-        raise LuthierError(
-            f"{spec.adapter} is not a run of luthier train (run.json is not there): what an adapter was trained on "
-            "must be known, or nothing tells what it is to forget."
-        )
-    run = read_run(folder)
-    return dataclasses.replace(run, model=spec.model) if spec.model else run
-
-
-def read_rows(spec: Unlearn, run: Run) -> Rows:
-    """Reads and encodes the rows; raises for those that contradict one another."""
-    task = models.fitted_task(format_.read(adapter_folder(spec.adapter)))
-    if task not in ("causal-lm", *CLASSIFIERS):
-        raise LuthierError(
-            f"{spec.adapter} was fitted for {task}; rows are forgotten by classifiers and causal language models."
-        )
-    settings: dict[str, Any] = {"task": task, "named": run.columns, "skip_bad_rows": run.skip_bad_rows}
-    known = data.load(run.data, **settings)
-    read = {name: data.load(getattr(spec, name), **settings) for name in ("forget", "retain", "test")
-            if getattr(spec, name) is not None}  # fmt: skip
-    check_rows(spec, run, read, known)
-    check_classes(spec, known.labels, read["retain"].labels)
-    if spec.unlearning.matches and known.labels is None:
-        raise LuthierError(
-            f"{spec.unlearning.name()} predicts every logit of a row, and a model for {task} has as many as its "
-            "vocabulary for each token; it is for classifiers. Take ascent, kl or retrain."
-        )
-    processor = models.processor_of(run.model, task)
-    encode = {"task": task, "max_length": run.training.max_length, "labels": known.labels}
-    encoded = {name: data.encode_all(rows, processor, truncate=run.training.truncate, **encode)
-               for name, rows in read.items()}  # fmt: skip
-    collate = data.collator_for(task, processor)
-    return Rows(read["forget"], read["retain"], read.get("test"), encoded, collate, task, known.labels)
-
-
-def check_rows(spec: Unlearn, run: Run, read: Mapping[str, Examples], known: Examples) -> None:
-    """Raises for rows to forget that were not learned, and for rows in two of the sets."""
-    trained = {row.key() for row in known.rows}
-    keys = {name: {row.key() for row in rows.rows} for name, rows in read.items()}
-    strange = [row.row for row in read["forget"].rows if row.key() not in trained]
-    if strange:
-        raise LuthierError(
-            f"{len(strange):,} of {len(read['forget']):,} rows of {spec.forget} are not in {run.data}, which "
-            f"{spec.adapter} was trained on (row {strange[0]} first): they cannot be forgotten. Leave them out."
-        )
-    for name in ("retain", "test"):
-        shared = len(keys["forget"] & keys.get(name, set()))
-        if shared:
-            raise LuthierError(
-                f"{shared:,} rows are in {spec.forget} and in {getattr(spec, name)} too; a row is in one."
-            )
-    if keys.get("test", set()) & trained:
-        raise LuthierError(
-            f"{spec.test} holds rows of {run.data}, which were learned; a test needs rows that were not."
-        )
-    for name, rows in read.items():
-        if known.labels is not None and set(rows.labels or []) - set(known.labels):
-            raise LuthierError(
-                f"{getattr(spec, name)} has classes that {run.data} has not; the adapter knows none of them."
-            )
 
 
 def _loaded(adapter: str, run: Run, rows: Rows) -> Loaded:
@@ -204,22 +116,19 @@ def _lowered(spec: Unlearn, loaded: Loaded, rows: Rows, folder: Path, console: C
     own = {name: labels_in_order(rows.encoded[name], rows.labels, loaded.model.config)
            for name in ("forget", "retain")}  # fmt: skip
     fixed = _fixed(spec, loaded, rows, own, console)
-    told = adam.load(folder / STATE) or {"steps": 0}
-    with _shown(console, spec.steps) as tell:
-        for number in range(told["steps"], spec.steps):
-            drawn = {name: _drawn(len(own[name]), spec.batch, f"{spec.seed} {name} {number}") for name in own}
-            loaded.model.eval()
-            parts = [_outputs(loaded, rows, own[name], drawn[name], fixed.get(name)) for name in ("forget", "retain")]
-            loss = method.loss(*parts)
-            if not math.isfinite(loss.item()):
-                raise LuthierError(f"the loss became {loss.item()} at step {number + 1}; lower lr ({spec.lr:g}).")
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(list(adam.params.values()), 1.0)
-            adam.step()
-            tell(number + 1, loss.item())
-            if (number + 1) % spec.save_every == 0 or number + 1 == spec.steps:
-                adam.save(folder / STATE, {"steps": number + 1})
-    return spec.steps
+    loaded.model.eval()
+
+    def step(number: int) -> float:
+        drawn = {name: _drawn(len(own[name]), spec.batch, f"{spec.seed} {name} {number}") for name in own}
+        parts = [_outputs(loaded, rows, own[name], drawn[name], fixed.get(name)) for name in ("forget", "retain")]
+        loss = method.loss(*parts)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(adam.params.values()), 1.0)
+        adam.step()
+        return loss.item()
+
+    steps = Steps(spec.steps, spec.save_every, f"lr ({spec.lr:g})")
+    return trained(adam, folder / STATE, steps, console, "unlearning", step)["steps"]
 
 
 def _fixed(spec: Unlearn, loaded: Loaded, rows: Rows, own: Mapping[str, Features], console: Console) -> dict[str, Any]:
@@ -261,70 +170,11 @@ def _outputs(loaded: Loaded, rows: Rows, own: Features, places: Sequence[int], f
     return Outputs(logits, wanted, before, targets)
 
 
-def flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns (logits [places, classes], labels [places]) at the places that have a label."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if labels.dim() == 1:
-        return logits, labels
-    at = labels[:, 1:].ne(-100)
-    return logits[:, :-1][at], labels[:, 1:][at]
-
-
-def _measured(loaded: Loaded, rows: Rows) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The loss of every row and whether it is answered right, by set."""
-    found = {}
-    for name, features in rows.encoded.items():
-        own = labels_in_order(features, rows.labels, loaded.model.config)
-        losses, right = [], []
-        with eval_mode(loaded.model):
-            for start in range(0, len(own), 16):
-                batch = rows.collate([own[i] for i in range(start, min(start + 16, len(own)))])
-                batch.pop("rows")
-                labels = batch.pop("labels").to(loaded.model.device)
-                logits = loaded.model(**{key: t.to(loaded.model.device) for key, t in batch.items()}).logits
-                for row, label in zip(logits, labels, strict=True):
-                    losses.append(float(log_loss(row, label)))
-                    said, wanted = flat(row[None], label[None])
-                    right.append(bool(said.argmax(-1).eq(wanted).all()))
-        found[name] = np.asarray(losses), np.asarray(right, dtype=float)
-    return found
-
-
-def _figures(rows: Rows, before: Any, after: Any, seed: int) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for name in after:
-        for place, what in enumerate(("loss", "accuracy")):
-            told = {"before": float(before[name][place].mean()), "after": float(after[name][place].mean())}
-            found[f"{name} {what}"] = told | {"count": len(after[name][place])}
-    if "test" in after:
-        tested = {when: membership(each["forget"][0], each["test"][0], seed)
-                  for when, each in (("before", before), ("after", after))}  # fmt: skip
-        span = {"low": tested["after"]["low"], "high": tested["after"]["high"]}
-        found["membership AUC"] = {"before": tested["before"]["auc"], "after": tested["after"]["auc"], **span}
-    return found
-
-
 def _retrained(spec: Unlearn, run: Run, folder: Path, resume: bool, progress: bool) -> Loaded:
     """The oracle: the run again, on the retained rows."""
     again = dataclasses.replace(run, data=spec.retain, out=str(folder / RETRAINED))
     done = train(again, resume=resume and (folder / RETRAINED / "run.json").is_file(), progress=progress)
     return Loaded(done.model, done.processor, run.model, "", "", [])
-
-
-@contextmanager
-def _shown(console: Console, steps: int) -> Iterator[Callable[[int, float], Any]]:
-    """Progress: a bar on a terminal, a line every ten steps elsewhere."""
-    if not console.is_terminal:
-
-        def line(step: int, loss: float) -> None:
-            if step % 10 == 0 or step == steps:
-                console.print(f"step {step}/{steps}  loss {loss:.4f}", highlight=False)
-
-        yield line
-        return
-    with counted(console, "unlearning") as shown:
-        task = shown.add_task("", total=steps)
-        yield lambda step, loss: shown.update(task, completed=step, description=f"loss {loss:.4f}")
 
 
 def _finish(
