@@ -9,7 +9,7 @@
 #
 # Output seen:
 #   same rank everywhere: logits differ from those of the loaded adapter by 0.0000; strengths of q and v 2.0 2.0, trained with 2.0 2.0
-#   rank_pattern: logits differ from those of the loaded adapter by 1.8; strengths of q and v 2.0 2.0, trained with 2.0 8.0
+#   rank_pattern: logits differ from those of the loaded adapter by 4.1689; strengths of q and v 2.0 2.0, trained with 2.0 8.0
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -9,10 +9,11 @@
 # by Trainer is not concerned, as it sets use_cache=False; a loss, a perplexity or states computed by calling the model
 # are other ones than in training.
 #
-# Output seen (largest difference between the second text in the row and the same text alone; largest logit 5.5):
-#   llama sdpa: use_cache=False 0.0000, default 5.0195, use_cache=False and a mask of ones 5.0195
-#   llama eager: use_cache=False 0.0000, default 5.0195, use_cache=False and a mask of ones 5.0195
-#   qwen3 sdpa: use_cache=False 0.0000, default 1.0, use_cache=False and a mask of ones 1.0
+# Output seen (largest differences of the second text in the row from the same text alone):
+#   llama sdpa: use_cache=False 0.0000, default 4.9829, use_cache=False and a mask of ones 4.9829 (largest logit 2.9)
+#   llama eager: use_cache=False 0.0000, default 4.9829, use_cache=False and a mask of ones 4.9829 (largest logit 2.9)
+#   qwen3 sdpa: use_cache=False 0.0000, default 4.2630, use_cache=False and a mask of ones 4.2630 (largest logit 4.1)
+#   qwen3 eager: use_cache=False 0.0000, default 4.2630, use_cache=False and a mask of ones 4.2630 (largest logit 4.1)
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
