@@ -103,8 +103,8 @@ def test_text_encoders_are_called_by_their_place_in_the_pipeline(name, settings,
         ("unet", "kohya", "conv(conv_in)", "has LoRA on layers of attentions, resnets"),
         ("clip", "kohya", "token_embedding", "the linear layers in the blocks of a text encoder alone"),
         ("clip_projected", "diffusers", "text_projection", "the linear layers in the blocks of a text encoder alone"),
-        ("llama", "diffusers", "q_proj", "a LlamaForCausalLM is no part of a pipeline"),
-        ("llama", "kohya", "q_proj", "a LlamaForCausalLM is no part of a pipeline"),
+        ("llama", "diffusers", "q_proj", "LlamaForCausalLM is none of the parts of a pipeline"),
+        ("llama", "kohya", "q_proj", "LlamaForCausalLM is none of the parts of a pipeline"),
     ],
 )
 def test_what_the_files_have_no_place_for_is_refused(name, form, where, why, tmp_path):

@@ -45,8 +45,8 @@ def part_to_write(model: nn.Module) -> str:
     found = _known_part(model)
     if found is None:
         raise LuthierError(
-            f"a {type(model).__name__} is no part of a pipeline whose files are written here ({', '.join(PARTS)}). "
-            "Export it as peft (--to peft) instead."
+            f"{type(model).__name__} is none of the parts of a pipeline whose files are written here: a UNet or a text "
+            "encoder of CLIP's. Export it as peft (--to peft) instead."
         )
     return found
 

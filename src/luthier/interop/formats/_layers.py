@@ -92,8 +92,8 @@ def _refuse_elsewhere(layer: Layer) -> None:
         raise LuthierError(f"{error} `luthier generate --adapter` runs it as it is.") from None
     if "param" in layer.kinds:
         raise LuthierError(
-            f"{layer.tuners[0].form.name()} acts on a parameter of {layer.path}, and the format has no place for that; "
-            "export it merged instead (--to merged)."
+            f"{layer.tuners[0].form.name()} acts on a parameter of {layer.path}, and such changes are not written in "
+            "this format; export it merged instead (--to merged)."
         )
     if len(layer.kinds) > 1:
         raise LuthierError(f"{layer.path} is adapted in several ways at once; export it merged instead (--to merged).")
