@@ -10,7 +10,9 @@
 # random, and comes back.)
 #
 # Output seen (largest differences of logits):
-#   (to come)
+#   pissa: before training 0.0000 off the base, trained 2.5284; loaded 0.0000 and 0.0000 off the trained, 0.0000 off each other; warnings 0
+#   pissa_niter_4: before training 0.0000 off the base, trained 2.4565; loaded 4.8092 and 3.7695 off the trained, 4.8134 off each other; warnings 0
+#   pissa_niter_16: before training 0.0000 off the base, trained 3.2805; loaded 3.6820 and 2.9630 off the trained, 3.3540 off each other; warnings 0
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
