@@ -32,3 +32,16 @@ rm -rf "$work/recorded/litgpt_folders" "$work/recorded/kohya_folders" "$work/rec
 test -d "$work/sd-scripts" || git clone -q https://github.com/kohya-ss/sd-scripts "$work/sd-scripts"
 git -C "$work/sd-scripts" checkout -q 48d368fa
 "$work/diffusion/bin/python" support/record_diffusion.py "$work/bases" "$work/sd-scripts" "$work/recorded"
+# what we write, in diffusers as it is now and in sd-scripts
+environment diffusers_now diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 torch==2.13.0 accelerate pytest safetensors
+PYTHONPATH=../src:. SD_SCRIPTS="$work/sd-scripts" "$work/diffusers_now/bin/python" -m pytest -q interop/test_diffusion_write.py
+environment parameters peft==0.18.1 transformers==5.23.0 torch==2.13.0
+environment swift ms-swift==4.6.0 peft==0.18.1 torch==2.13.0
+environment nemo transformers==5.18.0 peft==0.21.2 torch==2.13.0 datasets torchdata torchao==0.18.0 pyyaml tiktoken \
+    megatron-fsdp==0.5.0 mistral-common flashoptim
+"$work/nemo/bin/pip" install -q --no-deps nemo-automodel==0.7.0 # other dependencies are kernels for GPUs
+"$work/nemo/bin/pip" uninstall -q -y triton
+rm -rf "$work/recorded/peft_folders" && cp -r interop/peft_folders "$work/recorded/peft_folders"
+for each in parameters:peft_parameters swift:swift nemo:nemo; do
+    "$work/${each%%:*}/bin/python" "support/record_${each##*:}.py" "$work/bases" "$work/recorded/peft_folders"
+done

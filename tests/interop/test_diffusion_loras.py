@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 import luthier as lt
+from support.pictures import UNET, UNet2DConditionModel, answer, unet
 from support.recorded import FOLDERS, base, cases
 
 CASES = [case for case in cases() if case.format in ("kohya", "diffusers")]
-TOLD = json.loads((FOLDERS / "diffusion_unet.json").read_text())
-
-
-class UNet2DConditionModel(nn.Module):
-    """The layers of the recorded UNet by their names, and no way through them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for path, (kind, shape) in TOLD["modules"].items():
-            owner: nn.Module = self
-            *parents, name = path.split(".")
-            for part in parents:
-                if part not in dict(owner.named_children()):
-                    owner.add_module(part, nn.Module())
-                owner = owner.get_submodule(part)
-            owner.add_module(name, layer(kind, shape))
-
-
-def layer(kind: str, shape: list[int]) -> nn.Module:
-    if kind == "Linear":
-        return nn.Linear(shape[1], shape[0])
-    return nn.Conv2d(shape[1], shape[0], shape[2]) if kind == "Conv2d" else nn.LayerNorm(shape[0])
-
-
-def values(count: int, turn: int) -> torch.Tensor:
-    """As in record_diffusion.py."""
-    steps = torch.arange(count, dtype=torch.float64) * 0.618033988749895 + turn * 0.7548776662466927
-    return ((steps % 1) - 0.5).float()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.format}-{case.name}")
@@ -76,17 +46,12 @@ def factors(case, held: dict[str, torch.Tensor], path: str) -> tuple[torch.Tenso
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.format}-{case.name}")
 def test_the_unet_answers_as_in_the_library(case, tmp_path):
     """Where diffusers is installed (the extra diffusion)."""
-    diffusers: Any = pytest.importorskip("diffusers")
-    model = diffusers.UNet2DConditionModel(**TOLD["config"])
-    for turn, (_, parameter) in enumerate(sorted(model.named_parameters())):
-        spread = 0.3 * values(parameter.numel(), turn).view_as(parameter)
-        parameter.data.copy_(spread if parameter.dim() > 1 else 1 + spread)
-    model.eval()
+    pytest.importorskip("diffusers")
+    model = unet(UNET)
     ours = lt.import_adapter(case.folder, tmp_path / "ours", base=model, source=case.format)
     lt.load(model, ours)
     wanted = load_file(case.folder.parent / "unet.safetensors")[case.name]
-    with torch.no_grad():
-        found = model(values(512, 1).view(2, 4, 8, 8), 7, values(320, 2).view(2, 10, 16)).sample
+    found = answer(model, UNET)
     assert (found - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
 
 
@@ -96,7 +61,7 @@ def test_the_unet_answers_as_in_the_library(case, tmp_path):
         "lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": "of LoHa",
         "lora_unet_mid_block_attentions_0_proj_in.lokr_w1": "of LoKr",
         "lora_unet_mid_block_attentions_0_proj_in.dora_scale": "of DoRA",
-        "lora_unet_input_blocks_4_1_proj_in.lora_down.weight": "as the original code of SDXL",
+        "lora_unet_input_blocks_9_1_proj_in.lora_down.weight": "which is not a layer of this UNet2D",
         "lora_unet_down_blocks_9_attentions_0_proj_in.lora_down.weight": "which is not a layer of this UNet2D",
         "something.else": "begin with lora_unet_ or lora_te_",
     }.items(),

@@ -43,6 +43,16 @@ def test_methods_that_peft_has_are_exact(case, tmp_path):
     assert not agree(logits(model), logits(base), 1e-2)
 
 
+@pytest.mark.parametrize("case", ["dora", "dora under a bias", "ia3"])
+def test_transformers_own_loader_answers_the_same(case, tmp_path):
+    architecture, form, where = EXACT[case]
+    model = moved(lt.attach(build(architecture), form, where=where))
+    exported(model, tmp_path, build(architecture))
+    theirs = build(architecture)
+    theirs.load_adapter(str(tmp_path / "peft"))
+    assert agree(logits(model), logits(theirs.eval()))
+
+
 def test_with_a_rank_dora_leaves_as_a_plain_change(tmp_path):
     model = moved(lt.attach(build("llama"), lt.DoRA(rank=2), where="q_proj"))
     lost = exported(model, tmp_path, build("llama"), rank=32, tolerance=1e-4)

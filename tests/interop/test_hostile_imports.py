@@ -61,7 +61,7 @@ def test_the_folder_itself_is_whole(folder):
 
 
 SETTINGS = {
-    "another method": ({"peft_type": "VERA"}, "VERA, which is not read here"),
+    "another method": ({"peft_type": "OFT"}, "OFT, which is not read here"),
     "no method": ({"peft_type": None}, "no peft_type"),
     "bias of a factor": ({"lora_bias": True}, r"has A, B; expected A, B and b \(lora_bias\)"),
     "activated late": ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),

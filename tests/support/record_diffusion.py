@@ -10,8 +10,8 @@ encoder; `unet.safetensors` holds what the UNet answered and its parameters' nam
 """
 
 import json
+import re
 import sys
-import types
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from sd_scripts import lora_module
 from transformers import CLIPTextConfig, CLIPTextModel
 
 IDS = torch.tensor([[5, 9, 2, 30, 11, 8, 17, 3, 26, 14], [7, 7, 21, 4, 13, 29, 6, 1, 10, 19]])
@@ -30,6 +31,17 @@ UNET = {
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
     },
     **{"cross_attention_dim": 16, "attention_head_dim": 4, "norm_num_groups": 4},
+}
+
+SDXL = {
+    **{"sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "block_out_channels": [8, 16, 16]},
+    **{
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    },
+    **{"cross_attention_dim": 16, "attention_head_dim": [2, 4, 4], "norm_num_groups": 4, "use_linear_projection": True},
+    **{"transformer_layers_per_block": [1, 2, 2], "addition_embed_type": "text_time", "addition_time_embed_dim": 8},
+    "projection_class_embeddings_input_dim": 64,
 }
 
 
@@ -78,14 +90,7 @@ DIFFUSERS = {"clip-plain": {"r": 2, "lora_alpha": 2}, "clip-told": {"r": 2, "lor
 
 
 def kohya(scripts, bases, out):
-    utils, original = types.ModuleType("library.utils"), types.ModuleType("library.sdxl_original_unet")
-    utils.setup_logging = lambda *_, **__: None
-    original.SdxlUNet2DConditionModel = type("SdxlUNet2DConditionModel", (), {})
-    sys.modules |= {"library": types.ModuleType("library"), "library.utils": utils}
-    sys.modules["library.sdxl_original_unet"] = original
-    sys.path.insert(0, str(scripts / "networks"))
-    from lora import LoRANetwork
-
+    LoRANetwork = lora_module(scripts).LoRANetwork
     found, states = {}, {"clip": answers(unet(), text_encoder(bases))[0]}
     found["clip"] = answers(unet(), text_encoder(bases))[1]
     for name, settings in KOHYA.items():
@@ -144,12 +149,31 @@ def finish(out, states, found, versions):
     save_file(found, out / "unet.safetensors")
     told = {"versions": versions, "cases": {name: {"base": "clip"} for name in states if name != "clip"}}
     (out / "cases.json").write_text(json.dumps(told, indent=1) + "\n")
-    shapes = {
-        name: [type(m).__name__, list(m.weight.shape)] for name, m in unet().named_modules() if hasattr(m, "weight")
-    }
-    (out.parent / "diffusion_unet.json").write_text(json.dumps({"config": UNET, "modules": shapes}) + "\n")
+    shapes(out.parent / "diffusion_unet.json", UNET)
+
+
+def shapes(path, config):
+    """The configuration of a UNet, and the kinds and shapes of its layers."""
+    modules = UNet2DConditionModel(**config).named_modules()
+    told = {name: [type(m).__name__, list(m.weight.shape)] for name, m in modules if hasattr(m, "weight")}
+    path.write_text(json.dumps({"config": config, "modules": told}) + "\n")
+
+
+def sdxl(scripts, out):
+    """The layers of a small SDXL, and their names by sd-scripts' own table (library/sdxl_model_util.py)."""
+    shapes(out / "sdxl_unet.json", SDXL)
+    source = (scripts / "library" / "sdxl_model_util.py").read_text()
+    table = {}
+    exec(re.search(r"def make_unet_conversion_map\(\):.*?\n(?=\S)", source, re.DOTALL)[0], table)
+    known = sorted(table["make_unet_conversion_map"](), key=lambda pair: -len(pair[1]))
+    found = {}
+    for path in json.loads((out / "sdxl_unet.json").read_text())["modules"]:
+        own, theirs = next((hf, sd) for sd, hf in known if f"{path}.".startswith(hf))
+        found[path] = (theirs + f"{path}.".removeprefix(own)).removesuffix(".")
+    (out / "sdxl_names.json").write_text(json.dumps(found, indent=0) + "\n")
 
 
 if __name__ == "__main__":
     kohya(Path(sys.argv[2]), Path(sys.argv[1]), Path(sys.argv[3]) / "kohya_folders")
     diffusers(Path(sys.argv[1]), Path(sys.argv[3]) / "diffusers_folders")
+    sdxl(Path(sys.argv[2]), Path(sys.argv[3]))

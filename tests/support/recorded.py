@@ -53,6 +53,10 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {**GPT2, "bos_token_id": 1, "eos_token_id": 2}),
     "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**SIZE, **HALF, **EXPERTS, "head_dim": 8}),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**SIZE, **HALF, "num_local_experts": 4}),
+    "olmoe": (
+        *("OlmoeForCausalLM", "OlmoeConfig"),
+        {**SIZE, "intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2},
+    ),
     "qwen2_moe": (
         *("Qwen2MoeForCausalLM", "Qwen2MoeConfig"),
         {**SIZE, **HALF, **EXPERTS, "shared_expert_intermediate_size": 8},
@@ -63,6 +67,10 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**SIZE, "type_vocab_size": 1, "num_labels": 2},
     ),
     "clip": ("CLIPTextModel", "CLIPTextConfig", {**SIZE, "num_hidden_layers": 2}),
+    "clip_projected": (
+        *("CLIPTextModelWithProjection", "CLIPTextConfig"),
+        {**SIZE, "num_hidden_layers": 2, "projection_dim": 16},
+    ),
     "bert": ("BertForSequenceClassification", "BertConfig", {**SIZE, "num_labels": 3}),
 }
 """{name: (class, class of its configuration, settings)}."""

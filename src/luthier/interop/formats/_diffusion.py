@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
 from luthier.core.sites.renaming import names_of
+from luthier.interop.formats._sdxl import original_names
 
 PARTS: Mapping[str, str] = {
     **{"UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder"},
@@ -30,14 +31,28 @@ STRANGE = {
 
 def part_of(folder: Path, model: nn.Module) -> str:
     """The part of a pipeline that a base is; raises `LuthierError` for another model."""
-    kinds = [kind.__name__ for kind in type(model).__mro__]
-    found = next((PARTS[kind] for kind in kinds if kind in PARTS), None)
+    found = _known_part(model)
     if found is None:
         raise LuthierError(
             f"{folder} is for the parts of a pipeline of diffusers, and this base is a {type(model).__name__}; read "
             f"here are those of {', '.join(PARTS)}. Load the part (pipeline.unet) and import the folder for it."
         )
     return found
+
+
+def part_to_write(model: nn.Module) -> str:
+    """The part of a pipeline that a base is; raises `LuthierError` for a model that no pipeline here has."""
+    found = _known_part(model)
+    if found is None:
+        raise LuthierError(
+            f"{type(model).__name__} is none of the parts of a pipeline whose files are written here: a UNet or a text "
+            "encoder of CLIP's. Export it as peft (--to peft) instead."
+        )
+    return found
+
+
+def _known_part(model: nn.Module) -> str | None:
+    return next((PARTS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in PARTS), None)
 
 
 def mine(folder: Path, held: Mapping[str, dict[str, Tensor]], part: str) -> dict[str, Tensor]:
@@ -63,7 +78,9 @@ def refuse_strange(folder: Path, key: str) -> None:
 
 
 def by_underscores(model: nn.Module) -> dict[str, str]:
-    """`{path with underscores for dots: path}`, also as transformers 4 had text encoders (`text_model.` in front)."""
+    """`{path with underscores for dots: path}`, also as transformers 4 had text encoders (`text_model.` in front) and
+    as the original code had UNets."""
     paths = names_of(model)
     found = {path.replace(".", "_"): path for path in paths}
-    return {f"text_model_{key}": path for key, path in found.items()} | found
+    originals = {name.replace(".", "_"): path for path, name in original_names(model).items()}
+    return originals | {f"text_model_{key}": path for key, path in found.items()} | found

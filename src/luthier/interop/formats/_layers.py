@@ -58,7 +58,10 @@ class Factoring:
     def __call__(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """(B [d_out, r], A [r, d_in]) of the change of a layer's weight; of a table, B [width, r] and A [r, rows]."""
         _refuse_elsewhere(layer)
-        delta = _table(layer) if layer.kinds == {"embedding"} else delta_of(layer.module, layer.tuners)
+        return self.fit(layer, _table(layer) if layer.kinds == {"embedding"} else delta_of(layer.module, layer.tuners))
+
+    def fit(self, layer: Layer, delta: Delta) -> tuple[Tensor, Tensor]:
+        """(B, A) of a change of one matrix of a layer."""
         if delta.rank is None or (self.rank is not None and delta.rank > self.rank):
             delta = self._truncated(layer, delta)
         assert delta.A is not None and delta.B is not None
@@ -89,8 +92,8 @@ def _refuse_elsewhere(layer: Layer) -> None:
         raise LuthierError(f"{error} `luthier generate --adapter` runs it as it is.") from None
     if "param" in layer.kinds:
         raise LuthierError(
-            f"{layer.tuners[0].form.name()} acts on a parameter of {layer.path}, and the format has no place for that; "
-            "export it merged instead (--to merged)."
+            f"{layer.tuners[0].form.name()} acts on a parameter of {layer.path}, and such changes are not written in "
+            "this format; export it merged instead (--to merged)."
         )
     if len(layer.kinds) > 1:
         raise LuthierError(f"{layer.path} is adapted in several ways at once; export it merged instead (--to merged).")

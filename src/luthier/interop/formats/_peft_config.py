@@ -54,6 +54,10 @@ TOLD = [
     "loraplus_weight_decay",
     "lorap_lr_ratio",
     "lorap_emb_lr",
+    *("alpha", "rank_dropout", "rank_dropout_scale", "module_dropout", "use_effective_conv2d"),  # LoHa, LoKr
+    *("decompose_both", "decompose_factor"),
+    *("vera_dropout", "d_initial", "projection_prng_key", "save_projection"),
+    *("lora_dtype", "swift_type"),  # ms-swift's own
     *("target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),  # AdaLoRA
     *("token_indices", "init_weights"),  # TRAINABLE_TOKENS
     "target_parameters",
@@ -117,9 +121,9 @@ def refuse_unknown(folder: Path, config: Mapping[str, Any], merged: Callable[[],
 
 WEIGHTS = frozenset(
     {
-        *("ADAMSS", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "LOHA"),
-        *("LOKR", "MISS", "OFT", "OSF", "PEANUT", "PSOFT", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING"),
-        *("TINYLORA", "UNILORA", "VBLORA", "VERA", "WAVEFT"),
+        *("ADAMSS", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA", "HRA"),
+        *("MISS", "OFT", "OSF", "PEANUT", "PSOFT", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING"),
+        *("TINYLORA", "UNILORA", "VBLORA", "WAVEFT"),
     }
 )
 """Methods that change weights alone, which peft merges exactly."""

@@ -59,7 +59,8 @@ def _dora(model: nn.Module, layers: list[Layer]) -> Files:
         files.tensors |= {
             f"{layer.path}.lora_A.weight": p["A"],
             f"{layer.path}.lora_B.weight": tuner.eval_form.scale * p["B"],
-            f"{layer.path}.lora_magnitude_vector": p["m"],
+            # peft leaves .weight out and reads either; transformers 5.23 reads this one alone
+            f"{layer.path}.lora_magnitude_vector.weight": p["m"],
         }
         ranks[layer.path] = len(p["A"])
     files.config = _lora_config(model, ranks) | {"use_dora": True}

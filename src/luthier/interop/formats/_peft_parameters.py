@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
+from luthier.core.files import read_json
 from luthier.core.sites.renaming import renamed
 from luthier.core.sites.structure import base_parameters
 from luthier.interop.formats._factors import Pair
@@ -43,8 +45,10 @@ def parameters_apart(
     """Returns `{parameter or layer: its change}`; takes what it reads out of `groups`, {path in the file: factors}.
 
     Several of one module are nested, the first in the model innermost. Of experts, A [E r, d_in] holds those of each
-    behind one another, and the columns of B [d_out, r E] go round: e, e + E, … are those of expert e.
+    behind one another, and the columns of B [d_out, r E] go round: e, e + E, … are those of expert e. peft before
+    0.19.1 took [experts, out, in] for [experts, in, out], so its A is [E r, d_out] and its B [d_in, r E].
     """
+    older = _before_0_19_1(folder, config)
     found: dict[str, Pair] = {}
     plain = {path: path.replace(INNER, "") for path in groups}
     own, _ = renamed(set(plain.values()), model)
@@ -60,12 +64,18 @@ def parameters_apart(
             path = f"{module}.{name}"
             factors = groups.pop(depths[len(names) - 1 - turn])
             whole = name != "weight" or dict(base_parameters(model))[path].dim() == 3
-            found[path if whole else module] = _pair(folder, path, factors, scale, model)
+            found[path if whole else module] = _pair(folder, path, factors, scale, model, older=older)
     return found
 
 
 def _pair(
-    folder: Path, path: str, found: Mapping[str, Tensor], scale: Callable[[str, int], float], model: nn.Module
+    folder: Path,
+    path: str,
+    found: Mapping[str, Tensor],
+    scale: Callable[[str, int], float],
+    model: nn.Module,
+    *,
+    older: bool,
 ) -> Pair:
     owner = model.get_submodule(path.rpartition(".")[0])
     shape = tuple(dict(base_parameters(model))[path].shape)
@@ -76,13 +86,36 @@ def _pair(
     a, b = found["A"], found["B"]
     experts = shape[0] if len(shape) == 3 else 1
     rank, more = divmod(len(a), experts)
-    if more or not rank or b.shape != (shape[-2], rank * experts) or a.shape[1] != shape[-1]:
+    have, now = (len(b), a.shape[1]), shape[-2:]
+    turned = len(shape) == 3 and have == now[::-1] and (older or have != now)
+    if more or not rank or b.shape[1] != rank * experts or not (turned or have == now):
         raise LuthierError(
             f"{folder}: the change of {path} is {tuple(b.shape)} times {tuple(a.shape)}; this base has {shape} there."
         )
     if len(shape) == 2:
         return Pair(b, a, scale(path, rank))
-    return Pair(b.view(len(b), rank, experts).permute(2, 0, 1), a.view(experts, rank, -1), scale(path, rank))
+    stacked_b, stacked_a = b.view(len(b), rank, experts).permute(2, 0, 1), a.view(experts, rank, -1)
+    if not turned:
+        return Pair(stacked_b, stacked_a, scale(path, rank))
+    warnings.warn(
+        f"{folder} was written by peft before 0.19.1, which took the experts' weights for transposed. It is read as it "
+        f"was trained; a newer peft {'loads it transposed' if have == now else 'refuses it'}.",
+        stacklevel=2,
+    )
+    return Pair(stacked_a.mT, stacked_b.mT, scale(path, rank))
+
+
+def _before_0_19_1(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the peft that wrote a folder is older than 0.19.1, for what shapes do not tell: [experts, n, n].
+
+    peft names itself since 0.18, and adapts parameters since 0.17. NeMo AutoModel says the layout in a file beside.
+    """
+    beside = folder / "automodel_peft_config.json"
+    told = read_json(beside) if beside.is_file() else {}
+    if isinstance(told, dict) and isinstance(layout := told.get("paramwrapper_layout"), str):
+        return layout == "peft-0.18"
+    numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(config.get("peft_version")))
+    return not numbers or tuple(int(each or 0) for each in numbers.groups()) < (0, 19, 1)
 
 
 def read_prefix(

@@ -64,7 +64,7 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
             )
         if found["A"].dim() != 2 or found["B"].dim() != 2 or len(found["A"]) != found["B"].shape[1]:
             raise LuthierError(f"{folder}: the factors of {path} do not fit each other, or are no matrices.")
-    told = _stored_names(tensors, FACTORS, model)
+    told = stored_names(tensors, FACTORS, model)
     scales = {path: scale_of(folder, config, told[path], len(found["A"])) for path, found in groups.items()}
     routers = {path: groups.pop(path) for path in list(groups) if not (dora or biased) and router(path, model)}
     if groups:
@@ -167,17 +167,17 @@ def _form(
 
 
 def scale_of(folder: Path, config: Mapping[str, Any], path: str, rank: int) -> float:
-    told = _by_pattern(folder, config.get("rank_pattern"), path, config.get("r"))
+    told = by_pattern(folder, config.get("rank_pattern"), path, config.get("r"))
     if told != rank:
         raise LuthierError(f"{folder}: {path} has rank {rank}, and the configuration says {told!r}.")
-    alpha = _by_pattern(folder, config.get("alpha_pattern"), path, config.get("lora_alpha"))
+    alpha = by_pattern(folder, config.get("alpha_pattern"), path, config.get("lora_alpha"))
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise LuthierError(f"{folder}: lora_alpha is {alpha!r} at {path}; expected a finite number.")
     return rank_scale(float(alpha), rank, "rslora" if config.get("use_rslora") else "lora")
 
 
-def _by_pattern(folder: Path, patterns: Any, path: str, otherwise: Any) -> Any:
-    """The value of the first expression that matches the end of a path, as peft looks it up."""
+def by_pattern(folder: Path, patterns: Any, path: str, otherwise: Any) -> Any:
+    """Returns the value of the first expression that matches the end of a path, as peft looks it up."""
     if not isinstance(patterns or {}, dict):
         raise LuthierError(f"{folder}: a pattern is {patterns!r}; expected a table of expressions.")
     found = (value for key, value in (patterns or {}).items() if matches(folder, rf"(.*\.)?({key})$", path))
@@ -227,8 +227,8 @@ def sorted_out(
     return held, beside_
 
 
-def _stored_names(tensors: Mapping[str, Tensor], ends: Mapping[str, str], model: nn.Module) -> dict[str, str]:
-    """{the model's own path: the path in the file} of its layers, which patterns are written for."""
+def stored_names(tensors: Mapping[str, Tensor], ends: Mapping[str, str], model: nn.Module) -> dict[str, str]:
+    """Returns {the model's own path: the path in the file} of its layers, which patterns are written for."""
     names, _ = renamed({path for path, end in (_divided(key, ends) for key in tensors) if end is not None}, model)
     return {own: path for path, own in names.items()}
 

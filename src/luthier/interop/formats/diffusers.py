@@ -8,19 +8,23 @@ from typing import Any
 
 from torch import nn
 
-from luthier.core.contracts.format import Format, Found
+from luthier.core.contracts.format import Found, Outgoing
+from luthier.interop.formats._low_rank import LowRankFormat
 
 FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 
 
 @dataclass(frozen=True)
-class Diffusers(Format):
-    """W + s B A of unet.…, text_encoder.… in pytorch_lora_weights.safetensors → LoRA
+class Diffusers(LowRankFormat):
+    """W + s B A of unet.…, text_encoder.… ↔ pytorch_lora_weights.safetensors
 
     Names as peft's (`lora_A`, `lora_B`) and as before it (`lora.down`, `lora.up`). The scale is that of the metadata
     (`lora_adapter_metadata`, since diffusers 0.35: lora_alpha and its patterns, rsLoRA); a file without is run, and
     read, with alpha = r. Read are linear layers and convolutions of the UNet and of the text encoders, each for its own
     model.
+
+    A file that is written holds the part that the base is. It has no metadata, the scale lies in `lora_B`, and all
+    layers have one rank: lower ones are filled up, which changes nothing.
     """
 
     paper = "diffusers 0.35 (Hugging Face), `load_lora_weights`"
@@ -43,3 +47,25 @@ class Diffusers(Format):
         part = part_of(folder, model)
         held = mine(folder, parts(folder, read_tensors(path, numbers=True)), part)
         return lora_of(folder, pairs_of(folder, held, told(folder, metadata, part), model), model)
+
+    def check_base(self, model: nn.Module, processor: Any) -> None:
+        from luthier.interop.formats._diffusion import part_to_write
+
+        part_to_write(model)
+
+    def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
+        from safetensors.torch import save_file
+
+        from luthier.interop.formats._diffusion import part_to_write
+        from luthier.interop.formats._diffusion_write import contents, in_text_encoder
+        from luthier.interop.formats._layers import layers_of
+
+        part, factoring = part_to_write(outgoing.model), self.factoring()
+        factors = contents(layers_of(outgoing.model, outgoing.name), factoring)
+        tensors = {}
+        for path, (b, a) in factors.items():
+            name = f"{part}.{path if part == 'unet' else in_text_encoder(path)}"
+            tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+        held = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
+        save_file(held, folder / FILES[0], {"format": "pt"})
+        return factoring.lost

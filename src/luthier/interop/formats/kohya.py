@@ -8,21 +8,30 @@ from typing import Any
 
 from torch import nn
 
-from luthier.core.contracts.format import Format, Found
+from luthier.core.contracts.format import Found, Outgoing
 from luthier.core.errors import LuthierError
+from luthier.interop.formats._low_rank import LowRankFormat
+
+WEIGHTS = "lora.safetensors"
 
 
 @dataclass(frozen=True)
-class Kohya(Format):
-    """W + (alpha / r) up · down of lora_unet_…, lora_te_… in a .safetensors file → LoRA
+class Kohya(LowRankFormat):
+    """W + (alpha / r) up · down of lora_unet_…, lora_te_… ↔ a .safetensors file
 
     The names of layers have underscores for dots. alpha is a tensor for each layer; one that is not there, or 0, means
-    a factor of 1. Read are linear layers and convolutions of the UNet (Stable Diffusion 1 and 2, as diffusers names its
-    layers) and of the text encoders, each for its own model. LoHa, LoKr, DoRA and whole differences (LyCORIS) are
-    refused, and so are SDXL's UNets, whose names are those of the original code.
+    a factor of 1. Read are linear layers and convolutions of the UNet (as diffusers names its layers or, as sd-scripts
+    does for SDXL, the original code) and of the text encoders, each for its own model. LoHa, LoKr, DoRA and whole
+    differences (LyCORIS) are refused.
+
+    A file that is written holds the part that the base is. alpha is the rank, the scale lies in `lora_up`, and all
+    layers have one rank: lower ones are filled up, which changes nothing.
     """
 
     paper = "sd-scripts (kohya-ss), `networks/lora.py`"
+
+    sdxl: bool = False
+    """The text encoder that is written is the first of SDXL (`lora_te1_`), which it does not tell of itself."""
 
     @classmethod
     def fits(cls, folder: Path) -> bool:
@@ -42,6 +51,27 @@ class Kohya(Format):
             raise LuthierError(f"{folder} holds no .safetensors file with names as lora_unet_….lora_down.weight.")
         held = mine(folder, parts(folder, read_tensors(path, numbers=True)), part_of(folder, model))
         return lora_of(folder, pairs_of(folder, held, model), model)
+
+    def check_base(self, model: nn.Module, processor: Any) -> None:
+        from luthier.interop.formats._diffusion import part_to_write
+
+        part_to_write(model)
+
+    def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
+        from safetensors.torch import save_file
+
+        from luthier.interop.formats._diffusion import part_to_write
+        from luthier.interop.formats._diffusion_write import contents as factors_of
+        from luthier.interop.formats._kohya import contents
+        from luthier.interop.formats._layers import layers_of
+
+        model, factoring = outgoing.model, self.factoring()
+        factors = factors_of(layers_of(model, outgoing.name), factoring)
+        tensors = contents(model, part_to_write(model), factors, sdxl=self.sdxl)
+        rank = str(max(len(a) for _, a in factors.values()))
+        told = {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+        save_file({key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}, folder / WEIGHTS, told)
+        return factoring.lost
 
 
 def _file(folder: Path) -> Path | None:

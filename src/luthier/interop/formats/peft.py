@@ -21,7 +21,8 @@ class PEFT(LowRankFormat):
     """ΔW = B A ↔ adapter_model.safetensors, adapter_config.json
 
     Read are LORA with ranks and alphas of each layer, the rsLoRA scale, `use_dora`, `lora_bias`, tables and transposed
-    layers (GPT-2), ADALORA, IA3, LN_TUNING and TRAINABLE_TOKENS. Modules and biases trained beside them are kept as
+    layers (GPT-2), ADALORA, IA3, LN_TUNING and TRAINABLE_TOKENS; VERA, LOHA and LOKR as the LoRA that their product
+    is. Modules and biases trained beside them are kept as
     full parameters, single tokens and copies of one of two tied modules as low-rank changes. Adapters of single
     experts, as transformers 4 had them, are stacked on the parameter that transformers 5 keeps. Outputs are peft's.
     Names of wrapped models (torch.compile, DDP) and of other versions of transformers are mapped. What changes the
@@ -47,18 +48,20 @@ class PEFT(LowRankFormat):
         from luthier.interop.formats._files import inside, names_in, read_tensors
         from luthier.interop.formats._peft_beside import met
         from luthier.interop.formats._peft_config import merging, refuse_method, refuse_unknown
+        from luthier.interop.formats._peft_products import READERS as PRODUCTS
         from luthier.interop.formats._peft_read import READERS, that_count
 
         config = _config(folder)
+        readers = {**READERS, **PRODUCTS}
         file = next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[0])
 
         def merged() -> str:
             return merging(names_in(inside(folder, file)), model)
 
-        refuse_method(folder, config["peft_type"], READERS, merged)
+        refuse_method(folder, config["peft_type"], readers, merged)
         refuse_unknown(folder, config, merged)
         tensors = that_count(read_tensors(inside(folder, file)))
-        return met(folder, READERS[config["peft_type"]](folder, config, tensors, model), model)
+        return met(folder, readers[config["peft_type"]](folder, config, tensors, model), model)
 
     def base(self, folder: Path) -> str | None:
         told = _config(folder).get("base_model_name_or_path")
