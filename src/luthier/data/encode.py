@@ -25,6 +25,7 @@ from luthier.data.labels import (
 from luthier.data.media import audio_features, image_features
 from luthier.data.options import IGNORED, Feature, Options
 from luthier.data.sizes import sizes_of
+from luthier.data.speech import spoken
 from luthier.data.template import has_template
 from luthier.data.tokens import parts_of, tokens
 from luthier.data.told import cut_off, doubled, noted, unlearned
@@ -300,6 +301,7 @@ TASKS: dict[str, Encoder] = {
     "embedding": contrasted,
     "image-classification": _image,
     "audio-classification": _audio,
+    "speech-to-text": spoken,
 }
 """Every task, with how one of its examples is encoded. Named after the transformers auto
 classes."""

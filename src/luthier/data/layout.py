@@ -25,6 +25,7 @@ from luthier.data.labelled import (
     several,
     tagged,
     text_of,
+    transcribed,
 )
 from luthier.data.table import Row
 from luthier.data.turns import checked, decoded, is_assistant, turns, unpacked
@@ -184,6 +185,7 @@ LAYOUTS: dict[str, Layout] = {
     "anchor-positive": Layout(("anchor", "positive"), ("embedding",), compared, ("negative",), "positive"),
     "image-label": Layout(("image", "label"), ("image-classification",), labelled_image, answer="label"),
     "audio-label": Layout(("audio", "label"), ("audio-classification",), labelled_audio, answer="label"),
+    "audio-text": Layout(("audio", "text"), ("speech-to-text",), transcribed, ("language",), "text"),
 }
 """Every layout, by name."""
 

@@ -42,10 +42,9 @@ def trial(
     import transformers
 
     path = models.resolve(model)
-    classes = models.TASKS[task]
     with _told(model, path, task):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=models.trusted())
-        processor = getattr(transformers, classes.processor).from_pretrained(path, trust_remote_code=models.trusted())
+        processor = models.processor_at(path, task)
         with torch.device("meta"):
             empty = models.class_of(task, config).from_config(config, trust_remote_code=models.trusted())
     sites, *_ = resolve_targets(empty, form, where, ranks, budget)

@@ -16,6 +16,7 @@ from luthier.models.labels import SCALAR, label_settings
 from luthier.models.quantize import quantization, warn_of_odd_widths
 from luthier.models.quiet import quiet
 from luthier.models.resolve import resolve
+from luthier.models.speech import SPEECH, heard, with_languages
 from luthier.models.tokenizer import refuse_empty, set_pad_token
 from luthier.models.trust import explained, trusted, trusting
 
@@ -41,6 +42,7 @@ TASKS: dict[str, Task] = {
     "seq2seq": Task("AutoModelForSeq2SeqLM"),
     "image-classification": Task("AutoModelForImageClassification", "AutoImageProcessor"),
     "audio-classification": Task("AutoModelForAudioClassification", "AutoFeatureExtractor"),
+    "speech-to-text": Task("AutoModelForSpeechSeq2Seq", "AutoProcessor"),
     "embedding": Task("AutoModel", "AutoProcessor"),
 }
 
@@ -62,6 +64,8 @@ def task_of_class(model: str) -> str:
     """Returns the task (a key of `TASKS`) that a model class serves; a bare one embeds."""
     if model in pictured():
         return "causal-lm"
+    if model in heard():
+        return SPEECH
     return next((task for ending, task in CLASS_TASKS.items() if model.endswith(ending)), "embedding")
 
 
@@ -148,8 +152,7 @@ def load(
     with _told(name, path, task), quiet(bars=True), trusting(trust_remote_code):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trusted(), **source)
         config = label_settings(config, task, labels, num_labels)
-        kind = getattr(transformers, TASKS[task].processor)
-        processor = kind.from_pretrained(path, trust_remote_code=trusted(), **source)
+        processor = processor_at(path, task, **source)
         refuse_empty(processor, name)
         model_class = class_of(task, config)
         model, report = model_class.from_pretrained(
@@ -172,6 +175,15 @@ def load(
     if quantize is not None:
         warn_of_odd_widths(model)
     return Loaded(model.eval(), processor, name, path, task, new)
+
+
+def processor_at(path: Path | str, task: str, **source: Any) -> Any:
+    """Returns what prepares the inputs of the model at a path for a task."""
+    import transformers
+
+    kind = getattr(transformers, TASKS[task].processor)
+    made = kind.from_pretrained(path, trust_remote_code=trusted(), **source)
+    return with_languages(made, path, **source) if task == SPEECH else made
 
 
 def _refuse_without_weights(folder: Path) -> None:
