@@ -17,21 +17,31 @@ PITCH = {"a": 300, "b": 1200, "c": 4000}
 BYTES = "".join(chr(i) for i in range(33, 127))
 
 
-def tokenizer(many: bool = False):
+def tokenizer():
     """One token a character, and Whisper's special tokens."""
     words = ["Ġ", *BYTES]
-    names = ["startoftranscript", "en", "de", "translate", "transcribe", "startofprev", "nospeech", "notimestamps"]
+    names = [
+        "startoftranscript",
+        "en",
+        "zh",
+        "de",
+        "translate",
+        "transcribe",
+        "startofprev",
+        "nospeech",
+        "notimestamps",
+    ]
     made = tf.WhisperTokenizer({word: i for i, word in enumerate(words)} | {"<|endoftext|>": len(words)}, merges=[])
-    made.add_tokens([tf.AddedToken(f"<|{name}|>", normalized=False, special=True) for name in names], special_tokens=True)
+    made.add_tokens(
+        [tf.AddedToken(f"<|{name}|>", normalized=False, special=True) for name in names], special_tokens=True
+    )
     made.pad_token = "<|endoftext|>"
     made.set_prefix_tokens()
-    if many:  # as the hub's tokenizers of many languages
-        made.init_kwargs["is_multilingual"] = True
     return made
 
 
-def save_whisper(folder: Path, many: bool = False, **changes) -> str:
-    """The model's folder, as `luthier.models` loads it."""
+def save_whisper(folder: Path, many: bool = False, **writes) -> str:
+    """The model's folder, as `luthier.models` loads it; `writes` are of its generation config."""
     words = tokenizer()
     start, end = (words.convert_tokens_to_ids(f"<|{name}|>") for name in ("startoftranscript", "endoftext"))
     frames = 100 * SECONDS
@@ -39,14 +49,13 @@ def save_whisper(folder: Path, many: bool = False, **changes) -> str:
         "vocab_size": len(words), "num_mel_bins": 16, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
         "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
         "max_source_positions": frames // 2, "max_target_positions": 24, "decoder_start_token_id": start,
-        "bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "begin_suppress_tokens": None,
-        "suppress_tokens": None, "dropout": 0.0, **changes,
+        "bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "dropout": 0.0,
     }  # fmt: skip
     torch.manual_seed(0)
     model = tf.WhisperForConditionalGeneration(tf.WhisperConfig(**settings))
     model.generation_config = tf.GenerationConfig(
         decoder_start_token_id=start, eos_token_id=end, pad_token_id=end, bos_token_id=end, is_multilingual=many,
-        no_timestamps_token_id=words.convert_tokens_to_ids("<|notimestamps|>"), max_length=24,
+        no_timestamps_token_id=words.convert_tokens_to_ids("<|notimestamps|>"), max_length=24, **writes,
     )  # fmt: skip
     model.save_pretrained(folder)
     extractor = tf.WhisperFeatureExtractor(feature_size=16, chunk_length=SECONDS)
@@ -66,7 +75,7 @@ def say(path: Path, text: str, rate: int = RATE, seconds: float = 0.2) -> str:
 
 def spoken_rows(folder: Path, count: int = 12) -> list[dict]:
     """Rows of sounds beside `folder`'s data file."""
-    texts = [f"{'abc'[i % 3]}{'abc'[i // 3 % 3]}" for i in range(count)]
+    texts = ["abc"[i % 3] for i in range(count)]
     for i, text in enumerate(texts):
-        say(folder / f"{i}.wav", text)
+        say(folder / f"{i}.wav", text, seconds=0.2 + 0.02 * i)
     return [{"audio": f"{i}.wav", "text": text} for i, text in enumerate(texts)]

@@ -70,7 +70,9 @@ def _in_language(language: str, tokenizer: Any) -> list[int]:
     name = language.strip().lower()
     code = TO_LANGUAGE_CODE.get(name, name)
     if code not in TO_LANGUAGE_CODE.values() or f"<|{code}|>" not in tokenizer.get_vocab():
-        raise BadRow(f"the language is {language!r}, which the model does not know; expected a name or code (en, german)")
+        raise BadRow(
+            f"the language is {language!r}, which the model does not know; expected a name or code (en, german)"
+        )
     names = [code, tokenizer.task or "transcribe", *([] if tokenizer.predict_timestamps else ["notimestamps"])]
     return [tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names]
 

@@ -33,7 +33,11 @@ def plain(text: str) -> str:
 def counted(said: str, right: str) -> list[int]:
     """Returns `COUNTS` of a row; words stand between white space, and that at the ends does not count."""
     found: list[int] = []
-    for a, b in ((said.split(), right.split()), (said.strip(), right.strip()), (plain(said).split(), plain(right).split())):
+    for a, b in (
+        (said.split(), right.split()),
+        (said.strip(), right.strip()),
+        (plain(said).split(), plain(right).split()),
+    ):
         found += [len(b), distance(a, b)]
     return found
 

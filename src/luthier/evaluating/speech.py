@@ -38,7 +38,9 @@ def _sound(prompt: Any, number: int) -> data.Example:
             raise LuthierError(f"row {prompt.row} has no sound, and the model writes down sounds.")
         return replace(prompt, answer=None)
     if not isinstance(prompt, str | Path) or not Path(prompt).expanduser().is_file():
-        raise LuthierError(f"prompt {number} is no file: {str(prompt)[:80]!r}; the model writes down sounds, by their path.")
+        raise LuthierError(
+            f"prompt {number} is no file: {str(prompt)[:80]!r}; the model writes down sounds, by their path."
+        )
     return data.Example(row=number, audio=str(Path(prompt).expanduser()))
 
 
@@ -132,7 +134,9 @@ def sureness(reading: Reading, features: Sequence[Feature], answers: Sequence[li
     import torch
 
     befores = [len(feature[LABELS]) for feature in features]
-    both = [f | {LABELS: [*f[LABELS], *ids], "row": i} for i, (f, ids) in enumerate(zip(features, answers, strict=True))]
+    both = [
+        f | {LABELS: [*f[LABELS], *ids], "row": i} for i, (f, ids) in enumerate(zip(features, answers, strict=True))
+    ]
     found = [0.0] * len(features)
     for chosen, out, inputs in reading.outputs(both):
         labels = inputs[LABELS].clone()
