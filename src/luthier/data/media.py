@@ -30,8 +30,8 @@ def encode_audio(example: Example, extractor: Any) -> dict[str, Any]:
 
     WAV (PCM of 8 to 32 bits) is read by the standard library, anything else by soundfile where that is installed.
     Channels are averaged, and the sound is brought to the extractor's sampling rate by its Fourier series. A sound
-    longer than the extractor's window (30 s for Whisper, 10 s for AST) is cut there by the extractor, which is right for
-    a label of the whole; what is said is learned of whole sounds alone (`luthier.data.speech`).
+    longer than the extractor's window (30 s for Whisper, 10 s for AST) is cut there by the extractor, as is right
+    for a label of the whole; what is said is learned of whole sounds alone (`luthier.data.speech`).
     """
     with named(example.row):
         return audio_features(example, extractor)

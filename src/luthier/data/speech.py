@@ -39,8 +39,8 @@ def parts(processor: Any) -> tuple[Any, Any]:
     extractor, tokenizer = found.get("feature_extractor"), found.get("tokenizer")
     if extractor is None or not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise LuthierError(
-            f"speech-to-text needs what prepares sounds and a tokenizer, and the model brings {type(processor).__name__}"
-            " alone; put the missing files beside its weights (processor.save_pretrained)."
+            "speech-to-text needs what prepares sounds and a tokenizer, and the model brings "
+            f"{type(processor).__name__} alone; put the missing files beside its weights (processor.save_pretrained)."
         )
     return extractor, tokenizer
 

@@ -44,9 +44,10 @@ def generate(
 ) -> list[str]:
     """Generates one answer to each prompt, in their order, without special tokens.
 
-    A model that writes down sounds takes their paths, or examples with a sound. Elsewhere a prompt is a list of messages, an example that ends before its answer (`data.load_prompts`), or a string: the
-    user's turn where the tokenizer has a chat template, plain text elsewhere. Its tokens are those that stand before an
-    answer in training; a `text` example is gone on with. Generation stops at the end of the turn,
+    A model that writes down sounds takes their paths, or examples with a sound. Elsewhere a prompt is a list of
+    messages, an example that ends before its answer (`data.load_prompts`), or a string: the user's turn where the
+    tokenizer has a chat template, plain text elsewhere. Its tokens are those that stand before an answer in training;
+    a `text` example is gone on with. Generation stops at the end of the turn,
     after `max_new_tokens`, or where a model with absolute positions has no more of them. `tasks` names the task of all
     prompts, or of each, for an adapter that goes by tasks. `tools` (JSON schemas) and `template` (variables of the chat
     template, `chat_template_kwargs`) are those of prompts that bring none of their own. `arguments` names the adapter

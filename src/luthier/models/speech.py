@@ -10,7 +10,7 @@ SPEECH = "speech-to-text"
 
 
 def heard() -> set[str]:
-    """Returns the classes of encoder-decoders that write down what they hear; decoders with sounds in a chat are none."""
+    """Returns the classes of encoder-decoders that write down what they hear, which those of a chat do not."""
     from transformers.models.auto import modeling_auto as auto
 
     found, chats = auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
