@@ -32,8 +32,8 @@ def desk(tmp_path_factory) -> Path:
     for name in ("tickets.csv", "tickets_test.csv"):
         shutil.copy(ROOT / "examples" / name, folder)
     save_whisper(folder / "whisper-tiny-en")
-    for name in ("calls", "calls_test"):
-        (folder / name).mkdir()
+    for name in ("calls/train", "calls/test"):
+        (folder / name).mkdir(parents=True)
         lines = [f"{row['audio']},{row['text']}" for row in spoken_rows(folder / name)]
         (folder / name / "metadata.csv").write_text("\n".join(["file_name,transcription", *lines]))
     for name in ("train", "test"):

@@ -137,6 +137,9 @@ def test_a_folder_of_sounds_for_each_class_is_trained_on_and_evaluated(call, tmp
     (tmp_path / "divided").mkdir()
     (tmp_path / "train").rename(tmp_path / "divided" / "train")
     assert not undivided(str(tmp_path / "divided")) and not undivided(str(tmp_path / "no such folder"))
+    for place in (tmp_path / "divided" / "train", tmp_path):  # files that name a split, and one that does not
+        (place / "metadata.csv").write_text("text\na\n")
+    assert undivided(str(tmp_path)) and not undivided(str(tmp_path / "divided"))
 
 
 def test_what_merge_prints_works_with_data_in_place(call, fitted, tmp_path):

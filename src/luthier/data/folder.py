@@ -68,14 +68,17 @@ def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], 
     """(files of one split, files of none). Those without a split's name are training data where no file is named so."""
     found: dict[str, list[Path]] = {}
     for file in files:
-        inside = file.relative_to(folder).parts
-        name = split_of(inside[-1]) or next((s for part in inside[:-1] if (s := split_of(part, whole=True))), "")
-        found.setdefault(name, []).append(file)
+        found.setdefault(_split_in(file.relative_to(folder).parts), []).append(file)
     nameless = found.pop("", [])
     if nameless and "train" not in found:
         found["train"], nameless = nameless, []
     listing = f"Files: {listed(str(p.relative_to(folder)) for p in files)}."
     return found[of_split(str(folder), split, found, listing)], tuple(str(p.relative_to(folder)) for p in nameless)
+
+
+def _split_in(inside: Sequence[str]) -> str:
+    """The split that a file's name tells, or else a folder it stands in; empty without one."""
+    return split_of(inside[-1]) or next((s for part in inside[:-1] if (s := split_of(part, whole=True))), "")
 
 
 def _table(
@@ -249,12 +252,16 @@ def _classes(folder: Path, split: str) -> Table:
 
 
 def undivided(source: str) -> bool:
-    """Whether a source is a folder that holds one of pictures or sounds for each class, and no splits of them."""
+    """Whether a source is a folder whose files, or pictures or sounds of each class, are of no split by their names."""
     folder = Path(source).expanduser()
     if not folder.is_dir() or any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return False
+    if _card(folder).get("configs"):
+        return False
+    if files := _data_files(folder):
+        return not any(_split_in(file.relative_to(folder).parts) for file in files)
     names = [split_of(place.name, whole=True) for place in _folders(folder)]
-    return bool(names) and not all(names) and not _card(folder).get("configs") and not _data_files(folder)
+    return bool(names) and not all(names)
 
 
 def _folders(place: Path) -> list[Path]:
