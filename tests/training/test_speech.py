@@ -261,7 +261,7 @@ def test_a_model_of_other_answers_is_told_apart(whisper, bert):
     assert models.task_of(whisper, None) == "speech-to-text"
     loaded = models.load(whisper, task="speech-to-text")
     assert models.task_of_model(loaded.model) == "speech-to-text"
-    with pytest.raises(LuthierError, match="no file"):
+    with pytest.raises(LuthierError, match="is not a file"):
         lt.generate(loaded.model, loaded.processor, ["What is this?"])
     with pytest.raises(LuthierError, match="would not act"):
         lt.generate(loaded.model, loaded.processor, ["x"], tasks="a")

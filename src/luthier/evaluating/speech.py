@@ -39,7 +39,7 @@ def _sound(prompt: Any, number: int) -> data.Example:
         return replace(prompt, answer=None)
     if not isinstance(prompt, str | Path) or not Path(prompt).expanduser().is_file():
         raise LuthierError(
-            f"prompt {number} is no file: {str(prompt)[:80]!r}; the model writes down sounds, by their path."
+            f"prompt {number} is not a file: {str(prompt)[:80]!r}; the model writes down sounds, by their path."
         )
     return data.Example(row=number, audio=str(Path(prompt).expanduser()))
 
