@@ -6,7 +6,7 @@ positions are sines, so the first of them serve a shorter window); the base is a
 null is the same run on the same sounds, each with the text of another one: it can learn which words occur and how they
 are written, and nothing of how they sound.
 
-    python -m bench speech [--steps 40] [--seeds 0] [--folder WORK]
+    python -m bench speech [--steps 24] [--seeds 0] [--folder WORK]
 """
 
 from __future__ import annotations
@@ -96,12 +96,12 @@ def errors(model: object, processor: object, held: Path) -> dict:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--snr", type=float, default=10.0, help="decibels of the voice over the noise")
-    parser.add_argument("--seconds", type=int, default=6, help="the window, whole seconds")
-    parser.add_argument("--rows", type=int, default=120)
-    parser.add_argument("--held", type=int, default=45)
+    parser.add_argument("--snr", type=float, default=20.0, help="decibels of the voice over the noise")
+    parser.add_argument("--seconds", type=int, default=5, help="the window, whole seconds")
+    parser.add_argument("--rows", type=int, default=96)
+    parser.add_argument("--held", type=int, default=30)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--folder", type=Path, help="where sounds and runs lie. Default: a temporary one")
     given = parser.parse_args(list(arguments))
