@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from safetensors.torch import load_file
 from transformers import TrainerCallback, WhisperProcessor
 
@@ -242,6 +243,38 @@ def test_a_model_of_many_languages_is_told_which(tmp_path):
     told = save_whisper(tmp_path / "told", many=True, language="<|de|>", task="transcribe")
     settled = models.processor_of(told, "speech-to-text").tokenizer
     assert prefix(replace(row, language=None), settled) == ids[1 : 1 + len(ids) - 3]
+
+
+def test_a_base_in_half_precision_takes_the_sounds(whisper, spoken, tmp_path):
+    settings = Training(steps=1, batch=4, precision="bfloat16", eval_fraction=0.2)
+    result = train(Run(whisper, spoken, lt.LoRA(rank=2), out=str(tmp_path / "run"), training=settings), progress=False)
+    assert result.model.dtype == torch.bfloat16 and result.losses[0][1] == pytest.approx(4.6, abs=0.2)
+    row = data.load(spoken, limit=1)
+    assert evaluate(result.model, result.processor, row, max_new_tokens=2).count == 1
+
+
+def test_models_that_read_samples_of_any_length(tmp_path):
+    """Moonshine: rows are padded with a mask, and its tokenizer puts BOS where the model puts its start."""
+    from support.tiny import tokenizer
+
+    sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("num_hidden_layers",
+             "num_attention_heads", "num_key_value_heads")}  # fmt: skip
+    ends = {"bos_token_id": 1, "decoder_start_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = tf.MoonshineConfig(vocab_size=120, hidden_size=32, intermediate_size=48, **sizes, **ends)
+    tf.MoonshineForConditionalGeneration(config).save_pretrained(tmp_path / "m")
+    extractor = tf.Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=False)
+    tf.Wav2Vec2Processor(extractor, tokenizer()).save_pretrained(tmp_path / "m")
+    loaded = models.load(str(tmp_path / "m"), task="speech-to-text")
+    examples = data.load(write_rows(tmp_path / "rows.jsonl", spoken_rows(tmp_path, 3)))
+    features = data.encode_all(examples, loaded.processor, max_length=None)
+    batch = data.collator_for(examples.task, loaded.processor)(features)
+    assert batch["attention_mask"].sum(1).tolist() == [len(each["input_values"]) for each in features]
+    assert [each["labels"] for each in features] == [
+        [*loaded.processor.tokenizer(letter).input_ids, 2] for letter in "abc"
+    ]
+    alone = evaluate(loaded.model, loaded.processor, examples, max_new_tokens=4, batch=1)
+    together = evaluate(loaded.model, loaded.processor, examples, max_new_tokens=4, batch=3)
+    assert alone.predictions == together.predictions and alone.loss == pytest.approx(together.loss, abs=1e-4)
 
 
 def test_errors_are_those_of_jiwer():

@@ -17,6 +17,7 @@ from luthier.evaluating import errors
 from luthier.evaluating.job import Found, Job, bar
 from luthier.evaluating.outputs import Reading
 from luthier.evaluating.sampling import Sampling, within
+from luthier.models.half import in_its_dtype
 from luthier.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _continued(reading: Reading, features: list[Feature], sampling: Sampling, st
     inputs = data.collator_for(models.SPEECH, reading.processor)(features)
     inputs.pop("rows")
     before = torch.cat([torch.full((len(features), 1), start_of(model)), inputs.pop(LABELS).long()], 1)
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    inputs = in_its_dtype(model, {name: value.to(model.device) for name, value in inputs.items()})
     fitting = within(sampling, before.shape[1], models.positions(model))
     drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
     config = GenerationConfig(

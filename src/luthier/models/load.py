@@ -11,6 +11,7 @@ from typing import Any
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import read_json
 from luthier.models.beside import WITHOUT, tell_adapter
+from luthier.models.half import take_in_its_dtype
 from luthier.models.hub import only_local
 from luthier.models.labels import SCALAR, label_settings
 from luthier.models.quantize import quantization, warn_of_odd_widths
@@ -172,6 +173,7 @@ def load(
     new = _new_modules(model, report, name)
     mark_fresh(model, new)
     set_pad_token(model, processor)
+    take_in_its_dtype(model)
     if quantize is not None:
         warn_of_odd_widths(model)
     return Loaded(model.eval(), processor, name, path, task, new)
