@@ -19,12 +19,12 @@ from luthier.core.lazy import Lazy, kept, mapped, noting
 from luthier.data.around import check_flags
 from luthier.data.bad import BadRow, refuse
 from luthier.data.columns import empty, mapping, renamed, unread
-from luthier.data.folder import MEDIA
 from luthier.data.gym import OFFSETS
 from luthier.data.layout import LAYOUTS, Layout, columns_in, known_columns, recognise, unanswered
 from luthier.data.preference import PREFERENCES, kind_of, preference_layout
 from luthier.data.score import kinds, note_kind, scorer_for
 from luthier.data.sources import read
+from luthier.data.speech import columns_of
 from luthier.data.table import Row, Table, bare, present
 from luthier.data.turns import decoded
 
@@ -170,30 +170,9 @@ def _other_words(table: Table, names: set[str]) -> dict[str, str]:
 
     Sounds and what is said in them go by the names of data sets of speech.
     """
-    heard = _heard(table, names)
+    heard = columns_of(table, names)
     names = names | set(heard)
     return heard | _other_labels(table, names)
-
-
-def _heard(table: Table, names: set[str]) -> dict[str, str]:
-    """The columns of sounds and, beside a sound, of transcripts."""
-    sound = next((each for each in FILES_OF_SOUND if each in names and _names_sounds(table, each)), None)
-    found = {"audio": sound} if sound and "audio" not in names else {}
-    if not (found or "audio" in names) or "text" in names:
-        return found
-    said = next((each for each in TRANSCRIPTS if each in names), None)
-    return found | ({"text": said} if said else {})
-
-
-def _names_sounds(table: Table, column: str) -> bool:
-    first = next((value for _, row in table.rows if not empty(value := row.get(column))), None)
-    return isinstance(first, str) and first.lower().endswith(MEDIA["audio"])
-
-
-FILES_OF_SOUND = ("file_name", "path", "file", "audio_path")
-"""Where data sets of speech name the file of a sound."""
-TRANSCRIPTS = ("transcription", "sentence", "transcript")
-"""What they call the text beside it."""
 
 
 def _other_labels(table: Table, names: set[str]) -> dict[str, str]:

@@ -9,11 +9,35 @@ from luthier.core.contracts.example import Example
 from luthier.core.errors import LuthierError
 from luthier.data.bad import BadRow
 from luthier.data.bounds import refuse_long_text
+from luthier.data.columns import empty
+from luthier.data.folder import MEDIA
 from luthier.data.media import audio_features
 from luthier.data.options import Feature, Options
+from luthier.data.table import Table
 from luthier.data.told import noted
 
 UNSPOKEN = "'language' is not used: the model's tokenizer has no tokens of languages"
+
+FILES_OF_SOUND = ("file_name", "path", "file", "audio_path")
+"""Where data sets of speech name the file of a sound."""
+TRANSCRIPTS = ("transcription", "sentence", "transcript")
+"""What they call the text beside it."""
+
+
+def columns_of(table: Table, names: set[str]) -> dict[str, str]:
+    """Returns {audio, text: the column} of sounds and, beside a sound, of transcripts, where a source calls them
+    otherwise; `names` are those that are there or told."""
+    sound = next((each for each in FILES_OF_SOUND if each in names and _names_sounds(table, each)), None)
+    found = {"audio": sound} if sound and "audio" not in names else {}
+    if not (found or "audio" in names) or "text" in names:
+        return found
+    said = next((each for each in TRANSCRIPTS if each in names), None)
+    return found | ({"text": said} if said else {})
+
+
+def _names_sounds(table: Table, column: str) -> bool:
+    first = next((value for _, row in table.rows if not empty(value := row.get(column))), None)
+    return isinstance(first, str) and first.lower().endswith(MEDIA["audio"])
 
 
 def spoken(example: Example, processor: Any, options: Options) -> Feature:

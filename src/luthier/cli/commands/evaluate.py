@@ -44,8 +44,8 @@ class Evaluate(Fitted):
 
     Text models answer the prompts and a scorer compares; classifiers choose a label, or several; tags of words are
     compared by entities, answers in a context as SQuAD does, texts to embed by which is nearest, sounds by the
-    errors of words in what is written down. Of pairs (prompt, chosen, rejected), the share in which the chosen answer is
-    preferred.
+    errors of words in what is written down. Of pairs (prompt, chosen, rejected), the share in which the chosen answer
+    is preferred.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
