@@ -106,15 +106,14 @@ def _continued(reading: Reading, features: list[Feature], sampling: Sampling, st
         use_cache=True,
         **drawn,
     )
+    plain: Any = GenerationMixin
     model.generation_config = GenerationConfig()
     try:
         with quiet():  # which asks for a mask of sounds that are of one length
-            whole = GenerationMixin.generate(
-                model, **inputs, decoder_input_ids=before.to(model.device), generation_config=config
-            )
+            whole = plain.generate(model, **inputs, decoder_input_ids=before.to(model.device), generation_config=config)
     finally:
         model.generation_config = held
-    return whole[:, before.shape[1] :]  # pyright: ignore[reportIndexIssue]
+    return whole[:, before.shape[1] :]
 
 
 def start_of(model: Any) -> int:

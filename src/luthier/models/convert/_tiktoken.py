@@ -22,14 +22,13 @@ def whisper_tokenizer(ranks: Path) -> Any:
         merged = {base64.b64decode(token): int(rank) for token, rank in map(str.split, ranks.read_text().splitlines())}
     special = special_tokens()
     vocabulary = {_written(token): rank for token, rank in merged.items()}
-    end = AddedToken(special[0], normalized=False, special=True)
     made = WhisperTokenizer(
         vocab=vocabulary | {special[0]: len(vocabulary)},
         merges=[(_written(left), _written(right)) for left, right in merges(merged)],
-        unk_token=end,
-        bos_token=end,
-        eos_token=end,
-        pad_token=end,
+        unk_token=special[0],
+        bos_token=special[0],
+        eos_token=special[0],
+        pad_token=special[0],
     )
     told = [AddedToken(token, normalized=False, special=True) for token in special[1:]]
     made.add_tokens(told, special_tokens=True)
