@@ -13,6 +13,7 @@ import pytest
 from luthier.data import TASKS as KNOWN
 from support.cli_tools import save_bert
 from support.tiny import save_model, sums, write_rows
+from support.tiny_speech import save_whisper, spoken_rows
 
 
 def _sound(path, high: bool) -> str:
@@ -73,6 +74,7 @@ TASKS = {
     "regression": _numbers,
     "image-classification": _images,
     "audio-classification": _audio,
+    "speech-to-text": lambda folder: (save_whisper(folder / "model"), spoken_rows(folder, 8)),
     "multi-label": _bert({"text": "x", "labels": ["a", "b"]}, {"text": "y", "labels": ["b"]}),
     "token-classification": _bert({"tokens": ["x", "y"], "tags": ["O", "B"]}),
     "question-answering": _bert(

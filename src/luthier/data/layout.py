@@ -244,7 +244,8 @@ def recognise(
     """
     rows = rows if isinstance(rows, Sequence) else list(rows)
     found_columns = columns_in(rows)
-    columns = found_columns | ({layout.answer for layout in LAYOUTS.values()} if to_answer else set())
+    serving = [layout for layout in LAYOUTS.values() if task is None or task in layout.tasks]
+    columns = found_columns | ({layout.answer for layout in serving} if to_answer else set())
     fits = {
         name: set(layout.needs)
         for name, layout in LAYOUTS.items()
