@@ -15,6 +15,7 @@ from support.pages import FENCE, ROOT, Reader
 from support.seeing import save_llava, write_digits
 from support.shipped import ROWS, byte_level
 from support.tiny import save_model, sums, write_rows
+from support.tiny_speech import save_whisper, spoken_rows
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "choose.md", ROOT / "docs" / "predict.md"]
 PAGES += sorted(ROOT.glob("docs/howto/*.md"))
@@ -33,6 +34,11 @@ def desk(tmp_path_factory) -> Path:
     write_digits(folder / "digits", 4)
     for name in ("tickets.csv", "tickets_test.csv"):
         shutil.copy(ROOT / "examples" / name, folder)
+    save_whisper(folder / "whisper-tiny-en")
+    for name in ("calls/train", "calls/test"):
+        (folder / name).mkdir(parents=True)
+        lines = [f"{row['audio']},{row['text']}" for row in spoken_rows(folder / name)]
+        (folder / name / "metadata.csv").write_text("\n".join(["file_name,transcription", *lines]))
     for name in ("train", "test"):
         write_rows(folder / f"{name}.jsonl", sums(12))
     return folder

@@ -13,6 +13,7 @@ import pytest
 from luthier.data import TASKS as KNOWN
 from support.cli_tools import save_bert
 from support.tiny import save_model, sums, write_rows
+from support.tiny_speech import save_whisper, spoken_rows
 
 
 def _sound(path, high: bool) -> str:
@@ -73,6 +74,7 @@ TASKS = {
     "regression": _numbers,
     "image-classification": _images,
     "audio-classification": _audio,
+    "speech-to-text": lambda folder: (save_whisper(folder / "model"), spoken_rows(folder, 8)),
     "multi-label": _bert({"text": "x", "labels": ["a", "b"]}, {"text": "y", "labels": ["b"]}),
     "token-classification": _bert({"tokens": ["x", "y"], "tags": ["O", "B"]}),
     "question-answering": _bert(
@@ -137,6 +139,9 @@ def test_a_folder_of_sounds_for_each_class_is_trained_on_and_evaluated(call, tmp
     (tmp_path / "divided").mkdir()
     (tmp_path / "train").rename(tmp_path / "divided" / "train")
     assert not undivided(str(tmp_path / "divided")) and not undivided(str(tmp_path / "no such folder"))
+    for place in (tmp_path / "divided" / "train", tmp_path):  # files that name a split, and one that does not
+        (place / "metadata.csv").write_text("text\na\n")
+    assert undivided(str(tmp_path)) and not undivided(str(tmp_path / "divided"))
 
 
 def test_what_merge_prints_works_with_data_in_place(call, fitted, tmp_path):
@@ -158,8 +163,9 @@ def test_what_merge_prints_works_with_data_in_place(call, fitted, tmp_path):
 
 def test_generate_writes_or_names_the_command_that_answers(call, fitted):
     task, base, data, run, _ = fitted
-    done = call("generate", base, "abc", "--adapter", run, "--max-new-tokens", 2)
-    if task in WRITES:
+    prompt = Path(data).with_name("0.wav") if task == "speech-to-text" else "abc"
+    done = call("generate", base, prompt, "--adapter", run, "--max-new-tokens", 2)
+    if task in (*WRITES, "speech-to-text"):
         assert done.code == 0, done.err
         return
     assert done.code == 2 and f"was fitted for {task}" in done.err

@@ -6,6 +6,7 @@ import pytest
 
 from luthier.core.errors import LuthierError
 from luthier.models import TASKS, catalogue, resolve
+from luthier.models.fetch import folder_name
 
 _catalogue = importlib.import_module("luthier.models.catalogue")
 
@@ -66,6 +67,18 @@ def test_a_well_formed_file_reads(tmp_path):
 def test_names_that_leave_or_inject_are_refused(tmp_path, change):
     with pytest.raises(LuthierError):
         written(tmp_path, **change)
+
+
+def test_a_file_may_be_of_another_version_and_files_may_be_converted_anew(tmp_path):
+    text = GOOD.format(**VALUES)
+    more = text.replace("files = [{", 'files = [{ version = "2.1", package = "q", path = "a/t.txt", sha256 = "S" }, {')
+    (tmp_path / "c.toml").write_text(more.replace('"S"', f'"{"1" * 64}"') + "conversion = 2\n")
+    (entry,), (before,) = _catalogue.catalogue(tmp_path / "c.toml"), written(tmp_path)
+    assert [entry.version_of(package) for package in entry.packages] == ["2.1", "1"]
+    assert folder_name(entry) == f"{folder_name(before)}-2"
+    (tmp_path / "c.toml").write_text(more.replace('"S"', f'"{"1" * 64}"').replace("2.1", "; rm"))
+    with pytest.raises(LuthierError, match="not allowed"):
+        _catalogue.catalogue(tmp_path / "c.toml")
 
 
 def test_an_unknown_field_is_named(tmp_path):

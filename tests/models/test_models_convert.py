@@ -8,6 +8,7 @@ import torch
 
 from luthier.core.errors import LuthierError
 from luthier.models import load, resolve
+from luthier.models.convert import _tiktoken
 from luthier.models.convert.llama2c import _halves
 from luthier.models.convert.whisper import _rename
 from luthier.models.fetch import convert
@@ -65,6 +66,35 @@ def test_openai_whisper_names_fill_the_class(tmp_path):
     assert torch.equal(model.proj_out.weight, state["decoder.token_embedding.weight"])
     audio = load(str(tmp_path / "m"), task="audio-classification", labels=["a", "b"])
     assert set(audio.new_modules) == {"projector", "classifier"}
+
+
+def test_the_ranks_of_a_tokenizer_make_the_very_one_of_the_hub(tmp_path):
+    """Merges from ranks are those that were learned, on GPT-2's kind of splits; then Whisper's own tokens."""
+    import base64
+
+    from support.tiny_tokenizers import byte_level
+
+    learned = byte_level(bos=False)
+    special = set(learned.get_added_tokens_decoder())
+    letters = {written: byte for byte, written in _tiktoken._alphabet().items()}
+    vocabulary = {word: i for word, i in learned.get_vocab().items() if i not in special}
+    ordered = sorted(vocabulary, key=vocabulary.__getitem__)
+    ranks = [bytes(letters[sign] for sign in word) for word in ordered]
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(ranks)]
+    (tmp_path / "gpt2.tiktoken").write_text("\n".join(lines))
+    made = _tiktoken.whisper_tokenizer(tmp_path / "gpt2.tiktoken")
+    text = "Natalia sold 48/2 = 24 clips in May, the correct answer is é true."
+    ids = made(text)["input_ids"]
+    assert made.convert_ids_to_tokens(ids)[2:-1] == learned.encode(text).tokens
+    start = made.convert_ids_to_tokens(ids[:2])
+    assert start == ["<|startoftranscript|>", "<|notimestamps|>"] and ids[-1] == made.eos_token_id == len(ranks)
+    assert len(made) == len(ranks) + 107 + 1501 and made.decode(ids, skip_special_tokens=True) == text
+
+
+def test_damaged_ranks_are_told(tmp_path):
+    (tmp_path / "gpt2.tiktoken").write_text("IQ== 0 1\n")
+    with pytest.raises(LuthierError, match="holds no ranks of a tokenizer"):
+        _tiktoken.whisper_tokenizer(tmp_path / "gpt2.tiktoken")
 
 
 def _block(side: str):

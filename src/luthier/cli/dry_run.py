@@ -79,9 +79,11 @@ def columns_read(run: Run, prepared: Prepared) -> dict[str, str]:
 
 def row_told(feature: dict[str, Any], processor: Any) -> list[dict[str, Any]]:
     """Returns the title of a row and its tokens, `[text, whether it is in the loss]`, and those of what it is compared
-    with; of pictures and sounds, the title."""
-    from luthier.data.show import parts_of, title, tokens_shown
+    with; of a sound with a text, those of the text, of other pictures and sounds the title."""
+    from luthier.data.show import heard, parts_of, title, tokens_shown
 
+    if heard(feature):
+        feature, processor = feature | {"input_ids": feature["labels"]}, processor.tokenizer
     if "input_ids" not in feature:
         return [{"title": f"row {feature['row']}", "tokens": []}]
     return [

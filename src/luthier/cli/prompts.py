@@ -19,9 +19,9 @@ LINES = (".txt", ".md", "")
 
 
 def prompts_or_rows(
-    prompts: Sequence[str], file: Path | None, columns: str | None, command: str
+    prompts: Sequence[str], file: Path | None, columns: str | None, command: str, task: str = "causal-lm"
 ) -> list[str] | list[Example]:
-    """As `read_prompts`, but of a file with rows the examples up to their answers."""
+    """As `read_prompts`, but of a file with rows the examples up to their answers, as the task reads them."""
     from luthier.data import load_prompts
     from luthier.data.files import READERS, suffix
 
@@ -30,7 +30,7 @@ def prompts_or_rows(
         raise LuthierError("--columns names columns of the rows of --file, and here are none; leave it out.")
     if not rows or prompts:
         return read_prompts(prompts, file, command)
-    return load_prompts(str(file), named=columns)
+    return load_prompts(str(file), named=columns, task=task)
 
 
 def tools_of(file: Path | None) -> list[dict[str, Any]] | None:
@@ -59,15 +59,21 @@ def variables_of(given: str | None, adapter: str | None) -> dict[str, Any]:
 
 
 def plain(prompt: str | Example) -> Any:
-    """Returns a prompt as JSON holds it: a text, or turns."""
-    return prompt if isinstance(prompt, str) else prompt.text or prompt.messages
+    """Returns a prompt as JSON holds it: a text, turns, or where the sound is."""
+    return prompt if isinstance(prompt, str) else prompt.text or prompt.messages or _sound(prompt)
 
 
 def asked(prompt: str | Example) -> str:
     """Returns a prompt on the screen: the text, or the last turn."""
     if isinstance(prompt, str):
         return prompt
-    return prompt.text or (prompt.messages or [{}])[-1].get("content") or ""
+    return prompt.text or (prompt.messages or [{}])[-1].get("content") or _sound(prompt)
+
+
+def _sound(prompt: Example) -> str:
+    """The file of a row's sound, or the row, where the sound itself is in it."""
+    held = prompt.audio.get("path") if isinstance(prompt.audio, dict) else prompt.audio
+    return held if isinstance(held, str) else f"row {prompt.row}"
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None, command: str) -> list[str]:

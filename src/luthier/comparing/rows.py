@@ -74,7 +74,7 @@ def _encoded(read: Sourced, examples: Examples, processor: Any, max_length: int,
         for example in examples.rows:
             data.prompt_ids(example, processor)
         return
-    limit = None if read.task == "seq2seq" else max_length
+    limit = None if read.task in ("seq2seq", "speech-to-text") else max_length
     data.encode_all(examples, processor, task=read.task, max_length=limit, labels=read.labels, positions=positions)
 
 

@@ -31,6 +31,7 @@ METRICS = {
     "token-classification": ("f1", "accuracy"),
     "question-answering": ("f1", "exact_match"),
     "embedding": ("mrr@10", "accuracy@1"),
+    "speech-to-text": ("word_accuracy",),
 }
 """Main metrics of the tasks that are not generative; more is better."""
 
@@ -199,7 +200,7 @@ def _rows(source: str, given: DataSet) -> list[dict[str, Any]]:
 
 def _apart(row: dict[str, Any], table: Table, given: DataSet) -> dict[str, Any]:
     """The row as another file may hold it: with absolute paths of its picture and sound, and its classes by name."""
-    found, named = with_class_names(row, table), mapping(given.columns)
+    found, named = with_class_names(row, table), data.meanings(table, mapping(given.columns))
     for key in (named.get("image", "image"), named.get("audio", "audio")):
         if isinstance(row.get(key), str):
             found[key] = str(((table.folder or Path()) / row[key]).absolute())

@@ -12,7 +12,7 @@ from luthier.data.encode import TASKS, encode, encode_all, encode_classification
 from luthier.data.inputs import Inputs, load_inputs
 from luthier.data.kept import encode_kept
 from luthier.data.layout import LAYOUTS
-from luthier.data.load import kind_of_rows, load, load_prompts, split_gym
+from luthier.data.load import kind_of_rows, load, load_prompts, meanings, split_gym
 from luthier.data.media import encode_audio, encode_image
 from luthier.data.preference import kind_of
 from luthier.data.score import SCORERS, judge, refuse_unscorable, scorer_for
@@ -55,6 +55,7 @@ __all__ = [
     "load",
     "load_inputs",
     "load_prompts",
+    "meanings",
     "prompt_ids",
     "prompt_of",
     "read",

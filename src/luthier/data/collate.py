@@ -120,7 +120,7 @@ def collator_for(task: str, processor: Any, pad_to_multiple_of: int | None = Non
     decoder's labels have to begin at the start. A tokenizer without a padding token pads with EOS,
     which the attention mask hides.
     """
-    if task in ("image-classification", "audio-classification"):
+    if task in ("image-classification", "audio-classification", "speech-to-text"):
         return Collator()
     ids = (processor.pad_token_id, processor.eos_token_id, 0)
     return Collator(next(i for i in ids if i is not None), "right", pad_to_multiple_of, eyes_of(processor))

@@ -26,6 +26,7 @@ from luthier.data.media import audio_features, image_features
 from luthier.data.options import IGNORED, Feature, Options
 from luthier.data.pictures import NAMES, PICTURES, seeing, unfolded
 from luthier.data.sizes import sizes_of
+from luthier.data.speech import spoken
 from luthier.data.template import has_template
 from luthier.data.tokens import parts_of, tokens
 from luthier.data.told import cut_off, doubled, hollow, noted, unlearned
@@ -328,6 +329,7 @@ TASKS: dict[str, Encoder] = {
     "embedding": contrasted,
     "image-classification": _image,
     "audio-classification": _audio,
+    "speech-to-text": spoken,
 }
 """Every task, with how one of its examples is encoded. Named after the transformers auto
 classes."""

@@ -262,12 +262,16 @@ def _classes(folder: Path, split: str) -> Table:
 
 
 def undivided(source: str) -> bool:
-    """Whether a source is a folder that holds one of pictures or sounds for each class, and no splits of them."""
+    """Whether a source is a folder whose files, or pictures or sounds of each class, are of no split by their names."""
     folder = Path(source).expanduser()
     if not folder.is_dir() or any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return False
+    if _card(folder).get("configs"):
+        return False
+    if files := _data_files(folder):
+        return not any(_name_of_split(file.relative_to(folder)) for file in files)
     names = [split_of(place.name, whole=True) for place in _folders(folder)]
-    return bool(names) and not all(names) and not _card(folder).get("configs") and not _data_files(folder)
+    return bool(names) and not all(names)
 
 
 def _folders(place: Path) -> list[Path]:

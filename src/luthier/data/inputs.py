@@ -91,6 +91,8 @@ def blank(example: Example, task: str, labels: list[str] | None) -> Example:
     """Returns an example that says nothing of its answer."""
     if example.messages is not None and task in WRITTEN:
         return dataclasses.replace(example, messages=example.messages[: last_answer(example.messages)], answer=None)
+    if task == "speech-to-text":
+        return dataclasses.replace(example, answer=None)
     first = (labels or [""])[0]
     if example.tokens is not None:
         return dataclasses.replace(example, labels=(first,) * len(example.tokens))

@@ -42,6 +42,12 @@ def labelled_audio(row: Row, folder: Path | None) -> Row:
     return {"audio": _file(row, "audio", folder), "label": label_of(row)}
 
 
+def transcribed(row: Row, folder: Path | None) -> Row:
+    """`audio` and `text`, what is said in it, and an optional `language`."""
+    language = {} if empty(row.get("language")) else {"language": text_of(row, "language")}
+    return {"audio": _file(row, "audio", folder), "answer": text_of(row, "text"), **language}
+
+
 def label_of(row: Row) -> str | int | float:
     """The label as it stands; NaN, infinities, null and empty strings are refused."""
     value = row.get("label")

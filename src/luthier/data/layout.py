@@ -24,6 +24,7 @@ from luthier.data.labelled import (
     several,
     tagged,
     text_of,
+    transcribed,
 )
 from luthier.data.table import COLUMNS, Columns, Row
 from luthier.data.turns import checked, decoded, is_assistant, turns, unpacked
@@ -186,6 +187,7 @@ LAYOUTS: dict[str, Layout] = {
     "anchor-positive": Layout(("anchor", "positive"), ("embedding",), compared, ("negative",), "positive"),
     "image-label": Layout(("image", "label"), ("image-classification",), labelled_image, answer="label"),
     "audio-label": Layout(("audio", "label"), ("audio-classification",), labelled_audio, answer="label"),
+    "audio-text": Layout(("audio", "text"), ("speech-to-text",), transcribed, ("language",), "text"),
 }
 """Every layout, by name."""
 
@@ -242,7 +244,8 @@ def recognise(
     """
     rows = rows if isinstance(rows, Sequence) else list(rows)
     found_columns = columns_in(rows)
-    columns = found_columns | ({layout.answer for layout in LAYOUTS.values()} if to_answer else set())
+    serving = [layout for layout in LAYOUTS.values() if task is None or task in layout.tasks]
+    columns = found_columns | ({layout.answer for layout in serving} if to_answer else set())
     fits = {
         name: set(layout.needs)
         for name, layout in LAYOUTS.items()

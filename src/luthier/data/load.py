@@ -24,6 +24,7 @@ from luthier.data.layout import LAYOUTS, Layout, columns_in, known_columns, reco
 from luthier.data.preference import PREFERENCES, kind_of, preference_layout
 from luthier.data.score import kinds, note_kind, scorer_for
 from luthier.data.sources import read
+from luthier.data.speech import columns_of
 from luthier.data.table import Row, Table, bare, empty, present
 from luthier.data.turns import decoded
 
@@ -120,11 +121,16 @@ def kind_of_rows(source: str | Path, named: str | Mapping[str, str] | None = Non
 
 
 def load_prompts(
-    source: str | Path, *, named: str | Mapping[str, str] | None = None, split: str = "train"
+    source: str | Path,
+    *,
+    named: str | Mapping[str, str] | None = None,
+    split: str = "train",
+    task: str = "causal-lm",
 ) -> list[Example]:
     """What there is to answer in `source`: its rows up to their last answer, or all of those that have none yet.
 
-    The layouts are those of `load`; a row of plain `text` is one to go on with. Raises as `load` does.
+    The layouts are those of `load` that serve the task, which is to answer prompts or to write down sounds; a row of
+    plain `text` is one to go on with. Raises as `load` does.
     """
     source = str(source)
     table, names, _ = named_columns(read(source, split), mapping(named), (), source)
@@ -132,7 +138,7 @@ def load_prompts(
         raise LuthierError(f"{source} is empty: no row to answer.")
     if not table.rows:
         raise refuse(source, table.bad, len(table.bad), table.place)
-    name = recognise(bare(table), source, "causal-lm", names, to_answer=True)
+    name = recognise(bare(table), source, task, names, to_answer=True)
     layout = LAYOUTS[name]
     asked = mapped(table.rows, lambda numbered: (numbered[0], unanswered(numbered[1], layout)))
     rows, bad = parsed(dataclasses.replace(table, rows=asked), layout, ())
@@ -148,14 +154,28 @@ def named_columns(
     table: Table, named: dict[str, str], columns: Sequence[str], source: str
 ) -> tuple[Table, dict[str, str], list[str]]:
     """Returns (the table under names that layouts know, these names, columns that made room for others)."""
-    named = {**named, **_other_words(table, {*present(table.rows), *named})}
+    named = meanings(table, named)
     known = dict.fromkeys((*known_columns(), *(c for layout in PREFERENCES.values() for c in layout.reads), *columns))
     rows, gone = renamed(table.rows, named, known, source)
     return dataclasses.replace(table, rows=rows), named, gone
 
 
+def meanings(table: Table, named: Mapping[str, str]) -> dict[str, str]:
+    """Returns {what it means: the column}: what is `named`, and what sources are known to call otherwise."""
+    return {**named, **_other_words(table, {*present(table.rows), *named})}
+
+
 def _other_words(table: Table, names: set[str]) -> dict[str, str]:
-    """The names of labels that a source calls otherwise: a list of them per row stays `labels`, beside words `tags`."""
+    """The names of labels that a source calls otherwise: a list of them per row stays `labels`, beside words `tags`.
+
+    Sounds and what is said in them go by the names of data sets of speech.
+    """
+    heard = columns_of(table, names)
+    names = names | set(heard)
+    return heard | _other_labels(table, names)
+
+
+def _other_labels(table: Table, names: set[str]) -> dict[str, str]:
     if "tokens" in names:
         other = next((each for each in ("ner_tags", "labels") if each in names), None)
         return {"tags": other} if other and "tags" not in names else {}

@@ -30,7 +30,8 @@ def encode_audio(example: Example, extractor: Any) -> dict[str, Any]:
 
     WAV (PCM of 8 to 32 bits) is read by the standard library, anything else by soundfile where that is installed.
     Channels are averaged, and the sound is brought to the extractor's sampling rate by its Fourier series. A sound
-    longer than the extractor's window (30 s for Whisper, 10 s for AST) is cut there by the extractor.
+    longer than the extractor's window (30 s for Whisper, 10 s for AST) is cut there by the extractor, as is right
+    for a label of the whole; what is said is learned of whole sounds alone (`luthier.data.speech`).
     """
     with named(example.row):
         return audio_features(example, extractor)
@@ -86,14 +87,20 @@ def _stream(value: Any) -> Any:
     return str(value)
 
 
-def audio_features(example: Example, extractor: Any) -> dict[str, Any]:
-    """As `encode_audio`, raising `BadRow`."""
+def audio_features(example: Example, extractor: Any, whole: bool = False) -> dict[str, Any]:
+    """As `encode_audio`, raising `BadRow`; with `whole`, also for a sound that the extractor would cut."""
     import numpy as np
 
     with guarded("unreadable audio", BadRow):
         samples, rate = _sound(example.audio)
     if not samples.size:
         raise BadRow("an audio file without samples")
+    if not np.isfinite(samples).all():
+        raise BadRow("its audio holds samples that are no finite numbers")
+    most = getattr(extractor, "n_samples", None)  # of extractors with a window
+    if whole and most is not None and len(samples) * extractor.sampling_rate > most * rate:
+        long, window = len(samples) / rate, most / extractor.sampling_rate
+        raise BadRow(f"a sound of {long:.1f} s, the model hears {window:g} s: divide it, with its text")
     samples = resample(samples, rate, extractor.sampling_rate)
     out = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="np")
     name = extractor.model_input_names[0]
@@ -105,8 +112,10 @@ def _sound(value: Any) -> tuple[np.ndarray, int]:
     import numpy as np
 
     if isinstance(value, dict) and value.get("array") is not None:
-        samples = np.asarray(value["array"], dtype=np.float32)
-        return samples if samples.ndim == 1 else samples.mean(axis=0), int(value["sampling_rate"])
+        samples, rate = np.asarray(value["array"], dtype=np.float32), value.get("sampling_rate")
+        if not isinstance(rate, int | float) or not rate >= 1:
+            raise BadRow(f"'sampling_rate' beside the array is {rate}, expected samples per second, such as 16000")
+        return samples if samples.ndim == 1 else samples.mean(axis=0), int(rate)
     stream = _stream(value)
     try:
         with wave.open(stream, "rb") as file:

@@ -99,6 +99,11 @@ def parts_of(encoded: Feature) -> list[tuple[Feature, bool]]:
     return [(row, place > 0 and "part" not in row) for place, row in enumerate((encoded, *encoded.get("also", ())))]
 
 
+def heard(encoded: Feature) -> bool:
+    """Returns whether a row is a sound whose labels are a text."""
+    return "input_ids" not in encoded and isinstance(encoded["labels"], list)
+
+
 def tokens_shown(encoded: Feature, tokenizer: Any) -> list[tuple[str, bool]]:
     """Returns (text, in the loss) of every token; none is, where the label is of the whole row."""
     if _aligned(encoded):

@@ -13,6 +13,7 @@ from luthier.evaluating.job import Found, Job, bar, row_tasks
 from luthier.evaluating.labelled import outputs_of, with_class, with_number
 from luthier.evaluating.result import Evaluation
 from luthier.evaluating.sampling import Sampling
+from luthier.evaluating.speech import with_transcripts
 from luthier.evaluating.structured import with_classes, with_places, with_tags, with_vectors
 from luthier.evaluating.text_metrics import check_metrics, of_texts
 from luthier.evaluating.written import with_answers
@@ -47,7 +48,9 @@ def evaluate(
     Generative tasks answer greedily and score by `scorer` (the examples' own unless given); classification counts
     the likeliest class, regression compares numbers; of texts the mean loss is taken. Of several classes a text, those
     of a probability of at least 0.5 are taken; of tagged words the entities are compared, of extracted answers the
-    words, of texts to embed which is nearest. Pairs of a chosen and a rejected answer are compared: by what a reward
+    words, of texts to embed which is nearest; of what is written down of sounds, `wer` and `cer`, the errors of words
+    and characters over those of the right texts (less is better), `wer_plain` without case and punctuation, and
+    `word_accuracy`, 1 - wer. Pairs of a chosen and a rejected answer are compared: by what a reward
     model gives them, by log π/π_ref where an adapter acts, else by how likely they are. Rows whose column `task` names
     several are also scored task by task. `task` is the examples' own unless given. Rows longer than `max_length` tokens
     are refused, and those of more tokens than the model has absolute positions. An answer that the scorer fails on is
@@ -217,6 +220,7 @@ MEASURES: dict[str, Callable[[Job], Found]] = {
     "classification": with_class,
     "image-classification": with_class,
     "audio-classification": with_class,
+    "speech-to-text": with_transcripts,
     "regression": with_number,
     "multi-label": with_classes,
     "token-classification": with_tags,

@@ -12,7 +12,8 @@ from luthier.data import Collator, Example, encode, encode_seq2seq, prompt_ids, 
 from luthier.data.pictures import seen_in
 from luthier.engine.stops import PLACEHOLDER, stop_ids, text_of
 from luthier.evaluating.sampling import Sampling, within
-from luthier.models import positions
+from luthier.evaluating.speech import written_down
+from luthier.models import SPEECH, positions, task_of_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +45,10 @@ def generate(
 ) -> list[str]:
     """Generates one answer to each prompt, in their order, without special tokens.
 
-    A prompt is a list of messages, an example that ends before its answer (`data.load_prompts`), or a string: the
-    user's turn where the tokenizer has a chat template, plain text elsewhere. Its tokens are those that stand before an
-    answer in training; a `text` example is gone on with. Generation stops at the end of the turn,
+    A model that writes down sounds takes their paths, or examples with a sound. Elsewhere a prompt is a list of
+    messages, an example that ends before its answer (`data.load_prompts`), or a string: the user's turn where the
+    tokenizer has a chat template, plain text elsewhere. Its tokens are those that stand before an answer in training;
+    a `text` example is gone on with. Generation stops at the end of the turn,
     after `max_new_tokens`, or where a model with absolute positions has no more of them. `tasks` names the task of all
     prompts, or of each, for an adapter that goes by tasks. `tools` (JSON schemas) and `template` (variables of the chat
     template, `chat_template_kwargs`) are those of prompts that bring none of their own. `arguments` names the adapter
@@ -55,6 +57,9 @@ def generate(
     are left as they were.
     """
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    if task_of_model(model) == SPEECH:
+        _refuse_idle(tasks=tasks, tools=tools, template=template, arguments=arguments, selection=selection)
+        return written_down(model, processor, prompts, sampling, batch)
     if selection is not None and arguments is None:
         raise LuthierError("selection names the adapter that chooses tools; say who writes arguments (arguments).")
     if arguments is not None:
@@ -65,6 +70,12 @@ def generate(
     told = [tasks] * len(prompts) if isinstance(tasks, str) else tasks
     ids = tokenised(model, processor, prompts, tools, template)
     return answers(model, processor, ids, sampling, batch, tasks=told)
+
+
+def _refuse_idle(**given: Any) -> None:
+    """Raises for settings of prompts in writing."""
+    if idle := [name for name, value in given.items() if value]:
+        raise LuthierError(f"the model writes down sounds, on which {', '.join(idle)} would not act; leave that out.")
 
 
 def _of_swapped(

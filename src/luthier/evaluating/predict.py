@@ -190,7 +190,7 @@ def _check(
         raise LuthierError(f"top_k is {top_k} and batch {batch}; expected at least 1.")
     if top_k > 1 and task not in RANKED:
         raise LuthierError(f"top_k is of classes or answers in a context, and {task} has one prediction; leave it out.")
-    if tokens is not None and task not in models.WRITTEN:
+    if tokens is not None and task not in (*models.WRITTEN, models.SPEECH):
         raise LuthierError(f"max_new_tokens is of written answers, and {task} has none; leave it out.")
     if resume and path is None:
         raise LuthierError("resume goes on with a file; name it (out).")

@@ -11,7 +11,7 @@ from luthier.core.errors import LuthierError
 from luthier.data import Examples
 from luthier.data.bad import refuse
 from luthier.data.pictures import PICTURES, seen_in
-from luthier.evaluating import many
+from luthier.evaluating import many, speech
 from luthier.evaluating.generate import tokenised, written
 from luthier.evaluating.outputs import Reading, logits_of, places_of, probabilities, tags_of, vectors_of
 from luthier.evaluating.sampling import Sampling
@@ -138,6 +138,16 @@ def text(asked: Asked) -> list[Said]:
     ]
 
 
+def transcript(asked: Asked) -> list[Said]:
+    """What is written down of a sound, the geometric mean of its tokens' probabilities, and how many they are."""
+    said = speech.transcribed(asked.reading, asked.encoded, Sampling(asked.max_new_tokens))
+    means = speech.sureness(replace(asked.reading, done=int), asked.encoded, [ids for _, ids in said])
+    return [
+        {PREDICTION: asked.sure(each, mean), PROBABILITY: mean, "tokens": len(ids)}
+        for (each, ids), mean in zip(said, means, strict=True)
+    ]
+
+
 def sureness(reading: Reading, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[float]:
     """Returns (Π_t p(y_t | x, y_<t))^(1/T) of each answer behind its prompt, by one pass over both."""
     import torch
@@ -176,6 +186,7 @@ SAYS: dict[str, Callable[[Asked], list[Said]]] = {
     "embedding": vector,
     "causal-lm": text,
     "seq2seq": text,
+    "speech-to-text": transcript,
 }
 """What is said to rows of each task."""
 SURE = tuple(task for task in SAYS if task not in ("regression", "embedding"))

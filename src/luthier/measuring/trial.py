@@ -44,9 +44,9 @@ def trial(
     path = models.resolve(model)
     with _told(model, path, task):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=models.trusted())
+        processor = models.processor_at(path, task)
         with torch.device("meta"):
             empty = models.class_of(task, config).from_config(config, trust_remote_code=models.trusted())
-    processor = models.processor_of(model, task)
     sites, *_ = resolve_targets(empty, form, where, ranks, budget)
     further = [(targeted.form, select(empty, targeted.place)) for targeted in also]
     # refuses a form that the start does not serve, and settings that no single pass can follow

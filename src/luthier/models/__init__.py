@@ -13,15 +13,17 @@ from luthier.models.fetch import fetch, is_cached
 from luthier.models.fitted import WRITTEN, fitted_task, refuse_unwritten, task_of
 from luthier.models.labels import named
 from luthier.models.licence import licence_of
-from luthier.models.load import TASKS, Loaded, class_of, load, task_of_class, task_of_model
+from luthier.models.load import TASKS, Loaded, class_of, load, processor_at, task_of_class, task_of_model
 from luthier.models.max_positions import positions
 from luthier.models.resolve import resolve
+from luthier.models.speech import SPEECH
 from luthier.models.trust import explained, first_line, trusted, trusting
 
 model = load
 """`luthier.model`: its public name, as `luthier.load` reads adapters."""
 
 __all__ = [
+    "SPEECH",
     "TASKS",
     "WRITTEN",
     "Chat",
@@ -43,6 +45,7 @@ __all__ = [
     "model",
     "named",
     "positions",
+    "processor_at",
     "processor_of",
     "refuse_unwritten",
     "resolve",

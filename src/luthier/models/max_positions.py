@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 _TABLE = re.compile(r"(^|\.)(wpe|[a-z_]*position[a-z_]*)$")
+_BOUNDS = ("max_position_embeddings", "max_target_positions")
+"""What configurations call the most positions; the latter, of a decoder beside an encoder of sounds."""
 _OFFSET = 8
 """Rows that a table may have more than positions (OPT and BART have 2)."""
 
@@ -18,7 +20,8 @@ def positions(model: Any) -> int | None:
     from torch import nn
 
     config = getattr(model, "config", None)
-    most = None if config is None else getattr(config.get_text_config(), "max_position_embeddings", None)
+    told = None if config is None else config.get_text_config()
+    most = next((n for name in _BOUNDS if (n := getattr(told, name, None)) is not None), None)
     if not isinstance(most, int):
         return None
     found = [

@@ -78,12 +78,12 @@ def seeing_as(tokenizer: Any, other: Any) -> Any:
     return tokenizer
 
 
-def see(tokenizer: Any, config: Any, path: Path | str, source: dict[str, Any]) -> None:
+def see(tokenizer: Any, path: Path | str, **source: Any) -> None:
     """Joins the tokenizer of a decoder that reads pictures with its processor, so that rows may have pictures, and
     gives it the processor's chat template where it has none; leaves others as they are."""
     import transformers
 
-    if not reads_pictures(config):
+    if not reads_pictures(transformers.AutoConfig.from_pretrained(path, trust_remote_code=trusted(), **source)):
         return
 
     try:

@@ -35,7 +35,7 @@ def loaded_of(model: Any) -> Loaded:
             f"this {type(model).__name__} does not say where it came from (name_or_path is empty), so nobody could use "
             "the adapter; save it to a folder (save_pretrained), and give that, or a model that was loaded from it."
         )
-    if task not in ("causal-lm", "seq2seq"):
+    if task not in (*models.WRITTEN, models.SPEECH):
         raise LuthierError(
             f"this {type(model).__name__} does not say which of its modules are new and to be trained; load it with "
             "luthier.model(name, task=…, labels=…)."

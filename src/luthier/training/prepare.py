@@ -127,8 +127,10 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
     figures = ["loss", *(name for group in objective.curves for name in group)]
     if run.training.best is not None and run.training.best not in figures:
         raise LuthierError(f"best is {run.training.best!r}; an evaluation of this run tells: {', '.join(figures)}.")
-    if run.training.neftune and examples.task.startswith(("image", "audio")):
-        raise LuthierError(f"neftune is noise on token embeddings, and {examples.task} has no tokens; leave it out.")
+    if run.training.neftune and examples.task.startswith(("image", "audio", "speech")):
+        raise LuthierError(
+            f"neftune is noise on the tokens that are read, and {examples.task} reads none; leave it out."
+        )
     plain, seen = _seen(run, train, encoded[0], encode)
     evaluation = shaped[1] if held else []
     told = _told(run, encoded, alike)

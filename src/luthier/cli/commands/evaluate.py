@@ -43,8 +43,9 @@ class Evaluate(Fitted):
     """Score a model on data, with or without an adapter.
 
     Text models answer the prompts and a scorer compares; classifiers choose a label, or several; tags of words are
-    compared by entities, answers in a context as SQuAD does, texts to embed by which is nearest. Of pairs (prompt,
-    chosen, rejected), the share in which the chosen answer is preferred.
+    compared by entities, answers in a context as SQuAD does, texts to embed by which is nearest, sounds by the
+    errors of words in what is written down. Of pairs (prompt, chosen, rejected), the share in which the chosen answer
+    is preferred.
     """
 
     group: ClassVar[str] = "Use"

@@ -42,7 +42,7 @@ class Generate(Fitted):
 
     Prompts are arguments, the lines or rows of --file, or, without either, what stands on the standard input. A chat
     model answers each as a user's turn. Of rows, in any layout of training, what stands before the last answer is the
-    prompt; those without an answer are prompts as they are.
+    prompt; those without an answer are prompts as they are. A speech model writes down the sounds that prompts name.
     """
 
     group: ClassVar[str] = "Use"
@@ -53,12 +53,13 @@ class Generate(Fitted):
         "luthier generate path/to/model 'How high is Lake Como?' --tools tools.json --adapter run",
         "luthier generate path/to/model 'How high?' --tools tools.json --adapter select --arguments level=args",
         "luthier generate smollm2-135m --file test.jsonl --columns question=problem --adapter run",
+        "luthier generate whisper-tiny-en said.wav",
     )
 
     model: str
     """A folder, a hub id, a .gguf file or a name of the catalogue."""
     prompts: tuple[str, ...] = ()
-    """The prompts to answer."""
+    """The prompts to answer; of a speech model, files of sounds."""
     adapter: str | None = field(default=None, kw_only=True)
     """The adapter: a run folder or an adapter folder."""
     merged: bool = field(default=False, kw_only=True)
@@ -82,7 +83,7 @@ class Generate(Fitted):
     batch: int = field(default=8, kw_only=True)
     """Prompts per batch."""
     task: str | None = field(default=None, kw_only=True)
-    """The task: causal-lm or seq2seq. Default: the adapter's task, or the model's."""
+    """The task: causal-lm, seq2seq or speech-to-text. Default: the adapter's task, or the model's."""
     dtype: str = field(default="float32", kw_only=True)
     """Dtype of the base: float32, bfloat16, float16 or auto."""
     force: bool = field(default=False, kw_only=True)
@@ -98,13 +99,14 @@ class Generate(Fitted):
         from luthier.cli.base import fitted
         from luthier.core.adapters.attach import adapter_names, find_state
         from luthier.evaluating import generate
-        from luthier.models import refuse_unwritten, task_of
+        from luthier.models import SPEECH, WRITTEN, refuse_unwritten, task_of
 
         arguments_of(self.arguments)
         tools, variables = tools_of(self.tools), variables_of(self.chat_template_kwargs, self.adapter)
-        prompts = prompts_or_rows(self.prompts, self.file, self.columns, self.name())
         known = task_of(self.model, self.adapter)
-        refuse_unwritten(self.model, self.adapter, known)
+        refuse_unwritten(self.model, self.adapter, known, tasks=(*WRITTEN, SPEECH))
+        reads = SPEECH if SPEECH in (self.task, known) else "causal-lm"
+        prompts = prompts_or_rows(self.prompts, self.file, self.columns, self.name(), reads)
         loaded = fitted(
             self.model, self.adapter, task=self.task or known, dtype=self.dtype, merged=self.merged, force=self.force
         )

@@ -75,10 +75,13 @@ class Show(Telling, Loading):
 
 
 def show_feature(feature: dict[str, Any], processor: Any) -> None:
-    """The tokens of an encoded row, those in the loss marked; of pictures and sounds, the shapes."""
+    """The tokens of an encoded row, those in the loss marked; of a sound with a text, those of the text, of other
+    pictures and sounds the shapes."""
     from luthier import data
-    from luthier.data.show import parts_of
+    from luthier.data.show import heard, parts_of
 
+    if heard(feature):
+        feature, processor = feature | {"input_ids": feature["labels"]}, processor.tokenizer
     if "input_ids" not in feature:
         for name, value in feature.items():
             say(f"{name}: {tuple(getattr(value, 'shape', ())) or value}")

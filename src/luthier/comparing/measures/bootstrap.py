@@ -93,5 +93,20 @@ def _pearson(truths: Sequence[float], predictions: Sequence[float]) -> tuple[np.
     return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], 1), score
 
 
-SCORES: dict[str, Callable[..., tuple[np.ndarray, Score]]] = {"mcc": _mcc, "pearson": _pearson}
+def _word_accuracy(truths: Sequence[str], predictions: Sequence[str]) -> tuple[np.ndarray, Score]:
+    """1 - errors over the words of all right texts of a draw."""
+    import numpy as np
+
+    from luthier.evaluating.errors import distance
+
+    words = [(text.split(), said.split()) for text, said in zip(truths, predictions, strict=True)]
+    rows = [(1, len(right), distance(said, right)) for right, said in words]
+    return np.array(rows, dtype=float), lambda sums: 1 - sums[:, 2] / sums[:, 1]
+
+
+SCORES: dict[str, Callable[..., tuple[np.ndarray, Score]]] = {
+    "mcc": _mcc,
+    "pearson": _pearson,
+    "word_accuracy": _word_accuracy,
+}
 """Metrics that are no mean of rows: (truths, predictions) -> (columns whose sums tell it, how)."""

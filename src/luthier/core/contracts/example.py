@@ -17,8 +17,10 @@ from luthier.core.errors import LuthierError
 from luthier.core.lazy import kept, noted
 
 Message = dict[str, Any]
-LATER = ("masked", "tools", "documents", "template", "rejected", "wanted", "labels", "tokens", "spans", "texts",
-         "images")  # fmt: skip
+LATER = (
+    "masked", "tools", "documents", "template", "rejected", "wanted", "labels", "tokens", "spans", "texts", "language",
+    "images",
+)  # fmt: skip
 """Fields that are in a fingerprint only where a row has them: runs begun before there were such go on."""
 
 
@@ -65,8 +67,10 @@ class Example:
     """A path, `{"bytes": …}` or a PIL image."""
     audio: Any = None
     """A path, `{"bytes": …}` or `{"array", "sampling_rate"}`."""
+    language: str | None = None
+    """What is spoken in the sound, by name or code, where a row says so."""
     answer: str | None = None
-    """The reference that a scorer compares with."""
+    """The reference that a scorer compares with; what is said in a sound."""
     rejected: list[Message] | None = None
     """Of a pair, the conversation with the rejected answer: `messages`, with the chosen one, up to `context`."""
     wanted: bool | None = None

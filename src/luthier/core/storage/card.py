@@ -22,6 +22,7 @@ PIPELINES = {
     "embedding": "feature-extraction",
     "image-classification": "image-classification",
     "audio-classification": "audio-classification",
+    "speech-to-text": "automatic-speech-recognition",
 }
 """What the hub calls a task."""
 LICENCES = re.compile(

@@ -38,6 +38,8 @@ class ManyICL(Objective):
     def rows(self, rows):
         if self.shots == 1:
             return rows.features
+        if rows.features and "input_ids" not in rows.features[0]:
+            raise LuthierError(f"many_icl packs texts, and {rows.examples.task} rows are none.")
         lengths = {feature["row"]: len(feature["input_ids"]) for feature in rows.features}
         groups: dict[Any, list[Example]] = {}
         for example in rows.examples.rows:

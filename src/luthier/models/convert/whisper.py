@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.models.convert._save import filled
+from luthier.models.convert._tiktoken import special_tokens, whisper_tokenizer
 from luthier.models.quiet import quiet
 
 _NAMES = [
@@ -28,23 +29,53 @@ _NAMES = [
     (r"\.positional_embedding$", ".embed_positions.weight"),
 ]
 _END, _START = 50256, 50257  # of the English-only vocabulary
+_SPACE = 220
+RANKS = "gpt2.tiktoken"
+"""What the tokenizer is made of, beside the weights."""
 
 
 def convert(weights: Path, target: Path) -> None:
-    """Saves the English-only model and its feature extractor; the checkpoint holds no tokenizer.
+    """Saves the English-only model with what prepares its sounds, and its tokenizer where the ranks lie beside it.
 
     The file is a pickle: it is read as tensors and plain values only, after its checksum passed.
     """
     import torch
-    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
     saved = torch.load(weights, map_location="cpu", weights_only=True)
     config = _config(saved["dims"])
     state = {_rename(key): value.float() for key, value in saved["model_state_dict"].items()}
     state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"]
+    extractor, ranks = WhisperFeatureExtractor(feature_size=config.num_mel_bins), weights.with_name(RANKS)
     with quiet():
-        filled(WhisperForConditionalGeneration, config, state).save_pretrained(target)
-        WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(target)
+        model = filled(WhisperForConditionalGeneration, config, state)
+        model.generation_config = _generation(config)
+        model.save_pretrained(target)
+        prepares = WhisperProcessor(extractor, whisper_tokenizer(ranks)) if ranks.is_file() else extractor
+        prepares.save_pretrained(target)
+
+
+def _generation(config: Any) -> Any:
+    """How the model writes, as the hub has it: no marks of music or speakers, none of its own signs, no empty text."""
+    from transformers import GenerationConfig
+    from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS
+
+    ids = {token: _END + place for place, token in enumerate(special_tokens())}
+    signs = ("startoftranscript", "translate", "transcribe", "startoflm", "startofprev", "nocaptions")
+    shown = [token for token in NON_SPEECH_TOKENS if token < _END]
+    return GenerationConfig(
+        bos_token_id=_START,
+        decoder_start_token_id=_START,
+        eos_token_id=_END,
+        pad_token_id=_END,
+        max_length=config.max_target_positions,
+        suppress_tokens=sorted({*shown, *(ids[f"<|{name}|>"] for name in signs)}),
+        begin_suppress_tokens=[_SPACE, _END],
+        is_multilingual=False,
+        no_timestamps_token_id=ids["<|notimestamps|>"],
+        prev_sot_token_id=ids["<|startofprev|>"],
+        max_initial_timestamp_index=50,
+    )
 
 
 def _rename(key: str) -> str:
