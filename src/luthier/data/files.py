@@ -65,6 +65,11 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
 """How a compressed file is unpacked, by its last suffix; the one before it tells what it holds."""
 
 
+def stem(path: Path) -> str:
+    """Returns a file's name without the suffixes that say what it holds and how it is packed."""
+    return Path(path.stem).stem if path.suffix.lower() in PACKED else path.stem
+
+
 def suffix(path: Path) -> str:
     """What a file holds by its name, in lower case, without what it is compressed by."""
     last = path.suffix.lower()

@@ -16,8 +16,8 @@ from typing import Any
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.lazy import chained, mapped
-from luthier.data.files import PACKED, READERS, class_names, read_file, suffix
-from luthier.data.splits import listed, of_split, own_split, split_of, stem
+from luthier.data.files import PACKED, READERS, class_names, read_file, stem, suffix
+from luthier.data.splits import listed, of_split, own_split, split_of
 from luthier.data.table import Row, Table, numbered_after
 
 TEXTS = (".txt", ".md")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from pathlib import Path
 
 from luthier.core.errors import LuthierError, near
 
@@ -40,13 +39,6 @@ def own_split(name: str) -> str:
     first = re.split(r"[^a-z]+", bare.lower())[0]
     own = bool(sharded) or bool(split_of(first, whole=True))
     return bare if own and not split_of(bare, whole=True) else ""
-
-
-def stem(path: Path) -> str:
-    """Returns a file's name without the suffixes that say what it holds and how it is packed."""
-    from luthier.data.files import PACKED
-
-    return Path(path.stem).stem if path.suffix.lower() in PACKED else path.stem
 
 
 def of_split(where: str, split: str, found: Collection[str], files: str = "", source: str = "") -> str:

@@ -89,7 +89,8 @@ class Example:
     def _input(self, read: Callable[[Any], Any]) -> str:
         turns = self.messages
         if turns is not None:
-            turns = [_said(m, read) for m in turns[: last_answer(turns)]]
+            answered = any(m["role"] == "assistant" for m in turns)  # a row to answer has none
+            turns = [_said(m, read) for m in (turns[: last_answer(turns)] if answered else turns)]
         words = [read(" ".join(self.tokens))] if self.tokens else [read(text) for text in (self.texts or ())[:1]]
         given = [*(each for each in (self.tools, self.documents, self.images) if each), *words]
         return _canonical([turns, read(self.text), read(self.text_pair), self.image, self.audio, *given])
