@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
-from luthier.cli import main
 
 import luthier as lt
 from luthier import data, models
+from luthier.cli import main
 from luthier.core.errors import LuthierError
 from luthier.core.sites.packing import packed
 from luthier.data.media import media_digest
