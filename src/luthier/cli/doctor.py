@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 
 BRINGS = {
     "bm25": "selection and examples by BM25",
+    "code": "HumanEval's problems",
     "dev": "what the tests need",
     "dimension": "other estimators of intrinsic dimension, to compare with",
     "docs": "the documentation site",

@@ -103,10 +103,11 @@ class Generate(Fitted):
 
         arguments_of(self.arguments)
         tools, variables = tools_of(self.tools), variables_of(self.chat_template_kwargs, self.adapter)
+        told = [] if self.file else prompts_or_rows(self.prompts, None, self.columns, self.name())
         known = task_of(self.model, self.adapter)
         refuse_unwritten(self.model, self.adapter, known, tasks=(*WRITTEN, SPEECH))
         reads = SPEECH if SPEECH in (self.task, known) else "causal-lm"
-        prompts = prompts_or_rows(self.prompts, self.file, self.columns, self.name(), reads)
+        prompts = told or prompts_or_rows(self.prompts, self.file, self.columns, self.name(), reads)
         loaded = fitted(
             self.model, self.adapter, task=self.task or known, dtype=self.dtype, merged=self.merged, force=self.force
         )

@@ -157,7 +157,7 @@ class CallReader:
         rest = self._held[stop:]
         try:
             value = json.loads(self._held[at:stop])
-        except ValueError:
+        except (ValueError, RecursionError):
             return "", rest
         named, given = self._format.keys or ("", "")
         if isinstance(value.get(named), str) and isinstance(value.get(given, {}), dict):
@@ -283,7 +283,7 @@ def _unquoted(text: str) -> str:
     """The text of a string of JSON, line breaks and all; what is none is taken as it stands."""
     try:
         return json.loads(text, strict=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text[1:-1]
 
 
