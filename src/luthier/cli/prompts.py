@@ -23,14 +23,20 @@ def prompts_or_rows(
 ) -> list[str] | list[Example]:
     """As `read_prompts`, but of a file with rows the examples up to their answers, as the task reads them."""
     from luthier.data import load_prompts
-    from luthier.data.files import READERS, suffix
 
-    rows = file is not None and suffix(file) in READERS and suffix(file) not in LINES
+    rows = holds_rows(file)
     if columns is not None and not rows:
         raise LuthierError("--columns names columns of the rows of --file, and here are none; leave it out.")
     if not rows or prompts:
         return read_prompts(prompts, file, command)
     return load_prompts(str(file), named=columns, task=task)
+
+
+def holds_rows(file: Path | None) -> bool:
+    """Returns whether a file is one of rows, and not of a prompt a line."""
+    from luthier.data.files import READERS, suffix
+
+    return file is not None and suffix(file) in READERS and suffix(file) not in LINES
 
 
 def tools_of(file: Path | None) -> list[dict[str, Any]] | None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from luthier.cli.output import say, say_json
 from luthier.cli.parse import Fitted, Given
-from luthier.cli.prompts import asked, plain, prompts_or_rows, tools_of, variables_of
+from luthier.cli.prompts import asked, holds_rows, plain, prompts_or_rows, tools_of, variables_of
 from luthier.core.errors import LuthierError
 
 
@@ -103,7 +103,7 @@ class Generate(Fitted):
 
         arguments_of(self.arguments)
         tools, variables = tools_of(self.tools), variables_of(self.chat_template_kwargs, self.adapter)
-        told = [] if self.file else prompts_or_rows(self.prompts, None, self.columns, self.name())
+        told = [] if holds_rows(self.file) else prompts_or_rows(self.prompts, self.file, self.columns, self.name())
         known = task_of(self.model, self.adapter)
         refuse_unwritten(self.model, self.adapter, known, tasks=(*WRITTEN, SPEECH))
         reads = SPEECH if SPEECH in (self.task, known) else "causal-lm"
