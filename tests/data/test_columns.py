@@ -297,9 +297,9 @@ def test_content_in_parts(tmp_path):
     parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "a"}]
     example = one(tmp_path, {"messages": [TURNS[0], {"role": "assistant", "content": parts}]})
     assert example.messages[1] == TURNS[1] | {"reasoning_content": "Hm."}
-    picture = [{"type": "image_url", "image_url": {"url": "x"}}]
-    reason = refused(tmp_path, {"messages": [{"role": "user", "content": picture}, TURNS[1]]})
-    assert "a part that is not text (image_url)" in reason
+    sound = [{"type": "input_audio", "input_audio": {"data": "x"}}]
+    reason = refused(tmp_path, {"messages": [{"role": "user", "content": sound}, TURNS[1]]})
+    assert "a part that is not text (input_audio)" in reason
 
 
 @pytest.mark.parametrize("column", ["messages", "conversations", "prompt", "completion", "history"])

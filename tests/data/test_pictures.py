@@ -175,3 +175,101 @@ def test_who_does_not_read_pictures_says_so(tmp_path, llava):
 def test_a_text_may_hold_the_sign_of_an_object(tmp_path):
     (row,) = rows_of(tmp_path, {"prompt": f"what is {MARK}?", "completion": "an object"}).rows
     assert not row.images and MARK in row.messages[0]["content"]
+
+
+def gemma(folder):
+    """A LLaVA whose processor writes line breaks around a picture, as Gemma 3's does."""
+    from luthier.models.seeing import give_eyes
+    from support.seeing import tokenizer_of
+
+    class Processor:
+        image_token, chat_template = "<image>", None
+
+        def __init__(self) -> None:
+            self.tokenizer = tokenizer_of("<image>")
+
+        def __call__(self, text, images, **how):
+            whole = [each.replace("<image>", "\n\n<image><image>\n\n") for each in text]
+            return dict(self.tokenizer(whole, add_special_tokens=False, return_tensors="pt"))
+
+    tokenizer = tokenizer_of("<image>")
+    give_eyes(tokenizer, Processor())
+    return tokenizer
+
+
+def test_white_space_around_a_picture_is_the_processors(tmp_path):
+    found = rows_of(tmp_path, LAYOUTS["a path"])
+    tokenizer = gemma(tmp_path)
+    (feature,) = data.encode_all(found, tokenizer, max_length=64, pictures=True)
+    assert tokenizer.decode(feature["input_ids"]).count("<image>") == 2
+    learned = [token for token in feature["labels"] if token != -100]
+    assert tokenizer.decode(learned) == "0<|im_end|>"
+
+
+def test_answers_between_pictures_keep_their_places(tmp_path, llava):
+    """Of two turns with a picture each, both answers are learned and nothing else."""
+    asked = [{"role": "user", "content": [{"type": "image", "path": f"{i}.png"}, ASKED]} for i in (0, 1)]
+    answers = [{"role": "assistant", "content": text} for text in ("first", "second")]
+    found = rows_of(tmp_path, {"messages": [asked[0], answers[0], asked[1], answers[1]]})
+    (feature,) = data.encode_all(found, llava.processor, max_length=128, pictures=True)
+    learned = [token for token in feature["labels"] if token != -100]
+    assert llava.processor.decode(learned) == "first<|im_end|>second<|im_end|>"
+
+
+def test_a_text_that_holds_the_token_of_a_picture_is_a_bad_row(tmp_path, llava):
+    found = rows_of(tmp_path, {"prompt": "what is <image>?", "completion": "a tag"})
+    for read in (lambda: data.encode_all(found, llava.processor, max_length=64, pictures=True),
+                 lambda: data.prompt_ids(found.rows[0], llava.processor)):  # fmt: skip
+        with pytest.raises(LuthierError, match="stands for a picture, and none is given"):
+            read()
+
+
+def test_pictures_beside_the_text_of_a_turn(tmp_path):
+    turns = [{"role": "user", "content": "<image> which?", "images": ["0.png"]}, ANSWER]
+    (row,) = rows_of(tmp_path, {"messages": turns}).rows
+    assert row.images == (str(tmp_path / "0.png"),) and row.messages[0]["content"] == f"{MARK} which?"
+    turns[0] = {"role": "user", "content": "which?", "images": ["0.png", "1.png"]}
+    (row,) = rows_of(tmp_path, {"messages": turns}).rows
+    assert len(row.images) == 2 and row.messages[0]["content"] == f"{MARK}{MARK}which?"
+
+
+def test_numbered_marks_stand_in_order(tmp_path):
+    asked = {"prompt": "<|image_1|> and <|image_2|>", "completion": "0", "images": ["0.png", "1.png"]}
+    (row,) = rows_of(tmp_path, asked).rows
+    assert row.messages[0]["content"] == f"{MARK} and {MARK}"
+    with pytest.raises(LuthierError, match="numbered 2, 1"):
+        rows_of(tmp_path, {**asked, "prompt": "<|image_2|> and <|image_1|>"})
+
+
+def test_answers_may_hold_tags_of_html(tmp_path):
+    rows = [{"image": "0.png", "question": "write this page", "answer": "<video src='a'></video><video>"}]
+    assert len(rows_of(tmp_path, *rows).rows[0].images) == 1
+
+
+def test_pictures_are_bounded_together_before_any_is_unpacked(tmp_path, llava, monkeypatch):
+    monkeypatch.setattr("luthier.data.pictures.MOST_PIXELS", 400)
+    two = [{"type": "image", "path": "0.png"}, {"type": "image", "path": "1.png"}, ASKED]
+    found = rows_of(tmp_path, {"messages": [{"role": "user", "content": two}, ANSWER]})
+    with pytest.raises(LuthierError, match="512 pixels together"):
+        data.encode_all(found, llava.processor, max_length=64, pictures=True)
+
+
+def test_what_is_sent_is_read_by_few_decoders(tmp_path, llava):
+    kept = io.BytesIO()
+    picture(0).save(kept, format="TIFF")
+    sent = "data:image/png;base64," + base64.b64encode(kept.getvalue()).decode()
+    found = rows_of(tmp_path, {**LAYOUTS["a question"], "image": sent})
+    with pytest.raises(LuthierError, match="unreadable image"):
+        data.encode_all(found, llava.processor, max_length=64, pictures=True)
+
+
+def test_a_conversation_in_parts_is_a_prompt(tmp_path, llava):
+    from luthier.evaluating import generate
+
+    (row,) = rows_of(tmp_path, LAYOUTS["a path"]).rows
+    asked = [{"role": "user", "content": [{"type": "image", "path": str(tmp_path / "0.png")}, ASKED]}]
+    by_parts, by_row = (
+        generate(llava.model, llava.processor, [each], max_new_tokens=4)
+        for each in (asked, data.Example(row=1, messages=row.messages[:1], context=1, images=row.images))
+    )
+    assert by_parts == by_row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -152,6 +153,10 @@ def test_pairs_with_pictures(folder, tmp_path):
     lt.train(run)
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert metrics[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    pairs[0]["rejected"][0]["content"] = [{"type": "image", "path": "0.png"}, {"type": "text", "text": "b"}]
+    rows.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    with pytest.raises(LuthierError, match="a rejected answer with a picture"):
+        lt.train(replace(run, out=str(tmp_path / "other")))
 
 
 def test_objectives_that_do_not_take_pictures_say_so(folder, tmp_path):

@@ -57,9 +57,16 @@ def pictured(fields: Row, row: Row, folder: Path | None) -> Row:
     turns, names = placed(fields["messages"], decoded(given(row, *PICTURES)), folder)
     made = {**fields, "messages": turns, "images": names}
     if fields.get("rejected"):
-        made["rejected"] = [*turns[: fields["context"]], *fields["rejected"][fields["context"] :]]
-    refuse_unseen(row, (message.get("content") for message in turns))
+        made["rejected"] = [*turns[: fields["context"]], *_unpictured(fields["rejected"][fields["context"] :])]
+    rest = {name: value for name, value in row.items() if not (names and name in PICTURES)}
+    refuse_unseen(rest, (m.get("content") for m in turns if m["role"] != "assistant"))
     return made
+
+
+def _unpictured(answers: list[Message]) -> list[Message]:
+    if any(message.get("pictures") for message in answers):
+        raise BadRow("a rejected answer with a picture; only text is answered")
+    return answers
 
 
 def learned(fields: Row) -> list[int]:

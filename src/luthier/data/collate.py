@@ -42,7 +42,7 @@ class Collator:
         names = [name for name in features[0] if name not in PLAIN]
         batch = _arguments({name: self._column(name, [f[name] for f in features]) for name in names})
         if pictures and self.eyes is not None:
-            batch |= self.eyes.inputs([opened(name) for name in pictures])
+            batch |= self.eyes.inputs(opened(pictures))
         lengths = [len(f["input_values"]) for f in features if "input_values" in f and np.ndim(f["input_values"]) == 1]
         if lengths and "attention_mask" not in batch and min(lengths) < max(lengths):
             batch["attention_mask"] = self._column("attention_mask", [[1] * n for n in lengths])

@@ -24,7 +24,7 @@ from luthier.data.labels import (
 )
 from luthier.data.media import audio_features, image_features
 from luthier.data.options import IGNORED, Feature, Options
-from luthier.data.pictures import NAMES, PICTURES, seeing, unfolded
+from luthier.data.pictures import NAMES, PICTURES, check_blind, seeing, unfolded
 from luthier.data.sizes import sizes_of
 from luthier.data.speech import spoken
 from luthier.data.template import has_template
@@ -223,6 +223,7 @@ def _causal(example: Example, tokenizer: Any, options: Options) -> Feature:
         raise BadRow("no token of an answer would be in the loss")
     if example.images:
         return _pictured(example, found, ids, owner, tokenizer, options)
+    check_blind(ids, tokenizer)
     keep = _fitting(ids, owner, tokenizer, options, prompted=example.messages is not None)
     return {
         "input_ids": [ids[i] for i in keep],
@@ -238,17 +239,18 @@ def _pictured(
     example: Example, found: Rendered, ids: list[int], owner: list[int], tokenizer: Any, options: Options
 ) -> Feature:
     """A conversation whose pictures take the tokens that the model's processor gives them; nothing of it is cut."""
-    whole, whose, beside = unfolded(found.text, ids, owner, example.images, tokenizer)
+    made = unfolded(found.text, ids, owner, example.images, tokenizer)
+    whole = made.ids
     if options.most is not None and len(whole) > options.most:
         more = f"{len(example.images)} picture{'s' * (len(example.images) > 1)} among them, and such a row is not cut"
         raise BadRow(f"{len(whole)} tokens, {more}; the maximum is {options.most}")
     return {
         "input_ids": whole,
         "attention_mask": [1] * len(whole),
-        "labels": [token if answer >= 0 else IGNORED for token, answer in zip(whole, whose, strict=True)],
+        "labels": [token if answer >= 0 else IGNORED for token, answer in zip(whole, made.owner, strict=True)],
         "row": example.row,
         "truncated": 0,
-        PICTURES: {NAMES: list(example.images), **beside},
+        PICTURES: {NAMES: list(example.images), **made.columns},
         **noted(found.told + doubled(ids, tokenizer)),
     }
 

@@ -12,6 +12,7 @@ import binascii
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +28,19 @@ if TYPE_CHECKING:
 MARK = "\ufffc"
 PICTURES, NAMES = "pictures", "names"
 """Where a feature keeps its pictures: their names, and columns that only tokens of pictures need."""
-TAG = "<image>"
-"""How LLaVA's files, and those that follow them, write a picture's place in a turn."""
+TAG = re.compile(r"<\|?image(?:_(\d+))?\|?>")
+"""How files write a picture's place in a turn: `<image>` (LLaVA's and those that follow them), `<|image_1|>`."""
 COLUMNS = ("images", "image")
 """Columns of the pictures of a conversation, in the order of their places."""
 KEYS = ("image_url", "image", "url", "path", "base64")
 """Keys of a part of a turn that hold its picture."""
 DATA = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 MOST_PIXELS = 2**26
-"""Of a picture: a small file may unfold to any size."""
+"""Of the pictures of a row: a small file may unfold to any size."""
+SENT = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""Formats of pictures that are sent, or stand in rows themselves."""
+FORMATS = (*SENT, "TIFF", "PPM", "MPO")
+"""Formats of files."""
 
 
 # --- rows -------------------------------------------------------------------------------------------
@@ -55,6 +60,25 @@ def named_in(part: Mapping[str, Any], what: str) -> Any:
     if strange:
         raise BadRow(f"{what} holds a picture with {', '.join(map(repr, strange))}; expected one of {', '.join(KEYS)}")
     return value
+
+
+def in_turn(content: Any, beside: Any, what: str) -> tuple[Any, list[Any]]:
+    """Returns the content of a turn with places for the pictures of a key `beside` it, and all of its pictures in order
+    (None for one that a column has)."""
+    own = [named_in(part, what) for part in content if is_picture(part)] if isinstance(content, list) else []
+    given = _listed(beside)
+    if not given:
+        return content, own
+    if not own and isinstance(content, str) and TAG.search(content):
+        content = TAG.sub(MARK, content)
+        own = [None] * content.count(MARK)
+    elif not own:
+        content = [*({"type": "image"} for _ in given), *(content if isinstance(content, list) else [content or ""])]
+        own = [None] * len(given)
+    if own.count(None) != len(given):
+        raise BadRow(f"{what} has pictures beside its content: {len(given)}, and places for them: {own.count(None)}")
+    waiting = iter(given)
+    return content, [next(waiting) if each is None else each for each in own]
 
 
 def placed(messages: list[Message], beside: Any, folder: Path | None) -> tuple[list[Message], tuple[str, ...]]:
@@ -95,10 +119,12 @@ def _listed(value: Any) -> list[Any]:
 
 def _tagged(turns: list[Message], count: int) -> list[Message]:
     """The turns with a mark for each tag; without tags, all marks open the first turn of the user."""
-    asked = [i for i, m in enumerate(turns) if m["role"] != "assistant"]
-    if any(TAG in (turns[i].get("content") or "") for i in asked):
-        return [{**m, "content": m["content"].replace(TAG, MARK)} if i in asked and m.get("content") else m
-                for i, m in enumerate(turns)]  # fmt: skip
+    asked = [i for i, m in enumerate(turns) if m["role"] != "assistant" and m.get("content")]
+    numbers = [found for i in asked for found in TAG.findall(turns[i]["content"])]
+    if numbers:
+        if any(number not in ("", str(place)) for place, number in enumerate(numbers, 1)):
+            raise BadRow(f"marks of pictures numbered {', '.join(numbers)}; expected the order of the pictures")
+        return [{**m, "content": TAG.sub(MARK, m["content"])} if i in asked else m for i, m in enumerate(turns)]
     first = next((i for i, m in enumerate(turns) if m["role"] == "user"), None)
     if first is None:
         raise BadRow("pictures, and no turn of a user to show them in")
@@ -148,17 +174,22 @@ def in_parts(message: Message) -> Message:
     return {**message, "content": parts}
 
 
-def opened(name: str) -> Any:
-    """Returns a picture (pillow's, in RGB) by its name; raises `BadRow` for what cannot be read, or is too large."""
+def opened(names: Sequence[str]) -> list[Any]:
+    """Returns pictures (pillow's, in RGB) by their names; raises `BadRow` for what cannot be read, or is too large.
+
+    Their sizes are looked at before any of them is unpacked. Pillow is held to decoders of its own: for some formats it
+    runs other programs.
+    """
     try:
         from PIL import Image
     except ImportError:
         raise LuthierError("images need pillow: pip install 'luthier[vision]'.") from None
     with guarded("unreadable image", BadRow):
-        picture = Image.open(_bytes(name))
-        if picture.width * picture.height > MOST_PIXELS:
-            raise BadRow(f"a picture of {picture.width} x {picture.height}; expected at most {MOST_PIXELS:,} pixels")
-        return picture.convert("RGB")
+        found = [Image.open(_bytes(name), formats=SENT if DATA.match(name) else FORMATS) for name in names]
+        pixels = sum(picture.width * picture.height for picture in found)
+        if pixels > MOST_PIXELS:
+            raise BadRow(f"pictures of {pixels:,} pixels together; expected at most {MOST_PIXELS:,}")
+        return [picture.convert("RGB") for picture in found]
 
 
 def _bytes(name: str) -> Any:
@@ -171,20 +202,30 @@ def _bytes(name: str) -> Any:
 
 
 class Seen(list[int]):
-    """The tokens of a prompt with pictures; `inputs` are what its model reads beside them."""
+    """The tokens of a prompt with pictures; `inputs` are what its model reads beside them.
 
-    def __init__(self, ids: Sequence[int], columns: Mapping[str, Sequence[int]], names: Sequence[str], eyes: Eyes):
+    `made` is what the processor made of the pictures, where it is kept; else they are opened when they are read.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[int],
+        columns: Mapping[str, Sequence[int]],
+        names: Sequence[str],
+        eyes: Eyes,
+        made: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__(ids)
         self.kept: dict[str, Any] = {NAMES: list(names), **columns}
         """As a feature keeps it."""
-        self._columns, self._names, self._eyes = columns, names, eyes
+        self._columns, self._names, self._eyes, self._made = columns, names, eyes, made
 
     def inputs(self, tokens: int) -> dict[str, Tensor]:
         """Returns the pictures' inputs, and the columns [1, tokens] of so many tokens, the prompt's and more."""
         import torch
 
         found = {name: torch.tensor([filled(values, tokens)]) for name, values in self._columns.items()}
-        return found | self._eyes.inputs([opened(name) for name in self._names])
+        return found | dict(self._eyes.inputs(opened(self._names)) if self._made is None else self._made)
 
 
 def filled(column: Sequence[int], tokens: int) -> list[int]:
@@ -200,33 +241,69 @@ def seen_in(prompt: Sequence[int]) -> Seen | None:
 # --- tokens -----------------------------------------------------------------------------------------
 
 
-def unfolded(
-    text: str, ids: list[int], owner: list[int], names: Sequence[str], tokenizer: Any
-) -> tuple[list[int], list[int], dict[str, list[int]]]:
-    """Returns the tokens of a text with pictures, whose each is (number of the answer, or -1), and further columns.
+@dataclass(frozen=True)
+class Unfolded:
+    """A text whose pictures take the tokens that the model's processor gives them."""
 
+    ids: list[int]
+    owner: list[int]
+    """The number of the answer that each token belongs to, or -1."""
+    columns: dict[str, list[int]]
+    """Further columns, which tokens of pictures need."""
+    inputs: dict[str, Tensor]
+    """What the processor made of the pictures."""
+
+
+def unfolded(text: str, ids: list[int], owner: list[int], names: Sequence[str], tokenizer: Any) -> Unfolded:
+    """Returns the tokens of a text with pictures.
+
+    Those before the first picture and behind the last are the text's own; between them no token is learned, or else
+    each picture's are counted. (The processor may change white space around a picture, and with it the tokens there.)
     Raises `BadRow` where the model reads no pictures, where the template leaves one out, or where what the processor
     makes of the text is not the text with pictures in their places.
     """
     eyes = seeing(tokenizer)
     place = tokenizer.convert_tokens_to_ids(eyes.placeholder)
-    there = [i for i, token in enumerate(ids) if token == place]
-    if len(there) != len(names):
-        raise BadRow(f"the chat template renders {len(there)} of the row's {len(names)} pictures ({eyes.placeholder})")
-    pictures = [opened(name) for name in names]
+    if (there := ids.count(place)) != len(names):
+        raise BadRow(f"the chat template renders {there} of the row's {len(names)} pictures ({eyes.placeholder})")
+    pictures = opened(names)
     with guarded("the model's processor does not take the row's pictures", BadRow):
-        whole, beside = eyes.tokens(text, pictures)
-        sizes = _sizes(eyes, pictures, len(whole) - len(ids) + len(names))
+        whole, columns, inputs = eyes.read(text, pictures)
+    lead, tail = _common(ids, whole), _common(ids[::-1], whole[::-1])
+    tail = min(tail, len(ids) - lead, len(whole) - lead)
+    if max(owner[lead : len(ids) - tail], default=-1) < 0:
+        between = [-1] * (len(whole) - lead - tail)
+        return Unfolded(whole, owner[:lead] + between + owner[len(ids) - tail :], columns, inputs)
+    return Unfolded(whole, _counted(eyes, ids, whole, owner, place, pictures), columns, inputs)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _counted(
+    eyes: Eyes, ids: list[int], whole: list[int], owner: list[int], place: int, pictures: Sequence[Any]
+) -> list[int]:
+    """Whose each token is where answers stand between pictures, by how many tokens each picture takes alone."""
+    with guarded("the model's processor does not take the row's pictures", BadRow):
+        sizes = iter([len(eyes.read(eyes.placeholder, [picture])[0]) for picture in pictures])
     made: list[int] = []
     whose: list[int] = []
-    at = 0
-    for end, size in zip([*there, len(ids)], [*sizes, 0], strict=True):
-        made += ids[at:end] + whole[len(made) + end - at : len(made) + end - at + size]
-        whose += owner[at:end] + [-1] * size
-        at = end + 1
+    for token, answer in zip(ids, owner, strict=True):
+        size = next(sizes) if token == place else 1
+        made += whole[len(made) : len(made) + size] if token == place else [token]
+        whose += [answer] * size
     if made != whole:
         raise BadRow("the model's processor splits the text of a row with pictures otherwise than its tokenizer")
-    return whole, whose, beside
+    return whose
+
+
+def check_blind(ids: Sequence[int], tokenizer: Any) -> None:
+    """Raises `BadRow` where a text without pictures holds what stands for one in the eyes of its model."""
+    for mark in () if (eyes := eyes_of(tokenizer)) is None else eyes.marks:
+        if tokenizer.convert_tokens_to_ids(mark) in ids:
+            raise BadRow(f"the text holds {mark!r}, which stands for a picture, and none is given; take it out")
 
 
 def seeing(tokenizer: Any) -> Eyes:
@@ -234,10 +311,3 @@ def seeing(tokenizer: Any) -> Eyes:
     if (eyes := eyes_of(tokenizer)) is None:
         raise BadRow(f"the row has pictures, and {why_blind(tokenizer)}")
     return eyes
-
-
-def _sizes(eyes: Eyes, pictures: Sequence[Any], total: int) -> list[int]:
-    """How many tokens each picture takes."""
-    if len(pictures) == 1:
-        return [total]
-    return [len(eyes.tokens(eyes.placeholder, [picture])[0]) for picture in pictures]

@@ -12,7 +12,7 @@ from luthier.data.bad import BadRow, named
 from luthier.data.bounds import windowed
 from luthier.data.chat import Rendered, rendered
 from luthier.data.ends import in_pieces, stop_of
-from luthier.data.pictures import Seen, seeing, unfolded
+from luthier.data.pictures import Seen, check_blind, seeing, unfolded
 from luthier.data.place import Span
 from luthier.data.template import Template, has_template
 
@@ -28,17 +28,21 @@ def prompt_of(example: Example, tokenizer: Any) -> str:
     return found.text[: found.spans[-1][0]]
 
 
-def prompt_ids(example: Example, tokenizer: Any) -> list[int]:
-    """Token ids of `prompt_of`: exactly those that stand before the last answer in training (`Seen`, with pictures)."""
+def prompt_ids(example: Example, tokenizer: Any, hold: bool = False) -> list[int]:
+    """Token ids of `prompt_of`: exactly those that stand before the last answer in training.
+
+    Of a row with pictures they are `Seen`; with `hold`, it keeps what the processor made of the pictures.
+    """
     found = _prompted(example, tokenizer)
     ids, owner = tokens(found.text, found.spans, tokenizer, special=not has_template(tokenizer))
-    if not example.images:
-        return ids[: owner.index(len(found.spans) - 1)]
     with named(example.row):
-        ids, owner, beside = unfolded(found.text, ids, owner, example.images, tokenizer)
-    stop = owner.index(len(found.spans) - 1)
-    columns = {name: values[:stop] for name, values in beside.items()}
-    return Seen(ids[:stop], columns, example.images, seeing(tokenizer))
+        if not example.images:
+            check_blind(ids, tokenizer)
+            return ids[: owner.index(len(found.spans) - 1)]
+        made = unfolded(found.text, ids, owner, example.images, tokenizer)
+    stop = made.owner.index(len(found.spans) - 1)
+    columns = {name: values[:stop] for name, values in made.columns.items()}
+    return Seen(made.ids[:stop], columns, example.images, seeing(tokenizer), made.inputs if hold else None)
 
 
 def stop_text(tokenizer: Any) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
 from luthier.data.json_text import Twice, loads
-from luthier.data.pictures import MARK, is_picture, named_in
+from luthier.data.pictures import COLUMNS as PICTURED
+from luthier.data.pictures import MARK, in_turn, is_picture
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SAID = {
@@ -47,7 +48,10 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a turn for the thought before its answer."""
 TOOLS = ("tools", "functions")
 """Keys of a first system turn, and columns, for what the assistant may call."""
-KNOWN = ("role", "from", "content", "value", "parts", "tool_calls", "function_call", "tool_call_id", *THOUGHTS, *FLAGS)
+KNOWN = (
+    *("role", "from", "content", "value", "parts", "tool_calls", "function_call", "tool_call_id"),
+    *(*THOUGHTS, *FLAGS, *PICTURED),
+)
 """Keys of a turn that are read whatever the template."""
 
 
@@ -169,7 +173,9 @@ def _turn(message: Any, what: str) -> Message:
     for key in ("tool_calls", "function_call", *THOUGHTS[1:]):
         made.pop(key, None)
     made |= {"tool_calls": calls} if calls else {}
-    return made | _pictures(made["content"], what) | {"content": _content(made, what)}
+    beside = [made.pop(key, None) for key in PICTURED]
+    made["content"], pictures = in_turn(made["content"], next((each for each in beside if each), None), what)
+    return made | ({"pictures": pictures} if pictures else {}) | {"content": _content(made, what)}
 
 
 def _first(message: Message, *names: str) -> Any:
@@ -203,13 +209,6 @@ def _content(message: Message, what: str) -> str | None:
     may_be_empty = calls or role in ("system", "developer", "tool")
     name = "answer" if role == "assistant" else f"{what}.content"
     return checked(content, name, empty=may_be_empty)
-
-
-def _pictures(content: Any, what: str) -> dict[str, Any]:
-    """The pictures among the parts of a content, in their order; None for one that a column holds."""
-    parts = content if isinstance(content, list) else []
-    found = [named_in(part, what) for part in parts if is_picture(part)]
-    return {"pictures": found} if found else {}
 
 
 def _part(part: Any, what: str) -> str:

@@ -167,7 +167,13 @@ class Batch:
             past_key_values=cache,
             use_cache=True,
             **beside,
+            **self._last_alone(len(ids[0])),
         )
+
+    def _last_alone(self, tokens: int) -> dict[str, Tensor]:
+        """The argument that leaves out the logits of all tokens but the last, where the model takes one."""
+        last = torch.tensor([tokens - 1], device=self.model.device)
+        return {"logits_to_keep": last} if "logits_to_keep" in self._takes else {}
 
     def _logits(
         self, ids: list[list[int]], lengths: Sequence[int], cache: DynamicCache, names: list, shifts: Sequence[int] = ()

@@ -115,7 +115,21 @@ def _example(prompt: str | Messages | Example, number: int) -> Example:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not messages or not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages):
         raise LuthierError(f"prompt {number} is not a list of messages with a role and a content each.")
+    if any(isinstance(m["content"], list) for m in messages):
+        return _in_parts(messages, number)
     return Example(row=number, messages=messages, context=len(messages))
+
+
+def _in_parts(messages: Messages, number: int) -> Example:
+    """A conversation whose content stands in parts, pictures among them, read as rows are."""
+    from luthier.data.pictures import placed
+    from luthier.data.turns import turns
+
+    try:
+        found, pictures = placed(turns(messages, "messages")[0], None, None)
+    except LuthierError as error:
+        raise LuthierError(f"prompt {number}: {error}") from None
+    return Example(row=number, messages=found, context=len(found), images=pictures)
 
 
 def _ids(model: Any, tokenizer: Any, example: Example) -> list[int]:

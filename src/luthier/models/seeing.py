@@ -24,19 +24,21 @@ class Eyes:
     placeholder: str
     """The token that chat templates write for a picture."""
 
-    def tokens(self, text: str, pictures: Sequence[Any]) -> tuple[list[int], dict[str, list[int]]]:
-        """Returns the tokens of a rendered text whose placeholders unfold, and the columns that go with them."""
-        out = self.processor(text=[text], images=list(pictures), add_special_tokens=False, return_tensors="pt")
+    marks: tuple[str, ...]
+    """All tokens that stand for pictures."""
+
+    def read(self, text: str, pictures: Sequence[Any]) -> tuple[list[int], dict[str, list[int]], dict[str, Tensor]]:
+        """Returns the tokens of a rendered text whose placeholders unfold, the columns that go with them, and what the
+        model reads beside, of the pictures in their order."""
+        out = dict(self.processor(text=[text], images=list(pictures), add_special_tokens=False, return_tensors="pt"))
         ids = out.pop("input_ids")
-        beside = {name: value[0].tolist() for name, value in out.items() if value.shape == ids.shape}
-        return ids[0].tolist(), {name: value for name, value in beside.items() if name != "attention_mask"}
+        out.pop("attention_mask", None)
+        columns = {name: value[0].tolist() for name, value in out.items() if value.shape == ids.shape}
+        return ids[0].tolist(), columns, {name: value for name, value in out.items() if name not in columns}
 
     def inputs(self, pictures: Sequence[Any]) -> dict[str, Tensor]:
         """Returns what the model reads beside tokens, of pictures in their order."""
-        text = self.placeholder * len(pictures)
-        out = self.processor(text=[text], images=list(pictures), add_special_tokens=False, return_tensors="pt")
-        shape = out["input_ids"].shape
-        return {name: value for name, value in out.items() if value.shape != shape}
+        return self.read(self.placeholder * len(pictures), pictures)[2]
 
 
 _EYES: weakref.WeakKeyDictionary[Any, Eyes] = weakref.WeakKeyDictionary()
@@ -60,7 +62,8 @@ def why_blind(tokenizer: Any) -> str:
 
 def give_eyes(tokenizer: Any, processor: Any) -> None:
     """Lets rows that this tokenizer encodes have pictures."""
-    _EYES[tokenizer] = Eyes(processor, _placeholder(processor))
+    names = (getattr(processor, name, None) for name in ("image_token", "boi_token"))
+    _EYES[tokenizer] = Eyes(processor, _placeholder(processor), tuple(name for name in names if name))
 
 
 def reads_pictures(config: Any) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from luthier.models.trust import trusted
+
 SPEECH = "speech-to-text"
 """The task of encoder-decoders that write down what is said."""
 
@@ -26,7 +28,7 @@ def with_languages(processor: Any, path: Path | str, **source: Any) -> Any:
     if not isinstance(tokenizer, WhisperTokenizer):
         return processor
     try:
-        config = GenerationConfig.from_pretrained(path, **source)
+        config = GenerationConfig.from_pretrained(path, trust_remote_code=trusted(), **source)
     except OSError:  # a folder of before there were such files
         return processor
     tokenizer.init_kwargs["is_multilingual"] = bool(getattr(config, "is_multilingual", False))

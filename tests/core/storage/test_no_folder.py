@@ -19,6 +19,6 @@ def test_a_pipe_stays_a_pipe(tmp_path):
         must_be_free(pipe)
     with pytest.raises(LuthierError, match="name a new folder"):
         free_folder(pipe, "run.json", "a run")
-    with pytest.raises(LuthierError, match="is no folder"), committed(pipe) as temporary:
+    with pytest.raises(LuthierError, match="is not a folder"), committed(pipe) as temporary:
         (temporary / "a").write_text("a")
     assert stat.S_ISFIFO(pipe.stat().st_mode) and list(tmp_path.glob("*")) == [pipe]

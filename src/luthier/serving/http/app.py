@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from luthier.serving.http import refusal
 from luthier.serving.http.answers import Chat, Choice, Completion, Shape
 from luthier.serving.http.bodies import asked
-from luthier.serving.http.claims import client_of, lane
+from luthier.serving.http.claims import client_of
 from luthier.serving.http.embeddings import embeddings
 from luthier.serving.http.guard import Guard, Guarded
 from luthier.serving.http.listening import add_page
@@ -51,8 +51,7 @@ def answers(service: Service) -> APIRouter:
         service.adapter_of(body.model)
         most = body.max_completion_tokens or body.max_tokens
         with service.claimed(client_of(call), body, 1) as claim:
-            async with lane(client_of(call)):
-                prompt, wants = await service.spoken(body)
+            prompt, wants = await service.spoken(body, client_of(call))
             flight = service.submit(body, [prompt], most, body.top_logprobs if body.logprobs else None, claim, wants)
         answers = shape(Chat, body, body.logprobs, [prompt], wants)
         service.logs(flight, answers, lambda: [body.logged()])
@@ -65,8 +64,7 @@ def answers(service: Service) -> APIRouter:
         service.adapter_of(body.model)
         most = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         with service.claimed(client_of(call), body, len(body.prompt)) as claim:
-            async with lane(client_of(call)):
-                prompts, wants = await service.completed(body)
+            prompts, wants = await service.completed(body, client_of(call))
             flight = service.submit(body, prompts, most, body.logprobs, claim, wants)
         answers = shape(Completion, body, body.logprobs is not None, prompts, wants)
         service.logs(flight, answers, lambda: body.prompt)

@@ -16,7 +16,7 @@ from luthier.core.errors import LuthierError
 from luthier.engine.worker import PROMPTS
 from luthier.serving.http.bodies import asked
 from luthier.serving.http.body import Body
-from luthier.serving.http.claims import client_of, lane
+from luthier.serving.http.claims import client_of
 from luthier.serving.http.refusal import Refusal, refusal_of
 from luthier.serving.http.schema import prompts_of
 from luthier.serving.http.service import Service
@@ -43,8 +43,7 @@ def embeddings(service: Service) -> APIRouter:
         service.refuse_when_draining()
         adapter = service.adapter_of(body.model)
         with service.claims.take(client_of(call), len(body.input)):
-            async with lane(client_of(call)):
-                prompts = await service.tokens(body.input)
+            prompts = await service.tokens(body.input, client_of(call))
             vectors: list[list[float]] = []
             for some in batches(prompts):
                 try:

@@ -75,11 +75,10 @@ def pictures_of(parts: Sequence[Part]) -> list[str]:
 
 def kept(parts: Sequence[Part]) -> list[dict[str, str]] | str:
     """Returns the content of a turn as rows to train on have it."""
-    if not pictures_of(parts):
+    if not (pictures := pictures_of(parts)):
         return joined(parts)
-    return [
-        {"type": "text", "text": part.text or ""}
-        if part.image_url is None
-        else {"type": "image", "image": part.image_url.url}
-        for part in parts
-    ]
+    found: list[dict[str, str]] = []
+    for number, text in enumerate(joined(parts).split(MARK)):
+        found += [{"type": "image", "image": pictures[number - 1]}] if number else []
+        found += [{"type": "text", "text": text}] if text else []
+    return found

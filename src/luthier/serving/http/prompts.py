@@ -33,7 +33,7 @@ def chat_ids(body: ChatBody, tokenizer: Any, most: int, variables: Mapping[str, 
         images=tuple(body.pictures()),
     )
     try:
-        return prompt_ids(example, tokenizer)
+        return prompt_ids(example, tokenizer, hold=True)
     except LuthierError as error:
         reason = f"messages: {str(error).removeprefix('row 1: ')}"
         raise Refusal(400, reason, param="messages", code="invalid_value") from None

@@ -18,7 +18,7 @@ from luthier.serving.http.answers import Choice, Shape
 from luthier.serving.http.bodies import asked
 from luthier.serving.http.body import Body
 from luthier.serving.http.callreader import Piece
-from luthier.serving.http.claims import client_of, lane
+from luthier.serving.http.claims import client_of
 from luthier.serving.http.refusal import Refusal, invalid
 from luthier.serving.http.schema import ChatBody, few_labels
 from luthier.serving.http.service import Service
@@ -261,8 +261,7 @@ def responses(service: Service) -> APIRouter:
         service.adapter_of(given.model)
         body = await asyncio.to_thread(given.chat)
         with service.claimed(client_of(call), body, 1) as claim:
-            async with lane(client_of(call)):
-                prompt, wants = await service.spoken(body)
+            prompt, wants = await service.spoken(body, client_of(call))
             flight = service.submit(body, [prompt], body.max_tokens, None, claim, wants)
         answers = Spoken(body.model, False, len(prompt), [Choice(wants.reader())], body=given)
         service.logs(flight, answers, lambda: [body.logged()])

@@ -26,7 +26,7 @@ from luthier.models import Chat
 from luthier.models.seeing import eyes_of, seeing_as
 from luthier.serving.http.answers import Shape
 from luthier.serving.http.calls import CallFormat
-from luthier.serving.http.claims import Claim, Claims
+from luthier.serving.http.claims import Claim, Claims, lane
 from luthier.serving.http.log import AnswerLog
 from luthier.serving.http.metrics import Metrics, Watch
 from luthier.serving.http.prompts import chat_ids, text_ids
@@ -135,17 +135,17 @@ class Service:
 
     # --- answers ---
 
-    async def tokens(self, texts: Sequence[Any]) -> list[list[int]]:
-        """The token ids of texts, beside the loop: long texts take their time."""
+    async def tokens(self, texts: Sequence[Any], client: str) -> list[list[int]]:
+        """The token ids of a client's texts, beside the loop: long texts take their time."""
         most = self.engine.max_length or LONGEST
-        async with self._tokenizing:
+        async with lane(client), self._tokenizing:
             return await asyncio.to_thread(lambda: [text_ids(text, self.tokenizer, most) for text in texts])
 
-    async def spoken(self, body: ChatBody) -> tuple[list[int], Wants]:
-        """The token ids of a conversation, rendered as in the training of the adapter that is to answer, and what is
-        wanted of the answers."""
+    async def spoken(self, body: ChatBody, client: str) -> tuple[list[int], Wants]:
+        """The token ids of a client's conversation, rendered as in the training of the adapter that is to answer, and
+        what is wanted of the answers."""
         adapter = self.adapter_of(body.model)
-        async with self._tokenizing:
+        async with lane(client), self._tokenizing:
             prompt, written, grammar = await asyncio.to_thread(lambda: self._rendered(body, adapter))
         param = "response_format" if grammar == body.response_format else "tools"
         wants = wants_of(body, written, await self._compiled(grammar, param), self.tokenizer)
@@ -166,9 +166,9 @@ class Service:
             tokenizer.chat_template = chat.template
         return tokenizer, {} if chat is None else chat.variables
 
-    async def completed(self, body: CompletionBody) -> tuple[list[list[int]], Wants]:
+    async def completed(self, body: CompletionBody, client: str) -> tuple[list[list[int]], Wants]:
         """The token ids of a completion's prompts, and what is wanted of the answers."""
-        prompts = await self.tokens(body.prompt)
+        prompts = await self.tokens(body.prompt, client)
         texts = echoes(body.prompt, self.tokenizer) if body.echo else ()
         return prompts, Wants(await self._compiled(body.response_format), echo=texts)
 
