@@ -26,6 +26,8 @@ FORMS = decoding_forms()
 OBJECTIVES = [name for name in names("objectives") if not find("objectives", name)().samples]
 STEPS = 2
 ALIKE = 1e-6
+STEPPED = 1e-5
+"""After steps of Adam, which divides by small moments; how far that takes rounding depends on the processor (to 3e-6)."""
 
 
 def drawn(count: int, seed: int, longest: int = 14) -> list[Row]:
@@ -125,7 +127,7 @@ def test_of_every_form(name):
     """Beside LoRAs of other ranks, one of them NaN, and one of the same form."""
     form, batches = form_of(name), [drawn(2, seed) for seed in range(STEPS)]
     others = {"low": lt.LoRA(rank=2), "poison": lt.LoRA(rank=4), "again": form}
-    same(beside("own", form, batches, others, "poison"), alone(form, batches), 2e-6)
+    same(beside("own", form, batches, others, "poison"), alone(form, batches), STEPPED)
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "wegeft"])
@@ -137,7 +139,7 @@ def test_of_stacked_factors(name, dropout):
     others = {
         "low": form_of(name, rank=2, **settings), "poison": form_of(name, rank=4), "again": form_of(name, rank=9),
     }  # fmt: skip
-    same(beside("own", form, batches, others, "poison"), alone(form, batches), 2e-6)
+    same(beside("own", form, batches, others, "poison"), alone(form, batches), STEPPED)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
