@@ -188,15 +188,20 @@ def rows_of(tmp_path, *rows):
     return load(written(tmp_path, "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
 
 
-@pytest.mark.parametrize(
-    "row", [{"text": "a", "label": "x"}, {"text": "a", "labels": ["x"]}, {"tokens": ["a"], "tags": ["O"]}]
-)
+@pytest.mark.parametrize("row", [{"text": "a", "label": "x"}, {"tokens": ["a"], "tags": ["O"]}])
 def test_one_class_alone_is_refused(tmp_path, row):
     with pytest.raises(LuthierError, match="the only class"):
         check_classes(rows_of(tmp_path, row, row))
     name = next(reversed(row))
     other = {**row, name: "y" if name == "label" else ["y"]}
     assert check_classes(rows_of(tmp_path, row, other)) == {}
+
+
+def test_one_class_is_told_of_texts_that_may_have_several(tmp_path):
+    row = {"text": "a", "labels": ["x"]}
+    assert list(check_classes(rows_of(tmp_path, row, row)).values()) == ["2 rows"]
+    assert check_classes(rows_of(tmp_path, row, {**row, "labels": []})) == {}
+    assert check_classes(rows_of(tmp_path, row, {**row, "labels": ["y"]})) == {}
 
 
 def test_truth_in_two_forms_is_refused(tmp_path):

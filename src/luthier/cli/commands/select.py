@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from luthier.cli.output import console, say, say_json, tell_unread
 from luthier.cli.parse import Flags, Given, Loading, option
 from luthier.core.errors import LuthierError
+from luthier.core.files import real_file
 
 if TYPE_CHECKING:
     from luthier.core.contracts.selection import Pool, Selection
@@ -196,6 +197,7 @@ class Select(Loading):
 
 def write(out: Path, rows: Iterable[dict[str, Any]]) -> None:
     """The rows as JSON lines, there whole or not at all; raises for what JSON cannot hold."""
+    out = real_file(out)
     written = out.with_name(f".{out.name}.new")
     try:
         with open(written, "w", encoding="utf-8") as file:
