@@ -7,8 +7,9 @@ import stat
 
 import pytest
 
+from luthier.cli.commands.select import write
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, free_folder, must_be_free, replace_json
+from luthier.core.files import committed, free_folder, must_be_free, recover, replace_json
 from luthier.data.rewriting.journal import Journal
 
 
@@ -17,12 +18,20 @@ def in_a_folder(path):
         (temporary / "a").write_text("x")
 
 
+def rows_into(path):
+    journal = Journal(path, {})
+    journal.open(resume=False, overwrite=True)
+    journal.add([{"a": 1}], 1, {})
+    journal.close()
+
+
 WRITERS = {
     "a folder": in_a_folder,
     "a new folder": must_be_free,
     "a folder of its kind": lambda path: free_folder(path, "mark", "a run"),
     "a text": lambda path: replace_json(path, {}),
-    "rows": lambda path: Journal(path, {}).open(resume=False, overwrite=True),
+    "rows": rows_into,
+    "chosen rows": lambda path: write(path, [{"a": 1}]),
 }
 
 
@@ -41,3 +50,22 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path):
     with pytest.raises(LuthierError, match="is not a folder"):
         in_a_folder(file)
     assert file.read_text() == "kept"
+
+
+@pytest.mark.parametrize("writer", ["a text", "rows", "chosen rows"])
+@pytest.mark.parametrize("there", [False, True])
+def test_what_a_link_leads_to_is_written_and_the_link_stays(writer, there, tmp_path):
+    (tmp_path / "far").mkdir()
+    file = tmp_path / "far" / "file"
+    if there:
+        file.write_text("old")
+    (link := tmp_path / "link").symlink_to(file)
+    WRITERS[writer](link)
+    assert link.is_symlink() and file.read_text().startswith("{")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["far", "file", "link"]
+
+
+@pytest.mark.parametrize("writer", [*WRITERS, "what was there"])
+def test_a_name_that_no_file_system_takes_is_said(writer, tmp_path):
+    with pytest.raises(LuthierError, match="too long"):
+        ({"what was there": recover} | WRITERS)[writer](tmp_path / ("x" * 300))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
 from luthier.core.errors import LuthierError
 from luthier.data import load
+from luthier.data.json_text import Twice, loads
 from luthier.data.splits import own_split
 from luthier.training.classes import check_classes
 
@@ -41,6 +43,14 @@ def written(folder, name, text):
 def test_a_key_that_stands_twice_is_its_row_s_error(tmp_path, name, text, row, key):
     with pytest.raises(LuthierError, match=rf"row {row}: .*the key '{key}' stands twice"):
         load(written(tmp_path, name, text))
+
+
+def test_a_key_that_stands_twice_is_found_at_once():
+    text = "{" + ", ".join(f'"{i}": 0' for i in (*range(50_000), 49_999)) + "}"
+    begun = time.monotonic()
+    with pytest.raises(Twice, match="the key '49999' stands twice"):
+        loads(text)
+    assert time.monotonic() - begun < 5  # one look at all for each took a minute
 
 
 def test_rows_that_stand_twice_in_a_file_are_refused(tmp_path):
@@ -106,6 +116,10 @@ def test_splits_of_names_of_their_own_are_not_mixed(tmp_path):
         load(f"{folder}::train_s")
 
 
+SHARDS = ["train/part-00000-of-00002", "train/part-00001-of-00002"]
+LANGUAGES = ["train/de-00000-of-00001", "train/en-00000-of-00001"]
+
+
 @pytest.mark.parametrize(
     ("names", "found", "left"),
     [
@@ -115,11 +129,22 @@ def test_splits_of_names_of_their_own_are_not_mixed(tmp_path):
         (("train_1", "train_2"), ["train_1", "train_2"], ()),
         (("data/part-00000-of-00001",), ["data/part-00000-of-00001"], ()),
         (("train_sft/a", "train_sft/b", "test_sft/a"), ["train_sft/a", "train_sft/b"], ()),
+        ((*SHARDS, "test/part-00000-of-00001"), SHARDS, ()),
+        ((*LANGUAGES, "test/en-00000-of-00001"), LANGUAGES, ()),
+        (("train_sft/a-00000-of-00001", "test_sft/a-00000-of-00001"), ["train_sft/a-00000-of-00001"], ()),
+        (("corpus-00000-of-00001", "more"), ["more"], ("file corpus-00000-of-00001.jsonl",)),
+        (("alpaca-00000-of-00001", "test", "train"), ["train"], ("file alpaca-00000-of-00001.jsonl",)),
+        (("extra-00000-of-00001", "test_sft", "train_sft"), ["train_sft"], ("file extra-00000-of-00001.jsonl",)),
     ],
 )
 def test_files_of_a_split(tmp_path, names, found, left):
     folder = folder_of(tmp_path, *names)
     assert asked(folder) == found and load(folder).unread == left
+
+
+def test_a_split_that_was_asked_for_by_its_own_name_leaves_the_others_unsaid(tmp_path):
+    folder = folder_of(tmp_path, "train_sft", "train_gen", "test_sft")
+    assert load(folder, split="train_sft").unread == ()
 
 
 def test_splits_of_a_card_and_of_one_file_have_names_too(tmp_path):
@@ -163,15 +188,20 @@ def rows_of(tmp_path, *rows):
     return load(written(tmp_path, "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
 
 
-@pytest.mark.parametrize(
-    "row", [{"text": "a", "label": "x"}, {"text": "a", "labels": ["x"]}, {"tokens": ["a"], "tags": ["O"]}]
-)
+@pytest.mark.parametrize("row", [{"text": "a", "label": "x"}, {"tokens": ["a"], "tags": ["O"]}])
 def test_one_class_alone_is_refused(tmp_path, row):
     with pytest.raises(LuthierError, match="the only class"):
         check_classes(rows_of(tmp_path, row, row))
     name = next(reversed(row))
     other = {**row, name: "y" if name == "label" else ["y"]}
     assert check_classes(rows_of(tmp_path, row, other)) == {}
+
+
+def test_one_class_is_told_of_texts_that_may_have_several(tmp_path):
+    row = {"text": "a", "labels": ["x"]}
+    assert list(check_classes(rows_of(tmp_path, row, row)).values()) == ["2 rows"]
+    assert check_classes(rows_of(tmp_path, row, {**row, "labels": []})) == {}
+    assert check_classes(rows_of(tmp_path, row, {**row, "labels": ["y"]})) == {}
 
 
 def test_truth_in_two_forms_is_refused(tmp_path):

@@ -52,6 +52,9 @@ GROWN = {
     "formatted often by a filter": "{{ ('%s' * 20) | format('b' * 50) }}",
     "formatted often by a method": "{{ ('{0}' * 20).format('b' * 50) }}",
     "formatted to a width of an argument": "{{ '{:>{}}'.format('a', 10**9) }}",
+    "formatted to one behind a key": "{{ '{0[}]:>{1}}'.format({'}': 'a'}, 10**9) }}",
+    "formatted to one by %": "{{ '%s: %-*s' % ('a', 10**9, 'b') }}",
+    "formatted to one by a filter": "{{ '%.*f' | format(10**9, 1.0) }}",
     "lists added up": "{{ [[1], [2]] | sum(start=[]) }}",
     "a power of ten": "{{ 1.5 | round(60, 'ceil') }}",
     "a coding": "{{ ('a' * 9).encode('punycode') }}",
@@ -81,6 +84,21 @@ def test_what_goes_beyond_the_bounds_is_refused(case, small):
 def test_the_usual_bounds_are_wide(case):
     if not case.startswith(("formatted", "a ", "lists in", "objects", "lists added", "macros")):
         check_bounds(GROWN[case], {"messages": TURNS})
+
+
+ORDINARY = {
+    "{{ '{}: {}'.format('user', 'hello') }}": "user: hello",
+    "{{ '{role}: {content}'.format(**messages[0]) }}": "user: hello",
+    "{{ '**{0}**: {{{1}}} ({2:>3}, 2024)'.format('user', 'hello', 1) }}": "**user**: {hello} (  1, 2024)",
+    "{{ '%s: {%s}' % ('user', 'hello') }}": "user: {hello}",
+    "{{ '**%s**: {%s}' | format('user', 'hello') }}": "**user**: {hello}",
+}
+
+
+@pytest.mark.parametrize("source", ORDINARY)
+def test_ordinary_formats_are_within_the_bounds(source):
+    check_bounds(source, {"messages": TURNS})
+    assert tokenizer(source).apply_chat_template(TURNS, tokenize=False) == ORDINARY[source]
 
 
 def test_a_slow_template_is_stopped_at_its_time():

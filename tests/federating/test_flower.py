@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -105,6 +106,16 @@ def test_members_know_the_classes_of_all(bert, letters, tmp_path):
     assert {row["labels"] for row in found.prepared.train} == {0, 1, 3}
     with pytest.raises(lt.LuthierError, match="the others lack: c"):
         flower.own(run, ["a", "b"])
+
+
+def test_a_member_of_one_class_learns_beside_the_others(bert, tmp_path):
+    rows = [{"text": "a b", "label": "a"}] * 4
+    source = tmp_path / "one.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = replace(run_of(bert, source, tmp_path), training=replace(SHORT, eval_fraction=0.0))
+    assert {row["labels"] for row in flower.own(run, ["b", "a"]).prepared.train} == {1}
+    with pytest.raises(lt.LuthierError, match="the only class"):
+        flower.own(run)
 
 
 def test_a_client_of_another_aggregation_is_refused(llama, additions, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import luthier as lt
+from luthier import data, models
 from luthier.cli import main
 from luthier.core.contracts.ranks import Ranks
 from luthier.core.storage.fingerprint import fingerprint
@@ -22,6 +23,7 @@ from luthier.methods.statistics.moment import Moment
 from luthier.methods.statistics.states import States
 from luthier.training import Run, Training, train
 from luthier.training.command import command
+from support.seeing import picture, save_llava, write_digits
 from support.tiny import write_rows
 
 MOMENT = Moment()
@@ -233,3 +235,19 @@ def test_a_budget_decides_the_rank_that_starts_and_allocations_count_from():
     (components,) = lt.ranks.EVA(2.0).statistics(rank_budget.form)
     assert components == PCA(10) and lt.inits.EVA().statistics(rank_budget.form) == (PCA(5),)
     assert resolve_targets(model, form, None, None, None)[2].form is form
+
+
+def test_a_picture_that_changes_under_its_name_is_measured_again(tmp_path):
+    loaded = models.load(str(save_llava(tmp_path / "llava")))
+    sites = [each for each in lt.select(loaded.model, "q_proj") if "vision" not in each.path][-1:]
+    found = []
+    for shown in (0, 0, 7):
+        file = write_digits(tmp_path / "rows", 4)
+        picture(shown).save(file.parent / "0.png")
+        examples = data.load(file)
+        features = data.encode_all(examples, loaded.processor, max_length=64, pictures=True)
+        collator = data.collator_for("causal-lm", loaded.processor)
+        told = calibrate(loaded.model, features, collator, sites, [MOMENT], SMALL, data=examples.fingerprint)
+        found.append(told[sites[0].path]["moment"])
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert len(list(cache.folder().glob("*.safetensors"))) == 2

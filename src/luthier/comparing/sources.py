@@ -14,8 +14,9 @@ from luthier import data
 from luthier.comparing.study import DataSet
 from luthier.core.errors import LuthierError, near
 from luthier.data import Examples
+from luthier.data.apart import apart
 from luthier.data.columns import mapping
-from luthier.data.table import Table, with_class_names
+from luthier.data.table import Table
 from luthier.training.spec import Training
 
 FOLDER, STUDY = "data", "study.json"
@@ -199,12 +200,8 @@ def _rows(source: str, given: DataSet) -> list[dict[str, Any]]:
 
 
 def _apart(row: dict[str, Any], table: Table, given: DataSet) -> dict[str, Any]:
-    """The row as another file may hold it: with absolute paths of its picture and sound, and its classes by name."""
-    found, named = with_class_names(row, table), data.meanings(table, mapping(given.columns))
-    for key in (named.get("image", "image"), named.get("audio", "audio")):
-        if isinstance(row.get(key), str):
-            found[key] = str(((table.folder or Path()) / row[key]).absolute())
-    return found
+    """The row as another file may hold it."""
+    return apart(row, table, data.meanings(table, mapping(given.columns)))
 
 
 def _write(rows: list[dict[str, Any]], target: Path) -> str:

@@ -53,8 +53,17 @@ def refuse_other(folder: Path) -> None:
 
 def refuse_special(path: Path) -> None:
     """Raises for what is there and no file: a rename would put one in the place of a folder, a pipe or a device."""
-    if path.exists() and not path.is_file():
+    with written(str(path)[:80]):  # of names that no file system takes
+        there = path.exists()
+    if there and not path.is_file():
         raise LuthierError(f"{path} exists and is not a regular file; name another.")
+
+
+def real_file(path: Path) -> Path:
+    """The file to write: where a link leads to another place, that one, so that the link stays. Raises for what is
+    there and no file."""
+    refuse_special(path)
+    return _real(path)
 
 
 def _no_folder(path: Path) -> bool:
@@ -100,8 +109,8 @@ def committed(folder: str | Path) -> Iterator[Path]:
     """
     folder = _real(folder)
     temporary, held = None, None
-    refuse_other(folder)
     try:
+        refuse_other(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.parent):
             _clean(folder)
@@ -137,15 +146,18 @@ def _put(temporary: Path, folder: Path) -> None:
 def recover(folder: str | Path) -> None:
     """Undoes a replacement that was killed between its two renames; waits for one that is under way."""
     folder = _real(folder)
-    if _aside(folder).exists() and not folder.exists():
-        try:
-            with _alone(folder.parent):
-                _restore(folder)
-        except OSError as error:
-            raise LuthierError(
-                f"{folder} was being replaced when that was killed, and cannot be put back ({error}); "
-                f"rename {_aside(folder)} to it."
-            ) from error
+    with written(str(folder)[:80]):  # of names that no file system takes
+        left = _aside(folder).exists() and not folder.exists()
+    if not left:
+        return
+    try:
+        with _alone(folder.parent):
+            _restore(folder)
+    except OSError as error:
+        raise LuthierError(
+            f"{folder} was being replaced when that was killed, and cannot be put back ({error}); "
+            f"rename {_aside(folder)} to it."
+        ) from error
 
 
 def discard(folder: str | Path) -> None:
@@ -329,7 +341,7 @@ def replace_json(path: Path, value: Any) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """A text that is there whole or not at all, under a hidden name until it is on disk."""
-    refuse_special(path)
+    path = real_file(path)
     hidden = path.with_name(f".{path.name}")
     hidden.write_text(text, encoding="utf-8")
     _sync_folder(hidden)

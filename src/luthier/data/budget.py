@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from string import Formatter
 from typing import Any
 
 from jinja2.utils import Namespace
@@ -28,8 +29,10 @@ PADDING = ("center", "indent", "batch", "slice", "wordwrap", "tojson", "ljust", 
 CODING = ("encode", "decode")
 REPEATED = {"indent": "\n", "expandtabs": "\t", "wordwrap": "", "urlize": "", "translate": ""}
 """Filters and methods that write what they are given as arguments at each of these in a text, or (empty) anywhere."""
-WIDTH = re.compile(r"\d{4,}|\*|:[^{}]*\{")
-"""A width in a format that is above `WIDEST`, or that an argument gives."""
+WIDE = re.compile(r"\d{4,}")
+"""A width in a format that is above `WIDEST`."""
+GIVEN_WIDTH = re.compile(r"%[^%a-zA-Z]*\*")
+"""One in a format of `%` that an argument gives."""
 LONGEST = 2**17
 """Characters of a template: those in use have some 30,000 at most, and compiling takes its time before any bound."""
 
@@ -120,9 +123,16 @@ def check_operator(operator: str, a: Any, b: Any) -> None:
 
 def check_format(form: str, mark: str, given: Iterable[Any]) -> None:
     """Raises for a format that pads too wide, or may write what it is given at too many marks."""
-    if WIDTH.search(form) or (re.search(r"\d", form) and len(form) * WIDEST > CHARACTERS):
+    if _wide(form, mark) or (re.search(r"\d", form) and len(form) * WIDEST > CHARACTERS):
         raise TooMuch("it formats to a width that a template may not")
     left.get().within(len(form) + form.count(mark) * left.get().size(*given))
+
+
+def _wide(form: str, mark: str) -> bool:
+    """Whether a format pads too wide, or as wide as an argument says; braces are read as `str.format` reads them."""
+    if mark == "%":
+        return WIDE.search(form) is not None or GIVEN_WIDTH.search(form) is not None
+    return any(spec and ("{" in spec or WIDE.search(spec)) for _, _, spec, _ in Formatter().parse(form))
 
 
 def check_call(name: str, given: list[Any]) -> None:

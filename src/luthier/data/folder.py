@@ -76,15 +76,21 @@ def _of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], 
         found["train"], nameless = nameless, []
     listing = f"Files: {listed(str(p.relative_to(folder)) for p in files)}."
     chosen = of_split(str(folder), split, found, listing)
-    others = [name for name in found if name != chosen and split_of(name) == split_of(chosen, whole=True) != ""]
+    kind = split_of(split, whole=True)  # none where one of several is asked for by its own name
+    others = [name for name in found if kind and name != chosen and split_of(name) in ("", kind)]
     left = [*nameless, *(file for name in others for file in found[name])]
     return found[chosen], tuple(str(p.relative_to(folder)) for p in left)
 
 
 def _name_of_split(inside: Path) -> str:
-    """The split that a file's name tells, one of its own or one of the three, or else that of a folder around it."""
-    told = own_split(stem(inside)) or split_of(inside.name)
-    return told or next((own_split(part) or s for part in inside.parts[:-1] if (s := _split_folder(part))), "")
+    """The split that a file's name tells, one of its own or one of the three, or else that of a folder around it.
+
+    What numbered files are called is their split only where nothing else tells one: `train/en-00000-of-00002.parquet`.
+    """
+    own, word = own_split(stem(inside)), split_of(inside.name)
+    if word:
+        return own or word
+    return next((own_split(part) or s for part in inside.parts[:-1] if (s := _split_folder(part))), own)
 
 
 def _split_folder(name: str) -> str:

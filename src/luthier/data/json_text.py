@@ -54,6 +54,6 @@ def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _reason(pairs: list[tuple[str, Any]]) -> str:
-    names = [name for name, _ in pairs]
-    name = next(name for name in names if names.count(name) > 1)
+    seen: set[str] = set()
+    name = next(name for name, _ in pairs if name in seen or seen.add(name))
     return f"the key {name!r} stands twice in one object, and only one of the two could be read"

@@ -60,7 +60,11 @@ def media_digest(rows: Iterable[Example]) -> str | None:
 
     What lies in the rows themselves is in their fingerprint.
     """
-    named = (value for row in rows for value in (row.image, row.audio, *row.images))
+    return files_digest(value for row in rows for value in (row.image, row.audio, *row.images))
+
+
+def files_digest(named: Iterable[Any]) -> str | None:
+    """SHA-256 over the files among what names pictures and sounds, in order; None where there are none."""
     files = [path for value in named if (path := _file(value)) is not None]
     digest = hashlib.sha256()
     for path in files:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 
 from luthier.core.errors import LuthierError
 from luthier.core.lazy import chained, mapped
-from luthier.data.table import Row, Table, with_class_names
+from luthier.data.apart import apart
+from luthier.data.speech import columns_of
+from luthier.data.table import Row, Table, present
 
 
 def read_mix(source: str, read: Callable[[str], Table]) -> Table:
@@ -24,19 +26,20 @@ def read_mix(source: str, read: Callable[[str], Table]) -> Table:
     before = 0
     for name, each in _named(source):
         table = read(each)
-        if table.folder is not None and any({"image", "audio"} & set(row) for _, row in table.rows[:1]):
-            raise LuthierError(f"{each} holds pictures or sounds, whose paths a mix would lose; read it alone.")
+        named = columns_of(table, set(present(table.rows)))
         starts += [(before + number, f"{name}/{file}") for number, file in table.starts] or [(before, name)]
-        rows.append(mapped(table.rows, partial(_of_task, name, table, before)))
+        rows.append(mapped(table.rows, partial(_of_task, name, table, named, before)))
         left += [f"{name}/{file}" for file in table.left]
         bad += [(before + number, reason) for number, reason in table.bad]
         before += max((number for number, _ in chain(table.rows, table.bad)), default=0)
     return Table(chained(rows), bad, starts=starts, left=tuple(left))
 
 
-def _of_task(name: str, table: Table, before: int, numbered: tuple[int, Row]) -> tuple[int, Row]:
+def _of_task(
+    name: str, table: Table, named: Mapping[str, str], before: int, numbered: tuple[int, Row]
+) -> tuple[int, Row]:
     number, row = numbered
-    return before + number, {"task": name, **with_class_names(row, table)}
+    return before + number, {"task": name, **apart(row, table, named)}
 
 
 def _named(source: str) -> list[tuple[str, str]]:

@@ -63,6 +63,9 @@ def with_shots(selection: Selection, queries: Examples, pool: Pool, count: int) 
         bad = next((row.row for row in part.rows if row.messages is None), None)
         if bad is not None:
             raise LuthierError(f"row {bad} of {part.source} is not a prompt with an answer; shots are such rows.")
+        seen = next((row.row for row in part.rows if row.images), None)
+        if seen is not None:
+            raise LuthierError(f"row {seen} of {part.source} has pictures; shots are rows of text alone.")
     found = selection.nearest(queries.rows, pool, count)
     rows = pool.examples.rows
     return queries.keep(

@@ -14,15 +14,21 @@ WORD = re.compile(r"\w+|[^\w\s]")
 def full_text(example: Example) -> str:
     """Returns all that a row says, turns on lines of their own; raises for pictures and sounds."""
     if example.messages is not None:
-        return "\n".join(m.get("content") or "" for m in example.messages)
+        return _said(example, len(example.messages))
     return _text(example)
 
 
 def prompt_text(example: Example) -> str:
-    """Returns what a row asks, without its last answer (of a plain text: all of it)."""
+    """Returns what a row asks, without its last answer (of a plain text: all of it); raises as `full_text` does."""
     if example.messages is not None:
-        return "\n".join(m.get("content") or "" for m in example.messages[: last_answer(example.messages)])
+        return _said(example, last_answer(example.messages))
     return _text(example)
+
+
+def _said(example: Example, turns: int) -> str:
+    if example.images:
+        raise LuthierError(f"row {example.row} has pictures, and rows are selected by their words alone.")
+    return "\n".join(m.get("content") or "" for m in (example.messages or [])[:turns])
 
 
 def _text(example: Example) -> str:

@@ -38,7 +38,10 @@ def compared(
     """
     import numpy as np
 
-    features = data.encode_all(examples, processor, task=task, max_length=max_length, positions=models.positions(model))
+    positions = models.positions(model)
+    features = data.encode_all(
+        examples, processor, task=task, max_length=max_length, positions=positions, pictures=True
+    )
     pairs = [[feature, *feature[ALSO]] for feature in features]
     names, read = (["reward"], _scalar(model)) if task == "reward" else _written(model)
     found = np.zeros((len(pairs), 2, len(names)))

@@ -67,7 +67,7 @@ def sureness(
     both = []
     for answer in (YES, NO):
         told = examples.keep([_answered(row, answer) for row in examples.rows])
-        settings: dict[str, Any] = {"max_length": max_length, "positions": models.positions(model)}
+        settings: dict[str, Any] = {"max_length": max_length, "positions": models.positions(model), "pictures": True}
         features = data.encode_all(told, processor, task="causal-lm", **settings)
         order = sorted(range(len(features)), key=lambda i: data.length_of(features[i]), reverse=True)
         collator, found = data.collator_for("causal-lm", processor), np.zeros(len(features))

@@ -73,7 +73,7 @@ def load_shared(run: Run, labels: list[str] | None) -> tuple[Prepared, Loaded]:
     """Loads all rows of `run.data`, and the base with the classes `labels`."""
     with quiet():
         whole = dataclasses.replace(run.training, eval_fraction=0.0)
-        prepared = prepare(dataclasses.replace(run, training=whole))
+        prepared = prepare(dataclasses.replace(run, training=whole), shared=labels is not None)
         prepared = prepared if labels is None else renumbered(prepared, labels)
         set_seed(run.training.seed)  # heads that are new
         return prepared, load(run, prepared)

@@ -35,10 +35,10 @@ def calibrate(
     """Returns `statistics` at `sites` over a sample of `features`, from the cache where it holds them.
 
     `data` is the fingerprint of the rows. The cache is `$LUTHIER_CACHE/measured` (`~/.cache/luthier/measured`); its
-    key is made of the base's fingerprint, that of the data, the rows drawn, and every setting; where gradients are
-    read, also of the numbers of modules that are `new` to the checkpoint (`Loaded.new_modules`), which are random.
-    Where several processes train together, the first one measures and the others read. Raises `LuthierError` as
-    `collect` does.
+    key is made of the base's fingerprint, that of the data, the rows drawn, what they show (files change under their
+    names), and every setting; where gradients are read, also of the numbers of modules that are `new` to the checkpoint
+    (`Loaded.new_modules`), which are random. Where several processes train together, the first one measures and the
+    others read. Raises `LuthierError` as `collect` does.
     """
     from accelerate import PartialState
     from rich.console import Console
@@ -62,6 +62,7 @@ def calibrate(
             "statistics": {each.name(): each.to_dict() for each in wanted},
             "settings": settings.to_dict() | {"fresh": False},
             "new": _hash(model, new) if _sees(new, sites, wanted) else None,
+            **_media(chosen),
         }
     )
     state = PartialState()
@@ -74,6 +75,21 @@ def calibrate(
                 held = collect(model, stream, sites, wanted, answers=settings.tokens == "answers")
             cache.write(key, held)
     return held
+
+
+def _media(rows: Sequence[Feature]) -> dict[str, str]:
+    """A digest of the pictures and sounds of rows, encoded or by the files that they name; empty without any."""
+    import numpy as np
+
+    from luthier.data.media import files_digest
+    from luthier.data.pictures import NAMES, PICTURES
+
+    digest, given = hashlib.sha256(), [value for row in rows for value in row.values()]
+    arrays = [each for each in given if isinstance(each, np.ndarray) and each.dtype.kind == "f"]
+    for each in arrays:
+        digest.update(np.ascontiguousarray(each))
+    files = files_digest(name for row in rows for name in row.get(PICTURES, {}).get(NAMES, ()))
+    return {"media": f"{digest.hexdigest()} {files}"} if arrays or files else {}
 
 
 def _sees(new: Sequence[str], sites: Sequence[Site], statistics: Sequence[Statistic]) -> bool:

@@ -56,16 +56,16 @@ class Prepared:
     """What the user should hear of the rows, with how many it is true of."""
 
 
-def prepare(run: Run, beside: Sequence[str | None] = ()) -> Prepared:
+def prepare(run: Run, beside: Sequence[str | None] = (), shared: bool = False) -> Prepared:
     """Returns the encoded rows of `run`; whatever is wrong with the data, the model's name or the selector raises here.
 
-    Columns `beside` are read by the caller.
+    Columns `beside` are read by the caller. `shared` says that other rows bring more classes to the same model.
     """
     with models.trusting(run.trust_remote_code):
-        return _prepare(run, beside)
+        return _prepare(run, beside, shared)
 
 
-def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
+def _prepare(run: Run, beside: Sequence[str | None], shared: bool) -> Prepared:
     settings = run.training
     objective = run.objective
     check_start(run)
@@ -76,7 +76,7 @@ def _prepare(run: Run, beside: Sequence[str | None]) -> Prepared:
     check_serves(run, examples.task)
     if "pictures" in kinds(examples.rows) and not objective.sees:
         raise LuthierError(f"{run.data} has pictures, and {objective.name()} does not take any; objective=sft does.")
-    alike = check_classes(examples)
+    alike = check_classes(examples, shared)
     train, held = divide(run, examples)
     processor, positions = trial(
         run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also, run.init

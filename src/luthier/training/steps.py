@@ -53,7 +53,7 @@ def trained(
                 raise LuthierError(f"the loss became {value} at step {number + 1}; lower {steps.lower}.")
             told |= {"steps": number + 1, "loss": value}
             bar.update(task, completed=number + 1, description=f"loss {value:.4f}")
-            if bar.disable and (number + 1) % max(1, steps.count // LINES) == 0:
+            if bar.disable and (number + 1) * LINES // steps.count > number * LINES // steps.count:
                 console.print(f"{title}: step {number + 1}/{steps.count}  loss {value:.4f}", highlight=False)
             if (number + 1) % steps.save_every == 0 or number + 1 == steps.count:
                 adam.save(folder, told)

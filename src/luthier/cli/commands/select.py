@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from luthier.cli.output import console, say, say_json, tell_unread
 from luthier.cli.parse import Flags, Given, Loading, option
 from luthier.core.errors import LuthierError
+from luthier.core.files import real_file
 
 if TYPE_CHECKING:
     from luthier.core.contracts.selection import Pool, Selection
@@ -25,7 +26,8 @@ BY = "got_d"
 class Select(Loading):
     """Choose rows of data to train on, or put few-shot examples before each prompt.
 
-    With --rows, the rows of DATA that serve the rows of --target best are written as they are. With --shots, every row
+    With --rows, the rows of DATA that serve the rows of --target best are written as they are (pictures and
+    sounds by absolute paths, classes by name). With --shots, every row
     of DATA is written with that many rows of --pool before its prompt; these are read, not learned.
 
     With --state, rows are chosen of all that have arrived: DATA joins the rows that the folder keeps, and rows that a
@@ -128,6 +130,8 @@ class Select(Loading):
     def _taken(self, by: Selection, out: Path, source: str) -> tuple[dict[str, Any], list[int]]:
         """(what is told of the rows taken, the numbers of those that are redundant)."""
         from luthier import data
+        from luthier.data.apart import apart
+        from luthier.data.columns import mapping
         from luthier.data.select import plot_scores
 
         examples = self._load(source, self.limit)
@@ -138,7 +142,8 @@ class Select(Loading):
         chosen = self._chosen(told, lambda pool: data.choose(by, pool, count), examples, target)
         kept = {row.row for row in chosen.examples.rows}
         table = data.read(source, "train", self.limit, self.seed)
-        write(out, (row for number, row in table.rows if number in kept))
+        named = data.meanings(table, mapping(self.columns))
+        write(out, (apart(row, table, named) for number, row in table.rows if number in kept))
         picture = out.with_suffix(".png")
         plot_scores(chosen, f"{by.name()}: {self.data}" + (f" for {self.target}" if self.target else ""), picture)
         if not self.json:
@@ -196,6 +201,7 @@ class Select(Loading):
 
 def write(out: Path, rows: Iterable[dict[str, Any]]) -> None:
     """The rows as JSON lines, there whole or not at all; raises for what JSON cannot hold."""
+    out = real_file(out)
     written = out.with_name(f".{out.name}.new")
     try:
         with open(written, "w", encoding="utf-8") as file:

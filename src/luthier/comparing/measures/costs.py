@@ -76,6 +76,7 @@ def _batches(job: Job, fitted: Fitted, repeats: int) -> list[Batch]:
         labels=read.labels,
         truncate=settings.truncate,
         positions=models.positions(model),
+        pictures=job.run.objective.sees,
     )
     collator = data.collator_for(read.task, fitted.processor)
     ordered = labels_in_order(features, read.labels, model.config)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json, refuse_special, replace_json
+from luthier.core.files import read_json, real_file, replace_json
 from luthier.core.guard import written
 
 
@@ -41,7 +41,7 @@ class Journal:
         """Finds where to go on; raises for a file that would be lost, or one that was begun with other inputs."""
         if resume and overwrite:
             raise LuthierError("resume goes on with a file and overwrite starts again; choose one.")
-        refuse_special(self.out)
+        self.out = real_file(self.out)
         if not self.out.parent.is_dir():
             raise LuthierError(f"{self.out.parent} is not a folder, so {self.out} cannot be written there.")
         if self.out.exists() and not overwrite:

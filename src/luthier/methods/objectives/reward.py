@@ -32,6 +32,7 @@ class Reward(Pairs):
     )
     columns = (MARGIN,)
     task = "reward"
+    sees = False
     curves = (("reward_chosen", "reward_rejected", "margin"), ("accuracy",))
 
     center: float = 0.0

@@ -113,7 +113,7 @@ def planned(run: Run, spec: TaskSequence) -> Plan:
         own = dataclasses.replace(run, data=source, eval_data=tests, out=out)
         if read:  # before its rows are encoded, which fails for reasons of another kind
             check_kind(own, read_rows(own, 1), *read[0])
-        read.append((own, prepare(own)))
+        read.append((own, prepare(own, shared=True)))
     check_held(read)
     labels = sorted({name for _, p in read for name in p.examples.labels or []}) or None
     if labels is not None and len(labels) < 2:
