@@ -23,7 +23,7 @@ def read_problems(source: str, split: str) -> Table:
     kind = source.removeprefix("code:")
     if kind not in KINDS:
         raise LuthierError(f"no problems {kind!r}{near(kind, KINDS)} There are: {', '.join(KINDS)}.")
-    if split not in ("train", "test"):  # "train" is what a source is asked for where nobody said which
+    if split not in ("train", "test"):  # "train" is what a source is asked for by default
         raise LuthierError(f"{source} has no split {split!r}; it is one set of problems to test on.")
     with guarded(f"{source} cannot be read"):
         return Table(list(enumerate(KINDS[kind](), 1)))

@@ -61,7 +61,7 @@ class Factoring:
         return self.fit(layer, _table(layer) if layer.kinds == {"embedding"} else delta_of(layer.module, layer.tuners))
 
     def fit(self, layer: Layer, delta: Delta) -> tuple[Tensor, Tensor]:
-        """(B, A) of a change of one matrix of a layer."""
+        """Returns (B, A) of a change of one matrix of a layer."""
         if delta.rank is None or (self.rank is not None and delta.rank > self.rank):
             delta = self._truncated(layer, delta)
         assert delta.A is not None and delta.B is not None

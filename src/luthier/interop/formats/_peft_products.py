@@ -1,4 +1,4 @@
-"""peft's methods whose change is a product of smaller matrices, and so exactly one of low rank: VeRA, LoHa, LoKr."""
+"""Methods of peft whose change is a product of smaller matrices, and so exactly one of low rank: VeRA, LoHa, LoKr."""
 
 from __future__ import annotations
 
