@@ -99,7 +99,8 @@ def test_one_client_is_central_training(llama, additions, tmp_path, name):
     assert found.keys() == wanted.keys()
     for path, delta in wanted.items():
         size = delta.dense().double().norm()
-        assert float((found[path].dense() - delta.dense()).double().norm() / size) < 2e-5, path  # an SVD in float32, by processor 1e-6 to 8e-6
+        apart = float((found[path].dense() - delta.dense()).double().norm() / size)
+        assert apart < 2e-5, path  # an SVD in float32: 1e-6 to 8e-6, depending on the processor
     last = [loss for _, loss in central.losses][-1:]
     assert done.rounds[1]["train_loss"] == pytest.approx(sum(last), rel=1e-6)
 

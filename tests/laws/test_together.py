@@ -27,7 +27,7 @@ OBJECTIVES = [name for name in names("objectives") if not find("objectives", nam
 STEPS = 2
 ALIKE = 1e-6
 STEPPED = 1e-5
-"""After steps of Adam, which divides by small moments; how far that takes rounding depends on the processor (to 3e-6)."""
+"""After steps of Adam, which divides by small moments: how far that takes rounding depends on the processor."""
 
 
 def drawn(count: int, seed: int, longest: int = 14) -> list[Row]:

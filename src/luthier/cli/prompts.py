@@ -33,7 +33,7 @@ def prompts_or_rows(
 
 
 def holds_rows(file: Path | None) -> bool:
-    """Returns whether a file is one of rows, and not of a prompt a line."""
+    """Returns whether a file holds rows, rather than one prompt per line."""
     from luthier.data.files import READERS, suffix
 
     return file is not None and suffix(file) in READERS and suffix(file) not in LINES

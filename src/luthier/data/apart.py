@@ -17,7 +17,7 @@ MEDIA = ("image", "images", "audio")
 SAID = ("content", "value", "parts")
 """Keys of a turn that may hold parts."""
 ADDRESS = re.compile(r"data:|(?!file:)\w+://", re.IGNORECASE)
-"""How a name opens that is no path."""
+"""How a name opens that is not a path."""
 
 
 def apart(row: Row, table: Table, named: Mapping[str, str]) -> Row:
