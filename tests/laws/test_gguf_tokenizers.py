@@ -22,14 +22,12 @@ SIMPLIFIED = {
 }
 """Where llama.cpp departs from the model's tokenizer.json, for want of Unicode in std::regex: words with combining
 marks, and wide spaces beside letters. The model's own is kept."""
-ENGINES: list = []  # one that is dropped waits for its threads
 
 
 def engine(path):
     from support.llamacpp import Engine
 
-    ENGINES.append(Engine(path))
-    return ENGINES[-1]
+    return Engine(path)
 
 
 def ours(path):

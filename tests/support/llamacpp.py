@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 xllamacpp: Any = pytest.importorskip("xllamacpp")
+KEPT: list[Any] = []
+"""Servers for as long as the process lives: one that is dropped waits for its threads, once for ever."""
 
 
 class Engine:
@@ -29,6 +31,7 @@ class Engine:
         if adapter is not None:
             settings.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
         self.server = xllamacpp.Server(settings)
+        KEPT.append(self.server)
 
     def log_probabilities(self, ids: list[int], rows: int) -> Tensor:
         """Of the token after `ids`, [rows]."""
