@@ -112,7 +112,7 @@ def test_a_member_of_one_class_learns_beside_the_others(bert, tmp_path):
     rows = [{"text": "a b", "label": "a"}] * 4
     source = tmp_path / "one.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = replace(run_of(bert, source, tmp_path), training=replace(SHORT, eval_fraction=0.0))
+    run = replace(run_of(bert, str(source), tmp_path), training=replace(SHORT, eval_fraction=0.0))
     assert {row["labels"] for row in flower.own(run, ["b", "a"]).prepared.train} == {1}
     with pytest.raises(lt.LuthierError, match="the only class"):
         flower.own(run)
