@@ -87,7 +87,7 @@ def _media(rows: Sequence[Feature]) -> dict[str, str]:
     digest, given = hashlib.sha256(), [value for row in rows for value in row.values()]
     arrays = [each for each in given if isinstance(each, np.ndarray) and each.dtype.kind == "f"]
     for each in arrays:
-        digest.update(np.ascontiguousarray(each))
+        digest.update(each.tobytes())
     files = files_digest(name for row in rows for name in row.get(PICTURES, {}).get(NAMES, ()))
     return {"media": f"{digest.hexdigest()} {files}"} if arrays or files else {}
 
