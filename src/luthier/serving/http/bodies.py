@@ -23,7 +23,8 @@ ASIDE = ThreadPoolExecutor(1, "luthier-bodies")
 FEW = 2**13
 """Values that are read in one go, which keeps Python's lock for some milliseconds."""
 MOST_VALUES = 2**17 + 2**13
-"""Values of a body, lists and objects counted as `HEAVY` each: as many as a long prompt has token ids."""
+"""Numbers, texts, lists and objects of a body, the last two counted as `HEAVY` each: as many as a long prompt has token
+ids."""
 HEAVY = 4
 
 
