@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=results_of(__file__))
+    parser.add_argument("--out", type=Path, default=results_of("digits_in_chats"))
     given = parser.parse_args(arguments)
     found: dict[str, Any] = {"steps": given.steps, "test_rows": TEST}
     for name, shuffled in (("pictures", False), ("shuffled", True)):
