@@ -254,6 +254,18 @@ def test_pictures_are_bounded_together_before_any_is_unpacked(tmp_path, llava, m
         data.encode_all(found, llava.processor, max_length=64, pictures=True)
 
 
+def test_the_bound_of_pixels_is_of_a_row_and_not_of_a_batch(tmp_path, llava, monkeypatch):
+    monkeypatch.setattr("luthier.data.pictures.MOST_PIXELS", 400)
+    features = data.encode_all(data.load(write_digits(tmp_path, 3)), llava.processor, max_length=64, pictures=True)
+    assert len(data.collator_for("causal-lm", llava.processor)(features)["pixel_values"]) == 3
+
+
+def test_a_batch_never_drops_its_pictures(tmp_path, llava):
+    features = data.encode_all(data.load(write_digits(tmp_path, 2)), llava.processor, max_length=64, pictures=True)
+    with pytest.raises(LuthierError, match="nothing here makes inputs of them"):
+        data.collate(features, 0)
+
+
 def test_what_is_sent_is_read_by_few_decoders(tmp_path, llava):
     kept = io.BytesIO()
     picture(0).save(kept, format="TIFF")

@@ -41,12 +41,18 @@ class Collator:
         features, pictures = _seen(features)
         names = [name for name in features[0] if name not in PLAIN]
         batch = _arguments({name: self._column(name, [f[name] for f in features]) for name in names})
-        if pictures and self.eyes is not None:
-            batch |= self.eyes.inputs(opened(pictures))
+        if pictures:
+            batch |= self._looked(pictures)
         lengths = [len(f["input_values"]) for f in features if "input_values" in f and np.ndim(f["input_values"]) == 1]
         if lengths and "attention_mask" not in batch and min(lengths) < max(lengths):
             batch["attention_mask"] = self._column("attention_mask", [[1] * n for n in lengths])
         return {**batch, "rows": [f.get("row") for f in features]}
+
+    def _looked(self, pictures: list[list[str]]) -> dict[str, Any]:
+        """What the model reads of the rows' pictures; those of a row are opened together, for its bound is theirs."""
+        if self.eyes is None:
+            raise LuthierError("the batch has pictures, and nothing here makes inputs of them (collator_for does).")
+        return self.eyes.inputs([picture for names in pictures for picture in opened(names)])
 
     def _column(self, name: str, values: list[Any]) -> Any:
         import numpy as np
@@ -73,10 +79,10 @@ class Collator:
         return np.pad(value, sides, constant_values=fill)
 
 
-def _seen(features: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Features with the columns that tokens of pictures need (zeros in rows without any), and all their pictures."""
+def _seen(features: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[list[str]]]:
+    """Features with the columns that tokens of pictures need (zeros in rows without any), and the pictures by row."""
     kept = [feature.get(PICTURES, {}) for feature in features]
-    pictures = [name for each in kept for name in each.get(NAMES, ())]
+    pictures = [each[NAMES] for each in kept if each]
     names = sorted({name for each in kept for name in each} - {NAMES})
     if not names:
         return features, pictures
