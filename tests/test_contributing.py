@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -25,6 +26,18 @@ BLOCK = re.compile(r'^```python title="(?P<folder>\w+)/(?P<name>\w+)\.py"\n(?P<s
 FILES = {(m["folder"], m["name"]): m["source"] for m in BLOCK.finditer(PAGE)}
 METHODS = {axis: name for axis, name in FILES if axis != "commands"}
 ROWS = [{"role": "user", "content": "say"}]
+
+
+FINDINGS = sorted((ROOT / "findings").glob("*.sh"))
+
+
+@pytest.mark.parametrize("script", FINDINGS, ids=lambda script: script.stem)
+def test_a_finding_has_the_form_that_the_page_states(script):
+    text = script.read_text(encoding="utf-8")
+    assert os.access(script, os.X_OK), "chmod +x"
+    code = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert code[0] == "set -euo pipefail" and "mktemp -d" in text
+    assert "==" in text and not re.search(r"\b(import|from|install) luthier\b", text)
 
 
 def base(**settings) -> torch.nn.Module:
