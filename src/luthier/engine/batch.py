@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from luthier.engine.cache import RowCache, attention_mask
 from luthier.engine.job import Job
 from luthier.engine.sampling import choose
 from luthier.engine.scoring import NONE, Reading, Scores, spans
+from luthier.models.half import in_its_dtype
 
 Pooling = Literal["last", "mean"]
 """Which hidden states make the vector of a text: those of its last token, or the mean of all."""
@@ -158,22 +159,11 @@ class Batch:
 
     def _looked(self, ids: list[list[int]], cache: DynamicCache, names: list, seen: Seen) -> Any:
         """A pass over one prompt with its pictures, whose positions are the model's own affair."""
-        self.row_assignment.set(names)
-        entering = torch.tensor(ids, device=self.model.device)
-        beside = {name: _like(self.model, value) for name, value in seen.inputs(len(ids[0])).items()}
-        return self.model(
-            input_ids=entering,
-            attention_mask=torch.ones_like(entering),
-            past_key_values=cache,
-            use_cache=True,
-            **beside,
-            **self._last_alone(len(ids[0])),
-        )
-
-    def _last_alone(self, tokens: int) -> dict[str, Tensor]:
-        """The argument that leaves out the logits of all tokens but the last, where the model takes one."""
-        last = torch.tensor([tokens - 1], device=self.model.device)
-        return {"logits_to_keep": last} if "logits_to_keep" in self._takes else {}
+        tokens, device = len(ids[0]), self.model.device
+        beside = {name: value.to(device) for name, value in seen.inputs(tokens).items()}
+        wanted = {"logits_to_keep": torch.tensor([tokens - 1], device=device)}
+        mask = torch.ones(1, tokens, dtype=torch.long, device=device)
+        return self._passed(ids, mask, cache, names, wanted, in_its_dtype(self.model, beside))
 
     def _logits(
         self, ids: list[list[int]], lengths: Sequence[int], cache: DynamicCache, names: list, shifts: Sequence[int] = ()
@@ -192,28 +182,34 @@ class Batch:
         **more: bool,
     ) -> Any:
         """One pass over the rows; `kept` are the columns of `ids` whose logits are wanted (some models give all)."""
-        self.row_assignment.set(names)
         device = self.model.device
-        entering = torch.tensor(ids, device=device)
         mask = attention_mask(lengths, device)
-        places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -entering.shape[1] :]
+        places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -len(ids[0]) :]
         if any(shifts):
             places = places + torch.tensor(shifts, device=device)[:, None]
         # as a tensor, because a slice is not contiguous, and a frozen head would be copied for every row
         wanted = {"position_ids": places, "logits_to_keep": torch.tensor([*kept], device=device)}
+        return self._passed(ids, mask, cache, names, wanted, more)
+
+    def _passed(
+        self,
+        ids: list[list[int]],
+        mask: Tensor,
+        cache: DynamicCache | None,
+        names: list,
+        wanted: Mapping[str, Tensor],
+        more: Mapping[str, Any],
+    ) -> Any:
+        """What the model gives for rows, each with its adapter; of `wanted` it gets what it takes."""
+        self.row_assignment.set(names)
         return self.model(
-            input_ids=entering,
+            input_ids=torch.tensor(ids, device=self.model.device),
             attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,
             **{name: value for name, value in wanted.items() if name in self._takes},
             **more,
         )
-
-
-def _like(model: Any, value: Tensor) -> Tensor:
-    """An input on the device of the model, real numbers in its precision."""
-    return value.to(model.device, model.dtype if value.is_floating_point() else None)
 
 
 class Alone(Batch):
