@@ -44,7 +44,7 @@ def trial(
     path = models.resolve(model)
     with _told(model, path, task):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=models.trusted())
-        processor = models.processor_at(path, task)
+        processor = models.processor_at(path, task, config)
         with torch.device("meta"):
             empty = models.class_of(task, config).from_config(config, trust_remote_code=models.trusted())
     sites, *_ = resolve_targets(empty, form, where, ranks, budget)

@@ -154,7 +154,7 @@ def load(
     with _told(name, path, task), quiet(bars=True), trusting(trust_remote_code):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trusted(), **source)
         config = label_settings(config, task, labels, num_labels)
-        processor = processor_at(path, task, **source)
+        processor = processor_at(path, task, config, **source)
         refuse_empty(processor, name)
         model_class = class_of(task, config)
         model, report = model_class.from_pretrained(
@@ -180,14 +180,14 @@ def load(
     return Loaded(model.eval(), processor, name, path, task, new)
 
 
-def processor_at(path: Path | str, task: str, **source: Any) -> Any:
-    """Returns what prepares the inputs of the model at a path for a task."""
+def processor_at(path: Path | str, task: str, config: Any = None, **source: Any) -> Any:
+    """Returns what prepares the inputs of the model at a path for a task; `config` is the model's, if it is read."""
     import transformers
 
     kind = getattr(transformers, TASKS[task].processor)
     made = kind.from_pretrained(path, trust_remote_code=trusted(), **source)
     if task == "causal-lm":
-        see(made, path, **source)
+        see(made, path, config, **source)
     return with_languages(made, path, **source) if task == SPEECH else made
 
 

@@ -23,7 +23,6 @@ class Eyes:
     """The model's processor (of transformers), with a tokenizer of its own."""
     placeholder: str
     """The token that chat templates write for a picture."""
-
     marks: tuple[str, ...]
     """All tokens that stand for pictures."""
 
@@ -81,12 +80,13 @@ def seeing_as(tokenizer: Any, other: Any) -> Any:
     return tokenizer
 
 
-def see(tokenizer: Any, path: Path | str, **source: Any) -> None:
+def see(tokenizer: Any, path: Path | str, config: Any, **source: Any) -> None:
     """Joins the tokenizer of a decoder that reads pictures with its processor, so that rows may have pictures, and
     gives it the processor's chat template where it has none; leaves others as they are."""
     import transformers
 
-    if not reads_pictures(transformers.AutoConfig.from_pretrained(path, trust_remote_code=trusted(), **source)):
+    config = config or transformers.AutoConfig.from_pretrained(path, trust_remote_code=trusted(), **source)
+    if not reads_pictures(config):
         return
 
     try:
