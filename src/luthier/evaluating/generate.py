@@ -251,22 +251,11 @@ def _up_to_stop(ids: list[int], stops: list[int], tokenizer: Any) -> list[int]:
 
 def _continue(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling, stops: list[int]) -> Tensor:
     """New token ids [rows, at most max_new_tokens], padded behind their stop."""
-    from transformers import GenerationConfig
-
     seq2seq = model.config.is_encoder_decoder
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
     collate = Collator(pad, "right" if seq2seq else "left")
     inputs = collate([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in prompts])
-    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
-    config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=bool(sampling.temperature),
-        num_beams=1,
-        eos_token_id=stops or None,
-        pad_token_id=pad,
-        use_cache=True,
-        **drawn,
-    )
+    config = sampling.config(stops, pad)
     stop = "" if seq2seq else stop_text(tokenizer)
     with _own_settings(model):
         out = model.generate(

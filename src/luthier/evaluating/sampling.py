@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,21 @@ class Sampling:
             raise LuthierError(f"temperature is {self.temperature}; expected 0 (greedy) or more.")
         if not 0 < self.top_p <= 1:
             raise LuthierError(f"top_p is {self.top_p}; expected above 0 and at most 1.")
+
+    def config(self, stops: list[int], pad: int) -> GenerationConfig:
+        """Returns it as transformers' own loop takes it."""
+        from transformers import GenerationConfig
+
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature else {}
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=bool(self.temperature),
+            num_beams=1,
+            eos_token_id=stops or None,
+            pad_token_id=pad,
+            use_cache=True,
+            **drawn,
+        )
 
 
 def within(sampling: Sampling, taken: int, most: int | None) -> Sampling:

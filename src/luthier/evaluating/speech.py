@@ -93,18 +93,11 @@ def _continued(reading: Reading, features: list[Feature], sampling: Sampling, st
     before = torch.cat([torch.full((len(features), 1), start_of(model)), inputs.pop(LABELS).long()], 1)
     inputs = in_its_dtype(model, {name: value.to(model.device) for name, value in inputs.items()})
     fitting = within(sampling, before.shape[1], models.positions(model))
-    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
-    config = GenerationConfig(
-        max_new_tokens=fitting.max_new_tokens,
-        do_sample=bool(sampling.temperature),
-        num_beams=1,
-        eos_token_id=stops or None,
-        pad_token_id=stops[0] if stops else 0,
+    config = fitting.config(stops, stops[0] if stops else 0)
+    config.update(
         suppress_tokens=getattr(held, "suppress_tokens", None),
         begin_suppress_tokens=getattr(held, "begin_suppress_tokens", None),
         decoder_start_token_id=start_of(model),
-        use_cache=True,
-        **drawn,
     )
     plain: Any = GenerationMixin
     model.generation_config = GenerationConfig()
