@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from luthier.data.pictures import KEYS, is_picture
+from luthier.data.pictures import ADDRESS, KEYS, is_picture, located
 from luthier.data.table import Row, Table, with_class_names
 from luthier.data.turns import decoded, held, is_turn
 
@@ -16,8 +15,6 @@ MEDIA = ("image", "images", "audio")
 """Columns that name files."""
 SAID = ("content", "value", "parts")
 """Keys of a turn that may hold parts."""
-ADDRESS = re.compile(r"data:|(?!file:)\w+://", re.IGNORECASE)
-"""How a name opens that is not a path."""
 
 
 def apart(row: Row, table: Table, named: Mapping[str, str]) -> Row:
@@ -42,9 +39,9 @@ def absolute(value: Any, start: Path) -> Any:
 
 
 def _path(value: Any, start: Path) -> Any:
-    if not isinstance(value, str) or not value or ADDRESS.match(value):
+    if not isinstance(value, str) or not value or ADDRESS.match(value) or value[:5].lower() == "data:":
         return value
-    return str((start / value.removeprefix("file://")).absolute())
+    return str(located(value, start).absolute())
 
 
 def _in_turns(value: Any, start: Path) -> Any:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.contracts.example import Example
-from luthier.core.errors import LuthierError
 from luthier.core.files import sha256
 from luthier.core.guard import guarded, reason
 from luthier.data.bad import BadRow, named
+from luthier.data.pictures import pillow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,12 +41,10 @@ def image_features(example: Example, processor: Any) -> dict[str, Any]:
     """As `encode_image`, raising `BadRow`."""
     import numpy as np
 
+    library = pillow()
     try:
-        from PIL import Image
-    except ImportError:
-        raise LuthierError("images need pillow: pip install 'luthier[vision]'.") from None
-    try:
-        picture = example.image if isinstance(example.image, Image.Image) else Image.open(_stream(example.image))
+        given = example.image
+        picture = given if isinstance(given, library.Image) else library.open(_stream(given))
         out = processor(images=picture.convert("RGB"), return_tensors="np")
     except BadRow:
         raise

@@ -35,6 +35,8 @@ COLUMNS = ("images", "image")
 KEYS = ("image_url", "image", "url", "path", "base64")
 """Keys of a part of a turn that hold its picture."""
 DATA = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+ADDRESS = re.compile(r"(?!file://)\w+://")
+"""How a name opens that is not of a file."""
 MOST_PIXELS = 2**26
 """Of the pictures of a row: a small file may unfold to any size."""
 SENT = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -142,12 +144,17 @@ def _named(value: Any, folder: Path | None) -> str:
         return _url(_saved(value))
     if DATA.match(value):
         return value
-    if re.match(r"\w+://", value) and not value.startswith("file://"):
+    if ADDRESS.match(value):
         raise BadRow(f"the picture {value[:80]} is an address: nothing is fetched; download it, and give its path")
-    path = (folder or Path()) / value.removeprefix("file://")
+    path = located(value, folder)
     if not path.is_file():
         raise BadRow(f"no image file {path} (of a column that holds no pictures, take it out)")
     return str(path.absolute())
+
+
+def located(name: str, folder: Path | None) -> Path:
+    """Returns where a file lies that rows of a folder name."""
+    return (folder or Path()) / name.removeprefix("file://")
 
 
 def _url(raw: bytes) -> str:
@@ -174,18 +181,24 @@ def in_parts(message: Message) -> Message:
     return {**message, "content": parts}
 
 
+def pillow() -> Any:
+    """Returns `PIL.Image`; raises `LuthierError` with the extra that brings it."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise LuthierError("images need pillow: pip install 'luthier[vision]'.") from None
+    return Image
+
+
 def opened(names: Sequence[str]) -> list[Any]:
     """Returns pictures (pillow's, in RGB) by their names; raises `BadRow` for what cannot be read, or is too large.
 
     Their sizes are looked at before any of them is unpacked. Pillow is held to decoders of its own: for some formats it
     runs other programs.
     """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise LuthierError("images need pillow: pip install 'luthier[vision]'.") from None
+    read = pillow().open
     with guarded("unreadable image", BadRow):
-        found = [Image.open(_bytes(name), formats=SENT if DATA.match(name) else FORMATS) for name in names]
+        found = [read(_bytes(name), formats=SENT if DATA.match(name) else FORMATS) for name in names]
         pixels = sum(picture.width * picture.height for picture in found)
         if pixels > MOST_PIXELS:
             raise BadRow(f"pictures of {pixels:,} pixels together; expected at most {MOST_PIXELS:,}")

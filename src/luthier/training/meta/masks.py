@@ -16,6 +16,7 @@ from luthier.core.contracts.meta import Shots
 from luthier.core.errors import LuthierError
 from luthier.core.files import sha256
 from luthier.core.guard import guarded
+from luthier.data.pictures import pillow
 from luthier.data.table import Row, Table
 from luthier.training.meta.spec import MetaRun
 
@@ -92,13 +93,10 @@ def _file(source: str, table: Table, number: int, row: Row, column: str) -> Path
 
 def _pair(picture: Path, mask: Path, side: int, processor: Any) -> tuple[np.ndarray, np.ndarray]:
     """(picture [3, side, side] as the model reads it, mask [side, side] from 0 to 1)."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise LuthierError("images need pillow: pip install 'luthier[vision]'.") from None
-    with guarded(f"{picture} cannot be read"), Image.open(picture) as file:
+    library = pillow()
+    with guarded(f"{picture} cannot be read"), library.open(picture) as file:
         seen = file.convert("RGB")
-    with guarded(f"{mask} cannot be read"), Image.open(mask) as file:
+    with guarded(f"{mask} cannot be read"), library.open(mask) as file:
         grey = file.convert("L")
     if seen.size != grey.size:
         wide = ["{} x {}".format(*each.size) for each in (grey, seen)]
@@ -113,5 +111,5 @@ def _pair(picture: Path, mask: Path, side: int, processor: Any) -> tuple[np.ndar
             f"the model's image processor brings pictures to {' x '.join(map(str, values.shape[1:]))} pixels, and "
             f"masks have {side} a side; give that side, or a model whose pictures may have any."
         )
-    scaled = np.asarray(grey.resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
+    scaled = np.asarray(grey.resize((side, side), library.Resampling.BILINEAR), np.float32) / 255
     return np.asarray(values, np.float32), scaled
