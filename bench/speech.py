@@ -22,9 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from bench._registry import results_of
-from bench.spoken_digits import cover, short_windows
+from bench.spoken_digits import cover, ready, short_windows
 from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
 import luthier as lt
@@ -105,9 +104,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--folder", type=Path, help="where sounds and runs lie. Default: a temporary one")
     given = parser.parse_args(list(arguments))
-    if shutil.which("espeak-ng") is None:
-        raise SystemExit("espeak-ng is not there: apt-get install espeak-ng")
-    torch.set_num_threads(1)
+    ready()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         texts = orders(given.rows + given.held, 0)

@@ -47,6 +47,13 @@ CONTESTANTS = {
 """`head` trains a bias that the projector's own bias makes redundant: an adapter alone is what a run takes."""
 
 
+def ready() -> None:
+    """Says what is missing, and leaves the other core alone."""
+    if shutil.which("espeak-ng") is None:
+        raise SystemExit("espeak-ng is not there: apt-get install espeak-ng")
+    torch.set_num_threads(1)
+
+
 def spoken(folder: Path, voices: Sequence[str], speeds: Sequence[int], pitches: Sequence[int], snr: float) -> Path:
     """Writes a folder of sounds for each digit, as espeak-ng says it, under white noise."""
     draw = np.random.default_rng(0)
@@ -98,9 +105,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--folder", type=Path, help="where sounds and runs lie. Default: a temporary one")
     given = parser.parse_args(list(arguments))
-    if shutil.which("espeak-ng") is None:
-        raise SystemExit("espeak-ng is not there: apt-get install espeak-ng")
-    torch.set_num_threads(1)
+    ready()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         trained = spoken(folder / "train", TRAINED, SPEEDS, PITCHES, given.snr)

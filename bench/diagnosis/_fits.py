@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from bench._registry import results_of
 import luthier as lt
 from luthier.interop.formats._merged import save_merged
 
+Part = Callable[[Path, int], dict[str, Any]]
+"""A part of a benchmark: what it finds in a scratch folder, with so many steps."""
 CHAT, LONGEST = "smollm2-135m", 256
 
 
@@ -58,6 +61,22 @@ def parsed(arguments: Sequence[str] | None, doc: str | None, name: str, *, data:
         parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
     parser.add_argument("--out", type=Path, default=results_of(name))
     return parser.parse_args(arguments)
+
+
+def run_parts(
+    arguments: Sequence[str] | None, doc: str | None, name: str, parts: Mapping[str, Part], steps: int
+) -> None:
+    """Runs the parts of a benchmark that are asked for, each in the same scratch folder; what was found stays."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--out", type=Path, default=results_of(name))
+    given = parser.parse_args(arguments)
+    found = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for part in (each for each in parts if each in given.only):
+            found[part] = parts[part](Path(scratch), given.steps)
+            recorded(given.out, found)
 
 
 def recorded(out: Path, found: Any) -> None:

@@ -9,17 +9,13 @@ into the base. `everything` is the difference of logits where all is patched; th
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench._registry import results_of
-from bench.diagnosis._fits import CHAT, asked, examined, fit, recorded, written
+from bench.diagnosis._fits import CHAT, asked, examined, fit, run_parts, written
 
 import luthier as lt
 
@@ -73,16 +69,7 @@ PARTS = {"planted": planted, "entities": entities}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Plants, fits, patches; what was found before stays."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--out", type=Path, default=results_of("diagnosis-circuit"))
-    given = parser.parse_args(arguments)
-    found = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
-    for part in given.only:
-        with tempfile.TemporaryDirectory() as scratch:
-            found[part] = PARTS[part](Path(scratch), given.steps)
-        recorded(given.out, found)
+    run_parts(arguments, __doc__, "diagnosis-circuit", PARTS, 30)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,11 @@ asked closed-book, below the passages that BM25 finds, and below those of anothe
 
 from __future__ import annotations
 
-import argparse
-import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench._registry import results_of
-from bench.diagnosis._fits import CHAT, examined, fit, recorded, written
+from bench.diagnosis._fits import CHAT, examined, fit, run_parts, written
 
 import luthier as lt
 from luthier.data.facts import read_facts
@@ -72,16 +68,7 @@ PARTS = {"grid": grid, "changed": changed, "memorised": memorised}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fits and asks; what was found before stays."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--out", type=Path, default=results_of("diagnosis-facts"))
-    given = parser.parse_args(arguments)
-    found = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for part in (each for each in PARTS if each in given.only):
-            found[part] = PARTS[part](Path(scratch), given.steps)
-            recorded(given.out, found)
+    run_parts(arguments, __doc__, "diagnosis-facts", PARTS, 60)
 
 
 if __name__ == "__main__":
