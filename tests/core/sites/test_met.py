@@ -251,3 +251,23 @@ def test_lists_of_lists_are_no_blocks():
     lt.attach(model, lt.LoReFT(rank=2, positions="all"))
     move(model)
     assert (output(model, **pictures) - base).abs().max() > 1e-4
+
+
+def test_models_without_weights_are_passed_once_for_one_configuration(monkeypatch):
+    """A pass on the meta device is slow; what it meets follows from the configuration."""
+    from luthier.core.sites import probe
+
+    passes, watched = [], probe._watched
+    monkeypatch.setattr(probe, "_watched", lambda model: passes.append(model) or watched(model))
+
+    def empty(width: int, blocks: int = 2) -> nn.Module:
+        config = tf.LlamaConfig(
+            hidden_size=width, intermediate_size=24, num_hidden_layers=blocks, num_attention_heads=2, vocab_size=61
+        )
+        with torch.device("meta"):
+            return tf.LlamaForCausalLM(config)
+
+    first, again, wider, deeper = (probe.met(empty(*sizes)) for sizes in [(8,), (8,), (12,), (8, 3)])
+    assert len(passes) == 3 and again is first
+    assert {met["model.layers.1"][1] for met in (first, deeper)} == {(1, 6, 8)}
+    assert wider["model.layers.1"][1] == (1, 6, 12) and "model.layers.2" in deeper and "model.layers.2" not in first

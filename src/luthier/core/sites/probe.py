@@ -62,8 +62,21 @@ def met(model: nn.Module) -> Met | None:
     token = hash(tuple((path, id(module)) for path, module in base_modules(model)))
     known = _met.get(model)
     if known is None or known[0] != token:
-        _met[model] = known = token, _watched(model)
+        _met[model] = known = token, (_of_shapes if model.device.type == "meta" else _watched)(model)
     return known[1]
+
+
+_met_by_shapes: dict[tuple[Any, ...], Met | None] = {}
+
+
+def _of_shapes(model: Any) -> Met | None:
+    """What a model without weights meets, which follows from its class, configuration and layers: found once for all
+    such, as a pass on the meta device takes much longer than one of a small model."""
+    layers = tuple((path, type(module)) for path, module in base_modules(model))
+    key = type(model), model.dtype, str(model.config.to_dict()), layers
+    if key not in _met_by_shapes:
+        _met_by_shapes[key] = _watched(model)
+    return _met_by_shapes[key]
 
 
 def _watched(model: nn.Module) -> Met | None:
