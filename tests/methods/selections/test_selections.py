@@ -128,7 +128,9 @@ def transport(cost, weights, epsilon: float) -> float:
     f, g = np.zeros(cost.shape[0]), np.zeros(cost.shape[1])
     for _ in range(5000):
         f = -epsilon * logsumexp((g - cost) / epsilon + right, axis=1)
-        g = -epsilon * logsumexp((f[:, None] - cost) / epsilon + left[:, None], axis=0)
+        before, g = g, -epsilon * logsumexp((f[:, None] - cost) / epsilon + left[:, None], axis=0)
+        if abs(g - before).max() < 1e-14:
+            break
     return float(weights @ f + np.exp(right) @ g)
 
 
