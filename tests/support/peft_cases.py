@@ -68,6 +68,10 @@ def lora(*targets: str, **settings) -> Callable[[], Any]:
     return lambda: peft.LoraConfig(**{"target_modules": list(targets) or None, "r": 4, "lora_alpha": 6, **settings})
 
 
+BLOCKS = {"target_modules_bd_a": ["o_proj"], "target_modules_bd_b": ["q_proj"], "nblocks": 2, "match_strict": False}
+"""Of BD-LoRA: which modules have A in blocks, and which B."""
+
+
 LORA: dict[str, Case] = {
     "lora": Case(lora("q_proj", "v_proj")),
     "all-linear": Case(lora(target_modules="all-linear")),
@@ -114,10 +118,34 @@ LORA: dict[str, Case] = {
     "trainable_token_indices of two": Case(
         lora("q_proj", trainable_token_indices={"embed_tokens": SEEN, "lm_head": [4, 7, 9]})
     ),
-    "conv layers": Case(lora("embeddings.patch_embeddings", "pwconv1"), "conv", reading=False),
+    "conv layers": Case(lora("embeddings.patch_embeddings", "pwconv1"), "conv"),
+    "conv layers at ranks of their own": Case(
+        lora("patch_embeddings", "pwconv1", use_rslora=True, rank_pattern={"patch_embeddings": 2}), "conv"
+    ),
+    "lora_bias on a convolution": Case(lora("patch_embeddings", lora_bias=True), "conv"),
+    "convolutions of sounds": Case(lora("conv_layers.1.conv", "q_proj"), "wav2vec2"),
+    "a grouped convolution": Case(lora("dwconv", r=16), "conv", reading=False),
+    "dora on conv layers": Case(lora("patch_embeddings", use_dora=True), "conv", reading=False),
+    "mica": Case(lora("q_proj", "embed_tokens", init_lora_weights="mica")),
+    "Gaussian": Case(lora("q_proj", init_lora_weights="Gaussian")),
+    "pissa on a table": Case(lora("embed_tokens", init_lora_weights="pissa")),
+    "MonteCLoRA": Case(lora("q_proj", monteclora_config=peft.MontecloraConfig())),
+    "BD-LoRA": Case(lora("q_proj", "o_proj", use_bdlora=BLOCKS)),
+    "BD-LoRA beside plain layers": Case(lora("q_proj", "o_proj", "up_proj", use_bdlora=BLOCKS)),
+    "KaSA": Case(lora("q_proj", kasa_config=peft.KasaConfig()), reading=False),
+    "VeLoRA": Case(lora("q_proj", velora_config=peft.VeloraConfig())),
+    "layers_pattern of two lists": Case(
+        lora("q", "wi", layers_to_transform=[1], layers_pattern=["layer", "block"]), "t5"
+    ),
+    "layers_to_transform in lists of lists": Case(lora("q", "wi", layers_to_transform=[0]), "t5"),
+    "modules_to_save by the end of a name": Case(lora("q_proj", modules_to_save=["norm"])),
+    "modules_to_save by the end of a tied name": Case(lora("q_proj", modules_to_save=["head"]), settings=TIED),
+    "a tied head beside its table saved whole": Case(lora("lm_head", modules_to_save=["embed_tokens"]), settings=TIED),
+    "a head of two layers": Case(lora("query", "dense", task_type="SEQ_CLS"), "roberta"),
+    "a head named by two": Case(lora("q_lin", modules_to_save=["pre_classifier", "classifier"]), "distilbert"),
     "pissa": Case(lora("q_proj", init_lora_weights="pissa"), reading=False),
     "olora": Case(lora("q_proj", init_lora_weights="olora"), reading=False),
-    "olora on a tied table": Case(lora("embed_tokens", init_lora_weights="olora"), settings=TIED, reading=False),
+    "olora on a tied table": Case(lora("embed_tokens", init_lora_weights="olora"), settings=TIED),
     "olora beside tokens of a tied table": Case(
         lora("q_proj", init_lora_weights="olora", trainable_token_indices=SEEN), settings=TIED, reading=False
     ),
@@ -202,6 +230,48 @@ def mixed(seed: int) -> Case:
     settings = {"r": r.choice([1, 2, 4]), "lora_alpha": r.choice([1, 3, 7.5]), **conv1d, **taken}
     wanted = () if "target_modules" in taken else targets
     return Case(lora(*wanted, **settings), name, settings=tied)
+
+
+def pruned(model: Any) -> None:
+    """AdaLoRA's configuration after its budget: which directions of each layer are left."""
+    config = model.peft_config["default"]
+    layers = [name for name, _ in model.named_parameters() if ".lora_E." in name]
+    kept = [[True, False, True, True], [False, True, False, False], [False] * 4]
+    config.rank_pattern = {
+        name.removeprefix("base_model.model.").removesuffix(".default"): kept[turn % 3]
+        for turn, name in enumerate(layers)
+    }
+
+
+OTHERS: dict[str, Case] = {
+    "adalora after its budget": Case(
+        lambda: peft.AdaLoraConfig(target_modules=["q_proj", "v_proj"], total_step=10, init_r=4, lora_alpha=3),
+        after=pruned,
+    ),
+    "ia3 on a convolution": Case(
+        lambda: peft.IA3Config(target_modules=["patch_embeddings"], feedforward_modules=[]), "conv", reading=False
+    ),
+    "loha on a convolution": Case(
+        lambda: peft.LoHaConfig(target_modules=["patch_embeddings"], r=2), "conv", reading=False
+    ),
+    "lokr on a convolution": Case(
+        lambda: peft.LoKrConfig(target_modules=["patch_embeddings"], r=2), "conv", reading=False
+    ),
+    "vera without its projections": Case(
+        lambda: peft.VeraConfig(target_modules=["q_proj"], r=4, save_projection=False), reading=False
+    ),
+    "vera without its projections on a tied head": Case(
+        lambda: peft.VeraConfig(target_modules=["lm_head"], r=4, save_projection=False), settings=TIED, reading=False
+    ),
+    "ia3 on a tied head": Case(
+        lambda: peft.IA3Config(target_modules=["lm_head", "k_proj"], feedforward_modules=[]), settings=TIED
+    ),
+    "norms beside a tied head": Case(
+        lambda: peft.LNTuningConfig(target_modules=["input_layernorm", "norm"], modules_to_save=["lm_head"]),
+        settings=TIED,
+    ),
+}
+"""Settings of other methods."""
 
 
 QV = ["q_proj", "v_proj"]

@@ -58,7 +58,7 @@ def import_adapter(
 
     def start(module: nn.Module, site: Any, component: AdapterComponent) -> dict[str, Tensor]:
         given = tensors[id(component)].tensors[site.path]
-        _check_shapes(source_folder, site.path, given, expected_shapes(module, site, component))
+        _check_shapes(source_folder, site.path, given, expected_shapes(module, site, component), _classes(base))
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         return {key: tensor.to(device) for key, tensor in given.items()}
 
@@ -163,10 +163,18 @@ def _spellings(kind: str, paths: list[str]) -> Iterator[str]:
     yield f"{function}({', '.join(paths)})" if function else ", ".join(paths)
 
 
-def _check_shapes(folder: Path, path: str, given: Mapping[str, Tensor], expected: Any) -> None:
+def _classes(base: nn.Module) -> int | None:
+    return getattr(getattr(base, "config", None), "num_labels", None)
+
+
+def _check_shapes(folder: Path, path: str, given: Mapping[str, Tensor], expected: Any, classes: int | None) -> None:
     shapes = {key: tensor.shape for key, tensor in given.items()}
     for key in sorted({*shapes, *(expected or shapes)}):
         have, want = shapes.get(key), (expected or shapes).get(key)
         if have != want:
             told = [tuple(each) if each is not None else "missing" for each in (have, want)]
-            raise LuthierError(f"{folder}: {key} of {path} is {told[0]}; this base expects {told[1]}.")
+            head = have and want and have[1:] == want[1:] and want[0] == classes
+            advice = (
+                f" A head of {have[0]} classes needs their names where the base is loaded (--labels)." if head else ""
+            )
+            raise LuthierError(f"{folder}: {key} of {path} is {told[0]}; this base expects {told[1]}.{advice}")

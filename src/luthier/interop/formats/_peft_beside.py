@@ -15,7 +15,7 @@ from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import run_once
 from luthier.core.sites.structure import base_parameters, features, lookup_scale, raw_parameter
-from luthier.interop.formats._peft_targets import keeps_tied, saved_whole
+from luthier.interop.formats._peft_targets import copied, keeps_tied
 from luthier.methods.forms.full import Full
 from luthier.methods.forms.lora import LoRA
 
@@ -61,7 +61,7 @@ def _together(config: Mapping[str, Any], names: list[str], given: Mapping[str, T
     if len(names) == 1 or keeps_tied(config):
         return True
     same = all(first.shape == other.shape and torch.equal(first, other) for other in others)
-    return same and (len(given) == len(names) or not any(saved_whole(config, name) for name in given))
+    return same and (len(given) == len(names) or not any(copied(config, name) for name in given))
 
 
 def _alone(folder: Path, model: nn.Module, path: str, tensor: Tensor) -> Found:

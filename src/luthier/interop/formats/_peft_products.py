@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import features, unfolded_features
 from luthier.interop.formats import _peft_beside as beside
 from luthier.interop.formats._factors import Pair, lora_of
-from luthier.interop.formats._peft_config import ALSO_MERGED
+from luthier.interop.formats._peft_config import merging
 from luthier.interop.formats._peft_read import Reader, by_pattern, scale_of, sorted_out, stored_names
 
 HADA = {f"hada_w{side}_{end}": f"w{side}_{end}" for side in "12" for end in "ab"}
@@ -29,7 +29,7 @@ def read_vera(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
     if len(shared) != 2 or any(tensor.dim() != 2 for tensor in shared.values()):
         raise LuthierError(
             f"{folder} holds no vera_A and vera_B, which peft draws anew then (save_projection=False), as no other "
-            f"library does. {ALSO_MERGED}"
+            f"library does. {merging(tensors, model)}"
         )
     b, a = (next(tensor for key, tensor in shared.items() if key.endswith(f"vera_{side}")) for side in "BA")
 
@@ -41,7 +41,7 @@ def read_vera(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
     pairs = {}
     for path, found in groups.items():
         left, right = _checked(folder, path, found, ({"b", "d"},), product)
-        pairs[path] = Pair(left, right[:, : _width(folder, path, model)])
+        pairs[path] = Pair(left, right[:, : _width(folder, path, tensors, model)])
     return [
         *lora_of(folder, pairs, model, _dropout(config, "vera")),
         *beside.whole_parameters(folder, config, others, model),
@@ -85,7 +85,7 @@ def _read(
     told = stored_names(tensors, ends, model)
     pairs = {}
     for path, found in groups.items():
-        _width(folder, path, model)
+        _width(folder, path, tensors, model)
         rank = by_pattern(folder, config.get("rank_pattern"), told[path], config.get("r"))
         scale = scale_of(folder, {**config, "lora_alpha": config.get("alpha")}, told[path], rank)
         pairs[path] = Pair(*_checked(folder, path, found, expected, product), scale)
@@ -114,11 +114,11 @@ def _checked(
     return (_eye(len(whole)), whole) if len(whole) <= whole.shape[1] else (whole, _eye(whole.shape[1]))
 
 
-def _width(folder: Path, path: str, model: nn.Module) -> int:
+def _width(folder: Path, path: str, names: Iterable[str], model: nn.Module) -> int:
     module = model.get_submodule(path)
     if unfolded_features(module) or isinstance(module, nn.Embedding):
         raise LuthierError(
-            f"{folder} adapts {path}, a {type(module).__name__}, where this has no equal here. {ALSO_MERGED}"
+            f"{folder} adapts {path}, a {type(module).__name__}, where this has no equal here. {merging(names, model)}"
         )
     return (features(module) or (0, 0))[0]
 
