@@ -31,6 +31,22 @@ LAYOUTS: dict[str, Callable[[str], str]] = {
     "inside a vision-language model, 5": lambda key: key.replace(f"{PREFIX}model.", f"{PREFIX}model.language_model."),
     "the adapter's name": lambda key: re.sub(r"(lora_[AB])\.weight$", r"\1.mine.weight", key),
 }
+LINEAR = ["q_proj", "v_proj"]
+NAMED = {
+    "lora": Case(lora(*LINEAR, trainable_token_indices=SEEN, modules_to_save=["lm_head"])),
+    "dora": Case(lora(*LINEAR, use_dora=True)),
+    "a table": Case(lora("embed_tokens", lora_bias=False)),
+    "lora_bias": Case(lora("q_proj", lora_bias=True), "qwen2"),
+    "a head of two layers": Case(lora("query", task_type="SEQ_CLS"), "roberta"),
+    "adalora": Case(lambda: peft.AdaLoraConfig(target_modules=LINEAR, total_step=10, init_r=4)),
+    "ia3": Case(lambda: peft.IA3Config(target_modules=LINEAR, feedforward_modules=[])),
+    "vera": Case(lambda: peft.VeraConfig(target_modules=LINEAR, r=4)),
+    "loha": Case(lambda: peft.LoHaConfig(target_modules=LINEAR, r=2)),
+    "lokr": Case(lambda: peft.LoKrConfig(target_modules=LINEAR, r=2)),
+    "norms": Case(lambda: peft.LNTuningConfig(target_modules=["input_layernorm"], modules_to_save=["lm_head"])),
+    "tokens": Case(lambda: peft.TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=SEEN)),
+}
+"""Whose keys hold the adapter's name where a trainer writes the model's own."""
 WHOLE = Case(
     lora("q_proj", "down_proj", modules_to_save=["lm_head"], trainable_token_indices=SEEN, rank_pattern={"q_proj": 3})
 )
@@ -58,6 +74,96 @@ def test_known_layouts_are_read(layout, tmp_path):
     renamed(tmp_path / "peft", LAYOUTS[layout])
     ours = lt.load(WHOLE.base(), lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=WHOLE.base()))
     assert (output(ours, WHOLE) - output(theirs, WHOLE)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_models_own_keys_hold_the_name_of_the_adapter(name, tmp_path):
+    """As FSDP and trainers of one's own write them; an adapter may be called anything without a dot."""
+    case = NAMED[name]
+    theirs = case.fitted("my-adapter 2")
+    theirs.peft_config["my-adapter 2"].save_pretrained(tmp_path)
+    held = {key: tensor.clone() for key, tensor in theirs.state_dict().items() if "my-adapter 2" in key}
+    save_file(held, tmp_path / "adapter_model.safetensors")
+    ours = lt.load(case.base(), lt.import_adapter(tmp_path, tmp_path / "ours", base=case.base()))
+    wanted = output(theirs, case)
+    assert (output(ours, case) - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
+    assert (output(case.base(), case) - wanted).abs().max() > 1e-3
+
+
+def test_several_adapters_in_one_file_are_refused(tmp_path):
+    theirs = WHOLE.fitted("mine")
+    theirs.add_adapter("yours", WHOLE.make())
+    theirs.peft_config["mine"].save_pretrained(tmp_path)
+    save_file(
+        {k: t.clone() for k, t in theirs.state_dict().items() if "lora" in k}, tmp_path / "adapter_model.safetensors"
+    )
+    with pytest.raises(lt.LuthierError, match=r"several adapters in one file \(mine, yours\).*selected_adapters"):
+        lt.import_adapter(tmp_path, tmp_path / "ours", base=WHOLE.base())
+
+
+def test_folders_of_several_adapters_are_named(tmp_path):
+    """peft writes each but `default` into a folder of its own."""
+    WHOLE.fitted("mine").save_pretrained(tmp_path / "peft")
+    with pytest.raises(lt.LuthierError, match=r"peft/mine is one: give that folder"):
+        lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=WHOLE.base())
+    assert lt.import_adapter(tmp_path / "peft" / "mine", tmp_path / "ours", base=WHOLE.base())
+
+
+def test_placeholders_of_a_sharded_run_are_told(tmp_path):
+    WHOLE.fitted().save_pretrained(tmp_path)
+    held = load_file(tmp_path / "adapter_model.safetensors")
+    save_file({key: torch.zeros(0) for key in held}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(lt.LuthierError, match=r"is empty\. DeepSpeed's ZeRO-3"):
+        lt.import_adapter(tmp_path, tmp_path / "ours", base=WHOLE.base())
+
+
+STARTS = {
+    "corda": ({"init_lora_weights": "corda"}, r"does not load it without what was measured then\. Saved with path"),
+    "lora_ga": ({"init_lora_weights": "lora_ga"}, r"where it answers otherwise\. Saved with path_initial"),
+    "loftq": ({"init_lora_weights": "loftq"}, r"quantises the base's weights .* Merge it with peft .*model\.$"),
+    "pissa_niter": ({"init_lora_weights": "pissa_niter_4"}, r"another start each time\. Saved with path_initial"),
+    "pissa with ranks of its own and rsLoRA": (
+        {"init_lora_weights": "pissa", "use_rslora": True, "rank_pattern": {"k_proj": 2}},
+        r"Merge it with peft \(merge_and_unload\) and use the model\.$",
+    ),
+    "a start of tomorrow": ({"init_lora_weights": "of-tomorrow"}, "take it out of adapter_config.json"),
+    "a setting of tomorrow": ({"use_tomorrow": True}, "take it out of adapter_config.json"),
+    "blocks without a number": ({"use_bdlora": {"nblocks": "two"}}, "expected a table with a number of blocks"),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_settings_that_are_not_read_say_what_to_do(name, tmp_path):
+    case, (changes, message) = Case(lora("q_proj")), STARTS[name]
+    case.fitted().save_pretrained(tmp_path)
+    configured(tmp_path, **changes)
+    with pytest.raises(lt.LuthierError, match=message):
+        lt.import_adapter(tmp_path, tmp_path / "ours", base=case.base())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_lora_ga_took_off_is_not_in_the_folder(tmp_path):
+    """So that peft answers otherwise with what it saved, and as before with what it converted, which is read."""
+    case = Case(lora("q_proj", init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig()))
+    model, config = case.base(), case.make()
+
+    def step():
+        model(**case.inputs(), labels=case.inputs()["input_ids"]).loss.backward()
+
+    peft.tuners.lora.preprocess_loraga(model, config, step)
+    theirs = peft.get_peft_model(model, config).eval()
+    theirs.peft_config["default"].init_lora_weights = True
+    theirs.save_pretrained(tmp_path / "start")
+    theirs.peft_config["default"].init_lora_weights = "lora_ga"
+    for key, parameter in theirs.named_parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter) if "lora_" in key else 0
+    wanted = output(theirs, case)
+    theirs.save_pretrained(tmp_path / "plain")
+    loaded = peft.PeftModel.from_pretrained(case.base(), tmp_path / "plain").eval()
+    assert (output(loaded, case) - wanted).abs().max() > 1e-2
+    theirs.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    ours = lt.load(case.base(), lt.import_adapter(tmp_path / "converted", tmp_path / "ours", base=case.base()))
+    assert (output(ours, case) - wanted).abs().max() < 1e-4
 
 
 def test_patterns_mean_the_names_of_the_file(tmp_path):

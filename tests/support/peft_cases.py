@@ -45,10 +45,10 @@ class Case:
     def inputs(self) -> dict[str, Any]:
         return ARCHITECTURES["vit" if self.name == "conv" else self.name].inputs()
 
-    def fitted(self):
-        """peft's model with every tensor that it trains moved."""
+    def fitted(self, called: str = "default"):
+        """peft's model with every tensor that it trains moved; `called` is the adapter's name."""
         torch.manual_seed(0)
-        model = peft.get_peft_model(self.base(), self.make()).eval()
+        model = peft.get_peft_model(self.base(), self.make(), adapter_name=called).eval()
         for key, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.data += (0.02 if "magnitude" in key else 0.1) * torch.randn_like(parameter)
@@ -171,6 +171,10 @@ LORA: dict[str, Case] = {
     "qalora": Case(lora("q_proj", use_qalora=True)),
     "experts": Case(lora("q_proj", "gate"), "mixtral"),
     "seq2seq": Case(lora("q", "v"), "t5"),
+    "bias all and lora_bias": Case(lora("query", bias="all", lora_bias=True, task_type="SEQ_CLS"), "bert"),
+    "a shared table at a rank of its own": Case(lora("shared", "o", rank_pattern={"o": 2}), "t5"),
+    "dora on a tied table and head": Case(lora("embed_tokens", "lm_head", use_dora=True), settings=TIED, reading=False),
+    "a table of positions that reads a mask": Case(lora("embed_positions", "q_proj"), "opt", reading=False),
     "bias all beside a new head": Case(lora("query", "value", bias="all", task_type="SEQ_CLS"), "bert"),
     "a shared table": Case(lora("shared", "q"), "t5"),
     "a shared table saved whole": Case(lora("q", modules_to_save=["shared"]), "t5"),

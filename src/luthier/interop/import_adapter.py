@@ -86,7 +86,9 @@ def source_of(folder: Path, source: str | Format | None) -> Format:
     fitting = [each for each in known if each.fits(folder)]
     if not fitting:
         libraries = ", ".join(each.name() for each in known)
-        raise LuthierError(f"{folder} is not an adapter of {libraries}: it holds {_listing(folder)}.")
+        inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and any(each.fits(path) for each in known)]
+        near = f" {inside[0]} is one: give that folder." if inside else ""
+        raise LuthierError(f"{folder} is not an adapter of {libraries}: it holds {_listing(folder)}.{near}")
     if len(fitting) > 1:
         several = " and ".join(each.name() for each in fitting)
         raise LuthierError(f"{folder} holds adapters of {several}; say which is meant (--format, in Python source=…).")
@@ -173,8 +175,7 @@ def _check_shapes(folder: Path, path: str, given: Mapping[str, Tensor], expected
         have, want = shapes.get(key), (expected or shapes).get(key)
         if have != want:
             told = [tuple(each) if each is not None else "missing" for each in (have, want)]
-            head = have and want and have[1:] == want[1:] and want[0] == classes
-            advice = (
-                f" A head of {have[0]} classes needs their names where the base is loaded (--labels)." if head else ""
-            )
+            advice = ""
+            if have and want and have[1:] == want[1:] and want[0] == classes:
+                advice = f" If it is a head, load the base with the names of its {have[0]} classes (--labels)."
             raise LuthierError(f"{folder}: {key} of {path} is {told[0]}; this base expects {told[1]}.{advice}")

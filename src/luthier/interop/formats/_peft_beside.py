@@ -112,8 +112,12 @@ def met(folder: Path, found: list[Found], model: nn.Module) -> list[Found]:
         "there does nothing, and is left out.",
         stacklevel=2,
     )
-    left = [replace(e, tensors={path: t for path, t in e.tensors.items() if path not in idle}) for e in found]
+    left = [replace(each, tensors=_without(each.tensors, idle), ranks=_without(each.ranks, idle)) for each in found]
     return [each for each in left if each.tensors]
+
+
+def _without(table: Mapping[str, Any], paths: set[str]) -> dict[str, Any]:
+    return {path: value for path, value in table.items() if path not in paths}
 
 
 def _read(model: nn.Module, paths: set[str]) -> set[str]:

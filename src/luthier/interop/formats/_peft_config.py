@@ -87,7 +87,7 @@ SHARED = "Run it with peft, whose merge would change {} as well, with which it s
 
 def merging(names: Iterable[str], model: nn.Module) -> str:
     """Returns the advice to merge what is not read, where peft's merge gives the same outputs: not where the weight of
-    an adapted layer is that of another layer too (a tied table and head)."""
+    an adapted layer is that of another layer too (a tied table and head), which may have changes of its own."""
     owners: dict[int, list[str]] = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(path.removesuffix(".weight"))
@@ -95,7 +95,7 @@ def merging(names: Iterable[str], model: nn.Module) -> str:
     for paths in owners.values():
         base = [path for path in paths if f"{path}.weight" not in told]  # of one that is saved whole, peft has a copy
         adapted = [path for path in base if any(name.startswith(f"{path}.") for name in told)]
-        others = [path for path in base if path not in adapted]
+        others = [path for path in base if path not in adapted[:1]]
         if adapted and others:
             return SHARED.format(others[0])
     return ALSO_MERGED

@@ -19,8 +19,9 @@ TOKENS = "token_adapter.trainable_tokens_delta"
 OWN = r"lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|ln_tuning_layers|trainable_tokens_delta"
 NAMED = re.compile(rf"\.({OWN}|hada_\w+|lokr_\w+|vera_\w+)\.(?!(?:weight|bias)$)([^.]+)(?=(?:\.(?:weight|bias))?$)")
 """A key of a model's own, which holds the adapter's name behind peft's; what `save_pretrained` writes has none."""
-IN_TRAINING = re.compile(r"\.lora_(monteclora_sampler|velora_embed)(\.|$)")
-"""What draws MonteCLoRA's noise and what compresses VeLoRA's activations, in training alone."""
+ASIDE = re.compile(r"\.(lora_monteclora_sampler|lora_velora_embed|ranknum)(\.|$)")
+"""What draws MonteCLoRA's noise and compresses VeLoRA's activations, in training alone; and the rank that AdaLoRA's
+layers had at first, which its configuration says."""
 
 
 def without_name(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,12 +42,12 @@ def without_name(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 def that_count(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors that peft's model computes with, where a file has several of one parameter: of a module that
     is saved whole, `bias="all"` also writes the module that it left, and the copy under its wrapper's name. What acts
-    in training alone does not count."""
+    in training alone (`ASIDE`) does not count."""
     return {
         key: tensor
         for key, tensor in tensors.items()
         if ".original_module." not in key
-        and not IN_TRAINING.search(key)
+        and not ASIDE.search(key)
         and (".modules_to_save." not in key or key.replace(".modules_to_save.", ".") not in tensors)
     }
 

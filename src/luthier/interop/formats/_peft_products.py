@@ -26,12 +26,13 @@ Factors = tuple[Tensor, Tensor]
 def read_vera(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> list[Found]:
     """VERA: diag(b) B · diag(d) A with B and A of all layers, of which each takes its own rows and columns."""
     shared = {key: tensor for key, tensor in tensors.items() if key.endswith(("vera_A", "vera_B"))}
-    if len(shared) != 2 or any(tensor.dim() != 2 for tensor in shared.values()):
+    sides = [[tensor for key, tensor in shared.items() if key.endswith(f"vera_{side}")] for side in "BA"]
+    if not all(sides) or any(not _alike(side) for side in sides):
         raise LuthierError(
             f"{folder} holds no vera_A and vera_B, which peft draws anew then (save_projection=False), as no other "
             f"library does. {merging(tensors, model)}"
         )
-    b, a = (next(tensor for key, tensor in shared.items() if key.endswith(f"vera_{side}")) for side in "BA")
+    b, a = (side[0] for side in sides)
 
     def product(found: Mapping[str, Tensor]) -> Factors:
         return found["b"][:, None] * b[: len(found["b"])], found["d"][:, None] * a
@@ -121,6 +122,12 @@ def _width(folder: Path, path: str, names: Iterable[str], model: nn.Module) -> i
             f"{folder} adapts {path}, a {type(module).__name__}, where this has no equal here. {merging(names, model)}"
         )
     return (features(module) or (0, 0))[0]
+
+
+def _alike(copies: list[Tensor]) -> bool:
+    """Whether all are one matrix, which a model's own keys have at every layer."""
+    first = copies[0]
+    return first.dim() == 2 and all(first.shape == each.shape and torch.equal(first, each) for each in copies)
 
 
 def _dropout(config: Mapping[str, Any], method: str) -> float:

@@ -69,7 +69,7 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
         *lora_of(folder, {path: Pair(found["B"], found["A"], scales[path]) for path, found in apart.items()}, model),
         *lora_of(folder, parameters, model),
         *on_all_experts(folder, config, experts, lambda path, rank: scale_of(folder, config, path, rank), model),
-        *_biases(folder, {path: scales[path] * bias for path, bias in biases.items()}, dora, model),
+        *_biases(folder, {path: scales[path] * bias for path, bias in biases.items()}, rest, dora, model),
         *beside.tokens(folder, rows, _indices(folder, config, rows), model),
         *beside.whole_parameters(folder, config, rest, model),
     ]
@@ -112,16 +112,24 @@ def _experts_apart(
     return apart, rest
 
 
-def _biases(folder: Path, biases: Mapping[str, Tensor], dora: bool, model: nn.Module) -> list[Found]:
-    """`lora_bias`: s b is added to what leaves a layer, which is a change of its bias."""
-    for path in biases:
+def _biases(
+    folder: Path, biases: Mapping[str, Tensor], rest: dict[str, Tensor], dora: bool, model: nn.Module
+) -> list[Found]:
+    """`lora_bias`: s b is added to what leaves a layer, which is a change of its bias; to one that was trained itself
+    (in `rest`) it is added there."""
+    kept = {}
+    for path, bias in biases.items():
         if dora or model.get_submodule(path)._parameters.get("bias") is None:
             raise LuthierError(
                 f"{folder}: lora_bias adds a bias at {path}, "
                 + ("where DoRA acts" if dora else "a layer without one")
                 + ", and no form here does so. peft cannot merge it there either; run it with peft."
             )
-    kept = {f"{path}.bias": {"delta": bias} for path, bias in biases.items()}
+        own = f"{path}.bias"
+        if own in rest:
+            rest[own] = rest[own] + bias
+        else:
+            kept[own] = {"delta": bias}
     return [Found(BitFit(), "param", kept)] if kept else []
 
 
