@@ -11,7 +11,7 @@ import torch
 import luthier as lt
 from interop.test_gguf import MODELS, made, same_as_llamacpp
 from luthier.interop.formats._gguf.architectures import ARCHITECTURES
-from luthier.models.convert.gguf_config import _by_factors, _llama3
+from luthier.models.convert.gguf_config import _by_factors, _llama3, completed
 from support.shipped import ROWS, build, byte_level, logits
 
 gguf = pytest.importorskip("gguf")
@@ -114,6 +114,29 @@ def test_factors_of_llama_3_are_told_by_its_rule(theta, factor):
     factors = plain / LlamaRotaryEmbedding(config).inv_freq
     assert torch.allclose(_llama3(64, theta, factor, 8192), factors, rtol=1e-4)
     assert _by_factors(factors, theta, 8192, 131072) | {"rope_theta": theta} == rope
+
+
+class Said:
+    """What a file says, by its keys."""
+
+    weights = Path("it.gguf")
+
+    def __init__(self, **said):
+        self.values = {key.replace("__", "."): value for key, value in said.items()}
+
+    def of(self, key: str):
+        return self.values.get(key)
+
+
+def test_the_base_of_positions_and_their_share_of_a_head_are_read_of_every_kind():
+    """transformers' table for some kinds lacks the one or the other, and its defaults are one checkpoint's."""
+    from transformers import StableLmConfig, Starcoder2Config
+
+    said = {"stablelm__rope__freq_base": 2e4, "stablelm__rope__dimension_count": 4, "starcoder2__rope__freq_base": 1e6}
+    found = completed(StableLmConfig(), Said(general__architecture="stablelm", **said), {}).rope_parameters
+    assert (found["rope_theta"], found["partial_rotary_factor"]) == (2e4, 4 / 80)
+    found = completed(Starcoder2Config(), Said(general__architecture="starcoder2", **said), {}).rope_parameters
+    assert found["rope_theta"] == 1e6
 
 
 def rewritten(path: Path, out: Path, leave=(), add=None) -> Path:

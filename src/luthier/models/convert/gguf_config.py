@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ def completed(config: Any, metadata: Metadata, tensors: Mapping[str, Any]) -> An
         if key in known and name in tensors:
             setattr(config, key, True)
     width = said("attention.key_length")
-    if width and "head_dim" in known:
+    if width and "head_dim" in known and "global_head_dim" not in known:  # Gemma 4's is of the layers that see far
         config.head_dim = width
     if width and said("attention.value_length") not in (None, width):
         raise LuthierError(f"{metadata.weights.name}: keys and values of two widths are not read here.")
@@ -59,6 +60,8 @@ def _positions(config: Any, said: Said, name: str, tensors: Mapping[str, Any]) -
     parameters = dict(config.rope_parameters)
     nested = "full_attention" in parameters
     far = dict(parameters["full_attention"] if nested else parameters)
+    if theta := said("rope.freq_base"):
+        far["rope_theta"] = theta
     if far.get("rope_type", "default") == "default":
         far |= _scaling(config, said, name, tensors, far["rope_theta"])
     turned, width = said("rope.dimension_count"), head_width(config)
@@ -130,8 +133,7 @@ def check_whole(metadata: Metadata, tensors: Mapping[str, Any], model: Any, miss
             f"{name} holds no weights for {missing[0]} of the {type(model).__name__} that transformers' reader makes "
             f"of it ({len(missing)} are missing), which would be drawn at random; take the model in safetensors."
         )
-    beside = {FREQUENCIES, *LONG}
-    held = sum(int(tensor.n_elements) for key, tensor in tensors.items() if key not in beside)
+    held = sum(int(each.n_elements) for key, each in tensors.items() if not _beside(key, model.config))
     taken = sum(parameter.numel() for parameter in model.parameters())
     twice = int(tensors["output.weight"].n_elements) if "output.weight" in tensors else 0
     if held not in (taken, taken + twice):
@@ -140,6 +142,13 @@ def check_whole(metadata: Metadata, tensors: Mapping[str, Any], model: Any, miss
             "makes of it, which would answer otherwise; take the model in safetensors."
         )
     _check_turned(metadata, model)
+
+
+def _beside(name: str, config: Any) -> bool:
+    """Whether a tensor is none of the model's parameters: factors of positions, or of a block behind its layers, which
+    predicts further tokens."""
+    block = re.match(r"blk\.(\d+)\.", name)
+    return name in (FREQUENCIES, *LONG) or (block is not None and int(block[1]) >= config.num_hidden_layers)
 
 
 def _check_turned(metadata: Metadata, model: Any) -> None:
