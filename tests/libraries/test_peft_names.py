@@ -25,6 +25,8 @@ LAYOUTS: dict[str, Callable[[str], str]] = {
     "a block compiled": lambda key: key.replace(".layers.1.", ".layers.1._orig_mod."),
     "DistributedDataParallel": lambda key: f"module.{key}",
     "FSDP": lambda key: key.replace(".layers.1.", ".layers.1._fsdp_wrapped_module."),
+    "inside a model with a value head": lambda key: f"pretrained_model.{key}",
+    "inside a trainer's module": lambda key: f"_forward_module.model.{key}",
     "no prefix": lambda key: key.removeprefix(PREFIX),
     "the body alone": lambda key: key.replace(f"{PREFIX}model.", PREFIX),
     "inside a vision-language model, 4": lambda key: key.replace(f"{PREFIX}model.", f"{PREFIX}language_model.model."),
@@ -201,6 +203,29 @@ def test_other_layouts_are_refused_by_the_first_name(change, message, tmp_path):
     with pytest.raises(lt.LuthierError, match=message) as caught:
         lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=WHOLE.base())
     assert "damaged" not in str(caught.value)
+
+
+CONSTANTS = {
+    "llama": {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)},
+    "gpt2": {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8),
+        "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+    },
+    "bert": {"bert.embeddings.position_ids": torch.arange(128)[None]},
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_buffers_that_older_versions_of_transformers_saved_are_left_out(name, tmp_path):
+    case = Case(
+        {"llama": lora("q_proj"), "gpt2": lora("c_attn", fan_in_fan_out=True), "bert": lora("query")}[name], name
+    )
+    theirs = case.fitted()
+    theirs.save_pretrained(tmp_path)
+    held = load_file(tmp_path / "adapter_model.safetensors")
+    save_file(held | {PREFIX + k: t for k, t in CONSTANTS[name].items()}, tmp_path / "adapter_model.safetensors")
+    ours = lt.load(case.base(), lt.import_adapter(tmp_path, tmp_path / "ours", base=case.base()))
+    assert (output(ours, case) - output(theirs, case)).abs().max() < 1e-5
 
 
 CHANGES = {

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from luthier.core.errors import LuthierError
+from luthier.interop.formats._peft_keys import unwrapped
 
 TOLD = [
     "peft_type",
@@ -91,7 +92,7 @@ def merging(names: Iterable[str], model: nn.Module) -> str:
     owners: dict[int, list[str]] = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(path.removesuffix(".weight"))
-    told = {name.removeprefix("base_model.model.") for name in names if "token_adapter" not in name}
+    told = {unwrapped(name) for name in names if "token_adapter" not in name}
     for paths in owners.values():
         base = [path for path in paths if f"{path}.weight" not in told]  # of one that is saved whole, peft has a copy
         adapted = [path for path in base if any(name.startswith(f"{path}.") for name in told)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
 
@@ -19,9 +19,10 @@ TOKENS = "token_adapter.trainable_tokens_delta"
 OWN = r"lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|ln_tuning_layers|trainable_tokens_delta"
 NAMED = re.compile(rf"\.({OWN}|hada_\w+|lokr_\w+|vera_\w+)\.(?!(?:weight|bias)$)([^.]+)(?=(?:\.(?:weight|bias))?$)")
 """A key of a model's own, which holds the adapter's name behind peft's; what `save_pretrained` writes has none."""
-ASIDE = re.compile(r"\.(lora_monteclora_sampler|lora_velora_embed|ranknum)(\.|$)")
-"""What draws MonteCLoRA's noise and compresses VeLoRA's activations, in training alone; and the rank that AdaLoRA's
-layers had at first, which its configuration says."""
+ASIDE = re.compile(r"\.(lora_monteclora_sampler|lora_velora_embed|ranknum|rotary_emb\.inv_freq)(\.|$)")
+"""What draws MonteCLoRA's noise and compresses VeLoRA's activations, in training alone; the rank that AdaLoRA's layers
+had at first, which its configuration says; and rotary frequencies, which the base's does."""
+CONSTANT = re.compile(r"\.(position_ids|attn\.(masked_)?bias)$")
 
 
 def without_name(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -52,9 +53,14 @@ def that_count(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def unwrapped(key: str) -> str:
+    """Returns a key without peft's prefix and what stands before it: trainers hold peft's model in others of theirs."""
+    return key.partition(PREFIX)[2] or key
+
+
 def divided(key: str, ends: Mapping[str, str]) -> tuple[str, str | None]:
     """Returns (path, our name of the tensor) of a key; (path of a parameter, None) of one that has no such end."""
-    plain = key.removeprefix(PREFIX)
+    plain = unwrapped(key)
     for end, name in {**ends, TOKENS: "rows"}.items():
         if plain.endswith(f".{end}"):
             return plain[: -len(end) - 1], name
@@ -63,6 +69,13 @@ def divided(key: str, ends: Mapping[str, str]) -> tuple[str, str | None]:
         ".",
         plain,
     ), None
+
+
+def constants(names: Iterable[str], model: nn.Module) -> set[str]:
+    """Returns the keys of buffers that older transformers saved and no training moves: numbers of positions, masks."""
+    matches = {key: match[0] for key in names if (match := CONSTANT.search(key))}
+    own = [path for path, _ in model.named_parameters()]
+    return {key for key, end in matches.items() if not any(path.endswith(end) for path in own)}
 
 
 def refuse_empty(folder: Path, tensors: Mapping[str, Tensor]) -> None:

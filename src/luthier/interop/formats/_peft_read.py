@@ -146,7 +146,7 @@ def _indices(folder: Path, config: Mapping[str, Any], rows: Mapping[str, Tensor]
     for path in rows:
         own = told
         if isinstance(told, dict):
-            own = next((each for key, each in told.items() if path == key or path.endswith(f".{key}")), [])
+            own = next((each for key, each in told.items() if path.endswith(key)), [])
         if not isinstance(own, list) or not all(type(each) is int for each in own):
             raise LuthierError(f"{folder}: trainable_token_indices is {told!r}; expected whole numbers for {path}.")
         found[path] = own

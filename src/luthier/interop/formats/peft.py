@@ -47,7 +47,7 @@ class PEFT(LowRankFormat):
         from luthier.interop.formats._files import inside, names_in, read_tensors
         from luthier.interop.formats._peft_beside import met
         from luthier.interop.formats._peft_config import merging, refuse_method, refuse_start, refuse_unknown
-        from luthier.interop.formats._peft_keys import refuse_empty, that_count, without_name
+        from luthier.interop.formats._peft_keys import constants, refuse_empty, that_count, without_name
         from luthier.interop.formats._peft_products import READERS as PRODUCTS
         from luthier.interop.formats._peft_read import READERS
 
@@ -64,7 +64,7 @@ class PEFT(LowRankFormat):
         refuse_method(folder, config["peft_type"], readers, merged)
         refuse_unknown(folder, config, merged)
         refuse_start(folder, config, names, merged)
-        tensors = without_name(folder, read_tensors(inside(folder, file)))
+        tensors = without_name(folder, read_tensors(inside(folder, file), constants(names(), model)))
         refuse_empty(folder, tensors)
         return met(folder, readers[config["peft_type"]](folder, config, that_count(tensors), model), model)
 
