@@ -252,6 +252,20 @@ OTHERS: dict[str, Case] = {
         lambda: peft.AdaLoraConfig(target_modules=["q_proj", "v_proj"], total_step=10, init_r=4, lora_alpha=3),
         after=pruned,
     ),
+    "adalora on a convolution": Case(
+        lambda: peft.AdaLoraConfig(target_modules=["patch_embeddings", "pwconv1"], total_step=10, init_r=4), "conv"
+    ),
+    "loha of a kernel of its own": Case(
+        lambda: peft.LoHaConfig(target_modules=["downsampling_layer.1"], r=2, use_effective_conv2d=True),
+        "conv",
+        reading=False,
+    ),
+    "tokens of a tied table": Case(
+        lambda: peft.TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=SEEN), settings=TIED
+    ),
+    "tokens of a shared table alone": Case(
+        lambda: peft.TrainableTokensConfig(target_modules=["shared"], token_indices=SEEN), "t5"
+    ),
     "ia3 on a convolution": Case(
         lambda: peft.IA3Config(target_modules=["patch_embeddings"], feedforward_modules=[]), "conv", reading=False
     ),

@@ -150,8 +150,11 @@ def tokens(folder: Path, rows: Mapping[str, Tensor], indices: Mapping[str, list[
         spots = torch.zeros(len(table), len(where))
         spots[where, range(len(where))] = 1.0
         tied = [name for name, counterpart in known.items() if counterpart is table]
-        if len({name.removesuffix(".weight") for name in tied} & set(rows)) > 1:
+        others = [each for each in rows if each != path and f"{each}.weight" in tied]
+        if any(indices[each] != where or not torch.equal(rows[each], held) for each in others):
             raise LuthierError(f"{folder} trains tokens of {' and of '.join(tied)} apart, which are one tensor here.")
+        if list(rows).index(path) > min(map(list(rows).index, others), default=len(rows)):
+            continue  # the same rows once more, under the name of what is tied to it
         change = held - table.detach()[where].to(held)
         found += [low_rank(folder, model, name.removesuffix(".weight"), spots, change) for name in tied]
     return found

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from luthier.core.errors import LuthierError
-from luthier.core.sites.structure import features, unfolded_features
+from luthier.core.sites.structure import features, lookup_scale, unfolded_features
 
 
 def whole_factors(folder: Path, config: Mapping[str, Any], found: dict[str, Tensor], module: nn.Module) -> None:
@@ -35,6 +35,7 @@ def check_layer(
     """Raises for factors that do not fit each other, and for a layer where they have no equal here; `merged` is what to
     do with what peft can merge."""
     if dora and isinstance(module, nn.Embedding):
+        lookup_scale(path, module)  # a table that looks up something else says so: peft does not merge it right
         raise LuthierError(f"{folder} adapts the table {path} by DoRA, which has no equal here. {merged()}")
     if isinstance(module, _ConvNd):
         _check_convolution(folder, path, module, dora, merged)

@@ -17,8 +17,9 @@ from luthier.interop.formats._factors import Pair, lora_of
 from luthier.interop.formats._peft_config import merging
 from luthier.interop.formats._peft_read import Reader, by_pattern, scale_of, sorted_out, stored_names
 
-HADA = {f"hada_w{side}_{end}": f"w{side}_{end}" for side in "12" for end in "ab"}
-KRON = {f"lokr_w{side}{end}": f"w{side}{end}" for side in "12" for end in ("", "_a", "_b")}
+HADA = {f"hada_w{side}_{end}": f"w{side}_{end}" for side in "12" for end in "ab"} | {"hada_t1": "t1", "hada_t2": "t2"}
+KRON = {f"lokr_w{side}{end}": f"w{side}{end}" for side in "12" for end in ("", "_a", "_b")} | {"lokr_t2": "t2"}
+"""Ends of keys, and what we call the tensors; t1 and t2 are of convolutions alone."""
 LAMBDA = {"vera_lambda_b": "b", "vera_lambda_d": "d"}
 Factors = tuple[Tensor, Tensor]
 

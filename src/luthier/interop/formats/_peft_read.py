@@ -17,7 +17,7 @@ from luthier.core.contracts.form import rank_scale
 from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
 from luthier.core.sites.renaming import nearest, renamed
-from luthier.core.sites.structure import lookup_scale, unfolded_features
+from luthier.core.sites.structure import lookup_scale, raw_parameter, unfolded_features
 from luthier.interop.formats import _peft_beside as beside
 from luthier.interop.formats._factors import Pair, lora_of
 from luthier.interop.formats._peft_config import merging
@@ -272,11 +272,24 @@ def read_adalora(
         if rank := len(found["A"]):
             scale = _adalora_scale(folder, config, rank)
             kept[path] = {"A": found["A"], "B": found["B"] * (scale * found["E"].mT)}
+    kernels = {path: kept.pop(path) for path in list(kept) if unfolded_features(model.get_submodule(path))}
     ranks = {path: len(found["A"]) for path, found in kept.items()}
     most = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     form = LoRA(rank=most, alpha=float(most), dropout=float(config.get("lora_dropout") or 0.0))
     lora = Found(form, "affine", kept, ranks if set(ranks.values()) != {most} else {})
-    return [*([lora] if kept else []), *beside.whole_parameters(folder, config, rest, model)]
+    convolved = lora_of(folder, {path: _kernel(folder, path, found, model) for path, found in kernels.items()}, model)
+    return [*([lora] if kept else []), *convolved, *beside.whole_parameters(folder, config, rest, model)]
+
+
+def _kernel(folder: Path, path: str, found: Mapping[str, Tensor], model: nn.Module) -> Pair:
+    """AdaLoRA's matrices of a convolution as its kernel and one of 1 x 1."""
+    shape = raw_parameter(model, f"{path}.weight").shape
+    if found["A"].shape[1:].numel() != shape[1:].numel():
+        raise LuthierError(
+            f"{folder}: A of {path} is {tuple(found['A'].shape)}; this base expects {shape[1:].numel()}."
+        )
+    ones = (1,) * (len(shape) - 2)
+    return Pair(found["B"].reshape(*found["B"].shape, *ones), found["A"].reshape(-1, *shape[1:]))
 
 
 def _adalora_scale(folder: Path, config: Mapping[str, Any], rank: int) -> float:
