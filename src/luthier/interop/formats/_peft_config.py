@@ -123,7 +123,7 @@ STARTS: Mapping[str, tuple[str, bool, bool]] = {
     r"corda": (f"{NOT_HELD}peft does not load it without what was measured then.", False, True),
     r"lora_ga": (f"{NOT_HELD}peft loads it on the base as it was, where it answers otherwise.", False, True),
 }
-"""{value of `init_lora_weights`: (what it does, whether to merge with peft, whether peft saves it as a plain LoRA)}."""
+"""What each other value does, whether peft merges it rightly, and whether peft saves it as a plain LoRA."""
 CONVERTED = "Saved with path_initial_model_for_weight_conversion=…, it is a LoRA as any other."
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
 from luthier.models.convert._bytelevel import Metadata
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Said = Callable[[str], Any]
 LARGEST = {"gemma2": 46, "gemma3_text": 62}
@@ -89,6 +89,8 @@ def _scaling(config: Any, said: Said, name: str, tensors: Mapping[str, Any], the
     kind, factor = said("rope.scaling.type"), said("rope.scaling.factor") or said("rope.scale_linear")
     first = said("rope.scaling.original_context_length")
     if FREQUENCIES in tensors:
+        import torch
+
         factors = torch.tensor(tensors[FREQUENCIES].data.reshape(-1).copy()).float()
         return _by_factors(factors, theta, first or 8192, config.max_position_embeddings)
     if kind == "none" or not factor or factor == 1:
@@ -104,6 +106,8 @@ def _scaling(config: Any, said: Said, name: str, tensors: Mapping[str, Any], the
 
 def _by_factors(factors: Tensor, theta: float, first: int, longest: int) -> dict[str, Any]:
     """What divides each frequency: Llama 3's rule where it is that, else the factors themselves."""
+    import torch
+
     scale = round(float(factors.max()), 4)
     if torch.allclose(_llama3(len(factors), theta, scale, first), factors, rtol=1e-3):
         return {"rope_type": "llama3", "factor": scale, "original_max_position_embeddings": first, **LLAMA3}
@@ -118,6 +122,8 @@ def _by_factors(factors: Tensor, theta: float, first: int, longest: int) -> dict
 
 
 def _llama3(count: int, theta: float, factor: float, first: int) -> Tensor:
+    import torch
+
     frequencies = theta ** -(torch.arange(count, dtype=torch.float32) / count)
     low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
     kept = ((first * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
