@@ -125,7 +125,7 @@ def _load(weights: Path, reader: Any) -> Any:
         config = transformers.AutoConfig.from_pretrained(weights.parent, **source)
     config = completed(config, said, tensors)
     with _read_by_transformers(weights):
-        cls = transformers.AutoModelForCausalLM
+        cls: Any = transformers.AutoModelForCausalLM
         model, report = cls.from_pretrained(weights.parent, config=config, **source, **options)
     check_whole(said, tensors, model, sorted(report["missing_keys"]))
     return model
