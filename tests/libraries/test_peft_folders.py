@@ -12,7 +12,8 @@ import luthier as lt
 peft = pytest.importorskip("peft")
 
 from luthier.interop.formats._peft_config import ALSO_MERGED  # noqa: E402
-from support.peft_cases import LORA, METHODS, OTHERS, Case, mixed  # noqa: E402
+from support.peft_cases import LORA, Case, mixed  # noqa: E402
+from support.peft_methods import METHODS, OTHERS  # noqa: E402
 
 
 def output(model, case: Case) -> torch.Tensor:
