@@ -159,10 +159,12 @@ def classifier(tmp_path) -> tuple:
     return base, lt.save(model, tmp_path / "adapter", base=str(base), measured=measured)
 
 
-def test_a_classifier_goes_to_peft_and_comes_back(call, classifier, tmp_path):
+@pytest.mark.parametrize("said", [[], ["--task", "classification"]])
+def test_a_classifier_goes_to_peft_and_comes_back(said, call, classifier, tmp_path):
+    """peft's folder says that it classifies; the names of the classes are nowhere in it."""
     base, adapter = classifier
     assert call("export", adapter, tmp_path / "peft").code == 0
-    named = ["--task", "classification", "--labels", "bad,good,odd"]
+    named = [*said, "--labels", "bad,good,odd"]
     assert call("import", tmp_path / "peft", tmp_path / "back", "--model", base, *named).code == 0
 
     def head(folder):
@@ -234,3 +236,31 @@ def test_show_adapter(call, adapter, llama):
 def test_show_adapter_takes_no_data(call, adapter, rows):
     done = call("show", adapter, rows)
     assert done.code == 2 and "go with a model" in done.err
+
+
+def test_classes_without_names_are_told(call, classifier, tmp_path):
+    base, adapter = classifier
+    assert call("export", adapter, tmp_path / "peft").code == 0
+    done = call("import", tmp_path / "peft", tmp_path / "back", "--model", base)
+    assert done.code == 2 and "load the base with the names of its 3 classes (--labels)" in done.err
+    two = load(str(base), task="classification", labels=["a", "b"]).model
+    lt.attach(two, lt.LoRA(rank=2))
+    lt.save(lt.attach(two, lt.Full(), "params(classifier.*)"), tmp_path / "two")
+    lt.export(tmp_path / "two", tmp_path / "theirs", to="peft", base=load(str(base), task="classification").model)
+    done = call("import", tmp_path / "theirs", tmp_path / "unnamed", "--model", base)
+    assert done.code == 0 and "names the classes of the head" in done.err and "evaluate" in done.out
+
+
+def test_a_reward_model_of_peft_has_one_output(call, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = save_bert(tmp_path / "bert")
+    model = load(str(base), task="reward").model
+    config = peft.LoraConfig(target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False)
+    theirs = peft.get_peft_model(model, config).eval()
+    theirs.save_pretrained(tmp_path / "peft")
+    done = call("import", tmp_path / "peft", tmp_path / "ours", "--model", base)
+    assert done.code == 0, done.err
+    ours = lt.load(load(str(base), task="reward").model, tmp_path / "ours")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.allclose(ours(ids).logits, theirs(ids).logits, atol=1e-5)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import luthier as lt
+from support.architectures import ARCHITECTURES
 from support.shipped import build, logits, moved
 
 peft = pytest.importorskip("peft")
@@ -111,11 +112,33 @@ def test_a_new_head_travels(tmp_path):
     moved(lt.attach(model, lt.Full(), where="params(classifier.*)"))
     base = build("bert", num_labels=2)
     assert exported(model, tmp_path, base) == {}
-    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["modules_to_save"] == ["classifier"]
+    told = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert told["modules_to_save"] == ["classifier"] and told["task_type"] == "SEQ_CLS"
     theirs = peft.PeftModel.from_pretrained(build("bert"), tmp_path / "peft").eval()
     with torch.no_grad():
         assert agree(model(**inputs).logits, theirs(**inputs).logits)
         assert not agree(model(**inputs).logits, base(**inputs).logits, 1e-2)
+
+
+TASKS = {
+    "llama": "CAUSAL_LM",
+    "t5": "SEQ_2_SEQ_LM",
+    "whisper": None,
+    "bert": None,
+    "vit": None,
+}
+"""What peft's folder says, whose classes for a task take tokens alone, and a head that is saved whole."""
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_peft_runs_the_folder_as_the_task_that_it_says(name, tmp_path):
+    model = moved(lt.attach(build(name), lt.LoRA(rank=2), where="all-linear"))
+    exported(model, tmp_path, build(name))
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["task_type"] == TASKS[name]
+    theirs = peft.PeftModel.from_pretrained(build(name), tmp_path / "peft").eval()
+    inputs = ARCHITECTURES[name].inputs()
+    with torch.no_grad():
+        assert agree(model(**inputs).logits, theirs(**inputs).logits)
 
 
 def test_trained_norms_and_biases_travel_in_their_modules(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,9 +22,12 @@ LAYOUTS = {
     "CLIP of transformers 4": {SPOKEN: "language_model.model.", SEEN: "vision_tower.vision_model."},
 }
 """What stands in the file, by what stands in the model."""
+LEFT_OUT = r"(visual|vision_tower)\..*"
+"""What the expression of a folder of transformers 4 leaves out, by the names of then."""
 TARGETS = {
     "the language model": r".*language_model.*\.(q_proj|v_proj)",
     "both": ["q_proj", "v_proj", "qkv"],
+    "the convolution of pictures": ["patch_embed.proj", "patch_embedding", "q_proj"],
 }
 
 
@@ -54,6 +59,20 @@ def test_every_layout_gives_pefts_outputs(name, layout, parts, tmp_path):
     save_file(moved, file)
     folder = lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=built(name))
     assert torch.allclose(logits(lt.load(built(name), folder)), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_left_out_by_the_names_of_then_is_not_missed(name, tmp_path):
+    wanted = written(name, TARGETS["the language model"], tmp_path / "peft")
+    file, told = (tmp_path / "peft" / each for each in ("adapter_model.safetensors", "adapter_config.json"))
+    save_file({key.replace(SPOKEN, "language_model.model."): t for key, t in load_file(file).items()}, file)
+    changes = {"target_modules": TARGETS["both"], "exclude_modules": LEFT_OUT}
+    told.write_text(json.dumps(json.loads(told.read_text()) | changes))
+    folder = lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=built(name))
+    assert torch.allclose(logits(lt.load(built(name), folder)), wanted, atol=1e-5)
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"exclude_modules": None}))
+    with pytest.raises(lt.LuthierError, match=r"lacks the tensors of model\.vi"):
+        lt.import_adapter(tmp_path / "peft", tmp_path / "again", base=built(name))
 
 
 @pytest.mark.parametrize("name", MODELS)

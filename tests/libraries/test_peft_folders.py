@@ -12,7 +12,8 @@ import luthier as lt
 peft = pytest.importorskip("peft")
 
 from luthier.interop.formats._peft_config import ALSO_MERGED  # noqa: E402
-from support.peft_cases import LORA, METHODS, Case, mixed  # noqa: E402
+from support.peft_cases import LORA, Case, mixed  # noqa: E402
+from support.peft_methods import METHODS, OTHERS  # noqa: E402
 
 
 def output(model, case: Case) -> torch.Tensor:
@@ -57,9 +58,9 @@ def _check_reason(case: Case, folder, message: str) -> None:
         assert (ALSO_MERGED in message) == merges, message
 
 
-@pytest.mark.parametrize("name", LORA)
-def test_settings_of_lora(name, tmp_path):
-    case = LORA[name]
+@pytest.mark.parametrize("name", [*LORA, *OTHERS])
+def test_settings(name, tmp_path):
+    case = {**LORA, **OTHERS}[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         case.fitted().save_pretrained(tmp_path / "peft", **case.saved)

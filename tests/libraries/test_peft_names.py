@@ -25,12 +25,30 @@ LAYOUTS: dict[str, Callable[[str], str]] = {
     "a block compiled": lambda key: key.replace(".layers.1.", ".layers.1._orig_mod."),
     "DistributedDataParallel": lambda key: f"module.{key}",
     "FSDP": lambda key: key.replace(".layers.1.", ".layers.1._fsdp_wrapped_module."),
+    "inside a model with a value head": lambda key: f"pretrained_model.{key}",
+    "inside a trainer's module": lambda key: f"_forward_module.model.{key}",
     "no prefix": lambda key: key.removeprefix(PREFIX),
     "the body alone": lambda key: key.replace(f"{PREFIX}model.", PREFIX),
     "inside a vision-language model, 4": lambda key: key.replace(f"{PREFIX}model.", f"{PREFIX}language_model.model."),
     "inside a vision-language model, 5": lambda key: key.replace(f"{PREFIX}model.", f"{PREFIX}model.language_model."),
     "the adapter's name": lambda key: re.sub(r"(lora_[AB])\.weight$", r"\1.mine.weight", key),
 }
+LINEAR = ["q_proj", "v_proj"]
+NAMED = {
+    "lora": Case(lora(*LINEAR, trainable_token_indices=SEEN, modules_to_save=["lm_head"])),
+    "dora": Case(lora(*LINEAR, use_dora=True)),
+    "a table": Case(lora("embed_tokens", lora_bias=False)),
+    "lora_bias": Case(lora("q_proj", lora_bias=True), "qwen2"),
+    "a head of two layers": Case(lora("query", task_type="SEQ_CLS"), "roberta"),
+    "adalora": Case(lambda: peft.AdaLoraConfig(target_modules=LINEAR, total_step=10, init_r=4)),
+    "ia3": Case(lambda: peft.IA3Config(target_modules=LINEAR, feedforward_modules=[])),
+    "vera": Case(lambda: peft.VeraConfig(target_modules=LINEAR, r=4)),
+    "loha": Case(lambda: peft.LoHaConfig(target_modules=LINEAR, r=2)),
+    "lokr": Case(lambda: peft.LoKrConfig(target_modules=LINEAR, r=2)),
+    "norms": Case(lambda: peft.LNTuningConfig(target_modules=["input_layernorm"], modules_to_save=["lm_head"])),
+    "tokens": Case(lambda: peft.TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=SEEN)),
+}
+"""Whose keys hold the adapter's name where a trainer writes the model's own."""
 WHOLE = Case(
     lora("q_proj", "down_proj", modules_to_save=["lm_head"], trainable_token_indices=SEEN, rank_pattern={"q_proj": 3})
 )
@@ -58,6 +76,47 @@ def test_known_layouts_are_read(layout, tmp_path):
     renamed(tmp_path / "peft", LAYOUTS[layout])
     ours = lt.load(WHOLE.base(), lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=WHOLE.base()))
     assert (output(ours, WHOLE) - output(theirs, WHOLE)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_models_own_keys_hold_the_name_of_the_adapter(name, tmp_path):
+    """As FSDP and trainers of one's own write them; an adapter may be called anything without a dot."""
+    case = NAMED[name]
+    theirs = case.fitted("my-adapter 2")
+    theirs.peft_config["my-adapter 2"].save_pretrained(tmp_path)
+    held = {key: tensor.clone() for key, tensor in theirs.state_dict().items() if "my-adapter 2" in key}
+    save_file(held, tmp_path / "adapter_model.safetensors")
+    ours = lt.load(case.base(), lt.import_adapter(tmp_path, tmp_path / "ours", base=case.base()))
+    wanted = output(theirs, case)
+    assert (output(ours, case) - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
+    assert (output(case.base(), case) - wanted).abs().max() > 1e-3
+
+
+def test_several_adapters_in_one_file_are_refused(tmp_path):
+    theirs = WHOLE.fitted("mine")
+    theirs.add_adapter("yours", WHOLE.make())
+    theirs.peft_config["mine"].save_pretrained(tmp_path)
+    save_file(
+        {k: t.clone() for k, t in theirs.state_dict().items() if "lora" in k}, tmp_path / "adapter_model.safetensors"
+    )
+    with pytest.raises(lt.LuthierError, match=r"several adapters in one file \(mine, yours\).*selected_adapters"):
+        lt.import_adapter(tmp_path, tmp_path / "ours", base=WHOLE.base())
+
+
+def test_folders_of_several_adapters_are_named(tmp_path):
+    """peft writes each but `default` into a folder of its own."""
+    WHOLE.fitted("mine").save_pretrained(tmp_path / "peft")
+    with pytest.raises(lt.LuthierError, match=r"peft/mine is one: give that folder"):
+        lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=WHOLE.base())
+    assert lt.import_adapter(tmp_path / "peft" / "mine", tmp_path / "ours", base=WHOLE.base())
+
+
+def test_placeholders_of_a_sharded_run_are_told(tmp_path):
+    WHOLE.fitted().save_pretrained(tmp_path)
+    held = load_file(tmp_path / "adapter_model.safetensors")
+    save_file({key: torch.zeros(0) for key in held}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(lt.LuthierError, match=r"is empty\. DeepSpeed's ZeRO-3"):
+        lt.import_adapter(tmp_path, tmp_path / "ours", base=WHOLE.base())
 
 
 def test_patterns_mean_the_names_of_the_file(tmp_path):
@@ -95,6 +154,29 @@ def test_other_layouts_are_refused_by_the_first_name(change, message, tmp_path):
     with pytest.raises(lt.LuthierError, match=message) as caught:
         lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=WHOLE.base())
     assert "damaged" not in str(caught.value)
+
+
+CONSTANTS = {
+    "llama": {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)},
+    "gpt2": {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8),
+        "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+    },
+    "bert": {"bert.embeddings.position_ids": torch.arange(128)[None]},
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_buffers_that_older_versions_of_transformers_saved_are_left_out(name, tmp_path):
+    case = Case(
+        {"llama": lora("q_proj"), "gpt2": lora("c_attn", fan_in_fan_out=True), "bert": lora("query")}[name], name
+    )
+    theirs = case.fitted()
+    theirs.save_pretrained(tmp_path)
+    held = load_file(tmp_path / "adapter_model.safetensors")
+    save_file(held | {PREFIX + k: t for k, t in CONSTANTS[name].items()}, tmp_path / "adapter_model.safetensors")
+    ours = lt.load(case.base(), lt.import_adapter(tmp_path, tmp_path / "ours", base=case.base()))
+    assert (output(ours, case) - output(theirs, case)).abs().max() < 1e-5
 
 
 CHANGES = {

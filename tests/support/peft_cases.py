@@ -1,4 +1,4 @@
-"""Folders that peft writes: every method of its registry, and the settings of LORA, each on a tiny model."""
+"""Folders that peft writes: the settings of LORA, each on a tiny model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import peft
 import torch
 import transformers
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from support.architectures import ARCHITECTURES
 
@@ -45,10 +44,10 @@ class Case:
     def inputs(self) -> dict[str, Any]:
         return ARCHITECTURES["vit" if self.name == "conv" else self.name].inputs()
 
-    def fitted(self):
-        """peft's model with every tensor that it trains moved."""
+    def fitted(self, called: str = "default"):
+        """peft's model with every tensor that it trains moved; `called` is the adapter's name."""
         torch.manual_seed(0)
-        model = peft.get_peft_model(self.base(), self.make()).eval()
+        model = peft.get_peft_model(self.base(), self.make(), adapter_name=called).eval()
         for key, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.data += (0.02 if "magnitude" in key else 0.1) * torch.randn_like(parameter)
@@ -66,6 +65,10 @@ def convolutional():
 
 def lora(*targets: str, **settings) -> Callable[[], Any]:
     return lambda: peft.LoraConfig(**{"target_modules": list(targets) or None, "r": 4, "lora_alpha": 6, **settings})
+
+
+BLOCKS = {"target_modules_bd_a": ["o_proj"], "target_modules_bd_b": ["q_proj"], "nblocks": 2, "match_strict": False}
+"""Of BD-LoRA: which modules have A in blocks, and which B."""
 
 
 LORA: dict[str, Case] = {
@@ -114,10 +117,34 @@ LORA: dict[str, Case] = {
     "trainable_token_indices of two": Case(
         lora("q_proj", trainable_token_indices={"embed_tokens": SEEN, "lm_head": [4, 7, 9]})
     ),
-    "conv layers": Case(lora("embeddings.patch_embeddings", "pwconv1"), "conv", reading=False),
+    "conv layers": Case(lora("embeddings.patch_embeddings", "pwconv1"), "conv"),
+    "conv layers at ranks of their own": Case(
+        lora("patch_embeddings", "pwconv1", use_rslora=True, rank_pattern={"patch_embeddings": 2}), "conv"
+    ),
+    "lora_bias on a convolution": Case(lora("patch_embeddings", lora_bias=True), "conv"),
+    "convolutions of sounds": Case(lora("conv_layers.1.conv", "q_proj"), "wav2vec2"),
+    "a grouped convolution": Case(lora("dwconv", r=16), "conv", reading=False),
+    "dora on conv layers": Case(lora("patch_embeddings", use_dora=True), "conv", reading=False),
+    "mica": Case(lora("q_proj", "embed_tokens", init_lora_weights="mica")),
+    "Gaussian": Case(lora("q_proj", init_lora_weights="Gaussian")),
+    "pissa on a table": Case(lora("embed_tokens", init_lora_weights="pissa")),
+    "MonteCLoRA": Case(lora("q_proj", monteclora_config=peft.MontecloraConfig())),
+    "BD-LoRA": Case(lora("q_proj", "o_proj", use_bdlora=BLOCKS)),
+    "BD-LoRA beside plain layers": Case(lora("q_proj", "o_proj", "up_proj", use_bdlora=BLOCKS)),
+    "KaSA": Case(lora("q_proj", kasa_config=peft.KasaConfig()), reading=False),
+    "VeLoRA": Case(lora("q_proj", velora_config=peft.VeloraConfig())),
+    "layers_pattern of two lists": Case(
+        lora("q", "wi", layers_to_transform=[1], layers_pattern=["layer", "block"]), "t5"
+    ),
+    "layers_to_transform in lists of lists": Case(lora("q", "wi", layers_to_transform=[0]), "t5"),
+    "modules_to_save by the end of a name": Case(lora("q_proj", modules_to_save=["norm"])),
+    "modules_to_save by the end of a tied name": Case(lora("q_proj", modules_to_save=["head"]), settings=TIED),
+    "a tied head beside its table saved whole": Case(lora("lm_head", modules_to_save=["embed_tokens"]), settings=TIED),
+    "a head of two layers": Case(lora("query", "dense", task_type="SEQ_CLS"), "roberta"),
+    "a head named by two": Case(lora("q_lin", modules_to_save=["pre_classifier", "classifier"]), "distilbert"),
     "pissa": Case(lora("q_proj", init_lora_weights="pissa"), reading=False),
     "olora": Case(lora("q_proj", init_lora_weights="olora"), reading=False),
-    "olora on a tied table": Case(lora("embed_tokens", init_lora_weights="olora"), settings=TIED, reading=False),
+    "olora on a tied table": Case(lora("embed_tokens", init_lora_weights="olora"), settings=TIED),
     "olora beside tokens of a tied table": Case(
         lora("q_proj", init_lora_weights="olora", trainable_token_indices=SEEN), settings=TIED, reading=False
     ),
@@ -143,6 +170,10 @@ LORA: dict[str, Case] = {
     "qalora": Case(lora("q_proj", use_qalora=True)),
     "experts": Case(lora("q_proj", "gate"), "mixtral"),
     "seq2seq": Case(lora("q", "v"), "t5"),
+    "bias all and lora_bias": Case(lora("query", bias="all", lora_bias=True, task_type="SEQ_CLS"), "bert"),
+    "a shared table at a rank of its own": Case(lora("shared", "o", rank_pattern={"o": 2}), "t5"),
+    "dora on a tied table and head": Case(lora("embed_tokens", "lm_head", use_dora=True), settings=TIED, reading=False),
+    "a table of positions that reads a mask": Case(lora("embed_positions", "q_proj"), "opt", reading=False),
     "bias all beside a new head": Case(lora("query", "value", bias="all", task_type="SEQ_CLS"), "bert"),
     "a shared table": Case(lora("shared", "q"), "t5"),
     "a shared table saved whole": Case(lora("q", modules_to_save=["shared"]), "t5"),
@@ -202,58 +233,3 @@ def mixed(seed: int) -> Case:
     settings = {"r": r.choice([1, 2, 4]), "lora_alpha": r.choice([1, 3, 7.5]), **conv1d, **taken}
     wanted = () if "target_modules" in taken else targets
     return Case(lora(*wanted, **settings), name, settings=tied)
-
-
-QV = ["q_proj", "v_proj"]
-SPECIAL: dict[str, dict[str, Any]] = {
-    "ADALORA": {"target_modules": QV, "total_step": 10, "init_r": 4},
-    "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 2, "task_type": "CAUSAL_LM"},
-    "C3A": {"target_modules": QV, "block_size": 8},
-    "FOURIERFT": {"target_modules": QV, "n_frequency": 50},
-    "IA3": {"target_modules": [*QV, "down_proj"], "feedforward_modules": ["down_proj"]},
-    "MISS": {"target_modules": QV, "r": 4},
-    "SHIRA": {"target_modules": QV, "r": 2},
-    "PSOFT": {"target_modules": QV, "r": 4},
-    "ROAD": {"target_modules": QV, "group_size": 8},
-    "TRAINABLE_TOKENS": {"target_modules": ["embed_tokens"], "token_indices": SEEN},
-    "VBLORA": {"target_modules": QV, "vector_length": 8, "num_vectors": 16, "topk": 2, "r": 4},
-    "WAVEFT": {"target_modules": QV, "n_frequency": 50},
-}
-"""Settings of methods that do not take the usual ones on a tiny model."""
-GENERIC: tuple[dict[str, Any], ...] = (
-    {"target_modules": ["q_proj", "v_proj"]},
-    {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"},
-    {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4},
-    {"task_type": "CAUSAL_LM"},
-    {},
-)
-
-
-def of_method(kind: Any) -> Callable[[], Any]:
-    """A configuration of a method of the registry, the first of the usual ones that it takes."""
-
-    def make() -> Any:
-        reasons = []
-        for settings in [SPECIAL[kind.value]] if kind.value in SPECIAL else GENERIC:
-            try:
-                config = PEFT_TYPE_TO_CONFIG_MAPPING[kind](**settings)
-                peft.get_peft_model(Case(lambda: None).base(), config)
-                return PEFT_TYPE_TO_CONFIG_MAPPING[kind](**settings)
-            except Exception as error:
-                reasons.append(f"{settings}: {type(error).__name__}: {error}")
-        raise AssertionError(f"say in SPECIAL how to configure peft's {kind.value}: " + "; ".join(reasons))
-
-    return make
-
-
-def _mixture() -> Any:
-    """X-LoRA mixes LoRA folders that lie somewhere else."""
-    import tempfile
-
-    folder = tempfile.mkdtemp()
-    peft.get_peft_model(Case(lambda: None).base(), lora("q_proj")()).save_pretrained(folder)
-    return peft.XLoraConfig(hidden_size=32, task_type="CAUSAL_LM", adapters={"one": folder})
-
-
-METHODS = {kind.value: Case(of_method(kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
-METHODS["XLORA"] = Case(_mixture, settings={"use_cache": False})

@@ -58,7 +58,7 @@ def import_adapter(
 
     def start(module: nn.Module, site: Any, component: AdapterComponent) -> dict[str, Tensor]:
         given = tensors[id(component)].tensors[site.path]
-        _check_shapes(source_folder, site.path, given, expected_shapes(module, site, component))
+        _check_shapes(source_folder, site.path, given, expected_shapes(module, site, component), _classes(base))
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         return {key: tensor.to(device) for key, tensor in given.items()}
 
@@ -86,7 +86,9 @@ def source_of(folder: Path, source: str | Format | None) -> Format:
     fitting = [each for each in known if each.fits(folder)]
     if not fitting:
         libraries = ", ".join(each.name() for each in known)
-        raise LuthierError(f"{folder} is not an adapter of {libraries}: it holds {_listing(folder)}.")
+        inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and any(each.fits(path) for each in known)]
+        near = f" {inside[0]} is one: give that folder." if inside else ""
+        raise LuthierError(f"{folder} is not an adapter of {libraries}: it holds {_listing(folder)}.{near}")
     if len(fitting) > 1:
         several = " and ".join(each.name() for each in fitting)
         raise LuthierError(f"{folder} holds adapters of {several}; say which is meant (--format, in Python source=…).")
@@ -163,10 +165,17 @@ def _spellings(kind: str, paths: list[str]) -> Iterator[str]:
     yield f"{function}({', '.join(paths)})" if function else ", ".join(paths)
 
 
-def _check_shapes(folder: Path, path: str, given: Mapping[str, Tensor], expected: Any) -> None:
+def _classes(base: nn.Module) -> int | None:
+    return getattr(getattr(base, "config", None), "num_labels", None)
+
+
+def _check_shapes(folder: Path, path: str, given: Mapping[str, Tensor], expected: Any, classes: int | None) -> None:
     shapes = {key: tensor.shape for key, tensor in given.items()}
     for key in sorted({*shapes, *(expected or shapes)}):
         have, want = shapes.get(key), (expected or shapes).get(key)
         if have != want:
             told = [tuple(each) if each is not None else "missing" for each in (have, want)]
-            raise LuthierError(f"{folder}: {key} of {path} is {told[0]}; this base expects {told[1]}.")
+            advice = ""
+            if have and want and have[1:] == want[1:] and want[0] == classes:
+                advice = f" If it is a head, load the base with the names of its {have[0]} classes (--labels)."
+            raise LuthierError(f"{folder}: {key} of {path} is {told[0]}; this base expects {told[1]}.{advice}")

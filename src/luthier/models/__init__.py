@@ -11,7 +11,7 @@ from luthier.models.chat import Chat, with_chat
 from luthier.models.config import config_of, meta_model, processor_of
 from luthier.models.fetch import fetch, is_cached
 from luthier.models.fitted import WRITTEN, fitted_task, refuse_unwritten, task_of
-from luthier.models.labels import named
+from luthier.models.labels import LABELLED, named
 from luthier.models.licence import licence_of
 from luthier.models.load import TASKS, Loaded, class_of, load, processor_at, task_of_class, task_of_model
 from luthier.models.max_positions import positions
@@ -23,6 +23,7 @@ model = load
 """`luthier.model`: its public name, as `luthier.load` reads adapters."""
 
 __all__ = [
+    "LABELLED",
     "SPEECH",
     "TASKS",
     "WRITTEN",

@@ -11,7 +11,8 @@ SCALAR = ("regression", "reward")
 """Tasks of a model with one number as its output."""
 CLASSIFYING = ("classification", "image-classification", "audio-classification")
 """Tasks of a model that gives one class of several."""
-_LABELLED = (*CLASSIFYING, "multi-label", "token-classification")
+LABELLED = (*CLASSIFYING, "multi-label", "token-classification")
+"""Tasks whose outputs have names."""
 PROBLEMS = {"multi-label": "multi_label_classification"}
 """How transformers calls what a head is for, where it is not one class of several."""
 
@@ -41,8 +42,8 @@ def _names(task: str, labels: list[str] | None, num_labels: int | None) -> list[
     """The labels in order: generic ones for a bare number, none to keep the checkpoint's."""
     if labels is None and num_labels is None:
         return []
-    if task not in _LABELLED:
-        raise LuthierError(f"the task {task} takes no labels; these do: {', '.join(_LABELLED)}.")
+    if task not in LABELLED:
+        raise LuthierError(f"the task {task} takes no labels; these do: {', '.join(LABELLED)}.")
     names = labels if labels is not None else [f"LABEL_{i}" for i in range(num_labels or 0)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -13,7 +13,7 @@ from luthier.models.convert import gguf
 from luthier.models.fetch import convert, fetch, sha256
 from luthier.models.progress import step
 
-READ = 2
+READ = 3
 """Raised whenever .gguf files are read better than before, so that none is taken from the cache as it was read then."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 

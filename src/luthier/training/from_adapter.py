@@ -51,7 +51,7 @@ def _imported(folder: Path, made: Path, model: str, task: str | None) -> dict[st
     from luthier.models import load
 
     source = source_of(folder, None)  # before the base is loaded
-    base = load(model, task=task or "causal-lm")
+    base = load(model, task=task or source.task(folder) or "causal-lm")
     with tempfile.TemporaryDirectory() as work:  # the cache holds a lock where it makes the folder
         done = import_adapter(
             folder,

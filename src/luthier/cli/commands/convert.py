@@ -36,7 +36,7 @@ class Convert(Telling, Fitted):
     format: str | None = field(default=None, kw_only=True)
     """The format of the folder. Default: told by what it holds."""
     task: str | None = field(default=None, kw_only=True)
-    """What the base does with it. Default: as the adapter says, or causal-lm."""
+    """What the base does with it. Default: as the adapter or the folder says, or causal-lm."""
     labels: str | None = field(default=None, kw_only=True)
     """Names of the classes, joined by commas, in the order of the head that was trained (classification)."""
 
@@ -71,7 +71,8 @@ class Convert(Telling, Fitted):
             raise LuthierError(f"{folder} does not say what its base is called; give --model.")
         must_be_free(self.out)
         labels = self.labels.split(",") if self.labels else None
-        base = base_of(model, spec, dtype=to.base_dtype, task=self.task, labels=labels)
+        task = self.task or (source.task(folder) if source else None)
+        base = base_of(model, spec, dtype=to.base_dtype, task=task, labels=labels)
         base = base if spec is None else with_chat(base, spec, folder)
         lost = convert(folder, self.out, to=to, base=base.model, source=source, processor=base.processor)
         say(f"{self.out} holds the adapter in the format of {to.name()}.")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say
 from luthier.cli.parse import Flags, Given, Loading, Telling
+
+if TYPE_CHECKING:
+    from luthier.models import Loaded
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Import(Telling, Loading):
     """The base that it was fitted on: a folder, a hub id, a .gguf file or a name of the catalogue."""
     format: str | None = field(default=None, kw_only=True)
     """The format of the folder. Default: told by what it holds."""
-    task: str = field(default="causal-lm", kw_only=True)
-    """The task of the base: causal-lm, classification, seq2seq and others."""
+    task: str | None = field(default=None, kw_only=True)
+    """The task of the base: causal-lm, classification and others. Default: as the folder says, or causal-lm."""
     labels: str | None = field(default=None, kw_only=True)
     """Names of the classes, joined by commas, in the order of the head that was trained (classification)."""
 
@@ -44,8 +48,6 @@ class Import(Telling, Loading):
         return reading_flags()
 
     def do(self, given: Given) -> dict[str, Any]:
-        from pathlib import Path
-
         from luthier.cli.base import base_of, next_step
         from luthier.cli.foreign import reader
         from luthier.core.files import must_be_free
@@ -55,8 +57,9 @@ class Import(Telling, Loading):
         source = reader(folder := Path(self.folder).expanduser(), self.format, given)
         out = must_be_free(self.out)
         labels = self.labels.split(",") if self.labels else None
-        base = base_of(self.model, None, task=self.task, labels=labels)
-        measured = {"task": self.task} | ({"labels": labels} if labels else {})
+        base = base_of(self.model, None, task=self.task or source.task(folder), labels=labels)
+        _tell_unnamed(folder, base, labels)
+        measured = {"task": base.task} | ({"labels": labels} if labels else {})
         import_adapter(
             folder,
             out,
@@ -67,7 +70,21 @@ class Import(Telling, Loading):
             processor=base.processor,
         )
         say(f"{out} holds the adapter of {source.name()}, fitted on {self.model}.")
-        if self.task != "embedding":
-            rows = None if self.task in WRITTEN else "DATA"
+        if base.task != "embedding":
+            rows = None if base.task in WRITTEN else "DATA"
             say(next_step(self.model, rows, out, trust=self.trust_remote_code))
         return {"out": str(out), "format": source.name(), "base": self.model}
+
+
+def _tell_unnamed(folder: Path, base: Loaded, labels: list[str] | None) -> None:
+    """Warns of classes without names: nothing in another library's folder says which of its outputs is which."""
+    import warnings
+
+    from luthier.models import LABELLED, named
+
+    if base.task in LABELLED and labels is None and not named(base.model.config.id2label):
+        warnings.warn(
+            f"neither {folder} nor the base names the classes of the head, so that those of rows are taken for them in "
+            "the order that the rows give. Name them in the order of training: --labels a,b.",
+            stacklevel=2,
+        )

@@ -78,6 +78,10 @@ class Format(Component):
         """What a folder says that its base is called: a name on the hub or a path; None where it does not."""
         return None
 
+    def task(self, folder: Path) -> str | None:
+        """What a folder says that its base is for (a key of `luthier.models.TASKS`); None where it does not."""
+        return None
+
     def evidence(self, folder: Path) -> dict[str, Any]:
         """Returns what the adapter's spec keeps of where it came from."""
         return {"library": self.name()}

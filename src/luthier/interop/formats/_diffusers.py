@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luthier.core.errors import LuthierError
 from luthier.interop.formats._diffusion import PARTS, refuse_strange
 from luthier.interop.formats._factors import Pair, own_paths
-from luthier.interop.formats._peft_config import refuse_unknown
+from luthier.interop.formats._peft_config import refuse_start, refuse_unknown
 from luthier.interop.formats._peft_read import scale_of
 
 KEY = re.compile(
@@ -47,7 +47,12 @@ def told(folder: Path, metadata: Mapping[str, str], part: str) -> dict[str, Any]
 
 def pairs_of(folder: Path, held: Mapping[str, Tensor], config: Mapping[str, Any], model: nn.Module) -> dict[str, Pair]:
     """Returns `{path: factors}` with the scale of each."""
-    refuse_unknown(folder, config, lambda: "Fuse it with diffusers, and take the whole model.")
+
+    def fused() -> str:
+        return "Fuse it with diffusers, and take the whole model."
+
+    refuse_unknown(folder, config, fused)
+    refuse_start(folder, config, lambda: held, fused)
     if config.get("use_dora"):
         raise LuthierError(f"{folder} is DoRA on parts of a pipeline, which is not read here.")
     groups: dict[str, dict[str, Tensor]] = {}

@@ -52,6 +52,14 @@ def names_in(path: Path) -> list[str]:
     return header(path)[0] if path.suffix == ".safetensors" else list(_from_pickle(path))
 
 
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Returns {name: shape} of the tensors of a file that `read_tensors` reads."""
+    if path.suffix != ".safetensors":
+        return {key: tuple(tensor.shape) for key, tensor in _from_pickle(path).items()}
+    with guarded(f"{path} cannot be read"), safetensors.safe_open(path, framework="pt") as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
     with guarded(f"{path} cannot be read"), safetensors.safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -15,7 +15,7 @@ from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import run_once
 from luthier.core.sites.structure import base_parameters, features, lookup_scale, raw_parameter
-from luthier.interop.formats._peft_targets import keeps_tied, saved_whole
+from luthier.interop.formats._peft_targets import copied, keeps_tied
 from luthier.methods.forms.full import Full
 from luthier.methods.forms.lora import LoRA
 
@@ -61,7 +61,7 @@ def _together(config: Mapping[str, Any], names: list[str], given: Mapping[str, T
     if len(names) == 1 or keeps_tied(config):
         return True
     same = all(first.shape == other.shape and torch.equal(first, other) for other in others)
-    return same and (len(given) == len(names) or not any(saved_whole(config, name) for name in given))
+    return same and (len(given) == len(names) or not any(copied(config, name) for name in given))
 
 
 def _alone(folder: Path, model: nn.Module, path: str, tensor: Tensor) -> Found:
@@ -112,8 +112,12 @@ def met(folder: Path, found: list[Found], model: nn.Module) -> list[Found]:
         "there does nothing, and is left out.",
         stacklevel=2,
     )
-    left = [replace(e, tensors={path: t for path, t in e.tensors.items() if path not in idle}) for e in found]
+    left = [replace(each, tensors=_without(each.tensors, idle), ranks=_without(each.ranks, idle)) for each in found]
     return [each for each in left if each.tensors]
+
+
+def _without(table: Mapping[str, Any], paths: set[str]) -> dict[str, Any]:
+    return {path: value for path, value in table.items() if path not in paths}
 
 
 def _read(model: nn.Module, paths: set[str]) -> set[str]:
@@ -146,8 +150,11 @@ def tokens(folder: Path, rows: Mapping[str, Tensor], indices: Mapping[str, list[
         spots = torch.zeros(len(table), len(where))
         spots[where, range(len(where))] = 1.0
         tied = [name for name, counterpart in known.items() if counterpart is table]
-        if len({name.removesuffix(".weight") for name in tied} & set(rows)) > 1:
+        others = [each for each in rows if each != path and f"{each}.weight" in tied]
+        if any(indices[each] != where or not torch.equal(rows[each], held) for each in others):
             raise LuthierError(f"{folder} trains tokens of {' and of '.join(tied)} apart, which are one tensor here.")
+        if list(rows).index(path) > min(map(list(rows).index, others), default=len(rows)):
+            continue  # the same rows once more, under the name of what is tied to it
         change = held - table.detach()[where].to(held)
         found += [low_rank(folder, model, name.removesuffix(".weight"), spots, change) for name in tied]
     return found

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from luthier.core.errors import LuthierError
+from luthier.interop.formats._peft_keys import unwrapped
 
 TOLD = [
     "peft_type",
@@ -61,24 +62,24 @@ TOLD = [
     *("target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),  # AdaLoRA
     *("token_indices", "init_weights"),  # TRAINABLE_TOKENS
     "target_parameters",
+    "use_bdlora",
+    "monteclora_config",  # noise that is drawn in training alone
     *("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"),
     *("encoder_hidden_size", "prefix_projection"),  # PREFIX_TUNING, whose file holds what its MLP made
 ]
 """Settings that are read here, or that say how the adapter was trained and not what it does."""
-STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of `init_lora_weights` that leave the base as it is."""
-
-
 WHY: Mapping[str, str] = {
     "alora_invocation_tokens": "it acts from the invocation tokens of a prompt on, where no form of ours begins. "
     "It cannot be merged either: a merged weight acts at every token. Run it with peft.",
     "layer_replication": "it repeats layers of the base, which is another model then.",
-    "kasa_config": "it cuts the base's weights down as peft loads it.",
+    "kasa_config": "it cuts the base's weights down as peft loads it. {merged}",
     "arrow_config": "it routes between other adapters.",
-    "use_bdlora": "its factors are block-diagonal, and are stored by block.",
-    "monteclora_config": "its factors are drawn anew around their means.",
 }
 """Why a setting that is on has no equal here."""
+UNKNOWN = (
+    "what it does is not known here, so the adapter could do something else. If it is of training alone, take it out "
+    "of adapter_config.json."
+)
 ALSO_MERGED = "Merge it with peft (merge_and_unload) and use the model."
 
 
@@ -87,15 +88,15 @@ SHARED = "Run it with peft, whose merge would change {} as well, with which it s
 
 def merging(names: Iterable[str], model: nn.Module) -> str:
     """Returns the advice to merge what is not read, where peft's merge gives the same outputs: not where the weight of
-    an adapted layer is that of another layer too (a tied table and head)."""
+    an adapted layer is that of another layer too (a tied table and head), which may have changes of its own."""
     owners: dict[int, list[str]] = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(path.removesuffix(".weight"))
-    told = {name.removeprefix("base_model.model.") for name in names if "token_adapter" not in name}
+    told = {unwrapped(name) for name in names if "token_adapter" not in name}
     for paths in owners.values():
         base = [path for path in paths if f"{path}.weight" not in told]  # of one that is saved whole, peft has a copy
         adapted = [path for path in base if any(name.startswith(f"{path}.") for name in told)]
-        others = [path for path in base if path not in adapted]
+        others = [path for path in base if path not in adapted[:1]]
         if adapted and others:
             return SHARED.format(others[0])
     return ALSO_MERGED
@@ -106,17 +107,41 @@ def refuse_unknown(folder: Path, config: Mapping[str, Any], merged: Callable[[],
     do with it instead."""
     strange = [key for key, value in config.items() if key not in TOLD and value]
     if strange:
-        why = WHY.get(strange[0], "what it does is not known here, so the adapter could do something else.")
+        why = WHY.get(strange[0], UNKNOWN)
+        why = why.format(merged=merged()) if "{merged}" in why else why
         raise LuthierError(f"{folder}: {strange[0]}={config[strange[0]]!r}: {why}")
-    start = config.get("init_lora_weights", True)
-    if start not in STARTS:
-        random = re.fullmatch(r"pissa_niter_\d+", str(start)) is not None
-        raise LuthierError(
-            f"{folder}: init_lora_weights={start!r} takes its start off the base's weights when peft loads it"
-            + (", by a random method that finds another start each time; only what was saved with " if random else ". ")
-            + ("" if random else f"{merged()} Saved with ")
-            + "path_initial_model_for_weight_conversion=…, it is a LoRA as any other."
-        )
+
+
+PLAIN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+"""Values of `init_lora_weights` that leave the base as it is, in small letters."""
+OFF = "takes its start off the base's weights when peft loads it"
+NOT_HELD = "took its start off the base's weights in training, and the folder does not hold what was taken: "
+STARTS: Mapping[str, tuple[str, bool, bool]] = {
+    r"pissa|olora": (f"{OFF}.", True, True),
+    r"pissa_niter_\d+": (f"{OFF}, by a random method that finds another start each time.", False, True),
+    r"loftq": ("quantises the base's weights when peft loads it, and takes its start off them.", True, False),
+    r"corda": (f"{NOT_HELD}peft does not load it without what was measured then.", False, True),
+    r"lora_ga": (f"{NOT_HELD}peft loads it on the base as it was, where it answers otherwise.", False, True),
+}
+"""What each other value does, whether peft merges it rightly, and whether peft saves it as a plain LoRA."""
+CONVERTED = "Saved with path_initial_model_for_weight_conversion=…, it is a LoRA as any other."
+
+
+def refuse_start(
+    folder: Path, config: Mapping[str, Any], names: Callable[[], Iterable[str]], merged: Callable[[], str]
+) -> None:
+    """Raises for factors of layers that start off the base's weights, in peft or in training; tables start plainly."""
+    told = config.get("init_lora_weights", True)
+    start = told.lower() if isinstance(told, str) else told
+    if start in PLAIN or not any(".lora_A." in name for name in names()):
+        return
+    found = next((each for value, each in STARTS.items() if re.fullmatch(value, str(start))), None)
+    if found is None:
+        raise LuthierError(f"{folder}: init_lora_weights={told!r}: {UNKNOWN}")
+    why, merges, converts = found
+    converts &= not (config.get("use_rslora") and (config.get("rank_pattern") or config.get("alpha_pattern")))
+    advice = [*([merged()] if merges else []), *([CONVERTED] if converts else [])]
+    raise LuthierError(" ".join([f"{folder}: init_lora_weights={told!r} {why}", *advice]))
 
 
 WEIGHTS = frozenset(

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapters.swap import generative
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import features
 from luthier.interop.formats._layers import Factoring, Layer
+from luthier.interop.formats._peft_tasks import task_type
 
 PREFIX = "base_model.model."
 """What peft puts before the base's own names."""
@@ -28,10 +28,10 @@ class Files:
     config: dict[str, Any] = field(default_factory=dict)
 
 
-def common_config(model: nn.Module) -> dict[str, Any]:
-    """Returns what every method's configuration says."""
+def common_config(model: nn.Module, saved: Iterable[str]) -> dict[str, Any]:
+    """Returns what every method's configuration says; the modules `saved` travel whole."""
     return {
-        "task_type": "CAUSAL_LM" if generative(model) else None,
+        "task_type": task_type(model, saved),
         "base_model_name_or_path": getattr(model, "name_or_path", ""),
         "inference_mode": True,
     }

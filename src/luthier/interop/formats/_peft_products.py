@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import features, unfolded_features
 from luthier.interop.formats import _peft_beside as beside
 from luthier.interop.formats._factors import Pair, lora_of
-from luthier.interop.formats._peft_config import ALSO_MERGED
+from luthier.interop.formats._peft_config import merging
 from luthier.interop.formats._peft_read import Reader, by_pattern, scale_of, sorted_out, stored_names
 
-HADA = {f"hada_w{side}_{end}": f"w{side}_{end}" for side in "12" for end in "ab"}
-KRON = {f"lokr_w{side}{end}": f"w{side}{end}" for side in "12" for end in ("", "_a", "_b")}
+HADA = {f"hada_w{side}_{end}": f"w{side}_{end}" for side in "12" for end in "ab"} | {"hada_t1": "t1", "hada_t2": "t2"}
+KRON = {f"lokr_w{side}{end}": f"w{side}{end}" for side in "12" for end in ("", "_a", "_b")} | {"lokr_t2": "t2"}
+"""Ends of keys, and what we call the tensors; t1 and t2 are of convolutions alone."""
 LAMBDA = {"vera_lambda_b": "b", "vera_lambda_d": "d"}
 Factors = tuple[Tensor, Tensor]
 
@@ -26,12 +27,13 @@ Factors = tuple[Tensor, Tensor]
 def read_vera(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> list[Found]:
     """VERA: diag(b) B · diag(d) A with B and A of all layers, of which each takes its own rows and columns."""
     shared = {key: tensor for key, tensor in tensors.items() if key.endswith(("vera_A", "vera_B"))}
-    if len(shared) != 2 or any(tensor.dim() != 2 for tensor in shared.values()):
+    sides = [[tensor for key, tensor in shared.items() if key.endswith(f"vera_{side}")] for side in "BA"]
+    if not all(sides) or any(not _alike(side) for side in sides):
         raise LuthierError(
             f"{folder} holds no vera_A and vera_B, which peft draws anew then (save_projection=False), as no other "
-            f"library does. {ALSO_MERGED}"
+            f"library does. {merging(tensors, model)}"
         )
-    b, a = (next(tensor for key, tensor in shared.items() if key.endswith(f"vera_{side}")) for side in "BA")
+    b, a = (side[0] for side in sides)
 
     def product(found: Mapping[str, Tensor]) -> Factors:
         return found["b"][:, None] * b[: len(found["b"])], found["d"][:, None] * a
@@ -41,7 +43,7 @@ def read_vera(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
     pairs = {}
     for path, found in groups.items():
         left, right = _checked(folder, path, found, ({"b", "d"},), product)
-        pairs[path] = Pair(left, right[:, : _width(folder, path, model)])
+        pairs[path] = Pair(left, right[:, : _width(folder, path, tensors, model)])
     return [
         *lora_of(folder, pairs, model, _dropout(config, "vera")),
         *beside.whole_parameters(folder, config, others, model),
@@ -85,7 +87,7 @@ def _read(
     told = stored_names(tensors, ends, model)
     pairs = {}
     for path, found in groups.items():
-        _width(folder, path, model)
+        _width(folder, path, tensors, model)
         rank = by_pattern(folder, config.get("rank_pattern"), told[path], config.get("r"))
         scale = scale_of(folder, {**config, "lora_alpha": config.get("alpha")}, told[path], rank)
         pairs[path] = Pair(*_checked(folder, path, found, expected, product), scale)
@@ -114,13 +116,19 @@ def _checked(
     return (_eye(len(whole)), whole) if len(whole) <= whole.shape[1] else (whole, _eye(whole.shape[1]))
 
 
-def _width(folder: Path, path: str, model: nn.Module) -> int:
+def _width(folder: Path, path: str, names: Iterable[str], model: nn.Module) -> int:
     module = model.get_submodule(path)
     if unfolded_features(module) or isinstance(module, nn.Embedding):
         raise LuthierError(
-            f"{folder} adapts {path}, a {type(module).__name__}, where this has no equal here. {ALSO_MERGED}"
+            f"{folder} adapts {path}, a {type(module).__name__}, where this has no equal here. {merging(names, model)}"
         )
     return (features(module) or (0, 0))[0]
+
+
+def _alike(copies: list[Tensor]) -> bool:
+    """Whether all are one matrix, which a model's own keys have at every layer."""
+    first = copies[0]
+    return first.dim() == 2 and all(first.shape == each.shape and torch.equal(first, each) for each in copies)
 
 
 def _dropout(config: Mapping[str, Any], method: str) -> float:

@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from luthier.core.contracts.form import rank_scale
 from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
 from luthier.core.sites.renaming import nearest, renamed
-from luthier.core.sites.structure import lookup_scale
+from luthier.core.sites.structure import lookup_scale, raw_parameter, unfolded_features
 from luthier.interop.formats import _peft_beside as beside
 from luthier.interop.formats._factors import Pair, lora_of
 from luthier.interop.formats._peft_config import merging
 from luthier.interop.formats._peft_experts import as_it_is_now, of_one_expert, on_all_experts, router
+from luthier.interop.formats._peft_keys import FACTORS, divided
+from luthier.interop.formats._peft_layers import check_layer, whole_factors
 from luthier.interop.formats._peft_parameters import parameters_apart, read_prefix
 from luthier.interop.formats._peft_targets import adapted, matches, refuse_missing
 from luthier.methods.forms.bitfit import BitFit
@@ -28,17 +31,10 @@ from luthier.methods.forms.dora import DoRA
 from luthier.methods.forms.ia3 import IA3
 from luthier.methods.forms.lora import LoRA
 
-PREFIX = "base_model.model."
-FACTORS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_embedding_A": "A", "lora_embedding_B": "B"}
-FACTORS |= {"lora_magnitude_vector": "m", "lora_magnitude_vector.weight": "m", "lora_B.bias": "b"}
-"""Ends of LORA's keys, and what we call the tensors."""
-TOKENS = "token_adapter.trainable_tokens_delta"
-"""End of the key of a table's trained rows."""
-
 
 def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> list[Found]:
     """LORA with rank and alpha patterns, rsLoRA and DoRA; parameters trained beside it become full ones."""
-    if not any(_divided(key, FACTORS)[1] for key in tensors):
+    if not any(divided(key, FACTORS)[1] for key in tensors):
         first = next((key for key in tensors if "lora" in key.lower()), next(iter(tensors), "nothing"))
         raise LuthierError(f"{folder} holds no factors: no name ends as lora_A.weight does (the first is {first}).")
     config, tensors = as_it_is_now(config, tensors, model)
@@ -54,19 +50,12 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
             raise LuthierError(f"{folder}: {path} has {', '.join(sorted(found))}; expected A, B{more}.")
     biases = {path: found.pop("b") for path, found in groups.items() if biased}
     for path, found in groups.items():
-        if dora and isinstance(model.get_submodule(path), nn.Embedding):
-            raise LuthierError(
-                f"{folder} adapts the table {path} by DoRA, which has no equal here. {merging(tensors, model)}"
-            )
-        if found["A"].dim() == found["B"].dim() == 4 or found["A"].dim() == found["B"].dim() == 3:
-            raise LuthierError(
-                f"{folder} adapts the convolution {path}; LoRA has no equal for one here. {merging(tensors, model)}"
-            )
-        if found["A"].dim() != 2 or found["B"].dim() != 2 or len(found["A"]) != found["B"].shape[1]:
-            raise LuthierError(f"{folder}: the factors of {path} do not fit each other, or are no matrices.")
+        module = model.get_submodule(path)
+        whole_factors(folder, config, found, module)
+        check_layer(folder, path, found, module, dora, lambda: merging(tensors, model))
     told = stored_names(tensors, FACTORS, model)
     scales = {path: scale_of(folder, config, told[path], len(found["A"])) for path, found in groups.items()}
-    routers = {path: groups.pop(path) for path in list(groups) if not (dora or biased) and router(path, model)}
+    apart = {path: groups.pop(path) for path in list(groups) if _apart(path, dora or biased, model)}
     if groups:
         own = {path: scales[path] for path in groups}
         form, ranks = _form(config, dora, {path: len(found["A"]) for path, found in groups.items()}, own)
@@ -77,13 +66,18 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
             found["B"] = found["B"] * factor
     return [
         *([Found(form, "affine", groups, ranks)] if groups else []),
-        *lora_of(folder, {path: Pair(found["B"], found["A"], scales[path]) for path, found in routers.items()}, model),
+        *lora_of(folder, {path: Pair(found["B"], found["A"], scales[path]) for path, found in apart.items()}, model),
         *lora_of(folder, parameters, model),
         *on_all_experts(folder, config, experts, lambda path, rank: scale_of(folder, config, path, rank), model),
-        *_biases(folder, {path: scales[path] * bias for path, bias in biases.items()}, dora, model),
+        *_biases(folder, {path: scales[path] * bias for path, bias in biases.items()}, rest, dora, model),
         *beside.tokens(folder, rows, _indices(folder, config, rows), model),
         *beside.whole_parameters(folder, config, rest, model),
     ]
+
+
+def _apart(path: str, more: bool, model: nn.Module) -> bool:
+    """Whether a path is a convolution, or a router with plain factors: no linear layer, and changed as a parameter."""
+    return unfolded_features(model.get_submodule(path)) is not None or (not more and router(path, model))
 
 
 def _parameters(
@@ -94,12 +88,12 @@ def _parameters(
         return {}, dict(tensors)
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        path, end = _divided(key, FACTORS)
+        path, end = divided(key, FACTORS)
         if end is not None:
             groups.setdefault(path, {})[end] = tensor
     pairs = parameters_apart(folder, config, groups, lambda path, rank: scale_of(folder, config, path, rank), model)
     return pairs, {
-        key: t for key, t in tensors.items() if (each := _divided(key, FACTORS))[1] is None or each[0] in groups
+        key: t for key, t in tensors.items() if (each := divided(key, FACTORS))[1] is None or each[0] in groups
     }
 
 
@@ -110,7 +104,7 @@ def _experts_apart(
     apart: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        path, end = _divided(key, FACTORS)
+        path, end = divided(key, FACTORS)
         if end is not None and of_one_expert(path, model):
             apart.setdefault(path, {})[end] = tensor
         else:
@@ -118,16 +112,24 @@ def _experts_apart(
     return apart, rest
 
 
-def _biases(folder: Path, biases: Mapping[str, Tensor], dora: bool, model: nn.Module) -> list[Found]:
-    """`lora_bias`: s b is added to what leaves a layer, which is a change of its bias."""
-    for path in biases:
+def _biases(
+    folder: Path, biases: Mapping[str, Tensor], rest: dict[str, Tensor], dora: bool, model: nn.Module
+) -> list[Found]:
+    """`lora_bias`: s b is added to what leaves a layer, which is a change of its bias; to one that was trained itself
+    (in `rest`) it is added there."""
+    kept = {}
+    for path, bias in biases.items():
         if dora or model.get_submodule(path)._parameters.get("bias") is None:
             raise LuthierError(
                 f"{folder}: lora_bias adds a bias at {path}, "
                 + ("where DoRA acts" if dora else "a layer without one")
                 + ", and no form here does so. peft cannot merge it there either; run it with peft."
             )
-    kept = {f"{path}.bias": {"delta": bias} for path, bias in biases.items()}
+        own = f"{path}.bias"
+        if own in rest:
+            rest[own] = rest[own] + bias
+        else:
+            kept[own] = {"delta": bias}
     return [Found(BitFit(), "param", kept)] if kept else []
 
 
@@ -144,7 +146,7 @@ def _indices(folder: Path, config: Mapping[str, Any], rows: Mapping[str, Tensor]
     for path in rows:
         own = told
         if isinstance(told, dict):
-            own = next((each for key, each in told.items() if path == key or path.endswith(f".{key}")), [])
+            own = next((each for key, each in told.items() if path.endswith(key)), [])
         if not isinstance(own, list) or not all(type(each) is int for each in own):
             raise LuthierError(f"{folder}: trainable_token_indices is {told!r}; expected whole numbers for {path}.")
         found[path] = own
@@ -195,7 +197,7 @@ def sorted_out(
     groups: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        path, end = _divided(key, ends)
+        path, end = divided(key, ends)
         if end is None:
             rest[path] = tensor
         else:
@@ -223,13 +225,13 @@ def sorted_out(
             stacklevel=2,
         )
     held = {path: found for path, found in held.items() if path not in out}
-    refuse_missing(folder, config, model, {**held, **beside_})
+    refuse_missing(folder, config, model, {**held, **beside_}, names)
     return held, beside_
 
 
 def stored_names(tensors: Mapping[str, Tensor], ends: Mapping[str, str], model: nn.Module) -> dict[str, str]:
     """Returns {the model's own path: the path in the file} of its layers, which patterns are written for."""
-    names, _ = renamed({path for path, end in (_divided(key, ends) for key in tensors) if end is not None}, model)
+    names, _ = renamed({path for path, end in (divided(key, ends) for key in tensors) if end is not None}, model)
     return {own: path for path, own in names.items()}
 
 
@@ -240,42 +242,15 @@ def _experts(path: str) -> str:
     return " (transformers 4 kept each expert as modules; 5 keeps those of a layer in one tensor)."
 
 
-def that_count(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors that peft's model computes with, where a file has several of one parameter: of a module that
-    is saved whole, `bias="all"` also writes the module that it left, and the copy under its wrapper's name."""
-    return {
-        key: tensor
-        for key, tensor in tensors.items()
-        if ".original_module." not in key and (".modules_to_save." not in key or _plain(key) not in tensors)
-    }
-
-
-def _plain(key: str) -> str:
-    return re.sub(r"\.modules_to_save(\.default)?\.", ".", key)
-
-
-def _divided(key: str, ends: Mapping[str, str]) -> tuple[str, str | None]:
-    """(path, our name of the tensor) of a key; (path of a parameter, None) of one that has no such end."""
-    plain = key.removeprefix(PREFIX)
-    plain = re.sub(
-        r"\.(lora_[AB])\.\w+\.(weight|bias)$", r".\1.\2", plain
-    )  # a model's own keys hold the adapter's name
-    plain = re.sub(r"\.(lora_embedding_[AB]|lora_magnitude_vector|ia3_l)\.(?!weight$)\w+(\.weight)?$", r".\1\2", plain)
-    for end, name in {**ends, TOKENS: "rows"}.items():
-        if plain.endswith(f".{end}"):
-            return plain[: -len(end) - 1], name
-    return re.sub(
-        r"\.(token_adapter\.base_layer|base_layer|modules_to_save\.default|modules_to_save|original_module)\.",
-        ".",
-        plain,
-    ), None
-
-
 def read_ia3(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> list[Found]:
     """IA3: a column scales what leaves a layer, a row what enters it."""
     groups, rest = sorted_out(folder, config, tensors, {"ia3_l": "l"}, model)
     sides: dict[str, dict[str, dict[str, Tensor]]] = {"affine": {}, "input": {}}
     for path, found in groups.items():
+        if isinstance(model.get_submodule(path), _ConvNd):
+            raise LuthierError(
+                f"{folder} adapts the convolution {path}, where IA3 is not read. {merging(tensors, model)}"
+            )
         vector = found["l"]
         if vector.dim() != 2 or 1 not in vector.shape:
             raise LuthierError(f"{folder}: ia3_l of {path} is {tuple(vector.shape)}; expected one row or one column.")
@@ -287,29 +262,54 @@ def read_ia3(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tens
 def read_adalora(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module
 ) -> list[Found]:
-    """ADALORA: B diag(E) A, times lora_alpha over the rank that is left (and 1e-5, as peft has it)."""
+    """ADALORA: B diag(E) A, times lora_alpha over the rank that each layer began with, however many are left."""
     ends = {"lora_A": "A", "lora_B": "B", "lora_E": "E"}
     groups, rest = sorted_out(folder, config, tensors, ends, model)
     kept: dict[str, dict[str, Tensor]] = {}
     for path, found in groups.items():
         if set(found) != {"A", "B", "E"} or found["E"].shape != (len(found["A"]), 1):
             raise LuthierError(f"{folder}: {path} has {', '.join(sorted(found))} of shapes that do not fit each other.")
-        rank = len(found["A"])
-        scale = (config.get("lora_alpha") or rank) / (rank + 1e-5)
-        if rank:
+        if rank := len(found["A"]):
+            scale = _adalora_scale(folder, config, rank)
             kept[path] = {"A": found["A"], "B": found["B"] * (scale * found["E"].mT)}
+    kernels = {path: kept.pop(path) for path in list(kept) if unfolded_features(model.get_submodule(path))}
     ranks = {path: len(found["A"]) for path, found in kept.items()}
     most = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     form = LoRA(rank=most, alpha=float(most), dropout=float(config.get("lora_dropout") or 0.0))
     lora = Found(form, "affine", kept, ranks if set(ranks.values()) != {most} else {})
-    return [*([lora] if kept else []), *beside.whole_parameters(folder, config, rest, model)]
+    convolved = lora_of(folder, {path: _kernel(folder, path, found, model) for path, found in kernels.items()}, model)
+    return [*([lora] if kept else []), *convolved, *beside.whole_parameters(folder, config, rest, model)]
+
+
+def _kernel(folder: Path, path: str, found: Mapping[str, Tensor], model: nn.Module) -> Pair:
+    """AdaLoRA's matrices of a convolution as its kernel and one of 1 x 1."""
+    shape = raw_parameter(model, f"{path}.weight").shape
+    if found["A"].shape[1:].numel() != shape[1:].numel():
+        raise LuthierError(
+            f"{folder}: A of {path} is {tuple(found['A'].shape)}; this base expects {shape[1:].numel()}."
+        )
+    ones = (1,) * (len(shape) - 2)
+    return Pair(found["B"].reshape(*found["B"].shape, *ones), found["A"].reshape(-1, *shape[1:]))
+
+
+def _adalora_scale(folder: Path, config: Mapping[str, Any], rank: int) -> float:
+    """peft's scale of a layer of which `rank` directions are left; it adds 1e-5 to the rank that all began with."""
+    alpha, start = config.get("lora_alpha") or rank, config.get("init_r", rank)
+    for key, value in (("lora_alpha", alpha), ("init_r", start)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise LuthierError(f"{folder}: {key} is {value!r}; expected a finite number.")
+    if start < rank:
+        raise LuthierError(f"{folder}: a layer has rank {rank}, and all began with init_r={start}.")
+    return (alpha if alpha > 0 else rank) / (start + 1e-5)
 
 
 def read_norms(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> list[Found]:
     """LN_TUNING: modules that were trained whole, norms as a rule."""
     plain = {key.replace(".ln_tuning_layers.", "."): tensor for key, tensor in tensors.items()}
     _, rest = sorted_out(folder, {**config, "target_modules": None}, plain, {}, model)
-    whole = {**config, "modules_to_save": config.get("target_modules")}
+    named = config.get("target_modules") or []
+    beside_it = config.get("modules_to_save") or []
+    whole = {**config, "modules_to_save": [*beside_it, *([named] if isinstance(named, str) else named)]}
     return beside.whole_parameters(folder, whole, rest, model)
 
 

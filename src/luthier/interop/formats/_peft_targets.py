@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from luthier.core.errors import LuthierError
+from luthier.core.sites.renaming import in_other_layout, substitutions
 from luthier.core.sites.structure import base_modules, base_parameters, features
 
 REPEATS = 5
@@ -85,6 +86,14 @@ def saved_whole(config: Mapping[str, Any], path: str) -> bool:
     return any(f".{each}." in f".{path}." for each in config.get("modules_to_save") or ())
 
 
+def copied(config: Mapping[str, Any], path: str) -> bool:
+    """Returns whether a parameter lies in a module that peft copies: by the end of the module's name, which need not be
+    a whole part of it (`norm` is `input_layernorm` as well)."""
+    parts = path.split(".")
+    modules = [".".join(parts[:end]) for end in range(1, len(parts))]
+    return any(module.endswith(str(each)) for module in modules for each in config.get("modules_to_save") or ())
+
+
 def _named(path: str, names: Any) -> bool:
     return any(path == each or path.endswith(f".{each}") for each in names)
 
@@ -97,18 +106,23 @@ def _in_layers(folder: Path, config: Mapping[str, Any], path: str) -> bool:
     patterns = [patterns] if isinstance(patterns, str) else patterns
     if any(not re.fullmatch(r"[\w.]+", each) for each in patterns):
         raise LuthierError(f"{folder}: layers_pattern is {patterns!r}; expected names of module lists.")
-    found = re.search(rf"(?:^|\.)(?:{'|'.join(map(re.escape, patterns))})\.(\d+)\." if patterns else r"\.(\d+)\.", path)
+    wanted = [rf"(?:^|\.){re.escape(each)}\.(\d+)\." for each in patterns] or [r"\.(\d+)\."]  # the first that is met
+    found = next((match for each in wanted if (match := re.search(each, path))), None)
     return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
 
 
-def refuse_missing(folder: Path, config: Mapping[str, Any], model: nn.Module, found: Mapping[str, Any]) -> None:
-    """Raises where a module that the configuration adapts has no tensors."""
+def refuse_missing(
+    folder: Path, config: Mapping[str, Any], model: nn.Module, found: Mapping[str, Any], names: Mapping[str, str]
+) -> None:
+    """Raises where a module that the configuration adapts has no tensors; `names` are {path in the file: the model's
+    own}, for a configuration means its modules as they were called then."""
     wanted = config.get("target_modules")
     if not wanted or wanted == "all-linear" or (isinstance(wanted, str) and not bounded(wanted)):
         return
+    beginnings = substitutions(names)
     for path, module in base_modules(model, remove_duplicate=False):
         takes = features(module) or isinstance(module, nn.Embedding)
-        if takes and path not in found and targeted(folder, config, path):
+        if takes and path not in found and all(targeted(folder, config, each) for each in _called(path, beginnings)):
             raise LuthierError(
                 f"{folder} lacks the tensors of {path}, which its configuration names: the file is cut short, or it "
                 "was fitted on a base that has no such layer."
@@ -116,3 +130,10 @@ def refuse_missing(folder: Path, config: Mapping[str, Any], model: nn.Module, fo
     whole = [path for path, _ in base_parameters(model, remove_duplicate=False) if saved_whole(config, path)]
     if whole and not any(saved_whole(config, path) for path in found):
         raise LuthierError(f"{folder} lacks the tensors of {whole[0]}, which modules_to_save names; it is cut short.")
+
+
+def _called(path: str, beginnings: Mapping[str, str]) -> set[str]:
+    """What a module may have been called in the layout of a file, of which some beginnings of names are known."""
+    if all(own == other for own, other in beginnings.items()):
+        return {path}
+    return {path, in_other_layout(path, beginnings), path.removeprefix("model.")}

@@ -20,14 +20,13 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 class PEFT(LowRankFormat):
     """ΔW = B A ↔ adapter_model.safetensors, adapter_config.json
 
-    Read are LORA with ranks and alphas of each layer, the rsLoRA scale, `use_dora`, `lora_bias`, tables and transposed
-    layers (GPT-2), ADALORA, IA3, LN_TUNING and TRAINABLE_TOKENS; VERA, LOHA and LOKR as the LoRA that their product
-    is. Modules and biases trained beside them are kept as
-    full parameters, single tokens and copies of one of two tied modules as low-rank changes. Adapters of single
-    experts, as transformers 4 had them, are stacked on the parameter that transformers 5 keeps. Outputs are peft's.
-    Names of wrapped models (torch.compile, DDP) and of other versions of transformers are mapped. What changes the
-    output and has no equal here is refused with the reason, and so are damage, missing layers and another base, which
-    peft loads without a word.
+    Read are LORA with ranks and alphas of each layer, the rsLoRA scale, `use_dora`, `lora_bias`, tables, convolutions
+    and transposed layers (GPT-2), block-diagonal factors (BD-LoRA), ADALORA, IA3, LN_TUNING and TRAINABLE_TOKENS; VERA,
+    LOHA and LOKR as the LoRA that their product is. Modules and biases trained beside them are kept as full parameters,
+    single tokens and copies of one of two tied modules as low-rank changes. Adapters of single experts, as transformers
+    4 had them, are stacked on the parameter that transformers 5 keeps. Outputs are peft's. Names of wrapped models
+    (torch.compile, DDP) and of other versions of transformers are mapped. What changes the output and has no equal here
+    is refused with the reason, and so are damage, missing layers and another base, which peft loads without a word.
 
     Forms of low rank are written exactly, in float32, at the rank of each layer and with the scale inside B; so are
     DoRA (`use_dora`) and IA3 as methods of their own, and modules trained in full (a new head) as `modules_to_save`.
@@ -47,25 +46,39 @@ class PEFT(LowRankFormat):
     def read(self, folder: Path, model: nn.Module) -> list[Found]:
         from luthier.interop.formats._files import inside, names_in, read_tensors
         from luthier.interop.formats._peft_beside import met
-        from luthier.interop.formats._peft_config import merging, refuse_method, refuse_unknown
+        from luthier.interop.formats._peft_config import merging, refuse_method, refuse_start, refuse_unknown
+        from luthier.interop.formats._peft_keys import constants, refuse_empty, that_count, without_name
         from luthier.interop.formats._peft_products import READERS as PRODUCTS
-        from luthier.interop.formats._peft_read import READERS, that_count
+        from luthier.interop.formats._peft_read import READERS
 
         config = _config(folder)
         readers = {**READERS, **PRODUCTS}
-        file = next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[0])
+        file = _weights(folder)
+
+        def names() -> list[str]:
+            return names_in(inside(folder, file))
 
         def merged() -> str:
-            return merging(names_in(inside(folder, file)), model)
+            return merging(names(), model)
 
         refuse_method(folder, config["peft_type"], readers, merged)
         refuse_unknown(folder, config, merged)
-        tensors = that_count(read_tensors(inside(folder, file)))
-        return met(folder, readers[config["peft_type"]](folder, config, tensors, model), model)
+        refuse_start(folder, config, names, merged)
+        tensors = without_name(folder, read_tensors(inside(folder, file), constants(names(), model)))
+        refuse_empty(folder, tensors)
+        return met(folder, readers[config["peft_type"]](folder, config, that_count(tensors), model), model)
 
     def base(self, folder: Path) -> str | None:
         told = _config(folder).get("base_model_name_or_path")
         return told if isinstance(told, str) and told else None
+
+    def task(self, folder: Path) -> str | None:
+        from luthier.interop.formats._files import inside, shapes_in
+        from luthier.interop.formats._peft_tasks import TASKS, one_output
+
+        told = TASKS.get(str(_config(folder).get("task_type")))
+        single = told == "classification" and one_output(shapes_in(inside(folder, _weights(folder))))
+        return "regression" if single else told
 
     def evidence(self, folder: Path) -> dict[str, Any]:
         config = _config(folder)
@@ -92,13 +105,18 @@ class PEFT(LowRankFormat):
         method = native(layers) if self.rank is None else None
         files = method.write(model, layers) if method else low_rank(model, layers, factoring)
         if whole:
-            saved = saved_modules(model, whole)
-            files.tensors |= saved.tensors
-            files.config |= saved.config
+            more = saved_modules(model, whole)
+            files.tensors |= more.tensors
+            files.config |= more.config
         tensors = {f"{PREFIX}{key}": t.detach().cpu().contiguous().clone() for key, t in files.tensors.items()}
         save_file(tensors, folder / WEIGHTS[0], {"format": "pt"})
-        write_json(folder / CONFIG, common_config(model) | files.config)
+        saved = files.config.get("modules_to_save", [])
+        write_json(folder / CONFIG, common_config(model, saved) | files.config)
         return factoring.lost
+
+
+def _weights(folder: Path) -> str:
+    return next((name for name in WEIGHTS if (folder / name).is_file()), WEIGHTS[0])
 
 
 def _config(folder: Path) -> dict[str, Any]:

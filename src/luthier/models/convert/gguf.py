@@ -6,7 +6,8 @@ import copy
 import io
 import math
 import textwrap
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
 from luthier.models.convert._bytelevel import Metadata, byte_level
 from luthier.models.convert._save import filled
+from luthier.models.convert.gguf_config import check_whole, completed
 from luthier.models.convert.gguf_header import Header, read_header
 from luthier.models.older import for_older_readers
 from luthier.models.quiet import quiet
@@ -29,7 +31,7 @@ def convert(weights: Path, target: Path) -> None:
         with guarded(f"the tokenizer of {weights.name} cannot be read"):
             tokenizer = _tokenizer(weights, reader)
         with guarded(f"the model in {weights.name} cannot be read"):
-            model = _dense(_load(weights))
+            model = _dense(_load(weights, reader))
         tokenizer.model_max_length = model.config.get_text_config().max_position_embeddings
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
@@ -108,17 +110,31 @@ def _tokenizer(weights: Path, reader: Any) -> Any:
         raise LuthierError(f"the tokenizer of {weights.name} ({kind or 'none'}) cannot be read: {error}") from error
 
 
-def _load(weights: Path) -> Any:
+def _load(weights: Path, reader: Any) -> Any:
     import torch
     import transformers
 
     from luthier.models.beside import WITHOUT
 
-    options: dict[str, Any] = {"gguf_file": weights.name, "dtype": torch.float32, "adapter_kwargs": WITHOUT}
+    said, tensors = Metadata(weights, reader), {tensor.name: tensor for tensor in reader.tensors}
+    source: dict[str, Any] = {"gguf_file": weights.name, "trust_remote_code": False}
+    options: dict[str, Any] = {"dtype": torch.float32, "adapter_kwargs": WITHOUT, "output_loading_info": True}
     if "GgufConfig" in dir(transformers):  # newer releases may keep the blocks packed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    with _read_by_transformers(weights):
+        config = transformers.AutoConfig.from_pretrained(weights.parent, **source)
+    config = completed(config, said, tensors)
+    with _read_by_transformers(weights):
+        cls: Any = transformers.AutoModelForCausalLM
+        model, report = cls.from_pretrained(weights.parent, config=config, **source, **options)
+    check_whole(said, tensors, model, sorted(report["missing_keys"]))
+    return model
+
+
+@contextmanager
+def _read_by_transformers(weights: Path) -> Iterator[None]:
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(weights.parent, trust_remote_code=False, **options)
+        yield
     except Exception as error:
         reason = textwrap.shorten(str(error), 300, placeholder=" …").rstrip(".")
         raise LuthierError(f"transformers cannot read the model in {weights.name}: {reason}.") from error

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
 from luthier.interop.formats._rotary import halved, paired, rotated_heads
+from luthier.models.convert.gguf_config import head_width, query_scale
 
 Metadata = Callable[[Any, Any], None]
 """Tells a `GGUFWriter` what a configuration says."""
@@ -59,11 +60,6 @@ def _sizes(writer: Any, config: Any) -> None:
     writer.add_key_length(width)
     writer.add_value_length(width)
     writer.add_rope_dimension_count(width)
-
-
-def head_width(config: Any) -> int:
-    """Numbers of one attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _rotary(writer: Any, config: Any) -> None:
@@ -117,7 +113,7 @@ def _unsaid(found: Architecture, config: Any) -> list[str]:
         why += (
             [] if layers == _gemma3_layers(len(layers)) else ["its layers attend in another order than 5 near, 1 far"]
         )
-        why += [] if config.query_pre_attn_scalar == head_width(config) else ["its queries have a scale of their own"]
+        why += [] if config.query_pre_attn_scalar == query_scale(config) else ["its queries have a scale of their own"]
     for each in _ropes(config):
         kind = each.get("rope_type", "default")
         if kind != "default" and not (kind == "llama3" and found.rope_factors):
