@@ -18,6 +18,9 @@ MANIFEST = ".manifest.json"
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
+ELSEWHERE = "Or set LUTHIER_CACHE to a folder with room."
+
+
 def cached(kind: str, name: str, build: Callable[[Path], Mapping[str, Any]]) -> Path:
     """The folder `name` among the cached ones of a kind, made first if need be; `build(folder)` fills an empty one and
     returns what `listed` says of it.
@@ -42,7 +45,7 @@ def cached(kind: str, name: str, build: Callable[[Path], Mapping[str, Any]]) -> 
         ) from None
     try:
         if not ready(folder, quiet=True):
-            with committed(folder) as making:
+            with committed(folder, ELSEWHERE) as making:
                 seal(making, build(making))
     finally:
         lock.release()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.guard import reason, written
+from luthier.core.guard import on_disk, reason, written
 from luthier.core.locks import lock
 
 LARGEST_JSON = 32 * 2**20
@@ -99,9 +99,13 @@ def claimed(folder: str | Path, mark: str, what: str, resume: bool, overwrite: b
     return target
 
 
+AS_IT_WAS = "What was there before is as it was."
+
+
 @contextmanager
-def committed(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well: all synced, then renamed.
+def committed(folder: str | Path, advice: str = AS_IT_WAS) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well: all synced, then renamed; `advice` is told
+    where it cannot be written.
 
     An older `folder` steps aside under a hidden name until the new one stands (`recover` finds it after a kill). The
     process that writes holds a lock on its temporary folder, which a kill lets go: what killed processes left behind is
@@ -110,18 +114,17 @@ def committed(folder: str | Path) -> Iterator[Path]:
     folder = _real(folder)
     temporary, held = None, None
     try:
-        refuse_other(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.parent):
-            _clean(folder)
-            temporary = _fresh(folder)
-            held = lock(temporary)
-        yield temporary
-        _sync(temporary)
-        with _alone(folder.parent):
-            _put(temporary, folder)
-    except OSError as error:
-        raise LuthierError(f"{folder} cannot be written ({error}); what was there before is as it was.") from error
+        with on_disk(str(folder), advice):
+            refuse_other(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(folder.parent):
+                _clean(folder)
+                temporary = _fresh(folder)
+                held = lock(temporary)
+            yield temporary
+            _sync(temporary)
+            with _alone(folder.parent):
+                _put(temporary, folder)
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -347,6 +350,25 @@ def replace_text(path: Path, text: str) -> None:
     _sync_folder(hidden)
     os.replace(hidden, path)
     _sync_folder(path.parent)
+
+
+def append_text(path: Path, text: str, mode: int = 0o666, sync: bool = False) -> None:
+    """Appends lines, all of them or none: half a line would spoil the one that comes after it when there is space
+    again. `mode` is that of a file that is made."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
+    before = os.fstat(handle).st_size
+    try:
+        left = memoryview(text.encode("utf-8", "replace"))
+        while left:
+            left = left[os.write(handle, left) :]
+        if sync:
+            os.fsync(handle)
+    except OSError:
+        with suppress(OSError):  # a pipe or a device keeps what it was given
+            os.ftruncate(handle, before)
+        raise
+    finally:
+        os.close(handle)
 
 
 def as_read(value: Any) -> Any:

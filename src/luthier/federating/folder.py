@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import claimed, committed, discard, read_json, recover, replace_json, write_json
+from luthier.core.guard import on_disk
 from luthier.federating.change import Change
 from luthier.federating.client import Sent
 from luthier.federating.plot import plot
@@ -115,10 +116,11 @@ def keep(folder: Path, number: int, client: int, sent: Sent) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {"rows": str(sent.rows), "loss": repr(sent.loss), "seconds": repr(sent.seconds)}
     temporary = path.with_name(f".{path.name}")
-    save_file(sent.change.tensors(), temporary, metadata=told)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with on_disk(str(path), "The rounds go on (resume)."):
+        save_file(sent.change.tensors(), temporary, metadata=told)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def kept(folder: Path, number: int, client: int) -> Sent | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from luthier.core.contracts.objective import ObjectiveState
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json, write_json
 from luthier.core.guard import guarded, written
-from luthier.training.checkpoint import GO_ON, WRITING, clean, commit
+from luthier.training.checkpoint import WRITING, clean, commit, go_on
 from luthier.training.ema import Ema
 from luthier.training.penalised import Penalised
 from luthier.training.rollouts.online import Online
@@ -48,7 +49,7 @@ class Checkpointed(transformers.Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """Trainer's checkpoint, written aside and committed whole."""
-        with written(f"{self.root}, the checkpoint of step {self.state.global_step},", GO_ON):
+        with written(f"{self.root}, the checkpoint of step {self.state.global_step},", partial(go_on, self.run.folder)):
             self._commit(model, trial)
 
     def _commit(self, model, trial) -> None:

@@ -30,7 +30,7 @@ from typing import Any, get_args
 from luthier.core.contracts.calibration import Calibration
 from luthier.core.contracts.component import find, hints
 from luthier.core.errors import LuthierError, near
-from luthier.core.files import located, read_json
+from luthier.core.files import located, read_json, replace_text
 from luthier.core.guard import guarded
 from luthier.core.guard import written as saved
 from luthier.core.toml import tomllib
@@ -278,7 +278,7 @@ def save_run_file(run: Run, name: str | Path) -> None:
     if not path.parent.is_dir():
         raise LuthierError(f"{path.parent} is not a folder, so {path} cannot be written there.")
     with saved(str(path), "Choose another name."):
-        path.write_text(text_of(run, path.suffix), encoding="utf-8")
+        replace_text(path, text_of(run, path.suffix))
 
 
 def text_of(run: Run, suffix: str = ".toml") -> str:

@@ -7,9 +7,10 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import is_full
 from luthier.engine.request import Busy
 from luthier.serving.training_api.asks import Ask
 from luthier.serving.training_api.bodies import SampleBody
@@ -84,9 +85,12 @@ class Scheduler:
     def _quietly(self, what: Callable[[], bool | None]) -> bool:
         try:
             return bool(what())
-        except Exception:
-            log.exception("the training API's thread met something unexpected")
-            time.sleep(0.1)
+        except Exception as error:
+            if is_full(error):
+                self.store.tell_full(error)
+            else:
+                log.exception("the training API's thread met something unexpected")
+                time.sleep(0.1)
             return False
 
     def round(self) -> bool:
@@ -141,27 +145,43 @@ class Scheduler:
             try:
                 running.append((request, self.trainer.hold(self._model(request)), self.trainer.ask(request)))
             except Exception as error:
+                if is_full(error):
+                    raise
                 self._fail(request, error)
         try:
             results = self.trainer.run([(name, ask) for _, name, ask in running])
         except Exception as error:  # of the pass itself: what it left in memory is not to be trusted
             for request, _, _ in running:
                 self.trainer.drop(request["owner"])
+            for request, _, _ in running:
                 self._fail(request, error)
             return
-        for (request, _, _), result in zip(running, results, strict=True):
-            if isinstance(result, LuthierError):
-                self._fail(request, result)
-            else:
-                self._finish(request, result)
+        self._keep([request for request, _, _ in running], results)
+
+    def _keep(self, requests: Sequence[Row], results: Sequence[bytes | LuthierError]) -> None:
+        """Keeps what came of a pass. Requests of which it cannot be kept are run again, so their models go back to
+        what they were before it."""
+        for place, (request, result) in enumerate(zip(requests, results, strict=True)):
+            try:
+                if isinstance(result, LuthierError):
+                    self._fail(request, result)
+                else:
+                    self._finish(request, result)
+            except Exception:
+                for each in requests[place:]:
+                    self.trainer.drop(each["owner"])
+                raise
 
     def _one(self, request: Row) -> None:
         model = self._model(request)
         try:
             self._finish(request, self._apply(model, request))
         except Exception as error:
-            if not isinstance(error, LuthierError):
+            full = is_full(error)
+            if full or not isinstance(error, LuthierError):
                 self.trainer.drop(model["id"])
+            if full:  # it waits for space
+                raise
             self._fail(request, error)
 
     def _apply(self, model: Row, request: Row) -> bytes:

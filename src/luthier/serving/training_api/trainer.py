@@ -21,6 +21,7 @@ from torch import Tensor
 from luthier.core.adapters.control import tensors
 from luthier.core.errors import LuthierError
 from luthier.core.files import discard
+from luthier.core.guard import is_full
 from luthier.engine.engine import Engine
 from luthier.serving.training_api import asks, names
 from luthier.serving.training_api.asks import Ask, Datum, gathered
@@ -114,9 +115,18 @@ class Trainer:
             self.put_away(model)
 
     def save_due(self, model: str) -> None:
-        """Saves a model whose last snapshot is long ago."""
-        if model in self._held and time.monotonic() - self._held[model] >= self.snapshot_seconds:
+        """Saves a model whose last snapshot is long ago. Where that fails, it is tried later: the older snapshot and
+        the requests behind it are kept as long."""
+        if model not in self._held or time.monotonic() - self._held[model] < self.snapshot_seconds:
+            return
+        try:
             self.save_snapshot(model)
+        except Exception as error:
+            self._held[model] = time.monotonic()
+            if is_full(error):
+                self.store.tell_full(error)
+            else:
+                log.exception("the snapshot of %s failed", model)
 
     def save_snapshot(self, model: str) -> None:
         """Saves a model with all that its training goes on from; requests so far are then not needed any more."""
