@@ -11,7 +11,8 @@ ROOT = Path(luthier.__file__).parent
 FOREIGN = {
     "json.loads", "tomllib.loads", "csv.reader", "yaml.safe_load", "safetensors.safe_open", "torch.load", "GGUFReader",
     "load_file", "datasets.load_dataset", "datasets.load_from_disk", "reasoning_gym.create_dataset",
-    "loads", "loads_marked", "yaml.load", "pyarrow.parquet.ParquetFile",
+    "loads", "loads_marked", "yaml.load", "pyarrow.parquet.ParquetFile", "np.load", "pa.ipc.open_file",
+    "AutoTokenizer.from_pretrained",
 }  # fmt: skip
 """Calls whose exceptions nobody can list."""
 OWN = {

@@ -19,6 +19,7 @@ from luthier.core.adapters.attach import find_state
 from luthier.core.contracts.combination import Combination, Place
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json
+from luthier.core.guard import guarded
 from luthier.core.numerics.delta import Delta
 from luthier.core.sites.scope import Scope
 from luthier.core.sites.structure import features, is_quantised
@@ -197,7 +198,7 @@ def _processor(name: str) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    with quiet():
+    with quiet(), guarded(f"the tokenizer in {folder} cannot be read"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted())
 
 

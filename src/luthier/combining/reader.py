@@ -97,7 +97,7 @@ def reader(name: str, model: nn.Module) -> Reader:
     from luthier.models.quiet import quiet
 
     options = {"dtype": "auto", "use_safetensors": True, "adapter_kwargs": WITHOUT}
-    with quiet():
+    with quiet(), guarded(f"{name} cannot be read as a {type(model).__name__}"):
         return Held(type(model).from_pretrained(path, trust_remote_code=False, **options))  # type: ignore[attr-defined]
 
 

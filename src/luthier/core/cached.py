@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +166,22 @@ def _listed(path: Path) -> Entry:
     except (LuthierError, KeyError, TypeError):
         about = {}
     return Entry(path.parent.name, path.name, path, sum(each.stat().st_size for each in files), about)
+
+
+def sweep(kinds: Collection[str]) -> int:
+    """Removes what killed processes left half made among these kinds; returns how many bytes that were. What a living
+    process makes is under its lock."""
+    from filelock import FileLock, Timeout
+
+    freed = 0
+    for lock in [path for kind in kinds for path in (cache_root() / kind).glob(".*.lock")]:
+        with suppress(OSError, Timeout), FileLock(lock, timeout=0):
+            name = re.escape(lock.name.removesuffix(".lock"))
+            left = re.compile(rf"{name}\.(making-.*|new-[0-9a-f]{{8}})")
+            for path in [each for each in lock.parent.iterdir() if left.fullmatch(each.name)]:
+                freed += _listed(path).bytes
+                shutil.rmtree(path, ignore_errors=True)
+    return freed
 
 
 def remove(entry: Entry) -> None:

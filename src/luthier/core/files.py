@@ -346,9 +346,14 @@ def replace_text(path: Path, text: str) -> None:
     """A text that is there whole or not at all, under a hidden name until it is on disk."""
     path = real_file(path)
     hidden = path.with_name(f".{path.name}")
-    hidden.write_text(text, encoding="utf-8")
-    _sync_folder(hidden)
-    os.replace(hidden, path)
+    try:
+        hidden.write_text(text, encoding="utf-8")
+        _sync_folder(hidden)
+        os.replace(hidden, path)
+    except OSError:
+        with suppress(OSError):
+            hidden.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 
