@@ -350,18 +350,21 @@ BODY = {
     "tools": [],  "stream_options": None,
 }  # fmt: skip
 COMPLETION = {"model": "base", "prompt": "hello", "max_tokens": 2, "echo": False, "logprobs": 1, "suffix": None}
-PLACES = [
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/models",
-    "/v1/load_lora_adapter",
-    "/health",
-    "/x",
-]
+GOOD = {
+    "/v1/chat/completions": BODY,
+    "/v1/completions": COMPLETION,
+    "/v1/responses": {
+        "model": "base", "input": [{"role": "user", "content": [{"type": "input_text", "text": "hello"}]}],
+        "instructions": "be short", "max_output_tokens": 2, "tools": [], "text": {"format": {"type": "text"}},
+    },
+    "/v1/embeddings": {"model": "base", "input": ["hello", "you"], "encoding_format": "float", "pooling": "mean"},
+}  # fmt: skip
+"""A good body for each place that takes one."""
+PLACES = [*GOOD, "/v1/models", "/v1/adapters", "/v1/load_lora_adapter", "/health", "/x"]
 
 
 def _request(folder: Path, draw: Draw) -> tuple[str, bytes, dict[str, str]]:
-    place, good = draw.choice(list(zip(PLACES, (BODY, COMPLETION), strict=False)))
+    place, good = draw.choice(list(GOOD.items()))
     body = dumped(changed_value(good, draw))
     if draw.random() < 0.2:
         body = changed_bytes(body, draw)

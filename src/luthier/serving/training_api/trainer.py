@@ -95,8 +95,18 @@ class Trainer:
             self.load(model, name, request)
 
     def _make_room(self) -> None:
-        while len(self._held) >= self._most:
-            self.put_away(next(iter(self._held)))
+        """Puts the models away that were used least lately; one that cannot be saved stays, and keeps nobody out."""
+        held = list(self._held)
+        while held and len(self._held) >= self._most:
+            self._try_to_put_away(held.pop(0), last=not held)
+
+    def _try_to_put_away(self, model: str, last: bool) -> None:
+        try:
+            self.put_away(model)
+        except Exception as error:
+            if last:
+                raise
+            self._tell(model, error)
 
     def put_away(self, model: str) -> None:
         """Saves a model, and takes it out of memory."""
@@ -110,9 +120,9 @@ class Trainer:
             self._on_engine(lambda: self.pool.remove(name))
 
     def close(self) -> None:
-        """Saves all that are in memory."""
+        """Saves all that are in memory; of one that cannot be saved, the last snapshot and its requests are kept."""
         for model in list(self._held):
-            self.put_away(model)
+            self._try_to_put_away(model, last=False)
 
     def save_due(self, model: str) -> None:
         """Saves a model whose last snapshot is long ago. Where that fails, it is tried later: the older snapshot and
@@ -123,10 +133,14 @@ class Trainer:
             self.save_snapshot(model)
         except Exception as error:
             self._held[model] = time.monotonic()
-            if is_full(error):
-                self.store.tell_full(error)
-            else:
-                log.exception("the snapshot of %s failed", model)
+            self._tell(model, error)
+
+    def _tell(self, model: str, error: Exception) -> None:
+        """Tells the log that a model could not be saved."""
+        if is_full(error):
+            self.store.tell_full(error)
+        else:
+            log.error("the snapshot of %s failed", model, exc_info=error)
 
     def save_snapshot(self, model: str) -> None:
         """Saves a model with all that its training goes on from; requests so far are then not needed any more."""
