@@ -146,6 +146,15 @@ def test_a_loss_that_has_no_name_is_refused(server, loss):
     assert own.call("POST", "forward_backward", body).status_code == 400
 
 
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_what_is_taken_is_read_again_as_it_was(server, coding):
+    own = server.client
+    model = own.create(own.session(), "tiny")
+    body = json.dumps({"model_id": model, "seq_id": 1, "adam_params": {}}).encode(coding)
+    got = own.call("POST", "optim_step", content=body, headers={"content-type": JSON})
+    assert "metrics" in own.result(got.json())
+
+
 def test_a_model_that_cannot_be_saved_keeps_no_other_out(base, tmp_path, monkeypatch):
     with running(base, tmp_path / "kept", adapters=2) as server:
         own = server.client

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from luthier.core.errors import LuthierError
 from luthier.core.guard import is_full
 from luthier.engine.request import Busy
+from luthier.serving.http.bodies import parsed
 from luthier.serving.training_api.asks import Ask
 from luthier.serving.training_api.bodies import SampleBody
 from luthier.serving.training_api.checkpoints import Checkpoints
@@ -241,7 +242,7 @@ class Scheduler:
     def _begin(self, request: Row) -> None:
         sampler = self.store.row("SELECT * FROM samplers WHERE id = ?", request["owner"])
         assert sampler is not None
-        body = SampleBody.model_validate_json(request["body"])
+        body = parsed(request["body"], SampleBody)
         sample = sample_of(body, self.trainer.words, self.engine.max_length)
         adapter = None if sampler["path"] is None else self.checkpoints.serve(sampler["path"])
         flight = Flight(request["id"], adapter, self._over)
@@ -266,7 +267,7 @@ class Scheduler:
             request = self.store.row("SELECT * FROM requests WHERE id = ?", flight.request_id)
             if request is None or request["state"] != WAITING or self._closed:
                 continue  # it was cancelled; or the server stops, and samples again when it is back
-            body = SampleBody.model_validate_json(request["body"])
+            body = parsed(request["body"], SampleBody)
             try:
                 self._finish(request, flight.result(body.topk_sample_logprobs))
             except LuthierError as error:

@@ -23,6 +23,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.files import discard
 from luthier.core.guard import is_full
 from luthier.engine.engine import Engine
+from luthier.serving.http.bodies import parsed
 from luthier.serving.training_api import asks, names
 from luthier.serving.training_api.asks import Ask, Datum, gathered
 from luthier.serving.training_api.bodies import AdamBody, LoadBody, StepBody
@@ -185,7 +186,7 @@ class Trainer:
 
     def load(self, model: Row, name: str, request: Row) -> bytes:
         """Reads a checkpoint into a model."""
-        body = LoadBody.model_validate_json(request["body"])
+        body = parsed(request["body"], LoadBody)
         found = self.store.row("SELECT * FROM checkpoints WHERE path = ? AND tenant = ?", body.path, request["tenant"])
         if found is None:
             raise LuthierError(f"there is no checkpoint {body.path!r}.")
@@ -199,7 +200,7 @@ class Trainer:
 
     def step(self, name: str, request: Row) -> bytes:
         """One step of AdamW, by what the request says of it."""
-        p: AdamBody = StepBody.model_validate_json(request["body"]).adam_params
+        p: AdamBody = parsed(request["body"], StepBody).adam_params
         told = self._on_engine(
             lambda: self.pool.step(
                 name, p.learning_rate, (p.beta1, p.beta2), p.eps, p.weight_decay, p.grad_clip_norm or None
