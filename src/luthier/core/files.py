@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.guard import on_disk, reason, written
+from luthier.core.guard import guarded, on_disk, reason, written
 from luthier.core.locks import lock
 
 LARGEST_JSON = 32 * 2**20
@@ -32,7 +32,9 @@ def cache_root() -> Path:
 def located(source: str, folder: Path) -> str:
     """Returns the source, beside a file in `folder` that names it if it is there."""
     beside = folder / source
-    return str(beside) if not Path(source).expanduser().is_absolute() and beside.exists() else source
+    with suppress(OSError):  # of a text that no file system takes for a name
+        return str(beside) if not Path(source).expanduser().is_absolute() and beside.exists() else source
+    return source
 
 
 def must_be_free(out: str | Path) -> Path:
@@ -330,6 +332,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         raise LuthierError("a JSON object holds the same key twice; the file is damaged or forged.")
     return made
+
+
+@contextmanager
+def recorded(path: Path, largest: int = LARGEST_JSON) -> Iterator[Any]:
+    """What a JSON file of a work's own says, for the block that takes it apart: entries that are missing, or of another
+    kind, are told as damage."""
+    with guarded(f"{path} is damaged, or was changed by hand"):
+        yield read_json(path, largest)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from luthier.core.adapters.control import tensors
 from luthier.core.contracts.objective import ObjectiveState
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json, write_json
+from luthier.core.files import recorded, write_json
 from luthier.core.guard import guarded, written
 from luthier.training.checkpoint import WRITING, clean, commit, go_on
 from luthier.training.ema import Ema
@@ -100,8 +100,8 @@ class Checkpointed(transformers.Trainer):
         if self.ema is not None:
             self.ema.load(Path(resume_from_checkpoint))
         if (Path(resume_from_checkpoint) / REMEMBERED).is_file():
-            known = read_json(Path(resume_from_checkpoint) / REMEMBERED)
-            self.looks, self.objective_state = known["looks"], known["memory"]
+            with recorded(Path(resume_from_checkpoint) / REMEMBERED) as known:
+                self.looks, self.objective_state = known["looks"], known["memory"]
 
     def restore(self, checkpoint: Path) -> None:
         """Restores the adapter from `checkpoint`: the average, where there is one."""
