@@ -50,6 +50,13 @@ class Target:
                 self.scheduler.wake()
             time.sleep(0.002)
 
+    def idle(self) -> bool:
+        """Whether nothing waits any more, within seconds."""
+        end = time.monotonic() + 20
+        while self.store.row("SELECT id FROM requests WHERE state = 'waiting'") and time.monotonic() < end:
+            time.sleep(0.05)
+        return self.store.row("SELECT id FROM requests WHERE state = 'waiting'") is None
+
     def good(self) -> dict[str, dict[str, Any]]:
         """A good body for each route."""
         numbered = {"model_id": self.model, "seq_id": self.settled()}
@@ -103,6 +110,7 @@ def test_requests_that_are_nearly_right_are_taken_or_refused(base, tmp_path):
             codes[got.status_code] += 1
         assert codes[200] > CASES / 10 and codes[400] > CASES / 4
         target.settled()
+        assert target.idle()
         failed = target.store.rows("SELECT id, kind, error FROM requests WHERE category = 'server'")
         assert not [dict(each) for each in failed]
         assert works(server.client)
@@ -126,6 +134,17 @@ def numbers() -> Iterator[tuple[type[BaseModel], str]]:
 def test_no_number_is_larger_than_the_database_holds(kind, field):
     with pytest.raises(ValidationError) as told:
         kind.model_validate({field: 10**30})
+    assert field in {error["loc"][0] for error in told.value.errors()}
+
+
+@pytest.mark.parametrize(("kind", "field", "value"), [
+    (bodies.SampleBody, "num_samples", 0), (bodies.SampleBody, "num_samples", 129), (bodies.SampleBody, "seq_id", -1),
+    (bodies.ModelBody, "model_seq_id", -1), (bodies.LoadBody, "seq_id", 0), (bodies.SaveBody, "ttl_seconds", 1),
+    (bodies.SamplingBody, "max_tokens", 0), (bodies.SamplingBody, "max_tokens", 2**40), (bodies.StepBody, "seq_id", 0),
+])  # fmt: skip
+def test_numbers_keep_their_own_bounds(kind, field, value):
+    with pytest.raises(ValidationError) as told:
+        kind.model_validate({field: value})
     assert field in {error["loc"][0] for error in told.value.errors()}
 
 

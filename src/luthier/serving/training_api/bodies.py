@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 LARGEST = 2**63 - 1
 """The largest number that the database holds."""
-Whole = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
+
+
+def _held(value: int) -> int:
+    if abs(value) > LARGEST:
+        raise ValueError("a whole number has 64 bits at most")
+    return value
+
+
+Whole = Annotated[int, AfterValidator(_held)]
+"""A number that can be kept. Bounds of a field stand beside it: those of an annotation would go before them."""
 
 
 class Body(BaseModel):
