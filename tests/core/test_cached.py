@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -165,6 +166,27 @@ def test_the_command_lists_checks_and_clears(root, capsys):
     assert [each.name for each in cached.listed()] == ["three.safetensors"]
     assert main(["cache", "clear", "all", "--json"]) == 0 and not cached.listed()
     assert main(["cache", "list", "--json"]) == 0
+
+
+def test_rows_given_in_python_are_cleared_by_name_alone(root):
+    (root / "rows").mkdir(parents=True)
+    (root / "rows" / "a.jsonl").write_text("{}")
+    assert main(["cache", "clear", "all"]) == 0 and [each.name for each in cached.listed()] == ["a.jsonl"]
+    assert main(["cache", "clear", "rows"]) == 0 and not cached.listed()
+
+
+def test_what_a_killed_process_left_half_made_is_cleared_and_a_living_ones_is_not(root, capsys):
+    from filelock import FileLock
+
+    for name in (".dead.making-1", ".dead.new-0123abcd", ".alive.making-1", ".other"):
+        (root / "models" / name).mkdir(parents=True)
+        (root / "models" / name / "half").write_text("12345")
+    (root / "models" / ".dead.lock").touch()
+    with FileLock(root / "models" / ".alive.lock"):
+        assert main(["cache", "clear", "models", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] == 10
+    left = {path.name for path in (root / "models").iterdir() if path.is_dir()}
+    assert left == {".alive.making-1", ".other"}
 
 
 def test_a_cache_that_cannot_be_written_is_told(root):

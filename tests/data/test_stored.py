@@ -122,6 +122,17 @@ def test_a_damaged_entry_is_told_and_made_again(cache):
         assert list(both("chat")[1]) == plain
 
 
+@pytest.mark.parametrize("harm", ["gone", "damaged"])
+def test_rows_that_are_cleared_or_damaged_while_they_are_read_are_told(cache, harm):
+    held = both("chat")[1]
+    if harm == "gone":
+        cached.remove(next(each for each in cached.listed() if each.kind == "encoded"))
+    else:
+        (held.folder / stored.FEATURES).write_bytes(b"no Arrow")
+    with pytest.raises(LuthierError, match="start again"):
+        held[0]
+
+
 def test_a_process_that_dies_is_told(monkeypatch):
     import os
 

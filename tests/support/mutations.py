@@ -24,9 +24,15 @@ from safetensors.torch import save_file
 
 import luthier as lt
 from luthier import data
+from luthier.comparing.study import read_study
 from luthier.data.template import Template
+from luthier.examining.check.gates import read_gates
 from luthier.methods.recipe import read_recipe
 from luthier.models.convert import gguf
+from luthier.serving.training_api.tenants import read_tenants
+from luthier.training.folder import read_run
+from luthier.training.runfile import read_run_file
+from luthier.training.stages.plan import read_plan
 from support.architectures import ARCHITECTURES
 from support.gguf_files import write_gguf
 from support.tiny import TEMPLATE, sums, tokenizer
@@ -250,6 +256,51 @@ def _recipe(folder: Path, draw: Draw) -> str:
     return str(folder / "recipe.toml")
 
 
+RUN = {
+    "model": "m", "data": "d.jsonl", "out": "o", "method": "lora", "where": "q_proj", "form": {"rank": 4},
+    "training": {"steps": 3, "lr": 1e-3, "batch": 2}, "update": {"name": "lora_plus", "ratio": 4.0},
+    "also": [{"method": "loreft", "where": "stream", "form": {"rank": 2}}],
+}  # fmt: skip
+STAGES = {
+    "model": "m",
+    "out": "o",
+    "method": "lora",
+    "stage": [{"name": "a", "data": "d.jsonl", "training": {"lr": 1}}],
+}
+STUDY = {
+    "models": {"a": "m"}, "data": {"x": {"train": ["a.jsonl"], "test": {"t": "b.jsonl"}}}, "methods": ["lora"],
+    "seeds": [0, 1], "budget": "0.1%", "training": {"steps": 3}, "settings": {"lora": {"training": {"lr": 1e-3}}},
+}  # fmt: skip
+TENANTS = b'[anna]\nkey = "tml-abcdefgh"\nadapters = 4\ntokens = 2000000\n[ben]\nkey = "tml-bbbbbbbb"\n'
+GATES = b'[[gate]]\nby = "held_loss"\ndata = "held.jsonl"\ntolerance = 0.05\n'
+
+
+@functools.cache
+def _record() -> dict[str, Any]:
+    """A run's record, as far as it is read again."""
+    run = lt.training.Run("m", "d.jsonl", lt.LoRA(rank=4), out="o", also=(lt.TargetedForm(lt.LoReFT(), "stream"),))
+    return {"run": run.to_dict(), "data": {}, "base": {}, "measured": {}, "versions": {}}
+
+
+def _config(name: str, good: Any) -> Callable[[Path, Draw], Path]:
+    """A file of settings, changed as a value or as bytes; JSON is YAML too."""
+
+    def make(folder: Path, draw: Draw) -> Path:
+        raw = good if isinstance(good, bytes) else dumped(changed_value(good, draw))
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(changed_bytes(raw, draw) if isinstance(good, bytes) or draw.random() < 0.2 else raw)
+        return folder / name
+
+    return make
+
+
+def _recorded(folder: Path, draw: Draw) -> Path:
+    known = _record()
+    told = known | {"run": changed_value(known["run"], draw)} if draw.random() < 0.7 else changed_value(known, draw)
+    (folder / "run.json").write_bytes(dumped(told))
+    return folder
+
+
 PARTS = [
     "{% for m in messages %}", "{% endfor %}", "{{ m.content }}", "{{ m['role'] }}", "{% if m.x %}", "{% endif %}", "a",
     "{{ messages | length }}", "{{ 1 / 0 }}", "{{ x.y.z }}", "{{ messages[9] }}", "{{ raise_exception('no') }}",
@@ -350,18 +401,21 @@ BODY = {
     "tools": [],  "stream_options": None,
 }  # fmt: skip
 COMPLETION = {"model": "base", "prompt": "hello", "max_tokens": 2, "echo": False, "logprobs": 1, "suffix": None}
-PLACES = [
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/models",
-    "/v1/load_lora_adapter",
-    "/health",
-    "/x",
-]
+GOOD = {
+    "/v1/chat/completions": BODY,
+    "/v1/completions": COMPLETION,
+    "/v1/responses": {
+        "model": "base", "input": [{"role": "user", "content": [{"type": "input_text", "text": "hello"}]}],
+        "instructions": "be short", "max_output_tokens": 2, "tools": [], "text": {"format": {"type": "text"}},
+    },
+    "/v1/embeddings": {"model": "base", "input": ["hello", "you"], "encoding_format": "float", "pooling": "mean"},
+}  # fmt: skip
+"""A good body for each place that takes one."""
+PLACES = [*GOOD, "/v1/models", "/v1/adapters", "/v1/load_lora_adapter", "/health", "/x"]
 
 
 def _request(folder: Path, draw: Draw) -> tuple[str, bytes, dict[str, str]]:
-    place, good = draw.choice(list(zip(PLACES, (BODY, COMPLETION), strict=False)))
+    place, good = draw.choice(list(GOOD.items()))
     body = dumped(changed_value(good, draw))
     if draw.random() < 0.2:
         body = changed_bytes(body, draw)
@@ -403,6 +457,12 @@ READERS = {
     "TSV": Reader(_file(".tsv", lambda draw: _csv(draw).replace(b",", b"\t")), _loaded, whole=False),
     "Parquet": Reader(_file(".parquet", _parquet), _loaded, whole=False),
     "TOML": Reader(_recipe, read_recipe),
+    "run files": Reader(_config("run.yaml", RUN), read_run_file, whole=False),
+    "records of runs": Reader(_recorded, read_run),
+    "plans": Reader(_config("plan.yaml", STAGES), read_plan),
+    "studies": Reader(_config("study.json", {"study": STUDY}), read_study),
+    "tenants": Reader(_config("tenants.toml", TENANTS), read_tenants),
+    "gates": Reader(_config("gates.toml", GATES), read_gates),
     "templates": Reader(_template, _rendered, whole=False),
     "peft": Reader(_peft, _imported),
     "pyreft": Reader(_pyreft, _imported),

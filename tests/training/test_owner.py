@@ -170,13 +170,17 @@ def test_other_versions_are_told(run):
         train(run, progress=False, resume=True)
 
 
-def test_changed_pictures_are_noticed(tmp_path):
+@pytest.mark.parametrize("told", [
+    lambda file: {"image": file}, lambda file: {"image": {"path": file, "bytes": None}}, lambda file: {"audio": file},
+    lambda file: {"images": [file]},
+], ids=["picture", "picture of a data set", "sound", "pictures of a chat"])  # fmt: skip
+def test_changed_pictures_and_sounds_are_noticed(told, tmp_path):
     from luthier.core.contracts.example import Example
     from luthier.data.media import media_digest
 
-    file = tmp_path / "a.png"
+    file = tmp_path / "a"
     file.write_bytes(b"one")
-    rows = [Example(row=1, image=str(file)), Example(row=2, text="no picture")]
+    rows = [Example(row=1, **told(str(file))), Example(row=2, text="neither")]
     before = media_digest(rows)
     assert before == media_digest(rows) and media_digest(rows[1:]) is None
     file.write_bytes(b"two")

@@ -181,3 +181,24 @@ def test_a_finished_run_is_repeated_from_its_record_and_from_the_file_it_saved(t
         assert again == (Path(first) / "adapter" / "adapter.safetensors").read_bytes()
     told = json.loads((Path(first) / "run.json").read_text())["run"]
     assert told["update"]["name"] == "lora_plus" and told["training"]["steps"] == 2
+
+
+LAUGHS = "a: &a [x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+"""Lists that hold one another ten times over."""
+
+
+@pytest.mark.parametrize("text", [
+    LAUGHS + "model: *i\n", "model: &a [*a]\n", "training: &a {x: *a}\n", "model: " + "[" * 900 + "]" * 900,
+    "model: " + ":".join(["59"] * 20_000), "model: !!python/object/apply:os.getcwd []",
+], ids=["laughs", "itself in a list", "itself in a table", "deep", "a long number in base 60", "code"])  # fmt: skip
+def test_yaml_that_never_ends_or_runs_code_is_refused(text, tmp_path):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(lt.LuthierError, match="is not valid YAML"):
+        read_run_file(tmp_path / "run.yaml")
+
+
+def test_aliases_in_yaml_are_read(tmp_path):
+    (tmp_path / "run.yaml").write_text("model: &m tiny\ndata: *m\nmethod: lora\nout: o\n")
+    assert read_run_file(tmp_path / "run.yaml").fields["data"] == "tiny"

@@ -18,7 +18,7 @@ import luthier as lt
 from luthier import data, models
 from luthier.cli import main
 from luthier.core.errors import LuthierError
-from luthier.data.media import resample
+from luthier.data.media import media_digest, resample
 from luthier.data.speech import prefix
 from luthier.evaluating import errors, evaluate
 from luthier.training import Run, Training, train
@@ -132,6 +132,15 @@ def test_an_interrupted_run_goes_on_exactly(whisper, spoken, tmp_path):
     again = lt.train(whisper, out=str(tmp_path / "cut"), resume=True, **fields)
     ours, theirs = (load_file(each.folder / "adapter" / "adapter.safetensors") for each in (again, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_other_sounds_under_the_same_names_are_noticed(tmp_path):
+    told = [{**row, "audio": Path(row["audio"]).name} for row in spoken_rows(tmp_path)]
+    rows = data.load(write_rows(tmp_path / "rows.jsonl", told))
+    before = media_digest(rows.rows)
+    sound = tmp_path / told[0]["audio"]
+    sound.write_bytes(sound.read_bytes()[:-2] + b"\x01\x01")
+    assert before is not None and media_digest(rows.rows) != before
 
 
 @pytest.mark.parametrize("form", [lt.LoRA(), lt.LoReFT(), lt.Prefix(), lt.IA3(), lt.Full()], ids=lambda f: f.name())

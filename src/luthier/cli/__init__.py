@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from luthier.cli.stopped import NOTHING
 from luthier.core.errors import LuthierError
-from luthier.core.guard import reason
+from luthier.core.guard import is_of_disk, reason
 
 USAGE, INTERRUPTED = 2, 130
 
@@ -37,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # of the machine: a full disk, a folder that is closed, a name that is too long
-        if debug:
+    except Exception as error:  # of the machine: a full disk, a folder that is closed, a name that is too long
+        if debug or not is_of_disk(error):
             raise
-        tell("error", f"{reason(error)}{f' ({str(error.filename)[:80]})' if error.filename else ''}.")
+        name = getattr(error, "filename", None)
+        tell("error", f"{reason(error)}{f' ({str(name)[:80]})' if name else ''}.")
         return USAGE
 
 

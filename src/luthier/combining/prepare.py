@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from luthier.combining.source import Adapter, Model, Source
 from luthier.core.adapters.attach import find_state
 from luthier.core.contracts.combination import Combination, Place
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json
+from luthier.core.files import recorded
+from luthier.core.guard import guarded
 from luthier.core.numerics.delta import Delta
 from luthier.core.sites.scope import Scope
 from luthier.core.sites.structure import features, is_quantised
@@ -108,9 +110,9 @@ def _served(folder: str | Path, spec: dict[str, Any] | None) -> Served:
     if spec is not None:
         return Served(spec["measured"].get("task"), spec["measured"].get("labels"))
     file = Path(folder).expanduser() / "config.json"
-    config = read_json(file) if file.is_file() else {}
-    task = task_of_class((config.get("architectures") or [""])[0])
-    classes = {int(index): name for index, name in config.get("id2label", {}).items()}
+    with recorded(file) if file.is_file() else nullcontext({}) as config:
+        task = task_of_class((config.get("architectures") or [""])[0])
+        classes = {int(index): name for index, name in config.get("id2label", {}).items()}
     if task == "embedding" or ("classification" in task and len(classes) == 1):  # of no known class; one number
         return Served(None, None)
     told = "classification" in task and named(classes)
@@ -197,7 +199,7 @@ def _processor(name: str) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    with quiet():
+    with quiet(), guarded(f"the tokenizer in {folder} cannot be read"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted())
 
 

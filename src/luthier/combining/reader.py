@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from luthier.combining.parameter_refs import parameter_refs
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json
+from luthier.core.files import recorded
 from luthier.core.guard import guarded
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -37,7 +37,8 @@ class Checkpoint:
         self.folder = folder
         files = [folder / WEIGHTS]
         if (folder / INDEX).is_file():
-            files = sorted({folder / file for file in read_json(folder / INDEX)["weight_map"].values()})
+            with recorded(folder / INDEX) as index:
+                files = sorted({folder / file for file in index["weight_map"].values()})
         self._files: dict[str, safetensors.safe_open] = {}  # type: ignore[valid-type]
         self._keys: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -97,7 +98,7 @@ def reader(name: str, model: nn.Module) -> Reader:
     from luthier.models.quiet import quiet
 
     options = {"dtype": "auto", "use_safetensors": True, "adapter_kwargs": WITHOUT}
-    with quiet():
+    with quiet(), guarded(f"{name} cannot be read as a {type(model).__name__}"):
         return Held(type(model).from_pretrained(path, trust_remote_code=False, **options))  # type: ignore[attr-defined]
 
 

@@ -90,6 +90,7 @@ class Record:
         return _plain(dataclasses.asdict(self))
 
     @classmethod
+    @guarded("the record of a run is damaged, or was changed by hand")
     def from_dict(cls, values: dict[str, Any]) -> Record:
         """Returns the inverse of `to_dict`; unknown and missing keys raise `LuthierError`."""
         known = {f.name: f for f in dataclasses.fields(cls)}

@@ -31,6 +31,7 @@ from luthier.comparing.tune import place, tuned
 from luthier.comparing.until import add_seeds, looks_of
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
+from luthier.core.guard import is_full, on_disk
 from luthier.core.notebook import table
 from luthier.data import Examples
 from luthier.training.report import resolved_settings
@@ -115,6 +116,11 @@ def carry_out(study: Study, out: str | Path, progress: bool, together: int = 1) 
     """Returns `compare`, for a study that is made."""
     if together < 1:
         raise LuthierError(f"together is {together}; expected the number of runs to train at once, at least 1.")
+    with on_disk(str(out), "Then start it again: the study goes on.", full_alone=True):
+        return _carried_out(study, out, progress, together)
+
+
+def _carried_out(study: Study, out: str | Path, progress: bool, together: int) -> Comparison:
     folder, started = Path(out).expanduser(), time.monotonic()
     planned = prepared(study, folder)
     console = Console(stderr=True, quiet=not progress)
@@ -214,6 +220,8 @@ def _made(planned: Plan, group: Sequence[Job], held: Examples | None, bar: Bar) 
         found = make_at_once(planned, group, make_one)
         left = [job for job, result in zip(group, found, strict=True) if isinstance(result, Alone)]
         for job, result in zip(group, found, strict=True):
+            if isinstance(result, Exception) and is_full(result):  # the other runs would fail as well
+                raise result
             if isinstance(result, Alone):
                 bar.console.print(f"{job.title} is made by itself: {result}", highlight=False, soft_wrap=True)
             elif isinstance(result, FAILURES):
@@ -228,6 +236,8 @@ def _made(planned: Plan, group: Sequence[Job], held: Examples | None, bar: Bar) 
         try:
             ended(job, partial(make, planned, job, held))
         except FAILURES as error:
+            if is_full(error):
+                raise
             failed[job.title] = _told(error)
             bar.failed(job.title, failed[job.title])
         gc.collect()  # what a failed run leaves in memory, once its traceback is gone

@@ -34,7 +34,7 @@ from typing import Any
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import located
-from luthier.core.guard import reason
+from luthier.core.guard import guarded, reason
 from luthier.core.toml import tomllib
 from luthier.methods.choices import Written
 
@@ -166,6 +166,7 @@ class Study:
         return dataclasses.asdict(self)
 
     @classmethod
+    @guarded("the study is damaged, or was changed by hand")
     def from_dict(cls, values: dict[str, Any], folder: Path | None = None) -> Study:
         """Returns a study from what its file says; unknown and ill-typed entries raise `LuthierError`."""
         given = dict(values)

@@ -15,7 +15,7 @@ from luthier.comparing.plan import Plan
 from luthier.comparing.record import records, write
 from luthier.comparing.study import Study
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json
+from luthier.core.files import recorded
 
 
 def add_seeds(
@@ -45,14 +45,14 @@ def looks_of(study: Study, folder: Path) -> Looks:
     """Returns when this study is looked at, as it was settled the first time."""
     if not (folder / FILE).is_file():
         return Looks(max(2, len(study.seeds)), study.most_seeds)
-    there = read_json(folder / FILE)
-    if (there["margin"], there["looks"]["last"]) != (study.until_told, study.most_seeds):
-        raise LuthierError(
-            f"{folder} was looked at with the margin {there['margin']} and at most {there['looks']['last']} seeds; "
-            f"here they are {study.until_told} and {study.most_seeds}. Give those: a rule that changes once "
-            "something was seen does not keep its error rate."
-        )
-    return Looks(**there["looks"])
+    with recorded(folder / FILE) as there:
+        if (there["margin"], there["looks"]["last"]) != (study.until_told, study.most_seeds):
+            raise LuthierError(
+                f"{folder} was looked at with the margin {there['margin']} and at most {there['looks']['last']} seeds; "
+                f"here they are {study.until_told} and {study.most_seeds}. Give those: a rule that changes once "
+                "something was seen does not keep its error rate."
+            )
+        return Looks(**there["looks"])
 
 
 def _over(study: Study, started: float) -> bool:

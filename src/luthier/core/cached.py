@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,9 @@ from luthier.core.files import cache_root, committed, discard, read_json, replac
 MANIFEST = ".manifest.json"
 """In a cached folder: size, time and SHA-256 of every file, when all was last read, and what it is."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+ELSEWHERE = "Or set LUTHIER_CACHE to a folder with room."
 
 
 def cached(kind: str, name: str, build: Callable[[Path], Mapping[str, Any]]) -> Path:
@@ -42,7 +47,7 @@ def cached(kind: str, name: str, build: Callable[[Path], Mapping[str, Any]]) -> 
         ) from None
     try:
         if not ready(folder, quiet=True):
-            with committed(folder) as making:
+            with committed(folder, ELSEWHERE) as making:
                 seal(making, build(making))
     finally:
         lock.release()
@@ -161,6 +166,22 @@ def _listed(path: Path) -> Entry:
     except (LuthierError, KeyError, TypeError):
         about = {}
     return Entry(path.parent.name, path.name, path, sum(each.stat().st_size for each in files), about)
+
+
+def sweep(kinds: Collection[str]) -> int:
+    """Removes what killed processes left half made among these kinds; returns how many bytes that were. What a living
+    process makes is under its lock."""
+    from filelock import FileLock, Timeout
+
+    freed = 0
+    for lock in [path for kind in kinds for path in (cache_root() / kind).glob(".*.lock")]:
+        with suppress(OSError, Timeout), FileLock(lock, timeout=0):
+            name = re.escape(lock.name.removesuffix(".lock"))
+            left = re.compile(rf"{name}\.(making-.*|new-[0-9a-f]{{8}})")
+            for path in [each for each in lock.parent.iterdir() if left.fullmatch(each.name)]:
+                freed += _listed(path).bytes
+                shutil.rmtree(path, ignore_errors=True)
+    return freed
 
 
 def remove(entry: Entry) -> None:

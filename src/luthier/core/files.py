@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.guard import reason, written
+from luthier.core.guard import guarded, on_disk, reason, written
 from luthier.core.locks import lock
 
 LARGEST_JSON = 32 * 2**20
@@ -32,7 +32,9 @@ def cache_root() -> Path:
 def located(source: str, folder: Path) -> str:
     """Returns the source, beside a file in `folder` that names it if it is there."""
     beside = folder / source
-    return str(beside) if not Path(source).expanduser().is_absolute() and beside.exists() else source
+    with suppress(OSError):  # of a text that no file system takes for a name
+        return str(beside) if not Path(source).expanduser().is_absolute() and beside.exists() else source
+    return source
 
 
 def must_be_free(out: str | Path) -> Path:
@@ -99,9 +101,13 @@ def claimed(folder: str | Path, mark: str, what: str, resume: bool, overwrite: b
     return target
 
 
+AS_IT_WAS = "What was there before is as it was."
+
+
 @contextmanager
-def committed(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` when the block ends well: all synced, then renamed.
+def committed(folder: str | Path, advice: str = AS_IT_WAS) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends well: all synced, then renamed; `advice` is told
+    where it cannot be written.
 
     An older `folder` steps aside under a hidden name until the new one stands (`recover` finds it after a kill). The
     process that writes holds a lock on its temporary folder, which a kill lets go: what killed processes left behind is
@@ -110,18 +116,17 @@ def committed(folder: str | Path) -> Iterator[Path]:
     folder = _real(folder)
     temporary, held = None, None
     try:
-        refuse_other(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.parent):
-            _clean(folder)
-            temporary = _fresh(folder)
-            held = lock(temporary)
-        yield temporary
-        _sync(temporary)
-        with _alone(folder.parent):
-            _put(temporary, folder)
-    except OSError as error:
-        raise LuthierError(f"{folder} cannot be written ({error}); what was there before is as it was.") from error
+        with on_disk(str(folder), advice):
+            refuse_other(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(folder.parent):
+                _clean(folder)
+                temporary = _fresh(folder)
+                held = lock(temporary)
+            yield temporary
+            _sync(temporary)
+            with _alone(folder.parent):
+                _put(temporary, folder)
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -329,6 +334,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+@contextmanager
+def recorded(path: Path, largest: int = LARGEST_JSON) -> Iterator[Any]:
+    """What a JSON file of a work's own says, for the block that takes it apart: entries that are missing, or of another
+    kind, are told as damage."""
+    with guarded(f"{path} is damaged, or was changed by hand"):
+        yield read_json(path, largest)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Readable JSON, with a final newline."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -343,10 +356,34 @@ def replace_text(path: Path, text: str) -> None:
     """A text that is there whole or not at all, under a hidden name until it is on disk."""
     path = real_file(path)
     hidden = path.with_name(f".{path.name}")
-    hidden.write_text(text, encoding="utf-8")
-    _sync_folder(hidden)
-    os.replace(hidden, path)
+    try:
+        hidden.write_text(text, encoding="utf-8")
+        _sync_folder(hidden)
+        os.replace(hidden, path)
+    except OSError:
+        with suppress(OSError):
+            hidden.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
+
+
+def append_text(path: Path, text: str, mode: int = 0o666, sync: bool = False) -> None:
+    """Appends lines, all of them or none: half a line would spoil the one that comes after it when there is space
+    again. `mode` is that of a file that is made."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
+    before = os.fstat(handle).st_size
+    try:
+        left = memoryview(text.encode("utf-8", "replace"))
+        while left:
+            left = left[os.write(handle, left) :]
+        if sync:
+            os.fsync(handle)
+    except OSError:
+        with suppress(OSError):  # a pipe or a device keeps what it was given
+            os.ftruncate(handle, before)
+        raise
+    finally:
+        os.close(handle)
 
 
 def as_read(value: Any) -> Any:

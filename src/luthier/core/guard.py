@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from luthier.core.errors import LuthierError
@@ -11,6 +11,14 @@ from luthier.core.errors import LuthierError
 LONGEST = 300
 """Characters of a reason that are told."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SAID_FULL = (
+    *("No space left", "Disk quota exceeded", "database or disk is full"),
+    *("PytorchStreamWriter failed writing", "inline_container.cc", "iostream error"),
+)
+"""How a full disk is told of without a number: by Rust (safetensors, tokenizers) and SQLite, then by C++ (torch.save,
+which tells of nothing else while it writes)."""
+Advice = str | Callable[[], str]
+"""What to do, or what finds that out once it is needed."""
 
 
 @contextmanager
@@ -29,22 +37,52 @@ def guarded(what: str, refusal: type[LuthierError] = LuthierError) -> Iterator[N
 
 
 @contextmanager
-def written(what: str, after: str = "") -> Iterator[None]:
+def written(what: str, after: Advice = "") -> Iterator[None]:
     """As `guarded`, around what writes; a full disk is called one, and `after` says how to go on."""
     try:
         yield
     except LuthierError:
         raise
     except Exception as error:
-        advice = f" Make space first. {after}" if is_full(error) else f" {after}"
-        raise LuthierError(f"{what} cannot be written ({reason(error)}).{advice.rstrip()}") from error
+        raise _unwritten(what, error, after) from error
+
+
+@contextmanager
+def on_disk(what: str, after: Advice = "", full_alone: bool = False) -> Iterator[None]:
+    """As `written`, around work of our own that writes: any other exception than the machine's is a bug, and stays one.
+
+    `full_alone`: of what the machine refuses, a full disk only, for work that also reads.
+    """
+    try:
+        yield
+    except LuthierError:
+        raise
+    except Exception as error:
+        if not (is_full(error) if full_alone else is_of_disk(error)):
+            raise
+        raise _unwritten(what, error, after) from error
+
+
+def _unwritten(what: str, error: Exception, after: Advice) -> LuthierError:
+    advice = f"{' Make space first.' if is_full(error) else ''} {after if isinstance(after, str) else after()}"
+    return LuthierError(f"{what} cannot be written ({reason(error)}).{advice.rstrip()}")
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Returns whether an error is the machine's: of the operating system, or of a library's that met a full disk."""
+    return isinstance(error, OSError) or is_full(error)
 
 
 def is_full(error: BaseException) -> bool:
-    """Returns whether a disk or a quota had no room, as Python, Rust (safetensors) or C++ (torch.save) say it."""
+    """Returns whether a disk or a quota had no room; of a `LuthierError`, whether that is what it was made of.
+
+    Errors of values and keys quote what was given, which may say anything.
+    """
+    if isinstance(error, LuthierError):
+        return error.__cause__ is not None and is_full(error.__cause__)
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in FULL
-    return "No space left" in str(error) or "PytorchStreamWriter failed writing" in str(error)
+    return not isinstance(error, ValueError | LookupError) and any(words in str(error) for words in SAID_FULL)
 
 
 def reason(error: BaseException, bare: bool = False) -> str:

@@ -14,7 +14,7 @@ import psutil
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import LOCK, OWNER, TRACES, read_json, replace_json
-from luthier.core.guard import written
+from luthier.core.guard import on_disk, written
 
 
 @contextmanager
@@ -36,7 +36,8 @@ def owned(folder: Path) -> Iterator[None]:
     try:
         with written(str(folder), "Choose another folder (out)."):
             replace_json(folder / OWNER, _me())
-        yield
+        with on_disk(str(folder), "Then run it again (with resume, where it had begun).", full_alone=True):
+            yield
     finally:
         for trace in TRACES[1:]:
             with suppress(OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.errors import LuthierError
+from luthier.core.files import append_text
+from luthier.core.guard import written
 from luthier.data.texts import full_text
 
 LONGEST = 200
@@ -103,10 +104,8 @@ class Annotation:
         if place in self.known:
             raise LuthierError(f"row {self.pool.examples.rows[place].row} has a label already.")
         row = {"row": self.pool.examples.rows[place].row, "text": self.text(place), "label": label}
-        with open(self.out, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with written(str(self.out)):
+            append_text(self.out, json.dumps(row, ensure_ascii=False) + "\n", sync=True)
         self.known[place] = label
 
     def skip(self, place: int) -> None:

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.core.cached import ELSEWHERE
 from luthier.core.errors import LuthierError
 from luthier.core.files import cache_root, committed
+from luthier.core.guard import on_disk
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,11 +80,19 @@ def _kept(text: str) -> str:
     content = text.encode()
     path = cache_root() / FOLDER / f"{hashlib.sha256(content).hexdigest()[:32]}.jsonl"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with on_disk(str(path), ELSEWHERE):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _written_once(path, content)
+    return str(path)
+
+
+def _written_once(path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
         aside.write_bytes(content)
         os.replace(aside, path)
-    return str(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _saved(rows: Any) -> str:

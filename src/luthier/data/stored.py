@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Feature = dict[str, Any]
 Encode = Callable[[Example], Iterator[Feature]]
 KIND = "encoded"
+GONE = "the encoded rows in {} are gone or damaged (start again: they are made anew)"
 FEATURES, SIZES, SAID = "features.arrow", "sizes.npy", "said.json"
 WRITTEN = (TOLD, PICTURES)
 """What features hold beside numbers, as JSON."""
@@ -56,8 +57,8 @@ class Stored(Measured):
         import numpy as np
 
         self.folder, self._change = folder, change
-        self._sizes = Sizes(*np.load(folder / SIZES))
         with guarded(f"the cache {folder} is damaged (clear it: luthier cache clear)"):
+            self._sizes = Sizes(*np.load(folder / SIZES))
             said = json.loads((folder / SAID).read_text(encoding="utf-8"))
         self.bad: list[tuple[int, str]] = [(number, why) for number, why in said["bad"]]
         self._turns, self._rows = Counter(said["turns"]), Counter(said["rows"])
@@ -94,7 +95,8 @@ class Stored(Measured):
 
     def _batch(self, number: int) -> Any:
         if self._held[:2] != (os.getpid(), number):
-            self._held = os.getpid(), number, self._open().get_batch(number)
+            with guarded(GONE.format(self.folder)):
+                self._held = os.getpid(), number, self._open().get_batch(number)
         return self._held[2]
 
     def _open(self) -> Any:
@@ -102,7 +104,8 @@ class Stored(Measured):
         import pyarrow as pa
 
         if self._reader[0] != os.getpid():
-            self._reader = os.getpid(), pa.ipc.open_file(pa.OSFile(str(self.folder / FEATURES)))
+            with guarded(GONE.format(self.folder)):
+                self._reader = os.getpid(), pa.ipc.open_file(pa.OSFile(str(self.folder / FEATURES)))
         return self._reader[1]
 
 

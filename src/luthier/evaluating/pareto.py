@@ -10,7 +10,7 @@ from typing import Any
 
 from luthier import data, models
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json, replace_json, sha256
+from luthier.core.files import recorded, replace_json, sha256
 from luthier.core.guard import guarded
 from luthier.core.storage.folder import adapter_folder, read_adapter
 from luthier.core.storage.store import load
@@ -64,7 +64,10 @@ class Scores:
     def __init__(self, path: Path, measured: Measured, run: Run, progress: bool) -> None:
         """`run` tells the task of the model, and how rows are read."""
         self.path, self.measured, self.run, self.progress = path, measured, run, progress
-        self.kept: dict[str, Any] = read_json(path) if path.is_file() else {}
+        self.kept: dict[str, Any] = {}
+        if path.is_file():
+            with recorded(path) as kept:
+                self.kept = {key: {**each, "metric": each["metric"]} for key, each in kept.items()}
         self.sides = [self._examples(source) for source in (measured.task, measured.general)]
         self.metrics: tuple[str, str] = ("", "")
 

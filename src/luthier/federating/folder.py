@@ -13,7 +13,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import claimed, committed, discard, read_json, recover, replace_json, write_json
+from luthier.core.files import claimed, committed, discard, recorded, recover, replace_json, write_json
+from luthier.core.guard import on_disk
 from luthier.federating.change import Change
 from luthier.federating.client import Sent
 from luthier.federating.plot import plot
@@ -37,11 +38,11 @@ def begin(folder: Path, spec: Mapping[str, Any], overwrite: bool) -> None:
     """Notes what the run is; raises if the folder holds another one and is not to be overwritten."""
     base = {}
     if (folder / SPEC).is_file() and not overwrite:
-        old = read_json(folder / SPEC)
-        refuse_changed(
-            folder, spec, old | {"run": Run.from_dict(old.get("run", {})).to_dict()}
-        )  # as this version writes it
-        base = {"base": old["base"]} if "base" in old else {}
+        with recorded(folder / SPEC) as old:
+            refuse_changed(
+                folder, spec, old | {"run": Run.from_dict(old.get("run", {})).to_dict()}
+            )  # as this version writes it
+            base = {"base": old["base"]} if "base" in old else {}
     folder.mkdir(parents=True, exist_ok=True)
     if overwrite:
         for name in (STATE, ROUND, ADAPTER):
@@ -54,12 +55,12 @@ def begin(folder: Path, spec: Mapping[str, Any], overwrite: bool) -> None:
 
 def same_base(folder: Path, base: Mapping[str, str]) -> None:
     """Notes which base the run is on; raises if it was started on another one."""
-    spec = read_json(folder / SPEC)
-    if spec.get("base", base) != base:
-        raise LuthierError(
-            f"{spec['run']['model']} is not the base that the federated run in {folder} was started with: its weights "
-            "differ. Put them back, or start anew (overwrite, or another out)."
-        )
+    with recorded(folder / SPEC) as spec:
+        if spec.get("base", base) != base:
+            raise LuthierError(
+                f"{spec['run']['model']} is not the base that the federated run in {folder} was started with: its "
+                "weights differ. Put them back, or start anew (overwrite, or another out)."
+            )
     replace_json(folder / SPEC, {**spec, "base": dict(base)})
 
 
@@ -94,7 +95,8 @@ def read_state(folder: Path) -> tuple[Change, list[dict[str, Any]]] | None:
     recover(folder / STATE)
     if not (folder / STATE / LINES).is_file():
         return None
-    return Change.of(load_file(folder / STATE / CHANGE)), read_json(folder / STATE / LINES)["rounds"]
+    with recorded(folder / STATE / LINES) as told:
+        return Change.of(load_file(folder / STATE / CHANGE)), told["rounds"]
 
 
 def write_state(folder: Path, held: Change, lines: list[dict[str, Any]], title: str) -> None:
@@ -115,10 +117,11 @@ def keep(folder: Path, number: int, client: int, sent: Sent) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {"rows": str(sent.rows), "loss": repr(sent.loss), "seconds": repr(sent.seconds)}
     temporary = path.with_name(f".{path.name}")
-    save_file(sent.change.tensors(), temporary, metadata=told)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with on_disk(str(path), "The rounds go on (resume)."):
+        save_file(sent.change.tensors(), temporary, metadata=told)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def kept(folder: Path, number: int, client: int) -> Sent | None:

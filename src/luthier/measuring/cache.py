@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from luthier.core.files import cache_root
+from luthier.core.guard import is_of_disk
 from luthier.core.sites.collect import Measured
 from luthier.core.version import __version__
 
@@ -49,5 +50,6 @@ def write(key: str, measured: Measured) -> None:
         with tempfile.TemporaryDirectory(dir=folder()) as scratch:
             save_file(own, Path(scratch) / "result")
             (Path(scratch) / "result").replace(folder() / f"{key}.safetensors")
-    except OSError:
-        return
+    except Exception as error:
+        if not is_of_disk(error):
+            raise

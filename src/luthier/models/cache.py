@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from luthier.core.cached import ready, seal
+from luthier.core.cached import ELSEWHERE, ready, seal
 from luthier.core.errors import LuthierError
 from luthier.core.files import cache_root, discard
+from luthier.core.guard import on_disk
 
 
 def models_folder() -> Path:
@@ -36,7 +37,7 @@ def commit(name: str, build: Callable[[Path], Path]) -> Path:
             f"cannot write the model cache {folder.parent}: {error.strerror}. "
             "Set LUTHIER_CACHE to a folder that can be written."
         ) from None
-    with FileLock(folder.parent / f".{name}.lock"):
+    with on_disk(str(folder), ELSEWHERE), FileLock(folder.parent / f".{name}.lock"):
         if ready(folder, quiet=True):
             return folder
         discard(folder)  # what is damaged

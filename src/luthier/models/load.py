@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
-from luthier.core.files import read_json
+from luthier.core.files import recorded
 from luthier.models.beside import WITHOUT, tell_adapter
 from luthier.models.half import take_in_its_dtype
 from luthier.models.hub import only_local
@@ -195,8 +195,9 @@ def _refuse_without_weights(folder: Path) -> None:
     """Raises for a folder without safetensors, and for one that lacks some of those that its index lists."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        wanted = set(read_json(index).get("weight_map", {}).values())
-        lacking = sorted(each for each in wanted if not (folder / each).is_file())
+        with recorded(index) as told:
+            wanted = set(told.get("weight_map", {}).values())
+            lacking = sorted(each for each in wanted if not (folder / each).is_file())
         if lacking:
             raise LuthierError(
                 f"{folder} lacks {len(lacking)} of the {len(wanted)} files of weights that its index lists, the first "

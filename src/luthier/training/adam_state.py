@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, read_json, recover, write_json
+from luthier.core.files import committed, recorded, recover, write_json
 from luthier.core.guard import guarded
 
 STATE, TENSORS = "state.json", "state.safetensors"
@@ -60,4 +60,5 @@ class AdamState:
         for name, tensor in held.items():
             kind, _, key = name.partition("/")
             self.adam.state[self.params[key]][kind] = tensor.to(self.params[key].device)
-        return read_json(folder / STATE)
+        with recorded(folder / STATE) as told:
+            return {**told}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import as_read, discard, read_json, replace_json
+from luthier.core.files import as_read, discard, recorded, replace_json
 from luthier.training.folder import versions
 
 
@@ -22,8 +22,8 @@ def begin(
     """
     read = as_read(here)
     if (folder / mark).is_file() and not overwrite:
-        _check_same(folder, read, read_json(folder / mark), what)
-        return
+        with recorded(folder / mark) as old:
+            return _check_same(folder, read, old, what)
     for path in leftovers:
         discard(path)
         shutil.rmtree(path, ignore_errors=True)

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from luthier.core.adapters.control import tensors
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, read_json, write_json
+from luthier.core.files import committed, recorded, write_json
 from luthier.core.guard import guarded
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ class Best(TrainerCallback):
         """Reads what was known at a checkpoint; returns whether training had stopped."""
         if not (self.folder / STATE).is_file():
             return False
-        held = read_json(self.folder / STATE)
-        if held["metric"] != self.run.training.best:
-            return False
-        self.values = [(at, value) for at, value in held["values"] if at <= step]
+        with recorded(self.folder / STATE) as held:
+            if held["metric"] != self.run.training.best:
+                return False
+            self.values = [(at, value) for at, value in held["values"] if at <= step]
         return self._spent() and step == self.values[-1][0]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:

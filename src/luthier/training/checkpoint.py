@@ -16,7 +16,6 @@ from luthier.core.files import committed, read_json, sha256, write_json
 MANIFEST, STATE = "manifest.json", "trainer_state.json"
 WRITING = ".writing"
 NAME = re.compile(r"step-(\d+)")
-GO_ON = "The run goes on from its last checkpoint (resume)."
 LEFT = re.compile(r"\.writing|\.step-\d+\.(old|new-[0-9a-f]{8})")
 """What killed processes leave beside checkpoints."""
 NEEDED = ("adapter.safetensors", "optimizer.pt", "scheduler.pt", STATE)
@@ -103,6 +102,13 @@ def newest(root: Path, runs: Collection[str | None] | None = None) -> Checkpoint
             "from. Remove it, or start anew (overwrite)."
         )
     return found
+
+
+def go_on(run: Path) -> str:
+    """Returns how a run in this folder is gone on with that could not write something."""
+    if any_there(run / "checkpoints"):
+        return "The run goes on from its last checkpoint (resume)."
+    return "It had made no checkpoint, and starts again from its beginning (resume)."
 
 
 def any_there(root: Path) -> bool:

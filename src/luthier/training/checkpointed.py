@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from luthier.core.adapters.control import tensors
 from luthier.core.contracts.objective import ObjectiveState
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json, write_json
+from luthier.core.files import recorded, write_json
 from luthier.core.guard import guarded, written
-from luthier.training.checkpoint import GO_ON, WRITING, clean, commit
+from luthier.training.checkpoint import WRITING, clean, commit, go_on
 from luthier.training.ema import Ema
 from luthier.training.penalised import Penalised
 from luthier.training.rollouts.online import Online
@@ -48,7 +49,7 @@ class Checkpointed(transformers.Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """Trainer's checkpoint, written aside and committed whole."""
-        with written(f"{self.root}, the checkpoint of step {self.state.global_step},", GO_ON):
+        with written(f"{self.root}, the checkpoint of step {self.state.global_step},", partial(go_on, self.run.folder)):
             self._commit(model, trial)
 
     def _commit(self, model, trial) -> None:
@@ -99,8 +100,8 @@ class Checkpointed(transformers.Trainer):
         if self.ema is not None:
             self.ema.load(Path(resume_from_checkpoint))
         if (Path(resume_from_checkpoint) / REMEMBERED).is_file():
-            known = read_json(Path(resume_from_checkpoint) / REMEMBERED)
-            self.looks, self.objective_state = known["looks"], known["memory"]
+            with recorded(Path(resume_from_checkpoint) / REMEMBERED) as known:
+                self.looks, self.objective_state = known["looks"], known["memory"]
 
     def restore(self, checkpoint: Path) -> None:
         """Restores the adapter from `checkpoint`: the average, where there is one."""

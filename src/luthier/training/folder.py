@@ -73,7 +73,8 @@ def read_run(folder: str | Path) -> Run:
 def read_record(folder: Path) -> dict[str, Any]:
     """Returns all of `run.json`."""
     record = read_json(folder / SPEC)
-    if not isinstance(record, dict) or not {"run", "data", "base", "measured", "versions"} <= set(record):
+    tables = ("run", "data", "base", "measured", "versions")
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), dict) for name in tables):
         raise LuthierError(f"{folder / SPEC} is not a run's record, or a damaged one.")
     return record
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from luthier.core.files import append_text
 from luthier.core.guard import guarded, written
-from luthier.training.checkpoint import GO_ON
+from luthier.training.checkpoint import go_on
 
 FILE = "metrics.jsonl"
 NAMES = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm", "eval_loss": "eval_loss"}
@@ -77,5 +79,5 @@ class Metrics(TrainerCallback):
         self.last, self.tokens = now, self.trainer.tokens
         line = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **kept}
         line |= {"seconds": round(now - self.start, 3), "run": self.run}
-        with written(str(self.folder / FILE), GO_ON), open(self.folder / FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with written(str(self.folder / FILE), partial(go_on, self.folder)):
+            append_text(self.folder / FILE, json.dumps(line) + "\n")

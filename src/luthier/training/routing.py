@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from luthier.core.contracts.objective import TASKS
 from luthier.core.contracts.router import Route, Routed, RoutedBatch
 from luthier.core.files import replace_text
 from luthier.core.guard import guarded, written
-from luthier.training.checkpoint import GO_ON
+from luthier.training.checkpoint import go_on
 
 FILE, PLOT = "routing.csv", "routing.png"
 COLUMNS = ("step", "layer", "site", "expert", "load", "balance")
@@ -161,7 +162,7 @@ class RoutingTable(TrainerCallback):
         path = self.folder / FILE
         if not rows or not main:
             return
-        with written(str(path), GO_ON):
+        with written(str(path), partial(go_on, self.folder)):
             new = not path.is_file()
             with open(path, "a", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([*([COLUMNS] if new else []), *rows])

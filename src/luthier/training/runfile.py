@@ -19,10 +19,11 @@ sizes, and no place for secrets.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -30,7 +31,7 @@ from typing import Any, get_args
 from luthier.core.contracts.calibration import Calibration
 from luthier.core.contracts.component import find, hints
 from luthier.core.errors import LuthierError, near
-from luthier.core.files import located, read_json
+from luthier.core.files import located, read_json, replace_text
 from luthier.core.guard import guarded
 from luthier.core.guard import written as saved
 from luthier.core.toml import tomllib
@@ -42,6 +43,8 @@ from luthier.training.objective import completed
 from luthier.training.spec import Run, Training
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
+MOST_VALUES, DEEPEST, LARGEST = 100_000, 100, 2**63
+"""Of a run file: values with every alias written out, tables within tables, and the size of a whole number."""
 METHOD = "wegeft"
 """What is used by default."""
 ADAPTERS = "adapter"
@@ -143,7 +146,20 @@ def parsed(path: Path) -> Any:
     toml = path.suffix.lower() == ".toml"
     with guarded(f"{path} is not valid {'TOML' if toml else 'YAML'}"):
         text = raw.decode("utf-8")
-        return tomllib.loads(text) if toml else yaml.load(text, Loader=_loader())  # a safe one
+        held = tomllib.loads(text) if toml else yaml.load(text, Loader=_loader())  # a safe one
+        _refuse_endless(held, itertools.count(1))
+        return held
+
+
+def _refuse_endless(value: Any, count: Iterator[int], depth: int = 0) -> None:
+    """Raises for what names itself, or the same again and again, as YAML's aliases may, and for too long numbers."""
+    if next(count) > MOST_VALUES or depth > DEEPEST:
+        raise ValueError(f"it holds more than {MOST_VALUES:,} values, or names itself")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError("it holds a whole number of more than 64 bits")
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _refuse_endless(each, count, depth + 1)
 
 
 def _loader() -> Any:
@@ -278,7 +294,7 @@ def save_run_file(run: Run, name: str | Path) -> None:
     if not path.parent.is_dir():
         raise LuthierError(f"{path.parent} is not a folder, so {path} cannot be written there.")
     with saved(str(path), "Choose another name."):
-        path.write_text(text_of(run, path.suffix), encoding="utf-8")
+        replace_text(path, text_of(run, path.suffix))
 
 
 def text_of(run: Run, suffix: str = ".toml") -> str:

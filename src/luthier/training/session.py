@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 from rich.console import Console
@@ -25,7 +26,7 @@ from luthier.training.attachment import attach_all
 from luthier.training.base import check_fits
 from luthier.training.best import Best
 from luthier.training.card import card
-from luthier.training.checkpoint import GO_ON, Checkpoint, newest
+from luthier.training.checkpoint import Checkpoint, go_on, newest
 from luthier.training.command import command
 from luthier.training.context import training_context
 from luthier.training.estimate import estimate
@@ -217,7 +218,7 @@ class Session:
                 stacklevel=2,
             )
         if is_main():
-            with written(str(folder), GO_ON):
+            with written(str(folder), partial(go_on, folder)):
                 metrics.cut(folder, step, ids)
                 routing.cut(folder, step)
                 rollouts.cut(folder, step, ids)
@@ -237,7 +238,7 @@ class Session:
         seconds = lines[-1]["seconds"] if lines else 0.0
         text = card(run, prepared, plan, lines, record)
         if is_main():
-            with written(str(run.folder), GO_ON):
+            with written(str(run.folder), partial(go_on, run.folder)):
                 replace_text(run.folder / "README.md", text)
                 title = f"{run.model}, {run.form.name()}, {run.data}"
                 rollouts.table(run.folder)

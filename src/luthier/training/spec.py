@@ -13,6 +13,7 @@ from luthier.core.contracts.component import check_fields, known_fields
 from luthier.core.contracts.ranks import parameters_of
 from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
 from luthier.data.columns import mapping
 from luthier.methods.choices import Choices
 from luthier.training.schedule import check_schedule
@@ -258,6 +259,7 @@ class Run(Choices, Basis):
         return self.training.lr if self.training.lr is not None else self.form.lr
 
     @classmethod
+    @guarded("the record of a run is damaged, or was changed by hand")
     def from_dict(cls, values: dict[str, Any]) -> Run:
         """Creates the run that `to_dict` wrote; unknown names and ill-typed values raise `LuthierError`."""
         given = cls.read(values)

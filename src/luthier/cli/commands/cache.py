@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from luthier.core.cached import Entry
 
 ALL = "all"
+ROWS = "rows"
+KINDS = ("models", "encoded", "measured", "imported", ROWS)
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Cache(Command):
     """List what the cache holds, check it byte for byte, or clear some of it.
 
     It holds models (converted once), encoded rows of runs, what was measured, and imported adapters, in $LUTHIER_CACHE
-    (~/.cache/luthier). All of it can be made again.
+    (~/.cache/luthier), all of which can be made again; and rows of runs that were given in Python, which cannot.
     """
 
     group: ClassVar[str] = "Look"
@@ -35,7 +37,8 @@ class Cache(Command):
     action: Literal["list", "check", "clear"] = "list"
     """What to do: list, check or clear."""
     names: tuple[str, ...] = ()
-    """Entries, or kinds of them (models, encoded, measured, imported), or all. What is cleared has to be named."""
+    """Entries, or kinds of them (models, encoded, measured, imported, rows), or all. What is cleared has to be named;
+    all leaves the rows, which runs resume with."""
     json: bool = field(default=False, kw_only=True)
     """Print JSON."""
 
@@ -45,6 +48,8 @@ class Cache(Command):
         if self.action == "clear" and not self.names:
             raise LuthierError("clear what? Name entries or kinds (`luthier cache` lists them), or all.")
         chosen = _chosen(listed(), self.names or (ALL,))
+        if self.action == "clear":
+            chosen = [e for e in chosen if e.kind != ROWS or {ROWS, e.name} & set(self.names)]
         {"list": self._list, "check": self._check, "clear": self._clear}[self.action](chosen)
 
     def _list(self, entries: Sequence[Entry]) -> None:
@@ -69,11 +74,11 @@ class Cache(Command):
             say(f"{len(found)} read, none is damaged.")
 
     def _clear(self, entries: Sequence[Entry]) -> None:
-        from luthier.core.cached import remove
+        from luthier.core.cached import remove, sweep
 
         for entry in entries:
             remove(entry)
-        freed = sum(entry.bytes for entry in entries)
+        freed = sum(entry.bytes for entry in entries) + sweep([k for k in KINDS if {ALL, k} & set(self.names)])
         if self.json:
             say_json({"removed": [f"{e.kind}/{e.name}" for e in entries], "bytes": freed})
             return
@@ -83,9 +88,8 @@ class Cache(Command):
 def _chosen(entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
     """The entries that are named, by their own name or their kind."""
     known = {ALL, *(e.kind for e in entries), *(e.name for e in entries)}
-    kinds = ("models", "encoded", "measured", "imported")
     for name in names:
-        if name not in known and name not in kinds:
+        if name not in known and name not in KINDS:
             raise LuthierError(f"the cache holds nothing called {name!r}{near(name, known) or '.'}")
     return [e for e in entries if {ALL, e.kind, e.name} & set(names)]
 

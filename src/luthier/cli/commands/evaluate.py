@@ -296,11 +296,12 @@ def _figure(value: float) -> object:
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    """The report as a JSON file."""
-    try:
-        path.expanduser().write_text(json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n", "utf-8")
-    except OSError as error:
-        raise LuthierError(f"cannot write {path}: {error.strerror}.") from None
+    """The report as a JSON file, there whole or not at all."""
+    from luthier.core.files import replace_text
+    from luthier.core.guard import written
+
+    with written(str(path), "Choose another file."):
+        replace_text(path.expanduser(), json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def _short(value: object) -> str:

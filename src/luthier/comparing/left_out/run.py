@@ -16,7 +16,7 @@ from transformers import set_seed
 from luthier import models
 from luthier.comparing.left_out.sets import QuestionSet, read_sets
 from luthier.core.errors import LuthierError
-from luthier.core.files import as_read, claimed, read_json, replace_json
+from luthier.core.files import as_read, claimed, recorded, replace_json
 from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
 from luthier.evaluating import evaluate
@@ -109,7 +109,8 @@ class _Group:
     def areas(self) -> Areas:
         """What is measured of the group; read where it was before a kill."""
         if (self.folder / SCORES).is_file():
-            return read_json(self.folder / SCORES)
+            with recorded(self.folder / SCORES) as known:
+                return {way: known[way] for way in WAYS}
         set_seed(self.run.training.seed)  # heads that are new
         task = self.held[0].rows.task
         labels = self.held[0].rows.labels

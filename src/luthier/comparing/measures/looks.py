@@ -33,7 +33,7 @@ from luthier.comparing.measures.significance import (
     row_differences,
 )
 from luthier.comparing.record import Record, groups
-from luthier.core.files import read_json
+from luthier.core.files import recorded
 from luthier.core.numerics import student
 
 if TYPE_CHECKING:
@@ -162,5 +162,7 @@ def wanting(found: Iterable[Decision]) -> set[tuple[str, str, str]]:
 
 def decided(folder: Path) -> list[Decision]:
     """Returns what the last look at a study said; nothing where nobody looked."""
-    path = folder / FILE
-    return [Decision(**each) for each in read_json(path)["decisions"]] if path.is_file() else []
+    if not (folder / FILE).is_file():
+        return []
+    with recorded(folder / FILE) as told:
+        return [Decision(**each) for each in told["decisions"]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json, real_file, replace_json
+from luthier.core.files import real_file, recorded, replace_json
 from luthier.core.guard import written
 
 
@@ -50,7 +50,8 @@ class Journal:
         if begun and not (resume or overwrite):
             raise LuthierError(f"{self.out} was begun before; go on with it (resume), or start again (overwrite).")
         if begun and resume:
-            self._continue(read_json(self.state))
+            with recorded(self.state) as stored:
+                self._continue(stored)
         with written(str(self.out)):
             if not (begun and resume):
                 self.state.unlink(missing_ok=True)

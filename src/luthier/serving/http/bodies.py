@@ -67,6 +67,15 @@ class Counting(json.JSONDecoder):
 
 def parsed(raw: bytes, kind: type[B], decoder: type[json.JSONDecoder] = json.JSONDecoder) -> B:
     """Returns a body of a kind, read by `decoder` where it holds many values; raises `Refusal`."""
+    given = fields_of(raw, decoder)
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise invalid(error.errors(include_url=False, include_input=False)[0]) from None
+
+
+def fields_of(raw: bytes, decoder: type[json.JSONDecoder] = json.JSONDecoder) -> dict[str, Any]:
+    """Returns the JSON object that a body is, whatever its fields are; raises `Refusal`."""
     few = sum(map(raw.count, (b",", b"[", b"{"))) <= FEW
     try:
         given = json.loads(raw, cls=json.JSONDecoder if few else decoder)
@@ -80,10 +89,7 @@ def parsed(raw: bytes, kind: type[B], decoder: type[json.JSONDecoder] = json.JSO
         _refuse_halves(given)
     if not isinstance(given, dict):
         raise _unlike()
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_input=False)[0]) from None
+    return given
 
 
 def _refuse_halves(given: object) -> None:

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.core.files import append_text
 from luthier.core.guard import reason
 from luthier.serving.http.answers import Shape
 
 COMPLETE = ("stop", "length")
 """Ends of an answer that was not broken off."""
+OWNER_ALONE = 0o600
+"""Who may read the file."""
 
 
 def refuse_unwritable(file: Path) -> None:
@@ -28,11 +31,12 @@ def refuse_unwritable(file: Path) -> None:
 
 
 def _opened(file: Path) -> int:
-    return os.open(file.expanduser(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    return os.open(file.expanduser(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, OWNER_ALONE)
 
 
 class AnswerLog:
-    """Appends answers to a file. Where it cannot be written, that is told once and serving goes on."""
+    """Appends answers to a file. While it cannot be written, which is told once, answers are not kept, and serving goes
+    on."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -68,8 +72,9 @@ class AnswerLog:
 
     def _append(self, text: str) -> None:
         try:
-            with self._lock, os.fdopen(_opened(self.file), "a", encoding="utf-8", errors="replace") as file:
-                file.write(text)
+            with self._lock:
+                append_text(self.file.expanduser(), text, OWNER_ALONE)
+            self._failed = False
         except OSError as error:
             if not self._failed:
                 warnings.warn(f"answers are no longer logged: {self.file} ({reason(error)}).", stacklevel=2)

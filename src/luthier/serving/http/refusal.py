@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import is_full
 from luthier.engine.request import Busy
 
 KINDS = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
@@ -47,10 +49,16 @@ class Refusal(HTTPException):
 
 
 def refusal_of(error: LuthierError) -> Refusal:
-    """Returns what a `LuthierError` of the engine is over HTTP: 429 when it is busy, else 400."""
+    """Returns what a `LuthierError` of the engine is over HTTP: 429 when it is busy, 503 of a full disk, else 400."""
+    if is_full(error):
+        return _full()
     if isinstance(error, Busy):
         return Refusal(429, str(error), code="queue_full", headers=RETRY)
     return Refusal(400, str(error))
+
+
+def _full() -> Refusal:
+    return Refusal(503, "the server's disk is full; try again when there is space.", code="disk_full", headers=RETRY)
 
 
 def install(app: FastAPI) -> None:
@@ -69,6 +77,13 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(LuthierError)
     async def ours(request: Request, error: LuthierError) -> JSONResponse:
         return refusal_of(error).response()
+
+    @app.exception_handler(OSError)
+    @app.exception_handler(sqlite3.Error)
+    async def machine(request: Request, error: Exception) -> JSONResponse:
+        if is_full(error):
+            return _full().response()
+        raise error
 
     @app.exception_handler(Exception)  # told shortly here, and with its traceback in the server's log
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

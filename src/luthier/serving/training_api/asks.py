@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,9 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
+from luthier.serving.http.bodies import fields_of
+from luthier.serving.training_api.bodies import LARGEST
 from luthier.serving.training_api.losses import Inputs, LossFunction, loss_named, total
 from luthier.serving.training_api.tensors import Sent, json_tensor, tensor
 from luthier.serving.training_api.wire import decode
@@ -106,11 +108,12 @@ def head(body: bytes, media: str) -> tuple[str, int]:
     """Returns the model and number of a request, as far as they can be read; raises `LuthierError`."""
     given = _fields(body, media)
     model, seq = given.get("model_id"), given.get("seq_id")
-    if not isinstance(model, str) or type(seq) is not int or seq < 1:
+    if not isinstance(model, str) or type(seq) is not int or not 1 <= seq <= LARGEST:
         raise LuthierError(f"model_id is {model!r:.80} and seq_id {seq!r:.20}; expected a text and a number from 1.")
     return model, seq
 
 
+@guarded("the request cannot be read")
 def asked(body: bytes, media: str, words: int, longest: int | None, forward_only: bool = False) -> Ask:
     """Returns a request that is right: `words` in the vocabulary, rows of at most `longest` tokens.
 
@@ -131,13 +134,7 @@ def asked(body: bytes, media: str, words: int, longest: int | None, forward_only
 def _fields(body: bytes, media: str) -> dict[str, Any]:
     if media == PROTOBUF:
         return decode("ForwardBackwardRequest", body)
-    try:
-        given = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise LuthierError(f"the body cannot be read as JSON: {error}.") from None
-    if not isinstance(given, dict):
-        raise LuthierError("expected a JSON object.")
-    return given
+    return fields_of(body)
 
 
 INNER = ("forward_backward_input", "forward_input")

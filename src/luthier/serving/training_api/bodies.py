@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+LARGEST = 2**63 - 1
+"""The largest number that the database holds."""
+
+
+def _held(value: int) -> int:
+    if abs(value) > LARGEST:
+        raise ValueError("a whole number has 64 bits at most")
+    return value
+
+
+Whole = Annotated[int, AfterValidator(_held)]
+"""A number that can be kept. Bounds of a field stand beside it: those of an annotation would go before them."""
 
 
 class Body(BaseModel):
@@ -44,8 +57,8 @@ class FinishBody(Body):
 
 
 class LoraBody(Body):
-    rank: int
-    seed: int | None = None
+    rank: Whole
+    seed: Whole | None = None
     train_unembed: bool = True
     train_mlp: bool = True
     train_attn: bool = True
@@ -62,7 +75,7 @@ class OptimizerBody(Body):
 
 class ModelBody(Body):
     session_id: str
-    model_seq_id: int = Field(ge=0)
+    model_seq_id: Whole = Field(ge=0)
     base_model: str = Field(max_length=2000)
     user_metadata: dict[str, Any] | None = None
     lora_config: LoraBody
@@ -72,9 +85,9 @@ class ModelBody(Body):
 
 class LoadBody(Body):
     model_id: str | None = None
-    seq_id: int | None = Field(None, ge=1)
+    seq_id: Whole | None = Field(None, ge=1)
     session_id: str | None = None
-    model_seq_id: int | None = Field(None, ge=0)
+    model_seq_id: Whole | None = Field(None, ge=0)
     base_model: str | None = Field(None, max_length=2000)
     user_metadata: dict[str, Any] | None = None
     path: str
@@ -95,7 +108,7 @@ class NumberedBody(BaseModel):
 
     model_config = ConfigDict(protected_namespaces=())
     model_id: str
-    seq_id: int = Field(ge=1)
+    seq_id: Whole = Field(ge=1)
 
 
 class AdamBody(Body):
@@ -109,7 +122,7 @@ class AdamBody(Body):
 
 class StepBody(Body):
     model_id: str
-    seq_id: int = Field(ge=1)
+    seq_id: Whole = Field(ge=1)
     adam_params: AdamBody
     type: Literal["optim_step"] = "optim_step"
 
@@ -119,9 +132,9 @@ HOUR, TEN_YEARS = 3600, 10 * 366 * 86400
 
 class SaveBody(Body):
     model_id: str
-    seq_id: int = Field(ge=1)
+    seq_id: Whole = Field(ge=1)
     path: str | None = None
-    ttl_seconds: int | None = Field(None, ge=HOUR, le=TEN_YEARS)
+    ttl_seconds: Whole | None = Field(None, ge=HOUR, le=TEN_YEARS)
     overwrite: bool = False
     user_metadata: dict[str, str] | None = None
     type: Literal["save_weights"] = "save_weights"
@@ -129,11 +142,11 @@ class SaveBody(Body):
 
 class SaveSamplerBody(Body):
     model_id: str
-    seq_id: int = Field(ge=1)
+    seq_id: Whole = Field(ge=1)
     path: str | None = None
-    sampling_session_seq_id: int | None = Field(None, ge=0)
+    sampling_session_seq_id: Whole | None = Field(None, ge=0)
     kind: str = "snapshot"
-    ttl_seconds: int | None = Field(None, ge=HOUR, le=TEN_YEARS)
+    ttl_seconds: Whole | None = Field(None, ge=HOUR, le=TEN_YEARS)
     user_metadata: dict[str, str] | None = None
     type: Literal["save_weights_for_sampler"] = "save_weights_for_sampler"
 
@@ -145,7 +158,7 @@ class SaveSamplerBody(Body):
 
 class SamplingSessionBody(Body):
     session_id: str
-    sampling_session_seq_id: int = Field(ge=0)
+    sampling_session_seq_id: Whole = Field(ge=0)
     base_model: str | None = None
     model_path: str | None = None
     type: Literal["create_sampling_session"] = "create_sampling_session"
@@ -157,11 +170,11 @@ class JoinBody(Body):
 
 
 class SamplingBody(Body):
-    max_tokens: int | None = Field(None, ge=1)
-    seed: int | None = None
-    stop: str | list[str] | list[int] | None = None
+    max_tokens: Whole | None = Field(None, ge=1, le=2**31)
+    seed: Whole | None = None
+    stop: str | list[str] | list[Whole] | None = None
     temperature: float = Field(1.0, ge=0)
-    top_k: int = -1
+    top_k: Whole = -1
     top_p: float = Field(1.0, gt=0, le=1)
 
     @field_validator("top_k")
@@ -173,20 +186,20 @@ class SamplingBody(Body):
 
 
 class SampleBody(Body):
-    num_samples: int = Field(1, ge=1, le=128)
+    num_samples: Whole = Field(1, ge=1, le=128)
     prompt: dict[str, Any]
     sampling_params: SamplingBody
     base_model: None = None
     model_path: None = None
     """A sampling session says what answers."""
     sampling_session_id: str
-    seq_id: int = Field(ge=0)
+    seq_id: Whole = Field(ge=0)
     prompt_logprobs: bool | None = None
-    topk_prompt_logprobs: int = Field(0, ge=0, le=1000)
-    topk_sample_logprobs: int = Field(0, ge=0, le=20)
+    topk_prompt_logprobs: Whole = Field(0, ge=0, le=1000)
+    topk_sample_logprobs: Whole = Field(0, ge=0, le=20)
     target_prompt_logprobs: dict[str, Any] | None = None
-    prompt_alt_tokens_k: int = 0
-    prompt_logprobs_last_n: int | None = Field(None, ge=1)
+    prompt_alt_tokens_k: Whole = 0
+    prompt_logprobs_last_n: Whole | None = Field(None, ge=1)
     record_stability_info: bool | None = None
     type: Literal["sample"] = "sample"
 
@@ -211,12 +224,12 @@ class FutureBody(Body):
 class TargetBody(Body):
     type: Literal["sampling_session"] = "sampling_session"
     sampling_session_id: str
-    cloned_sampler_id: int = 0
+    cloned_sampler_id: Whole = 0
 
 
 class FuturesBody(Body):
     target: TargetBody
-    prev_cursor: int = 0
+    prev_cursor: Whole = 0
     timeout: float | None = Field(None, ge=0)
     retrieved_request_ids: list[str] = []
 
@@ -230,4 +243,4 @@ class PathBody(Body):
 
 
 class TimeToLiveBody(Body):
-    ttl_seconds: int | None = Field(None, ge=HOUR, le=TEN_YEARS)
+    ttl_seconds: Whole | None = Field(None, ge=HOUR, le=TEN_YEARS)

@@ -11,6 +11,7 @@ from typing import Any
 from luthier.core.errors import LuthierError
 from luthier.core.files import discard
 from luthier.engine.engine import Engine
+from luthier.serving.http.bodies import parsed
 from luthier.serving.training_api.bodies import LoadBody, SaveBody, SaveSamplerBody
 from luthier.serving.training_api.names import KINDS, adapter_name, checkpoint_name, checkpoint_path
 from luthier.serving.training_api.store import Row, Store, told, untold
@@ -33,13 +34,13 @@ class Checkpoints:
 
     def save_weights(self, model: Row, name: str, request: Row) -> bytes:
         """Keeps a model with what its training goes on from."""
-        body = SaveBody.model_validate_json(request["body"])
+        body = parsed(request["body"], SaveBody)
         path = self._save(model, name, "weights", body, request["id"], body.overwrite, optimizer=True)
         return json.dumps({"path": path, "type": "save_weights"}).encode()
 
     def save_for_sampler(self, model: Row, name: str, request: Row) -> bytes:
         """Keeps a model's weights, and serves them."""
-        body = SaveSamplerBody.model_validate_json(request["body"])
+        body = parsed(request["body"], SaveSamplerBody)
         path = self._save(model, name, "sampler_weights", body, request["id"], False, optimizer=False)
         self.serve(path)
         told: dict[str, Any] = {"type": "save_weights_for_sampler"}
@@ -145,7 +146,7 @@ class Checkpoints:
             "WHERE r.kind = 'load_weights' AND r.state = 'done' AND r.seq > m.durable AND m.state = 'ready'"
         )
         for row in self.store.rows(query):
-            if LoadBody.model_validate_json(row["body"]).path == path:
+            if parsed(row["body"], LoadBody).path == path:
                 self.trainer.hold(row)
                 self.trainer.save_snapshot(row["id"])
 

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 
 from luthier.serving.http.refusal import Refusal
 from luthier.serving.training_api import bodies
+from luthier.serving.training_api.bodies import LARGEST
 from luthier.serving.training_api.calls import asked, takes, tenant_of
 from luthier.serving.training_api.checkpoints import listed
 from luthier.serving.training_api.service import TrainingService
@@ -36,7 +37,7 @@ def _page(call: Call, most: int) -> tuple[int, int]:
         limit, offset = (int(call.query_params.get(key, default)) for key, default in (("limit", most), ("offset", 0)))
     except ValueError:
         raise Refusal(400, "limit and offset: expected whole numbers.") from None
-    if not (1 <= limit <= 1000 and offset >= 0):
+    if not (1 <= limit <= 1000 and 0 <= offset <= LARGEST):
         raise Refusal(400, f"limit is {limit} and offset {offset}; expected 1 to 1000, and 0 or more.")
     return limit, offset
 

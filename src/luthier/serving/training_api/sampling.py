@@ -14,6 +14,7 @@ from torch import Tensor
 from luthier.core.adapters.attach import find_state
 from luthier.core.adapters.control import rows
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
 from luthier.engine.engine import Engine
 from luthier.engine.request import Chunk, Request, Ticket, Token
 from luthier.engine.shaping import Shaping
@@ -45,6 +46,7 @@ class Sample:
         return bool(self.body.prompt_logprobs or self.body.topk_prompt_logprobs or self.targets is not None)
 
 
+@guarded("the request cannot be read")
 def sample_of(body: SampleBody, words: int, longest: int | None) -> Sample:
     """Returns a request that is right; raises `LuthierError` for one that is not."""
     prompt = tuple(text_tokens("prompt", body.prompt))

@@ -7,10 +7,12 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import is_full
 from luthier.engine.request import Busy
+from luthier.serving.http.bodies import parsed
 from luthier.serving.training_api.asks import Ask
 from luthier.serving.training_api.bodies import SampleBody
 from luthier.serving.training_api.checkpoints import Checkpoints
@@ -84,9 +86,12 @@ class Scheduler:
     def _quietly(self, what: Callable[[], bool | None]) -> bool:
         try:
             return bool(what())
-        except Exception:
-            log.exception("the training API's thread met something unexpected")
-            time.sleep(0.1)
+        except Exception as error:
+            if is_full(error):
+                self.store.tell_full(error)
+            else:
+                log.exception("the training API's thread met something unexpected")
+                time.sleep(0.1)
             return False
 
     def round(self) -> bool:
@@ -141,27 +146,43 @@ class Scheduler:
             try:
                 running.append((request, self.trainer.hold(self._model(request)), self.trainer.ask(request)))
             except Exception as error:
+                if is_full(error):
+                    raise
                 self._fail(request, error)
         try:
             results = self.trainer.run([(name, ask) for _, name, ask in running])
         except Exception as error:  # of the pass itself: what it left in memory is not to be trusted
             for request, _, _ in running:
                 self.trainer.drop(request["owner"])
+            for request, _, _ in running:
                 self._fail(request, error)
             return
-        for (request, _, _), result in zip(running, results, strict=True):
-            if isinstance(result, LuthierError):
-                self._fail(request, result)
-            else:
-                self._finish(request, result)
+        self._keep([request for request, _, _ in running], results)
+
+    def _keep(self, requests: Sequence[Row], results: Sequence[bytes | LuthierError]) -> None:
+        """Keeps what came of a pass. Requests of which it cannot be kept are run again, so their models go back to
+        what they were before it."""
+        for place, (request, result) in enumerate(zip(requests, results, strict=True)):
+            try:
+                if isinstance(result, LuthierError):
+                    self._fail(request, result)
+                else:
+                    self._finish(request, result)
+            except Exception:
+                for each in requests[place:]:
+                    self.trainer.drop(each["owner"])
+                raise
 
     def _one(self, request: Row) -> None:
         model = self._model(request)
         try:
             self._finish(request, self._apply(model, request))
         except Exception as error:
-            if not isinstance(error, LuthierError):
+            full = is_full(error)
+            if full or not isinstance(error, LuthierError):
                 self.trainer.drop(model["id"])
+            if full:  # it waits for space
+                raise
             self._fail(request, error)
 
     def _apply(self, model: Row, request: Row) -> bytes:
@@ -221,7 +242,7 @@ class Scheduler:
     def _begin(self, request: Row) -> None:
         sampler = self.store.row("SELECT * FROM samplers WHERE id = ?", request["owner"])
         assert sampler is not None
-        body = SampleBody.model_validate_json(request["body"])
+        body = parsed(request["body"], SampleBody)
         sample = sample_of(body, self.trainer.words, self.engine.max_length)
         adapter = None if sampler["path"] is None else self.checkpoints.serve(sampler["path"])
         flight = Flight(request["id"], adapter, self._over)
@@ -246,7 +267,7 @@ class Scheduler:
             request = self.store.row("SELECT * FROM requests WHERE id = ?", flight.request_id)
             if request is None or request["state"] != WAITING or self._closed:
                 continue  # it was cancelled; or the server stops, and samples again when it is back
-            body = SampleBody.model_validate_json(request["body"])
+            body = parsed(request["body"], SampleBody)
             try:
                 self._finish(request, flight.result(body.topk_sample_logprobs))
             except LuthierError as error:

@@ -7,6 +7,7 @@ Whoever asks sees only what belongs to its tenant.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 import time
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import is_full, reason
 
+log = logging.getLogger(__name__)
 VERSION = 1
 TABLES = """
 CREATE TABLE sessions (
@@ -54,18 +57,19 @@ class Store:
 
     def __init__(self, file: str | Path) -> None:
         self._lock = threading.RLock()
+        self._told_full = False
         try:
             self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if not found:
+                self._db.executescript(f"BEGIN; {TABLES} PRAGMA user_version={VERSION}; COMMIT;")
         except sqlite3.Error as error:
             raise LuthierError(f"{file} cannot be used as the training API's database: {error}.") from error
         if found not in (0, VERSION):
             raise LuthierError(f"{file} is of version {found}, and this Luthier writes version {VERSION}.")
-        if not found:
-            self._db.executescript(f"BEGIN; {TABLES} PRAGMA user_version={VERSION}; COMMIT;")
 
     def close(self) -> None:
         """Closes the file."""
@@ -74,18 +78,28 @@ class Store:
 
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
-        """All that is done within is kept, or nothing of it."""
+        """All that is done within is kept, or nothing of it, as where the disk is full."""
         with self._lock:
             if self._db.in_transaction:  # of an outer block of this thread
                 yield self._db
                 return
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
+                self._db.execute("COMMIT")
+            except BaseException as error:
+                if is_full(error):
+                    self.tell_full(error)
+                if self._db.in_transaction:  # SQLite may have rolled it back by itself, as on a full disk
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
+            self._told_full = False
+
+    def tell_full(self, error: BaseException) -> None:
+        """Tells the log of a full disk, once until something could be kept again."""
+        if not self._told_full:
+            log.error("the training API's folder is full (%s): requests wait until there is space.", reason(error))
+        self._told_full = True
 
     def rows(self, query: str, *values: Any) -> list[Row]:
         """Returns the rows of a query."""

@@ -21,7 +21,9 @@ from torch import Tensor
 from luthier.core.adapters.control import tensors
 from luthier.core.errors import LuthierError
 from luthier.core.files import discard
+from luthier.core.guard import is_full
 from luthier.engine.engine import Engine
+from luthier.serving.http.bodies import parsed
 from luthier.serving.training_api import asks, names
 from luthier.serving.training_api.asks import Ask, Datum, gathered
 from luthier.serving.training_api.bodies import AdamBody, LoadBody, StepBody
@@ -94,8 +96,18 @@ class Trainer:
             self.load(model, name, request)
 
     def _make_room(self) -> None:
-        while len(self._held) >= self._most:
-            self.put_away(next(iter(self._held)))
+        """Puts the models away that were used least lately; one that cannot be saved stays, and keeps nobody out."""
+        held = list(self._held)
+        while held and len(self._held) >= self._most:
+            self._try_to_put_away(held.pop(0), last=not held)
+
+    def _try_to_put_away(self, model: str, last: bool) -> None:
+        try:
+            self.put_away(model)
+        except Exception as error:
+            if last:
+                raise
+            self._tell(model, error)
 
     def put_away(self, model: str) -> None:
         """Saves a model, and takes it out of memory."""
@@ -109,14 +121,27 @@ class Trainer:
             self._on_engine(lambda: self.pool.remove(name))
 
     def close(self) -> None:
-        """Saves all that are in memory."""
+        """Saves all that are in memory; of one that cannot be saved, the last snapshot and its requests are kept."""
         for model in list(self._held):
-            self.put_away(model)
+            self._try_to_put_away(model, last=False)
 
     def save_due(self, model: str) -> None:
-        """Saves a model whose last snapshot is long ago."""
-        if model in self._held and time.monotonic() - self._held[model] >= self.snapshot_seconds:
+        """Saves a model whose last snapshot is long ago. Where that fails, it is tried later: the older snapshot and
+        the requests behind it are kept as long."""
+        if model not in self._held or time.monotonic() - self._held[model] < self.snapshot_seconds:
+            return
+        try:
             self.save_snapshot(model)
+        except Exception as error:
+            self._held[model] = time.monotonic()
+            self._tell(model, error)
+
+    def _tell(self, model: str, error: Exception) -> None:
+        """Tells the log that a model could not be saved."""
+        if is_full(error):
+            self.store.tell_full(error)
+        else:
+            log.error("the snapshot of %s failed", model, exc_info=error)
 
     def save_snapshot(self, model: str) -> None:
         """Saves a model with all that its training goes on from; requests so far are then not needed any more."""
@@ -161,7 +186,7 @@ class Trainer:
 
     def load(self, model: Row, name: str, request: Row) -> bytes:
         """Reads a checkpoint into a model."""
-        body = LoadBody.model_validate_json(request["body"])
+        body = parsed(request["body"], LoadBody)
         found = self.store.row("SELECT * FROM checkpoints WHERE path = ? AND tenant = ?", body.path, request["tenant"])
         if found is None:
             raise LuthierError(f"there is no checkpoint {body.path!r}.")
@@ -175,7 +200,7 @@ class Trainer:
 
     def step(self, name: str, request: Row) -> bytes:
         """One step of AdamW, by what the request says of it."""
-        p: AdamBody = StepBody.model_validate_json(request["body"]).adam_params
+        p: AdamBody = parsed(request["body"], StepBody).adam_params
         told = self._on_engine(
             lambda: self.pool.step(
                 name, p.learning_rate, (p.beta1, p.beta2), p.eps, p.weight_decay, p.grad_clip_norm or None

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from luthier import data, models
 from luthier.core.adapters.control import disabled, trainable
-from luthier.core.files import claimed, read_json, replace_json
+from luthier.core.files import claimed, recorded, replace_json
 from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
 from luthier.core.progress import counted
@@ -83,9 +83,9 @@ def _place(loaded: Loaded, facts: Sequence[Fact], spec: Edit, folder: Path, cons
     """The place: given, found before an interruption, or searched now."""
     if spec.where is not None:
         return spec.where
-    noted = read_json(folder / SPEC)
-    if "search" in noted:
-        return noted["search"]["where"]
+    with recorded(folder / SPEC) as noted:
+        if "search" in noted:
+            return noted["search"]["where"]
 
     def told(tried: Any) -> None:
         shown = "  ".join(f"{name} {value:.2f}" for name, value in tried.scores.items())

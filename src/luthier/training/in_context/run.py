@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import set_seed
 
-from luthier.core.files import claimed, read_json, replace_json
+from luthier.core.files import claimed, recorded, replace_json
 from luthier.core.numerics.draws import draw_of
 from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
@@ -63,7 +63,7 @@ def learn_in_context(
         leftovers = [*folder.glob("state-*"), folder / RESULT, folder / PICTURE]
         here = {"gpicl": spec.to_dict(), "data": digest(learned)}
         begin(folder, SPEC, here, "sweep", overwrite, leftovers)
-        cells: list[dict[str, Any]] = read_json(folder / RESULT)["cells"] if (folder / RESULT).is_file() else []
+        cells = _cells_so_far(folder)
         for width in spec.widths:
             for tasks in spec.tasks:
                 if not any((cell["width"], cell["tasks"]) == (width, tasks) for cell in cells):
@@ -71,6 +71,13 @@ def learn_in_context(
                     replace_json(folder / RESULT, {"chance": 1 / spec.classes, "cells": cells})
         plot(spec, cells, folder / PICTURE)
         return InContextLearned(folder, cells, 1 / spec.classes)
+
+
+def _cells_so_far(folder: Path) -> list[dict[str, Any]]:
+    if not (folder / RESULT).is_file():
+        return []
+    with recorded(folder / RESULT) as told:
+        return [{**cell, "width": cell["width"], "tasks": cell["tasks"]} for cell in told["cells"]]
 
 
 def digest(rows: Rows) -> str:

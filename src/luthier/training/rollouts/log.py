@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from luthier.core.files import append_text
 from luthier.core.guard import guarded, written
-from luthier.training.checkpoint import GO_ON
+from luthier.training.checkpoint import go_on
 
 FILE, TABLE = "rollouts.jsonl", "rollouts.md"
 SHOWN = 4
@@ -20,8 +22,8 @@ WIDTH = 160
 def append(folder: Path, lines: Sequence[dict[str, Any]]) -> None:
     """Writes lines behind those that are there."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    with written(str(folder / FILE), GO_ON), open(folder / FILE, "a", encoding="utf-8") as file:
-        file.write(text)
+    with written(str(folder / FILE), partial(go_on, folder)):
+        append_text(folder / FILE, text)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -51,7 +53,7 @@ def table(folder: Path) -> None:
     chosen = dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1]))
     parts = ["# Sampled answers", f"{len(lines):,} answers of {len(steps):,} steps are in {FILE}."]
     parts += [_of_step(step, [line for line in lines if line["step"] == step]) for step in chosen]
-    with written(str(folder / TABLE), GO_ON):
+    with written(str(folder / TABLE), partial(go_on, folder)):
         (folder / TABLE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

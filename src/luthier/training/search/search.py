@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import as_read, free_folder, read_json, replace_json
+from luthier.core.files import as_read, free_folder, recorded, replace_json
 from luthier.training.search.picture import draw
 from luthier.training.search.tree import Node, explore
 from luthier.training.spec import Run
@@ -109,10 +109,10 @@ def _known(folder: Path, asked: dict[str, Any]) -> dict[str, float]:
             folder / RECORD, {"asked": asked, "found": {"nodes": []}}
         )  # so that the first node may be cut short
         return {}
-    held = read_json(folder / RECORD)
-    if held["asked"] != asked:
-        raise LuthierError(f"{folder} holds a search of another run or space; choose another folder.")
-    return {each["name"]: each["eval_loss"] for each in held["found"]["nodes"]}
+    with recorded(folder / RECORD) as held:
+        if held["asked"] != asked:
+            raise LuthierError(f"{folder} holds a search of another run or space; choose another folder.")
+        return {each["name"]: each["eval_loss"] for each in held["found"]["nodes"]}
 
 
 def _checked(run: Run, modules: Mapping[str, str]) -> int:

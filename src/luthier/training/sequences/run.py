@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from luthier import models
 from luthier.core.errors import LuthierError
-from luthier.core.files import as_read, claimed, committed, discard, read_json, replace_json
+from luthier.core.files import as_read, claimed, committed, discard, recorded, replace_json
 from luthier.core.owner import owned
 from luthier.data import kind_of
 from luthier.models import Loaded
@@ -100,8 +100,8 @@ def begin(folder: Path, plan: Plan, overwrite: bool) -> None:
     """Notes what the sequence is; raises if the folder holds another one and is not to be overwritten."""
     here = as_read(plan.to_dict())
     if (folder / SPEC).is_file() and not overwrite:
-        old = read_json(folder / SPEC)
-        wrong = [name for name in here if _counts(here[name]) != _counts(old.get(name))]
+        with recorded(folder / SPEC) as old:
+            wrong = [name for name in here if _counts(here[name]) != _counts(old.get(name))]
         if wrong:
             raise LuthierError(
                 f"{folder} holds another sequence, whose {' and '.join(wrong)} differ; give the settings and rows it "
@@ -123,7 +123,8 @@ def _counts(value: Any) -> Any:
 def _tested_before(plan: Plan, folder: Path, answers: Scorer | None) -> Matrix:
     """The matrix as far as it is known; its first row is of the model before training."""
     if (folder / MATRIX).is_file():
-        return Matrix.of(read_json(folder / MATRIX))
+        with recorded(folder / MATRIX) as told:
+            return Matrix.of(told)
     set_seed(plan.run.training.seed)  # heads that are new
     matrix = Matrix(plan.names, _tested(plan, base(plan), answers), {})
     replace_json(folder / MATRIX, matrix.to_dict())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json, replace_json
+from luthier.core.files import recorded, replace_json
 from luthier.training.run import train
 from luthier.training.spec import Run
 from luthier.training.unlearning.klom import klom_above_null, margins
@@ -34,7 +34,8 @@ def klom_figures(
         if not noted.is_file():
             measured = _made(kind, number, one, spec, folder, losses, lowered)
             replace_json(noted, {name: values.tolist() for name, values in measured.items()})
-        found[kind].append({name: np.asarray(values) for name, values in read_json(noted).items()})
+        with recorded(noted) as told:
+            found[kind].append({name: np.asarray(values, float) for name, values in told.items()})
     figures = {}
     for name in found["null"][0]:
         stacked = {kind: margins(np.stack([each[name] for each in found[kind]])) for kind in KINDS}

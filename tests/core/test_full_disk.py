@@ -1,0 +1,89 @@
+"""A full disk, however it is told of: one line, what was there stays, and the work goes on when there is space."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+
+import pytest
+import safetensors
+
+import luthier as lt
+from luthier import cli
+from luthier.core.files import append_text, committed
+from luthier.core.guard import is_full
+from luthier.core.owner import owned
+
+TOLD = {
+    "Python": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    "a quota": OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+    "safetensors": safetensors.SafetensorError("I/O error: No space left on device (os error 28)"),
+    "tokenizers": Exception("No space left on device (os error 28)"),
+    "torch.save": RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+    "torch.save, later": RuntimeError("basic_ios::clear: iostream error"),
+    "SQLite": sqlite3.OperationalError("database or disk is full"),
+}  # fmt: skip
+"""What was raised on a disk that was full."""
+EACH = pytest.mark.parametrize("error", TOLD.values(), ids=TOLD)
+
+
+@EACH
+def test_what_was_there_stays_and_it_is_one_line(error, tmp_path):
+    folder = tmp_path / "kept"
+    with committed(folder) as new:
+        (new / "file").write_text("old")
+    with pytest.raises(lt.LuthierError, match=r"cannot be written .* Make space first") as told, committed(folder):
+        raise error
+    assert "\n" not in str(told.value) and is_full(told.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"] and (folder / "file").read_text() == "old"
+
+
+@EACH
+def test_whoever_works_in_a_folder_tells_it(error, tmp_path):
+    with pytest.raises(lt.LuthierError, match=r"Make space first.*resume"), owned(tmp_path / "run"):
+        raise error
+
+
+@EACH
+def test_the_command_line_tells_it_wherever_it_happens(error, monkeypatch, capsys):
+    def full(words) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", full)
+    assert cli.main(["doctor"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("No space left on device"), lt.LuthierError("No space left"), OSError(2)])
+def test_what_only_quotes_it_is_none(error):
+    assert not is_full(error)
+
+
+def test_a_bug_stays_one(tmp_path):
+    with pytest.raises(ZeroDivisionError), owned(tmp_path / "run"), committed(tmp_path / "run" / "kept"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "run").exists()
+
+
+def test_lines_are_appended_whole_or_not_at_all(tmp_path, monkeypatch):
+    file, write = tmp_path / "lines", os.write
+
+    def half(handle: int, data) -> int:
+        if len(data) < 4:
+            raise TOLD["Python"]
+        return write(handle, data[:-3])
+
+    append_text(file, "first\n")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(os, "write", half)
+        append_text(file, "second\n")
+    append_text(file, "third\n")
+    assert file.read_text() == "first\nthird\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_a_device_that_is_full_is_told():
+    with pytest.raises(OSError, match="No space left"):
+        append_text(os.devnull.replace("null", "full"), "line\n")
