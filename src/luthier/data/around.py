@@ -9,8 +9,8 @@ from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
 from luthier.data.pictures import COLUMNS as PICTURES
 from luthier.data.pictures import placed
-from luthier.data.table import Row
-from luthier.data.turns import ROW_FLAGS, TOOLS, checked, decoded, flag, kind, turns
+from luthier.data.table import Row, empty
+from luthier.data.turns import ROW_FLAGS, TOOLS, checked, decoded, flag, kind, refuse_asked, turns
 from luthier.data.unseen import refuse_unseen
 
 SYSTEM = ("system", "system_prompt")
@@ -35,16 +35,16 @@ def surrounded(fields: Row, row: Row) -> Row:
     """Returns the fields of a conversation with what stands around it in the row."""
     messages, tools = _lifted(fields["messages"])
     head = messages[:1] if messages[0]["role"] in ("system", "developer") else []
-    told, earlier = _system(row, head), _history(row)
+    told, (earlier, before) = _system(row, head), _lifted(_history(row))
     lead, after = len(told) + len(earlier), max(0, fields["context"] - len(head))
     made = {**fields, "messages": [*told, *earlier, *messages[len(head) :]]}
     made["context"] = lead + after if earlier or fields["context"] else 0
     masked = sorted({*fields.get("masked", ()), *_flagged(row, messages)})
     made["masked"] = tuple(i + lead - len(head) for i in masked)
-    own = _tools(row)
-    if own and tools and own != tools:
-        raise BadRow("the tools of the column and those of the system turn differ; leave one of them out")
-    made |= {"tools": own or tools, "documents": _documents(row), "template": _template(row)}
+    own = [each for each in (_tools(row), tools, before) if each]
+    if any(each != own[0] for each in own):
+        raise BadRow("the tools of the column and those of a first turn differ; leave one of them out")
+    made |= {"tools": own[0] if own else None, "documents": _documents(row), "template": _template(row)}
     if made["template"]:
         _move(made)
     return _thoughtful(made, row)
@@ -125,6 +125,7 @@ def _history(row: Row) -> list[Message]:
     if not isinstance(value, list):
         raise BadRow(f"'history' is {kind(value)}, expected a list of [question, answer] or of turns")
     if all(isinstance(each, dict) for each in value):
+        refuse_asked(value, "history")
         return turns(value, "history")[0]
     found: list[Message] = []
     for i, pair in enumerate(value):
@@ -139,19 +140,26 @@ def _history(row: Row) -> list[Message]:
 
 def _lifted(messages: list[Message]) -> tuple[list[Message], list[dict[str, Any]] | None]:
     """(turns, the tools that the first of them bore)."""
-    first = messages[0]
-    found = _tools(first) if first["role"] in ("system", "developer") else None
-    plain = {key: value for key, value in first.items() if key not in TOOLS or not found}
+    if not messages:
+        return [], None
+    found = _tools(messages[0])
+    plain = {key: value for key, value in messages[0].items() if key not in TOOLS}
     return [plain, *messages[1:]], found
 
 
 def _tools(row: Row) -> list[dict[str, Any]] | None:
     """Schemas as `{"type": "function", "function": {…}}`; JSON text is decoded, OpenAI's older `functions` wrapped."""
-    value = decoded(given(row, *TOOLS))
+    found = {name: _listed_tools(name, decoded(row.get(name))) for name in TOOLS}
+    return given(found, *TOOLS)
+
+
+def _listed_tools(name: str, value: Any) -> list[dict[str, Any]]:
+    if empty(value):
+        return []
     value = [value] if isinstance(value, dict) else value
-    if value is not None and not isinstance(value, list):
-        raise BadRow(f"'tools' is {kind(value)}, expected a list of functions (or it as JSON)")
-    return [_tool(decoded(each), i) for i, each in enumerate(value or ())] or None
+    if not isinstance(value, list):
+        raise BadRow(f"{name!r} is {kind(value)}, expected a list of functions (or it as JSON)")
+    return [_tool(decoded(each), i) for i, each in enumerate(value)]
 
 
 def _tool(tool: Any, place: int) -> dict[str, Any]:
@@ -181,7 +189,7 @@ def _template(row: Row) -> dict[str, Any]:
     wrong = [name for name in value or () if name in OURS]
     if wrong:
         raise BadRow(f"'chat_template_kwargs' sets {', '.join(wrong)}, which training sets itself")
-    return dict(value or {})
+    return {name: each for name, each in (value or {}).items() if each is not None}
 
 
 def _move(made: Row) -> None:

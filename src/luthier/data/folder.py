@@ -16,7 +16,7 @@ from typing import Any
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.lazy import chained, mapped
-from luthier.data.files import PACKED, READERS, class_names, read_file, stem, suffix
+from luthier.data.files import PACKED, READERS, read_file, stem, suffix
 from luthier.data.splits import listed, of_split, own_split, split_of
 from luthier.data.table import Row, Table, numbered_after
 
@@ -104,15 +104,19 @@ def _table(
     good: list[Sequence[tuple[int, Row]]] = []
     bad: list[tuple[int, str]] = []
     starts: list[tuple[int, str]] = []
+    names: dict[str, list[str]] = {}
+    beside: dict[str, None] = {}
     before = 0
     for file in files:
         starts.append((before, str(file.relative_to(folder))))
-        rows, errors = read_file(file, "train")
-        good.append(mapped(rows, partial(numbered_after, before)))
-        bad += [(before + number, reason) for number, reason in errors]
+        found = read_file(file, "train")
+        good.append(mapped(found.rows, partial(numbered_after, before)))
+        bad += [(before + number, reason) for number, reason in found.bad]
+        names |= found.classes
+        beside |= dict.fromkeys(found.beside)
         before = max([before, *(number for number, _ in (*good[-1][-1:], *bad[-1:]))])
-    names = {column: each for file in files for column, each in class_names(file).items()} | (classes or {})
-    return Table(chained(good), bad, _beside(folder, files), names, starts if len(files) > 1 else [], left)
+    places = starts if len(files) > 1 else []
+    return Table(chained(good), bad, _beside(folder, files), names | (classes or {}), places, left, tuple(beside))
 
 
 def _beside(folder: Path, files: Sequence[Path]) -> Path:

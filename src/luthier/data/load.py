@@ -21,8 +21,9 @@ from luthier.data.preference import PREFERENCES, kind_of, preference_layout
 from luthier.data.score import note_kind, scorer_for
 from luthier.data.sources import read
 from luthier.data.speech import columns_of
-from luthier.data.table import Row, Table, bare, empty, present
+from luthier.data.table import Row, Table, bare, empty, present, with_class_names
 from luthier.data.turns import decoded
+from luthier.data.wanted import answered
 
 if TYPE_CHECKING:
     from luthier.core.contracts.example import Examples
@@ -69,6 +70,7 @@ def load(
         raise LuthierError(f"{source} is empty: no row to learn from.")
     if not table.rows:
         raise refuse(source, table.bad, total, table.place)
+    table = _with_names(table)
     told = bare(table)
     name = (preference_layout(told) if preferences else None) or recognise(
         told, source, task or ("causal-lm" if prompts else None), names, to_answer=prompts
@@ -107,7 +109,7 @@ def kind_of_rows(source: str | Path, named: str | Mapping[str, str] | None = Non
         table, _, _ = named_columns(read(source), meant, tuple(meant), source)
     except LuthierError:
         return "answers"
-    told = bare(table)
+    told = bare(_with_names(table))
     found = preference_layout(told)
     if found is None and columns_in(told).issuperset(LAYOUTS["anchor-positive"].needs):
         found = "anchor-positive"
@@ -142,6 +144,14 @@ def load_prompts(
         row if row.messages is None else dataclasses.replace(row, messages=row.messages[: last_answer(row.messages)])
         for row in rows
     ]
+
+
+def _with_names(table: Table) -> Table:
+    """The table with its classes by name where rows are answers, of which a number says nothing."""
+    if not table.classes or not answered(present(table.rows)):
+        return table
+    named = mapped(table.rows, lambda numbered: (numbered[0], with_class_names(numbered[1], table)))
+    return dataclasses.replace(table, rows=named)
 
 
 def named_columns(
@@ -185,10 +195,12 @@ ITEMS = ("text", "image", "audio")
 
 
 def _unread(table: Table, layout: Layout, beside: Sequence[str]) -> list[str]:
-    found = unread((row for _, row in table.rows), {*layout.reads, *beside}, layout.turns)
+    turns = (*layout.turns, *(name for name in ("history",) if name in layout.reads))
+    found = unread((row for _, row in table.rows), {*layout.reads, *beside}, turns, layout.within)
     shown = [f"file {name}" for name in table.left[:FILES]]
     more = len(table.left) - len(shown)
-    return [*found, *shown, *([f"{more:,} more files"] if more > 0 else [])]
+    said = [f"{name} (beside the rows)" for name in table.beside]
+    return [*found, *said, *shown, *([f"{more:,} more files"] if more > 0 else [])]
 
 
 FILES = 5

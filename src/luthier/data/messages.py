@@ -13,6 +13,9 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Names under which templates read what a model thought before an answer; rows have the first."""
 THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>(.*?)</\1>", re.DOTALL)
 """A thought that stands in the content itself."""
+MARK = re.compile(r"</?(?:think|thinking|thought|reasoning)>")
+CLOSED = re.compile(r"\A(?!\s*<).*?^[ \t]*</(?:think|thinking|thought|reasoning)>[ \t]*$", re.DOTALL | re.MULTILINE)
+"""A thought that the prompt for generation has opened: its end stands on a line of its own."""
 
 
 def calls_of(message: Message) -> list[dict[str, Any]]:
@@ -63,6 +66,12 @@ def thought_of(message: Message) -> str:
 def split_thought(content: str) -> tuple[str, str]:
     """Splits a content into (its thoughts, the rest of it)."""
     return "".join(found[1] for found in THOUGHT.findall(content)), THOUGHT.sub("", content)
+
+
+def loose_mark(content: str) -> str | None:
+    """Returns the first mark of a thought that stands within words, where it bounds no thought; None without one."""
+    found = MARK.search(CLOSED.sub("", split_thought(content)[1], 1))
+    return found[0] if found else None
 
 
 def leaves(value: Any) -> Iterator[Any]:

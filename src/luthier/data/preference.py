@@ -44,11 +44,10 @@ def openai(row: Row, folder: Path | None) -> Row:
     given = decoded(row.get("input"))
     if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
         raise BadRow("'input' is not an object with a list of 'messages'")
-    names = ("preferred_output", "non_preferred_output")
     tools = {"tools": given["tools"]} if given.get("tools") else {}
     rest = {key: value for key, value in row.items() if key != "input"}
-    chosen, rejected = (_answer(row, name) for name in names)
-    return _pair({**rest, **tools}, given["messages"], chosen, rejected, names, folder)
+    chosen, rejected = (_answer(row, name) for name in OUTPUTS)
+    return _pair({**rest, **tools}, given["messages"], chosen, rejected, OUTPUTS, folder)
 
 
 def _pair(row: Row, prompt: Any, chosen: Any, rejected: Any, names: tuple[str, str], folder: Path | None) -> Row:
@@ -63,6 +62,8 @@ def _pair(row: Row, prompt: Any, chosen: Any, rejected: Any, names: tuple[str, s
             sides.append(prompt_completion({**around, "prompt": said, "completion": answer}, folder))
         except BadRow as reason:
             raise BadRow(str(reason).replace("'completion'", repr(name)).replace("'answer'", repr(name))) from None
+        if sides[-1]["masked"]:
+            raise BadRow(f"{name!r} keeps a turn out of the loss, and answers are compared whole; take its flag out")
     if sides[0]["messages"] == sides[1]["messages"]:
         raise BadRow(f"{names[0]!r} and {names[1]!r} are the same: nothing is preferred")
     return sides[0] | {"rejected": sides[1]["messages"]}
@@ -135,10 +136,13 @@ PAIRS = "pairs"
 JUDGEMENTS = "judged"
 ALSO = ("prompt", "instruction", "input", "question", "context")
 RANKED = ("conversations", "chosen", "rejected")
+OUTPUTS = ("preferred_output", "non_preferred_output")
 PREFERENCES: dict[str, Layout] = {
     "conversations-preference": Layout(RANKED, TASKS, ranked, ("context",), turns=RANKED),
     "preference": Layout(("chosen", "rejected"), TASKS, pair, ALSO, turns=("prompt", "chosen", "rejected")),
-    "openai-preference": Layout(("input", "preferred_output", "non_preferred_output"), TASKS, openai),
+    "openai-preference": Layout(
+        ("input", *OUTPUTS), TASKS, openai, turns=OUTPUTS, within={"input": ("messages", "tools")}
+    ),
     **{
         f"{name}-judged": Layout(
             layout.needs, ("causal-lm",), labelled(layout.parse), (*layout.also, *JUDGED), turns=layout.turns

@@ -32,6 +32,8 @@ class Table:
     """The (number before the first row, file name) of each file, where there are several."""
     left: tuple[str, ...] = ()
     """Files of a folder that nothing reads."""
+    beside: tuple[str, ...] = ()
+    """What a file says beside its rows, which nothing reads."""
 
     def place(self, row: int) -> str:
         """Returns `row` as a person finds it: `part-2.jsonl:17` among several files, else its number."""

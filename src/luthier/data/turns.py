@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
 from luthier.data.json_text import Twice, loads
 from luthier.data.pictures import COLUMNS as PICTURED
-from luthier.data.pictures import MARK, in_turn, is_picture
+from luthier.data.pictures import KEYS, MARK, in_turn, is_picture
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SAID = {
@@ -53,6 +53,14 @@ KNOWN = (
     *(*THOUGHTS, *FLAGS, *PICTURED),
 )
 """Keys of a turn that are read whatever the template."""
+SAID_IN = (None, "text", "input_text", "output_text")
+"""Types of the parts of a turn that are what it says."""
+THOUGHT_IN = ("thinking", "reasoning", "thought")
+"""Types of the parts that are a thought, and keys that hold one or say that it is."""
+PART = ("type", "text", *THOUGHT_IN, *KEYS, "detail")
+"""Keys of a part that are read."""
+CALL = ("id", "type", "function", "name", "arguments", "parameters", "index")
+"""Keys of a call that are read, or that say nothing."""
 
 
 def kind(value: Any) -> str:
@@ -216,9 +224,12 @@ def _part(part: Any, what: str) -> str:
         return part
     if is_picture(part):
         return MARK
-    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+    said = isinstance(part, dict) and part.get("type") in SAID_IN and isinstance(part.get("text"), str)
+    if not said:
         shown = f" ({part.get('type')})" if isinstance(part, dict) and part.get("type") else ""
         raise BadRow(f"{what} holds a part that is not text{shown}")
+    if kept := [key for key in FLAGS if part.get(key) is not None and flag(part[key]) is not True]:
+        raise BadRow(f"{what} keeps a part of itself out of the loss ({kept[0]}); a turn is learned whole or not")
     return part["text"]
 
 
@@ -227,18 +238,27 @@ def _thought(message: Message, what: str) -> dict[str, str]:
     found = [message[key] for key in THOUGHTS if message.get(key)]
     content = message["content"]
     if isinstance(content, list):
-        parts = [part for part in content if isinstance(part, dict) and isinstance(part.get("thinking"), str)]
-        found += [part["thinking"] for part in parts]
-        message["content"] = [part for part in content if part not in parts]
+        thoughts = [_thought_in(part) for part in content]
+        found += [thought for thought in thoughts if thought]
+        message["content"] = [part for part, each in zip(content, thoughts, strict=True) if each is None]
     if len({str(each) for each in found}) > 1:
         raise BadRow(f"{what} holds two thoughts that differ ({', '.join(k for k in THOUGHTS if message.get(k))})")
     return {"reasoning_content": checked(found[0], f"{what}.reasoning_content")} if found else {}
 
 
+def _thought_in(part: Any) -> str | None:
+    """The thought that a part of a turn is; None of any other part."""
+    if not isinstance(part, dict):
+        return None
+    keyed = next((part[key] for key in THOUGHT_IN if isinstance(part.get(key), str)), None)
+    named = part.get("type") in THOUGHT_IN or part.get("thought") is True
+    return part["text"] if keyed is None and named and isinstance(part.get("text"), str) else keyed
+
+
 def _calls(message: Message, what: str) -> list[dict[str, Any]]:
     """Calls as `{"type": "function", "function": {"name", "arguments": object}}`, in whatever form they are given."""
     given = decoded(message.get("tool_calls")) or (
-        [decoded(message["function_call"])] if "function_call" in message else []
+        [decoded(message["function_call"])] if message.get("function_call") else []
     )
     given = [given] if isinstance(given, dict) else given
     if not isinstance(given, list):
@@ -257,9 +277,8 @@ def _call(call: Any, what: str) -> dict[str, Any]:
     arguments = inner.get("arguments", inner.get("parameters"))
     arguments = {} if arguments in (None, "") else _arguments(arguments, what)
     function = {"name": inner["name"], "arguments": arguments}
-    around = (
-        {key: each for key, each in call.items() if key != "function" and each is not None} if inner is not call else {}
-    )
+    taken = ("function",) if inner is not call else ("type", "name", "arguments", "parameters")
+    around = {key: each for key, each in call.items() if key not in taken and each is not None}
     return {"type": "function", **around, "function": function}
 
 
@@ -290,10 +309,39 @@ def _learned(message: Message, what: str) -> bool:
     return asked or not told
 
 
+def refuse_asked(value: Any, column: str) -> None:
+    """Raises where a turn asks to be learned that stands before the answers, which alone are."""
+    for i, message in enumerate(value if isinstance(value, list) else []):
+        asked = [key for key in FLAGS if isinstance(message, dict) and flag(message.get(key))]
+        if asked:
+            raise BadRow(
+                f"{column}[{i}] asks to be learned ({', '.join(asked)}), and nothing of {column!r} is, which stands "
+                "before the answer; give the whole conversation as 'messages', or take the flag out"
+            )
+
+
 def keys(value: Any) -> Iterable[str]:
-    """The keys of the turns in a column that are not read whatever the template."""
+    """The keys of the turns in a column that are not read whatever the template, and of the parts and calls in them."""
     found = held(value)
     for i, message in enumerate(found if isinstance(found, list) else []):
         if isinstance(message, dict):
-            known = (*KNOWN, *TOOLS) if i == 0 else KNOWN
-            yield from (key for key, each in message.items() if key not in known and each not in (None, "", [], {}))
+            yield from _beyond(message, (*KNOWN, *TOOLS) if i == 0 else KNOWN)
+            for key in ("content", "value", "parts"):
+                yield from (f"{key}[].{each}" for each in _inner(message.get(key), PART))
+            for call in _listed(decoded(message.get("tool_calls"))):
+                inner = {"function": call.get("function")} if isinstance(call.get("function"), dict) else {}
+                yield from (f"tool_calls[].{each}" for each in _beyond(call, CALL))
+                yield from (f"tool_calls[].function.{each}" for each in _inner([*inner.values()], CALL))
+
+
+def _beyond(value: dict[str, Any], known: Collection[str]) -> Iterable[str]:
+    return (key for key, each in value.items() if key not in known and each not in (None, "", [], {}))
+
+
+def _inner(value: Any, known: Collection[str]) -> Iterable[str]:
+    return (key for each in _listed(value) for key in _beyond(each, known))
+
+
+def _listed(value: Any) -> list[dict[str, Any]]:
+    """The objects in a list."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
