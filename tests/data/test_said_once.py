@@ -64,7 +64,11 @@ def test_marks_that_bound_a_thought_or_change_nothing_are_learned(content):
 
 @pytest.mark.parametrize("role", ["system", "user"])
 def test_marks_in_other_turns_are_read_as_they_stand(role):
-    turns = [said(role, "What is </think>?"), *([said("user", "q?")] if role == "system" else []), said("assistant", "a")]
+    turns = [
+        said(role, "What is </think>?"),
+        *([said("user", "q?")] if role == "system" else []),
+        said("assistant", "a"),
+    ]
     tokenizer = make("qwen3")
     ids = encode(Example(row=1, messages=turns), tokenizer, max_length=None)["input_ids"]
     assert "What is </think>?" in tokenizer.decode(ids)

@@ -291,7 +291,7 @@ def _talk(value: Any) -> bool:
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str | int | float)
+    return isinstance(value, str | int | float) and not isinstance(decoded(value), dict)
 
 
 def _missing(columns: set[str], rows: Sequence[Row]) -> str:

@@ -186,7 +186,7 @@ def _other_labels(table: Table, names: set[str]) -> dict[str, str]:
     if "labels" not in names or "label" in names or not names & set(ITEMS):
         return {}
     held = (row.get("labels") for _, row in table.rows)
-    first = next((value for value in held if not empty(value)), None)
+    first = next((value for value in held if value not in (None, "")), None)
     return {} if isinstance(decoded(first), list) else {"label": "labels"}
 
 

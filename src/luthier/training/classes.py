@@ -30,6 +30,8 @@ def check_classes(examples: Examples, shared: bool = False) -> dict[str, str]:
 
 def _alone(examples: Examples, shared: bool) -> dict[str, str]:
     labels, rows = examples.labels or [], f"{len(examples):,} rows"
+    if not labels:
+        raise LuthierError(f"no row of {examples.source} has a class: there is nothing to tell apart.")
     found = {each for row in examples.rows for each in _labels(row)}
     if len(found) != 1:
         return {EVERYWHERE.format(name): rows for name in _everywhere(examples.rows)}
