@@ -160,8 +160,46 @@ def test_keys_of_parts_that_nothing_reads_are_named(tmp_path):
     assert examples.rows[0].messages == TURNS and examples.unread == ("messages[].content[].cache_control",)
 
 
+@pytest.mark.parametrize("name", ["thinking", "reasoning_content"])
+def test_a_thought_that_is_no_text_is_refused_by_its_name(tmp_path, name):
+    assert f"'{name}' is a bool" in refused(tmp_path, {"messages": TURNS, name: True})
+
+
+@pytest.mark.parametrize(
+    ("turn", "keys"),
+    [
+        ({"role": "user", "from": "gpt", "content": "q"}, "'role' and 'from'"),
+        ({"from": "human", "value": "q", "content": "r"}, "'content' and 'value'"),
+        ({"role": "user", "content": "q", "parts": [{"text": "r"}]}, "'content' and 'parts'"),
+    ],
+)
+def test_a_turn_that_says_two_things_is_refused(tmp_path, turn, keys):
+    assert f"has {keys}, and they differ" in refused(tmp_path, {"messages": [turn, ANSWER]})
+    same = {"role": "user", "from": "human", "content": "q", "value": "q"}
+    assert one(tmp_path, {"messages": [same, ANSWER]}).messages == TURNS
+
+
+def test_nulls_of_objects_say_nothing_in_any_file(tmp_path):
+    """Files that are written from Arrow's tables hold its nulls: rows mean the same before and after; text stays."""
+    tool = WRAPPED | {"strict": None}
+    call = {"function": {"name": "level", "arguments": {"lake": "Como", "zone": None}}}
+    turns = [
+        ASK,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "1"},
+        ANSWER,
+    ]
+    row = {"messages": turns, "tools": [tool], "documents": [{"text": "x", "title": None}]}
+    found = one(tmp_path, row)
+    assert found.tools == [WRAPPED] and found.documents == [{"text": "x"}]
+    assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == {"lake": "Como"}
+    call["function"]["arguments"] = '{"zone": null}'
+    found = one(tmp_path, row)
+    assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == {"zone": None}
+
+
 def test_nulls_among_variables_say_nothing(tmp_path):
-    """Arrow gives each struct the keys of all others; a template takes a null for false."""
+    """A template takes a null for false."""
     assert one(tmp_path, {"messages": TURNS, "chat_template_kwargs": {"a": None, "b": False}}).template == {"b": False}
 
 

@@ -53,7 +53,7 @@ def test_a_class_without_another_is_refused(tmp_path, row):
 
 
 def test_texts_of_which_none_has_a_class_are_refused(tmp_path):
-    with pytest.raises(LuthierError, match="no row of .* has a class"):
+    with pytest.raises(LuthierError, match=r"no row of .* has a class"):
         check_classes(read(tmp_path, [TEXT | {"labels": []}] * 2))
 
 

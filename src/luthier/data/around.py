@@ -9,7 +9,7 @@ from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
 from luthier.data.pictures import COLUMNS as PICTURES
 from luthier.data.pictures import placed
-from luthier.data.table import Row, empty
+from luthier.data.table import Row, empty, without_nulls
 from luthier.data.turns import ROW_FLAGS, TOOLS, checked, decoded, flag, kind, refuse_asked, turns
 from luthier.data.unseen import refuse_unseen
 
@@ -149,7 +149,7 @@ def _lifted(messages: list[Message]) -> tuple[list[Message], list[dict[str, Any]
 
 def _tools(row: Row) -> list[dict[str, Any]] | None:
     """Schemas as `{"type": "function", "function": {…}}`; JSON text is decoded, OpenAI's older `functions` wrapped."""
-    found = {name: _listed_tools(name, decoded(row.get(name))) for name in TOOLS}
+    found = {name: _listed_tools(name, decoded(without_nulls(row.get(name)))) for name in TOOLS}
     return given(found, *TOOLS)
 
 
@@ -171,7 +171,7 @@ def _tool(tool: Any, place: int) -> dict[str, Any]:
 
 
 def _documents(row: Row) -> list[dict[str, Any]] | None:
-    value = decoded(given(row, "documents"))
+    value = without_nulls(decoded(given(row, "documents")))
     if value is None:
         return None
     value = value if isinstance(value, list) else [value]
@@ -189,7 +189,7 @@ def _template(row: Row) -> dict[str, Any]:
     wrong = [name for name in value or () if name in OURS]
     if wrong:
         raise BadRow(f"'chat_template_kwargs' sets {', '.join(wrong)}, which training sets itself")
-    return {name: each for name, each in (value or {}).items() if each is not None}
+    return without_nulls(value or {})
 
 
 def _move(made: Row) -> None:
@@ -212,9 +212,10 @@ def _thoughtful(made: Row, row: Row) -> Row:
         raise BadRow(
             f"the column of a thought does not say to which of {len(places)} answers it belongs; put it on its turn"
         )
+    column = next(name for name in THOUGHT if not empty(row.get(name)))
     messages = list(made["messages"])
     own = messages[places[0]].get("reasoning_content", thought)
     if own != thought:
         raise BadRow("the thought of the column and that of the answer differ; leave one of them out")
-    messages[places[0]] = {**messages[places[0]], "reasoning_content": checked(thought, "reasoning_content")}
+    messages[places[0]] = {**messages[places[0]], "reasoning_content": checked(thought, column)}
     return {**made, "messages": messages}

@@ -21,7 +21,7 @@ from luthier.data.preference import PREFERENCES, kind_of, preference_layout
 from luthier.data.score import note_kind, scorer_for
 from luthier.data.sources import read
 from luthier.data.speech import columns_of
-from luthier.data.table import Row, Table, bare, empty, present, with_class_names
+from luthier.data.table import Row, Table, bare, present, with_class_names
 from luthier.data.turns import decoded
 from luthier.data.wanted import answered
 

@@ -143,7 +143,8 @@ def _row(block: Any, index: int) -> Row | str:
 
 
 def without_nulls(value: Any) -> Any:
-    """A value of an Arrow table without the nulls in its structs: Arrow gives each struct the keys of all others."""
+    """A value without the nulls in its objects: Arrow gives each struct the keys of all others, and so do files that
+    are written from its tables."""
     if isinstance(value, list) and value and all(isinstance(each, tuple) for each in value):  # a map
         value = dict(value)
     if isinstance(value, dict):

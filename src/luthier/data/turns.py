@@ -18,6 +18,7 @@ from luthier.data.bad import BadRow
 from luthier.data.json_text import Twice, loads
 from luthier.data.pictures import COLUMNS as PICTURED
 from luthier.data.pictures import KEYS, MARK, in_turn, is_picture
+from luthier.data.table import without_nulls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SAID = {
@@ -171,7 +172,7 @@ def _turn(message: Any, what: str) -> Message:
     if len(message) == 2 and message.get("role") in ROLES and isinstance(message.get("content"), str):
         return {"role": message["role"], "content": _content(message, what)}  # most turns: nothing more is in them
     message = {key: value for key, value in message.items() if value is not None}
-    said, content = message.pop("role", message.pop("from", None)), _first(message, "content", "value", "parts")
+    said, content = _one(message, what, "role", "from"), _one(message, what, "content", "value", "parts")
     role = _role(said, what)
     made: Message = {"role": role, "content": content, **message}
     if isinstance(said, str) and said.lower() in CALLING:
@@ -186,10 +187,13 @@ def _turn(message: Any, what: str) -> Message:
     return made | ({"pictures": pictures} if pictures else {}) | {"content": _content(made, what)}
 
 
-def _first(message: Message, *names: str) -> Any:
-    """What stands under the first of these keys; the others are taken off as well."""
-    found = [message.pop(name) for name in names if name in message]
-    return found[0] if found else None
+def _one(message: Message, what: str, *names: str) -> Any:
+    """What stands under one of these keys, which are taken off; raises where two of them say something else."""
+    found = {name: message.pop(name) for name in names if name in message}
+    values = [SAID.get(str(each).lower(), each) if names[0] == "role" else each for each in found.values()]
+    if any(value != values[0] for value in values[1:]):
+        raise BadRow(f"{what} has {' and '.join(map(repr, found))}, and they differ; leave one of them out")
+    return next(iter(found.values()), None)
 
 
 def _role(said: Any, what: str) -> str:
@@ -275,7 +279,7 @@ def _call(call: Any, what: str) -> dict[str, Any]:
             f"{what}: a call is {kind(call) if inner is None else 'without a name'}, expected {{'name', 'arguments'}}"
         )
     arguments = inner.get("arguments", inner.get("parameters"))
-    arguments = {} if arguments in (None, "") else _arguments(arguments, what)
+    arguments = {} if arguments in (None, "") else _arguments(without_nulls(arguments), what)
     function = {"name": inner["name"], "arguments": arguments}
     taken = ("function",) if inner is not call else ("type", "name", "arguments", "parameters")
     around = {key: each for key, each in call.items() if key not in taken and each is not None}
