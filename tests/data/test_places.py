@@ -165,6 +165,24 @@ def test_a_thought_that_is_no_text_is_refused_by_its_name(tmp_path, name):
     assert f"'{name}' is a bool" in refused(tmp_path, {"messages": TURNS, name: True})
 
 
+@pytest.mark.parametrize("beside", ["column", "turn"])
+@pytest.mark.parametrize("thought", ["Hm.", "Oh."])
+def test_a_thought_stands_in_one_place(tmp_path, beside, thought):
+    turn = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\na"}
+    row = {"messages": [ASK, turn | ({} if beside == "column" else {"reasoning": thought})]}
+    row |= {"thinking": thought} if beside == "column" else {}
+    assert "has a thought in its content and one in" in refused(tmp_path, row)
+
+
+def test_flags_that_are_none_are_told_by_what_they_hold(tmp_path):
+    assert "'weight' holds 0.5, expected 1 or 0" in refused(tmp_path, {"messages": TURNS, "weight": [0, 0.5]})
+
+
+def test_an_empty_system_turn_leaves_its_place_to_the_column(tmp_path):
+    row = {"messages": [{"role": "system", "content": ""}, *TURNS], "system": "s"}
+    assert one(tmp_path, row).messages == [{"role": "system", "content": "s"}, *TURNS]
+
+
 @pytest.mark.parametrize(
     ("turn", "keys"),
     [

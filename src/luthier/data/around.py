@@ -10,7 +10,7 @@ from luthier.data.bad import BadRow
 from luthier.data.pictures import COLUMNS as PICTURES
 from luthier.data.pictures import placed
 from luthier.data.table import Row, empty, without_nulls
-from luthier.data.turns import ROW_FLAGS, TOOLS, checked, decoded, flag, kind, refuse_asked, turns
+from luthier.data.turns import ROW_FLAGS, TOOLS, checked, decoded, flag, kind, refuse_asked, refuse_twice, turns
 from luthier.data.unseen import refuse_unseen
 
 SYSTEM = ("system", "system_prompt")
@@ -96,8 +96,11 @@ def _flagged(row: Row, messages: list[Message]) -> list[int]:
         if not isinstance(value, list) or not value:
             continue
         told = list(map(flag, value))
-        if len(told) != len(messages) or None in told:
+        if len(told) != len(messages):
             raise BadRow(f"{column!r} is a list of {len(told)}, expected 1 or 0 for each of the {len(messages)} turns")
+        if None in told:
+            wrong = value[told.index(None)]
+            raise BadRow(f"{column!r} holds {wrong!r}, expected 1 or 0 for each of the {len(messages)} turns")
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if asked := [i for i, learned in enumerate(told) if learned and i not in answers]:
             role = messages[asked[0]]["role"]
@@ -112,9 +115,10 @@ def _system(row: Row, head: list[Message]) -> list[Message]:
     if text is None:
         return head
     checked(text, "system")
-    if head and head[0].get("content") != text:
+    own = head[0].get("content") if head else None
+    if own and own != text:
         raise BadRow("the column 'system' and the system turn differ; leave one of them out")
-    return head or [{"role": "system", "content": text}]
+    return head if own else [{"role": "system", "content": text}]
 
 
 def _history(row: Row) -> list[Message]:
@@ -217,5 +221,6 @@ def _thoughtful(made: Row, row: Row) -> Row:
     own = messages[places[0]].get("reasoning_content", thought)
     if own != thought:
         raise BadRow("the thought of the column and that of the answer differ; leave one of them out")
+    refuse_twice(messages[places[0]], f"message {places[0] + 1}", column)
     messages[places[0]] = {**messages[places[0]], "reasoning_content": checked(thought, column)}
     return {**made, "messages": messages}

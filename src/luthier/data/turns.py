@@ -16,6 +16,7 @@ from typing import Any
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
 from luthier.data.json_text import Twice, loads
+from luthier.data.messages import THOUGHT
 from luthier.data.pictures import COLUMNS as PICTURED
 from luthier.data.pictures import KEYS, MARK, in_turn, is_picture
 from luthier.data.table import without_nulls
@@ -184,7 +185,10 @@ def _turn(message: Any, what: str) -> Message:
     made |= {"tool_calls": calls} if calls else {}
     beside = [made.pop(key, None) for key in PICTURED]
     made["content"], pictures = in_turn(made["content"], next((each for each in beside if each), None), what)
-    return made | ({"pictures": pictures} if pictures else {}) | {"content": _content(made, what)}
+    made |= ({"pictures": pictures} if pictures else {}) | {"content": _content(made, what)}
+    if made.get("reasoning_content"):
+        refuse_twice(made, what, "reasoning_content")
+    return made
 
 
 def _one(message: Message, what: str, *names: str) -> Any:
@@ -248,6 +252,12 @@ def _thought(message: Message, what: str) -> dict[str, str]:
     if len({str(each) for each in found}) > 1:
         raise BadRow(f"{what} holds two thoughts that differ ({', '.join(k for k in THOUGHTS if message.get(k))})")
     return {"reasoning_content": checked(found[0], f"{what}.reasoning_content")} if found else {}
+
+
+def refuse_twice(message: Message, what: str, beside: str) -> None:
+    """Raises for a thought in the content of a turn that has one beside it, for both would be rendered."""
+    if THOUGHT.match((message["content"] or "").lstrip()):
+        raise BadRow(f"{what} has a thought in its content and one in {beside!r}; leave one of them out")
 
 
 def _thought_in(part: Any) -> str | None:
