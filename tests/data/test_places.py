@@ -7,7 +7,7 @@ import json
 import pytest
 
 from luthier.core.errors import LuthierError
-from luthier.data import encode_all, load, unheard
+from luthier.data import encode_all, load, load_prompts, unheard
 from support.call_templates import HERMES
 from support.tiny_tokenizers import CHATML, make
 
@@ -346,3 +346,48 @@ def test_what_is_left_of_an_object_is_named_and_a_wrong_way_told(tmp_path):
         load(path, named="source=translation.en,target=translation.dee")
     dotted = written(tmp_path, {"a.b": "q", "answer": "a"})
     assert load(dotted, named="question=a.b").rows[0].messages == TURNS
+
+
+# --- rows to answer, and folders ---------------------------------------------------------------------------
+
+PAIRS = {
+    "implicit prompt": {"chosen": TURNS, "rejected": [ASK, ANSWER | {"content": "b"}]},
+    "ranking": {"conversations": [ASK], "chosen": ANSWER, "rejected": ANSWER | {"content": "b"}},
+    "openai": {"input": {"messages": [ASK]}, "preferred_output": [ANSWER], "non_preferred_output": [ASK, ANSWER]},
+    "alpaca": {"instruction": "q", "chosen": "a", "rejected": "b"},
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_pairs_of_answers_ask_what_both_answer(tmp_path, case):
+    (found,) = load_prompts(written(tmp_path, PAIRS[case] | {"system": "s"}))
+    assert found.messages == [{"role": "system", "content": "s"}, ASK]
+
+
+@pytest.mark.parametrize("row", [{"prompt": "q"}, {"prompt": [ASK]}, {"messages": [ASK]}, {"instruction": "q"}])
+@pytest.mark.parametrize("value", ["4", 4])
+def test_a_prompt_has_its_reference_in_a_column_of_its_own(tmp_path, row, value):
+    examples = load(written(tmp_path, row | {"answer": value}), prompts=True)
+    assert examples.rows[0].answer == "4" and examples.scorer.name == "number" and examples.unread == ()
+    examples = load(written(tmp_path, row | {"solution": value}), prompts=True, named="answer=solution")
+    assert examples.rows[0].answer == "4" and examples.unread == ()
+    assert load(written(tmp_path, row), prompts=True).rows[0].answer is None
+    assert "'answer' is a list" in refused(tmp_path, row | {"answer": ["4"]}, prompts=True)
+
+
+def test_a_reference_beside_an_answer_is_what_is_scored(tmp_path):
+    row = {"prompt": "q", "completion": "2 + 2 is 4, so 4", "answer": 4}
+    assert load(written(tmp_path, row), prompts=True).rows[0].answer == "4"
+    assert load(written(tmp_path, row)).unread == ("answer",)
+
+
+def test_files_of_a_folder_that_nothing_reads_are_named(tmp_path):
+    for name in ("cat/1.png", "dog/2.png", "loose.png", "LICENSE"):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pictures" / name).touch()
+    assert load(tmp_path / "pictures").unread == ("file loose.png",)
+    (tmp_path / "rows").mkdir()
+    for name in ("notes.txt", "README.md"):
+        (tmp_path / "rows" / name).write_text("x")
+    written(tmp_path / "rows", {"prompt": "q", "completion": "a"})
+    assert load(tmp_path / "rows").unread == ("file notes.txt",)

@@ -43,7 +43,8 @@ def read_folder(folder: Path, config: str, split: str) -> Table:
         raise LuthierError(f"{folder} has no configurations, so none is {config!r} (its README.md names none).")
     files = _data_files(folder)
     if files:
-        return _table(folder, *_of_split(folder, files, split), _class_names(card, config or "default"))
+        chosen, left = _of_split(folder, files, split)
+        return _table(folder, chosen, (*left, *_texts(folder, files)), _class_names(card, config or "default"))
     return _classes(folder, split)
 
 
@@ -57,6 +58,12 @@ def _data_files(folder: Path) -> list[Path]:
         if rows or known:
             return rows or known
     return []
+
+
+def _texts(folder: Path, files: Sequence[Path]) -> tuple[str, ...]:
+    """Texts that are no data, for others are."""
+    texts = [p for p in sorted(folder.iterdir()) if p.is_file() and suffix(p) in TEXTS and not _hidden(p, folder)]
+    return tuple(p.name for p in texts if p not in files)
 
 
 def _hidden(path: Path, folder: Path) -> bool:
@@ -267,6 +274,7 @@ def _classes(folder: Path, split: str) -> Table:
         of_split(str(folder), split, ("train",))
     taken = [(p, name) for name, files in found.items() for p in files if p.suffix.lower() in MEDIA[kind]]
     left = [p for files in found.values() for p in files if p.suffix.lower() not in MEDIA[kind] and p.name[0] != "."]
+    left += [p for p in sorted(place.iterdir()) if p.is_file() and not _hidden(p, folder)]
     rows = [(i, {kind: str(p.relative_to(folder)), "label": name}) for i, (p, name) in enumerate(taken, 1)]
     return Table(rows, [], folder, left=tuple(str(p.relative_to(folder)) for p in left))
 

@@ -27,7 +27,7 @@ from luthier.data.labelled import (
     transcribed,
 )
 from luthier.data.table import COLUMNS, Columns, Row
-from luthier.data.turns import checked, decoded, is_assistant, refuse_asked, turns, unpacked
+from luthier.data.turns import checked, decoded, is_assistant, kind, refuse_asked, turns, unpacked
 from luthier.data.unseen import refuse_unseen
 from luthier.data.wanted import check_wanted
 
@@ -136,11 +136,18 @@ def instruction(row: Row, folder: Path | None) -> Row:
     if row.get("input"):
         prompt += "\n\n" + text_of(row, "input")
     prompt = _joined(prompt, context_of(row))
-    reference = row.get("answer")
-    reference = None if reference in (None, "") else str(reference)
+    reference = reference_of(row)
     if reference is not None and row.get("output") in (None, ""):
         return _asked(row, prompt, reference)
     return _asked(row, prompt, text_of(row, "output"), reference)
+
+
+def reference_of(row: Row) -> str | None:
+    """Returns what answers are scored against by a column `answer` of its own; None without it."""
+    value = row.get("answer")
+    if isinstance(value, list | dict) and value:
+        raise BadRow(f"'answer' is {kind(value)}, expected a text or a number to score with")
+    return None if value in (None, "", [], {}) else str(value)
 
 
 def question(row: Row, folder: Path | None) -> Row:
