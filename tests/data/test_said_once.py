@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 
 from luthier.core.errors import LuthierError
 from luthier.data import Example, encode, told
 from luthier.data.chat import AGAIN, ENDED, SPACED, TWICE
+from luthier.data.messages import loose_mark, split_thought
 from support.chat_rows import published, said
 from support.tiny_tokenizers import CHATML, make
 
@@ -97,3 +101,23 @@ def test_an_end_of_the_tokenizer_before_that_of_the_template_is_told():
 def test_rows_that_are_rendered_already_are_told(prompt, template, mark):
     row = Example(row=1, messages=[said("user", prompt), said("assistant", "a")])
     assert notes(row, template) == ([AGAIN.format(mark)] if mark else [])
+
+
+PIECES = ["<think>", "</think>", "<thinking>", "</thinking>", "a", "\n"]
+
+
+@pytest.mark.parametrize("start", range(len(PIECES)))
+def test_thoughts_are_found_as_a_pattern_finds_them(start):
+    pattern = re.compile(r"<(think|thinking|thought|reasoning)>(.*?)</\1>", re.DOTALL)
+    for number in range(len(PIECES) ** 5):
+        places = [start, *(number // len(PIECES) ** i % len(PIECES) for i in range(5))]
+        content = "".join(PIECES[place] for place in places)
+        wanted = "".join(found[1] for found in pattern.findall(content)), pattern.sub("", content)
+        assert split_thought(content) == wanted
+
+
+@pytest.mark.parametrize("piece", ["<think>", "</think>", "<think>\n", " \n</think", "<think></thinking>", " " * 9])
+def test_marks_by_the_thousand_are_looked_through_at_once(piece):
+    begun = time.monotonic()
+    loose_mark(piece * 20_000)
+    assert time.monotonic() - begun < 2  # a pattern looks for each opening's end to the end of all

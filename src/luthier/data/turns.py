@@ -16,7 +16,7 @@ from typing import Any
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
 from luthier.data.json_text import Twice, loads
-from luthier.data.messages import THOUGHT
+from luthier.data.messages import opens_with_thought
 from luthier.data.pictures import COLUMNS as PICTURED
 from luthier.data.pictures import KEYS, MARK, in_turn, is_picture
 from luthier.data.table import without_nulls
@@ -256,7 +256,7 @@ def _thought(message: Message, what: str) -> dict[str, str]:
 
 def refuse_twice(message: Message, what: str, beside: str) -> None:
     """Raises for a thought in the content of a turn that has one beside it, for both would be rendered."""
-    if THOUGHT.match((message["content"] or "").lstrip()):
+    if opens_with_thought(message["content"] or ""):
         raise BadRow(f"{what} has a thought in its content and one in {beside!r}; leave one of them out")
 
 

@@ -61,6 +61,8 @@ def _everywhere(rows: Iterable[Example]) -> list[str]:
         if row.labels is None or row.tokens is not None:
             return []
         found = set(row.labels) if found is None else found & set(row.labels)
+        if not found:
+            return []
     return sorted(found or ())
 
 
