@@ -154,6 +154,13 @@ def test_a_part_of_another_kind_is_refused_though_it_has_a_text(tmp_path, kind):
     assert f"a part that is not text ({kind})" in refused(tmp_path, {"messages": [ASK, turn]})
 
 
+@pytest.mark.parametrize(("key", "value"), [("refusal", "I cannot."), ("audio", {"id": "x"}), ("text", "a")])
+def test_a_turn_that_says_something_else_than_content_is_told_by_it(tmp_path, key, value):
+    turn = {"role": "assistant", "content": None, key: value}
+    assert f"has no 'content', and its '{key}' is not read" in refused(tmp_path, {"messages": [ASK, turn]})
+    assert load(written(tmp_path, {"messages": [ASK, turn | {"content": "a"}]})).unread == (f"messages[].{key}",)
+
+
 def test_keys_of_parts_that_nothing_reads_are_named(tmp_path):
     part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}, "annotations": []}
     examples = load(written(tmp_path, {"messages": [ASK, {"role": "assistant", "content": [part]}]}))

@@ -163,7 +163,7 @@ def check_marks(text: str, messages: list[Message]) -> None:
     for number, message in enumerate(messages, 1):
         content = (message.get("content") or "").strip()
         mark = loose_mark(content) if message["role"] == "assistant" else None
-        if mark is not None and content not in text:
+        if mark is not None and content not in text and as_json(content)[1:-1] not in text:
             raise BadRow(
                 f"message {number} holds {mark!r} within its words, and the chat template, which bounds thoughts by "
                 "it, renders them otherwise; take it out, or write a thought between <think> and </think> at the start"

@@ -55,6 +55,8 @@ KNOWN = (
     *(*THOUGHTS, *FLAGS, *PICTURED),
 )
 """Keys of a turn that are read whatever the template."""
+INSTEAD = ("refusal", "audio", "text", "message")
+"""Keys that may hold what a turn says where it has no content."""
 SAID_IN = (None, "text", "input_text", "output_text")
 """Types of the parts of a turn that are what it says."""
 THOUGHT_IN = ("thinking", "reasoning", "thought")
@@ -221,7 +223,9 @@ def _content(message: Message, what: str) -> str | None:
     if content is None and calls:
         return None
     if content is None:
-        raise BadRow(f"{what} has no 'content'")
+        other = next((key for key in INSTEAD if message.get(key)), None)
+        beside = f", and its {other!r} is not read; write what is to be learned as its content" if other else ""
+        raise BadRow(f"{what} has no 'content'{beside}")
     may_be_empty = calls or role in ("system", "developer", "tool")
     name = "answer" if role == "assistant" else f"{what}.content"
     return checked(content, name, empty=may_be_empty)

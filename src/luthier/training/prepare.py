@@ -24,6 +24,7 @@ from luthier.training.classes import check_classes
 from luthier.training.from_adapter import check_start
 from luthier.training.spec import Run
 from luthier.training.task_columns import COLUMN, check_types, columns_of, tagged, task_indices, tasks_of
+from luthier.training.unread import unread_of
 
 Feature = dict[str, Any]
 
@@ -239,10 +240,7 @@ def _told(run: Run, parts: Sequence[Sequence[Feature]], alike: dict[str, str]) -
 
 def _unread(run: Run, processor: Any, beside: Sequence[str | None], *parts: Examples) -> tuple[str, ...]:
     """What no layout reads, except keys of turns that the chat template names; raises if the run is strict."""
-    named = dict.fromkeys(name for part in parts for name in part.unread if name not in beside)
-    rendered = parts[0].task in ("causal-lm", "reward")
-    rows = (row for part in parts for row in part.rows)
-    found = tuple(data.unheard(named, rows, processor) if rendered else named)
+    found = tuple(name for name in unread_of(processor, *parts) if name not in beside)
     if found and run.strict:
         raise LuthierError(
             f"{run.data} holds what nothing reads: {', '.join(found)}. Remove it, say what it is (columns), or leave "
