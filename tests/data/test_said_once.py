@@ -40,7 +40,7 @@ def learned(example: Example, tokenizer) -> str:
 def test_an_answer_that_a_template_parts_at_a_mark_is_refused(name, content):
     tokenizer = make("qwen3" if name == "tiny" else published()[name])
     for later in ((), (said("user", "r?"), said("assistant", "b"))):
-        with pytest.raises(LuthierError, match=r"message 2 holds '</?think>' within its words|does not render the"):
+        with pytest.raises(LuthierError, match=r"bounds thoughts by '</?think>', renders message 2|does not render"):
             encode(asked(content, *later), tokenizer, max_length=None)
 
 

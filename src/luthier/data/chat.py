@@ -137,7 +137,7 @@ def _checked(
 ) -> dict[int, Span]:
     """The answers that stand in the text as the row has them. Raises `BadRow` for what the template leaves out."""
     check_calls(text, turns)
-    check_marks(text, turns[:-1] if asked else turns)
+    check_marks(template, turns[:-1] if asked else turns, text)
     there, kept = squeezed(text), {}
     for turn, span in found.items():
         lost = [] if asked and turn == max(found) else _lost(template, turns, turn, text, span)

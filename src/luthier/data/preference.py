@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.contracts.example import Message, last_answer
+from luthier.data.around import THOUGHT, given
 from luthier.data.bad import BadRow
 from luthier.data.layout import LAYOUTS, Layout, columns_in, context_of, prompt_completion, text_of
 from luthier.data.table import Row
@@ -41,17 +42,19 @@ def ranked(row: Row, folder: Path | None) -> Row:
 
 def openai(row: Row, folder: Path | None) -> Row:
     """Returns `input` with `messages`, `preferred_output` and `non_preferred_output`: OpenAI's preference data."""
-    given = decoded(row.get("input"))
-    if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
+    asked = decoded(row.get("input"))
+    if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
         raise BadRow("'input' is not an object with a list of 'messages'")
-    tools = {"tools": given["tools"]} if given.get("tools") else {}
+    tools = {"tools": asked["tools"]} if asked.get("tools") else {}
     rest = {key: value for key, value in row.items() if key != "input"}
     chosen, rejected = (_answer(row, name) for name in OUTPUTS)
-    return _pair({**rest, **tools}, given["messages"], chosen, rejected, OUTPUTS, folder)
+    return _pair({**rest, **tools}, asked["messages"], chosen, rejected, OUTPUTS, folder)
 
 
 def _pair(row: Row, prompt: Any, chosen: Any, rejected: Any, names: tuple[str, str], folder: Path | None) -> Row:
     around = {key: value for key, value in row.items() if key != "context"}
+    if given(row, *THOUGHT) is not None:
+        raise BadRow("a thought beside two answers does not say to which of them it belongs; put it on its turn")
     opening = context_of(row)
     if opening and not isinstance(prompt, str):
         raise BadRow("'context' beside turns does not say where it belongs; put it into a turn")

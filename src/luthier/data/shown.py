@@ -158,13 +158,16 @@ def check_calls(text: str, messages: list[Message]) -> None:
         raise BadRow("the chat template writes the arguments of a call as a quoted string, not as an object")
 
 
-def check_marks(text: str, messages: list[Message]) -> None:
+def check_marks(template: Template, messages: list[Message], text: str) -> None:
     """Raises `BadRow` where a template takes a word of an answer for the bound of a thought, and renders it so."""
     for number, message in enumerate(messages, 1):
         content = (message.get("content") or "").strip()
         mark = loose_mark(content) if message["role"] == "assistant" else None
-        if mark is not None and content not in text and as_json(content)[1:-1] not in text:
+        if mark is None or mark not in template.source:
+            continue
+        if content not in text and as_json(content)[1:-1] not in text:
             raise BadRow(
-                f"message {number} holds {mark!r} within its words, and the chat template, which bounds thoughts by "
-                "it, renders them otherwise; take it out, or write a thought between <think> and </think> at the start"
+                f"the chat template, which bounds thoughts by {mark!r}, renders message {number} otherwise than it "
+                "stands, for that is within its words; take it out, or write a thought between <think> and </think> "
+                "at the start"
             )
