@@ -223,6 +223,25 @@ def test_nulls_of_objects_say_nothing_in_any_file(tmp_path):
     assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == {"zone": None}
 
 
+def test_a_number_that_is_none_is_missing_in_every_file(tmp_path):
+    """`DataFrame.to_dict("records")` and JSON written of it hold NaN where a text is missing."""
+    import pyarrow
+    import pyarrow.parquet
+
+    around = ("input", "system", "history", "tools", "context", "chat_template_kwargs", "reasoning_content", "weight")
+    row = {"instruction": "q", "output": "a", **dict.fromkeys(around, float("nan"))}
+    examples = load(written(tmp_path, row | {"other": float("nan")}))
+    assert examples.rows[0].messages == TURNS and examples.unread == ()
+    assert "no 'label'" in refused(tmp_path, {"text": "t", "label": float("nan")}, {"text": "u", "label": 0.5})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    assert load(tmp_path / "a.parquet").rows[0].messages == TURNS
+
+
+def test_a_column_without_a_name_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text(",prompt,completion\n0,q,a\n1,r,b\n")
+    assert load(tmp_path / "a.csv").unread == ("a column without a name",)
+
+
 def test_nulls_among_variables_say_nothing(tmp_path):
     """A template takes a null for false."""
     assert one(tmp_path, {"messages": TURNS, "chat_template_kwargs": {"a": None, "b": False}}).template == {"b": False}

@@ -102,12 +102,11 @@ def _taken(row: Row, column: str) -> tuple[Any, Row]:
 
 def ways(row: Row) -> dict[str, Any]:
     """Returns {column: value} of a row and, by ways with points, of the objects in it."""
-    found = dict(row)
-    for column, value in row.items():
-        held = decoded(value)
-        if isinstance(held, dict) and not is_turn(held):
-            found |= {f"{column}.{way}": each for way, each in ways(held).items()}
-    return found
+    objects = {column: held for column, value in row.items() if isinstance(held := decoded(value), dict)}
+    inner = {column: held for column, held in objects.items() if not is_turn(held)}
+    if len(inner) > 1:  # which of them is meant, nothing tells
+        return dict(row)
+    return row | {f"{column}.{way}": each for column, held in inner.items() for way, each in ways(held).items()}
 
 
 def unread(
@@ -135,7 +134,10 @@ def unread(
             if isinstance(held := decoded(row.get(column)), dict):
                 inner |= dict.fromkeys(f"{column}.{key}" for key in held if key not in known and not empty(held[key]))
                 inner |= dict.fromkeys(f"{column}.{known[0]}[].{key}" for key in keys(held.get(known[0])))
-    return [*columns, *inner]
+    return [*(column or NAMELESS for column in columns), *inner]
+
+
+NAMELESS = "a column without a name"
 
 
 def _is_flag(column: str, value: Any, conversations: Collection[str]) -> bool:

@@ -21,7 +21,7 @@ from luthier.data.json_files import held, whole
 from luthier.data.json_text import Twice, loads, loads_marked, repeated
 from luthier.data.large import Groups, Lines, large
 from luthier.data.records import records
-from luthier.data.table import Numbered, Row, Table, table_rows, without_nulls
+from luthier.data.table import Numbered, Row, Table, known, table_rows, without_nulls
 
 
 def read_file(path: Path, split: str) -> Table:
@@ -165,7 +165,7 @@ def _row(value: Any) -> Row | str:
     """The columns of a JSON value; a bare list of turns is a conversation."""
     if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
         return {"messages" if "role" in value[0] else "conversations": value}
-    return value if isinstance(value, dict) else f"a JSON {type(value).__name__}, expected an object"
+    return known(value) if isinstance(value, dict) else f"a JSON {type(value).__name__}, expected an object"
 
 
 def read_json(path: Path, split: str = "train") -> Table:
@@ -270,7 +270,7 @@ def read_parquet(path: Path) -> Iterator[Numbered]:
     with guarded(f"{path} is not a readable Parquet file"):
         table = pyarrow.parquet.ParquetFile(path).read()
     for number, row in enumerate(table_rows(table), 1):
-        yield number, row if isinstance(row, str) else {key: without_nulls(value) for key, value in row.items()}
+        yield number, row if isinstance(row, str) else {key: without_nulls(value) for key, value in known(row).items()}
 
 
 def class_names(path: Path) -> dict[str, list[str]]:

@@ -43,6 +43,8 @@ def held(path: Path, value: Row, split: str) -> tuple[list[Any], tuple[str, ...]
         beside = _beside(path, value, (holder,))
         rows, more = _rows_in(path, inner[holder], split)
         return rows, (*beside, *more)
+    if value and all(key.isdecimal() and isinstance(row, dict) for key, row in value.items()):
+        return list(value.values()), ()
     columns = [_column(each) for each in value.values()]
     if len(columns) > 1 and None not in columns and len(set(map(len, columns))) == 1:  # type: ignore[arg-type]
         return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)], ()  # type: ignore[arg-type]

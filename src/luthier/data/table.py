@@ -142,6 +142,11 @@ def _row(block: Any, index: int) -> Row | str:
         return f"it holds a value that cannot be read: {reason(error)}"
 
 
+def known(row: Row) -> Row:
+    """A row whose cells that are no number (NaN, as pandas and NumPy write what is missing) are missing."""
+    return {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
+
+
 def without_nulls(value: Any) -> Any:
     """A value without the nulls in its objects: Arrow gives each struct the keys of all others, and so do files that
     are written from its tables."""
