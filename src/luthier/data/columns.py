@@ -9,7 +9,8 @@ from typing import Any
 from luthier.core.errors import LuthierError, near
 from luthier.core.lazy import mapped
 from luthier.data.table import Row, empty, present
-from luthier.data.turns import ROW_FLAGS, decoded, flag, is_turn, keys
+from luthier.data.turn_keys import keys
+from luthier.data.turns import ROW_FLAGS, decoded, flag, is_turn
 
 ALIKE = {
     "messages": ("conversation", "conversations", "dialog", "dialogue", "turns", "chat", "items", "chosen"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Iterable
 from typing import Any
 
 from luthier.core.contracts.example import Message
@@ -18,7 +17,7 @@ from luthier.data.bad import BadRow
 from luthier.data.json_text import Twice, loads
 from luthier.data.messages import opens_with_thought
 from luthier.data.pictures import COLUMNS as PICTURED
-from luthier.data.pictures import KEYS, MARK, in_turn, is_picture
+from luthier.data.pictures import MARK, in_turn, is_picture
 from luthier.data.table import without_nulls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -49,22 +48,13 @@ TOLD = {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0":
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a turn for the thought before its answer."""
 TOOLS = ("tools", "functions")
-"""Keys of a first system turn, and columns, for what the assistant may call."""
-KNOWN = (
-    *("role", "from", "content", "value", "parts", "tool_calls", "function_call", "tool_call_id"),
-    *(*THOUGHTS, *FLAGS, *PICTURED),
-)
-"""Keys of a turn that are read whatever the template."""
+"""Keys of a first turn, and columns, for what the assistant may call."""
 INSTEAD = ("refusal", "audio", "text", "message")
 """Keys that may hold what a turn says where it has no content."""
 SAID_IN = (None, "text", "input_text", "output_text")
 """Types of the parts of a turn that are what it says."""
 THOUGHT_IN = ("thinking", "reasoning", "thought")
 """Types of the parts that are a thought, and keys that hold one or say that it is."""
-PART = ("type", "text", *THOUGHT_IN, *KEYS, "detail")
-"""Keys of a part that are read."""
-CALL = ("id", "type", "function", "name", "arguments", "parameters", "index")
-"""Keys of a call that are read, or that say nothing."""
 
 
 def kind(value: Any) -> str:
@@ -336,30 +326,3 @@ def refuse_asked(value: Any, column: str) -> None:
                 f"{column}[{i}] asks to be learned ({', '.join(asked)}), and nothing of {column!r} is, which stands "
                 "before the answer; give the whole conversation as 'messages', or take the flag out"
             )
-
-
-def keys(value: Any) -> Iterable[str]:
-    """The keys of the turns in a column that are not read whatever the template, and of the parts and calls in them."""
-    found = held(value)
-    for i, message in enumerate(found if isinstance(found, list) else []):
-        if isinstance(message, dict):
-            yield from _beyond(message, (*KNOWN, *TOOLS) if i == 0 else KNOWN)
-            for key in ("content", "value", "parts"):
-                yield from (f"{key}[].{each}" for each in _inner(message.get(key), PART))
-            for call in _listed(decoded(message.get("tool_calls"))):
-                inner = {"function": call.get("function")} if isinstance(call.get("function"), dict) else {}
-                yield from (f"tool_calls[].{each}" for each in _beyond(call, CALL))
-                yield from (f"tool_calls[].function.{each}" for each in _inner([*inner.values()], CALL))
-
-
-def _beyond(value: dict[str, Any], known: Collection[str]) -> Iterable[str]:
-    return (key for key, each in value.items() if key not in known and each not in (None, "", [], {}))
-
-
-def _inner(value: Any, known: Collection[str]) -> Iterable[str]:
-    return (key for each in _listed(value) for key in _beyond(each, known))
-
-
-def _listed(value: Any) -> list[dict[str, Any]]:
-    """The objects in a list."""
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
