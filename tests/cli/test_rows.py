@@ -79,6 +79,14 @@ def test_whole_numbers_are_classes_in_every_file(dry, name):
     assert done.code == 0 and "labels 1" in done.out and "labels 1." not in done.out
 
 
+def test_labels_of_one_value_are_told_before_training(dry):
+    rows = [{"text": "good", "label": 0.5}, {"text": "bad", "label": 0.5}]
+    done = dry("a.jsonl", rows)
+    assert done.code == 0 and "every row to train on has the same number (0.5)" in " ".join(done.out.split())
+    done = dry("a.jsonl", rows, "--strict")
+    assert done.code == 2 and "2 rows: every row to train on has the same number (0.5)" in done.err
+
+
 def test_rows_that_hold_wrong_answers_choose_their_objective(dry):
     """Pairs are fitted by dpo and judged answers by kto, which the overview says; fine-tuning refuses both."""
     rows = [{"prompt": "Name a fruit.", "completion": "A pear.", "label": True}]
@@ -122,6 +130,25 @@ def test_a_stray_quote_costs_its_own_row(dry):
     assert done.code == 2 and "1 of 6 rows" in done.err and "row 4: malformed" in done.err
     done = dry("a.csv", text, "--skip-bad-rows")
     assert done.code == 0 and "5 to train on, 0 held out, 1 bad ones left out" in done.out
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
+def test_near_names_are_suggested_in_every_file_and_mode(dry, name):
+    rows = [{"body": "good", "category": "pos"}, {"body": "bad", "category": "neg"}]
+    texts = {"a.json": json.dumps(rows), "a.csv": "body,category\ngood,pos\nbad,neg\n"}
+    for words in ([], ["--json"]):
+        done = dry(name, texts.get(name, rows), *words)
+        assert done.code == 2 and "--columns text=body,label=category" in done.err and not done.out
+    done = dry(name, texts.get(name, rows), "--json", "--columns", "text=body,label=category")
+    assert json.loads(done.out)["columns"] == {"text": "body", "label": "category"}
+
+
+def test_a_way_into_an_object_is_a_column(dry):
+    rows = [{"talk": {"q": "Hi", "a": "Yo"}, "id": 7}]
+    named = ["--columns", "prompt=talk.q,completion=talk.a"]
+    done = dry("a.jsonl", rows, "--json", *named)
+    told = json.loads(done.out)
+    assert told["columns"] == {"prompt": "talk.q", "completion": "talk.a"} and told["not_read"] == ["id"]
 
 
 def test_bad_rows_are_grouped(dry):

@@ -188,7 +188,14 @@ def test_labels_tell_classes_from_numbers(tmp_path, labels, task, classes, first
 
 
 @pytest.mark.parametrize(
-    ("label", "reason"), [(math.nan, "label is nan"), (None, "no 'label'"), ("", "empty 'label'"), ([1], "a list")]
+    ("label", "reason"),
+    [
+        (math.nan, "no 'label'"),
+        (math.inf, "label is inf"),
+        (None, "no 'label'"),
+        ("", "empty 'label'"),
+        ([1], "a list"),
+    ],
 )
 def test_bad_labels(tmp_path, label, reason):
     rows = [{"text": "t", "label": 1.5}, {"text": "t", "label": label}]

@@ -79,6 +79,7 @@ def test_rows_beside_splits_are_not_left_out(tmp_path):
     ({"prompt": ["q", "q"], "completion": ["a", "a"]}, 2),
     ({"train": {"prompt": ["q"], "completion": ["a"]}}, 1),
     ({"prompt": {"0": "q", "1": "q"}, "completion": {"0": "a", "1": "a"}}, 2),
+    ({"0": ROW, "1": ROW}, 2),
     ({"prompt": TURNS[:1], "completion": [{"role": "assistant", "content": "a"}]}, 1),
     (ROW, 1),
 ])  # fmt: skip

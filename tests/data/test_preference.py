@@ -71,6 +71,50 @@ def test_what_stands_around_a_pair_stands_around_both_answers(read, case):
     assert example.messages[0] == example.rejected[0] == {"role": "system", "content": "Be terse."}
 
 
+TOOL = {"type": "function", "function": {"name": "f", "description": "d"}}
+AROUND = {
+    "history": ([["h", "g"]], lambda e: [m["content"] for m in e.messages[:2]] == ["h", "g"] and e.context >= 2),
+    "tools": ([TOOL], lambda e: e.tools == [TOOL]),
+    "functions": (json.dumps([TOOL["function"]]), lambda e: e.tools == [TOOL]),
+    "documents": (["x"], lambda e: e.documents == [{"text": "x"}]),
+    "chat_template_kwargs": ({"a": False}, lambda e: e.template == {"a": False}),
+    "weight": (1, lambda e: e.masked == ()),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+@pytest.mark.parametrize(("kind", "case"), [*(("pairs", each) for each in PAIRS), *(("judged", e) for e in JUDGED)])
+def test_known_columns_mean_the_same_around_answers_that_are_compared(read, kind, case, name):
+    value, there = AROUND[name]
+    rows = [PAIRS[case]] if kind == "pairs" else [JUDGED[case] | {"label": label} for label in (True, False)]
+    examples = read(*[row | {name: value} for row in rows])
+    assert kind_of(examples.layout) == kind
+    assert all(map(there, examples.rows)) and name not in examples.unread
+    if kind == "pairs" and name == "history":
+        assert [m["content"] for m in examples.rows[0].rejected] == ["h", "g", "q", "b"]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking"])
+@pytest.mark.parametrize("case", PAIRS)
+def test_a_thought_beside_two_answers_is_refused(read, case, name):
+    with pytest.raises(LuthierError, match="does not say to which of them it belongs"):
+        read(PAIRS[case] | {name: "Hm."})
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking"])
+@pytest.mark.parametrize("case", JUDGED)
+def test_a_thought_beside_a_judged_answer_is_its_own(read, case, name):
+    examples = read(*[JUDGED[case] | {"label": label, name: "Hm."} for label in (True, False)])
+    assert all(e.messages[-1]["reasoning_content"] == "Hm." for e in examples.rows)
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_a_pair_that_is_kept_out_of_the_loss_is_refused(read, case):
+    for name in ("weight", "train", "loss_mask"):
+        with pytest.raises(LuthierError, match="leave the row out"):
+            read(PAIRS[case] | {name: 0})
+
+
 @pytest.mark.parametrize("values", [(True, False), (1, 0), ("True", "false"), (1.0, 0.0)])
 @pytest.mark.parametrize("name", ["label", "kto_tag"])
 @pytest.mark.parametrize("case", JUDGED)

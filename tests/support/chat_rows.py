@@ -76,6 +76,21 @@ ROWS = {
     "thought within": Example(
         row=1, messages=[said("user", "ASKQ?"), said("assistant", "<think>\nTHINKQ a while\n</think>\n\nFIRSTQ")]
     ),
+    "thought and call": Example(
+        row=1,
+        tools=TOOLS,
+        messages=[
+            said("user", "How high is it?"),
+            said("assistant", reasoning_content="THINKQ a while", tool_calls=[CALL]),
+            *asked_a_tool()[2:],
+        ],
+    ),
+    "mark within words": Example(
+        row=1, messages=[said("user", "ASKQ?"), said("assistant", "FIRSTQ bounds </think> SECONDQ")]
+    ),
+    "answers behind one another": Example(
+        row=1, messages=[said("user", "ASKQ?"), said("assistant", "FIRSTQ"), said("assistant", "SECONDQ")]
+    ),
     "documents": Example(
         row=1,
         documents=[{"title": "Lakes", "text": "PAPERQ says so."}],

@@ -29,6 +29,23 @@ def test_what_a_scorer_fails_on_is_wrong():
     assert judge(scorer, "much", ROWS[0]) == (0.0, "a score of 7.0, expected 0 to 1")
 
 
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda *_: exit(3), "SystemExit: 3"),
+        (lambda *_: "a", "ValueError: could not convert string to float: 'a'"),
+        (lambda *_: None, "TypeError: "),
+        (lambda *_: float("nan"), "a score of nan, expected 0 to 1"),
+        (lambda text, row: (_ for _ in ()).throw(RecursionError("deep")), "RecursionError: deep"),
+        (lambda text, row: (_ for _ in ()).throw(LuthierError("no answer")), "LuthierError: no answer"),
+    ],
+)
+def test_however_a_scorer_fails_the_answer_is_wrong_and_the_reason_told(how, reason):
+    score, told = judge(Scorer("own", how), "one", ROWS[0])
+    assert score == 0 and told.startswith(reason)
+
+
 def test_an_evaluation_goes_on_and_lists_it(monkeypatch):
     monkeypatch.setattr(written, "answers", lambda *_: ["one", "two", "half", "much"])
     monkeypatch.setattr(written.data, "prompt_ids", lambda *_: [1])

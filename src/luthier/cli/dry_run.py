@@ -74,7 +74,8 @@ def columns_read(run: Run, prepared: Prepared) -> dict[str, str]:
 
     layout, named = ALL[prepared.examples.layout], mapping(run.columns)
     there = present(read(run.data).rows)
-    return {name: named.get(name, name) for name in layout.reads if named.get(name, name) in there}
+    meant = {name: named.get(name, name) for name in layout.reads}
+    return {name: column for name, column in meant.items() if column in there or column.partition(".")[0] in there}
 
 
 def row_told(feature: dict[str, Any], processor: Any) -> list[dict[str, Any]]:

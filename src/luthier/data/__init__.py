@@ -9,6 +9,7 @@ from luthier.core.contracts.example import Example, Examples, Scorer, last_answe
 from luthier.data.collate import Collator, collate, collator_for, length_of
 from luthier.data.digest import digest
 from luthier.data.encode import TASKS, encode, encode_all, encode_classification, encode_seq2seq
+from luthier.data.heard import unheard
 from luthier.data.inputs import Inputs, load_inputs
 from luthier.data.kept import encode_kept
 from luthier.data.layout import LAYOUTS
@@ -70,6 +71,7 @@ __all__ = [
     "states_of",
     "stop_text",
     "told",
+    "unheard",
     "with_shots",
     "without",
 ]

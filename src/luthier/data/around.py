@@ -9,8 +9,8 @@ from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
 from luthier.data.pictures import COLUMNS as PICTURES
 from luthier.data.pictures import placed
-from luthier.data.table import Row
-from luthier.data.turns import ROW_FLAGS, TOOLS, checked, decoded, flag, kind, turns
+from luthier.data.table import Row, empty, without_nulls
+from luthier.data.turns import ROW_FLAGS, TOOLS, checked, decoded, flag, kind, refuse_asked, refuse_twice, turns
 from luthier.data.unseen import refuse_unseen
 
 SYSTEM = ("system", "system_prompt")
@@ -35,16 +35,16 @@ def surrounded(fields: Row, row: Row) -> Row:
     """Returns the fields of a conversation with what stands around it in the row."""
     messages, tools = _lifted(fields["messages"])
     head = messages[:1] if messages[0]["role"] in ("system", "developer") else []
-    told, earlier = _system(row, head), _history(row)
+    told, (earlier, before) = _system(row, head), _lifted(_history(row))
     lead, after = len(told) + len(earlier), max(0, fields["context"] - len(head))
     made = {**fields, "messages": [*told, *earlier, *messages[len(head) :]]}
     made["context"] = lead + after if earlier or fields["context"] else 0
     masked = sorted({*fields.get("masked", ()), *_flagged(row, messages)})
     made["masked"] = tuple(i + lead - len(head) for i in masked)
-    own = _tools(row)
-    if own and tools and own != tools:
-        raise BadRow("the tools of the column and those of the system turn differ; leave one of them out")
-    made |= {"tools": own or tools, "documents": _documents(row), "template": _template(row)}
+    own = [each for each in (_tools(row), tools, before) if each]
+    if any(each != own[0] for each in own):
+        raise BadRow("the tools of the column and those of a first turn differ; leave one of them out")
+    made |= {"tools": own[0] if own else None, "documents": _documents(row), "template": _template(row)}
     if made["template"]:
         _move(made)
     return _thoughtful(made, row)
@@ -96,8 +96,11 @@ def _flagged(row: Row, messages: list[Message]) -> list[int]:
         if not isinstance(value, list) or not value:
             continue
         told = list(map(flag, value))
-        if len(told) != len(messages) or None in told:
+        if len(told) != len(messages):
             raise BadRow(f"{column!r} is a list of {len(told)}, expected 1 or 0 for each of the {len(messages)} turns")
+        if None in told:
+            wrong = value[told.index(None)]
+            raise BadRow(f"{column!r} holds {wrong!r}, expected 1 or 0 for each of the {len(messages)} turns")
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if asked := [i for i, learned in enumerate(told) if learned and i not in answers]:
             role = messages[asked[0]]["role"]
@@ -112,9 +115,10 @@ def _system(row: Row, head: list[Message]) -> list[Message]:
     if text is None:
         return head
     checked(text, "system")
-    if head and head[0].get("content") != text:
+    own = head[0].get("content") if head else None
+    if own and own != text:
         raise BadRow("the column 'system' and the system turn differ; leave one of them out")
-    return head or [{"role": "system", "content": text}]
+    return head if own else [{"role": "system", "content": text}]
 
 
 def _history(row: Row) -> list[Message]:
@@ -125,6 +129,7 @@ def _history(row: Row) -> list[Message]:
     if not isinstance(value, list):
         raise BadRow(f"'history' is {kind(value)}, expected a list of [question, answer] or of turns")
     if all(isinstance(each, dict) for each in value):
+        refuse_asked(value, "history")
         return turns(value, "history")[0]
     found: list[Message] = []
     for i, pair in enumerate(value):
@@ -139,19 +144,26 @@ def _history(row: Row) -> list[Message]:
 
 def _lifted(messages: list[Message]) -> tuple[list[Message], list[dict[str, Any]] | None]:
     """(turns, the tools that the first of them bore)."""
-    first = messages[0]
-    found = _tools(first) if first["role"] in ("system", "developer") else None
-    plain = {key: value for key, value in first.items() if key not in TOOLS or not found}
+    if not messages:
+        return [], None
+    found = _tools(messages[0])
+    plain = {key: value for key, value in messages[0].items() if key not in TOOLS}
     return [plain, *messages[1:]], found
 
 
 def _tools(row: Row) -> list[dict[str, Any]] | None:
     """Schemas as `{"type": "function", "function": {…}}`; JSON text is decoded, OpenAI's older `functions` wrapped."""
-    value = decoded(given(row, *TOOLS))
+    found = {name: _listed_tools(name, decoded(without_nulls(row.get(name)))) for name in TOOLS}
+    return given(found, *TOOLS)
+
+
+def _listed_tools(name: str, value: Any) -> list[dict[str, Any]]:
+    if empty(value):
+        return []
     value = [value] if isinstance(value, dict) else value
-    if value is not None and not isinstance(value, list):
-        raise BadRow(f"'tools' is {kind(value)}, expected a list of functions (or it as JSON)")
-    return [_tool(decoded(each), i) for i, each in enumerate(value or ())] or None
+    if not isinstance(value, list):
+        raise BadRow(f"{name!r} is {kind(value)}, expected a list of functions (or it as JSON)")
+    return [_tool(decoded(each), i) for i, each in enumerate(value)]
 
 
 def _tool(tool: Any, place: int) -> dict[str, Any]:
@@ -163,7 +175,7 @@ def _tool(tool: Any, place: int) -> dict[str, Any]:
 
 
 def _documents(row: Row) -> list[dict[str, Any]] | None:
-    value = decoded(given(row, "documents"))
+    value = without_nulls(decoded(given(row, "documents")))
     if value is None:
         return None
     value = value if isinstance(value, list) else [value]
@@ -181,7 +193,7 @@ def _template(row: Row) -> dict[str, Any]:
     wrong = [name for name in value or () if name in OURS]
     if wrong:
         raise BadRow(f"'chat_template_kwargs' sets {', '.join(wrong)}, which training sets itself")
-    return dict(value or {})
+    return without_nulls(value or {})
 
 
 def _move(made: Row) -> None:
@@ -204,9 +216,11 @@ def _thoughtful(made: Row, row: Row) -> Row:
         raise BadRow(
             f"the column of a thought does not say to which of {len(places)} answers it belongs; put it on its turn"
         )
+    column = next(name for name in THOUGHT if not empty(row.get(name)))
     messages = list(made["messages"])
     own = messages[places[0]].get("reasoning_content", thought)
     if own != thought:
         raise BadRow("the thought of the column and that of the answer differ; leave one of them out")
-    messages[places[0]] = {**messages[places[0]], "reasoning_content": checked(thought, "reasoning_content")}
+    refuse_twice(messages[places[0]], f"message {places[0] + 1}", column)
+    messages[places[0]] = {**messages[places[0]], "reasoning_content": checked(thought, column)}
     return {**made, "messages": messages}

@@ -27,10 +27,10 @@ from typing import Any
 
 from luthier.core.contracts.example import Example, Message, last_answer
 from luthier.data.bad import BadRow
-from luthier.data.ends import closed, ends_of, eos_of, in_pieces, stop_of, with_end
+from luthier.data.ends import closed, ends_of, eos_of, in_pieces, stop_of, with_end, written_marks
 from luthier.data.messages import calls_of, split_thought, thought_of
 from luthier.data.place import Span, places, shared
-from luthier.data.shown import check_calls, check_given, idle, lacks, missing, settled, squeezed
+from luthier.data.shown import check_calls, check_given, check_marks, idle, lacks, missing, settled, squeezed
 from luthier.data.template import Template, has_template
 
 OPEN = re.compile(r"<(\w+)>(?!.*</\1>)", re.DOTALL)
@@ -46,6 +46,11 @@ QUOTED = 60
 """Characters of a template's own that a note quotes."""
 PIECES = "the template ends a turn with {!r}, which is not a token here: what serves the model needs it as a stop text"
 TWICE = "answers end with {!r} already, and the template adds another; take it out of the rows"
+ENDED = "answers end with {!r}, and the template adds {!r} behind it; take it out of the rows"
+AGAIN = (
+    "turns hold {!r}, which the template writes too; rows that are rendered already go into a column 'text', around "
+    "which no template is put"
+)
 
 SPACED = "answers are learned with other white space than the rows have: the template renders them so"
 
@@ -132,6 +137,7 @@ def _checked(
 ) -> dict[int, Span]:
     """The answers that stand in the text as the row has them. Raises `BadRow` for what the template leaves out."""
     check_calls(text, turns)
+    check_marks(template, turns[:-1] if asked else turns, text)
     there, kept = squeezed(text), {}
     for turn, span in found.items():
         lost = [] if asked and turn == max(found) else _lost(template, turns, turn, text, span)
@@ -140,7 +146,7 @@ def _checked(
             told[HISTORY] += 1
         else:
             kept[turn] = span or _nowhere(turn)
-            told.update({SPACED: 1} if _said(turns[turn]) not in text[slice(*kept[turn])] else {})
+            told.update({SPACED: 1} if _spaced(turns[turn], text[slice(*kept[turn])]) else {})
     for turn in set(range(len(turns))) - set(found):
         _check_read(turns, turn, missing(turns[turn], there), told)
     if not kept:
@@ -148,11 +154,11 @@ def _checked(
     return kept
 
 
-def _said(turn: Message) -> str:
-    """What an answer says to the letter; around a thought in it, templates set line breaks of their own."""
+def _spaced(turn: Message, shown: str) -> bool:
+    """Whether an answer is not there to the letter; around a thought in it, templates set line breaks of their own."""
     content = turn.get("content") or ""
     thought, rest = split_thought(content)
-    return rest.strip("\n") if thought else content
+    return content not in shown and (rest.strip("\n") if thought else content) not in shown
 
 
 def _nowhere(turn: int) -> Span:
@@ -219,14 +225,16 @@ def _usual(template: Template, turns: list[Message]) -> str | None:
 
 
 def _tell_ends(template: Template, turns: list[Message], found: dict[int, Span], told: Counter[str]) -> None:
-    stop = stop_of(template)
-    if not stop:
-        return
-    if in_pieces(stop, template.tokenizer):
+    stop, eos = stop_of(template), template.tokenizer.eos_token
+    if stop and in_pieces(stop, template.tokenizer):
         told[PIECES.format(stop)] += 1
-    twice = sum((turns[turn].get("content") or "").rstrip().endswith(stop) for turn in found)
-    if twice:
-        told[TWICE.format(stop)] += twice
+    notes = {eos: ENDED.format(eos, stop), stop: TWICE.format(stop)} if stop else {}
+    for number, turn in enumerate(turns):
+        said = (turn.get("content") or "").rstrip()
+        end = next((mark for mark in notes if number in found and mark and said.endswith(mark)), "")
+        told.update({notes[end]: 1} if end else {})
+        inner = written_marks(template).search(said.removesuffix(end))
+        told.update({AGAIN.format(inner[0]): 1} if inner else {})
 
 
 def _ended(text: str, spans: list[Span], tokenizer: Any, ends: tuple[str, ...]) -> tuple[str, list[Span]]:

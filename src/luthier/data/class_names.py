@@ -167,5 +167,5 @@ WHOLE = re.compile(r"-?\d{1,18}")
 def _ordered(names: set[str]) -> list[str]:
     """Class names by number when all are whole numbers, else alphabetically."""
     if all(WHOLE.fullmatch(name) for name in names):
-        return sorted(names, key=int)
+        return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)

@@ -9,7 +9,8 @@ from typing import Any
 from luthier.core.errors import LuthierError, near
 from luthier.core.lazy import mapped
 from luthier.data.table import Row, empty, present
-from luthier.data.turns import ROW_FLAGS, decoded, flag, keys
+from luthier.data.turn_keys import keys
+from luthier.data.turns import ROW_FLAGS, decoded, flag, is_turn
 
 ALIKE = {
     "messages": ("conversation", "conversations", "dialog", "dialogue", "turns", "chat", "items", "chosen"),
@@ -20,7 +21,7 @@ ALIKE = {
     "question": ("query", "problem", "prompt", "input"),
     "answer": ("answers", "response", "solution", "output", "final_answer"),
     "source": ("input", "src", "article", "document", "dialogue", "en"),
-    "target": ("output", "tgt", "summary", "highlights", "translation"),
+    "target": ("output", "tgt", "summary", "highlights", "translation", "de", "fr", "es", "ru", "zh"),
     "text": ("body", "content", "sentence", "sentence1", "premise", "review", "document", "article", "raw", "tweet"),
     "text_pair": ("sentence2", "hypothesis", "question2", "passage", "context"),
     "label": ("labels", "class", "category", "target", "intent", "sentiment", "score", "stars", "rating", "topic"),
@@ -62,27 +63,63 @@ def renamed(
         if name not in known:
             raise LuthierError(f"columns: nothing reads {name!r}{near(name, known)} Names are: {', '.join(known)}.")
     there = present(rows)
-    missing = [(name, column) for name, column in named.items() if column not in there and name not in there]
+    inner = {column for column in named.values() if column not in there and _inside(rows, column)}
+    missing = [(n, c) for n, c in named.items() if c not in there and c not in inner and n not in there]
     if missing:
         name, column = missing[0]
-        hint = near(column, there)
+        hint = near(column, {**there, **{way: None for _, row in rows[:1] for way in ways(row)}})
         raise LuthierError(
             f"{source} has no column {column!r}, which is to be {name}{hint} It has: {', '.join(there)}."
         )
-    used = {column: name for name, column in named.items() if column in there}
+    used = {column: name for name, column in named.items() if column in there or column in inner}
     if not used:
         return rows, []
     gone = [name for name in used.values() if name in there and name not in used]
     told = [f"{name} (another column is it)" for name in gone]
-    return mapped(rows, lambda numbered: (numbered[0], _named(numbered[1], used, gone))), told
+    return mapped(rows, lambda numbered: (numbered[0], _named(numbered[1], used, gone, inner))), told
 
 
-def _named(row: Row, used: Mapping[str, str], gone: Collection[str]) -> Row:
-    return {used.get(column, column): value for column, value in row.items() if column not in gone}
+def _named(row: Row, used: Mapping[str, str], gone: Collection[str], inner: Collection[str]) -> Row:
+    left, taken = row, {}
+    for column in inner:
+        taken[used[column]], left = _taken(left, column)
+    return {used.get(column, column): value for column, value in left.items() if column not in gone} | taken
 
 
-def unread(rows: Iterable[Row], read: Collection[str], conversations: Collection[str]) -> list[str]:
-    """Columns that hold something and are not read, then the keys of turns that only a template may read."""
+def _inside(rows: Sequence[tuple[int, Row]], column: str) -> bool:
+    """Whether a name with points (`translation.en`) is the way to a value within some row's object."""
+    return "." in column and any(_taken(row, column)[0] is not None for _, row in rows)
+
+
+def _taken(row: Row, column: str) -> tuple[Any, Row]:
+    """(what a way of names leads to, the row without it); None where it leads nowhere."""
+    head, _, rest = column.partition(".")
+    held = decoded(row.get(head)) if rest and column not in row else None
+    if not isinstance(held, dict):
+        return row.get(column), {name: value for name, value in row.items() if name != column}
+    value, left = _taken(held, rest)
+    return value, {**row, head: left}
+
+
+def ways(row: Row) -> dict[str, Any]:
+    """Returns {column: value} of a row and, by ways with points, of the objects in it."""
+    objects = {column: held for column, value in row.items() if isinstance(held := decoded(value), dict)}
+    inner = {column: held for column, held in objects.items() if not is_turn(held)}
+    if len(inner) > 1:  # which of them is meant, nothing tells
+        return dict(row)
+    return row | {f"{column}.{way}": each for column, held in inner.items() for way, each in ways(held).items()}
+
+
+def unread(
+    rows: Iterable[Row],
+    read: Collection[str],
+    conversations: Collection[str],
+    within: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
+    """Columns that hold something and are not read, then the keys of turns that only a template may read.
+
+    `within` are columns that are objects, with the keys that are read, of which the first holds turns.
+    """
     columns: dict[str, None] = {}
     inner: dict[str, None] = {}
     for row in rows:
@@ -94,7 +131,14 @@ def unread(rows: Iterable[Row], read: Collection[str], conversations: Collection
         for column in conversations:
             if isinstance(row.get(column), list | str):
                 inner |= dict.fromkeys(f"{column}[].{key}" for key in keys(row[column]))
-    return [*columns, *inner]
+        for column, known in (within or {}).items():
+            if isinstance(held := decoded(row.get(column)), dict):
+                inner |= dict.fromkeys(f"{column}.{key}" for key in held if key not in known and not empty(held[key]))
+                inner |= dict.fromkeys(f"{column}.{known[0]}[].{key}" for key in keys(held.get(known[0])))
+    return [*(column or NAMELESS for column in columns), *inner]
+
+
+NAMELESS = "a column without a name"
 
 
 def _is_flag(column: str, value: Any, conversations: Collection[str]) -> bool:
@@ -106,12 +150,16 @@ def _is_flag(column: str, value: Any, conversations: Collection[str]) -> bool:
 
 def guesses(lacking: Iterable[str], columns: Iterable[str]) -> dict[str, str]:
     """Guesses {name: the column that was probably meant by it}, each column once."""
-    free = {column.lower(): column for column in columns}
+    free: dict[str, str] = {}
+    for column in sorted(columns, key=lambda each: each.count(".")):  # a column of the row is meant before an inner one
+        free.setdefault(column.lower(), column)
+        free.setdefault(column.rpartition(".")[2].lower(), column)
     found: dict[str, str] = {}
     for name in lacking:
-        other = next((each for each in ALIKE.get(name, ()) if each in free), None) or _nearest(name, free)
+        other = next((each for each in (name, *ALIKE.get(name, ())) if each in free), None) or _nearest(name, free)
         if other is not None:
-            found[name] = free.pop(other)
+            found[name] = free[other]
+            free = {each: column for each, column in free.items() if column != found[name]}
     return found
 
 

@@ -88,6 +88,18 @@ def with_end(text: str, end: int, marks: tuple[str, ...]) -> int:
     return end + gap + len(mark) if mark else end
 
 
+def written_marks(template: Template) -> re.Pattern[str]:
+    """Returns what finds the special tokens that a template writes itself."""
+    return _written(template.tokenizer, len(template.tokenizer), template.source)
+
+
+@functools.lru_cache(maxsize=64)
+def _written(tokenizer: Any, size: int, source: str) -> re.Pattern[str]:
+    named = {tokenizer.bos_token: "bos_token", tokenizer.eos_token: "eos_token"}
+    marks = [mark for mark in special_marks(tokenizer, size) if mark in source or named.get(mark, mark) in source]
+    return re.compile("|".join(map(re.escape, marks)) or r"(?!)")
+
+
 @functools.lru_cache(maxsize=8)
 def special_marks(tokenizer: Any, size: int) -> tuple[str, ...]:
     """Texts of the special tokens, longest first. `size` renews them on new tokens."""

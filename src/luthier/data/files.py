@@ -10,22 +10,22 @@ import json
 import lzma
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded, reason
-from luthier.data.json_text import Marked, Twice, loads, loads_marked, repeated
+from luthier.data.json_files import held, whole
+from luthier.data.json_text import Twice, loads, loads_marked, repeated
 from luthier.data.large import Groups, Lines, large
 from luthier.data.records import records
-from luthier.data.splits import of_split, own_split, split_of
-from luthier.data.table import Numbered, Row, table_rows, without_nulls
+from luthier.data.table import Numbered, Row, Table, known, table_rows, without_nulls
 
 
-def read_file(path: Path, split: str) -> tuple[Sequence[tuple[int, Row]], list[tuple[int, str]]]:
-    """Reads (good rows, bad rows) of one file; of a JSON object of splits, those of one split.
+def read_file(path: Path, split: str) -> Table:
+    """Reads one file; of a JSON object of splits, the rows of one split.
 
     The rows of a large `.jsonl` or `.parquet` file stay on disk, and each is read when it is asked for.
     """
@@ -34,8 +34,12 @@ def read_file(path: Path, split: str) -> tuple[Sequence[tuple[int, Row]], list[t
         if file.read(len(POINTER)) == POINTER:
             raise LuthierError(f"{path} is a pointer of Git LFS and holds no rows; fetch it: git lfs pull.")
     if path.suffix.lower() in STAY and large(path):
-        return STAY[path.suffix.lower()](path)
-    rows = read_json(path, split) if reader is read_json else reader(path)
+        return Table(*STAY[path.suffix.lower()](path), path.parent, class_names(path))
+    return reader(path, split)
+
+
+def _parted(path: Path, rows: Iterable[Numbered], beside: tuple[str, ...] = ()) -> Table:
+    """The rows of a file, and those of them that cannot be read."""
     good: list[tuple[int, Row]] = []
     bad: list[tuple[int, str]] = []
     for number, row in rows:
@@ -43,7 +47,7 @@ def read_file(path: Path, split: str) -> tuple[Sequence[tuple[int, Row]], list[t
             bad.append((number, row))
         else:
             good.append((number, row))
-    return good, bad
+    return Table(good, bad, path.parent, class_names(path), beside=beside)
 
 
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -87,7 +91,7 @@ def _bytes(path: Path) -> bytes:
         return found.decode("utf-16").encode() if wide else found
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[Numbered]]:
+def _reader(path: Path) -> Callable[[Path, str], Table]:
     found = suffix(path)
     if found not in READERS:
         raise LuthierError(f"{path}: cannot read {found or 'no suffix'!r}. Known: {', '.join(READERS)}.")
@@ -161,86 +165,24 @@ def _row(value: Any) -> Row | str:
     """The columns of a JSON value; a bare list of turns is a conversation."""
     if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
         return {"messages" if "role" in value[0] else "conversations": value}
-    return value if isinstance(value, dict) else f"a JSON {type(value).__name__}, expected an object"
+    return known(value) if isinstance(value, dict) else f"a JSON {type(value).__name__}, expected an object"
 
 
-HOLDERS = ("data", "rows", "examples", "instances", "records", "items")
-"""Keys under which a JSON object may hold all rows."""
-
-
-def read_json(path: Path, split: str = "train") -> Iterator[Numbered]:
+def read_json(path: Path, split: str = "train") -> Table:
     """A list of objects, or an object of such lists by split or under a key such as `data`; a file that is not JSON as
     a whole is read as one object per line."""
     text = _decode(_bytes(path)).strip()
     try:
-        values = _whole(path, loads_marked(text)) if text else []
+        found = whole(path, text) if text else []
     except LuthierError:
         raise
     except Exception as error:
         if not text.startswith("[") or text.split("\n", 1)[0].rstrip().endswith("]"):
-            yield from read_jsonl(path)
-            return
+            return _parted(path, read_jsonl(path))
         raise LuthierError(f"{path} is not valid JSON: {reason(error, bare=True)}.") from None
-    if isinstance(values, dict):
-        values = _held(path, values, split)
-    for number, value in enumerate(values, 1):
-        yield number, repeated(value) or _row(value)
-
-
-def _whole(path: Path, found: Any) -> Any:
-    """The value of a whole file, in which rows may have a key twice, but not what holds the rows."""
-    if isinstance(found, Marked) and any(isinstance(each, list) for each in found.values()):
-        raise LuthierError(f"{path}: {found.twice}.")
-    return found
-
-
-def _held(path: Path, value: Row, split: str) -> list[Any]:
-    """The rows in an object: those of a split, those under its one list, its columns, or the object as the only row."""
-    inner = {key: rows for key, rows in value.items() if isinstance(rows, list | dict)}
-    splits = {name: key for key in inner if (name := split_of(key, whole=True))} or _named_splits(inner)
-    if splits and all(_holds_rows(inner[key]) for key in splits.values()):
-        if more := [key for key in inner if key not in splits.values() and _lists_rows(inner[key])]:
-            raise LuthierError(
-                f"{path} has rows under {', '.join(splits.values())}, which are splits, and under {', '.join(more)}; "
-                "name the splits train, validation and test, or give each a file."
-            )
-        return _rows_in(path, inner[splits[of_split(str(path), split, splits)]], split)
-    holder = next((key for key in HOLDERS if set(inner) == {key} and _holds_rows(inner[key])), None)
-    if holder is not None:
-        return _rows_in(path, inner[holder], split)
-    columns = [_column(each) for each in value.values()]
-    if len(columns) > 1 and None not in columns and len(set(map(len, columns))) == 1:  # type: ignore[arg-type]
-        return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]  # type: ignore[arg-type]
-    return [value]
-
-
-def _named_splits(inner: Row) -> dict[str, str]:
-    """Keys that are splits of names of their own (`train_sft`), where all that is there is lists of rows under such."""
-    named = all(split_of(key) and own_split(key) and _lists_rows(rows) for key, rows in inner.items())
-    return {key: key for key in inner} if named else {}
-
-
-def _lists_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and _holds_rows(value)
-
-
-def _holds_rows(value: Any) -> bool:
-    return isinstance(value, dict) or all(isinstance(row, dict | list) for row in value)
-
-
-def _rows_in(path: Path, value: Any, split: str) -> list[Any]:
-    """The rows in what a key holds; those of the data set viewer lie one level deeper."""
-    rows = value if isinstance(value, list) else _held(path, value, split)
-    shown = bool(rows) and all(isinstance(row, dict) and {"row_idx", "row"} <= set(row) for row in rows)
-    return [row["row"] for row in rows] if shown else rows
-
-
-def _column(value: Any) -> list[Any] | None:
-    """The cells of a column, as `pandas` and `datasets` write tables column by column; None for what is none."""
-    if isinstance(value, dict) and value and all(key.isdecimal() for key in value):
-        return list(value.values())
-    nested = isinstance(value, list) and any(isinstance(each, dict | list) for each in value)
-    return value if isinstance(value, list) and not nested else None
+    values, beside = held(path, found, split) if isinstance(found, dict) else (found, ())
+    rows = ((number, repeated(value) or _row(value)) for number, value in enumerate(values, 1))
+    return _parted(path, rows, beside)
 
 
 SEPARATORS = (";", "\t", "|")
@@ -328,7 +270,7 @@ def read_parquet(path: Path) -> Iterator[Numbered]:
     with guarded(f"{path} is not a readable Parquet file"):
         table = pyarrow.parquet.ParquetFile(path).read()
     for number, row in enumerate(table_rows(table), 1):
-        yield number, row if isinstance(row, str) else {key: without_nulls(value) for key, value in row.items()}
+        yield number, row if isinstance(row, str) else {key: without_nulls(value) for key, value in known(row).items()}
 
 
 def class_names(path: Path) -> dict[str, list[str]]:
@@ -354,13 +296,17 @@ def _named(feature: Any) -> list[str]:
     return list(map(str, inner.get("names") or ())) if inner.get("_type") == "ClassLabel" else []
 
 
-READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {
-    ".jsonl": read_jsonl,
+def _by_row(read: Callable[[Path], Iterator[Numbered]]) -> Callable[[Path, str], Table]:
+    return lambda path, split: _parted(path, read(path))
+
+
+READERS: dict[str, Callable[[Path, str], Table]] = {
+    ".jsonl": _by_row(read_jsonl),
     ".json": read_json,
-    ".csv": read_csv,
-    ".tsv": read_tsv,
-    ".parquet": read_parquet,
-    ".txt": read_text,
-    ".md": read_text,
+    ".csv": _by_row(read_csv),
+    ".tsv": _by_row(read_tsv),
+    ".parquet": _by_row(read_parquet),
+    ".txt": _by_row(read_text),
+    ".md": _by_row(read_text),
 }
-"""Reader of each suffix."""
+"""Reader of each suffix: of a file, and the split that is asked for."""

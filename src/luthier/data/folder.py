@@ -16,7 +16,7 @@ from typing import Any
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.lazy import chained, mapped
-from luthier.data.files import PACKED, READERS, class_names, read_file, stem, suffix
+from luthier.data.files import PACKED, READERS, read_file, stem, suffix
 from luthier.data.splits import listed, of_split, own_split, split_of
 from luthier.data.table import Row, Table, numbered_after
 
@@ -43,7 +43,8 @@ def read_folder(folder: Path, config: str, split: str) -> Table:
         raise LuthierError(f"{folder} has no configurations, so none is {config!r} (its README.md names none).")
     files = _data_files(folder)
     if files:
-        return _table(folder, *_of_split(folder, files, split), _class_names(card, config or "default"))
+        chosen, left = _of_split(folder, files, split)
+        return _table(folder, chosen, (*left, *_texts(folder, files)), _class_names(card, config or "default"))
     return _classes(folder, split)
 
 
@@ -57,6 +58,12 @@ def _data_files(folder: Path) -> list[Path]:
         if rows or known:
             return rows or known
     return []
+
+
+def _texts(folder: Path, files: Sequence[Path]) -> tuple[str, ...]:
+    """Texts that are no data, for others are."""
+    texts = [p for p in sorted(folder.iterdir()) if p.is_file() and suffix(p) in TEXTS and not _hidden(p, folder)]
+    return tuple(p.name for p in texts if p not in files)
 
 
 def _hidden(path: Path, folder: Path) -> bool:
@@ -104,15 +111,19 @@ def _table(
     good: list[Sequence[tuple[int, Row]]] = []
     bad: list[tuple[int, str]] = []
     starts: list[tuple[int, str]] = []
+    names: dict[str, list[str]] = {}
+    beside: dict[str, None] = {}
     before = 0
     for file in files:
         starts.append((before, str(file.relative_to(folder))))
-        rows, errors = read_file(file, "train")
-        good.append(mapped(rows, partial(numbered_after, before)))
-        bad += [(before + number, reason) for number, reason in errors]
+        found = read_file(file, "train")
+        good.append(mapped(found.rows, partial(numbered_after, before)))
+        bad += [(before + number, reason) for number, reason in found.bad]
+        names |= found.classes
+        beside |= dict.fromkeys(found.beside)
         before = max([before, *(number for number, _ in (*good[-1][-1:], *bad[-1:]))])
-    names = {column: each for file in files for column, each in class_names(file).items()} | (classes or {})
-    return Table(chained(good), bad, _beside(folder, files), names, starts if len(files) > 1 else [], left)
+    places = starts if len(files) > 1 else []
+    return Table(chained(good), bad, _beside(folder, files), names | (classes or {}), places, left, tuple(beside))
 
 
 def _beside(folder: Path, files: Sequence[Path]) -> Path:
@@ -263,6 +274,7 @@ def _classes(folder: Path, split: str) -> Table:
         of_split(str(folder), split, ("train",))
     taken = [(p, name) for name, files in found.items() for p in files if p.suffix.lower() in MEDIA[kind]]
     left = [p for files in found.values() for p in files if p.suffix.lower() not in MEDIA[kind] and p.name[0] != "."]
+    left += [p for p in sorted(place.iterdir()) if p.is_file() and not _hidden(p, folder)]
     rows = [(i, {kind: str(p.relative_to(folder)), "label": name}) for i, (p, name) in enumerate(taken, 1)]
     return Table(rows, [], folder, left=tuple(str(p.relative_to(folder)) for p in left))
 

@@ -60,7 +60,7 @@ def _table(data: Any, source: str) -> Table:
 
     from luthier.core.lazy import Lazy
     from luthier.data.large import LARGE
-    from luthier.data.table import Table, without_nulls
+    from luthier.data.table import Table, known, without_nulls
 
     for column, feature in data.features.items():
         if isinstance(feature, datasets.Image | datasets.Audio):
@@ -70,7 +70,7 @@ def _table(data: Any, source: str) -> Table:
 
     def row(place: int) -> tuple[int, dict[str, Any]]:
         with guarded(f"row {place + 1} of {source} cannot be read"):
-            return place + 1, {name: without_nulls(value) for name, value in data[place].items()}
+            return place + 1, {name: without_nulls(value) for name, value in known(data[place]).items()}
 
     places = range(len(data))
     rows = Lazy(places, row) if data.data.nbytes >= LARGE else list(map(row, places))

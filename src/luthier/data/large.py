@@ -14,7 +14,7 @@ from typing import Any
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
 from luthier.core.lazy import Lazy
-from luthier.data.table import Columns, Row, table_rows, with_columns, without_nulls
+from luthier.data.table import Columns, Row, known, table_rows, with_columns, without_nulls
 
 LARGE = 32 * 2**20
 """Bytes from which on a file stays on disk: a row of it is some five times as large in memory."""
@@ -94,7 +94,7 @@ class Groups:
                 if isinstance(row, str):
                     self.bad.append((place + 1, row))
                 else:
-                    self.columns.see(row)
+                    self.columns.see(known(row))
                     self._places.append(place)
 
     def rows(self) -> Rows:
@@ -104,7 +104,7 @@ class Groups:
     def _row(self, place: int) -> tuple[int, Row]:
         group = bisect.bisect_right(self._starts, place) - 1
         found = self._group(group).slice(place - self._starts[group], 1).to_pylist()[0]
-        return place + 1, {column: without_nulls(value) for column, value in found.items()}
+        return place + 1, {column: without_nulls(value) for column, value in known(found).items()}
 
     def _group(self, group: int) -> Any:
         if self._held[0] != group:

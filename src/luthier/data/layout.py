@@ -3,8 +3,8 @@ columns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.lazy import noted
 from luthier.data.around import AROUND, learned, surrounded
 from luthier.data.bad import BadRow
-from luthier.data.columns import guesses, suggestion
+from luthier.data.columns import guesses, suggestion, ways
 from luthier.data.labelled import (
     compared,
     extractive,
@@ -27,7 +27,7 @@ from luthier.data.labelled import (
     transcribed,
 )
 from luthier.data.table import COLUMNS, Columns, Row
-from luthier.data.turns import checked, decoded, is_assistant, turns, unpacked
+from luthier.data.turns import checked, decoded, is_assistant, kind, refuse_asked, turns, unpacked
 from luthier.data.unseen import refuse_unseen
 from luthier.data.wanted import check_wanted
 
@@ -54,6 +54,8 @@ class Layout:
     """Columns that may hold turns."""
     to_come: Callable[[Row], Any] = lambda row: TO_COME
     """What stands for an answer that a row does not have."""
+    within: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Columns that are objects, with the keys that are read; the first of them holds turns."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -114,6 +116,7 @@ def prompt_completion(row: Row, folder: Path | None) -> Row:
     after = _as_turns(row, "completion", completion, "assistant")
     if context_of(row):
         raise BadRow("'context' beside turns does not say where it belongs; put it into a turn")
+    refuse_asked(before, "prompt")
     found, _ = turns(before, "prompt")
     answers, masked = turns(after, "completion")
     return _conversation(row, found + answers, len(found), {len(found) + i for i in masked})
@@ -133,11 +136,18 @@ def instruction(row: Row, folder: Path | None) -> Row:
     if row.get("input"):
         prompt += "\n\n" + text_of(row, "input")
     prompt = _joined(prompt, context_of(row))
-    reference = row.get("answer")
-    reference = None if reference in (None, "") else str(reference)
+    reference = reference_of(row)
     if reference is not None and row.get("output") in (None, ""):
         return _asked(row, prompt, reference)
     return _asked(row, prompt, text_of(row, "output"), reference)
+
+
+def reference_of(row: Row) -> str | None:
+    """Returns what answers are scored against by a column `answer` of its own; None without it."""
+    value = row.get("answer")
+    if isinstance(value, list | dict) and value:
+        raise BadRow(f"'answer' is {kind(value)}, expected a text or a number to score with")
+    return None if value in (None, "", [], {}) else str(value)
 
 
 def question(row: Row, folder: Path | None) -> Row:
@@ -273,6 +283,10 @@ def recognise(
     raise LuthierError(f"{found}, which fit no layout{purpose}{_missing(columns, rows)} Layouts: {known}.")
 
 
+LOOKED_AT = 100
+"""Rows whose values tell what their columns could be."""
+
+
 def _holds(rows: Sequence[Row], column: str, fits: Callable[[Any], bool]) -> bool:
     """Whether the first cell that holds something is of a kind."""
     return next((fits(row[column]) for row in rows if row.get(column) not in (None, "", [], {})), False)
@@ -284,12 +298,14 @@ def _talk(value: Any) -> bool:
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str | int | float)
+    return isinstance(value, str | int | float) and not isinstance(decoded(value), dict)
 
 
 def _missing(columns: set[str], rows: Sequence[Row]) -> str:
     """What the nearest layout lacks: of those that guesses complete, or else any, the one of which most is there."""
     found = {}
+    rows = [ways(row) for row in rows[:LOOKED_AT]]
+    columns = columns | {way for row in rows for way in row if "." in way}
     if "input_ids" in columns:
         return ": these are tokens already, and rows are read as texts. Give the texts."
     talks = {column for column in columns if _holds(rows, column, _talk)}

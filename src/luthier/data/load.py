@@ -16,13 +16,14 @@ from luthier.data.bad import refuse
 from luthier.data.class_names import Bad, examples_of, named_labels, refuse_joined
 from luthier.data.columns import mapping, renamed, unread
 from luthier.data.gym import OFFSETS
-from luthier.data.layout import LAYOUTS, Layout, columns_in, known_columns, recognise, unanswered
-from luthier.data.preference import PREFERENCES, kind_of, preference_layout
+from luthier.data.layout import LAYOUTS, Layout, columns_in, known_columns, recognise, reference_of, unanswered
+from luthier.data.preference import PAIRS, PREFERENCES, kind_of, preference_layout
 from luthier.data.score import note_kind, scorer_for
 from luthier.data.sources import read
 from luthier.data.speech import columns_of
-from luthier.data.table import Row, Table, bare, empty, present
+from luthier.data.table import Row, Table, bare, present, with_class_names
 from luthier.data.turns import decoded
+from luthier.data.wanted import answered
 
 if TYPE_CHECKING:
     from luthier.core.contracts.example import Examples
@@ -53,7 +54,8 @@ def load(
     columns are meant where the source calls them otherwise: `text=body,label=category`. What
     nothing reads is listed in `.unread`. Rows that tell good answers from bad ones are read where the caller
     tells them apart (`preferences`): `Example.rejected` or `Example.wanted` then says what is not to be given.
-    With `prompts`, rows may lack the answer: it is then `TO_COME`, and the reference `Example.answer` is None.
+    With `prompts`, rows may lack the answer: it is then `TO_COME`, and the reference `Example.answer` is that of a
+    column `answer`, or None.
 
     Raises one `LuthierError` that lists the bad rows with their reasons, unless `skip_bad_rows`,
     which drops them and records them in `.skipped`; raises on an empty source, columns that fit no
@@ -69,6 +71,7 @@ def load(
         raise LuthierError(f"{source} is empty: no row to learn from.")
     if not table.rows:
         raise refuse(source, table.bad, total, table.place)
+    table = _with_names(table)
     told = bare(table)
     name = (preference_layout(told) if preferences else None) or recognise(
         told, source, task or ("causal-lm" if prompts else None), names, to_answer=prompts
@@ -87,7 +90,7 @@ def load(
         raise refuse(source, bad, total, table.place)
     if limit is not None and limit < len(rows):
         rows = kept(rows, sorted(random.Random(seed).sample(range(len(rows)), limit)))
-    beside = ("entry", *columns, *(("task",) if source.startswith("mix:") else ()))
+    beside = ("entry", *columns, *(("task",) if source.startswith("mix:") else ()), *(("answer",) if prompts else ()))
     unread = (*gone, *_unread(table, layout, beside))
     examples = Examples(rows, name, source, bad, fingerprint(rows), None, labels, task, unread)
     return dataclasses.replace(examples, scorer=scorer_for(examples))
@@ -107,7 +110,7 @@ def kind_of_rows(source: str | Path, named: str | Mapping[str, str] | None = Non
         table, _, _ = named_columns(read(source), meant, tuple(meant), source)
     except LuthierError:
         return "answers"
-    told = bare(table)
+    told = bare(_with_names(table))
     found = preference_layout(told)
     if found is None and columns_in(told).issuperset(LAYOUTS["anchor-positive"].needs):
         found = "anchor-positive"
@@ -132,8 +135,7 @@ def load_prompts(
         raise LuthierError(f"{source} is empty: no row to answer.")
     if not table.rows:
         raise refuse(source, table.bad, len(table.bad), table.place)
-    name = recognise(bare(table), source, task, names, to_answer=True)
-    layout = LAYOUTS[name]
+    layout = _asking(table, source, task, names)
     asked = mapped(table.rows, lambda numbered: (numbered[0], unanswered(numbered[1], layout)))
     rows, bad = parsed(dataclasses.replace(table, rows=asked), layout, ())
     if bad or table.bad:
@@ -142,6 +144,26 @@ def load_prompts(
         row if row.messages is None else dataclasses.replace(row, messages=row.messages[: last_answer(row.messages)])
         for row in rows
     ]
+
+
+def _asking(table: Table, source: str, task: str, names: dict[str, str]) -> Layout:
+    """The layout of rows that ask; pairs of answers ask too, by what both answer."""
+    told = bare(table)
+    try:
+        return LAYOUTS[recognise(told, source, task, names, to_answer=True)]
+    except LuthierError:
+        pair = preference_layout(told)
+        if pair is None or kind_of(pair) != PAIRS:
+            raise
+        return PREFERENCES[pair]
+
+
+def _with_names(table: Table) -> Table:
+    """The table with its classes by name where rows are answers, of which a number says nothing."""
+    if not table.classes or not answered(present(table.rows)):
+        return table
+    named = mapped(table.rows, lambda numbered: (numbered[0], with_class_names(numbered[1], table)))
+    return dataclasses.replace(table, rows=named)
 
 
 def named_columns(
@@ -176,7 +198,7 @@ def _other_labels(table: Table, names: set[str]) -> dict[str, str]:
     if "labels" not in names or "label" in names or not names & set(ITEMS):
         return {}
     held = (row.get("labels") for _, row in table.rows)
-    first = next((value for value in held if not empty(value)), None)
+    first = next((value for value in held if value not in (None, "")), None)
     return {} if isinstance(decoded(first), list) else {"label": "labels"}
 
 
@@ -185,10 +207,12 @@ ITEMS = ("text", "image", "audio")
 
 
 def _unread(table: Table, layout: Layout, beside: Sequence[str]) -> list[str]:
-    found = unread((row for _, row in table.rows), {*layout.reads, *beside}, layout.turns)
+    turns = (*layout.turns, *(name for name in ("history",) if name in layout.reads))
+    found = unread((row for _, row in table.rows), {*layout.reads, *beside}, turns, layout.within)
     shown = [f"file {name}" for name in table.left[:FILES]]
     more = len(table.left) - len(shown)
-    return [*found, *shown, *([f"{more:,} more files"] if more > 0 else [])]
+    said = [f"{name} (beside the rows)" for name in table.beside]
+    return [*found, *said, *shown, *([f"{more:,} more files"] if more > 0 else [])]
 
 
 FILES = 5
@@ -210,8 +234,8 @@ def parsed(
         check_flags(row)
         told = unanswered(row, layout) if prompts else row
         fields = pictured(layout.parse(told, table.folder), told, table.folder)
-        if told is not row:
-            fields |= {"answer": None}
+        if prompts and (told is not row or reference_of(row) is not None):
+            fields |= {"answer": reference_of(row)}
         beside = {column: row[column] for column in columns if row.get(column) is not None}
         return Example(row=number, **fields, meta=beside)
 

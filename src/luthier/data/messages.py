@@ -11,8 +11,11 @@ from luthier.core.contracts.example import Message
 
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Names under which templates read what a model thought before an answer; rows have the first."""
-THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>(.*?)</\1>", re.DOTALL)
-"""A thought that stands in the content itself."""
+OPENING = re.compile(r"<(think|thinking|thought|reasoning)>")
+"""What opens a thought that stands in the content itself."""
+MARK = re.compile(r"</?(?:think|thinking|thought|reasoning)>")
+CLOSED = re.compile(r"(?!\s*<).*?^[ \t]*</(?:think|thinking|thought|reasoning)>[ \t]*$", re.DOTALL | re.MULTILINE)
+"""A thought that the prompt for generation has opened: its end stands on a line of its own."""
 
 
 def calls_of(message: Message) -> list[dict[str, Any]]:
@@ -62,7 +65,34 @@ def thought_of(message: Message) -> str:
 
 def split_thought(content: str) -> tuple[str, str]:
     """Splits a content into (its thoughts, the rest of it)."""
-    return "".join(found[1] for found in THOUGHT.findall(content)), THOUGHT.sub("", content)
+    thoughts, rest, at = [], [], 0
+    open_ended: set[str] = set()
+    for opening in OPENING.finditer(content):
+        name = opening[1]
+        end = -1 if opening.start() < at or name in open_ended else content.find(f"</{name}>", opening.end())
+        if end >= 0:
+            rest.append(content[at : opening.start()])
+            thoughts.append(content[opening.end() : end])
+            at = end + len(f"</{name}>")
+        elif opening.start() >= at:
+            open_ended.add(name)
+    return "".join(thoughts), "".join(rest) + content[at:]
+
+
+def opens_with_thought(content: str) -> bool:
+    """Whether a content begins with a thought."""
+    opening = OPENING.match(content.lstrip())
+    return opening is not None and f"</{opening[1]}>" in content
+
+
+def loose_mark(content: str) -> str | None:
+    """Returns the first mark of a thought that stands within words, where it bounds no thought; None without one."""
+    if MARK.search(content) is None:
+        return None
+    rest = split_thought(content)[1]
+    closed = CLOSED.match(rest)
+    found = MARK.search(rest, closed.end() if closed else 0)
+    return found[0] if found else None
 
 
 def leaves(value: Any) -> Iterator[Any]:

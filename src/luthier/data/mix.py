@@ -23,6 +23,7 @@ def read_mix(source: str, read: Callable[[str], Table]) -> Table:
     bad: list[tuple[int, str]] = []
     starts: list[tuple[int, str]] = []
     left: list[str] = []
+    beside: list[str] = []
     before = 0
     for name, each in _named(source):
         table = read(each)
@@ -30,9 +31,10 @@ def read_mix(source: str, read: Callable[[str], Table]) -> Table:
         starts += [(before + number, f"{name}/{file}") for number, file in table.starts] or [(before, name)]
         rows.append(mapped(table.rows, partial(_of_task, name, table, named, before)))
         left += [f"{name}/{file}" for file in table.left]
+        beside += [f"{name}/{key}" for key in table.beside]
         bad += [(before + number, reason) for number, reason in table.bad]
         before += max((number for number, _ in chain(table.rows, table.bad)), default=0)
-    return Table(chained(rows), bad, starts=starts, left=tuple(left))
+    return Table(chained(rows), bad, starts=starts, left=tuple(left), beside=tuple(beside))
 
 
 def _of_task(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.contracts.example import Message, last_answer
+from luthier.data.around import THOUGHT, given
 from luthier.data.bad import BadRow
 from luthier.data.layout import LAYOUTS, Layout, columns_in, context_of, prompt_completion, text_of
 from luthier.data.table import Row
@@ -41,18 +42,19 @@ def ranked(row: Row, folder: Path | None) -> Row:
 
 def openai(row: Row, folder: Path | None) -> Row:
     """Returns `input` with `messages`, `preferred_output` and `non_preferred_output`: OpenAI's preference data."""
-    given = decoded(row.get("input"))
-    if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
+    asked = decoded(row.get("input"))
+    if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list):
         raise BadRow("'input' is not an object with a list of 'messages'")
-    names = ("preferred_output", "non_preferred_output")
-    tools = {"tools": given["tools"]} if given.get("tools") else {}
+    tools = {"tools": asked["tools"]} if asked.get("tools") else {}
     rest = {key: value for key, value in row.items() if key != "input"}
-    chosen, rejected = (_answer(row, name) for name in names)
-    return _pair({**rest, **tools}, given["messages"], chosen, rejected, names, folder)
+    chosen, rejected = (_answer(row, name) for name in OUTPUTS)
+    return _pair({**rest, **tools}, asked["messages"], chosen, rejected, OUTPUTS, folder)
 
 
 def _pair(row: Row, prompt: Any, chosen: Any, rejected: Any, names: tuple[str, str], folder: Path | None) -> Row:
     around = {key: value for key, value in row.items() if key != "context"}
+    if given(row, *THOUGHT) is not None:
+        raise BadRow("a thought beside two answers does not say to which of them it belongs; put it on its turn")
     opening = context_of(row)
     if opening and not isinstance(prompt, str):
         raise BadRow("'context' beside turns does not say where it belongs; put it into a turn")
@@ -63,6 +65,8 @@ def _pair(row: Row, prompt: Any, chosen: Any, rejected: Any, names: tuple[str, s
             sides.append(prompt_completion({**around, "prompt": said, "completion": answer}, folder))
         except BadRow as reason:
             raise BadRow(str(reason).replace("'completion'", repr(name)).replace("'answer'", repr(name))) from None
+        if sides[-1]["masked"]:
+            raise BadRow(f"{name!r} keeps a turn out of the loss, and answers are compared whole; take its flag out")
     if sides[0]["messages"] == sides[1]["messages"]:
         raise BadRow(f"{names[0]!r} and {names[1]!r} are the same: nothing is preferred")
     return sides[0] | {"rejected": sides[1]["messages"]}
@@ -135,10 +139,13 @@ PAIRS = "pairs"
 JUDGEMENTS = "judged"
 ALSO = ("prompt", "instruction", "input", "question", "context")
 RANKED = ("conversations", "chosen", "rejected")
+OUTPUTS = ("preferred_output", "non_preferred_output")
 PREFERENCES: dict[str, Layout] = {
     "conversations-preference": Layout(RANKED, TASKS, ranked, ("context",), turns=RANKED),
     "preference": Layout(("chosen", "rejected"), TASKS, pair, ALSO, turns=("prompt", "chosen", "rejected")),
-    "openai-preference": Layout(("input", "preferred_output", "non_preferred_output"), TASKS, openai),
+    "openai-preference": Layout(
+        ("input", *OUTPUTS), TASKS, openai, turns=OUTPUTS, within={"input": ("messages", "tools")}
+    ),
     **{
         f"{name}-judged": Layout(
             layout.needs, ("causal-lm",), labelled(layout.parse), (*layout.also, *JUDGED), turns=layout.turns

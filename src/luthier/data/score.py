@@ -118,7 +118,7 @@ def judge(scorer: Scorer, prediction: str, example: Example) -> tuple[float, str
     """Returns (score, why there is none): an answer on which the scorer fails counts as wrong."""
     try:
         score = float(scorer.score(prediction, example))
-    except Exception as error:  # scorers of other packages raise whatever they like
+    except (Exception, SystemExit) as error:  # scorers of other packages raise whatever they like, and may leave
         return 0.0, f"{type(error).__name__}: {error}"
     return (score, None) if 0 <= score <= 1 else (0.0, f"a score of {score}, expected 0 to 1")
 
@@ -138,7 +138,7 @@ def refuse_unscorable(scorer: Scorer, rows: Iterable[Example]) -> None:
             scorer.score("", example)
         except LuthierError:
             raise
-        except Exception:  # of the answer, which is none yet
+        except (Exception, SystemExit):  # of the answer, which is none yet
             continue
 
 

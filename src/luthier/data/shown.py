@@ -12,7 +12,17 @@ from typing import Any
 
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
-from luthier.data.messages import THOUGHTS, as_json, calls_of, decoded, encoded, leaves, split_thought, thought_of
+from luthier.data.messages import (
+    THOUGHTS,
+    as_json,
+    calls_of,
+    decoded,
+    encoded,
+    leaves,
+    loose_mark,
+    split_thought,
+    thought_of,
+)
 from luthier.data.pictures import MARK
 from luthier.data.template import Template
 
@@ -146,3 +156,18 @@ def check_calls(text: str, messages: list[Message]) -> None:
     """Raises `BadRow` where arguments would be learned as a quoted string."""
     if _misread(text, decoded(messages)):
         raise BadRow("the chat template writes the arguments of a call as a quoted string, not as an object")
+
+
+def check_marks(template: Template, messages: list[Message], text: str) -> None:
+    """Raises `BadRow` where a template takes a word of an answer for the bound of a thought, and renders it so."""
+    for number, message in enumerate(messages, 1):
+        content = (message.get("content") or "").strip()
+        mark = loose_mark(content) if message["role"] == "assistant" else None
+        if mark is None or mark not in template.source:
+            continue
+        if content not in text and as_json(content)[1:-1] not in text:
+            raise BadRow(
+                f"the chat template, which bounds thoughts by {mark!r}, renders message {number} otherwise than it "
+                "stands, for that is within its words; take it out, or write a thought between <think> and </think> "
+                "at the start"
+            )

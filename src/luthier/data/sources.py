@@ -6,7 +6,7 @@ from pathlib import Path
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
-from luthier.data.files import READERS, class_names, read_file, suffix
+from luthier.data.files import READERS, read_file, suffix
 from luthier.data.table import Table
 
 
@@ -47,8 +47,7 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
     if there[1]:
         if config or (named and suffix(path) != ".json"):
             raise LuthierError(f"{path} is one file, which has no parts to choose by {source.removeprefix(str(path))}.")
-        good, bad = read_file(path, named or split or "train")
-        return Table(good, bad, path.parent, class_names(path))
+        return read_file(path, named or split or "train")
     if _looks_like_path(source):
         raise LuthierError(f"no data file {source}{_near_files(path)} Known suffixes: {', '.join(READERS)}.")
     from luthier.data.hub import read_hub

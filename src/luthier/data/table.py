@@ -32,6 +32,8 @@ class Table:
     """The (number before the first row, file name) of each file, where there are several."""
     left: tuple[str, ...] = ()
     """Files of a folder that nothing reads."""
+    beside: tuple[str, ...] = ()
+    """What a file says beside its rows, which nothing reads."""
 
     def place(self, row: int) -> str:
         """Returns `row` as a person finds it: `part-2.jsonl:17` among several files, else its number."""
@@ -140,8 +142,14 @@ def _row(block: Any, index: int) -> Row | str:
         return f"it holds a value that cannot be read: {reason(error)}"
 
 
+def known(row: Row) -> Row:
+    """A row whose cells that are no number (NaN, as pandas and NumPy write what is missing) are missing."""
+    return {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
+
+
 def without_nulls(value: Any) -> Any:
-    """A value of an Arrow table without the nulls in its structs: Arrow gives each struct the keys of all others."""
+    """A value without the nulls in its objects: Arrow gives each struct the keys of all others, and so do files that
+    are written from its tables."""
     if isinstance(value, list) and value and all(isinstance(each, tuple) for each in value):  # a map
         value = dict(value)
     if isinstance(value, dict):

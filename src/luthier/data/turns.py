@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
 from luthier.data.json_text import Twice, loads
+from luthier.data.messages import opens_with_thought
 from luthier.data.pictures import COLUMNS as PICTURED
 from luthier.data.pictures import MARK, in_turn, is_picture
+from luthier.data.table import without_nulls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SAID = {
@@ -47,12 +48,13 @@ TOLD = {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0":
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a turn for the thought before its answer."""
 TOOLS = ("tools", "functions")
-"""Keys of a first system turn, and columns, for what the assistant may call."""
-KNOWN = (
-    *("role", "from", "content", "value", "parts", "tool_calls", "function_call", "tool_call_id"),
-    *(*THOUGHTS, *FLAGS, *PICTURED),
-)
-"""Keys of a turn that are read whatever the template."""
+"""Keys of a first turn, and columns, for what the assistant may call."""
+INSTEAD = ("refusal", "audio", "text", "message")
+"""Keys that may hold what a turn says where it has no content."""
+SAID_IN = (None, "text", "input_text", "output_text")
+"""Types of the parts of a turn that are what it says."""
+THOUGHT_IN = ("thinking", "reasoning", "thought")
+"""Types of the parts that are a thought, and keys that hold one or say that it is."""
 
 
 def kind(value: Any) -> str:
@@ -163,7 +165,7 @@ def _turn(message: Any, what: str) -> Message:
     if len(message) == 2 and message.get("role") in ROLES and isinstance(message.get("content"), str):
         return {"role": message["role"], "content": _content(message, what)}  # most turns: nothing more is in them
     message = {key: value for key, value in message.items() if value is not None}
-    said, content = message.pop("role", message.pop("from", None)), _first(message, "content", "value", "parts")
+    said, content = _one(message, what, "role", "from"), _one(message, what, "content", "value", "parts")
     role = _role(said, what)
     made: Message = {"role": role, "content": content, **message}
     if isinstance(said, str) and said.lower() in CALLING:
@@ -175,13 +177,19 @@ def _turn(message: Any, what: str) -> Message:
     made |= {"tool_calls": calls} if calls else {}
     beside = [made.pop(key, None) for key in PICTURED]
     made["content"], pictures = in_turn(made["content"], next((each for each in beside if each), None), what)
-    return made | ({"pictures": pictures} if pictures else {}) | {"content": _content(made, what)}
+    made |= ({"pictures": pictures} if pictures else {}) | {"content": _content(made, what)}
+    if made.get("reasoning_content"):
+        refuse_twice(made, what, "reasoning_content")
+    return made
 
 
-def _first(message: Message, *names: str) -> Any:
-    """What stands under the first of these keys; the others are taken off as well."""
-    found = [message.pop(name) for name in names if name in message]
-    return found[0] if found else None
+def _one(message: Message, what: str, *names: str) -> Any:
+    """What stands under one of these keys, which are taken off; raises where two of them say something else."""
+    found = {name: message.pop(name) for name in names if name in message}
+    values = [SAID.get(str(each).lower(), each) if names[0] == "role" else each for each in found.values()]
+    if any(value != values[0] for value in values[1:]):
+        raise BadRow(f"{what} has {' and '.join(map(repr, found))}, and they differ; leave one of them out")
+    return next(iter(found.values()), None)
 
 
 def _role(said: Any, what: str) -> str:
@@ -205,7 +213,9 @@ def _content(message: Message, what: str) -> str | None:
     if content is None and calls:
         return None
     if content is None:
-        raise BadRow(f"{what} has no 'content'")
+        other = next((key for key in INSTEAD if message.get(key)), None)
+        beside = f", and its {other!r} is not read; write what is to be learned as its content" if other else ""
+        raise BadRow(f"{what} has no 'content'{beside}")
     may_be_empty = calls or role in ("system", "developer", "tool")
     name = "answer" if role == "assistant" else f"{what}.content"
     return checked(content, name, empty=may_be_empty)
@@ -216,9 +226,12 @@ def _part(part: Any, what: str) -> str:
         return part
     if is_picture(part):
         return MARK
-    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+    said = isinstance(part, dict) and part.get("type") in SAID_IN and isinstance(part.get("text"), str)
+    if not said:
         shown = f" ({part.get('type')})" if isinstance(part, dict) and part.get("type") else ""
         raise BadRow(f"{what} holds a part that is not text{shown}")
+    if kept := [key for key in FLAGS if part.get(key) is not None and flag(part[key]) is not True]:
+        raise BadRow(f"{what} keeps a part of itself out of the loss ({kept[0]}); a turn is learned whole or not")
     return part["text"]
 
 
@@ -227,18 +240,33 @@ def _thought(message: Message, what: str) -> dict[str, str]:
     found = [message[key] for key in THOUGHTS if message.get(key)]
     content = message["content"]
     if isinstance(content, list):
-        parts = [part for part in content if isinstance(part, dict) and isinstance(part.get("thinking"), str)]
-        found += [part["thinking"] for part in parts]
-        message["content"] = [part for part in content if part not in parts]
+        thoughts = [_thought_in(part) for part in content]
+        found += [thought for thought in thoughts if thought]
+        message["content"] = [part for part, each in zip(content, thoughts, strict=True) if each is None]
     if len({str(each) for each in found}) > 1:
         raise BadRow(f"{what} holds two thoughts that differ ({', '.join(k for k in THOUGHTS if message.get(k))})")
     return {"reasoning_content": checked(found[0], f"{what}.reasoning_content")} if found else {}
 
 
+def refuse_twice(message: Message, what: str, beside: str) -> None:
+    """Raises for a thought in the content of a turn that has one beside it, for both would be rendered."""
+    if opens_with_thought(message["content"] or ""):
+        raise BadRow(f"{what} has a thought in its content and one in {beside!r}; leave one of them out")
+
+
+def _thought_in(part: Any) -> str | None:
+    """The thought that a part of a turn is; None of any other part."""
+    if not isinstance(part, dict):
+        return None
+    keyed = next((part[key] for key in THOUGHT_IN if isinstance(part.get(key), str)), None)
+    named = part.get("type") in THOUGHT_IN or part.get("thought") is True
+    return part["text"] if keyed is None and named and isinstance(part.get("text"), str) else keyed
+
+
 def _calls(message: Message, what: str) -> list[dict[str, Any]]:
     """Calls as `{"type": "function", "function": {"name", "arguments": object}}`, in whatever form they are given."""
     given = decoded(message.get("tool_calls")) or (
-        [decoded(message["function_call"])] if "function_call" in message else []
+        [decoded(message["function_call"])] if message.get("function_call") else []
     )
     given = [given] if isinstance(given, dict) else given
     if not isinstance(given, list):
@@ -255,11 +283,10 @@ def _call(call: Any, what: str) -> dict[str, Any]:
             f"{what}: a call is {kind(call) if inner is None else 'without a name'}, expected {{'name', 'arguments'}}"
         )
     arguments = inner.get("arguments", inner.get("parameters"))
-    arguments = {} if arguments in (None, "") else _arguments(arguments, what)
+    arguments = {} if arguments in (None, "") else _arguments(without_nulls(arguments), what)
     function = {"name": inner["name"], "arguments": arguments}
-    around = (
-        {key: each for key, each in call.items() if key != "function" and each is not None} if inner is not call else {}
-    )
+    taken = ("function",) if inner is not call else ("type", "name", "arguments", "parameters")
+    around = {key: each for key, each in call.items() if key not in taken and each is not None}
     return {"type": "function", **around, "function": function}
 
 
@@ -290,10 +317,12 @@ def _learned(message: Message, what: str) -> bool:
     return asked or not told
 
 
-def keys(value: Any) -> Iterable[str]:
-    """The keys of the turns in a column that are not read whatever the template."""
-    found = held(value)
-    for i, message in enumerate(found if isinstance(found, list) else []):
-        if isinstance(message, dict):
-            known = (*KNOWN, *TOOLS) if i == 0 else KNOWN
-            yield from (key for key, each in message.items() if key not in known and each not in (None, "", [], {}))
+def refuse_asked(value: Any, column: str) -> None:
+    """Raises where a turn asks to be learned that stands before the answers, which alone are."""
+    for i, message in enumerate(value if isinstance(value, list) else []):
+        asked = [key for key in FLAGS if isinstance(message, dict) and flag(message.get(key))]
+        if asked:
+            raise BadRow(
+                f"{column}[{i}] asks to be learned ({', '.join(asked)}), and nothing of {column!r} is, which stands "
+                "before the answer; give the whole conversation as 'messages', or take the flag out"
+            )

@@ -50,13 +50,21 @@ def _holding(rows: Sequence[Row]) -> set[str]:
     return {column for row in rows for column, value in row.items() if not empty(value)}
 
 
+def answered(columns: Collection[str]) -> bool:
+    """Whether rows of these columns hold answers, beside which a label is a judgement."""
+    return any(needs <= set(columns) for needs in ANSWERED)
+
+
 def judged(rows: Sequence[Row], column: str, columns: Collection[str]) -> list[Any]:
-    """The labels of answers that are not to be given, where a column judges answers; of any other column, none."""
-    if column not in columns or not any(needs <= set(columns) for needs in ANSWERED):
+    """The labels of answers that are not to be given, where a column judges answers; of any other column, none.
+
+    A column judges where all that it says is a judgement, or some of it is true or false itself.
+    """
+    if column not in columns or not answered(columns):
         return []
     told = [row[column] for row in rows if not empty(row.get(column))]
     truths = [judgement(value) for value in told]
-    known = all(truth is not None for truth in truths)
+    known = all(truth is not None for truth in truths) or any(isinstance(value, bool) for value in told)
     return [value for value, truth in zip(told, truths, strict=True) if truth is False] if known else []
 
 

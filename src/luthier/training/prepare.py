@@ -24,6 +24,7 @@ from luthier.training.classes import check_classes
 from luthier.training.from_adapter import check_start
 from luthier.training.spec import Run
 from luthier.training.task_columns import COLUMN, check_types, columns_of, tagged, task_indices, tasks_of
+from luthier.training.unread import unread_of
 
 Feature = dict[str, Any]
 
@@ -76,8 +77,8 @@ def _prepare(run: Run, beside: Sequence[str | None], shared: bool) -> Prepared:
     check_serves(run, examples.task)
     if "pictures" in kinds(examples.rows) and not objective.sees:
         raise LuthierError(f"{run.data} has pictures, and {objective.name()} does not take any; objective=sft does.")
-    alike = check_classes(examples, shared)
     train, held = divide(run, examples)
+    alike = check_classes(train, shared)
     processor, positions = trial(
         run.model, examples.task, run.form, run.where, run.ranks, run.budget, run.update, run.also, run.init
     )
@@ -239,10 +240,7 @@ def _told(run: Run, parts: Sequence[Sequence[Feature]], alike: dict[str, str]) -
 
 def _unread(run: Run, processor: Any, beside: Sequence[str | None], *parts: Examples) -> tuple[str, ...]:
     """What no layout reads, except keys of turns that the chat template names; raises if the run is strict."""
-    template = str(getattr(processor, "chat_template", None) or "")
-    named = dict.fromkeys(name for part in parts for name in part.unread)
-    told = [name for name in named if "[]." in name and name.rpartition(".")[2] in template]
-    found = tuple(name for name in named if name not in (*told, *beside))
+    found = tuple(name for name in unread_of(processor, *parts) if name not in beside)
     if found and run.strict:
         raise LuthierError(
             f"{run.data} holds what nothing reads: {', '.join(found)}. Remove it, say what it is (columns), or leave "

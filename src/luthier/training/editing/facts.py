@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import LuthierError
+from luthier.data.columns import unread
 from luthier.data.sources import read
 
 TARGETS = ("target", "target_new", "completion", "answer")
@@ -57,6 +58,11 @@ def read_facts(source: str, limit: int | None = None) -> list[Fact]:
     if not facts:
         raise LuthierError(f"{source} is empty: no fact to write.")
     return facts[:limit]
+
+
+def unread_facts(source: str) -> list[str]:
+    """Returns the columns of facts that say something and that nothing reads."""
+    return unread((row for _, row in read(source).rows), ("prompt", *TARGETS, "rephrased", "neighbours"), ())
 
 
 def _fact(row: int, columns: Mapping[str, Any]) -> Fact:

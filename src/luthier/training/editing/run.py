@@ -20,12 +20,13 @@ from luthier.core.progress import counted
 from luthier.core.storage import store
 from luthier.models import Loaded, licence_of
 from luthier.training.beginning import begin
-from luthier.training.editing.facts import Fact, read_facts
+from luthier.training.editing.facts import Fact, read_facts, unread_facts
 from luthier.training.editing.loss import measured, text_loss
 from luthier.training.editing.place import NAME, put, searched
 from luthier.training.editing.spec import Edit
 from luthier.training.editing.write import Progress, Writer
 from luthier.training.progress import quiet
+from luthier.training.unread import tell
 
 SPEC, RESULT, STATE, ADAPTER = "edit.json", "edited.json", "state", "adapter"
 
@@ -56,6 +57,8 @@ def edit(spec: Edit, *, resume: bool = False, overwrite: bool = False, progress:
     """
     console = Console(stderr=True, quiet=not progress)
     facts = read_facts(spec.facts, spec.limit)
+    if names := unread_facts(spec.facts):
+        tell(console, names, spec.facts)
     held = texts(spec.held) if spec.held else []
     folder = claimed(spec.out, SPEC, "an edit", resume, overwrite)
     with quiet(), owned(folder):

@@ -32,6 +32,7 @@ from luthier.training.meta.learned import ADAPTER, NAME, RESULT, SPEC, MetaLearn
 from luthier.training.meta.spec import MetaRun
 from luthier.training.progress import quiet
 from luthier.training.steps import trained
+from luthier.training.unread import name_unread
 
 WAYS = ("as it is", "adapted", "in context")
 
@@ -49,6 +50,7 @@ def meta_learn(spec: MetaRun, *, resume: bool = False, overwrite: bool = False, 
     console = Console(stderr=True, quiet=not progress)
     processor = models.processor_of(spec.model, "causal-lm")
     domains, tests = (read_domains(spec, each, processor) for each in (spec.domains, spec.tests))
+    name_unread(console, processor, (each.rows for each in domains + tests))
     folder = claimed(spec.out, SPEC, "a meta-training", resume, overwrite)
     with quiet(), owned(folder):
         here = {"meta": spec.to_dict(), "data": [each.rows.fingerprint for each in domains + tests]}

@@ -33,6 +33,7 @@ from luthier.training.self_training.rows import Rows, padded, read_rows
 from luthier.training.self_training.spec import SelfTraining
 from luthier.training.self_training.weights import Tensors, differentiable, row_weights
 from luthier.training.steps import Steps, Told, trained
+from luthier.training.unread import name_unread
 
 SPEC, RESULT, ADAPTER, NAME = "selftrain.json", "selftrained.json", "adapter", "default"
 TEACHER = "few-shot"
@@ -68,7 +69,9 @@ def self_train(
     `LuthierError` for rows that do not serve before the weights are loaded.
     """
     console = Console(stderr=True, quiet=not progress)
-    rows = read_rows(spec, models.processor_of(spec.model, "causal-lm"))
+    processor = models.processor_of(spec.model, "causal-lm")
+    rows = read_rows(spec, processor)
+    name_unread(console, processor, (rows.labelled, rows.unlabelled, rows.test))
     folder = claimed(spec.out, SPEC, "a self-training", resume, overwrite)
     with quiet(), owned(folder):
         prints = [each.fingerprint for each in (rows.labelled, rows.unlabelled, rows.test) if each is not None]

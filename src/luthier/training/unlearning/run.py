@@ -36,6 +36,7 @@ from luthier.training.unlearning.many import klom_figures
 from luthier.training.unlearning.match import predicted
 from luthier.training.unlearning.rows import Features, Rows, read_rows, trained_run
 from luthier.training.unlearning.spec import Unlearn
+from luthier.training.unread import name_unread
 
 SPEC, RESULT, STATE, ADAPTER = "unlearn.json", "unlearned.json", "state", "adapter"
 RETRAINED, MODELS = "retrained", "models"
@@ -66,6 +67,7 @@ def unlearn(spec: Unlearn, *, resume: bool = False, overwrite: bool = False, pro
     """
     console, run = Console(stderr=True, quiet=not progress), trained_run(spec)
     rows = read_rows(spec, run)
+    name_unread(console, models.processor_of(run.model, rows.task), (rows.forget, rows.retain, rows.test))
     folder = claimed(spec.out, SPEC, "an unlearning", resume, overwrite)
     with quiet(), owned(folder):
         prints = {"forget": rows.forget.fingerprint, "retain": rows.retain.fingerprint}
