@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from luthier.core.errors import LuthierError
-from luthier.evaluating import extracted, many, near, tags
+from luthier.core.numerics import many, tags
+from luthier.evaluating import extracted, near
 from luthier.evaluating.text_metrics import TEXT_METRICS, check_metrics, of_texts
 
 NAMES = ["O", "B-PER", "I-PER", "E-PER", "S-PER", "B-LOC", "I-LOC"]

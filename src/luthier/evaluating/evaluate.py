@@ -93,13 +93,14 @@ def _summary(job: Job, found: Found, keep: bool) -> Evaluation:
     score = next(iter(metrics))
     classes, confused = found.classes, {}
     if found.names is not None:
-        from luthier.evaluating.classes import by_class, confusion, macro
+        from luthier.core.numerics.agreement import by_class, macro
+        from luthier.evaluating.classes import confusion
 
         classes = by_class(found.predictions, found.truths, found.names)
         confused = confusion(found.predictions, found.truths, found.names)
         metrics |= macro(classes)
     if found.classes:
-        from luthier.evaluating.classes import macro
+        from luthier.core.numerics.agreement import macro
 
         metrics |= macro(found.classes)
     metrics |= of_texts(job.metrics, found.predictions, found.truths) if job.metrics else {}

@@ -11,7 +11,8 @@ from luthier.core.errors import LuthierError
 from luthier.data import Examples
 from luthier.data.bad import refuse
 from luthier.data.pictures import PICTURES, seen_in
-from luthier.evaluating import many, speech
+from luthier.core.numerics import many
+from luthier.evaluating import speech
 from luthier.evaluating.generate import tokenised, written
 from luthier.evaluating.outputs import Reading, logits_of, places_of, probabilities, tags_of, vectors_of
 from luthier.evaluating.sampling import Sampling

@@ -21,7 +21,7 @@ from luthier.core.numerics.delta import Delta
 from luthier.core.sites.probe import eval_mode
 from luthier.core.storage import store
 from luthier.data.labels import labels_in_order
-from luthier.evaluating.labelled import agreement, closeness
+from luthier.core.numerics.agreement import agreement, closeness
 from luthier.federating.change import Change, fill, folded, taken
 from luthier.federating.client import at_rank
 from luthier.models import Loaded, licence_of

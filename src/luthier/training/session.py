@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from luthier.core.storage import store
 from luthier.data.labels import labels_in_order
 from luthier.models import Loaded, licence_of
 from luthier.training import folder as folders
-from luthier.training import metrics, routing
+from luthier.training import judged, metrics, routing
 from luthier.training.arguments import arguments
 from luthier.training.attachment import attach_all
 from luthier.training.base import check_fits
@@ -37,7 +38,7 @@ from luthier.training.pack import batches_of, computed
 from luthier.training.penalised import refuse_alone
 from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
-from luthier.training.prepare import Prepared, is_main, prepare, processes
+from luthier.training.prepare import Prepared, curves_of, is_main, prepare, processes
 from luthier.training.progress import quiet, shown
 from luthier.training.reference import referred
 from luthier.training.replace import beside
@@ -187,12 +188,14 @@ class Session:
     ) -> Trainer:
         """Returns what trains, with all that listens to it."""
         run, shifted = self.run, prepared.task == "causal-lm"
-        log = metrics.Metrics(run.folder, run_id, run.objective.curves)
+        log = metrics.Metrics(run.folder, run_id, curves_of(run, prepared))
         table = routing.RoutingTable(run.folder, plan.steps)
         args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
         told = [log, table, *callbacks, *self.callbacks]
         made = self.trainer_class(run, model, args, features, collator, shifted, told, run_id, plan.per_epoch)
         log.trainer, table.routers = made, made.routers
+        if judged.told_of(prepared.task, prepared.examples.labels):
+            made.judging = partial(judged.Judge, prepared.task, names_of(model))
         return made
 
     def newest(self) -> Checkpoint | None:
@@ -241,7 +244,7 @@ class Session:
                 replace_text(run.folder / "README.md", text)
                 title = f"{run.model}, {run.form.name()}, {run.data}"
                 rollouts.table(run.folder)
-                plot(lines, run.folder / PLOT, title, run.objective.curves)
+                plot(lines, run.folder / PLOT, title, curves_of(run, prepared))
                 if loads := routing.read(run.folder):
                     routing.plot(loads, run.folder / routing.PLOT, title)
         measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
@@ -276,6 +279,11 @@ class Session:
             processor=loaded.processor,
             eval_losses=held,
         )
+
+
+def names_of(model: Any) -> list[str]:
+    """Returns the classes of a model, in its order; empty where it has none."""
+    return [name for _, name in sorted((getattr(model.config, "id2label", None) or {}).items())]
 
 
 def chat_of(prepared: Prepared) -> dict[str, Any]:

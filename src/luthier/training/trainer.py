@@ -23,9 +23,10 @@ from luthier.data import Collator, sizes_of
 from luthier.methods.noise import noisy
 from luthier.training.checkpointed import Checkpointed
 from luthier.training.context import running_norms
-from luthier.training.ema import Ema
 from luthier.training.figures import FigureSums
+from luthier.training.judged import Judge
 from luthier.training.order import ByLength, Repeated
+from luthier.training.optimisers import OWN, average_of
 from luthier.training.penalised import Penalised, project
 from luthier.training.rollouts.online import Online
 from luthier.training.rollouts.slopes import slopes_of
@@ -90,6 +91,8 @@ class Trainer(Checkpointed):
         """Rows of the current step."""
         self.figures = FigureSums(run.objective.curves)
         """Figures of the current step."""
+        self.judging: Callable[[], Judge] | None = None
+        """What compares the model's own answers with the labels in an evaluation, where the task has such."""
         self.norms = running_norms(model)
         self.routers = Routers(model, run.name)
         self.penalised = None if run.penalty is None else Penalised(run.penalty, trainable(model))
@@ -97,9 +100,9 @@ class Trainer(Checkpointed):
         """Rows of earlier tasks for a step, for an update that goes by their gradient."""
         if self.penalised is not None:
             self.add_callback(self.penalised)
-        self.ema = Ema(model, run.name, run.training.ema) if run.training.ema else None
-        if self.ema is not None:
-            self.add_callback(self.ema)
+        self.average = average_of(run, model)
+        if self.average is not None:
+            self.add_callback(self.average)
         self.model_accepts_loss_kwargs = True  # so it counts the labels and divides nothing itself
         self.loss_is_scaled_for_ga = True
 
@@ -142,6 +145,14 @@ class Trainer(Checkpointed):
                 optimizer_class=kind,
             )
         return self.optimizer
+
+    def get_optimizer_cls_and_kwargs(self, args, model=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Returns (class, settings) of the run's optimiser: transformers' choice, or one of Luthier's own."""
+        own = OWN.get(self.run.training.optimizer)
+        if own is None:
+            return super().get_optimizer_cls_and_kwargs(args, model)
+        betas = args.adam_beta1, args.adam_beta2
+        return own, {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
 
     def usual_loss(self) -> Tensor:
         """Returns the loss of a batch of the first rows, without dropout: an update weighs by it what a step costs."""
@@ -286,21 +297,24 @@ class Trainer(Checkpointed):
     def train(self, *args, **kwargs):  # pyright: ignore
         """Trains; behind it the model holds the average, where there is one."""
         found = super().train(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.apply()
+        if self.average is not None:
+            self.average.apply()
         return found
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):  # pyright: ignore
         """Returns `{"eval_loss": …}`, the objective's own over the evaluation rows, parts weighed as at the start, and
         the objective's figures."""
-        with self.ema.averaged() if self.ema is not None else nullcontext():
+        with self.average.averaged() if self.average is not None else nullcontext():
             return self._measured(metric_key_prefix)
 
     def _measured(self, metric_key_prefix: str) -> dict[str, float]:
         figures, metrics = FigureSums(self.run.objective.curves), {}
         if self.run.objective.evaluates:
-            means, counts = self.measure(self.get_eval_dataloader(), figures)
+            judge = self.judging() if self.judging is not None else None
+            with judge.watching(self.model) if judge is not None else nullcontext():  # pyright: ignore
+                means, counts = self.measure(self.get_eval_dataloader(), figures, judge)
             metrics = {f"{metric_key_prefix}_loss": float((means * self.run.objective.part_weights(counts, {})).sum())}
+            metrics |= {f"{metric_key_prefix}_{n}": v for n, v in (judge.figures() if judge is not None else {}).items()}
         told = self._means(figures)
         if self.online is not None:
             told |= self.online.held_reward(list(self.get_eval_dataloader()), self.state.global_step)
@@ -315,10 +329,12 @@ class Trainer(Checkpointed):
             return {}
         return figures.means(self.accelerator.reduce(figures.held().to(self.args.device), "sum"))  # pyright: ignore
 
-    def measure(self, batches: Iterable[Any], figures: FigureSums | None = None) -> tuple[Tensor, Tensor]:
+    def measure(
+        self, batches: Iterable[Any], figures: FigureSums | None = None, judge: Judge | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns the mean loss of each part (0 where it has no rows) and its count, [parts] each, over `batches`.
 
-        The objective's figures are added to those given.
+        The objective's figures are added to those given, and what the model said to the `judge`.
         """
         model: Any = self.model
         objective = self.run.objective
@@ -327,15 +343,19 @@ class Trainer(Checkpointed):
         found = []
         for batch in batches:
             inputs = self._prepare_inputs(batch)
-            inputs.pop("rows")
+            rows = inputs.pop("rows")
             counts = self.token_counts(inputs).cpu().double()
             with torch.no_grad():
                 means, told = objective.loss_and_figures(model, objective.inputs(inputs, at))
             means = means.cpu().double()
             if figures is not None:
                 figures.add(told)
+            if judge is not None:
+                judge.add(rows, inputs["labels"])
             found.append(torch.stack([means * counts, counts]))
         model.train()
         sums = torch.stack(found).sum(0).to(self.args.device)
         total, counts = self.accelerator.reduce(sums, "sum").cpu()  # pyright: ignore
+        if judge is not None and self.accelerator.num_processes > 1:
+            judge.gather()
         return total / counts.clamp(min=1), counts

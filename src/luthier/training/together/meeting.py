@@ -96,6 +96,7 @@ def why_alone(run: Run) -> str | None:
         "its batches are padded (pack)": settings.pack is False,
         "its base is quantised": settings.quantize is not None,
         "its base is sharded": settings.shard,
+        "its blocks are compiled": settings.compile,
         "it runs in several processes": processes() > 1,
         f"it is for {run.task}": run.task not in (None, "causal-lm"),
     }
