@@ -10,9 +10,9 @@ import torch
 
 import luthier as lt
 from luthier import data, models
+from luthier.core.numerics.agreement import agreement, by_class, closeness, macro
 from luthier.engine.stops import stop_ids
 from luthier.evaluating import evaluate, generate
-from luthier.core.numerics.agreement import agreement, by_class, closeness, macro
 from luthier.evaluating.classes import confusion
 from luthier.evaluating.evaluate import bootstrap
 from luthier.training import Training, train

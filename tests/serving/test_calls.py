@@ -120,7 +120,11 @@ def test_arguments_between_tags_come_while_they_are_written(template):
     written = call_format(calling(template))
     assert written is not None
     reader = CallReader(written, {"f": TYPED})
-    begin = SAYS[template].split("1", 1)[0].replace("a>" if template == "coder" else ">a<", "s>" if template == "coder" else ">s<")
+    begin = (
+        SAYS[template]
+        .split("1", 1)[0]
+        .replace("a>" if template == "coder" else ">a<", "s>" if template == "coder" else ">s<")
+    )
     pieces = reader.add(begin)
     assert [piece.name for piece in pieces if piece.name] == ["f"]
     for part in ("one ", 'two "', "</para", "\n"):
@@ -136,7 +140,7 @@ def test_arguments_between_tags_come_while_they_are_written(template):
     ("<tool_call>\n<function=f>\n<parameter=s>\n1\n</parameter>\nwhat", ">\nwhat", [("f", '{"s": "1"}')]),
     ("<tool_call>\n<function=f>\n<param=s>1", None, []),
     ("<tool_call>\n<function=f>\n</function>\n</tool_call> x", " x", [("f", "{}")]),
-    ("<tool_call>\nnothing\n<tool_call>\n<function=f>\n</function>\n</tool_call>", "<tool_call>\nnothing", [("f", "{}")]),
+    ("<tool_call>\nno\n<tool_call>\n<function=f>\n</function>\n</tool_call>", "<tool_call>\nno", [("f", "{}")]),
     ("<tool_call>\n<function=f>\n<parameter=s>\n</parameter>\n</function>\n</tool_call>", "", [("f", '{"s": ""}')]),
 ])  # fmt: skip
 @pytest.mark.parametrize("size", [1, 4, 1000])

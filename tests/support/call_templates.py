@@ -68,7 +68,8 @@ ODD = (  # as a line of Python
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TEMPLATES = {
-    "hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "deepseek": DEEPSEEK, "coder": CODER, "glm": GLM, "glm4": GLM4, "odd": ODD,
+    "hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "deepseek": DEEPSEEK, "coder": CODER, "glm": GLM,
+    "glm4": GLM4, "odd": ODD,
 }  # fmt: skip
 ADDED = {
     "hermes": (["<tool_call>", "</tool_call>"], False),

@@ -212,9 +212,10 @@ def test_large_states_have_few_bits(name, as_it_is):
     parameter.grad = torch.full((64, 128), 0.5)
     made.step()
     moment = made.state[parameter]["state1" if library.__name__ == "bitsandbytes" else "exp_avg"]
-    assert moment.dtype == torch.uint8 or type(moment).__name__ == {"8": "OptimState8bit", "4": "OptimState4bit"}[
-        name.removesuffix("bit")[-1]
-    ]
+    assert (
+        moment.dtype == torch.uint8
+        or type(moment).__name__ == {"8": "OptimState8bit", "4": "OptimState4bit"}[name.removesuffix("bit")[-1]]
+    )
 
 
 def follows(made: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], steps: int = 6) -> list[torch.Tensor]:
@@ -275,7 +276,9 @@ def test_schedule_free_is_its_equations():
 
 
 def test_the_mean_is_what_schedule_free_evaluates_and_saves(llama, additions, tmp_path):
-    wanted = run(llama, additions, tmp_path, steps=4, lr=5e-2, optimizer="schedule_free", schedule="constant", save_every=1)
+    wanted = run(
+        llama, additions, tmp_path, steps=4, lr=5e-2, optimizer="schedule_free", schedule="constant", save_every=1
+    )
     done = train(wanted, progress=False)
 
     def at(step: int, name: str) -> dict[str, torch.Tensor]:
@@ -424,3 +427,82 @@ def test_a_rare_class_is_told_where_it_weighs_more(bert, tmp_path):
         shares[name] = {found["prediction"]: found["probability"], found["prediction_2"]: found["probability_2"]}
     assert shares["equal"]["rare"] == pytest.approx(0.1, abs=0.05)
     assert shares["more"]["rare"] == pytest.approx(0.75, abs=0.08)
+
+
+# --- figures of a task, batches from other processes, compiled blocks ---------------------------------
+
+
+def labelled(tmp_path, kind: str) -> str:
+    from support.tiny import write_rows
+
+    numbers = range(24)
+    rows: dict[str, list[dict]] = {
+        "classes": [{"text": "ab"[i % 2] * (1 + i % 5), "label": "xy"[i % 2]} for i in numbers],
+        "numbers": [{"text": "a" * (1 + i), "label": i / 4 + 0.1} for i in numbers],
+        "several": [{"text": "ab"[i % 2] * (1 + i), "labels": ["xy"[i % 2], "z"]} for i in numbers],
+        "entities": [
+            {"tokens": ["a" * (1 + i), "b"], "ner_tags": ["B-X", "O"] if i % 2 else ["O", "O"]} for i in numbers
+        ],
+        "tags": [{"tokens": ["a" * (1 + i), "b"], "ner_tags": ["N", "V"]} for i in numbers],
+    }
+    return write_rows(tmp_path / "rows.jsonl", rows[kind])
+
+
+TOLD = {
+    "classes": ({"accuracy", "mcc", "macro_f1", "macro_precision", "macro_recall"}, "macro_f1"),
+    "numbers": ({"pearson", "mse"}, "mse"),
+    "several": ({"micro_f1", "micro_precision", "micro_recall", "exact_match"}, "micro_f1"),
+    "entities": ({"f1", "precision", "recall", "accuracy"}, "f1"),
+    "tags": ({"accuracy"}, "accuracy"),
+}
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_the_best_adapter_by_a_figure_of_the_task(bert, tmp_path, kind):
+    """Every evaluation tells what `luthier evaluate` tells of the same rows, and best goes by any of it."""
+    from luthier import data
+    from luthier.evaluating import evaluate
+
+    names, best = TOLD[kind]
+    source = labelled(tmp_path, kind)
+    settings = replace(SHORT, steps=6, batch=8, lr=5e-2, best=best, patience=3)
+    wanted = Run(bert, source, lt.LoRA(rank=2), eval_data=None, out=str(tmp_path / "run"), training=settings)
+    done = train(wanted, progress=False)
+    told = [line for line in metrics.read(wanted.folder) if "eval_loss" in line]
+    assert all({f"eval_{name}" for name in names} <= set(line) for line in told)
+    sign = -1 if best == "mse" else 1
+    chosen = max(told, key=lambda line: (sign * line[f"eval_{best}"], -line["step"]))
+    held = data.split(data.load(source), n=round(0.2 * 24), seed=0)[1]
+    again = evaluate(done.model, done.processor, held, progress=False)
+    for name in names:
+        assert again.metrics[name] == pytest.approx(chosen[f"eval_{name}"], abs=1e-5) or math.isnan(again.metrics[name])
+    with pytest.raises(
+        LuthierError, match=f"best is 'rouge'; an evaluation of this run tells: loss, {min(names)[:1]}|loss"
+    ):
+        train(replace(wanted, training=replace(settings, best="rouge"), out=str(tmp_path / "no")), progress=False)
+
+
+def test_batches_from_other_processes_are_the_same(llama, additions, tmp_path):
+    alone = train(run(llama, additions, tmp_path / "a", steps=3), progress=False)
+    helped = train(run(llama, additions, tmp_path / "b", steps=3, workers=2), progress=False)
+    assert helped.losses == alone.losses and helped.eval_losses == alone.eval_losses
+    with pytest.raises(LuthierError, match="workers is -1"):
+        Training(workers=-1)
+
+
+@pytest.mark.long  # tracing alone takes seconds
+def test_blocks_are_compiled_and_are_as_before_afterwards(llama, additions, tmp_path, monkeypatch):
+    """Traced as for the compiler, whose code is left out. Blocks that are alike share what is compiled."""
+    from functools import partial
+
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    done = train(run(llama, additions, tmp_path / "a", steps=2, compile=True), progress=False)
+    assert 0 < counters["stats"]["unique_graphs"] <= 12, "each step is compiled anew"
+    monkeypatch.undo()
+    plain = train(run(llama, additions, tmp_path / "b", steps=2), progress=False)
+    assert [loss for _, loss in done.losses] == pytest.approx([loss for _, loss in plain.losses], rel=1e-4)
+    assert all(module._compiled_call_impl is None for module in done.model.modules())

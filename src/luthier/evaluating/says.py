@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import data, models
 from luthier.core.errors import LuthierError
+from luthier.core.numerics import many
 from luthier.data import Examples
 from luthier.data.bad import refuse
 from luthier.data.pictures import PICTURES, seen_in
-from luthier.core.numerics import many
 from luthier.evaluating import speech
 from luthier.evaluating.generate import tokenised, written
 from luthier.evaluating.outputs import Reading, logits_of, places_of, probabilities, tags_of, vectors_of

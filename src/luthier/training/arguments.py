@@ -60,7 +60,7 @@ def loading(workers: int) -> dict[str, Any]:
 
 
 OPTIMISERS = {"lion": "lion_32bit", "adamw_8bit": "adamw_bnb_8bit"}
-"""transformers' names of optimisers, where they are others than ours."""
+"""The names of optimisers in transformers, where they are others than here."""
 
 
 def optim_of(settings: Training) -> dict[str, Any]:

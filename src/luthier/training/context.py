@@ -51,7 +51,9 @@ def compiled(model: nn.Module) -> Iterator[None]:
     """
     blocks = [block for each in block_lists(model).values() for block in each]
     if not blocks:
-        raise LuthierError(f"compile compiles the blocks of a model, and {type(model).__name__} has none; leave it out.")
+        raise LuthierError(
+            f"compile compiles the blocks of a model, and {type(model).__name__} has none; leave it out."
+        )
     for block in blocks:
         block.compile()
     try:

@@ -80,7 +80,7 @@ class Judge:
             self.rows |= found
 
     def figures(self) -> dict[str, float]:
-        """Returns what `told_of` names, by the definitions of `luthier evaluate`; a correlation that is undefined is 0."""
+        """Returns what `told_of` names, as `luthier evaluate` defines it; an undefined correlation is 0."""
         import numpy as np
 
         if not self.rows:

@@ -123,7 +123,7 @@ class ScheduleFree(_Stepped):
 
 
 class ScheduleFreeMean(Ema):
-    """x of `ScheduleFree`, in the place of what is trained while it is evaluated, and at the end."""
+    """Puts x of `ScheduleFree` in the place of what is trained, while it is evaluated and at the end."""
 
     def __init__(self, model: torch.nn.Module, name: str) -> None:
         super().__init__(model, name, decay=0.0)

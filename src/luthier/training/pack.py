@@ -55,6 +55,8 @@ def _of_run(run: Run) -> str | None:
     """Why a run pads whatever its model is."""
     if run.training.shard:
         return "its base is to be sharded"
+    if run.training.compile:
+        return "its blocks are compiled, for shapes that rows in one stream do not have twice"
     return f"{run.objective.name()} samples answers from the model between its steps" if run.objective.samples else None
 
 

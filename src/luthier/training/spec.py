@@ -83,8 +83,8 @@ class Training:
     """Steps between evaluations. Default: a tenth of the run."""
     best: str | None = None
     """Save the adapter of the best evaluation instead of the last: by loss, by a figure of the task (accuracy, mcc and
-    macro_f1 of classes, f1 of tags, pearson and mse of numbers, micro_f1 of several classes) or of the objective (accuracy
-    of dpo). Of loss and mse less is better, of all others more."""
+    macro_f1 of classes, f1 of tags, pearson and mse of numbers, micro_f1 of several classes) or of the objective
+    (accuracy of dpo). Of loss and mse less is better, of all others more."""
     patience: int | None = None
     """Stop after this many evaluations that were not better; goes with best."""
     save_every: int | None = None
@@ -141,7 +141,9 @@ class Training:
                 "attn=flash_attention_2 needs the package flash-attn (and a GPU): pip install flash-attn"
             )
         if self.workers and "fork" not in multiprocessing.get_all_start_methods():
-            raise LuthierError(f"workers is {self.workers}: they are forked, which this system does not do; leave it out.")
+            raise LuthierError(
+                f"workers is {self.workers}: they are forked, which this system does not do; leave it out."
+            )
         if self.shard and self.quantize is not None:
             raise LuthierError(f"quantize={self.quantize} quantises the base, and a quantised base cannot be sharded.")
 

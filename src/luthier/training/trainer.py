@@ -25,8 +25,8 @@ from luthier.training.checkpointed import Checkpointed
 from luthier.training.context import running_norms
 from luthier.training.figures import FigureSums
 from luthier.training.judged import Judge
-from luthier.training.order import ByLength, Repeated
 from luthier.training.optimisers import OWN, average_of
+from luthier.training.order import ByLength, Repeated
 from luthier.training.penalised import Penalised, project
 from luthier.training.rollouts.online import Online
 from luthier.training.rollouts.slopes import slopes_of
@@ -314,7 +314,9 @@ class Trainer(Checkpointed):
             with judge.watching(self.model) if judge is not None else nullcontext():  # pyright: ignore
                 means, counts = self.measure(self.get_eval_dataloader(), figures, judge)
             metrics = {f"{metric_key_prefix}_loss": float((means * self.run.objective.part_weights(counts, {})).sum())}
-            metrics |= {f"{metric_key_prefix}_{n}": v for n, v in (judge.figures() if judge is not None else {}).items()}
+            metrics |= {
+                f"{metric_key_prefix}_{n}": v for n, v in (judge.figures() if judge is not None else {}).items()
+            }
         told = self._means(figures)
         if self.online is not None:
             told |= self.online.held_reward(list(self.get_eval_dataloader()), self.state.global_step)

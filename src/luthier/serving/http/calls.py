@@ -2,8 +2,9 @@
 
 Three forms are told apart. In the first a call is a JSON object that holds the function's name and its arguments
 (Hermes, Qwen, Llama 3, Mistral); in the second the name stands before an object of arguments (DeepSeek, Mistral since
-2411; GLM-4 of 2024, where nothing else tells a call); in the third arguments stand one by one between tags (Qwen3-Coder, GLM; see `tagged`). What stands around and
-between calls is taken from the render of one call and of two.
+2411; GLM-4 of 2024, where nothing else tells a call); in the third arguments stand one by one between tags
+(Qwen3-Coder, GLM-4.5; see `tagged`). What stands around and between calls is taken from the render of one call and of
+two.
 """
 
 from __future__ import annotations

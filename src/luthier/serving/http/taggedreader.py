@@ -16,7 +16,7 @@ LONGEST_KEY = 1000
 class TaggedArguments:
     """The arguments of one call, from behind its name on.
 
-    A text is told as it comes, and any other value once it is whole. What is no argument and no end of the call ends it
+    A text is told as it comes, and any other value once it is whole. What is neither an argument nor the end of the call ends it
     there. Each letter is looked at a bounded number of times.
     """
 
@@ -93,7 +93,7 @@ class TaggedArguments:
         return self._ready(self._seen) if self._streams else ""
 
     def _ready(self, stop: int) -> str:
-        """What may be told of a text, of which white space before the end of the value is no part."""
+        """What may be told of a text, without white space before the end of the value."""
         begin, end = self._around()
         stop -= len(end)
         if stop <= (0 if self._told else len(begin)):
@@ -148,8 +148,11 @@ def may_become(text: str, close: str) -> bool:
 
 
 def named(text: str, lead: str, ways: Sequence[str]) -> tuple[str, str] | None:
-    """Returns (name, what follows it) of a text that begins behind the marker of a call, once one of `ways` follows: the
-    first argument, or the end of the call; None while it may yet become one. The name is empty where it is none."""
+    """Returns (name, what follows it) of a text that begins behind the marker of a call, once one of `ways` follows.
+
+    These are the first argument and the end of the call. None while it may yet become one; the name is empty where it
+    is none.
+    """
     short, head = len(text) < LONGEST_KEY, re.match(rf"\s*(?:{loose(lead)}\s*)?(?P<name>[\w.-]+)", text)
     if head is None:
         at = after(text, lead)
