@@ -16,8 +16,8 @@ LONGEST_KEY = 1000
 class TaggedArguments:
     """The arguments of one call, from behind its name on.
 
-    A text is told as it comes, and any other value once it is whole. What is neither an argument nor the end of the call ends it
-    there. Each letter is looked at a bounded number of times.
+    A text is told as it comes, and any other value once it is whole. What is neither an argument nor the end of the
+    call ends it there. Each letter is looked at a bounded number of times.
     """
 
     def __init__(self, tags: Tags, schema: Mapping[str, Any], tail: str) -> None:
