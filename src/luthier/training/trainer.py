@@ -329,7 +329,13 @@ class Trainer(Checkpointed):
         """The means of figures over all processes."""
         if not figures.sums:
             return {}
-        return figures.means(self.accelerator.reduce(figures.held().to(self.args.device), "sum"))  # pyright: ignore
+        return figures.means(self._over_processes(figures.held()))
+
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        """The sums of all processes, in float64 on the CPU. One alone moves nothing: not every device has float64."""
+        if self.accelerator.num_processes == 1:
+            return sums
+        return self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()  # pyright: ignore
 
     def measure(
         self, batches: Iterable[Any], figures: FigureSums | None = None, judge: Judge | None = None
@@ -356,8 +362,7 @@ class Trainer(Checkpointed):
                 judge.add(rows, inputs["labels"])
             found.append(torch.stack([means * counts, counts]))
         model.train()
-        sums = torch.stack(found).sum(0).to(self.args.device)
-        total, counts = self.accelerator.reduce(sums, "sum").cpu()  # pyright: ignore
+        total, counts = self._over_processes(torch.stack(found).sum(0))
         if judge is not None and self.accelerator.num_processes > 1:
             judge.gather()
         return total / counts.clamp(min=1), counts

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.wide import exact
 
 
 class Attachment(nn.Module):
@@ -70,8 +71,8 @@ def lookup_scale(path: str, table: nn.Embedding) -> float:
     base = getattr(type(table), "_luthier_base", type(table)).forward
     with torch.no_grad():
         row = int(weight.float().norm(dim=1).argmax())
-        stored = weight[row].double()
-        looked_up = base(table, torch.tensor([row], device=weight.device))[0].double()
+        stored = exact(weight[row])
+        looked_up = exact(base(table, torch.tensor([row], device=weight.device))[0])
         scale = float(looked_up @ stored / (stored @ stored))
     if not torch.allclose(looked_up, scale * stored, rtol=1e-2, atol=1e-6):
         raise LuthierError(f"{path} does more than look its rows up, so no change of them says what it gives.")
