@@ -126,8 +126,8 @@ def test_figures_of_which_more_is_better(llama, additions, tmp_path):
     assert not made._spent()
     with pytest.raises(LuthierError, match="no row is held out"):
         train(run(llama, additions, tmp_path, best="loss", eval_fraction=0.0), progress=False)
-    with pytest.raises(LuthierError, match="best is 'bleu'; an evaluation of this run tells: loss"):
-        train(run(llama, additions, tmp_path, best="bleu"), progress=False)
+    with pytest.raises(LuthierError, match="best is 'accuracy'; an evaluation of this run tells: loss"):
+        train(run(llama, additions, tmp_path, best="accuracy"), progress=False)
 
 
 # --- the loss ----------------------------------------------------------------------------------------
@@ -480,6 +480,33 @@ def test_the_best_adapter_by_a_figure_of_the_task(bert, tmp_path, kind):
         LuthierError, match=f"best is 'rouge'; an evaluation of this run tells: loss, {min(names)[:1]}|loss"
     ):
         train(replace(wanted, training=replace(settings, best="rouge"), out=str(tmp_path / "no")), progress=False)
+
+
+@pytest.mark.parametrize("best", ["exact_match", "rougeL", "number"])
+def test_the_best_adapter_by_written_answers(llama, additions, tmp_path, best):
+    """The figure of an evaluation is that of `luthier evaluate` on the rows held out, and best goes by it."""
+    from luthier import data
+    from luthier.evaluating import evaluate
+
+    if best == "rougeL":
+        pytest.importorskip("rouge_score")
+    wanted = run(llama, additions, tmp_path, steps=9, batch=8, lr=3e-2, eval_every=3, best=best)
+    done = train(wanted, progress=False)
+    told = {line["step"]: line[f"eval_{best}"] for line in metrics.read(wanted.folder) if f"eval_{best}" in line}
+    assert list(told) == [3, 6, 9]
+    examples = data.load(additions)
+    held = data.split(examples, n=round(0.2 * len(examples)), seed=0)[1]
+    more = {"metrics": [best]} if best == "rougeL" else {"scorer": data.scorer_for(held, best)}
+    again = evaluate(done.model, done.processor, held, progress=False, **more)
+    assert again.metrics[best] == pytest.approx(max(told.values()), abs=1e-6)
+
+
+def test_rows_without_answers_have_none_to_score(llama, tmp_path):
+    from support.tiny import write_rows
+
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"a text {i}"} for i in range(20)])
+    with pytest.raises(LuthierError, match="best is 'bleu'; an evaluation of this run tells: loss"):
+        train(run(llama, texts, tmp_path, best="bleu"), progress=False)
 
 
 def test_batches_from_other_processes_are_the_same(llama, additions, tmp_path):

@@ -25,6 +25,7 @@ from luthier.training.from_adapter import check_start
 from luthier.training.judged import told_of
 from luthier.training.spec import Run
 from luthier.training.task_columns import COLUMN, check_types, columns_of, tagged, task_indices, tasks_of
+from luthier.training.writing import WRITTEN, check_written, writes
 
 Feature = dict[str, Any]
 
@@ -127,6 +128,9 @@ def _prepare(run: Run, beside: Sequence[str | None], shared: bool) -> Prepared:
         )
     told_too = told_of(examples.task, examples.labels)
     figures = ["loss", *(name for group in (*objective.curves, *told_too) for name in group)]
+    if held is not None and held.scorer is not None and examples.task == "causal-lm":
+        figures += WRITTEN
+        check_written(run, examples.task, held)
     if run.training.best is not None and run.training.best not in figures:
         raise LuthierError(f"best is {run.training.best!r}; an evaluation of this run tells: {', '.join(figures)}.")
     if run.training.neftune and examples.task.startswith(("image", "audio", "speech")):
@@ -342,7 +346,8 @@ def _other(run: Run, examples: Examples) -> Examples:
 
 def curves_of(run: Run, prepared: Prepared) -> tuple[tuple[str, ...], ...]:
     """Returns the names of the figures of a run beside its loss, those that are drawn together side by side."""
-    return (*run.objective.curves, *told_of(prepared.task, prepared.examples.labels))
+    written = ((str(run.training.best),),) if writes(run, prepared.task) else ()
+    return (*run.objective.curves, *told_of(prepared.task, prepared.examples.labels), *written)
 
 
 def processes() -> int:

@@ -51,6 +51,7 @@ from luthier.training.sparse import sparsify
 from luthier.training.spec import Run
 from luthier.training.teacher import check_teacher, teacher_of
 from luthier.training.trainer import Trainer
+from luthier.training.writing import Writer, writes
 
 SHARE = 10
 """The number of evaluations and checkpoints of a run by default."""
@@ -196,6 +197,8 @@ class Session:
         log.trainer, table.routers = made, made.routers
         if judged.told_of(prepared.task, prepared.examples.labels):
             made.judging = partial(judged.Judge, prepared.task, names_of(model))
+        if writes(run, prepared.task) and prepared.held is not None:
+            made.writer = Writer(run, model, prepared.processor, prepared.held)
         return made
 
     def newest(self) -> Checkpoint | None:

@@ -33,6 +33,7 @@ from luthier.training.rollouts.slopes import slopes_of
 from luthier.training.routing import Routers
 from luthier.training.schedule import is_plain, restarting
 from luthier.training.spec import Run
+from luthier.training.writing import Writer
 
 
 class Diverged(LuthierError):
@@ -93,6 +94,8 @@ class Trainer(Checkpointed):
         """Figures of the current step."""
         self.judging: Callable[[], Judge] | None = None
         """What compares the model's own answers with the labels in an evaluation, where the task has such."""
+        self.writer: Writer | None = None
+        """What writes answers in an evaluation, where `best` goes by them."""
         self.norms = running_norms(model)
         self.routers = Routers(model, run.name)
         self.penalised = None if run.penalty is None else Penalised(run.penalty, trainable(model))
@@ -317,7 +320,7 @@ class Trainer(Checkpointed):
             metrics |= {
                 f"{metric_key_prefix}_{n}": v for n, v in (judge.figures() if judge is not None else {}).items()
             }
-        told = self._means(figures)
+        told = self._means(figures) | (self.writer.figures() if self.writer is not None else {})
         if self.online is not None:
             told |= self.online.held_reward(list(self.get_eval_dataloader()), self.state.global_step)
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in told.items()}
