@@ -17,6 +17,7 @@ from luthier.core.errors import LuthierError
 from luthier.training import Run, Training, metrics, train
 from luthier.training.arguments import optim_of
 from luthier.training.best import Best
+from luthier.training.noise_scale import NoiseScale, noise_scale
 from luthier.training.optimisers import Muon, ScheduleFree, orthogonal
 from luthier.training.schedule import FALLS, PLAIN, is_plain, shape
 from luthier.training.spec import LIBRARIES
@@ -507,6 +508,33 @@ def test_rows_without_answers_have_none_to_score(llama, tmp_path):
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"a text {i}"} for i in range(20)])
     with pytest.raises(LuthierError, match="best is 'bleu'; an evaluation of this run tells: loss"):
         train(run(llama, texts, tmp_path, best="bleu"), progress=False)
+
+
+def test_the_noise_scale_is_the_ratio_of_what_was_put_in(llama, additions, tmp_path):
+    """Gradients G + noise of a row: the means of both estimates, in rows; and a run tells them, and is as without."""
+    draw = torch.Generator().manual_seed(0)
+    truth, spread, rows = torch.randn(50, generator=draw), 2.0, 4
+    p, measured, lines = torch.nn.Parameter(torch.zeros(50)), NoiseScale(), []
+    for _ in range(400):
+        p.grad = torch.zeros(50)
+        for _ in range(3):
+            p.grad = p.grad + (truth + spread / rows**0.5 * torch.randn(50, generator=draw)) / 3
+            measured.batch({"p": p}, 1 / 3, rows)
+        lines.append(measured.step())
+    mean = {key: sum(line[key] for line in lines) / len(lines) for key in lines[0]}
+    assert mean["grad_noise"] == pytest.approx(50 * spread**2, rel=0.05)
+    assert mean["grad_signal"] == pytest.approx(float(truth.square().sum()), rel=0.05)
+    assert noise_scale(lines) == pytest.approx(mean["grad_noise"] / mean["grad_signal"])
+    settings = {"steps": 3, "batch": 2, "accumulate": 2}
+    wanted = run(llama, additions, tmp_path / "a", noise_scale=True, **settings)
+    done, plain = (
+        train(wanted, progress=False),
+        train(run(llama, additions, tmp_path / "b", **settings), progress=False),
+    )
+    told = [line for line in metrics.read(wanted.folder) if "loss" in line]
+    assert all(line["grad_noise"] > 0 for line in told) and done.losses == plain.losses
+    with pytest.raises(LuthierError, match="set accumulate to 2 or more"):
+        Training(noise_scale=True)
 
 
 def test_batches_from_other_processes_are_the_same(llama, additions, tmp_path):

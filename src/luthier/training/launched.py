@@ -37,6 +37,10 @@ def check_processes(run: Run) -> None:
             "shard shards the base across several processes, and here is one; start them with "
             "`torchrun --nproc-per-node=N -m luthier train …`."
         )
+    if run.training.noise_scale and processes() > 1:
+        raise LuthierError(
+            f"noise_scale compares the batches of a step in one process, and here are {processes()}; leave it out."
+        )
     if run.update.changes and processes() > 1:
         raise LuthierError(
             f"{run.update.name()} changes what is trained from step to step, and here are {processes()} processes, "

@@ -23,6 +23,7 @@ from luthier.methods.row_model import Reader
 from luthier.training.classes import check_classes
 from luthier.training.from_adapter import check_start
 from luthier.training.judged import told_of
+from luthier.training.noise_scale import CURVES
 from luthier.training.spec import Run
 from luthier.training.task_columns import COLUMN, check_types, columns_of, tagged, task_indices, tasks_of
 from luthier.training.writing import WRITTEN, check_written, writes
@@ -347,7 +348,8 @@ def _other(run: Run, examples: Examples) -> Examples:
 def curves_of(run: Run, prepared: Prepared) -> tuple[tuple[str, ...], ...]:
     """Returns the names of the figures of a run beside its loss, those that are drawn together side by side."""
     written = ((str(run.training.best),),) if writes(run, prepared.task) else ()
-    return (*run.objective.curves, *told_of(prepared.task, prepared.examples.labels), *written)
+    noise = CURVES if run.training.noise_scale else ()
+    return (*run.objective.curves, *told_of(prepared.task, prepared.examples.labels), *written, *noise)
 
 
 def processes() -> int:

@@ -34,6 +34,7 @@ from luthier.training.from_adapter import compared_with_start
 from luthier.training.join import join
 from luthier.training.launched import check_processes, check_services
 from luthier.training.moments import AsToldNow, ByTheClock
+from luthier.training.noise_scale import noise_scale
 from luthier.training.pack import batches_of, computed
 from luthier.training.penalised import refuse_alone
 from luthier.training.plot import FILE as PLOT
@@ -252,6 +253,8 @@ class Session:
                     routing.plot(loads, run.folder / routing.PLOT, title)
         measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
         measured |= {"eval_loss": evals[-1]} if evals else {}
+        scale = noise_scale(lines)
+        measured |= {} if scale is None else {"noise_scale": scale}
         measured |= {"task": prepared.task, "labels": prepared.examples.labels}
         measured |= {"ranks": record["measured"]} if record["measured"] else {}
         measured |= {"update": record["run"]["update"]} | ({"best": chosen} if chosen else {})

@@ -73,6 +73,9 @@ class Training:
     """Compile the blocks of the model (torch.compile): the first steps take longer, later ones less."""
     workers: int = 0
     """Processes that make batches beside the one that trains, which pays for rows with pictures (0: none)."""
+    noise_scale: bool = False
+    """Tell the parts of the gradient noise scale at each step, which compares its batches: accumulate has to be 2 or
+    more. The scale is about the number of rows in a step from which on more of them add little."""
     max_length: int = 1024
     """The most tokens of a row; a longer text is cut into several rows, any other longer row is refused."""
     truncate: bool = False
@@ -144,6 +147,10 @@ class Training:
         if self.workers and "fork" not in multiprocessing.get_all_start_methods():
             raise LuthierError(
                 f"workers is {self.workers}: they are forked, which this system does not do; leave it out."
+            )
+        if self.noise_scale and self.accumulate < 2:
+            raise LuthierError(
+                "noise_scale compares the batches of a step, and here is one; set accumulate to 2 or more."
             )
         if self.shard and self.quantize is not None:
             raise LuthierError(f"quantize={self.quantize} quantises the base, and a quantised base cannot be sharded.")

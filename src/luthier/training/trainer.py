@@ -25,6 +25,7 @@ from luthier.training.checkpointed import Checkpointed
 from luthier.training.context import running_norms
 from luthier.training.figures import FigureSums
 from luthier.training.judged import Judge
+from luthier.training.noise_scale import NoiseScale
 from luthier.training.optimisers import OWN, average_of
 from luthier.training.order import ByLength, Repeated
 from luthier.training.penalised import Penalised, project
@@ -96,6 +97,10 @@ class Trainer(Checkpointed):
         """What compares the model's own answers with the labels in an evaluation, where the task has such."""
         self.writer: Writer | None = None
         """What writes answers in an evaluation, where `best` goes by them."""
+        self.noise = NoiseScale() if run.training.noise_scale else None
+        self.share = 1.0
+        """The share of the last batch in the means of its step."""
+        self.noise_told: dict[str, float] = {}
         self.norms = running_norms(model)
         self.routers = Routers(model, run.name)
         self.penalised = None if run.penalty is None else Penalised(run.penalty, trainable(model))
@@ -242,6 +247,7 @@ class Trainer(Checkpointed):
         objective, totals = self.run.objective, num_items_in_batch
         assert isinstance(totals, Tensor)  # counted above for every step
         shares = objective.part_weights(totals, self.objective_state) * self.token_counts(inputs) / totals.clamp(min=1)
+        self.share = float(shares.sum()) if self.noise is not None else 1.0
         at = At(self.state.global_step, self.state.max_steps, True, self.teacher)
         given = objective.inputs(inputs, at)
         with self.routers.watched() as routes, noisy(model, self.run.training.neftune, given):
@@ -257,7 +263,10 @@ class Trainer(Checkpointed):
     def training_step(self, model, inputs, num_items_in_batch=None):  # pyright: ignore
         """One backward pass; behind the last of a step, the penalty and the update see the whole gradient."""
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.noise is not None:
+            self.noise.batch(trainable(self.model), self.share, len(inputs["labels"]))  # pyright: ignore
         if self.accelerator.sync_gradients:
+            self.noise_told = self.noise.step() if self.noise is not None else {}
             if self.rehearsal is not None and self.run.update.rehearses:
                 project(self.run.update, trainable(self.model), self._reference)  # pyright: ignore
             if self.penalised is not None:
@@ -290,7 +299,7 @@ class Trainer(Checkpointed):
         if not math.isfinite(logs.get("grad_norm", 0.0)):
             self._stop("gradient's norm", logs["grad_norm"], self.rows)
         if "loss" in logs:
-            logs |= (found := self._means(self.figures))
+            logs |= (found := self._means(self.figures)) | self.noise_told
             self.objective_state = self.run.objective.observe(self.objective_state, self.state.global_step, found)
             logs |= {name: self.objective_state[name] for name in self.figures.sums if name in self.objective_state}
             self.figures = FigureSums(self.run.objective.curves)
