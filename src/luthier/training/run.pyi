@@ -80,6 +80,7 @@ def train(
     attn: Literal['eager', 'sdpa', 'flash_attention_2', 'flex_attention'] | None = None,
     compile: bool = False,
     workers: int = 0,
+    noise_scale: bool = False,
     max_length: int = 1024,
     truncate: bool = False,
     eval_fraction: float = 0.05,

@@ -98,8 +98,8 @@ class Trainer(Checkpointed):
         self.writer: Writer | None = None
         """What writes answers in an evaluation, where `best` goes by them."""
         self.noise = NoiseScale() if run.training.noise_scale else None
-        self.share = 1.0
-        """The share of the last batch in the means of its step."""
+        self.share = (1.0, 0)
+        """The share of the last batch in the means of its step, and its rows."""
         self.noise_told: dict[str, float] = {}
         self.norms = running_norms(model)
         self.routers = Routers(model, run.name)
@@ -247,7 +247,7 @@ class Trainer(Checkpointed):
         objective, totals = self.run.objective, num_items_in_batch
         assert isinstance(totals, Tensor)  # counted above for every step
         shares = objective.part_weights(totals, self.objective_state) * self.token_counts(inputs) / totals.clamp(min=1)
-        self.share = float(shares.sum()) if self.noise is not None else 1.0
+        self.share = (float(shares.sum()) if self.noise is not None else 1.0, len(rows))
         at = At(self.state.global_step, self.state.max_steps, True, self.teacher)
         given = objective.inputs(inputs, at)
         with self.routers.watched() as routes, noisy(model, self.run.training.neftune, given):
@@ -264,7 +264,7 @@ class Trainer(Checkpointed):
         """One backward pass; behind the last of a step, the penalty and the update see the whole gradient."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.noise is not None:
-            self.noise.batch(trainable(self.model), self.share, len(inputs["labels"]))  # pyright: ignore
+            self.noise.batch(trainable(self.model), *self.share)  # pyright: ignore
         if self.accelerator.sync_gradients:
             self.noise_told = self.noise.step() if self.noise is not None else {}
             if self.rehearsal is not None and self.run.update.rehearses:
@@ -363,7 +363,7 @@ class Trainer(Checkpointed):
         found = []
         for batch in batches:
             inputs = self._prepare_inputs(batch)
-            rows = inputs.pop("rows")
+            rows: Any = inputs.pop("rows")
             counts = self.token_counts(inputs).cpu().double()
             with torch.no_grad():
                 means, told = objective.loss_and_figures(model, objective.inputs(inputs, at))
