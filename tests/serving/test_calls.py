@@ -276,6 +276,12 @@ def test_what_needs_a_known_form(client, engine, more):
     assert not engine.requests
 
 
+def test_strict_tools_need_a_token_that_opens_calls(client, engine):
+    engine.tokenizer = calling("glm4")
+    told = error(chat(client(), tools=[tool("f", strict=True)]), 400)
+    assert told["param"] == "tools" and "opens calls with nothing but their name" in told["message"]
+
+
 def test_a_name_that_is_not_there(client, engine):
     engine.tokenizer = calling("hermes")
     choice = {"type": "function", "function": {"name": "ff"}}

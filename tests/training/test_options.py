@@ -203,6 +203,14 @@ def test_an_optimiser_is_the_one_that_was_asked_for(llama, additions, tmp_path, 
     assert train(wanted, resume=True, progress=False).losses == done.losses
 
 
+def test_pages_are_a_gpus(llama, additions, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(LuthierError, match="here is none; take adamw_8bit"):
+        train(run(llama, additions, tmp_path, optimizer="paged_adamw_8bit"), progress=False)
+    assert optim_of(Training(optimizer="paged_adamw_8bit")) == {"optim": "paged_adamw_8bit"}
+
+
 @pytest.mark.parametrize("name", ["adamw_8bit", "adamw_torch_8bit", "adamw_torch_4bit"])
 def test_large_states_have_few_bits(name, as_it_is):
     library = pytest.importorskip(LIBRARIES[name])

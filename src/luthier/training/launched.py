@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from luthier.core.errors import LuthierError, near
@@ -12,6 +13,15 @@ from luthier.training.spec import Run
 
 SPREAD = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 """The environment variables by which `accelerate launch` shards all parameters."""
+
+
+def check_optimiser(name: str) -> None:
+    """Raises for an optimiser that this machine would run as another one: pages are a GPU's."""
+    if name.startswith("paged") and not torch.cuda.is_available():
+        raise LuthierError(
+            f"optimizer={name} keeps its states in pages between a GPU (CUDA) and the main memory, and here is none; "
+            f"take {name.removeprefix('paged_')}."
+        )
 
 
 def check_services(report_to: str) -> None:

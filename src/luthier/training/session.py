@@ -32,7 +32,7 @@ from luthier.training.context import training_context
 from luthier.training.estimate import estimate
 from luthier.training.from_adapter import compared_with_start
 from luthier.training.join import join
-from luthier.training.launched import check_processes, check_services
+from luthier.training.launched import check_optimiser, check_processes, check_services
 from luthier.training.moments import AsToldNow, ByTheClock
 from luthier.training.noise_scale import noise_scale
 from luthier.training.pack import batches_of, computed
@@ -88,6 +88,7 @@ class Session:
         run = self.run
         check_services(run.training.report_to)
         check_processes(run)
+        check_optimiser(run.training.optimizer)
         join()
         if not is_main():
             return self.work(resume, resume and folders.holds_run(run.folder))
