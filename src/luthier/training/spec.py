@@ -70,7 +70,7 @@ class Training:
     attn: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
     """How attention is computed: eager, sdpa, flash_attention_2 or flex_attention. Default: transformers' choice."""
     compile: bool = False
-    """Compile the blocks of the model (torch.compile): the first steps take longer, later ones less."""
+    """Compile the blocks of the model (torch.compile), which takes its time in the first steps; batches are padded."""
     workers: int = 0
     """Processes that make batches beside the one that trains, which pays for rows with pictures (0: none)."""
     noise_scale: bool = False
