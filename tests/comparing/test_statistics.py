@@ -21,8 +21,8 @@ from luthier.comparing.measures.significance import (
 )
 from luthier.comparing.record import Record
 from luthier.core.numerics import student
+from luthier.core.numerics.agreement import agreement, closeness
 from luthier.core.numerics.confidence import calibration_error
-from luthier.evaluating.labelled import agreement, closeness
 
 
 def run(method: str, seed: int, hits: list[float], score: float | None = None) -> Record:

@@ -70,6 +70,18 @@ def test_nothing_of_the_parent_is_seen(tmp_path, monkeypatch):
     assert ran.passed and (tmp_path / "held").read_text() == "" and not list(Path.cwd().glob("made"))
 
 
+def test_windows_is_told_that_it_has_none(monkeypatch):
+    """Where processes cannot be given a pipe, none is started."""
+    monkeypatch.setattr(run.sys, "platform", "win32")
+    monkeypatch.setattr(run, "_run", None)
+    check_sandbox.cache_clear()
+    try:
+        with pytest.raises(LuthierError, match="this machine cannot give one: it runs win32"):
+            check_sandbox()
+    finally:
+        check_sandbox.cache_clear()
+
+
 def test_without_a_sandbox_nothing_is_run(monkeypatch):
     """The reason is told; no program starts."""
     started = []

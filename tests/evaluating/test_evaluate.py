@@ -10,11 +10,11 @@ import torch
 
 import luthier as lt
 from luthier import data, models
+from luthier.core.numerics.agreement import agreement, by_class, closeness, macro
 from luthier.engine.stops import stop_ids
 from luthier.evaluating import evaluate, generate
-from luthier.evaluating.classes import by_class, confusion, macro
+from luthier.evaluating.classes import confusion
 from luthier.evaluating.evaluate import bootstrap
-from luthier.evaluating.labelled import agreement, closeness
 from luthier.training import Training, train
 from support.tiny import TEMPLATE, save_model, sums, write_rows
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from luthier.core.errors import LuthierError
-from luthier.evaluating import extracted, many, near, tags
-from luthier.evaluating.text_metrics import TEXT_METRICS, check_metrics, of_texts
+from luthier.core.numerics import many, tags
+from luthier.data.text_metrics import TEXT_METRICS, check_metrics, of_texts
+from luthier.evaluating import extracted, near
 
 NAMES = ["O", "B-PER", "I-PER", "E-PER", "S-PER", "B-LOC", "I-LOC"]
 
@@ -129,7 +130,7 @@ def test_texts_are_compared_by_the_libraries_themselves():
 def test_an_unknown_metric_and_one_whose_library_is_not_there(monkeypatch):
     with pytest.raises(LuthierError, match="no metric 'rogue1'; did you mean 'rouge1'"):
         check_metrics(["rogue1"])
-    monkeypatch.setattr("luthier.evaluating.text_metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("luthier.data.text_metrics.find_spec", lambda name: None)
     with pytest.raises(LuthierError, match=r"chrf needs sacrebleu: pip install 'luthier\[text-metrics\]'"):
         check_metrics(["exact_match", "chrf"])
 

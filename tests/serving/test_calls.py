@@ -25,7 +25,7 @@ from support.call_templates import SAYS, calling
 
 A, B = ("f", '{"a": 1}'), ("g", '{"b": ["}", "\\""]}')
 WHOLE = {"hermes": ("One.", [A, B]), "llama": ("", [A]), "mistral": ("", [A, B]), "deepseek": ("", [A, B]),
-         "coder": ("One.", [A, B]), "glm": ("One.", [A, B])}  # fmt: skip
+         "coder": ("One.", [A, B]), "glm": ("One.", [A, B]), "glm4": ("", [A, B])}  # fmt: skip
 PARAMETERS = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
 
 
@@ -77,6 +77,11 @@ def test_calls_are_read_as_the_template_writes_them(template, size):
         ("llama", 'I say {"name": "f", "parameters": {}}', 'I say {"name": "f", "parameters": {}}', []),
         ("llama", '\n{"name": "g", "parameters": {}}', "", [("g", "{}")]),
         ("mistral", "Hello [there]", "Hello [there]", []),
+        ("glm4", "f is a letter.\nIndeed", None, []),
+        ("glm4", "f\nis a letter", None, []),
+        ("glm4", 'h\n{"a": 1}', None, []),
+        ("glm4", '\n f \n {"a": 1}', "", [A]),
+        ("glm4", "f", None, []),
     ],
 )
 def test_what_is_no_whole_call(template, text, said, calls, size):
@@ -103,9 +108,44 @@ def test_arguments_between_tags_have_the_types_of_their_schema(template, size):
     none = text[: text.index("<parameter" if template == "coder" else "\n<arg_key")] + (
         "</function>\n</tool_call>" if template == "coder" else "\n</tool_call>")  # fmt: skip
     assert read(template, none, size) == ("", [("f", "{}")])
-    assert read(template, text[:-20], size) == (text[:-20], [])  # cut off: no call, and nothing is lost
+    said, [(name, arguments)] = read(template, text[:-20], size, {"f": TYPED})  # cut off: what has come of it
+    assert said == "" and name == "f" and json.dumps(VALUES).startswith(arguments) and len(arguments) > 60
     strange = text.replace("f", "zz", 1) if template == "glm" else text.replace("=f>", "=zz>")
     assert read(template, strange, size, {"f": TYPED}) == (strange, [])
+
+
+@pytest.mark.parametrize("template", ["coder", "glm"])
+def test_arguments_between_tags_come_while_they_are_written(template):
+    """A long text is told piece by piece, up to what may yet be its end; calls that break off say what has come."""
+    written = call_format(calling(template))
+    assert written is not None
+    reader = CallReader(written, {"f": TYPED})
+    begin = (
+        SAYS[template]
+        .split("1", 1)[0]
+        .replace("a>" if template == "coder" else ">a<", "s>" if template == "coder" else ">s<")
+    )
+    pieces = reader.add(begin)
+    assert [piece.name for piece in pieces if piece.name] == ["f"]
+    for part in ("one ", 'two "', "</para", "\n"):
+        assert any(piece.arguments for piece in reader.add(part + "and so on, for a while "))
+    told = reader.calls[0].arguments
+    assert told.startswith('{"s": "one and so on') and '\\"and' in told and "</para" in told
+    reader.rest()
+    assert json.loads(reader.calls[0].arguments + '"}')["s"].endswith("\nand so on, for a while ")
+
+
+@pytest.mark.parametrize(("text", "said", "calls"), [
+    ("<tool_call>\n<function=f>\nno tag", "<tool_call>\n<function=f>\nno tag", []),
+    ("<tool_call>\n<function=f>\n<parameter=s>\n1\n</parameter>\nwhat", ">\nwhat", [("f", '{"s": "1"}')]),
+    ("<tool_call>\n<function=f>\n<param=s>1", None, []),
+    ("<tool_call>\n<function=f>\n</function>\n</tool_call> x", " x", [("f", "{}")]),
+    ("<tool_call>\nno\n<tool_call>\n<function=f>\n</function>\n</tool_call>", "<tool_call>\nno", [("f", "{}")]),
+    ("<tool_call>\n<function=f>\n<parameter=s>\n</parameter>\n</function>\n</tool_call>", "", [("f", '{"s": ""}')]),
+])  # fmt: skip
+@pytest.mark.parametrize("size", [1, 4, 1000])
+def test_what_is_no_whole_call_between_tags(text, said, calls, size):
+    assert read("coder", text, size, {"f": TYPED}) == (text if said is None else said, calls)
 
 
 STRING, NULL, NUMBER = {"type": "string"}, {"type": "null"}, {"type": "number"}
@@ -234,6 +274,12 @@ def test_what_needs_a_known_form(client, engine, more):
         and "in no form that can be read" in told["message"]
     )
     assert not engine.requests
+
+
+def test_strict_tools_need_a_token_that_opens_calls(client, engine):
+    engine.tokenizer = calling("glm4")
+    told = error(chat(client(), tools=[tool("f", strict=True)]), 400)
+    assert told["param"] == "tools" and "opens calls with nothing but their name" in told["message"]
 
 
 def test_a_name_that_is_not_there(client, engine):

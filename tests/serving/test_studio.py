@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 from starlette.testclient import TestClient
 
+from luthier.cli import main
 from luthier.core.owner import owned
 from luthier.serving.http.guard import Guard
 from luthier.serving.http.refusal import Refusal
-from luthier.serving.studio import runs
+from luthier.serving.studio import jobs, runs
 from luthier.serving.studio.app import OPEN, Studio, create_app, write_first
 from luthier.serving.studio.plan import Plan
 from luthier.serving.studio.shelf import MOST, Shelf
@@ -169,6 +173,45 @@ def test_a_damaged_record_is_told_and_a_run_of_another_process_is_its_own(ask, s
     for path, body in (("/api/runs/old/export", {"to": "peft"}), ("/api/runs/old/try", None)):
         answer = ask().post(path, json=body)
         assert answer.status_code == 400 and "record of 'old' is damaged" in answer.text
+
+
+def test_a_command_is_stopped_on_windows_as_elsewhere(monkeypatch):
+    """By Ctrl-Break to a group of its own, which the command line takes for Ctrl-C."""
+    assert jobs.apart() == {"start_new_session": True} and jobs.interrupt() == signal.SIGINT
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
+    monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", 1, raising=False)
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+    assert jobs.apart() == {"creationflags": 512} and jobs.interrupt() == 1
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        assert main(["list", "no such axis"]) == 2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_folders_of_pictures_by_class_are_data(ask, shelf):
+    from support.seeing import picture
+
+    desk = shelf.folders[0]
+    for name in ("cats", "dogs"):
+        (desk / "pets" / name).mkdir(parents=True)
+        picture(0).save(desk / "pets" / name / "0.png")
+    told = {each["name"]: each["bytes"] for each in ask().get("/api/there").json()["data"]}
+    assert told["desk/pets"] == 2 * (desk / "pets" / "cats" / "0.png").stat().st_size
+    assert shelf.source("desk/pets") == str(desk / "pets")
+    for other in ("desk/pets/cats", "desk/runs", "desk/tiny", "desk"):
+        with pytest.raises(Refusal):
+            shelf.source(other)
+
+
+def test_pictures_outside_of_the_folders_are_not_shown(shelf, tmp_path):
+    inside, outside = str(shelf.folders[0] / "a.png"), str(tmp_path / "b.png")
+    names = [inside, outside, str(shelf.folders[0] / ".." / "b.png"), None]
+    told = {"rows": [{"pictures": [{"name": name, "url": "data:"} for name in names]}]}
+    assert [each["name"] for each in shelf.within(told)["rows"][0]["pictures"]] == [inside, None]
 
 
 def test_files_that_rows_name_are_found_from_a_copy_of_the_rows(tmp_path):

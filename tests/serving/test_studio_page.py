@@ -17,6 +17,7 @@ import luthier as lt
 from serving.test_page import Page
 from support import browsing
 from support.browsing import is_dark, look
+from support.seeing import save_llava, write_digits
 from support.tiny import TEMPLATE, save_model, sums, write_rows
 
 pytestmark = browsing.needed
@@ -184,6 +185,43 @@ def test_runs_are_tried_exported_compared_and_talked_to(desk, folder):
     desk.driver.find_element("css selector", ".mark a").click()
     desk.until(lambda: desk.driver.title == "luthier studio")
     assert desk.complaints() == []
+
+
+def test_rows_with_pictures_are_seen_and_talked_about(browser, tmp_path):
+    """Beside their tokens before the start, and in the chat with what was trained on them."""
+    made = tmp_path / "desk"
+    model, rows = save_llava(made / "tiny-llava"), write_digits(made / "digits", 12)
+    out = str(made / "runs" / "seen")
+    lt.train(str(model), str(rows), out=out, method="lora", steps=1, batch=2, eval_fraction=0.0, progress=False)
+    with studio(made) as found:
+        desk = Desk(browser, found, patience=120).open()
+        desk.set("model", "desk/tiny-llava")
+        desk.set("data", "desk/digits/rows.jsonl")
+        desk.until(lambda: bool(desk.all("#settings input")))
+        desk.looked()
+        assert desk.texts("#trouble") == [""]
+        shown = desk.js("return [...document.querySelectorAll('#tokens img')].map(e => [e.alt, e.naturalWidth, e.src])")
+        assert len(shown) == 3 and all(name.endswith(".png") and width == 16 for name, width, _ in shown)
+        assert all(url.startswith("data:image/png") for *_, url in shown) and desk.texts("#tokens mark")
+        desk.js("document.querySelector('[data-part=runs]').click()")
+        desk.until(lambda: "seen" in desk.texts("#rows th button"))
+        desk.js("document.querySelector('#rows input[value=seen]').click()")
+        desk.click("talk")
+        desk.until(lambda: "/chat/" in desk.driver.current_url and desk.shown("attach"))
+        desk.js("document.querySelector('details').open = true")
+        desk.type("most", "3")
+        for name in ("3.png", "4.png"):
+            desk.driver.find_element("id", "pictures").send_keys(str(made / "digits" / name))
+            desk.until(
+                lambda name=name: (
+                    name in desk.js("return [...document.querySelectorAll('#attached img')].map(e => e.alt).join()")
+                )
+            )
+        desk.js("document.querySelector('#attached button').click()")
+        desk.ask("which digit?")
+        assert desk.texts(".answer h2") == ["tiny-llava", "seen"] and all("token" in f for f in desk.texts(".figures"))
+        assert desk.js("return [...document.querySelectorAll('.turn img')].map(e => e.alt)") == ["4.png"]
+        assert not desk.all("#attached img") and desk.complaints() == []
 
 
 def test_what_data_say_is_text(desk):

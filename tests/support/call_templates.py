@@ -53,6 +53,13 @@ GLM = (  # GLM-4.5: the name behind the tag, then tags of keys and of values
     "{{ '\n</tool_call>' }}{% endfor %}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
+GLM4 = (  # GLM-4 of 2024: the name on a line of its own; each call is a turn, and the next role's token ends it
+    SHOWN + "{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_calls %}"
+    "{{ '<|assistant|>' + c.function.name + '\n' + (c.function.arguments | tojson) }}{% endfor %}"
+    "{% else %}{{ '<|' + m['role'] + '|>\n' + (m['content'] or '') }}{% endif %}"
+    "{% if m['role'] == 'assistant' %}{{ '<|observation|>' if m.tool_calls else '<|user|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 ODD = (  # as a line of Python
     SHOWN + "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] or '') }}"
     "{% for c in m.tool_calls or [] %}{{ c.function.name + '(' }}"
@@ -61,13 +68,15 @@ ODD = (  # as a line of Python
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TEMPLATES = {
-    "hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "deepseek": DEEPSEEK, "coder": CODER, "glm": GLM, "odd": ODD,
+    "hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "deepseek": DEEPSEEK, "coder": CODER, "glm": GLM,
+    "glm4": GLM4, "odd": ODD,
 }  # fmt: skip
 ADDED = {
     "hermes": (["<tool_call>", "</tool_call>"], False),
     "mistral": (["[TOOL_CALLS]"], True),
     "coder": (["<tool_call>", "</tool_call>"], False),
     "glm": (["<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"], False),
+    "glm4": (["<|assistant|>", "<|user|>", "<|observation|>"], True),
     "deepseek": (["<calls>", "</calls>", "<call>", "<endcall>", "<sep>"], True),
 }
 """Tokens of each template, and whether they are special."""
@@ -78,6 +87,7 @@ SAYS = {
     "mistral": '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {"b": ["}", "\\""]}}]',
     "deepseek": '<calls><call>function<sep>f\n```json\n{"a": 1}\n```<endcall>\n<call>function<sep>g\n```json\n'
     '{"b": ["}", "\\""]}\n```<endcall></calls>',
+    "glm4": 'f\n{"a": 1}<|assistant|>g\n{"b": ["}", "\\""]}<|observation|>',
     "coder": "One.\n<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n"
     '<function=g>\n<parameter=b>\n["}", "\\""]\n</parameter>\n</function>\n</tool_call>',
     "glm": "One.\n<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>\n<tool_call>g\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +15,12 @@ from safetensors.torch import load_file
 import luthier as lt
 from luthier.core.errors import LuthierError
 from luthier.training import Run, Training, metrics, train
+from luthier.training.arguments import optim_of
 from luthier.training.best import Best
+from luthier.training.noise_scale import NoiseScale, noise_scale
+from luthier.training.optimisers import Muon, ScheduleFree, orthogonal
 from luthier.training.schedule import FALLS, PLAIN, is_plain, shape
+from luthier.training.spec import LIBRARIES
 from support.architectures import ARCHITECTURES
 
 SHORT = Training(steps=8, batch=4, lr=1e-2, warmup=0.25, eval_fraction=0.2, eval_every=1, save_every=4, keep=20)
@@ -107,8 +112,6 @@ def test_a_resumed_run_knows_what_was_best(llama, additions, tmp_path):
     whole = train(wanted, progress=False)
     shorter = replace(wanted, out=str(tmp_path / "cut"))
     train(shorter, progress=False)
-    import shutil
-
     for step in (5, 6):
         shutil.rmtree(shorter.folder / "checkpoints" / f"step-{step}", ignore_errors=True)
     assert train(shorter, resume=True, progress=False).eval_losses == whole.eval_losses
@@ -124,8 +127,8 @@ def test_figures_of_which_more_is_better(llama, additions, tmp_path):
     assert not made._spent()
     with pytest.raises(LuthierError, match="no row is held out"):
         train(run(llama, additions, tmp_path, best="loss", eval_fraction=0.0), progress=False)
-    with pytest.raises(LuthierError, match="best is 'bleu'; an evaluation of this run tells: loss"):
-        train(run(llama, additions, tmp_path, best="bleu"), progress=False)
+    with pytest.raises(LuthierError, match="best is 'accuracy'; an evaluation of this run tells: loss"):
+        train(run(llama, additions, tmp_path, best="accuracy"), progress=False)
 
 
 # --- the loss ----------------------------------------------------------------------------------------
@@ -157,31 +160,157 @@ def test_label_smoothing_is_its_equation():
 # --- optimisers --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["adafactor", "sgd", "lion", "adamw_8bit"])
-def test_an_optimiser_is_the_one_that_was_asked_for(llama, additions, tmp_path, name):
+CLASSES = {
+    "adamw": "AdamW", "adafactor": "Adafactor", "sgd": "SGD", "lion": "Lion", "adamw_8bit": "AdamW", "muon": "Muon",
+    "schedule_free": "ScheduleFree", "adamw_torch_8bit": "AdamW8bit", "adamw_torch_4bit": "AdamW4bit",
+}  # fmt: skip
+
+
+@pytest.fixture
+def as_it_is():
+    """What libraries would compile runs as it is."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_optimiser_is_the_one_that_was_asked_for(llama, additions, tmp_path, name, as_it_is):
     """It is the class that is meant, learns, and a run that is resumed is the whole run, bit for bit.
 
-    bitsandbytes keeps states of fewer than 4,096 numbers as they are, so here its AdamW is torch's.
+    Libraries keep states of fewer than 4,096 numbers as they are, so here their AdamW is torch's.
     """
-    if name in ("lion", "adamw_8bit"):
-        pytest.importorskip("bitsandbytes")
+    if library := LIBRARIES.get(name):
+        pytest.importorskip(library)
     rate = {"sgd": 0.5, "lion": 1e-3}.get(name, 1e-2)
-    wanted = run(llama, additions, tmp_path / "a", steps=4, lr=rate, optimizer=name, save_every=2)
-    seen: list[str] = []
+    more = {"schedule": "constant"} if name == "schedule_free" else {}
+    wanted = run(llama, additions, tmp_path / "a", steps=4, lr=rate, optimizer=name, save_every=2, **more)
+    seen: list[torch.optim.Optimizer] = []
 
     class Look(transformers.TrainerCallback):
         def on_step_end(self, args, state, control, optimizer=None, **kwargs):
-            seen.append(type(getattr(optimizer, "optimizer", optimizer)).__name__)
+            seen.append(getattr(optimizer, "optimizer", optimizer))
 
     done = train(wanted, progress=False, callbacks=[Look()])
-    assert set(seen) == {{"adafactor": "Adafactor", "sgd": "SGD", "lion": "Lion", "adamw_8bit": "AdamW"}[name]}
-    plain = train(run(llama, additions, tmp_path / "b", steps=4, lr=rate), progress=False)
+    assert {type(each).__name__ for each in seen} == {CLASSES[name]}
+    assert all(each.param_groups[0]["fused"] for each in seen) if name == "adamw" else True
+    plain = train(run(llama, additions, tmp_path / "b", steps=4, lr=rate, **more), progress=False)
     assert done.losses[-1][1] < done.losses[0][1] + 0.5
-    assert done.losses != plain.losses or name == "adamw_8bit"
-    import shutil
-
+    if CLASSES[name].startswith("AdamW"):
+        assert [loss for _, loss in done.losses] == pytest.approx([loss for _, loss in plain.losses], rel=1e-4)
+    else:
+        assert done.losses != plain.losses
     shutil.rmtree(wanted.folder / "checkpoints" / "step-4")
     assert train(wanted, resume=True, progress=False).losses == done.losses
+
+
+def test_pages_are_a_gpus(llama, additions, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(LuthierError, match="here is none; take adamw_8bit"):
+        train(run(llama, additions, tmp_path, optimizer="paged_adamw_8bit"), progress=False)
+    assert optim_of(Training(optimizer="paged_adamw_8bit")) == {"optim": "paged_adamw_8bit"}
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "adamw_torch_8bit", "adamw_torch_4bit"])
+def test_large_states_have_few_bits(name, as_it_is):
+    library = pytest.importorskip(LIBRARIES[name])
+    args = transformers.TrainingArguments("x", use_cpu=True, report_to=[], **optim_of(Training(optimizer=name)))
+    kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(args)
+    parameter = torch.nn.Parameter(torch.ones(64, 128))
+    made = kind([parameter], **settings)
+    parameter.grad = torch.full((64, 128), 0.5)
+    made.step()
+    moment = made.state[parameter]["state1" if library.__name__ == "bitsandbytes" else "exp_avg"]
+    assert (
+        moment.dtype == torch.uint8
+        or type(moment).__name__ == {"8": "OptimState8bit", "4": "OptimState4bit"}[name.removesuffix("bit")[-1]]
+    )
+
+
+def follows(made: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], steps: int = 6) -> list[torch.Tensor]:
+    """The parameters behind some steps on fixed gradients."""
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=draw, dtype=p.dtype)
+        made.step()
+    return [p.detach().clone() for p in parameters]
+
+
+def parameters_of(*shapes: tuple[int, ...]) -> list[torch.nn.Parameter]:
+    draw = torch.Generator().manual_seed(1)
+    return [torch.nn.Parameter(torch.randn(shape, generator=draw)) for shape in shapes]
+
+
+def test_muon_is_torchs_for_matrices_and_adamw_for_all_else():
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has none")
+    settings = {"lr": 0.02, "weight_decay": 0.1}
+    shapes = ((6, 40), (40, 6), (8,))
+    ours = follows(Muon((own := parameters_of(*shapes)), **settings), own)
+    wide, tall, bias = parameters_of(*shapes)
+
+    class Both:
+        parts = (
+            torch.optim.Muon([wide, tall], adjust_lr_fn="match_rms_adamw", **settings),
+            torch.optim.AdamW([bias], **settings),
+        )
+
+        def step(self):
+            for part in self.parts:
+                part.step()
+
+    theirs = follows(Both(), [wide, tall, bias])  # type: ignore[arg-type]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, other, rtol=2e-2, atol=2e-3)  # its iterations are rounded to bfloat16
+    values = torch.linalg.svdvals(orthogonal(torch.randn(6, 40, generator=torch.Generator().manual_seed(2))).float())
+    assert values.min() > 0.5 and values.max() < 1.4
+
+
+def test_schedule_free_is_its_equations():
+    [p], rate, one, two = parameters_of((5, 3)), 0.05, 0.9, 0.999
+    x = z = p.detach().double().clone()
+    square, total = torch.zeros_like(x), 0.0
+    y, draw = x, torch.Generator().manual_seed(0)
+    for count in range(1, 7):
+        grad = torch.randn(p.shape, generator=draw).double()
+        square = two * square + (1 - two) * grad**2
+        z = z - rate * (grad / ((square / (1 - two**count)).sqrt() + 1e-8) + 0.1 * y)
+        total += rate**2
+        x = (1 - rate**2 / total) * x + rate**2 / total * z
+        y = (1 - one) * z + one * x
+    made = ScheduleFree([p], lr=rate, weight_decay=0.1)
+    assert torch.allclose(follows(made, [p])[0].double(), y, atol=1e-5)
+    assert torch.allclose(made.state[p]["x"].double(), x, atol=1e-5)
+
+
+def test_the_mean_is_what_schedule_free_evaluates_and_saves(llama, additions, tmp_path):
+    wanted = run(
+        llama, additions, tmp_path, steps=4, lr=5e-2, optimizer="schedule_free", schedule="constant", save_every=1
+    )
+    done = train(wanted, progress=False)
+
+    def at(step: int, name: str) -> dict[str, torch.Tensor]:
+        return load_file(wanted.folder / "checkpoints" / f"step-{step}" / name)
+
+    mean, point = at(4, "averaged.safetensors"), at(4, "adapter.safetensors")
+    saved = load_file(wanted.folder / "adapter" / "adapter.safetensors")
+    sums = [sorted(t.double().sum().item() for t in each.values()) for each in (saved, mean, point)]
+    assert sums[0] == sums[1] != sums[2]
+    shutil.rmtree(wanted.folder / "adapter")  # as of a run that ended between its last checkpoint and its adapter
+    again = train(wanted, resume=True, progress=False)
+    kept = load_file(wanted.folder / "adapter" / "adapter.safetensors")
+    assert again.eval_losses == done.eval_losses and all(torch.equal(kept[key], saved[key]) for key in saved)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({}, "add schedule=constant"), ({"schedule": "constant", "ema": 0.9}, "an average of its own"),
+     ({"schedule": "constant", "shard": True}, "does not go with shard")],
+)  # fmt: skip
+def test_schedule_free_needs_no_schedule(wrong, told):
+    with pytest.raises(LuthierError, match=told):
+        Training(optimizer="schedule_free", **wrong)
 
 
 def test_an_update_of_adamw_goes_with_adamw_alone(llama, additions, tmp_path):
@@ -213,8 +342,6 @@ def test_the_average_is_saved_and_resumes_exactly(llama, additions, tmp_path):
     assert sorted(t.double().sum().item() for t in saved.values()) == sorted(
         t.double().sum().item() for t in mean.values()
     )
-    import shutil
-
     for step in (4, 5, 6):
         shutil.rmtree(wanted.folder / "checkpoints" / f"step-{step}")
     again = train(wanted, resume=True, progress=False)
@@ -309,3 +436,136 @@ def test_a_rare_class_is_told_where_it_weighs_more(bert, tmp_path):
         shares[name] = {found["prediction"]: found["probability"], found["prediction_2"]: found["probability_2"]}
     assert shares["equal"]["rare"] == pytest.approx(0.1, abs=0.05)
     assert shares["more"]["rare"] == pytest.approx(0.75, abs=0.08)
+
+
+# --- figures of a task, batches from other processes, compiled blocks ---------------------------------
+
+
+def labelled(tmp_path, kind: str) -> str:
+    from support.tiny import write_rows
+
+    numbers = range(24)
+    rows: dict[str, list[dict]] = {
+        "classes": [{"text": "ab"[i % 2] * (1 + i % 5), "label": "xy"[i % 2]} for i in numbers],
+        "numbers": [{"text": "a" * (1 + i), "label": i / 4 + 0.1} for i in numbers],
+        "several": [{"text": "ab"[i % 2] * (1 + i), "labels": ["xy"[i % 2], "z"]} for i in numbers],
+        "entities": [
+            {"tokens": ["a" * (1 + i), "b"], "ner_tags": ["B-X", "O"] if i % 2 else ["O", "O"]} for i in numbers
+        ],
+        "tags": [{"tokens": ["a" * (1 + i), "b"], "ner_tags": ["N", "V"]} for i in numbers],
+    }
+    return write_rows(tmp_path / "rows.jsonl", rows[kind])
+
+
+TOLD = {
+    "classes": ({"accuracy", "mcc", "macro_f1", "macro_precision", "macro_recall"}, "macro_f1"),
+    "numbers": ({"pearson", "mse"}, "mse"),
+    "several": ({"micro_f1", "micro_precision", "micro_recall", "exact_match"}, "micro_f1"),
+    "entities": ({"f1", "precision", "recall", "accuracy"}, "f1"),
+    "tags": ({"accuracy"}, "accuracy"),
+}
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_the_best_adapter_by_a_figure_of_the_task(bert, tmp_path, kind):
+    """Every evaluation tells what `luthier evaluate` tells of the same rows, and best goes by any of it."""
+    from luthier import data
+    from luthier.evaluating import evaluate
+
+    names, best = TOLD[kind]
+    source = labelled(tmp_path, kind)
+    settings = replace(SHORT, steps=6, batch=8, lr=5e-2, best=best, patience=3)
+    wanted = Run(bert, source, lt.LoRA(rank=2), eval_data=None, out=str(tmp_path / "run"), training=settings)
+    done = train(wanted, progress=False)
+    told = [line for line in metrics.read(wanted.folder) if "eval_loss" in line]
+    assert all({f"eval_{name}" for name in names} <= set(line) for line in told)
+    sign = -1 if best == "mse" else 1
+    chosen = max(told, key=lambda line: (sign * line[f"eval_{best}"], -line["step"]))
+    held = data.split(data.load(source), n=round(0.2 * 24), seed=0)[1]
+    again = evaluate(done.model, done.processor, held, progress=False)
+    for name in names:
+        assert again.metrics[name] == pytest.approx(chosen[f"eval_{name}"], abs=1e-5) or math.isnan(again.metrics[name])
+    with pytest.raises(
+        LuthierError, match=f"best is 'rouge'; an evaluation of this run tells: loss, {min(names)[:1]}|loss"
+    ):
+        train(replace(wanted, training=replace(settings, best="rouge"), out=str(tmp_path / "no")), progress=False)
+
+
+@pytest.mark.parametrize("best", ["exact_match", "rougeL", "number"])
+def test_the_best_adapter_by_written_answers(llama, additions, tmp_path, best):
+    """The figure of an evaluation is that of `luthier evaluate` on the rows held out, and best goes by it."""
+    from luthier import data
+    from luthier.evaluating import evaluate
+
+    if best == "rougeL":
+        pytest.importorskip("rouge_score")
+    wanted = run(llama, additions, tmp_path, steps=9, batch=8, lr=3e-2, eval_every=3, best=best)
+    done = train(wanted, progress=False)
+    told = {line["step"]: line[f"eval_{best}"] for line in metrics.read(wanted.folder) if f"eval_{best}" in line}
+    assert list(told) == [3, 6, 9]
+    examples = data.load(additions)
+    held = data.split(examples, n=round(0.2 * len(examples)), seed=0)[1]
+    more = {"metrics": [best]} if best == "rougeL" else {"scorer": data.scorer_for(held, best)}
+    again = evaluate(done.model, done.processor, held, progress=False, **more)
+    assert again.metrics[best] == pytest.approx(max(told.values()), abs=1e-6)
+
+
+def test_rows_without_answers_have_none_to_score(llama, tmp_path):
+    from support.tiny import write_rows
+
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"a text {i}"} for i in range(20)])
+    with pytest.raises(LuthierError, match="best is 'bleu'; an evaluation of this run tells: loss"):
+        train(run(llama, texts, tmp_path, best="bleu"), progress=False)
+
+
+def test_the_noise_scale_is_the_ratio_of_what_was_put_in(llama, additions, tmp_path):
+    """Gradients G + noise of a row: the means of both estimates, in rows; and a run tells them, and is as without."""
+    draw = torch.Generator().manual_seed(0)
+    truth, spread, rows = torch.randn(50, generator=draw), 2.0, 4
+    p, measured, lines = torch.nn.Parameter(torch.zeros(50)), NoiseScale(), []
+    for _ in range(400):
+        p.grad = torch.zeros(50)
+        for _ in range(3):
+            p.grad = p.grad + (truth + spread / rows**0.5 * torch.randn(50, generator=draw)) / 3
+            measured.batch({"p": p}, 1 / 3, rows)
+        lines.append(measured.step())
+    mean = {key: sum(line[key] for line in lines) / len(lines) for key in lines[0]}
+    assert mean["grad_noise"] == pytest.approx(50 * spread**2, rel=0.05)
+    assert mean["grad_signal"] == pytest.approx(float(truth.square().sum()), rel=0.05)
+    assert noise_scale(lines) == pytest.approx(mean["grad_noise"] / mean["grad_signal"])
+    settings = {"steps": 3, "batch": 2, "accumulate": 2}
+    wanted = run(llama, additions, tmp_path / "a", noise_scale=True, **settings)
+    done, plain = (
+        train(wanted, progress=False),
+        train(run(llama, additions, tmp_path / "b", **settings), progress=False),
+    )
+    told = [line for line in metrics.read(wanted.folder) if "loss" in line]
+    assert all(line["grad_noise"] > 0 for line in told) and done.losses == plain.losses
+    with pytest.raises(LuthierError, match="set accumulate to 2 or more"):
+        Training(noise_scale=True)
+
+
+def test_batches_from_other_processes_are_the_same(llama, additions, tmp_path):
+    alone = train(run(llama, additions, tmp_path / "a", steps=3), progress=False)
+    helped = train(run(llama, additions, tmp_path / "b", steps=3, workers=2), progress=False)
+    assert helped.losses == alone.losses and helped.eval_losses == alone.eval_losses
+    with pytest.raises(LuthierError, match="workers is -1"):
+        Training(workers=-1)
+
+
+@pytest.mark.long  # tracing alone takes seconds
+def test_blocks_are_compiled_and_are_as_before_afterwards(llama, additions, tmp_path, monkeypatch):
+    """Traced as for the compiler, whose code is left out. Blocks that are alike share what is compiled."""
+    from functools import partial
+
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    done = train(run(llama, additions, tmp_path / "a", steps=2, compile=True), progress=False)
+    assert 0 < counters["stats"]["unique_graphs"] <= 12, "each step is compiled anew"
+    monkeypatch.undo()
+    plain = train(run(llama, additions, tmp_path / "b", steps=2), progress=False)
+    assert [loss for _, loss in done.losses] == pytest.approx([loss for _, loss in plain.losses], rel=1e-4)
+    assert all(module._compiled_call_impl is None for module in done.model.modules())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     tokens = list(sys.argv[1:] if argv is None else argv)
     debug = bool(os.environ.get("LUTHIER_DEBUG"))
+    if sys.platform == "win32":
+        break_as_ctrl_c()
     try:
         with plain_warnings(), quiet_imports():
             return _run(tokens)
@@ -43,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = getattr(error, "filename", None)
         tell("error", f"{reason(error)}{f' ({str(name)[:80]})' if name else ''}.")
         return USAGE
+
+
+def break_as_ctrl_c() -> None:
+    """Has Ctrl-Break of Windows interrupt a command, as the studio stops what it started."""
+    signal.signal(signal.SIGBREAK, signal.default_int_handler)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _run(tokens: list[str]) -> int:

@@ -60,7 +60,7 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> dict[str, Any]:
         "rows": [
             part
             for i in range(min(SHOWN, len(prepared.train)))
-            for part in row_told(prepared.train[i], loaded.processor)
+            for part in row_told(prepared.train[i], loaded.processor, pictures_told(prepared, prepared.train[i]["row"]))
         ],
     }
 
@@ -78,16 +78,26 @@ def columns_read(run: Run, prepared: Prepared) -> dict[str, str]:
     return {name: column for name, column in meant.items() if column in there or column.partition(".")[0] in there}
 
 
-def row_told(feature: dict[str, Any], processor: Any) -> list[dict[str, Any]]:
-    """Returns the title of a row and its tokens, `[text, whether it is in the loss]`, and those of what it is compared
-    with; of a sound with a text, those of the text, of other pictures and sounds the title."""
+def pictures_told(prepared: Prepared, row: int) -> list[dict[str, Any]]:
+    """Returns `{"name", "url"}` of the first pictures of a row: its file, and a small copy as a `data:` URL."""
+    from luthier.data.pictures import thumbnails
+
+    example = next(each for each in prepared.examples.rows if each.row == row)
+    own = [example.image] if example.image is not None else []
+    return [dataclasses.asdict(each) for each in thumbnails([*own, *example.images])]
+
+
+def row_told(feature: dict[str, Any], processor: Any, pictures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the title of a row, its pictures and its tokens, `[text, whether it is in the loss]`, and those of what
+    it is compared with; of a sound with a text, those of the text, of other pictures and sounds no tokens."""
     from luthier.data.show import heard, parts_of, title, tokens_shown
 
     if heard(feature):
         feature, processor = feature | {"input_ids": feature["labels"]}, processor.tokenizer
     if "input_ids" not in feature:
-        return [{"title": f"row {feature['row']}", "tokens": []}]
-    return [
-        {"title": title(row, beside), "tokens": [list(each) for each in tokens_shown(row, processor)]}
+        return [{"title": f"row {feature['row']}", "pictures": list(pictures), "tokens": []}]
+    found = [
+        {"title": title(row, beside), "pictures": [], "tokens": [list(each) for each in tokens_shown(row, processor)]}
         for row, beside in parts_of(feature)
     ]
+    return [{**found[0], "pictures": list(pictures)}, *found[1:]]

@@ -214,6 +214,31 @@ def _bytes(name: str) -> Any:
         raise BadRow(f"a picture's data: URL is not base64: {error}") from None
 
 
+@dataclass(frozen=True)
+class Thumbnail:
+    """A picture of a row as a page shows it."""
+
+    name: str | None
+    """The file; None for one that lies in the row itself."""
+    url: str
+    """A small copy, as a `data:` URL."""
+
+
+def thumbnails(pictures: Sequence[Any]) -> list[Thumbnail]:
+    """Returns small copies of the pictures of a row, as examples hold them: named, as bytes, or pillow's."""
+    return [_thumbnail(_named(each, None)) for each in pictures[:MOST_SHOWN]]
+
+
+MOST_SHOWN, SHOWN_SIDE = 4, 160
+"""Pictures of a row that are shown, and the pixels of a side."""
+
+
+def _thumbnail(name: str) -> Thumbnail:
+    [picture] = opened([name])
+    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return Thumbnail(None if DATA.match(name) else name, _url(_saved(picture)))
+
+
 class Seen(list[int]):
     """The tokens of a prompt with pictures; `inputs` are what its model reads beside them.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from luthier.core.numerics.wide import widened
 from luthier.engine.shaping import PLAIN, Shaper, Shaping, shaped
 
 LIKELY = 256
@@ -87,9 +88,10 @@ def _drawn(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     if tall := [i for i, draw in enumerate(draws) if draw.shaping.min_p]:
         least = column([draws[i].shaping.min_p for i in tall]) * chances[tall].amax(-1, keepdim=True)
         chances[tall] = chances[tall].where(chances[tall] >= least, 0)
-    mass = chances.double().cumsum(-1)
-    numbers = torch.stack([torch.rand(1, generator=draw.generator, dtype=torch.float64) for draw in draws])
-    found = torch.searchsorted(mass, numbers.to(mass.device) * mass[:, -1:], right=True)
+    mass = widened(chances).cumsum(-1)
+    numbers = [torch.rand(1, generator=draw.generator, dtype=torch.float64).item() for draw in draws]
+    shares = torch.tensor(numbers, dtype=mass.dtype, device=mass.device)[:, None]
+    found = torch.searchsorted(mass, shares * mass[:, -1:], right=True)
     last = (mass < mass[:, -1:]).sum(-1, keepdim=True)  # the last token with a chance
     return torch.minimum(found, last)[:, 0].tolist()
 
@@ -108,7 +110,7 @@ def nucleus(chances: Tensor, top_p: Tensor) -> Tensor:
     open_rows = torch.arange(len(chances), device=chances.device)
     for count in (min(LIKELY, chances.shape[1]), chances.shape[1]):
         values, index = chances[open_rows].topk(count)
-        mass = values.double().cumsum(-1)
+        mass = widened(values).cumsum(-1)
         inside = mass - values < top_p[open_rows]
         kept[open_rows] = torch.zeros_like(kept[open_rows]).scatter(1, index, values * inside)
         open_rows = open_rows[mass[:, -1] < top_p[open_rows, 0]]

@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from luthier.core.adapters.control import rows
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.wide import exact
 from luthier.core.sites.probe import dummy_inputs
 
 
@@ -48,7 +49,7 @@ class Trial:
 
     @torch.no_grad()
     def _logits(self) -> Tensor:
-        return self._model(input_ids=self._ids, use_cache=False).logits[:, -1].double()
+        return exact(self._model(input_ids=self._ids, use_cache=False).logits[:, -1])
 
     def __call__(self, name: str) -> None:
         """Raises if rows of the base change beside a row of the adapter `name`.

@@ -1,29 +1,9 @@
-"""Figures of each class: precision, recall, F1, and who is taken for whom."""
+"""Which class is taken for which."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-
-
-def by_class(predicted: Sequence[str], truth: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Returns `{class: {"precision", "recall", "f1", "rows", "predicted"}}`, 0 where a class was never predicted or
-    never there, as scikit-learn has it."""
-    found = {}
-    for name in names:
-        right = sum(p == t == name for p, t in zip(predicted, truth, strict=True))
-        there, said = sum(t == name for t in truth), sum(p == name for p in predicted)
-        precision, recall = right / said if said else 0.0, right / there if there else 0.0
-        both = precision + recall
-        f1 = 2 * precision * recall / both if both else 0.0
-        found[name] = {"precision": precision, "recall": recall, "f1": f1, "rows": there, "predicted": said}
-    return found
-
-
-def macro(classes: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Returns the means of precision, recall and F1 over the classes that are there or were predicted."""
-    seen = [each for each in classes.values() if each["rows"] or each["predicted"]]
-    return {f"macro_{key}": sum(each[key] for each in seen) / len(seen) for key in ("precision", "recall", "f1")}
 
 
 def confusion(predicted: Sequence[str], truth: Sequence[str], names: Sequence[str]) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from luthier import data
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
 from luthier.data import Examples, Scorer
+from luthier.data.text_metrics import check_metrics, of_texts
 from luthier.evaluating.job import Found, Job, bar, row_tasks
 from luthier.evaluating.labelled import outputs_of, with_class, with_number
 from luthier.evaluating.result import Evaluation
 from luthier.evaluating.sampling import Sampling
 from luthier.evaluating.speech import with_transcripts
 from luthier.evaluating.structured import with_classes, with_places, with_tags, with_vectors
-from luthier.evaluating.text_metrics import check_metrics, of_texts
 from luthier.evaluating.written import with_answers
 
 if TYPE_CHECKING:
@@ -93,13 +93,14 @@ def _summary(job: Job, found: Found, keep: bool) -> Evaluation:
     score = next(iter(metrics))
     classes, confused = found.classes, {}
     if found.names is not None:
-        from luthier.evaluating.classes import by_class, confusion, macro
+        from luthier.core.numerics.agreement import by_class, macro
+        from luthier.evaluating.classes import confusion
 
         classes = by_class(found.predictions, found.truths, found.names)
         confused = confusion(found.predictions, found.truths, found.names)
         metrics |= macro(classes)
     if found.classes:
-        from luthier.evaluating.classes import macro
+        from luthier.core.numerics.agreement import macro
 
         metrics |= macro(found.classes)
     metrics |= of_texts(job.metrics, found.predictions, found.truths) if job.metrics else {}

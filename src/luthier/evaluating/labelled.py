@@ -1,10 +1,10 @@
-"""Rows with a class or a number, which the model gives to the whole row; and the figures of these."""
+"""Rows with a class or a number, which the model gives to the whole row."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
+from luthier.core.numerics.agreement import agreement, closeness
 from luthier.evaluating.job import Found, Job, bar
 from luthier.evaluating.outputs import logits_of
 
@@ -42,25 +42,3 @@ def confidence(logits: np.ndarray) -> list[float]:
 
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     return (1 / shifted.sum(-1)).tolist()
-
-
-def agreement(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """`accuracy`, and `mcc`: Matthews' correlation for any number of classes (Gorodkin 2004), 0 where undefined."""
-    import numpy as np
-
-    classes = np.union1d(predicted, truth)
-    of = [np.array([(values == name).sum() for name in classes], dtype=float) for values in (predicted, truth)]
-    n, right = float(len(truth)), float((predicted == truth).sum())
-    covariance = right * n - float(of[0] @ of[1])
-    scale = math.sqrt((n * n - of[0] @ of[0]) * (n * n - of[1] @ of[1]))
-    return {"accuracy": right / n, "mcc": covariance / scale if scale else 0.0}
-
-
-def closeness(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Returns `pearson` (NaN where either side is constant) and `mse`."""
-    import numpy as np
-
-    left, right = predicted - predicted.mean(), truth - truth.mean()
-    scale = float(np.sqrt((left @ left) * (right @ right)))
-    mse = float(((predicted - truth) ** 2).mean())
-    return {"pearson": float(left @ right) / scale if scale else math.nan, "mse": mse}

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import data, models
 from luthier.core.errors import LuthierError
+from luthier.core.numerics import many
+from luthier.core.numerics.wide import widened
 from luthier.data import Examples
 from luthier.data.bad import refuse
 from luthier.data.pictures import PICTURES, seen_in
-from luthier.evaluating import many, speech
+from luthier.evaluating import speech
 from luthier.evaluating.generate import tokenised, written
 from luthier.evaluating.outputs import Reading, logits_of, places_of, probabilities, tags_of, vectors_of
 from luthier.evaluating.sampling import Sampling
@@ -161,7 +163,7 @@ def sureness(reading: Reading, prompts: Sequence[list[int]], answers: Sequence[l
         logits = out.logits if seq2seq else out.logits[:, :-1]
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = torch.nn.functional.cross_entropy(wide.flatten(0, 1), labels.flatten(), reduction="none")
-        means = losses.view(labels.shape).double().sum(1) / labels.ne(-100).sum(1)
+        means = widened(losses.view(labels.shape)).sum(1) / labels.ne(-100).sum(1)
         for i, mean in zip(chosen, means.neg().exp().tolist(), strict=True):
             found[i] = mean
     return found

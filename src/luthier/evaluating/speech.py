@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import data, models
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.wide import widened
 from luthier.core.sites.probe import eval_mode
 from luthier.data.options import IGNORED, Feature
 from luthier.data.speech import parts, prefix
@@ -137,7 +138,7 @@ def sureness(reading: Reading, features: Sequence[Feature], answers: Sequence[li
             labels[line, : befores[i]] = IGNORED
         wide = out.logits.to(torch.promote_types(out.logits.dtype, torch.float32))
         losses = torch.nn.functional.cross_entropy(wide.flatten(0, 1), labels.flatten(), reduction="none")
-        means = losses.view(labels.shape).double().sum(1) / labels.ne(IGNORED).sum(1).clamp(min=1)
+        means = widened(losses.view(labels.shape)).sum(1) / labels.ne(IGNORED).sum(1).clamp(min=1)
         for i, mean in zip(chosen, means.neg().exp().tolist(), strict=True):
             found[i] = mean
     return found

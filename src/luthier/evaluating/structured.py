@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
-from luthier.evaluating import extracted, many, near, tags
+from luthier.core.numerics import many, tags
+from luthier.evaluating import extracted, near
 from luthier.evaluating.job import Found, Job, bar
 from luthier.evaluating.outputs import logits_of, places_of, tags_of, vectors_of
 
@@ -59,7 +60,7 @@ def with_tags(job: Job) -> Found:
     if whole:
         by_type = tags.by_type(said, there)
     else:
-        from luthier.evaluating.classes import by_class
+        from luthier.core.numerics.agreement import by_class
 
         by_type = by_class([tag for row in said for tag in row], [tag for row in there for tag in row], names)
     return Found(counts, counts, None, lambda left, _: tags.figures(left, whole), loss, listed=listed, classes=by_type)

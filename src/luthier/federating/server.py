@@ -17,11 +17,11 @@ from luthier.core.adapters.attach import detach
 from luthier.core.contracts.aggregation import Aggregation, shares_of
 from luthier.core.contracts.objective import At, labels_of
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.agreement import agreement, closeness
 from luthier.core.numerics.delta import Delta
 from luthier.core.sites.probe import eval_mode
 from luthier.core.storage import store
 from luthier.data.labels import labels_in_order
-from luthier.evaluating.labelled import agreement, closeness
 from luthier.federating.change import Change, fill, folded, taken
 from luthier.federating.client import at_rank
 from luthier.models import Loaded, licence_of

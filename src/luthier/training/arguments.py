@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 
+from luthier.training.optimisers import OWN
 from luthier.training.schedule import PLAIN
 from luthier.training.spec import Run, Training
 
@@ -39,6 +40,7 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
+        **loading(settings.workers),
         disable_tqdm=True,
         log_level="error",
         use_cpu=not torch.accelerator.is_available(),
@@ -48,10 +50,21 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
     return made
 
 
-OPTIMISERS = {"adafactor": "adafactor", "lion": "lion_32bit", "adamw_8bit": "adamw_bnb_8bit", "sgd": "sgd"}
-"""Optimisers beside AdamW, by transformers' names."""
+def loading(workers: int) -> dict[str, Any]:
+    """Returns the arguments of processes that make batches: forked, as rows are in memory or read on demand."""
+    if not workers:
+        return {}
+    known = transformers.TrainingArguments.__dataclass_fields__  # the oldest versions have only Python's default
+    name = "dataloader_multiprocessing_context"
+    return {"dataloader_num_workers": workers, **({name: "fork"} if name in known else {})}
+
+
+OPTIMISERS = {"lion": "lion_32bit", "adamw_8bit": "adamw_bnb_8bit"}
+"""The names of optimisers in transformers, where they are others than here."""
 
 
 def optim_of(settings: Training) -> dict[str, Any]:
-    """Returns the arguments that choose the optimiser; AdamW is what transformers takes by itself."""
-    return {} if settings.optimizer == "adamw" else {"optim": OPTIMISERS[settings.optimizer]}
+    """Returns the arguments that choose the optimiser; AdamW is what transformers takes by itself, fused where it can
+    be, and those of `luthier.training.optimisers` are no concern of its."""
+    name = settings.optimizer
+    return {} if name == "adamw" or name in OWN else {"optim": OPTIMISERS.get(name, name)}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from luthier.training.spec import Run
 
 FOLDER, TENSORS, STATE = "best", "adapter.safetensors", "best.json"
-LESS = ("loss",)
+LESS = ("loss", "mse")
 """Figures of which less is better; of all others more is."""
 
 

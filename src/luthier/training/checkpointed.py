@@ -37,7 +37,8 @@ class Checkpointed(transformers.Trainer):
     online: Online | None
     """What samples the answers of each step, where the objective learns from such."""
     penalised: Penalised | None
-    ema: Ema | None
+    average: Ema | None
+    """What is evaluated and saved in the place of what is trained."""
     objective_state: ObjectiveState
     """The state that the objective keeps of its evaluations; `looks` counts them."""
     looks: int
@@ -75,8 +76,8 @@ class Checkpointed(transformers.Trainer):
             self.online.save(folder, self.state.global_step)
         if self.penalised is not None:
             self.penalised.save(folder)
-        if self.ema is not None:
-            self.ema.save(folder)
+        if self.average is not None:
+            self.average.save(folder)
         if self.looks or self.objective_state:
             write_json(folder / REMEMBERED, {"looks": self.looks, "memory": self.objective_state})
 
@@ -97,8 +98,8 @@ class Checkpointed(transformers.Trainer):
             self.online.restore(Path(resume_from_checkpoint))
         if self.penalised is not None:
             self.penalised.load(Path(resume_from_checkpoint))
-        if self.ema is not None:
-            self.ema.load(Path(resume_from_checkpoint))
+        if self.average is not None:
+            self.average.load(Path(resume_from_checkpoint))
         if (Path(resume_from_checkpoint) / REMEMBERED).is_file():
             with recorded(Path(resume_from_checkpoint) / REMEMBERED) as known:
                 self.looks, self.objective_state = known["looks"], known["memory"]
@@ -106,5 +107,5 @@ class Checkpointed(transformers.Trainer):
     def restore(self, checkpoint: Path) -> None:
         """Restores the adapter from `checkpoint`: the average, where there is one."""
         self._load_from_checkpoint(str(checkpoint))
-        if self.ema is not None:
-            self.ema.apply()
+        if self.average is not None:
+            self.average.apply()

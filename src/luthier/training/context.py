@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 
 from luthier.core.errors import LuthierError
+from luthier.core.sites.structure import block_lists
 from luthier.kernels.backend import AUTO, OWN, cpu_backend
 from luthier.training.spec import Run
 
@@ -30,7 +31,7 @@ def training_context(run: Run, model: Any) -> Iterator[None]:
     cached, model.config.use_cache = getattr(model.config, "use_cache", False), False
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        with cpu_backend(backend_of(run, model)):
+        with cpu_backend(backend_of(run, model)), compiled(model) if run.training.compile else nullcontext():
             yield
     finally:
         for parameter in trained:
@@ -39,6 +40,27 @@ def training_context(run: Run, model: Any) -> Iterator[None]:
         if run.training.gradient_checkpointing:
             recompute(model, False)
         model.eval()
+
+
+@contextmanager
+def compiled(model: nn.Module) -> Iterator[None]:
+    """Has the blocks of the model compiled while the context lasts, each by itself: alike ones share what is compiled,
+    and all around them, such as a loss in chunks, goes on as it is.
+
+    Raises `LuthierError` for a model without blocks.
+    """
+    blocks = [block for each in block_lists(model).values() for block in each]
+    if not blocks:
+        raise LuthierError(
+            f"compile compiles the blocks of a model, and {type(model).__name__} has none; leave it out."
+        )
+    for block in blocks:
+        block.compile()
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None
 
 
 def recompute(model: Any, on: bool) -> None:

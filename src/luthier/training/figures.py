@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.contracts.objective import Figures
+from luthier.core.numerics.wide import widened
 
 
 class FigureSums:
@@ -19,7 +20,7 @@ class FigureSums:
     def add(self, figures: Figures) -> None:
         """Those of one batch."""
         for name, values in figures.items():
-            self.sums[name][0] += float(values.double().sum())
+            self.sums[name][0] += float(widened(values).sum())
             self.sums[name][1] += values.numel()
 
     def held(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from luthier.core.errors import LuthierError, near
@@ -12,6 +13,15 @@ from luthier.training.spec import Run
 
 SPREAD = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 """The environment variables by which `accelerate launch` shards all parameters."""
+
+
+def check_optimiser(name: str) -> None:
+    """Raises for an optimiser that this machine would run as another one: pages are a GPU's."""
+    if name.startswith("paged") and not torch.cuda.is_available():
+        raise LuthierError(
+            f"optimizer={name} keeps its states in pages between a GPU (CUDA) and the main memory, and here is none; "
+            f"take {name.removeprefix('paged_')}."
+        )
 
 
 def check_services(report_to: str) -> None:
@@ -36,6 +46,10 @@ def check_processes(run: Run) -> None:
         raise LuthierError(
             "shard shards the base across several processes, and here is one; start them with "
             "`torchrun --nproc-per-node=N -m luthier train …`."
+        )
+    if run.training.noise_scale and processes() > 1:
+        raise LuthierError(
+            f"noise_scale compares the batches of a step in one process, and here are {processes()}; leave it out."
         )
     if run.update.changes and processes() > 1:
         raise LuthierError(

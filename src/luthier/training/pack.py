@@ -15,6 +15,7 @@ from luthier.core.sites.packing import packed
 from luthier.data.pictures import PICTURES
 from luthier.models.seeing import reads_pictures
 from luthier.training.spec import Run
+from luthier.training.writing import WRITTEN
 
 UNTOLD = "the run was started with padded batches"
 """Of runs of Luthier 0.2 and before, which had no others."""
@@ -55,6 +56,10 @@ def _of_run(run: Run) -> str | None:
     """Why a run pads whatever its model is."""
     if run.training.shard:
         return "its base is to be sharded"
+    if run.training.best in WRITTEN:
+        return "its evaluations write answers"
+    if run.training.compile:
+        return "its blocks are compiled, for shapes that rows in one stream do not have twice"
     return f"{run.objective.name()} samples answers from the model between its steps" if run.objective.samples else None
 
 

@@ -20,7 +20,7 @@ from luthier.core.storage import store
 from luthier.data.labels import labels_in_order
 from luthier.models import Loaded, licence_of
 from luthier.training import folder as folders
-from luthier.training import metrics, routing
+from luthier.training import judged, metrics, routing
 from luthier.training.arguments import arguments
 from luthier.training.attachment import attach_all
 from luthier.training.base import check_fits
@@ -32,13 +32,14 @@ from luthier.training.context import training_context
 from luthier.training.estimate import estimate
 from luthier.training.from_adapter import compared_with_start
 from luthier.training.join import join
-from luthier.training.launched import check_processes, check_services
+from luthier.training.launched import check_optimiser, check_processes, check_services
 from luthier.training.moments import AsToldNow, ByTheClock
+from luthier.training.noise_scale import noise_scale
 from luthier.training.pack import batches_of, computed
 from luthier.training.penalised import refuse_alone
 from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
-from luthier.training.prepare import Prepared, is_main, prepare, processes
+from luthier.training.prepare import Prepared, curves_of, is_main, prepare, processes
 from luthier.training.progress import quiet, shown
 from luthier.training.reference import referred
 from luthier.training.replace import beside
@@ -51,6 +52,7 @@ from luthier.training.sparse import sparsify
 from luthier.training.spec import Run
 from luthier.training.teacher import check_teacher, teacher_of
 from luthier.training.trainer import Trainer
+from luthier.training.writing import Writer, writes
 
 SHARE = 10
 """The number of evaluations and checkpoints of a run by default."""
@@ -86,6 +88,7 @@ class Session:
         run = self.run
         check_services(run.training.report_to)
         check_processes(run)
+        check_optimiser(run.training.optimizer)
         join()
         if not is_main():
             return self.work(resume, resume and folders.holds_run(run.folder))
@@ -188,12 +191,16 @@ class Session:
     ) -> Trainer:
         """Returns what trains, with all that listens to it."""
         run, shifted = self.run, prepared.task == "causal-lm"
-        log = metrics.Metrics(run.folder, run_id, run.objective.curves)
+        log = metrics.Metrics(run.folder, run_id, curves_of(run, prepared))
         table = routing.RoutingTable(run.folder, plan.steps)
         args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
         told = [log, table, *callbacks, *self.callbacks]
         made = self.trainer_class(run, model, args, features, collator, shifted, told, run_id, plan.per_epoch)
         log.trainer, table.routers = made, made.routers
+        if judged.told_of(prepared.task, prepared.examples.labels):
+            made.judging = partial(judged.Judge, prepared.task, names_of(model))
+        if writes(run, prepared.task) and prepared.held is not None:
+            made.writer = Writer(run, model, prepared.processor, prepared.held)
         return made
 
     def newest(self) -> Checkpoint | None:
@@ -242,11 +249,13 @@ class Session:
                 replace_text(run.folder / "README.md", text)
                 title = f"{run.model}, {run.form.name()}, {run.data}"
                 rollouts.table(run.folder)
-                plot(lines, run.folder / PLOT, title, run.objective.curves)
+                plot(lines, run.folder / PLOT, title, curves_of(run, prepared))
                 if loads := routing.read(run.folder):
                     routing.plot(loads, run.folder / routing.PLOT, title)
         measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}
         measured |= {"eval_loss": evals[-1]} if evals else {}
+        scale = noise_scale(lines)
+        measured |= {} if scale is None else {"noise_scale": scale}
         measured |= {"task": prepared.task, "labels": prepared.examples.labels}
         measured |= {"ranks": record["measured"]} if record["measured"] else {}
         measured |= {"update": record["run"]["update"]} | ({"best": chosen} if chosen else {})
@@ -277,6 +286,11 @@ class Session:
             processor=loaded.processor,
             eval_losses=held,
         )
+
+
+def names_of(model: Any) -> list[str]:
+    """Returns the classes of a model, in its order; empty where it has none."""
+    return [name for _, name in sorted((getattr(model.config, "id2label", None) or {}).items())]
 
 
 def chat_of(prepared: Prepared) -> dict[str, Any]:

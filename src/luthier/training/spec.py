@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import multiprocessing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,8 +52,13 @@ class Training:
     """Of polynomial: the exponent of (1 - t)."""
     warmup: float = 0.06
     """The share of the steps in which the learning rate warms up from zero."""
-    optimizer: Literal["adamw", "adafactor", "lion", "adamw_8bit", "sgd"] = "adamw"
-    """The optimiser: torch's AdamW and SGD, transformers' Adafactor, bitsandbytes' Lion and AdamW with 8-bit states."""
+    optimizer: Literal[
+        "adamw", "adafactor", "muon", "schedule_free", "lion", "adamw_8bit", "paged_adamw_8bit", "adamw_torch_8bit",
+        "adamw_torch_4bit", "sgd",
+    ] = "adamw"  # fmt: skip
+    """The optimiser: torch's (fused) AdamW and SGD, transformers' Adafactor, Muon for matrices with AdamW for all else,
+    AdamW without a schedule (schedule_free: the weighted mean is evaluated and saved), bitsandbytes' Lion and AdamW
+    with 8-bit states (paged: on a GPU), torchao's AdamW with states of 8 or 4 bits (adamw_torch_8bit)."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     clip: float = 1.0
@@ -64,6 +70,13 @@ class Training:
     saved in its stead (0: none; usual are 0.99 to 0.999)."""
     attn: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
     """How attention is computed: eager, sdpa, flash_attention_2 or flex_attention. Default: transformers' choice."""
+    compile: bool = False
+    """Compile the blocks of the model (torch.compile), which takes its time in the first steps; batches are padded."""
+    workers: int = 0
+    """Processes that make batches beside the one that trains, which pays for rows with pictures (0: none)."""
+    noise_scale: bool = False
+    """Tell the parts of the gradient noise scale at each step, which compares its batches: accumulate has to be 2 or
+    more. The scale is about the number of rows in a step from which on more of them add little."""
     max_length: int = 1024
     """The most tokens of a row; a longer text is cut into several rows, any other longer row is refused."""
     truncate: bool = False
@@ -73,8 +86,10 @@ class Training:
     eval_every: int | None = None
     """Steps between evaluations. Default: a tenth of the run."""
     best: str | None = None
-    """Save the adapter of the best evaluation instead of the last: by loss, or by a figure of the objective, such as
-    accuracy of dpo (of loss less is better, of all others more)."""
+    """Save the adapter of the best evaluation instead of the last: by loss, by a figure of the task (accuracy, mcc and
+    macro_f1 of classes, f1 of tags, pearson and mse of numbers, micro_f1 of several classes) or of the objective
+    (accuracy of dpo), or by answers that are written to the rows held out (exact_match, number, rougeL, bleu and the
+    others of `luthier evaluate`). Of loss and mse less is better, of all others more."""
     patience: int | None = None
     """Stop after this many evaluations that were not better; goes with best."""
     save_every: int | None = None
@@ -111,8 +126,11 @@ class Training:
         if self.eval_fraction >= 1:
             raise LuthierError("eval_fraction is 1, which leaves no row to train on.")
         check_schedule(self)
-        if self.optimizer in ("lion", "adamw_8bit") and find_spec("bitsandbytes") is None:
-            raise LuthierError(f"optimizer={self.optimizer} needs bitsandbytes: pip install 'luthier[quant]'")
+        library = LIBRARIES.get(self.optimizer)
+        if library is not None and find_spec(library) is None:
+            raise LuthierError(f"optimizer={self.optimizer} needs {library}: pip install 'luthier[quant]'")
+        if self.optimizer == "schedule_free":
+            self._check_schedule_free()
         if self.patience is not None and self.best is None:
             raise LuthierError("patience counts evaluations that are not better; say by which figure (best, as loss).")
         if self.best is not None and self.shard:
@@ -127,8 +145,26 @@ class Training:
             raise LuthierError(
                 "attn=flash_attention_2 needs the package flash-attn (and a GPU): pip install flash-attn"
             )
+        if self.workers and "fork" not in multiprocessing.get_all_start_methods():
+            raise LuthierError(
+                f"workers is {self.workers}: they are forked, which this system does not do; leave it out."
+            )
+        if self.noise_scale and self.accumulate < 2:
+            raise LuthierError(
+                "noise_scale compares the batches of a step, and here is one; set accumulate to 2 or more."
+            )
         if self.shard and self.quantize is not None:
             raise LuthierError(f"quantize={self.quantize} quantises the base, and a quantised base cannot be sharded.")
+
+    def _check_schedule_free(self) -> None:
+        if self.schedule != "constant":
+            raise LuthierError(
+                f"schedule_free takes the place of a schedule, and schedule is {self.schedule}; add schedule=constant "
+                "(its warm-up stays)."
+            )
+        if self.ema or self.shard:
+            other = "ema" if self.ema else "shard"
+            raise LuthierError(f"schedule_free keeps an average of its own, which does not go with {other}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the values as JSON."""
@@ -140,6 +176,11 @@ class Training:
         return cls(**known_fields(cls, values))
 
 
+LIBRARIES = {
+    **dict.fromkeys(("lion", "adamw_8bit", "paged_adamw_8bit"), "bitsandbytes"),
+    **dict.fromkeys(("adamw_torch_8bit", "adamw_torch_4bit"), "torchao"),
+}
+"""What an optimiser needs beside torch and transformers."""
 COMES = "the form, where it goes, its ranks and scales come with the adapter; leave them out"
 BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("steps", 1, math.inf),
@@ -155,6 +196,7 @@ BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("cycles", 1, 10**6),
     ("power", 0, 100),
     ("patience", 1, math.inf),
+    ("workers", 0, 256),
     ("max_length", 1, math.inf),
     ("eval_fraction", 0, 1),
     ("eval_every", 1, math.inf),

@@ -23,8 +23,10 @@ from luthier.data import Collator, sizes_of
 from luthier.methods.noise import noisy
 from luthier.training.checkpointed import Checkpointed
 from luthier.training.context import running_norms
-from luthier.training.ema import Ema
 from luthier.training.figures import FigureSums
+from luthier.training.judged import Judge
+from luthier.training.noise_scale import NoiseScale
+from luthier.training.optimisers import OWN, average_of
 from luthier.training.order import ByLength, Repeated
 from luthier.training.penalised import Penalised, project
 from luthier.training.rollouts.online import Online
@@ -32,6 +34,7 @@ from luthier.training.rollouts.slopes import slopes_of
 from luthier.training.routing import Routers
 from luthier.training.schedule import is_plain, restarting
 from luthier.training.spec import Run
+from luthier.training.writing import Writer
 
 
 class Diverged(LuthierError):
@@ -90,6 +93,14 @@ class Trainer(Checkpointed):
         """Rows of the current step."""
         self.figures = FigureSums(run.objective.curves)
         """Figures of the current step."""
+        self.judging: Callable[[], Judge] | None = None
+        """What compares the model's own answers with the labels in an evaluation, where the task has such."""
+        self.writer: Writer | None = None
+        """What writes answers in an evaluation, where `best` goes by them."""
+        self.noise = NoiseScale() if run.training.noise_scale else None
+        self.share = (1.0, 0)
+        """The share of the last batch in the means of its step, and its rows."""
+        self.noise_told: dict[str, float] = {}
         self.norms = running_norms(model)
         self.routers = Routers(model, run.name)
         self.penalised = None if run.penalty is None else Penalised(run.penalty, trainable(model))
@@ -97,9 +108,9 @@ class Trainer(Checkpointed):
         """Rows of earlier tasks for a step, for an update that goes by their gradient."""
         if self.penalised is not None:
             self.add_callback(self.penalised)
-        self.ema = Ema(model, run.name, run.training.ema) if run.training.ema else None
-        if self.ema is not None:
-            self.add_callback(self.ema)
+        self.average = average_of(run, model)
+        if self.average is not None:
+            self.add_callback(self.average)
         self.model_accepts_loss_kwargs = True  # so it counts the labels and divides nothing itself
         self.loss_is_scaled_for_ga = True
 
@@ -142,6 +153,14 @@ class Trainer(Checkpointed):
                 optimizer_class=kind,
             )
         return self.optimizer
+
+    def get_optimizer_cls_and_kwargs(self, args, model=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Returns (class, settings) of the run's optimiser: transformers' choice, or one of Luthier's own."""
+        own = OWN.get(self.run.training.optimizer)
+        if own is None:
+            return super().get_optimizer_cls_and_kwargs(args, model)
+        betas = args.adam_beta1, args.adam_beta2
+        return own, {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
 
     def usual_loss(self) -> Tensor:
         """Returns the loss of a batch of the first rows, without dropout: an update weighs by it what a step costs."""
@@ -228,6 +247,7 @@ class Trainer(Checkpointed):
         objective, totals = self.run.objective, num_items_in_batch
         assert isinstance(totals, Tensor)  # counted above for every step
         shares = objective.part_weights(totals, self.objective_state) * self.token_counts(inputs) / totals.clamp(min=1)
+        self.share = (float(shares.sum()) if self.noise is not None else 1.0, len(rows))
         at = At(self.state.global_step, self.state.max_steps, True, self.teacher)
         given = objective.inputs(inputs, at)
         with self.routers.watched() as routes, noisy(model, self.run.training.neftune, given):
@@ -243,7 +263,10 @@ class Trainer(Checkpointed):
     def training_step(self, model, inputs, num_items_in_batch=None):  # pyright: ignore
         """One backward pass; behind the last of a step, the penalty and the update see the whole gradient."""
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.noise is not None:
+            self.noise.batch(trainable(self.model), *self.share)  # pyright: ignore
         if self.accelerator.sync_gradients:
+            self.noise_told = self.noise.step() if self.noise is not None else {}
             if self.rehearsal is not None and self.run.update.rehearses:
                 project(self.run.update, trainable(self.model), self._reference)  # pyright: ignore
             if self.penalised is not None:
@@ -276,7 +299,7 @@ class Trainer(Checkpointed):
         if not math.isfinite(logs.get("grad_norm", 0.0)):
             self._stop("gradient's norm", logs["grad_norm"], self.rows)
         if "loss" in logs:
-            logs |= (found := self._means(self.figures))
+            logs |= (found := self._means(self.figures)) | self.noise_told
             self.objective_state = self.run.objective.observe(self.objective_state, self.state.global_step, found)
             logs |= {name: self.objective_state[name] for name in self.figures.sums if name in self.objective_state}
             self.figures = FigureSums(self.run.objective.curves)
@@ -286,22 +309,27 @@ class Trainer(Checkpointed):
     def train(self, *args, **kwargs):  # pyright: ignore
         """Trains; behind it the model holds the average, where there is one."""
         found = super().train(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.apply()
+        if self.average is not None:
+            self.average.apply()
         return found
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):  # pyright: ignore
         """Returns `{"eval_loss": …}`, the objective's own over the evaluation rows, parts weighed as at the start, and
         the objective's figures."""
-        with self.ema.averaged() if self.ema is not None else nullcontext():
+        with self.average.averaged() if self.average is not None else nullcontext():
             return self._measured(metric_key_prefix)
 
     def _measured(self, metric_key_prefix: str) -> dict[str, float]:
         figures, metrics = FigureSums(self.run.objective.curves), {}
         if self.run.objective.evaluates:
-            means, counts = self.measure(self.get_eval_dataloader(), figures)
+            judge = self.judging() if self.judging is not None else None
+            with judge.watching(self.model) if judge is not None else nullcontext():  # pyright: ignore
+                means, counts = self.measure(self.get_eval_dataloader(), figures, judge)
             metrics = {f"{metric_key_prefix}_loss": float((means * self.run.objective.part_weights(counts, {})).sum())}
-        told = self._means(figures)
+            metrics |= {
+                f"{metric_key_prefix}_{n}": v for n, v in (judge.figures() if judge is not None else {}).items()
+            }
+        told = self._means(figures) | (self.writer.figures() if self.writer is not None else {})
         if self.online is not None:
             told |= self.online.held_reward(list(self.get_eval_dataloader()), self.state.global_step)
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in told.items()}
@@ -313,12 +341,20 @@ class Trainer(Checkpointed):
         """The means of figures over all processes."""
         if not figures.sums:
             return {}
-        return figures.means(self.accelerator.reduce(figures.held().to(self.args.device), "sum"))  # pyright: ignore
+        return figures.means(self._over_processes(figures.held()))
 
-    def measure(self, batches: Iterable[Any], figures: FigureSums | None = None) -> tuple[Tensor, Tensor]:
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        """The sums of all processes, in float64 on the CPU. One alone moves nothing: not every device has float64."""
+        if self.accelerator.num_processes == 1:
+            return sums
+        return self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()  # pyright: ignore
+
+    def measure(
+        self, batches: Iterable[Any], figures: FigureSums | None = None, judge: Judge | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns the mean loss of each part (0 where it has no rows) and its count, [parts] each, over `batches`.
 
-        The objective's figures are added to those given.
+        The objective's figures are added to those given, and what the model said to the `judge`.
         """
         model: Any = self.model
         objective = self.run.objective
@@ -327,15 +363,18 @@ class Trainer(Checkpointed):
         found = []
         for batch in batches:
             inputs = self._prepare_inputs(batch)
-            inputs.pop("rows")
+            rows: Any = inputs.pop("rows")
             counts = self.token_counts(inputs).cpu().double()
             with torch.no_grad():
                 means, told = objective.loss_and_figures(model, objective.inputs(inputs, at))
             means = means.cpu().double()
             if figures is not None:
                 figures.add(told)
+            if judge is not None:
+                judge.add(rows, inputs["labels"])
             found.append(torch.stack([means * counts, counts]))
         model.train()
-        sums = torch.stack(found).sum(0).to(self.args.device)
-        total, counts = self.accelerator.reduce(sums, "sum").cpu()  # pyright: ignore
+        total, counts = self._over_processes(torch.stack(found).sum(0))
+        if judge is not None and self.accelerator.num_processes > 1:
+            judge.gather()
         return total / counts.clamp(min=1), counts

@@ -210,7 +210,7 @@ class Evaluate(Fitted):
         check_questions(examples)
 
     def _metrics(self) -> list[str]:
-        from luthier.evaluating.text_metrics import check_metrics
+        from luthier.data.text_metrics import check_metrics
 
         found = [word for each in (self.metrics or "").split(",") if (word := each.strip())]
         check_metrics(found)

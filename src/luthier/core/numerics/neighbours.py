@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.wide import LACKING
 
 MEMORY = 512 * 2**20
 """Bytes that a search takes on top of the points and of its result."""
@@ -46,7 +47,7 @@ def checked(points: Tensor) -> Tensor:
     if bad:
         raise LuthierError(f"{bad} of {len(points)} points hold NaN or infinity; drop them, or find what made them.")
     # Apple's GPU has no float64, and the distances need it.
-    return points.detach().cpu() if points.device.type == "mps" else points.detach()
+    return points.detach().cpu() if points.device.type in LACKING else points.detach()
 
 
 def distinct(points: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from luthier.core.numerics.wide import exact
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -26,7 +28,7 @@ def spectrum(w: Tensor, k: int | None = None) -> Spectrum:
     By the eigenvectors of the smaller of W Wᵀ and Wᵀ W, at a fraction of the cost of an SVD; singular values below
     1e-7 of the largest are lost in the square.
     """
-    w = w.detach().double()
+    w = exact(w.detach())
     wide = w.shape[0] <= w.shape[1]
     squares, near = torch.linalg.eigh(w @ w.mT if wide else w.mT @ w)
     s, near = squares.flip(0).clamp(min=0).sqrt(), near.flip(1)

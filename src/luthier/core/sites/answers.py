@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from luthier.core.contracts.examination import Batch
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.wide import widened
 from luthier.core.sites.probe import eval_mode
 from luthier.core.sites.structure import decoder_path
 
@@ -39,10 +40,10 @@ def answers(model: nn.Module, batches: Iterable[Batch], call: Callable | None = 
     with eval_mode(model):
         for batch in batches:
             logits, labels, row = spoken(model, batch, call)
-            likely = torch.log_softmax(logits.double(), -1)
+            likely = torch.log_softmax(widened(logits), -1)
             top = likely.max(-1)
             loss = -likely.gather(-1, labels[:, None])[:, 0]
-            found.append((loss, (top.indices == labels).double(), top.values.exp(), row + start))
+            found.append((loss, (top.indices == labels).to(likely.dtype), top.values.exp(), row + start))
             start += len(batch["labels"])
     return Answers(*(torch.cat(each).cpu() for each in zip(*found, strict=True)))
 

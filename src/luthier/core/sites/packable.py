@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from luthier.core.numerics.wide import widened
 from luthier.core.sites.outputs import leading
 from luthier.core.sites.packing import packed, packing_now
 from luthier.core.sites.probe import eval_mode
@@ -81,7 +82,7 @@ def _compared(padded: Outputs, here: tuple[Outputs, int], changed: Outputs, batc
 
 def _apart(one: Tensor, two: Tensor) -> float:
     """The largest difference of a token's vector, as a share of its norm."""
-    one, two = one.double(), two.double()
+    one, two = widened(one), widened(two)
     return float(((one - two).norm(dim=-1) / one.norm(dim=-1).clamp(min=1e-30)).max())
 
 

@@ -40,7 +40,7 @@ def values(tensor: Tensor) -> list[float]:
     size = tensor.numel()
     count = min(VALUES, size)
     places = [i * (size - 1) // max(1, count - 1) for i in range(count)]
-    taken = full_tensor(tensor.detach()).reshape(-1)[places].double()
+    taken = full_tensor(tensor.detach()).reshape(-1)[places].cpu().double()
     return taken.nan_to_num(0.0, LARGEST, -LARGEST).tolist()  # JSON has no infinity
 
 

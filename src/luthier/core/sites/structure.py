@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.core.contracts.site import Site
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.wide import exact
 
 
 class Attachment(nn.Module):
@@ -70,9 +71,9 @@ def lookup_scale(path: str, table: nn.Embedding) -> float:
     base = getattr(type(table), "_luthier_base", type(table)).forward
     with torch.no_grad():
         row = int(weight.float().norm(dim=1).argmax())
-        stored = weight[row].double()
+        stored = exact(weight[row])
         try:
-            looked_up = base(table, torch.tensor([row], device=weight.device))[0].double()
+            looked_up = exact(base(table, torch.tensor([row], device=weight.device))[0])
         except Exception as error:  # tables of positions raise whatever a missing mask or a shape leads to
             raise LuthierError(f"{path} looks up something else than tokens, so no form acts on it.") from error
         scale = float(looked_up @ stored / (stored @ stored))

@@ -63,7 +63,7 @@ def run_program(code: str, limits: Limits = LIMITS) -> Ran:
 @functools.cache
 def check_sandbox() -> None:
     """Raises `LuthierError` where programs cannot be shut in; tried once, on a program that breaks every rule."""
-    found = _run(BREAKOUT, Limits(5.0, 256))
+    found = _run(BREAKOUT, Limits(5.0, 256)) if sys.platform == "linux" else Ran(False, f"it runs {sys.platform}")
     if not found.passed:
         raise LuthierError(
             f"generated code is run in a sandbox alone, and this machine cannot give one: {found.reason}. It takes "

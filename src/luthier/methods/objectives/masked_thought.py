@@ -11,13 +11,14 @@ from torch import Tensor
 
 from luthier.core.contracts.objective import Objective
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.wide import widest
 
 HIDDEN = "hidden"
 """Feature that holds the token which stands for <mask>, or how many there are to draw one from."""
 
 
 def _drawn(count: Tensor, places: Tensor) -> Tensor:
-    return (torch.rand(places.shape, device=places.device, dtype=torch.float64) * count).long()
+    return (torch.rand(places.shape, device=places.device, dtype=widest(places.device)) * count).long()
 
 
 REPLACEMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mask": lambda token, places: token, "random": _drawn}

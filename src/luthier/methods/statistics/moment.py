@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from luthier.core.contracts.statistic import Statistic, rows_of
+from luthier.core.numerics.wide import exact
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Moment(Statistic):
     def update(self, held, x, mask):
         rows = rows_of(x, mask)
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        return held[0] + (rows.mT @ rows).double(), held[1] + len(rows)
+        return held[0] + exact(rows.mT @ rows), held[1] + len(rows)
 
     def result(self, held):
         return {"moment": (held[0] / held[1]).cpu()}

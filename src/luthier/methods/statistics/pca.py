@@ -10,6 +10,7 @@ from torch.linalg import vector_norm
 
 from luthier.core.contracts.statistic import Statistic, rows_of
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.wide import exact
 
 SPARE = 16
 """Directions kept beyond those asked for, at the least: what is cut off now may matter later."""
@@ -91,7 +92,7 @@ class PCA(Statistic):
         found = _absorb(held, held.waiting, self.kept) if len(held.waiting) else held
         directions = found.directions[: self.components].float().cpu()
         largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-        explained = found.scale[: self.components].double().cpu().square()
+        explained = found.scale[: self.components].cpu().double().square()
         return {
             "pca": directions * torch.where(largest < 0, -1.0, 1.0),
             "variance": explained / found.total if found.total else torch.zeros_like(explained),
@@ -109,7 +110,7 @@ class PCA(Statistic):
 
 def _fresh(rows: Tensor) -> _Held:
     none = _none(rows)
-    return _Held(0, torch.zeros_like(rows[0], dtype=torch.float64), 0.0, none, rows.new_empty(0), none)
+    return _Held(0, exact(torch.zeros_like(rows[0])), 0.0, none, rows.new_empty(0), none)
 
 
 def _none(rows: Tensor) -> Tensor:
@@ -120,11 +121,11 @@ def _none(rows: Tensor) -> Tensor:
 def _absorb(held: _Held, rows: Tensor, kept: int) -> _Held:
     """What is known with `rows` [n, d] added."""
     count, mean = held.count + len(rows), rows.mean(0)
-    rows, moved = rows - mean, mean.double() - held.mean
+    rows, moved = rows - mean, exact(mean) - held.mean
     weight = held.count * len(rows) / count
-    spread = vector_norm(rows, dim=1).double().square().sum()  # one float32 sum over all would lose digits
+    spread = exact(vector_norm(rows, dim=1)).square().sum()  # one float32 sum over all would lose digits
     total = held.total + float(spread) + weight * float(moved.square().sum())
-    known = torch.cat([held.scale[:, None] * held.directions, (weight**0.5 * moved).to(rows.dtype)[None]])
+    known = torch.cat([held.scale[:, None] * held.directions, (weight**0.5 * moved).to(rows)[None]])
     directions, scale = _leading(known, rows, held.directions, kept, seed=held.count)
     return _Held(count, held.mean + moved * (len(rows) / count), total, directions, scale, _none(rows))
 
@@ -141,8 +142,8 @@ def _leading(known: Tensor, rows: Tensor, start: Tensor, kept: int, seed: int) -
     for _ in range(1 if len(start) else 3):
         basis = torch.linalg.qr(rows.mT @ (rows @ basis) + known.mT @ (known @ basis)).Q
     seen, kept_seen = rows @ basis, known @ basis
-    inner = (seen.mT @ seen).double() + (kept_seen.mT @ kept_seen).double()
+    inner = exact(seen.mT @ seen) + exact(kept_seen.mT @ kept_seen)
     values, vectors = torch.linalg.eigh(inner)
     order = values.argsort(descending=True)[:kept]
-    directions = (basis @ vectors[:, order].to(basis.dtype)).mT.contiguous()
-    return directions, values[order].clamp(min=0).sqrt().to(basis.dtype)
+    directions = (basis @ vectors[:, order].to(basis)).mT.contiguous()
+    return directions, values[order].clamp(min=0).sqrt().to(basis)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from luthier.core.contracts.update import Update
+from luthier.core.numerics.wide import widened
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class AGEM(Update):
 
     def project(self, grads, reference):
         shared = [key for key in grads if key in reference]
-        product = sum((grads[key].double() * reference[key].double()).sum() for key in shared)
-        length = sum(reference[key].double().square().sum() for key in shared)
+        product = sum((widened(grads[key]) * widened(reference[key])).sum() for key in shared)
+        length = sum(widened(reference[key]).square().sum() for key in shared)
         if not shared or not torch.as_tensor(product) < 0:
             return grads
         share = product / length
         return {
-            key: (g.double() - share * reference[key].double()).to(g.dtype) if key in reference else g
+            key: (widened(g) - share * widened(reference[key])).to(g.dtype) if key in reference else g
             for key, g in grads.items()
         }

@@ -13,6 +13,7 @@ import torch
 from luthier.core.contracts.costs import BackwardCosts
 from luthier.core.contracts.update import TrainingPlan, Update
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.wide import widened
 
 PROBE = 2
 """Steps that a probe takes."""
@@ -91,7 +92,7 @@ class GreenTrainer(Update):
         return {"importance": torch.zeros((), dtype=torch.float64)} if self.rho < 1 else {}
 
     def probed(self, grads, moved, state, group):
-        gains = [-torch.sum(grads[key].double() * moved[key].double()).cpu() for key in grads]
+        gains = [-torch.sum(widened(grads[key]) * widened(moved[key])).cpu().double() for key in grads]
         state["importance"] = torch.stack(gains).sum() if gains else torch.zeros((), dtype=torch.float64)
 
 

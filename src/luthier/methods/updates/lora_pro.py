@@ -10,6 +10,7 @@ from torch import Tensor
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.update import Update
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.wide import exact
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def scale(form: Form, b: str) -> float | None:
 
 def nearest(a: Tensor, b: Tensor, da: Tensor, db: Tensor, s: float) -> tuple[Tensor, Tensor]:
     """(gᴬ, gᴮ) for A [..., r, d_in] and B [..., d_out, r] with gradients ∂A and ∂B, in the format of each gradient."""
-    formats, eps = (da.dtype, db.dtype), torch.finfo(torch.promote_types(a.dtype, b.dtype)).eps
-    a, b, da, db = (each.double() for each in (a, b, da, db))
+    slopes, eps = (da, db), torch.finfo(torch.promote_types(a.dtype, b.dtype)).eps
+    a, b, da, db = (exact(each) for each in (a, b, da, db))
     lam, u = torch.linalg.eigh(b.mT @ b)
     mu, v = torch.linalg.eigh(a @ a.mT)
     inverse_b, inverse_a = pseudo(lam, u, eps), pseudo(mu, v, eps)
@@ -77,7 +78,7 @@ def nearest(a: Tensor, b: Tensor, da: Tensor, db: Tensor, s: float) -> tuple[Ten
     gb = gb - b @ (inverse_b @ (b.mT @ gb))
     sums = lam.clamp(min=0)[..., :, None] + mu.clamp(min=0)[..., None, :]  # Sylvester, in the eigenbases
     x = u @ (-(u.mT @ ga @ a.mT @ v) / sums.clamp(min=torch.finfo(sums.dtype).tiny)) @ v.mT
-    return (ga + x @ a).to(formats[0]), (gb - b @ x).to(formats[1])
+    return (ga + x @ a).to(slopes[0]), (gb - b @ x).to(slopes[1])
 
 
 def pseudo(values: Tensor, vectors: Tensor, eps: float) -> Tensor:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.serving.http.calls import CallFormat
-from luthier.serving.http.tagged import Tags, called, known, loose
+from luthier.serving.http.tagged import Tags, loose
+from luthier.serving.http.taggedreader import TaggedArguments, named
 
 LETTERS = string.ascii_letters + string.digits
 LONGEST = 9
@@ -58,13 +59,11 @@ class CallReader:
         """What has come and was not told yet."""
         self._raw = ""
         """What the call that is being read begins with, in case that it is none."""
-        self._seen = 0
-        """How much of what is held was searched for the end of a call."""
         self._step = self._text
         self._object_end, self._object_seen = Nesting(), 0
         """Where a call that is an object ends, and how much of it was looked at."""
         self._whole = ""
-        self._arguments: Arguments | None = None
+        self._arguments: Arguments | TaggedArguments | None = None
         self.calls: list[Call] = []
 
     def add(self, text: str) -> list[Piece]:
@@ -74,12 +73,17 @@ class CallReader:
 
     def rest(self) -> list[Piece]:
         """Returns what was held back, at the end of the answer."""
-        pieces = list(self._run())
+        pieces = [*self._run(), *self._cut()]
         begun = self._step == self._head and self.calls and not self._raw  # a further call that was cut off
         if self._step in (self._text, self._head) and not begun:
             pieces += self._said((self._raw if self._step == self._head else "") + self._held)
         self._held = self._raw = ""
         return pieces
+
+    def _cut(self) -> Iterator[Piece]:
+        """What was held back of an argument in which the answer ends."""
+        if self._step == self._inside and isinstance(self._arguments, TaggedArguments):
+            yield from self._gave(self._arguments.rest())
 
     def _run(self) -> Iterator[Piece]:
         before = None
@@ -98,7 +102,7 @@ class CallReader:
         at = self._held.find(marker) if marker else self._begins()
         if at >= 0:
             before, self._held = self._held[:at].rstrip(), self._held[at + len(marker) :]
-            self._raw, self._step, self._seen = marker, self._head, 0
+            self._raw, self._step = marker, self._head
             self._object_end, self._object_seen = Nesting(), 0
             yield from self._said(before)
             return
@@ -107,18 +111,22 @@ class CallReader:
         yield from self._said(ready)
 
     def _begins(self) -> int:
-        """Without a marker: 0 where the whole answer is an object."""
+        """Without a marker: 0 where the whole answer is an object, or begins with a name on a line of its own."""
         if self._whole or self.calls:
             return -1
         bare = self._held.lstrip()
-        return HOLD if not bare else 0 if bare[0] == "{" else -1
+        if self._format.keys is not None or not bare:
+            return HOLD if not bare else 0 if bare[0] == "{" else -1
+        name, line, rest = bare.partition("\n")
+        if not line:
+            return HOLD if any(each.startswith(name.rstrip()) for each in self._tools) else -1
+        rest = rest.lstrip() if name.rstrip() in self._tools else "-"
+        return HOLD if not rest else 0 if rest[0] == "{" else -1
 
     def _head(self) -> Iterator[Piece]:
         """Up to the arguments of a call."""
-        if self._format.tags is not None:
-            yield from self._tagged(self._format.tags)
-            return
-        found = self._named() if self._format.keys is None else self._object()
+        tags = self._format.tags
+        found = self._tagged(tags) if tags else self._named() if self._format.keys is None else self._object()
         if found is None:
             return
         name, rest = found
@@ -126,12 +134,15 @@ class CallReader:
             yield from self._no_call()
             return
         self.calls.append(Call(name, new_id()))
-        self._arguments, self._held, self._raw = Arguments(), rest, ""
+        self._arguments = TaggedArguments(tags, self._tools[name], self._format.tail) if tags else Arguments()
+        self._held, self._raw = rest, ""
         self._step = self._inside
         yield Piece(call=len(self.calls) - 1, name=name, id=self.calls[-1].id)
 
     def _no_call(self) -> Iterator[Piece]:
-        text, self._raw, self._held, self._step = self._raw + self._held, "", "", self._text
+        """It is text; behind a marker a call may yet stand."""
+        text, self._held = (self._raw, self._held) if self._raw else (self._held, "")
+        self._raw, self._step = "", self._text
         self._whole += text
         yield Piece(text)
 
@@ -171,39 +182,23 @@ class CallReader:
         found = re.match(pattern, self._held)
         return (found[1], self._held[found.end() :]) if found else None
 
-    def _tagged(self, tags: Tags) -> Iterator[Piece]:
-        """A call whose arguments stand one by one: it is read once it is whole."""
+    def _tagged(self, tags: Tags) -> tuple[str, str] | None:
+        """(name, what follows it) of a call whose arguments stand one by one."""
         lead = self._format.opening.strip().removeprefix(self._format.marker)
-        if not self._ended() and known(self._held, lead, self._tools):
-            return
-        found = called(self._held, lead, self._format.tail, tags, self._tools)
-        if found is None:
-            return
-        name, arguments, rest = found
-        if not name:
-            yield from self._no_call()
-            return
-        self.calls.append(Call(name, new_id(), arguments))
-        self._held, self._raw, at = rest, "", len(self.calls) - 1
-        self._step = self._over if self._one else self._text
-        yield Piece(call=at, name=name, id=self.calls[-1].id)
-        yield Piece(call=at, arguments=arguments)
-
-    def _ended(self) -> bool:
-        """Whether what has come since the last look may end a call: all of it is read again only then."""
-        last = (self._format.tail.split() or [""])[-1]
-        begin, self._seen = max(0, self._seen - len(last) + 1), len(self._held)
-        return self._held.find(last, begin) >= 0
+        return named(self._held, lead, [f"{tags.after} {each}" for each in (tags.key_open, self._format.tail)])
 
     def _inside(self) -> Iterator[Piece]:
         """The arguments of a call."""
         assert self._arguments is not None
         more, self._held = self._arguments.add(self._held)
-        if more:
-            self.calls[-1].arguments += more
-            yield Piece(call=len(self.calls) - 1, arguments=more)
+        yield from self._gave(more)
         if self._arguments.done:
-            self._step = self._over if self._one else self._after
+            self._step = self._over if self._one else self._text if self._format.tags else self._after
+
+    def _gave(self, arguments: str) -> Iterator[Piece]:
+        if arguments:
+            self.calls[-1].arguments += arguments
+            yield Piece(call=len(self.calls) - 1, arguments=arguments)
 
     def _over(self) -> Iterator[Piece]:
         self._held = ""

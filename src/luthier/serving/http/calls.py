@@ -2,8 +2,9 @@
 
 Three forms are told apart. In the first a call is a JSON object that holds the function's name and its arguments
 (Hermes, Qwen, Llama 3, Mistral); in the second the name stands before an object of arguments (DeepSeek, Mistral since
-2411); in the third arguments stand one by one between tags (Qwen3-Coder, GLM; see `tagged`). What stands around and
-between calls is taken from the render of one call and of two.
+2411; GLM-4 of 2024, where nothing else tells a call); in the third arguments stand one by one between tags
+(Qwen3-Coder, GLM-4.5; see `tagged`). What stands around and between calls is taken from the render of one call and of
+two.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class CallFormat:
 
     marker: str
     """What tells that a call follows, a token where there is one; empty where an answer that is a JSON object is a
-    call."""
+    call, or one that begins with a name on a line of its own."""
     opening: str
     """All before the first name."""
     inner: str
@@ -170,7 +171,8 @@ def _named_form(one: str, two: str | None) -> CallFormat | None:
     if two is not None and (first := _named(two, NAMES[0], 0)) and (second := _named(two, NAMES[1], first[1][1])):
         between = two[first[1][1] : second[0][0]]
     opening, inner = one[:at], one[end:start]
-    if not (opening.strip() and inner.strip()):
+    alone = not opening.strip() and "\n" in inner and not inner.strip()  # a name on a line of its own
+    if not alone and not (opening.strip() and inner.strip()):
         return None
     return CallFormat(opening.strip(), opening, inner, between, one[stop:], None, one[stop:], between or "")
 
@@ -231,8 +233,10 @@ def chosen_in_lark(calls: Sequence[str], written: CallFormat, otherwise: str | N
     """Returns a grammar of `calls` or `otherwise` (a rule's right-hand side); None: text, in which calls may stand."""
     if otherwise is not None:
         return "\n".join([f"start: calls | {otherwise}", *calls])
-    if not written.marker:  # an answer that is an object is a call
+    if not written.marker and written.keys:  # an answer that is an object is a call
         return "\n".join(['start: calls | /[^{](.|\\n)*/ | ""', *calls])
+    if not written.marker:
+        raise LuthierError("the template opens calls with nothing but their name")
     head = written.opening[: written.opening.index(written.marker) + len(written.marker)]
     trigger, rest = literal(written.marker, tokenizer), calls[0].split(literal(head, tokenizer), 1)
     if trigger.startswith("<["):

@@ -7,7 +7,9 @@ const make = (tag, className, text = "") => Object.assign(document.createElement
 // --- the server ---
 
 let key = kept(() => sessionStorage.getItem("key")) ?? ""; // for this tab alone
-const turns = []; // {asked, answers: Map(model -> text)}
+const turns = []; // {asked, pictures, answers: Map(model -> text)}
+let attached = []; // {name, url} of the message that is being written
+const SIDE = 512; // pixels to which a picture is made smaller: all of a conversation are sent at every turn
 let running = null; // the AbortController of the answers under way
 
 class Trouble extends Error {
@@ -66,6 +68,7 @@ function show(models) {
   $("unlock").hidden = true;
   $("trouble").textContent = "";
   $("choice").hidden = $("ask").hidden = false;
+  $("attach").hidden = !models.some((model) => model.pictures);
   $("empty").hidden = turns.length > 0;
   if (matchMedia("(hover: hover)").matches) $("prompt").focus();
 }
@@ -86,9 +89,14 @@ function messages(model, asked) { // what this model was asked and said itself
   const own = turns.filter((turn) => turn.answers.get(model));
   return [
     ...(system ? [{ role: "system", content: system }] : []),
-    ...own.flatMap((turn) => [{ role: "user", content: turn.asked }, { role: "assistant", content: turn.answers.get(model) }]),
-    { role: "user", content: asked },
+    ...own.flatMap((turn) => [{ role: "user", content: content(turn) }, { role: "assistant", content: turn.answers.get(model) }]),
+    { role: "user", content: content(asked) },
   ];
+}
+
+function content({ asked, pictures }) {
+  const parts = pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+  return parts.length ? [...parts, { type: "text", text: asked }] : asked;
 }
 
 function body(model, asked) {
@@ -138,11 +146,13 @@ function follow(change) { // stays at the end for those who are there
   if (near) scrollTo(0, document.body.scrollHeight);
 }
 
-async function ask(asked, models) {
-  const turn = { asked, answers: new Map() };
+async function ask(asked, pictures, models) {
+  const turn = { asked, pictures, answers: new Map() };
   const shown = make("article", "turn");
   const answers = make("div", "answers");
-  shown.append(make("p", "asked", asked), answers);
+  const seen = make("div", "pictures");
+  seen.append(...pictures.map(image));
+  shown.append(...(pictures.length ? [seen] : []), make("p", "asked", asked), answers);
   const cards = models.map((model) => {
     const card = make("section", "answer");
     card.setAttribute("aria-busy", "true");
@@ -155,7 +165,7 @@ async function ask(asked, models) {
   const control = new AbortController();
   running = control;
   busy(true);
-  const sent = models.map((model) => body(model, asked));
+  const sent = models.map((model) => body(model, turn));
   const said = await Promise.all(models.map((model, i) => answer(model, sent[i], cards[i], control.signal)));
   if (running !== control) return; // another chat has begun
   models.forEach((model, i) => turn.answers.set(model, said[i]));
@@ -182,7 +192,44 @@ $("ask").addEventListener("submit", (event) => {
   if (wrong && !$(wrong).reportValidity()) return;
   if (running || !asked || !models.length) return;
   $("prompt").value = "";
-  ask(asked, models);
+  const pictures = attached;
+  attach([]);
+  ask(asked, pictures, models);
+});
+
+// --- pictures ---
+
+const image = ({ name, url }) => Object.assign(document.createElement("img"), { src: url, alt: name });
+
+function attach(pictures) {
+  attached = pictures;
+  $("attached").hidden = !pictures.length;
+  $("attached").replaceChildren(...pictures.map((picture) => {
+    const button = Object.assign(make("button", ""), { type: "button", title: `Take ${picture.name} off` });
+    button.append(image(picture));
+    button.addEventListener("click", () => attach(attached.filter((each) => each !== picture)));
+    return button;
+  }));
+}
+
+async function read(file) { // as it is where it is small, else scaled
+  const bitmap = await createImageBitmap(file);
+  const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
+  const canvas = Object.assign(document.createElement("canvas"), { width: Math.max(1, Math.round(bitmap.width * scale)), height: Math.max(1, Math.round(bitmap.height * scale)) });
+  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return { name: file.name, url: scale < 1 ? canvas.toDataURL("image/jpeg", 0.9) : canvas.toDataURL("image/png") };
+}
+
+$("attach").addEventListener("click", () => $("pictures").click());
+
+$("pictures").addEventListener("change", async () => {
+  const files = [...$("pictures").files];
+  $("pictures").value = "";
+  const found = await Promise.allSettled(files.map(read));
+  attach([...attached, ...found.filter((each) => each.status === "fulfilled").map((each) => each.value)]);
+  const bad = files.filter((_, i) => found[i].status === "rejected");
+  $("trouble").textContent = bad.length ? `${bad.map((file) => file.name).join(", ")} cannot be read as a picture.` : "";
+  $("prompt").focus();
 });
 
 $("prompt").addEventListener("keydown", (event) => {
@@ -197,6 +244,7 @@ $("fresh").addEventListener("click", () => {
   running?.abort();
   running = null;
   turns.length = 0;
+  attach([]);
   $("log").replaceChildren();
   busy(false);
   open();

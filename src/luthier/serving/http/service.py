@@ -101,15 +101,15 @@ class Service:
         return [self.model(name) for name in (self.base, *self.engine.adapters())]
 
     def model(self, name: str) -> dict[str, Any]:
-        """One of them; raises 404 with near names."""
+        """One of them, and whether messages may have pictures; raises 404 with near names."""
         adapter = self.adapter_of(name)
         parent = {} if adapter is None else {"parent": self.base}
-        return {"id": name, "object": "model", "created": self.created, "owned_by": "luthier", **parent}
+        told = {"id": name, "object": "model", "created": self.created, "owned_by": "luthier", **parent}
+        return told | {"pictures": eyes_of(self.tokenizer) is not None}
 
     async def detail(self, name: str) -> dict[str, Any]:
         """One of them, with how long its texts may be, whether it has a chat template, whether calls of tools can be
-        read from its answers (null where they stand in the content), which adapters write arguments in them, and
-        whether messages may have pictures."""
+        read from its answers (null where they stand in the content), and which adapters write arguments in them."""
         told, adapter = self.model(name), self.adapter_of(name)
         tokenizer, variables = self._speaks(adapter)
         async with self._tokenizing:
@@ -119,7 +119,6 @@ class Service:
             "chat_template": has_template(tokenizer),
             "tool_calls": None if written is None else {"opening": written.opening, "closing": written.closing},
             "arguments": self._arguments if adapter == self._selection else {},
-            "pictures": eyes_of(self.tokenizer) is not None,
         }
 
     def adapter_of(self, name: str) -> str | None:

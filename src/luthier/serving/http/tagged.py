@@ -35,16 +35,6 @@ class Tags:
     """Between a key and its value."""
     value_close: str
 
-    def pattern(self) -> re.Pattern[str]:
-        """Returns what an argument looks like; white space between tags may differ. A key is on one line, and holds not
-        what begins the end of its tag: so each text is tried in one way, and in time that grows as its length."""
-        inside = rf"[^\n{re.escape(self.key_close.strip()[0])}]"
-        key = rf"(?P<key>(?!\s){inside}(?:{inside}*(?<!\s))?)"
-        return re.compile(
-            rf"\s*{loose(self.key_open)}\s*{key}\s*{loose(self.key_close)}(?P<value>.*?){loose(self.value_close)}",
-            re.DOTALL,
-        )
-
     def text(self, raw: str) -> str:
         """Returns a value without the line breaks that the template puts around it."""
         begin = self.key_close[len(self.key_close.rstrip()) :]
@@ -81,21 +71,6 @@ def tags_of(none: str, two: str, name: str) -> tuple[str, Tags, str] | None:
 
 
 # --- reading ---
-
-
-def arguments_in(text: str, tags: Tags, schema: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Returns (the arguments as JSON, what follows them) of a text that begins behind a name."""
-    found: dict[str, Any] = {}
-    begun = re.match(rf"\s*{loose(tags.after)}", text) if tags.after.strip() else re.match("", text)
-    if begun is None:
-        return None
-    at, pattern = begun.end(), tags.pattern()
-    known = schema.get("properties")
-    properties: Mapping[str, Any] = known if isinstance(known, Mapping) else {}
-    while match := pattern.match(text, at):
-        found[match["key"]] = value_of(tags.text(match["value"]), properties.get(match["key"]))
-        at = match.end()
-    return json.dumps(found, ensure_ascii=False), text[at:]
 
 
 def value_of(text: str, schema: Any) -> Any:
@@ -197,36 +172,3 @@ def _odd(keyword: str) -> Exception:
         "leave it out, or let the model choose (tool_choice auto, not strict)."
     )
     return refused("unsupported_value", message, "tools")
-
-
-# --- as it comes ---
-
-
-def called(text: str, lead: str, tail: str, tags: Tags, tools: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """Returns (name, arguments, what follows) of a text that begins behind the marker of a call; None while it may yet
-    become one. The name is empty where it is none."""
-    head = _head(text, lead)
-    if head is None or head.end() == len(text):
-        return ("", "", text) if tail.strip() and _ends(text, tail) else None
-    if head["name"] not in tools:
-        return "", "", text
-    found = arguments_in(text[head.end() :], tags, tools[head["name"]])
-    if found is None:
-        return None
-    arguments, rest = found
-    end = re.match(rf"\s*{loose(tail)}", rest)
-    return (head["name"], arguments, rest[end.end() :]) if end else None
-
-
-def known(text: str, lead: str, tools: Mapping[str, Any]) -> bool:
-    """Returns whether a text that begins behind the marker of a call may yet be one of these tools, by its name."""
-    head = _head(text, lead)
-    return head is None or head.end() == len(text) or head["name"] in tools
-
-
-def _head(text: str, lead: str) -> re.Match[str] | None:
-    return re.match(rf"\s*(?:{loose(lead)}\s*)?(?P<name>[\w.-]+)", text)
-
-
-def _ends(text: str, tail: str) -> bool:
-    return re.search(loose(tail), text) is not None

@@ -198,7 +198,8 @@ def looking(studio: Studio) -> APIRouter:
         body = await asked(call, Plan)
         words = await asyncio.to_thread(body.words, studio.shelf)
         free = f"--out={studio.shelf.runs / '.look'}"
-        return await studio.jobs.result(["train", *words, free, "--dry-run", "--json"])
+        told = await studio.jobs.result(["train", *words, free, "--dry-run", "--json"])
+        return await asyncio.to_thread(studio.shelf.within, told)
 
     return routes
 

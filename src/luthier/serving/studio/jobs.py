@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,18 @@ LEAVE = 20.0
 """Seconds that commands have to save when the studio ends."""
 
 
+def apart() -> dict[str, Any]:
+    """Returns how a process is started so that Ctrl-C in the terminal does not reach it, and `interrupt` does."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def interrupt() -> int:
+    """Returns the signal that ends a command as Ctrl-C does; on Windows groups of their own are sent Ctrl-Break."""
+    return signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT
+
+
 class Job:
     """One command: its words, what it says, how it ended."""
 
@@ -41,7 +54,7 @@ class Job:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "luthier", *words,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            cwd=folder, env={**os.environ, **environment}, start_new_session=True,
+            cwd=folder, env={**os.environ, **environment}, **apart(),
         )  # fmt: skip
         return cls(process, words)
 
@@ -58,7 +71,7 @@ class Job:
     def stop(self) -> None:
         """Asks it to end, as Ctrl-C does; a run of training then says how to continue."""
         with suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(interrupt())
 
     async def end(self, patience: float = LEAVE) -> None:
         """Stops it, and kills it where it does not end in time."""

@@ -208,10 +208,16 @@ function seen(told, asked) {
   $("tokens").replaceChildren(...told.rows.flatMap((row) => {
     const box = make("div", "tokens");
     box.append(...row.tokens.map(([text, learned]) => make(learned ? "mark" : "span", "", text)));
-    return [make("h4", "", row.title), box];
+    return [make("h4", "", row.title), ...pictured(row.pictures), box];
   }));
   if (matchMedia("(max-width: 44rem)").matches) $("before").scrollIntoView();
   lines($("told"), [...Object.entries(told.figures), ...told.notes.map((note) => ["note", note])]);
+}
+
+function pictured(pictures) {
+  const box = make("div", "pictures");
+  box.append(...pictures.map(({ name, url }) => Object.assign(document.createElement("img"), { src: url, alt: name ? short(name) : "a picture of the row" })));
+  return pictures.length ? [box] : [];
 }
 
 $("start").addEventListener("click", async () => {

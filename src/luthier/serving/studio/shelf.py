@@ -13,6 +13,7 @@ from typing import Any
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json
 from luthier.data.files import READERS, suffix
+from luthier.data.folder import MEDIA
 from luthier.models import catalogue, is_cached
 from luthier.serving.http.refusal import Refusal
 
@@ -40,8 +41,9 @@ class Shelf:
         return self.runs / "exports"
 
     def data(self) -> list[dict[str, Any]]:
-        """Returns the files of rows below the folders, by name."""
+        """Returns the files of rows below the folders, and folders of pictures or sounds by class, by name."""
         found = [(self._said(path), path.stat().st_size) for path in self._files()]
+        found += [(self._said(path), size) for path, size in self._classes().items()]
         return [{"name": name, "bytes": size} for name, size in sorted(found)]
 
     def models(self) -> list[dict[str, Any]]:
@@ -65,11 +67,23 @@ class Shelf:
         raise _unknown("model", name, "a name of the catalogue, a folder that the studio was given, or a hub id")
 
     def source(self, name: str) -> str:
-        """Returns the path of a file of rows; raises `Refusal` for one outside of the folders."""
+        """Returns the path of a file of rows, or of a folder of classes; raises `Refusal` for one outside of the
+        folders."""
         path = self._found(name)
-        if path is None or not path.is_file() or suffix(path) not in READERS:
+        rows = path is not None and path.is_file() and suffix(path) in READERS
+        if path is None or not (rows or (path.is_dir() and path in self._classes())):
             raise _unknown("data", name, "a file of rows in a folder that the studio was given")
         return str(path)
+
+    def within(self, told: Any) -> Any:
+        """Returns what a dry run tells without the pictures that lie outside of the folders."""
+        rows = told.get("rows") if isinstance(told, dict) else None
+        for row in rows if isinstance(rows, list) else []:
+            row["pictures"] = [each for each in row["pictures"] if each["name"] is None or self._holds(each["name"])]
+        return told
+
+    def _holds(self, path: str) -> bool:
+        return any(Path(path).resolve().is_relative_to(folder.resolve()) for folder in self.folders)
 
     def run(self, name: str, there: bool = True) -> Path:
         """Returns the folder of a run; with `there` it has to hold one."""
@@ -113,6 +127,20 @@ class Shelf:
     def _files(self) -> list[Path]:
         rows = (path for path in self._walk() if suffix(path) in READERS and path.is_file())
         return list(itertools.islice((path for path in rows if not (path.parent / "config.json").is_file()), MOST))
+
+    def _classes(self) -> dict[Path, int]:
+        """The folders whose folders, two or more, hold pictures or sounds and no rows, and the bytes of these."""
+        kinds = tuple(ending for known in MEDIA.values() for ending in known)
+        inner: dict[Path, set[Path]] = {}
+        sizes: dict[Path, int] = {}
+        rows = set()
+        for path in self._walk():
+            if path.suffix.lower() in kinds and path.is_file() and path.parent not in self.folders:
+                inner.setdefault(path.parent.parent, set()).add(path.parent)
+                sizes[path.parent.parent] = sizes.get(path.parent.parent, 0) + path.stat().st_size
+            elif suffix(path) in READERS:
+                rows |= {path.parent, path.parent.parent}
+        return {path: sizes[path] for path, found in inner.items() if len(found) > 1 and path not in rows}
 
     def _walk(self) -> Iterator[Path]:
         for folder in self.folders:

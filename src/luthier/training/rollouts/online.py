@@ -200,7 +200,9 @@ class Online:
                 old = _widened(token_log_probs(model, inputs, rollouts.temperature)[0])
         if rollouts.old and old is not None:
             batch[OLD_TOKENS] = old
-        return (old - reference).double().sum(1) if rollouts.kl and old is not None and reference is not None else zero
+        if not rollouts.kl or old is None or reference is None:
+            return zero
+        return (old - reference).cpu().double().sum(1)
 
     def _answered(self, row: int, answer: str, held: bool) -> Answered:
         example: Example = (self.held_out if held else self.examples)[row]

@@ -69,7 +69,7 @@ class RewardModel:
             places = inputs.pop("rows")
             with eval_mode(self._model), torch.no_grad():
                 logits = self._model(**{key: value.to(self._model.device) for key, value in inputs.items()}).logits
-            for place, value in zip(places, logits[:, 0].double().tolist(), strict=True):
+            for place, value in zip(places, logits[:, 0].cpu().double().tolist(), strict=True):
                 found[place] = value
         return found
 

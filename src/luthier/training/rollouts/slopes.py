@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.contracts.objective import At, Objective
+from luthier.core.numerics.wide import widened
 from luthier.core.sites.probe import eval_mode
 
 Batch = Mapping[str, Any]
@@ -35,7 +36,7 @@ def slopes_of(
         weighed = zip(weights, wanted, strict=True)
         pull = [torch.stack(each).sum(0) for each in zip(*([w * g for g in part] for w, part in weighed), strict=True)]
         parts = _gradients(model, objective, batches, at, counts_of, placed, trained)
-    return [sum(float((a.double() * b.double()).sum()) for a, b in zip(pull, part, strict=True)) for part in parts]
+    return [sum(float((widened(a) * widened(b)).sum()) for a, b in zip(pull, part, strict=True)) for part in parts]
 
 
 def _counts(batches: Sequence[Batch], counts_of: Callable[[dict[str, Any]], Tensor]) -> Tensor:

@@ -35,6 +35,7 @@ from luthier.training.spec import Run
 from luthier.training.together.passes import check_model, shared_mode
 from luthier.training.together.request import Alone, Answered, Request, answered
 from luthier.training.together.turns import own_number, taken
+from luthier.training.writing import WRITTEN
 
 T = TypeVar("T")
 DRAWS = ("dropout", "pdrop", "drop", "jitter_noise")
@@ -96,6 +97,8 @@ def why_alone(run: Run) -> str | None:
         "its batches are padded (pack)": settings.pack is False,
         "its base is quantised": settings.quantize is not None,
         "its base is sharded": settings.shard,
+        "its blocks are compiled": settings.compile,
+        "its evaluations write answers (best)": settings.best in WRITTEN,
         "it runs in several processes": processes() > 1,
         f"it is for {run.task}": run.task not in (None, "causal-lm"),
     }

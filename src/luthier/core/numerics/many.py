@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from luthier.evaluating.tags import of_counts
+from luthier.core.numerics.tags import of_counts
 
 if TYPE_CHECKING:
     import numpy as np
