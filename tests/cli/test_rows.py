@@ -88,13 +88,14 @@ def test_labels_of_one_value_are_told_before_training(dry):
 
 
 def test_rows_that_hold_wrong_answers_choose_their_objective(dry):
-    """Pairs are fitted by dpo and judged answers by kto, which the overview says; fine-tuning refuses both."""
+    """Pairs are fitted by dpo, which the overview says; bad answers beside good ones ask for kto, or are refused."""
     rows = [{"prompt": "Name a fruit.", "completion": "A pear.", "label": True}]
     rows += [{"prompt": "Name a tree.", "completion": "A spoon.", "label": False}]
-    done = dry("a.jsonl", rows)
+    for unasked in ((), ("--objective", "sft")):
+        done = dry("a.jsonl", rows, *unasked)
+        assert done.code == 2 and "KTO" in done.err and "--objective kto" in done.err and "spoon" not in done.out
+    done = dry("a.jsonl", rows, "--objective", "kto")
     assert done.code == 0 and "objective kto (beta 0.1" in " ".join(done.out.split()), done.err
-    done = dry("a.jsonl", rows, "--objective", "sft")
-    assert done.code == 2 and "KTO" in done.err and "--objective kto" in done.err and "spoon" not in done.out
     pair = [{"prompt": "q", "chosen": "a", "rejected": "b"}]
     done = dry("a.jsonl", pair)
     assert done.code == 0 and "objective dpo (beta 0.1" in " ".join(done.out.split()), done.err

@@ -142,7 +142,7 @@ def test_judged_answers_are_told_apart(run, tmp_path):
         row | {"completion": "no", "label": False} for row in sums(16)
     ]
     source = write_rows(tmp_path / "judged.jsonl", rows)
-    assert objective_for(source) == lt.KTO() and objective_for(run.data) == lt.DPO()
+    assert objective_for(source) == lt.SFT() and objective_for(run.data) == lt.DPO()
     settings = replace(SETTINGS, batch=8)
     result = train(
         replace(run, data=source, objective=lt.KTO(), training=settings, out=str(tmp_path / "kto")), progress=False

@@ -1,4 +1,8 @@
-"""The objective of a run that states none: the rows choose it."""
+"""The objective of a run that states none: the rows choose it.
+
+Pairs say by their columns that one answer goes before the other. A label beside an answer may say anything, so that
+answers which it calls bad are refused unless somebody asks for `kto`.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,15 @@ from luthier.core.contracts.objective import Objective
 from luthier.methods.choices import usual
 from luthier.methods.objectives.dpo import DPO
 from luthier.methods.objectives.info_nce import InfoNCE
-from luthier.methods.objectives.kto import KTO
 from luthier.methods.objectives.sft import SFT
 from luthier.training.spec import Run
 
-USUAL: dict[str, type[Objective]] = {"answers": SFT, "pairs": DPO, "judged": KTO, "texts": InfoNCE}
+USUAL: dict[str, type[Objective]] = {"answers": SFT, "pairs": DPO, "judged": SFT, "texts": InfoNCE}
 """The usual objective by what rows hold, as `data.kind_of` names it."""
 
 
 def objective_for(source: str, columns: str | None = None) -> Objective:
-    """Returns the usual objective for rows: supervised fine-tuning, unless they tell good answers from bad ones."""
+    """Returns the usual objective for rows: supervised fine-tuning, unless they are pairs or texts that belong together."""
     return USUAL[data.kind_of_rows(source, columns)]()
 
 
