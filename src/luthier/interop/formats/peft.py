@@ -76,26 +76,12 @@ class PEFT(LowRankFormat):
         from safetensors.torch import save_file
 
         from luthier.core.files import write_json
-        from luthier.interop.formats._layers import layers_of, trained_whole
-        from luthier.interop.formats._peft_contents import PREFIX, common_config, low_rank, native, saved_modules
+        from luthier.interop.formats._layers import layers_of
+        from luthier.interop.formats._peft_contents import common_config, contents
 
-        model = outgoing.model
-        found = layers_of(model, outgoing.name)
-        whole = [each for each in found if trained_whole(each)]
-        layers = [each for each in found if each not in whole]
-        if not layers:
-            raise LuthierError(
-                "this adapter trains parameters themselves and nothing else, and peft's format wants a method beside "
-                "them; export it merged instead (--to merged)."
-            )
-        factoring = self.factoring()
-        method = native(layers) if self.rank is None else None
-        files = method.write(model, layers) if method else low_rank(model, layers, factoring)
-        if whole:
-            saved = saved_modules(model, whole)
-            files.tensors |= saved.tensors
-            files.config |= saved.config
-        tensors = {f"{PREFIX}{key}": t.detach().cpu().contiguous().clone() for key, t in files.tensors.items()}
+        model, factoring = outgoing.model, self.factoring()
+        files = contents(model, layers_of(model, outgoing.name), factoring)
+        tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in files.tensors.items()}
         save_file(tensors, folder / WEIGHTS[0], {"format": "pt"})
         write_json(folder / CONFIG, common_config(model) | files.config)
         return factoring.lost
