@@ -15,6 +15,7 @@ from luthier.core.adapters.swap import generative
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import features
 from luthier.interop.formats._layers import Factoring, Layer, trained_whole
+from luthier.interop.formats._peft_engines import ENGINES, Held, as_pairs, as_tensors, fitted
 from luthier.interop.formats._peft_prefix import prefixes
 from luthier.interop.formats._peft_write_parameters import (
     EXPERTS_SINCE,
@@ -45,26 +46,49 @@ def common_config(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def contents(model: nn.Module, layers: Sequence[Layer], factoring: Factoring) -> Files:
-    """Returns what the files of an adapter hold, under peft's names; `factoring` with a rank makes all of it LORA."""
+def contents(model: nn.Module, layers: Sequence[Layer], factoring: Factoring, engine: str) -> Files:
+    """Returns what the files of an adapter hold, under peft's names, as an engine takes them.
+
+    `factoring` with a rank makes all of it LORA.
+    """
+    files = _for_engine(_methods(model, layers, factoring), engine, model)
+    if files.config["peft_type"] != "PREFIX_TUNING":  # whose tensor is of no layer
+        files.tensors = {f"{PREFIX}{key}": tensor for key, tensor in files.tensors.items()}
+    return files
+
+
+def held(model: nn.Module, tensors: Iterable[str], config: Mapping[str, Any]) -> Held:
+    """Returns what engines ask of the files of an adapter."""
+    plain = (name.removeprefix(PREFIX) for name in tensors)
+    ends = (re.fullmatch(r"(.+)\.lora_(?:B\.weight|embedding_B)", name) for name in plain)
+    return Held(config, frozenset(match[1] for match in ends if match), model)
+
+
+def _for_engine(files: Files, engine: str, model: nn.Module) -> Files:
+    if engine not in ENGINES:
+        return files
+    pairs = fitted(ENGINES[engine], held(model, files.tensors, files.config), as_pairs(files.tensors))
+    if set(pairs) == set(as_pairs(files.tensors)) and not files.config.get("rank_pattern"):
+        return files
+    tables = [path for path in pairs if f"{path}.lora_embedding_B" in files.tensors]
+    return Files(as_tensors(pairs, tables), lora_config(model, {path: len(a) for path, (_, a) in pairs.items()}))
+
+
+def _methods(model: nn.Module, layers: Sequence[Layer], factoring: Factoring) -> Files:
     before = [layer for layer in layers if layer.kinds == {"cache"}]
     if before and len(before) == len(layers):
         return Files(*prefixes(model, [tuner for layer in before for tuner in layer.tuners]))
     whole = [layer for layer in layers if trained_whole(layer) and not by_matrix(layer)]
     rest = [layer for layer in layers if layer not in whole]
     if not rest:
-        return _named(_norms(model, whole))
+        return _norms(model, whole)
     method = native(rest) if factoring.rank is None else None
     files = method.write(model, rest) if method else low_rank(model, rest, factoring)
     if whole:
         saved = saved_modules(model, whole)
         files.tensors |= saved.tensors
         files.config |= saved.config
-    return _named(files)
-
-
-def _named(files: Files) -> Files:
-    return Files({f"{PREFIX}{key}": tensor for key, tensor in files.tensors.items()}, files.config)
+    return files
 
 
 def low_rank(model: nn.Module, layers: list[Layer], factoring: Factoring) -> Files:
@@ -80,7 +104,7 @@ def low_rank(model: nn.Module, layers: list[Layer], factoring: Factoring) -> Fil
         )
         files.tensors |= {f"{layer.path}.{n}": t for n, t in zip(names, (a, b), strict=True)}
         ranks[layer.path] = len(a)
-    files.config = _lora_config(model, ranks, owned)
+    files.config = lora_config(model, ranks, owned)
     return files
 
 
@@ -96,7 +120,7 @@ def _dora(model: nn.Module, layers: list[Layer]) -> Files:
             f"{layer.path}.lora_magnitude_vector.weight": p["m"],
         }
         ranks[layer.path] = len(p["A"])
-    files.config = _lora_config(model, ranks) | {"use_dora": True}
+    files.config = lora_config(model, ranks) | {"use_dora": True}
     return files
 
 
@@ -143,10 +167,10 @@ def native(layers: list[Layer]) -> Native | None:
     return found if alike else None
 
 
-def _lora_config(
+def lora_config(
     model: nn.Module, ranks: Mapping[str, int], parameters: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """Settings for these ranks of layers, and of parameters by their own paths."""
+    """Returns settings for these ranks of layers, and of parameters by their own paths."""
     owned = parameters or {}
     every = {**ranks, **owned}
     common = Counter(every.values()).most_common(1)[0][0]
