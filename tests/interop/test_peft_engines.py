@@ -1,4 +1,4 @@
-"""What is written for engines that serve adapters: their layouts answer as the adapter does, their refusals are told."""
+"""What is written for engines that serve adapters answers as the adapter does, and their refusals are told."""
 
 from __future__ import annotations
 

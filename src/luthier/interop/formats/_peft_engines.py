@@ -57,7 +57,7 @@ class Engine:
     why: Callable[[Held], str | None]
     """A reason that no other layout helps against, with the way out; None where there is none."""
     lacks: Callable[[Held], list[str]] | None = None
-    """The layers that have to be there too, with factors that change nothing; an engine that has this wants one rank."""
+    """The layers that have to be there too, with factors that change nothing; such an engine wants one rank as well."""
 
 
 def _plain(held: Held) -> str | None:
