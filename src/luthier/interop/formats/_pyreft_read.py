@@ -169,8 +169,8 @@ def _refuse_zeros(folder: Path, rotation: Tensor) -> None:
     """torch multiplies what its reflectors give by the whole part of a diagonal of -1, which any decay makes 0."""
     if rotation.dim() == 2 and not bool(rotation.any(dim=0).all()):
         raise LuthierError(
-            f"{folder}: the rotation of an intervention is zero, so that it edits nothing where it was trained, either. Weight "
-            "decay does that to torch's orthogonal parametrisation from the first step on: train it without."
+            f"{folder}: the rotation of an intervention is zero, so that it edited nothing where it was trained. "
+            "Weight decay does that to torch's orthogonal parametrisation from the first step on: train it without."
         )
 
 
