@@ -96,7 +96,8 @@ def test_with_a_rank_dora_leaves_for_an_engine(tmp_path):
 
 
 def test_a_head_that_vllm_takes_and_experts_are_written_as_for_peft(tmp_path):
-    for name, pieces in (("bert", HEAD), ("mixtral", [(LORA, "experts")])):
+    ranks = [(lt.LoRA(rank=3), "params(*down_proj)"), (LORA, "params(*gate_up_proj)")]
+    for name, pieces in (("bert", HEAD), ("mixtral", ranks)):
         saved(name, pieces, tmp_path / name)
         exported(name, "vllm", tmp_path / name), exported(name, "any", tmp_path / name)
         files = [(tmp_path / name / each / "adapter_model.safetensors").read_bytes() for each in ("vllm", "any")]

@@ -68,7 +68,7 @@ def _for_engine(files: Files, engine: str, model: nn.Module) -> Files:
     if engine not in ENGINES:
         return files
     pairs = fitted(ENGINES[engine], held(model, files.tensors, files.config), as_pairs(files.tensors))
-    if set(pairs) == set(as_pairs(files.tensors)) and not files.config.get("rank_pattern"):
+    if ENGINES[engine].lacks is None:  # it takes what peft takes, experts and ranks of each layer included
         return files
     tables = [path for path in pairs if f"{path}.lora_embedding_B" in files.tensors]
     return Files(as_tensors(pairs, tables), lora_config(model, {path: len(a) for path, (_, a) in pairs.items()}))
