@@ -7,8 +7,8 @@
 # was trained without it then answers with it.
 #
 # Output seen:
-#   largest bias: 1.4569
-#   adapter, untrained: logits differ by 1.4569
+#   largest bias: 2.0595
+#   adapter, untrained: logits differ by 2.0595
 #   merged: logits differ by 0.0000
 set -euo pipefail
 work=$(mktemp -d)
