@@ -1,4 +1,4 @@
-"""peft's PREFIX_TUNING: keys and values before the text, which begins at position n there and at 0 here.
+"""PREFIX_TUNING of peft: keys and values before the text, which begins at position n there and at 0 here.
 
 A rotation by positions is relative, so keys that are turned by n answer the same. Where positions are added to the
 input they do not, and that is refused both ways.

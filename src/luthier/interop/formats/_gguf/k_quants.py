@@ -1,4 +1,4 @@
-"""llama.cpp's mixtures of 4 to 6 bits: which tensor gets how many, and its own quantiser (of xllamacpp)."""
+"""The mixtures of 4 to 6 bits of llama.cpp: which tensor gets how many, and its own quantiser (of xllamacpp)."""
 
 from __future__ import annotations
 
