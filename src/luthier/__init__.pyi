@@ -200,6 +200,7 @@ from luthier.interop.formats.litgpt import LitGPT as LitGPT
 from luthier.interop.formats.merged import Merged as Merged
 from luthier.interop.formats.mlx_lm import MLXLM as MLXLM
 from luthier.interop.formats.ollama import Ollama as Ollama
+from luthier.interop.formats.onnx import ONNX as ONNX
 from luthier.interop.formats.peft import PEFT as PEFT
 from luthier.interop.formats.pruned import Pruned as Pruned
 from luthier.interop.formats.pyreft import PyReFT as PyReFT

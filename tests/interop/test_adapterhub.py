@@ -23,7 +23,7 @@ REFUSED = {
     "llama-gated-lora": "use_gating=True",
     "gpt2-gated-prefix": "use_gating=True",
     "bert-dvora": "m.weight",
-    "llama-reft": "is reft of adapters",
+    "llama-direft": "NoReFT and DiReFT being saved alike",
     "bert-prompt": "is prompt_tuning of adapters",
     "bert-own-head": "Take the files of the head out",
 }

@@ -151,13 +151,36 @@ def test_trained_norms_and_biases_travel_in_their_modules(tmp_path):
     assert agree(logits(model), logits(theirs)) and not agree(logits(model), logits(base), 1e-2)
 
 
+ALONE = {
+    "norms": ("llama", lt.Full(), "params(*norm.weight)"),
+    "biases": ("qwen2", lt.BitFit(), "params(*.bias)"),
+    "a linear layer": ("llama", lt.Full(), "params(q_proj.weight)"),
+    "a head": ("llama", lt.Full(), "params(lm_head.weight)"),
+    "Conv1D": ("gpt2", lt.Full(), "params(*.mlp.c_proj.weight)"),
+}
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_parameters_trained_alone_leave_as_pefts_whole_modules(case, tmp_path):
+    """LN_TUNING, whose modules may be of any kind."""
+    architecture, form, where = ALONE[case]
+    model = moved(lt.attach(build(architecture), form, where=where))
+    base = build(architecture)
+    assert exported(model, tmp_path, base) == {}
+    theirs = peft.PeftModel.from_pretrained(build(architecture), tmp_path / "peft").eval()
+    assert agree(logits(model), logits(theirs)) and not agree(logits(model), logits(base), 1e-2)
+    back = lt.import_adapter(tmp_path / "peft", tmp_path / "back", base=base)
+    assert agree(logits(lt.load(build(architecture), back)), logits(model))
+
+
 REFUSED = {
     "an edit of the stream": ("llama", [(lt.LoReFT(rank=2), "stream")], "not a weight.*luthier generate"),
     "positions": ("llama", [(lt.LoReFT(rank=2), "q_proj")], "positions f7\\+l7"),
-    "a prefix": ("llama", [(lt.Prefix(), "attention")], "not a weight"),
+    "a prefix of one block": ("llama", [(lt.Prefix(), "attention & layers(1)")], "before 1 of 3 attentions"),
+    "a prefix beside factors": ("llama", [(lt.Prefix(), "attention"), (lt.LoRA(rank=2), "q_proj")], "not a weight"),
+    "a prefix before added positions": ("gpt2", [(lt.Prefix(), "attention")], "no rotary positions"),
     "ia3 on a table": ("llama", [(lt.IA3(), "embeddings")], "no low-rank form"),
-    "parameters alone": ("llama", [(lt.Full(), "params(model.norm.weight)")], "nothing else.*merged"),
-    "experts": ("mixtral", [(lt.LoRA(rank=2), "experts")], "merged"),
+    "dora on experts": ("mixtral", [(lt.DoRA(rank=2), "experts")], "not of low rank.*--rank"),
     "a bias beside factors": (
         "qwen2",
         [(lt.LoRA(rank=2), "q_proj, v_proj"), (lt.BitFit(), "params(q_proj.bias)")],

@@ -1,4 +1,4 @@
-"""peft's target_parameters and prefix tuning come in and answer as in peft itself."""
+"""peft's target_parameters come in and answer as in peft itself."""
 
 from __future__ import annotations
 
@@ -38,22 +38,6 @@ def test_parameters_answer_as_in_peft(case, tmp_path):
     ours = lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=base(name))
     assert (wanted - logits(base(name))).abs().max() > 0.05
     assert (logits(lt.load(base(name), ours)) - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
-
-
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
-def test_prefixes_answer_as_in_peft(name, tmp_path):
-    config = peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
-    wanted = saved(name, config, tmp_path / "peft")
-    with pytest.warns(UserWarning, match="turned back"):
-        ours = lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=base(name))
-    assert (wanted - logits(base(name))).abs().max() > 0.05
-    assert (logits(lt.load(base(name), ours)) - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
-
-
-def test_prefixes_before_added_positions_are_refused(tmp_path):
-    saved("gpt2", peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), tmp_path / "peft")
-    with pytest.raises(lt.LuthierError, match="has no plain rotary positions"):
-        lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=base("gpt2"))
 
 
 def test_damage_is_refused(tmp_path):

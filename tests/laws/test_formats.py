@@ -45,6 +45,8 @@ PICTURES = ("diffusers", "kohya")
 """Formats of parts of a pipeline, whose base here is a text encoder."""
 SMALLER = ("pruned",)
 """Formats that leave out a part of the model, as they are there for."""
+NEEDS = {"onnx": "onnxruntime"}
+"""What a format needs that an environment may lack."""
 DAMAGED = (80, pytest.param(400, marks=pytest.mark.thorough))
 """Damaged folders of each format that is read."""
 
@@ -71,6 +73,11 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
+def needed(name: str) -> None:
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+
+
 def plain(name: str) -> str:
     """What a format is there for: a change of weights, or a constant that is added to the stream."""
     if name in PICTURES:
@@ -80,6 +87,7 @@ def plain(name: str) -> str:
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_plain_change_leaves_and_the_base_stays(name, tmp_path):
+    needed(name)
     lt.save(attached(plain(name), name), tmp_path / "adapter")
     other = base(name)
     before, flags = logits(other), [p.requires_grad for p in other.parameters()]
@@ -100,6 +108,7 @@ def test_an_edit_of_the_stream_is_refused_and_nothing_is_left(name, tmp_path):
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_another_base_is_refused(name, tmp_path):
+    needed(name)
     lt.save(lt.attach(base(name), lt.LoRA(rank=2)), tmp_path / "adapter")
     other = base(name)
     for parameter in other.parameters():

@@ -20,6 +20,7 @@ from adapters import (
     BertAdapterModel,
     BnConfig,
     CompacterConfig,
+    DiReftConfig,
     DoubleSeqBnConfig,
     IA3Config,
     LoRAConfig,
@@ -66,6 +67,9 @@ CASES = {
     "llama-prefix": ("llama", PrefixTuningConfig(prefix_length=4, flat=True)),
     "gpt2-prefix": ("gpt2", PrefixTuningConfig(prefix_length=3, bottleneck_size=8)),
     "bert-prefix": ("bert", PrefixTuningConfig(prefix_length=3, flat=True)),
+    "llama-reft": ("llama", LoReftConfig(r=2)),
+    "llama-reft-tied": ("llama", LoReftConfig(r=3, prefix_positions=2, suffix_positions=3, tied_weights=True)),
+    "bert-reft": ("bert", LoReftConfig(r=2, prefix_positions=2, suffix_positions=1, layers=[0, 2])),
 }
 REFUSED = {
     "bert-pfeiffer": ("bert", SeqBnConfig(reduction_factor=4)),
@@ -79,7 +83,7 @@ REFUSED = {
     "llama-gated-lora": ("llama", LoRAConfig(r=2, use_gating=True)),
     "gpt2-gated-prefix": ("gpt2", PrefixTuningConfig(prefix_length=2, flat=True, use_gating=True)),
     "bert-dvora": ("bert", VeraConfig(r=2, use_dora=True)),
-    "llama-reft": ("llama", LoReftConfig(r=2)),
+    "llama-direft": ("llama", DiReftConfig(r=2)),
     "bert-prompt": ("bert", PromptTuningConfig(prompt_length=2)),
 }
 """What is refused: tests/interop/test_adapterhub.py."""
@@ -90,6 +94,7 @@ NOISE = {
     "gpt2-lora-keys": 0.3,
     "gpt2-houlsby": 0.2,
     "bert-prefix": 4.0,
+    **{"llama-reft": 0.4, "llama-reft-tied": 0.4, "bert-reft": 0.6},
 }
 """Where 0.1 would hardly show in the answer."""
 
@@ -117,6 +122,8 @@ def trained(model, config, folder, spread, safe):
     for name, parameter in model.named_parameters():
         if "tuned" in name:
             noise = torch.randn_like(parameter)
+            if name.endswith("parametrizations.weight.original"):
+                noise = noise.triu(1)  # the reflectors; its diagonal gets no gradient, and torch takes its whole part
             near_one = isinstance(config, IA3Config) or ".m." in name
             parameter.data = parameter.data * (1 + 0.2 * noise) if near_one else parameter.data + spread * noise
     model.save_adapter(folder, "tuned", use_safetensors=safe)

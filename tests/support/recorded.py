@@ -61,6 +61,10 @@ BASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         *("Qwen2MoeForCausalLM", "Qwen2MoeConfig"),
         {**SIZE, **HALF, **EXPERTS, "shared_expert_intermediate_size": 8},
     ),
+    "gpt_oss": (
+        *("GptOssForCausalLM", "GptOssConfig"),
+        {**SIZE, **HALF, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+    ),
     "deepseek_v3": ("DeepseekV3ForCausalLM", "DeepseekV3Config", {**SIZE, **DEEPSEEK}),
     "roberta": (
         *("RobertaForSequenceClassification", "RobertaConfig"),

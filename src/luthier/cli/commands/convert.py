@@ -78,4 +78,6 @@ class Convert(Telling, Fitted):
         say(f"{self.out} holds the adapter in the format of {to.name()}.")
         if lost:
             say(to.told(lost))
+        for remark in to.remarks(Path(self.out), base.model):
+            say(remark)
         return {"out": self.out, "format": to.name(), "lost": lost}

@@ -59,4 +59,6 @@ class Export(Telling, Fitted):
         say(f"{out} holds the adapter in the format of {self.to}.")
         if lost:
             say(to.told(lost))
+        for remark in to.remarks(out, base.model):
+            say(remark)
         return {"out": str(out), "format": to.name(), "lost": lost}

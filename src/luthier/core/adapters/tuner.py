@@ -112,7 +112,7 @@ class TunerLayer(nn.Module):
             return now
         then = self.eval_form.factors(_at_start(p), w)
         assert then is not None
-        return torch.cat([now[0], -then[0]], 1), torch.cat([now[1], then[1]], 0)
+        return torch.cat([now[0], -then[0]], -1), torch.cat([now[1], then[1]], -2)
 
     def pre(self, x: Tensor) -> Tensor:
         """Returns the edited input of the layer."""

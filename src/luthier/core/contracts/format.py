@@ -102,6 +102,10 @@ class Format(Component):
         many = f"{len(lost)} places were" if len(lost) > 1 else "One place was"
         return f"{many} {self.loss}; the largest relative error is {lost[place]:.2g} ({place})."
 
+    def remarks(self, folder: Path, model: nn.Module) -> list[str]:
+        """Returns sentences on a folder that was written: who takes it and who does not."""
+        return []
+
     def check_use(self, *, reading: bool) -> None:
         """Raises where the format is used in a way that it does not define, or with settings of the other way."""
         way, other = ("read", "written") if reading else ("written", "read")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
 from luthier.interop.formats._adapterhub_lora import GATED, Groups, grouped, number, read_lora, refuse
+from luthier.interop.formats._adapterhub_reft import read_reft
 from luthier.interop.formats._factors import own_paths
 from luthier.interop.formats._peft_beside import whole_parameters
 from luthier.methods.forms.bottleneck import Bottleneck
@@ -175,5 +176,10 @@ def head(folder: Path, held: Mapping[str, Tensor], model: nn.Module) -> list[Fou
 
 
 Reader = Callable[[Path, Mapping[str, Any], Mapping[str, Tensor], nn.Module], list[Found]]
-READERS: Mapping[str | None, Reader] = {"lora": read_lora, "prefix_tuning": read_prefix, None: read_bottleneck}
+READERS: Mapping[str | None, Reader] = {
+    "lora": read_lora,
+    "prefix_tuning": read_prefix,
+    "reft": read_reft,
+    None: read_bottleneck,
+}
 """By `architecture`."""

@@ -16,6 +16,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import run_once
 from luthier.core.sites.structure import base_parameters, features, lookup_scale, raw_parameter
 from luthier.interop.formats._peft_targets import copied, keeps_tied
+from luthier.methods.forms.bitfit import BitFit
 from luthier.methods.forms.full import Full
 from luthier.methods.forms.lora import LoRA
 
@@ -156,5 +157,23 @@ def tokens(folder: Path, rows: Mapping[str, Tensor], indices: Mapping[str, list[
         if list(rows).index(path) > min(map(list(rows).index, others), default=len(rows)):
             continue  # the same rows once more, under the name of what is tied to it
         change = held - table.detach()[where].to(held)
-        found += [low_rank(folder, model, name.removesuffix(".weight"), spots, change) for name in tied]
+        places = [name.removesuffix(".weight") for name in tied]
+        found += [
+            *(low_rank(folder, model, place, spots, change) for place in places),
+            *_unbiased(folder, places, model),
+        ]
     return found
+
+
+def _unbiased(folder: Path, places: list[str], model: nn.Module) -> list[Found]:
+    """What peft 0.21 makes of a head whose tokens are trained: it runs without its bias, which it has again merged."""
+    biases = {f"{place}.bias" for place in places if model.get_submodule(place)._parameters.get("bias") is not None}
+    if not biases:
+        return []
+    warnings.warn(
+        f"{folder} trains tokens of a head, whose bias ({', '.join(sorted(biases))}) peft 0.21 leaves out until it is "
+        "merged. It comes in as it was trained, without.",
+        stacklevel=3,
+    )
+    kept = {path: {"delta": -raw_parameter(model, path).detach().float()} for path in sorted(biases)}
+    return [Found(BitFit(), "param", kept)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,17 @@ from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import features
-from luthier.interop.formats._layers import Factoring, Layer
+from luthier.interop.formats._layers import Factoring, Layer, trained_whole
+from luthier.interop.formats._peft_engines import ENGINES, Held, as_pairs, as_tensors, fitted
+from luthier.interop.formats._peft_prefix import prefixes
 from luthier.interop.formats._peft_tasks import task_type
+from luthier.interop.formats._peft_write_parameters import (
+    EXPERTS_SINCE,
+    by_matrix,
+    on_parameters,
+    parameters,
+    target_names,
+)
 
 PREFIX = "base_model.model."
 """What peft puts before the base's own names."""
@@ -37,17 +46,65 @@ def common_config(model: nn.Module, saved: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def contents(model: nn.Module, layers: Sequence[Layer], factoring: Factoring, engine: str) -> Files:
+    """Returns what the files of an adapter hold, under peft's names, as an engine takes them.
+
+    `factoring` with a rank makes all of it LORA.
+    """
+    files = _for_engine(_methods(model, layers, factoring), engine, model)
+    if files.config["peft_type"] != "PREFIX_TUNING":  # whose tensor is of no layer
+        files.tensors = {f"{PREFIX}{key}": tensor for key, tensor in files.tensors.items()}
+    return files
+
+
+def held(model: nn.Module, tensors: Iterable[str], config: Mapping[str, Any]) -> Held:
+    """Returns what engines ask of the files of an adapter."""
+    plain = (name.removeprefix(PREFIX) for name in tensors)
+    ends = (re.fullmatch(r"(.+)\.lora_(?:B\.weight|embedding_B)", name) for name in plain)
+    return Held(config, frozenset(match[1] for match in ends if match), model)
+
+
+def _for_engine(files: Files, engine: str, model: nn.Module) -> Files:
+    if engine not in ENGINES:
+        return files
+    pairs = fitted(ENGINES[engine], held(model, files.tensors, files.config), as_pairs(files.tensors))
+    if ENGINES[engine].lacks is None:  # it takes what peft takes, experts and ranks of each layer included
+        return files
+    tables = [path for path in pairs if f"{path}.lora_embedding_B" in files.tensors]
+    return Files(as_tensors(pairs, tables), lora_config(model, {path: len(a) for path, (_, a) in pairs.items()}))
+
+
+def _methods(model: nn.Module, layers: Sequence[Layer], factoring: Factoring) -> Files:
+    before = [layer for layer in layers if layer.kinds == {"cache"}]
+    if before and len(before) == len(layers):
+        return Files(*prefixes(model, [tuner for layer in before for tuner in layer.tuners]))
+    whole = [layer for layer in layers if trained_whole(layer) and not by_matrix(layer)]
+    rest = [layer for layer in layers if layer not in whole]
+    if not rest:
+        return _norms(model, whole)
+    method = native(rest) if factoring.rank is None else None
+    files = method.write(model, rest) if method else low_rank(model, rest, factoring)
+    if whole:
+        saved = saved_modules(model, whole)
+        files.tensors |= saved.tensors
+        files.config |= saved.config
+    return files
+
+
 def low_rank(model: nn.Module, layers: list[Layer], factoring: Factoring) -> Files:
     """LORA, the scale inside B: alpha / r is 1 at every layer, also for readers that know one alpha alone."""
-    files, ranks = Files(), {}
+    files = Files()
+    files.tensors, ranks, owned = parameters(model, [each for each in layers if on_parameters(each)], factoring)
     for layer in layers:
+        if on_parameters(layer):
+            continue
         b, a = factoring(layer)
         names = (
             ("lora_A.weight", "lora_B.weight") if features(layer.module) else ("lora_embedding_A", "lora_embedding_B")
         )
         files.tensors |= {f"{layer.path}.{n}": t for n, t in zip(names, (a, b), strict=True)}
         ranks[layer.path] = len(a)
-    files.config = _lora_config(model, ranks)
+    files.config = lora_config(model, ranks, owned)
     return files
 
 
@@ -63,7 +120,7 @@ def _dora(model: nn.Module, layers: list[Layer]) -> Files:
             f"{layer.path}.lora_magnitude_vector.weight": p["m"],
         }
         ranks[layer.path] = len(p["A"])
-    files.config = _lora_config(model, ranks) | {"use_dora": True}
+    files.config = lora_config(model, ranks) | {"use_dora": True}
     return files
 
 
@@ -110,9 +167,14 @@ def native(layers: list[Layer]) -> Native | None:
     return found if alike else None
 
 
-def _lora_config(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, Any]:
-    common = Counter(ranks.values()).most_common(1)[0][0]
-    other = {f"^{re.escape(path)}": r for path, r in ranks.items() if r != common}  # peft reads them as expressions
+def lora_config(
+    model: nn.Module, ranks: Mapping[str, int], parameters: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """Returns settings for these ranks of layers, and of parameters by their own paths."""
+    owned = parameters or {}
+    every = {**ranks, **owned}
+    common = Counter(every.values()).most_common(1)[0][0]
+    other = {f"^{re.escape(path)}": r for path, r in every.items() if r != common}  # peft reads them as expressions
     return {
         "peft_type": "LORA",
         "r": common,
@@ -123,6 +185,7 @@ def _lora_config(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, Any]:
         "fan_in_fan_out": _transposed(model, ranks),
         "lora_dropout": 0.0,
         "bias": "none",
+        **({"target_parameters": target_names(model, list(owned)), "peft_version": EXPERTS_SINCE} if owned else {}),
     }
 
 
@@ -142,21 +205,37 @@ def _transposed(model: nn.Module, paths: Iterable[str]) -> bool:
     return any(type(model.get_submodule(path)).__name__ == "Conv1D" for path in paths)
 
 
+def _norms(model: nn.Module, layers: list[Layer]) -> Files:
+    """LN_TUNING, which keeps modules of any kind whole: what an adapter is that trains parameters and nothing else."""
+    files, paths = Files(), [layer.path for layer in layers]
+    for layer in layers:
+        _refuse_unsaveable(model, layer, paths, by_end=False)
+        files.tensors |= {f"{layer.path}.ln_tuning_layers.{key}": tensor for key, tensor in _state(layer).items()}
+    files.config = {"peft_type": "LN_TUNING", "target_modules": targets(model, paths)}
+    return files
+
+
 def saved_modules(model: nn.Module, layers: list[Layer]) -> Files:
     """Modules whose parameters were trained themselves (a new head, norms, biases), whole, as `modules_to_save`."""
     files, paths = Files(), [layer.path for layer in layers]
     for layer in layers:
-        _refuse_unsaveable(model, layer, paths)
-        state = {k: t for k, t in layer.module.state_dict().items() if not k.startswith("adapters.")}
-        for tuner in layer.tuners:
-            key = tuner.site.path.removeprefix(f"{layer.path}.")
-            state[key] = tuner.weight(state[key])
-        files.tensors |= {f"{layer.path}.{key}": tensor for key, tensor in state.items()}
+        _refuse_unsaveable(model, layer, paths, by_end=True)
+        files.tensors |= {f"{layer.path}.{key}": tensor for key, tensor in _state(layer).items()}
     files.config = {"modules_to_save": sorted(paths)}
     return files
 
 
-def _refuse_unsaveable(model: nn.Module, layer: Layer, paths: list[str]) -> None:
+def _state(layer: Layer) -> dict[str, Tensor]:
+    """All tensors of a module, as its adapter has trained them."""
+    state = {k: t for k, t in layer.module.state_dict().items() if not k.startswith("adapters.")}
+    for tuner in layer.tuners:
+        key = tuner.site.path.removeprefix(f"{layer.path}.")
+        state[key] = tuner.weight(state[key])
+    return state
+
+
+def _refuse_unsaveable(model: nn.Module, layer: Layer, paths: list[str], *, by_end: bool) -> None:
+    """Raises for a module that peft cannot keep whole; `by_end` says that it is found by the end of its name alone."""
     why = None
     owner, form = layer.path, layer.tuners[0].form.name()
     if layer.kinds != {"param"}:
@@ -165,7 +244,7 @@ def _refuse_unsaveable(model: nn.Module, layer: Layer, paths: list[str]) -> None
         why = "its experts would have to travel whole"
     elif not owner or any(other.startswith(f"{owner}.") for other in paths):
         why = "modules inside it are trained as well"
-    elif [name for name, _ in model.named_modules() if name != owner and name.endswith(owner)]:
+    elif by_end and [name for name, _ in model.named_modules() if name != owner and name.endswith(owner)]:
         why = "peft matches it by the end of its name, which others share"
     if why:
         raise LuthierError(

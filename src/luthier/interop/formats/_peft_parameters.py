@@ -1,4 +1,4 @@
-"""What peft keeps for parameters themselves (`target_parameters`), and keys and values before a text (prefixes)."""
+"""What peft keeps for parameters themselves (`target_parameters`)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
 from luthier.core.files import read_json
 from luthier.core.sites.renaming import renamed
@@ -81,13 +79,12 @@ def _pair(
     shape = tuple(dict(base_parameters(model))[path].shape)
     if set(found) != {"A", "B"} or any(tensor.dim() != 2 for tensor in found.values()):
         raise LuthierError(f"{folder}: the change of {path} has {', '.join(sorted(found))}; expected A and B.")
-    if vars(owner).get("is_transposed") or getattr(type(owner), "is_transposed", False):
-        raise LuthierError(f"{folder} adapts {path}, which is stored as [experts, in, out]; that is not read here.")
+    flipped = len(shape) == 3 and bool(vars(owner).get("is_transposed"))  # [experts, in, out], as GPT-OSS has them
     a, b = found["A"], found["B"]
     experts = shape[0] if len(shape) == 3 else 1
     rank, more = divmod(len(a), experts)
-    have, now = (len(b), a.shape[1]), shape[-2:]
-    turned = len(shape) == 3 and have == now[::-1] and (older or have != now)
+    have, now = (len(b), a.shape[1]), shape[-2:][:: -1 if flipped else 1]
+    turned = len(shape) == 3 and not flipped and have == now[::-1] and (older or have != now)
     if more or not rank or b.shape[1] != rank * experts or not (turned or have == now):
         raise LuthierError(
             f"{folder}: the change of {path} is {tuple(b.shape)} times {tuple(a.shape)}; this base has {shape} there."
@@ -116,59 +113,3 @@ def _before_0_19_1(folder: Path, config: Mapping[str, Any]) -> bool:
         return layout == "peft-0.18"
     numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(config.get("peft_version")))
     return not numbers or tuple(int(each or 0) for each in numbers.groups()) < (0, 19, 1)
-
-
-def read_prefix(
-    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module
-) -> list[Found]:
-    """PREFIX_TUNING: [n, layers · 2 · heads · d] keys and values, as peft puts them in the cache.
-
-    In peft the text begins at position n. A rotation by positions is relative, so keys that are turned back by n
-    answer as they do there; where positions are added to the input they do not, and that is refused.
-    """
-    from luthier.core.sites.select import select
-    from luthier.methods.forms.prefix import Prefix
-
-    if set(tensors) != {"prompt_embeddings"} or tensors["prompt_embeddings"].dim() != 2:
-        raise LuthierError(f"{folder} holds {', '.join(sorted(tensors))}; expected prompt_embeddings, a matrix.")
-    held = tensors["prompt_embeddings"]
-    sites = list(select(model, "attention"))
-    heads, width = (sites[0].d_out, sites[0].d_in) if sites else (1, 1)
-    if held.shape[1] != len(sites) * 2 * heads * width or len(held) != config.get("num_virtual_tokens"):
-        raise LuthierError(
-            f"{folder} holds prefixes of {tuple(held.shape)}; this base takes {config.get('num_virtual_tokens')} x "
-            f"({len(sites)} layers x 2 x {heads} heads x {width})."
-        )
-    states = held.view(len(held), len(sites), 2, heads, width).permute(1, 2, 3, 0, 4)
-    back = _turned_back(folder, model, len(held))
-    warnings.warn(
-        f"{folder} holds prefixes. In peft the text begins at position {len(held)}, here at 0; the keys are turned "
-        "back by as much, which gives the same answers.",
-        stacklevel=2,
-    )
-    found = {
-        site.path: {"k": back(key).contiguous(), "v": value.contiguous()}
-        for site, (key, value) in zip(sites, states, strict=True)
-    }
-    return [Found(Prefix(length=len(held)), "cache", found)]
-
-
-def _turned_back(folder: Path, model: Any, count: int) -> Callable[[Tensor], Tensor]:
-    """What rotates keys by -count positions."""
-    decoder = model.get_decoder() if callable(getattr(model, "get_decoder", None)) else None
-    rotary = dict(decoder.named_children()).get("rotary_emb") if isinstance(decoder, nn.Module) else None
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    if rotary is None or rope.get("rope_type") != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise LuthierError(
-            f"{folder} holds prefixes, behind which peft moves the positions of the text by {count}; this base "
-            f"({type(model).__name__}) has no plain rotary positions, so it would answer otherwise here. Run it with "
-            "peft."
-        )
-    cos, sin = rotary(torch.zeros(1, 1, 1), torch.tensor([[count]]))
-    cos, sin = cos[0, 0].float(), sin[0, 0].float()
-
-    def back(key: Tensor) -> Tensor:
-        first, second = key.chunk(2, -1)
-        return key * cos - torch.cat([-second, first], -1) * sin
-
-    return back

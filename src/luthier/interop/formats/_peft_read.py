@@ -24,7 +24,8 @@ from luthier.interop.formats._peft_config import merging
 from luthier.interop.formats._peft_experts import as_it_is_now, of_one_expert, on_all_experts, router
 from luthier.interop.formats._peft_keys import FACTORS, divided
 from luthier.interop.formats._peft_layers import check_layer, whole_factors
-from luthier.interop.formats._peft_parameters import parameters_apart, read_prefix
+from luthier.interop.formats._peft_parameters import parameters_apart
+from luthier.interop.formats._peft_prefix import read_prefix
 from luthier.interop.formats._peft_targets import adapted, matches, refuse_missing
 from luthier.methods.forms.bitfit import BitFit
 from luthier.methods.forms.dora import DoRA

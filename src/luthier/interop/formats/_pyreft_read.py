@@ -145,15 +145,23 @@ def _rotation(folder: Path, held: Tensors) -> Tensor:
     (stored,) = _taken(folder, held, f"{start}original")
     if stored.dim() != 2 or stored.shape[0] < stored.shape[1]:
         raise LuthierError(f"{folder}: a rotation is {tuple(stored.shape)}; expected more rows than columns.")
+    return parametrised(folder, {k.removeprefix(start): t for k, t in held.items() if k.startswith(start)})
+
+
+def parametrised(folder: Path, held: Tensors) -> Tensor:
+    """Returns the matrix that torch's orthogonal parametrisation makes of what it stores (`original`, `0.base`), with
+    orthonormal rows or columns, whichever are fewer."""
+    (stored,) = _taken(folder, held, "original")
+    if stored.dim() != 2 or not stored.numel():
+        raise LuthierError(f"{folder}: a rotation is {tuple(stored.shape)}; expected a matrix.")
     layer = nn.Linear(stored.shape[1], stored.shape[0], bias=False)
     torch.nn.utils.parametrizations.orthogonal(layer)
-    state = {f"parametrizations.weight.{k.removeprefix(start)}": t for k, t in held.items() if k.startswith(start)}
     try:
-        layer.load_state_dict(state)
+        layer.load_state_dict({f"parametrizations.weight.{key}": tensor for key, tensor in held.items()})
+        rotation = layer.weight.detach()
     except RuntimeError as error:
         raise LuthierError(f"{folder}: the rotation is not as torch stores one: {error}") from None
-    rotation = layer.weight.detach()
-    _refuse_zeros(folder, rotation)
+    _refuse_zeros(folder, rotation if len(rotation) >= rotation.shape[1] else rotation.mT)
     return rotation
 
 
@@ -161,8 +169,8 @@ def _refuse_zeros(folder: Path, rotation: Tensor) -> None:
     """torch multiplies what its reflectors give by the whole part of a diagonal of -1, which any decay makes 0."""
     if rotation.dim() == 2 and not bool(rotation.any(dim=0).all()):
         raise LuthierError(
-            f"{folder}: the rotation of an intervention is zero, so that it edits nothing in pyreft either. Weight "
-            "decay does that to torch's orthogonal parametrisation from the first step on: train it without."
+            f"{folder}: the rotation of an intervention is zero, so that it edited nothing where it was trained. "
+            "Weight decay does that to torch's orthogonal parametrisation from the first step on: train it without."
         )
 
 

@@ -26,15 +26,19 @@ class GGUF(Format):
     base_dtype: ClassVar[str] = "auto"
     loss: ClassVar[str] = "rounded"
 
-    dtype: Literal["auto", "f32", "f16", "bf16", "q8_0"] = "auto"
-    """Dtype of the matrices (auto: the model's own; q8_0: 8 bits, a scale for 32 numbers)."""
+    dtype: Literal["auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "auto"
+    """Dtype of the matrices (auto: the model's own; q8_0: 8 bits, a scale for 32 numbers; the others are llama.cpp's
+    mixtures of 4 to 6 bits, made by its own quantiser, which the package xllamacpp has)."""
 
     def check_base(self, model: nn.Module, processor: Any) -> None:
+        from luthier.interop.formats._gguf import k_quants
         from luthier.interop.formats._gguf.architectures import architecture_of
         from luthier.interop.formats._gguf.file import library
         from luthier.interop.formats._gguf.tokenizers import core_of, kind_of
 
         library()
+        if self.dtype in k_quants.MIXTURES:
+            k_quants.check()
         architecture_of(model)
         if processor is None:
             raise LuthierError("a GGUF file holds the tokenizer; pass processor=….")

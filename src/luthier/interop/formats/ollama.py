@@ -25,8 +25,9 @@ class Ollama(Format):
     base_dtype: ClassVar[str] = "auto"
     loss: ClassVar[str] = "rounded"
 
-    dtype: Literal["auto", "f32", "f16", "bf16", "q8_0"] = "auto"
-    """Dtype of the matrices (auto: the model's own; q8_0: 8 bits, a scale for 32 numbers)."""
+    dtype: Literal["auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "auto"
+    """Dtype of the matrices (auto: the model's own; q8_0: 8 bits, a scale for 32 numbers; the others are llama.cpp's
+    mixtures of 4 to 6 bits, made by its own quantiser, which the package xllamacpp has)."""
 
     def check_base(self, model: nn.Module, processor: Any) -> None:
         from luthier.interop.formats.gguf import GGUF

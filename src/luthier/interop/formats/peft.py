@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -28,13 +28,19 @@ class PEFT(LowRankFormat):
     (torch.compile, DDP) and of other versions of transformers are mapped. What changes the output and has no equal here
     is refused with the reason, and so are damage, missing layers and another base, which peft loads without a word.
 
-    Forms of low rank are written exactly, in float32, at the rank of each layer and with the scale inside B; so are
-    DoRA (`use_dora`) and IA3 as methods of their own, and modules trained in full (a new head) as `modules_to_save`.
-    Other affine forms are truncated by SVD. What no weight can express (an edit of the stream, positions, a prefix) is
-    refused. With a rank given, DoRA and IA3 are written as plain low-rank changes too, for engines without them.
+    Forms of low rank are written exactly, in float32, at the rank of each layer and with the scale inside B, those on
+    fused experts and routers as `target_parameters`; so are DoRA (`use_dora`) and IA3 as methods of their own, modules
+    trained in full (a new head) as `modules_to_save`, or as LN_TUNING where nothing else is trained, and prefixes as
+    PREFIX_TUNING. Other affine forms are truncated by SVD. What no weight can express (an edit of the stream,
+    positions) is refused. With a rank given, DoRA and IA3 are written as plain low-rank changes too, for engines
+    without them.
     """
 
     paper = "peft 0.21 (Hugging Face), `PeftModel.from_pretrained`, `save_pretrained`"
+
+    engine: Literal["any", "vllm", "sglang", "tgi", "transformers"] = "any"
+    """Engine that is to serve it. What the engine refuses or passes over is refused, and what it wants is there too:
+    one rank, and layers that it runs as one, with factors that change nothing."""
 
     @classmethod
     def fits(cls, folder: Path) -> bool:
@@ -85,30 +91,23 @@ class PEFT(LowRankFormat):
         told = {key: config.get(key) for key in ("peft_type", "peft_version", "base_model_name_or_path")}
         return {"library": "peft"} | {key: value for key, value in told.items() if isinstance(value, str)}
 
+    def remarks(self, folder: Path, model: nn.Module) -> list[str]:
+        from luthier.interop.formats._files import names_in
+        from luthier.interop.formats._peft_contents import held
+        from luthier.interop.formats._peft_engines import remarks
+
+        return remarks(held(model, names_in(folder / WEIGHTS[0]), _config(folder)))
+
     def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
         from safetensors.torch import save_file
 
         from luthier.core.files import write_json
-        from luthier.interop.formats._layers import layers_of, trained_whole
-        from luthier.interop.formats._peft_contents import PREFIX, common_config, low_rank, native, saved_modules
+        from luthier.interop.formats._layers import layers_of
+        from luthier.interop.formats._peft_contents import common_config, contents
 
-        model = outgoing.model
-        found = layers_of(model, outgoing.name)
-        whole = [each for each in found if trained_whole(each)]
-        layers = [each for each in found if each not in whole]
-        if not layers:
-            raise LuthierError(
-                "this adapter trains parameters themselves and nothing else, and peft's format wants a method beside "
-                "them; export it merged instead (--to merged)."
-            )
-        factoring = self.factoring()
-        method = native(layers) if self.rank is None else None
-        files = method.write(model, layers) if method else low_rank(model, layers, factoring)
-        if whole:
-            more = saved_modules(model, whole)
-            files.tensors |= more.tensors
-            files.config |= more.config
-        tensors = {f"{PREFIX}{key}": t.detach().cpu().contiguous().clone() for key, t in files.tensors.items()}
+        model, factoring = outgoing.model, self.factoring()
+        files = contents(model, layers_of(model, outgoing.name), factoring, self.engine)
+        tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in files.tensors.items()}
         save_file(tensors, folder / WEIGHTS[0], {"format": "pt"})
         saved = files.config.get("modules_to_save", [])
         write_json(folder / CONFIG, common_config(model, saved) | files.config)

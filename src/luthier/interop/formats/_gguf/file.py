@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
+from luthier.interop.formats._gguf import k_quants
 from luthier.interop.formats._gguf.architectures import Architecture
 
-DTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
-"""Dtypes of matrices; vectors are float32 in every one. auto is the model's own."""
 _OWN = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+_FILE_TYPES = {
+    **{"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"},
+    **{"q4_k_m": "MOSTLY_Q4_K_M", "q5_k_m": "MOSTLY_Q5_K_M", "q6_k": "MOSTLY_Q6_K"},
+}
 
 
 def library() -> Any:
@@ -78,7 +80,8 @@ def add(writer: Any, name: str, tensor: Tensor, dtype: str) -> float:
     wanted = gguf.GGMLQuantizationType[dtype.upper() if tensor.dim() > 1 else "F32"]
     if wanted.name == "Q8_0" and values.shape[-1] % 32:  # a block of 32 numbers shares a scale
         wanted = gguf.GGMLQuantizationType.F16
-    stored = gguf.quants.quantize(values, wanted)
+    mixed = wanted.name in {*k_quants.SMALLER, "Q5_0", "Q5_1"}
+    stored = k_quants.quantize(values, wanted) if mixed else gguf.quants.quantize(values, wanted)
     writer.add_tensor(name, stored, raw_dtype=wanted)
     again = gguf.quants.dequantize(stored, wanted) if wanted.name != "F32" else values
     size = float((values.astype("float64") ** 2).sum() ** 0.5)
@@ -87,13 +90,20 @@ def add(writer: Any, name: str, tensor: Tensor, dtype: str) -> float:
 
 def add_model(writer: Any, architecture: Architecture, model: Any, tensors: Mapping[str, Tensor], dtype: str):
     """Adds a model's tensors, a tied head left out; returns `{name: relative error}` of those that are not exact."""
-    names = Names(architecture, model.config.num_hidden_layers)
+    blocks = model.config.num_hidden_layers
+    names = Names(architecture, blocks)
     table = tensors[_path_of(model, model.get_input_embeddings())]
+    twice = [name for name, t in tensors.items() if name.startswith("lm_head.") and t.data_ptr() == table.data_ptr()]
     lost = {}
     for name, tensor in tensors.items():
-        if name.startswith("lm_head.") and tensor.data_ptr() == table.data_ptr():
+        if name in twice:
             continue
-        error = add(writer, names(name), architecture.tensor(name, tensor, model.config), dtype)
+        own, stored = names(name), architecture.tensor(name, tensor, model.config)
+        kind = dtype
+        if dtype in k_quants.MIXTURES:
+            tied = bool(twice) or "lm_head.weight" not in tensors
+            kind = k_quants.stored_as(dtype, own, stored.shape[-1], blocks, tied)
+        error = add(writer, own, stored, kind)
         lost |= {name: error} if error else {}
     return lost
 

@@ -1,0 +1,91 @@
+"""Prefixes come in from peft and leave to it with the same answers, whatever rotates the positions of a base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import luthier as lt
+from support.pyreft_recorded import values
+from support.recorded import HALF, SIZE, logits
+
+peft = pytest.importorskip("peft")
+COUNT = 3
+
+
+def scaled(kind: str, **more: Any) -> dict[str, Any]:
+    told = {"rope_type": kind, "rope_theta": 10_000.0, "factor": 4.0, **more}
+    return {**SIZE, **HALF, "rope_parameters": told, "max_position_embeddings": 64}
+
+
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+BASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("Llama", {**SIZE, **HALF}),
+    "heads of their own width": ("Mistral", {**SIZE, **HALF, "head_dim": 8, "sliding_window": None}),
+    "biases": ("Qwen2", {**SIZE, **HALF}),
+    "llama3": ("Llama", scaled("llama3", **LLAMA3)),
+    "yarn": ("Llama", scaled("yarn", original_max_position_embeddings=16)),
+    "linear": ("Llama", scaled("linear")),
+    "half of each head": ("Phi", {**SIZE, **HALF, "partial_rotary_factor": 0.5}),
+    "neighbours": ("Cohere", {**SIZE, **HALF}),
+    "half, neighbours": ("Glm", {**SIZE, **HALF, "head_dim": 8}),
+}
+REFUSED = {
+    "added": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 32}),
+    "by length": (*("LlamaForCausalLM", "LlamaConfig"), scaled("dynamic")),
+}
+
+
+def made(cls: str, config: str, settings: dict[str, Any]) -> Any:
+    model: Any = getattr(transformers, cls)(getattr(transformers, config)(**settings))
+    for turn, (_, parameter) in enumerate(sorted(model.named_parameters())):
+        parameter.data.copy_(0.3 * values(parameter.numel(), turn).view_as(parameter) + (parameter.dim() == 1))
+    return model.eval()
+
+
+def base(case: str) -> Any:
+    name, settings = BASES[case]
+    return made(f"{name}ForCausalLM", f"{name}Config", settings)
+
+
+def saved(model: Any, folder) -> torch.Tensor:
+    """What peft answers with prefixes that it saved in `folder`."""
+    theirs = peft.get_peft_model(model, peft.PrefixTuningConfig(num_virtual_tokens=COUNT, task_type="CAUSAL_LM"))
+    held = theirs.prompt_encoder.default.embedding.weight
+    held.data = 0.5 * values(held.numel(), 7).view_as(held)
+    theirs.save_pretrained(folder)
+    return logits(theirs.eval())
+
+
+def near(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    return bool((found - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max())))
+
+
+@pytest.mark.parametrize("case", BASES)
+def test_there_and_back(case, tmp_path):
+    before = logits(base(case))
+    if BASES[case][1].get("head_dim") in (None, SIZE["hidden_size"] // SIZE["num_attention_heads"]):
+        wanted = saved(base(case), tmp_path / "theirs")
+        with pytest.warns(UserWarning, match="turned back"):
+            ours = lt.import_adapter(tmp_path / "theirs", tmp_path / "ours", base=base(case))
+        assert not near(wanted, before) and near(logits(lt.load(base(case), ours)), wanted)
+    model = lt.attach(base(case), lt.Prefix(length=COUNT))
+    for turn, parameter in enumerate(lt.trainable(model).values()):
+        parameter.data = 0.5 * values(parameter.numel(), 30 + turn).view_as(parameter)
+    lt.save(model, tmp_path / "adapter")
+    assert lt.export(tmp_path / "adapter", tmp_path / "out", to="peft", base=base(case)) == {}
+    theirs = peft.PeftModel.from_pretrained(base(case), tmp_path / "out").eval()
+    assert not near(logits(model.eval()), before) and near(logits(theirs), logits(model))
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_other_positions_are_refused_both_ways(case, tmp_path):
+    saved(made(*REFUSED[case]), tmp_path / "theirs")
+    with pytest.raises(lt.LuthierError, match="no rotary positions of one kind"):
+        lt.import_adapter(tmp_path / "theirs", tmp_path / "ours", base=made(*REFUSED[case]))
+    lt.save(lt.attach(made(*REFUSED[case]), lt.Prefix(length=COUNT)), tmp_path / "adapter")
+    with pytest.raises(lt.LuthierError, match="no rotary positions of one kind"):
+        lt.export(tmp_path / "adapter", tmp_path / "out", to="peft", base=made(*REFUSED[case]))
