@@ -83,7 +83,8 @@ class Choices:
     update: Update = field(default_factory=_usual("updates", "adamw"), metadata=_of("updates", adapter=True))
     """What becomes of the gradients, and what is trained at all. Default: adamw."""
     objective: Objective = field(default_factory=_usual("objectives", "sft"), metadata=_of("objectives", rows=True))
-    """The loss that training lowers. Default: sft; of a training run over pairs of answers dpo, over texts that belong near each other info_nce."""
+    """The loss that training lowers. Default: sft; of a training run over pairs of answers dpo, over texts
+    that belong near each other info_nce."""
     penalty: Penalty | None = field(default=None, metadata=_of("penalties", apart=EARLIER, adapter=True))
     """What a change of the trained tensors is charged for. Default: nothing."""
     also: tuple[TargetedForm, ...] = field(

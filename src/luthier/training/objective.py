@@ -22,7 +22,7 @@ USUAL: dict[str, type[Objective]] = {"answers": SFT, "pairs": DPO, "judged": SFT
 
 
 def objective_for(source: str, columns: str | None = None) -> Objective:
-    """Returns the usual objective for rows: supervised fine-tuning, unless they are pairs or texts that belong together."""
+    """Returns the usual objective for rows: supervised fine-tuning, unless they are pairs, or texts for vectors."""
     return USUAL[data.kind_of_rows(source, columns)]()
 
 

@@ -115,8 +115,8 @@ def train(
     The folder gets `run.json`, `adapter/`, `metrics.jsonl`, `loss.png`, `README.md` and `checkpoints/`. With
     `resume`, an interrupted run resumes from its newest complete checkpoint with the very losses that it would have
     had; a folder without a run starts one. `overwrite` replaces a run. Without `progress` nothing is printed. Without
-    an objective, the rows choose it: pairs of a chosen and a rejected answer are fitted by `dpo`, judged answers by
-    `kto`, all others by `sft`.
+    an objective, the rows choose it: pairs of a chosen and a rejected answer are fitted by `dpo`, all others by
+    `sft`, which refuses answers that a label calls bad.
 
     Raises `LuthierError` for bad rows, a selector that matches nothing, a folder in use and the like before the
     weights are loaded, and for a loss that is not finite, naming the step and the rows.

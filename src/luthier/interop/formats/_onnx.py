@@ -152,7 +152,7 @@ def quantised(file: Path) -> Path:
     with _silent():
         made = MatMulNBitsQuantizer(onnx.load(file), block_size=32, is_symmetric=True)
         made.process()
-        made.model.save_model_to_file(str(small), beside.exists())
+        made.model.save_model_to_file(str(small), beside.exists())  # type: ignore[union-attr]  # wrapped by process()
     for each in (file, beside):
         each.unlink(missing_ok=True)
     return small
