@@ -7,9 +7,10 @@ import random
 import numpy as np
 import pytest
 
+from luthier.core.contracts.example import Example
 from luthier.core.errors import LuthierError
 from luthier.core.numerics import many, tags
-from luthier.data.text_metrics import TEXT_METRICS, check_metrics, of_texts
+from luthier.data.text_metrics import TEXT_METRICS, check_metrics, of_texts, refuse_references
 from luthier.evaluating import extracted, near
 
 NAMES = ["O", "B-PER", "I-PER", "E-PER", "S-PER", "B-LOC", "I-LOC"]
@@ -117,7 +118,8 @@ RIGHT = ["a cat was sitting on the mat", "hello there", "the quick brown fox jum
 def test_texts_are_compared_by_the_libraries_themselves():
     rouge = pytest.importorskip("rouge_score.rouge_scorer")
     sacrebleu = pytest.importorskip("sacrebleu")
-    found = of_texts(list(TEXT_METRICS), SAID, RIGHT)
+    found, failed = of_texts(list(TEXT_METRICS), SAID, RIGHT)
+    assert failed == {}
     scorer = rouge.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     each = [scorer.score(right, said) for said, right in zip(SAID, RIGHT, strict=True)]
     for name in ("rouge1", "rouge2", "rougeL"):
@@ -125,6 +127,41 @@ def test_texts_are_compared_by_the_libraries_themselves():
     assert found["bleu"] == pytest.approx(sacrebleu.BLEU().corpus_score(SAID, [RIGHT]).score)
     assert found["chrf"] == pytest.approx(sacrebleu.CHRF().corpus_score(SAID, [RIGHT]).score)
     assert found["exact_match"] == pytest.approx(1 / 3)
+
+
+def touchy(pairs):
+    """The share of equal letters in all; fails on some words."""
+    if any("hello" in said for said, _ in pairs):
+        raise RecursionError
+    return sum(len(said) for said, _ in pairs) / sum(len(right) for _, right in pairs)
+
+
+def test_an_answer_that_a_metric_fails_on_is_wrong_and_told(monkeypatch):
+    """It counts as an empty one; the other metrics, and the other rows, are as they were."""
+    monkeypatch.setitem(TEXT_METRICS, "touchy", touchy)
+    found, failed = of_texts(["exact_match", "touchy"], SAID, RIGHT)
+    assert found == {
+        "exact_match": pytest.approx(1 / 3),
+        "touchy": touchy([*zip(SAID[::2], RIGHT[::2], strict=True), ("", RIGHT[1])]),
+    }
+    assert failed == {1: "touchy: it is nested too deep"}
+
+
+def test_a_metric_that_fails_on_all_together_is_zero_and_each_row_is_named(monkeypatch):
+    def crowded(pairs):
+        return 1 / (len(pairs) < 3)
+
+    monkeypatch.setitem(TEXT_METRICS, "crowded", crowded)
+    assert of_texts(["crowded"], SAID, RIGHT) == (
+        {"crowded": 0.0}, dict.fromkeys(range(3), "crowded: ZeroDivisionError: division by zero"),
+    )  # fmt: skip
+
+
+def test_right_answers_that_a_metric_fails_on_are_refused_before_anything_is_written(monkeypatch):
+    monkeypatch.setitem(TEXT_METRICS, "crowded", lambda pairs: 1 / (pairs[0][1] != "hello"))
+    refuse_references(["crowded"], [Example(row=1, answer="a")])
+    with pytest.raises(LuthierError, match="crowded cannot read the right answers: ZeroDivisionError"):
+        refuse_references(["crowded"], [Example(row=1, answer="hello")])
 
 
 def test_an_unknown_metric_and_one_whose_library_is_not_there(monkeypatch):
@@ -135,7 +172,7 @@ def test_an_unknown_metric_and_one_whose_library_is_not_there(monkeypatch):
         check_metrics(["exact_match", "chrf"])
 
 
-def test_metrics_stand_beside_the_scorer(llama, additions):
+def test_metrics_stand_beside_the_scorer(llama, additions, monkeypatch):
     import luthier as lt
     from luthier import data, models
 
@@ -144,5 +181,11 @@ def test_metrics_stand_beside_the_scorer(llama, additions):
     assert list(found.metrics) == ["number", "exact_match"]
     texts = [(each["prediction"], each["answer"]) for each in found.predictions]
     assert found.metrics["exact_match"] == np.mean([said.split() == right.split() for said, right in texts])
+    monkeypatch.setitem(TEXT_METRICS, "touchy", lambda pairs: 1 / (pairs[0][0] == ""))
+    found = lt.evaluate(loaded.model, loaded.processor, examples, max_new_tokens=3, metrics=["touchy"])
+    assert {why for _, why in found.failed} == {"touchy: ZeroDivisionError: division by zero"}
+    assert [row for row, _ in found.failed] == [
+        row.row for row, (said, _) in zip(examples.rows, texts, strict=True) if said
+    ]
     with pytest.raises(LuthierError, match="metrics compare one written answer"):
         lt.evaluate(loaded.model, loaded.processor, examples, samples=2, temperature=1.0, metrics=["exact_match"])

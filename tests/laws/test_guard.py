@@ -20,7 +20,7 @@ OWN = {
     "comparing/methods.py", "core/storage/format.py", "federating/folder.py", "comparing/folder.py",  # own values again
     "comparing/tune.py", "comparing/measures/forgetting.py", "measuring/cache.py",  # our own, whole or not there
     "interop/formats/_gguf/tokenizers.py", "models/convert/whisper.py", "combining/guards.py",  # packages' own files
-    "data/sandbox/inside.py",  # what its parent wrote
+    "data/sandbox/inside.py", "data/sandbox/worker.py",  # what its parent wrote
     "serving/training_api/service.py", "serving/training_api/checkpoints.py", "serving/training_api/store.py",  # rows
     "serving/training_api/trainer.py", "serving/training_api/shelf.py",  # of our own tables
     "serving/http/formats.py",  # a schema that json.dumps wrote

@@ -173,7 +173,7 @@ def read_json(path: Path, split: str = "train") -> Table:
     a whole is read as one object per line."""
     text = _decode(_bytes(path)).strip()
     try:
-        found = whole(path, text) if text else []
+        found = whole(path, loads_marked(text)) if text else []
     except LuthierError:
         raise
     except Exception as error:

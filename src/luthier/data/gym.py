@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -49,11 +50,14 @@ def read_gym(source: str, split: str, limit: int | None, seed: int) -> Table:
 
 
 def gym_score(task: str) -> Any:
-    """Returns `score_answer(prediction, entry) -> float` of a task."""
-    _known(task)
-    from reasoning_gym.factory import get_score_answer_fn
+    """Returns `score_answer(prediction, entry) -> float` of a task, which runs in a process of its own.
 
-    return get_score_answer_fn(task)
+    Some of these scorers evaluate what an answer says, so none is called in this process.
+    """
+    _known(task)
+    from luthier.data.sandbox.scorers import score_apart
+
+    return partial(score_apart, "reasoning_gym.factory", "get_score_answer_fn", task)
 
 
 def _parse(source: str) -> tuple[str, dict[str, Any]]:

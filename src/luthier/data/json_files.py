@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.data.around import AROUND
-from luthier.data.json_text import Marked, loads_marked
+from luthier.data.json_text import Marked
 from luthier.data.splits import of_split, own_split, split_of
 from luthier.data.table import Row, empty
 
@@ -16,9 +16,8 @@ HOLDERS = ("data", "rows", "examples", "instances", "records", "items")
 """Keys under which a JSON object may hold all rows."""
 
 
-def whole(path: Path, text: str) -> Any:
+def whole(path: Path, found: Any) -> Any:
     """Returns the value of a whole file, in which rows may have a key twice, but not what holds the rows."""
-    found = loads_marked(text)
     if isinstance(found, Marked) and any(isinstance(each, list) for each in found.values()):
         raise LuthierError(f"{path}: {found.twice}.")
     return found

@@ -94,7 +94,8 @@ def final(prediction: str, example: Example) -> float:
 
 
 def gym(task: str) -> Callable[[str, Example], float]:
-    """Applies reasoning-gym's own scorer of a task. Surrounding whitespace is not part of an answer."""
+    """Applies reasoning-gym's own scorer of a task, in a process of its own. Surrounding whitespace is not part of an
+    answer."""
     from luthier.data.gym import gym_score
 
     scored = gym_score(task)

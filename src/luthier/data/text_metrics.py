@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
+from luthier.core.contracts.example import Example
 from luthier.core.errors import LuthierError, near
+from luthier.core.guard import guarded, reason
 
 Pairs = Sequence[tuple[str, str]]
 """Rows as (what was said, the right answer)."""
@@ -66,7 +68,40 @@ def check_metrics(names: Sequence[str]) -> None:
             raise LuthierError(f"{name} needs {library}: pip install 'luthier[text-metrics]'")
 
 
-def of_texts(names: Sequence[str], said: Sequence[str], right: Sequence[str | None]) -> dict[str, float]:
-    """Returns the metrics of these names; rows without a right answer count as an empty one."""
+def refuse_references(names: Sequence[str], rows: Sequence[Example]) -> None:
+    """Raises for rows whose right answer a metric cannot read, before anything is written."""
+    pairs = [("", row.answer or "") for row in rows]
+    for name in names:
+        with guarded(f"{name} cannot read the right answers"):
+            TEXT_METRICS[name](pairs)
+
+
+def of_texts(
+    names: Sequence[str], said: Sequence[str], right: Sequence[str | None]
+) -> tuple[dict[str, float], dict[int, str]]:
+    """Returns the metrics of these names, and {place of a row: why} for those that a metric fails on, which count as
+    an empty answer. Rows without a right answer count as an empty one."""
     pairs = [(a, b or "") for a, b in zip(said, right, strict=True)]
-    return {name: TEXT_METRICS[name](pairs) for name in names}
+    found = {name: _judged(TEXT_METRICS[name], pairs) for name in names}
+    failed = {row: f"{name}: {why}" for name in reversed(names) for row, why in found[name][1].items()}
+    return {name: value for name, (value, _) in found.items()}, failed
+
+
+def _judged(metric: Callable[[Pairs], float], pairs: Pairs) -> tuple[float, dict[int, str]]:
+    """(The metric, why it fails on which rows); where it fails on them together alone, it is 0 and each is named."""
+    value, why = _tried(metric, pairs)
+    if not why:
+        return value, {}
+    failed = {row: each for row, pair in enumerate(pairs) if (each := _tried(metric, [pair])[1])}
+    value, together = _tried(
+        metric, [("" if row in failed else said, right) for row, (said, right) in enumerate(pairs)]
+    )
+    return (0.0, dict.fromkeys(range(len(pairs)), why)) if together else (value, failed)
+
+
+def _tried(metric: Callable[[Pairs], float], pairs: Pairs) -> tuple[float, str]:
+    """(The metric, why there is none)."""
+    try:
+        return metric(pairs), ""
+    except Exception as error:  # of other packages, on whatever a model wrote
+        return 0.0, reason(error)

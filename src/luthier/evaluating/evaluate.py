@@ -9,7 +9,7 @@ from luthier import data
 from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
 from luthier.data import Examples, Scorer
-from luthier.data.text_metrics import check_metrics, of_texts
+from luthier.data.text_metrics import check_metrics, of_texts, refuse_references
 from luthier.evaluating.job import Found, Job, bar, row_tasks
 from luthier.evaluating.labelled import outputs_of, with_class, with_number
 from luthier.evaluating.result import Evaluation
@@ -53,10 +53,11 @@ def evaluate(
     `word_accuracy`, 1 - wer. Pairs of a chosen and a rejected answer are compared: by what a reward
     model gives them, by log π/π_ref where an adapter acts, else by how likely they are. Rows whose column `task` names
     several are also scored task by task. `task` is the examples' own unless given. Rows longer than `max_length` tokens
-    are refused, and those of more tokens than the model has absolute positions. An answer that the scorer fails on is
-    wrong, and listed under `failed`. With `samples` n, n answers to each prompt are drawn at the `temperature`, and the
-    metrics are `exact_match@k` and the like: the chance that k of them hold a right one. `metrics` compare the written
-    answers with the right ones beside the scorer: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, exact_match. With
+    are refused, and those of more tokens than the model has absolute positions. An answer that the scorer, or one of
+    the `metrics`, fails on is wrong, and listed under `failed`. With `samples` n, n answers to each prompt are drawn at
+    the `temperature`, and the metrics are `exact_match@k` and the like: the chance that k of them hold a right one.
+    `metrics` compare the written answers with the right ones beside the scorer: rouge1, rouge2, rougeL, rougeLsum,
+    bleu, chrf, exact_match. With
     `yes_no`, rows are questions whose answer is yes or no, and the score is `auc`, the mean over descriptions (column
     `task`) of the area under the ROC curve of log p(yes) - log p(no). Raises `LuthierError` when no scorer fits, or a
     label is not one of the model's.
@@ -79,6 +80,7 @@ def evaluate(
         check_metrics(metrics)
         if measure_of(job) is not with_answers or samples > 1:
             raise LuthierError(f"metrics compare one written answer a row, and {wanted} rows here have none.")
+        refuse_references(metrics, examples.rows)
     if (samples > 1 or temperature) and measure_of(job) is not with_answers:
         raise LuthierError(f"samples and temperature are of written answers, and {wanted} rows here have none.")
     return _summary(job, measure_of(job)(job), keep_predictions)
@@ -103,7 +105,8 @@ def _summary(job: Job, found: Found, keep: bool) -> Evaluation:
         from luthier.core.numerics.agreement import macro
 
         metrics |= macro(found.classes)
-    metrics |= of_texts(job.metrics, found.predictions, found.truths) if job.metrics else {}
+    compared, failed = _further(job, found)
+    metrics |= compared
     return Evaluation(
         score=metrics[score],
         count=len(left),
@@ -111,11 +114,20 @@ def _summary(job: Job, found: Found, keep: bool) -> Evaluation:
         predictions=_kept(job, found) if keep else [],
         loss=found.loss,
         metrics=metrics,
-        failed=found.failed,
+        failed=failed,
         tasks=_by_task(job, lambda rows: found.figures(left[rows], right[rows])),
         classes=classes,
         confusion=confused,
     )
+
+
+def _further(job: Job, found: Found) -> tuple[dict[str, float], list[tuple[int, str]]]:
+    """The further metrics, and the answers that the scorer or one of them failed on, each once."""
+    if not job.metrics:
+        return {}, found.failed
+    values, failed = of_texts(job.metrics, found.predictions, found.truths)
+    told = {job.examples.rows[place].row: why for place, why in failed.items()} | dict(found.failed)
+    return values, sorted(told.items())
 
 
 def _by_task(job: Job, figures: Callable[[list[int]], dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -29,7 +29,7 @@ class Evaluation:
     """Every figure by name: `accuracy`, `mcc` (Matthews) and the means over classes, `mse` and `pearson`, `loss` and
     `perplexity`, or the scorer's own."""
     failed: list[tuple[int, str]] = field(default_factory=list)
-    """The (row, reason) of every answer that the scorer failed on; it counts as wrong."""
+    """The (row, reason) of every answer that the scorer or a further metric failed on; it counts as wrong."""
     tasks: dict[str, dict[str, float]] = field(default_factory=dict)
     """The figures of each task with its `rows`, of rows whose column `task` names several; the mean of a score over
     the tasks, each by its rows, is the score."""

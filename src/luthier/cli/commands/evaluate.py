@@ -269,7 +269,7 @@ class Evaluate(Fitted):
             row, reason = found.failed[0]
             tell(
                 "warning",
-                f"the scorer failed on {len(found.failed):,} answers, which count as wrong; row {row}: {reason}",
+                f"{len(found.failed):,} answers could not be scored and count as wrong; row {row}: {reason}",
             )
         for each in found.predictions[:SAMPLES]:
             say("\n" + "\n".join(f"  {key}: {_short(value)}" for key, value in each.items()))

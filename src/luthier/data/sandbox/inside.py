@@ -12,6 +12,7 @@ import os
 import platform
 import struct
 import sys
+from collections.abc import Sequence
 
 try:
     import resource
@@ -66,20 +67,26 @@ class Unlockable(Exception):
     """Raised where a limit is not to be had."""
 
 
-def lock(seconds: float, memory: int) -> None:
-    """Gives up everything that a program does not need; raises `Unlockable` where that cannot be done."""
+def lock(seconds: float | None, memory: int, readable: Sequence[str] = ()) -> None:
+    """Gives up everything that a program does not need; raises `Unlockable` where that cannot be done.
+
+    `readable` are folders that may be read beside Python's own. Without `seconds` the process may run on, and does not
+    end with the thread that started it: it serves several.
+    """
     if sys.platform != "linux" or platform.machine() not in MACHINES or resource is None:
         raise Unlockable(f"there is no such sandbox on {sys.platform} {platform.machine()}")
     libc = ctypes.CDLL(None, use_errno=True)
-    _done(libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0), "the end with its parent (prctl)")
+    if seconds is not None:
+        _done(libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0), "the end with its parent (prctl)")
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 1))
     _done(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "no dumps (prctl)")
     _done(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new rights (prctl)")
     for kind, most in (
-        (resource.RLIMIT_CPU, int(seconds) + 1), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, 32), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NOFILE, 32),
+        (resource.RLIMIT_CORE, 0), (resource.RLIMIT_MEMLOCK, 0),
     ):  # fmt: skip
         resource.setrlimit(kind, (most, most))
-    _files(libc)
+    _files(libc, readable)
     _rights(libc)
     _calls(libc)
 
@@ -90,14 +97,14 @@ def _done(code: int, what: str) -> int:
     return code
 
 
-def _files(libc) -> None:
-    """Landlock: nothing is written, made or run, and only Python's library is read; no TCP where it knows of that."""
+def _files(libc, readable: Sequence[str]) -> None:
+    """Landlock: nothing is written, made or run, and only libraries are read; no TCP where it knows of that."""
     version = _done(libc.syscall(LANDLOCK_CREATE, None, 0, 1), "the limit of files (Landlock)")
     rights = (1 << RIGHTS[min(version, 5)]) - 1
     attributes = struct.pack("=QQ", rights, 3) if version >= 4 else struct.pack("=Q", rights)
     ruleset = _done(libc.syscall(LANDLOCK_CREATE, attributes, len(attributes), 0), "the limit of files (Landlock)")
     library = os.path.dirname(os.path.dirname(os.__file__))  # with the shared libraries that it may bring
-    for place in dict.fromkeys(map(os.path.realpath, (library, *LIBRARIES))):
+    for place in dict.fromkeys(map(os.path.realpath, (library, *LIBRARIES, *readable))):
         if os.path.isdir(place):
             opened = os.open(place, os.O_PATH | os.O_CLOEXEC)
             rule = struct.pack("=Qi", READ_FILE | READ_DIR, opened)
