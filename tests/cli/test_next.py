@@ -87,7 +87,11 @@ TASKS = {
     ),
     "reward": _chat({"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d", "chosen": "e", "rejected": "f"}),
 }
-TOLD = {"seq2seq": ["--task", "seq2seq"], "reward": ["--task", "reward", "--objective", "reward"]}
+TOLD = {
+    "seq2seq": ["--task", "seq2seq"],
+    "judged": ["--objective", "kto"],
+    "reward": ["--task", "reward", "--objective", "reward"],
+}
 """What has to be said for a task that the rows do not tell."""
 WRITES = ("causal-lm", "text", "seq2seq", "pairs", "judged")
 

@@ -169,17 +169,18 @@ def test_the_reference_stays_bit_equal(run, dpo):
 KINDS = {
     "sft": [{"prompt": "q", "completion": "a"}],
     "dpo": [{"prompt": "q", "chosen": "a", "rejected": "b"}],
-    "kto": [{"prompt": "q", "completion": "a", "label": True}, {"prompt": "q", "completion": "b", "label": False}],
+    "judged": [{"prompt": "q", "completion": "a", "label": True}, {"prompt": "q", "completion": "b", "label": False}],
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("large_files", [False, True])
-def test_rows_choose_where_nothing_is_stated(name, large_files, tmp_path, monkeypatch):
+def test_rows_choose_where_nothing_is_stated(kind, large_files, tmp_path, monkeypatch):
     """Flags, run files and recipes without an objective; what states one is not overruled."""
     if large_files:
         monkeypatch.setattr(large, "LARGE", 0)
-    rows, other = (str(write_rows(tmp_path / f"{each}.jsonl", KINDS[each])) for each in (name, "sft"))
+    name = "dpo" if kind == "dpo" else "sft"  # which refuses answers that are judged bad
+    rows, other = (str(write_rows(tmp_path / f"{each}.jsonl", KINDS[each])) for each in (kind, "sft"))
     file = tmp_path / "run.toml"
     file.write_text(f'model = "m"\ndata = "{rows}"\nmethod = "lora"\n')
     assert read_run_file(file).run().objective.name() == name

@@ -101,7 +101,7 @@ def _deltas(layer: Layer) -> list[Delta]:
     assert stored is not None
     if stored.dim() not in (2, 3) or tuner.site.unfolded:
         raise LuthierError(
-            f"{tuner.form.name()} acts on {layer.path}, which is no matrix; export it merged instead (--to merged)."
+            f"{tuner.form.name()} acts on {layer.path}, which is not a matrix; export it merged instead (--to merged)."
         )
     weight = stored.detach().float()
     flipped = weight.mT if tuner.site.transposed else weight
