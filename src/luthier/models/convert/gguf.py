@@ -117,16 +117,16 @@ def _load(weights: Path, reader: Any) -> Any:
     from luthier.models.beside import WITHOUT
 
     said, tensors = Metadata(weights, reader), {tensor.name: tensor for tensor in reader.tensors}
-    source: dict[str, Any] = {"gguf_file": weights.name, "trust_remote_code": False}
+    source: dict[str, Any] = {"gguf_file": weights.name}
     options: dict[str, Any] = {"dtype": torch.float32, "adapter_kwargs": WITHOUT, "output_loading_info": True}
     if "GgufConfig" in dir(transformers):  # newer releases may keep the blocks packed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with _read_by_transformers(weights):
-        config = transformers.AutoConfig.from_pretrained(weights.parent, **source)
+        config = transformers.AutoConfig.from_pretrained(weights.parent, trust_remote_code=False, **source)
     config = completed(config, said, tensors)
     with _read_by_transformers(weights):
         cls: Any = transformers.AutoModelForCausalLM
-        model, report = cls.from_pretrained(weights.parent, config=config, **source, **options)
+        model, report = cls.from_pretrained(weights.parent, config=config, trust_remote_code=False, **source, **options)
     check_whole(said, tensors, model, sorted(report["missing_keys"]))
     return model
 
