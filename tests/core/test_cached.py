@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from luthier.cli import main
 from luthier.core import cached
 from luthier.core.errors import LuthierError
+from luthier.core.locks import lock
+from luthier.data import objects
 from luthier.models.cache import commit
 
 
@@ -193,3 +198,27 @@ def test_a_cache_that_cannot_be_written_is_told(root):
     root.write_text("a file")
     with pytest.raises(LuthierError, match="LUTHIER_CACHE"):
         cached.cached("models", "it", Made())
+
+
+def test_half_made_rows_are_swept_once_they_are_old_and_nobody_writes_them(root):
+    rows = root / "rows"
+    rows.mkdir(parents=True)
+    names = (".ab.jsonl.01234567", ".cd.new-01234567", ".ef.new-01234567", ".kept", "ab.jsonl")
+    for name in names:
+        (rows / name).mkdir() if ".new-" in name else (rows / name).write_text("1234")
+    (rows / names[1] / "data").write_text("1234")
+    assert cached.sweep(["rows"]) == 0
+    for name in names:
+        os.utime(rows / name, (0, time.time() - 2 * cached.OLD))
+    held = lock(rows / ".ef.new-01234567")
+    assert cached.sweep(["encoded"]) == 0 and cached.sweep(["rows"]) == 8
+    held()
+    assert sorted(path.name for path in rows.iterdir()) == sorted(names[2:])
+
+
+def test_rows_for_which_there_is_no_room_are_told_where_to_go():
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(LuthierError, match="set LUTHIER_CACHE to a folder with room"):
+        objects._saved(SimpleNamespace(_fingerprint="f", save_to_disk=full))

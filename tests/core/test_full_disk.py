@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sqlite3
 
@@ -81,6 +82,27 @@ def test_lines_are_appended_whole_or_not_at_all(tmp_path, monkeypatch):
         append_text(file, "second\n")
     append_text(file, "third\n")
     assert file.read_text() == "first\nthird\n"
+
+
+def test_lines_that_others_append_meanwhile_stay(tmp_path, monkeypatch):
+    file, write = tmp_path / "lines", os.write
+
+    def beside(handle: int, data) -> int:
+        write(handle, data[:2])
+        with file.open("ab") as other:
+            other.write(b"other\n")
+        raise TOLD["Python"]
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(os, "write", beside)
+        append_text(file, "second\n")
+    assert file.read_text().endswith("other\n")
+
+
+def test_what_utf_8_lacks_is_appended_as_json_has_it(tmp_path):
+    row = {"text": "a \ud800 \\ ä"}
+    append_text(tmp_path / "lines", json.dumps(row, ensure_ascii=False) + "\n")
+    assert json.loads((tmp_path / "lines").read_text(encoding="utf-8")) == row
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")

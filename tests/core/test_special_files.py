@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 
 import pytest
 
+from luthier.cli.commands.evaluate import write as report
 from luthier.cli.commands.select import write
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, free_folder, must_be_free, recover, replace_json
@@ -43,6 +45,18 @@ def test_a_pipe_stays_what_it_is(writer, linked, tmp_path):
     with pytest.raises(LuthierError, match=r"pipe|link"):
         WRITERS[writer](link if linked else pipe)
     assert stat.S_ISFIFO(pipe.stat().st_mode) and sorted(p.name for p in tmp_path.iterdir()) == ["link", "pipe"]
+
+
+def test_a_report_goes_into_a_pipe(tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        report(pipe, {"score": 1.0})
+        assert json.loads(os.read(reader, 1000)) == {"score": 1.0} and stat.S_ISFIFO(pipe.stat().st_mode)
+    finally:
+        os.close(reader)
+    report(tmp_path / "file", {"score": 1.0})
+    assert json.loads((tmp_path / "file").read_text()) == {"score": 1.0}
 
 
 def test_a_file_is_not_replaced_by_a_folder(tmp_path):

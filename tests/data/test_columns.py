@@ -479,6 +479,24 @@ def test_names_for_columns(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("more", "named", "unread"),
+    [
+        ({}, "text=text.body", []),
+        ({"lang": "en", "note": None}, "text=text.body", ["text.lang"]),
+        (
+            {"kind": "y", "of": {"a": 1}},
+            "text=text.body,label=text.kind",
+            ["text.of.a", "label"],
+        ),
+    ],
+)
+def test_a_way_through_the_column_of_its_name_reads_it(tmp_path, more, named, unread):
+    found = read(tmp_path, *({"text": {"body": each, **more}, "label": each} for each in "xy"), named=named)
+    assert [row.text for row in found.rows] == ["x", "y"]
+    assert found.unread == tuple(f"{name} (another column is it)" for name in unread)
+
+
+@pytest.mark.parametrize(
     ("named", "reason"),
     [
         ("text", "expected name=column"),

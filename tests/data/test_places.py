@@ -204,6 +204,30 @@ def test_a_turn_that_says_two_things_is_refused(tmp_path, turn, keys):
     assert one(tmp_path, {"messages": [same, ANSWER]}).messages == TURNS
 
 
+@pytest.mark.parametrize("beside", ["parts", "value"])
+@pytest.mark.parametrize("value", ["", [], {}, "q", ["q"], [{"type": "text", "text": "q"}], [{"text": ""}]])
+def test_a_turn_that_says_the_same_twice_or_nothing_beside_is_read(tmp_path, beside, value):
+    for turn in ({"role": "user", "content": "q", beside: value}, {"role": "user", "content": value, beside: "q"}):
+        assert one(tmp_path, {"messages": [turn, ANSWER]}).messages == TURNS
+    flagged = {"role": "user", "content": "q", "parts": [{"type": "text", "text": "q", "train": 0}]}
+    assert "and they differ" in refused(tmp_path, {"messages": [flagged, ANSWER]})
+
+
+def test_an_empty_developer_turn_stays_one(tmp_path):
+    row = {"messages": [{"role": "developer", "name": "n", "content": ""}, *TURNS], "system": "s"}
+    assert one(tmp_path, row).messages[0] == {"role": "developer", "name": "n", "content": "s"}
+
+
+@pytest.mark.parametrize("column", ["documents", "chat_template_kwargs"])
+def test_nulls_in_json_text_stay(tmp_path, column):
+    held = {"text": "x", "title": None}
+    read = [one(tmp_path, {"messages": TURNS, column: each}) for each in (held, json.dumps(held))]
+    if column == "documents":
+        assert [each.documents for each in read] == [[{"text": "x"}], [held]]
+    else:
+        assert [each.template for each in read] == [{"text": "x"}, held]
+
+
 def test_nulls_of_objects_say_nothing_in_any_file(tmp_path):
     """Files that are written from Arrow's tables hold its nulls: rows mean the same before and after; text stays."""
     tool = WRAPPED | {"strict": None}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from luthier.core.contracts.example import Example, Scorer
 from luthier.core.errors import LuthierError
 from luthier.data import judge
-from luthier.data.sandbox import Limits, check_sandbox
+from luthier.data.sandbox import Limits, check_sandbox, scorers
 from luthier.data.sandbox.scorers import ScorerFailed, Worker, score_apart, worker
 
 STUB = """
@@ -122,8 +123,6 @@ def test_it_has_no_files_no_network_no_processes_and_little_memory(shut_in, tmp_
 
 
 def test_an_interrupt_ends_it_so_that_no_reply_is_taken_for_another(stub, monkeypatch):
-    from luthier.data.sandbox import scorers
-
     stub.score("half", "", None)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(scorers, "_exchanged", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -133,8 +132,6 @@ def test_an_interrupt_ends_it_so_that_no_reply_is_taken_for_another(stub, monkey
 
 def test_without_limits_it_is_a_plain_process_and_said_so(stub, tmp_path, monkeypatch):
     """As on Windows and macOS, or an old kernel: an answer that ends its process is wrong there too."""
-    from luthier.data.sandbox import scorers
-
     (tmp_path / "luthier_stub_elsewhere.py").write_text("import platform\nplatform.machine = lambda: 'pdp11'\n" + STUB)
     monkeypatch.syspath_prepend(str(tmp_path))
     scorers._tell_unlocked.cache_clear()
@@ -168,3 +165,14 @@ def test_gym_tasks_score_as_they_do_in_this_process(task):
         for answer in (entry["answer"], problems[0]["answer"], "42", "", f" {entry['answer']}\n"):
             there = score_apart("reasoning_gym.factory", "get_score_answer_fn", task, answer, entry)
             assert there == float(here(answer, entry))
+
+
+def test_threads_share_a_worker(monkeypatch):
+    class Slow:
+        def __init__(self, *_):
+            time.sleep(0.05)
+
+    monkeypatch.setattr(scorers, "Worker", Slow)
+    monkeypatch.setattr(scorers, "WORKERS", {})
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _: worker("m", "f", 1), range(4)))) == 1

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import luthier as lt
 from luthier.core.errors import LuthierError
 from luthier.training import Run, Training, metrics, train
-from luthier.training.arguments import optim_of
+from luthier.training.arguments import loading, optim_of
 from luthier.training.best import Best
 from luthier.training.noise_scale import NoiseScale, noise_scale
 from luthier.training.optimisers import Muon, ScheduleFree, orthogonal
@@ -551,6 +551,19 @@ def test_batches_from_other_processes_are_the_same(llama, additions, tmp_path):
     assert helped.losses == alone.losses and helped.eval_losses == alone.eval_losses
     with pytest.raises(LuthierError, match="workers is -1"):
         Training(workers=-1)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_are_refused_where_they_would_not_be_forked(monkeypatch, method):
+    fields = dict(transformers.TrainingArguments.__dataclass_fields__)
+    fields.pop("dataloader_multiprocessing_context", None)
+    monkeypatch.setattr(transformers.TrainingArguments, "__dataclass_fields__", fields)
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda: method)
+    if method == "fork":
+        assert loading(2) == {"dataloader_num_workers": 2}
+        return
+    with pytest.raises(LuthierError, match="workers is 2: they are forked"):
+        loading(2)
 
 
 @pytest.mark.long  # tracing alone takes seconds

@@ -10,6 +10,8 @@ import pytest
 
 from luthier import data
 from luthier.core.errors import LuthierError
+from luthier.data.sources import read
+from luthier.training.editing import facts
 from support.tiny_tokenizers import make
 
 ROWS = {
@@ -82,3 +84,12 @@ def test_an_unlearning_names_what_nothing_reads(begun, files, monkeypatch):
 def test_an_edit_names_what_nothing_reads(begun, files):
     spec = SimpleNamespace(facts=files["facts"], limit=None, held=None, out="o")
     assert begun("editing", "edit", spec).strip() == f"not read: origin of {files['facts']}"
+
+
+def test_a_second_target_is_named_and_rows_are_read_once(tmp_path, monkeypatch):
+    rows = [{"prompt": "fact a is", "target": "7", "answer": "8"}, {"prompt": "fact b is", "completion": "9"}]
+    (file := tmp_path / "f.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = []
+    monkeypatch.setattr(facts, "read", lambda source: asked.append(source) or read(source))
+    found, names = facts.read_whole(str(file))
+    assert [fact.target for fact in found] == ["7", "9"] and names == ["answer"] and len(asked) == 1

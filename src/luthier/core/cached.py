@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import cache_root, committed, discard, read_json, replace_json, sha256
+from luthier.core.locks import lock as locked
 
 MANIFEST = ".manifest.json"
 """In a cached folder: size, time and SHA-256 of every file, when all was last read, and what it is."""
@@ -181,7 +183,35 @@ def sweep(kinds: Collection[str]) -> int:
             for path in [each for each in lock.parent.iterdir() if left.fullmatch(each.name)]:
                 freed += _listed(path).bytes
                 shutil.rmtree(path, ignore_errors=True)
+    return freed + sum(_swept(cache_root() / kind) for kind in kinds)
+
+
+HALF = re.compile(r"\..+\.(jsonl\.|new-)[0-9a-f]{8}")
+"""Names of what is half made without a lock of its name: files of rows, and folders that `committed` fills."""
+OLD = 3600.0
+"""Seconds after which nobody writes such a file any more."""
+
+
+def _swept(kind: Path) -> int:
+    """Removes what is old and half made, unless a living process holds it; returns its bytes."""
+    freed = 0
+    for path in [each for each in kind.glob(".*") if HALF.fullmatch(each.name)]:
+        with suppress(OSError, LuthierError):  # its writer lives, or has just finished
+            if time.time() - path.stat().st_mtime > OLD:
+                freed += _dropped(path)
     return freed
+
+
+def _dropped(path: Path) -> int:
+    size, held = _listed(path).bytes, locked(path, patience=0) if path.is_dir() else None
+    if path.is_file():
+        path.unlink()
+        return size
+    if held is None:  # nothing tells whether somebody fills it
+        return 0
+    shutil.rmtree(path, ignore_errors=True)
+    held()
+    return size
 
 
 def remove(entry: Entry) -> None:

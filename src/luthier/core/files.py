@@ -368,19 +368,22 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str, mode: int = 0o666, sync: bool = False) -> None:
-    """Appends lines, all of them or none: half a line would spoil the one that comes after it when there is space
-    again. `mode` is that of a file that is made."""
+    """Appends lines of JSON, all of them or none: half a line would spoil the one that comes after it when there is
+    space again. `mode` is that of a file that is made. Halves of surrogate pairs, which UTF-8 lacks, become JSON's
+    escapes, which are read as what they were."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
     before = os.fstat(handle).st_size
+    left = memoryview(text.encode("utf-8", "backslashreplace"))
+    whole = len(left)
     try:
-        left = memoryview(text.encode("utf-8", "replace"))
         while left:
             left = left[os.write(handle, left) :]
         if sync:
             os.fsync(handle)
     except OSError:
         with suppress(OSError):  # a pipe or a device keeps what it was given
-            os.ftruncate(handle, before)
+            if os.fstat(handle).st_size == before + whole - len(left):  # nobody else has appended meanwhile
+                os.ftruncate(handle, before)
         raise
     finally:
         os.close(handle)

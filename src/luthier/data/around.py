@@ -118,7 +118,7 @@ def _system(row: Row, head: list[Message]) -> list[Message]:
     own = head[0].get("content") if head else None
     if own and own != text:
         raise BadRow("the column 'system' and the system turn differ; leave one of them out")
-    return head if own else [{"role": "system", "content": text}]
+    return head if own else [{**(head[0] if head else {"role": "system"}), "content": text}]
 
 
 def _history(row: Row) -> list[Message]:
@@ -175,7 +175,7 @@ def _tool(tool: Any, place: int) -> dict[str, Any]:
 
 
 def _documents(row: Row) -> list[dict[str, Any]] | None:
-    value = without_nulls(decoded(given(row, "documents")))
+    value = decoded(without_nulls(given(row, "documents")))
     if value is None:
         return None
     value = value if isinstance(value, list) else [value]
@@ -187,13 +187,13 @@ def _documents(row: Row) -> list[dict[str, Any]] | None:
 
 
 def _template(row: Row) -> dict[str, Any]:
-    value = decoded(given(row, "chat_template_kwargs"))
+    value = decoded(without_nulls(given(row, "chat_template_kwargs")))
     if value is not None and not isinstance(value, dict):
         raise BadRow(f"'chat_template_kwargs' is {kind(value)}, expected an object")
     wrong = [name for name in value or () if name in OURS]
     if wrong:
         raise BadRow(f"'chat_template_kwargs' sets {', '.join(wrong)}, which training sets itself")
-    return without_nulls(value or {})
+    return value or {}
 
 
 def _move(made: Row) -> None:

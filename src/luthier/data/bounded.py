@@ -23,6 +23,7 @@ from jinja2.utils import Namespace
 
 from luthier.data.budget import Budget, check_arguments, check_format, check_operator, left, steps
 from luthier.data.expanded import TooMuch
+from luthier.data.messages import THOUGHTS
 
 
 class Generator(CodeGenerator):
@@ -204,11 +205,8 @@ def _compiled(source: str) -> Any:
     return Bounded().from_string(source)
 
 
-THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-"""Names of a turn's thoughts, of which transformers gives templates the first two."""
-
-
 def _heard(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn as transformers gives it to templates: its thought under the first two of the names."""
     said = {key: value for key, value in turn.items() if value is not None}
     thought = next((said[name] for name in THOUGHTS if name in said), None)
     return said if thought is None else {"thinking": thought, **said, "reasoning_content": thought}

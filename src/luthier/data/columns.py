@@ -75,7 +75,7 @@ def renamed(
     if not used:
         return rows, []
     gone = [name for name in used.values() if name in there and name not in used]
-    told = [f"{name} (another column is it)" for name in gone]
+    told = [f"{each} (another column is it)" for name in gone for each in _replaced(rows, name, named[name], inner)]
     return mapped(rows, lambda numbered: (numbered[0], _named(numbered[1], used, gone, inner))), told
 
 
@@ -84,6 +84,27 @@ def _named(row: Row, used: Mapping[str, str], gone: Collection[str], inner: Coll
     for column in inner:
         taken[used[column]], left = _taken(left, column)
     return {used.get(column, column): value for column, value in left.items() if column not in gone} | taken
+
+
+def _replaced(rows: Sequence[tuple[int, Row]], name: str, column: str, inner: Collection[str]) -> list[str]:
+    """What is not read of a column that makes room: all of it, or what its objects hold beside what is taken."""
+    if column not in inner or column.partition(".")[0] != name:
+        return [name]
+    left = (_without(row, inner).get(name) for _, row in rows)
+    return list(dict.fromkeys(each for value in left for each in _filled(value, name)))
+
+
+def _without(row: Row, inner: Collection[str]) -> Row:
+    for column in inner:
+        _, row = _taken(row, column)
+    return row
+
+
+def _filled(value: Any, way: str) -> list[str]:
+    """The ways to all that an object holds."""
+    if not isinstance(value, dict):
+        return [] if empty(value) else [way]
+    return [each for key, held in value.items() for each in _filled(held, f"{way}.{key}")]
 
 
 def _inside(rows: Sequence[tuple[int, Row]], column: str) -> bool:

@@ -99,6 +99,6 @@ def _saved(rows: Any) -> str:
     """The folder of a Dataset, by the fingerprint that `datasets` gives it."""
     folder = cache_root() / FOLDER / rows._fingerprint
     if not folder.is_dir():
-        with committed(folder) as temporary:
+        with committed(folder, ELSEWHERE) as temporary:
             rows.save_to_disk(str(temporary))
     return str(folder)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from luthier.data.messages import THOUGHTS
 from luthier.data.pictures import COLUMNS as PICTURED
 from luthier.data.pictures import KEYS
-from luthier.data.turns import FLAGS, THOUGHT_IN, THOUGHTS, TOOLS, decoded, held
+from luthier.data.turns import FLAGS, THOUGHT_IN, TOOLS, decoded, held
 
 KNOWN = (
     *("role", "from", "content", "value", "parts", "tool_calls", "function_call", "tool_call_id"),

@@ -15,10 +15,10 @@ from typing import Any
 from luthier.core.contracts.example import Message
 from luthier.data.bad import BadRow
 from luthier.data.json_text import Twice, loads
-from luthier.data.messages import opens_with_thought
+from luthier.data.messages import THOUGHTS, opens_with_thought
 from luthier.data.pictures import COLUMNS as PICTURED
 from luthier.data.pictures import MARK, in_turn, is_picture
-from luthier.data.table import without_nulls
+from luthier.data.table import empty, without_nulls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SAID = {
@@ -45,8 +45,6 @@ ROW_FLAGS = ("weight", "train", "loss_mask")
 """Columns that say so of a whole row, or of each of its turns."""
 TOLD = {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0": True, "true": True, "yes": True}
 """How files without booleans write them."""
-THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-"""Keys of a turn for the thought before its answer."""
 TOOLS = ("tools", "functions")
 """Keys of a first turn, and columns, for what the assistant may call."""
 INSTEAD = ("refusal", "audio", "text", "message")
@@ -186,10 +184,24 @@ def _turn(message: Any, what: str) -> Message:
 def _one(message: Message, what: str, *names: str) -> Any:
     """What stands under one of these keys, which are taken off; raises where two of them say something else."""
     found = {name: message.pop(name) for name in names if name in message}
-    values = [SAID.get(str(each).lower(), each) if names[0] == "role" else each for each in found.values()]
+    full = {name: each for name, each in found.items() if not empty(_joined(each))}
+    values = [SAID.get(str(each).lower(), each) if names[0] == "role" else _joined(each) for each in full.values()]
     if any(value != values[0] for value in values[1:]):
-        raise BadRow(f"{what} has {' and '.join(map(repr, found))}, and they differ; leave one of them out")
-    return next(iter(found.values()), None)
+        raise BadRow(f"{what} has {' and '.join(map(repr, full))}, and they differ; leave one of them out")
+    return next(iter((full or found).values()), None)
+
+
+def _joined(value: Any) -> Any:
+    """The text that parts are which hold nothing else; else the value itself."""
+    plain = isinstance(value, list) and all(_is_text(part) for part in value)
+    return "".join(part if isinstance(part, str) else part["text"] for part in value) if plain else value
+
+
+def _is_text(part: Any) -> bool:
+    """Whether a part is a text without any more keys, which might say something of it."""
+    if not isinstance(part, dict):
+        return isinstance(part, str)
+    return set(part) <= {"type", "text"} and part.get("type") in SAID_IN and isinstance(part.get("text"), str)
 
 
 def _role(said: Any, what: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from typing import Any
 
 import torch
 import transformers
 
+from luthier.core.errors import LuthierError
 from luthier.training.optimisers import OWN
 from luthier.training.schedule import PLAIN
 from luthier.training.spec import Run, Training
@@ -56,6 +58,11 @@ def loading(workers: int) -> dict[str, Any]:
         return {}
     known = transformers.TrainingArguments.__dataclass_fields__  # the oldest versions have only Python's default
     name = "dataloader_multiprocessing_context"
+    if name not in known and (method := multiprocessing.get_start_method()) != "fork":
+        raise LuthierError(
+            f"workers is {workers}: they are forked, and this version of transformers takes Python's default "
+            f"({method}); leave it out, or install a newer transformers."
+        )
     return {"dataloader_num_workers": workers, **({name: "fork"} if name in known else {})}
 
 

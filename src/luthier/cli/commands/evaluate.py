@@ -296,12 +296,16 @@ def _figure(value: float) -> object:
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    """The report as a JSON file, there whole or not at all."""
+    """The report as a JSON file, there whole or not at all; a pipe or a device is given it."""
     from luthier.core.files import replace_text
     from luthier.core.guard import written
 
     with written(str(path), "Choose another file."):
-        replace_text(path.expanduser(), json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n")
+        path, text = path.expanduser(), json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n"
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        else:
+            replace_text(path, text)
 
 
 def _short(value: object) -> str:

@@ -51,10 +51,14 @@ def score_apart(module: str, function: str, name: str, answer: str, entry: Any) 
     return worker(module, function, os.getpid()).score(name, answer, entry)
 
 
-@functools.cache
+WORKERS: dict[tuple[str, str, int], Worker] = {}
+
+
 def worker(module: str, function: str, owner: int) -> Worker:
-    """Returns the worker of a process; a forked one has its own."""
-    return Worker(module, function, owner)
+    """Returns the worker of a process, one for all of its threads; a forked one has its own."""
+    key = module, function, owner
+    found = WORKERS.get(key)  # no lock, which a fork could copy while it is held; of two new ones, one is kept
+    return found if found is not None else WORKERS.setdefault(key, Worker(module, function, owner))
 
 
 class Worker:

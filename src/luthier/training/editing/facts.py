@@ -33,7 +33,13 @@ class Fact:
 
 
 def read_facts(source: str, limit: int | None = None) -> list[Fact]:
-    """Returns the facts of a source; raises one `LuthierError` for all rows that are none.
+    """Returns the facts of a source; raises as `read_whole`."""
+    return read_whole(source, limit)[0]
+
+
+def read_whole(source: str, limit: int | None = None) -> tuple[list[Fact], list[str]]:
+    """Returns (the facts of a source, the columns that say something and that nothing reads); raises one
+    `LuthierError` for all rows that are none.
 
     A row has `prompt` and `target` (or target_new, completion, answer), and may have `rephrased` and `neighbours`, each
     a text or a list of texts. Refused are empty prompts and targets, prompts that already hold their target, and one
@@ -57,17 +63,23 @@ def read_facts(source: str, limit: int | None = None) -> list[Fact]:
         raise LuthierError(f"{len(bad):,} of {len(bad) + len(facts):,} rows of {source} are no facts:\n{shown}")
     if not facts:
         raise LuthierError(f"{source} is empty: no fact to write.")
-    return facts[:limit]
+    return facts[:limit], unread((_beside(row) for _, row in table.rows), ("prompt", "rephrased", "neighbours"), ())
 
 
-def unread_facts(source: str) -> list[str]:
-    """Returns the columns of facts that say something and that nothing reads."""
-    return unread((row for _, row in read(source).rows), ("prompt", *TARGETS, "rephrased", "neighbours"), ())
+def _target(columns: Mapping[str, Any]) -> str | None:
+    """The column of a row that holds its target."""
+    return next((name for name in TARGETS if columns.get(name) is not None), None)
+
+
+def _beside(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without its target; others may stand in it, which are not read."""
+    taken = _target(columns)
+    return {name: value for name, value in columns.items() if name != taken}
 
 
 def _fact(row: int, columns: Mapping[str, Any]) -> Fact:
     prompt = columns.get("prompt")
-    target = next((columns[name] for name in TARGETS if columns.get(name) is not None), None)
+    target = columns.get(_target(columns) or TARGETS[0])
     if not isinstance(prompt, str) or not prompt.strip():
         raise LuthierError("it has no prompt (a text in the column prompt)")
     if not isinstance(target, str) or not target.strip():

@@ -20,7 +20,7 @@ from luthier.core.progress import counted
 from luthier.core.storage import store
 from luthier.models import Loaded, licence_of
 from luthier.training.beginning import begin
-from luthier.training.editing.facts import Fact, read_facts, unread_facts
+from luthier.training.editing.facts import Fact, read_whole
 from luthier.training.editing.loss import measured, text_loss
 from luthier.training.editing.place import NAME, put, searched
 from luthier.training.editing.spec import Edit
@@ -56,8 +56,8 @@ def edit(spec: Edit, *, resume: bool = False, overwrite: bool = False, progress:
     `LuthierError` for facts that are none before the weights are loaded.
     """
     console = Console(stderr=True, quiet=not progress)
-    facts = read_facts(spec.facts, spec.limit)
-    if names := unread_facts(spec.facts):
+    facts, names = read_whole(spec.facts, spec.limit)
+    if names:
         tell(console, names, spec.facts)
     held = texts(spec.held) if spec.held else []
     folder = claimed(spec.out, SPEC, "an edit", resume, overwrite)
