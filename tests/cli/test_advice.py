@@ -26,6 +26,7 @@ OTHERS = {
     "control-vector-scaled",
     "merge",
     "only-binary",
+    "max-lora-rank",
 }
 """Flags of other programs, and those that no command declares."""
 MADE_UP = {"flag", "no"}

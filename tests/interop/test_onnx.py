@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
@@ -84,6 +85,43 @@ def test_a_graph_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
     with pytest.raises(lt.LuthierError, match="answers otherwise than the model"):
         exported("an encoder", tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_other_libraries_raise_is_a_line(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from luthier.interop.formats import _onnx
+
+    def fails(*_):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(_onnx, "graph_of", fails)
+    with pytest.raises(lt.LuthierError, match=r"cannot be written in ONNX: RuntimeError: no such operator"):
+        exported("an encoder", tmp_path)
+
+
+def test_weights_beside_have_the_names_that_are_looked_for(tmp_path, monkeypatch):
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    from luthier.interop.formats import _onnx
+
+    weights = onnx.numpy_helper.from_array(torch.randn(64, 64).numpy(), "w")
+    shaped = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 64]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g", *([s] for s in shaped),
+                                   [weights])  # fmt: skip
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "model.onnx")
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    monkeypatch.setattr(_onnx, "BESIDE", 0)
+    small = _onnx.quantised(tmp_path / "model.onnx")
+    _onnx.tell_of_weights_beside(small, tmp_path / "config.json")
+    assert {each.name for each in tmp_path.iterdir()} == {"config.json", "model_q4.onnx", "model_q4.onnx_data"}
+    assert json.loads((tmp_path / "config.json").read_text())["transformers.js_config"]["use_external_data_format"]
+    onnxruntime.InferenceSession(str(small), providers=["CPUExecutionProvider"])
+
+
+def test_rows_that_are_traced_lie_where_the_model_does():
+    from luthier.interop.formats import _onnx
+
+    assert _onnx._ids(2, 5, deepcopy(base("llama")).to("meta")).device.type == "meta"
 
 
 def test_without_its_packages_it_says_what_to_install(tmp_path, monkeypatch):

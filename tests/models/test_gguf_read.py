@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 import luthier as lt
 from interop.test_gguf import MODELS, made, same_as_llamacpp
 from luthier.interop.formats._gguf.architectures import ARCHITECTURES
-from luthier.models.convert.gguf_config import _by_factors, _llama3, completed
+from luthier.models.convert.gguf_config import _by_factors, _llama3, check_whole, completed
 from support.shipped import ROWS, build, byte_level, logits
 
 gguf = pytest.importorskip("gguf")
@@ -172,3 +173,17 @@ def test_a_file_that_would_be_read_as_another_model_is_refused(case, tmp_path):
     path = rewritten(file_of("llama", tmp_path), tmp_path / "changed.gguf", leave, made_up)
     with pytest.raises(lt.LuthierError, match=message):
         lt.model(str(path))
+
+
+def test_numbers_of_a_buffer_are_counted_and_tied_ones_once():
+    """As the correction of MiniMax-M2's experts, which is no parameter."""
+    model = torch.nn.Module()
+    model.first = model.second = torch.nn.Parameter(torch.ones(3))
+    model.register_buffer("bias", torch.ones(4))
+    model.register_buffer("made", torch.ones(5), persistent=False)
+    model.config = SimpleNamespace(num_hidden_layers=1)
+    said = SimpleNamespace(weights=Path("a.gguf"), of=lambda key: None)
+    given = {"blk.0.a": SimpleNamespace(n_elements=3), "blk.0.b": SimpleNamespace(n_elements=4)}
+    check_whole(said, given, model, [])
+    with pytest.raises(lt.LuthierError, match="holds 3 numbers, and 7 are in"):
+        check_whole(said, {"blk.0.a": given["blk.0.a"]}, model, [])

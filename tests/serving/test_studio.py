@@ -221,3 +221,12 @@ def test_files_that_rows_name_are_found_from_a_copy_of_the_rows(tmp_path):
     write_first(rows, tmp_path, tmp_path / "copy" / "rows.jsonl")
     told = json.loads((tmp_path / "copy" / "rows.jsonl").read_text())
     assert told == {"image": str((tmp_path / "0.png").resolve()), "label": "a"}
+
+
+def test_folders_of_very_many_files_are_not_read_to_their_end(shelf, monkeypatch):
+    for name in ("pets/cats/0.png", "pets/dogs/0.png"):
+        (shelf.folders[0] / name).parent.mkdir(parents=True, exist_ok=True)
+        (shelf.folders[0] / name).write_bytes(b"0")
+    assert "desk/pets" in {each["name"] for each in shelf.data()}
+    monkeypatch.setattr("luthier.serving.studio.shelf.LOOKED", 1)
+    assert "desk/pets" not in {each["name"] for each in shelf.data()}

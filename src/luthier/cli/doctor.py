@@ -22,6 +22,7 @@ BRINGS = {
     "diffusion": "small diffusion models (diffusers)",
     "lm-eval": "benchmarks of lm-evaluation-harness",
     "monitor": "drift of a served model",
+    "onnx": "models as ONNX graphs",
     "ot": "selection by optimal transport",
     "quant": "quantised bases (bitsandbytes, torchao)",
     "serve": "the server",
@@ -105,7 +106,9 @@ def extras(wanted: list[Requirement]) -> dict[str, dict[str, Any]]:
     for name in sorted(metadata("luthier").get_all("Provides-Extra") or []):
         own = [each for each in wanted if each.marker and each.marker.evaluate({"extra": name}) and _of_extra(each)]
         packages = {each.name: _version(each.name) for each in own if each.name != "luthier"}
-        found[name] = {"brings": BRINGS.get(name, ""), "installed": all(packages.values()), "packages": packages}
+        installed = all(have and each.specifier.contains(have, prereleases=True) for each in own
+                        if each.name != "luthier" for have in [packages[each.name]])  # fmt: skip
+        found[name] = {"brings": BRINGS.get(name, ""), "installed": installed, "packages": packages}
     return found
 
 
@@ -117,8 +120,11 @@ def _of_extra(wanted: Requirement) -> bool:
 def problems(wanted: list[Requirement]) -> list[str]:
     """Returns a sentence for each installed package of another version than Luthier declares, and each missing one."""
     found = []
+    needed = {each.name for each in wanted if each.marker is None}
     for each in wanted:
         optional = each.marker is not None and not each.marker.evaluate({"extra": ""})
+        if optional and each.name in needed:
+            continue  # newer for an extra alone, which is then not installed
         have = _version(each.name)
         if have is None and not optional:
             found.append(f"{each.name} is missing; Luthier needs {each.name}{each.specifier}.")

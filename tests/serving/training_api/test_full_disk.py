@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 import threading
@@ -92,6 +93,29 @@ def test_a_request_that_cannot_be_kept_is_503_and_may_come_again(base, tmp_path)
         db.execute("PRAGMA max_page_count = 1000000")
         got = own.submit(model, 1, ROWS * 40)
         assert got.status_code == 200 and "metrics" in own.result(got.json(), "ForwardBackwardOutput")
+
+
+def test_samples_wait_for_space_and_are_drawn_once(base, tmp_path, monkeypatch):
+    with running(base, tmp_path / "kept") as server:
+        own, training, begun = server.client, server.training, []
+        begin, session = training.scheduler._begin, own.session()
+        opened = own.post("create_sampling_session", session_id=session, sampling_session_seq_id=0, base_model="tiny")
+        body = {"sampling_session_id": opened["sampling_session_id"], "sampling_params": {"max_tokens": 2, "seed": 1},
+                "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1, 2, 3]}]}, "num_samples": 1}  # fmt: skip
+
+        def at_first_full(request) -> None:
+            begun.append(request["id"])
+            if len(begun) == 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            begin(request)
+
+        monkeypatch.setattr(training.scheduler, "_begin", at_first_full)
+        assert own.result(own.post("asample", seq_id=0, **body), "SampleResponse")["sequences"]
+        assert len(begun) == 2
+        disk = Disk(monkeypatch, training.store, training.trainer.pool)
+        sent = disk.fills_during(lambda: own.post("asample", seq_id=1, **body))
+        assert own.result(sent, "SampleResponse")["sequences"]
+        assert len(begun) == 3
 
 
 def test_a_database_without_room_is_told(tmp_path, monkeypatch):

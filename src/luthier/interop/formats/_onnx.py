@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from luthier.core.adapters.swap import generative
 from luthier.core.errors import LuthierError
+from luthier.core.files import read_json, write_json
 from luthier.core.sites.probe import eval_mode
 
 BESIDE = 1_500_000_000
@@ -71,7 +72,7 @@ def _other_states(model: Any) -> str | None:
 
 def _ids(rows: int, width: int, model: Any) -> Tensor:
     size = model.get_input_embeddings().num_embeddings
-    return (torch.arange(rows * width).view(rows, width) * 7 + 3) % size
+    return (torch.arange(rows * width, device=model.device).view(rows, width) * 7 + 3) % size
 
 
 def cache_of(model: Any) -> Any:
@@ -142,6 +143,13 @@ def save(graph: Any, file: Path) -> Path:
     return file
 
 
+def tell_of_weights_beside(file: Path, config: Path) -> None:
+    """Has transformers.js fetch the weights beside a graph too, which it does only where the configuration says so."""
+    if file.with_name(f"{file.name}_data").exists():
+        told = read_json(config) | {"transformers.js_config": {"use_external_data_format": True}}
+        write_json(config, told)
+
+
 def quantised(file: Path) -> Path:
     """Returns the file beside it whose matrices have 4 bits and a scale for 32 numbers, instead of this one."""
     import onnx  # type: ignore[import-not-found]
@@ -152,7 +160,10 @@ def quantised(file: Path) -> Path:
     with _silent():
         made = MatMulNBitsQuantizer(onnx.load(file), block_size=32, is_symmetric=True)
         made.process()
-        made.model.save_model_to_file(str(small), beside.exists())  # type: ignore[union-attr]  # wrapped by process()
+        made.model.topological_sort()  # type: ignore[union-attr]  # wrapped by process()
+        graph = made.model.model  # type: ignore[union-attr]
+        large = sum(len(each.raw_data) for each in graph.graph.initializer) > BESIDE
+        onnx.save_model(graph, str(small), save_as_external_data=large, location=f"{small.name}_data")
     for each in (file, beside):
         each.unlink(missing_ok=True)
     return small

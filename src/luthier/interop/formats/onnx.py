@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from luthier.core.contracts.format import Format, Outgoing
+from luthier.core.guard import guarded
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,6 @@ class ONNX(Format):
 
     def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
         from luthier.interop.formats._merged import save_merged
-        from luthier.interop.formats._onnx import graph_of, quantised, save
-        from luthier.interop.formats._onnx_run import difference
         from luthier.models.quiet import quiet
 
         model: Any = outgoing.model
@@ -52,9 +51,20 @@ class ONNX(Format):
             merged = kind.from_pretrained(folder, dtype="float32", use_safetensors=True, trust_remote_code=False).eval()
         for file in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]:
             file.unlink()
-        (folder / "onnx").mkdir()
-        file = save(graph_of(merged, outgoing.processor), folder / "onnx" / "model.onnx")
-        lost = difference(merged, file, outgoing.processor, exact=True)
-        if self.dtype == "q4":
-            lost = difference(merged, quantised(file), outgoing.processor, exact=False)
+        with guarded(f"{type(merged).__name__} cannot be written in ONNX"):
+            lost = self._write_graph(merged, outgoing.processor, folder)
         return {"the output": lost} if lost > 1e-5 else {}
+
+    def _write_graph(self, merged: Any, processor: Any, folder: Path) -> float:
+        """Writes the graph; returns its largest difference from the model."""
+        from luthier.interop.formats._onnx import graph_of, quantised, save, tell_of_weights_beside
+        from luthier.interop.formats._onnx_run import difference
+
+        (folder / "onnx").mkdir()
+        file = save(graph_of(merged, processor), folder / "onnx" / "model.onnx")
+        lost = difference(merged, file, processor, exact=True)
+        if self.dtype == "q4":
+            file = quantised(file)
+            lost = difference(merged, file, processor, exact=False)
+        tell_of_weights_beside(file, folder / "config.json")
+        return lost

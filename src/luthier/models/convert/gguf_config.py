@@ -131,7 +131,7 @@ def _llama3(count: int, theta: float, factor: float, first: int) -> Tensor:
 
 
 def check_whole(metadata: Metadata, tensors: Mapping[str, Any], model: Any, missing: list[str]) -> None:
-    """Raises `LuthierError` where the model has a parameter that the file does not give, or the file holds numbers that
+    """Raises `LuthierError` where the model has a tensor that the file does not give, or the file holds numbers that
     are not in the model: it would answer otherwise than in llama.cpp."""
     name = metadata.weights.name
     if missing:
@@ -140,7 +140,8 @@ def check_whole(metadata: Metadata, tensors: Mapping[str, Any], model: Any, miss
             f"of it ({len(missing)} are missing), which would be drawn at random; take the model in safetensors."
         )
     held = sum(int(each.n_elements) for key, each in tensors.items() if not _beside(key, model.config))
-    taken = sum(parameter.numel() for parameter in model.parameters())
+    kept = {id(each): each for each in model.state_dict(keep_vars=True).values()}  # buffers too; tied ones once
+    taken = sum(each.numel() for each in kept.values())
     twice = int(tensors["output.weight"].n_elements) if "output.weight" in tensors else 0
     if held not in (taken, taken + twice):
         raise LuthierError(

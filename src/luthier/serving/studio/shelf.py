@@ -24,6 +24,8 @@ DEPTH = 4
 """Folders below a given one that are looked into."""
 MOST = 500
 """Files that are listed."""
+LOOKED = 100_000
+"""Files that are looked at for classes of pictures or sounds, whose bytes are summed."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Shelf:
         inner: dict[Path, set[Path]] = {}
         sizes: dict[Path, int] = {}
         rows = set()
-        for path in self._walk():
+        for path in itertools.islice(self._walk(), LOOKED):
             if path.suffix.lower() in kinds and path.is_file() and path.parent not in self.folders:
                 inner.setdefault(path.parent.parent, set()).add(path.parent)
                 sizes[path.parent.parent] = sizes.get(path.parent.parent, 0) + path.stat().st_size

@@ -235,6 +235,8 @@ class Scheduler:
                 break
             except Exception as error:
                 self._flights.pop(request["id"], None)
+                if is_full(error):  # it waits for space
+                    raise
                 self._fail(request, error)
             begun = True
         return begun
@@ -264,13 +266,22 @@ class Scheduler:
         while not self._ended.empty():
             flight = self._ended.get()
             self._flights.pop(flight.request_id, None)
-            request = self.store.row("SELECT * FROM requests WHERE id = ?", flight.request_id)
-            if request is None or request["state"] != WAITING or self._closed:
-                continue  # it was cancelled; or the server stops, and samples again when it is back
-            body = parsed(request["body"], SampleBody)
             try:
-                self._finish(request, flight.result(body.topk_sample_logprobs))
-            except LuthierError as error:
-                self._fail(request, error)
-            done = True
+                done |= self._end(flight)
+            except Exception as error:
+                if is_full(error):  # the answers wait for space
+                    self._flights[flight.request_id] = flight
+                    self._ended.put(flight)
+                raise
         return done
+
+    def _end(self, flight: Flight) -> bool:
+        request = self.store.row("SELECT * FROM requests WHERE id = ?", flight.request_id)
+        if request is None or request["state"] != WAITING or self._closed:
+            return False  # it was cancelled; or the server stops, and samples again when it is back
+        body = parsed(request["body"], SampleBody)
+        try:
+            self._finish(request, flight.result(body.topk_sample_logprobs))
+        except LuthierError as error:
+            self._fail(request, error)
+        return True

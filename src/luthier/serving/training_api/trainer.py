@@ -96,16 +96,22 @@ class Trainer:
             self.load(model, name, request)
 
     def _make_room(self) -> None:
-        """Puts the models away that were used least lately; one that cannot be saved stays, and keeps nobody out."""
+        """Puts the models away that were used least lately; one that cannot be saved stays as long as another can go.
+
+        Where none can be saved, the least used goes all the same: its last snapshot and the requests behind it are
+        kept, and restore it.
+        """
         held = list(self._held)
         while held and len(self._held) >= self._most:
             self._try_to_put_away(held.pop(0), last=not held)
+        while len(self._held) >= self._most:
+            self.drop(next(iter(self._held)))
 
     def _try_to_put_away(self, model: str, last: bool) -> None:
         try:
             self.put_away(model)
         except Exception as error:
-            if last:
+            if last and is_full(error):  # whoever needs the room waits for space
                 raise
             self._tell(model, error)
 
