@@ -15,9 +15,10 @@ from luthier.core.errors import LuthierError
 from luthier.data import text_metrics
 from luthier.training import Run, Training
 from luthier.training.pack import _of_run
+from luthier.training.prepare import prepare
 from luthier.training.together.meeting import why_alone
 from luthier.training.writing import MORE, Asked, Writer, asked_of
-from support.tiny import tokenizer, write_rows
+from support.tiny import save_model, tokenizer, write_rows
 
 THOUGHT = "one and two are three, so that the answer is 3"
 
@@ -72,6 +73,19 @@ def test_rows_that_were_left_out_are_not_written_to(tmp_path):
     features = [f for f in data.encode_all(held, tokenizer(), max_length=None) if f["row"] != 2]
     found = asked(held, features=features)
     assert [row.row for row in found.held.rows] == [1, 3] and len(found.asks) == 2
+
+
+def test_a_prepared_run_asks_what_fits_its_model(tmp_path):
+    """The row that is too long is left out, and the answers to others end where GPT-2's 128 positions do."""
+    model = save_model(tmp_path / "gpt2", "gpt2")
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(4)])
+    others = [{"prompt": "a" * length + "=", "completion": str(length)} for length in (10, 300, 115)]
+    wanted = replace(run("number", skip_bad_rows=True), model=model, data=rows)
+    prepared = prepare(replace(wanted, eval_data=write_rows(tmp_path / "held.jsonl", others)))
+    assert prepared.asked is not None and [row.row for row in prepared.asked.held.rows] == [1, 3]
+    short, long = prepared.asked.asks
+    assert short.max_tokens > long.max_tokens and len(long.prompt) + long.max_tokens == 128
+    assert prepare(replace(wanted, training=Training())).asked is None
 
 
 def test_gym_scores_gym_tasks_alone(tmp_path):
