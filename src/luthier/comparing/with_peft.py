@@ -92,7 +92,7 @@ def _train(run: Run, prepared: Prepared, loaded: Loaded, log: metrics.Metrics) -
     steps, _ = steps_of(run, len(train), processes())
     args = arguments(run, steps, every(run, steps), bool(held))
     args.save_strategy = "no"  # pyright: ignore[reportAttributeAccessIssue]
-    batches = batches_of(run, model, train, None)  # as Luthier's own runs are
+    batches = batches_of(run, model, train, None, prepared.task)  # as Luthier's own runs are
     with training_context(run, model), computed(batches, model):
         trainer = Trainer(run, model, args, (train, held), collator, prepared.task == "causal-lm", [log])
         log.trainer = trainer

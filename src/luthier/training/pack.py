@@ -15,7 +15,7 @@ from luthier.core.sites.packing import packed
 from luthier.data.pictures import PICTURES
 from luthier.models.seeing import reads_pictures
 from luthier.training.spec import Run
-from luthier.training.writing import WRITTEN
+from luthier.training.writing import writes
 
 UNTOLD = "the run was started with padded batches"
 """Of runs of Luthier 0.2 and before, which had no others."""
@@ -31,7 +31,9 @@ class Batches:
     """What the overview says of it; nothing where rows have no padding."""
 
 
-def batches_of(run: Run, model: Any, features: Sequence[dict[str, Any]], before: dict[str, Any] | None) -> Batches:
+def batches_of(
+    run: Run, model: Any, features: Sequence[dict[str, Any]], before: dict[str, Any] | None, task: str
+) -> Batches:
     """Returns how the batches of a run are computed; `before` is the record of a run that is gone on with.
 
     Raises `LuthierError` where `pack` is asked for and the model cannot.
@@ -41,7 +43,7 @@ def batches_of(run: Run, model: Any, features: Sequence[dict[str, Any]], before:
         return Batches(False, before.get("batches", f"padded: {UNTOLD}"))
     if wanted is False:
         return Batches(False, "padded, as told")
-    reason = _of_run(run) or why_not(model, features)
+    reason = _of_run(run, task) or why_not(model, features)
     if reason is None:
         return Batches(True, "packed: no padding is computed")
     if wanted:
@@ -52,11 +54,11 @@ def batches_of(run: Run, model: Any, features: Sequence[dict[str, Any]], before:
     return Batches(False, f"padded: {reason}" if "attention_mask" in features[0] else None)
 
 
-def _of_run(run: Run) -> str | None:
+def _of_run(run: Run, task: str) -> str | None:
     """Why a run pads whatever its model is."""
     if run.training.shard:
         return "its base is to be sharded"
-    if run.training.best in WRITTEN:
+    if writes(run, task):
         return "its evaluations write answers"
     if run.training.compile:
         return "its blocks are compiled, for shapes that rows in one stream do not have twice"

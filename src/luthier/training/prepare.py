@@ -27,7 +27,7 @@ from luthier.training.noise_scale import CURVES
 from luthier.training.spec import Run
 from luthier.training.task_columns import COLUMN, check_types, columns_of, tagged, task_indices, tasks_of
 from luthier.training.unread import unread_of
-from luthier.training.writing import WRITTEN, check_written, writes
+from luthier.training.writing import WRITTEN, Asked, asked_of, writes
 
 Feature = dict[str, Any]
 
@@ -58,6 +58,8 @@ class Prepared:
     """How many rows the selection chose from, and the fingerprint of its target; empty without one."""
     told: dict[str, str] = field(default_factory=dict)
     """What the user should hear of the rows, with how many it is true of."""
+    asked: Asked | None = None
+    """What the evaluations write answers to, where `best` goes by such."""
 
 
 def prepare(run: Run, beside: Sequence[str | None] = (), shared: bool = False) -> Prepared:
@@ -132,19 +134,20 @@ def _prepare(run: Run, beside: Sequence[str | None], shared: bool) -> Prepared:
     figures = ["loss", *(name for group in (*objective.curves, *told_too) for name in group)]
     if held is not None and held.scorer is not None and examples.task == "causal-lm":
         figures += WRITTEN
-        check_written(run, examples.task, held)
     if run.training.best is not None and run.training.best not in figures:
         raise LuthierError(f"best is {run.training.best!r}; an evaluation of this run tells: {', '.join(figures)}.")
     if run.training.neftune and examples.task.startswith(("image", "audio", "speech")):
         raise LuthierError(
             f"neftune is noise on the tokens that are read, and {examples.task} reads none; leave it out."
         )
+    asked = asked_of(run, held, encoded[1], processor, positions) if held and writes(run, examples.task) else None
     plain, seen = _seen(run, train, encoded[0], encode)
     evaluation = shaped[1] if held else []
     told = _told(run, encoded, alike)
     return Prepared(
-        examples.task, train, held, shaped[0], evaluation, processor, plain, seen, unread, dropped, selected, told
-    )
+        examples.task, train, held, shaped[0], evaluation, processor, plain, seen, unread, dropped, selected, told,
+        asked,
+    )  # fmt: skip
 
 
 def _check_sources(run: Run) -> None:

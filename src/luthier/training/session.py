@@ -52,7 +52,7 @@ from luthier.training.sparse import sparsify
 from luthier.training.spec import Run
 from luthier.training.teacher import check_teacher, teacher_of
 from luthier.training.trainer import Trainer
-from luthier.training.writing import Writer, writes
+from luthier.training.writing import Writer
 
 SHARE = 10
 """The number of evaluations and checkpoints of a run by default."""
@@ -145,7 +145,7 @@ class Session:
         ]
         collator = data.collator_for(prepared.task, loaded.processor)
         before = folders.read_record(run.folder) if goes_on else None
-        batches = batches_of(run, model, features[0], before)
+        batches = batches_of(run, model, features[0], before, prepared.task)
         online = Online(run, model, prepared, self.rewards, collator) if run.objective.samples else None
         with training_context(run, model):
             plan = plan_of(run, prepared, model, steps_of(run, len(prepared.train), processes()))
@@ -199,8 +199,8 @@ class Session:
         log.trainer, table.routers = made, made.routers
         if judged.told_of(prepared.task, prepared.examples.labels):
             made.judging = partial(judged.Judge, prepared.task, names_of(model))
-        if writes(run, prepared.task) and prepared.held is not None:
-            made.writer = Writer(run, model, prepared.processor, prepared.held)
+        if prepared.asked is not None:
+            made.writer = Writer(run, model, prepared.processor, prepared.asked)
         return made
 
     def newest(self) -> Checkpoint | None:

@@ -88,8 +88,8 @@ class Training:
     best: str | None = None
     """Save the adapter of the best evaluation instead of the last: by loss, by a figure of the task (accuracy, mcc and
     macro_f1 of classes, f1 of tags, pearson and mse of numbers, micro_f1 of several classes) or of the objective
-    (accuracy of dpo), or by answers that are written to the rows held out (exact_match, number, rougeL, bleu and the
-    others of `luthier evaluate`). Of loss and mse less is better, of all others more."""
+    (accuracy of dpo), or by answers that are written to the rows held out (any scorer or metric of `luthier
+    evaluate`). Of loss and mse less is better, of all others more."""
     patience: int | None = None
     """Stop after this many evaluations that were not better; goes with best."""
     save_every: int | None = None

@@ -71,8 +71,8 @@ class Evaluate(Fitted):
     merged: bool = field(default=False, kw_only=True)
     """Merge the adapter into the weights first."""
     scorer: str | None = field(default=None, kw_only=True)
-    """Scorer of generated answers: exact_match, number, choice, label, gym, or tests (see --execute). Default: chosen
-    by the data."""
+    """Scorer of generated answers: exact_match, number, choice, final, label, gym, or tests (see --execute). Default:
+    chosen by the data."""
     metrics: str | None = field(default=None, kw_only=True)
     """Further metrics of written answers, joined by commas: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf,
     exact_match."""

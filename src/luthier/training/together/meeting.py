@@ -35,7 +35,7 @@ from luthier.training.spec import Run
 from luthier.training.together.passes import check_model, shared_mode
 from luthier.training.together.request import Alone, Answered, Request, answered
 from luthier.training.together.turns import own_number, taken
-from luthier.training.writing import WRITTEN
+from luthier.training.writing import writes
 
 T = TypeVar("T")
 DRAWS = ("dropout", "pdrop", "drop", "jitter_noise")
@@ -98,7 +98,7 @@ def why_alone(run: Run) -> str | None:
         "its base is quantised": settings.quantize is not None,
         "its base is sharded": settings.shard,
         "its blocks are compiled": settings.compile,
-        "its evaluations write answers (best)": settings.best in WRITTEN,
+        "its evaluations write answers (best)": writes(run, run.task or "causal-lm"),
         "it runs in several processes": processes() > 1,
         f"it is for {run.task}": run.task not in (None, "causal-lm"),
     }
