@@ -17,7 +17,7 @@ from luthier.training import Run, Training
 from luthier.training.pack import _of_run
 from luthier.training.prepare import prepare
 from luthier.training.together.meeting import why_alone
-from luthier.training.writing import MORE, Asked, Writer, asked_of
+from luthier.training.writing import MORE, Asked, Writer, asked_of, writes
 from support.tiny import save_model, tokenizer, write_rows
 
 THOUGHT = "one and two are three, so that the answer is 3"
@@ -86,6 +86,11 @@ def test_a_prepared_run_asks_what_fits_its_model(tmp_path):
     short, long = prepared.asked.asks
     assert short.max_tokens > long.max_tokens and len(long.prompt) + long.max_tokens == 128
     assert prepare(replace(wanted, training=Training())).asked is None
+
+
+def test_no_evaluation_of_a_run_runs_what_a_model_writes():
+    """Only `luthier evaluate --execute` does."""
+    assert "tests" in data.SCORERS and not writes(run("tests"), "causal-lm") and writes(run("number"), "causal-lm")
 
 
 def test_gym_scores_gym_tasks_alone(tmp_path):

@@ -18,7 +18,9 @@ from luthier.engine.sampler import Ask, Sampler
 from luthier.training.spec import Run
 
 GYM = "gym"
-WRITTEN = (*SCORERS, GYM, *(name for name in TEXT_METRICS if name not in SCORERS))
+RUNS_CODE = "tests"
+"""The scorer that runs what the model writes, which only `luthier evaluate --execute` does."""
+WRITTEN = tuple(name for name in dict.fromkeys((*SCORERS, GYM, *TEXT_METRICS)) if name != RUNS_CODE)
 """Figures of written answers: scorers, and metrics of texts."""
 MORE = 16
 """Tokens that an answer may have beyond those that are learned of the longest one."""
