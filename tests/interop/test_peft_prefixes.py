@@ -42,9 +42,13 @@ REFUSED = {
     "by length": (*("LlamaForCausalLM", "LlamaConfig"), scaled("dynamic")),
 }
 APART = {
-    "none in some layers": ("SmolLM3", {**SIZE, **HALF, "no_rope_layers": [1, 0]}, "SmolLM3Attention turns keys under"),
+    "none in some layers": (
+        "SmolLM3",
+        {**SIZE, **HALF, "no_rope_layers": [1, 0, 1]},
+        "SmolLM3Attention turns keys under",
+    ),
     "by the kind of layer": (
-        *("Cohere2", {**SIZE, **HALF, "layer_types": ["sliding_attention", "full_attention"]}),
+        *("Cohere2", {**SIZE, **HALF, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}),
         "Cohere2Attention turns keys under a condition",
     ),
     "last": ("DeepseekV3", recorded.BASES["deepseek_v3"][2], "latent attention"),
