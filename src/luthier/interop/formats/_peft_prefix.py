@@ -99,7 +99,7 @@ def rotation(model: Any, sites: Sequence[Site], count: int, who: str) -> Callabl
     rotary: Any = dict(decoder.named_children()).get("rotary_emb") if isinstance(decoder, nn.Module) else None
     rope = getattr(model.config, "rope_parameters", None) or {}
     turn = vars(sys.modules[type(model.get_submodule(sites[0].path)).__module__]).get("apply_rotary_pos_emb")
-    if rotary is None or turn is None or rope.get("rope_type") not in FIXED:
+    if getattr(rotary, "inv_freq", None) is None or turn is None or rope.get("rope_type") not in FIXED:
         raise LuthierError(
             f"{who}: this base ({type(model).__name__}) has no rotary positions of one kind ({', '.join(FIXED)}), and "
             f"behind prefixes peft moves the positions of the text by {abs(count)}, so it would answer otherwise "
