@@ -6,8 +6,10 @@ import json
 
 import pytest
 import torch
+import transformers
 
 import luthier as lt
+from support import recorded
 from support.architectures import ARCHITECTURES
 from support.shipped import build, logits, moved
 
@@ -22,6 +24,15 @@ EXACT = {
     "ia3 under a bias": ("qwen2", lt.IA3(), "q_proj, v_proj"),
     "ia3 on Conv1D": ("gpt2", lt.IA3(), "c_attn | input(mlp.c_proj)"),
 }
+
+
+def mamba():
+    torch.manual_seed(0)
+    settings = transformers.MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=32, state_size=4)
+    return transformers.MambaForCausalLM(settings)
+
+
+SMALL = {"mamba": mamba, "gpt_oss": lambda: recorded.base("gpt_oss")}
 
 
 def exported(model, folder, base, **settings):
@@ -162,7 +173,7 @@ ALONE = {
 
 @pytest.mark.parametrize("case", ALONE)
 def test_parameters_trained_alone_leave_as_pefts_whole_modules(case, tmp_path):
-    """LN_TUNING, whose modules may be of any kind."""
+    """LN_TUNING, for modules that are called with their input."""
     architecture, form, where = ALONE[case]
     model = moved(lt.attach(build(architecture), form, where=where))
     base = build(architecture)
@@ -171,6 +182,22 @@ def test_parameters_trained_alone_leave_as_pefts_whole_modules(case, tmp_path):
     assert agree(logits(model), logits(theirs)) and not agree(logits(model), logits(base), 1e-2)
     back = lt.import_adapter(tmp_path / "peft", tmp_path / "back", base=base)
     assert agree(logits(lt.load(build(architecture), back)), logits(model))
+
+
+NOT_ALONE = {
+    "read by a parent": ("mamba", "params(*.conv1d.weight)"),
+    "a linear layer that a parent reads": ("mamba", "params(*.dt_proj.weight)"),
+    "called by keywords": ("gpt_oss", "params(*.sinks)"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_ALONE)
+def test_parameters_that_pefts_copy_would_not_serve_are_refused(case, tmp_path):
+    name, where = NOT_ALONE[case]
+    model = lt.attach(SMALL[name](), lt.Full(), where=where)
+    with pytest.raises(lt.LuthierError, match="wants a method beside them"):
+        exported(moved(model), tmp_path, SMALL[name]())
+    assert not (tmp_path / "peft").exists()
 
 
 REFUSED = {

@@ -45,10 +45,14 @@ def test_reasons_name_no_layer_and_lose_no_word():
         "ia3 acts on a parameter of model.layers.1.mlp.up_proj, and the format has no place for that; export it.",
         "lora at model.layers.0.self_attn.q_proj is not a constant. Choose another.",
         "dora at model.layers.0.self_attn.q_proj is not a constant. Choose another.",
+        "peft's prefixes: this base (GPT2LMHeadModel) has no positions of one kind (default, yarn), and more.",
+        "prefixes of a BertForSequenceClassification have no place. Run it as it is.",
         "model.wte is not a linear layer of its own to llama.cpp; export a whole GGUF.",
     ]
     assert matrix.reasons(texts) == [
         "lora, dora at a layer is not a constant (2)",
         "ia3 acts on a parameter of a layer, and the format has no place for that (1)",
+        "the base has no positions of one kind (default, yarn), and more (1)",
+        "prefixes of a base have no place (1)",
         "a layer is not a linear layer of its own to llama.cpp (1)",
     ]

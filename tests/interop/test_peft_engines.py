@@ -114,7 +114,14 @@ REMARKS = {
             "SGLang takes one rank, and all layers of a kind; write it with --engine sglang.",
         ],
     ),
-    "a prefix": ("llama", [(lt.Prefix(length=2), "attention")], ["It loads in peft."]),
+    "a prefix": (
+        "llama",
+        [(lt.Prefix(length=2), "attention")],
+        [
+            "It loads in peft.",
+            "vLLM does not: it takes LoRA, and this is PREFIX_TUNING. No other layout helps; `luthier serve` runs it.",
+        ],
+    ),
 }
 
 

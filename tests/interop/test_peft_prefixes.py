@@ -9,6 +9,9 @@ import torch
 import transformers
 
 import luthier as lt
+from luthier.core.sites.select import select
+from luthier.interop.formats._peft_prefix import rotation
+from support import recorded
 from support.pyreft_recorded import values
 from support.recorded import HALF, SIZE, logits
 
@@ -32,10 +35,23 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "half of each head": ("Phi", {**SIZE, **HALF, "partial_rotary_factor": 0.5}),
     "neighbours": ("Cohere", {**SIZE, **HALF}),
     "half, neighbours": ("Glm", {**SIZE, **HALF, "head_dim": 8}),
+    "each angle once": ("GptOss", {**recorded.BASES["gpt_oss"][2], "head_dim": 4, "sliding_window": 32}),
 }
 REFUSED = {
     "added": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 32}),
     "by length": (*("LlamaForCausalLM", "LlamaConfig"), scaled("dynamic")),
+}
+APART = {
+    "none in some layers": (
+        "SmolLM3",
+        {**SIZE, **HALF, "no_rope_layers": [1, 0, 1]},
+        "SmolLM3Attention turns keys under",
+    ),
+    "by the kind of layer": (
+        *("Cohere2", {**SIZE, **HALF, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}),
+        "Cohere2Attention turns keys under a condition",
+    ),
+    "last": ("DeepseekV3", recorded.BASES["deepseek_v3"][2], "latent attention"),
 }
 
 
@@ -89,3 +105,13 @@ def test_other_positions_are_refused_both_ways(case, tmp_path):
     lt.save(lt.attach(made(*REFUSED[case]), lt.Prefix(length=COUNT)), tmp_path / "adapter")
     with pytest.raises(lt.LuthierError, match="no rotary positions of one kind"):
         lt.export(tmp_path / "adapter", tmp_path / "out", to="peft", base=made(*REFUSED[case]))
+
+
+@pytest.mark.parametrize("case", APART)
+def test_keys_that_not_every_layer_turns_are_refused_both_ways(case):
+    name, settings, why = APART[case]
+    model = made(f"{name}ForCausalLM", f"{name}Config", {**settings, "pad_token_id": 0})
+    sites = list(select(model, "attention"))
+    for count, way in ((COUNT, "luthier generate"), (-COUNT, "Run it with peft")):
+        with pytest.raises(lt.LuthierError, match=f"{why}.*{way}"):
+            rotation(model, sites, count, "prefixes")

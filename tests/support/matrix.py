@@ -187,7 +187,8 @@ def reason(text: str) -> str:
     """A reason without the names of one folder: the same words for the same fault."""
     text = re.sub(r"\b[A-Z]\w+(?:For|LM|Model|Text)\w*( \(\w+\))?", "the base", text.partition(";")[0])
     text = re.sub(r"\b(?!llama\.cpp\b)[A-Za-z_]\w*(\.\w+)+\b", "a layer", text)
-    text = text.removeprefix("a layer: ")
+    text = re.sub(r"^(?:a layer|peft's prefixes): ", "", text)
+    text = text.replace("this base (the base)", "the base").replace(" a the base", " a base")
     return re.split(r"(?<=[a-z)])[.:] ", text)[0].rstrip(".")
 
 

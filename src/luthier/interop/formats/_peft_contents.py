@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import features
 from luthier.interop.formats._layers import Factoring, Layer, trained_whole
 from luthier.interop.formats._peft_engines import ENGINES, Held, as_pairs, as_tensors, fitted
+from luthier.interop.formats._peft_keys import PREFIX
 from luthier.interop.formats._peft_prefix import prefixes
 from luthier.interop.formats._peft_tasks import task_type
 from luthier.interop.formats._peft_write_parameters import (
@@ -24,9 +26,6 @@ from luthier.interop.formats._peft_write_parameters import (
     parameters,
     target_names,
 )
-
-PREFIX = "base_model.model."
-"""What peft puts before the base's own names."""
 
 
 @dataclass
@@ -206,13 +205,38 @@ def _transposed(model: nn.Module, paths: Iterable[str]) -> bool:
 
 
 def _norms(model: nn.Module, layers: list[Layer]) -> Files:
-    """LN_TUNING, which keeps modules of any kind whole: what an adapter is that trains parameters and nothing else."""
+    """LN_TUNING, which keeps leaf modules whole: what an adapter is that trains parameters and nothing else."""
     files, paths = Files(), [layer.path for layer in layers]
     for layer in layers:
         _refuse_unsaveable(model, layer, paths, by_end=False)
+        if not _served_whole(model, layer):
+            raise LuthierError(
+                "this adapter trains parameters themselves and nothing else, and peft's format wants a method beside "
+                "them; export it merged instead (--to merged)."
+            )
         files.tensors |= {f"{layer.path}.ln_tuning_layers.{key}": tensor for key, tensor in _state(layer).items()}
     files.config = {"peft_type": "LN_TUNING", "target_modules": targets(model, paths)}
     return files
+
+
+def _served_whole(model: nn.Module, layer: Layer) -> bool:
+    """Whether peft's LN_TUNING runs the copy of a module: where it is called with its input as it stands there. A
+    parent that reads its tensors (Mamba's of `conv1d` and `dt_proj`) gets those of the base."""
+    kind = getattr(type(layer.module), "_luthier_base", type(layer.module))
+    known = kind in (nn.Linear, nn.Embedding) or kind.__name__ == "Conv1D" or kind.__name__.endswith("Norm")
+    if not known or any(name != "adapters" for name, _ in layer.module.named_children()):
+        return False
+    owner, _, name = layer.path.rpartition(".")
+    parent = model.get_submodule(owner)
+    reads = re.compile(rf"\bself\.{re.escape(name)}\.(?:weight|bias)\b(?!\.(?:dtype|device|shape)\b)")
+    return not any(reads.search(_source(each)) for each in type(parent).__mro__ if each not in (nn.Module, object))
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ""
 
 
 def saved_modules(model: nn.Module, layers: list[Layer]) -> Files:

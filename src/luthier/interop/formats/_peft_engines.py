@@ -25,6 +25,7 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 TGI = (*SIBLINGS[0], "o_proj", *SIBLINGS[1], "down_proj", "lm_head")
 """Names of all layers that text-generation-inference adapts."""
 MERGE = "Export it merged (--to merged)."
+PREFIXES = "No other layout helps; `luthier serve` runs it."
 PLAIN = "Export it with --rank, as plain factors, or merged (--to merged)."
 BLOCK = re.compile(r"(?P<stack>.+)\.(?P<number>\d+)\.(?P<inside>[^\d]+)")
 
@@ -62,7 +63,8 @@ class Engine:
 
 def _plain(held: Held) -> str | None:
     if held.method != "LORA":
-        return f"it takes LoRA, and this is {held.method}. {PLAIN if held.method in ('DoRA', 'IA3') else MERGE}"
+        way = {"DoRA": PLAIN, "IA3": PLAIN, "PREFIX_TUNING": PREFIXES}.get(held.method, MERGE)
+        return f"it takes LoRA, and this is {held.method}. {way}"
     return None
 
 

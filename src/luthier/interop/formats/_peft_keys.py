@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from luthier.core.errors import LuthierError
 
 PREFIX = "base_model.model."
+"""What peft puts before the base's own names."""
 FACTORS = {"lora_A.weight": "A", "lora_B.weight": "B", "lora_embedding_A": "A", "lora_embedding_B": "B"}
 FACTORS |= {"lora_magnitude_vector": "m", "lora_magnitude_vector.weight": "m", "lora_B.bias": "b"}
 """Ends of LORA's keys, and what we call the tensors."""
 TOKENS = "token_adapter.trainable_tokens_delta"
 """End of the key of a table's trained rows."""
-OWN = r"lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|ln_tuning_layers|trainable_tokens_delta"
+OWN = r"lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|trainable_tokens_delta"
 NAMED = re.compile(rf"\.({OWN}|hada_\w+|lokr_\w+|vera_\w+)\.(?!(?:weight|bias)$)([^.]+)(?=(?:\.(?:weight|bias))?$)")
 """A key of a model's own, which holds the adapter's name behind peft's; what `save_pretrained` writes has none."""
 ASIDE = re.compile(r"\.(lora_monteclora_sampler|lora_velora_embed|ranknum|rotary_emb\.inv_freq)(\.|$)")

@@ -6,7 +6,11 @@ input they do not, and that is refused both ways.
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -95,18 +99,49 @@ def rotation(model: Any, sites: Sequence[Site], count: int, who: str) -> Callabl
     rotary: Any = dict(decoder.named_children()).get("rotary_emb") if isinstance(decoder, nn.Module) else None
     rope = getattr(model.config, "rope_parameters", None) or {}
     turn = vars(sys.modules[type(model.get_submodule(sites[0].path)).__module__]).get("apply_rotary_pos_emb")
-    if rotary is None or turn is None or rope.get("rope_type") not in FIXED:
+    if getattr(rotary, "inv_freq", None) is None or turn is None or rope.get("rope_type") not in FIXED:
         raise LuthierError(
-            f"{who}: behind prefixes, peft moves the positions of the text by {abs(count)}; this base "
-            f"({type(model).__name__}) has no rotary positions of one kind ({', '.join(FIXED)}), so it would answer "
-            "otherwise " + ("here. Run it with peft." if count < 0 else "there. `luthier generate` runs it as it is.")
+            f"{who}: this base ({type(model).__name__}) has no rotary positions of one kind ({', '.join(FIXED)}), and "
+            f"behind prefixes peft moves the positions of the text by {abs(count)}, so it would answer otherwise "
+            + ("here. Run it with peft." if count < 0 else "there. `luthier generate` runs it as it is.")
+        )
+    if why := _turned_apart(model, sites):
+        raise LuthierError(
+            f"{who}: {why}, and behind prefixes peft moves the positions of the text by {abs(count)}, so it might "
+            "answer otherwise "
+            + ("here. Run it with peft." if count < 0 else "there. `luthier generate` runs it as it is.")
         )
     cos, sin = rotary(torch.zeros(1, 1, 1), torch.tensor([[abs(count)]]))
     cos, sin = cos.float() / rotary.attention_scaling, sin.float() / rotary.attention_scaling
-    turned = cos.shape[-1]
+    turned = 2 * len(rotary.inv_freq)  # GPT-OSS has each angle once, others twice
 
     def by(key: Tensor) -> Tensor:
         part = key[None, ..., :turned].float()
         return torch.cat([turn(part, part, cos, sin if count > 0 else -sin)[1][0], key[..., turned:]], -1)
 
     return by
+
+
+def _turned_apart(model: Any, sites: Sequence[Site]) -> str | None:
+    """Why a model may not turn the keys of every layer from their first dimension on; None where it does."""
+    config = getattr(model.config, "get_text_config", lambda: model.config)()
+    if getattr(config, "qk_rope_head_dim", None):
+        return "this base (multi-head latent attention) turns the last dimensions of a key alone"
+    for module in (model.get_submodule(site.path) for site in sites):
+        kind = getattr(type(module), "_luthier_base", type(module))
+        if not _turns_always(kind):
+            return f"this base's {kind.__name__} turns keys under a condition, which some layers need not meet"
+    return None
+
+
+@functools.cache
+def _turns_always(kind: type[nn.Module]) -> bool:
+    """Whether an attention's forward turns its keys whatever layer it is of: SmolLM3's, Cohere 2's do not."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(kind.forward))))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    steps = tree.body[0].body if isinstance(tree.body[0], ast.FunctionDef) else []
+    plain = [each for each in steps if isinstance(each, ast.Assign)]
+    calls = [each for step in plain for each in ast.walk(step) if isinstance(each, ast.Call)]
+    return any(isinstance(each.func, ast.Name) and each.func.id == "apply_rotary_pos_emb" for each in calls)

@@ -17,16 +17,16 @@ from luthier.core.contracts.form import rank_scale
 from luthier.core.contracts.format import Found
 from luthier.core.errors import LuthierError
 from luthier.core.sites.renaming import nearest, renamed
-from luthier.core.sites.structure import lookup_scale, raw_parameter, unfolded_features
+from luthier.core.sites.structure import base_modules, base_parameters, lookup_scale, raw_parameter, unfolded_features
 from luthier.interop.formats import _peft_beside as beside
 from luthier.interop.formats._factors import Pair, lora_of
 from luthier.interop.formats._peft_config import merging
 from luthier.interop.formats._peft_experts import as_it_is_now, of_one_expert, on_all_experts, router
-from luthier.interop.formats._peft_keys import FACTORS, divided
+from luthier.interop.formats._peft_keys import FACTORS, divided, unwrapped
 from luthier.interop.formats._peft_layers import check_layer, whole_factors
 from luthier.interop.formats._peft_parameters import parameters_apart
 from luthier.interop.formats._peft_prefix import read_prefix
-from luthier.interop.formats._peft_targets import adapted, matches, refuse_missing
+from luthier.interop.formats._peft_targets import adapted, bounded, matches, refuse_missing
 from luthier.methods.forms.bitfit import BitFit
 from luthier.methods.forms.dora import DoRA
 from luthier.methods.forms.ia3 import IA3
@@ -306,12 +306,31 @@ def _adalora_scale(folder: Path, config: Mapping[str, Any], rank: int) -> float:
 
 def read_norms(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> list[Found]:
     """LN_TUNING: modules that were trained whole, norms as a rule."""
-    plain = {key.replace(".ln_tuning_layers.", "."): tensor for key, tensor in tensors.items()}
+    beside_it, named = config.get("modules_to_save") or [], config.get("target_modules") or []
+    if isinstance(beside_it, str):
+        raise LuthierError(f"{folder}: modules_to_save is {beside_it!r}; expected a list of names.")
+    plain = _without_layers(tensors, model)
     _, rest = sorted_out(folder, {**config, "target_modules": None}, plain, {}, model)
-    named = config.get("target_modules") or []
-    beside_it = config.get("modules_to_save") or []
-    whole = {**config, "modules_to_save": [*beside_it, *([named] if isinstance(named, str) else named)]}
-    return beside.whole_parameters(folder, whole, rest, model)
+    if isinstance(named, str) and bounded(named):
+        named = [path for path, _ in base_modules(model) if matches(folder, rf"(?:{named})\Z", path)]
+    elif isinstance(named, str):  # too long to be matched: what the file holds counts
+        named = sorted({unwrapped(key).partition(LAYERS)[0] for key in tensors if LAYERS in key})
+    return beside.whole_parameters(folder, {**config, "modules_to_save": [*beside_it, *named]}, rest, model)
+
+
+LAYERS = ".ln_tuning_layers."
+
+
+def _without_layers(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Returns the tensors by the paths of the modules themselves. An adapter's name behind peft's, in a model's own
+    state, is left out where it is no name of a module in there."""
+    known = {*(path for path, _ in base_parameters(model, remove_duplicate=False)), *dict(model.named_buffers())}
+    inside = {key: unwrapped(key).partition(LAYERS)[::2] for key in tensors if LAYERS in key}
+    named = len({rest.partition(".")[0] for _, rest in inside.values()}) == 1 and all(
+        f"{path}.{rest}" not in known and f"{path}.{rest.partition('.')[2]}" in known for path, rest in inside.values()
+    )
+    plain = {key: f"{path}.{rest.partition('.')[2] if named else rest}" for key, (path, rest) in inside.items()}
+    return {plain.get(key, key): tensor for key, tensor in tensors.items()}
 
 
 def read_tokens(
