@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from luthier.core.adapters.swap import generative
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json, write_json
+from luthier.core.files import recorded, write_json
 from luthier.core.sites.probe import eval_mode
 
 BESIDE = 1_500_000_000
@@ -146,8 +146,8 @@ def save(graph: Any, file: Path) -> Path:
 def tell_of_weights_beside(file: Path, config: Path) -> None:
     """Has transformers.js fetch the weights beside a graph too, which it does only where the configuration says so."""
     if file.with_name(f"{file.name}_data").exists():
-        told = read_json(config) | {"transformers.js_config": {"use_external_data_format": True}}
-        write_json(config, told)
+        with recorded(config) as told:
+            write_json(config, told | {"transformers.js_config": {"use_external_data_format": True}})
 
 
 def quantised(file: Path) -> Path:
