@@ -318,7 +318,7 @@ def read_norms(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Te
     return beside.whole_parameters(folder, {**config, "modules_to_save": [*beside_it, *named]}, rest, model)
 
 
-LAYERS = ".ln_tuning_layers."
+LAYERS, COPIES = ".ln_tuning_layers.", ".modules_to_save."
 
 
 def _without_layers(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -326,11 +326,15 @@ def _without_layers(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str
     state, is left out where it is no name of a module in there."""
     known = {*(path for path, _ in base_parameters(model, remove_duplicate=False)), *dict(model.named_buffers())}
     inside = {key: unwrapped(key).partition(LAYERS)[::2] for key in tensors if LAYERS in key}
-    named = len({rest.partition(".")[0] for _, rest in inside.values()}) == 1 and all(
-        f"{path}.{rest}" not in known and f"{path}.{rest.partition('.')[2]}" in known for path, rest in inside.values()
-    )
-    plain = {key: f"{path}.{rest.partition('.')[2] if named else rest}" for key, (path, rest) in inside.items()}
-    return {plain.get(key, key): tensor for key, tensor in tensors.items()}
+    names = {rest.partition(".")[0] for _, rest in inside.values()}
+    if len(names) != 1 or any(
+        f"{path}.{rest}" in known or f"{path}.{rest.partition('.')[2]}" not in known for path, rest in inside.values()
+    ):
+        plain = {key: f"{path}.{rest}" for key, (path, rest) in inside.items()}
+        return {plain.get(key, key): tensor for key, tensor in tensors.items()}
+    plain = {key: f"{path}.{rest.partition('.')[2]}" for key, (path, rest) in inside.items()}
+    copy = f"{COPIES}{names.pop()}."
+    return {plain.get(key, key.replace(copy, COPIES)): tensor for key, tensor in tensors.items()}
 
 
 def read_tokens(
