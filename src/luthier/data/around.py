@@ -175,7 +175,7 @@ def _tool(tool: Any, place: int) -> dict[str, Any]:
 
 
 def _documents(row: Row) -> list[dict[str, Any]] | None:
-    value = decoded(without_nulls(given(row, "documents")))
+    value = without_nulls(decoded(given(row, "documents")))  # cells of CSV files are JSON text
     if value is None:
         return None
     value = value if isinstance(value, list) else [value]
@@ -187,13 +187,13 @@ def _documents(row: Row) -> list[dict[str, Any]] | None:
 
 
 def _template(row: Row) -> dict[str, Any]:
-    value = decoded(without_nulls(given(row, "chat_template_kwargs")))
+    value = decoded(given(row, "chat_template_kwargs"))
     if value is not None and not isinstance(value, dict):
         raise BadRow(f"'chat_template_kwargs' is {kind(value)}, expected an object")
     wrong = [name for name in value or () if name in OURS]
     if wrong:
         raise BadRow(f"'chat_template_kwargs' sets {', '.join(wrong)}, which training sets itself")
-    return value or {}
+    return without_nulls(value or {})
 
 
 def _move(made: Row) -> None:
