@@ -323,7 +323,7 @@ LAYERS, COPIES = ".ln_tuning_layers.", ".modules_to_save."
 
 def _without_layers(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Returns the tensors by the paths of the modules themselves. An adapter's name behind peft's, in a model's own
-    state, is left out where it is no name of a module in there."""
+    state, is left out where no module in there is called so."""
     known = {*(path for path, _ in base_parameters(model, remove_duplicate=False)), *dict(model.named_buffers())}
     inside = {key: unwrapped(key).partition(LAYERS)[::2] for key in tensors if LAYERS in key}
     names = {rest.partition(".")[0] for _, rest in inside.values()}
