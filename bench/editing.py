@@ -22,7 +22,7 @@ from bench.preferences import CAPITALS
 import luthier as lt
 from luthier.core.contracts.component import find
 from luthier.core.contracts.editing import Editing
-from luthier.core.files import replace_json
+from luthier.core.records import replace_json
 from luthier.training.editing import Edit, edit
 
 MODEL, WHERE = "smollm2-135m", "params(model.layers.20.mlp.down_proj.weight)"

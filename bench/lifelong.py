@@ -24,7 +24,7 @@ from bench._registry import results_of
 
 import luthier as lt
 from luthier import data
-from luthier.core.files import replace_json
+from luthier.core.records import replace_json
 from luthier.evaluating import evaluate
 from luthier.training import Run, Training
 from luthier.training.row_gradients import fisher_diagonal

@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
 
 import luthier as lt
-from luthier.core.files import replace_json
+from luthier.core.records import replace_json
 from luthier.training.meta import MetaRun, meta_learn
 
 SIDE, DIGIT, SCENES = 64, 22, 24

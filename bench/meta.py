@@ -23,7 +23,7 @@ import torch
 from bench._registry import results_of
 
 import luthier as lt
-from luthier.core.files import replace_json
+from luthier.core.records import replace_json
 from luthier.training.meta import MetaRun, meta_learn
 
 LEARNED, NEW = 16, 6

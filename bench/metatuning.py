@@ -22,7 +22,7 @@ from bench._registry import results_of
 import luthier as lt
 from luthier import data
 from luthier.comparing.left_out import leave_out
-from luthier.core.files import replace_json
+from luthier.core.records import replace_json
 from luthier.training import Run, Training
 
 MODEL, ROWS = "minilm-l6", 20

@@ -28,7 +28,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification
 
 import luthier as lt
-from luthier.core.files import replace_json
+from luthier.core.records import replace_json
 from luthier.methods.forms._small import fresh, vector
 
 KIND, LENGTH = 40, 12

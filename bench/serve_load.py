@@ -27,7 +27,7 @@ from typing import Any
 from bench._registry import results_of
 
 import luthier as lt
-from luthier.core.files import write_json
+from luthier.core.records import write_json
 
 MARKS = ("ash", "bay", "elm", "fig", "hop", "ivy", "oak", "yew")
 LESSONS = (

@@ -30,7 +30,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 
 import luthier as lt
 from luthier import data
-from luthier.core.files import replace_json
+from luthier.core.records import replace_json
 from luthier.models import fetch
 from luthier.training import Run, Training
 

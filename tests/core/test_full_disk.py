@@ -12,9 +12,10 @@ import safetensors
 
 import luthier as lt
 from luthier import cli
-from luthier.core.files import append_text, committed
+from luthier.core.files import committed
 from luthier.core.guard import is_full
 from luthier.core.owner import owned
+from luthier.core.records import append_text
 
 TOLD = {
     "Python": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),

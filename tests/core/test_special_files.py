@@ -11,7 +11,8 @@ import pytest
 from luthier.cli.commands.evaluate import write as report
 from luthier.cli.commands.select import write
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, free_folder, must_be_free, recover, replace_json
+from luthier.core.files import committed, free_folder, must_be_free, recover
+from luthier.core.records import replace_json
 from luthier.data.rewriting.journal import Journal
 
 

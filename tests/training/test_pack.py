@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import luthier as lt
-from luthier.core.files import read_json, replace_json
+from luthier.core.records import read_json, replace_json
 from luthier.core.sites.packing import Packing
 from luthier.training import Run, Training, train
 from luthier.training.checkpoint import checkpoints

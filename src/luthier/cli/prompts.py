@@ -43,7 +43,7 @@ def tools_of(file: Path | None) -> list[dict[str, Any]] | None:
     """Returns the tools in a .json file; raises unless it is a list of objects."""
     if file is None:
         return None
-    from luthier.core.files import read_json
+    from luthier.core.records import read_json
 
     found = read_json(file.expanduser())
     if not isinstance(found, list) or not found or not all(isinstance(each, dict) for each in found):

@@ -19,8 +19,9 @@ from luthier.combining.tally import JSON, PLOT, Combined, Row, Tally
 from luthier.core.contracts.combination import Combination
 from luthier.core.contracts.component import find
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, must_be_free, write_json
+from luthier.core.files import committed, must_be_free
 from luthier.core.numerics.delta import Delta
+from luthier.core.records import write_json
 from luthier.measuring.progress import told
 
 

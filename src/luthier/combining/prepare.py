@@ -19,9 +19,9 @@ from luthier.combining.source import Adapter, Model, Source
 from luthier.core.adapters.attach import find_state
 from luthier.core.contracts.combination import Combination, Place
 from luthier.core.errors import LuthierError
-from luthier.core.files import recorded
 from luthier.core.guard import guarded
 from luthier.core.numerics.delta import Delta
+from luthier.core.records import recorded
 from luthier.core.sites.scope import Scope
 from luthier.core.sites.structure import features, is_quantised
 from luthier.core.storage.fingerprint import matrices, sample_of

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from luthier.combining.parameter_refs import parameter_refs
 from luthier.core.errors import LuthierError
-from luthier.core.files import recorded
 from luthier.core.guard import guarded
+from luthier.core.records import recorded
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -15,7 +15,7 @@ from luthier.comparing.plan import Plan
 from luthier.comparing.record import records, write
 from luthier.comparing.study import Study
 from luthier.core.errors import LuthierError
-from luthier.core.files import recorded
+from luthier.core.records import recorded
 
 
 def add_seeds(

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import cache_root, committed, discard, read_json, replace_json, sha256
+from luthier.core.files import cache_root, committed, discard, sha256
 from luthier.core.locks import lock as locked
+from luthier.core.records import read_json, replace_json
 
 MANIFEST = ".manifest.json"
 """In a cached folder: size, time and SHA-256 of every file, when all was last read, and what it is."""

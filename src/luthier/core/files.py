@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -12,13 +11,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.guard import guarded, on_disk, reason, written
+from luthier.core.guard import on_disk, written
 from luthier.core.locks import lock
 
-LARGEST_JSON = 32 * 2**20
 LOCK, OWNER = ".owner.lock", ".owner.json"
 """In a folder while a process works in it (`luthier.core.owner`), and who that is."""
 TRACES = (LOCK, OWNER, f".{OWNER}")
@@ -141,9 +138,9 @@ def _put(temporary: Path, folder: Path) -> None:
     refuse_other(folder)
     if folder.exists():
         os.rename(folder, aside)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     os.rename(temporary, folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     if aside.exists():
         _drop(aside, folder)
 
@@ -256,7 +253,7 @@ def _clean(folder: Path) -> None:
 def _restore(folder: Path) -> None:
     if _aside(folder).exists() and not folder.exists():
         os.rename(_aside(folder), folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 def _drop(path: Path, folder: Path) -> None:
@@ -273,10 +270,10 @@ def _aside(folder: Path) -> Path:
 def _sync(folder: Path) -> None:
     for path in (folder, *folder.rglob("*")):
         if path.is_file() or (path.is_dir() and not path.is_symlink()):
-            _sync_folder(path)
+            sync_folder(path)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Puts a folder, or a file, on disk; Windows has no such thing for folders, and wants files open for writing."""
     if os.name == "nt" and folder.is_dir():
         return
@@ -311,86 +308,3 @@ def own_file(folder: Path, name: str) -> Path:
     if not target.is_file():
         raise LuthierError(f"{path} is not a regular file.")
     return path
-
-
-def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
-    """Returns a JSON file; damage, duplicate keys, absurd sizes, numbers and nesting raise `LuthierError`."""
-    try:
-        if path.stat().st_size > largest:
-            raise LuthierError(f"{path} is larger than {largest >> 20} MiB; Luthier writes no such file.")
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-    except LuthierError:
-        raise
-    except FileNotFoundError:
-        raise LuthierError(f"{path} does not exist.") from None
-    except Exception as error:  # of syntax, encoding, nesting and numbers of too many digits
-        raise LuthierError(f"{path} cannot be read as JSON ({reason(error)}).") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise LuthierError("a JSON object holds the same key twice; the file is damaged or forged.")
-    return made
-
-
-@contextmanager
-def recorded(path: Path, largest: int = LARGEST_JSON) -> Iterator[Any]:
-    """What a JSON file of a work's own says, for the block that takes it apart: entries that are missing, or of another
-    kind, are told as damage."""
-    with guarded(f"{path} is damaged, or was changed by hand"):
-        yield read_json(path, largest)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Readable JSON, with a final newline."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def replace_json(path: Path, value: Any) -> None:
-    """`write_json` that is there whole or not at all."""
-    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """A text that is there whole or not at all, under a hidden name until it is on disk."""
-    path = real_file(path)
-    hidden = path.with_name(f".{path.name}")
-    try:
-        hidden.write_text(text, encoding="utf-8")
-        _sync_folder(hidden)
-        os.replace(hidden, path)
-    except OSError:
-        with suppress(OSError):
-            hidden.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def append_text(path: Path, text: str, mode: int = 0o666, sync: bool = False) -> None:
-    """Appends lines of JSON, all of them or none: half a line would spoil the one that comes after it when there is
-    space again. `mode` is that of a file that is made. Halves of surrogate pairs, which UTF-8 lacks, become JSON's
-    escapes, which are read as what they were."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
-    before = os.fstat(handle).st_size
-    left = memoryview(text.encode("utf-8", "backslashreplace"))
-    whole = len(left)
-    try:
-        while left:
-            left = left[os.write(handle, left) :]
-        if sync:
-            os.fsync(handle)
-    except OSError:
-        with suppress(OSError):  # a pipe or a device keeps what it was given
-            if os.fstat(handle).st_size == before + whole - len(left):  # nobody else has appended meanwhile
-                os.ftruncate(handle, before)
-        raise
-    finally:
-        os.close(handle)
-
-
-def as_read(value: Any) -> Any:
-    """Returns a value as its JSON is read: tuples are lists, keys are strings."""
-    if isinstance(value, dict):
-        return {str(key): as_read(each) for key, each in value.items()}
-    return [as_read(each) for each in value] if isinstance(value, list | tuple) else value

@@ -13,8 +13,9 @@ import filelock
 import psutil
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import LOCK, OWNER, TRACES, read_json, replace_json
+from luthier.core.files import LOCK, OWNER, TRACES
 from luthier.core.guard import on_disk, written
+from luthier.core.records import read_json, replace_json
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import Any
 
 from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.errors import LuthierError
-from luthier.core.files import append_text
 from luthier.core.guard import written
+from luthier.core.records import append_text
 from luthier.data.texts import full_text
 
 LONGEST = 200

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, read_json, write_json
+from luthier.core.files import committed
+from luthier.core.records import read_json, write_json
 from luthier.data.sources import read
 from luthier.data.table import with_class_names
 

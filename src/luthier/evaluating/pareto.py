@@ -10,8 +10,9 @@ from typing import Any
 
 from luthier import data, models
 from luthier.core.errors import LuthierError
-from luthier.core.files import recorded, replace_json, sha256
+from luthier.core.files import sha256
 from luthier.core.guard import guarded
+from luthier.core.records import recorded, replace_json
 from luthier.core.storage.folder import adapter_folder, read_adapter
 from luthier.core.storage.store import load
 from luthier.evaluating.evaluate import evaluate

@@ -12,7 +12,7 @@ from luthier import data
 from luthier.core.contracts.component import find
 from luthier.core.contracts.rewrite import Asked, Made, Rewrite, Verdict, Voices
 from luthier.core.errors import LuthierError
-from luthier.core.files import as_read
+from luthier.core.records import as_read
 from luthier.data.rewriting.journal import Journal
 from luthier.data.rewriting.judges import Judge, judge_of, voice_of
 from luthier.evaluating.generate import generate

@@ -16,7 +16,8 @@ from luthier import data as luthier_data
 from luthier.core.contracts.component import find
 from luthier.core.contracts.examination import Examination, Report
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, free_folder, write_json
+from luthier.core.files import committed, free_folder
+from luthier.core.records import write_json
 from luthier.core.version import __version__
 from luthier.data import Examples
 from luthier.examining.check.subject import Means

@@ -13,8 +13,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import claimed, committed, discard, recorded, recover, replace_json, write_json
+from luthier.core.files import claimed, committed, discard, recover
 from luthier.core.guard import on_disk
+from luthier.core.records import recorded, replace_json, write_json
 from luthier.federating.change import Change
 from luthier.federating.client import Sent
 from luthier.federating.plot import plot

@@ -16,7 +16,8 @@ from luthier.core.contracts.calibration import Calibration
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.ranks import Ranks
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, free_folder, write_json
+from luthier.core.files import committed, free_folder
+from luthier.core.records import write_json
 from luthier.core.sites.collect import Measured
 from luthier.core.version import __version__
 from luthier.measuring.allocation import Allocation, allocate

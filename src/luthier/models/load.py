@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
-from luthier.core.files import recorded
+from luthier.core.records import recorded
 from luthier.models.beside import WITHOUT, tell_adapter
 from luthier.models.half import take_in_its_dtype
 from luthier.models.hub import only_local

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from luthier.core.files import read_json, write_json
+from luthier.core.records import read_json, write_json
 
 NEOX = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
 OWN = {"gpt_neox": NEOX, "gpt_neox_japanese": NEOX}

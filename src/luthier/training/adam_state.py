@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, recorded, recover, write_json
+from luthier.core.files import committed, recover
 from luthier.core.guard import guarded
+from luthier.core.records import recorded, write_json
 
 STATE, TENSORS = "state.json", "state.safetensors"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import as_read, discard, recorded, replace_json
+from luthier.core.files import discard
+from luthier.core.records import as_read, recorded, replace_json
 from luthier.training.folder import versions
 
 

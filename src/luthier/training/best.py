@@ -10,8 +10,9 @@ from transformers import TrainerCallback
 
 from luthier.core.adapters.control import tensors
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, recorded, write_json
+from luthier.core.files import committed
 from luthier.core.guard import guarded
+from luthier.core.records import recorded, write_json
 
 if TYPE_CHECKING:
     from luthier.training.spec import Run

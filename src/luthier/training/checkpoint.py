@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, read_json, sha256, write_json
+from luthier.core.files import committed, sha256
+from luthier.core.records import read_json, write_json
 
 MANIFEST, STATE = "manifest.json", "trainer_state.json"
 WRITING = ".writing"

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from luthier.core.adapters.control import tensors
 from luthier.core.contracts.objective import ObjectiveState
 from luthier.core.errors import LuthierError
-from luthier.core.files import recorded, write_json
 from luthier.core.guard import guarded, written
+from luthier.core.records import recorded, write_json
 from luthier.training.checkpoint import WRITING, clean, commit, go_on
 from luthier.training.ema import Ema
 from luthier.training.penalised import Penalised

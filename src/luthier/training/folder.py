@@ -14,8 +14,9 @@ from typing import Any
 
 from luthier import models
 from luthier.core.errors import LuthierError
-from luthier.core.files import TRACES, read_json, replace_json
+from luthier.core.files import TRACES
 from luthier.core.guard import written
+from luthier.core.records import read_json, replace_json
 from luthier.core.version import __version__
 from luthier.data.media import media_digest
 from luthier.training.from_adapter import fingerprint_of

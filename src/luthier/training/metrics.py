@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from luthier.core.files import append_text
 from luthier.core.guard import guarded, written
+from luthier.core.records import append_text
 from luthier.training.checkpoint import go_on
 
 FILE = "metrics.jsonl"

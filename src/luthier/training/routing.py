@@ -20,8 +20,8 @@ from luthier.core.adapters.control import watched
 from luthier.core.adapters.tuner import TunerLayer
 from luthier.core.contracts.objective import TASKS
 from luthier.core.contracts.router import Route, Routed, RoutedBatch
-from luthier.core.files import replace_text
 from luthier.core.guard import guarded, written
+from luthier.core.records import replace_text
 from luthier.training.checkpoint import go_on
 
 FILE, PLOT = "routing.csv", "routing.png"

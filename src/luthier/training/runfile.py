@@ -31,9 +31,10 @@ from typing import Any, get_args
 from luthier.core.contracts.calibration import Calibration
 from luthier.core.contracts.component import find, hints
 from luthier.core.errors import LuthierError, near
-from luthier.core.files import located, read_json, replace_text
+from luthier.core.files import located
 from luthier.core.guard import guarded
 from luthier.core.guard import written as saved
+from luthier.core.records import read_json, replace_text
 from luthier.core.toml import tomllib
 from luthier.methods.choices import CHOICES, COMPONENTS, made, written
 from luthier.methods.recipe import Recipe, check_written, form_named, read_recipe, recipe_types

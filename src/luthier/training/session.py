@@ -13,9 +13,9 @@ from transformers import TrainerCallback, set_seed
 
 from luthier import data, models
 from luthier.core.adapters.shard import shard
-from luthier.core.files import replace_text
 from luthier.core.guard import written
 from luthier.core.owner import owned
+from luthier.core.records import replace_text
 from luthier.core.storage import store
 from luthier.data.labels import labels_in_order
 from luthier.models import Loaded, licence_of

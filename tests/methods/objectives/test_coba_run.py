@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json
+from luthier.core.records import read_json
 from luthier.methods.forms.lora import LoRA
 from luthier.methods.objectives.mft import MFT
 from luthier.training import Run, Training, metrics, train

@@ -97,7 +97,7 @@ class Compare(Telling, Fitted):
     def do(self, given: Given) -> dict[str, Any]:
         from luthier.comparing import runner
         from luthier.comparing.report.table import show
-        from luthier.core.files import read_json
+        from luthier.core.records import read_json
 
         study = self.study(given)
         if self.dry_run:

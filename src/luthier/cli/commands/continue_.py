@@ -141,7 +141,7 @@ class Continue(Signed):
         return scores
 
     def _say(self, done: Continued, spec: TaskSequence) -> None:
-        from luthier.core.files import read_json
+        from luthier.core.records import read_json
 
         if self.json:
             say_json(read_json(done.folder / "result.json"))

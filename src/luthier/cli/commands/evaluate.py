@@ -297,8 +297,8 @@ def _figure(value: float) -> object:
 
 def write(path: Path, report: dict[str, Any]) -> None:
     """The report as a JSON file, there whole or not at all; a pipe or a device is given it."""
-    from luthier.core.files import replace_text
     from luthier.core.guard import written
+    from luthier.core.records import replace_text
 
     with written(str(path), "Choose another file."):
         path, text = path.expanduser(), json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n"

@@ -71,7 +71,7 @@ class Metatune(Signed):
 
     def run(self, given: Given) -> None:
         from luthier.comparing.left_out import leave_out
-        from luthier.core.files import read_json
+        from luthier.core.records import read_json
 
         done = leave_out(
             self.resolved(given), self.sets, single=self.single, resume=self.resume, overwrite=self.overwrite,

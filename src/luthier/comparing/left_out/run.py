@@ -16,9 +16,10 @@ from transformers import set_seed
 from luthier import models
 from luthier.comparing.left_out.sets import QuestionSet, read_sets
 from luthier.core.errors import LuthierError
-from luthier.core.files import as_read, claimed, recorded, replace_json
+from luthier.core.files import claimed
 from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
+from luthier.core.records import as_read, recorded, replace_json
 from luthier.evaluating import evaluate
 from luthier.evaluating.yes_no import description
 from luthier.training.beginning import begin

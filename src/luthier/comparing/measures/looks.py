@@ -33,8 +33,8 @@ from luthier.comparing.measures.significance import (
     row_differences,
 )
 from luthier.comparing.record import Record, groups
-from luthier.core.files import recorded
 from luthier.core.numerics import student
+from luthier.core.records import recorded
 
 if TYPE_CHECKING:
     import numpy as np

@@ -24,7 +24,8 @@ from luthier.core.checks import (
     whole,
 )
 from luthier.core.errors import LuthierError
-from luthier.core.files import own_file, read_json
+from luthier.core.files import own_file
+from luthier.core.records import read_json
 from luthier.core.version import __version__
 
 FORMAT = 4

@@ -25,8 +25,9 @@ from luthier.core.contracts.component import find
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
-from luthier.core.files import all_steady, committed, free_folder, sha256, steady, write_json
+from luthier.core.files import all_steady, committed, free_folder, sha256, steady
 from luthier.core.guard import written
+from luthier.core.records import write_json
 from luthier.core.sites.fresh import fresh_modules
 from luthier.core.sites.select import select
 from luthier.core.sites.structure import adaptable, unwrapped, writes

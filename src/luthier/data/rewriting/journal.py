@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import real_file, recorded, replace_json
+from luthier.core.files import real_file
 from luthier.core.guard import written
+from luthier.core.records import recorded, replace_json
 
 
 @dataclass

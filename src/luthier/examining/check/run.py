@@ -14,7 +14,8 @@ from torch import nn
 from luthier.core.contracts.gate import Gate
 from luthier.core.errors import LuthierError
 from luthier.core.families import ticked
-from luthier.core.files import committed, free_folder, write_json
+from luthier.core.files import committed, free_folder
+from luthier.core.records import write_json
 from luthier.core.version import __version__
 from luthier.examining.check.gates import Named, checked, read_gates
 from luthier.examining.check.page import page

@@ -10,8 +10,9 @@ from typing import Any
 from luthier import data
 from luthier.core.contracts.example import Example, last_answer
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, free_folder, write_json
+from luthier.core.files import committed, free_folder
 from luthier.core.palette import policy_digest, rendered, styled
+from luthier.core.records import write_json
 from luthier.core.version import __version__
 from luthier.examining.monitor.measures import Drift, by_day, drifts
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json
 from luthier.core.guard import guarded
+from luthier.core.records import read_json
 
 
 def holds(folder: Path, config: str, weights: Collection[str], marks: Collection[str]) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from luthier.core.adapters.swap import generative
 from luthier.core.errors import LuthierError
-from luthier.core.files import recorded, write_json
+from luthier.core.records import recorded, write_json
 from luthier.core.sites.probe import eval_mode
 
 BESIDE = 1_500_000_000

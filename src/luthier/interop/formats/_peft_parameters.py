@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json
+from luthier.core.records import read_json
 from luthier.core.sites.renaming import renamed
 from luthier.core.sites.structure import base_parameters
 from luthier.interop.formats._factors import Pair

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json
+from luthier.core.records import read_json
 
 TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 FILES = (

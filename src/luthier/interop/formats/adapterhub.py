@@ -72,7 +72,7 @@ class AdapterHub(LowRankFormat):
     def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
         from safetensors.torch import save_file
 
-        from luthier.core.files import write_json
+        from luthier.core.records import write_json
         from luthier.interop.formats._adapterhub_bottleneck import head_of
         from luthier.interop.formats._adapterhub_contents import contents
         from luthier.interop.formats._adapterhub_layout import NAME
@@ -111,7 +111,7 @@ def _labels(model: Any) -> dict[str, Any]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    from luthier.core.files import read_json
+    from luthier.core.records import read_json
 
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):

@@ -64,7 +64,7 @@ class MLXLM(LowRankFormat):
     def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
         from safetensors.torch import save_file
 
-        from luthier.core.files import write_json
+        from luthier.core.records import write_json
         from luthier.interop.formats._layers import layers_of
         from luthier.interop.formats._mlx_lm_contents import contents
 
@@ -77,7 +77,7 @@ class MLXLM(LowRankFormat):
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    from luthier.core.files import read_json
+    from luthier.core.records import read_json
 
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict):

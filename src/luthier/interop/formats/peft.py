@@ -101,7 +101,7 @@ class PEFT(LowRankFormat):
     def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
         from safetensors.torch import save_file
 
-        from luthier.core.files import write_json
+        from luthier.core.records import write_json
         from luthier.interop.formats._layers import layers_of
         from luthier.interop.formats._peft_contents import common_config, contents
 
@@ -119,7 +119,7 @@ def _weights(folder: Path) -> str:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    from luthier.core.files import read_json
+    from luthier.core.records import read_json
 
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):

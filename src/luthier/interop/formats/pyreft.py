@@ -33,7 +33,7 @@ class PyReFT(Format):
 
     @classmethod
     def fits(cls, folder: Path) -> bool:
-        from luthier.core.files import read_json
+        from luthier.core.records import read_json
 
         if not (folder / "config.json").is_file():
             return next(folder.glob("intkey_*.bin"), None) is not None
@@ -41,7 +41,7 @@ class PyReFT(Format):
         return isinstance(config, dict) and {"representations", "intervention_types"} <= set(config)
 
     def read(self, folder: Path, model: nn.Module) -> list[Found]:
-        from luthier.core.files import read_json
+        from luthier.core.records import read_json
         from luthier.interop.formats import _pyreft_read as pyreft
         from luthier.interop.formats._files import inside, read_tensors
 

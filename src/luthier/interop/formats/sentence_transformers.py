@@ -56,7 +56,7 @@ def _refuse_on_head(outgoing: Outgoing) -> None:
 
 def _describe(model: Any, folder: Path) -> None:
     """Writes what stands beside the model."""
-    from luthier.core.files import write_json
+    from luthier.core.records import write_json
     from luthier.models import positions
 
     width = model.config.get_text_config().hidden_size

@@ -56,7 +56,7 @@ class TorchTune(LowRankFormat):
     def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
         import torch
 
-        from luthier.core.files import write_json
+        from luthier.core.records import write_json
         from luthier.interop.formats._layers import layers_of
         from luthier.interop.formats._torchtune import contents
 
@@ -69,7 +69,7 @@ class TorchTune(LowRankFormat):
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    from luthier.core.files import read_json
+    from luthier.core.records import read_json
     from luthier.interop.formats._files import inside
 
     config = read_json(inside(folder, CONFIG))

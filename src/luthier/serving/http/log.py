@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import append_text
 from luthier.core.guard import reason
+from luthier.core.records import append_text
 from luthier.serving.http.answers import Shape
 
 COMPLETE = ("stop", "length")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json
 from luthier.core.owner import is_worked_in
+from luthier.core.records import read_json
 from luthier.serving.http.refusal import Refusal
 from luthier.training.checkpoint import any_there
 from luthier.training.folder import SPEC

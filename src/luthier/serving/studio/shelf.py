@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import read_json
+from luthier.core.records import read_json
 from luthier.data.files import READERS, suffix
 from luthier.data.folder import MEDIA
 from luthier.models import catalogue, is_cached

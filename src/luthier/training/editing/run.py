@@ -13,10 +13,11 @@ from rich.console import Console
 
 from luthier import data, models
 from luthier.core.adapters.control import disabled, trainable
-from luthier.core.files import claimed, recorded, replace_json
+from luthier.core.files import claimed
 from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
 from luthier.core.progress import counted
+from luthier.core.records import recorded, replace_json
 from luthier.core.storage import store
 from luthier.models import Loaded, licence_of
 from luthier.training.beginning import begin

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import set_seed
 
-from luthier.core.files import claimed, recorded, replace_json
+from luthier.core.files import claimed
 from luthier.core.numerics.draws import draw_of
 from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
+from luthier.core.records import recorded, replace_json
 from luthier.training.adam_state import AdamState
 from luthier.training.beginning import begin
 from luthier.training.in_context.model import SequenceModel

@@ -20,11 +20,12 @@ from luthier.core.adapters.attach import attach
 from luthier.core.adapters.control import trainable
 from luthier.core.contracts.meta import MaskMeta, Shots
 from luthier.core.errors import LuthierError
-from luthier.core.files import claimed, replace_json
+from luthier.core.files import claimed
 from luthier.core.guard import guarded
 from luthier.core.numerics.draws import draw_of, some_of
 from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
+from luthier.core.records import replace_json
 from luthier.core.storage import store
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from luthier.core.files import append_text
 from luthier.core.guard import guarded, written
+from luthier.core.records import append_text
 from luthier.training.checkpoint import go_on
 
 FILE, TABLE = "rollouts.jsonl", "rollouts.md"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import as_read, free_folder, recorded, replace_json
+from luthier.core.files import free_folder
+from luthier.core.records import as_read, recorded, replace_json
 from luthier.training.search.picture import draw
 from luthier.training.search.tree import Node, explore
 from luthier.training.spec import Run

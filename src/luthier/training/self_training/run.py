@@ -21,9 +21,10 @@ from transformers import set_seed
 from luthier import models
 from luthier.core.adapters.attach import attach
 from luthier.core.adapters.control import trainable
-from luthier.core.files import claimed, replace_json, replace_text
+from luthier.core.files import claimed
 from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
+from luthier.core.records import replace_json, replace_text
 from luthier.core.storage import store
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState

@@ -14,8 +14,9 @@ from transformers import set_seed
 
 from luthier import models
 from luthier.core.errors import LuthierError
-from luthier.core.files import as_read, claimed, committed, discard, recorded, replace_json
+from luthier.core.files import claimed, committed, discard
 from luthier.core.owner import owned
+from luthier.core.records import as_read, recorded, replace_json
 from luthier.data import kind_of
 from luthier.models import Loaded
 from luthier.training import metrics

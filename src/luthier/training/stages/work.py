@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import data, models
 from luthier.core.errors import LuthierError
-from luthier.core.files import claimed, read_json, replace_json
+from luthier.core.files import claimed
 from luthier.core.guard import written
 from luthier.core.owner import owned
+from luthier.core.records import read_json, replace_json
 from luthier.core.storage.folder import adapter_at, read_adapter
 from luthier.training import folder as folders
 from luthier.training.prepare import Prepared, prepare, processes

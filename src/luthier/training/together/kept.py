@@ -11,8 +11,9 @@ from torch import Tensor
 from luthier.core.adapters.attach import detach
 from luthier.core.adapters.share import Stream, seeded
 from luthier.core.errors import LuthierError
-from luthier.core.files import committed, free_folder, read_json, sha256, write_json
+from luthier.core.files import committed, free_folder, sha256
 from luthier.core.guard import guarded
+from luthier.core.records import read_json, write_json
 from luthier.core.storage import store
 from luthier.core.storage.format import SPEC
 from luthier.core.storage.weights import WEIGHTS

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import recorded, replace_json
+from luthier.core.records import recorded, replace_json
 from luthier.training.run import train
 from luthier.training.spec import Run
 from luthier.training.unlearning.klom import klom_above_null, margins

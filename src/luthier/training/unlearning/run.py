@@ -18,8 +18,9 @@ from torch.func import functional_call
 from luthier import models
 from luthier.core.adapters.control import trainable
 from luthier.core.contracts.unlearning import Outputs
-from luthier.core.files import claimed, read_json, replace_json
+from luthier.core.files import claimed
 from luthier.core.owner import owned
+from luthier.core.records import read_json, replace_json
 from luthier.core.storage import format as format_
 from luthier.core.storage import store
 from luthier.core.storage.folder import adapter_folder
