@@ -35,13 +35,10 @@ def held(path: Path, value: Row, split: str) -> tuple[list[Any], tuple[str, ...]
                 "name the splits train, validation and test, or give each a file."
             )
         beside = _beside(path, value, splits.values())
-        rows, more = _rows_in(path, inner[splits[of_split(str(path), split, splits)]], split)
-        return rows, (*beside, *more)
+        return _rows_in(path, inner[splits[of_split(str(path), split, splits)]], split, beside)
     holder = next((key for key in HOLDERS if set(inner) == {key} and _holds_rows(inner[key])), None)
     if holder is not None:
-        beside = _beside(path, value, (holder,))
-        rows, more = _rows_in(path, inner[holder], split)
-        return rows, (*beside, *more)
+        return _rows_in(path, inner[holder], split, _beside(path, value, (holder,)))
     if value and all(key.isdecimal() and isinstance(row, dict) for key, row in value.items()):
         return list(value.values()), ()
     columns = [_column(each) for each in value.values()]
@@ -74,11 +71,11 @@ def _holds_rows(value: Any) -> bool:
     return isinstance(value, dict) or all(isinstance(row, dict | list) for row in value)
 
 
-def _rows_in(path: Path, value: Any, split: str) -> tuple[list[Any], tuple[str, ...]]:
-    """(the rows in what a key holds, the keys beside them); those of the data set viewer lie one level deeper."""
-    rows, beside = (value, ()) if isinstance(value, list) else held(path, value, split)
+def _rows_in(path: Path, value: Any, split: str, beside: tuple[str, ...]) -> tuple[list[Any], tuple[str, ...]]:
+    """(the rows in what a key holds, the keys beside it and them); those of the data set viewer lie a level deeper."""
+    rows, more = (value, ()) if isinstance(value, list) else held(path, value, split)
     shown = bool(rows) and all(isinstance(row, dict) and {"row_idx", "row"} <= set(row) for row in rows)
-    return [row["row"] for row in rows] if shown else rows, beside
+    return [row["row"] for row in rows] if shown else rows, (*beside, *more)
 
 
 def _column(value: Any) -> list[Any] | None:

@@ -54,10 +54,10 @@ def _counted(state: dict[str, Any], **zeros: Tensor) -> float:
     return float(state["step"])
 
 
-def _adapted(grad: Tensor, state: dict[str, Any], count: float, beta: float, eps: float) -> Tensor:
-    """g / (√v̂ + ε), with v the running mean of squares."""
+def _size(grad: Tensor, state: dict[str, Any], count: float, beta: float, eps: float) -> Tensor:
+    """√v̂ + ε, with v the running mean of squares, which takes this gradient."""
     state["exp_avg_sq"].mul_(beta).addcmul_(grad, grad, value=1 - beta)
-    return grad / (state["exp_avg_sq"] / (1 - beta**count)).sqrt().add_(eps)
+    return (state["exp_avg_sq"] / (1 - beta**count)).sqrt().add_(eps)
 
 
 class Muon(_Stepped):
@@ -79,9 +79,8 @@ class Muon(_Stepped):
         one, two = group["betas"]
         count = _counted(state, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         state["exp_avg"].lerp_(grad, 1 - one)
-        state["exp_avg_sq"].mul_(two).addcmul_(grad, grad, value=1 - two)
-        scale = (state["exp_avg_sq"] / (1 - two**count)).sqrt().add_(group["eps"])
-        p.addcdiv_(state["exp_avg"], scale, value=-group["lr"] / (1 - one**count))
+        size = _size(grad, state, count, two, group["eps"])
+        p.addcdiv_(state["exp_avg"], size, value=-group["lr"] / (1 - one**count))
 
 
 MOMENTUM = 0.95
@@ -115,7 +114,7 @@ class ScheduleFree(_Stepped):
     def move(self, p: Tensor, grad: Tensor, state: dict[str, Any], group: Group) -> None:
         one, two = group["betas"]
         count = _counted(state, x=p.clone(), z=p.clone(), exp_avg_sq=torch.zeros_like(p))
-        way = _adapted(grad, state, count, two, group["eps"]).add_(p, alpha=group["weight_decay"])
+        way = (grad / _size(grad, state, count, two, group["eps"])).add_(p, alpha=group["weight_decay"])
         state["z"].sub_(way, alpha=group["lr"])
         share = group["highest"] ** 2 / group["weights"] if group["weights"] else 0.0
         state["x"].lerp_(state["z"], share)

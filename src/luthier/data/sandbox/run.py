@@ -37,6 +37,8 @@ class Limits:
 
 
 LIMITS = Limits()
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
+"""All that a program sees of the environment."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _run(code: str, limits: Limits) -> Ran:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-B", str(INSIDE), str(writing)],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=empty,
-                env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}, pass_fds=(writing,), start_new_session=True,
+                env=ENVIRONMENT, pass_fds=(writing,), start_new_session=True,
             )  # fmt: skip
             os.close(writing)
             writing = -1

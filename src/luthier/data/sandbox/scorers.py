@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.data.sandbox.run import START, Limits
+from luthier.data.sandbox.run import ENVIRONMENT, START, Limits
 
 WORKER = Path(__file__).with_name("worker.py")
 LIMITS = Limits(seconds=5.0, memory=2048)
@@ -109,7 +109,7 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-B", str(WORKER)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tempfile.gettempdir(),
-            env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", **ALONE, **kept}, start_new_session=True,
+            env={**ENVIRONMENT, **ALONE, **kept}, start_new_session=True,
         )  # fmt: skip
         path = [each for each in sys.path if os.path.isabs(each)]
         given = {"path": path, "module": self.module, "function": self.function, "seconds": self.limits.seconds}

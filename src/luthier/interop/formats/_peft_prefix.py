@@ -100,17 +100,10 @@ def rotation(model: Any, sites: Sequence[Site], count: int, who: str) -> Callabl
     rope = getattr(model.config, "rope_parameters", None) or {}
     turn = vars(sys.modules[type(model.get_submodule(sites[0].path)).__module__]).get("apply_rotary_pos_emb")
     if getattr(rotary, "inv_freq", None) is None or turn is None or rope.get("rope_type") not in FIXED:
-        raise LuthierError(
-            f"{who}: this base ({type(model).__name__}) has no rotary positions of one kind ({', '.join(FIXED)}), and "
-            f"behind prefixes peft moves the positions of the text by {abs(count)}, so it would answer otherwise "
-            + ("here. Run it with peft." if count < 0 else "there. `luthier generate` runs it as it is.")
-        )
+        lacks = f"this base ({type(model).__name__}) has no rotary positions of one kind ({', '.join(FIXED)})"
+        raise _moved(f"{who}: {lacks}", count, "would")
     if why := _turned_apart(model, sites):
-        raise LuthierError(
-            f"{who}: {why}, and behind prefixes peft moves the positions of the text by {abs(count)}, so it might "
-            "answer otherwise "
-            + ("here. Run it with peft." if count < 0 else "there. `luthier generate` runs it as it is.")
-        )
+        raise _moved(f"{who}: {why}", count, "might")
     cos, sin = rotary(torch.zeros(1, 1, 1), torch.tensor([[abs(count)]]))
     cos, sin = cos.float() / rotary.attention_scaling, sin.float() / rotary.attention_scaling
     turned = 2 * len(rotary.inv_freq)  # GPT-OSS has each angle once, others twice
@@ -120,6 +113,15 @@ def rotation(model: Any, sites: Sequence[Site], count: int, who: str) -> Callabl
         return torch.cat([turn(part, part, cos, sin if count > 0 else -sin)[1][0], key[..., turned:]], -1)
 
     return by
+
+
+def _moved(why: str, count: int, how: str) -> LuthierError:
+    """What is said where positions that move by `count` may change an answer."""
+    way = "here. Run it with peft." if count < 0 else "there. `luthier generate` runs it as it is."
+    return LuthierError(
+        f"{why}, and behind prefixes peft moves the positions of the text by {abs(count)}, so it {how} answer "
+        f"otherwise {way}"
+    )
 
 
 def _turned_apart(model: Any, sites: Sequence[Site]) -> str | None:

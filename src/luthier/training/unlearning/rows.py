@@ -31,7 +31,8 @@ class Rows:
     test: Examples | None
     encoded: Mapping[str, Features]
     """By name (forget, retain, test)."""
-    collate: Any
+    processor: Any
+    collate: data.Collator
     task: str
     labels: list[str] | None
     """The classes in the order that rows were encoded by."""
@@ -72,7 +73,7 @@ def read_rows(spec: Unlearn, run: Run) -> Rows:
     encoded = {name: data.encode_all(rows, processor, truncate=run.training.truncate, **encode)
                for name, rows in read.items()}  # fmt: skip
     collate = data.collator_for(task, processor)
-    return Rows(read["forget"], read["retain"], read.get("test"), encoded, collate, task, known.labels)
+    return Rows(read["forget"], read["retain"], read.get("test"), encoded, processor, collate, task, known.labels)
 
 
 def check_rows(spec: Unlearn, run: Run, read: Mapping[str, Examples], known: Examples) -> None:

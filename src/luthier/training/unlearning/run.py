@@ -68,7 +68,7 @@ def unlearn(spec: Unlearn, *, resume: bool = False, overwrite: bool = False, pro
     """
     console, run = Console(stderr=True, quiet=not progress), trained_run(spec)
     rows = read_rows(spec, run)
-    name_unread(console, models.processor_of(run.model, rows.task), (rows.forget, rows.retain, rows.test))
+    name_unread(console, rows.processor, (rows.forget, rows.retain, rows.test))
     folder = claimed(spec.out, SPEC, "an unlearning", resume, overwrite)
     with quiet(), owned(folder):
         prints = {"forget": rows.forget.fingerprint, "retain": rows.retain.fingerprint}
