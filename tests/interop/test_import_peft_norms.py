@@ -10,7 +10,7 @@ from torch import nn
 
 import luthier as lt
 from luthier.interop.formats._peft_keys import without_name
-from luthier.interop.formats._peft_read import read_norms
+from luthier.interop.formats._peft_methods import read_norms
 
 FOLDER = Path("folder")
 

@@ -98,6 +98,6 @@ READ = ("LORA", "ADALORA", "IA3", "LN_TUNING", "TRAINABLE_TOKENS", "PREFIX_TUNIN
 
 
 def test_what_is_read_is_what_the_law_read():
-    from luthier.interop.formats._peft_read import READERS
+    from luthier.interop.formats._peft_methods import READERS
 
     assert tuple(READERS) == READ and set(READ) <= set(METHODS)

@@ -54,8 +54,8 @@ class PEFT(LowRankFormat):
         from luthier.interop.formats._peft_beside import met
         from luthier.interop.formats._peft_config import merging, refuse_method, refuse_start, refuse_unknown
         from luthier.interop.formats._peft_keys import constants, refuse_empty, that_count, without_name
+        from luthier.interop.formats._peft_methods import READERS
         from luthier.interop.formats._peft_products import READERS as PRODUCTS
-        from luthier.interop.formats._peft_read import READERS
 
         config = _config(folder)
         readers = {**READERS, **PRODUCTS}
