@@ -21,13 +21,12 @@ from luthier.data.score import kinds
 from luthier.measuring.trial import trial
 from luthier.methods.row_model import Reader
 from luthier.training.classes import check_classes
+from luthier.training.curves import check_evaluation
 from luthier.training.from_adapter import check_start
-from luthier.training.judged import told_of
-from luthier.training.noise_scale import CURVES
 from luthier.training.spec import Run
 from luthier.training.task_columns import COLUMN, check_types, columns_of, tagged, task_indices, tasks_of
 from luthier.training.unread import unread_of
-from luthier.training.writing import WRITTEN, Asked, asked_of, writes
+from luthier.training.writing import Asked, asked_of, writes
 
 Feature = dict[str, Any]
 
@@ -120,22 +119,7 @@ def _prepare(run: Run, beside: Sequence[str | None], shared: bool) -> Prepared:
             tasks,
         )
         shaped.append(tagged(objective.rows(rows), places))
-    if held is None and (objective.eval_batches(0) != 0 or objective.steered):
-        raise LuthierError(
-            f"{objective.name()} goes by the evaluation loss, and no row is held out; give evaluation data "
-            "(eval_data) or a share of the rows (eval_fraction)."
-        )
-    if held is None and run.training.best is not None:
-        raise LuthierError(
-            f"best goes by the evaluation ({run.training.best}), and no row is held out; give evaluation data "
-            "(eval_data) or a share of the rows (eval_fraction)."
-        )
-    told_too = told_of(examples.task, examples.labels)
-    figures = ["loss", *(name for group in (*objective.curves, *told_too) for name in group)]
-    if held is not None and held.scorer is not None and examples.task == "causal-lm":
-        figures += WRITTEN
-    if run.training.best is not None and run.training.best not in figures:
-        raise LuthierError(f"best is {run.training.best!r}; an evaluation of this run tells: {', '.join(figures)}.")
+    check_evaluation(run, examples, held)
     if run.training.neftune and examples.task.startswith(("image", "audio", "speech")):
         raise LuthierError(
             f"neftune is noise on the tokens that are read, and {examples.task} reads none; leave it out."
@@ -344,13 +328,6 @@ def _other(run: Run, examples: Examples) -> Examples:
             "(a share of the training rows is then held out: eval_fraction)."
         )
     return held
-
-
-def curves_of(run: Run, prepared: Prepared) -> tuple[tuple[str, ...], ...]:
-    """Returns the names of the figures of a run beside its loss, those that are drawn together side by side."""
-    written = ((str(run.training.best),),) if writes(run, prepared.task) else ()
-    noise = CURVES if run.training.noise_scale else ()
-    return (*run.objective.curves, *told_of(prepared.task, prepared.examples.labels), *written, *noise)
 
 
 def processes() -> int:

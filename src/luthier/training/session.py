@@ -29,6 +29,7 @@ from luthier.training.card import card
 from luthier.training.checkpoint import Checkpoint, go_on, newest
 from luthier.training.command import command
 from luthier.training.context import training_context
+from luthier.training.curves import curves_of
 from luthier.training.estimate import estimate
 from luthier.training.from_adapter import compared_with_start
 from luthier.training.join import join
@@ -39,7 +40,7 @@ from luthier.training.pack import batches_of, computed
 from luthier.training.penalised import refuse_alone
 from luthier.training.plot import FILE as PLOT
 from luthier.training.plot import plot
-from luthier.training.prepare import Prepared, curves_of, is_main, prepare, processes
+from luthier.training.prepare import Prepared, is_main, prepare, processes
 from luthier.training.progress import quiet, shown
 from luthier.training.reference import referred
 from luthier.training.replace import beside
@@ -191,7 +192,7 @@ class Session:
     ) -> Trainer:
         """Returns what trains, with all that listens to it."""
         run, shifted = self.run, prepared.task == "causal-lm"
-        log = metrics.Metrics(run.folder, run_id, curves_of(run, prepared))
+        log = metrics.Metrics(run.folder, run_id, curves_of(run, prepared.task, prepared.examples.labels))
         table = routing.RoutingTable(run.folder, plan.steps)
         args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
         told = [log, table, *callbacks, *self.callbacks]
@@ -249,7 +250,7 @@ class Session:
                 replace_text(run.folder / "README.md", text)
                 title = f"{run.model}, {run.form.name()}, {run.data}"
                 rollouts.table(run.folder)
-                plot(lines, run.folder / PLOT, title, curves_of(run, prepared))
+                plot(lines, run.folder / PLOT, title, curves_of(run, prepared.task, prepared.examples.labels))
                 if loads := routing.read(run.folder):
                     routing.plot(loads, run.folder / routing.PLOT, title)
         measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +15,13 @@ from transformers.trainer_callback import PrinterCallback
 
 from luthier.core.adapters.control import trainable
 from luthier.core.adapters.optimiser import optimiser
-from luthier.core.contracts.objective import At, Batch, ObjectiveState, labels_of
+from luthier.core.contracts.objective import At, Batch, ObjectiveState
 from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import eval_mode
 from luthier.data import Collator, sizes_of
 from luthier.methods.noise import noisy
-from luthier.training.checkpointed import Checkpointed
 from luthier.training.context import running_norms
+from luthier.training.evaluated import Evaluated
 from luthier.training.figures import FigureSums
 from luthier.training.judged import Judge
 from luthier.training.noise_scale import NoiseScale
@@ -41,7 +40,7 @@ class Diverged(LuthierError):
     """Raised when the loss, or the norm of its gradient, is no longer a finite number."""
 
 
-class Trainer(Checkpointed):
+class Trainer(Evaluated):
     """Trains the adapter `run.name` of a model on features; everything else is transformers' own.
 
     The objective's means of each batch are weighted by its share in the step, over accumulated batches and processes,
@@ -84,7 +83,6 @@ class Trainer(Checkpointed):
         self.resumes = False
         """Whether a checkpoint was loaded, whose optimiser state follows."""
         self.teacher: Callable[[Batch], Tensor] | None = None
-        """The teacher's logits, where the objective has one."""
         self.online: Online | None = None
         """What samples the answers of each step, where the objective learns from such."""
         self.tokens = 0
@@ -94,9 +92,7 @@ class Trainer(Checkpointed):
         self.figures = FigureSums(run.objective.curves)
         """Figures of the current step."""
         self.judging: Callable[[], Judge] | None = None
-        """What compares the model's own answers with the labels in an evaluation, where the task has such."""
         self.writer: Writer | None = None
-        """What writes answers in an evaluation, where `best` goes by them."""
         self.noise = NoiseScale() if run.training.noise_scale else None
         self.share = (1.0, 0)
         """The share of the last batch in the means of its step, and its rows."""
@@ -191,10 +187,6 @@ class Trainer(Checkpointed):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         self._created_lr_scheduler = True
         return self.lr_scheduler
-
-    def token_counts(self, batch: dict[str, Any]) -> Tensor:
-        """Returns the counts over which the means of a batch are taken, [parts]."""
-        return self.run.objective.token_counts(batch, labels_of(batch, self.shifted))
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:  # pyright: ignore
         """The counts of the whole step; called once before it."""
@@ -299,7 +291,7 @@ class Trainer(Checkpointed):
         if not math.isfinite(logs.get("grad_norm", 0.0)):
             self._stop("gradient's norm", logs["grad_norm"], self.rows)
         if "loss" in logs:
-            logs |= (found := self._means(self.figures)) | self.noise_told
+            logs |= (found := self.means(self.figures)) | self.noise_told
             self.objective_state = self.run.objective.observe(self.objective_state, self.state.global_step, found)
             logs |= {name: self.objective_state[name] for name in self.figures.sums if name in self.objective_state}
             self.figures = FigureSums(self.run.objective.curves)
@@ -312,69 +304,3 @@ class Trainer(Checkpointed):
         if self.average is not None:
             self.average.apply()
         return found
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):  # pyright: ignore
-        """Returns `{"eval_loss": …}`, the objective's own over the evaluation rows, parts weighed as at the start, and
-        the objective's figures."""
-        with self.average.averaged() if self.average is not None else nullcontext():
-            return self._measured(metric_key_prefix)
-
-    def _measured(self, metric_key_prefix: str) -> dict[str, float]:
-        figures, metrics = FigureSums(self.run.objective.curves), {}
-        if self.run.objective.evaluates:
-            judge = self.judging() if self.judging is not None else None
-            with judge.watching(self.model) if judge is not None else nullcontext():  # pyright: ignore
-                means, counts = self.measure(self.get_eval_dataloader(), figures, judge)
-            metrics = {f"{metric_key_prefix}_loss": float((means * self.run.objective.part_weights(counts, {})).sum())}
-            metrics |= {
-                f"{metric_key_prefix}_{n}": v for n, v in (judge.figures() if judge is not None else {}).items()
-            }
-        told = self._means(figures) | (self.writer.figures() if self.writer is not None else {})
-        if self.online is not None:
-            told |= self.online.held_reward(list(self.get_eval_dataloader()), self.state.global_step)
-        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in told.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def _means(self, figures: FigureSums) -> dict[str, float]:
-        """The means of figures over all processes."""
-        if not figures.sums:
-            return {}
-        return figures.means(self._over_processes(figures.held()))
-
-    def _over_processes(self, sums: Tensor) -> Tensor:
-        """The sums of all processes, in float64 on the CPU. One alone moves nothing: not every device has float64."""
-        if self.accelerator.num_processes == 1:
-            return sums
-        return self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()  # pyright: ignore
-
-    def measure(
-        self, batches: Iterable[Any], figures: FigureSums | None = None, judge: Judge | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the mean loss of each part (0 where it has no rows) and its count, [parts] each, over `batches`.
-
-        The objective's figures are added to those given, and what the model said to the `judge`.
-        """
-        model: Any = self.model
-        objective = self.run.objective
-        at = At(self.state.global_step, self.state.max_steps, False, self.teacher)
-        model.eval()
-        found = []
-        for batch in batches:
-            inputs = self._prepare_inputs(batch)
-            rows: Any = inputs.pop("rows")
-            counts = self.token_counts(inputs).cpu().double()
-            with torch.no_grad():
-                means, told = objective.loss_and_figures(model, objective.inputs(inputs, at))
-            means = means.cpu().double()
-            if figures is not None:
-                figures.add(told)
-            if judge is not None:
-                judge.add(rows, inputs["labels"])
-            found.append(torch.stack([means * counts, counts]))
-        model.train()
-        total, counts = self._over_processes(torch.stack(found).sum(0))
-        if judge is not None and self.accelerator.num_processes > 1:
-            judge.gather()
-        return total / counts.clamp(min=1), counts
