@@ -76,7 +76,7 @@ def test_an_unlearning_names_what_nothing_reads(begun, files, monkeypatch):
     module = importlib.import_module("luthier.training.unlearning.run")
     rows = data.load(files["asked"])
     monkeypatch.setattr(module, "trained_run", lambda spec: SimpleNamespace(model="m"))
-    read = SimpleNamespace(forget=rows, retain=rows, test=None, task="causal-lm")
+    read = SimpleNamespace(forget=rows, retain=rows, test=None, task="causal-lm", processor=make("chatml"))
     monkeypatch.setattr(module, "read_rows", lambda *_: read)
     assert "not read: origin of" in begun("unlearning", "unlearn", SimpleNamespace(out="o"))
 

@@ -1,4 +1,4 @@
-"""peft's LORA: the keys of its files, its settings and its scales, which other methods share."""
+"""Keys, settings and scales of peft's LORA, which other methods of peft share."""
 
 from __future__ import annotations
 
