@@ -16,6 +16,7 @@ from bench._registry import benchmarks
 import luthier as lt
 from luthier.cli.parse import commands, parse
 from luthier.core.contracts.component import axes, names
+from luthier.methods.recipe import recipe_files
 from support.architectures import ARCHITECTURES
 
 if sys.version_info >= (3, 11):
@@ -128,6 +129,11 @@ def test_public_names_that_a_page_uses_exist(path):
         held = lt
         for part in name.split(".")[1:]:
             held = getattr(held, part)
+
+
+def test_every_recipe_stands_beside_its_paper():
+    named = re.findall(r"; recipes? ([a-z0-9-]+(?:, [a-z0-9-]+)*)", page(ROOT / "docs" / "papers.md"))
+    assert {name for each in named for name in each.split(", ")} == set(recipe_files())
 
 
 # --- commands --------------------------------------------------------------------------------------
