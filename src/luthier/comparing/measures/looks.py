@@ -35,6 +35,7 @@ from luthier.comparing.measures.significance import (
 )
 from luthier.comparing.record import Record, groups
 from luthier.core.numerics import student
+from luthier.core.numerics.resampling import unseen
 from luthier.core.records import recorded
 
 FILE = "until.json"
@@ -148,8 +149,8 @@ def _over_rows(pairs: Sequence[tuple[Record, Record]], draws: Draws, level: floa
     drawn = row_differences(pairs, draws)
     found = over_rows(float(drawn.mean()) if len(drawn) else math.nan, drawn, 1 - level)
     count = min(sizes(pairs[0][0]).values(), default=0) if pairs else 0
-    unseen = 1 - level ** (1 / count) if count and found.high - found.low <= EQUAL else 0.0
-    return Interval(found.value, found.low - unseen, found.high + unseen, found.over)
+    more = unseen(count, level) if count and found.high - found.low <= EQUAL else 0.0
+    return Interval(found.value, found.low - more, found.high + more, found.over)
 
 
 def _constant(values: Sequence[float]) -> bool:

@@ -22,6 +22,7 @@ from luthier.comparing.measures import power
 from luthier.comparing.measures.bootstrap import redrawn, sizes
 from luthier.comparing.record import Record
 from luthier.core.numerics import student
+from luthier.core.numerics.resampling import unseen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +118,18 @@ def over_both(seeds: Interval, rows: Interval) -> Interval:
 def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
     """Returns the score of one method on one data set: over seeds where there are several, else over rows."""
     scores = [run.score for run in runs]
-    return over_seeds(scores, level) if len(scores) > 1 else over_rows(scores[0], redrawn(runs[0]), level)
+    if len(scores) > 1:
+        return over_seeds(scores, level)
+    return _alike(runs[0], level) or over_rows(scores[0], redrawn(runs[0]), level)
+
+
+def _alike(run: Record, level: float) -> Interval | None:
+    """Of a run that is right on all rows, or on none: exact bounds, the mean over its parts; None of any other."""
+    hits = [hit for part in run.hits.values() for hit in part]
+    if not hits or hits[0] not in (0, 1) or any(hit != hits[0] for hit in hits):
+        return None
+    more = _mean([unseen(len(part), (1 - level) / 2) for part in run.hits.values()])
+    return Interval(run.score, 1 - more if hits[0] else 0.0, 1.0 if hits[0] else more, "rows")
 
 
 # --- paired tests ----------------------------------------------------------------------------------
