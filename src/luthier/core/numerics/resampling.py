@@ -1,7 +1,7 @@
 """Bootstrap samples: rows drawn with replacement, a chunk of samples at a time; the interval of a mean.
 
-Redrawn rows that are all right, or all wrong, have no spread, whatever their number; that is no proof of 1 or 0. Such a
-share has the exact bounds of Clopper and Pearson (1934).
+Redrawn rows that are all right, or all wrong, have no spread, however few they are. Such a share has the exact bounds
+of Clopper and Pearson (1934).
 """
 
 from __future__ import annotations
