@@ -202,7 +202,7 @@ def price_rows() -> list[Row]:
     base = f"{memory['frozen base']['saved']:.0f}"
     time, space = f"a step over that of the frozen base: {listed(times)}", f"MiB kept for a step, base {base}"
     return [
-        ("What costs least in time?", time, f"no dearer than the base: {free}"),
+        ("What costs least in time?", time, f"at most the base: {free}"),
         ("What costs least in memory?", f"{space}: {listed(bytes_)}", f"below the base: {less}"),
     ]
 
