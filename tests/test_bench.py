@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from bench._registry import RESULTS, ROOT, benchmarks
 
+from luthier.core.contracts.component import names
+
 KNOWN = benchmarks()
 
 
@@ -46,6 +48,21 @@ def test_one_runs_and_writes_where_it_is_told(tmp_path):
     done = bench("startup", "--rounds", 1, "--only", "import luthier", "--out", tmp_path / "startup.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "startup.json").read_text())["seconds"]["import luthier"]["median"] > 0
+
+
+def test_the_page_of_choices_is_of_the_records():
+    from bench.choose import PAGE, written
+
+    page = PAGE.read_text(encoding="utf-8")
+    assert written(page) == page, "write docs/choose.md anew: python -m bench choose"
+
+
+@pytest.mark.parametrize("axis", ["inits", "updates", "selections", "combinations"])
+def test_records_name_methods_as_they_are_called(axis):
+    """A record of a former name is in no table, and its runs would be made again."""
+    ways = {run["way"] for run in json.loads((RESULTS / f"axes-{axis}.json").read_text(encoding="utf-8"))["runs"]}
+    called = {way.split(", ")[-1].split()[0] for way in ways}
+    assert called - {*names(axis), *names("forms"), "base", "the", "all", "oracle", "adapter"} == set()
 
 
 def test_results_bear_the_name_of_their_benchmark():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,18 @@ def shown(value: Any) -> str:
     return f"[{len(value)}]" if isinstance(value, list) else str(value)
 
 
-def parsed(words: Sequence[str] | None, doc: str | None, axis: str, seeds: int = 3) -> argparse.Namespace:
-    """What the command line of a study says, with its ledger as `ledger`."""
+def parsed(
+    words: Sequence[str] | None, doc: str | None, axis: str, seeds: int = 3, flags: Mapping[str, str] | None = None
+) -> argparse.Namespace:
+    """What the command line of a study says, with its ledger as `ledger`; `flags` are further ones with their help."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the data sets, see docs/axes.md; not needed for --table")
     parser.add_argument("--work", type=Path, default=Path("runs/axes"), help="folder of models that runs share")
     parser.add_argument("--out", type=Path, default=results_of(f"axes-{axis}"))
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--table", action="store_true", help="print the tables as markdown, and run nothing")
+    for name, told in (flags or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=told)
     given = parser.parse_args(words)
     if not given.table and given.data is None:
         parser.error("--data is needed to run anything")

@@ -9,7 +9,9 @@ likeliest (what greedy decoding would give) and by the mean loss of their tokens
 message) cannot be told apart, so the shares of tokens sent to the own expert count from the text on. A row is routed
 right where most decisions at its answer, over all gates, are for its own expert.
 
-    python -m bench axes-routing --data FOLDER
+    python -m bench axes-routing --data FOLDER [--probe]
+
+`--probe` tries the gates' rates, from a linear layer's start and from the authors', and no more.
 
 FOLDER is that of `_tasks.py`.
 """
@@ -45,6 +47,8 @@ TASKS, TRAINED, TESTED = ("sentiment", "intent", "problem"), 240, 40
 STEPS, BATCH, BETA = 60, 6, 50.0
 RATES, SHOWN, HELD, EVERY = (5e-4, 5e-3, 2e-2, 8e-2), 48, 24, 3
 """Rates; rows of each task that they are chosen by, and on; every how manieth block has gates for that."""
+STARTS: dict[str, float | None] = {"probe": None, "probe, spread 1": 1.0}
+"""By way, the deviation of the gates' start: a linear layer's own, and that of the authors' code."""
 INPUTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
 """Layers of a block that read different inputs."""
 
@@ -88,11 +92,13 @@ def seen(loaded: Any, given: argparse.Namespace) -> list[list[Seen]]:
     return found
 
 
-def probed(found: Sequence[Sequence[Seen]], rate: float, start: int) -> Row:
-    """Gates fitted to inputs that are kept, and what they do on the rows held out."""
+def probed(found: Sequence[Sequence[Seen]], rate: float, start: int, spread: float | None) -> Row:
+    """Gates fitted to inputs that are kept, and what they do on the rows held out; `spread` is the deviation of their
+    start, by default a linear layer's."""
     fitted, held = [[row for each in found for row in each[part]] for part in (slice(SHOWN), slice(SHOWN, None))]
     torch.manual_seed(TUNING)
-    gates = {path: kaiming(len(TASKS), x.shape[1]).requires_grad_() for path, x in fitted[0].inputs.items()}
+    begun = kaiming if spread is None else lambda *shape: spread * torch.randn(*shape)
+    gates = {path: begun(len(TASKS), x.shape[1]).requires_grad_() for path, x in fitted[0].inputs.items()}
     optimizer, draw = torch.optim.AdamW(gates.values(), lr=rate, weight_decay=0), random.Random(TUNING)
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / STEPS)) / 2
@@ -184,12 +190,17 @@ def tested(loaded: Any, given: argparse.Namespace) -> dict[str, list[tasks.Batch
 
 def probe(given: argparse.Namespace) -> None:
     """Tries the rates."""
-    left = [rate for rate in RATES if not given.ledger.runs(way="probe", rate=rate)]
+    left = [
+        (way, rate, spread)
+        for way, spread in STARTS.items()
+        for rate in RATES
+        if not given.ledger.runs(way=way, rate=rate)
+    ]
     if left:
         loaded = models.load(tasks.MODEL, dtype=tasks.DTYPE)
         found, start = seen(loaded, given), common([b for each in tested(loaded, given).values() for b in each])
-        for rate in left:
-            given.ledger.add({"way": "probe", "seed": TUNING, "rate": rate} | probed(found, rate, start))
+        for way, rate, spread in left:
+            given.ledger.add({"way": way, "seed": TUNING, "rate": rate} | probed(found, rate, start, spread))
 
 
 def saved(folders: dict[str, Path]) -> Callable[[Any, str], None]:
@@ -241,17 +252,21 @@ def table(ledger: Ledger) -> str:
 def rates(ledger: Ledger) -> str:
     """One row a rate: the gates on the rows held out."""
     rows = []
-    for run in ledger.runs(way="probe"):
-        shares = [f"{100 * run[key]:.1f}" for key in ("tokens", "answers", "rows")]
-        rows.append([f"{run['rate']:g}", f"{run['gates']:.3f}", *shares])
-    return markdown(("rate", "loss of the gates", "tokens for the own expert, %", "at answers, %", "rows, %"), rows)
+    for way, spread in STARTS.items():
+        for run in ledger.runs(way=way):
+            shares = [f"{100 * run[key]:.1f}" for key in ("tokens", "answers", "rows")]
+            rows.append([f"{run['rate']:g}", "linear" if spread is None else "normal", f"{run['gates']:.3f}", *shares])
+    return markdown(
+        ("rate", "start", "loss of the gates", "tokens for the own expert, %", "at answers, %", "rows, %"), rows
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and prints the tables."""
-    given = parsed(arguments, __doc__, "routing", seeds=2)
+    given = parsed(arguments, __doc__, "routing", seeds=2, flags={"probe": "try the gates' rates and starts alone"})
     if not given.table:
         probe(given)
+    if not given.table and not given.probe:
         folders = {name: tasks.fitted(given.data, given.work, name) for name in TASKS}
         names = tuple(f"{name}={folder}" for name, folder in folders.items())
         measure(given, "base", 0, lambda model, name: None)

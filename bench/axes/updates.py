@@ -4,7 +4,9 @@ Every update of the registry fits the base of `_intents.py` to one task: those t
 others on the weights of the blocks, AdamW on both. The learning rate is chosen from the form's `RATES` by a short run
 on a seed of its own. Forgotten is what the accuracy on the two other tasks loses, which the base has seen.
 
-    python -m bench axes-updates --data FOLDER
+    python -m bench axes-updates --data FOLDER [--higher --out bench/results/axes-updates-higher.json]
+
+`--higher` fits by LIFT and LT-SFT alone, at rates at which so few numbers move enough, beside AdamW at its own.
 """
 
 from __future__ import annotations
@@ -32,6 +34,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lt_sft": {"density": 0.03},
 }
 """Where the defaults are meant for other depths and longer runs; 3% is about what LoRA of rank 8 trains."""
+HIGHER: dict[str, tuple[float, ...]] = {
+    "full, lift": (1.6e-3, 6.4e-3, 2.56e-2),
+    "full, lt_sft": (1.6e-3, 6.4e-3, 2.56e-2),
+}
+"""Rates of `--higher`, 4, 16 and 64 times the highest of full weights."""
 STEPS, SHORT, WINDOW, TASK = 30, 12, 6, 0
 
 
@@ -57,9 +64,11 @@ def serves(update: Update, form: Form) -> bool:
 
 def todo(args: argparse.Namespace) -> Iterator[tuple[str, int, float]]:
     """(way, seed, rate) of the runs that are not kept yet."""
-    known = ways()
-    for way, (form, _) in known.items():
-        for rate in RATES[form]:
+    known = {way: RATES[form] for way, (form, _) in ways().items()}
+    if args.higher:
+        known = {"full, adamw": RATES[FULL], **HIGHER}
+    for way, rates in known.items():
+        for rate in rates:
             if not args.ledger.runs(way=way, seed=TUNING, rate=rate):
                 yield way, TUNING, rate
     for seed, way in itertools.product(range(args.seeds), known):
@@ -146,7 +155,7 @@ def mean_of(runs: list[dict[str, Any]], key: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing and prints the table."""
-    args = parsed(arguments, __doc__, "updates", seeds=2)
+    args = parsed(arguments, __doc__, "updates", seeds=2, flags={"higher": "LIFT and LT-SFT at higher rates alone"})
     if not args.table:
         ground = Intents(args.data, args.work)
         if not args.ledger.runs(way="base"):

@@ -11,7 +11,9 @@ import pytest
 
 from luthier.comparing.measures.bootstrap import RESAMPLES, redrawn
 from luthier.comparing.measures.significance import (
+    Interval,
     holm,
+    over_both,
     over_seeds,
     paired,
     row_p,
@@ -104,6 +106,26 @@ def test_both_seeds_and_rows_must_agree():
     wild = [1.0, 0.2, 0.9]
     seeds = [run("a", s, (np.arange(5000) < 5000 * wild[s]).astype(float).tolist()) for s in range(3)]
     assert paired(seeds, [run("b", s, [0.0, 1.0] * 2500) for s in range(3)]).p > 0.05
+
+
+def test_where_seeds_and_rows_vary_as_much_one_of_twenty_errs():
+    """2,000 differences of nought over ten seeds, beside rows that suit a method by chance; of intervals that each
+    leave out nought by itself, one of ten would be wrong."""
+    draw, apart, each = np.random.default_rng(0), 0, 0
+    for row in draw.normal(0, 1, 2000):
+        seeds = over_seeds((row + draw.normal(0, math.sqrt(10), 10)).tolist())
+        rows = Interval(seeds.value, seeds.value - 1.96, seeds.value + 1.96, "rows")
+        found = [not each.low < 0 < each.high for each in (over_both(seeds, rows), seeds, rows)]
+        apart, each = apart + found[0], each + (found[1] and found[2])
+    assert apart <= 2000 * 0.05 + 2 * math.sqrt(2000 * 0.05 * 0.95) and each > 200
+
+
+def test_p_is_where_the_interval_leaves_out_nought():
+    first, second = runs("a", 0.8, seeds=4), runs("b", 0.7, seeds=4, shift=1)
+    p = paired(first, second).p
+    inside, outside = (paired(first, second, 1 - p * each).both for each in (0.999, 1.001))
+    assert inside.low < 0 < outside.low or inside.high > 0 > outside.high
+    assert p > max(seed_p([a.score - b.score for a, b in zip(first, second, strict=True)]), 0)
 
 
 def test_a_winner_needs_a_lead_over_every_other():

@@ -72,6 +72,13 @@ def test_what_is_alike_is_told_alike(tmp_path, train):
     assert sum(count for count, _ in made.days.values()) == 80 and len(made.days) == 5
 
 
+def test_training_data_in_order_are_no_drift(tmp_path):
+    """Sorted by topic, the halves of the training data differ; what is logged of all topics is none the less alike."""
+    pairs = [*talk(60, 0, THINGS[:4]), *talk(60, 1, THINGS[8:], tail="and nothing else")]
+    rows = [{"prompt": a, "completion": b} for a, b in pairs]
+    assert found(tmp_path, write_rows(tmp_path / "sorted.jsonl", rows), logged(pairs[20:100])).drifted == []
+
+
 def test_drift_is_found_where_it_was_planted(tmp_path, train):
     other = ["tumour", "dosage", "symptom", "fever", "allergy", "vaccine"]
     asks = found(

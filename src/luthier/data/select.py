@@ -39,6 +39,10 @@ def choose(selection: Selection, pool: Pool, rows: int) -> Chosen:
     """
     if not 1 <= rows <= len(pool.examples):
         raise LuthierError(f"cannot take {rows:,} of the {len(pool.examples):,} rows of {pool.examples.source}.")
+    if not selection.takes():
+        raise LuthierError(
+            f"{selection.name()} takes no rows to learn from; choose another selection (luthier list selections)."
+        )
     if selection.targeted and pool.target is None:
         raise LuthierError(f"{selection.name()} takes rows that are near those of a task; name them (target).")
     for part in (pool.examples, pool.target):

@@ -110,7 +110,8 @@ def _summary(job: Job, found: Found, keep: bool) -> Evaluation:
     return Evaluation(
         score=metrics[score],
         count=len(left),
-        interval=bootstrap(lambda rows: found.figures(left[rows], right[rows])[score], len(left), job.seed),
+        interval=_alike(found, score, left, right)
+        or bootstrap(lambda rows: found.figures(left[rows], right[rows])[score], len(left), job.seed),
         predictions=_kept(job, found) if keep else [],
         loss=found.loss,
         metrics=metrics,
@@ -156,6 +157,15 @@ def _kept(job: Job, found: Found) -> list[dict[str, Any]]:
     if found.confidences is not None:
         listed = [line | {"confidence": c} for line, c in zip(listed, found.confidences, strict=True)]
     return [line | {"score": score} for line, score in zip(listed, scores, strict=True)]
+
+
+def _alike(found: Found, score: str, left: np.ndarray, right: np.ndarray) -> tuple[float, float] | None:
+    """The interval of a share of rows that are all right or all wrong; None of others, and of what is no such share."""
+    from luthier.core.numerics.resampling import exact_interval
+
+    if found.scores is None:
+        return exact_interval((left == right).astype(float)) if score == "accuracy" else None
+    return exact_interval(left)
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], count: int, seed: int) -> tuple[float, float]:

@@ -19,7 +19,8 @@ class Evaluation:
     count: int
     """The number of rows that were scored."""
     interval: tuple[float, float]
-    """The 95% interval of the score by the percentile bootstrap over rows, seeded."""
+    """The 95% interval of the score by the percentile bootstrap over rows, seeded; exact (Clopper and Pearson) where
+    rows are all right or all wrong."""
     predictions: list[dict[str, Any]]
     """`{"row", "prediction", "answer", "score"}` of each row (no score for numbers; of classes also `confidence`, the
     probability of the one predicted); empty unless kept."""

@@ -48,6 +48,7 @@ def test_planted_facts_gain_in_the_right_cells():
     half = set(NAMES[::2])
     found = measured(knows(set(), True), knows(half, True))
     assert scores(found) == [0, 1, 0.5, 1] and found.summary["found"] == 1
+    assert found.null_summary["found"] == 0  # of another question's passages
     assert found.summary["gain of fine-tuning"] == 0.5 and found.summary["gain of retrieval"] == 1
     assert found.effect == pytest.approx(-0.5)
     assert found.summary["interaction, low"] < -0.5 < found.summary["interaction, high"] < 0

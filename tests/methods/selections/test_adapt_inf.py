@@ -56,7 +56,12 @@ def test_a_chain_loses_what_is_near_a_kept_row():
 
     angles = np.array([0.0, 0.1, 0.2])
     points = np.stack([np.cos(angles), np.sin(angles)], 1)
-    assert redundant(points, np.arange(3), float(np.cos(0.15))) == [1]
+    assert redundant(points, float(np.cos(0.15))) == [1]
+    draw = np.random.default_rng(0).normal(size=(300, 3))
+    draw /= np.linalg.norm(draw, axis=1, keepdims=True)
+    kept = np.delete(draw, redundant(draw, 0.99), axis=0)
+    assert (np.tril(kept @ kept.T, -1) <= 0.99).all() and redundant(kept, 0.99) == []  # what is left has left for good
+    assert (np.max(draw @ kept.T, axis=1) > 0.99).all()  # and what is gone is near what stayed
 
 
 def test_the_scorer_of_most_entropy_is_taken():

@@ -105,6 +105,12 @@ def test_it_scores_rows_whatever_their_order(name, pool):
     assert taken.examples.fingerprint != pool.examples.fingerprint
 
 
+@pytest.mark.parametrize("name", [name for name in SELECTIONS if not find("selections", name).takes()])
+def test_what_takes_no_rows_says_so(name, pool):
+    with pytest.raises(LuthierError, match=f"{name} takes no rows to learn from"):
+        data.choose(find("selections", name)(), Pool(pool.examples), 3)  # type: ignore[arg-type]
+
+
 def test_what_cannot_be_chosen_is_refused(pool):
     with pytest.raises(LuthierError, match="cannot take 151 of the 150 rows"):
         data.choose(Random(), pool, 151)

@@ -96,7 +96,7 @@ class Annotate(Fitted):
         if self.json:
             say_json(session.told() | {"by": session.selection.name(), "out": self.out})
         else:
-            say(f"{self.out} holds {len(session.known):,} labels; {session.left:,} are left.")
+            say(f"{self.out} holds {len(session.known):,} labels; left: {session.left:,}.")
 
     def session(self, given: Given) -> Annotation:
         """The rows, what is known of them, and what asks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 
 from luthier.comparing.measures import power
@@ -24,11 +25,11 @@ def _line(where: str, group: Group, seeds: int) -> list[str]:
     if not found:
         return []
     by_seeds, by_rows = (sorted(part)[len(part) // 2] for part in zip(*found, strict=True))
-    limit = "the seeds" if by_seeds >= by_rows else "the test rows"
+    limit, seen = "the seeds" if by_seeds >= by_rows else "the test rows", math.hypot(by_seeds, by_rows)
     return [
-        f"{where}: {seeds} seeds and these test rows would tell a difference of {max(by_seeds, by_rows):.3f} in four "
-        f"of five studies, in the median over pairs of methods; what limits it is {limit} (seeds alone {by_seeds:.3f}, "
-        f"rows alone {by_rows:.3f})."
+        f"{where}: {seeds} seeds and these test rows would tell a difference of {seen:.3f} in four of "
+        f"five studies, in the median over pairs of methods; what limits it most is {limit} (seeds alone "
+        f"{by_seeds:.3f}, rows alone {by_rows:.3f})."
     ]
 
 
@@ -39,5 +40,5 @@ def _detectable(
     other = {run.seed: run for run in second}
     pairs = [(run, other[run.seed]) for run in first if run.seed in other]
     by_seeds = power.by_seeds([a.score - b.score for a, b in pairs], level, seeds)
-    by_rows = power.larger(power.by_rows(row_differences(pairs, draws), level), 0.0)
+    by_rows = power.together(power.by_rows(row_differences(pairs, draws), level), 0.0)
     return (by_seeds, by_rows) if by_seeds == by_seeds else None

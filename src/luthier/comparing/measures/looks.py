@@ -4,11 +4,11 @@ Looking again after every seed until something turns up tells chance for truth. 
 c, at which all looks together err no more often than one test at α would (Pocock 1977), α being .05 over the pairs of
 methods on a model and data set (Bonferroni). The t statistics of a difference of nought follow a law of their own,
 whatever the spread, so c is drawn from that law and holds for few seeds too. After each seed, of two methods, with the
-1 - c intervals of their difference over seeds and over test rows,
+1 - c interval of their difference over seeds and test rows together (`significance.over_both`),
 
-    apart   both intervals leave out nought
-    level   both lie within ± the margin (stated before), in which two methods are as good as one
-    rows    the seeds would say either, the test rows say neither: no seed can mend it
+    apart   it leaves out nought
+    level   it lies within ± the margin (stated before), in which two methods are as good as one
+    rows    the seeds alone would say either, the test rows alone say neither: no seed can mend it
     open    otherwise; both methods get another seed
 """
 
@@ -20,24 +20,23 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from luthier.comparing.measures.bootstrap import sizes
 from luthier.comparing.measures.significance import (
     EQUAL,
     LEVEL,
     Draws,
+    Interval,
     draws_of,
+    over_both,
     over_rows,
     over_seeds,
     row_differences,
 )
 from luthier.comparing.record import Record, groups
 from luthier.core.numerics import student
+from luthier.core.numerics.resampling import unseen
 from luthier.core.records import recorded
-
-if TYPE_CHECKING:
-    import numpy as np
 
 FILE = "until.json"
 """In a study's folder: what the last look said."""
@@ -65,7 +64,7 @@ class Decision:
     """Mean score of the first less that of the second."""
     low: float
     high: float
-    """The interval over seeds at the level of a look."""
+    """The interval over seeds and test rows at the level of a look."""
     seeds: int
     outcome: str
     """apart, level, rows or open."""
@@ -100,19 +99,12 @@ def level_of_a_look(looks: Looks, alpha: float) -> float:
     return float(np.quantile(least, alpha))
 
 
-def outcome(by_seed: set[str], rows: np.ndarray, margin: float, level: float, count: int = 0) -> str:
-    """Returns what a look says, of what the seeds say (`said`) and the differences on redrawn rows (may be empty).
-
-    Methods that differ on none of the `count` rows have redrawn rows without a spread, which proves no equality: a
-    share d of rows on which they differ shows none of them with probability (1 - d)^count, so d may be up to
-    1 - c^(1 / count).
-    """
-    if not len(rows):
-        return min(by_seed, default="open")
-    found = over_rows(0.0, rows, 1 - level)
-    unseen = 1 - level ** (1 / count) if count and found.high - found.low <= EQUAL else 0.0
-    by_row = said(found.low - unseen, found.high + unseen, margin)
-    return min(by_seed & by_row, default="rows" if by_seed else "open")
+def outcome(seeds: Interval, rows: Interval, margin: float) -> str:
+    """Returns what a look says, of the difference's intervals over seeds and over rows, or seeds alone."""
+    if math.isnan(seeds.low):
+        return "open"
+    both, alone, row = (said(each.low, each.high, margin) for each in (over_both(seeds, rows), seeds, rows))
+    return min(both, default="rows" if alone and not (row or math.isnan(rows.low)) else "open")
 
 
 def said(low: float, high: float, margin: float) -> set[str]:
@@ -136,17 +128,29 @@ def _group(group: Mapping[str, Sequence[Record]], margin: float, looks: Looks) -
 def _decision(first: Sequence[Record], second: Sequence[Record], draws: Draws, margin: float, level: float) -> Decision:
     left, right = ({run.seed: run for run in runs if not math.isnan(run.score)} for runs in (first, second))
     pairs = [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
-    differences = [a.score - b.score for a, b in pairs]
-    found = over_seeds(differences, 1 - level)
-    if _constant(differences):
-        # of methods that no seed changes the rows decide alone; else a coarse score has hit the same number by chance
-        by_seed = {"apart", "level"} if _constant([a.score for a, _ in pairs]) else set()
-    else:
-        by_seed = said(found.low, found.high, margin)
+    seeds = _over_seeds([(a.score, b.score) for a, b in pairs], level)
+    rows = _over_rows(pairs, draws, level)
+    names, found = (first[0].model, first[0].data, first[0].method, second[0].method), over_both(seeds, rows)
+    return Decision(*names, seeds.value, found.low, found.high, len(pairs), outcome(seeds, rows, margin))
+
+
+def _over_seeds(scores: Sequence[tuple[float, float]], level: float) -> Interval:
+    """Of methods that no seed changes the rows decide alone; else a coarse score has hit the same number by chance,
+    which says nothing."""
+    found = over_seeds([a - b for a, b in scores], 1 - level)
+    if _constant([a - b for a, b in scores]) and not _constant([a for a, _ in scores]):
+        return Interval(found.value, math.nan, math.nan, "nothing")
+    return found
+
+
+def _over_rows(pairs: Sequence[tuple[Record, Record]], draws: Draws, level: float) -> Interval:
+    """Methods that differ on none of n rows have redrawn rows without a spread, which proves no equality: a share d of
+    rows on which they differ shows none of them with probability (1 - d)^n, so d may be up to 1 - c^(1 / n)."""
+    drawn = row_differences(pairs, draws)
+    found = over_rows(float(drawn.mean()) if len(drawn) else math.nan, drawn, 1 - level)
     count = min(sizes(pairs[0][0]).values(), default=0) if pairs else 0
-    seen = outcome(by_seed, row_differences(pairs, draws), margin, level, count)
-    names = first[0].model, first[0].data, first[0].method, second[0].method
-    return Decision(*names, found.value, found.low, found.high, len(pairs), seen)
+    more = unseen(count, level) if count and found.high - found.low <= EQUAL else 0.0
+    return Interval(found.value, found.low - more, found.high + more, found.over)
 
 
 def _constant(values: Sequence[float]) -> bool:

@@ -6,7 +6,7 @@ difference that the same seeds and rows would have told from nought in `POWER` o
     over seeds  λ s / √n,                     s the spread of the n differences, λ of Student's test (`noncentrality`)
     over rows   (z_level + z_POWER) σ,        σ the spread of the differences on redrawn rows
 
-and both must be passed, so the larger of the two counts.
+and the interval of a difference has both (`significance.over_both`), so the two add up in squares.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def by_rows(draws: np.ndarray, level: float) -> float:
     return (normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(POWER)) * float(draws.std())
 
 
-def larger(*found: float) -> float:
-    """Returns the largest of those that are known; NaN where none is."""
-    return max((value for value in found if not math.isnan(value)), default=math.nan)
+def together(*found: float) -> float:
+    """Returns the root of the sum of the squares of those that are known; NaN where none is."""
+    known = [value for value in found if not math.isnan(value)]
+    return math.hypot(*known) if known else math.nan

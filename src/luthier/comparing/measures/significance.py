@@ -1,7 +1,17 @@
-"""Intervals and paired tests: what may be said of scores, and what may not."""
+"""Intervals and paired tests: what may be said of scores, and what may not.
+
+The difference D of two methods on the same seeds and test rows varies with both draws, so its interval has both: of
+[l_s, u_s] over seeds (Student's t) and [l_r, u_r] over redrawn rows (bootstrap) it is
+
+    D - √((D - l_s)² + (D - l_r)²)   to   D + √((u_s - D)² + (u_r - D)²)      (Zou and Donner 2008)
+
+and p is the least α at which it leaves out nought. That each of the two leaves out nought by itself would not do: where
+both sources are as large, that happens by chance to one of ten studies without a difference, and not of twenty.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +22,7 @@ from luthier.comparing.measures import power
 from luthier.comparing.measures.bootstrap import redrawn, sizes
 from luthier.comparing.record import Record
 from luthier.core.numerics import student
+from luthier.core.numerics.resampling import unseen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +40,7 @@ class Interval:
     low: float
     high: float
     over: str
-    """`seeds` (Student's t over runs), `rows` (percentile bootstrap over test rows) or `nothing`."""
+    """`seeds` (Student's t over runs), `rows` (percentile bootstrap over test rows), `both` or `nothing`."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +56,11 @@ class Paired:
     """Student's t over the differences of each seed."""
     by_row: Interval
     """Bootstrap over the test rows: differences of the scores on redrawn rows, the mean over seeds."""
+    both: Interval
+    """Over seeds and rows together (`over_both`)."""
     p: float
-    """The larger of the two p-values (of those that can be had): both the choice of seeds and that of rows must
-    be ruled out as the reason. NaN where neither can be had."""
+    """Of a difference of nought, over seeds and rows together; over the one that can be had where the other cannot, and
+    NaN where neither can."""
     adjusted: float
     """`p` after Holm's correction, among the tests of all pairs; `p` itself for one test alone."""
     detectable: float = math.nan
@@ -93,10 +106,30 @@ def over_rows(value: float, draws: np.ndarray, level: float = LEVEL) -> Interval
     return Interval(value, float(low), float(high), "rows")
 
 
+def over_both(seeds: Interval, rows: Interval) -> Interval:
+    """Returns the interval of a difference over seeds and rows together; the one that has bounds where only one has."""
+    if math.isnan(seeds.low) or math.isnan(rows.low):
+        return seeds if math.isnan(rows.low) else dataclasses.replace(rows, value=seeds.value)
+    value = seeds.value
+    low, high = math.hypot(value - seeds.low, value - rows.low), math.hypot(seeds.high - value, rows.high - value)
+    return Interval(value, value - low, value + high, "both")
+
+
 def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
     """Returns the score of one method on one data set: over seeds where there are several, else over rows."""
     scores = [run.score for run in runs]
-    return over_seeds(scores, level) if len(scores) > 1 else over_rows(scores[0], redrawn(runs[0]), level)
+    if len(scores) > 1:
+        return over_seeds(scores, level)
+    return _alike(runs[0], level) or over_rows(scores[0], redrawn(runs[0]), level)
+
+
+def _alike(run: Record, level: float) -> Interval | None:
+    """Of a run that is right on all rows, or on none: exact bounds, the mean over its parts; None of any other."""
+    hits = [hit for part in run.hits.values() for hit in part]
+    if not hits or hits[0] not in (0, 1) or any(hit != hits[0] for hit in hits):
+        return None
+    more = _mean([unseen(len(part), (1 - level) / 2) for part in run.hits.values()])
+    return Interval(run.score, 1 - more if hits[0] else 0.0, 1.0 if hits[0] else more, "rows")
 
 
 # --- paired tests ----------------------------------------------------------------------------------
@@ -117,16 +150,19 @@ def paired(
     left, right = ({run.seed: run for run in runs} for runs in (first, second))
     pairs = [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
     differences = [a.score - b.score for a, b in pairs]
-    by_seed, by_chance = over_seeds(differences, level), seed_p(differences)
-    if math.isnan(by_chance):  # equal differences would have an interval without a width
-        by_seed = Interval(by_seed.value, math.nan, math.nan, "nothing")
-    rows = row_differences(pairs, known)
-    found = [p for p in (by_chance, row_p(rows)) if not math.isnan(p)]
-    p = max(found, default=math.nan)
+    by_seed, rows = _over_seeds(differences, level), row_differences(pairs, known)
     by_row = over_rows(by_seed.value, rows, level)
+    p = both_p(differences, rows)
     strictest = 1 - (1 - level) / tests
-    seen = power.larger(power.by_seeds(differences, strictest), power.by_rows(rows, strictest))
-    return Paired(first[0].method, second[0].method, by_seed.value, len(pairs), by_seed, by_row, p, p, seen)
+    seen = power.together(power.by_seeds(differences, strictest), power.by_rows(rows, strictest))
+    both = over_both(by_seed, by_row)
+    return Paired(first[0].method, second[0].method, both.value, len(pairs), by_seed, by_row, both, p, p, seen)
+
+
+def _over_seeds(differences: Sequence[float], level: float) -> Interval:
+    """Without bounds for equal differences, which would have an interval without a width."""
+    found = over_seeds(differences, level)
+    return Interval(found.value, math.nan, math.nan, "nothing") if math.isnan(seed_p(differences)) else found
 
 
 Draws = Mapping[tuple[str, int], "np.ndarray"]
@@ -167,6 +203,21 @@ def row_p(draws: np.ndarray) -> float:
     return min(1.0, 2 * (min(below, above) + 1) / (len(draws) + 1))
 
 
+def both_p(differences: Sequence[float], draws: np.ndarray) -> float:
+    """Two-sided p of a mean of zero over seeds and rows together: the least α whose interval leaves out zero."""
+    by_seed, by_row = seed_p(differences), row_p(draws)
+    if math.isnan(by_seed) or math.isnan(by_row):
+        return by_row if math.isnan(by_seed) else by_seed
+    import numpy as np
+
+    draws, sure, unsure = np.sort(draws), 0.0, 1.0
+    while unsure - sure > 1e-9:
+        level = (sure + unsure) / 2
+        found = over_both(over_seeds(differences, level), over_rows(0.0, draws, level))
+        sure, unsure = (level, unsure) if found.low > 0 or found.high < 0 else (sure, level)
+    return max(1 - sure, by_seed, by_row)
+
+
 def holm(values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values (Holm 1979), in the order given; NaN counts as 1."""
     filled = [1.0 if math.isnan(p) else p for p in values]
@@ -185,8 +236,6 @@ def winner(runs: Mapping[str, Sequence[Record]], level: float = LEVEL) -> Verdic
     only where its lead over every other is significant, with at least two seeds in common. All pairs count, and not
     those of the best alone, since which method is best was read off the same scores.
     """
-    import dataclasses
-
     means = {name: _mean([run.score for run in each]) for name, each in runs.items()}
     best = max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
     draws = draws_of(run for each in runs.values() for run in each)

@@ -66,6 +66,7 @@ def _summary(model: str, data: str, group: Group) -> dict[str, Any]:
                 "difference": test.difference,
                 "by_seed": [test.by_seed.low, test.by_seed.high],
                 "by_row": [test.by_row.low, test.by_row.high],
+                "both": [test.both.low, test.both.high],
                 "p": test.p,
                 "p_holm": test.adjusted,
                 "detectable": test.detectable,

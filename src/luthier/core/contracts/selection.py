@@ -77,6 +77,11 @@ class Selection(Component):
         """Whether it reads `Pool.model`: gradients or figures of rows."""
         return False
 
+    @classmethod
+    def takes(cls) -> bool:
+        """Returns whether it takes rows to learn from, rather than saying which to label or to show alone."""
+        return cls.score is not Selection.score or cls.take is not Selection.take
+
     def take(self, pool: Pool, rows: int) -> Taken:
         """Takes `rows` rows of the pool. Default: those that score highest, of equal ones the first."""
         import numpy as np

@@ -1,4 +1,8 @@
-"""Bootstrap samples: rows drawn with replacement, a chunk of samples at a time; the interval of a mean."""
+"""Bootstrap samples: rows drawn with replacement, a chunk of samples at a time; the interval of a mean.
+
+Redrawn rows that are all right, or all wrong, have no spread, however few they are. Such a share has the exact bounds
+of Clopper and Pearson (1934).
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,22 @@ def resampled(rows: int, samples: int, seed: int, held: int) -> Iterator[Tensor]
         yield torch.randint(rows, (min(size, samples - start), rows), generator=generator)
 
 
+def unseen(rows: int, tail: float = 0.025) -> float:
+    """Returns the share of other rows there may be where `rows` rows show none of them: 1 - tail^(1 / rows)."""
+    return 1 - tail ** (1 / rows)
+
+
+def exact_interval(values: np.ndarray) -> tuple[float, float] | None:
+    """Returns the exact 95% interval of a share of which all `values` [rows] are 0, or all are 1; None of others."""
+    if not len(values) or values[0] not in (0, 1) or (values != values[0]).any():
+        return None
+    return (1 - unseen(len(values)), 1.0) if values[0] else (0.0, unseen(len(values)))
+
+
 def mean_interval(values: np.ndarray, seed: int, samples: int = 1000) -> tuple[float, float]:
     """Returns the 95% interval (low, high) of the mean of `values` [rows], from so many bootstrap samples."""
+    if (exact := exact_interval(values)) is not None:
+        return exact
     draw = np.random.default_rng(seed)
     means = [values[draw.integers(0, len(values), len(values))].mean() for _ in range(samples)]
     low, high = np.quantile(means, [0.025, 0.975])

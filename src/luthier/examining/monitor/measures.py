@@ -75,12 +75,13 @@ def drifts(trained: Sequence[str], seen: Sequence[str], seed: int = 0, permutati
         from scipy.stats import ks_2samp
     except ImportError:
         raise LuthierError("monitor needs scipy and scikit-learn: pip install 'luthier[monitor]'") from None
-    half = len(trained) // 2
-    measures = figures(words_of(trained[:half]))  # so that the other half has words that are not known, too
+    order = np.random.default_rng(seed).permutation(len(trained))  # a file may be sorted, by topic or by day
+    known, compared = ([trained[n] for n in part] for part in np.array_split(order, 2))
+    measures = figures(words_of(known))  # of one half, so that the other has words that are not known, too
     found: list[tuple[str, float, float]] = []
     raw: list[float] = []
     for name, measure in measures.items():
-        one, two = ([measure(text) for text in texts] for texts in (trained[half:], seen))
+        one, two = ([measure(text) for text in texts] for texts in (compared, seen))
         tested: Any = ks_2samp(one, two)
         raw.append(float(tested.pvalue))
         found.append((name, float(np.mean(one)), float(np.mean(two))))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from luthier.core.contracts.examination import Pair
 from luthier.core.contracts.example import Example, Scorer, last_answer
 from luthier.core.errors import LuthierError
-from luthier.core.numerics.resampling import resampled
+from luthier.core.numerics.resampling import resampled, unseen
 from luthier.data.score import judge, scorer_for
 
 CHUNK = 4_000_000
@@ -73,13 +73,21 @@ def shown(pair: Pair, text: str, model: nn.Module, prompts: Sequence[Example], l
 
 
 def interval(
-    figure: Callable[[Tensor], Tensor], columns: Tensor, resamples: int, seed: int
+    figure: Callable[[Tensor], Tensor], columns: Tensor, resamples: int, seed: int, outcomes: Tensor | None = None
 ) -> tuple[float, float, float]:
     """Returns (value, low, high): a figure of the column means with its 95% percentile bootstrap over rows.
 
-    `columns` is [rows, columns]; `figure` takes means [..., columns] and gives [...].
+    `columns` is [rows, columns]; `figure` takes means [..., columns] and gives [...]. Rows that are all alike have no
+    spread when they are redrawn; then the bounds are what the figure would be if a share of `unseen` rows were of any
+    of the `outcomes` [m, columns], by default all rows of 0 and 1.
     """
     value = float(figure(columns.mean(0)))
+    if bool((columns == columns[0]).all()):
+        if outcomes is None:
+            outcomes = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * columns.shape[1])
+        share = unseen(len(columns))
+        found = figure((1 - share) * columns[0] + share * outcomes.to(columns).reshape(-1, columns.shape[1]))
+        return value, min(value, float(found.min())), max(value, float(found.max()))
     held = max(1, CHUNK // columns.shape[1])
     drawn = [figure(columns[rows].mean(1)) for rows in resampled(len(columns), resamples, seed, held)]
     bounds = torch.quantile(torch.cat(drawn), torch.tensor([0.025, 0.975], dtype=columns.dtype))

@@ -76,7 +76,10 @@ class Circuit(Examination):
     def measure(self, pair):
         batches = [batch for each in pair.data.values() for batch in each]
         if len(batches) < 2:
-            raise LuthierError("one half of the batches fits the mask and the other tests it; give two (batch).")
+            raise LuthierError(
+                "one half of the batches fits the mask and the other tests it, and the rows make one batch; give more "
+                "rows, or smaller batches (batch)."
+            )
         with pair.after() as model, eval_mode(model):
             done = [read(model, batch) for batch in pair.watch("reading the fine-tuned model", batches)]
             with noting(model) as modules:

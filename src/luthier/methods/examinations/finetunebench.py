@@ -92,7 +92,9 @@ class FineTuneBench(Examination):
             for said in (before, after)
         ]
         facts = [fact(rows[n]) for n in chosen]
-        value, low, high = interval(ratio, by_fact(facts, scores[1]), self.resamples, self.seed)
+        counted = by_fact(facts, scores[1])
+        ends = torch.stack([torch.stack([right, counted[0, 1]]) for right in (0 * counted[0, 1], counted[0, 1])])
+        value, low, high = interval(ratio, counted, self.resamples, self.seed, ends)
         was = float(scores[0].mean())
         return {"score": value, "low": low, "high": high, "before": was, "gain": value - was, "probes": len(chosen)}
 

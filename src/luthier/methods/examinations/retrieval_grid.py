@@ -74,8 +74,11 @@ class RetrievalGrid(Examination):
             before = self._scores(pair, model, rows, asking, "asking the model before")
         with pair.after() as model:
             after = self._scores(pair, model, rows, asking, "asking the model after")
-        hit = sum(contained(text, str(row.answer)) for text, row in zip(texts, rows.rows, strict=True)) / len(texts)
-        return self._report(before, after, hit)
+        hits = [
+            sum(contained(text, str(row.answer)) for text, row in zip(each, rows.rows, strict=True)) / len(each)
+            for each in (texts, turned)
+        ]
+        return self._report(before, after, *hits)
 
     def _scores(self, pair: Pair, model: nn.Module, rows: Asked, asking, text: str) -> list[Tensor]:
         """Closed, with its passages, and with another question's."""
@@ -104,9 +107,9 @@ class RetrievalGrid(Examination):
             told |= {name: value, f"{name}, low": low, f"{name}, high": high}
         return places, told
 
-    def _report(self, before: list[Tensor], after: list[Tensor], hit: float) -> Report:
+    def _report(self, before: list[Tensor], after: list[Tensor], hit: float, chance: float) -> Report:
         (places, found), (null, control) = (self._grid(before, after, which) for which in (1, 2))
-        found, control = {**found, "found": hit}, {**control, "found": hit}
+        found, control = {**found, "found": hit}, {**control, "found": chance}
 
         def said(name: str) -> str:
             return f"{found[name]:+.3f} ({found[f'{name}, low']:+.3f} to {found[f'{name}, high']:+.3f})"

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 BINS = 50
 """Bins of the histogram whose entropy is compared."""
-BLOCK = 1024
-"""Rows whose cosines with a cluster are held at a time."""
+BLOCK = 10_000_000
+"""Cosines that are held at a time."""
 
 
 @dataclass(frozen=True)
 class AdaptInf(Selection):
     """clusters = k-means(g_i / ‖g_i‖); per cluster CCS over the scorer argmax_s H(histogram of s)
 
-    g_i is the gradient of row i, projected. Of rows of a cluster whose gradients have a cosine above `same`, all but
-    the first are redundant: they are not taken, and leave a pool that is kept (`luthier select --state`) for good. A
+    g_i is the gradient of row i, projected. Of rows whose gradients have a cosine above `same`, all but the first are
+    redundant: they are not taken, and leave a pool that is kept (`luthier select --state`) for good. A
     cluster's budget is an equal share, or all of its rows where it has fewer, so that budgets sum to what was asked.
     The scorers are the loss (log perplexity), EL2N (the norm of p - y), the entropy of p, the gradient's norm and the
     answer's length; H is taken over 50 equal bins between a scorer's least and greatest value in standard deviations,
@@ -32,8 +32,9 @@ class AdaptInf(Selection):
     and draws an equal share of each; the ends are drawn from where the rest is too few.
 
     The authors' histogram has bins of the raw scale for scaled values, budgets that are rounded up, and removes a set
-    share of rows as duplicates; here bins fit, budgets sum exactly and a threshold decides. The last score of a row is
-    its place in its cluster's scorer, from 0 to 1.
+    share of the rows of each cluster as duplicates; here bins fit, budgets sum exactly and a threshold decides, over
+    all rows, since a pair on the border of two clusters would stay, and go once the clusters move. The last score of a
+    row is its place in its cluster's scorer, from 0 to 1.
     """
 
     paper = (
@@ -80,7 +81,7 @@ class AdaptInf(Selection):
         scorers = dict(model.figures(pool.examples)) | {"gradient": norms}
         which = clusters(directions, self.clusters, pool.seed, "adapt_inf")
         groups = [np.flatnonzero(which == c) for c in range(which.max() + 1)]
-        gone = [int(i) for group in groups for i in redundant(directions, group, self.same)]
+        gone = redundant(directions, self.same)
         kept = [np.setdiff1d(group, gone) for group in groups]
         shares = budgets([len(group) for group in kept], rows, len(pool.examples) - len(gone))
         scores, places = np.zeros(len(which)), []
@@ -92,19 +93,20 @@ class AdaptInf(Selection):
         return Taken(sorted(places, key=lambda i: (-scores[i], i)), scores, sorted(gone))
 
 
-def redundant(directions: np.ndarray, group: np.ndarray, same: float) -> list[int]:
-    """The rows of a cluster whose cosine with an earlier kept row is above `same`, in order."""
+def redundant(directions: np.ndarray, same: float) -> list[int]:
+    """The rows whose cosine with an earlier kept row is above `same`, in order."""
     import numpy as np
 
     gone: set[int] = set()
     if same >= 1:
         return []
-    for start in range(0, len(group), BLOCK):
-        near = directions[group[start : start + BLOCK]] @ directions[group].T > same
+    size = max(1, BLOCK // len(directions))
+    for start in range(0, len(directions), size):
+        near = directions[start : start + size] @ directions[start:].T > same
         for i, row in enumerate(near, start):
             if i not in gone:
-                gone.update(int(j) for j in np.flatnonzero(row) if j > i)
-    return [int(group[i]) for i in sorted(gone)]
+                gone.update(int(j) + start for j in np.flatnonzero(row) if j + start > i)
+    return sorted(gone)
 
 
 def budgets(sizes: Sequence[int], budget: int, whole: int) -> list[int]:

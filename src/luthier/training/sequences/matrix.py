@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from luthier.core.numerics.resampling import exact_interval
+
 RESAMPLES = 1000
 """Bootstrap samples of an interval."""
 Scores = list[np.ndarray]
@@ -64,7 +66,12 @@ class Matrix:
     def intervals(self, seed: int = 0) -> np.ndarray:
         """Returns [2, tasks + 1, tasks]: the ends of the 95% intervals of the cells."""
         draw = np.random.default_rng(seed)
-        return np.quantile([self._resampled(draw) for _ in range(RESAMPLES)], [0.025, 0.975], axis=0)
+        found = np.quantile([self._resampled(draw) for _ in range(RESAMPLES)], [0.025, 0.975], axis=0)
+        for number, row in enumerate([self.before, *(self.after.get(i) for i in range(len(self.names)))]):
+            for task, scores in enumerate(row or ()):
+                if (exact := exact_interval(scores)) is not None:
+                    found[:, number, task] = exact
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the scores as JSON holds them."""
