@@ -92,10 +92,9 @@ def test_bodies_are_read_in_one_place():
 
 TOKENS = {"chunks": [{"type": "encoded_text", "tokens": [1, 2, 3]}]}
 WHOLE, REAL = {"data": [2, 3, 4], "dtype": "int64", "shape": [3]}, {"data": [0.5, 1.0, 1.0], "dtype": "float32"}
-SPARSE = {
-    **{"data": [2, 3, 4], "dtype": "int64", "shape": [3, 3]},
-    **{"sparse_crow_indices": [0, 1, 2, 3], "sparse_col_indices": [0, 1, 2]},
-}
+SPREAD = {"sparse_crow_indices": [0, 1, 2, 3], "sparse_col_indices": [0, 1, 2]}
+SPARSE = {"data": [2, 3, 4], "dtype": "int64", "shape": [3, 3], **SPREAD}
+WEIGHED = {"data": [0.5, 1.5, 1.5], "dtype": "float32", "shape": [3, 3], **SPREAD}
 
 
 def _pass(loss: str, config: dict[str, Any], **inputs: Any) -> dict[str, Any]:
@@ -106,7 +105,7 @@ def _pass(loss: str, config: dict[str, Any], **inputs: Any) -> dict[str, Any]:
 
 INNER = {
     "cross_entropy": _pass("cross_entropy", {}, target_tokens=WHOLE, weights=REAL),
-    "sparse": _pass("cross_entropy", {}, target_tokens=SPARSE, weights=SPARSE | {"data": [0.5, 1.5, 1.5], "dtype": "float32"}),
+    "sparse": _pass("cross_entropy", {}, target_tokens=SPARSE, weights=WEIGHED),
     "dro": _pass("dro", {"beta": 0.05}, target_tokens=WHOLE, logprobs=REAL, advantages=REAL),
     "sample": {
         "sampling_session_id": "s", "seq_id": 1, "prompt": TOKENS, "sampling_params": {"max_tokens": 2, "stop": [3]},
@@ -138,7 +137,7 @@ def alike(odd: Any, before: Any) -> bool:
 
 
 def look(good: Any, refusal: Callable[[bytes], str | None], every: int) -> None:
-    """One in `every` odd values in each place of a body: `refusal` returns why it is refused, None where it is taken."""
+    """One in `every` odd values in each place of a body: `refusal` returns why it is refused, None if it is taken."""
     assert refusal(json.dumps(good).encode()) is None
     for number, at in enumerate(places(good)):
         for odd in ODD[number % every :: every]:
