@@ -167,12 +167,14 @@ def _child(run: Any) -> int:
 
 
 def readers(root: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Seeded changes of good files, for every reader."""
+    """Seeded changes of good files, for every reader, and of the folders that every command reads."""
+    from support.command_cases import READ, reader
     from support.mutations import READERS, run
 
+    every = READERS | {f"luthier {name}": reader(name) for name in READ}
     found = {}
-    for name, reader in READERS.items():
-        count = run(reader, root / name, max(1, options.cases // len(READERS)), options.seed)
+    for name, each in every.items():
+        count = run(each, root / name, max(1, options.cases // len(every)), options.seed)
         found[name] = {**asdict(count), "slowest": round(count.slowest, 2), "faults": len(count.faults)}
         for fault in count.faults[:5]:
             print(f"{name}: {fault}", file=sys.stderr)

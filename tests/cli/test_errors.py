@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,6 +146,15 @@ def test_a_bug_keeps_its_traceback(call, monkeypatch):
     monkeypatch.setattr(luthier.cli, "_run", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         call("list")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_a_command_in_a_line(sent, code, monkeypatch, capsys):
+    import luthier.cli
+
+    monkeypatch.setattr(luthier.cli, "_run", lambda tokens: signal.raise_signal(sent))
+    assert luthier.cli.main(["list"]) == code and capsys.readouterr().err.strip() == "stopped: nothing was written"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize("command", ["train", "federate"])

@@ -13,7 +13,7 @@ FOREIGN = {
     "json.loads", "tomllib.loads", "csv.reader", "yaml.safe_load", "safetensors.safe_open", "torch.load", "GGUFReader",
     "load_file", "datasets.load_dataset", "datasets.load_from_disk", "reasoning_gym.create_dataset",
     "loads", "loads_marked", "yaml.load", "pyarrow.parquet.ParquetFile", "np.load", "pa.ipc.open_file",
-    "AutoTokenizer.from_pretrained",
+    "AutoTokenizer.from_pretrained", "zipfile.ZipFile", "tarfile.open",
 }  # fmt: skip
 """Calls whose exceptions nobody can list."""
 OWN = {

@@ -3,7 +3,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +115,28 @@ def test_a_file_that_the_package_lacks_is_named():
     for download in (wheel, tarball):
         with pytest.raises(LuthierError, match="pkg/absent"):
             _fetch.install(entry(files=files), download, progress=False)
+
+
+@pytest.mark.parametrize("download", [wheel, tarball])
+def test_an_archive_that_was_cut_off_or_damaged_is_told(download):
+    def broken(at, cut):
+        def made(package, version, folder):
+            path = download(package, version, folder)
+            raw = path.read_bytes()
+            spot = at % len(raw)
+            path.write_bytes(raw[:spot] if cut else raw[:spot] + bytes([raw[spot] ^ 255]) + raw[spot + 1 :])
+            return path
+
+        return made
+
+    refused = 0
+    for at, cut in itertools.product(range(0, 180, 6), (True, False)):
+        try:
+            _fetch.install(entry(), broken(at, cut), progress=False)
+        except LuthierError:  # anything else is a fault
+            refused += 1
+        shutil.rmtree(models_folder(), ignore_errors=True)
+    assert refused > 30
 
 
 def test_a_link_in_a_tarball_is_not_followed():

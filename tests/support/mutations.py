@@ -29,11 +29,14 @@ from luthier.data.template import Template
 from luthier.examining.check.gates import read_gates
 from luthier.methods.recipe import read_recipe
 from luthier.models.convert import gguf
+from luthier.serving.http.callreader import CallReader
+from luthier.serving.http.calls import call_format
 from luthier.serving.training_api.tenants import read_tenants
 from luthier.training.folder import read_run
 from luthier.training.runfile import read_run_file
 from luthier.training.stages.plan import read_plan
 from support.architectures import ARCHITECTURES
+from support.call_templates import SAYS, calling
 from support.gguf_files import write_gguf
 from support.tiny import TEMPLATE, sums, tokenizer
 
@@ -450,6 +453,31 @@ def _asked(request: tuple[str, bytes, dict[str, str]]) -> None:
         raise lt.LuthierError(answer.text)
 
 
+@functools.cache
+def _written(template: str) -> Any:
+    """How a template writes calls."""
+    return call_format(calling(template))
+
+
+def _answer(folder: Path, draw: Draw) -> tuple[str, str, int]:
+    template, size = draw.choice(list(SAYS)), draw.randint(1, 9)
+    return template, changed_bytes(SAYS[template].encode(), draw).decode(errors="replace"), size
+
+
+def _called(answer: tuple[str, str, int]) -> None:
+    """An answer is read alike however it comes in pieces; `LuthierError` where it calls nothing."""
+    template, text, size = answer
+    found = []
+    for some in (size, len(text) or 1):
+        reader = CallReader(_written(template), {"f": {}, "g": {}})
+        pieces = [each for i in range(0, len(text), some) for each in reader.add(text[i : i + some])] + reader.rest()
+        said = "".join(piece.text for piece in pieces)
+        found.append((said, [(call.name, call.arguments) for call in reader.calls]))
+    assert found[0] == found[1], (template, text, found)
+    if not found[0][1]:
+        raise lt.LuthierError("no call")
+
+
 READERS = {
     "JSONL": Reader(_file(".jsonl", _jsonl), _loaded),
     "JSON": Reader(_file(".json", lambda draw: dumped(_rows(draw))), _loaded),
@@ -468,4 +496,5 @@ READERS = {
     "pyreft": Reader(_pyreft, _imported),
     "GGUF": Reader(_gguf, _converted),
     "HTTP": Reader(_request, _asked),
+    "calls of tools": Reader(_answer, _called),
 }

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import luthier as lt
 from luthier.core.files import OWNER
-from luthier.core.owner import owned
+from luthier.core.owner import is_worked_in, owned
 from luthier.training import Run, Training, folder, metrics, moments, train
 from luthier.training.checkpoint import MANIFEST, checkpoints, newest, read
 from support.faults import faults
@@ -57,10 +57,14 @@ def test_who_comes_second_is_told_who_is_there_and_a_killed_owner_is_none(run):
             with pytest.raises(lt.LuthierError, match=rf"in use: process {pid} on \S+ has been working in it since 20"):
                 train(run, progress=False, **how)
         assert all(path.read_bytes() == content for path, content in held.items())
+        assert is_worked_in(run.folder) and not is_worked_in(shutil.copytree(run.folder, run.folder.with_name("copy")))
+        told = json.loads((run.folder / OWNER).read_text())
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    assert (run.folder / OWNER).is_file()  # it could not tidy up
+    assert (run.folder / OWNER).is_file() and not is_worked_in(run.folder)  # it could not tidy up
+    (run.folder / OWNER).write_text(json.dumps(told | {"pid": os.getpid()}))  # a number that another process got
+    assert not is_worked_in(run.folder)
     train(run, progress=False, overwrite=True)
     assert not (run.folder / OWNER).exists()
 

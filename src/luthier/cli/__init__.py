@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from luthier.cli.stopped import NOTHING
 from luthier.core.errors import LuthierError
 from luthier.core.guard import is_of_disk, reason
 
-USAGE, INTERRUPTED = 2, 130
+USAGE, INTERRUPTED, TERMINATED = 2, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers and service managers send it: it ends a command as Ctrl-C does."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 2 for bad input (told in one line), 130 when interrupted.
+    """Runs a command and returns its exit code: 0, 2 for bad input (told in one line), 130 when interrupted, 143 when
+    terminated.
 
     Other exceptions are bugs and keep their traceback; `LUTHIER_DEBUG=1` shows that of bad input as well.
     """
@@ -27,16 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.platform == "win32":
         break_as_ctrl_c()
     try:
-        with plain_warnings(), quiet_imports():
+        with terminable(), plain_warnings(), quiet_imports():
             return _run(tokens)
     except LuthierError as error:
         if debug:
             raise
         tell("error", str(error))
         return USAGE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         tell("stopped", NOTHING)
-        return INTERRUPTED
+        return _code(error)
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -46,6 +53,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = getattr(error, "filename", None)
         tell("error", f"{reason(error)}{f' ({str(name)[:80]})' if name else ''}.")
         return USAGE
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises `Terminated` in the block, once; a second one ends the process. Where somebody else handles it, as
+    servers do, and in other threads, it is left alone."""
+    alone = threading.current_thread() is not threading.main_thread()
+    if alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    owner = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != owner:  # a process that was forked inside
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def break_as_ctrl_c() -> None:
@@ -63,7 +93,11 @@ def _run(tokens: list[str]) -> int:
     try:
         with command.within():
             command.run(given)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         tell("stopped", command.stopped(given))
-        return INTERRUPTED
+        return _code(error)
     return 0
+
+
+def _code(error: KeyboardInterrupt) -> int:
+    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED

@@ -17,6 +17,9 @@ from luthier.core.files import LOCK, OWNER, TRACES
 from luthier.core.guard import on_disk, written
 from luthier.core.records import read_json, replace_json
 
+SAME = 1.0
+"""Seconds by which two looks at when a process started may differ."""
+
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
@@ -36,7 +39,7 @@ def owned(folder: Path) -> Iterator[None]:
             raise LuthierError(_held(folder)) from None
     try:
         with written(str(folder), "Choose another folder (out)."):
-            replace_json(folder / OWNER, _me())
+            replace_json(folder / OWNER, _me(folder))
         with on_disk(str(folder), "Then run it again (with resume, where it had begun).", full_alone=True):
             yield
     finally:
@@ -52,17 +55,28 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def is_worked_in(folder: Path) -> bool:
-    """Returns whether a process of this machine works in a folder, by the trace that it leaves there."""
+    """Returns whether a process of this machine works in a folder, by the trace that it leaves there: that very
+    process, whose number another one may have by now, and that very folder, of which this may be a copy."""
     try:
         told = read_json(folder / OWNER)
-        return told["host"] == socket.gethostname() and psutil.pid_exists(int(told["pid"]))
-    except (LuthierError, KeyError, TypeError, ValueError):
+        if told["host"] != socket.gethostname() or told["folder"] != _identity(folder):
+            return False
+        return abs(psutil.Process(told["pid"]).create_time() - told["started"]) < SAME
+    except (LuthierError, KeyError, TypeError, ValueError, OSError, psutil.Error):
         return False
 
 
-def _me() -> dict[str, object]:
+def _me(folder: Path) -> dict[str, object]:
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+    started = psutil.Process().create_time()
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+    return me | {"started": started, "folder": _identity(folder)}
+
+
+def _identity(folder: Path) -> list[int]:
+    """What a folder keeps when it is renamed, and a copy has not."""
+    state = folder.stat()
+    return [state.st_dev, state.st_ino]
 
 
 def _held(folder: Path) -> str:

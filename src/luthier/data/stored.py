@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.core import children
 from luthier.core.cached import cached
 from luthier.core.contracts.example import Example, Examples
 from luthier.core.errors import LuthierError
@@ -227,7 +228,8 @@ def _made(examples: Examples, encode: Encode) -> Iterator[Made]:
     _Task.ours = task
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks: nothing but this thread runs
-        pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("fork"))
+        forks = multiprocessing.get_context("fork")
+        pool = ProcessPoolExecutor(count, mp_context=forks, initializer=children.begin, initargs=(os.getpid(),))
         try:
             yield from _in_order(pool, starts, 2 * count)
         except BrokenProcessPool:

@@ -18,6 +18,7 @@ from typing import IO
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import sha256
+from luthier.core.guard import guarded
 from luthier.models.cache import commit, models_folder
 from luthier.models.catalogue import Entry, File, named
 from luthier.models.progress import step
@@ -99,23 +100,32 @@ def _extract(archive: Path, file: File, target: Path) -> None:
     """Copies one file out of the archive to `target`, never to a path that the archive names."""
     digest = hashlib.sha256()
     with _member(archive, file.path) as stream, open(target, "wb") as out:
-        while chunk := stream.read(1 << 20):
+        while chunk := _piece(stream, archive):
             digest.update(chunk)
             out.write(chunk)
     _refuse_unless(file.sha256, digest.hexdigest(), f"{file.path} of {archive.name}", target)
+
+
+DAMAGED = "{} cannot be unpacked, as where a download was cut off (try again)"
+
+
+def _piece(stream: IO[bytes], archive: Path) -> bytes:
+    with guarded(DAMAGED.format(archive.name)):
+        return stream.read(1 << 20)
 
 
 @contextmanager
 def _member(archive: Path, path: str) -> Iterator[IO[bytes]]:
     """The archive's file `path`, open for reading: a regular file, not a link."""
     with ExitStack() as stack:
-        try:
-            if zipfile.is_zipfile(archive):
-                stream = stack.enter_context(zipfile.ZipFile(archive)).open(path)
-            else:
-                stream = stack.enter_context(tarfile.open(archive)).extractfile(path)
-        except (KeyError, tarfile.TarError):
-            stream = None
+        with guarded(DAMAGED.format(archive.name)):
+            try:
+                if zipfile.is_zipfile(archive):
+                    stream = stack.enter_context(zipfile.ZipFile(archive)).open(path)
+                else:
+                    stream = stack.enter_context(tarfile.open(archive)).extractfile(path)
+            except KeyError:
+                stream = None
         if stream is None:
             raise LuthierError(f"{archive.name} holds no file {path}: it is not the one expected.")
         yield stack.enter_context(stream)

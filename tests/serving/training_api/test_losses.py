@@ -73,7 +73,7 @@ def test_an_answer_without_an_advantage_has_no_gspo_and_still_a_gradient_of_zero
 @pytest.mark.parametrize(("name", "config", "says"), [
     ("stable_reinforce", {}, "stability"), ("custom", {}, "client's side"),
     ("mse", {}, "expected one of cross_entropy"),
-    ("dro", {"gamma": 1.0}, "has no setting 'gamma'"), ("dro", {"beta": "much"}, "expected a number"),
+    ("dro", {"gamma": 1.0}, "has no setting 'gamma'"), ("dro", {"beta": "much"}, "expected a finite number"),
 ])  # fmt: skip
 def test_what_is_not_run_is_refused_by_name(name, config, says):
     with pytest.raises(LuthierError, match=says):

@@ -25,7 +25,7 @@ from luthier.serving.http.refusal import Refusal
 class Said(BaseModel):
     """What a person says of a row; without a label, that it is skipped."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     row: int
     label: str | None = None

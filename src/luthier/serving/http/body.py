@@ -11,6 +11,11 @@ from luthier.core.errors import near
 from luthier.serving.http.fields import refused
 
 
+def _same(value: Any, other: Any) -> bool:
+    """Whether two values of JSON are one: true is no 1 there."""
+    return type(value) is type(other) and value == other
+
+
 class Body(BaseModel):
     """A JSON object. null is as if left out; an unknown name is an error, and so is an unsupported one in use."""
 
@@ -26,7 +31,7 @@ class Body(BaseModel):
             return given
         told = {name: value for name, value in given.items() if value is not None}
         for name, value in told.items():
-            if name in cls.neutral and value not in cls.neutral[name]:
+            if name in cls.neutral and not any(_same(value, each) for each in cls.neutral[name]):
                 raise refused("unsupported_parameter", f"this server does not support {name!r}; leave it out.", name)
             if name not in cls.neutral and name not in cls.model_fields:
                 hint = near(name, cls.model_fields).removesuffix(".")

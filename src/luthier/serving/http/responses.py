@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -24,6 +24,8 @@ from luthier.serving.http.schema import ChatBody, few_labels
 from luthier.serving.http.service import Service
 from luthier.serving.http.stream import Events, events, whole
 
+Place = tuple[str | int, ...]
+"""The keys and indices that lead to a value of a body."""
 ENDED = {"stop": "completed", "length": "incomplete"}
 TEXTS, PICTURE = ("input_text", "output_text", "text"), "input_image"
 
@@ -54,8 +56,9 @@ class ResponseBody(Body):
 
     def chat(self) -> ChatBody:
         """Returns the chat that it is. Raises `Refusal` for what no chat can say."""
+        turns = self._turns()
         given = {
-            "model": self.model, "messages": self._messages(), "max_tokens": self.max_output_tokens,
+            "model": self.model, "messages": [turn for _, turn in turns], "max_tokens": self.max_output_tokens,
             "temperature": self.temperature, "top_p": self.top_p, "stream": self.stream,
             "tools": [_wrapped(tool) for tool in self.tools], "tool_choice": _choice(self.tool_choice),
             "parallel_tool_calls": self.parallel_tool_calls, "response_format": _format(self.text),
@@ -63,21 +66,38 @@ class ResponseBody(Body):
         try:
             return ChatBody.model_validate(given)
         except ValidationError as error:
-            raise invalid(error.errors(include_url=False, include_input=False)[0]) from None
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise invalid({**first, "loc": asked_at(first["loc"], [place for place, _ in turns])}) from None
 
-    def _messages(self) -> list[dict[str, Any]]:
-        first = [{"role": "system", "content": self.instructions}] if self.instructions else []
+    def _turns(self) -> list[tuple[Place, dict[str, Any]]]:
+        """The turns of the chat, each with where it was asked."""
+        first: list[tuple[Place, dict[str, Any]]] = []
+        if self.instructions:
+            first = [(("instructions",), {"role": "system", "content": self.instructions})]
         if isinstance(self.input, str):
-            return [*first, {"role": "user", "content": self.input}]
-        found: list[dict[str, Any]] = []
+            return [*first, (("input",), {"role": "user", "content": self.input})]
+        found: list[tuple[Place, dict[str, Any]]] = []
         for index, item in enumerate(self.input):
             turn = _turn(item, f"input[{index}]")
-            if found and turn.get("tool_calls") and found[-1]["role"] == "assistant":
-                calls = found[-1].get("tool_calls", []) + turn["tool_calls"]
-                found[-1] = {**found[-1], "tool_calls": calls}
+            if found and turn.get("tool_calls") and found[-1][1]["role"] == "assistant":
+                place, last = found[-1]
+                found[-1] = (place, {**last, "tool_calls": last.get("tool_calls", []) + turn["tool_calls"]})
             else:
-                found.append(turn)
+                found.append((("input", index), turn))
         return [*first, *found]
+
+
+ELSEWHERE = {"max_tokens": ("max_output_tokens",), "response_format": ("text", "format")}
+"""Fields of a chat that are called otherwise here."""
+
+
+def asked_at(place: Place, turns: Sequence[Place]) -> Place:
+    """Returns where in the body of a response stands what a chat has at a place; `turns` says it of its turns."""
+    if place[:1] == ("messages",) and len(place) > 1 and isinstance(place[1], int):
+        return (*turns[place[1]], *place[2:])
+    if place[:1] == ("tools",):  # whose function is no object of its own here
+        return tuple(each for number, each in enumerate(place) if (number, each) != (2, "function"))
+    return (*ELSEWHERE.get(str(place[0]), place[:1]), *place[1:]) if place else place
 
 
 def _turn(item: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ NOT_HERE = ("report_to", "shard")
 class Plan(BaseModel):
     """A run that is to be looked at, or started."""
 
-    model_config = ConfigDict(extra="forbid", str_max_length=500)
+    model_config = ConfigDict(extra="forbid", strict=True, str_max_length=500)
 
     model: str
     data: str
@@ -54,7 +54,7 @@ class Named(Plan):
 class Wanted(BaseModel):
     """An export: the format."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     to: str
 
@@ -62,7 +62,7 @@ class Wanted(BaseModel):
 class Asked(BaseModel):
     """Runs to chat with, of one base."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     runs: list[str] = Field(min_length=1, max_length=16)
 

@@ -152,12 +152,12 @@ def _inner(given: Mapping[str, Any]) -> dict[str, Any]:
     return inner
 
 
-def _config(inner: Mapping[str, Any]) -> dict[str, float | str]:
+def _config(inner: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the loss; the second map of the protocol holds texts too, and stands where both are there."""
     newer = {key: each["text"] if "text" in each else each.get("number", 0.0)
              for key, each in inner.get("loss_fn_config_v2", {}).items()}  # fmt: skip
-    older = inner.get("loss_fn_config") or {}
-    if not isinstance(older, dict) or not all(isinstance(each, int | float | str) for each in older.values()):
+    older = {} if inner.get("loss_fn_config") is None else inner["loss_fn_config"]
+    if not isinstance(older, dict):
         raise LuthierError("loss_fn_config: expected an object of numbers.")
     return {**older, **newer}
 
@@ -183,7 +183,8 @@ def _from_json(where: str, given: Any, loss: LossFunction, words: int, longest: 
     tokens = text_tokens(f"{where}.model_input", given["model_input"])
     inputs = given["loss_fn_inputs"]
     if not isinstance(inputs, dict) or not all(isinstance(each, dict) for each in inputs.values()):
-        raise LuthierError(f"{where}.loss_fn_inputs: expected an object of tensors.")
+        wrong = [key for key, each in inputs.items() if not isinstance(each, dict)] if isinstance(inputs, dict) else []
+        raise LuthierError(f"{where}.{'.'.join(['loss_fn_inputs', *wrong[:1]])}: expected an object of tensors.")
     return _datum(where, tokens, {key: json_tensor(f"{where}.{key}", each) for key, each in inputs.items()},
                   loss, words, longest)  # fmt: skip
 
@@ -194,13 +195,14 @@ def text_tokens(where: str, given: Any) -> list[int]:
     if not isinstance(chunks, list):
         raise LuthierError(f"{where}: expected an object with a list of chunks.")
     tokens: list[int] = []
-    for chunk in chunks:
-        kind = chunk.get("type", "encoded_text") if isinstance(chunk, dict) else type(chunk).__name__
-        if kind != "encoded_text":
-            raise LuthierError(f"{where}: a chunk is {kind!r}; only encoded_text is taken here.")
+    for number, chunk in enumerate(chunks):
+        if not isinstance(chunk, dict):
+            raise LuthierError(f"{where}.chunks[{number}]: expected an object, not {type(chunk).__name__}.")
+        if (kind := chunk.get("type", "encoded_text")) != "encoded_text":
+            raise LuthierError(f"{where}.chunks[{number}]: its type is {kind!r:.80}; only encoded_text is taken here.")
         listed = chunk.get("tokens")
         if not isinstance(listed, list) or not all(type(each) is int for each in listed):
-            raise LuthierError(f"{where}: the tokens of a chunk are no list of numbers.")
+            raise LuthierError(f"{where}.chunks[{number}]: its tokens are no list of whole numbers.")
         tokens += listed
     return tokens
 
@@ -233,14 +235,14 @@ def _datum(
 def _check_tokens(where: str, tokens: Sequence[int], words: int, longest: int | None) -> None:
     most = "" if longest is None else f" to {longest}"
     if not tokens or (longest is not None and len(tokens) > longest):
-        raise LuthierError(f"{where} has {len(tokens)} tokens; expected 1{most}.")
+        raise LuthierError(f"{where}: its chunks have {len(tokens)} tokens; expected 1{most}.")
     if wrong := [each for each in tokens if not 0 <= each < words]:
-        raise LuthierError(f"{where} holds token {wrong[0]}, which is none of the model's {words}.")
+        raise LuthierError(f"{where}: tokens hold {wrong[0]!r:.40}, which is none of the model's {words}.")
 
 
 def _numbers(where: str, key: str, values: np.ndarray, shape: tuple[int, ...]) -> Tensor:
     if values.shape != shape:
         raise LuthierError(f"{where}: {key} has the shape {list(values.shape)}, and {TARGETS} {list(shape)}.")
     if not np.isfinite(values).all():
-        raise LuthierError(f"{where}: {key} holds NaN or infinity.")
+        raise LuthierError(f"{where}: {key} holds NaN, infinity, or what float32 cannot hold.")
     return torch.from_numpy(np.array(values, np.float32))

@@ -21,9 +21,9 @@ Whole = Annotated[int, AfterValidator(_held)]
 
 
 class Body(BaseModel):
-    """A body with exactly its fields."""
+    """A body with exactly its fields, each of the kind that it is sent as: no text, true or 2.0 is a whole number."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 def _only(value: Any, allowed: tuple[Any, ...], why: str) -> Any:
@@ -106,7 +106,7 @@ class NamedBody(Body):
 class NumberedBody(BaseModel):
     """What says which request of which model a body is, whatever else it holds."""
 
-    model_config = ConfigDict(protected_namespaces=())
+    model_config = ConfigDict(strict=True, protected_namespaces=())
     model_id: str
     seq_id: Whole = Field(ge=1)
 
@@ -169,10 +169,13 @@ class JoinBody(Body):
     type: Literal["join_sampling_session"] = "join_sampling_session"
 
 
+Stop = Annotated[str, Field(min_length=1)]
+
+
 class SamplingBody(Body):
     max_tokens: Whole | None = Field(None, ge=1, le=2**31)
     seed: Whole | None = None
-    stop: str | list[str] | list[Whole] | None = None
+    stop: Stop | list[Stop] | list[Whole] | None = None
     temperature: float = Field(1.0, ge=0)
     top_k: Whole = -1
     top_p: float = Field(1.0, gt=0, le=1)

@@ -6,8 +6,10 @@ The equations are those of https://tinker-docs.thinkingmachines.ai/tinker/losses
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,8 +102,10 @@ REFUSED = {
 """Losses that the client knows and this server does not run, and why."""
 
 
-def loss_named(name: str, config: Mapping[str, float | str]) -> tuple[LossFunction, dict[str, float]]:
+def loss_named(name: Any, config: Mapping[str, Any]) -> tuple[LossFunction, dict[str, float]]:
     """Returns a loss with its settings; raises `LuthierError` for what it does not have."""
+    if not isinstance(name, str):
+        raise LuthierError(f"loss_fn is {name!r:.80}; expected one of {', '.join(LOSSES)}.")
     if name in REFUSED:
         raise LuthierError(f"loss_fn {name!r} is refused: {REFUSED[name]}.")
     if name not in LOSSES:
@@ -111,8 +115,8 @@ def loss_named(name: str, config: Mapping[str, float | str]) -> tuple[LossFuncti
         if key not in found.settings:
             known = ", ".join(found.settings) or "none"
             raise LuthierError(f"loss_fn_config: {name} has no setting {key!r}; it has {known}.")
-        if isinstance(value, str) or value != value:
-            raise LuthierError(f"loss_fn_config: {key} is {value!r}; expected a number.")
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            raise LuthierError(f"loss_fn_config: {key} is {value!r:.80}; expected a finite number.")
     return found, {**found.settings, **{key: float(value) for key, value in config.items()}}
 
 

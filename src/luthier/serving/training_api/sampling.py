@@ -51,7 +51,7 @@ def sample_of(body: SampleBody, words: int, longest: int | None) -> Sample:
     """Returns a request that is right; raises `LuthierError` for one that is not."""
     prompt = tuple(text_tokens("prompt", body.prompt))
     if not prompt or any(not 0 <= token < words for token in prompt):
-        raise LuthierError(f"prompt: expected at least one token, each of the model's {words}.")
+        raise LuthierError(f"prompt: its chunks hold no tokens, or some that are none of the model's {words}.")
     if longest is not None and len(prompt) >= longest:
         raise LuthierError(f"prompt: it has {len(prompt)} tokens; with its answer it may have {longest}.")
     last = body.prompt_logprobs_last_n

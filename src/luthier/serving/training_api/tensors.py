@@ -42,22 +42,32 @@ def tensor(name: str, message: Mapping[str, Any]) -> Sent:
 
 def json_tensor(name: str, message: Mapping[str, Any]) -> Sent:
     """Returns the tensor of a JSON object `{data, dtype, shape, sparse_crow_indices, sparse_col_indices}`."""
-    strange = set(message) - {"data", "dtype", "shape", "sparse_crow_indices", "sparse_col_indices"}
-    if strange or message.get("dtype") not in NAMES:
-        found = sorted(strange) or message.get("dtype")
-        raise LuthierError(f"{name}: {found} is unknown; expected data, dtype ({' or '.join(NAMES)}) and shape.")
-    try:
-        values = np.asarray(message["data"], NAMES[message["dtype"]])
-    except (KeyError, ValueError, TypeError, OverflowError):
-        raise LuthierError(f"{name}: data is not a flat list of numbers.") from None
-    if values.ndim != 1:
-        raise LuthierError(f"{name}: data is not a flat list of numbers.")
-    shape = _shape(name, message.get("shape") or [len(values)])
-    rows = message.get("sparse_crow_indices")
-    if rows is None:
+    if strange := set(message) - {"data", "dtype", "shape", "sparse_crow_indices", "sparse_col_indices"}:
+        raise LuthierError(f"{name}: {sorted(strange)[0]!r:.80} is unknown; expected data, dtype and shape.")
+    dtype = message.get("dtype")
+    if not isinstance(dtype, str) or dtype not in NAMES:
+        raise LuthierError(f"{name}: dtype is {dtype!r:.80}; expected {' or '.join(NAMES)}.")
+    values = _flat(f"{name}: data", message.get("data"), dtype)
+    shape = _shape(name, [len(values)] if message.get("shape") is None else message["shape"])
+    rows, columns = (message.get(f"sparse_{key}_indices") for key in ("crow", "col"))
+    if rows is None and columns is None:
         return _dense(name, values, shape)
-    columns = message.get("sparse_col_indices") or []
-    return _spread(name, values, np.asarray(rows, np.int64), np.asarray(columns, np.int64), shape)
+    indices = (
+        _flat(f"{name}: sparse_{key}_indices", each, "int64") for key, each in (("crow", rows), ("col", columns))
+    )
+    return _spread(name, values, *indices, shape)
+
+
+def _flat(where: str, given: Any, dtype: str) -> np.ndarray:
+    """The numbers of a flat JSON list, each of the kind that it is sent as: 1.5, true and "1" are no whole numbers."""
+    kinds, wanted = ((int,), "whole numbers of 64 bits") if dtype == "int64" else ((int, float), "numbers")
+    try:
+        if isinstance(given, list) and all(type(each) in kinds for each in given):
+            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as that
+                return np.asarray(given, NAMES[dtype])
+    except OverflowError:
+        pass
+    raise LuthierError(f"{where} is not a flat list of {wanted}.")
 
 
 def _shape(name: str, given: Any) -> tuple[int, ...]:
@@ -95,7 +105,10 @@ def _spread(name: str, values: np.ndarray, rows: np.ndarray, columns: np.ndarray
         and bool(((columns >= 0) & (columns < shape[1])).all())
     )
     if not right:
-        raise LuthierError(f"{name}: its sparse rows do not fit the shape {list(shape)}.")
+        raise LuthierError(
+            f"{name}: sparse_crow_indices and sparse_col_indices do not fit {len(values)} numbers of the shape "
+            f"{list(shape)}."
+        )
     made, given = np.zeros(shape, values.dtype), np.zeros(shape, bool)
     lines = np.repeat(np.arange(shape[0]), np.diff(rows))
     made[lines, columns], given[lines, columns] = values, True
