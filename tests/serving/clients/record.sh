@@ -17,6 +17,6 @@ client() { # NAME PACKAGE…
     PYTHONPATH=../src:. "$python" -m support.record_clients "$work" "$name" "$work/$name/bin/python"
 }
 
-client langchain langchain-openai==VERSION
-client litellm litellm==VERSION
+client langchain langchain-openai==1.7.4
+client litellm litellm==1.110.2
 client lm_eval 'lm-eval[api]==0.4.13' transformers==5.23.0
