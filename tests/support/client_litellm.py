@@ -44,19 +44,24 @@ def main(address: str) -> None:
         assert litellm.stream_chunk_builder(pieces, messages=HELLO).usage.completion_tokens > 0
         told = litellm.completion(**known, messages=HELLO, max_tokens=4, logprobs=True, top_logprobs=2, n=2)
         assert len(told.choices) == 2 and told.choices[0].logprobs.content
-        called = litellm.completion(
-            **known, messages=HELLO, tools=[TOOL], tool_choice="required", parallel_tool_calls=False, temperature=0
-        )
+        held = {"tool_choice": "required", "parallel_tool_calls": False, "temperature": 0, "max_tokens": 100}
+        called = litellm.completion(**known, messages=HELLO, tools=[TOOL], **held)
         call = called.choices[0].message.tool_calls[0]
-        assert call.function.name == "weather" and json.loads(call.function.arguments)["unit"] in "cf"
+        assert call.function.name == "weather"
+        if closed := model.startswith("openai/"):  # for the other, LiteLLM takes `additionalProperties` out of schemas
+            assert json.loads(call.function.arguments)["unit"] in "cf"
+        else:
+            call.function.arguments = '{"city": "a", "unit": "c"}'  # random weights go on until they are cut
         turns = [*HELLO, called.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "12"}]
         litellm.completion(**known, messages=turns, tools=[TOOL], max_tokens=8)
         named = {"type": "function", "function": {"name": "weather"}}
-        pieces = litellm.completion(**known, messages=HELLO, tools=[TOOL], tool_choice=named, stream=True)
+        pieces = litellm.completion(
+            **known, messages=HELLO, tools=[TOOL], tool_choice=named, stream=True, max_tokens=100
+        )
         whole = litellm.stream_chunk_builder(list(pieces), messages=HELLO)
         assert whole.choices[0].message.tool_calls[0].function.name == "weather"
-        held = litellm.completion(**known, messages=HELLO, response_format=Verdict)
-        Verdict.model_validate_json(held.choices[0].message.content)
+        held = litellm.completion(**known, messages=HELLO, response_format=Verdict, max_tokens=60)
+        assert not closed or Verdict.model_validate_json(held.choices[0].message.content)
         litellm.completion(**known, messages=HELLO, response_format={"type": "json_object"}, max_tokens=20)
         litellm.completion(
             **known, messages=HELLO, max_tokens=4, presence_penalty=0.1, frequency_penalty=0.1, logit_bias={"9": 2},

@@ -18,5 +18,6 @@ client() { # NAME PACKAGE…
 }
 
 client langchain langchain-openai==1.7.4
+export LITELLM_LOCAL_MODEL_COST_MAP=True # or it is fetched
 client litellm litellm==1.110.2
 client lm_eval 'lm-eval[api]==0.4.13' transformers==5.23.0
