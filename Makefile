@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test thorough lint docs notebooks bench interop clean
+.PHONY: demo test thorough lint docs notebooks bench interop clients oldest newest clean
 
 # Installed once, and again when the requirements change; works offline afterwards.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -51,6 +51,16 @@ bench: $(VENV)/installed
 interop: $(VENV)/installed
 	tests/interop/record.sh $(BIN)/python
 	cd tests && PYTHONPATH=. ../$(BIN)/python -m support.matrix measure && PYTHONPATH=. ../$(BIN)/python -m support.matrix print
+
+# LangChain, LiteLLM and lm-eval, each in an environment of its own, against a server; what they send is recorded for the
+# suite (default build/clients). Outside of CI: it downloads.
+clients: $(VENV)/installed
+	tests/serving/clients/record.sh $(BIN)/python
+
+# The suite with the lowest versions that pyproject.toml declares, and with the newest of the index (default build/edges).
+# Outside of CI: it downloads, torch with its CUDA packages too. TESTS="tests/core tests/data" runs a part.
+oldest newest:
+	tests/edges.sh $@ $(TESTS)
 
 clean:
 	rm -rf $(VENV) runs build dist site

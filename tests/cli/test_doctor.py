@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
@@ -19,6 +20,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 
 
 def test_it_shows_what_is_there(capsys):
@@ -40,8 +42,19 @@ def test_every_variable_is_named_here_and_on_a_page():
     files = Path(luthier.__file__).parent.rglob("*.py")
     read = {name for file in files for name in re.findall(r"LUTHIER_[A-Z_]+", file.read_text(encoding="utf-8"))}
     assert read == set(doctor.VARIABLES)
-    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    assert not [name for name in read if f"| `{name}` |" not in page]
+    assert not [name for name in read if f"| `{name}` |" not in PAGE]
+
+
+def test_no_other_programs_variable_is_read_in_silence():
+    """Names with an underscore in the modules that read the environment, those of the system's figures aside."""
+    read: set[str] = set()
+    for file in Path(luthier.__file__).parent.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        if any(isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") for node in nodes):
+            texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+            read |= {text for text in texts if re.fullmatch(r"[A-Z0-9]+(_[A-Z0-9]+)+|[a-z]+_proxy", text)}
+    assert {"OPENAI_API_KEY", "WORLD_SIZE", "https_proxy"} <= read
+    assert not [name for name in sorted(read) if f"`{name}`" not in PAGE and not name.startswith("SC_")]
 
 
 def test_other_versions_and_missing_packages_are_problems():

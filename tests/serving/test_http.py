@@ -231,7 +231,7 @@ def test_a_failure_inside_a_stream_is_its_last_event(client, engine):
         ({"n": True}, "n", "invalid_value"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"max_completion_tokens": 8}, "max_tokens", "unsupported_value"),
-        ({"stop": list("abcde")}, "stop", "invalid_value"),
+        ({"stop": list("abcdefghijklmnopq")}, "stop", "invalid_value"),
         ({"stop": [""]}, "stop[0]", "invalid_value"),
         ({"seed": 2**64}, "seed", "invalid_value"),
         ({"top_logprobs": 2}, "top_logprobs", "unsupported_parameter"),

@@ -36,7 +36,7 @@ VARIABLES = {
     "LUTHIER_CACHE": "the cache folder",
     "LUTHIER_PATH": "folders with methods and commands of your own",
     "LUTHIER_WORKERS": "processes that encode rows",
-    "LUTHIER_API_KEY": "the key that clients of the server send",
+    "LUTHIER_API_KEY": "the key that clients of the server send, and `luthier rewrite`",
     "LUTHIER_KEY_PASSWORD": "the password of an encrypted signing key",
     "LUTHIER_DEBUG": "tracebacks of bad input",
 }

@@ -148,11 +148,13 @@ class Constraint:
         self.complete = not self.why and self.matcher.is_stopped()
 
 
-def allowed(constraints: Sequence[Constraint], width: int) -> Tensor:
-    """Returns 1 for the tokens that may come next and 0 for others, uint8 [rows, width]."""
-    words = np.zeros((len(constraints), (width + 31) // 32), dtype=np.int32)
+def forbidden(constraints: Sequence[Constraint | None], width: int) -> Tensor:
+    """Returns which tokens may not come next, bool [rows, width]; of a row without a constraint all may."""
+    words = np.full((len(constraints), (width + 31) // 32), -1, dtype=np.int32)
     for row, each in zip(words, constraints, strict=True):
-        if not (each.why or each.complete):
+        if each is not None and (each.why or each.complete):
+            row[:] = 0
+        elif each is not None:
             each.matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-    bits = np.unpackbits(words.view(np.uint8), axis=1, count=width, bitorder="little")
-    return torch.from_numpy(bits)
+    bits = np.unpackbits(~words.view(np.uint8), axis=1, count=width, bitorder="little")
+    return torch.from_numpy(bits).view(torch.bool)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import LuthierError
-from luthier.engine.grammar import Constraint, allowed
+from luthier.engine.grammar import Constraint, forbidden
 
 BIAS = 100.0
 """The largest bias of a token; -100 is as good as forbidding it."""
@@ -108,14 +108,11 @@ def shaped(logits: Tensor, shapers: Sequence[Shaper | None]) -> Tensor:
     Tokens that a row's grammar forbids get -inf.
     """
     changing = {i: s for i, s in enumerate(shapers) if s is not None and s.shaping.changes}
-    bound = {i: s.constraint for i, s in enumerate(shapers) if s is not None and s.constraint is not None}
-    if not (changing or bound):
-        return logits
-    logits = logits.clone()
-    for row, shaper in changing.items():
-        shaper.change(logits[row])
-    if bound:
-        mask = allowed(list(bound.values()), logits.shape[1]).to(logits.device)
-        rows = list(bound)
-        logits[rows] = logits[rows].masked_fill(mask == 0, -torch.inf)
+    bound = [None if s is None else s.constraint for s in shapers]
+    if changing:
+        logits = logits.clone()
+        for row, shaper in changing.items():
+            shaper.change(logits[row])
+    if any(each is not None for each in bound):  # one pass for all rows: a vocabulary is wide
+        logits = logits.masked_fill(forbidden(bound, logits.shape[1]).to(logits.device), -torch.inf)
     return logits

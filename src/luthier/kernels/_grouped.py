@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm
 
-GROUPED = (torch.float32, torch.bfloat16, torch.float16)
+grouped_mm: Any = getattr(torch.nn.functional, "grouped_mm", None)
+"""torch's grouped product; None before the releases that have it, where no dtype is `GROUPED`."""
+GROUPED = (torch.float32, torch.bfloat16, torch.float16) if grouped_mm else ()
 """The dtypes that torch's grouped product takes."""
 ALIGNED = 16
 """Bytes that its rows have to begin at a multiple of."""

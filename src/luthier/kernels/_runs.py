@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import grouped_mm
 
 from luthier.core.contracts.kernel import Part
 from luthier.kernels._dropout import draw_mask, keep
-from luthier.kernels._grouped import ALIGNED, GROUPED
+from luthier.kernels._grouped import ALIGNED, GROUPED, grouped_mm
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def test_several_adapters_and_parts(tmp_path):
 
 
 def test_it_loads_onto_the_base_in_another_dtype(adapter):
-    assert lt.trainable(lt.load(build(dtype=torch.bfloat16), adapter))
+    assert lt.trainable(lt.load(build().to(torch.bfloat16), adapter))
 
 
 def test_another_base_is_refused_unless_forced(adapter):

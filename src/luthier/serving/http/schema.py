@@ -20,7 +20,8 @@ from luthier.serving.http.tools import AUTO, ToolChoice, choice_of
 
 MOST_CHOICES = 128
 """Answers to one call: prompts times n."""
-MOST_STOPS = 4
+MOST_STOPS = 16
+"""OpenAI takes four; lm-eval's tasks of code send five and the token that ends an answer."""
 MOST_TURNS = 2**13
 MOST_LABELS = 16
 """Entries of metadata, as in OpenAI's reference."""
