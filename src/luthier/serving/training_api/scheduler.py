@@ -133,14 +133,18 @@ class Scheduler:
             if request["kind"] == "forward_backward" and (not found or size + request["tokens"] <= PASS_TOKENS):
                 found.append(request)
                 size += request["tokens"]
-        return found[:TOGETHER]
+        return found[: min(TOGETHER, self.trainer.most)]
 
-    def _take(self, requests: list[Row]) -> None:
+    def _take(self, requests: Sequence[Row]) -> None:
         for request in requests:
             self._served[request["tenant"]] += max(1, request["tokens"])
-        if requests[0]["kind"] != "forward_backward":
+        if requests[0]["kind"] == "forward_backward":
+            self._pass(requests)
+        else:
             self._one(requests[0])
-            return
+
+    def _pass(self, requests: Sequence[Row]) -> None:
+        """One pass for all; where it fails, one for each, so that only whose fault it is has the failure."""
         running: list[tuple[Row, str, Ask]] = []
         for request in requests:
             try:
@@ -154,8 +158,12 @@ class Scheduler:
         except Exception as error:  # of the pass itself: what it left in memory is not to be trusted
             for request, _, _ in running:
                 self.trainer.drop(request["owner"])
-            for request, _, _ in running:
-                self._fail(request, error)
+            if len(running) == 1:
+                self._fail(running[0][0], error)
+            else:
+                log.warning("a pass of %s models failed, so they get one each", len(running), exc_info=error)
+                for request, _, _ in running:
+                    self._pass([request])
             return
         self._keep([request for request, _, _ in running], results)
 
