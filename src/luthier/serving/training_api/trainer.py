@@ -19,14 +19,13 @@ import numpy as np
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import discard
-from luthier.core.guard import is_full
 from luthier.engine.engine import Engine
 from luthier.serving.http.bodies import parsed
 from luthier.serving.training_api import asks, names
 from luthier.serving.training_api.asks import Ask, Datum, gathered
 from luthier.serving.training_api.bodies import AdamBody, LoadBody, StepBody
 from luthier.serving.training_api.names import Wanted
-from luthier.serving.training_api.store import DONE, Row, Store
+from luthier.serving.training_api.store import DONE, Row, Store, waits
 from luthier.serving.training_api.tensors import output
 from luthier.training.together import Outcome, Pool
 
@@ -109,7 +108,7 @@ class Trainer:
         try:
             self.put_away(model)
         except Exception as error:
-            if last and is_full(error):  # whoever needs the room waits for space
+            if last and waits(error):  # whoever needs the room waits for space
                 raise
             self._tell(model, error)
 
@@ -142,8 +141,8 @@ class Trainer:
 
     def _tell(self, model: str, error: Exception) -> None:
         """Tells the log that a model could not be saved."""
-        if is_full(error):
-            self.store.tell_full(error)
+        if waits(error):
+            self.store.tell_waiting(error)
         else:
             log.error("the snapshot of %s failed", model, exc_info=error)
 
