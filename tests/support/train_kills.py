@@ -1,12 +1,14 @@
 """A server of the training API that is killed at random moments, and a client that asks again until it is answered.
 
-`python train_kills.py KILLS [SEED]`: one process imports torch and forks; a child is the server, another the client,
-and the first one kills servers and forks new ones on the same port and folder. What the client saves at the end is
-compared, bit for bit, with a run that nobody disturbed. Prints a JSON report.
+`python train_kills.py KILLS [SEED] [URL]`: one process imports torch and forks; a child is the server, another the
+client, and the first one kills servers and forks new ones on the same port and folder. What the client saves at the end
+is compared, bit for bit, with a run that nobody disturbed. With the URL of a Postgres database, which is emptied, the
+servers that are killed keep their requests there. Prints a JSON report.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -32,6 +34,7 @@ from luthier.serving.http.guard import Guard
 from luthier.serving.http.listening import bind
 from luthier.serving.http.server import serve
 from luthier.serving.http.service import Service
+from luthier.serving.training_api.database import SCHEMA
 from luthier.serving.training_api.routes import PREFIX
 from luthier.serving.training_api.service import TrainingService
 from luthier.serving.training_api.tenants import Tenants
@@ -42,12 +45,12 @@ torch.set_num_threads(1)
 STEPS_A_KILL = 3
 
 
-def server(model: str, folder: Path, port: int, snapshots: float) -> None:
+def server(model: str, folder: Path, port: int, snapshots: float, database: str | None) -> None:
     """Serves until it is killed."""
     loaded = load(model)
     engine = Engine(loaded.model, loaded.processor, rows=4)
     service = Service(engine, loaded.processor, "tiny")
-    service.training = TrainingService(engine, "tiny", folder, Tenants(None), adapters=2)
+    service.training = TrainingService(engine, "tiny", folder, Tenants(None), adapters=2, database=database)
     service.training.trainer.snapshot_seconds = snapshots
     with bind("127.0.0.1", port) as bound:
         serve(service, Guard(own_keys=PREFIX, own_keys_body=2**20), bound, 5.0, lambda: None)
@@ -101,13 +104,15 @@ def answers(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-def run(model: str, folder: Path, kills: int, steps: int, draw: random.Random, snapshots: float) -> dict[str, Any]:
+def run(
+    model: str, folder: Path, kills: int, steps: int, draw: random.Random, snapshots: float, database: str | None = None
+) -> dict[str, Any]:
     """One run with so many kills; returns its report and the tensors of each final checkpoint."""
     folder.mkdir()
     with bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     began, killed, moments = time.monotonic(), 0, []
-    serving = forked(server, model, folder / "kept", port, snapshots)
+    serving = forked(server, model, folder / "kept", port, snapshots, database)
     asking = forked(client, port, steps, folder)
     while True:
         ended, status = os.waitpid(asking, os.WNOHANG)
@@ -119,7 +124,7 @@ def run(model: str, folder: Path, kills: int, steps: int, draw: random.Random, s
             os.waitpid(serving, 0)
             killed += 1
             moments.append(round(time.monotonic() - began, 2))
-            serving = forked(server, model, folder / "kept", port, snapshots)
+            serving = forked(server, model, folder / "kept", port, snapshots, database)
         time.sleep(0.02)
     os.kill(serving, signal.SIGKILL)
     os.waitpid(serving, 0)
@@ -137,15 +142,23 @@ def run(model: str, folder: Path, kills: int, steps: int, draw: random.Random, s
     return {"kills": killed, "seconds": round(time.monotonic() - began, 1), "found": found}
 
 
-def main(kills: int, seed: int = 0, snapshots: float = 0.5) -> dict[str, Any]:
+def emptied(url: str) -> None:
+    """Drops what a Postgres database holds of the training API."""
+    with importlib.import_module("psycopg").connect(url, autocommit=True) as db:
+        db.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
+
+
+def main(kills: int, seed: int = 0, database: str | None = None, snapshots: float = 0.5) -> dict[str, Any]:
     """Returns the report of a disturbed run beside an undisturbed one."""
+    if database is not None:
+        emptied(database)
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         model = save_model(place / "model", "llama", TEMPLATE)
         steps = max(12, STEPS_A_KILL * kills)
         quiet = run(model, place / "quiet", 0, steps, draw, 3600.0)
-        rough = run(model, place / "rough", kills, steps, draw, snapshots)
+        rough = run(model, place / "rough", kills, steps, draw, snapshots, database)
         differing = [
             f"{number}: {key}"
             for number, held in quiet["found"].items()
@@ -165,4 +178,4 @@ def main(kills: int, seed: int = 0, snapshots: float = 0.5) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(int(sys.argv[1]), *map(int, sys.argv[2:3]))))
+    print(json.dumps(main(int(sys.argv[1]), *map(int, sys.argv[2:3]), *sys.argv[3:4])))

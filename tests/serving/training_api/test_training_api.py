@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +177,70 @@ def test_more_models_than_fit_into_memory_go_to_disk_and_back(server):
             losses[model].append(own.passed(model, 2 * step + 1, ROWS)[1]["loss:sum"])
             own.result(own.step(model, 2 * step + 2))
     assert len({tuple(each) for each in losses.values()}) == 1
+
+
+@contextmanager
+def held(server) -> Iterator[None]:
+    """Requests that are sent within are taken together behind it."""
+    free = threading.Event()
+    server.training.scheduler.errand(lambda: free.wait(60) and None)
+    try:
+        yield
+    finally:
+        free.set()
+
+
+def test_a_pass_has_no_more_models_than_fit_into_memory(server):
+    own = server.client
+    session = own.session()
+    models = [own.create(session, "tiny", number) for number in range(5)]  # three fit
+    with held(server):
+        promises = [own.submit(model, 1, ROWS).json() for model in models]
+    told = [read(own.result(promise, "ForwardBackwardOutput"))[1]["loss:sum"] for promise in promises]
+    assert told == pytest.approx([told[0]] * 5)
+
+
+def test_a_pass_that_fails_is_the_fault_of_one(server, monkeypatch):
+    """What a pass of several raises is the failure of whose rows raise it alone."""
+    pool = server.training.trainer.pool
+    own = server.client
+    session = own.session()
+    models = [own.create(session, "tiny", number) for number in range(3)]
+    plain = pool.forward_backward
+
+    def failing(works, backward=True):
+        if any(work.name.endswith(models[1].replace(":", "-")) for work in works):
+            raise MemoryError("too large")
+        return plain(works, backward)
+
+    monkeypatch.setattr(pool, "forward_backward", failing)
+    with held(server):
+        promises = [own.submit(model, 1, ROWS).json() for model in models]
+    assert own.result(promises[1])["category"] == "server"
+    for place in (0, 2):
+        assert read(own.result(promises[place], "ForwardBackwardOutput"))[1]["loss:sum"] > 0
+
+
+def test_what_others_ask_leaves_a_random_stream_alone(server):
+    """Dropout goes on as alone behind a pass without gradients that shares a round, and behind one that failed."""
+    own = server.client
+    session = own.session()
+    spelled = "tiny?dropout=0.3"
+    alone, beside = (own.create(session, spelled, number) for number in range(2))
+    other = own.create(session, "tiny", 2)
+    for model in (alone, beside):  # before a step dropout changes nothing
+        own.passed(model, 1, ROWS)
+        own.step(model, 2, 0.1)
+    wanted = [own.passed(alone, number, ROWS)[1] for number in (3, 4)]
+    with held(server):
+        first = own.submit(beside, 3, ROWS, forward_only=True).json()
+        own.submit(other, 1, ROWS)
+    own.result(first, "ForwardBackwardOutput")
+    found = [own.passed(beside, 4, ROWS)[1]]
+    wild = datum([5, 9], [9, 4], logprobs=[-3e38, -3e38], advantages=[1.0, 1.0])
+    assert "error" in own.result(own.submit(beside, 5, [wild], loss="importance_sampling").json())
+    found.append(own.passed(beside, 6, ROWS)[1])
+    assert found == wanted and wanted[0] != wanted[1]
 
 
 def test_saved_states_go_on_exactly_and_saved_samplers_are_adapters(server, tmp_path):

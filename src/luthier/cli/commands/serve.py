@@ -86,6 +86,9 @@ class Serve(Fitted):
     """Answer the training API of the Tinker client at /api/v1 as well: what it trains are adapters of this model."""
     train_folder: Path = field(default=Path("trained"), kw_only=True)
     """With --train, where sessions, checkpoints and what was asked are kept, over restarts."""
+    train_database: str | None = field(default=None, kw_only=True)
+    """With --train, the URL of a Postgres database (postgresql://…) for sessions and requests; weights stay in the
+    folder. Default: a file of SQLite in the folder."""
     train_adapters: int = field(default=16, kw_only=True)
     """With --train, how many models in training, and how many saved ones to sample from, are in memory at a time."""
     tenants: Path | None = field(default=None, kw_only=True)
@@ -138,7 +141,8 @@ class Serve(Fitted):
             def ready() -> None:
                 say(f"{models}: chat at {where}, API at {where}/v1. Ctrl-C ends it.")
                 if self.train:
-                    say(f"training API at {where} (TINKER_BASE_URL), kept in {self.train_folder}.")
+                    kept = f"{self.train_folder}{' and Postgres' if self.train_database is not None else ''}"
+                    say(f"training API at {where} (TINKER_BASE_URL), kept in {kept}.")
 
             guard = Guard(key, hosts, self.max_body, self.patience)
             if self.train:
@@ -167,12 +171,20 @@ class Serve(Fitted):
 
     def refuse_unused(self, key: str | None) -> None:
         """Raises for flags of the training API without it, and for tenants beside an open /v1."""
+        from luthier.serving.training_api.database import SCHEMES
+
         if not self.train:
             unused = [flag for flag, given in (("--tenants", self.tenants is not None),
                                                ("--train-folder", self.train_folder != Path("trained")),
+                                               ("--train-database", self.train_database is not None),
                                                ("--train-adapters", self.train_adapters != 16)) if given]  # fmt: skip
             if unused:
                 raise LuthierError(f"{unused[0]} says something of the training API; give --train as well.")
+        elif self.train_database is not None and not self.train_database.startswith(SCHEMES):
+            raise LuthierError(
+                f"--train-database: expected a URL that begins with {SCHEMES[0]}; without the flag, sessions and "
+                "requests are kept in a file of --train-folder."
+            )
         elif self.tenants is not None and key is None:
             raise LuthierError("--tenants: /v1 shows the adapters of all of them; give --api-key, which is not theirs.")
 
@@ -196,6 +208,7 @@ class Serve(Fitted):
             adapters=self.train_adapters,
             samplers=self.train_adapters,
             together=not self.deterministic,
+            database=self.train_database,
         )
         return dataclasses.replace(guard, own_keys=PREFIX, own_keys_body=max(self.max_body, LARGEST_BODY))
 

@@ -87,12 +87,8 @@ class Ask:
     def work(self, adapter: str, data: Sequence[Datum]) -> Work:
         """Returns some of its data as work of an adapter."""
         value = total(self.loss, self.settings, [datum.inputs for datum in data])
-
-        def loss(log_probs: list[Tensor]) -> Tensor:
-            found = value(gathered(data, log_probs))
-            return found.detach() if self.forward_only else found
-
-        return Work(adapter, [row for datum in data for row in datum.rows()], loss)
+        rows = [row for datum in data for row in datum.rows()]
+        return Work(adapter, rows, lambda log_probs: value(gathered(data, log_probs)))
 
 
 def gathered(data: Sequence[Datum], log_probs: Sequence[Tensor]) -> list[Tensor]:

@@ -113,7 +113,7 @@ class Checkpoints:
     def serve_newest(self) -> None:
         """Loads the newest samplers with a name, as after a start."""
         query = (
-            "SELECT path FROM checkpoints WHERE kind = 'sampler_weights' AND NOT hidden ORDER BY created DESC LIMIT ?"
+            "SELECT path FROM checkpoints WHERE kind = 'sampler_weights' AND hidden = 0 ORDER BY created DESC LIMIT ?"
         )
         for row in reversed(self.store.rows(query, self._most)):
             self.serve(row["path"])
@@ -124,7 +124,7 @@ class Checkpoints:
         """Deletes what has outlived its time."""
         for row in self.store.rows("SELECT path FROM checkpoints WHERE expires < ?", time.time()):
             self.delete(row["path"])
-        for row in self.store.rows("SELECT id, snapshot FROM models WHERE state = 'unloaded' AND snapshot NOT NULL"):
+        for row in self.store.rows("SELECT id, snapshot FROM models WHERE state = 'unloaded' AND snapshot IS NOT NULL"):
             self.store.change("models", row["id"], snapshot=None)
             discard(self.folder / row["snapshot"])
 

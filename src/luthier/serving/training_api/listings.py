@@ -73,13 +73,13 @@ def add_listings(routes: APIRouter, service: TrainingService) -> None:
     async def checkpoints(call: Call, run: str) -> dict[str, Any]:
         tenant = tenant_of(service, call)
         service.owned.model(tenant, run)
-        query = "SELECT * FROM checkpoints WHERE run = ? AND tenant = ? AND NOT hidden ORDER BY created DESC"
+        query = "SELECT * FROM checkpoints WHERE run = ? AND tenant = ? AND hidden = 0 ORDER BY created DESC"
         return {"checkpoints": [listed(row) for row in service.store.rows(query, run, tenant.name)]}
 
     @routes.get("/checkpoints")
     async def all_checkpoints(call: Call) -> dict[str, Any]:
         tenant, (limit, offset) = tenant_of(service, call), _page(call, 100)
-        query = "SELECT * FROM checkpoints WHERE tenant = ? AND NOT hidden ORDER BY created DESC"
+        query = "SELECT * FROM checkpoints WHERE tenant = ? AND hidden = 0 ORDER BY created DESC"
         every = service.store.rows(query, tenant.name)
         cursor = {"offset": offset, "limit": limit, "total_count": len(every)}
         return {"checkpoints": [listed(row) for row in every[offset : offset + limit]], "cursor": cursor}

@@ -10,14 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from luthier.core.errors import LuthierError
-from luthier.core.guard import is_full
 from luthier.engine.request import Busy
 from luthier.serving.http.bodies import parsed
 from luthier.serving.training_api.asks import Ask
 from luthier.serving.training_api.bodies import SampleBody
 from luthier.serving.training_api.checkpoints import Checkpoints
 from luthier.serving.training_api.sampling import Flight, read_prompt, sample_of, start
-from luthier.serving.training_api.store import WAITING, Row, Store
+from luthier.serving.training_api.store import WAITING, Row, Store, waits
 from luthier.serving.training_api.trainer import PASS_TOKENS, Trainer
 
 log = logging.getLogger(__name__)
@@ -87,8 +86,8 @@ class Scheduler:
         try:
             return bool(what())
         except Exception as error:
-            if is_full(error):
-                self.store.tell_full(error)
+            if waits(error):
+                self.store.tell_waiting(error)
             else:
                 log.exception("the training API's thread met something unexpected")
                 time.sleep(0.1)
@@ -133,20 +132,24 @@ class Scheduler:
             if request["kind"] == "forward_backward" and (not found or size + request["tokens"] <= PASS_TOKENS):
                 found.append(request)
                 size += request["tokens"]
-        return found[:TOGETHER]
+        return found[: min(TOGETHER, self.trainer.most)]
 
-    def _take(self, requests: list[Row]) -> None:
+    def _take(self, requests: Sequence[Row]) -> None:
         for request in requests:
             self._served[request["tenant"]] += max(1, request["tokens"])
-        if requests[0]["kind"] != "forward_backward":
+        if requests[0]["kind"] == "forward_backward":
+            self._pass(requests)
+        else:
             self._one(requests[0])
-            return
+
+    def _pass(self, requests: Sequence[Row]) -> None:
+        """One pass for all; where it fails, one for each, so that only whose fault it is has the failure."""
         running: list[tuple[Row, str, Ask]] = []
         for request in requests:
             try:
                 running.append((request, self.trainer.hold(self._model(request)), self.trainer.ask(request)))
             except Exception as error:
-                if is_full(error):
+                if waits(error):
                     raise
                 self._fail(request, error)
         try:
@@ -154,8 +157,12 @@ class Scheduler:
         except Exception as error:  # of the pass itself: what it left in memory is not to be trusted
             for request, _, _ in running:
                 self.trainer.drop(request["owner"])
-            for request, _, _ in running:
-                self._fail(request, error)
+            if len(running) == 1:
+                self._fail(running[0][0], error)
+            else:
+                log.warning("a pass of %s models failed, so they get one each", len(running), exc_info=error)
+                for request, _, _ in running:
+                    self._pass([request])
             return
         self._keep([request for request, _, _ in running], results)
 
@@ -178,10 +185,10 @@ class Scheduler:
         try:
             self._finish(request, self._apply(model, request))
         except Exception as error:
-            full = is_full(error)
-            if full or not isinstance(error, LuthierError):
+            later = waits(error)
+            if later or not isinstance(error, LuthierError):
                 self.trainer.drop(model["id"])
-            if full:  # it waits for space
+            if later:
                 raise
             self._fail(request, error)
 
@@ -235,7 +242,7 @@ class Scheduler:
                 break
             except Exception as error:
                 self._flights.pop(request["id"], None)
-                if is_full(error):  # it waits for space
+                if waits(error):
                     raise
                 self._fail(request, error)
             begun = True
@@ -269,7 +276,7 @@ class Scheduler:
             try:
                 done |= self._end(flight)
             except Exception as error:
-                if is_full(error):  # the answers wait for space
+                if waits(error):
                     self._flights[flight.request_id] = flight
                     self._ended.put(flight)
                 raise

@@ -54,16 +54,18 @@ class TrainingService:
         adapters: int = 16,
         samplers: int = 16,
         together: bool = True,
+        database: str | None = None,
     ) -> None:
         """`also` are further names of the base; `tokenizer` is what clients load its tokenizer by. `adapters` models in
-        training are in memory at a time, and `samplers` saved ones are served; the others wait on disk."""
+        training are in memory at a time, and `samplers` saved ones are served; the others wait on disk. `database` is
+        the URL of a Postgres database; without it, all but weights is kept in a file of the folder."""
         self.folder = Path(folder).expanduser().resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.engine, self.base, self.tenants = engine, base, tenants
         self._release = lock(self.folder, patience=0)
         self.known = {base, *also}
         self.tokenizer = tokenizer or base
-        self.store = Store(self.folder / DATABASE)
+        self.store = Store(database or self.folder / DATABASE)
         self.owned = Owned(self.store)
         self.shelf = Shelf(engine, self.store, self.owned, self.known, self.tokenizer)
         self.trainer = Trainer(engine, self.store, self.folder, base, adapters, together)

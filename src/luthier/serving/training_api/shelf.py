@@ -51,7 +51,7 @@ class Shelf:
         }  # fmt: skip
 
     def _latest(self, run: str, kind: str) -> dict[str, Any] | None:
-        query = "SELECT * FROM checkpoints WHERE run = ? AND kind = ? AND NOT hidden ORDER BY created DESC LIMIT 1"
+        query = "SELECT * FROM checkpoints WHERE run = ? AND kind = ? AND hidden = 0 ORDER BY created DESC LIMIT 1"
         row = self.store.row(query, run, kind)
         return None if row is None else listed(row)
 
@@ -70,8 +70,8 @@ class Shelf:
         """Returns the samples of a sampling session that are over since `cursor`, and the next cursor."""
         self.owned.sampler(tenant, sampler)
         query = ("SELECT id, state, LENGTH(result) size, finished FROM requests WHERE owner = ? AND state IN (?, ?) "
-                 "AND seq / 1000000000 = ? AND CAST(finished * 1000000 AS INTEGER) > ? ORDER BY finished")  # fmt: skip
-        rows = self.store.rows(query, sampler, DONE, FAILED, clone, cursor)
+                 "AND seq / 1000000000 = ? AND finished * 1000000 >= ? ORDER BY finished")  # fmt: skip
+        rows = self.store.rows(query, sampler, DONE, FAILED, clone, cursor + 1)
         found: list[dict[str, Any]] = []
         for row in rows:
             failed = row["state"] == FAILED

@@ -1,4 +1,4 @@
-"""What the training API keeps, in one SQLite file: sessions, models, requests with their results, and checkpoints.
+"""What the training API keeps, in one database: sessions, models, requests with their results, and checkpoints.
 
 A request is kept before it is answered, and a result before it is told, so that a killed server goes on where it was.
 Whoever asks sees only what belongs to its tenant.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,9 +17,9 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.guard import is_full, reason
+from luthier.serving.training_api.database import Database, Unreachable, opened
 
 log = logging.getLogger(__name__)
-VERSION = 1
 TABLES = """
 CREATE TABLE sessions (
     id TEXT PRIMARY KEY, tenant TEXT NOT NULL, created REAL NOT NULL, seen REAL NOT NULL, finished TEXT,
@@ -43,7 +42,7 @@ CREATE TABLE checkpoints (
     hidden INTEGER NOT NULL, request TEXT NOT NULL, metadata TEXT);
 CREATE TABLE used (tenant TEXT NOT NULL, day TEXT NOT NULL, tokens INTEGER NOT NULL, PRIMARY KEY (tenant, day));
 """
-Row = sqlite3.Row
+Row = Mapping[str, Any]
 WAITING, DONE, FAILED, REFUSED = "waiting", "done", "failed", "refused"
 """States of a request. A refused one has a number that nothing waits for."""
 
@@ -53,53 +52,45 @@ class Repeated(LuthierError):
 
 
 class Store:
-    """One file, one connection, any thread."""
+    """One database, one connection, any thread."""
 
-    def __init__(self, file: str | Path) -> None:
+    def __init__(self, where: str | Path) -> None:
+        """`where` is a file of SQLite or the URL of a Postgres database."""
         self._lock = threading.RLock()
-        self._told_full = False
-        try:
-            self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if not found:
-                self._db.executescript(f"BEGIN; {TABLES} PRAGMA user_version={VERSION}; COMMIT;")
-        except sqlite3.Error as error:
-            raise LuthierError(f"{file} cannot be used as the training API's database: {error}.") from error
-        if found not in (0, VERSION):
-            raise LuthierError(f"{file} is of version {found}, and this Luthier writes version {VERSION}.")
+        self._told_waiting = False
+        self._db = opened(where, TABLES)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the database."""
         with self._lock:
             self._db.close()
 
     @contextmanager
-    def changing(self) -> Iterator[sqlite3.Connection]:
+    def changing(self) -> Iterator[Database]:
         """All that is done within is kept, or nothing of it, as where the disk is full."""
         with self._lock:
             if self._db.in_transaction:  # of an outer block of this thread
                 yield self._db
                 return
             try:
-                self._db.execute("BEGIN IMMEDIATE")
+                self._db.execute(self._db.begin)
                 yield self._db
                 self._db.execute("COMMIT")
             except BaseException as error:
-                if is_full(error):
-                    self.tell_full(error)
+                if waits(error):
+                    self.tell_waiting(error)
                 if self._db.in_transaction:  # SQLite may have rolled it back by itself, as on a full disk
                     self._db.execute("ROLLBACK")
                 raise
-            self._told_full = False
+            self._told_waiting = False
 
-    def tell_full(self, error: BaseException) -> None:
-        """Tells the log of a full disk, once until something could be kept again."""
-        if not self._told_full:
+    def tell_waiting(self, error: BaseException) -> None:
+        """Tells the log of a full disk, or of a database that is gone, once until something could be kept again."""
+        if not self._told_waiting and is_full(error):
             log.error("the training API's folder is full (%s): requests wait until there is space.", reason(error))
-        self._told_full = True
+        elif not self._told_waiting:
+            log.error("%s: requests wait until it does.", error)
+        self._told_waiting = True
 
     def rows(self, query: str, *values: Any) -> list[Row]:
         """Returns the rows of a query."""
@@ -236,7 +227,7 @@ class Store:
         """Adds to what a tenant used today."""
         with self.changing() as db:
             db.execute(
-                "INSERT INTO used VALUES (?, ?, ?) ON CONFLICT (tenant, day) DO UPDATE SET tokens = tokens + ?",
+                "INSERT INTO used VALUES (?, ?, ?) ON CONFLICT (tenant, day) DO UPDATE SET tokens = used.tokens + ?",
                 (tenant, today(), tokens, tokens),
             )
 
@@ -244,6 +235,11 @@ class Store:
         """Returns the tokens that a tenant trained on and asked for today (UTC)."""
         found = self.row("SELECT tokens FROM used WHERE tenant = ? AND day = ?", tenant, today())
         return 0 if found is None else found["tokens"]
+
+
+def waits(error: BaseException) -> bool:
+    """Returns whether what was to be kept can be later: the disk is full, or the database does not answer."""
+    return is_full(error) or isinstance(error, Unreachable)
 
 
 def today() -> str:

@@ -16,19 +16,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from torch import Tensor
 
-from luthier.core.adapters.control import tensors
 from luthier.core.errors import LuthierError
 from luthier.core.files import discard
-from luthier.core.guard import is_full
 from luthier.engine.engine import Engine
 from luthier.serving.http.bodies import parsed
 from luthier.serving.training_api import asks, names
 from luthier.serving.training_api.asks import Ask, Datum, gathered
 from luthier.serving.training_api.bodies import AdamBody, LoadBody, StepBody
 from luthier.serving.training_api.names import Wanted
-from luthier.serving.training_api.store import DONE, Row, Store
+from luthier.serving.training_api.store import DONE, Row, Store, waits
 from luthier.serving.training_api.tensors import output
 from luthier.training.together import Outcome, Pool
 
@@ -46,13 +43,13 @@ class Trainer:
     """Applies requests to models; one thread uses it, and the model itself is touched on the engine's."""
 
     def __init__(self, engine: Engine, store: Store, folder: Path, base: str, most: int, together: bool) -> None:
-        """`most` models are in memory at a time; `together`: requests of several models share passes."""
+        """`most` models are in memory at a time, and so in a pass; `together`: several models share passes."""
         self.engine, self.store, self.folder, self.together = engine, store, folder, together
         self.pool = Pool(engine.model, base)
         config = engine.model.config.get_text_config()
         self.words: int = config.vocab_size
         self.snapshot_seconds = SNAPSHOT_SECONDS
-        self._most = most
+        self.most = most
         self._held: OrderedDict[str, float] = OrderedDict()
         """Models in memory, the last used last, and when each was saved last."""
 
@@ -102,16 +99,16 @@ class Trainer:
         kept, and restore it.
         """
         held = list(self._held)
-        while held and len(self._held) >= self._most:
+        while held and len(self._held) >= self.most:
             self._try_to_put_away(held.pop(0), last=not held)
-        while len(self._held) >= self._most:
+        while len(self._held) >= self.most:
             self.drop(next(iter(self._held)))
 
     def _try_to_put_away(self, model: str, last: bool) -> None:
         try:
             self.put_away(model)
         except Exception as error:
-            if last and is_full(error):  # whoever needs the room waits for space
+            if last and waits(error):  # whoever needs the room waits for space
                 raise
             self._tell(model, error)
 
@@ -144,8 +141,8 @@ class Trainer:
 
     def _tell(self, model: str, error: Exception) -> None:
         """Tells the log that a model could not be saved."""
-        if is_full(error):
-            self.store.tell_full(error)
+        if waits(error):
+            self.store.tell_waiting(error)
         else:
             log.error("the snapshot of %s failed", model, exc_info=error)
 
@@ -220,27 +217,18 @@ class Trainer:
 
     def _run(self, together: Sequence[tuple[str, Ask]]) -> list[_Run]:
         runs = [_Run(name, ask, list(ask.pieces(PASS_TOKENS))) for name, ask in together]
-        for run in runs:
-            if len(run.pieces) > 1 and not run.ask.forward_only:
-                run.before = self._on_engine(lambda run=run: self._gradients(run.name))
-        while going := [run for run in runs if run.error is None and run.done < len(run.pieces)]:
-            works = [run.ask.work(run.name, run.pieces[run.done]) for run in going]
-            backward = not all(run.ask.forward_only for run in going)
-            found = self._on_engine(lambda works=works, b=backward: self.pool.forward_backward(works, backward=b))
-            for run, outcome in zip(going, found, strict=True):
-                run.take(outcome)
-        for run in runs:
-            if run.error is not None and run.before is not None:
-                self._on_engine(lambda run=run: self._put_back(run))
+        undo = self._on_engine(lambda: [self.pool.before_pass(run.name, len(run.pieces) > 1) for run in runs])
+        for backward in (True, False):  # apart, as a pass with gradients draws dropout
+            of = [run for run in runs if run.ask.forward_only is not backward]
+            while going := [run for run in of if run.error is None and run.done < len(run.pieces)]:
+                works = [run.ask.work(run.name, run.pieces[run.done]) for run in going]
+                found = self._on_engine(lambda works=works, b=backward: self.pool.forward_backward(works, backward=b))
+                for run, outcome in zip(going, found, strict=True):
+                    run.take(outcome)
+        for run, forget in zip(runs, undo, strict=True):
+            if run.error is not None:  # a restart does not run it again, so nothing is left of it
+                self._on_engine(forget)
         return runs
-
-    def _gradients(self, name: str) -> dict[str, Tensor | None]:
-        return {key: None if p.grad is None else p.grad.clone() for key, p in tensors(self.pool.model, name).items()}
-
-    def _put_back(self, run: _Run) -> None:
-        """Of a request that failed at a later piece nothing is left."""
-        for key, p in tensors(self.pool.model, run.name).items():
-            p.grad = (run.before or {})[key]
 
     def save(self, model: Row, name: str, place: Path, optimizer: bool) -> int:
         """Writes a checkpoint; returns its size in bytes."""
@@ -262,7 +250,6 @@ class _Run:
         self.done, self.loss = 0, 0.0
         self.log_probs: list[np.ndarray] = []
         self.error: LuthierError | None = None
-        self.before: dict[str, Tensor | None] | None = None
 
     def take(self, outcome: Outcome) -> None:
         """Takes in what a pass gave the piece whose turn it was."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +51,18 @@ class Member:
         self.clear()
         self.steps += 1
         return {"grad_norm": norm}
+
+    def before_pass(self, gradients: bool) -> Callable[[], None]:
+        """Returns a function that undoes passes from here on: the random stream, and with `gradients` those."""
+        random = dict(self.stream.state)
+        held = {key: None if p.grad is None else p.grad.clone() for key, p in self.params.items()} if gradients else {}
+
+        def undo() -> None:
+            self.stream.state = random
+            for key, grad in held.items():
+                self.params[key].grad = grad
+
+        return undo
 
     def clear(self) -> None:
         """Drops the gradients."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,13 @@ class Pool:
     def steps(self, name: str) -> int:
         """Returns how many optimiser steps an adapter has made."""
         return self._member(name).steps
+
+    def before_pass(self, name: str, gradients: bool = True) -> Callable[[], None]:
+        """Returns a function that makes an adapter what it is now, as if its passes from here on had not been.
+
+        What passes change is its random stream and, unless the loss of each of them is refused, its gradients.
+        """
+        return self._member(name).before_pass(gradients)
 
     def forward_backward(self, works: Sequence[Work | Batched], backward: bool = True) -> list[Outcome]:
         """Runs the rows of all works in one pass, each with its own adapter, and returns an outcome for each work.
