@@ -20,7 +20,13 @@ CLASS = "<class 'pyreft.interventions.{}Intervention'>"
 """How pyreft names a class, as Python prints it."""
 ALIKE = {"loreft": "Loreft", "noreft": "Noreft", "consreft": "Consreft", "lobireft": "Lobireft"}
 """The class of each of our forms; a DiReFT has two (see `_class`)."""
-MERGE = "Export it in another format, or let it run here (`luthier generate --adapter`)."
+NUMBERED = frozenset(
+    [f"{family}{end}" for family in ("Llama", "Qwen2", "Gemma", "GPT2") for end in ("Model", "ForSequenceClassification")]
+    + [f"{family}ForCausalLM" for family in ("Llama", "Qwen2", "Gemma", "Gemma2", "Mistral", "Olmo", "GPTNeo", "GPTNeoX")]
+    + ["GPT2LMHeadModel", "MistralModel", "Gemma2Model", "OlmoModel", "GPTNeoModel", "GPTNeoXModel"]
+)
+"""Classes of models whose blocks pyvene 0.1.8 finds by their numbers (`type_to_module_mapping`)."""
+ELSEWHERE = "Export it in another format, or let it run here (`luthier generate --adapter`)."
 
 
 def contents(model: nn.Module, layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
@@ -67,7 +73,7 @@ def _groups(edits: dict[str, list[TunerLayer]]) -> list[str]:
         if own != groups[: len(own)]:
             raise LuthierError(
                 f"{path} is edited at {', '.join(own)} and other layers at {', '.join(groups)}; a folder of pyreft's "
-                f"says no positions, and whoever runs it gives one list for all layers. {MERGE}"
+                f"says no positions, and whoever runs it gives one list for all layers. {ELSEWHERE}"
             )
     return groups
 
@@ -78,10 +84,10 @@ def _intervention(path: str, tuner: TunerLayer) -> tuple[str, dict[str, Tensor]]
     if not isinstance(form, ReFT) or kind not in ("stream", "input", "affine"):
         raise LuthierError(
             f"{form.name()} acts on {tuner.site}, and pyreft's classes edit what leaves or enters a module: loreft, "
-            f"noreft, direft, consreft, lobireft. {MERGE}"
+            f"noreft, direft, consreft, lobireft. {ELSEWHERE}"
         )
     if tuner.component.subtract_start:
-        raise LuthierError(f"{path}: the start of {form.name()} is subtracted, for which pyreft has no place. {MERGE}")
+        raise LuthierError(f"{path}: the start of {form.name()} is subtracted, for which pyreft has no place. {ELSEWHERE}")
     p = tuner.params(torch.float32)
     rotation = form.rotation(p) if isinstance(form, RotatedReFT) else None
     name = form.name()
@@ -112,10 +118,10 @@ def _buffers(width: int) -> dict[str, Tensor]:
 
 
 def _component(model: nn.Module, path: str, kind: str) -> tuple[int, str]:
-    """(layer, component) of pyvene's: a block by its number where the model has one stack, else a module by its path."""
+    """(layer, component) of pyvene's: a block by its number where it finds blocks so, else a module by its path."""
     end, stacks = "input" if kind == "input" else "output", list(block_lists(model))
     stack, _, number = path.rpartition(".")
-    if stacks == [stack]:
+    if stacks == [stack] and type(model).__name__ in NUMBERED:
         return int(number), f"block_{end}"
     return 0, re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", path) + f".{end}"
 

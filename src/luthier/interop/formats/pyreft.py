@@ -113,12 +113,15 @@ class PyReFT(Format):
         kinds = sorted({each.split(".")[-1].removesuffix("Intervention'>") for each in config["intervention_types"]})
         groups = ", ".join(config[POSITIONS])
         found = [f"It edits positions {groups}; pyreft is told them with each call (unit_locations)."]
-        made = [each for each in kinds if each not in ("Consreft", "Lobireft")]
-        if made:
+        rounded = [each for each in kinds if each in ("Loreft", "Direft")]
+        lost = [each for each in kinds if each in ("Noreft", "Nodireft")]
+        how = [f"makes {' and '.join(rounded)} in bfloat16"] if rounded else []
+        how += [f"cannot make {' or '.join(lost)} (KeyError: 'add_bias')"] if lost else []
+        if how:
             found.append(
-                f"ReftModel.load of pyreft 0.1.0 makes {' and '.join(made)} anew in bfloat16, or not at all. Make them "
-                "yourself (dtype=torch.float32, add_bias=False; get_reft_model) and give each the tensors of its file: "
-                "intervention.load_state_dict(torch.load('intkey_….bin'))."
+                f"ReftModel.load of pyreft 0.1.0 {' and '.join(how)}. Make the interventions yourself "
+                "(dtype=torch.float32, add_bias=False; get_reft_model) and give each the tensors of its file: "
+                "load_state_dict(torch.load('intkey_….bin'))."
             )
         return found
 
