@@ -136,7 +136,9 @@ def read(bases: Path, out: Path) -> None:
             number = {"layer": place[0]} if place[1].startswith("block_") else {}
             listed.append(number | {"component": place[1], "low_rank_dimension": place[4], "intervention": made})
             located.append([columns(told["luthier_positions"][int(key.rpartition("#")[2])])] * len(IDS))
-        reft = pyreft.get_reft_model(cls.from_pretrained(bases / name).eval(), pyreft.ReftConfig(representations=listed))
+        reft = pyreft.get_reft_model(
+            cls.from_pretrained(bases / name).eval(), pyreft.ReftConfig(representations=listed)
+        )
         assert list(reft.interventions) == told["sorted_keys"], folder
         if (beside := folder / "pytorch_model.bin").exists():
             reft.model.load_state_dict(torch.load(beside), strict=False)

@@ -296,7 +296,9 @@ class OneHot:
         return OneHot(self.ids, nn.functional.dropout(torch.ones_like(self.ids, dtype=torch.float32), rate))
 
 
-def edit(call: Call | None, positions: Positions | Invocation | None, edit_function, p, x: Tensor | OneHot, y: Tensor) -> Tensor:
+def edit(
+    call: Call | None, positions: Positions | Invocation | None, edit_function, p, x: Tensor | OneHot, y: Tensor
+) -> Tensor:
     """Applies `edit_function(p, x, y)` at the positions and returns y elsewhere."""
     if positions is None:
         return edit_function(p, x, y)

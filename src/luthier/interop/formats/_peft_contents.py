@@ -176,7 +176,11 @@ def native(layers: list[Layer]) -> Native | None:
     names, places = {tuner.form.name() for tuner in tuners}, {tuner.form.positions for tuner in tuners}
     invoked = names == {"lora"} and isinstance(tuners[0].positions, Invocation)
     found = ACTIVATED if invoked else NATIVE.get(names.pop()) if len(names) == 1 else None
-    if found is None or len(places) > 1 or any(len(layer.tuners) != 1 or not features(layer.module) for layer in layers):
+    if (
+        found is None
+        or len(places) > 1
+        or any(len(layer.tuners) != 1 or not features(layer.module) for layer in layers)
+    ):
         return None
     alike = all(s.site.kind in found.kinds and not s.component.subtract_start for s in tuners)
     return found if alike and (invoked or places == {"all"}) else None

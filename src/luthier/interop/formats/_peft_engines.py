@@ -111,7 +111,9 @@ def _transformers(held: Held) -> str | None:
     if held.method == "PREFIX_TUNING":
         return "it takes no prefixes. `PeftModel.from_pretrained` of peft itself does."
     if held.method == "aLoRA":
-        return "it looks for no invocation, so that nothing acts there. `PeftModel.from_pretrained` of peft itself does."
+        return (
+            "it looks for no invocation, so that nothing acts there. `PeftModel.from_pretrained` of peft itself does."
+        )
     return None
 
 

@@ -21,8 +21,15 @@ CLASS = "<class 'pyreft.interventions.{}Intervention'>"
 ALIKE = {"loreft": "Loreft", "noreft": "Noreft", "consreft": "Consreft", "lobireft": "Lobireft"}
 """The class of each of our forms; a DiReFT has two (see `_class`)."""
 NUMBERED = frozenset(
-    [f"{family}{end}" for family in ("Llama", "Qwen2", "Gemma", "GPT2") for end in ("Model", "ForSequenceClassification")]
-    + [f"{family}ForCausalLM" for family in ("Llama", "Qwen2", "Gemma", "Gemma2", "Mistral", "Olmo", "GPTNeo", "GPTNeoX")]
+    [
+        f"{family}{end}"
+        for family in ("Llama", "Qwen2", "Gemma", "GPT2")
+        for end in ("Model", "ForSequenceClassification")
+    ]
+    + [
+        f"{family}ForCausalLM"
+        for family in ("Llama", "Qwen2", "Gemma", "Gemma2", "Mistral", "Olmo", "GPTNeo", "GPTNeoX")
+    ]
     + ["GPT2LMHeadModel", "MistralModel", "Gemma2Model", "OlmoModel", "GPTNeoModel", "GPTNeoXModel"]
 )
 """Classes of models whose blocks pyvene 0.1.8 finds by their numbers (`type_to_module_mapping`)."""
@@ -87,7 +94,9 @@ def _intervention(path: str, tuner: TunerLayer) -> tuple[str, dict[str, Tensor]]
             f"noreft, direft, consreft, lobireft. {ELSEWHERE}"
         )
     if tuner.component.subtract_start:
-        raise LuthierError(f"{path}: the start of {form.name()} is subtracted, for which pyreft has no place. {ELSEWHERE}")
+        raise LuthierError(
+            f"{path}: the start of {form.name()} is subtracted, for which pyreft has no place. {ELSEWHERE}"
+        )
     p = tuner.params(torch.float32)
     rotation = form.rotation(p) if isinstance(form, RotatedReFT) else None
     name = form.name()
