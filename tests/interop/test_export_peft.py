@@ -23,6 +23,7 @@ EXACT = {
     "ia3 where the paper has it": ("llama", lt.IA3(), "k_proj, v_proj | input(down_proj)"),
     "ia3 under a bias": ("qwen2", lt.IA3(), "q_proj, v_proj"),
     "ia3 on Conv1D": ("gpt2", lt.IA3(), "c_attn | input(mlp.c_proj)"),
+    "alora": ("llama", lt.LoRA(rank=2, positions="from:20.21"), "all-linear"),
 }
 
 
@@ -203,6 +204,7 @@ def test_parameters_that_pefts_copy_would_not_serve_are_refused(case, tmp_path):
 REFUSED = {
     "an edit of the stream": ("llama", [(lt.LoReFT(rank=2), "stream")], "not a weight.*luthier generate"),
     "positions": ("llama", [(lt.LoReFT(rank=2), "q_proj")], "positions f7\\+l7"),
+    "two invocations": ("llama", [(lt.LoRA(rank=2, positions="from:5,from:6"), "q_proj")], "positions from:5"),
     "a prefix of one block": ("llama", [(lt.Prefix(), "attention & layers(1)")], "before 1 of 3 attentions"),
     "a prefix beside factors": ("llama", [(lt.Prefix(), "attention"), (lt.LoRA(rank=2), "q_proj")], "not a weight"),
     "a prefix before added positions": ("gpt2", [(lt.Prefix(), "attention")], "no rotary positions"),

@@ -40,7 +40,7 @@ def test_the_format_is_told_by_the_folder(case):
 
 
 WRITTEN = [(file.parent.name.removesuffix("_written"), file) for file in FOLDERS.glob("*_written/logits.safetensors")]
-READERS = {".safetensors": load_file, ".pt": torch.load}
+READERS = {".safetensors": load_file, ".pt": torch.load, ".bin": torch.load, ".lora": torch.load}
 
 
 @pytest.mark.parametrize(("form", "case"), [(form, case) for form, file in WRITTEN for case in sorted(load_file(file))])

@@ -18,7 +18,7 @@ from luthier.cli.source import card
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.format import Format
 from luthier.interop.import_adapter import readable, source_of
-from support import pyreft_recorded, recorded
+from support import recorded
 from support.architectures import ARCHITECTURES
 
 FRESH = "import luthier as lt; print(lt.formats.GGUF(dtype='q8_0').dtype, lt.formats.PyReFT(positions='f1').positions)"
@@ -45,6 +45,8 @@ PICTURES = ("diffusers", "kohya")
 """Formats of parts of a pipeline, whose base here is a text encoder."""
 SMALLER = ("pruned",)
 """Formats that leave out a part of the model, as they are there for."""
+OTHERS = {"control_vector": "constant", "pyreft": "loreft"}
+"""What formats hold that hold no changes of weights."""
 NEEDS = {"onnx": "onnxruntime"}
 """What a format needs that an environment may lack."""
 DAMAGED = (80, pytest.param(400, marks=pytest.mark.thorough))
@@ -79,10 +81,8 @@ def needed(name: str) -> None:
 
 
 def plain(name: str) -> str:
-    """What a format is there for: a change of weights, or a constant that is added to the stream."""
-    if name in PICTURES:
-        return "encoder"
-    return "constant" if name == "control_vector" else "lora"
+    """What a format is there for: a change of weights, a constant that is added to the stream, or an edit of it."""
+    return "encoder" if name in PICTURES else OTHERS.get(name, "lora")
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -99,8 +99,9 @@ def test_a_plain_change_leaves_and_the_base_stays(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_an_edit_of_the_stream_is_refused_and_nothing_is_left(name, tmp_path):
-    lt.save(lt.attach(base(name), lt.LoReFT(rank=2)), tmp_path / "adapter")
+def test_what_a_format_is_not_there_for_is_refused_and_nothing_is_left(name, tmp_path):
+    form = lt.LoRA(rank=2) if plain(name) == "loreft" else lt.LoReFT(rank=2)
+    lt.save(lt.attach(base(name), form), tmp_path / "adapter")
     with pytest.raises(lt.LuthierError):
         lt.export(tmp_path / "adapter", tmp_path / "out", to=name, base=base(name), processor=tokenizer())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
@@ -242,13 +243,9 @@ def sample(name: str, tmp_path: Path):
         lt.save(attached(plain(name), name), tmp_path / "adapter")
         lt.export(tmp_path / "adapter", tmp_path / "whole", to=name, base=base(name), processor=tokenizer())
         return base(name), tmp_path / "whole", find("formats", name, Format)()
-    if name != "pyreft":
-        recorded_case = next(case for case in recorded.cases() if case.format == name)
-        reader = find("formats", name, Format)(**recorded_case.settings)
-        return recorded.base(recorded_case.base), recorded_case.folder, reader
-    case = pyreft_recorded.CASES["loreft"]
-    reader = lt.formats.PyReFT(positions=case.positions)
-    return pyreft_recorded.base(case.model), pyreft_recorded.FOLDER / "loreft", reader
+    recorded_case = next(case for case in recorded.cases() if case.format == name)
+    reader = find("formats", name, Format)(**recorded_case.settings)
+    return recorded.base(recorded_case.base), recorded_case.folder, reader
 
 
 def test_a_fresh_process_finds_formats_by_their_axis():

@@ -31,6 +31,8 @@ OBJECTIVES = [name for name in names("objectives") if not find("objectives", nam
 TEXT = [name for name, each in ARCHITECTURES.items() if each.kind in ("decoder", "encoder")]
 LENGTHS = (9, 4, 20, 1, 13)
 ALIKE = 1e-6
+INVOKED = 42
+"""A token that stands in some rows of `batch`."""
 
 
 def batch(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -163,7 +165,9 @@ def fine_tuned(name: str = "llama", form: lt.Form | None = None, **settings) -> 
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])  # which hand the mask on by name, and by place
-@pytest.mark.parametrize("form", [lt.LoRA(rank=4), lt.LoReFT(rank=2, positions="f2+l2")])
+@pytest.mark.parametrize(
+    "form", [lt.LoRA(rank=4), lt.LoReFT(rank=2, positions="f2+l2"), lt.LoRA(rank=2, positions=f"from:{INVOKED}")]
+)
 def test_with_a_vocabulary_that_is_gone_through_in_chunks_and_recomputed_blocks(name, form):
     """And LoReFT's positions, which a recomputation in the backward pass has to find again."""
     model = without_dropout(fine_tuned(name, form, vocab_size=5000))

@@ -153,6 +153,14 @@ def test_edits_at_several_positions_in_one_adapter(tmp_path):
     same_as_alone("llama", saved(tmp_path, "llama", "loreft", positions="f2+l3", rank=4), rows=4)
 
 
+def test_edits_behind_an_invocation(tmp_path):
+    """Prompts of a batch have it at other places, several times or not at all, and leave at other steps."""
+    one, quick = ids_of("1")[-1], ".".join(map(str, ids_of("quick")[-5:]))
+    folders = saved(tmp_path, "llama", "lora", keys="a", positions=f"from:{one}")
+    folders |= saved(tmp_path, "llama", "lora", keys="b", positions=f"from:{one},from:{quick}")
+    same_as_alone("llama", folders, rows=4)
+
+
 @pytest.mark.parametrize("model_name", DECODERS)
 def test_rows_of_any_decoder_are_what_they_are_alone(model_name, tmp_path):
     same_as_alone(model_name, saved(tmp_path, model_name, "lora"), rows=4)  # so that some wait

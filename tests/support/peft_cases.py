@@ -165,7 +165,25 @@ LORA: dict[str, Case] = {
         lora("q_proj", modules_to_save=["embed_tokens"], ensure_weight_tying=True), "gemma3"
     ),
     "tokens of a scaled table": Case(lora("q_proj", trainable_token_indices=SEEN), "gemma3"),
-    "aLoRA": Case(lora("q_proj", alora_invocation_tokens=[5, 6], task_type="CAUSAL_LM"), reading=False),
+    "aLoRA": Case(
+        lora(
+            *("q_proj", "down_proj"),
+            **{"alora_invocation_tokens": SEEN, "task_type": "CAUSAL_LM"},
+            **{"rank_pattern": {"down_proj": 2}, "use_rslora": True},
+        )
+    ),
+    "aLoRA on Conv1D beside a table": Case(
+        lora(
+            "c_attn",
+            **{"alora_invocation_tokens": SEEN, "task_type": "CAUSAL_LM"},
+            **{"fan_in_fan_out": True, "modules_to_save": ["wte"]},
+        ),
+        "gpt2",
+    ),
+    "aLoRA with lora_bias": Case(
+        lora("q_proj", alora_invocation_tokens=SEEN, task_type="CAUSAL_LM", lora_bias=True), "qwen2", reading=False
+    ),
+    "aLoRA of no task": Case(lora("q_proj", alora_invocation_tokens=SEEN), reading=False),
     "layer_replication": Case(lora("q_proj", layer_replication=[[0, 2], [1, 3]]), reading=False),
     "qalora": Case(lora("q_proj", use_qalora=True)),
     "experts": Case(lora("q_proj", "gate"), "mixtral"),

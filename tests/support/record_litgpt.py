@@ -2,6 +2,7 @@
 
     python -m venv E; E/bin/pip install litgpt==0.5.13 torch==2.13.0 safetensors
     E/bin/python tests/support/record_litgpt.py BASES tests/interop/litgpt_folders
+    E/bin/python tests/support/record_litgpt.py BASES tests/interop/litgpt_written       # answers with ours, merged too
 
 lit_model.pth.lora is what its `save_lora_checkpoint` writes; hyperparameters.yaml has those of LoRA among the settings
 of `litgpt finetune_lora`. The numbers are random.
@@ -16,8 +17,9 @@ import lightning as L
 import torch
 import yaml
 from litgpt.finetune.lora import save_lora_checkpoint
-from litgpt.lora import GPT, Config
+from litgpt.lora import GPT, Config, merge_lora_weights
 from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama, copy_weights_qwen_2_5
+from litgpt.scripts.merge_lora import load_lora_metadata
 from safetensors.torch import load_file, save_file
 
 IDS = torch.tensor([[5, 9, 2, 30, 11, 8, 17, 3, 26, 14], [7, 7, 21, 4, 13, 29, 6, 1, 10, 19]])
@@ -50,7 +52,26 @@ def answer(model):
         return model(IDS).float().contiguous()
 
 
+def read(bases, out):
+    """Answers with the folders that we wrote, read as `litgpt merge_lora` reads them, before and after the merge."""
+    found = {}
+    for folder in sorted(each for each in out.iterdir() if each.is_dir()):
+        told, _, precision = load_lora_metadata(folder)
+        assert precision == "32-true"
+        settings = {key: value for key, value in told.items() if key not in PLACES}
+        model = built(bases, folder.name.partition("-")[0], settings, [place for place in PLACES if told[place]])
+        held = torch.load(folder / "lit_model.pth.lora")["model"]
+        assert set(held) == {key for key in model.state_dict() if "lora_" in key}, folder
+        model.load_state_dict(held, strict=False)
+        found[folder.name] = answer(model)
+        merge_lora_weights(model)
+        print(folder.name, "merged:", float((answer(model) - found[folder.name]).abs().max()))
+    save_file(found, out / "logits.safetensors")
+
+
 def main(bases, out):
+    if out.name.endswith("_written"):
+        return read(bases, out)
     answers = {}
     fabric = L.Fabric(accelerator="cpu", devices=1)
     for name, (base, settings, places) in CASES.items():

@@ -3,16 +3,21 @@
 Run in an environment of its own; what is written is committed, so that the tests need none of it:
     pip install pyreft==0.1.0 pyvene==0.1.8 transformers==4.45.1 torch==2.13.0
     PYTHONPATH=tests python tests/support/record_pyreft.py
+    PYTHONPATH=tests python tests/support/record_pyreft.py BASES tests/interop/pyreft_written    # answers with ours
 """
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import pyreft
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from support.pyreft_recorded import CASES, DIM, FOLDER, IDS, LR, PLACES, RANK, SIZE, STEPS, Case, base, states
@@ -106,5 +111,46 @@ def turning() -> dict[str, torch.Tensor]:
     return {"R": start.mT.contiguous(), "W": source["weight"], "b": source["bias"], **told}
 
 
+def columns(positions: str) -> list[int]:
+    """The columns that one group of positions edits, of rows without padding."""
+    every = list(range(IDS.shape[1]))
+    ends = {each[0]: int(each[1:]) for each in positions.split("+") if each != "all"}
+    return every if not ends else [*every[: ends.get("f", 0)], *every[len(every) - ends.get("l", 0) :]]
+
+
+def read(bases: Path, out: Path) -> None:
+    """Answers with the folders that we wrote, and with ReftModel.load where it gives the same interventions."""
+    answers = {}
+    for folder in sorted(each for each in out.iterdir() if each.is_dir()):
+        told = json.loads((folder / "config.json").read_text())
+        name = folder.name.partition("-")[0]
+        cls = getattr(transformers, json.loads((bases / name / "config.json").read_text())["architectures"][0])
+        listed, located = [], []
+        for place, kind, key in zip(
+            told["representations"], told["intervention_types"], told["sorted_keys"], strict=True
+        ):
+            made = getattr(pyreft, kind.split(".")[-1].removesuffix("'>"))(
+                embed_dim=16, low_rank_dimension=place[4], dtype=torch.float32, add_bias=False
+            )
+            made.load_state_dict(torch.load(folder / f"intkey_{key}.bin"))
+            number = {"layer": place[0]} if place[1].startswith("block_") else {}
+            listed.append(number | {"component": place[1], "low_rank_dimension": place[4], "intervention": made})
+            located.append([columns(told["luthier_positions"][int(key.rpartition("#")[2])])] * len(IDS))
+        reft = pyreft.get_reft_model(
+            cls.from_pretrained(bases / name).eval(), pyreft.ReftConfig(representations=listed)
+        )
+        assert list(reft.interventions) == told["sorted_keys"], folder
+        if (beside := folder / "pytorch_model.bin").exists():
+            reft.model.load_state_dict(torch.load(beside), strict=False)
+        reft.eval()
+        where = {"sources->base": (None, located)}
+        with torch.no_grad():
+            answers[folder.name] = reft({"input_ids": IDS}, unit_locations=where)[1].logits.contiguous()
+            if "Consreft" in told["intervention_types"][0]:
+                loaded = pyreft.ReftModel.load(str(folder), cls.from_pretrained(bases / name).eval())
+                assert torch.equal(loaded({"input_ids": IDS}, unit_locations=where)[1].logits, answers[folder.name])
+    save_file(answers, out / "logits.safetensors")
+
+
 if __name__ == "__main__":
-    record()
+    record() if len(sys.argv) == 1 else read(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -41,11 +41,16 @@ CASES: dict[str, tuple[str, Any, str]] = {
     "llama-mixed": ("llama", lt.LoRA(rank=2), "k_proj & layers(1) | up_proj & layers(0)"),
     "mistral-dora": ("mistral", lt.DoRA(rank=3), "k_proj, gate_proj, lm_head"),
     "gpt2-ia3": ("gpt2", lt.IA3(), "c_attn, c_fc"),
+    "llama-loreft": ("llama", lt.LoReFT(rank=2, positions="f2,l3"), "stream & layers(0, 2)"),
+    "llama-noreft": ("llama", lt.NoReFT(rank=3, positions="l2"), "stream & layers(1)"),
+    "llama-direft": ("llama", lt.DiReFT(rank=2, positions="f1+l1"), "stream"),
+    "llama-consreft": ("llama", lt.ConsReFT(rank=2, positions="f1"), "stream & layers(0)"),
+    "roberta-lobireft": ("roberta", lt.LobiReFT(rank=2, positions="all"), "stream & layers(1, 2)"),
     "gpt2-houlsby": ("gpt2", lt.Bottleneck(dim=4), "output(attn)"),
 }
 """{case: (base, form, where it acts)}."""
 CASES["roberta-head"] = ("roberta", lt.LoRA(rank=2), "value")
-BESIDE = {"roberta-head": (lt.Full(), "params(classifier.*)")}
+BESIDE = {case: (lt.Full(), "params(classifier.*)") for case in ("roberta-head", "roberta-lobireft")}
 """A second form of a case."""
 
 

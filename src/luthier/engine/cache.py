@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from luthier.core.adapters.call import QUERIES
+from luthier.core.adapters.call import INVOKING, QUERIES
 
 SPARE = 64
 """Columns that a new buffer has room for, at least."""
@@ -111,7 +111,8 @@ class RowCache(DynamicCache):
         if not self.layers:
             self.layers = [RowLayer(self.frame, *states(layer)) for layer in prompts.layers]
         count = len(self.frame.lengths)
-        QUERIES.join(self, count, prompts, rows)
+        for kept in (QUERIES, INVOKING):
+            kept.join(self, count, prompts, rows)
         self._make_room(count + len(rows), max(lengths[row] for row in rows), 0)
         for place, row in enumerate(rows, count):
             for own, layer in zip(self.layers, prompts.layers, strict=True):
@@ -133,7 +134,8 @@ class RowCache(DynamicCache):
         last = len(self.frame.lengths) - 1
         for layer in self.layers:
             layer.drop(row, last)
-        QUERIES.drop(self, row)
+        for kept in (QUERIES, INVOKING):
+            kept.drop(self, row)
         for own in (self.frame.lengths, self.frame.shifts):
             moved = own.pop()
             if row != last:

@@ -9,7 +9,7 @@ import torch
 
 import luthier as lt
 from luthier.core.adapters.call import Call, Prompt
-from luthier.core.contracts.positions import Positions
+from luthier.core.contracts.positions import Invocation, Positions
 from support.architectures import ARCHITECTURES
 
 
@@ -47,8 +47,51 @@ def test_a_pass_after_the_prompt_edits_nothing():
     assert located is not None and set(located[0][located[1]].tolist()) == {2, 3}
 
 
+@pytest.mark.parametrize("end", [None, 9])
+def test_columns_behind_an_invocation_equal_a_loop(end):
+    """The last one within the prompt, where that is told; tokens of padding are none."""
+    ids = torch.full((4, 12), 7)
+    mask = torch.ones_like(ids)
+    ids[0, [2, 3, 6, 7, 9, 10]] = torch.tensor([5, 6, 5, 6, 5, 6])  # the third stands behind column 9
+    ids[1, [0, 1]] = ids[3, [8, 9]] = torch.tensor([5, 6])  # the second, half of it behind column 9
+    ids[2, 4:6] = torch.tensor([5, 6])
+    mask[2, :5] = 0
+    starts = [9 if end is None else 6, 0, 12, 8 if end is None else 12]
+    call = Call(4, 12, mask=mask, prompt=Prompt(end))
+    call.read_text(ids)
+    located = call.locate(Invocation((5, 6)))
+    assert located is not None
+    for start, index, keep in zip(starts, *located, strict=True):
+        assert index[keep].tolist() == list(range(start, 12))
+
+
+def test_an_invocation_is_known_to_the_tokens_behind_it():
+    """With any cache, in beams and in prompts whose start another pass has read; chunks, and embeddings, do not tell."""
+    model = fitted(lt.LoRA(rank=4, positions="from:5.6")).eval()
+    ids, mask = torch.randint(7, 97, (3, 9)), torch.ones(3, 9, dtype=torch.long)
+    ids[0, 2:4] = ids[0, 5:7] = ids[1, 7:9] = torch.tensor([5, 6])
+    mask[1, :4] = ids[1, :4] = 0
+    given = {"input_ids": ids, "attention_mask": mask, **SETTINGS}
+    plain = model.generate(**given)
+    with lt.disabled(model):
+        bare = model.generate(**given)
+        started = model(input_ids=ids[:1, :5], use_cache=True).past_key_values
+    assert torch.equal(plain[2], bare[2]) and not torch.equal(plain[:2], bare[:2])
+    static = {"cache_implementation": "static", "disable_compile": True}
+    for other in ({"use_cache": False}, static):
+        assert torch.equal(model.generate(**given, **other), plain), other
+    alone = model.generate(input_ids=ids[:1], **SETTINGS, past_key_values=started)
+    assert torch.equal(alone[0], plain[0])
+    beams = model.generate(**given, num_beams=2)
+    assert torch.equal(beams[1, 9:], model.generate(input_ids=ids[1:2, 4:], **SETTINGS, num_beams=2)[0, 5:])
+    with pytest.raises(lt.LuthierError, match="in chunks"):
+        model.generate(**given, prefill_chunk_size=4)
+    with pytest.raises(lt.LuthierError, match="given embeddings"):
+        model(inputs_embeds=model.get_input_embeddings()(ids))
+
+
 def test_bad_positions_say_what_is_expected():
-    for text in ("f7-l7", "x3", "", "f0", "7"):
+    for text in ("f7-l7", "x3", "", "f0", "7", "from:", "from:5..6", "from:-5"):
         with pytest.raises(lt.LuthierError, match="f7\\+l7"):
             lt.LoReFT(positions=text)
     with pytest.raises(lt.LuthierError, match="positions"):

@@ -18,6 +18,7 @@ from luthier.core.adapters.swap import TRAINS, adapters_of, swap, unswap
 from luthier.core.adapters.tuner import AdapterComponent, TunerLayer, starts
 from luthier.core.contracts.form import Form, Stats
 from luthier.core.contracts.init import Init
+from luthier.core.contracts.positions import Invocation, Positions
 from luthier.core.contracts.router import Routed
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.deprecation import deprecated
@@ -215,13 +216,15 @@ def _mark(model: nn.Module, state: State) -> None:
     """Gives roots, owners and blocks their part in resolving positions and tasks, where a form asks for them."""
     for container in state.containers:
         container.block, container.frames = None, None
-        container.final, container.measures, container.reads_rows = False, False, False
+        container.final, container.measures, container.reads_rows, container.invoked = False, False, False, False
     if not any(_follows_calls(component.form) for component in state.components):
         return
     by_prompt = any(isinstance(each.form, Routed) and each.form.by_prompt for each in state.components)
+    invoked = any(isinstance(Positions.parse(each.form.positions), Invocation) for each in state.components)
     for path, blocks in block_lists(model).items():
         owner = stack_owner(model, path)
-        swap(model.get_submodule(owner), state, owner).owner = owner
+        container = swap(model.get_submodule(owner), state, owner)
+        container.owner, container.invoked = owner, invoked
         for index, block in enumerate(blocks):
             container = swap(block, state, f"{path}.{index}")
             container.block, container.final = owner, index == len(blocks) - 1

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from luthier.core.contracts.positions import Positions
+from luthier.core.contracts.positions import Invocation, Positions
 from luthier.core.errors import LuthierError
 from luthier.core.sites.packing import Packing, packing_now
 
@@ -23,6 +23,8 @@ class Prompt:
     """Column behind the last prompt token: one number, or one for each row [B]."""
     mask: Tensor | None = None
     """Padding mask [B, T], when a model passes only its expanded form on."""
+    told: bool = True
+    """Whether `generate` or the user said so; labels only tell what is learned."""
 
 
 @dataclass(eq=False)
@@ -44,7 +46,12 @@ class Call:
     """The mean of each row's prompt embeddings [batch, d], where a form goes by it (see `measure`)."""
     packing: Packing | None = None
     """How blocks have the tokens of all rows in one stream, where they do."""
-    _found: dict[Positions, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
+    text: Tensor | None = None
+    """The tokens among which an invocation is looked for [batch, columns], -1 elsewhere, where a form goes by one (see
+    `read_text`)."""
+    behind: bool = False
+    """Whether all of this pass stands behind that text."""
+    _found: dict[Positions | Invocation, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
     _parts: dict[str, Call] = field(default_factory=dict)
 
     def of_rows(self, rows: Tensor, count: int, name: str) -> Call:
@@ -62,20 +69,60 @@ class Call:
             mask = None if self.mask is None else self.mask[own.to(self.mask.device)]
             packing = None if self.packing is None else self.packing.of_rows(rows.tolist())
             query = None if self.query is None else self.query[own.to(self.query.device)]
-            self._parts[name] = Call(
-                len(own), self.length, self.past, mask, Prompt(end), self.device, tasks, query=query, packing=packing
-            )
+            text = None if self.text is None else self.text[own.to(self.text.device)]
+            part = Call(len(own), self.length, self.past, mask, Prompt(end), self.device, tasks)
+            part.query, part.packing, part.text, part.behind = query, packing, text, self.behind
+            self._parts[name] = part
         return self._parts[name]
 
-    def locate(self, positions: Positions) -> tuple[Tensor, Tensor] | None:
+    def locate(self, positions: Positions | Invocation) -> tuple[Tensor, Tensor] | None:
         """Returns (index, keep), both [B, P]: columns of this pass to edit, and which of them are real edits.
 
         With n prompt tokens in a row, the first min(p, floor(n/2)) and the last min(s, ceil(n/2)) are edited.
-        None when the pass holds no prompt: later tokens see the edits through the cache.
+        None when the pass holds no prompt: later tokens see the edits through the cache. Behind an invocation all are.
         """
         if positions not in self._found:
-            self._found[positions] = self._locate(positions)
+            invoked = isinstance(positions, Invocation)
+            self._found[positions] = self._invoked(positions.tokens) if invoked else self._locate(positions)
         return self._found[positions]
+
+    def _invoked(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """All columns of this pass, and which of them stand at or behind the start of the last invocation."""
+        if self.text is None:
+            raise LuthierError(
+                "an adapter acts from certain tokens on, and this pass does not tell its tokens: the model was given "
+                "embeddings, or its cache was filled by another's pass or by a compiled one."
+            )
+        index = torch.arange(self.length, device=self.text.device).expand(len(self.text), -1)
+        if self.text.shape[1] < len(tokens):
+            return index, torch.zeros_like(index, dtype=torch.bool)
+        wanted = torch.tensor(tokens, device=self.text.device)
+        met = (self.text.unfold(1, len(tokens), 1) == wanted).all(-1)
+        last = (met * torch.arange(1, met.shape[1] + 1, device=met.device)).amax(1, keepdim=True)
+        start = torch.zeros_like(last) if self.behind else last - 1
+        return index, (last > 0) & (self.past + index >= start)
+
+    def read_text(self, ids: Tensor | None) -> None:
+        """Notes the tokens among which invocations count: those of the prompt, where its end is told, or else all.
+
+        They stay with the cache, for the tokens behind them. `ids` [batch, length] are those of this pass.
+        """
+        known, total = INVOKING.of(self.cache), self.past + self.length
+        told = None if self.prompt.end is None or not self.prompt.told else int(torch.as_tensor(self.prompt.end).max())
+        if self.past and (told is None or told <= self.past):
+            self.text, self.behind = known, True
+            return
+        if ids is None or ids.shape != (self.batch, self.length):
+            return
+        if told is not None and told > total:
+            raise LuthierError(
+                "a prompt came in chunks, and an adapter goes by which of its tokens come last; give it whole."
+            )
+        before = ids.new_full((self.batch, 0), -1) if known is None else known.to(ids.device)
+        text = torch.cat([nn.functional.pad(before, (self.past - before.shape[1], 0), value=-1), ids], 1)
+        asked = self._of_prompt() if self.prompt.told else self._real(total)
+        self.text = text.masked_fill(~asked, -1)
+        INVOKING.keep(self.cache, self.text)
 
     def _locate(self, positions: Positions) -> tuple[Tensor, Tensor] | None:
         if self.past and self.prompt.end is None:
@@ -165,14 +212,15 @@ def read_call(arguments: dict[str, Any], prompt: Prompt) -> Call | None:
     return Call(entering.shape[0], entering.shape[1], past, mask, prompt, entering.device, cache=cache, packing=packing)
 
 
-class Queries:
-    """The mean prompt embeddings of rows, kept beside caches of keys and values and gone with them."""
+class KeptRows:
+    """What is known of the prompts of rows, kept beside caches of keys and values and gone with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, fill: float) -> None:
+        self.fill = fill
         self._by_cache: WeakKeyDictionary[Any, Tensor] = WeakKeyDictionary()
 
     def of(self, cache: Any) -> Tensor | None:
-        """Returns those of a cache's rows, [rows, d]; None where none were measured."""
+        """Returns those of a cache's rows, [rows, width]; None where none were kept."""
         return None if cache is None or torch.compiler.is_compiling() else self._by_cache.get(cache)
 
     def keep(self, cache: Any, query: Tensor) -> None:
@@ -187,7 +235,10 @@ class Queries:
             self._by_cache.pop(cache, None)
             return
         own = new[list(rows)]
-        self.keep(cache, torch.cat([own.new_zeros(held, own.shape[1]) if old is None else old, own]))
+        old = own.new_full((held, own.shape[1]), self.fill) if old is None else old
+        width = max(own.shape[1], old.shape[1])
+        both = [nn.functional.pad(each, (width - each.shape[1], 0), value=self.fill) for each in (old, own)]
+        self.keep(cache, torch.cat(both))
 
     def drop(self, cache: Any, row: int) -> None:
         """Takes a row out of a cache's; the last one moves into its place."""
@@ -197,7 +248,8 @@ class Queries:
             self.keep(cache, left)
 
 
-QUERIES = Queries()
+QUERIES, INVOKING = KeptRows(0.0), KeptRows(-1)
+"""The mean prompt embeddings of rows, and the tokens of their prompts, where forms go by them."""
 
 
 def entries(x: Tensor, rows: int) -> int:
@@ -244,7 +296,9 @@ class OneHot:
         return OneHot(self.ids, nn.functional.dropout(torch.ones_like(self.ids, dtype=torch.float32), rate))
 
 
-def edit(call: Call | None, positions: Positions | None, edit_function, p, x: Tensor | OneHot, y: Tensor) -> Tensor:
+def edit(
+    call: Call | None, positions: Positions | Invocation | None, edit_function, p, x: Tensor | OneHot, y: Tensor
+) -> Tensor:
     """Applies `edit_function(p, x, y)` at the positions and returns y elsewhere."""
     if positions is None:
         return edit_function(p, x, y)

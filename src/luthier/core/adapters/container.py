@@ -28,6 +28,8 @@ class AdapterContainer(Attachment):
         """Set on a block whose activations may be recomputed: the path of its owner."""
         self.measures = False
         """Set on the first block of a stack where a form goes by the mean of what enters it."""
+        self.invoked = False
+        """Set on the owner of a stack where a form acts from certain tokens on."""
         self.reads_rows = False
         """Set on the root where a form reads whole rows, and on blocks whose outputs one reads."""
         self.final = False

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from luthier.core.adapters.call import QUERIES, Call, Prompt, read_call
+from luthier.core.adapters.call import INVOKING, QUERIES, Call, Prompt, read_call
 from luthier.core.adapters.container import AdapterContainer
 from luthier.core.adapters.dispatch import ready
 from luthier.core.adapters.forward import adapted, adapted_tensor, beside
@@ -24,6 +24,8 @@ from luthier.core.adapters.state import State
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import namesake
 
+IDS = ("input_ids", "decoder_input_ids")
+"""What the owner of a stack calls the tokens that it is given."""
 TRAINS = "_hf_peft_config_loaded"
 """A mark of transformers' peft integration. Its Trainer refuses a quantised model without it, for it has no other way
 to learn that something beside the quantised weights is trained. It also makes `save_pretrained` look for peft's layers
@@ -203,6 +205,8 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
         current.aside.pop(adapters.owner, None)
         if call is not None:
             call.tasks = current.tasks
+            if adapters.invoked:
+                call.read_text(next((arguments[key] for key in IDS if arguments.get(key) is not None), None))
     if adapters.frames is not None:
         current.calls[adapters.frames] = call_of_frames(current.calls.get(adapters.frames), arguments)
     own = adapters.live or (adapters.params and current.rows is not None)
@@ -210,14 +214,17 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
     if adapters.root:
         current.seen = None
     if adapters.owner is not None:
-        _keep_query(current.calls[adapters.owner], out)
+        _keep_with_cache(current.calls[adapters.owner], out)
     return out
 
 
-def _keep_query(call: Call | None, out: Any) -> None:
-    """The prompts' means stay with the cache that a stack made itself."""
-    if call is not None and call.query is not None and call.cache is None and isinstance(out, ModelOutput):
-        QUERIES.keep(out.get("past_key_values"), call.query)
+def _keep_with_cache(call: Call | None, out: Any) -> None:
+    """What is known of the prompts stays with the cache that a stack made itself."""
+    if call is None or call.cache is not None or not isinstance(out, ModelOutput):
+        return
+    for kept, own in ((QUERIES, call.query), (INVOKING, call.text)):
+        if own is not None:
+            kept.keep(out.get("past_key_values"), own)
 
 
 def _layer(module: nn.Module, adapters: AdapterContainer, base: Callable, names: tuple[str, ...], x: Tensor) -> Tensor:
@@ -249,7 +256,7 @@ def _read_prompt(model: nn.Module, arguments: dict[str, Any]) -> Prompt | None:
     answer = labels != -100
     first = answer.int().argmax(1)  # 0 also where no token is in the loss
     end = torch.where(first > 0, first, labels.shape[1])
-    return Prompt(end)
+    return Prompt(end, told=False)
 
 
 def generative(model: nn.Module) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
@@ -15,6 +16,7 @@ from luthier.core.guard import guarded
 from luthier.core.sites.structure import features
 from luthier.interop.formats._factors import Pair, check_pair, own_paths
 from luthier.interop.formats._files import inside
+from luthier.interop.formats._layers import Factoring, Layer, filled, nothing
 
 KINDS = ("llama", "mistral", "qwen2")
 """Model types on which LitGPT was run."""
@@ -24,6 +26,12 @@ LAYERS = {
 }
 FUSED = {"lora_query": "q_proj", "lora_key": "k_proj", "lora_value": "v_proj"}
 """The layers of transformers, by setting and in the order of the fused layer."""
+SETTINGS = {
+    **{f"self_attn.{name}": setting for setting, name in FUSED.items()},
+    **{"self_attn.o_proj": "lora_projection", "lm_head": "lora_head"},
+    **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), "lora_mlp"),
+}
+"""The setting that adapts a layer, in every block."""
 KEY = re.compile(r"(?:transformer\.h\.(?P<block>\d+)\.(?P<name>.+)|(?P<head>lm_head))\.lora_(?P<end>[AB])")
 
 
@@ -45,11 +53,20 @@ def dropout_of(config: Mapping[str, Any]) -> float:
     return float(value) if type(value) in (int, float) and 0 <= value < 1 else 0.0
 
 
+def kind_of(model: nn.Module) -> str:
+    """The model type of a base; raises `LuthierError` for one that LitGPT was not run on."""
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if kind not in KINDS or not type(model).__name__.endswith("ForCausalLM"):
+        raise LuthierError(
+            f"{type(model).__name__} ({kind}) is none of the models on which LitGPT was run: language models of type "
+            f"{', '.join(KINDS)}."
+        )
+    return kind
+
+
 def pairs_of(folder: Path, config: Mapping[str, Any], held: Mapping[str, Tensor], model: nn.Module) -> dict[str, Pair]:
     """Returns `{path: factors}`, the fused layer as its three."""
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if kind not in KINDS:
-        raise LuthierError(f"{folder} is read for the models on which LitGPT was run ({', '.join(KINDS)}), not {kind}.")
+    kind_of(model)
     rank, alpha = (_number(folder, config, key) for key in ("lora_r", "lora_alpha"))
     groups: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, tensor in held.items():
@@ -96,3 +113,54 @@ def _apart(
     return {
         name: Pair(b, a, pair.scale) for name, a, b in zip(names, pair.A.split(rank), pair.B.split(rows), strict=True)
     }
+
+
+def contents(
+    model: nn.Module, layers: Sequence[Layer], factoring: Factoring
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns (tensors by their names in LitGPT, the settings). It adapts the same layers in every block, and all three
+    of an MLP: what is not there is filled up, which changes nothing."""
+    kind_of(model)
+    held = {layer.path: layer for layer in layers}
+    wanted = _settings(model, held)
+    parts = {path: factoring(layer) for path, layer in held.items()}
+    rank = max(len(a) for _, a in parts.values())
+
+    def part(path: str) -> tuple[Tensor, Tensor]:
+        return filled(*(parts[path] if path in parts else nothing(model.get_submodule(path))), rank)
+
+    tensors: dict[str, Tensor] = {}
+    for block in range(model.config.num_hidden_layers):  # type: ignore[union-attr]
+        own, theirs = f"model.layers.{block}", f"transformer.h.{block}"
+        if fused := [part(f"{own}.self_attn.{name}") for setting, name in FUSED.items() if setting in wanted]:
+            tensors[f"{theirs}.attn.qkv.lora_A"] = torch.cat([a for _, a in fused])
+            tensors[f"{theirs}.attn.qkv.lora_B"] = torch.cat([b for b, _ in fused])
+        for name, path in LAYERS.items():
+            if SETTINGS[path] in wanted:
+                b, a = part(f"{own}.{path}")
+                tensors |= {f"{theirs}.{name}.lora_A": a, f"{theirs}.{name}.lora_B": b}
+    if "lora_head" in wanted:
+        b, a = part("lm_head")
+        tensors |= {"lm_head.lora_A": a, "lm_head.lora_B": b}
+    return tensors, {"lora_r": rank, "lora_alpha": rank, "lora_dropout": 0.0} | {
+        setting: setting in wanted for setting in dict.fromkeys(SETTINGS.values())
+    }
+
+
+def _settings(model: Any, paths: Mapping[str, Layer]) -> set[str]:
+    """The settings that adapt all these layers."""
+    found = set()
+    for path in paths:
+        setting = SETTINGS.get(re.sub(r"^model\.layers\.\d+\.", "", path))
+        if setting is None:
+            raise LuthierError(
+                f"LitGPT has no place for a change of {path}; it adapts {', '.join(SETTINGS)}. Export it merged instead "
+                "(--to merged)."
+            )
+        if path == "lm_head" and model.config.tie_word_embeddings:
+            raise LuthierError(
+                "lm_head is tied to the table; LitGPT adapts a head alone, and here the table would change with it. "
+                "Export it merged (--to merged)."
+            )
+        found.add(setting)
+    return found

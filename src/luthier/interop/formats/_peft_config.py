@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from luthier.core.contracts.positions import Invocation
 from luthier.core.errors import LuthierError
 from luthier.interop.formats._peft_keys import unwrapped
 
@@ -63,14 +64,13 @@ TOLD = [
     *("token_indices", "init_weights"),  # TRAINABLE_TOKENS
     "target_parameters",
     "use_bdlora",
+    "alora_invocation_tokens",
     "monteclora_config",  # noise that is drawn in training alone
     *("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"),
     *("encoder_hidden_size", "prefix_projection"),  # PREFIX_TUNING, whose file holds what its MLP made
 ]
 """Settings that are read here, or that say how the adapter was trained and not what it does."""
 WHY: Mapping[str, str] = {
-    "alora_invocation_tokens": "it acts from the invocation tokens of a prompt on, where no form of ours begins. "
-    "It cannot be merged either: a merged weight acts at every token. Run it with peft.",
     "layer_replication": "it repeats layers of the base, which is another model then.",
     "kasa_config": "it cuts the base's weights down as peft loads it. {merged}",
     "arrow_config": "it routes between other adapters.",
@@ -110,6 +110,30 @@ def refuse_unknown(folder: Path, config: Mapping[str, Any], merged: Callable[[],
         why = WHY.get(strange[0], UNKNOWN)
         why = why.format(merged=merged()) if "{merged}" in why else why
         raise LuthierError(f"{folder}: {strange[0]}={config[strange[0]]!r}: {why}")
+
+
+def positions_of(folder: Path, config: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    """Returns the positions of an activated LoRA (aLoRA), which starts at its invocation, or all.
+
+    Raises for damage, and where `others`, by what they are called, are not empty: changes that no token narrows.
+    """
+    told = config.get("alora_invocation_tokens")
+    if told is None or told == []:
+        return "all"
+    if not isinstance(told, list) or not all(type(each) is int and each >= 0 for each in told):
+        raise LuthierError(f"{folder}: alora_invocation_tokens is {told!r}; expected tokens, whole numbers.")
+    if held := [name for name, found in others.items() if found]:
+        raise LuthierError(
+            f"{folder}: alora_invocation_tokens={told!r} narrows linear layers to the tokens behind an invocation, and "
+            f"the folder also holds {held[0]}, which act at every token here. Run it with peft; merged, it would act at every token."
+        )
+    if config.get("task_type") != "CAUSAL_LM":
+        raise LuthierError(
+            f"{folder}: alora_invocation_tokens={told!r} with task_type={config.get('task_type')!r}: peft looks for an "
+            "invocation in models of CAUSAL_LM alone, so that nothing acts there. Set task_type to CAUSAL_LM if it was "
+            "trained so. A merged weight would act at every token."
+        )
+    return str(Invocation(tuple(told)))
 
 
 PLAIN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.core.contracts.positions import Invocation
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import features
 from luthier.interop.formats._layers import Factoring, Layer, trained_whole
@@ -149,21 +150,40 @@ class Native:
     """Kinds of site, on linear layers, where its equation is ours."""
 
 
+def _activated(model: nn.Module, layers: list[Layer]) -> Files:
+    """aLoRA: LoRA from the last invocation on, its scale inside B."""
+    files, ranks = Files(), {}
+    for layer in layers:
+        tuner = layer.tuners[0]
+        p = tuner.params(torch.float32)
+        b, a = tuner.eval_form.scale * p["B"], p["A"]
+        files.tensors |= {f"{layer.path}.lora_A.weight": a, f"{layer.path}.lora_B.weight": b}
+        ranks[layer.path] = len(a)
+    at = layers[0].tuners[0].positions
+    assert isinstance(at, Invocation)
+    files.config = lora_config(model, ranks) | {"alora_invocation_tokens": list(at.tokens)}
+    return files
+
+
 NATIVE: Mapping[str, Native] = {"dora": Native(_dora, ("affine",)), "ia3": Native(_ia3, ("affine", "input"))}
 """By the name of our form."""
+ACTIVATED = Native(_activated, ("affine",))
 
 
 def native(layers: list[Layer]) -> Native | None:
     """The method of peft that is all of what acts on `layers`, if there is one."""
     tuners = [tuner for layer in layers for tuner in layer.tuners]
-    names = {tuner.form.name() for tuner in tuners}
-    found = NATIVE.get(names.pop()) if len(names) == 1 else None
-    if found is None or any(len(layer.tuners) != 1 or not features(layer.module) for layer in layers):
+    names, places = {tuner.form.name() for tuner in tuners}, {tuner.form.positions for tuner in tuners}
+    invoked = names == {"lora"} and isinstance(tuners[0].positions, Invocation)
+    found = ACTIVATED if invoked else NATIVE.get(names.pop()) if len(names) == 1 else None
+    if (
+        found is None
+        or len(places) > 1
+        or any(len(layer.tuners) != 1 or not features(layer.module) for layer in layers)
+    ):
         return None
-    alike = all(
-        s.site.kind in found.kinds and s.form.positions == "all" and not s.component.subtract_start for s in tuners
-    )
-    return found if alike else None
+    alike = all(s.site.kind in found.kinds and not s.component.subtract_start for s in tuners)
+    return found if alike and (invoked or places == {"all"}) else None
 
 
 def lora_config(

@@ -25,7 +25,7 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 TGI = (*SIBLINGS[0], "o_proj", *SIBLINGS[1], "down_proj", "lm_head")
 """Names of all layers that text-generation-inference adapts."""
 MERGE = "Export it merged (--to merged)."
-PREFIXES = "No other layout helps; `luthier serve` runs it."
+UNLIKE = "No other layout helps; `luthier serve` runs it."
 PLAIN = "Export it with --rank, as plain factors, or merged (--to merged)."
 BLOCK = re.compile(r"(?P<stack>.+)\.(?P<number>\d+)\.(?P<inside>[^\d]+)")
 
@@ -41,7 +41,9 @@ class Held:
 
     @property
     def method(self) -> str:
-        """How peft calls its method, DoRA by itself."""
+        """How peft calls its method, DoRA and aLoRA by themselves."""
+        if self.config.get("alora_invocation_tokens"):
+            return "aLoRA"
         return "DoRA" if self.config.get("use_dora") else str(self.config["peft_type"])
 
     @property
@@ -63,7 +65,7 @@ class Engine:
 
 def _plain(held: Held) -> str | None:
     if held.method != "LORA":
-        way = {"DoRA": PLAIN, "IA3": PLAIN, "PREFIX_TUNING": PREFIXES}.get(held.method, MERGE)
+        way = {"DoRA": PLAIN, "IA3": PLAIN, "PREFIX_TUNING": UNLIKE, "aLoRA": UNLIKE}.get(held.method, MERGE)
         return f"it takes LoRA, and this is {held.method}. {way}"
     return None
 
@@ -108,6 +110,10 @@ def _nothing_beside(held: Held) -> str | None:
 def _transformers(held: Held) -> str | None:
     if held.method == "PREFIX_TUNING":
         return "it takes no prefixes. `PeftModel.from_pretrained` of peft itself does."
+    if held.method == "aLoRA":
+        return (
+            "it looks for no invocation, so that nothing acts there. `PeftModel.from_pretrained` of peft itself does."
+        )
     return None
 
 

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from luthier.core.sites.renaming import nearest, renamed
 from luthier.core.sites.structure import lookup_scale, unfolded_features
 from luthier.interop.formats import _peft_beside as beside
 from luthier.interop.formats._factors import Pair, lora_of
-from luthier.interop.formats._peft_config import merging
+from luthier.interop.formats._peft_config import merging, positions_of
 from luthier.interop.formats._peft_experts import as_it_is_now, of_one_expert, on_all_experts, router
 from luthier.interop.formats._peft_keys import FACTORS, divided
 from luthier.interop.formats._peft_layers import check_layer, whole_factors
@@ -56,11 +57,15 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
     told = stored_names(tensors, FACTORS, model)
     scales = {path: scale_of(folder, config, told[path], len(found["A"])) for path, found in groups.items()}
     apart = {path: groups.pop(path) for path in list(groups) if _apart(path, dora or biased, model)}
+    elsewhere = {"DoRA": dora, "biases of layers (lora_bias)": biased, "layers that are not linear": apart}
+    elsewhere |= {"parameters (target_parameters)": parameters, "single experts": experts}
+    at = positions_of(folder, config, elsewhere)
     if groups:
         own = {path: scales[path] for path in groups}
         form, ranks = _form(config, dora, {path: len(found["A"]) for path, found in groups.items()}, own)
     else:
         form, ranks = LoRA(), {}
+    form = replace(form, positions=at)
     for path, found in groups.items():
         if (factor := _looked_up(path, model) * scales[path] / form.scale) != 1:
             found["B"] = found["B"] * factor

@@ -42,6 +42,8 @@ WRAPPED = "base_model.model."
 """How the paths of a model start that peft wrapped."""
 BUFFERS = ("embed_dim", "interchange_dim")
 """Whole numbers that every class but LoreftIntervention saves beside its tensors; none of them reads these."""
+POSITIONS = "luthier_positions"
+"""Where a configuration that is written here says the positions, which pyreft itself saves nowhere and passes over."""
 ORTHONORMAL = 3e-6
 """Largest entry of R Rᵀ - I that counts as rounding of float32."""
 
@@ -111,7 +113,7 @@ def _taken(folder: Path, held: Tensors, *names: str) -> list[Tensor]:
 def _loreft(folder: Path, held: Tensors) -> tuple[type[Form], dict[str, Tensor]]:
     weight, bias, rotation = _taken(folder, held, "weight", "bias", "rotate_layer")
     _refuse_zeros(folder, rotation)
-    if _orthonormal(rotation):
+    if orthonormal(rotation):
         return LoReFT, {"R": stored(rotation.mT.contiguous()), "W": weight, "b": bias}
     return NoReFT, {"W1": weight, "W2": rotation.mT, "b": bias}  # the same equation, which rounded rows still obey
 
@@ -174,7 +176,8 @@ def _refuse_zeros(folder: Path, rotation: Tensor) -> None:
         )
 
 
-def _orthonormal(rotation: Tensor) -> bool:
+def orthonormal(rotation: Tensor) -> bool:
+    """Returns whether the columns of a matrix [d, r] are orthonormal to rounding."""
     if rotation.dim() != 2:
         return False
     error = rotation.double().mT @ rotation.double() - torch.eye(rotation.shape[1])

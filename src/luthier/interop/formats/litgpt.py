@@ -8,18 +8,23 @@ from typing import Any
 
 from torch import nn
 
-from luthier.core.contracts.format import Format, Found
+from luthier.core.contracts.format import Found, Outgoing
+from luthier.interop.formats._low_rank import LowRankFormat
 
 CONFIG, WEIGHTS = "hyperparameters.yaml", "lit_model.pth.lora"
 
 
 @dataclass(frozen=True)
-class LitGPT(Format):
-    """W + (alpha / r) B A in lit_model.pth.lora → LoRA
+class LitGPT(LowRankFormat):
+    """W + (alpha / r) B A ↔ lit_model.pth.lora, hyperparameters.yaml
 
     A fused layer gives queries, keys and values in that order, A stacks the factors of those that are adapted, B has
     their rows. Rows are as in transformers. Rank and alpha are lora_r and lora_alpha of hyperparameters.yaml, and so is
-    which of the three are adapted. Read for Llama, Mistral and Qwen2.
+    which of the three are adapted. Read and written for Llama, Mistral and Qwen2.
+
+    Written are forms of low rank. LitGPT adapts the same layers in every block, and all three of an MLP or none: what
+    is not there is filled up, which changes nothing. `litgpt merge_lora` also wants model_config.yaml and the
+    tokenizer's files, which are those of the base's folder in LitGPT.
     """
 
     paper = "LitGPT 0.5 (Lightning AI), `litgpt finetune_lora`"
@@ -45,3 +50,29 @@ class LitGPT(Format):
         config = config_of(folder)
         pairs = pairs_of(folder, config, read_tensors(inside(folder, WEIGHTS)), model)
         return lora_of(folder, pairs, model, dropout_of(config))
+
+    def check_base(self, model: nn.Module, processor: Any) -> None:
+        from luthier.interop.formats._litgpt import kind_of
+
+        kind_of(model)
+
+    def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
+        import torch
+        import yaml
+
+        from luthier.interop.formats._layers import layers_of
+        from luthier.interop.formats._litgpt import contents
+
+        model, factoring = outgoing.model, self.factoring()
+        tensors, config = contents(model, layers_of(model, outgoing.name), factoring)
+        held = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+        torch.save({"model": held}, folder / WEIGHTS)  # as Lightning's Fabric saves it
+        told = {"checkpoint_dir": str(getattr(model, "name_or_path", "") or ""), "precision": "32-true", **config}
+        (folder / CONFIG).write_text(yaml.safe_dump(told), encoding="utf-8")
+        return factoring.lost
+
+    def remarks(self, folder: Path, model: nn.Module) -> list[str]:
+        return [
+            "`litgpt merge_lora` also wants model_config.yaml and the tokenizer's files: copy them from the base's folder "
+            "in LitGPT (`litgpt download`), and name that folder with --pretrained_checkpoint_dir."
+        ]
