@@ -52,7 +52,7 @@ def test_layouts_mean_the_same(tmp_path, layout):
     assert example.messages == TURNS and example.answer == "a" and example.masked == ()
 
 
-@pytest.mark.parametrize("name", ["system", "system_prompt"])
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
 @pytest.mark.parametrize("layout", ROWS)
 def test_system(tmp_path, layout, name):
     assert one(tmp_path, ROWS[layout] | {name: "Be terse."}).messages == [SYSTEM, *TURNS]
@@ -401,6 +401,15 @@ def test_labels_of_files(tmp_path, kind, name):
     (tmp_path / "x").touch()
     examples = read(tmp_path, {kind: "x", name: "pos"}, {kind: "x", name: "neg"})
     assert examples.labels == ["neg", "pos"] and examples.unread == ()
+
+
+@pytest.mark.parametrize("name", ["label", "labels"])
+def test_labels_of_a_few_texts_are_not_passed_over(tmp_path, name):
+    rows = [{"text": "a", name: "x"}, {"text": "b", name: "y"}, *({"text": text} for text in "cdefg")]
+    with pytest.raises(LuthierError, match="5 rows: no 'label' .texts are learned without any by --task causal-lm."):
+        read(tmp_path, *rows)
+    examples = read(tmp_path, *rows, task="causal-lm")
+    assert examples.layout == "text" and examples.unread == (name,)
 
 
 def test_several_labels_a_row_are_classes(tmp_path):

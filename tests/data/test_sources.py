@@ -513,6 +513,12 @@ def test_names_of_classes_are_read_with_and_without_configurations(written, conf
     assert load(folder).labels == ["neg", "pos"]
 
 
+def test_numbers_of_classes_are_numbers_in_files_of_text_too(written):
+    folder = written({"README.md": card(f"dataset_info:\n  {LABELLED}"), "train.csv": "text,label\na,0\nb,1\nc,-1\n"})
+    found = load(folder, skip_bad_rows=True)
+    assert [row.label for row in found.rows] == ["neg", "pos"] and found.skipped[0][0] == 4
+
+
 def test_names_of_classes_that_a_parquet_file_holds_are_read(tmp_path):
     datasets = pytest.importorskip("datasets")
     label = datasets.ClassLabel(names=["neg", "pos"])
@@ -525,6 +531,18 @@ def test_names_of_classes_that_a_parquet_file_holds_are_read(tmp_path):
     datasets.Dataset.from_dict(tagged, several).to_parquet(tmp_path / "clone" / "train.parquet")
     assert load(tmp_path / "one.parquet").rows[0].label == "pos"
     assert load(tmp_path / "clone").rows[0].labels == ("neg", "pos")
+
+
+@pytest.mark.parametrize(("count", "there", "lost"), [
+    (3, (0, 2), "00001-of-00003"), (3, (1, 3), "00002-of-00003"), (2, (1, 2), ""), (2, (0, 1), ""),
+])  # fmt: skip
+def test_files_that_say_that_there_are_more_are_refused(written, count, there, lost):
+    folder = written({f"train-{number:05}-of-{count:05}.jsonl": ROW for number in there})
+    if not lost:
+        assert len(load(folder)) == count
+        return
+    with pytest.raises(LuthierError, match=f"lacks train-{lost}.jsonl, by the names"):
+        load(folder)
 
 
 def test_rows_in_two_formats_are_not_counted_twice(written):

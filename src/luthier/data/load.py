@@ -91,7 +91,7 @@ def load(
     if limit is not None and limit < len(rows):
         rows = kept(rows, sorted(random.Random(seed).sample(range(len(rows)), limit)))
     beside = ("entry", *columns, *(("task",) if source.startswith("mix:") else ()), *(("answer",) if prompts else ()))
-    unread = (*gone, *_unread(table, layout, beside))
+    unread = (*gone, *(names.get(each, each) for each in _unread(table, layout, beside)))
     examples = Examples(rows, name, source, bad, fingerprint(rows), None, labels, task, unread)
     return dataclasses.replace(examples, scorer=scorer_for(examples))
 
