@@ -195,6 +195,27 @@ def test_a_file_of_splits(tmp_path):
         load(path, split="test")
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_column_tells_the_splits_of_a_file(tmp_path, suffix):
+    import pandas
+
+    path = tmp_path / f"a.{suffix}"
+    rows = pandas.DataFrame(
+        [row | {"split": name} for row, name in zip(ROWS, ["train", "val", "train", "Test"], strict=True)]
+    )
+    {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[suffix](
+        path, **({"orient": "records", "lines": True} if suffix == "jsonl" else {"index": False})
+    )
+    examples = load(path)
+    assert asked(examples) == ["q0", "q2"] and examples.unread == ()
+    assert asked(load(path, split="test")) == asked(load(f"{path}::test")) == ["q3"]
+    rows[rows.split != "Test"].to_json(tmp_path / "two.jsonl", orient="records", lines=True)
+    with pytest.raises(LuthierError, match=r"has no split 'test'.*two\.jsonl::train"):
+        load(tmp_path / "two.jsonl", split="test")
+    rows[rows.split == "train"].to_json(tmp_path / "one.jsonl", orient="records", lines=True)
+    assert load(tmp_path / "one.jsonl", split="test").unread == ("split",)
+
+
 @pytest.mark.parametrize("key", ["data", "rows", "examples", "instances"])
 def test_a_file_with_its_rows_under_a_key(tmp_path, key):
     (tmp_path / "a.json").write_text(json.dumps({"version": 1, key: ROWS}, indent=1))

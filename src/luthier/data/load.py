@@ -208,7 +208,7 @@ ITEMS = ("text", "image", "audio")
 
 def _unread(table: Table, layout: Layout, beside: Sequence[str]) -> list[str]:
     turns = (*layout.turns, *(name for name in ("history",) if name in layout.reads))
-    found = unread((row for _, row in table.rows), {*layout.reads, *beside}, turns, layout.within)
+    found = unread((row for _, row in table.rows), {*layout.reads, *beside, *table.read}, turns, layout.within)
     shown = [f"file {name}" for name in table.left[:FILES]]
     more = len(table.left) - len(shown)
     said = [f"{name} (beside the rows)" for name in table.beside]

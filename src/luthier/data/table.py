@@ -35,6 +35,8 @@ class Table:
     """Files of a folder that nothing reads."""
     beside: tuple[str, ...] = ()
     """What a file says beside its rows, which nothing reads."""
+    read: tuple[str, ...] = ()
+    """Columns by which these rows were chosen."""
 
     def place(self, row: int) -> str:
         """Returns `row` as a person finds it: `part-2.jsonl:17` among several files, else its number."""
