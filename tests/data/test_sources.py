@@ -472,8 +472,9 @@ WITH = {
 def test_the_prompt_is_what_stands_before_the_last_answer(tmp_path, row):
     path = tmp_path / "a.jsonl"
     path.write_text(lines([row | {"system": "Be terse.", "tools": [{"name": "f"}]}]))
-    (found,) = load_prompts(path)
-    assert found.messages == [{"role": "system", "content": "Be terse."}, TURNS[0]]
+    left: list[str] = []
+    (found,) = load_prompts(path, unread=left.extend)
+    assert found.messages == [{"role": "system", "content": "Be terse."}, TURNS[0]] and not left
     assert found.tools == [{"type": "function", "function": {"name": "f"}}]
 
 
@@ -481,8 +482,10 @@ def test_texts_and_named_columns_to_answer(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(lines([{"text": "Once"}]))
     assert load_prompts(path)[0].text == "Once"
-    path.write_text(lines([{"problem": "q"}]))
-    assert load_prompts(path, named="question=problem")[0].messages == TURNS[:1]
+    path.write_text(lines([{"problem": "q", "mood": "low"}]))
+    left: list[str] = []
+    assert load_prompts(path, named="question=problem", unread=left.extend)[0].messages == TURNS[:1]
+    assert left == ["mood"]
     with pytest.raises(LuthierError, match="--columns"):
         load_prompts(path)
     path.write_text(lines([{"question": ""}, {"question": "q"}]))

@@ -11,6 +11,10 @@ from luthier.data.split_column import of_column
 from luthier.data.table import Table
 
 
+MADE = ("gym:", "facts:", "code:", "mix:")
+"""How sources open that are no files."""
+
+
 def read(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> Table:
     """Returns the rows of `source`: a file, a folder (see `luthier.data.folder`), `gym:<task>?settings`,
     `facts:<kind>`, `code:human_eval`, a hub id (`id:config:split`), or several of these
