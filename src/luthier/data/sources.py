@@ -10,7 +10,6 @@ from luthier.data.files import READERS, read_file, suffix
 from luthier.data.split_column import of_column
 from luthier.data.table import Table
 
-
 MADE = ("gym:", "facts:", "code:", "mix:")
 """How sources open that are no files."""
 
