@@ -521,6 +521,12 @@ def test_names_that_cannot_be(tmp_path, named, reason):
         read(tmp_path, {"body": "good", "category": "pos"}, named=named)
 
 
+def test_a_flag_of_the_row_may_have_another_name(tmp_path):
+    rows = [ROWS["messages"] | {"keep": keep} for keep in (1, 0)]
+    examples = read(tmp_path, *rows, named="weight=keep", skip_bad_rows=True)
+    assert len(examples) == 1 and examples.skipped[0][0] == 2 and examples.unread == ()
+
+
 def test_names_settle_which_layout_is_meant(tmp_path):
     row = {"messages": TURNS, "text": "all of it"}
     assert "--columns messages=messages" in refused(tmp_path, row)

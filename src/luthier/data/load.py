@@ -22,7 +22,7 @@ from luthier.data.score import note_kind, scorer_for
 from luthier.data.sources import read
 from luthier.data.speech import columns_of
 from luthier.data.table import Row, Table, bare, present, with_class_names
-from luthier.data.turns import decoded
+from luthier.data.turns import ROW_FLAGS, decoded
 from luthier.data.wanted import JUDGED, answered
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ def named_columns(
 ) -> tuple[Table, dict[str, str], list[str]]:
     """Returns (the table under names that layouts know, these names, columns that made room for others)."""
     named = meanings(table, named)
-    known = dict.fromkeys((*known_columns(), *(c for layout in PREFERENCES.values() for c in layout.reads), *columns))
+    others = (c for layout in PREFERENCES.values() for c in layout.reads)
+    known = dict.fromkeys((*known_columns(), *others, *ROW_FLAGS, *columns))
     rows, gone = renamed(table.rows, named, known, source)
     return dataclasses.replace(table, rows=rows), named, gone
 
