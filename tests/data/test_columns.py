@@ -52,7 +52,7 @@ def test_layouts_mean_the_same(tmp_path, layout):
     assert example.messages == TURNS and example.answer == "a" and example.masked == ()
 
 
-@pytest.mark.parametrize("name", ["system", "system_prompt"])
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
 @pytest.mark.parametrize("layout", ROWS)
 def test_system(tmp_path, layout, name):
     assert one(tmp_path, ROWS[layout] | {name: "Be terse."}).messages == [SYSTEM, *TURNS]
@@ -403,6 +403,15 @@ def test_labels_of_files(tmp_path, kind, name):
     assert examples.labels == ["neg", "pos"] and examples.unread == ()
 
 
+@pytest.mark.parametrize("name", ["label", "labels"])
+def test_labels_of_a_few_texts_are_not_passed_over(tmp_path, name):
+    rows = [{"text": "a", name: "x"}, {"text": "b", name: "y"}, *({"text": text} for text in "cdefg")]
+    with pytest.raises(LuthierError, match=r"5 rows: no 'label' \(texts are learned without any by --task causal-lm\)"):
+        read(tmp_path, *rows)
+    examples = read(tmp_path, *rows, task="causal-lm")
+    assert examples.layout == "text" and examples.unread == (name,)
+
+
 def test_several_labels_a_row_are_classes(tmp_path):
     found = read(tmp_path, {"text": "t", "labels": [2, 0]}, {"text": "u", "labels": []})
     assert found.task == "multi-label" and found.labels == ["0", "2"] and found.rows[1].labels == ()
@@ -510,6 +519,12 @@ def test_a_way_through_the_column_of_its_name_reads_it(tmp_path, more, named, un
 def test_names_that_cannot_be(tmp_path, named, reason):
     with pytest.raises(LuthierError, match=reason):
         read(tmp_path, {"body": "good", "category": "pos"}, named=named)
+
+
+def test_a_flag_of_the_row_may_have_another_name(tmp_path):
+    rows = [ROWS["messages"] | {"keep": keep} for keep in (1, 0)]
+    examples = read(tmp_path, *rows, named="weight=keep", skip_bad_rows=True)
+    assert len(examples) == 1 and examples.skipped[0][0] == 2 and examples.unread == ()
 
 
 def test_names_settle_which_layout_is_meant(tmp_path):

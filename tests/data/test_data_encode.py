@@ -21,6 +21,7 @@ from luthier.data import (
     told,
 )
 from luthier.data.chat import HISTORY, rendered
+from luthier.data.show import Meaning
 from support.tiny_tokenizers import BACKENDS, DROPS, END, PARTS, TEMPLATES, make
 
 
@@ -264,4 +265,21 @@ def test_an_example_can_be_shown():
     console.print(show_example(feature, tokenizer))
     assert "in the loss" in console.export_text()
     label = encode_classification(Example(row=1, text="a", label="x"), tokenizer, ["x"], 9)
-    assert "labels 0" in show_plain(label, tokenizer)
+    assert "tokens, label 0" in show_plain(label, tokenizer)
+
+
+@pytest.mark.parametrize(("task", "example", "said"), [
+    ("classification", Example(row=1, text="a", label="pos"), "In the loss: class pos"),
+    ("regression", Example(row=1, text="a", label=0.5), "In the loss: 0.5"),
+    ("multi-label", Example(row=1, text="a", labels=("neg", "pos")), "In the loss: classes neg, pos"),
+    ("multi-label", Example(row=1, text="a", labels=()), "In the loss: none of the classes"),
+    ("token-classification", Example(row=1, tokens=("a", "b"), labels=("pos", "neg")), "In the loss: pos neg"),
+    ("embedding", Example(row=1, texts=("a", "b")), "In the loss: how near "),
+    ("seq2seq", CASES["single"], "tokens, 3 in the loss"),
+])  # fmt: skip
+def test_what_is_learned_of_a_row_is_said_in_the_words_of_its_task(task, example, said):
+    tokenizer, names = make("chatml"), None if task == "regression" else ["neg", "pos"]
+    examples = Examples([example], "any", "rows.jsonl", labels=names, task=task)
+    (feature,) = encode_all(examples, tokenizer, max_length=None)
+    shown = show_plain(feature, tokenizer, meaning=Meaning(task, names or ()))
+    assert said in shown and ("[[" in shown) == (task == "token-classification")

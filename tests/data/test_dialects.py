@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -57,6 +58,29 @@ def test_a_comma_that_is_no_decimal_one_stays(tmp_path):
 ])  # fmt: skip
 def test_marks_of_an_encoding_are_read(tmp_path, name, text, encoding):
     assert said(loaded(tmp_path / name, text.encode(encoding))) == [("ä", "b")]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_tabs_between_cells_in_quotes_are_read_as_they_were_written(tmp_path, quoting):
+    rows = [["prompt", "completion"], ['say "a"', "b\tc"], ["d", '"e"'], ["f\ng", "h"], ["i", "j"]]
+    with (tmp_path / "rows.tsv").open("w", newline="") as file:
+        csv.writer(file, delimiter="\t", quoting=quoting).writerows(rows)
+    assert said(data.load(str(tmp_path / "rows.tsv"))) == [tuple(row) for row in rows[1:]]
+
+
+@pytest.mark.parametrize("cells", [('"a"', 'b"'), ('"a', 'b"c'), ('"', '""'), ('"a" b', '"c"'), ('x ""y""', "z")])
+def test_quotes_in_plain_cells_between_tabs_are_characters(tmp_path, cells):
+    rows = [cells, ("f", "g"), ('"open', "h"), ("i", 'close"')]
+    text = "".join("\t".join(row) + "\n" for row in [("prompt", "completion"), *rows])
+    assert said(loaded(tmp_path / "rows.tsv", text)) == list(rows)
+
+
+@pytest.mark.parametrize(("name", "mark"), [("rows.csv", ","), ("rows.tsv", "\t")])
+def test_a_header_among_the_rows_is_no_row(tmp_path, name, mark):
+    once = f"prompt{mark}completion\nq{mark}a\n"
+    with pytest.raises(LuthierError, match="row 3: it is the header once more"):
+        loaded(tmp_path / name, once + once)
+    assert said(loaded(tmp_path / name, once + once, skip_bad_rows=True)) == [("q", "a")] * 2
 
 
 def test_half_of_utf_16_is_told(tmp_path):

@@ -167,6 +167,16 @@ def test_what_is_no_pair_is_told(read, case):
     assert reason in str(error.value)
 
 
+@pytest.mark.parametrize("prompt", ["other", [{"role": "system", "content": "s"}, *ASK], [*ASK, *GOOD]])
+def test_a_prompt_that_whole_conversations_do_not_open_with_is_refused(read, prompt):
+    whole = {"chosen": ASK + GOOD, "rejected": ASK + POOR}
+    with pytest.raises(LuthierError, match="the prompt is not among the turns that"):
+        read({"prompt": prompt, **whole})
+    both = [{"role": "system", "content": "s"}, *ASK, *GOOD]
+    (example,) = read({"prompt": ASK, "chosen": [*both, *ASK, *GOOD], "rejected": [*both, *ASK, *POOR]}).rows
+    assert example.messages[0]["content"] == "s" and example.context == 4
+
+
 def test_prompts_are_cut_alike(read):
     """The longer answer decides how much of the prompt both lose."""
     examples = read({"prompt": "abcdefghij", "chosen": "k", "rejected": "lmnopq"})

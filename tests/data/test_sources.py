@@ -195,6 +195,27 @@ def test_a_file_of_splits(tmp_path):
         load(path, split="test")
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_column_tells_the_splits_of_a_file(tmp_path, suffix):
+    import pandas
+
+    path = tmp_path / f"a.{suffix}"
+    rows = pandas.DataFrame(
+        [row | {"split": name} for row, name in zip(ROWS, ["train", "val", "train", "Test"], strict=True)]
+    )
+    {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[suffix](
+        path, **({"orient": "records", "lines": True} if suffix == "jsonl" else {"index": False})
+    )
+    examples = load(path)
+    assert asked(examples) == ["q0", "q2"] and examples.unread == ()
+    assert asked(load(path, split="test")) == asked(load(f"{path}::test")) == ["q3"]
+    rows[rows.split != "Test"].to_json(tmp_path / "two.jsonl", orient="records", lines=True)
+    with pytest.raises(LuthierError, match=r"has no split 'test'.*two\.jsonl::train"):
+        load(tmp_path / "two.jsonl", split="test")
+    rows[rows.split == "train"].to_json(tmp_path / "one.jsonl", orient="records", lines=True)
+    assert load(tmp_path / "one.jsonl", split="test").unread == ("split",)
+
+
 @pytest.mark.parametrize("key", ["data", "rows", "examples", "instances"])
 def test_a_file_with_its_rows_under_a_key(tmp_path, key):
     (tmp_path / "a.json").write_text(json.dumps({"version": 1, key: ROWS}, indent=1))
@@ -451,8 +472,9 @@ WITH = {
 def test_the_prompt_is_what_stands_before_the_last_answer(tmp_path, row):
     path = tmp_path / "a.jsonl"
     path.write_text(lines([row | {"system": "Be terse.", "tools": [{"name": "f"}]}]))
-    (found,) = load_prompts(path)
-    assert found.messages == [{"role": "system", "content": "Be terse."}, TURNS[0]]
+    left: list[str] = []
+    (found,) = load_prompts(path, unread=left.extend)
+    assert found.messages == [{"role": "system", "content": "Be terse."}, TURNS[0]] and not left
     assert found.tools == [{"type": "function", "function": {"name": "f"}}]
 
 
@@ -460,8 +482,10 @@ def test_texts_and_named_columns_to_answer(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(lines([{"text": "Once"}]))
     assert load_prompts(path)[0].text == "Once"
-    path.write_text(lines([{"problem": "q"}]))
-    assert load_prompts(path, named="question=problem")[0].messages == TURNS[:1]
+    path.write_text(lines([{"problem": "q", "mood": "low"}]))
+    left: list[str] = []
+    assert load_prompts(path, named="question=problem", unread=left.extend)[0].messages == TURNS[:1]
+    assert left == ["mood"]
     with pytest.raises(LuthierError, match="--columns"):
         load_prompts(path)
     path.write_text(lines([{"question": ""}, {"question": "q"}]))
@@ -513,6 +537,12 @@ def test_names_of_classes_are_read_with_and_without_configurations(written, conf
     assert load(folder).labels == ["neg", "pos"]
 
 
+def test_numbers_of_classes_are_numbers_in_files_of_text_too(written):
+    folder = written({"README.md": card(f"dataset_info:\n  {LABELLED}"), "train.csv": "text,label\na,0\nb,1\nc,-1\n"})
+    found = load(folder, skip_bad_rows=True)
+    assert [row.label for row in found.rows] == ["neg", "pos"] and found.skipped[0][0] == 4
+
+
 def test_names_of_classes_that_a_parquet_file_holds_are_read(tmp_path):
     datasets = pytest.importorskip("datasets")
     label = datasets.ClassLabel(names=["neg", "pos"])
@@ -525,6 +555,18 @@ def test_names_of_classes_that_a_parquet_file_holds_are_read(tmp_path):
     datasets.Dataset.from_dict(tagged, several).to_parquet(tmp_path / "clone" / "train.parquet")
     assert load(tmp_path / "one.parquet").rows[0].label == "pos"
     assert load(tmp_path / "clone").rows[0].labels == ("neg", "pos")
+
+
+@pytest.mark.parametrize(("count", "there", "lost"), [
+    (3, (0, 2), "00001-of-00003"), (3, (1, 3), "00002-of-00003"), (2, (1, 2), ""), (2, (0, 1), ""),
+])  # fmt: skip
+def test_files_that_say_that_there_are_more_are_refused(written, count, there, lost):
+    folder = written({f"train-{number:05}-of-{count:05}.jsonl": ROW for number in there})
+    if not lost:
+        assert len(load(folder)) == count
+        return
+    with pytest.raises(LuthierError, match=f"lacks train-{lost}.jsonl, by the names"):
+        load(folder)
 
 
 def test_rows_in_two_formats_are_not_counted_twice(written):

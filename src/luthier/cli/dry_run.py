@@ -10,6 +10,7 @@ from luthier.cli.commands.show import show_feature
 from luthier.cli.output import console, say
 
 if TYPE_CHECKING:
+    from luthier.data.show import Meaning
     from luthier.training import Run
     from luthier.training.prepare import Prepared
 
@@ -21,6 +22,7 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> dict[str, Any]:
     """Prints `notes`, what would be trained and the first row's tokens, and returns it as JSON; writes nothing."""
     from luthier import data
     from luthier.core.adapters.control import describe
+    from luthier.data.show import Meaning
     from luthier.models import trusting
     from luthier.training.attachment import attach_all
     from luthier.training.estimate import estimate
@@ -44,7 +46,8 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> dict[str, Any]:
         console(stderr=True).print(line, markup=False, soft_wrap=True)
     console().print(overview(run, prepared, loaded.model, plan, memory))
     say()
-    show_feature(prepared.train[0], loaded.processor)
+    meaning = Meaning(prepared.task, prepared.examples.labels or ())
+    show_feature(prepared.train[0], loaded.processor, meaning)
     say("\nDry run: nothing was trained or written.")
     held = needed(memory, plan)
     return {
@@ -60,7 +63,9 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> dict[str, Any]:
         "rows": [
             part
             for i in range(min(SHOWN, len(prepared.train)))
-            for part in row_told(prepared.train[i], loaded.processor, pictures_told(prepared, prepared.train[i]["row"]))
+            for part in row_told(
+                prepared.train[i], loaded.processor, pictures_told(prepared, prepared.train[i]["row"]), meaning
+            )
         ],
     }
 
@@ -87,7 +92,9 @@ def pictures_told(prepared: Prepared, row: int) -> list[dict[str, Any]]:
     return [dataclasses.asdict(each) for each in thumbnails([*own, *example.images])]
 
 
-def row_told(feature: dict[str, Any], processor: Any, pictures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def row_told(
+    feature: dict[str, Any], processor: Any, pictures: Sequence[dict[str, Any]], meaning: Meaning
+) -> list[dict[str, Any]]:
     """Returns the title of a row, its pictures and its tokens, `[text, whether it is in the loss]`, and those of what
     it is compared with; of a sound with a text, those of the text, of other pictures and sounds no tokens."""
     from luthier.data.show import heard, parts_of, title, tokens_shown
@@ -97,7 +104,11 @@ def row_told(feature: dict[str, Any], processor: Any, pictures: Sequence[dict[st
     if "input_ids" not in feature:
         return [{"title": f"row {feature['row']}", "pictures": list(pictures), "tokens": []}]
     found = [
-        {"title": title(row, beside), "pictures": [], "tokens": [list(each) for each in tokens_shown(row, processor)]}
+        {
+            "title": title(row, beside, meaning),
+            "pictures": [],
+            "tokens": [list(each) for each in tokens_shown(row, processor, meaning)],
+        }
         for row, beside in parts_of(feature)
     ]
     return [{**found[0], "pictures": list(pictures)}, *found[1:]]

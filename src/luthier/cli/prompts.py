@@ -22,6 +22,7 @@ def prompts_or_rows(
     prompts: Sequence[str], file: Path | None, columns: str | None, command: str, task: str = "causal-lm"
 ) -> list[str] | list[Example]:
     """As `read_prompts`, but of a file with rows the examples up to their answers, as the task reads them."""
+    from luthier.cli.output import tell_unread
     from luthier.data import load_prompts
 
     rows = holds_rows(file)
@@ -29,14 +30,18 @@ def prompts_or_rows(
         raise LuthierError("--columns names columns of the rows of --file, and here are none; leave it out.")
     if not rows or prompts:
         return read_prompts(prompts, file, command)
-    return load_prompts(str(file), named=columns, task=task)
+    return load_prompts(str(file), named=columns, task=task, unread=lambda names: tell_unread(names, str(file)))
 
 
 def holds_rows(file: Path | None) -> bool:
-    """Returns whether a file holds rows, rather than one prompt per line."""
+    """Returns whether a file holds rows, as any source of data does, rather than one prompt per line."""
     from luthier.data.files import READERS, suffix
+    from luthier.data.sources import MADE
 
-    return file is not None and suffix(file) in READERS and suffix(file) not in LINES
+    if file is None:
+        return False
+    rows = suffix(file) in READERS and suffix(file) not in LINES
+    return rows or file.is_dir() or (not file.exists() and ("::" in str(file) or str(file).startswith(MADE)))
 
 
 def tools_of(file: Path | None) -> list[dict[str, Any]] | None:

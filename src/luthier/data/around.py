@@ -13,7 +13,7 @@ from luthier.data.table import Row, empty, without_nulls
 from luthier.data.turns import ROW_FLAGS, TOOLS, checked, decoded, flag, kind, refuse_asked, refuse_twice, turns
 from luthier.data.unseen import refuse_unseen
 
-SYSTEM = ("system", "system_prompt")
+SYSTEM = ("system", "system_prompt", "system_message")
 THOUGHT = ("reasoning_content", "thinking")
 AROUND = (*SYSTEM, "history", *TOOLS, "documents", "chat_template_kwargs", *THOUGHT, *PICTURES)
 """Columns that every conversation may have."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from luthier.core.lazy import Lazy, kept, mapped
 from luthier.data.bad import BadRow
 from luthier.data.layout import LAYOUTS
 from luthier.data.score import kinds
+from luthier.data.table import WHOLE, index_of
 
 Bad = list[tuple[int, str]]
 T = TypeVar("T")
@@ -152,6 +152,7 @@ def _class_name(classes: list[str] | None, whole: bool) -> Callable[[Any], str]:
             if not label.is_integer():
                 raise ValueError(label)
             label = int(label)
+        label = index_of(label, classes or ())
         if classes is not None and isinstance(label, int):
             if label < 0:  # the hub's mark of a row without a label
                 raise ValueError(label)
@@ -159,9 +160,6 @@ def _class_name(classes: list[str] | None, whole: bool) -> Callable[[Any], str]:
         return str(label)
 
     return name
-
-
-WHOLE = re.compile(r"-?\d{1,18}")
 
 
 def _ordered(names: set[str]) -> list[str]:

@@ -20,7 +20,7 @@ from luthier.core.guard import guarded, reason
 from luthier.data.json_files import held, whole
 from luthier.data.json_text import Twice, loads, loads_marked, repeated
 from luthier.data.large import Groups, Lines, large
-from luthier.data.records import records
+from luthier.data.records import quotes, records
 from luthier.data.table import Numbered, Row, Table, known, table_rows, without_nulls
 
 
@@ -197,6 +197,10 @@ def read_csv(path: Path) -> Iterator[Numbered]:
         lines, header, start = _headed(path, csv.QUOTE_MINIMAL, mark)
     else:
         mark = ","
+    yield from _quoted(lines, header, start, mark)
+
+
+def _quoted(lines: Sequence[str], header: Sequence[str], start: int, mark: str) -> Iterator[Numbered]:
     found = records(lines, start, len(header), mark)
     decimal = _decimal(header, [each.cells for each in found if not each.wrong]) if mark == ";" else set()
     for each in found:
@@ -208,7 +212,9 @@ MISSING = ("nan", "NaN", "NAN", "<NA>", "NaT")
 """Cells that pandas, NumPy and Arrow write for a value that is missing; they are read as such, as pandas does."""
 
 
-def _filled(header: Sequence[str], cells: Sequence[str]) -> Row:
+def _filled(header: Sequence[str], cells: Sequence[str]) -> Row | str:
+    if [cell.strip() for cell in cells] == list(header):
+        return "it is the header once more, as where files were joined end to end"
     return {name: None if cell in MISSING else cell for name, cell in zip(header, cells, strict=True)}
 
 
@@ -229,9 +235,12 @@ def _decimal(header: Sequence[str], rows: Sequence[Sequence[str]]) -> set[int]:
 
 
 def read_tsv(path: Path) -> Iterator[Numbered]:
-    """Tab-separated with a header and no quoting (IANA text/tab-separated-values): a `"` is a
-    plain character."""
+    """Tab-separated with a header. A `"` is a plain character (IANA text/tab-separated-values), unless cells are quoted
+    as CSV's are: pandas and spreadsheets write those so that hold a quote, a tab or a line break."""
     lines, header, start = _headed(path, csv.QUOTE_NONE, delimiter="\t")
+    if quotes(lines, header, start, "\t"):
+        yield from _quoted(*_headed(path, csv.QUOTE_MINIMAL, delimiter="\t"), "\t")
+        return
     for number, line in enumerate(lines[start:], start + 1):
         cells = line[:-1].split("\t")
         if line != "\n":

@@ -17,7 +17,7 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.lazy import chained, mapped
 from luthier.data.files import PACKED, READERS, read_file, stem, suffix
-from luthier.data.splits import listed, of_split, own_split, split_of
+from luthier.data.splits import listed, missing_parts, of_split, own_split, split_of
 from luthier.data.table import Row, Table, numbered_after
 
 TEXTS = (".txt", ".md")
@@ -108,6 +108,7 @@ def _table(
     folder: Path, files: Sequence[Path], left: tuple[str, ...] = (), classes: dict[str, list[str]] | None = None
 ) -> Table:
     _refuse_twice(folder, files)
+    _refuse_parts(folder, files)
     good: list[Sequence[tuple[int, Row]]] = []
     bad: list[tuple[int, str]] = []
     starts: list[tuple[int, str]] = []
@@ -144,6 +145,15 @@ def _refuse_twice(folder: Path, files: Sequence[Path]) -> None:
                 f"{folder} holds {other.name} and {file.name}, which seem to be the same rows in two formats; give one "
                 f"of them: {other}."
             )
+
+
+def _refuse_parts(folder: Path, files: Sequence[Path]) -> None:
+    """Raises where files say by their names that there are more of them, as where a download was not finished."""
+    if lost := missing_parts(str(file.relative_to(folder)) for file in files):
+        raise LuthierError(
+            f"{folder} lacks {listed(lost)}, by the names of the files that are there; fetch the rest, or give one "
+            "file by itself, or files under other names."
+        )
 
 
 # --- a clone of a hub data set ---------------------------------------------------------------------

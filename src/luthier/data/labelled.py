@@ -24,6 +24,8 @@ def text_of(row: Row, column: str) -> str:
 
 def labelled(row: Row, folder: Path | None) -> Row:
     """`text`, `label`."""
+    if row.get("label") is None:
+        raise BadRow("no 'label' (texts are learned without any by --task causal-lm)")
     return {"text": text_of(row, "text"), "label": label_of(row)}
 
 

@@ -29,7 +29,7 @@ from luthier.data.labelled import (
 from luthier.data.table import COLUMNS, Columns, Row
 from luthier.data.turns import checked, decoded, is_assistant, kind, refuse_asked, turns, unpacked
 from luthier.data.unseen import refuse_unseen
-from luthier.data.wanted import check_wanted
+from luthier.data.wanted import check_wanted, holding
 
 GENERATIVE = ("causal-lm", "seq2seq")
 TO_COME = "…"
@@ -245,7 +245,7 @@ def recognise(
     rows: Iterable[Row], source: str, task: str | None = None, named: Collection[str] = (), to_answer: bool = False
 ) -> str:
     """Name of the one layout whose columns the rows have (a column counts when half of the rows
-    have it).
+    have it; labels beside texts when one does).
 
     Of two layouts that fit, one of which needs all that the other needs and more, the fuller one
     is meant; of others, the one whose columns are all `named` by the user. `task` leaves only the
@@ -254,6 +254,8 @@ def recognise(
     """
     rows = rows if isinstance(rows, Sequence) else list(rows)
     found_columns = columns_in(rows)
+    if task is None and "text" in found_columns:
+        found_columns = found_columns | ({"label", "labels"} & holding(rows))
     serving = [layout for layout in LAYOUTS.values() if task is None or task in layout.tasks]
     columns = found_columns | ({layout.answer for layout in serving} if to_answer else set())
     fits = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.contracts.example import Example, Examples, Hashed, fingerprint, last_answer
 from luthier.core.errors import LuthierError, near
@@ -22,8 +22,8 @@ from luthier.data.score import note_kind, scorer_for
 from luthier.data.sources import read
 from luthier.data.speech import columns_of
 from luthier.data.table import Row, Table, bare, present, with_class_names
-from luthier.data.turns import decoded
-from luthier.data.wanted import answered
+from luthier.data.turns import ROW_FLAGS, decoded
+from luthier.data.wanted import JUDGED, answered
 
 if TYPE_CHECKING:
     from luthier.core.contracts.example import Examples
@@ -91,7 +91,7 @@ def load(
     if limit is not None and limit < len(rows):
         rows = kept(rows, sorted(random.Random(seed).sample(range(len(rows)), limit)))
     beside = ("entry", *columns, *(("task",) if source.startswith("mix:") else ()), *(("answer",) if prompts else ()))
-    unread = (*gone, *_unread(table, layout, beside))
+    unread = (*gone, *(names.get(each, each) for each in _unread(table, layout, beside)))
     examples = Examples(rows, name, source, bad, fingerprint(rows), None, labels, task, unread)
     return dataclasses.replace(examples, scorer=scorer_for(examples))
 
@@ -123,14 +123,15 @@ def load_prompts(
     named: str | Mapping[str, str] | None = None,
     split: str = "train",
     task: str = "causal-lm",
+    unread: Callable[[Sequence[str]], Any] = id,
 ) -> list[Example]:
     """What there is to answer in `source`: its rows up to their last answer, or all of those that have none yet.
 
     The layouts are those of `load` that serve the task, which is to answer prompts or to write down sounds; a row of
-    plain `text` is one to go on with. Raises as `load` does.
+    plain `text` is one to go on with. `unread` is shown the columns that nothing reads. Raises as `load` does.
     """
     source = str(source)
-    table, names, _ = named_columns(read(source, split), mapping(named), (), source)
+    table, names, gone = named_columns(read(source, split), mapping(named), (), source)
     if not table.rows and not table.bad:
         raise LuthierError(f"{source} is empty: no row to answer.")
     if not table.rows:
@@ -140,10 +141,16 @@ def load_prompts(
     rows, bad = parsed(dataclasses.replace(table, rows=asked), layout, ())
     if bad or table.bad:
         raise refuse(source, sorted(table.bad + bad), len(table.rows) + len(table.bad), table.place)
+    left = _unread(table, layout, (layout.answer, *SAID, *JUDGED))
+    unread([*gone, *(names.get(each, each) for each in left if "[]" not in each)])
     return [
         row if row.messages is None else dataclasses.replace(row, messages=row.messages[: last_answer(row.messages)])
         for row in rows
     ]
+
+
+SAID = ("answer", "chosen", "rejected", "entry", "task")
+"""Columns beside a prompt that say what is answered, or how answers are scored."""
 
 
 def _asking(table: Table, source: str, task: str, names: dict[str, str]) -> Layout:
@@ -171,7 +178,8 @@ def named_columns(
 ) -> tuple[Table, dict[str, str], list[str]]:
     """Returns (the table under names that layouts know, these names, columns that made room for others)."""
     named = meanings(table, named)
-    known = dict.fromkeys((*known_columns(), *(c for layout in PREFERENCES.values() for c in layout.reads), *columns))
+    others = (c for layout in PREFERENCES.values() for c in layout.reads)
+    known = dict.fromkeys((*known_columns(), *others, *ROW_FLAGS, *columns))
     rows, gone = renamed(table.rows, named, known, source)
     return dataclasses.replace(table, rows=rows), named, gone
 
@@ -208,7 +216,7 @@ ITEMS = ("text", "image", "audio")
 
 def _unread(table: Table, layout: Layout, beside: Sequence[str]) -> list[str]:
     turns = (*layout.turns, *(name for name in ("history",) if name in layout.reads))
-    found = unread((row for _, row in table.rows), {*layout.reads, *beside}, turns, layout.within)
+    found = unread((row for _, row in table.rows), {*layout.reads, *beside, *table.read}, turns, layout.within)
     shown = [f"file {name}" for name in table.left[:FILES]]
     more = len(table.left) - len(shown)
     said = [f"{name} (beside the rows)" for name in table.beside]

@@ -11,7 +11,7 @@ from luthier.data.around import THOUGHT, given
 from luthier.data.bad import BadRow
 from luthier.data.layout import LAYOUTS, Layout, columns_in, context_of, prompt_completion, text_of
 from luthier.data.table import Row
-from luthier.data.turns import checked, decoded, is_assistant, kind, unpacked
+from luthier.data.turns import checked, decoded, is_assistant, kind, turns, unpacked
 from luthier.data.wanted import ANSWERED, JUDGED, judged, judgement
 
 Parse = Callable[[Row, Path | None], dict[str, Any]]
@@ -27,7 +27,9 @@ def pair(row: Row, folder: Path | None) -> Row:
     prompt = _prompt(row)
     whole = [isinstance(each, list) and not is_assistant(each[0]) for each in (chosen, rejected)]
     if prompt is None or all(whole):
-        prompt, chosen, rejected = _shared(chosen, rejected)
+        stated, (prompt, chosen, rejected) = prompt, _shared(chosen, rejected)
+        if stated is not None:
+            _check_stated(stated, prompt)
     return _pair(row, prompt, chosen, rejected, ("chosen", "rejected"), folder)
 
 
@@ -114,6 +116,26 @@ def _shared(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
         if not count:
             raise BadRow("no 'prompt', and 'chosen' and 'rejected' do not open with the same turns")
     return chosen[:count], chosen[count:], rejected[count:]
+
+
+def _check_stated(stated: Any, shared: Any) -> None:
+    """Raises where a row states another prompt than the turns that both of its answers open with."""
+    there = [_said(turn) for turn in turns(shared, "prompt")[0]]
+    if isinstance(stated, str):
+        found = "".join(stated.split()) in "".join(words for _, words, _ in there)
+    else:
+        asked = [_said(turn) for turn in turns(stated, "prompt")[0]]
+        found = any(there[at : at + len(asked)] == asked for at in range(len(there)))
+    if not found:
+        raise BadRow(
+            "the prompt is not among the turns that 'chosen' and 'rejected' open with, so one of the two would not be "
+            "read; leave the prompt out, or give the answers alone in 'chosen' and 'rejected'"
+        )
+
+
+def _said(turn: Message) -> tuple[str, str, Any]:
+    """(role, words without white space, calls) of a turn."""
+    return turn["role"], "".join((turn.get("content") or "").split()), turn.get("tool_calls")
 
 
 def _alike(left: str | list[Message], right: str | list[Message]) -> int:

@@ -43,6 +43,28 @@ def records(lines: Sequence[str], start: int, width: int, mark: str = ",") -> li
     return apart
 
 
+def quotes(lines: Sequence[str], header: Sequence[str], start: int, mark: str) -> bool:
+    """Returns whether quotes in a file of plain cells are those that a writer puts around cells, doubled within: the
+    header stands in them, or more rows can only be meant so than are malformed by them."""
+    if all(name[:1] == name[-1:] == '"' for name in header):
+        return True
+    if not any('"' in line for line in lines):
+        return False
+    found = records(lines, start, len(header), mark)
+    meant = sum(_meant(each, lines, len(header), mark) for each in found if not each.wrong)
+    return meant > sum(bool(each.wrong) for each in found)
+
+
+def _meant(record: Record, lines: Sequence[str], width: int, mark: str) -> bool:
+    """Whether lines are a row by their quotes alone: otherwise they have too many cells or too few, or a cell in quotes
+    has only doubled ones within."""
+    plain = [lines[i].removesuffix("\n").split(mark) for i in range(record.first, record.last + 1)]
+    if any(len(cells) != width for cells in plain):
+        return True
+    inner = ('"' in cell and raw[:1] == '"' for cell, raw in zip(record.cells, plain[0], strict=True))
+    return len(plain) == 1 and any(inner)
+
+
 def _read(lines: Sequence[str], start: int, end: int, width: int, mark: str) -> Iterator[Record]:
     while start < end:
         reader = csv.reader((lines[i] for i in range(start, end)), strict=True, delimiter=mark)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from luthier.data.encode import IGNORED
+from luthier.data.labels import CLASSES, END
 from luthier.data.told import TOLD
 
 Feature = dict[str, Any]
@@ -40,37 +43,48 @@ COMPARED = "compared with it"
 prompt."""
 
 
-def show_example(encoded: Feature, tokenizer: Any, beside: bool = False) -> Any:
+@dataclass(frozen=True)
+class Meaning:
+    """What the labels of features mean: of which task they are, and the names of its classes."""
+
+    task: str = "causal-lm"
+    labels: Sequence[str] = ()
+
+
+TOKENS = Meaning()
+
+
+def show_example(encoded: Feature, tokenizer: Any, beside: bool = False, meaning: Meaning = TOKENS) -> Any:
     """Returns a rich renderable: every token between bars, those in the loss highlighted, then the answer
     as text.
 
-    For features of `encode`; a label that is not a token per position is printed as it is. A row that stands `beside`
-    another, as a rejected answer does, is called so.
+    For features of `encode`; of other tasks, what is learned of the row is said by its `meaning`. A row that stands
+    `beside` another, as a rejected answer does, is called so.
     """
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
 
     body = Text()
-    for text, learned in tokens_shown(encoded, tokenizer):
+    for text, learned in tokens_shown(encoded, tokenizer, meaning):
         body.append(_visible(text), style="bold black on green" if learned else "dim")
         body.append("│" + "\n" * text.count("\n"), style="dim")
-    head = Text(title(encoded, beside))
+    head = Text(title(encoded, beside, meaning))
     return Group(
         Panel(body, title=head, title_align="left"),
-        Text(f"{_heading(beside)}: ") + Text(_answer(encoded, tokenizer)),
+        Text(f"{_heading(beside)}: ") + Text(_answer(encoded, tokenizer, beside, meaning)),
         *map(Text, _notes(encoded)),
     )
 
 
-def show_plain(encoded: Feature, tokenizer: Any, beside: bool = False) -> str:
+def show_plain(encoded: Feature, tokenizer: Any, beside: bool = False, meaning: Meaning = TOKENS) -> str:
     """Returns the same as plain text: tokens between bars, those in the loss in `[[…]]`."""
     body = ""
-    for text, learned in tokens_shown(encoded, tokenizer):
+    for text, learned in tokens_shown(encoded, tokenizer, meaning):
         shown = _visible(text)
         body += (f"[[{shown}]]" if learned else shown) + "│" + "\n" * text.count("\n")
-    said = f"{_heading(beside)}: {_answer(encoded, tokenizer)}"
-    return "\n".join([title(encoded, beside), body, said, *_notes(encoded)])
+    said = f"{_heading(beside)}: {_answer(encoded, tokenizer, beside, meaning)}"
+    return "\n".join([title(encoded, beside, meaning), body, said, *_notes(encoded)])
 
 
 def _heading(beside: bool) -> str:
@@ -82,16 +96,27 @@ def _notes(encoded: Feature) -> list[str]:
     return [f"Note: {note} ({count})" for note, count in encoded.get(TOLD, {}).items()]
 
 
-def title(encoded: Feature, beside: bool = False) -> str:
-    """Returns the title: how many tokens are in the loss, or the label of the whole row."""
-    if _aligned(encoded):
+def title(encoded: Feature, beside: bool = False, meaning: Meaning = TOKENS) -> str:
+    """Returns the title: how many tokens are in the loss, or what the label of the whole row is."""
+    if isinstance(encoded["labels"], list):
         return counts(encoded, *([COMPARED] if beside else []))
-    return f"row {encoded['row']}: {len(encoded['input_ids'])} tokens, labels {encoded['labels']}"
+    label = _class(encoded, meaning) or f"label {encoded['labels']}"
+    said = "" if meaning.task == "embedding" else f", {label}"
+    return f"row {encoded['row']}: {len(encoded['input_ids'])} tokens{said}"
 
 
-def _aligned(encoded: Feature) -> bool:
+def _class(encoded: Feature, meaning: Meaning) -> str:
+    """The classes of a whole row by name; empty where it has none."""
+    if CLASSES in encoded:
+        chosen = [name for name, there in zip(meaning.labels, encoded[CLASSES], strict=False) if there]
+        return f"classes {', '.join(chosen)}" if chosen else "none of the classes"
+    return f"class {meaning.labels[encoded['labels']]}" if meaning.labels else ""
+
+
+def _aligned(encoded: Feature, meaning: Meaning) -> bool:
+    """Whether there is a label for each token: an encoder-decoder's are those of another text."""
     labels = encoded["labels"]
-    return isinstance(labels, list) and len(labels) == len(encoded["input_ids"])
+    return meaning.task != "seq2seq" and isinstance(labels, list) and len(labels) == len(encoded["input_ids"])
 
 
 def parts_of(encoded: Feature) -> list[tuple[Feature, bool]]:
@@ -104,18 +129,25 @@ def heard(encoded: Feature) -> bool:
     return "input_ids" not in encoded and isinstance(encoded["labels"], list)
 
 
-def tokens_shown(encoded: Feature, tokenizer: Any) -> list[tuple[str, bool]]:
+def tokens_shown(encoded: Feature, tokenizer: Any, meaning: Meaning = TOKENS) -> list[tuple[str, bool]]:
     """Returns (text, in the loss) of every token; none is, where the label is of the whole row."""
-    if _aligned(encoded):
+    if _aligned(encoded, meaning):
         return pieces(encoded, tokenizer)
     return pieces({**encoded, "labels": [IGNORED] * len(encoded["input_ids"])}, tokenizer)
 
 
-def _answer(encoded: Feature, tokenizer: Any) -> str:
-    labels = encoded["labels"]
+def _answer(encoded: Feature, tokenizer: Any, beside: bool, meaning: Meaning) -> str:
+    labels, ids = encoded["labels"], encoded["input_ids"]
+    if meaning.task == "embedding":
+        return repr(_text(tokenizer, ids)) if beside else f"how near {_text(tokenizer, ids)!r} is to what follows"
+    if END in encoded:
+        return repr(_text(tokenizer, ids[labels : encoded[END] + 1]))
     if not isinstance(labels, list):
-        return str(labels)
-    return repr(_text(tokenizer, [i for i in labels if i != IGNORED]))
+        return _class(encoded, meaning) or str(labels)
+    learned = [label for label in labels if label != IGNORED]
+    if meaning.task == "token-classification":
+        return " ".join(meaning.labels[label] for label in learned)
+    return repr(_text(tokenizer, learned))
 
 
 def _text(tokenizer: Any, ids: list[int]) -> str:

@@ -7,7 +7,11 @@ from pathlib import Path
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.data.files import READERS, read_file, suffix
+from luthier.data.split_column import of_column
 from luthier.data.table import Table
+
+MADE = ("gym:", "facts:", "code:", "mix:")
+"""How sources open that are no files."""
 
 
 def read(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> Table:
@@ -17,7 +21,8 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
 
     `path:configuration:split` and `path::split` choose one by its name, whatever `split` says.
     A single file is one split, unless it is an object of splits
-    (`{"train": […], "test": […]}`); a folder gives the files of `split` (None: train). `limit` and
+    (`{"train": […], "test": […]}`) or has a column `split` that names several; a folder gives the
+    files of `split` (None: train). `limit` and
     `seed` reach only sources that are generated: reading all of a file costs little and finds all
     its bad rows. Raises `LuthierError` when nothing is there to read.
     """
@@ -43,11 +48,14 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
     if there[0]:
         from luthier.data.folder import read_folder
 
-        return read_folder(path, config, named or split or "train")
+        table = read_folder(path, config, named or split or "train")
+        return of_column(table, named or split or "train", str(path)) or table
     if there[1]:
-        if config or (named and suffix(path) != ".json"):
+        table = read_file(path, named or split or "train")
+        divided = of_column(table, named or split or "train", str(path))
+        if config or (named and suffix(path) != ".json" and divided is None):
             raise LuthierError(f"{path} is one file, which has no parts to choose by {source.removeprefix(str(path))}.")
-        return read_file(path, named or split or "train")
+        return divided or table
     if _looks_like_path(source):
         raise LuthierError(f"no data file {source}{_near_files(path)} Known suffixes: {', '.join(READERS)}.")
     from luthier.data.hub import read_hub

@@ -59,6 +59,27 @@ def of_split(where: str, split: str, found: Collection[str], files: str = "", so
     raise LuthierError(f"{where} has no split {split!r}{near(split, found)} {told}")
 
 
+NUMBERED = re.compile(r"(.*[-_.])(\d+)(-of-(\d+))(.*)", re.DOTALL)
+"""A file that is one of so many, as the hub numbers them, from 0 or from 1."""
+
+
+def missing_parts(names: Iterable[str]) -> list[str]:
+    """Returns the files that are not among `names`, of which these say that there are so many."""
+    found: dict[tuple[str, ...], set[int]] = {}
+    for each in filter(None, map(NUMBERED.fullmatch, names)):
+        before, number, of, count, after = each.groups()
+        found.setdefault((before, of, after, count, f"0{len(number)}d"), set()).add(int(number))
+    lost = []
+    for (before, of, after, count, width), numbers in found.items():
+        first = 1 if int(count) in numbers else 0
+        wanted = range(first, first + int(count)) if int(count) < MOST else ()
+        lost += [f"{before}{number:{width}}{of}{after}" for number in wanted if number not in numbers]
+    return lost
+
+
+MOST = 100_000
+
+
 def listed(names: Iterable[str]) -> str:
     listed = sorted(names)
     return ", ".join(listed[:SHOWN]) + (", …" if len(listed) > SHOWN else "")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class Table:
     """Files of a folder that nothing reads."""
     beside: tuple[str, ...] = ()
     """What a file says beside its rows, which nothing reads."""
+    read: tuple[str, ...] = ()
+    """Columns by which these rows were chosen."""
 
     def place(self, row: int) -> str:
         """Returns `row` as a person finds it: `part-2.jsonl:17` among several files, else its number."""
@@ -110,11 +113,20 @@ def numbered_after(before: int, numbered: tuple[int, Row]) -> tuple[int, Row]:
     return before + numbered[0], numbered[1]
 
 
+WHOLE = re.compile(r"-?\d{1,18}")
+
+
+def index_of(label: Any, names: Collection[str]) -> Any:
+    """Returns a label that is the number of one of `names` as a number, where a file of texts holds it as text."""
+    numbered = bool(names) and isinstance(label, str) and label not in names and WHOLE.fullmatch(label.strip())
+    return int(label) if numbered else label
+
+
 def with_class_names(row: Row, table: Table) -> Row:
     """Returns the row with its integer labels by name, where the source declares names."""
     found = dict(row)
     for column, names in table.classes.items():
-        label = row.get(column)
+        label = index_of(row.get(column), names)
         if isinstance(label, int) and 0 <= label < len(names):
             found[column] = names[label]
     return found

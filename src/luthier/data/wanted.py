@@ -31,7 +31,7 @@ KTO = "KTO's form, unpaired preferences"
 
 def check_wanted(rows: Sequence[Row], columns: Collection[str], source: str) -> None:
     """Raises for rows with answers that are not to be given, naming what the rows are and what can be done."""
-    have = noted(rows, HOLDING, lambda: _holding(rows)) | set(columns)
+    have = holding(rows) | set(columns)
     if have >= {"chosen", "rejected"}:
         raise _refused(source, "'chosen' and 'rejected'", "preference data", "dpo", _only_chosen(rows, have))
     if have >= {"preferred_output", "non_preferred_output"}:
@@ -44,6 +44,11 @@ def check_wanted(rows: Sequence[Row], columns: Collection[str], source: str) -> 
         if unwanted := judged(rows, column, have):
             way = f"leave out the rows whose {column!r} is {unwanted[0]!r} (here are {len(unwanted):,}), and the column"
             raise _refused(source, f"{column!r}, true or false, beside an answer", KTO, "kto", way)
+
+
+def holding(rows: Sequence[Row]) -> set[str]:
+    """Returns the columns that say something in any row."""
+    return noted(rows, HOLDING, lambda: _holding(rows))
 
 
 def _holding(rows: Sequence[Row]) -> set[str]:

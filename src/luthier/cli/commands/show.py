@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import console, say, table, tell_unread
 from luthier.cli.parse import Given, Loading, Telling
 from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.data.show import Meaning
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Show(Telling, Loading):
 
     def _tokens(self, source: str) -> dict[str, Any]:
         from luthier import data
+        from luthier.data.show import Meaning
         from luthier.models import processor_of
 
         examples = data.load(source, skip_bad_rows=True, task=self.task, named=self.columns, preferences=True)
@@ -65,7 +69,7 @@ class Show(Telling, Loading):
             raise LuthierError(f"no row {self.row} in {source}: {self._reason(examples)}")
         processor = processor_of(self.target, examples.task)
         features = data.encode_all(examples.keep(chosen), processor, task=examples.task, max_length=self.max_length)
-        show_feature(features[0], processor)
+        show_feature(features[0], processor, Meaning(examples.task, examples.labels or ()))
         return {"row": chosen[0].row, "features": _written(features[0])}
 
     def _reason(self, examples: Any) -> str:
@@ -74,7 +78,7 @@ class Show(Telling, Loading):
         return f"it cannot be used: {bad[self.row]}" if self.row in bad else f"the last one is {last}."
 
 
-def show_feature(feature: dict[str, Any], processor: Any) -> None:
+def show_feature(feature: dict[str, Any], processor: Any, meaning: Meaning) -> None:
     """The tokens of an encoded row, those in the loss marked; of a sound with a text, those of the text, of other
     pictures and sounds the shapes."""
     from luthier import data
@@ -89,9 +93,9 @@ def show_feature(feature: dict[str, Any], processor: Any) -> None:
     screen = console()
     for row, beside in parts_of(feature):
         if screen.is_terminal:
-            screen.print(data.show_example(row, processor, beside))
+            screen.print(data.show_example(row, processor, beside, meaning))
         else:
-            say(data.show_plain(row, processor, beside))
+            say(data.show_plain(row, processor, beside, meaning))
 
 
 def _written(feature: dict[str, Any]) -> dict[str, Any]:
