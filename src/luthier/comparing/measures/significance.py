@@ -96,7 +96,7 @@ def over_rows(value: float, draws: np.ndarray, level: float = LEVEL) -> Interval
 def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
     """Returns the score of one method on one data set: over seeds where there are several, else over rows."""
     scores = [run.score for run in runs]
-    return over_seeds(scores, level) if len(scores) > 1 else over_rows(scores[0], redrawn(runs[0]), level)
+    return over_seeds(scores, level) if len(scores) > 1 else over_rows(scores[0], *redrawn(runs), level)
 
 
 # --- paired tests ----------------------------------------------------------------------------------
@@ -135,7 +135,8 @@ Draws = Mapping[tuple[str, int], "np.ndarray"]
 
 def draws_of(runs: Iterable[Record]) -> Draws:
     """Returns the bootstrap of every run, of one model and data set."""
-    return {(run.method, run.seed): redrawn(run) for run in runs}
+    every = list(runs)
+    return {(run.method, run.seed): drawn for run, drawn in zip(every, redrawn(every), strict=True)}
 
 
 def row_differences(pairs: Sequence[tuple[Record, Record]], draws: Draws) -> np.ndarray:
