@@ -56,14 +56,26 @@ def unsynced():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def blank():
+    from support import drawing
+
+    with drawing.skipped():
+        yield
+
+
 @pytest.fixture
-def drawn() -> None:
-    """Asked for by tests that look at the curves of a run."""
+def drawn():
+    """Asked for by tests that look at pictures and the curves of a run."""
+    from support import drawing
+
+    with drawing.drawn():
+        yield
 
 
 @pytest.fixture(autouse=True)
 def undrawn(request, monkeypatch):
-    """The curves of a run are drawn for tests that look at them alone: a picture takes as long as a tiny run."""
+    """The curves of a run are made for tests that look at them alone."""
     session = sys.modules.get("luthier.training.session")
     if session is not None and "drawn" not in request.fixturenames:
         monkeypatch.setattr(session, "plot", lambda *args: None)

@@ -7,8 +7,6 @@ import inspect
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from luthier.core.contracts.component import find, hints, names
 from luthier.methods.choices import CHOICES, COMPONENTS, Choices, made, usual, written
 from luthier.methods.recipe import Recipe
 from luthier.training.command import command
+from support import fresh
 from support.tiny import save_model, sums, write_rows
 
 AXIS = '"""Tolls: what a change is charged for."""\n\n' + (
@@ -129,9 +128,7 @@ def test_one_field_adds_an_axis_everywhere(tmp_path):
     imported = "    from luthier.core.contracts.toll import Toll\n"
     insert(package / "methods" / "choices.py", "    from luthier.core.contracts.ranks", imported)
     base, rows = save_model(tmp_path / "base", "llama"), write_rows(tmp_path / "rows.jsonl", sums(4))
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-    words = [sys.executable, "-c", USE, str(base), str(rows), str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
+    done = fresh.run("-c", USE, base, rows, tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "src")})
     assert done.returncode == 0, done.stderr
     shown = " ".join(done.stdout.replace("│", " ").split())
     assert "What the change is charged for. Default: nothing. `luthier list tolls` shows all." in shown

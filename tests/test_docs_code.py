@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from luthier.cli import main
+from support import fresh
 from support.pages import FENCE, ROOT, Reader
 from support.seeing import save_llava, write_digits
 from support.shipped import ROWS, byte_level
@@ -76,7 +75,8 @@ def test_a_notebook_runs(notebook, desk, tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     source = re.sub(r"(?m)^epochs = \d+", "epochs = 1", code(notebook))
     if "LUTHIER_PATH" in source:
-        subprocess.run([sys.executable, "-c", source], check=True, timeout=120)
+        done = fresh.run("-c", source)
+        assert done.returncode == 0, done.stderr
     else:
         exec(compile(source, notebook.name, "exec"), {"__name__": notebook.stem})
 

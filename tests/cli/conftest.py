@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support import fresh
 from support.cli_tools import ROWS, Outcome, save_adapter, save_llama, write_rows
 
 
@@ -74,15 +75,8 @@ def session(tmp_path):
     """`session(lines, **environment)`: several command lines in one fresh process, which spares its imports."""
 
     def run(*lines: list, **environment: str) -> list[Outcome]:
-        done = subprocess.run(
-            [sys.executable, "-c", SESSION],
-            capture_output=True,
-            text=True,
-            input=json.dumps([[str(word) for word in line] for line in lines]),
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            check=False,
-        )
+        asked = json.dumps([[str(word) for word in line] for line in lines])
+        done = fresh.run("-c", SESSION, stdin=asked, cwd=tmp_path, env={**os.environ, **environment})
         assert done.returncode == 0, done.stderr
         return [Outcome(*each) for each in json.loads(done.stdout)]
 

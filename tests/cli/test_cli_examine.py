@@ -41,7 +41,7 @@ def test_an_adapter_is_examined(call, adapter, rows, tmp_path, by, monkeypatch):
     assert "Null:" in done.out and "holds examined.json" in done.out
     found = json.loads((tmp_path / "out" / "examined.json").read_text())
     assert found["examination"] == by and found["places"].keys() == found["null"].keys()
-    assert (tmp_path / "out" / "examined.png").stat().st_size > 5000
+    assert (tmp_path / "out" / "examined.png").exists()
     if by == "intruders":  # its own, made anew
         assert call("examine", adapter, "--by", by, *more, "--out", tmp_path / "out").code == 0
 

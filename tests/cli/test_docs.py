@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 
 import pytest
 
-from luthier.cli.docs import METHODS, REMAKE, ROOT, main, markdown, pages
+from luthier.cli import docs
+from luthier.cli.docs import METHODS, REMAKE, ROOT, main
 from luthier.cli.parse import commands
 from luthier.cli.stubs import stubs
 
 DOCS = Path(__file__).parents[2] / ROOT
+
+
+pages = functools.cache(docs.pages)
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +38,10 @@ def test_a_bar_in_a_cell_does_not_end_it():
         assert all(row.count("|") in (3, 4, 5, 6) for row in rows)
 
 
-def test_they_are_written_where_it_is_told(tmp_path):
+def test_they_are_written_where_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(docs, "pages", pages)
     main([str(tmp_path / "deep")])
-    assert (tmp_path / "deep" / METHODS).read_text(encoding="utf-8") == markdown()
+    assert (tmp_path / "deep" / METHODS).read_text(encoding="utf-8") == pages()[METHODS]
 
 
 def test_every_public_name_has_a_page():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING
+
 import pytest
 
 from luthier.cli.commands.train import Train
@@ -12,6 +15,9 @@ from luthier.core.sites.select import select
 from luthier.methods.recipe import read_recipe, recipe_files
 from luthier.methods.targeted_form import TargetedForm
 from luthier.training import Run, Training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SHIPPED = [
     "continual-code",
@@ -76,10 +82,19 @@ def test_the_shipped_recipes_are_found():
     assert set(SHIPPED) <= set(recipe_files())
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_every_recipe_builds(name):
+@functools.cache
+def base_for(images: bool) -> PreTrainedModel:
+    """A ViT, or a Llama of 32 blocks, without weights."""
+    from transformers import LlamaConfig, ViTConfig
+
     from luthier.models import meta_model
 
+    vit, llama = (["ViTForImageClassification"], ["LlamaForCausalLM"])
+    return meta_model(ViTConfig(architectures=vit) if images else LlamaConfig(architectures=llama))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_recipe_builds(name):
     recipe = read_recipe(name)
     assert recipe.description and recipe.paper
     form = find("forms", recipe.method).from_dict(recipe.form)
@@ -88,10 +103,7 @@ def test_every_recipe_builds(name):
         settings = dict(recipe.update)
         update = find("updates", settings.pop("name")).from_dict(settings)
         assert run_of("--recipe", name).update == update
-    from transformers import LlamaConfig, ViTConfig
-
-    llama = LlamaConfig(architectures=["LlamaForCausalLM"])  # of 32 blocks
-    model = meta_model(ViTConfig(architectures=["ViTForImageClassification"]) if name in IMAGES else llama)
+    model = base_for(name in IMAGES)
     assert len(select(model, recipe.where or form.where))
     assert all(len(select(model, TargetedForm.from_dict(each).place)) for each in recipe.also)
 

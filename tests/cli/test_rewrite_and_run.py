@@ -119,12 +119,12 @@ def plan(llama, rows, tmp_path):
     return path
 
 
-def test_a_plan_runs_and_goes_on(call, plan, tmp_path):
+def test_a_plan_runs_and_goes_on(call, plan, tmp_path, drawn):
     tried = call("run", plan, "--dry-run")
     assert tried.code == 0 and "nothing was trained" in tried.out and not (tmp_path / "out").exists()
     done = call("run", plan)
     assert done.code == 0, done.err
-    assert "on the front" in done.out and (tmp_path / "out" / "pareto.png").exists()
+    assert "on the front" in done.out and (tmp_path / "out" / "pareto.png").stat().st_size > 5000
     assert "holds a plan already" in call("run", plan).err
     found = json.loads(call("run", plan, "--resume", "--json").out)
     assert [each["name"] for each in found["stages"]] == ["sft", "more"]

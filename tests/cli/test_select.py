@@ -28,7 +28,7 @@ def lines(path):
 
 
 @pytest.mark.parametrize("by", ["got_d", "bm25"])
-def test_rows_are_chosen_and_written_as_they_are(call, files, tmp_path, by):
+def test_rows_are_chosen_and_written_as_they_are(call, files, tmp_path, by, drawn):
     pool, target = files
     out = tmp_path / "out.jsonl"
     done = call("select", pool, "--by", by, "--target", target, "--rows", 8, "--out", out, "--json")
@@ -37,7 +37,7 @@ def test_rows_are_chosen_and_written_as_they_are(call, files, tmp_path, by):
     assert told["rows"] == 8 and told["of"] == 30 and len(told["fingerprint"]) == 64
     kept = lines(out)
     assert len(kept) == 8 and all(row in lines(pool) for row in kept) and {row["topic"] for row in kept} == {"law"}
-    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out.png").stat().st_size > 5000
 
 
 def test_shots(call, files, tmp_path):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+
+from support import fresh
 
 EQUATION, PAPER = "y' = (1 + s g) ⊙ y", "nobody 2031, arXiv 3101.00001"
 TOY = '''
@@ -118,7 +118,8 @@ def test_a_toy_update_is_seen_and_used(session, toys, llama, rows, tmp_path):
 
 
 def test_a_toy_form_is_on_the_page(toys, tmp_path):
-    subprocess.run([sys.executable, "-m", "luthier.cli.docs", tmp_path], check=True, env={**os.environ, **toys})
+    done = fresh.run("-m", "luthier.cli.docs", tmp_path, env={**os.environ, **toys})
+    assert done.returncode == 0, done.stderr
     page = (tmp_path / "methods.md").read_text(encoding="utf-8")
     assert "### toy" in page and "The scale s." in page
 

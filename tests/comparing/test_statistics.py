@@ -80,9 +80,9 @@ def test_one_seed_is_told_by_its_rows():
 
 def test_rows_p_is_small_for_a_real_difference_alone():
     draw = np.random.default_rng(0)
-    assert row_p(redrawn(run("a", 0, draw.normal(0.5, 1, 200).tolist()))) < 0.001
-    assert row_p(redrawn(run("a", 0, draw.normal(0.0, 1, 200).tolist()))) > 0.05
-    assert row_p(redrawn(run("a", 0, [0.0] * 20))) == 1.0 and math.isnan(row_p(np.zeros(0)))
+    assert row_p(*redrawn([run("a", 0, draw.normal(0.5, 1, 200).tolist())])) < 0.001
+    assert row_p(*redrawn([run("a", 0, draw.normal(0.0, 1, 200).tolist())])) > 0.05
+    assert row_p(*redrawn([run("a", 0, [0.0] * 20)])) == 1.0 and math.isnan(row_p(np.zeros(0)))
 
 
 def test_holm():
@@ -140,7 +140,7 @@ def test_a_winner_needs_a_lead_over_every_other():
 def test_what_is_not_known_is_no_proof():
     """NaN in, NaN out; and differences without a spread say nothing of it, whatever their size."""
     assert math.isnan(student.two_sided(math.nan, 3)) and math.isnan(seed_p([0.1, math.nan, 0.2]))
-    assert not len(redrawn(run("a", 0, [1.0, math.nan])))
+    assert not len(*redrawn([run("a", 0, [1.0, math.nan])]))
     assert math.isnan(seed_p([0.3 - 0.2, 0.2 - 0.1]))  # equal but for rounding
     ahead, behind = ([run(name, s, [], at + 0.1 * s) for s in range(2)] for name, at in (("a", 0.6), ("b", 0.5)))
     assert math.isnan(paired(ahead, behind).p) and math.isnan(paired(ahead, behind).by_seed.low)
@@ -199,7 +199,7 @@ def test_metrics_that_are_no_means_are_those_of_the_redrawn_rows(metric, monkeyp
     monkeypatch.setattr(
         np.random, "default_rng", lambda seed, make=np.random.default_rng: Draw() if seed == 7 else make(seed)
     )
-    found = redrawn(made, seed=7)
+    (found,) = redrawn([made], seed=7)
     truths, predictions = (np.asarray(side) for side in zip(*made.answers["d"], strict=True))
     expected = [MEASURES[metric](predictions[rows], truths[rows])[metric] for rows in kept[0][:200]]
     assert found[:200] == pytest.approx(expected)

@@ -10,6 +10,7 @@ import pytest
 
 import luthier as lt
 from luthier.core import locks
+from support import fresh
 
 ROOT = Path(__file__).parents[2]
 BLOCKED = "import sys; sys.modules['fcntl'] = None\n"
@@ -71,6 +72,5 @@ def test_a_folder_that_is_not_there_is_told(way, tmp_path, monkeypatch):
 def test_adapters_are_saved_replaced_and_recovered_without_fcntl():
     chosen = "not locked and (aside or link or recover)"
     asked = ["-q", "-x", "-p", "no:cacheprovider", "tests/core/storage/test_store.py", "-k", chosen]
-    code = f"{BLOCKED}import pytest; sys.exit(pytest.main({asked!r}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = fresh.run("-c", f"{BLOCKED}import pytest; sys.exit(pytest.main({asked!r}))", cwd=ROOT)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -67,7 +67,7 @@ def logits(model) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
-def test_a_run_fills_its_folder_and_learns(llama, additions, tmp_path, name):
+def test_a_run_fills_its_folder_and_learns(llama, additions, tmp_path, name, drawn):
     done = lt.federate(
         llama, additions, aggregation=name, form=FORM, clients=3, rounds=2, out=str(tmp_path / "run"),
         training=replace(SHORT, epochs=2), progress=False,
@@ -78,7 +78,7 @@ def test_a_run_fills_its_folder_and_learns(llama, additions, tmp_path, name):
     assert lines == done.rounds and [line["round"] for line in lines] == [0, 1, 2]
     assert lines[2]["eval_loss"] < lines[0]["eval_loss"] - 0.1
     assert set(lines[1]["clients"]) == {"0", "1", "2"}
-    assert (done.folder / "federation.png").read_bytes().startswith(b"\x89PNG")
+    assert (done.folder / "federation.png").stat().st_size > 10_000
     card = (done.adapter / "README.md").read_text()
     assert made(name).equation() in card and "dealt by iid: 10 to 11" in card and f"{lines[2]['eval_loss']:.4f}" in card
 

@@ -122,6 +122,6 @@ def test_it_repeats_itself_and_leaves_the_model_alone(name, model, reports):
 
 
 @pytest.mark.parametrize("name", EXAMINATIONS)
-def test_it_is_drawn(name, reports, tmp_path):
+def test_it_is_drawn(name, reports, tmp_path, drawn):
     plot({"examination": name, "target": "run", **reports(name, 0.5).to_dict()}, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from luthier.cli.source import card
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.format import Format
 from luthier.interop.import_adapter import readable, source_of
-from support import recorded
+from support import fresh, recorded
 from support.architectures import ARCHITECTURES
 
 FRESH = "import luthier as lt; print(lt.formats.GGUF(dtype='q8_0').dtype, lt.formats.PyReFT(positions='f1').positions)"
@@ -249,5 +247,5 @@ def sample(name: str, tmp_path: Path):
 
 
 def test_a_fresh_process_finds_formats_by_their_axis():
-    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["q8_0", "f1"]
+    done = fresh.run("-c", FRESH)
+    assert done.stdout.split() == ["q8_0", "f1"], done.stderr

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import luthier as lt
 from luthier.core.adapters.control import tensors
 from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import EDIT_KINDS, Form
+from support import fresh
 from support.architectures import ARCHITECTURES, base_of, decoding_forms
 from support.thinned import kept_of, one_of_each_edit
 
@@ -351,7 +350,6 @@ REST = [name for name in FORMS if name not in one_of_each_edit()]
 def test_sharded_over_two_processes_it_is_the_same(forms):
     """FSDP2 in both orders, two gloo ranks against one process."""
     script = Path(__file__).parents[1] / "support" / "sharded.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, str(script), *forms], capture_output=True, text=True, timeout=300)
+    done = fresh.run(script, *forms, ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("shard-first") == done.stdout.count("adapt-first") == len(forms)

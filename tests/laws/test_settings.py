@@ -6,6 +6,7 @@ import itertools
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import MISSING, replace
 from functools import cache, partial
 from pathlib import Path
@@ -191,6 +192,11 @@ def _form(kind: str, name: str) -> Callable[[Form], Any]:
 
 
 def _update() -> Callable[[Any], Any]:
+    @cache
+    def adapted(form: Form, where: str) -> torch.nn.Module:
+        torch.manual_seed(3)
+        return lt.attach(build(), form, where, check=False)
+
     def result(update: Any) -> Any:
         for form, where in (
             (lt.Full(), "params(*.weight)"),
@@ -200,24 +206,25 @@ def _update() -> Callable[[Any], Any]:
             (lt.DSEE(rank=2, prunable=True), "q_proj"),
         ):
             try:
-                update.check_form(form, lt.select(build(), where))
+                update.check_form(form, lt.select(adapted(form, where), where))
             except lt.LuthierError as error:
                 refused = error
                 continue
+            model = deepcopy(adapted(form, where))
             torch.manual_seed(3)
-            model = lt.attach(build(), form, where)
             course = training_plan(model, 800)
             plan = [[place.name for place in update.active(course, step)] for step in LOOKED]
             chosen = [update.entries(course, step) is None for step in LOOKED] if update.sparse else []
             plan += [[update.probes(course, step), len(update.watches(course, step))] for step in LOOKED]
             optimizer = optimiser(model, update, lr=1e-2, steps=8)
-            for step in range(7):
-                model(**batches(1, seed=step)[0]).loss.backward()
+            for given in fed:
+                model(**given).loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
             return plan, chosen, {key: t.detach().clone() for key, t in tensors(model).items()}
         raise refused
 
+    fed = [batches(1, seed=step)[0] for step in range(7)]
     return result
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from support import fresh
 
 AGGREGATION = '''"""A toy."""
 
@@ -141,13 +141,13 @@ def within(tmp_path_factory) -> dict[str, str]:
 
 def test_the_laws_hold_a_toy_to_them(within):
     laws = [str(Path(__file__).parent / law) for _, law, *_ in TOYS.values()]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rp", *laws, "-k", "toy"]
-    done = subprocess.run(command, capture_output=True, text=True, env=within, check=False)
+    done = fresh.run("-m", "pytest", "-p", "no:cacheprovider", "-rp", *laws, "-k", "toy", env=within)
     assert done.returncode == 0, done.stdout
     assert all(done.stdout.count(f"{law}::") >= 3 for _, law, *_ in TOYS.values()), done.stdout
 
 
 def test_the_command_line_says_what_a_toy_is(within):
     lines = [line for _, _, line, _ in TOYS.values()]
-    done = subprocess.run([sys.executable, "-c", HELP, *lines], capture_output=True, text=True, env=within, check=True)
+    done = fresh.run("-c", HELP, *lines, env=within)
+    assert done.returncode == 0, done.stderr
     assert all(told in done.stdout for *_, told in TOYS.values()), done.stdout

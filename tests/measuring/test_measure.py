@@ -130,14 +130,14 @@ def test_a_run_measures_gradients_under_its_own_head(bert, tmp_path):
     assert len(list(cache.folder().glob("*.safetensors"))) == 2
 
 
-def test_the_report_is_written_and_says_what_attach_takes(llama, additions, tmp_path):
+def test_the_report_is_written_and_says_what_attach_takes(llama, additions, tmp_path, drawn):
     found = measure(llama, additions, calibration=SMALL, progress=False, crosscheck=False)
     assert (found.samples, found.rows) == (24, 40)
     folder = found.save(tmp_path / "out")
     stored = json.loads((folder / "measured.json").read_text())
     assert stored["ranks"] == found.ranks and stored["parameters"] == found.parameters
     assert set(stored["boundaries"]) == {f"model.layers.{i}" for i in range(4)}
-    assert (folder / "measured.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "measured.png").stat().st_size > 5000
     found.save(folder)  # over an earlier one
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()

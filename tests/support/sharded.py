@@ -1,4 +1,4 @@
-"""Run under torchrun: FSDP2 in both orders gives the losses and gradients of one process.
+"""Run by two ranks: FSDP2 in both orders gives the losses and gradients of one process.
 
 The frozen base is sharded and the adapters are replicated (`ignored_params`), so each rank keeps them whole.
 """

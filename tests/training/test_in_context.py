@@ -86,7 +86,7 @@ def test_phases_are_told_by_what_is_gained_over_chance():
     assert phase(found(0.85, 0.9, 0.71), 0.5) == GENERALISES
 
 
-def test_one_task_is_memorised_many_are_learned_in_context_and_shuffled_labels_are_chance(vectors, tmp_path):
+def test_one_task_is_memorised_many_are_learned_in_context_and_shuffled_labels_are_chance(vectors, tmp_path, drawn):
     spec = spec_of(vectors, tmp_path / "run", tasks=(1, 2**20), widths=(32,), steps=400)
     few, many = learn_in_context(spec, progress=False).cells
     assert few["phase"] == MEMORISES and few["seen"]["last"] > 0.95 > 0.75 > few["unseen"]["last"]

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import luthier as lt
 from luthier.training import Run, Training, metrics, train
+from support import fresh
 
 
 def test_killed_runs_end_alike(llama, additions, tmp_path):
     settings = Training(steps=24, batch=4, accumulate=2, save_every=1, lr=1e-2)
     run = Run(llama, additions, lt.LoRA(rank=4, dropout=0.2), out=str(tmp_path / "killed"), training=settings)
     script = Path(__file__).parents[1] / "support" / "killed.py"
-    done = subprocess.run(
-        [sys.executable, str(script), json.dumps(run.to_dict())], capture_output=True, text=True, timeout=300
-    )
+    done = fresh.run(script, json.dumps(run.to_dict()))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["status"] == 0

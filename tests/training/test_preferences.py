@@ -18,6 +18,7 @@ from luthier.evaluating import evaluate
 from luthier.training import Run, Training, metrics, train
 from luthier.training.objective import objective_for
 from luthier.training.runfile import read_run_file
+from support import drawing
 from support.tiny import TEMPLATE, pairs, save_model, sums, write_rows
 
 SETTINGS = Training(epochs=12, batch=4, lr=2e-2, eval_fraction=0.2, save_every=1000)
@@ -38,7 +39,8 @@ def run(tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def dpo(run):
-    return train(run, progress=False)
+    with drawing.drawn():
+        return train(run, progress=False)
 
 
 def test_a_preference_is_learned_and_told(run, dpo):

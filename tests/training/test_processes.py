@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 
 import luthier as lt
 from luthier.training import Run, Training, metrics, train
+from support import fresh
 
 SCRIPT = """
 import json, os, sys
@@ -41,15 +40,9 @@ def runs(llama, additions, tmp_path_factory) -> dict[str, Run]:
         for order in ORDERS
     }
     (folder / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, str(folder / "script.py"), json.dumps([run.to_dict() for run in made.values()])],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    asked = json.dumps([run.to_dict() for run in made.values()])
+    done = fresh.run(folder / "script.py", asked, env=environment, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     return made
 

@@ -19,6 +19,7 @@ from luthier.training.checkpoint import checkpoints
 from luthier.training.prepare import prepare
 from luthier.training.routing import Load, grid_of, read
 from luthier.training.task_columns import task_indices
+from support import drawing
 from support.tiny import save_model, sums, write_rows
 
 SETTINGS = Training(steps=4, batch=4, save_every=2, keep=9, lr=1e-2, eval_fraction=0.2, warmup=0)
@@ -34,7 +35,8 @@ def run(tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def done(run):
-    return train(run, progress=False)
+    with drawing.drawn():
+        return train(run, progress=False)
 
 
 def table(folder) -> list[list[str]]:

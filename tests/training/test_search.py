@@ -42,7 +42,7 @@ def run_of(tmp_path_factory):
     return Run(base, rows, lt.LoRA(rank=2), None, str(folder / "out"), training=settings)
 
 
-def test_nodes_are_normal_runs_and_a_search_goes_on(run_of, tmp_path, monkeypatch):
+def test_nodes_are_normal_runs_and_a_search_goes_on(run_of, tmp_path, monkeypatch, drawn):
     run, kinds = replace(run_of, out=str(tmp_path / "out")), {"ffn": "up_proj, down_proj"}
     first = search(run, kinds, budget=1, progress=False)
     ((node, loss),) = first.nodes

@@ -21,6 +21,7 @@ from luthier.training.sequences.memory import repeated, reservoir
 from luthier.training.sequences.prepare import planned
 from luthier.training.sequences.spec import ways
 from luthier.training.trainer import Trainer
+from support import drawing
 from support.tiny import write_rows
 
 SHORT = Training(epochs=6, batch=4, lr=1e-2, eval_fraction=0.25, save_every=1000, schedule="constant", warmup=0.0)
@@ -73,12 +74,14 @@ def same(left: Path, right: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def naive(bert, tasks, tmp_path_factory):
-    return done(bert, tasks[:2], tmp_path_factory.mktemp("naive") / "run", score="loss")
+    with drawing.drawn():
+        return done(bert, tasks[:2], tmp_path_factory.mktemp("naive") / "run", score="loss")
 
 
 def test_a_sequence_fills_its_folder_and_forgets(naive):
     found = {path.name for path in naive.folder.iterdir() if not path.name.startswith(".")}
     assert found == {"sequence.json", "matrix.json", "result.json", "matrix.png", "tasks", "adapter"}
+    assert (naive.folder / "matrix.png").stat().st_size > 5000
     told = json.loads((naive.folder / "result.json").read_text())
     assert np.shape(told["matrix"]["mean"]) == (3, 2) and told["tasks"] == ["1-ab", "2-cd"]
     cells = naive.matrix.means()

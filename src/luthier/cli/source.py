@@ -18,11 +18,15 @@ from luthier.core.contracts.component import Component, file_of, find, packages
 @functools.cache
 def field_docs(cls: type) -> dict[str, str]:
     """Returns `{field: docstring on one line}` of a dataclass, inherited fields included."""
-    found: dict[str, str] = {}
-    for parent in reversed(cls.__mro__[:-1]):
-        tree = ast.parse(textwrap.dedent(inspect.getsource(parent)))
-        found |= dict(_documented(tree.body[0]))
-    return found
+    return {field: text for parent in reversed(cls.__mro__) for field, text in _own_docs(parent).items()}
+
+
+@functools.cache
+def _own_docs(cls: type) -> dict[str, str]:
+    """Those of the fields that the class itself declares; their classes have many parents in common."""
+    if not vars(cls).get("__annotations__"):
+        return {}
+    return dict(_documented(ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]))
 
 
 def _documented(node: ast.stmt) -> Iterator[tuple[str, str]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,18 +11,13 @@ import torch
 
 import luthier as lt
 from luthier.core.adapters.shard import shard
+from support import fresh
 from support.architectures import ARCHITECTURES
 
 
 def test_two_processes_train_as_one_and_save_one_adapter(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(Path(__file__).parents[2] / "support" / "sharded_save.py"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    script = Path(__file__).parents[2] / "support" / "sharded_save.py"
+    done = fresh.run(script, tmp_path, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(2):
         report = json.loads((tmp_path / f"report-{rank}.json").read_text())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from support import fresh
 from support.cli_tools import ROWS, save_llama, write_rows
 
 PROJECT = """
@@ -170,8 +171,7 @@ print(json.dumps({"trained": sum(float(p.detach().abs().sum()) for p in lt.train
 
 def test_a_package_brings_a_method_that_trains(installed, tmp_path):
     llama, rows = save_llama(tmp_path / "llama"), write_rows(tmp_path / "rows.jsonl", ROWS)
-    words = [sys.executable, "-c", USE, str(llama), str(rows), str(tmp_path / "run")]
-    done = subprocess.run(words, capture_output=True, text=True, env=installed, check=False)
+    done = fresh.run("-c", USE, llama, rows, tmp_path / "run", env=installed)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["trained"] > 0
     spec = json.loads((tmp_path / "run" / "adapter" / "adapter.json").read_text())
@@ -257,7 +257,9 @@ for name in ("lora", "out_gate"):
         print(error)
 find("forms", "dora")
 """
-    told = lines(code, {**installed, "LUTHIER_PATH": str(tmp_path)})
+    done = fresh.run("-c", code, env={**installed, "LUTHIER_PATH": str(tmp_path)})
+    told = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
     assert len(told) == 2 and all("is defined by" in line and str(tmp_path) in line for line in told)
 
 
@@ -271,7 +273,7 @@ from luthier.core.contracts.component import find, names
 assert {"first", "second"} <= set(names("selections"))
 print(find("selections", "first").equation(), find("selections", "second").equation())
 """
-    done = python(code, {**os.environ, "LUTHIER_PATH": str(tmp_path)})
+    done = fresh.run("-c", code, env={**os.environ, "LUTHIER_PATH": str(tmp_path)})
     assert done.stdout == "score = - row score = - row\n", done.stderr
     (warning,) = [line for line in done.stderr.splitlines() if "Warning" in line]
     assert "LuthierDeprecationWarning" in warning

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -13,19 +11,13 @@ from safetensors.torch import load_file
 
 import luthier as lt
 from luthier.core.storage.format import read as read_spec
+from support import fresh
 from support.architectures import ARCHITECTURES
 
 
 def test_the_last_complete_adapter_and_checkpoint_load_after_every_kill(tmp_path):
     script = Path(__file__).parents[2] / "support" / "kills.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), "40"],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    done = fresh.run(script, tmp_path, 40)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert min(report["adapter random"], report["checkpoint random"]) > 3, report  # kills that fell into a save

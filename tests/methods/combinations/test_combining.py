@@ -409,7 +409,7 @@ def test_a_whole_model_that_moves_needs_its_source(tmp_path):
 # --- the report ------------------------------------------------------------------------------------
 
 
-def test_the_report_tells_norms_and_agreement(tmp_path):
+def test_the_report_tells_norms_and_agreement(tmp_path, drawn):
     one, two = full(tmp_path / "a", seed=1), full(tmp_path / "b", seed=2)
     report = lt.combine("task_arithmetic", [one, one, two], base=build(), out=tmp_path / "out")
     found = json.loads((tmp_path / "out" / "combined.json").read_text())

@@ -105,7 +105,7 @@ def test_a_path_is_what_one_head_tells_another():
         assert path_effect(model, batch(), clean, clean, first, middle) == pytest.approx(plain, abs=1e-12)
 
 
-def test_masks_find_a_planted_head_and_the_picture_shows_it(tmp_path):
+def test_masks_find_a_planted_head_and_the_picture_shows_it(tmp_path, drawn):
     base, tuned = pair_of("llama")
     tuned.model.layers[1].self_attn.q_proj.weight[16:24] *= -12  # head 2 of block 1 looks elsewhere
     data = [batch(seed, 16) for seed in range(4)]

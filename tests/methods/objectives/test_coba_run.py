@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -16,6 +14,7 @@ from luthier.methods.forms.lora import LoRA
 from luthier.methods.objectives.mft import MFT
 from luthier.training import Run, Training, metrics, train
 from luthier.training.checkpoint import checkpoints
+from support import fresh
 from support.tiny import save_model, sums, write_rows
 
 SETTINGS = Training(steps=8, batch=4, save_every=2, keep=20, lr=2e-2, eval_fraction=0.3)
@@ -64,15 +63,8 @@ def test_two_processes_weigh_as_one(run, tmp_path):
     """Parts are summed over processes, and both look at their share of the evaluation rows."""
     plain = replace(run, form=LoRA(rank=4), training=replace(SETTINGS, steps=5, eval_fraction=0.2))
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, str(tmp_path / "script.py"), json.dumps(plain.to_dict())],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        env=environment,
-    )
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    done = fresh.run(tmp_path / "script.py", json.dumps(plain.to_dict()), env=environment, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     one = replace(plain, out=str(tmp_path / "one"), training=replace(plain.training, batch=8))
     losses = [loss for _, loss in train(one, progress=False).losses]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from support import fresh
 
 SCRIPT = Path(__file__).parents[2] / "support" / "train_kills.py"
 
 
 def test_every_request_is_applied_once_over_kills():
-    done = subprocess.run([sys.executable, str(SCRIPT), "3"], capture_output=True, text=True, timeout=200)
+    done = fresh.run(SCRIPT, 3)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["kills"] >= 1, "the client was done before the server was killed once"

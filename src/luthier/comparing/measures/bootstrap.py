@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,29 @@ ENTRIES = 2_000_000
 """Rows drawn at a time, which bounds memory."""
 
 
-def redrawn(run: Record, seed: int = 0) -> np.ndarray:
-    """[RESAMPLES] scores of a run, the mean over the parts of the test, each part's rows drawn with replacement.
+def redrawn(runs: Sequence[Record], seed: int = 0) -> list[np.ndarray]:
+    """[RESAMPLES] scores of each run, the mean over the parts of the test, each part's rows drawn with replacement.
 
-    Equal seeds draw equal rows, so the differences of two runs' scores are those of pairs. Empty where the run keeps
-    no rows, and for a row that has no score.
+    Equal seeds draw equal rows, once for all runs that have as many, so the differences of two runs' scores are those
+    of pairs. Empty where a run keeps no rows, and for a row that has no score.
     """
     import numpy as np
 
+    found, alike = [np.zeros(0) for _ in runs], defaultdict(list)
+    for place, parts in enumerate(map(_parts, runs)):
+        if parts and all(len(rows) and np.isfinite(rows).all() for rows, _ in parts):
+            alike[tuple(len(rows) for rows, _ in parts)].append((place, parts))
+    for some in alike.values():
+        draw = np.random.default_rng(seed)
+        scores = [_scores(same, draw) for same in zip(*(parts for _, parts in some), strict=True)]
+        for (place, _), of_run in zip(some, zip(*scores, strict=True), strict=True):
+            found[place] = np.mean(of_run, axis=0)
+    return found
+
+
+def _parts(run: Record) -> list[Part]:
     parts = [_mean(hits) for hits in run.hits.values()]
-    parts += [SCORES[run.metric](*zip(*pairs, strict=True)) for pairs in run.answers.values() if pairs]
-    if not parts or not all(len(rows) and np.isfinite(rows).all() for rows, _ in parts):
-        return np.zeros(0)
-    draw = np.random.default_rng(seed)
-    scores = [_scores(rows, score, draw) for rows, score in parts]
-    return np.mean(scores, axis=0)
+    return parts + [SCORES[run.metric](*zip(*pairs, strict=True)) for pairs in run.answers.values() if pairs]
 
 
 def sizes(run: Record) -> dict[str, int]:
@@ -42,27 +51,31 @@ Score = Callable[["np.ndarray"], "np.ndarray"]
 """(sums over the rows of a draw [draws, m], of which the first counts them) -> scores [draws]."""
 
 
-def _scores(rows: np.ndarray, score: Score, draw: np.random.Generator) -> np.ndarray:
-    """The score of each draw, by how often each of the `rows` [n, m] is in it."""
+Part = tuple["np.ndarray", Score]
+"""The columns of a part's rows [n, m], and how their sums tell the score."""
+
+
+def _scores(parts: Sequence[Part], draw: np.random.Generator) -> list[np.ndarray]:
+    """The score of each draw, for each of several that have as many rows, by how often each row is in it."""
     import numpy as np
 
-    count, found = len(rows), []
+    count, found = len(parts[0][0]), []
     size = max(1, ENTRIES // count)
     for start in range(0, RESAMPLES, size):
         many = min(size, RESAMPLES - start)
         drawn = draw.integers(0, count, (many, count)) + count * np.arange(many)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=many * count).reshape(many, count)
-        found.append(score(times @ rows))
-    return np.concatenate(found)
+        times = np.bincount(drawn.ravel(), minlength=many * count).reshape(many, count).astype(float)
+        found.append([score(times @ rows) for rows, score in parts])
+    return [np.concatenate(each) for each in zip(*found, strict=True)]
 
 
-def _mean(hits: Sequence[float]) -> tuple[np.ndarray, Score]:
+def _mean(hits: Sequence[float]) -> Part:
     import numpy as np
 
     return np.stack([np.ones(len(hits)), np.asarray(hits, dtype=float)], 1), lambda sums: sums[:, 1] / sums[:, 0]
 
 
-def _mcc(truths: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray, Score]:
+def _mcc(truths: Sequence[Any], predictions: Sequence[Any]) -> Part:
     """Matthews' correlation for any number of classes (Gorodkin 2004), 0 where undefined."""
     import numpy as np
 
@@ -79,7 +92,7 @@ def _mcc(truths: Sequence[Any], predictions: Sequence[Any]) -> tuple[np.ndarray,
     return np.concatenate(columns, axis=1).astype(float), score
 
 
-def _pearson(truths: Sequence[float], predictions: Sequence[float]) -> tuple[np.ndarray, Score]:
+def _pearson(truths: Sequence[float], predictions: Sequence[float]) -> Part:
     """Pearson's correlation, 0 for a draw in which one side is constant."""
     import numpy as np
 
@@ -93,7 +106,7 @@ def _pearson(truths: Sequence[float], predictions: Sequence[float]) -> tuple[np.
     return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], 1), score
 
 
-def _word_accuracy(truths: Sequence[str], predictions: Sequence[str]) -> tuple[np.ndarray, Score]:
+def _word_accuracy(truths: Sequence[str], predictions: Sequence[str]) -> Part:
     """1 - errors over the words of all right texts of a draw."""
     import numpy as np
 
@@ -104,7 +117,7 @@ def _word_accuracy(truths: Sequence[str], predictions: Sequence[str]) -> tuple[n
     return np.array(rows, dtype=float), lambda sums: 1 - sums[:, 2] / sums[:, 1]
 
 
-SCORES: dict[str, Callable[..., tuple[np.ndarray, Score]]] = {
+SCORES: dict[str, Callable[..., Part]] = {
     "mcc": _mcc,
     "pearson": _pearson,
     "word_accuracy": _word_accuracy,

@@ -120,7 +120,7 @@ def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
     scores = [run.score for run in runs]
     if len(scores) > 1:
         return over_seeds(scores, level)
-    return _alike(runs[0], level) or over_rows(scores[0], redrawn(runs[0]), level)
+    return _alike(runs[0], level) or over_rows(scores[0], *redrawn(runs), level)
 
 
 def _alike(run: Record, level: float) -> Interval | None:
@@ -171,7 +171,8 @@ Draws = Mapping[tuple[str, int], "np.ndarray"]
 
 def draws_of(runs: Iterable[Record]) -> Draws:
     """Returns the bootstrap of every run, of one model and data set."""
-    return {(run.method, run.seed): redrawn(run) for run in runs}
+    every = list(runs)
+    return {(run.method, run.seed): drawn for run, drawn in zip(every, redrawn(every), strict=True)}
 
 
 def row_differences(pairs: Sequence[tuple[Record, Record]], draws: Draws) -> np.ndarray:

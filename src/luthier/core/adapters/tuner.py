@@ -16,6 +16,7 @@ from luthier.core.contracts.positions import Positions
 from luthier.core.contracts.router import ROUTE_QUERY, ROUTE_TASKS, Route, Routed, for_rows, routing, tasks_of
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
+from luthier.core.sites.structure import PlainAttributes
 
 START = "_start"
 """The suffix of a parameter's frozen initial value, where the effect of the start is subtracted."""
@@ -59,7 +60,7 @@ class AdapterComponent:
         return key not in self.form.untrained() and not key.endswith(START)
 
 
-class TunerLayer(nn.Module):
+class TunerLayer(PlainAttributes):
     """The parameters of a form at one module, or at several that share them (peft calls it a tuner layer)."""
 
     def __init__(
