@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 import signal
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -67,6 +67,32 @@ def test_foreign_code_is_behind_a_guard():
     assert not bare
 
 
+OWN_TEXTS = {
+    "comparing/report/page.py", "core/palette.py", "serving/http/listening.py", "serving/studio/chat.py",
+    "training/card.py", "cli/source.py",  # of the package
+    "core/cached.py", "kernels/backend.py",  # of the system, or an error of which is expected
+}  # fmt: skip
+
+
+def test_texts_of_others_are_read_behind_a_guard():
+    """A file may be no UTF-8, whatever wrote it; one that is read with `errors=` says what becomes of that."""
+    bare = {
+        f"{name}:{call.lineno}"
+        for name, path in {str(path.relative_to(ROOT)): path for path in ROOT.rglob("*.py")}.items()
+        if name not in OWN_TEXTS
+        for call in naked(ast.parse(path.read_text(encoding="utf-8")), foreign=Texts())
+        if not any(keyword.arg == "errors" for keyword in call.keywords)
+    }
+    assert not bare
+
+
+class Texts(frozenset[str]):
+    """Calls of a path's method."""
+
+    def __contains__(self, call: object) -> bool:
+        return str(call).endswith(".read_text")
+
+
 def test_the_law_sees_a_naked_call():
     assert naked(ast.parse("x = json.loads(text)"))
     assert not naked(ast.parse("with guarded('x'):\n    y = json.loads(text)"))

@@ -86,7 +86,7 @@ def _question(package: str) -> str | None:
 def _component(file: Path, name: str) -> ast.ClassDef | None:
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
-    except SyntaxError:
+    except (SyntaxError, ValueError):  # of bytes that are no UTF-8, or NULs
         return None
     wanted = name.replace("_", "")
     classes = (node for node in tree.body if isinstance(node, ast.ClassDef))

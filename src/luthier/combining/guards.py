@@ -18,6 +18,7 @@ from luthier.combining.reader import Reader
 from luthier.combining.source import Source
 from luthier.core.contracts.combination import Combination
 from luthier.core.errors import LuthierError
+from luthier.core.guard import guarded
 from luthier.core.sites.samples import architecture
 from luthier.core.sites.scope import Scope
 from luthier.core.storage.fingerprint import base_similarity, sample_of
@@ -154,10 +155,11 @@ def _tokens(folder: str) -> dict[str, int]:
     file = Path(folder).expanduser() / FILE
     if not file.is_file():
         return {}
-    found = json.loads(file.read_text(encoding="utf-8"))
-    vocabulary = found["model"].get("vocab", {})
-    known = vocabulary if isinstance(vocabulary, dict) else {token: i for i, (token, *_) in enumerate(vocabulary)}
-    return {**known, **{each["content"]: each["id"] for each in found.get("added_tokens", [])}}
+    with guarded(f"{file} is not a tokenizer's"):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        vocabulary = found["model"].get("vocab", {})
+        known = vocabulary if isinstance(vocabulary, dict) else {token: i for i, (token, *_) in enumerate(vocabulary)}
+        return {**known, **{each["content"]: each["id"] for each in found.get("added_tokens", [])}}
 
 
 def _refuse(text: str, force: bool) -> None:

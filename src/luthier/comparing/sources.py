@@ -13,6 +13,7 @@ from typing import Any
 from luthier import data
 from luthier.comparing.study import DataSet
 from luthier.core.errors import LuthierError, near
+from luthier.core.records import read_text
 from luthier.data import Examples
 from luthier.data.apart import apart
 from luthier.data.columns import mapping
@@ -213,7 +214,7 @@ def _write(rows: list[dict[str, Any]], target: Path) -> str:
             f"{target.name}: rows of pictures or sounds cannot be joined or divided, nor those left out that are "
             f"tested on ({error}); give files without them."
         ) from None
-    if not target.is_file() or target.read_text(encoding="utf-8") != text:
+    if not target.is_file() or read_text(target) != text:
         study = target.parent.parent
         if target.is_file() and (study / STUDY).is_file():
             raise LuthierError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from luthier.comparing.plan import Job, file_name
 from luthier.comparing.record import write
 from luthier.comparing.study import Study
 from luthier.core.errors import LuthierError
+from luthier.core.records import recorded
 from luthier.training.spec import Run
 from luthier.training.trainer import Diverged
 
@@ -74,7 +74,10 @@ def searches(study: Study, job: Job) -> bool:
 def made(folder: Path, job: Job) -> list[Trial]:
     """Returns the trials of a job's method that have been made."""
     file = place(folder, job) / FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    if not file.is_file():
+        return []
+    with recorded(file) as trials:
+        return [{**trial, "value": trial["value"]} for trial in trials]
 
 
 def next_trials(study: Study, folder: Path, job: Job) -> list[tuple[Trial, Job]]:

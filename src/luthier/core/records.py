@@ -37,6 +37,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+def read_text(path: Path) -> str:
+    """Returns a text file of others; one that cannot be opened, or is not UTF-8, raises `LuthierError`."""
+    with guarded(f"{path} cannot be read"):
+        return path.read_text(encoding="utf-8")
+
+
 @contextmanager
 def recorded(path: Path, largest: int = LARGEST_JSON) -> Iterator[Any]:
     """What a JSON file of a work's own says, for the block that takes it apart: entries that are missing, or of another

@@ -11,7 +11,7 @@ from typing import Any
 from luthier.core.contracts.selection import Pool, Selection
 from luthier.core.errors import LuthierError
 from luthier.core.guard import written
-from luthier.core.records import append_text
+from luthier.core.records import append_text, read_text
 from luthier.data.texts import full_text
 
 LONGEST = 200
@@ -45,7 +45,7 @@ class Annotation:
             self._read(number, line, places)
 
     def _lines(self) -> list[str]:
-        return self.out.read_text(encoding="utf-8").splitlines() if self.out.exists() else []
+        return read_text(self.out).splitlines() if self.out.exists() else []
 
     def _read(self, number: int, line: str, places: dict[int, int]) -> None:
         try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed
-from luthier.core.records import read_json, write_json
+from luthier.core.records import read_json, read_text, write_json
 from luthier.data.sources import read
 from luthier.data.table import with_class_names
 
@@ -35,7 +35,7 @@ class Arrived:
     def drop(self, numbers: Iterable[int]) -> None:
         """Removes rows, by their number in the file from 1, for good."""
         gone = set(numbers)
-        lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = read_text(self.file).splitlines(keepends=True)
         self.file.write_text("".join(line for i, line in enumerate(lines, 1) if i not in gone), encoding="utf-8")
         self.left, self.dropped = len(lines) - len(gone), sorted(gone)
 
@@ -49,7 +49,7 @@ def arriving(folder: str | Path, source: str) -> Iterator[Arrived]:
     """
     place = Path(folder).expanduser()
     state = _state(place)
-    held = (place / ROWS).read_text(encoding="utf-8").splitlines() if state["pools"] else []
+    held = read_text(place / ROWS).splitlines() if state["pools"] else []
     known = {*held, *state["redundant"]}
     fresh = [line for line in dict.fromkeys(_lines(source)) if line not in known]
     if not held and not fresh:
@@ -73,7 +73,9 @@ def _state(folder: Path) -> dict[str, Any]:
     if not (folder / STATE).is_file() or not (folder / ROWS).is_file():
         raise LuthierError(f"{folder} holds something else than a pool of rows; name a new folder (state).")
     state = read_json(folder / STATE)
-    if not (isinstance(state, dict) and {"pools", "redundant"} <= set(state)):
+    lists = [state.get(key) for key in ("pools", "redundant")] if isinstance(state, dict) else []
+    texts = lists and all(isinstance(each, list) for each in lists) and all(isinstance(row, str) for row in lists[1])
+    if not texts:
         raise LuthierError(f"{folder / STATE} does not describe a pool of rows; name a new folder (state).")
     return state
 

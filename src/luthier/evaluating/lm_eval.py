@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError, near
+from luthier.core.records import read_text
 
 
 def check_harness() -> None:
@@ -58,7 +59,7 @@ def _name(task: str) -> str:
     """What a task is called: a file says it in its line `task:`."""
     if not task.endswith((".yaml", ".yml")):
         return task
-    lines = Path(task).expanduser().read_text(encoding="utf-8").splitlines()
+    lines = read_text(Path(task).expanduser()).splitlines()
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("task:")), "")
     if not name:
         raise LuthierError(f"{task} names no task; add a line such as task: mine.")

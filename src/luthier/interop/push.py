@@ -10,6 +10,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import own_file, steady
+from luthier.core.records import read_text
 from luthier.core.storage.card import REPOSITORY, card_of
 from luthier.core.storage.folder import adapter_at
 from luthier.core.storage.format import SPEC, read
@@ -52,7 +53,7 @@ def parcel(adapter: str | Path, repo: str) -> Parcel:
         spec = read(folder)
         opened(folder, spec)  # its checksum and its header
         files = {name: own_file(folder, name).read_bytes() for name in (SPEC, WEIGHTS)}
-        text = own_file(folder, CARD).read_text(encoding="utf-8") if (folder / CARD).exists() else card_of(spec)
+        text = read_text(own_file(folder, CARD)) if (folder / CARD).exists() else card_of(spec)
     return Parcel(repo, {**files, CARD: text.replace(REPOSITORY, repo).encode()}, spec)
 
 

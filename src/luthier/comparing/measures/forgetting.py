@@ -13,6 +13,7 @@ from luthier.comparing.measures.scores import test
 from luthier.comparing.plan import Job, Plan
 from luthier.comparing.record import write
 from luthier.comparing.rows import LONGEST
+from luthier.core.records import recorded
 from luthier.data import Examples
 from luthier.evaluating.texts import figures, foretold
 
@@ -71,7 +72,8 @@ def _key(*inputs: object) -> str:
 def _known(path: Path, measure: Callable[[], float]) -> float:
     """The value in a file, or measured now and kept."""
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        with recorded(path) as value:
+            return float(value)
     value = measure()
     write(value, path)
     return value

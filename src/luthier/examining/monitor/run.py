@@ -171,14 +171,18 @@ def _logged(log: str | Path, model: str | None) -> list[Mapping[str, Any]]:
             raise LuthierError(f"{log} has no answers of {model!r}; it has those of {', '.join(sorted(known))}.")
         rows = [row for row in rows if row.get("model") == model]
     for number, row in enumerate(rows, 1):
-        if not (isinstance(row.get("messages"), list) or isinstance(row.get("completion"), str)):
+        if not (_is_talk(row.get("messages")) or isinstance(row.get("completion"), str)):
             raise LuthierError(f"{log}: line {number} has no messages and no completion; expected a log of answers.")
     return rows
 
 
+def _is_talk(turns: Any) -> bool:
+    return isinstance(turns, list) and bool(turns) and all(isinstance(turn, dict) for turn in turns)
+
+
 def _parts(row: Mapping[str, Any]) -> tuple[str, str]:
     """(what was asked, what was answered) of a line of the log."""
-    if isinstance(turns := row.get("messages"), list):
+    if _is_talk(turns := row.get("messages")):
         return _words(turns[:-1]), str(turns[-1].get("content") or "")
     return str(row.get("prompt") or ""), str(row["completion"])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.records import read_json
+from luthier.core.records import read_json, read_text
 
 TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 FILES = (
@@ -58,7 +58,7 @@ def _added(folder: Path, config: dict[str, Any]) -> list[str]:
 
 def _template(folder: Path, config: dict[str, Any]) -> str | None:
     if (folder / TEMPLATE).is_file():
-        return (folder / TEMPLATE).read_text(encoding="utf-8")
+        return read_text(folder / TEMPLATE)
     found = config.get("chat_template")
     return found if isinstance(found, str) else None
 

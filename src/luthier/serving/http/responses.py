@@ -95,7 +95,7 @@ def asked_at(place: Place, turns: Sequence[Place]) -> Place:
     """Returns where in the body of a response stands what a chat has at a place; `turns` says it of its turns."""
     if place[:1] == ("messages",) and len(place) > 1 and isinstance(place[1], int):
         return (*turns[place[1]], *place[2:])
-    if place[:1] == ("tools",):  # whose function is no object of its own here
+    if place[:1] == ("tools",):  # whose function has no object of its own here
         return tuple(each for number, each in enumerate(place) if (number, each) != (2, "function"))
     return (*ELSEWHERE.get(str(place[0]), place[:1]), *place[1:]) if place else place
 
