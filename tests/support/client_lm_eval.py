@@ -1,7 +1,7 @@
 """lm-evaluation-harness's `local-completions` and `local-chat-completions` against a server.
 
-`client_lm_eval.py ADDRESS FOLDER` is run by `support.record_clients` with a Python that has lm-eval and transformers, whose
-tokenizer comes from the FOLDER. Small tasks are written there: choices and texts by log-likelihood, written answers.
+`client_lm_eval.py ADDRESS FOLDER` is run by `support.record_clients` with a Python that has lm-eval and transformers;
+its tokenizer is that of the FOLDER. Tasks are written there: choices and texts by log-likelihood, written answers.
 """
 
 from __future__ import annotations
