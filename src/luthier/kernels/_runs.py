@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from luthier.core.contracts.kernel import Part
 from luthier.kernels._dropout import draw_mask, keep
@@ -62,55 +64,71 @@ def _mask(part: Part, x: Tensor, rate: float) -> Tensor:
 
 
 class _Added(torch.autograd.Function):
-    """y + the term; keeps what A read (x, or x with dropout made anew) and h = drop(x) Aᵀ [tokens, rank]."""
+    """y + the term; keeps what A read (x, or x with dropout made anew) and h = drop(x) Aᵀ [tokens, rank].
+
+    The stacks are made again in the backward pass: kept, those of a model's layers are as much as all its adapters.
+    """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, term: Term, *factors: Tensor) -> Tensor:
         ctx.mark_dirty(y)
-        count = len(term.scales)
-        down = _stack([f.mT for f in factors[:count]], x.dtype)
-        up = _stack([s * f for s, f in zip(term.scales, factors[count:], strict=True)], x.dtype).mT
-        ends, index = _ends(term, x.device), _index(term, x.device)
-        a, b = (t[: len(term.sizes)] if index is None else t[index] for t in (down, up))
-        h = _times(x if term.mask is None else x * term.mask, a, term.sizes, ends)
+        ends, (a, b) = _ends(term.sizes, x.device), _stacks(term, factors, x)
+        h = _times(x if term.mask is None else x * term.mask, a.mT, term.sizes, ends)
         y.add_(_times(h, b, term.sizes, ends))
-        ctx.term, ctx.ends, ctx.index, ctx.ranks = term, ends, index, [f.shape[0] for f in factors[:count]]
-        ctx.dtypes = [f.dtype for f in factors]
-        ctx.save_for_backward(x, h, a, b)
+        ctx.term = term
+        ctx.save_for_backward(x, h, *factors)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor):  # pyright: ignore
-        x, h, a, b = ctx.saved_tensors
-        term, ends, count = ctx.term, ctx.ends, len(ctx.term.scales)
+        x, h, *factors = ctx.saved_tensors
+        term, count = ctx.term, len(ctx.term.scales)
+        ends, (a, b) = _ends(term.sizes, x.device), _stacks(term, factors, x)
         dh = _times(dy, b.mT, term.sizes, ends)
         read = x if term.mask is None else x * term.mask
-        das, dbs = _outer(dh, read, term.sizes, ends), _outer(dy, h, term.sizes, ends)
-        if ctx.index is not None:
-            das, dbs = (_summed(t, ctx.index, count) for t in (das, dbs))
-        dx = _times(dh, a.mT, term.sizes, ends)
+        das, dbs = _outer(dh, read, term.sizes, ends), _outer(h, dy, term.sizes, ends)
+        if (index := _index(term, x.device)) is not None:
+            das, dbs = (_summed(t, index, count) for t in (das, dbs))
+        dx = _times(dh, a, term.sizes, ends)
         if term.mask is not None:
             dx = dx * term.mask
-        downs = [da[:r].to(d) for da, r, d in zip(das, ctx.ranks, ctx.dtypes, strict=False)]
-        ups = [
-            (s * db[:, :r]).to(d) for db, r, d, s in zip(dbs, ctx.ranks, ctx.dtypes[count:], term.scales, strict=False)
-        ]
+        dbs = dbs[:count] * _scales(term, dbs)
+        downs = [da[: len(f)].to(f.dtype) for da, f in zip(das, factors[:count], strict=False)]
+        ups = [db[: f.shape[1]].mT.to(f.dtype) for db, f in zip(dbs, factors[count:], strict=True)]
         return dy, dx, None, *downs, *ups
 
 
+def _stacks(term: Term, factors: Sequence[Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """A [runs, rank, d_in] and s B [runs, rank, d_out] of each run. Ranks come first, in memory too: products in which
+    the smallest side is the last one take two to three times as long on a CPU."""
+    count = len(term.scales)
+    down = _stack(factors[:count], x.dtype)
+    up = _stack([f.mT for f in factors[count:]], x.dtype)
+    up.mul_(_scales(term, up))
+    if count in term.factors:  # runs of no adapter
+        down, up = (functional.pad(t, (0, 0, 0, 0, 0, 1)) for t in (down, up))
+    index = _index(term, x.device)
+    return (down, up) if index is None else (down[index], up[index])
+
+
 def _stack(factors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The factors [d, r_i] one behind the other, of one rank, and zeros: [factors + 1, d, rank]."""
+    """The factors [r_i, d] one behind the other, filled up with zeros to one rank: [factors, rank, d]."""
     step = ALIGNED * 8 // torch.finfo(dtype).bits
-    rank = -(-max(f.shape[1] for f in factors) // step) * step
-    stack = factors[0].new_zeros(len(factors) + 1, factors[0].shape[0], rank, dtype=dtype)
-    for place, factor in zip(stack, factors, strict=False):
-        place[:, : factor.shape[1]] = factor
-    return stack
+    rank = -(-max(len(f) for f in factors) // step) * step
+    return torch.stack([f if len(f) == rank else functional.pad(f, (0, 0, 0, rank - len(f))) for f in factors]).to(
+        dtype
+    )
 
 
-def _ends(term: Term, device: torch.device) -> Tensor:
-    return torch.tensor(list(accumulate(term.sizes)), dtype=torch.int32, device=device)
+def _scales(term: Term, like: Tensor) -> Tensor:
+    """s of each adapter, [adapters, 1, 1]."""
+    return torch.tensor(term.scales, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+@lru_cache(maxsize=64)
+def _ends(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(list(accumulate(sizes)), dtype=torch.int32, device=device)
 
 
 def _index(term: Term, device: torch.device) -> Tensor | None:

@@ -259,7 +259,7 @@ def _targets(temperature: float, entropy: bool, end: _End) -> Tensor:
     """The same at every token, [2, rows, T]."""
 
     def logits_of(rows: Tensor) -> Tensor:
-        return end.logits_of(rows) / temperature
+        return end.logits_of(rows) if temperature == 1 else end.logits_of(rows) / temperature
 
     losses = each(logits_of, end.hidden, end.targets, end.size)
     spans = (end.hidden[i : i + end.size] for i in range(0, len(end.targets), end.size))

@@ -49,7 +49,7 @@ class Database(ABC):
 
 @final
 class SQLite(Database):
-    """A file."""
+    """A database in one file."""
 
     begin = "BEGIN IMMEDIATE"
 
@@ -80,7 +80,7 @@ class SQLite(Database):
 
 @final
 class Postgres(Database):
-    """A server's database; a lost connection is made anew."""
+    """A database of a Postgres server; a lost connection is made anew."""
 
     begin = "BEGIN"
     types: ClassVar = {" REAL": " DOUBLE PRECISION", " INTEGER": " BIGINT", " BLOB": " BYTEA"}

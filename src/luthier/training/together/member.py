@@ -87,7 +87,7 @@ class Member:
             if not key or kind == "random":
                 continue
             p = self.params[key]
-            moved = tensor.clone() if kind == "step" else tensor.to(p.device, copy=True)
+            moved = tensor.to(p.device, copy=True)
             if kind == "grad":
                 p.grad = moved
             else:
@@ -98,4 +98,4 @@ def member(model: nn.Module, name: str, seed: int, stream: Stream) -> Member:
     """Returns an adapter that is attached to `model`, before its first step."""
     found = {key.partition(".")[0].removeprefix(name) + "." + key.partition(".")[2]: p
              for key, p in tensors(model, name).items() if p.requires_grad}  # fmt: skip
-    return Member(name, found, seed, stream, torch.optim.AdamW(found.values(), lr=0.0))
+    return Member(name, found, seed, stream, torch.optim.AdamW(found.values(), lr=0.0, fused=True))
