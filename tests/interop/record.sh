@@ -21,6 +21,13 @@ environment adapterhub adapters==1.3.0 transformers==4.57.6 torch==2.13.0
 environment torchtune torchtune==0.6.1 torchao==0.13.0 torch==2.13.0 safetensors
 environment litgpt litgpt==0.5.13 torch==2.13.0 safetensors
 environment diffusion diffusers==0.35.2 transformers==4.57.6 peft==0.21.2 torch==2.13.0 safetensors
+environment pyreft transformers==4.45.1 torch==2.13.0 numpy==2.4.6 accelerate==1.15.0 datasets==3.6.0 \
+    matplotlib==3.10.0 seaborn==0.12.2 networkx==3.4.2 sentencepiece==0.2.1
+"$work/pyreft/bin/pip" install -q --no-deps pyreft==0.1.0 pyvene==0.1.8 # what they ask for besides takes an hour
+for form in litgpt pyreft; do
+    PYTHONPATH=. "$python" -m support.written "$form"
+    PYTHONPATH=. "$work/$form/bin/python" "support/record_$form.py" "$work/bases" "interop/${form}_written"
+done
 for form in adapterhub torchtune; do
     rm -rf "$work/recorded/${form}_folders"
     "$work/$form/bin/python" "support/record_$form.py" "$work/bases" "$work/recorded/${form}_folders"

@@ -142,7 +142,14 @@ def measure(form: str, to: Sequence[str] = TO) -> None:
 def table() -> str:
     """The matrix and its reasons, from what was measured."""
     measured = held()
-    lines = [f"| from (folders) | {' | '.join(TO)} |", f"|---|{'---|' * len(TO)}"]
+    cells = [each for cases in measured.values() for folder in cases.values() for each in folder.values()]
+    exact = sum("refused" not in each and each.get("lost", 0) < ROUNDED for each in cells)
+    lines = [
+        f"{sum(map(len, measured.values()))} folders of {len(measured)} formats are read, {exact} of their "
+        f"{len(cells)} cells are exact.",
+        "",
+    ]
+    lines += [f"| from (folders) | {' | '.join(TO)} |", f"|---|{'---|' * len(TO)}"]
     for form, cases in measured.items():
         lines.append(
             f"| {form} ({len(cases)}) | {' | '.join(told([each[to] for each in cases.values()]) for to in TO)} |"

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from luthier.core.adapters.call import INVOKING, QUERIES
+from luthier.core.adapters.kept_rows import INVOKING, QUERIES
 
 SPARE = 64
 """Columns that a new buffer has room for, at least."""

@@ -66,7 +66,7 @@ def test_columns_behind_an_invocation_equal_a_loop(end):
 
 
 def test_an_invocation_is_known_to_the_tokens_behind_it():
-    """With any cache, in beams and in prompts whose start another pass has read; chunks, and embeddings, do not tell."""
+    """With any cache, in beams, in prompts whose start another pass has read; chunks and embeddings do not tell."""
     model = fitted(lt.LoRA(rank=4, positions="from:5.6")).eval()
     ids, mask = torch.randint(7, 97, (3, 9)), torch.ones(3, 9, dtype=torch.long)
     ids[0, 2:4] = ids[0, 5:7] = ids[1, 7:9] = torch.tensor([5, 6])

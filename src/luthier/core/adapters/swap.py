@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from luthier.core.adapters.call import INVOKING, QUERIES, Call, Prompt, read_call
+from luthier.core.adapters.call import Call, Prompt, read_call
 from luthier.core.adapters.container import AdapterContainer
 from luthier.core.adapters.dispatch import ready
 from luthier.core.adapters.forward import adapted, adapted_tensor, beside
+from luthier.core.adapters.kept_rows import INVOKING, QUERIES
 from luthier.core.adapters.memory_saving import patched_class
 from luthier.core.adapters.pass_ import Pass, Passes
 from luthier.core.adapters.row_input import call_of_frames, row_input

@@ -95,8 +95,8 @@ class Form(Component):
     """The kind of edit: which one of `pre`, `post`, `weight` and `cache` the class defines."""
 
     positions: str = field(default="all", kw_only=True)
-    """Positions that are edited: all, the first and last prompt tokens, as f7+l7, f3, l1, or from:5.6, all from the last
-    place on where tokens 5 and 6 stand (those of the prompt, in generation; without them none).
+    """Positions that are edited: all, the first and last prompt tokens, as f7+l7, f3, l1, or those from the last
+    place on where tokens 5 and 6 stand, as from:5.6 (in the prompt, in generation; without these tokens none).
     A comma gives each group parameters of its own: f5,l5."""
     share: str | None = field(default=None, kw_only=True)
     """Who shares parameters: none (each site its own), type (one set per module type), all (one set)."""

@@ -154,8 +154,8 @@ def _settings(model: Any, paths: Mapping[str, Layer]) -> set[str]:
         setting = SETTINGS.get(re.sub(r"^model\.layers\.\d+\.", "", path))
         if setting is None:
             raise LuthierError(
-                f"LitGPT has no place for a change of {path}; it adapts {', '.join(SETTINGS)}. Export it merged instead "
-                "(--to merged)."
+                f"LitGPT has no place for a change of {path}; it adapts {', '.join(SETTINGS)}. Export it merged "
+                "instead (--to merged)."
             )
         if path == "lm_head" and model.config.tie_word_embeddings:
             raise LuthierError(

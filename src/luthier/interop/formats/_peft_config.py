@@ -124,8 +124,9 @@ def positions_of(folder: Path, config: Mapping[str, Any], others: Mapping[str, A
         raise LuthierError(f"{folder}: alora_invocation_tokens is {told!r}; expected tokens, whole numbers.")
     if held := [name for name, found in others.items() if found]:
         raise LuthierError(
-            f"{folder}: alora_invocation_tokens={told!r} narrows linear layers to the tokens behind an invocation, and "
-            f"the folder also holds {held[0]}, which act at every token here. Run it with peft; merged, it would act at every token."
+            f"{folder}: alora_invocation_tokens={told!r} narrows linear layers to tokens behind an invocation, and the "
+            f"folder also holds {held[0]}, which would act at every token here, as a merged weight would. Run it with "
+            "peft."
         )
     if config.get("task_type") != "CAUSAL_LM":
         raise LuthierError(

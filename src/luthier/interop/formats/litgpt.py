@@ -73,6 +73,6 @@ class LitGPT(LowRankFormat):
 
     def remarks(self, folder: Path, model: nn.Module) -> list[str]:
         return [
-            "`litgpt merge_lora` also wants model_config.yaml and the tokenizer's files: copy them from the base's folder "
-            "in LitGPT (`litgpt download`), and name that folder with --pretrained_checkpoint_dir."
+            "`litgpt merge_lora` also wants model_config.yaml and the tokenizer's files: copy them from the base's "
+            "folder in LitGPT (`litgpt download`), and name that folder with --pretrained_checkpoint_dir."
         ]

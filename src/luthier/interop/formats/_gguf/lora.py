@@ -24,7 +24,11 @@ def pairs_of(held: Beside, model: Any, architecture: Architecture) -> dict[str, 
     if said != architecture.name:
         raise LuthierError(f"{held.path} is for llama.cpp's {said}, and this base is its {architecture.name}.")
     if ALORA in held.values:
-        raise LuthierError(f"{held.path} acts from certain tokens on alone (aLoRA), for which there is no equal here.")
+        raise LuthierError(
+            f"{held.path} acts from certain tokens on alone (aLoRA), and programs of llama.cpp differ in where: its "
+            "server begins one token before them, others at the first of all. Import the folder of peft's that it was "
+            "made of, which comes in as it was trained."
+        )
     tensors, paths = _factors(held), _paths(model, architecture)
     alpha = float(held.values.get("adapter.lora.alpha") or 0.0)
     return {
