@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from luthier.core.errors import LuthierError
-from luthier.data import SCORERS, Example, Examples, scorer_for
+from luthier.data import SCORERS, Example, Examples, Scorer, refuse_unscorable, scorer_for
 
 
 def score(name: str, prediction: str, answer: str, **fields) -> float:
@@ -120,3 +120,11 @@ def test_the_default_without_references():
 def test_an_unknown_scorer_names_near_ones():
     with pytest.raises(LuthierError, match="no scorer 'exact'; did you mean 'exact_match'"):
         scorer_for(Examples([], "text", "file"), "exact")
+
+
+def test_no_answer_is_scored_against_one_that_is_kept_out_of_the_loss():
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
+    scorer = Scorer("exact_match", SCORERS["exact_match"])
+    refuse_unscorable(scorer, [Example(row=1, messages=turns, masked=(1,), answer="assistant")])
+    with pytest.raises(LuthierError, match="row 2 keeps its last answer"):
+        refuse_unscorable(scorer, [Example(row=2, messages=turns, masked=(3,), answer="assistant")])

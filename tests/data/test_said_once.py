@@ -9,7 +9,7 @@ import pytest
 
 from luthier.core.errors import LuthierError
 from luthier.data import Example, encode, told
-from luthier.data.chat import AGAIN, ENDED, SPACED, TWICE
+from luthier.data.chat import AGAIN, ENDED, SPACED, TWICE, WRAPPED
 from luthier.data.messages import loose_mark, split_thought
 from support.chat_rows import published, said
 from support.tiny_tokenizers import CHATML, make
@@ -101,6 +101,21 @@ def test_an_end_of_the_tokenizer_before_that_of_the_template_is_told():
 def test_rows_that_are_rendered_already_are_told(prompt, template, mark):
     row = Example(row=1, messages=[said("user", prompt), said("assistant", "a")])
     assert notes(row, template) == ([AGAIN.format(mark)] if mark else [])
+
+
+RESPONSE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'tool' %}<tool_response>\n"
+    "{{ m.content }}\n</tool_response>{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [("<tool_response>\n1\n</tool_response>", True), ("<b>1</b>", False), ("1", False)]
+)
+def test_a_tag_that_a_turn_and_its_template_both_open_with_is_told(content, told):
+    row = Example(row=1, messages=[said("user", "<tool_response>q"), said("tool", content), said("assistant", "a")])
+    assert notes(row, RESPONSE) == ([WRAPPED.format("<tool_response>")] if told else [])
 
 
 PIECES = ["<think>", "</think>", "<thinking>", "</thinking>", "a", "\n"]

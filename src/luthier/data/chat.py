@@ -52,6 +52,10 @@ AGAIN = (
     "which no template is put"
 )
 
+WRAPPED = "turns open with {!r}, and the template puts another before them; take it out of the rows"
+TAGGED = re.compile(r"<[\w|][^<>\s]*>")
+"""A tag at the start of a content, as rows have it that are rendered already (`<tool_response>`)."""
+
 SPACED = "answers are learned with other white space than the rows have: the template renders them so"
 
 
@@ -87,6 +91,7 @@ def rendered(example: Example, tokenizer: Any, asked: bool = False) -> Rendered:
     spans = _checked(template, turns, text, places(template, turns, answers, text), told, asked)
     text, spans = _opened(template, turns, text, spans, told)
     _tell_ends(template, turns, spans, told)
+    _tell_wrapped(turns, text, told)
     return Rendered(*_ended(text, list(spans.values()), tokenizer, ends_of(template)), told)
 
 
@@ -235,6 +240,17 @@ def _tell_ends(template: Template, turns: list[Message], found: dict[int, Span],
         told.update({notes[end]: 1} if end else {})
         inner = written_marks(template).search(said.removesuffix(end))
         told.update({AGAIN.format(inner[0]): 1} if inner else {})
+
+
+def _tell_wrapped(turns: list[Message], text: str, told: Counter[str]) -> None:
+    """Notes the tags that open a turn and that the template has put before it as well."""
+    there = ""
+    for turn in turns:
+        content = (turn.get("content") or "").strip()
+        if opening := TAGGED.match(content):
+            there = there or squeezed(text)
+            twice = opening[0] + squeezed(content) in there
+            told.update({WRAPPED.format(opening[0]): 1} if twice else {})
 
 
 def _ended(text: str, spans: list[Span], tokenizer: Any, ends: tuple[str, ...]) -> tuple[str, list[Span]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from luthier.core.contracts.example import Example, Scorer
+from luthier.core.contracts.example import Example, Scorer, last_answer
 from luthier.core.errors import LuthierError, near
 from luthier.core.lazy import noted
 
@@ -124,8 +124,14 @@ def judge(scorer: Scorer, prediction: str, example: Example) -> tuple[float, str
     return (score, None) if 0 <= score <= 1 else (0.0, f"a score of {score}, expected 0 to 1")
 
 
-def refuse_unscorable(scorer: Scorer, rows: Iterable[Example]) -> None:
+def refuse_unscorable(scorer: Scorer, rows: Sequence[Example]) -> None:
     """Raises for rows that no answer could be scored for, before any is generated."""
+    for example in rows:
+        if example.masked and example.messages and last_answer(example.messages) in example.masked:
+            raise LuthierError(
+                f"row {example.row} keeps its last answer, which others would be scored against, out of the loss "
+                "(weight, train or loss_mask 0); leave the row out, or end it with an answer that is right."
+            )
     if scorer.name == "tests":
         from luthier.data.execution import program
         from luthier.data.sandbox import check_sandbox

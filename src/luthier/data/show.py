@@ -144,7 +144,7 @@ def _answer(encoded: Feature, tokenizer: Any, beside: bool, meaning: Meaning) ->
         return repr(_text(tokenizer, ids[labels : encoded[END] + 1]))
     if not isinstance(labels, list):
         return _class(encoded, meaning) or str(labels)
-    learned = [label for label in labels if label != IGNORED]
+    learned: list[int] = [label for label in labels if label != IGNORED]
     if meaning.task == "token-classification":
         return " ".join(meaning.labels[label] for label in learned)
     return repr(_text(tokenizer, learned))
