@@ -96,7 +96,7 @@ def over_rows(value: float, draws: np.ndarray, level: float = LEVEL) -> Interval
 def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
     """Returns the score of one method on one data set: over seeds where there are several, else over rows."""
     scores = [run.score for run in runs]
-    return over_seeds(scores, level) if len(scores) > 1 else over_rows(scores[0], *redrawn(runs), level)
+    return over_seeds(scores, level) if len(scores) > 1 else over_rows(scores[0], redrawn(runs)[0], level)
 
 
 # --- paired tests ----------------------------------------------------------------------------------
