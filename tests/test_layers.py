@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +58,10 @@ def imports(file: Path) -> Iterator[str]:
         yield from (name.removeprefix("luthier").lstrip(".") for name in names if name.split(".")[0] == "luthier")
 
 
-GRAPH = {name: {other for other in imports(file) if other != name} for name, file in MODULES.items()}
+@functools.cache
+def graph() -> dict[str, set[str]]:
+    """The modules that each one imports: every file is read, so not before a test asks."""
+    return {name: {other for other in imports(file) if other != name} for name, file in MODULES.items()}
 
 
 def package(name: str) -> str:
@@ -78,14 +82,14 @@ def test_every_package_has_a_layer():
 
 
 def test_nothing_imports_upwards():
-    up = [f"{a} imports {b}" for a, found in GRAPH.items() for b in found if rank(b) > rank(a)]
+    up = [f"{a} imports {b}" for a, found in graph().items() for b in found if rank(b) > rank(a)]
     assert not up, "\n".join(up)
 
 
 def test_packages_of_one_layer_stay_apart():
     beside = [
         f"{a} imports {b}"
-        for a, found in GRAPH.items()
+        for a, found in graph().items()
         for b in found
         if rank(a) == rank(b) and package(a) != package(b) and {package(a), package(b)} <= set(RANK)
     ]
@@ -99,11 +103,11 @@ def test_no_circles():
     def visit(name: str, above: tuple[str, ...]) -> None:
         assert name not in above, " -> ".join([*above[above.index(name) :], name])
         if name not in done:
-            for other in sorted(GRAPH.get(name, ())):
+            for other in sorted(graph().get(name, ())):
                 visit(other, (*above, name))
             done.add(name)
 
-    for name in GRAPH:
+    for name in graph():
         visit(name, ())
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import struct
 import wave
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from luthier.cli import main
 from luthier.data import TASKS as KNOWN
 from support.cli_tools import save_bert
 from support.tiny import save_model, sums, write_rows
@@ -96,18 +99,19 @@ TOLD = {
 WRITES = ("causal-lm", "text", "seq2seq", "pairs", "judged")
 
 
-@pytest.fixture(params=TASKS)
-def fitted(request, call, tmp_path):
+@pytest.fixture(scope="module", params=TASKS)
+def fitted(request, tmp_path_factory):
     """(task, base, rows, run folder, the screen) of a run of one step."""
-    folder = tmp_path / "a folder"
+    folder = tmp_path_factory.mktemp(request.param) / "a folder"
     folder.mkdir()
     base, rows = TASKS[request.param](folder)
     data = write_rows(folder / "rows.jsonl", rows)
     out = folder / "my run"
     words = ["train", base, data, "--method", "lora", "--rank", 2, "--steps", 1, "--batch", 2, "--eval-fraction", 0]
-    done = call(*words, *TOLD.get(request.param, []), "--out", out)
-    assert done.code == 0, done.err
-    return request.param, base, data, out, done.out
+    with redirect_stdout(io.StringIO()) as screen, redirect_stderr(io.StringIO()) as told:
+        code = main([str(word) for word in (*words, *TOLD.get(request.param, []), "--out", out)])
+    assert code == 0, told.getvalue()
+    return request.param, base, data, out, screen.getvalue()
 
 
 def test_every_task_is_tried():

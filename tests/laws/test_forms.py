@@ -14,7 +14,7 @@ from luthier.core.contracts.component import find, names
 from luthier.core.contracts.form import EDIT_KINDS, Form
 from support import fresh
 from support.architectures import ARCHITECTURES, base_of, decoding_forms
-from support.thinned import kept_of, one_of_each_edit
+from support.thinned import kept_of, one_of_each_edit, thinned
 
 FORMS = names("forms")
 WRITING = decoding_forms()
@@ -61,7 +61,7 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> bool:
 
 def pytest_generate_tests(metafunc) -> None:
     marks = metafunc.definition.iter_markers("parametrize")
-    if "name" in metafunc.fixturenames and not any(m.args[0] == "name" for m in marks):
+    if "name" in metafunc.fixturenames and not any("name" in m.args[0].split(", ") for m in marks):
         metafunc.parametrize("name", FORMS)
 
 
@@ -215,7 +215,7 @@ def test_attached_after_compiling_it_acts(name):
     assert close(logits(compiled), logits(model))
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name, reentrant", thinned(FORMS, [False, True], 2))
 def test_recomputed_gradients_are_the_same(name, reentrant):
     """Two passes, then the gradient of the first: a recomputation must meet the call that it repeats."""
     model = fitted(name).train()
@@ -264,7 +264,7 @@ def test_cached_is_uncached(name):
     assert close(torch.cat(steps, dim=1), whole, 1e-10)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name, side", thinned(FORMS, ["left", "right"], 2))
 def test_a_padded_row_is_the_row_alone(name, side):
     model = fitted(name, torch.float64)
     ids, lengths = inputs(3)["input_ids"], [12, 7, 3]

@@ -27,6 +27,7 @@ from luthier.methods.updates.lisa import LISA
 from luthier.methods.updates.lt_sft import LTSFT
 from luthier.training import Result, Run, Training, train
 from support.architectures import ARCHITECTURES
+from support.thinned import thinned
 from support.tiny import sums, write_rows
 
 SHORT = Training(steps=6, batch=4, lr=1e-2, eval_fraction=0, warmup=0, max_length=16, save_every=6)
@@ -38,6 +39,7 @@ FORMS = [
     and form.edit_kind != "inside"  # BERT's feed-forward part is no module, which a form could run
     and "input" not in form.sees  # beside these a head is no map by itself
 ]
+UPDATES = [name for name in names("updates") if not find("updates", name, Update).rehearses]
 READING = [form for name in names("forms") if "input" in (form := find("forms", name, Form)).sees]
 
 
@@ -106,8 +108,7 @@ def held(base: str, rows: str, folder: Path, form: Form, where: str | None, upda
     return result
 
 
-@pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("name", [name for name in names("updates") if not find("updates", name, Update).rehearses])
+@pytest.mark.parametrize("name, apart", thinned(UPDATES, [False, True], 2))
 def test_under_every_update(name, apart, bert, rows, tmp_path):
     update = update_of(name)
     form, where = fitting(update)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,12 @@ def plain(run):
     return plain_of
 
 
+@pytest.fixture(scope="module")
+def on(run):
+    """A run with an objective at its defaults."""
+    return functools.cache(lambda name: trained(run, f"{name}-on", objective(name)))
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_it_states_its_equation_and_source(name):
     cls = find("objectives", name)
@@ -129,9 +136,9 @@ def test_switched_off_it_is_fine_tuning_to_the_bit(run, plain, name):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_it_trains(run, plain, name):
+def test_it_trains(on, plain, name):
     """The loss is finite, every adapter moves, and what it does differs from plain fine-tuning."""
-    result = trained(run, f"{name}-on", objective(name))
+    result = on(name)
     assert all(loss == loss and abs(loss) < 1e9 for _, loss in result.losses)
     moved = {key: tensor for key, tensor in bits(result).items() if key.endswith("B")}
     assert all(tensor.abs().sum() > 0 for tensor in moved.values())
@@ -140,14 +147,13 @@ def test_it_trains(run, plain, name):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_it_resumes_exactly(run, name):
-    chosen = objective(name)
-    whole = trained(run, f"{name}-resumed", chosen)
+def test_it_resumes_exactly(run, on, name):
+    whole = on(name)
     expected, losses = bits(whole), whole.losses
     for path in checkpoints(whole.folder / "checkpoints"):
         if int(path.name[5:]) > 2:
             (path / "manifest.json").unlink()
-    again = train(run_of(run, whole.folder.name, chosen), resume=True, progress=False)
+    again = train(run_of(run, whole.folder.name, objective(name)), resume=True, progress=False)
     assert again.losses == losses and again.eval_loss == whole.eval_loss
     assert all(torch.equal(tensor, expected[key]) for key, tensor in bits(again).items())
 

@@ -104,7 +104,7 @@ def alone(model_name: str, request: Request, adapters: dict[str, str], model=Non
 def mixed_waves() -> list[list[Request]]:
     """Prompts of any length, adapters of any row, answers that end at different times."""
     names = ["a", None, "b", "a", "b", None]
-    every = [asked(p, n, max_tokens=4 + 5 * i) for i, (p, n) in enumerate(zip(PROMPTS, names, strict=True))]
+    every = [asked(p, n, max_tokens=4 + 3 * i) for i, (p, n) in enumerate(zip(PROMPTS, names, strict=True))]
     return [every[:3], every[3:4], every[4:]]
 
 
@@ -112,8 +112,10 @@ def same_as_alone(model_name: str, adapters: dict[str, str], **settings) -> None
     engine = Engine(build(model_name), tiny.tokenizer(), adapters=adapters, **settings)
     waves = mixed_waves()
     answers = served(engine, *waves)
+    models = {None: build(model_name)} | {key: lt.load(build(model_name), each) for key, each in adapters.items()}
     for request, answer in zip([request for wave in waves for request in wave], answers, strict=True):
-        assert answer.ids == alone(model_name, request, adapters), answer.chunks[-1].error
+        by_itself = replace(request, adapter=None)
+        assert answer.ids == alone(model_name, by_itself, {}, models[request.adapter]), answer.chunks[-1].error
         assert answer.finish == ("stop" if answer.ids[-1] == 2 else "length")
     assert engine.statistics().running == 0
     engine.close()

@@ -120,7 +120,7 @@ def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
     scores = [run.score for run in runs]
     if len(scores) > 1:
         return over_seeds(scores, level)
-    return _alike(runs[0], level) or over_rows(scores[0], *redrawn(runs), level)
+    return _alike(runs[0], level) or over_rows(scores[0], redrawn(runs)[0], level)
 
 
 def _alike(run: Record, level: float) -> Interval | None:
