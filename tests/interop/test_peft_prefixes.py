@@ -12,7 +12,7 @@ import luthier as lt
 from luthier.core.sites.select import select
 from luthier.interop.formats._peft_prefix import rotation
 from support import recorded
-from support.pyreft_recorded import values
+from support.pyreft_recorded import IDS, values
 from support.recorded import HALF, SIZE, logits
 
 peft = pytest.importorskip("peft")
@@ -35,23 +35,30 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "half of each head": ("Phi", {**SIZE, **HALF, "partial_rotary_factor": 0.5}),
     "neighbours": ("Cohere", {**SIZE, **HALF}),
     "half, neighbours": ("Glm", {**SIZE, **HALF, "head_dim": 8}),
+    "none in some layers": ("SmolLM3", {**SIZE, **HALF, "no_rope_layers": [1, 0, 1]}),
+    "none in layers that see all": ("Cohere2", {**SIZE, **HALF, "sliding_window": 32, "sliding_window_pattern": 2}),
+    "other angles in other layers": ("Gemma3", {**recorded.BASES["gemma3"][2], "sliding_window": 32}),
     "each angle once": ("GptOss", {**recorded.BASES["gpt_oss"][2], "head_dim": 4, "sliding_window": 32}),
 }
+NOT_ROTARY, BY_LENGTH = "has positions that are not rotary", "no rotary positions of one kind"
 REFUSED = {
-    "added": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 32}),
-    "by length": (*("LlamaForCausalLM", "LlamaConfig"), scaled("dynamic")),
+    "added": (
+        *("GPT2LMHeadModel", "GPT2Config", {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 32}, NOT_ROTARY),
+    ),
+    "by length": (*("LlamaForCausalLM", "LlamaConfig"), scaled("dynamic"), BY_LENGTH),
+}
+HALF_STATES = {
+    **{"hidden_size": 16, "intermediate_size": 24, "vocab_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{"num_key_value_heads": 1, "mamba_d_state": 8, "mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8},
+    **{"mamba_n_groups": 1, "mamba_chunk_size": 8, "pad_token_id": 0},
 }
 APART = {
-    "none in some layers": (
-        "SmolLM3",
-        {**SIZE, **HALF, "no_rope_layers": [1, 0, 1]},
-        "SmolLM3Attention turns keys under",
+    "what keys are made from": (
+        "DeepseekV3",
+        recorded.BASES["deepseek_v3"][2],
+        "not all of this base's 3 layers .* keep the keys",
     ),
-    "by the kind of layer": (
-        *("Cohere2", {**SIZE, **HALF, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}),
-        "Cohere2Attention turns keys under a condition",
-    ),
-    "last": ("DeepseekV3", recorded.BASES["deepseek_v3"][2], "latent attention"),
+    "states beside keys": ("FalconH1", HALF_STATES, "not all of this base's 2 layers .* no other state"),
 }
 
 
@@ -63,8 +70,12 @@ def made(cls: str, config: str, settings: dict[str, Any]) -> Any:
 
 
 def base(case: str) -> Any:
-    name, settings = BASES[case]
-    return made(f"{name}ForCausalLM", f"{name}Config", settings)
+    return of(*BASES[case])
+
+
+def of(name: str, settings: dict[str, Any]) -> Any:
+    text = f"{name}TextConfig"
+    return made(f"{name}ForCausalLM", text if text in dir(transformers) else f"{name}Config", settings)
 
 
 def saved(model: Any, folder) -> torch.Tensor:
@@ -99,19 +110,42 @@ def test_there_and_back(case, tmp_path):
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_other_positions_are_refused_both_ways(case, tmp_path):
-    saved(made(*REFUSED[case]), tmp_path / "theirs")
-    with pytest.raises(lt.LuthierError, match="no rotary positions of one kind"):
-        lt.import_adapter(tmp_path / "theirs", tmp_path / "ours", base=made(*REFUSED[case]))
-    lt.save(lt.attach(made(*REFUSED[case]), lt.Prefix(length=COUNT)), tmp_path / "adapter")
-    with pytest.raises(lt.LuthierError, match="no rotary positions of one kind"):
-        lt.export(tmp_path / "adapter", tmp_path / "out", to="peft", base=made(*REFUSED[case]))
+    *given, why = REFUSED[case]
+    saved(made(*given), tmp_path / "theirs")
+    with pytest.raises(lt.LuthierError, match=why):
+        lt.import_adapter(tmp_path / "theirs", tmp_path / "ours", base=made(*given))
+    lt.save(lt.attach(made(*given), lt.Prefix(length=COUNT)), tmp_path / "adapter")
+    with pytest.raises(lt.LuthierError, match=why):
+        lt.export(tmp_path / "adapter", tmp_path / "out", to="peft", base=made(*given))
 
 
 @pytest.mark.parametrize("case", APART)
-def test_keys_that_not_every_layer_turns_are_refused_both_ways(case):
+def test_layers_that_keep_other_states_are_refused_both_ways(case):
     name, settings, why = APART[case]
-    model = made(f"{name}ForCausalLM", f"{name}Config", {**settings, "pad_token_id": 0})
+    model = of(name, {**settings, "pad_token_id": 0})
     sites = list(select(model, "attention"))
     for count, way in ((COUNT, "luthier generate"), (-COUNT, "Run it with peft")):
         with pytest.raises(lt.LuthierError, match=f"{why}.*{way}"):
             rotation(model, sites, count, "prefixes")
+
+
+def test_an_attention_of_its_own_is_refused_with_advice(tmp_path):
+    falcon = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 32, "pad_token_id": 0}
+    model = of("Falcon", falcon | {"multi_query": False})
+    saved(model, tmp_path / "theirs")
+    with pytest.raises(lt.LuthierError, match=r"interface.* Run it with peft"):
+        lt.import_adapter(tmp_path / "theirs", tmp_path / "ours", base=of("Falcon", falcon | {"multi_query": False}))
+
+
+def test_what_leaves_a_window_of_the_text_is_told_or_refused(tmp_path):
+    """peft's prefix has places in the text, so that layers with a window see it for so long; ours is seen by all."""
+    base = lambda seen: of("Mistral", {**SIZE, **HALF, "head_dim": 8, "sliding_window": seen})  # noqa: E731
+    seen = IDS.shape[1] + COUNT
+    wanted = saved(base(seen), tmp_path / "theirs")
+    with pytest.warns(UserWarning, match=f"up to {seen - COUNT} tokens: layers of this base see {seen}"):
+        ours = lt.import_adapter(tmp_path / "theirs", tmp_path / "ours", base=base(seen))
+    assert near(logits(lt.load(base(seen), ours)), wanted)
+    with pytest.warns(UserWarning, match=f"up to {seen - COUNT} tokens"):
+        lt.export(ours, tmp_path / "out", to="peft", base=base(seen))
+    with pytest.raises(lt.LuthierError, match=f"layers that see {COUNT} tokens"):
+        lt.import_adapter(tmp_path / "theirs", tmp_path / "short", base=base(COUNT))

@@ -49,3 +49,17 @@ def test_rows_leave_as_low_rank_changes(name, engine, tmp_path):
     lt.convert(tmp_path / "peft", tmp_path / "out", to=lt.formats.PEFT(engine=engine), base=base(name))
     theirs = peft.PeftModel.from_pretrained(base(name), tmp_path / "out").eval()
     assert not near(wanted, logits(base(name))) and near(logits(theirs), wanted)
+
+
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["embed_tokens"]}, {"target_modules": ["embed_tokens"]}])
+def test_a_base_with_fewer_tokens_is_told_how_many_to_have(settings, tmp_path):
+    grown = base("llama")
+    grown.resize_token_embeddings(40, mean_resizing=False)
+    peft.get_peft_model(grown, peft.LoraConfig(**{"r": 2, "target_modules": ["q_proj"], **settings})).save_pretrained(
+        tmp_path / "peft"
+    )
+    with pytest.raises(lt.LuthierError, match=r"of 40 tokens: resize this one .*resize_token_embeddings\(40\)"):
+        lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=base("llama"))
+    small = base("llama")
+    small.resize_token_embeddings(40, mean_resizing=False)
+    assert lt.import_adapter(tmp_path / "peft", tmp_path / "ours", base=small)

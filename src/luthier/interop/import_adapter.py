@@ -58,7 +58,7 @@ def import_adapter(
 
     def start(module: nn.Module, site: Any, component: AdapterComponent) -> dict[str, Tensor]:
         given = tensors[id(component)].tensors[site.path]
-        _check_shapes(source_folder, site.path, given, expected_shapes(module, site, component), _classes(base))
+        _check_shapes(source_folder, site.path, given, expected_shapes(module, site, component), base)
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         return {key: tensor.to(device) for key, tensor in given.items()}
 
@@ -165,17 +165,28 @@ def _spellings(kind: str, paths: list[str]) -> Iterator[str]:
     yield f"{function}({', '.join(paths)})" if function else ", ".join(paths)
 
 
-def _classes(base: nn.Module) -> int | None:
-    return getattr(getattr(base, "config", None), "num_labels", None)
-
-
-def _check_shapes(folder: Path, path: str, given: Mapping[str, Tensor], expected: Any, classes: int | None) -> None:
+def _check_shapes(folder: Path, path: str, given: Mapping[str, Tensor], expected: Any, base: nn.Module) -> None:
     shapes = {key: tensor.shape for key, tensor in given.items()}
     for key in sorted({*shapes, *(expected or shapes)}):
         have, want = shapes.get(key), (expected or shapes).get(key)
         if have != want:
             told = [tuple(each) if each is not None else "missing" for each in (have, want)]
-            advice = ""
-            if have and want and have[1:] == want[1:] and want[0] == classes:
-                advice = f" If it is a head, load the base with the names of its {have[0]} classes (--labels)."
+            advice = _advice(tuple(have), tuple(want), base) if have and want else ""
             raise LuthierError(f"{folder}: {key} of {path} is {told[0]}; this base expects {told[1]}.{advice}")
+
+
+def _advice(have: tuple[int, ...], want: tuple[int, ...], base: Any) -> str:
+    """What to do where one dimension differs, which counts the base's classes or its tokens."""
+    apart = [pair for pair in zip(have, want, strict=False) if pair[0] != pair[1]]
+    if len(have) != len(want) or len(apart) != 1:
+        return ""
+    count, known = apart[0]
+    if have[0] == count and known == getattr(getattr(base, "config", None), "num_labels", None):
+        return f" If it is a head, load the base with the names of its {count} classes (--labels)."
+    table = base.get_input_embeddings() if callable(getattr(base, "get_input_embeddings", None)) else None
+    if table is None or len(table.weight) != known:
+        return ""
+    return (
+        f" It was fitted on a base of {count} tokens: resize this one (`model.resize_token_embeddings({count})` of "
+        "transformers), save it with the tokenizer beside the adapter, and name that folder as the base."
+    )
