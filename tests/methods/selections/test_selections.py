@@ -105,7 +105,7 @@ def test_it_scores_rows_whatever_their_order(name, pool):
     assert taken.examples.fingerprint != pool.examples.fingerprint
 
 
-@pytest.mark.parametrize("name", [name for name in SELECTIONS if not find("selections", name).takes()])
+@pytest.mark.parametrize("name", [name for name in SELECTIONS if not find("selections", name, Selection).takes()])
 def test_what_takes_no_rows_says_so(name, pool):
     with pytest.raises(LuthierError, match=f"{name} takes no rows to learn from"):
         data.choose(find("selections", name)(), Pool(pool.examples), 3)  # type: ignore[arg-type]

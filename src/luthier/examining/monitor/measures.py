@@ -76,7 +76,7 @@ def drifts(trained: Sequence[str], seen: Sequence[str], seed: int = 0, permutati
     except ImportError:
         raise LuthierError("monitor needs scipy and scikit-learn: pip install 'luthier[monitor]'") from None
     order = np.random.default_rng(seed).permutation(len(trained))  # a file may be sorted, by topic or by day
-    known, compared = ([trained[n] for n in part] for part in np.array_split(order, 2))
+    known, compared = ([trained[int(n)] for n in part] for part in np.array_split(order, 2))
     measures = figures(words_of(known))  # of one half, so that the other has words that are not known, too
     found: list[tuple[str, float, float]] = []
     raw: list[float] = []
