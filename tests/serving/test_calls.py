@@ -76,6 +76,7 @@ def test_calls_are_read_as_the_template_writes_them(template, size):
         ("llama", '{"x": 1}', '{"x": 1}', []),
         ("llama", 'I say {"name": "f", "parameters": {}}', 'I say {"name": "f", "parameters": {}}', []),
         ("llama", '\n{"name": "g", "parameters": {}}', "", [("g", "{}")]),
+        ("llama", '{"name": "f", "parameters": {"a": 1}} so "a": 1', ' so "a": 1', [A]),
         ("mistral", "Hello [there]", "Hello [there]", []),
         ("glm4", "f is a letter.\nIndeed", None, []),
         ("glm4", "f\nis a letter", None, []),

@@ -63,8 +63,8 @@ def named(error: Any) -> list[Any]:
 def test_fields_take_a_value_as_it_is_or_refuse_it():
     assert len(FIELDS) > 150
     for (name, field), kind in FIELDS:
-        alone = create_model(name, __config__=kind.model_config, **{field: (kind.model_fields[field].annotation,
-                                                                            kind.model_fields[field])})  # fmt: skip
+        own: Any = {field: (kind.model_fields[field].annotation, kind.model_fields[field])}
+        alone: Any = create_model(name, __config__=kind.model_config, **own)
         for odd in ODD:
             try:
                 found = getattr(alone.model_validate({field: odd}), field)

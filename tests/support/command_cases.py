@@ -8,9 +8,11 @@ import contextlib
 import functools
 import io
 import json
+import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +100,23 @@ def _turns(row: dict[str, Any]) -> list[dict[str, str]]:
     return [{"role": role, "content": row[key]} for role, key in sides]
 
 
+@contextlib.contextmanager
+def within(folder: Path) -> Iterator[None]:
+    """Works in a folder."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 def told(root: Path, words: str) -> tuple[int, str]:
     """(exit code, what was said on stderr) of a command over what lies in a folder."""
     from luthier.cli import main
 
     err = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err), contextlib.chdir(root):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err), within(root):
         try:
             code = main([NAME.sub(r"\1", word) for word in words.partition("#")[0].split()])
         except SystemExit as ended:

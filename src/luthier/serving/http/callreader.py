@@ -62,7 +62,9 @@ class CallReader:
         self._step = self._text
         self._object_end, self._object_seen = Nesting(), 0
         """Where a call that is an object ends, and how much of it was looked at."""
-        self._whole = ""
+        self._whole = self._space = ""
+        self._behind = False
+        """Whether a call was the last that was told; `_space` is the white space behind it."""
         self._arguments: Arguments | TaggedArguments | None = None
         self.calls: list[Call] = []
 
@@ -92,9 +94,12 @@ class CallReader:
             yield from self._step()
 
     def _said(self, text: str) -> Iterator[Piece]:
-        """Text, except white space around calls."""
-        if text and (text.strip() or not self.calls):
-            self._whole += text
+        """Text, except white space around calls; behind one it is held until some text follows."""
+        text, self._space = self._space + text, ""
+        if self.calls and self._behind and not text.strip():
+            self._space = text
+        elif text:
+            self._whole, self._behind = self._whole + text, False
             yield Piece(text)
 
     def _text(self) -> Iterator[Piece]:
@@ -105,6 +110,7 @@ class CallReader:
             self._raw, self._step = marker, self._head
             self._object_end, self._object_seen = Nesting(), 0
             yield from self._said(before)
+            self._behind, self._space = True, ""
             return
         keep = len(self._held) if at == HOLD else _held_back(self._held, marker)
         ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
@@ -143,7 +149,7 @@ class CallReader:
         """It is text; behind a marker a call may yet stand."""
         text, self._held = (self._raw, self._held) if self._raw else (self._held, "")
         self._raw, self._step = "", self._text
-        self._whole += text
+        self._whole, self._behind = self._whole + text, False
         yield Piece(text)
 
     def _object(self) -> tuple[str, str] | None:
