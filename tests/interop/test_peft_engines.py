@@ -69,6 +69,8 @@ REFUSED = {
     ("vllm", "dora"): ("llama", [(lt.DoRA(rank=2), "q_proj")], "vLLM would not .* this is DoRA. .*--rank"),
     ("sglang", "ia3"): ("llama", [(lt.IA3(), "k_proj")], "SGLang would not .* this is IA3"),
     ("vllm", "norms"): ("llama", [(lt.Full(), "params(model.norm.weight)")], "this is LN_TUNING. Export it merged"),
+    ("transformers", "alora"): ("llama", [(lt.LoRA(positions="from:5"), "q_proj")], "looks for no invocation"),
+    ("vllm", "alora"): ("llama", [(lt.LoRA(positions="from:5"), "q_proj")], "this is aLoRA. No other layout"),
     ("transformers", "a prefix"): ("llama", [(lt.Prefix(length=2), "attention")], "takes no prefixes"),
     ("sglang", "a head"): ("roberta", HEAD, "passes over modules_to_save"),
     ("tgi", "a head"): ("roberta", HEAD, "passes over modules_to_save"),
