@@ -56,7 +56,9 @@ def run(
 @functools.cache
 def _parent() -> subprocess.Popen[str]:
     """The process that is forked, for this one; it ends when this one does."""
-    return subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # which is read when torch is loaded
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, __file__], env=alone, text=True, **pipes)
 
 
 # --- in that process --------------------------------------------------------------------------------
