@@ -5,11 +5,11 @@
 # window.
 # What happens: peft puts the prefix into the cache, where layers with a sliding window count it as text. From token
 # `window - length` on, a layer sees less of it, and behind some windows the model answers exactly as without the
-# adapter, with no warning: of a Mistral of 2 layers with a window of 8, from token 11 on.
+# adapter, with no warning: of a Mistral of 2 layers with a window of 8, from token 14 on.
 #
 # Output seen:
 #   no window: the prefix moves tokens 0 to 31
-#   a window of 8: the prefix moves tokens 0 to 10; the others are the base's
+#   a window of 8: the prefix moves tokens 0 to 13; the others are the base's
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

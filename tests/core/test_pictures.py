@@ -126,3 +126,17 @@ def test_the_overview_says_which_parts_a_bare_name_means(name, tmp_path, capsys)
         one = told(words, f"({NAMED[name]}) & language_model.*")
         assert "3 in language_model" in one and "alone" not in one
         assert "21 in language_model" in told(words, "all-linear")
+
+
+def test_a_row_of_several_pictures_is_made_too():
+    """Idefics 3 and SmolVLM read pictures by the row; without one, an adapter of what sees would be met by no pass."""
+    import transformers
+
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"model_type": "llama", "num_key_value_heads": 1, "vocab_size": 64, "pad_token_id": 0, **size}
+    config = transformers.Idefics3Config(
+        text_config=text, vision_config={"image_size": 28, "patch_size": 14, **size}, image_token_id=60
+    )
+    model = transformers.Idefics3ForConditionalGeneration(config)
+    assert dummy_inputs(model)["pixel_values"].shape == (1, 1, 3, 28, 28)
+    lt.attach(model, lt.LoRA(rank=2), where="vision_model.*q_proj")

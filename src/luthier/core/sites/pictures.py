@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -35,11 +35,9 @@ def picture_inputs(model: Any, words: Tensor, dtype: torch.dtype) -> dict[str, T
     config, taken = model.config, inspect.signature(type(model).forward).parameters
     if getattr(type(model), "get_image_features", None) is None:
         return {}
-    try:
-        made = (_patches if "image_grid_thw" in taken else _picture)(config.vision_config, dtype)
-        with torch.no_grad():
-            count = _places(model.get_image_features(**made), language_config(config).hidden_size)
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
+    makers = (_patches,) if "image_grid_thw" in taken else (_picture, _pictures)
+    made, count = next(filter(None, (_seen(model, maker, dtype) for maker in makers)), ({}, 0))
+    if not made:
         return {}
     token = picture_token(config)
     assert token is not None  # or nothing of a picture is asked for
@@ -47,6 +45,16 @@ def picture_inputs(model: Any, words: Tensor, dtype: torch.dtype) -> dict[str, T
     if "mm_token_type_ids" in taken:
         made["mm_token_type_ids"] = (ids == token).int()
     return {"input_ids": ids, **made}
+
+
+def _seen(model: Any, maker: Callable[..., dict[str, Tensor]], dtype: torch.dtype) -> tuple[dict, int] | None:
+    """(a picture, how many tokens stand for it); None where the model does not take it so."""
+    try:
+        made = maker(model.config.vision_config, dtype)
+        with torch.no_grad():
+            return made, _places(model.get_image_features(**made), language_config(model.config).hidden_size)
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
+        return None
 
 
 def _places(found: Any, width: int) -> int:
@@ -60,6 +68,11 @@ def _picture(vision: Any, dtype: torch.dtype) -> dict[str, Tensor]:
     size = getattr(vision, "image_size", None) or 224
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     return {"pixel_values": _wave(1, getattr(vision, "num_channels", None) or 3, height, width, dtype=dtype)}
+
+
+def _pictures(vision: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """One picture of several that a row may have, as Idefics' and SmolVLM's processors do."""
+    return {key: each[None] for key, each in _picture(vision, dtype).items()}
 
 
 def _patches(vision: Any, dtype: torch.dtype) -> dict[str, Tensor]:
