@@ -73,9 +73,8 @@ def _state(folder: Path) -> dict[str, Any]:
     if not (folder / STATE).is_file() or not (folder / ROWS).is_file():
         raise LuthierError(f"{folder} holds something else than a pool of rows; name a new folder (state).")
     state = read_json(folder / STATE)
-    lists = [state.get(key) for key in ("pools", "redundant")] if isinstance(state, dict) else []
-    texts = lists and all(isinstance(each, list) for each in lists) and all(isinstance(row, str) for row in lists[1])
-    if not texts:
+    pools, redundant = (state.get(key) if isinstance(state, dict) else None for key in ("pools", "redundant"))
+    if not (isinstance(pools, list) and isinstance(redundant, list) and all(isinstance(row, str) for row in redundant)):
         raise LuthierError(f"{folder / STATE} does not describe a pool of rows; name a new folder (state).")
     return state
 

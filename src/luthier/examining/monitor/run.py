@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from luthier import data
 from luthier.core.contracts.example import Example, last_answer
@@ -176,7 +176,7 @@ def _logged(log: str | Path, model: str | None) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _is_talk(turns: Any) -> bool:
+def _is_talk(turns: Any) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(turns, list) and bool(turns) and all(isinstance(turn, dict) for turn in turns)
 
 

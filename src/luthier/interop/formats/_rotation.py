@@ -30,10 +30,11 @@ def turns(model: Any, sites: Sequence[Site], count: int) -> list[Turn] | str:
         return f"this base ({kind}) has no rotary positions of one kind ({', '.join(FIXED)})"
     with eval_mode(model), _given(model, paths) as given:
         try:
-            (here, keys), (there, moved) = (_keys(model, start, sites) for start in (0, abs(count)))
+            (here, keys), (there, others) = (_keys(model, start, sites) for start in (0, abs(count)))
         except Exception as error:  # whatever a model says to positions that it is told
             return f"this base ({kind}) does not run on positions of its own ({type(error).__name__})"
-    if len(keys) != len(paths) or any(key is None for key in keys):
+    held, moved = ([key for key in each if key is not None] for each in (keys, others))
+    if not len(paths) == len(keys) == len(held) == len(moved):
         return (
             f"not all of this base's {len(keys)} layers ({kind}) keep the keys and values of their heads and no other "
             "state"
@@ -42,12 +43,12 @@ def turns(model: Any, sites: Sequence[Site], count: int) -> list[Turn] | str:
     if _apart(here, there) > close:
         return f"this base ({kind}) has positions that are not rotary (it answers otherwise where they move)"
     found = []
-    for path, key, other in zip(paths, keys, moved, strict=True):
+    for path, key, other in zip(paths, held, moved, strict=True):
         ways = _candidates(model, path, given, count, key.shape[-1])
         fits = [turn for turn in ways if _apart(turn(key, False), other) < close]
         if not fits:
             return f"how {path} turns its keys is not known here"
-        found.append(lambda held, turn=fits[0]: turn(held, count < 0))
+        found.append(lambda keys, turn=fits[0]: turn(keys, count < 0))
     return found
 
 

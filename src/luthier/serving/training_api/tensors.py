@@ -52,10 +52,10 @@ def json_tensor(name: str, message: Mapping[str, Any]) -> Sent:
     rows, columns = (message.get(f"sparse_{key}_indices") for key in ("crow", "col"))
     if rows is None and columns is None:
         return _dense(name, values, shape)
-    indices = (
+    rows, columns = (
         _flat(f"{name}: sparse_{key}_indices", each, "int64") for key, each in (("crow", rows), ("col", columns))
     )
-    return _spread(name, values, *indices, shape)
+    return _spread(name, values, rows, columns, shape)
 
 
 def _flat(where: str, given: Any, dtype: str) -> np.ndarray:
