@@ -48,7 +48,7 @@ class Call:
     """How blocks have the tokens of all rows in one stream, where they do."""
     text: Tensor | None = None
     """The tokens among which an invocation is looked for [batch, columns], -1 elsewhere, where a form goes by one (see
-    `read_text`)."""
+    `note_text`)."""
     behind: bool = False
     """Whether all of this pass stands behind that text."""
     _found: dict[Positions | Invocation, tuple[Tensor, Tensor] | None] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Call:
         start = torch.zeros_like(last) if self.behind else last - 1
         return index, (last > 0) & (self.past + index >= start)
 
-    def read_text(self, ids: Tensor | None) -> None:
+    def note_text(self, ids: Tensor | None) -> None:
         """Notes the tokens among which invocations count: those of the prompt, where its end is told, or else all.
 
         They stay with the cache, for the tokens behind them. `ids` [batch, length] are those of this pass.

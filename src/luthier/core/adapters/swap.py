@@ -207,7 +207,7 @@ def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple,
         if call is not None:
             call.tasks = current.tasks
             if adapters.invoked:
-                call.read_text(next((arguments[key] for key in IDS if arguments.get(key) is not None), None))
+                call.note_text(next((arguments[key] for key in IDS if arguments.get(key) is not None), None))
     if adapters.frames is not None:
         current.calls[adapters.frames] = call_of_frames(current.calls.get(adapters.frames), arguments)
     own = adapters.live or (adapters.params and current.rows is not None)
