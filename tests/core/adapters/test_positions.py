@@ -58,7 +58,7 @@ def test_columns_behind_an_invocation_equal_a_loop(end):
     mask[2, :5] = 0
     starts = [9 if end is None else 6, 0, 12, 8 if end is None else 12]
     call = Call(4, 12, mask=mask, prompt=Prompt(end))
-    call.read_text(ids)
+    call.note_text(ids)
     located = call.locate(Invocation((5, 6)))
     assert located is not None
     for start, index, keep in zip(starts, *located, strict=True):
