@@ -29,6 +29,7 @@ BRINGS = {
     "sign": "signed adapters",
     "text-metrics": "ROUGE, BLEU and chrF of written answers",
     "train-api": "compressed bodies of clients that train through the server",
+    "postgres": "sessions and requests of the training API in a Postgres database",
     "tune": "searches over settings",
     "vision": "pictures",
 }
