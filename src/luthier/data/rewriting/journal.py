@@ -28,7 +28,7 @@ class Journal:
     kept: dict[str, Any] = field(default_factory=dict)
     """Counts that go on with the file."""
     replaces: bool = False
-    """Whether a file that has the name may be replaced: it was begun so, or is this one, stopped while it was closed."""
+    """Whether a file of that name may be replaced: it was asked for, or the file is this one, stopped while closing."""
 
     @property
     def part(self) -> Path:
