@@ -6,8 +6,10 @@ import io
 import json
 import shutil
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -179,6 +181,16 @@ def test_an_interruption_says_how_to_go_on_where_there_is_something_to_go_on_fro
     done = call(*words)
     assert done.code == 130 and done.err.strip() == "stopped: continue with --resume"
     monkeypatch.undo()
+
+
+def test_an_interruption_while_the_command_line_is_imported_is_a_line(call, monkeypatch):
+    class Slow(ModuleType):
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "luthier.core.first_import", Slow("slow"))
+    done = call("list")
+    assert done.code == 130 and done.err == "stopped: nothing was written\n"
 
 
 def test_a_closed_pipe_is_no_error(shell, tmp_path):

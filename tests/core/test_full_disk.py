@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sqlite3
+from contextlib import suppress
 
 import pytest
 import safetensors
@@ -15,7 +16,9 @@ from luthier import cli
 from luthier.core.files import committed
 from luthier.core.guard import is_full
 from luthier.core.owner import owned
-from luthier.core.records import append_text
+from luthier.core.records import append_text, replace_json
+from luthier.data.rewriting.journal import Journal
+from support.faults import faults
 
 TOLD = {
     "Python": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
@@ -110,3 +113,37 @@ def test_what_utf_8_lacks_is_appended_as_json_has_it(tmp_path):
 def test_a_device_that_is_full_is_told():
     with pytest.raises(OSError, match="No space left"):
         append_text(os.devnull.replace("null", "full"), "line\n")
+
+
+def test_a_text_whose_last_sync_fails_is_told_as_there(tmp_path):
+    with pytest.raises(OSError, match="what is new is there") as told, faults(tmp_path, 5):
+        replace_json(tmp_path / "state", {"a": 1})
+    assert is_full(told.value) and json.loads((tmp_path / "state").read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("made", [False, True])
+@pytest.mark.parametrize("old", [False, True])
+def test_rows_go_on_wherever_it_was_full_also_over_an_older_file(made, old, tmp_path):
+    out = tmp_path / "rows.jsonl"
+
+    def write(resume: bool) -> None:
+        journal = Journal(out, {"seed": 1})
+        journal.open(resume, overwrite=old and not resume)
+        for row in range(journal.done, 2):
+            journal.add([{"row": row}], 1, {})
+        journal.close((lambda part, new: new.write_text(part.read_text())) if made else None)
+
+    for at in range(1, 100):
+        for path in tmp_path.iterdir():
+            path.unlink()
+        if old:
+            out.write_text("old")
+        with faults(tmp_path, at) as fault, suppress(lt.LuthierError):
+            write(resume=False)
+        if not fault.what:
+            break
+        if (tmp_path / ".rows.jsonl.state").exists():
+            write(resume=True)
+            assert out.read_text() == '{"row": 0}\n{"row": 1}\n', fault.what
+        assert old or not out.exists() or out.read_text() == '{"row": 0}\n{"row": 1}\n', fault.what
+    assert at > 15

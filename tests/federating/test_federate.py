@@ -19,6 +19,7 @@ from luthier.core.contracts.component import find, names
 from luthier.core.numerics.delta import Delta
 from luthier.evaluating import evaluate
 from luthier.federating import Federation, client, server
+from luthier.federating import folder as folders
 from luthier.federating.change import Change, fill, folded, taken
 from luthier.federating.command import command
 from luthier.federating.prepare import Plan, planned
@@ -397,3 +398,20 @@ def test_the_command_repeats_the_run(llama, additions, tmp_path):
         parsed = parse(words[1:])
         assert parsed is not None
         assert parsed[0].resolved(parsed[1]) == each  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("rounds", [[], "0", [3], [{}], [{"round": "0"}], [{"round": 1}], [{"round": 0, "mse": "x"}]])
+def test_damaged_rounds_are_told(rounds, tmp_path):
+    (tmp_path / "state").mkdir()
+    save_file({}, tmp_path / "state" / "change.safetensors")
+    (tmp_path / "state" / "state.json").write_text(json.dumps({"rounds": rounds}))
+    with pytest.raises(lt.LuthierError, match=r"state\.json is damaged"):
+        folders.read_state(tmp_path)
+
+
+def test_a_damaged_answer_of_a_client_is_told(tmp_path):
+    path = folders.sent_by(tmp_path, 1, 0)
+    path.parent.mkdir(parents=True)
+    save_file({}, path)
+    with pytest.raises(lt.LuthierError, match="is damaged"):
+        folders.kept(tmp_path, 1, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from luthier.cli import main
 from luthier.cli.parse import Signed, commands
 from luthier.core.errors import LuthierError
 from luthier.core.storage.store import write_spec
-from luthier.interop.sign import PASSWORD, SIGNATURE, requiring, sign, verify
+from luthier.interop.sign import HIDDEN, PASSWORD, SIGNATURE, requiring, sign, verify
 from support.architectures import ARCHITECTURES
 
 pytest.importorskip("model_signing")
@@ -78,6 +79,9 @@ def change(name: str, folder: Path) -> None:
             (folder / "more.py").write_text("")
         case "hidden extra":
             (folder / ".gitattributes").write_text("")
+        case "hidden folder":
+            (folder / HIDDEN).mkdir()
+            (folder / HIDDEN / "more.py").write_text("")
         case "missing":
             (folder / "README.md").unlink()
 
@@ -87,6 +91,7 @@ def change(name: str, folder: Path) -> None:
     [
         ("sealed anew", "adapter.safetensors"), ("card", "README.md"), ("extra", "Extra files .*more.py"),
         ("hidden extra", "Extra files .*gitattributes"), ("missing", "Missing files .*README.md"),
+        ("hidden folder", HIDDEN),
     ],
 )  # fmt: skip
 def test_every_change_is_told(adapter, author, name, told):
@@ -98,6 +103,21 @@ def test_every_change_is_told(adapter, author, name, told):
         lt.load(ARCHITECTURES["llama"].build(), adapter)  # all checksums fit
     with requiring(author[1]), pytest.raises(LuthierError, match="is not what was signed"):
         lt.load(ARCHITECTURES["llama"].build(), adapter)
+
+
+def test_what_no_signature_covers_is_refused(adapter, author, tmp_path):
+    sign(adapter, author[0])
+    (tmp_path / "elsewhere").mkdir()
+    make = [lambda path: path.symlink_to(tmp_path / "elsewhere"), lambda path: path.symlink_to("/nowhere"), os.mkfifo]
+    for each in make:
+        each(adapter / "more")
+        for way, key in zip((sign, verify), author, strict=True):
+            with pytest.raises(LuthierError, match="more is a link to a folder, or no file, which no signature covers"):
+                way(adapter, key)
+        (adapter / "more").unlink()
+    (adapter / HIDDEN).write_text("of a signing that was killed")
+    sign(adapter, author[0])
+    verify(adapter, author[1])
 
 
 def test_another_key_signs_for_nobody_else(adapter, author, tmp_path):

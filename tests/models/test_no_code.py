@@ -60,6 +60,16 @@ def own(tmp_path, monkeypatch) -> tuple[str, Path]:
     return str(folder), mark
 
 
+def test_a_kernel_of_the_hub_is_told_and_left_out(tmp_path):
+    folder = Path(save_model(tmp_path / "model", "llama"))
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"attn_implementation": "some/kernel:name"}))
+    with pytest.warns(UserWarning, match="names some/kernel:name for attention"):
+        models.meta_model(models.config_of(str(folder)))
+    with pytest.warns(UserWarning, match="its code is not run"):
+        assert models.load(str(folder)).model.config._attn_implementation != "some/kernel:name"
+
+
 READERS = {
     "load": lambda name, data: models.load(name),
     "config_of": lambda name, data: models.config_of(name),

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 import luthier as lt
 from luthier.training.folder import read_run
 from luthier.training.stages import read_plan, run_plan
+from luthier.training.stages.work import read_record
 from support.tiny import pairs, sums, write_rows
 
 SFT = {"name": "sft", "data": "sums.jsonl"}
@@ -131,3 +132,13 @@ def test_the_example_has_the_stages_of_tower_plus():
     assert read.stages[2].file.recipe.objective == {"name": "dpo", "beta": 0.1}
     assert read.stages[3].file.recipe.training == {"schedule": "cosine", "batch": 8, "steps": 60, "lr": 5e-5}
     assert read.measured is not None and read.measured.checkpoints == 3
+
+
+@pytest.mark.parametrize(
+    "stages",
+    ["sft", ["sft"], [{"name": "sft"}], [{"name": 1, "folder": "a"}], [{"name": "a", "folder": "a", "sha256": "0"}], 3],
+)
+def test_a_damaged_record_is_told(stages, tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps({"stages": stages, "created": "", "versions": {}}))
+    with pytest.raises(lt.LuthierError, match=r"plan\.json is damaged"):
+        read_record(tmp_path)

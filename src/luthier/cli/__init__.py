@@ -26,23 +26,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Other exceptions are bugs and keep their traceback; `LUTHIER_DEBUG=1` shows that of bad input as well.
     """
-    from luthier.cli.output import plain_warnings, tell
-    from luthier.core.first_import import quiet_imports
-
     tokens = list(sys.argv[1:] if argv is None else argv)
     debug = bool(os.environ.get("LUTHIER_DEBUG"))
     if sys.platform == "win32":
         break_as_ctrl_c()
-    try:
+    try:  # what is imported takes a while too, in which Ctrl-C is pressed
+        from luthier.cli.output import plain_warnings
+        from luthier.core.first_import import quiet_imports
+
         with terminable(), plain_warnings(), quiet_imports():
             return _run(tokens)
     except LuthierError as error:
         if debug:
             raise
-        tell("error", str(error))
+        _tell("error", str(error))
         return USAGE
     except KeyboardInterrupt as error:
-        tell("stopped", NOTHING)
+        _tell("stopped", NOTHING)
         return _code(error)
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or not is_of_disk(error):
             raise
         name = getattr(error, "filename", None)
-        tell("error", f"{reason(error)}{f' ({str(name)[:80]})' if name else ''}.")
+        _tell("error", f"{reason(error)}{f' ({str(name)[:80]})' if name else ''}.")
         return USAGE
 
 
@@ -84,7 +84,6 @@ def break_as_ctrl_c() -> None:
 
 
 def _run(tokens: list[str]) -> int:
-    from luthier.cli.output import tell
     from luthier.cli.parse import parse
 
     if (ready := parse(tokens)) is None:
@@ -94,9 +93,15 @@ def _run(tokens: list[str]) -> int:
         with command.within():
             command.run(given)
     except KeyboardInterrupt as error:
-        tell("stopped", command.stopped(given))
+        _tell("stopped", command.stopped(given))
         return _code(error)
     return 0
+
+
+def _tell(kind: str, text: str) -> None:
+    from luthier.cli.output import tell
+
+    tell(kind, text)
 
 
 def _code(error: KeyboardInterrupt) -> int:

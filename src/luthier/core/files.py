@@ -10,10 +10,11 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from luthier.core.errors import LuthierError
-from luthier.core.guard import on_disk, written
+from luthier.core.guard import on_disk, reason, written
 from luthier.core.locks import lock
 
 LOCK, OWNER = ".owner.lock", ".owner.json"
@@ -104,7 +105,7 @@ AS_IT_WAS = "What was there before is as it was."
 @contextmanager
 def committed(folder: str | Path, advice: str = AS_IT_WAS) -> Iterator[Path]:
     """A temporary folder that becomes `folder` when the block ends well: all synced, then renamed; `advice` is told
-    where it cannot be written.
+    where it cannot be written. What fails once the new folder stands is told as that.
 
     An older `folder` steps aside under a hidden name until the new one stands (`recover` finds it after a kill). The
     process that writes holds a lock on its temporary folder, which a kill lets go: what killed processes left behind is
@@ -113,7 +114,7 @@ def committed(folder: str | Path, advice: str = AS_IT_WAS) -> Iterator[Path]:
     folder = _real(folder)
     temporary, held = None, None
     try:
-        with on_disk(str(folder), advice):
+        with on_disk(str(folder), partial(_told, folder, advice)):
             refuse_other(folder)
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _alone(folder.parent):
@@ -136,13 +137,39 @@ def _put(temporary: Path, folder: Path) -> None:
     aside = _aside(folder)
     _restore(folder)
     refuse_other(folder)
-    if folder.exists():
-        os.rename(folder, aside)
+    try:
+        if folder.exists():
+            os.rename(folder, aside)
+            sync_folder(folder.parent)
+        os.rename(temporary, folder)
+    except BaseException:
+        with suppress(OSError):  # `_told` says where it is then
+            _restore(folder)
+        raise
+    with _standing(folder, UNSYNCED):
         sync_folder(folder.parent)
-    os.rename(temporary, folder)
-    sync_folder(folder.parent)
-    if aside.exists():
-        _drop(aside, folder)
+    with _standing(folder, "the older one still takes space beside it, until it is next written"):
+        if aside.exists():
+            _drop(aside, folder)
+
+
+UNSYNCED = "a power cut may still undo that"
+
+
+@contextmanager
+def _standing(folder: Path, left: str) -> Iterator[None]:
+    """What the machine refuses in the block is told as what it leaves undone: the new folder is there."""
+    try:
+        yield
+    except OSError as error:
+        raise LuthierError(f"{folder} is written, but {left} ({reason(error)}).") from error
+
+
+def _told(folder: Path, advice: str) -> str:
+    """What is said where the new folder does not stand."""
+    if os.path.exists(_aside(folder)) and not os.path.exists(folder):
+        return f"What was there before lies in {_aside(folder)} until it is next read or written."
+    return advice
 
 
 def recover(folder: str | Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.files import real_file, sync_folder
+from luthier.core.files import UNSYNCED, real_file, sync_folder
 from luthier.core.guard import guarded, reason
 
 LARGEST_JSON = 32 * 2**20
@@ -73,7 +73,10 @@ def replace_text(path: Path, text: str) -> None:
         with suppress(OSError):
             hidden.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    try:
+        sync_folder(path.parent)
+    except OSError as error:  # of which reasons are told in others' words, "cannot be written" among them
+        raise OSError(error.errno, f"{error.strerror}; what is new is there, but {UNSYNCED}") from error
 
 
 def append_text(path: Path, text: str, mode: int = 0o666, sync: bool = False) -> None:

@@ -23,7 +23,7 @@ from luthier.training.checkpoint import Checkpoint, checkpoints, read
 from luthier.training.folder import read_run
 from luthier.training.spec import Run
 from luthier.training.stages.plan import Measured
-from luthier.training.stages.work import PICTURE, SCORES, TABLE, read_record
+from luthier.training.stages.work import PICTURE, PLAN, SCORES, TABLE, read_record
 
 
 def pareto(
@@ -44,7 +44,8 @@ def pareto(
     if measured is None:
         if record.get("measure") is None:
             raise LuthierError(f"the plan in {root} measures nothing; add [measure] with task and general to it.")
-        measured = Measured(**record["measure"])
+        with guarded(f"{root / PLAN} is damaged, or was changed by hand"):
+            measured = Measured(**record["measure"])
     finished = [root / Path(each["folder"]).name for each in record["stages"] if each.get("sha256")]
     if not finished:
         raise LuthierError(f"no stage of the plan in {root} is finished; run it first.")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from luthier.core.errors import LuthierError
 from luthier.core.files import claimed, committed, discard, recover
-from luthier.core.guard import on_disk
+from luthier.core.guard import guarded, on_disk
 from luthier.core.records import recorded, replace_json, write_json
 from luthier.federating.change import Change
 from luthier.federating.client import Sent
@@ -97,7 +97,19 @@ def read_state(folder: Path) -> tuple[Change, list[dict[str, Any]]] | None:
     if not (folder / STATE / LINES).is_file():
         return None
     with recorded(folder / STATE / LINES) as told:
-        return Change.of(load_file(folder / STATE / CHANGE)), told["rounds"]
+        held = Change.of(load_file(folder / STATE / CHANGE))
+        lines = [_line(number, line) for number, line in enumerate(told["rounds"])]
+        if not lines:
+            raise LuthierError(f"{folder / STATE / LINES} is damaged: it has no round.")
+        return held, lines
+
+
+def _line(number: int, line: dict[str, Any]) -> dict[str, Any]:
+    """A round's line as `write_state` left it: numbered from 0, a number for every figure."""
+    odd = [key for key, value in line.items() if not isinstance(value, dict if key == "clients" else int | float)]
+    if odd or line.get("round") != number:
+        raise ValueError(f"round {number} has no {(odd or ['round'])[0]}, or an odd one")
+    return line
 
 
 def write_state(folder: Path, held: Change, lines: list[dict[str, Any]], title: str) -> None:
@@ -132,9 +144,10 @@ def kept(folder: Path, number: int, client: int) -> Sent | None:
     path = sent_by(folder, number, client)
     if not path.is_file():
         return None
-    with safetensors.safe_open(path, framework="pt") as file:
-        told = file.metadata()
-    return Sent(Change.of(load_file(path)), int(told["rows"]), float(told["loss"]), float(told["seconds"]))
+    with guarded(f"{path} is damaged, or was changed by hand"):
+        with safetensors.safe_open(path, framework="pt") as file:
+            told = file.metadata()
+        return Sent(Change.of(load_file(path)), int(told["rows"]), float(told["loss"]), float(told["seconds"]))
 
 
 def sent_by(folder: Path, number: int, client: int) -> Path:

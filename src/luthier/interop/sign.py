@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from luthier.core.storage.folder import adapter_folder, checked_by
 
 SIGNATURE = "adapter.sig"
 """A Sigstore bundle: the SHA-256 of every other file of the adapter, signed."""
+HIDDEN = f".{SIGNATURE}"
+"""The signature while it is written."""
 PASSWORD = "LUTHIER_KEY_PASSWORD"
 """Environment variable with the password of a private key that has one."""
 MAKE = "openssl ecparam -name prime256v1 -genkey -noout -out KEY && openssl ec -in KEY -pubout -out KEY.pub"
@@ -42,14 +44,17 @@ def sign(adapter: str | Path, key: str | Path) -> Path:
             f"or P-521) in PEM, the password of an encrypted one in ${PASSWORD}. To make one: {MAKE}"
         ) from error
     with steady(folder):
-        hidden = folder / f".{SIGNATURE}"
+        _refuse_odd(folder)
+        hidden = folder / HIDDEN
         try:
+            hidden.unlink(missing_ok=True)  # of a signing that was killed
             config.set_hashing_config(_hashing(folder)).sign(folder, hidden)
             os.replace(hidden, folder / SIGNATURE)
         except (OSError, ValueError) as error:
             raise LuthierError(f"{folder} cannot be signed: {_first(error)}.") from error
         finally:
-            hidden.unlink(missing_ok=True)
+            with suppress(OSError):
+                hidden.unlink(missing_ok=True)
     return folder / SIGNATURE
 
 
@@ -73,7 +78,12 @@ def verify(adapter: str | Path, key: str | Path) -> Path:
         ) from error
     try:
         with steady(folder):
+            _refuse_odd(folder)
+            if os.path.lexists(folder / HIDDEN):  # signatures of Luthier 0.1 leave it out
+                raise LuthierError(f"{folder} is not what was signed: {HIDDEN} is none of its files; take it away.")
             config.set_hashing_config(_hashing(folder)).verify(folder, folder / SIGNATURE)
+    except LuthierError:
+        raise
     except Exception as error:
         text = _first(error)
         if text.startswith("Signature mismatch"):
@@ -102,7 +112,14 @@ def _hashing(folder: Path) -> Any:
     hashing = _library("hashing")
     config = hashing.Config().use_file_serialization(hashing_algorithm="sha256")
     config.set_allow_symlinks(True)  # the argument of that name is overwritten when a folder is hashed
-    return config.set_ignored_paths(paths=[folder / SIGNATURE, folder / f".{SIGNATURE}"], ignore_git_paths=False)
+    return config.set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=False)
+
+
+def _refuse_odd(folder: Path) -> None:
+    """Raises for what no signature covers: links to folders, which are not walked, and what is no file."""
+    for path in sorted(folder.rglob("*")):
+        if not (path.is_file() or (path.is_dir() and not path.is_symlink())):
+            raise LuthierError(f"{path} is a link to a folder, or no file, which no signature covers; take it away.")
 
 
 def _library(part: str) -> Any:

@@ -39,11 +39,10 @@ def trial(
 ) -> Tried:
     """What is known of a model, after selectors, budget, start and update were tried on its shapes alone."""
     import torch
-    import transformers
 
     path = models.resolve(model)
     with _told(model, path, task):
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=models.trusted())
+        config = models.config_at(path)
         processor = models.processor_at(path, task, config)
         with torch.device("meta"):
             empty = models.class_of(task, config).from_config(config, trust_remote_code=models.trusted())

@@ -17,7 +17,7 @@ from luthier.models.load import TASKS, Loaded, class_of, load, processor_at, tas
 from luthier.models.max_positions import positions
 from luthier.models.resolve import resolve
 from luthier.models.speech import SPEECH
-from luthier.models.trust import explained, first_line, trusted, trusting
+from luthier.models.trust import config_at, explained, first_line, trusted, trusting
 
 model = load
 """`luthier.model`: its public name, as `luthier.load` reads adapters."""
@@ -34,6 +34,7 @@ __all__ = [
     "base_hash",
     "catalogue",
     "class_of",
+    "config_at",
     "config_of",
     "explained",
     "fetch",

@@ -9,19 +9,15 @@ from typing import Any
 from luthier.models.hub import only_local
 from luthier.models.load import processor_at
 from luthier.models.resolve import resolve
-from luthier.models.trust import explained, first_line, trusted
+from luthier.models.trust import config_at, explained, first_line, trusted
 
 
 def config_of(name: str) -> Any:
     """The transformers configuration of a model by folder, config.json, hub id, .gguf file or catalogue name."""
-    import transformers
-
     file = Path(name).expanduser()
     path = file if file.suffix == ".json" and file.is_file() else resolve(name)
     with _told(name, "a config.json"):
-        return transformers.AutoConfig.from_pretrained(
-            path, local_files_only=only_local(path), trust_remote_code=trusted()
-        )
+        return config_at(path, local_files_only=only_local(path))
 
 
 def processor_of(name: str, task: str) -> Any:

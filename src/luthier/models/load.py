@@ -20,7 +20,7 @@ from luthier.models.resolve import resolve
 from luthier.models.seeing import see
 from luthier.models.speech import SPEECH, heard, with_languages
 from luthier.models.tokenizer import refuse_empty, set_pad_token
-from luthier.models.trust import explained, trusted, trusting
+from luthier.models.trust import config_at, explained, trusted, trusting
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
@@ -140,7 +140,6 @@ def load(
     or `int8`; `attn` is how attention is computed (eager, sdpa, …; None: transformers' choice).
     Raises `LuthierError` on anything that does not fit.
     """
-    import transformers
 
     from luthier.core.sites.fresh import mark_fresh
 
@@ -152,7 +151,7 @@ def load(
     if isinstance(path, Path):
         _refuse_without_weights(path)
     with _told(name, path, task), quiet(bars=True), trusting(trust_remote_code):
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trusted(), **source)
+        config = config_at(path, **source)
         config = label_settings(config, task, labels, num_labels)
         processor = processor_at(path, task, config, **source)
         refuse_empty(processor, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.guard import guarded, reason
-from luthier.models.trust import trusted
+from luthier.models.trust import config_at, trusted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +85,7 @@ def see(tokenizer: Any, path: Path | str, config: Any, **source: Any) -> None:
     gives it the processor's chat template where it has none; leaves others as they are."""
     import transformers
 
-    config = config or transformers.AutoConfig.from_pretrained(path, trust_remote_code=trusted(), **source)
+    config = config or config_at(path, **source)
     if not reads_pictures(config):
         return
 

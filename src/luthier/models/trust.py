@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
 
 from luthier.core.errors import LuthierError
 
@@ -18,6 +21,22 @@ REMEDY = (
 def trusted() -> bool:
     """Returns what every `from_pretrained` and `from_config` is told, so that none of them asks on the terminal."""
     return _TRUSTED.get()
+
+
+def config_at(path: str | Path, **source: Any) -> Any:
+    """Returns the transformers configuration at a path. Where it names a kernel of the hub in place of attention, that
+    is told and left out: it would be code of others."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trusted(), **source)
+    for each in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        kernel = getattr(each, "_attn_implementation", None)
+        if each is not None and isinstance(kernel, str) and "/" in kernel and not trusted():
+            warnings.warn(
+                f"the configuration of {path} names {kernel} for attention; its code is not run.", stacklevel=3
+            )
+            each._attn_implementation = None
+    return config
 
 
 @contextmanager

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from luthier.core.checks import Check
 from luthier.core.errors import LuthierError
 from luthier.core.files import committed, recover
 from luthier.core.guard import guarded
-from luthier.core.records import recorded, write_json
+from luthier.core.records import read_json, write_json
 
 STATE, TENSORS = "state.json", "state.safetensors"
 
@@ -46,8 +47,8 @@ class AdamState:
             save_file({key: t.cpu().contiguous().clone() for key, t in held.items()}, temporary / TENSORS)
             write_json(temporary / STATE, dict(told))
 
-    def load(self, folder: Path) -> dict[str, Any] | None:
-        """Reads what `save` wrote, and returns what was told; None where nothing was saved."""
+    def load(self, folder: Path, known: Check) -> dict[str, Any] | None:
+        """Reads what `save` wrote, and returns what was told, as `known` has it; None where nothing was saved."""
         recover(folder)
         if not (folder / STATE).is_file():
             return None
@@ -55,11 +56,12 @@ class AdamState:
             held = load_file(folder / TENSORS)
         if {f"tensor/{key}" for key in self.params} != {key for key in held if key.startswith("tensor/")}:
             raise LuthierError(f"{folder} is of another training: its tensors are not those trained here.")
-        with torch.no_grad():
+        told = read_json(folder / STATE)
+        known(str(folder / STATE), told)
+        with guarded(f"{folder / TENSORS} is damaged, or was changed by hand"), torch.no_grad():
             for key, p in self.params.items():
                 p.copy_(held.pop(f"tensor/{key}"))
-        for name, tensor in held.items():
-            kind, _, key = name.partition("/")
-            self.adam.state[self.params[key]][kind] = tensor.to(self.params[key].device)
-        with recorded(folder / STATE) as told:
-            return {**told}
+            for name, tensor in held.items():
+                kind, _, key = name.partition("/")
+                self.adam.state[self.params[key]][kind] = tensor.to(self.params[key].device)
+        return told

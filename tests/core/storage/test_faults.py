@@ -43,10 +43,12 @@ def test_after_a_failed_save_the_old_adapter_or_the_new_one_loads(tmp_path):
         if not fault.what:
             break
         met.add(fault.what.split()[0])
+        assert folder.is_dir(), fault.what  # before anything puts it back
         seen.add(held() == at)
         assert held() in (before, at), fault.what
         if held() != at:
             assert told and "\n" not in told, fault.what
+        assert not told or ("as it was" in told) == (held() == before) != ("is written" in told), (fault.what, told)
         save(at)  # there is space again
         assert held() == at and [path.name for path in tmp_path.iterdir()] == ["adapter"]
     assert seen == {True, False} and at > 15 and {"open", "os.rename", "fsync", "half", "os.mkdir"} <= met

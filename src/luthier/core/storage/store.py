@@ -25,7 +25,7 @@ from luthier.core.contracts.component import find
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.site import Site, Sites
 from luthier.core.errors import LuthierError
-from luthier.core.files import all_steady, committed, free_folder, sha256, steady
+from luthier.core.files import AS_IT_WAS, all_steady, committed, free_folder, sha256, steady
 from luthier.core.guard import written
 from luthier.core.records import write_json
 from luthier.core.sites.fresh import fresh_modules
@@ -111,7 +111,7 @@ def _keep(folder: Path, temporary: Path) -> None:
 def _write_tensors(held: Mapping[str, Tensor], path: Path) -> None:
     path.touch()
     mode = path.stat().st_mode
-    with written(path.name, "What was there before is as it was."):
+    with written(path.name, AS_IT_WAS):
         save_file({key: t.detach().cpu().contiguous() for key, t in held.items()}, path, metadata={"format": "pt"})
     path.chmod(mode)  # safetensors lets nobody else read it
 

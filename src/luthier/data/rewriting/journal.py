@@ -27,6 +27,8 @@ class Journal:
     bytes: int = 0
     kept: dict[str, Any] = field(default_factory=dict)
     """Counts that go on with the file."""
+    replaces: bool = False
+    """Whether a file of that name may be replaced: it was asked for, or the file is this one, stopped while closing."""
 
     @property
     def part(self) -> Path:
@@ -45,14 +47,14 @@ class Journal:
         self.out = real_file(self.out)
         if not self.out.parent.is_dir():
             raise LuthierError(f"{self.out.parent} is not a folder, so {self.out} cannot be written there.")
-        if self.out.exists() and not overwrite:
-            raise LuthierError(f"{self.out} exists; replace it (overwrite), or choose another file (out).")
-        begun = self.state.is_file()
-        if begun and not (resume or overwrite):
-            raise LuthierError(f"{self.out} was begun before; go on with it (resume), or start again (overwrite).")
+        begun, self.replaces = self.state.is_file(), overwrite
         if begun and resume:
             with recorded(self.state) as stored:
                 self._continue(stored)
+        if self.out.exists() and not self.replaces:
+            raise LuthierError(f"{self.out} exists; replace it (overwrite), or choose another file (out).")
+        if begun and not (resume or overwrite):
+            raise LuthierError(f"{self.out} was begun before; go on with it (resume), or start again (overwrite).")
         with written(str(self.out)):
             if not (begun and resume):
                 self.state.unlink(missing_ok=True)
@@ -67,6 +69,9 @@ class Journal:
                 f"{self.out} was begun with another {', '.join(differing)}; give the same again, or start anew "
                 "(overwrite)."
             )
+        self.replaces = stored.get("replaces", False)
+        if self.replaces and not self.part.is_file() and self.out.is_file():
+            os.replace(self.out, self.part)  # it had its name, and was stopped before its state was gone
         there = self.part.stat().st_size if self.part.is_file() else 0
         if there < stored["bytes"]:
             raise LuthierError(f"{self.part} is shorter than it was; start again (overwrite).")
@@ -81,17 +86,22 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
             self.done, self.bytes, self.kept = self.done + done, self.bytes + len(text), dict(kept)
-            state = {"inputs": self.inputs, "done": self.done, "bytes": self.bytes, "kept": self.kept}
-            replace_json(self.state, state)
+            self._note()
+
+    def _note(self) -> None:
+        told = {"inputs": self.inputs, "done": self.done, "bytes": self.bytes, "kept": self.kept}
+        replace_json(self.state, told | {"replaces": self.replaces})
 
     def close(self, make: Callable[[Path, Path], None] | None = None) -> None:
         """Gives the file its name; `make(part, new)` writes another of the rows in `part`, which gets the name."""
         with written(str(self.out), "Go on with resume."):
+            self.replaces = True
+            self._note()
             if make is None:
                 os.replace(self.part, self.out)
             else:
                 new = self.out.with_name(f".{self.out.name}.new")
                 make(self.part, new)
                 os.replace(new, self.out)
-                self.part.unlink()
             self.state.unlink(missing_ok=True)
+            self.part.unlink(missing_ok=True)

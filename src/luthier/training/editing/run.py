@@ -89,7 +89,7 @@ def _place(loaded: Loaded, facts: Sequence[Fact], spec: Edit, folder: Path, cons
         return spec.where
     with recorded(folder / SPEC) as noted:
         if "search" in noted:
-            return noted["search"]["where"]
+            return str(noted["search"]["where"])
 
     def told(tried: Any) -> None:
         shown = "  ".join(f"{name} {value:.2f}" for name, value in tried.scores.items())

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from luthier.core.adapters.control import trainable
+from luthier.core.checks import WHOLE, boolean, many, number, record, whole
 from luthier.core.contracts.editing import Editing
 from luthier.core.errors import LuthierError
 from luthier.training.adam_state import AdamState
@@ -20,6 +21,8 @@ from luthier.training.editing.loss import fact_losses, pad_of
 
 SAVED = 10
 """Rounds of one batch between checkpoints; a round of several is always kept."""
+KEPT = record({"rounds": whole(0), "steps": whole(0), "over": boolean, "losses": many(number, 0, WHOLE)})
+"""What a checkpoint says of `Progress`."""
 
 
 @dataclass
@@ -93,5 +96,5 @@ class Writer:
 
     def load(self, folder: Path) -> None:
         """Reads what `save` wrote, if there is any."""
-        told = self.adam.load(folder)
+        told = self.adam.load(folder, KEPT)
         self.progress = Progress(**told) if told is not None else self.progress

@@ -21,6 +21,8 @@ from transformers import set_seed
 from luthier import models
 from luthier.core.adapters.attach import attach
 from luthier.core.adapters.control import trainable
+from luthier.core.checks import WHOLE, many, mapping
+from luthier.core.checks import number as a_number
 from luthier.core.files import claimed
 from luthier.core.numerics.resampling import mean_interval
 from luthier.core.owner import owned
@@ -40,6 +42,8 @@ SPEC, RESULT, ADAPTER, NAME = "selftrain.json", "selftrained.json", "adapter", "
 TEACHER = "few-shot"
 SCORED = 32
 """Rows of a batch that is not learned."""
+KEPT = {"weight": mapping(many(a_number, 2, 2), WHOLE)}
+"""What a state holds besides its steps: the sum and the count of each row's weights."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ class Work:
         adam, state = AdamState(trainable(self.model), self.spec.lr), self.folder / f"state-{name.replace(' ', '-')}"
         made = Steps(steps, self.spec.save_every, f"lr ({self.spec.lr:g})")
         told: Told = {"weight": {}}
-        return trained(adam, state, made, self.console, name, partial(step, adam, told), told)
+        return trained(adam, state, made, self.console, name, partial(step, adam, told), told, KEPT)
 
     def logits(self, params: Tensors, name: str, places: Sequence[int]) -> Tensor:
         """What the model says for each class, [rows, classes], at an adapter's tensors."""

@@ -16,7 +16,7 @@ from luthier.core.errors import LuthierError
 from luthier.core.files import claimed
 from luthier.core.guard import written
 from luthier.core.owner import owned
-from luthier.core.records import read_json, replace_json
+from luthier.core.records import recorded, replace_json
 from luthier.core.storage.folder import adapter_at, read_adapter
 from luthier.training import folder as folders
 from luthier.training.prepare import Prepared, prepare, processes
@@ -218,9 +218,14 @@ def claim(plan: StagePlan, resume: bool, overwrite: bool) -> None:
 def read_record(folder: str | Path) -> dict[str, Any]:
     """Returns what the folder of a plan says of it; raises `LuthierError` where there is none."""
     path = Path(folder).expanduser() / PLAN
-    found = read_json(path)
-    if not isinstance(found, dict) or not {"stages", "created", "versions"} <= set(found):
-        raise LuthierError(f"{path} is not a plan's record, or a damaged one.")
+    with recorded(path) as found:
+        if not isinstance(found, dict) or not {"stages", "created", "versions"} <= set(found):
+            raise LuthierError(f"{path} is not a plan's record, or a damaged one.")
+        for entry in found["stages"]:
+            odd = [key for key in ("name", "folder") if not isinstance(entry[key], str)]
+            odd += [] if entry.get("sha256") is None else [key for key in RESULTS if key not in entry]
+            if odd:
+                raise ValueError(f"a stage has no {odd[0]}, or an odd one")
     return found
 
 

@@ -20,7 +20,7 @@ from luthier.core.adapters.control import trainable
 from luthier.core.contracts.unlearning import Outputs
 from luthier.core.files import claimed
 from luthier.core.owner import owned
-from luthier.core.records import read_json, replace_json
+from luthier.core.records import recorded, replace_json
 from luthier.core.storage import format as format_
 from luthier.core.storage import store
 from luthier.core.storage.folder import adapter_folder
@@ -78,7 +78,8 @@ def unlearn(spec: Unlearn, *, resume: bool = False, overwrite: bool = False, pro
         before = row_losses(loaded, rows)
         if spec.unlearning.retrains:
             loaded = _retrained(spec, run, folder, resume, progress)
-            steps = read_json(adapter_folder(str(folder / RETRAINED)) / "adapter.json")["measured"]["steps"]
+            with recorded(adapter_folder(str(folder / RETRAINED)) / "adapter.json") as told:
+                steps = int(told["measured"]["steps"])
         else:
             steps = _lowered(spec, loaded, rows, folder, console)
         after = row_losses(loaded, rows)
