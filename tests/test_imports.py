@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+from support import fresh
+
 CODE = """
 import importlib, json, logging, os, pkgutil, sys
 import torch, transformers
@@ -54,7 +56,7 @@ print(json.dumps({"count": count, "changed": changed}))
 
 
 def test_importing_every_module_changes_nothing_of_other_libraries():
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False)
+    done = fresh.run("-c", CODE)  # a process that has these libraries, and nothing of Luthier
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["count"] > 300 and told["changed"] == {}

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 import luthier as lt
 from serving.test_page import Page
-from support import browsing
+from support import browsing, fresh
 from support.browsing import is_dark, look
 from support.seeing import save_llava, write_digits
 from support.tiny import TEMPLATE, save_model, sums, write_rows
@@ -26,8 +25,8 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 
 @contextmanager
 def studio(folder: Path, *words: str) -> Iterator[str]:
-    """The address of `luthier studio` over a folder, as a user starts it."""
-    line = [sys.executable, "-m", "luthier", "studio", str(folder), "--runs", str(folder / "runs"), "--port", "0"]
+    """The address of `luthier studio` over a folder, as a user starts it; it and what it starts are forks."""
+    line = [fresh.python(), "-m", "luthier", "studio", str(folder), "--runs", str(folder / "runs"), "--port", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([*line, *words], stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
@@ -133,7 +132,7 @@ def test_what_is_wrong_is_said_before_a_run(desk):
 
 def test_a_run_is_launched_watched_stopped_and_resumed(desk, folder):
     desk.open()
-    desk.plan(training__steps="400", training__batch="2", training__save_every="5")
+    desk.plan(training__steps="400", training__batch="2", training__save_every="20")
     desk.looked()
     desk.started("first")
     desk.until(lambda: any((folder / "runs" / "first" / "checkpoints").glob("step-*")))

@@ -1,8 +1,9 @@
 """Fresh Pythons at once: each is forked from one that has imported what takes seconds, and nothing of Luthier.
 
 `run` does what `subprocess.run([sys.executable, *words])` does, for what needs a process that imports Luthier anew:
-other folders of methods, another copy of the package, several ranks, kills. What a process imports, or how it is
-started, is tested on real ones (`test_imports.py`, `test_startup.py`, `test_launch.py`).
+other folders of methods, another copy of the package, several ranks, kills. `python` is a program to give to
+`subprocess.Popen` in place of `sys.executable`, for processes that go on and start others. What a process imports, or
+how it is started, is tested on real ones (`test_imports.py`, `test_startup.py`, `test_launch.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import importlib
 import json
 import os
 import runpy
+import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +25,7 @@ import tempfile
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 HEAVY = (
     "torch", "torch.distributed.fsdp", "transformers", "transformers.trainer", "transformers.models.auto.modeling_auto",
@@ -61,12 +64,57 @@ def _parent() -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, __file__], env=alone, text=True, **pipes)
 
 
+@functools.cache
+def python() -> str:
+    """The path of a program that is called as Python is: a fork runs, with what it is given to read and to write, gets
+    its signals and ends with it. What it starts by `sys.executable` is such a fork again."""
+    folder = Path(tempfile.mkdtemp(prefix="forked-"))
+    parent, program = _parent(), folder / "python"
+    assert parent.stdin is not None and parent.stdout is not None
+    program.write_text(f"#!{sys.executable} -SE\nPLACE = {str(folder / 'socket')!r}\n{PROGRAM}", encoding="utf-8")
+    program.chmod(0o755)
+    parent.stdin.write(json.dumps({"listen": str(program)}) + "\n")
+    parent.stdin.flush()
+    assert parent.stdout.readline()
+    return str(program)
+
+
+PROGRAM = """
+import json, os, signal, socket, sys
+forked, early = None, []
+def told(number, frame):
+    if forked is None:
+        early.append(number)
+        return
+    try:
+        os.kill(forked, number)
+    except ProcessLookupError:  # it has ended
+        pass
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, told)
+here = socket.socket(socket.AF_UNIX)
+here.connect(PLACE)
+asked = json.dumps({"words": sys.argv[1:], "env": {**os.environ}, "cwd": os.getcwd()}).encode()
+socket.send_fds(here, [len(asked).to_bytes(8, "big")], [0, 1, 2])
+here.sendall(asked)
+forked = int.from_bytes(here.recv(8), "big")
+for number in early:
+    told(number, None)
+code = int.from_bytes(here.recv(8), "big", signed=True)
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL) if code != -signal.SIGKILL else None
+    os.kill(os.getpid(), -code)
+os._exit(code)
+"""
+
+
 # --- in that process --------------------------------------------------------------------------------
 
 
 def _serve() -> None:
     asking, telling = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's & has switched off
     sys.path.pop(0)  # this folder
     for name in HEAVY:
         with contextlib.suppress(ImportError):
@@ -76,6 +124,9 @@ def _serve() -> None:
     gc.freeze()
     for line in asking:
         asked = json.loads(line)
+        if "listen" in asked:
+            _listen(Path(asked["listen"]), asking, telling)
+            continue
         children = []
         for more in _ranks(asked["ranks"]):
             if (pid := os.fork()) == 0:
@@ -84,6 +135,54 @@ def _serve() -> None:
                 _become({**asked, "env": {**asked["env"], **more}})
             children.append(pid)
         print(_ended(children), file=telling, flush=True)
+
+
+def _listen(program: Path, asking: IO[str], telling: IO[str]) -> None:
+    """A process that forks one for each call of the program, until this one ends."""
+    place = socket.socket(socket.AF_UNIX)
+    place.bind(str(program.parent / "socket"))
+    place.listen(64)
+    parent = os.getpid()
+    if os.fork() == 0:
+        asking.close()
+        telling.close()
+        while os.getppid() == parent:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+            if select.select([place], [], [], 1)[0]:
+                call = place.accept()[0]
+                if os.fork() == 0:
+                    place.close()
+                    _answer(call, program)
+                call.close()
+        shutil.rmtree(program.parent, ignore_errors=True)
+        os._exit(0)
+    place.close()
+    print("listening", file=telling, flush=True)
+
+
+def _answer(call: socket.socket, program: Path) -> None:
+    """Runs what one call asks for; says which process that is and how it ended. It is killed when the caller is."""
+    length, handles, *_ = socket.recv_fds(call, 8, 3)
+    asked = json.loads(call.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL))
+    if (pid := os.fork()) == 0:
+        call.close()
+        for number, handle in enumerate(handles):
+            os.dup2(handle, number)
+            os.close(handle)
+        sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
+        sys.executable = str(program)
+        _become(asked)
+    for handle in handles:
+        os.close(handle)
+    call.sendall(pid.to_bytes(8, "big"))
+    ended = os.pidfd_open(pid)
+    if call in select.select([ended, call], [], [])[0]:
+        os.kill(pid, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with contextlib.suppress(OSError):
+        call.sendall(code.to_bytes(8, "big", signed=True))
+    os._exit(0)
 
 
 def _ranks(count: int) -> Iterator[dict[str, str]]:
@@ -103,6 +202,8 @@ def _ended(children: list[int]) -> int:
     code = 0
     while children:
         pid, status = os.wait()
+        if pid not in children:  # the one that listens
+            continue
         children.remove(pid)
         if not code and (code := os.waitstatus_to_exitcode(status)):
             for other in children:
@@ -112,12 +213,9 @@ def _ended(children: list[int]) -> int:
 
 def _become(asked: dict[str, Any]) -> None:
     """Runs the words as a Python of its own would, and exits."""
-    signal.alarm(SECONDS)
-    folder = Path(asked["folder"])
-    for number, (name, flags) in enumerate({"in": os.O_RDONLY, "out": os.O_WRONLY, "err": os.O_WRONLY}.items()):
-        handle = os.open(folder / name, flags | os.O_CREAT | (os.O_APPEND if number else 0))
-        os.dup2(handle, number)
-        os.close(handle)
+    if "folder" in asked:
+        signal.alarm(SECONDS)
+        _opened(Path(asked["folder"]))
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     own = _python_path()
     os.environ.clear()
@@ -139,6 +237,14 @@ def _become(asked: dict[str, Any]) -> None:
         sys.argv = asked["words"]
         runpy.run_path(first, run_name="__main__")
     sys.exit()
+
+
+def _opened(folder: Path) -> None:
+    """Reads from a file `in`, writes to `out` and `err`."""
+    for number, (name, flags) in enumerate({"in": os.O_RDONLY, "out": os.O_WRONLY, "err": os.O_WRONLY}.items()):
+        handle = os.open(folder / name, flags | os.O_CREAT | (os.O_APPEND if number else 0))
+        os.dup2(handle, number)
+        os.close(handle)
 
 
 def _python_path() -> list[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 import luthier as lt
 from luthier.training import Result, Run, Training, metrics, train
 from luthier.training.command import flags
+from support import fresh
 from support.tiny import save_model
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -20,6 +20,11 @@ ACCELERATE = (
     "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
     "--mixed_precision=no", "--dynamo_backend=no",
 )  # fmt: skip
+ALONE = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+ASKING = """
+import json, os, pathlib, sys
+pathlib.Path(sys.argv[1], os.environ["RANK"]).write_text(json.dumps({**os.environ}))
+"""
 FATAL = """
 import os, pathlib, signal
 from dataclasses import dataclass
@@ -50,16 +55,16 @@ def alone(additions, tmp_path_factory) -> Result:
 
 
 def launch(launcher: tuple[str, ...], run: Run, *more: str, environment: dict[str, str] | None = None) -> None:
-    """`luthier train` on the command line, as users start it."""
-    words = ["train", run.model, run.data, "--method", "lora", "--rank", "4", "--out", run.out, *flags(run.training)]
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "luthier", *words, *more],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | (environment or {}),
-    )
+    """`luthier train` on the command line, as users start it; the launcher's own imports are there."""
+    done = fresh.run(*launcher, *command(run), *more, env=ALONE | (environment or {}))
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def command(run: Run) -> list[str]:
+    return [
+        *("-m", "luthier", "train", run.model, run.data, "--method", "lora", "--rank", "4"),
+        *("--out", run.out, *flags(run.training)),
+    ]
 
 
 def again(alone: Result, folder, **changes) -> Run:
@@ -81,9 +86,26 @@ def same(alone: Result, run: Run) -> None:
         torch.testing.assert_close(model(ids).logits, alone.model(ids).logits, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_accelerate_launch(alone, tmp_path):
     run = again(alone, tmp_path)
     launch(ACCELERATE, run)
+    same(alone, run)
+
+
+def test_what_accelerate_launch_says_to_its_processes(alone, tmp_path):
+    """They are asked for the variables that they find, with which two others train."""
+    asking = tmp_path / "asking.py"
+    asking.write_text(ASKING)
+    done = fresh.run(*ACCELERATE, asking, tmp_path, env=ALONE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / rank).read_text()) for rank in "01")
+    assert [each["RANK"] for each in (first, second)] == ["0", "1"]
+    assert first["WORLD_SIZE"] == "2" and any(name.startswith("ACCELERATE_") for name in first)
+    ranked = {name: value for name, value in first.items() if not name.startswith("TORCHELASTIC")}  # the launcher's own
+    run = again(alone, tmp_path)
+    done = fresh.run(*command(run), env=ranked, ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
     same(alone, run)
 
 
