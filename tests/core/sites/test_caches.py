@@ -28,13 +28,7 @@ def test_both_names_are_known():
 
 def test_no_other_module_asks_for_a_cache_by_name():
     """One that did would find none with the other releases, and act as if each pass were the first."""
-    asks = (
-        'get("past_key_values")',
-        ".past_key_values",
-        "past_key_values=",
-        '"past_key_values":',
-        'get("cache_params")',
-    )
+    asks = ('get("past_key_values")', ".past_key_values", "past_key_values=", '"past_key_values":', "cache_params")
     root = Path(luthier.__file__).parent
     found = [p.name for p in root.rglob("*.py") if any(each in p.read_text(encoding="utf-8") for each in asks)]
     assert not found
