@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from luthier.core.contracts.decoding import Decoding
 from luthier.core.errors import LuthierError, near
+from luthier.core.sites.caches import cache_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def check_members(members: Members) -> None:
         kind, state = type(member.model).__name__, find_state(member.model)
         if member.model.config.is_encoder_decoder or not member.model.can_generate():
             raise LuthierError(f"{kind} as {role} is not a decoder; models that decode together must be causal-lm.")
-        if "past_key_values" not in inspect.signature(member.model.forward).parameters:
+        if cache_name(member.model) is None:
             raise LuthierError(f"{kind} as {role} keeps no cache of keys and values, and cannot take part.")
         if state is not None and state.merged:
             raise LuthierError(f"adapters are merged into the model of {role}; unmerge it, so that roles can differ.")

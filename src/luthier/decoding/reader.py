@@ -14,6 +14,7 @@ from luthier.core.adapters.attach import find_state
 from luthier.core.adapters.control import disabled, enable, prompt
 from luthier.core.contracts.decoding import Decoding
 from luthier.core.errors import LuthierError
+from luthier.core.sites.caches import cache_argument, cache_in
 from luthier.decoding.members import Member
 
 
@@ -35,7 +36,7 @@ class Reader:
         model = self.member.model
         start = self.seen if self.cached else 0
         mask = mask.to(model.device)
-        options: dict[str, Any] = {"past_key_values": self._cache, "use_cache": self.cached}
+        options: dict[str, Any] = {**cache_argument(model, self._cache), "use_cache": self.cached}
         if "position_ids" in self._takes:
             options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, start:]
         if "logits_to_keep" in self._takes:
@@ -43,7 +44,7 @@ class Reader:
         with acting(self.member, self._prompt):
             out = model(input_ids=ids[:, start:].to(model.device), attention_mask=mask, **options)
         if self.cached:
-            self.seen, self._cache = ids.shape[1], out.past_key_values
+            self.seen, self._cache = ids.shape[1], cache_in(out)
         logits = out.logits[:, -last:]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

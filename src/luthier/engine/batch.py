@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from luthier.core.adapters.control import RowAssignment
+from luthier.core.sites.caches import cache_argument
 from luthier.data.pictures import Seen
 from luthier.engine.cache import RowCache, attention_mask
 from luthier.engine.job import Job
@@ -205,8 +206,8 @@ class Batch:
         return self.model(
             input_ids=torch.tensor(ids, device=self.model.device),
             attention_mask=mask,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **cache_argument(self.model, cache),
             **{name: value for name, value in wanted.items() if name in self._takes},
             **more,
         )

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from luthier.core.adapters.control import rows
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.wide import exact
+from luthier.core.sites.caches import cache_argument
 from luthier.core.sites.probe import dummy_inputs
 
 
@@ -30,7 +31,7 @@ def check_servable(model: Any) -> None:
         raise LuthierError(f"{what}: its cache has layers of type {', '.join(strange)};{alone}")
     cache, ids = DynamicCache(), dummy_inputs(model)["input_ids"]
     with torch.no_grad():
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True)
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **cache_argument(model, cache))
     if not cache.layers or not all(_written(layer, ids.shape) for layer in cache.layers):
         raise LuthierError(f"{what}: it does not write to transformers' cache as it is handed one;{alone}")
 

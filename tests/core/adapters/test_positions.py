@@ -10,6 +10,7 @@ import torch
 import luthier as lt
 from luthier.core.adapters.call import Call, Prompt
 from luthier.core.contracts.positions import Invocation, Positions
+from luthier.core.sites.caches import cache_argument, cache_in
 from support.architectures import ARCHITECTURES
 
 
@@ -75,12 +76,12 @@ def test_an_invocation_is_known_to_the_tokens_behind_it():
     plain = model.generate(**given)
     with lt.disabled(model):
         bare = model.generate(**given)
-        started = model(input_ids=ids[:1, :5], use_cache=True).past_key_values
+        started = cache_in(model(input_ids=ids[:1, :5], use_cache=True))
     assert torch.equal(plain[2], bare[2]) and not torch.equal(plain[:2], bare[:2])
     static = {"cache_implementation": "static", "disable_compile": True}
     for other in ({"use_cache": False}, static):
         assert torch.equal(model.generate(**given, **other), plain), other
-    alone = model.generate(input_ids=ids[:1], **SETTINGS, past_key_values=started)
+    alone = model.generate(input_ids=ids[:1], **SETTINGS, **cache_argument(model, started))
     assert torch.equal(alone[0], plain[0])
     beams = model.generate(**given, num_beams=2)
     assert torch.equal(beams[1, 9:], model.generate(input_ids=ids[1:2, 4:], **SETTINGS, num_beams=2)[0, 5:])

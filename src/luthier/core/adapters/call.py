@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from luthier.core.adapters.kept_rows import INVOKING, QUERIES
 from luthier.core.contracts.positions import Invocation, Positions
 from luthier.core.errors import LuthierError
+from luthier.core.sites.caches import cache_in
 from luthier.core.sites.packing import Packing, packing_now
 
 
@@ -200,8 +201,8 @@ def read_call(arguments: dict[str, Any], prompt: Prompt) -> Call | None:
     entering = next((arguments[n] for n in ENTRIES if isinstance(arguments.get(n), Tensor)), None)
     if entering is None:
         return None
-    cache = arguments.get("past_key_values")
-    past = 0 if cache is None else int(cache.get_seq_length())
+    cache = cache_in(arguments)
+    past = _filled(cache)
     mask = arguments.get("attention_mask")
     if not (isinstance(mask, Tensor) and mask.dim() == 2):
         mask = prompt.mask
@@ -210,6 +211,14 @@ def read_call(arguments: dict[str, Any], prompt: Prompt) -> Call | None:
         mask = mask.repeat_interleave(len(entering) // len(mask), dim=0)
     packing = packing_now()
     return Call(entering.shape[0], entering.shape[1], past, mask, prompt, entering.device, cache=cache, packing=packing)
+
+
+def _filled(cache: Any) -> int:
+    """How many tokens a cache holds; one of recurrent states alone counts none."""
+    try:
+        return 0 if cache is None else int(cache.get_seq_length())
+    except ValueError:  # which a cache without attention raises
+        return 0
 
 
 def entries(x: Tensor, rows: int) -> int:

@@ -23,6 +23,7 @@ from luthier.core.adapters.pass_ import Pass, Passes
 from luthier.core.adapters.row_input import call_of_frames, row_input
 from luthier.core.adapters.state import State
 from luthier.core.errors import LuthierError
+from luthier.core.sites.caches import cache_in
 from luthier.core.sites.structure import namesake
 
 IDS = ("input_ids", "decoder_input_ids")
@@ -225,7 +226,7 @@ def _keep_with_cache(call: Call | None, out: Any) -> None:
         return
     for kept, own in ((QUERIES, call.query), (INVOKING, call.text)):
         if own is not None:
-            kept.keep(out.get("past_key_values"), own)
+            kept.keep(cache_in(out), own)
 
 
 def _layer(module: nn.Module, adapters: AdapterContainer, base: Callable, names: tuple[str, ...], x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from luthier.core.sites.attention import Attention, attention_configs, attention_named
+from luthier.core.sites.caches import cache_in
 from luthier.core.sites.outputs import leading, led
 from luthier.core.sites.structure import block_lists, unwrapped
 
@@ -241,7 +242,7 @@ def packed(model: nn.Module) -> Iterator[None]:
 
 
 def _begin(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    keeps = kwargs.get("use_cache") or kwargs.get("past_key_values") is not None or kwargs.get("output_attentions")
+    keeps = kwargs.get("use_cache") or cache_in(kwargs) is not None or kwargs.get("output_attentions")
     two = getattr(model.config, "is_encoder_decoder", False)  # whose decoder has rows of other lengths
     _now.set(None if keeps or two else packing_of(kwargs.get("attention_mask")))
 

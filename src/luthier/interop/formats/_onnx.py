@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from luthier.core.adapters.swap import generative
 from luthier.core.errors import LuthierError
 from luthier.core.records import recorded, write_json
+from luthier.core.sites.caches import cache_argument, cache_in
 from luthier.core.sites.probe import eval_mode
 
 BESIDE = 1_500_000_000
 """Bytes of weights from which on they lie in a file of their own; a file of ONNX holds 2 GB at most."""
-PAST = re.compile(r"(?:input\.|output\.)?past_key_values\.layers\.(\d+)\.(key|value)s")
+PAST = re.compile(r"(?:input\.|output\.)?(?:cache|past_key_values)\.layers\.(\d+)\.(key|value)s")
 BATCH, BEFORE, NEXT = 2, 5, 3
 """Rows, tokens in the cache and new tokens of what is traced: all differ, so that none is taken for another."""
 
@@ -78,7 +79,7 @@ def _ids(rows: int, width: int, model: Any) -> Tensor:
 def cache_of(model: Any) -> Any:
     """Returns the cache that a model makes of the rows that are traced."""
     with eval_mode(model):
-        return model(input_ids=_ids(BATCH, BEFORE, model), use_cache=True).get("past_key_values")
+        return cache_in(model(input_ids=_ids(BATCH, BEFORE, model), use_cache=True))
 
 
 def inputs_of(model: Any, processor: Any) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def inputs_of(model: Any, processor: Any) -> dict[str, Any]:
     if writes:
         if "position_ids" in takes:
             found["position_ids"] = positions(mask)[:, -NEXT:]
-        found["past_key_values"] = deepcopy(cache_of(model))
+        found |= cache_argument(model, deepcopy(cache_of(model)))
     elif "token_type_ids" in takes and "token_type_ids" in processor.model_input_names:
         found["token_type_ids"] = torch.zeros_like(mask)
     return found

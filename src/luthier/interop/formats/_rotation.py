@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.contracts.site import Site
+from luthier.core.sites.caches import cache_in
 from luthier.core.sites.inputs import dummy_inputs
 from luthier.core.sites.probe import eval_mode
 
@@ -107,7 +108,7 @@ def _keys(model: Any, start: int, sites: Sequence[Site]) -> tuple[Tensor, list[T
     ids = dummy_inputs(model)["input_ids"][:1]
     places = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
     out = model(input_ids=ids, position_ids=places, use_cache=True)
-    layers = [vars(layer) for layer in out.past_key_values.layers]
+    layers = [vars(layer) for layer in cache_in(out).layers]
     heads = [(site.d_out, site.d_in) for site in sites] + [(0, 0)] * len(layers)
     plain = [
         "conv_states" not in layer and all(_heads(layer.get(key)) == wanted for key in ("keys", "values"))
