@@ -116,10 +116,10 @@ def _hashing(folder: Path) -> Any:
 
 
 def _refuse_odd(folder: Path) -> None:
-    """Raises for what no signature covers: links to folders, which are not walked, and what is no file."""
+    """Raises for what no signature covers: links to folders, which are not walked, and what is not a file."""
     for path in sorted(folder.rglob("*")):
         if not (path.is_file() or (path.is_dir() and not path.is_symlink())):
-            raise LuthierError(f"{path} is a link to a folder, or no file, which no signature covers; take it away.")
+            raise LuthierError(f"{path} is a link to a folder, or not a file; no signature covers it, take it away.")
 
 
 def _library(part: str) -> Any:
