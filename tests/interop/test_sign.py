@@ -112,7 +112,7 @@ def test_what_no_signature_covers_is_refused(adapter, author, tmp_path):
     for each in make:
         each(adapter / "more")
         for way, key in zip((sign, verify), author, strict=True):
-            with pytest.raises(LuthierError, match="more is a link to a folder, or no file, which no signature covers"):
+            with pytest.raises(LuthierError, match="more is a link to a folder, or not a file; no signature covers it"):
                 way(adapter, key)
         (adapter / "more").unlink()
     (adapter / HIDDEN).write_text("of a signing that was killed")
