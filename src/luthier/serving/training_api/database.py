@@ -126,6 +126,7 @@ class Postgres(Database):
     def _connected(self) -> Any:
         rows = importlib.import_module("psycopg.rows")
         told = importlib.import_module("psycopg.conninfo").conninfo_to_dict(self.url)
+        told |= {"client_encoding": "utf8"}  # a database without an encoding of its own would give bytes for text
         made = self._psycopg.connect(**{**SILENCE, **told}, autocommit=True, row_factory=rows.dict_row)
         with _closed_on_failure(made):
             end = time.monotonic() + PATIENCE
