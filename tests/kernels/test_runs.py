@@ -39,3 +39,17 @@ def test_the_term_and_its_gradients(whose, dtype, close):
     for one, two in pairs:
         assert (one is None) == (two is None)
         assert one is None or torch.allclose(one, two, rtol=close, atol=close * 10 * float(two.abs().max()))
+
+
+def test_the_scale_is_not_rounded_to_half_precision():
+    """1/3 is 0.334 in bfloat16; along the exact result, the term and the gradient of B are as long as it."""
+    drawn = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(64, width, generator=drawn).bfloat16() for width in (16, 24))
+    p = {"A": torch.randn(4, 16, generator=drawn).bfloat16().float(), "B": torch.randn(24, 4, generator=drawn)}
+    p["B"].requires_grad_()
+    made, _ = term([Part(64, lt.LoRA(rank=4), p)], [1 / 3], x)
+    found = made.added(torch.zeros(64, 24, dtype=x.dtype), x, [p["A"]], [p["B"]])
+    (grad,) = torch.autograd.grad(found, p["B"], dy)
+    h = x.double() @ p["A"].double().mT / 3
+    for one, exact in ((found, h @ p["B"].detach().double().mT), (grad, dy.double().mT @ h)):
+        assert float((one.detach().double() * exact).sum() / exact.square().sum()) == pytest.approx(1, abs=5e-4)

@@ -142,6 +142,30 @@ def test_of_stacked_factors(name, dropout):
     same(beside("own", form, batches, others, "poison"), alone(form, batches), STEPPED)
 
 
+def test_a_prompt_that_labels_alone_tell_does_not_end_where_invocations_are_looked_for():
+    """As in a plain pass with labels; a prompt that is told does, also beside one that is not."""
+    tokens, form = [11, 12, 5, 6, 13, 14, 5, 6, 15, 16], lt.LoRA(rank=4, positions="from:5.6")
+    ids, targets = torch.tensor([tokens]), [*[-100] * 4, *tokens[5:], -100]
+    labels = torch.tensor([[*[-100] * 5, *tokens[5:]]])
+    pool = Pool(ARCHITECTURES["qwen2"].build())
+    pool.add("own", form)
+    perturb(pool.model, "own")
+    lt.use(pool.model, "own")
+    plain = pool.model(input_ids=ids, labels=labels).loss.item()
+    with lt.prompt(pool.model, 5):
+        told = pool.model(input_ids=ids, labels=labels).loss.item()
+    assert told != pytest.approx(plain, rel=1e-4)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    works = [Work("own", [Row(tokens, targets)], mean5), Batched("own", batch, lt.SFT())]
+    works.append(Work("own", [Row(tokens, targets, prompt=5)], mean5))
+    losses = [out.loss for out in pool.forward_backward(works)]
+    assert losses == pytest.approx([plain, plain, told], rel=1e-6)
+
+
+def mean5(log_probs: list[torch.Tensor]) -> torch.Tensor:
+    return -log_probs[0][4:-1].mean()
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_of_every_objective(name, tmp_path):
     """Loss, figures and gradients of a batch beside other adapters, one of them under another objective."""

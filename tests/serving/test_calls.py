@@ -66,6 +66,8 @@ def test_calls_are_read_as_the_template_writes_them(template, size):
     [
         ("hermes", "a < b", "a < b", []),
         ("hermes", "see <tool", "see <tool", []),
+        ("hermes", "Write \n<tool_call> to call", None, []),
+        ("hermes", 'Write <tool_call>{"name": "h", "arguments": {}}</tool_call>', None, []),
         ("hermes", '<tool_call>\n{"name": "h", "arguments": {}}\n</tool_call>', None, []),
         ("hermes", '<tool_call>{"arguments": {"a": 1}, "name": "f"}</tool_call> so', " so", [A]),
         ("hermes", '<tool_call>\n{"name": "f", "arguments": "{\\"a\\": 1}"}\n</tool_call>', "", [A]),

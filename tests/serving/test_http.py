@@ -282,7 +282,7 @@ def test_a_neutral_value_asks_for_nothing_and_no_parameter_is_both(client, body)
     assert not set(body.neutral) & set(body.model_fields)
     call = complete if body is CompletionBody else chat
     for name, values in body.neutral.items():
-        for value in (None, *values):
+        for value in (None, *values, *(float(each) for each in values if type(each) is int)):
             more = {name: value} if body is not Message else {"messages": [{**HELLO[0], name: value}]}
             assert call(client(), **more).status_code == 200, (name, value)
 

@@ -63,7 +63,11 @@ def test_who_comes_second_is_told_who_is_there_and_a_killed_owner_is_none(run):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     assert (run.folder / OWNER).is_file() and not is_worked_in(run.folder)  # it could not tidy up
-    (run.folder / OWNER).write_text(json.dumps(told | {"pid": os.getpid()}))  # a number that another process got
+    set_since = told | {"pid": os.getpid(), "started": told["started"] + 30}  # the clock was set by as much
+    (run.folder / OWNER).write_text(json.dumps(set_since))
+    assert is_worked_in(run.folder)
+    other = told | {"pid": os.getpid(), "started": told["started"] - 3600}  # a number that another process got
+    (run.folder / OWNER).write_text(json.dumps(other))
     assert not is_worked_in(run.folder)
     train(run, progress=False, overwrite=True)
     assert not (run.folder / OWNER).exists()

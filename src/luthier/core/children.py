@@ -12,8 +12,11 @@ LOOK = 0.5
 
 
 def begin(parent: int) -> None:
-    """What a forked process does first. Ctrl-C, which a terminal sends to all, is its parent's to tell; a parent that
-    was killed is noticed, since its children would wait for work for ever, and keep its locks."""
+    """Makes a forked process, as the first that it does, end with its parent.
+
+    Ctrl-C, which a terminal sends to all, is its parent's to tell; a parent that was killed is noticed, since its
+    children would wait for work for ever, and keep its locks.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

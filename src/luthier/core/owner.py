@@ -17,8 +17,8 @@ from luthier.core.files import LOCK, OWNER, TRACES
 from luthier.core.guard import on_disk, written
 from luthier.core.records import read_json, replace_json
 
-SAME = 1.0
-"""Seconds by which two looks at when a process started may differ."""
+SAME = 60.0
+"""Seconds by which two looks at when a process started may differ: it is told by the clock, which is set meanwhile."""
 
 
 @contextmanager

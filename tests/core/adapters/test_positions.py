@@ -97,6 +97,8 @@ def test_bad_positions_say_what_is_expected():
             lt.LoReFT(positions=text)
     with pytest.raises(lt.LuthierError, match="positions"):
         lt.WeGeFT(positions="f3")
+    with pytest.raises(lt.LuthierError, match="names the token 97, and this model's are 0 to 96"):
+        fitted(lt.LoRA(rank=4, positions="from:5.97"))
 
 
 def fitted(form, architecture="llama"):

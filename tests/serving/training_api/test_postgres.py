@@ -11,8 +11,9 @@ import os
 import pytest
 
 from luthier.core.errors import LuthierError
+from luthier.core.guard import is_full
 from luthier.serving.training_api import database
-from luthier.serving.training_api.database import SCHEMA, Unreachable
+from luthier.serving.training_api.database import SCHEMA, Postgres, Unreachable
 from luthier.serving.training_api.store import Store
 from serving.training_api.conftest import running
 from support.train_client import row
@@ -90,3 +91,36 @@ def test_while_it_does_not_answer_requests_wait(empty, base, tmp_path, monkeypat
 def test_what_cannot_be_used_is_refused():
     with pytest.raises(LuthierError, match=r"luthier\[postgres\]|127.0.0.1:1/x cannot be used"):
         Store("postgresql://anna:secret@127.0.0.1:1/x")
+
+
+def test_what_is_wrong_with_a_database_is_said_as_it_is(monkeypatch):
+    """No password is shown; a full disk is one; who waits for a database that is gone is told at once."""
+    psycopg = pytest.importorskip("psycopg")
+    db = object.__new__(Postgres)
+    db._psycopg, db._failed = psycopg, -database.REST
+    db.url, db._db = "postgresql://127.0.0.1:1/x?user=anna&password=secret", Lost(psycopg.errors.DiskFull("full"))
+    assert db.named == "postgresql://127.0.0.1:1/x"
+    with pytest.raises(OSError, match="is full") as told:
+        db.execute("SELECT 1")
+    assert is_full(told.value)
+    db._db.closed, tried = True, []
+
+    def connect(**settings):
+        tried.append(settings["tcp_user_timeout"])
+        raise psycopg.OperationalError("refused")
+
+    monkeypatch.setattr(psycopg, "connect", connect)
+    for _ in range(3):
+        with pytest.raises(Unreachable, match="does not answer"):
+            db.execute("SELECT 1")
+    assert len(tried) == 1
+
+
+class Lost:
+    closed = False
+
+    def __init__(self, error):
+        self.error = error
+
+    def execute(self, *_):
+        raise self.error

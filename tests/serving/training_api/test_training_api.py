@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 import luthier as lt
 from luthier.core.adapters.control import prompt
 from luthier.models import load
+from luthier.serving.training_api.database import Unreachable
 from luthier.serving.training_api.tenants import Quota, Tenants
 from serving.training_api.conftest import running
 from support.train_client import datum, read, row
@@ -496,3 +498,21 @@ def test_what_is_about_the_server(server):
     assert own.call("POST", "telemetry", {"events": []}).json() == {"status": "accepted"}
     models = own.call("GET", "get_server_capabilities").json()["supported_models"]
     assert models == [{"model_name": "tiny", "max_context_length": 128, "trainable": True, "sampleable": True}]
+
+
+def test_a_database_that_does_not_answer_is_told_and_no_other_lost_connection_is_called_one(server, monkeypatch):
+    """Listings wait for it in threads of their own."""
+    loop, lost = [], Unreachable("it does not answer")
+
+    def rows(*_) -> None:
+        with suppress(RuntimeError):
+            loop.append(asyncio.get_running_loop())
+        raise lost
+
+    monkeypatch.setattr(server.training.store, "rows", rows)
+    for path in ("checkpoints", "sessions", "sessions/x", "training_runs", "training_runs/x", "samplers/x"):
+        got = server.client.call("GET", path)
+        assert got.status_code == 503 and "database does not answer" in got.text and got.headers["retry-after"]
+    lost = ConnectionResetError("by a peer")
+    got = server.client.call("GET", "checkpoints")
+    assert got.status_code == 500 and "database" not in got.text and not loop

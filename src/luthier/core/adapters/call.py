@@ -24,8 +24,8 @@ class Prompt:
     """Column behind the last prompt token: one number, or one for each row [B]."""
     mask: Tensor | None = None
     """Padding mask [B, T], when a model passes only its expanded form on."""
-    told: bool = True
-    """Whether `generate` or the user said so; labels only tell what is learned."""
+    told: bool | Tensor = True
+    """Whether `generate` or the user said so, of all rows or of each [B]; labels only tell what is learned."""
 
 
 @dataclass(eq=False)
@@ -60,9 +60,11 @@ class Call:
         if name not in self._parts:
             beams = self.batch // max(1, count)
             own = (rows[:, None] * beams + torch.arange(beams, device=rows.device)).flatten()
-            end, tasks = self.prompt.end, self.tasks
+            end, told, tasks = self.prompt.end, self.prompt.told, self.tasks
             if isinstance(end, Tensor) and end.dim() and len(end) > 1:
                 end = end[(rows if len(end) == count else own).to(end.device)]
+            if isinstance(told, Tensor):
+                told = told[(rows if len(told) == count else own).to(told.device)]
             if isinstance(tasks, Tensor) and len(tasks) == count:
                 tasks = tasks[rows.to(tasks.device)]
             elif isinstance(tasks, list | tuple) and len(tasks) == count:
@@ -71,7 +73,7 @@ class Call:
             packing = None if self.packing is None else self.packing.of_rows(rows.tolist())
             query = None if self.query is None else self.query[own.to(self.query.device)]
             text = None if self.text is None else self.text[own.to(self.text.device)]
-            part = Call(len(own), self.length, self.past, mask, Prompt(end), self.device, tasks)
+            part = Call(len(own), self.length, self.past, mask, Prompt(end, told=told), self.device, tasks)
             part.query, part.packing, part.text, part.behind = query, packing, text, self.behind
             self._parts[name] = part
         return self._parts[name]
@@ -92,7 +94,9 @@ class Call:
         if self.text is None:
             raise LuthierError(
                 "an adapter acts from certain tokens on, and this pass does not tell its tokens: the model was given "
-                "embeddings, or its cache was filled by another's pass or by a compiled one."
+                "embeddings or tokens of another shape than its rows, or its cache was filled by another's pass or by "
+                "a compiled one, or is a copy. Give it the tokens [rows, length], with the cache that they were read "
+                "into."
             )
         index = torch.arange(self.length, device=self.text.device).expand(len(self.text), -1)
         if self.text.shape[1] < len(tokens):
@@ -109,7 +113,7 @@ class Call:
         They stay with the cache, for the tokens behind them. `ids` [batch, length] are those of this pass.
         """
         known, total = INVOKING.of(self.cache), self.past + self.length
-        told = None if self.prompt.end is None or not self.prompt.told else int(torch.as_tensor(self.prompt.end).max())
+        told = self._told_end()
         if self.past and (told is None or told <= self.past):
             self.text, self.behind = known, True
             return
@@ -121,9 +125,18 @@ class Call:
             )
         before = ids.new_full((self.batch, 0), -1) if known is None else known.to(ids.device)
         text = torch.cat([nn.functional.pad(before, (self.past - before.shape[1], 0), value=-1), ids], 1)
-        asked = self._of_prompt() if self.prompt.told else self._real(total)
+        asked = self._of_prompt() if self.prompt.told is True else self._real(total)
+        if isinstance(self.prompt.told, Tensor):
+            asked = torch.where(self.prompt.told.to(asked.device)[:, None], self._of_prompt()[:, :total], asked)
         self.text = text.masked_fill(~asked, -1)
         INVOKING.keep(self.cache, self.text)
+
+    def _told_end(self) -> int | None:
+        """The column behind the longest prompt whose end is told."""
+        end, told = self.prompt.end, self.prompt.told
+        if isinstance(told, Tensor) and end is not None:
+            end, told = torch.as_tensor(end)[told.to(torch.as_tensor(end).device)], bool(told.any())
+        return None if end is None or not told else int(torch.as_tensor(end).max())
 
     def _locate(self, positions: Positions) -> tuple[Tensor, Tensor] | None:
         if self.past and self.prompt.end is None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from luthier.core.adapters.state import State
 from luthier.core.adapters.swap import generative
 from luthier.core.contracts.form import Form
+from luthier.core.contracts.positions import Invocation, Positions
 from luthier.core.contracts.site import Sites
 from luthier.core.errors import LuthierError
 from luthier.core.sites.pictures import language_path
@@ -19,6 +21,7 @@ def check_fits(model: nn.Module, form: Form, sites: Sites, name: str, state: Sta
     _check_matrices(model, form, sites)
     _check_blocks(model, form, sites)
     _check_sight(model, form, sites)
+    _check_tokens(model, form)
 
 
 def _check_kinds(form: Form, sites: Sites, name: str, state: State) -> None:
@@ -74,3 +77,21 @@ def _check_sight(model: nn.Module, form: Form, sites: Sites) -> None:
                 f"{form.name()} reads whole rows, and {type(model).__name__} writes token by token: at {site} a token "
                 "would see those behind it. Choose the blocks of an encoder (where), or a model that classifies."
             )
+
+
+def _check_tokens(model: nn.Module, form: Form) -> None:
+    """Raises for a form that acts from tokens on that the model's input table does not hold: it would never act."""
+    parsed = [Positions.parse(group) for group in form.positions.split(",")]
+    named = [token for at in parsed if isinstance(at, Invocation) for token in at.tokens]
+    if not named or not isinstance(model, PreTrainedModel):
+        return
+    try:
+        table = model.get_input_embeddings()
+    except NotImplementedError:  # it has none
+        return
+    if isinstance(table, nn.Embedding) and max(named) >= table.num_embeddings:
+        raise LuthierError(
+            f"positions={form.positions!r} names the token {max(named)}, and this model's are 0 to "
+            f"{table.num_embeddings - 1}, so that it would never act; give the ids that the model's own tokenizer "
+            "makes of the words."
+        )

@@ -21,10 +21,10 @@ class KeptRows:
         """Returns those of a cache's rows, [rows, width]; None where none were kept."""
         return None if cache is None or torch.compiler.is_compiling() else self._by_cache.get(cache)
 
-    def keep(self, cache: Any, query: Tensor) -> None:
+    def keep(self, cache: Any, held: Tensor) -> None:
         """Keeps those of a cache's rows; a compiled graph keeps none."""
         if cache is not None and not torch.compiler.is_compiling():
-            self._by_cache[cache] = query
+            self._by_cache[cache] = held
 
     def join(self, cache: Any, held: int, prompts: Any, rows: Sequence[int]) -> None:
         """Adds those of `rows` of the cache `prompts` to the `held` rows of a cache, as the rows themselves join."""

@@ -54,8 +54,8 @@ def dropout_of(config: Mapping[str, Any]) -> float:
 
 
 def kind_of(model: nn.Module) -> str:
-    """The model type of a base; raises `LuthierError` for one that LitGPT was not run on."""
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    """The model type of a base; raises `LuthierError` for one that LitGPT was not run on, or that it cannot be."""
+    kind = _type_of(model)
     if kind not in KINDS or not type(model).__name__.endswith("ForCausalLM"):
         raise LuthierError(
             f"{type(model).__name__} ({kind}) is none of the models on which LitGPT was run: language models of type "
@@ -64,9 +64,14 @@ def kind_of(model: nn.Module) -> str:
     return kind
 
 
+def _type_of(model: nn.Module) -> str:
+    return getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+
+
 def pairs_of(folder: Path, config: Mapping[str, Any], held: Mapping[str, Tensor], model: nn.Module) -> dict[str, Pair]:
     """Returns `{path: factors}`, the fused layer as its three."""
-    kind_of(model)
+    if (kind := _type_of(model)) not in KINDS:
+        raise LuthierError(f"{folder} is read for the models on which LitGPT was run ({', '.join(KINDS)}), not {kind}.")
     rank, alpha = (_number(folder, config, key) for key in ("lora_r", "lora_alpha"))
     groups: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, tensor in held.items():

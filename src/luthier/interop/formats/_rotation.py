@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.contracts.site import Site
+from luthier.core.guard import is_full
 from luthier.core.sites.caches import cache_in
 from luthier.core.sites.inputs import dummy_inputs
 from luthier.core.sites.probe import eval_mode
@@ -18,10 +19,9 @@ from luthier.core.sites.probe import eval_mode
 Turn = Callable[[Tensor], Tensor]
 FIXED = ("default", "linear", "llama3", "yarn")
 """Kinds of rotation whose angles do not depend on how long a text is."""
-CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Largest difference of what positions do not change, relative to its largest number, that rounding explains."""
-ROUNDED = 6e-2
-"""The same in half precision."""
+CLOSE, ROUNDED = 1e-3, 6e-2
+"""Largest difference of what positions do not change, relative to its largest number, that rounding explains: in single
+or double precision, and in half."""
 
 
 def turns(model: Any, sites: Sequence[Site], count: int) -> list[Turn] | str:
@@ -31,16 +31,23 @@ def turns(model: Any, sites: Sequence[Site], count: int) -> list[Turn] | str:
         return f"this base ({kind}) has no rotary positions of one kind ({', '.join(FIXED)})"
     with eval_mode(model), _given(model, paths) as given:
         try:
-            (here, keys), (there, others) = (_keys(model, start, sites) for start in (0, abs(count)))
+            passes = [_pass(model, start) for start in (0, abs(count))]
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a model says to positions that it is told
+            if is_full(error) or isinstance(error, torch.OutOfMemoryError):
+                raise
             return f"this base ({kind}) does not run on positions of its own ({type(error).__name__})"
+    (here, there), (keys, others) = [out[0] for out in passes], [_keys(out, sites) for out in passes]
     held, moved = ([key for key in each if key is not None] for each in (keys, others))
+    if not keys:
+        return f"this base ({kind}) keeps no keys and values of its layers for the tokens behind them"
     if not len(paths) == len(keys) == len(held) == len(moved):
         return (
             f"not all of this base's {len(keys)} layers ({kind}) keep the keys and values of their heads and no other "
             "state"
         )
-    close = CLOSE.get(model.dtype, ROUNDED)
+    close = CLOSE if model.dtype in (torch.float32, torch.float64) else ROUNDED
     if _apart(here, there) > close:
         return f"this base ({kind}) has positions that are not rotary (it answers otherwise where they move)"
     found = []
@@ -102,19 +109,23 @@ def _given(model: nn.Module, paths: Sequence[str]) -> Iterator[Given]:
             hook.remove()
 
 
-def _keys(model: Any, start: int, sites: Sequence[Site]) -> tuple[Tensor, list[Tensor | None]]:
-    """(logits, the keys of every layer) of a few tokens that begin at a position; None where a layer keeps anything
-    beside keys and values of its attention's shape: states of another kind, or what both are made from."""
+def _pass(model: Any, start: int) -> Any:
+    """What a model says to a few tokens that begin at a position."""
     ids = dummy_inputs(model)["input_ids"][:1]
     places = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
-    out = model(input_ids=ids, position_ids=places, use_cache=True)
-    layers = [vars(layer) for layer in cache_in(out).layers]
+    return model(input_ids=ids, position_ids=places, use_cache=True)
+
+
+def _keys(out: Any, sites: Sequence[Site]) -> list[Tensor | None]:
+    """The keys of every layer that a pass kept; None where a layer keeps anything beside keys and values of its
+    attention's shape: states of another kind, or what both are made from. Empty where it kept no layers."""
+    layers = [vars(layer) for layer in getattr(cache_in(out), "layers", ())]
     heads = [(site.d_out, site.d_in) for site in sites] + [(0, 0)] * len(layers)
     plain = [
         "conv_states" not in layer and all(_heads(layer.get(key)) == wanted for key in ("keys", "values"))
         for layer, wanted in zip(layers, heads, strict=False)
     ]
-    return out.logits, [layer["keys"][0] if fits else None for layer, fits in zip(layers, plain, strict=True)]
+    return [layer["keys"][0] if fits else None for layer, fits in zip(layers, plain, strict=True)]
 
 
 def _heads(held: Any) -> tuple[int, int] | None:
@@ -140,7 +151,8 @@ def _candidates(
 
         def by(key: Tensor, back: bool, width: int = width) -> Tensor:
             part = key[None, ..., :width].float()
-            return torch.cat([turn(part, part, cos, -sin if back else sin)[1][0], key[..., width:]], -1)
+            own, other = cos.to(key.device), (-sin if back else sin).to(key.device)
+            return torch.cat([turn(part, part, own, other)[1][0], key[..., width:]], -1)
 
         try:
             kept = by(torch.zeros(1, 1, head), False).shape[-1] == head

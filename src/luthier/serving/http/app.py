@@ -22,7 +22,7 @@ from luthier.serving.http.schema import AdapterBody, ChatBody, CompletionBody, S
 from luthier.serving.http.service import Service
 from luthier.serving.http.stream import Events, Flight, events, whole
 from luthier.serving.http.wants import Wants
-from luthier.serving.training_api.routes import training_routes
+from luthier.serving.training_api import routes as training_api
 
 COMPLETION_TOKENS = 16
 """The default max_tokens of a completion, as in OpenAI's reference."""
@@ -34,7 +34,7 @@ def create_app(service: Service, guard: Guard) -> FastAPI:
     for routes in (answers(service), embeddings(service), responses(service), models(service), page(service)):
         app.include_router(routes)
     if service.training is not None:
-        app.include_router(training_routes(service.training))
+        training_api.install(app, service.training)
     refusal.install(app)
     app.add_middleware(Guarded, guard=guard, requests=service.metrics.requests)
     return app

@@ -12,8 +12,8 @@ from luthier.serving.http.fields import refused
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Whether two values of JSON are one: true is no 1 there."""
-    return type(value) is type(other) and value == other
+    """Whether two values of JSON are one: 1.0 is 1 there, and true is not."""
+    return isinstance(value, bool) is isinstance(other, bool) and value == other
 
 
 class Body(BaseModel):

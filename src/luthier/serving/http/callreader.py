@@ -106,10 +106,12 @@ class CallReader:
         marker = self._format.marker
         at = self._held.find(marker) if marker else self._begins()
         if at >= 0:
-            before, self._held = self._held[:at].rstrip(), self._held[at + len(marker) :]
-            self._raw, self._step = marker, self._head
+            ahead, self._held = self._held[:at], self._held[at + len(marker) :]
+            self._step = self._head
             self._object_end, self._object_seen = Nesting(), 0
+            before = ahead.rstrip()
             yield from self._said(before)
+            self._raw = self._space + ahead[len(before) :] + marker
             self._behind, self._space = True, ""
             return
         keep = len(self._held) if at == HOLD else _held_back(self._held, marker)

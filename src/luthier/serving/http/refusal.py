@@ -83,8 +83,6 @@ def install(app: FastAPI) -> None:
     async def machine(request: Request, error: Exception) -> JSONResponse:
         if is_full(error):
             return _full().response()
-        if isinstance(error, ConnectionError):
-            return Refusal(503, "the server's database does not answer; try again.", headers=RETRY).response()
         raise error
 
     @app.exception_handler(Exception)  # told shortly here, and with its traceback in the server's log

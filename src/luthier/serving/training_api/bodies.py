@@ -232,7 +232,7 @@ class TargetBody(Body):
 
 class FuturesBody(Body):
     target: TargetBody
-    prev_cursor: Whole = 0
+    prev_cursor: Whole = Field(0, lt=LARGEST)
     timeout: float | None = Field(None, ge=0)
     retrieved_request_ids: list[str] = []
 

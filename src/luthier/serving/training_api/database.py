@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sqlite3
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -21,6 +23,15 @@ LOCK = 0x6C757468
 """The number of the lock that a server holds on its database."""
 PATIENCE = 5.0
 """Seconds that are waited for the lock: that of a killed server is held until Postgres finds it gone."""
+
+
+REST = 1.0
+"""Seconds for which a database that could not be reached is not asked again: whoever waits is told at once."""
+SILENCE = {
+    **{"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3},
+    "tcp_user_timeout": 25_000,
+}
+"""When a connection that says nothing counts as lost, unless the URL says so (seconds; the last, milliseconds)."""
 
 
 class Unreachable(ConnectionError):
@@ -57,15 +68,19 @@ class SQLite(Database):
         """Raises `LuthierError` for a file that is no such database, or of another version."""
         try:
             self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if not found:
-                self._db.executescript(f"BEGIN; {tables} PRAGMA user_version={VERSION}; COMMIT;")
+            with _closed_on_failure(self._db):
+                self._make(str(file), tables)
         except sqlite3.Error as error:
             raise LuthierError(f"{file} cannot be used as the training API's database: {error}.") from error
-        _refuse_other(str(file), found or VERSION)
+
+    def _make(self, file: str, tables: str) -> None:
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if not found:
+            self._db.executescript(f"BEGIN; {tables} PRAGMA user_version={VERSION}; COMMIT;")
+        _refuse_other(file, found or VERSION)
 
     def execute(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         return self._db.execute(query, values)
@@ -92,33 +107,49 @@ class Postgres(Database):
             self._psycopg = importlib.import_module("psycopg")
         except ImportError as error:
             raise LuthierError("Postgres needs psycopg: pip install 'luthier[postgres]'") from error
-        self.url = url
+        self.url, self._failed = url, -REST
         for ours, theirs in self.types.items():
             tables = tables.replace(ours, theirs)
         try:
             self._db = self._connected()
-            self._make(tables)
+            with _closed_on_failure(self._db):
+                self._make(tables)
         except (self._psycopg.Error, Unreachable) as error:
             said = " ".join(str(error).split())
             raise LuthierError(f"{self.named} cannot be used as the training API's database: {said}") from error
 
     @property
     def named(self) -> str:
-        """The URL without user and password."""
-        return "postgresql://" + self.url.partition("://")[2].rpartition("@")[2]
+        """The URL without user and password, which may stand in its query too."""
+        return "postgresql://" + self.url.partition("://")[2].rpartition("@")[2].partition("?")[0]
 
     def _connected(self) -> Any:
         rows = importlib.import_module("psycopg.rows")
-        made = self._psycopg.connect(self.url, autocommit=True, row_factory=rows.dict_row, connect_timeout=10)
-        end = time.monotonic() + PATIENCE
-        while not made.execute("SELECT pg_try_advisory_lock(%s) held", (LOCK,)).fetchone()["held"]:
-            if time.monotonic() > end:
-                made.close()
-                raise Unreachable("another server uses it; each needs a database of its own.")
-            time.sleep(0.1)
-        made.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-        made.execute(f"SET search_path TO {SCHEMA}")
+        told = importlib.import_module("psycopg.conninfo").conninfo_to_dict(self.url)
+        told |= {"client_encoding": "utf8"}  # a database without an encoding of its own would give bytes for text
+        made = self._psycopg.connect(**{**SILENCE, **told}, autocommit=True, row_factory=rows.dict_row)
+        with _closed_on_failure(made):
+            end = time.monotonic() + PATIENCE
+            while not made.execute("SELECT pg_try_advisory_lock(%s) held", (LOCK,)).fetchone()["held"]:
+                if time.monotonic() > end:
+                    raise Unreachable("another server uses it; each needs a database of its own.")
+                time.sleep(0.1)
+            made.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+            made.execute(f"SET search_path TO {SCHEMA}")
         return made
+
+    def _again(self) -> Any:
+        """A connection in the place of one that was lost. Threads that waited for one that failed do not try each."""
+        if time.monotonic() - self._failed < REST:
+            raise Unreachable(f"{self.named} does not answer")
+        try:
+            return self._connected()
+        except Unreachable as error:
+            self._failed = time.monotonic()
+            raise Unreachable(f"{self.named}: {error}") from error
+        except self._psycopg.OperationalError:
+            self._failed = time.monotonic()
+            raise
 
     def _make(self, tables: str) -> None:
         self._db.execute("BEGIN")
@@ -133,8 +164,10 @@ class Postgres(Database):
     def execute(self, query: str, values: Sequence[Any] = ()) -> Any:
         try:
             if self._db.closed:  # whatever was open on the lost connection was rolled back by the server
-                self._db = self._connected()
+                self._db = self._again()
             return self._db.execute(query.replace("?", "%s"), values)
+        except self._psycopg.errors.DiskFull as error:
+            raise OSError(errno.ENOSPC, f"the disk of {self.named} is full") from error
         except self._psycopg.OperationalError as error:
             if not self._db.closed:
                 raise
@@ -153,6 +186,15 @@ def opened(where: str | Path, tables: str) -> Database:
     if str(where).startswith(SCHEMES):
         return Postgres(str(where), tables)
     return SQLite(where, tables)
+
+
+@contextmanager
+def _closed_on_failure(db: Any) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        db.close()
+        raise
 
 
 def _refuse_other(where: str, version: int) -> None:

@@ -43,14 +43,16 @@ def _page(call: Call, most: int) -> tuple[int, int]:
 
 
 def add_listings(routes: APIRouter, service: TrainingService) -> None:
+    """What there is. None of these is async: each waits for the database, in a thread of its own."""
+
     @routes.get("/sessions")
-    async def sessions(call: Call) -> dict[str, Any]:
+    def sessions(call: Call) -> dict[str, Any]:
         tenant, (limit, offset) = tenant_of(service, call), _page(call, 20)
         query = "SELECT id FROM sessions WHERE tenant = ? ORDER BY created DESC LIMIT ? OFFSET ?"
         return {"sessions": [row["id"] for row in service.store.rows(query, tenant.name, limit, offset)]}
 
     @routes.get("/sessions/{session}")
-    async def session(call: Call, session: str) -> dict[str, Any]:
+    def session(call: Call, session: str) -> dict[str, Any]:
         row = service.owned.session(tenant_of(service, call), session)
         ids = [[each["id"] for each in service.store.rows(f"SELECT id FROM {table} WHERE session = ?", session)]
                for table in ("models", "samplers")]  # fmt: skip
@@ -59,25 +61,25 @@ def add_listings(routes: APIRouter, service: TrainingService) -> None:
                 "display_name": said["display_name"]}  # fmt: skip
 
     @routes.get("/training_runs")
-    async def runs(call: Call) -> dict[str, Any]:
+    def runs(call: Call) -> dict[str, Any]:
         tenant, (limit, offset) = tenant_of(service, call), _page(call, 20)
         every = service.store.rows("SELECT * FROM models WHERE tenant = ? ORDER BY created DESC", tenant.name)
         cursor = {"offset": offset, "limit": limit, "total_count": len(every)}
         return {"training_runs": [service.shelf.run(row) for row in every[offset : offset + limit]], "cursor": cursor}
 
     @routes.get("/training_runs/{run}")
-    async def run(call: Call, run: str) -> dict[str, Any]:
+    def run(call: Call, run: str) -> dict[str, Any]:
         return service.shelf.run(service.owned.model(tenant_of(service, call), run))
 
     @routes.get("/training_runs/{run}/checkpoints")
-    async def checkpoints(call: Call, run: str) -> dict[str, Any]:
+    def checkpoints(call: Call, run: str) -> dict[str, Any]:
         tenant = tenant_of(service, call)
         service.owned.model(tenant, run)
         query = "SELECT * FROM checkpoints WHERE run = ? AND tenant = ? AND hidden = 0 ORDER BY created DESC"
         return {"checkpoints": [listed(row) for row in service.store.rows(query, run, tenant.name)]}
 
     @routes.get("/checkpoints")
-    async def all_checkpoints(call: Call) -> dict[str, Any]:
+    def all_checkpoints(call: Call) -> dict[str, Any]:
         tenant, (limit, offset) = tenant_of(service, call), _page(call, 100)
         query = "SELECT * FROM checkpoints WHERE tenant = ? AND hidden = 0 ORDER BY created DESC"
         every = service.store.rows(query, tenant.name)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from fastapi import Request as Call
 from fastapi.responses import JSONResponse, Response
 
 from luthier.serving.http.bodies import parsed
-from luthier.serving.http.refusal import Refusal
+from luthier.serving.http.refusal import RETRY, Refusal
 from luthier.serving.training_api import bodies
 from luthier.serving.training_api.asks import JSON, PROTOBUF
 from luthier.serving.training_api.bodies import Body
 from luthier.serving.training_api.calls import Asked, asked, future, raw_of, takes, tenant_of
+from luthier.serving.training_api.database import Unreachable
 from luthier.serving.training_api.futures import Waiting, add_futures
 from luthier.serving.training_api.listings import add_checkpoints, add_listings, add_refusals
 from luthier.serving.training_api.service import TrainingService
@@ -22,8 +23,16 @@ from luthier.serving.training_api.service import TrainingService
 PREFIX = "/api/v1"
 
 
-def training_routes(service: TrainingService) -> APIRouter:
-    """Returns the routes of a service."""
+def install(app: FastAPI, service: TrainingService) -> None:
+    """Adds the routes of a service, and what is said while its database does not answer."""
+    app.include_router(_training_routes(service))
+
+    @app.exception_handler(Unreachable)
+    async def unreachable(request: Call, error: Unreachable) -> JSONResponse:
+        return Refusal(503, "the server's database does not answer; try again.", headers=RETRY).response()
+
+
+def _training_routes(service: TrainingService) -> APIRouter:
     routes, waiting = APIRouter(prefix=PREFIX), Waiting()
     service.over = waiting.tell
     for add in (_about, _sessions, _models, _samples, add_listings, add_checkpoints, add_refusals):
@@ -76,8 +85,8 @@ def _sessions(routes: APIRouter, service: TrainingService) -> None:
     async def finish(call: Call, session: str) -> Response:
         tenant = tenant_of(service, call)
         _, body = await asked(call, bodies.FinishBody)
-        service.owned.session(tenant, session)
-        service.store.change("sessions", session, finished=body.model_dump_json())
+        await asyncio.to_thread(service.owned.session, tenant, session)
+        await asyncio.to_thread(service.store.change, "sessions", session, finished=body.model_dump_json())
         return Response(status_code=204)
 
 
@@ -140,6 +149,6 @@ def _samples(routes: APIRouter, service: TrainingService) -> None:
     takes(routes, service, "/asample", bodies.SampleBody, sample)
 
     @routes.get("/samplers/{sampler}")
-    async def one(call: Call, sampler: str) -> dict[str, Any]:
+    def one(call: Call, sampler: str) -> dict[str, Any]:
         row = service.owned.sampler(tenant_of(service, call), sampler)
         return {"sampler_id": sampler, "base_model": row["base"].partition("?")[0], "model_path": row["path"]}

@@ -89,7 +89,7 @@ class Store:
         if not self._told_waiting and is_full(error):
             log.error("the training API's folder is full (%s): requests wait until there is space.", reason(error))
         elif not self._told_waiting:
-            log.error("%s: requests wait until it does.", error)
+            log.error("%s: requests wait until it can be used.", str(error).rstrip("."))
         self._told_waiting = True
 
     def rows(self, query: str, *values: Any) -> list[Row]:

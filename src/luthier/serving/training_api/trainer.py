@@ -217,7 +217,8 @@ class Trainer:
 
     def _run(self, together: Sequence[tuple[str, Ask]]) -> list[_Run]:
         runs = [_Run(name, ask, list(ask.pieces(PASS_TOKENS))) for name, ask in together]
-        undo = self._on_engine(lambda: [self.pool.before_pass(run.name, len(run.pieces) > 1) for run in runs])
+        several = {run.name: len(run.pieces) > 1 and not run.ask.forward_only for run in runs}
+        undo = self._on_engine(lambda: [self.pool.before_pass(run.name, several[run.name]) for run in runs])
         for backward in (True, False):  # apart, as a pass with gradients draws dropout
             of = [run for run in runs if run.ask.forward_only is not backward]
             while going := [run for run in of if run.error is None and run.done < len(run.pieces)]:

@@ -124,7 +124,10 @@ def _losses(model: Any, jobs: Sequence[Job]) -> list[Tensor | None]:
 def _of_rows(model: Any, work: Work) -> tuple[Any, list[Tensor], dict]:
     given = padded(work.rows, model.device)
     ends = [row.end() for row in work.rows]
-    found: Answered = ask(Request(work.name, given["input_ids"], given["attention_mask"], ends, given["targets"]))
+    told = [row.prompt is not None for row in work.rows]
+    found: Answered = ask(
+        Request(work.name, given["input_ids"], given["attention_mask"], ends, given["targets"], told=told)
+    )
     assert found.log_probs is not None
     log_probs = [line[: len(row.tokens)] for line, row in zip(found.log_probs, work.rows, strict=True)]
     try:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapters.attach import find_state, state_of
-from luthier.core.adapters.control import prompt, rows, tasks_by_adapter, watched
+from luthier.core.adapters.call import Prompt
+from luthier.core.adapters.control import rows, tasks_by_adapter, watched
+from luthier.core.adapters.swap import prompting
 from luthier.core.contracts.objective import TASKS
 from luthier.core.contracts.router import Route
 from luthier.core.errors import LuthierError
@@ -39,6 +41,8 @@ class Request:
     entropy: bool = False
     tasks: Sequence[str] | None = None
     """The task of each row, for an adapter that routes by it."""
+    told: Sequence[bool] | None = None
+    """Whether the user said where the prompt of each row ends; None: labels or targets say so, of all."""
 
     def named(self) -> list[str | None]:
         """Returns the adapter of each row, with its task."""
@@ -76,7 +80,14 @@ def _in_order(model: Any, requests: Sequence[Request]) -> list[Answered]:
     if find_state(model) is None:
         return _numbers(model, batch, requests, wide)
     whose = [name for each in requests for name in each.named()]
-    with rows(model, whose), prompt(model, ends), watched(model) as routes:
+    told = [said for each in requests for said in each.told or [False] * len(each.ids)]
+    ended = Prompt(torch.tensor(ends), told=torch.tensor(told))
+    with (
+        rows(model, whose),
+        state_of(model).passes.held("prompt") as current,
+        prompting(current, ended),
+        watched(model) as routes,
+    ):
         found = _numbers(model, batch, requests, wide)
     for each, own in zip(requests, found, strict=True):
         own.routes = [_narrow(r, width, each.ids.shape[1]) for r in routes if r.adapter == each.name]

@@ -30,7 +30,7 @@ class Row:
     targets: Sequence[int] | None = None
     prompt: int | None = None
     """Tokens of the prompt, which forms with positions (f7+l7) edit. Default: those ahead of the first target that is
-    not ignored, or all where it is the first token's."""
+    not ignored, or all where it is the first token's; an invocation (from:5.6) is then looked for in the whole row."""
 
     def wanted(self) -> list[int]:
         """Returns the target of every token."""
