@@ -66,10 +66,13 @@ def listed(parts: Iterable[str], none: str = "nothing") -> str:
 
 
 def reach(test: Mapping[str, Any], seeds: int, level: float) -> float:
-    """Half the interval of a recorded difference at a level, over seeds and rows together."""
+    """Half the interval of a recorded difference at a level, over seeds and rows together, or over seeds alone."""
     normal = statistics.NormalDist()
-    by_seed, by_row = ((ends[1] - ends[0]) / 2 for ends in (test["by_seed"], test["by_row"]))
+    by_seed = (test["by_seed"][1] - test["by_seed"][0]) / 2
     by_seed *= student.quantile(level, seeds - 1) / student.quantile(0.95, seeds - 1)
+    if None in test["by_row"]:  # as compare does where rows tell nothing
+        return by_seed
+    by_row = (test["by_row"][1] - test["by_row"][0]) / 2
     return math.hypot(by_seed, by_row * normal.inv_cdf((1 + level) / 2) / normal.inv_cdf(0.975))
 
 
@@ -77,7 +80,7 @@ def apart(found: Mapping[str, Any]) -> tuple[list[str], list[str], int]:
     """(methods told from the best though all pairs count, those told by a test of their own alone, pairs)."""
     methods = found["methods"]
     pairs, seeds = math.comb(len(methods), 2), len(methods[found["best"]]["scores"])
-    known = [test for test in found["tests"] if None not in (*test["by_seed"], *test["by_row"])]
+    known = [test for test in found["tests"] if None not in test["by_seed"]]
     sure = [t["second"] for t in known if t["difference"] > reach(t, seeds, 1 - 0.05 / pairs)]
     alone = [t["second"] for t in known if t["difference"] > reach(t, seeds, 0.95) and t["second"] not in sure]
     return sure, alone, pairs
@@ -96,6 +99,7 @@ def form_rows() -> list[Row]:
         seeds = len(order[0][1]["scores"])
         told = f"{found['best']} is told from: {listed(sure)} (all {pairs} pairs count)"
         told += f"; by a test of its own alone, from {listed(alone)}" if alone else ""
+        told += "; over seeds alone" if any(None in test["by_row"] for test in found["tests"]) else ""
         rows.append((f"Which form scores best on {name}?", f"{seeds} seeds, {found['metric']}: {listed(said)}", told))
     return rows
 
@@ -229,14 +233,16 @@ def table() -> str:
 
 def headline() -> str:
     """The answer and its uncertainty in a sentence."""
-    told = []
+    told, sizes = [], set()
     for study, data, name in STUDIES:
         found = group(study, data)
+        sizes |= {(len(found["methods"]), len(each["scores"])) for each in found["methods"].values()}
         sure, _, _ = apart(found)
         told.append(
             f"on {name.split(',')[0]} the best, {found['best']}, is told from {len(sure)} of {len(found['tests'])}"
         )
-    return f"**Of nine methods with three seeds, all pairs counted, {'; '.join(told)}.**"
+    counted = listed(f"{methods} methods with {seeds} seeds" for methods, seeds in sorted(sizes))
+    return f"**Of {counted}, all pairs counted, {'; '.join(told)}.**"
 
 
 def written(page: str) -> str:

@@ -126,5 +126,7 @@ def test_no_answer_is_scored_against_one_that_is_kept_out_of_the_loss():
     turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
     scorer = Scorer("exact_match", SCORERS["exact_match"])
     refuse_unscorable(scorer, [Example(row=1, messages=turns, masked=(1,), answer="assistant")])
+    kept_out = Example(row=2, messages=turns, masked=(3,), answer="assistant", meta={"entry": {}})
+    refuse_unscorable(Scorer("gym", lambda *_: 1.0), [kept_out])
     with pytest.raises(LuthierError, match="row 2 keeps its last answer"):
-        refuse_unscorable(scorer, [Example(row=2, messages=turns, masked=(3,), answer="assistant")])
+        refuse_unscorable(scorer, [kept_out])

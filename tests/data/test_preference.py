@@ -175,6 +175,13 @@ def test_a_prompt_that_whole_conversations_do_not_open_with_is_refused(read, pro
     both = [{"role": "system", "content": "s"}, *ASK, *GOOD]
     (example,) = read({"prompt": ASK, "chosen": [*both, *ASK, *GOOD], "rejected": [*both, *ASK, *POOR]}).rows
     assert example.messages[0]["content"] == "s" and example.context == 4
+    (example,) = read({"prompt": f"\n\nHuman: {ASK[0]['content']}\n\nAssistant:", **whole}).rows
+    assert example.messages[:1] == ASK
+    with pytest.raises(LuthierError, match="the prompt is not among the turns that"):
+        read({"prompt": "said", "chosen": [*ASK, SAID, *ASK, *GOOD], "rejected": [*ASK, SAID, *ASK, *POOR]})
+
+
+SAID = {"role": "assistant", "content": "said"}
 
 
 def test_prompts_are_cut_alike(read):

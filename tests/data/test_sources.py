@@ -13,7 +13,7 @@ import random
 import pytest
 
 from luthier.core.errors import LuthierError
-from luthier.data import load, load_prompts, read
+from luthier.data import load, load_inputs, load_prompts, read
 
 ROWS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(4)]
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -206,12 +206,22 @@ def test_a_column_tells_the_splits_of_a_file(tmp_path, suffix):
     {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[suffix](
         path, **({"orient": "records", "lines": True} if suffix == "jsonl" else {"index": False})
     )
-    examples = load(path)
-    assert asked(examples) == ["q0", "q2"] and examples.unread == ()
+    examples = load(path, split="train")
+    assert asked(examples) == ["q0", "q2"]
+    assert examples.unread == ("2 of 4 rows (not of split train, by the column split)",)
     assert asked(load(path, split="test")) == asked(load(f"{path}::test")) == ["q3"]
-    rows[rows.split != "Test"].to_json(tmp_path / "two.jsonl", orient="records", lines=True)
+    assert [message["content"] for row in load_prompts(f"{path}::val") for message in row.messages] == ["q1"]
+    for whole in (load(path), load(path, split="train", columns=("split",)), load_prompts(path)):
+        assert len(whole) == 4
+    labelled = load(path, split="train", named="label=split,text=question", task="classification")
+    assert len(labelled) == 4
+    assert len(load_inputs(path, task="causal-lm").rows) == 4
+    assert len(load_inputs(path, task="causal-lm", split="test").rows) == 1
+    two = tmp_path / "two.jsonl"
+    rows[rows.split != "Test"].to_json(two, orient="records", lines=True)
+    assert load(two, split="test").unread == ("split",) and len(load(two, split="test")) == 3
     with pytest.raises(LuthierError, match=r"has no split 'test'.*two\.jsonl::train"):
-        load(tmp_path / "two.jsonl", split="test")
+        load(f"{two}::test")
     rows[rows.split == "train"].to_json(tmp_path / "one.jsonl", orient="records", lines=True)
     assert load(tmp_path / "one.jsonl", split="test").unread == ("split",)
 
@@ -557,15 +567,17 @@ def test_names_of_classes_that_a_parquet_file_holds_are_read(tmp_path):
     assert load(tmp_path / "clone").rows[0].labels == ("neg", "pos")
 
 
-@pytest.mark.parametrize(("count", "there", "lost"), [
-    (3, (0, 2), "00001-of-00003"), (3, (1, 3), "00002-of-00003"), (2, (1, 2), ""), (2, (0, 1), ""),
+@pytest.mark.parametrize("named", [
+    "train-{0:05}-of-{1:05}", "train-{0:05}-of-{1:05}-{0:016x}",
+    "corpus-{0:05}-of-{1:05}-{0:016x}", "lesson-{0}-of-{1}",
 ])  # fmt: skip
-def test_files_that_say_that_there_are_more_are_refused(written, count, there, lost):
-    folder = written({f"train-{number:05}-of-{count:05}.jsonl": ROW for number in there})
-    if not lost:
+@pytest.mark.parametrize(("count", "there"), [(3, (0, 2)), (3, (1, 3)), (2, (1, 2)), (2, (0, 1))])
+def test_files_that_say_that_there_are_more_are_refused(written, named, count, there):
+    folder = written({f"{named.format(number, count)}.jsonl": ROW for number in there})
+    if len(there) == count:
         assert len(load(folder)) == count
         return
-    with pytest.raises(LuthierError, match=f"lacks train-{lost}.jsonl, by the names"):
+    with pytest.raises(LuthierError, match=r"holds only 2 of 3 files of \w+-…-of-0*3\.jsonl, by the names"):
         load(folder)
 
 

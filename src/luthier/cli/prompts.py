@@ -34,7 +34,8 @@ def prompts_or_rows(
 
 
 def holds_rows(file: Path | None) -> bool:
-    """Returns whether a file holds rows, as any source of data does, rather than one prompt per line."""
+    """Returns whether a file holds rows, as a source of data does, rather than one prompt per line: by its suffix, as a
+    folder, or, where there is no such file, as a split of another (`FILE::test`) or a source that is made (`gym:…`)."""
     from luthier.data.files import READERS, suffix
     from luthier.data.sources import MADE
 

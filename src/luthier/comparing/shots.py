@@ -22,7 +22,7 @@ def shown(read: Sourced, method: Method, run: Run) -> dict[str, Examples]:
     """
     if not method.shots:
         return read.tests
-    rows = data.load(run.data, limit=run.limit, seed=run.training.seed, task=run.task, named=run.columns)
+    rows = data.load(run.data, split="train", limit=run.limit, seed=run.training.seed, task=run.task, named=run.columns)
     pool = Pool(divide(run, rows)[0], seed=run.training.seed)
     by: Any = find("selections", method.shown_by, Selection)()
     return {part: data.with_shots(by, each, pool, method.shots) for part, each in read.tests.items()}

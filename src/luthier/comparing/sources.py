@@ -87,7 +87,7 @@ def sourced(name: str, given: DataSet, training: Training, seeds: Sequence[int],
         train, held = _held_out(train, given, folder / FOLDER / name)
         parts = {name: held}
     examples = [
-        data.load(train, limit=given.rows, seed=seed, task=given.task, named=given.columns)
+        data.load(train, limit=given.rows, seed=seed, split="train", task=given.task, named=given.columns)
         for seed in (seeds if not parts else seeds[:1])
     ]
     task = examples[0].task
@@ -104,13 +104,15 @@ def sourced(name: str, given: DataSet, training: Training, seeds: Sequence[int],
     if parts:
         train = _unseen(train, "training", name, tests, given, folder, notes)
         validation = validation and _unseen(validation, "validation", name, tests, given, folder, notes)
-        examples = [data.load(train, limit=given.rows, seed=seeds[0], task=given.task, named=given.columns)]
+        examples = [
+            data.load(train, limit=given.rows, seed=seeds[0], split="train", task=given.task, named=given.columns)
+        ]
     if given.validation is None and not training.eval_fraction:
         raise LuthierError(
             f"data {name} has no validation part; name one (validation), or hold rows out (eval_fraction)."
         )
     drawn = given.rows if _drawn(train) else None
-    print_of = data.load(train, limit=drawn, seed=0, task=given.task, named=given.columns).fingerprint
+    print_of = data.load(train, limit=drawn, seed=0, split="train", task=given.task, named=given.columns).fingerprint
     if examples[0].unread:
         notes.append(f"nothing reads {', '.join(examples[0].unread)} of {name}")
     return Sourced(name, train, examples[0], tests, metric, validation, print_of, tuple(notes))
@@ -127,7 +129,7 @@ def _unseen(
     """The source itself, or a file of its rows without those that are tested on; `notes` then tells how many."""
     if _drawn(source) or (part == "validation" and source in given.train):  # of the latter, its own test split
         return source
-    whole = data.load(source, task=given.task, named=given.columns)
+    whole = data.load(source, split="train" if part == "training" else None, task=given.task, named=given.columns)
     kept = whole
     for each in tests.values():
         kept = data.without(kept, each)
@@ -183,7 +185,7 @@ def _joined(sources: Sequence[str], given: DataSet, target: Path) -> str:
 
 def _held_out(source: str, given: DataSet, target: Path) -> tuple[str, str]:
     """(training file, test file) of a single file, divided by a fixed seed."""
-    examples = data.load(source, task=given.task, named=given.columns)
+    examples = data.load(source, split="train", task=given.task, named=given.columns)
     kept, held = data.split(examples, HELD_OUT, seed=0)
     table = data.read(source)
     rows = {number: _apart(row, table, given) for number, row in table.rows}

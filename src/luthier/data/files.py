@@ -213,7 +213,7 @@ MISSING = ("nan", "NaN", "NAN", "<NA>", "NaT")
 
 
 def _filled(header: Sequence[str], cells: Sequence[str]) -> Row | str:
-    if [cell.strip() for cell in cells] == list(header):
+    if len(header) > 1 and [cell.strip() for cell in cells] == list(header):
         return "it is the header once more, as where files were joined end to end"
     return {name: None if cell in MISSING else cell for name, cell in zip(header, cells, strict=True)}
 

@@ -151,8 +151,8 @@ def _refuse_parts(folder: Path, files: Sequence[Path]) -> None:
     """Raises where files say by their names that there are more of them, as where a download was not finished."""
     if lost := missing_parts(str(file.relative_to(folder)) for file in files):
         raise LuthierError(
-            f"{folder} lacks {listed(lost)}, by the names of the files that are there; fetch the rest, or give one "
-            "file by itself, or files under other names."
+            f"{folder} holds only {listed(lost)}, by the names of the files that are there; fetch the rest, or give "
+            "one file by itself, or files under other names."
         )
 
 

@@ -16,6 +16,7 @@ from luthier.data.columns import mapping
 from luthier.data.layout import LAYOUTS, Layout, recognise, unanswered
 from luthier.data.load import check_task, named_columns, parsed
 from luthier.data.sources import read
+from luthier.data.split_column import COLUMN
 from luthier.data.table import Row, Table, bare, columns_of
 
 WRITTEN = ("causal-lm", "seq2seq")
@@ -37,18 +38,21 @@ def load_inputs(
     task: str,
     labels: list[str] | None = None,
     named: Any = None,
-    split: str = "test",
+    split: str | None = None,
     skip_bad_rows: bool = False,
 ) -> Inputs:
     """Returns the rows of `source` in any layout of `load` that serves `task`, with or without their answers.
 
+    Of a folder the rows of `split` are read (None: test), of a file with a column `split` those of one that is given.
     Answers that are there are not read. `labels` are the classes of the model, of which examples bear the first, so
     that they can be encoded. A row of plain `text` is one to go on with, to classify, or to embed. Raises as `load`
     does.
     """
     source = str(source)
     check_task(task)
-    table, names, _ = named_columns(read(source, split), _meant(task, mapping(named)), (), source)
+    divided = split is not None and COLUMN not in mapping(named).values()
+    whole = read(source, split or "test", divided=divided)
+    table, names, _ = named_columns(whole, _meant(task, mapping(named)), (), source)
     if not table.rows and not table.bad:
         raise LuthierError(f"{source} is empty: no row to predict.")
     if not table.rows:
@@ -64,7 +68,7 @@ def load_inputs(
         raise refuse(source, bad, len(table.rows) + len(table.bad), table.place)
     found = mapped(rows, lambda example: blank(example, task, labels))
     examples = Examples(found, name, source, bad, fingerprint(found), None, labels, task)
-    return Inputs(examples, _as_they_came(source, split, found))
+    return Inputs(examples, _as_they_came(read(source, split or "test", divided=divided), found))
 
 
 def _meant(task: str, named: dict[str, str]) -> dict[str, str]:
@@ -103,8 +107,7 @@ def blank(example: Example, task: str, labels: list[str] | None) -> Example:
     return example
 
 
-def _as_they_came(source: str, split: str, examples: Sequence[Example]) -> Sequence[Row]:
+def _as_they_came(table: Table, examples: Sequence[Example]) -> Sequence[Row]:
     """The rows under the names of their source."""
-    table = read(source, split)
     places = {number: place for place, (number, _) in enumerate(table.rows)}
     return mapped(kept(table.rows, (places[example.row] for example in examples)), columns_of)

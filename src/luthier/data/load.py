@@ -21,6 +21,7 @@ from luthier.data.preference import PAIRS, PREFERENCES, kind_of, preference_layo
 from luthier.data.score import note_kind, scorer_for
 from luthier.data.sources import read
 from luthier.data.speech import columns_of
+from luthier.data.split_column import COLUMN
 from luthier.data.table import Row, Table, bare, present, with_class_names
 from luthier.data.turns import ROW_FLAGS, decoded
 from luthier.data.wanted import JUDGED, answered
@@ -39,7 +40,7 @@ def load(
     skip_bad_rows: bool = False,
     limit: int | None = None,
     seed: int = 0,
-    split: str = "train",
+    split: str | None = None,
     task: str | None = None,
     columns: Sequence[str] = (),
     named: str | Mapping[str, str] | None = None,
@@ -54,6 +55,8 @@ def load(
     columns are meant where the source calls them otherwise: `text=body,label=category`. What
     nothing reads is listed in `.unread`. Rows that tell good answers from bad ones are read where the caller
     tells them apart (`preferences`): `Example.rejected` or `Example.wanted` then says what is not to be given.
+    Of a file whose column `split` names several, the rows of a `split` that is given are read, unless that column is
+    one of `columns` or meant by `named`; of none, all are (and of a folder those of train).
     With `prompts`, rows may lack the answer: it is then `TO_COME`, and the reference `Example.answer` is that of a
     column `answer`, or None.
 
@@ -65,7 +68,8 @@ def load(
     check_task(task)
     if limit is not None and limit < 1:
         raise LuthierError(f"limit is {limit}; expected at least 1.")
-    table, names, gone = named_columns(read(source, split, limit, seed), mapping(named), columns, source)
+    divided = split is not None and COLUMN not in (*columns, *mapping(named).values())
+    table, names, gone = named_columns(read(source, split, limit, seed, divided), mapping(named), columns, source)
     total = len(table.rows) + len(table.bad)
     if not total:
         raise LuthierError(f"{source} is empty: no row to learn from.")
@@ -123,7 +127,7 @@ def load_prompts(
     named: str | Mapping[str, str] | None = None,
     split: str = "train",
     task: str = "causal-lm",
-    unread: Callable[[Sequence[str]], Any] = id,
+    unread: Callable[[Sequence[str]], Any] | None = None,
 ) -> list[Example]:
     """What there is to answer in `source`: its rows up to their last answer, or all of those that have none yet.
 
@@ -142,7 +146,8 @@ def load_prompts(
     if bad or table.bad:
         raise refuse(source, sorted(table.bad + bad), len(table.rows) + len(table.bad), table.place)
     left = _unread(table, layout, (layout.answer, *SAID, *JUDGED))
-    unread([*gone, *(names.get(each, each) for each in left if "[]" not in each)])
+    if unread is not None:
+        unread([*gone, *(names.get(each, each) for each in left if "[]" not in each)])
     return [
         row if row.messages is None else dataclasses.replace(row, messages=row.messages[: last_answer(row.messages)])
         for row in rows
@@ -220,7 +225,7 @@ def _unread(table: Table, layout: Layout, beside: Sequence[str]) -> list[str]:
     shown = [f"file {name}" for name in table.left[:FILES]]
     more = len(table.left) - len(shown)
     said = [f"{name} (beside the rows)" for name in table.beside]
-    return [*found, *said, *shown, *([f"{more:,} more files"] if more > 0 else [])]
+    return [*found, *said, *filter(None, [table.apart]), *shown, *([f"{more:,} more files"] if more > 0 else [])]
 
 
 FILES = 5

@@ -119,10 +119,14 @@ def _shared(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
 
 
 def _check_stated(stated: Any, shared: Any) -> None:
-    """Raises where a row states another prompt than the turns that both of its answers open with."""
+    """Raises where a row states another prompt than the turns that both of its answers open with.
+
+    A text is the words of turns that are not answers, or a rendered prompt, in which the last of these stands.
+    """
     there = [_said(turn) for turn in turns(shared, "prompt")[0]]
     if isinstance(stated, str):
-        found = "".join(stated.split()) in "".join(words for _, words, _ in there)
+        words, asking = "".join(stated.split()), [said for role, said, _ in there if role != "assistant"]
+        found = words in "".join(asking) or bool(asking and asking[-1] and asking[-1] in words)
     else:
         asked = [_said(turn) for turn in turns(stated, "prompt")[0]]
         found = any(there[at : at + len(asked)] == asked for at in range(len(there)))

@@ -14,15 +14,17 @@ MADE = ("gym:", "facts:", "code:", "mix:")
 """How sources open that are no files."""
 
 
-def read(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> Table:
+def read(
+    source: str, split: str | None = None, limit: int | None = None, seed: int = 0, divided: bool = False
+) -> Table:
     """Returns the rows of `source`: a file, a folder (see `luthier.data.folder`), `gym:<task>?settings`,
     `facts:<kind>`, `code:human_eval`, a hub id (`id:config:split`), or several of these
     (`mix:<task>=<source>,<task>=<source>`).
 
     `path:configuration:split` and `path::split` choose one by its name, whatever `split` says.
     A single file is one split, unless it is an object of splits
-    (`{"train": […], "test": […]}`) or has a column `split` that names several; a folder gives the
-    files of `split` (None: train). `limit` and
+    (`{"train": […], "test": […]}`), or, where it is to be `divided` or a split is chosen by its name, has a column
+    `split` that names several; a folder gives the files of `split` (None: train). `limit` and
     `seed` reach only sources that are generated: reading all of a file costs little and finds all
     its bad rows. Raises `LuthierError` when nothing is there to read.
     """
@@ -41,23 +43,25 @@ def read(source: str, split: str | None = None, limit: int | None = None, seed: 
     if source.startswith("mix:"):
         from luthier.data.mix import read_mix
 
-        return read_mix(source, lambda each: read(each, split, limit, seed))
+        return read_mix(source, lambda each: read(each, split, limit, seed, divided))
     with guarded(f"no data {source[:80]}"):  # of names that no file system takes
         path, config, named = _parted(source)
         there = path.is_dir(), path.is_file()
     if there[0]:
         from luthier.data.folder import read_folder
 
-        table = read_folder(path, config, named or split or "train")
-        return of_column(table, named or split or "train", str(path)) or table
+        return read_folder(path, config, named or split or "train")
     if there[1]:
         table = read_file(path, named or split or "train")
-        divided = of_column(table, named or split or "train", str(path))
-        if config or (named and suffix(path) != ".json" and divided is None):
+        wanted = named or split or "train"
+        part = of_column(table, wanted, str(path), bool(named)) if named or divided else None
+        if config or (named and suffix(path) != ".json" and part is None):
             raise LuthierError(f"{path} is one file, which has no parts to choose by {source.removeprefix(str(path))}.")
-        return divided or table
-    if _looks_like_path(source):
-        raise LuthierError(f"no data file {source}{_near_files(path)} Known suffixes: {', '.join(READERS)}.")
+        return part or table
+    bare = source.partition("::")[0]
+    if _looks_like_path(bare):
+        hint = _near_files(Path(bare).expanduser())
+        raise LuthierError(f"no data file {bare}{hint} Known suffixes: {', '.join(READERS)}.")
     from luthier.data.hub import read_hub
 
     return read_hub(source, split or "train")

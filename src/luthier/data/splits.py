@@ -17,8 +17,8 @@ SPLITS = {
 
 
 SHOWN = 20
-SHARDED = re.compile(r"(.+)-\d{5}-of-\d{5}", re.DOTALL)
-"""How the hub names the files of a split, whatever the split is called."""
+SHARDED = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]{16})?", re.DOTALL)
+"""How the hub names the files of a split, whatever the split is called; some end in a hash of each file."""
 PIECE = re.compile(
     r"([-_. ]*(part|shard|chunk|batch|file))?[-_. ](\d+|[a-z])(?=$|[-_. ])|([-_. ]of)?(?<=[a-z])\d+$", re.I
 )
@@ -59,25 +59,21 @@ def of_split(where: str, split: str, found: Collection[str], files: str = "", so
     raise LuthierError(f"{where} has no split {split!r}{near(split, found)} {told}")
 
 
-NUMBERED = re.compile(r"(.*[-_.])(\d+)(-of-(\d+))(.*)", re.DOTALL)
-"""A file that is one of so many, as the hub numbers them, from 0 or from 1."""
+NUMBERED = re.compile(r"(.*[-_.])(\d+)-of-(\d+)(-[0-9a-f]{16}(?=\.|$))?(.*)", re.DOTALL)
+"""A file that is one of so many, as the hub numbers them, from 0 or from 1; a hash is each file's own."""
 
 
 def missing_parts(names: Iterable[str]) -> list[str]:
-    """Returns the files that are not among `names`, of which these say that there are so many."""
-    found: dict[tuple[str, ...], set[int]] = {}
+    """Returns in words how many files are among `names` where these say that there are more."""
+    found: dict[tuple[str, str, str], set[int]] = {}
     for each in filter(None, map(NUMBERED.fullmatch, names)):
-        before, number, of, count, after = each.groups()
-        found.setdefault((before, of, after, count, f"0{len(number)}d"), set()).add(int(number))
-    lost = []
-    for (before, of, after, count, width), numbers in found.items():
-        first = 1 if int(count) in numbers else 0
-        wanted = range(first, first + int(count)) if int(count) < MOST else ()
-        lost += [f"{before}{number:{width}}{of}{after}" for number in wanted if number not in numbers]
-    return lost
-
-
-MOST = 100_000
+        before, number, count, _, after = each.groups()
+        found.setdefault((before, count, after), set()).add(int(number))
+    return [
+        f"{len(numbers):,} of {int(count):,} files of {before}…-of-{count}{after}"
+        for (before, count, after), numbers in found.items()
+        if len(numbers) < int(count)
+    ]
 
 
 def listed(names: Iterable[str]) -> str:

@@ -37,6 +37,8 @@ class Table:
     """What a file says beside its rows, which nothing reads."""
     read: tuple[str, ...] = ()
     """Columns by which these rows were chosen."""
+    apart: str = ""
+    """How many rows were left, of other splits, in words."""
 
     def place(self, row: int) -> str:
         """Returns `row` as a person finds it: `part-2.jsonl:17` among several files, else its number."""

@@ -79,7 +79,7 @@ def predict(
     out: str | Path | None = None,
     task: str | None = None,
     columns: str | Mapping[str, str] | None = None,
-    split: str = "test",
+    split: str | None = None,
     threshold: float | None = None,
     top_k: int = 1,
     batch: int = 16,

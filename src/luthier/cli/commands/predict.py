@@ -45,8 +45,8 @@ class Predict(Telling, Fitted):
     """Leave predictions of a lower probability empty; of several classes a text, which are told (default: 0.5)."""
     top_k: int = field(default=1, kw_only=True)
     """Also tell the classes or answers behind the first, this many in all; of several classes a text, the most."""
-    split: str = field(default="test", kw_only=True)
-    """The split to predict on, where the data have several."""
+    split: str | None = field(default=None, kw_only=True)
+    """The split to predict on, where the data have several. Default: test; all rows of a file with a column split."""
     columns: str | None = field(default=None, kw_only=True)
     """The names of columns in the data, by their meaning: text=body."""
     skip_bad_rows: bool = field(default=False, kw_only=True)

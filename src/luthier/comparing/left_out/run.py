@@ -161,6 +161,6 @@ def _of(ways: Areas, seed: int) -> dict[str, dict[str, float]]:
     columns |= {f"{ALL} - {way}": columns[ALL] - columns[way] for way in (UNTUNED, SINGLE)}
     found = {}
     for name, values in columns.items():
-        low, high = mean_interval(values, seed)
+        low, high = mean_interval(values, seed, share=name in WAYS)
         found[name] = {"auc": float(values.mean()), "low": low, "high": high, "descriptions": len(values)}
     return found

@@ -22,7 +22,7 @@ from luthier.comparing.measures import power
 from luthier.comparing.measures.bootstrap import redrawn, sizes
 from luthier.comparing.record import Record
 from luthier.core.numerics import student
-from luthier.core.numerics.resampling import unseen
+from luthier.core.numerics.resampling import exact_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,11 +125,14 @@ def score_of(runs: Sequence[Record], level: float = LEVEL) -> Interval:
 
 def _alike(run: Record, level: float) -> Interval | None:
     """Of a run that is right on all rows, or on none: exact bounds, the mean over its parts; None of any other."""
-    hits = [hit for part in run.hits.values() for hit in part]
-    if not hits or hits[0] not in (0, 1) or any(hit != hits[0] for hit in hits):
+    import numpy as np
+
+    parts = [exact_interval(np.asarray(part), (1 - level) / 2) for part in run.hits.values()]
+    known = [part for part in parts if part is not None]
+    ends = {(low == 0, high == 1) for low, high in known}
+    if len(known) < len(parts) or len(ends) != 1:
         return None
-    more = _mean([unseen(len(part), (1 - level) / 2) for part in run.hits.values()])
-    return Interval(run.score, 1 - more if hits[0] else 0.0, 1.0 if hits[0] else more, "rows")
+    return Interval(run.score, _mean([low for low, _ in known]), _mean([high for _, high in known]), "rows")
 
 
 # --- paired tests ----------------------------------------------------------------------------------

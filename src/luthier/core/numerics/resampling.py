@@ -26,16 +26,21 @@ def unseen(rows: int, tail: float = 0.025) -> float:
     return 1 - tail ** (1 / rows)
 
 
-def exact_interval(values: np.ndarray) -> tuple[float, float] | None:
-    """Returns the exact 95% interval of a share of which all `values` [rows] are 0, or all are 1; None of others."""
+def exact_interval(values: np.ndarray, tail: float = 0.025) -> tuple[float, float] | None:
+    """Returns the exact interval (95% where each `tail` is 0.025) of a share of which all `values` [rows] are 0, or all
+    are 1; None of others, and of no values."""
     if not len(values) or values[0] not in (0, 1) or (values != values[0]).any():
         return None
-    return (1 - unseen(len(values)), 1.0) if values[0] else (0.0, unseen(len(values)))
+    return (1 - unseen(len(values), tail), 1.0) if values[0] else (0.0, unseen(len(values), tail))
 
 
-def mean_interval(values: np.ndarray, seed: int, samples: int = 1000) -> tuple[float, float]:
-    """Returns the 95% interval (low, high) of the mean of `values` [rows], from so many bootstrap samples."""
-    if (exact := exact_interval(values)) is not None:
+def mean_interval(values: np.ndarray, seed: int, share: bool = False, samples: int = 1000) -> tuple[float, float]:
+    """Returns the 95% interval (low, high) of the mean of `values` [rows], from so many bootstrap samples.
+
+    A `share` is of values that cannot leave 0 to 1, as rows that are right or wrong; where all are 0, or all 1, its
+    bounds are `exact_interval`'s.
+    """
+    if share and (exact := exact_interval(values)) is not None:
         return exact
     draw = np.random.default_rng(seed)
     means = [values[draw.integers(0, len(values), len(values))].mean() for _ in range(samples)]

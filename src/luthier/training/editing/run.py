@@ -133,7 +133,7 @@ def _figure(before: Any, after: Any, seed: int) -> dict[str, Any]:
     if isinstance(after, float):
         return {"before": before, "after": after}
     rows = np.asarray(after, dtype=float)
-    low, high = mean_interval(rows, seed)
+    low, high = mean_interval(rows, seed, share=True)
     told = {"before": float(np.mean(before)), "after": float(rows.mean()), "count": len(rows)}
     return {**told, "low": low, "high": high}
 

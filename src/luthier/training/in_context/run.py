@@ -131,7 +131,7 @@ def accuracies(spec: InContext, model: SequenceModel, rows: Rows, numbers: Seque
     right: Tensor = model(x, y).argmax(-1).eq(y).double()
     quarter = spec.length // 4
     last = right[:, -quarter:].mean(1)
-    low, high = mean_interval(np.asarray(last), spec.seed)
+    low, high = mean_interval(np.asarray(last), spec.seed, share=True)
     ends = {"first": float(right[:, :quarter].mean()), "last": float(last.mean())}
     return {"by place": right.mean(0).tolist(), **ends, "low": low, "high": high}
 

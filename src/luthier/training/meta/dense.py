@@ -198,7 +198,7 @@ def scores(logits: Tensor, masks: Tensor) -> tuple[float, float]:
 
 
 def _figures(values: np.ndarray, seed: int) -> dict[str, float]:
-    low, high = mean_interval(values[:, 1], seed)
+    low, high = mean_interval(values[:, 1], seed, share=True)
     return {**interval(values[:, 0], seed), "iou": float(values[:, 1].mean()), "iou_low": low, "iou_high": high}
 
 

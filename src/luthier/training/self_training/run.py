@@ -193,7 +193,7 @@ class Work:
         if self.rows.test is None:
             return
         right = self.chances("test").argmax(-1).eq(self.truth["test"]).double().cpu().numpy()
-        low, high = mean_interval(right, self.spec.seed)
+        low, high = mean_interval(right, self.spec.seed, share=True)
         figures[name] = {"accuracy": float(right.mean()), "low": low, "high": high, "rows": len(right)}
         self.console.print(f"{name}: accuracy {right.mean():.3f}", highlight=False)
 

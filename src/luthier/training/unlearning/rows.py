@@ -58,7 +58,7 @@ def read_rows(spec: Unlearn, run: Run) -> Rows:
             f"{spec.adapter} was fitted for {task}; rows are forgotten by classifiers and causal language models."
         )
     settings: dict[str, Any] = {"task": task, "named": run.columns, "skip_bad_rows": run.skip_bad_rows}
-    known = data.load(run.data, **settings)
+    known = data.load(run.data, split="train", **settings)
     read = {name: data.load(getattr(spec, name), **settings) for name in ("forget", "retain", "test")
             if getattr(spec, name) is not None}  # fmt: skip
     check_rows(spec, run, read, known)
