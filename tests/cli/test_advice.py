@@ -27,6 +27,7 @@ OTHERS = {
     "merge",
     "only-binary",
     "max-lora-rank",
+    "pretrained_checkpoint_dir",
 }
 """Flags of other programs, and those that no command declares."""
 MADE_UP = {"flag", "no"}

@@ -36,7 +36,7 @@ def test_labels_are_read_kept_and_gone_on_with(call, monkeypatch, pool, tmp_path
     out = tmp_path / "labels.jsonl"
     common = (pool, "--budget", 5, "--by", "random", "--classes", "a,b", "--out", out)
     done = annotate(call, monkeypatch, "a\nc\nb\n-\n.\n", *common)
-    assert done.code == 0 and "holds 2 labels; 3 are left" in done.out and "'c' is none of the classes" in done.err
+    assert done.code == 0 and "holds 2 labels; left: 3" in done.out and "'c' is none of the classes" in done.err
     first = lines(out)
     assert [row["label"] for row in first] == ["a", "b"] and all(
         row["text"] in {r["text"] for r in ROWS} for row in first

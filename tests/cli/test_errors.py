@@ -150,10 +150,12 @@ def test_a_bug_keeps_its_traceback(call, monkeypatch):
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_a_command_in_a_line(sent, code, monkeypatch, capsys):
+def test_signals_end_a_command_in_a_line(sent, code, monkeypatch, capsys, request):
     import luthier.cli
 
     monkeypatch.setattr(luthier.cli, "_run", lambda tokens: signal.raise_signal(sent))
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts behind `&` ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, was))
     assert luthier.cli.main(["list"]) == code and capsys.readouterr().err.strip() == "stopped: nothing was written"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 

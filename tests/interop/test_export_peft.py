@@ -207,7 +207,7 @@ REFUSED = {
     "two invocations": ("llama", [(lt.LoRA(rank=2, positions="from:5,from:6"), "q_proj")], "positions from:5"),
     "a prefix of one block": ("llama", [(lt.Prefix(), "attention & layers(1)")], "before 1 of 3 attentions"),
     "a prefix beside factors": ("llama", [(lt.Prefix(), "attention"), (lt.LoRA(rank=2), "q_proj")], "not a weight"),
-    "a prefix before added positions": ("gpt2", [(lt.Prefix(), "attention")], "no rotary positions"),
+    "a prefix before added positions": ("gpt2", [(lt.Prefix(), "attention")], "positions that are not rotary"),
     "ia3 on a table": ("llama", [(lt.IA3(), "embeddings")], "no low-rank form"),
     "dora on experts": ("mixtral", [(lt.DoRA(rank=2), "experts")], "not of low rank.*--rank"),
     "a bias beside factors": (

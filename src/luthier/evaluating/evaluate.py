@@ -164,7 +164,7 @@ def _alike(found: Found, score: str, left: np.ndarray, right: np.ndarray) -> tup
     from luthier.core.numerics.resampling import exact_interval
 
     if found.scores is None:
-        return exact_interval((left == right).astype(float)) if score == "accuracy" else None
+        return exact_interval((left == right).astype(float)) if score == "accuracy" and left.ndim == 1 else None
     if left.ndim > 1:  # several figures of a row, of which the first is a share where it is that of one answer
         return exact_interval(left[:, 0]) if score.endswith("@1") else None
     return exact_interval(left)

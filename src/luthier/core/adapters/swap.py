@@ -185,11 +185,11 @@ def prompting(current: Pass, prompt: Prompt):
 
 def _run(module: nn.Module, base: Callable, names: tuple[str, ...], args: tuple, kwargs: dict) -> Any:
     adapters: AdapterContainer = module._modules["adapters"]  # type: ignore[assignment]
-    if adapters.decode_plan is not None and len(args) == 1 and (run := ready(adapters, args[0])) is not None:
-        return run(args[0])
     current = adapters.current
     if adapters.inner and (own := current.inside.get(adapters.path)) is not None:
         return own(args[0], lambda x: _layer(module, adapters, base, names, x))
+    if adapters.decode_plan is not None and len(args) == 1 and (run := ready(adapters, args[0])) is not None:
+        return run(args[0])
     if adapters.block is not None and (call := kwargs.pop("luthier_call", None)) is not None:
         current.calls[adapters.block] = call
     if (adapters.root or adapters.owner is not None) and "tasks" in kwargs:

@@ -18,18 +18,17 @@ from luthier.core.sites.structure import Attachment, base_modules, base_paramete
 @contextmanager
 def eval_mode(model: nn.Module):
     """Sets eval mode without gradients while the context lasts, and restores every module's own flag after."""
-    training = [module for module in model.modules() if module.training]  # a model that is loaded has none
-    if training:
-        model.eval()
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
         with torch.no_grad():
             yield model
     finally:
-        for module in reversed(training):  # attachments after what they hold
+        for module, training in reversed(flags):  # attachments after what they hold
             if isinstance(module, Attachment):
-                module.train()
+                module.train(training)  # which also drops what was planned for decoding
             else:
-                module.training = True
+                module.training = training
 
 
 def run_once(model: nn.Module) -> None:
