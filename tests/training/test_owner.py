@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -63,7 +64,8 @@ def test_who_comes_second_is_told_who_is_there_and_a_killed_owner_is_none(run):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     assert (run.folder / OWNER).is_file() and not is_worked_in(run.folder)  # it could not tidy up
-    set_since = told | {"pid": os.getpid(), "started": told["started"] + 30}  # the clock was set by as much
+    started = psutil.Process().create_time() + 30  # the clock was set by as much
+    set_since = told | {"pid": os.getpid(), "started": started}
     (run.folder / OWNER).write_text(json.dumps(set_since))
     assert is_worked_in(run.folder)
     other = told | {"pid": os.getpid(), "started": told["started"] - 3600}  # a number that another process got
