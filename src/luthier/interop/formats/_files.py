@@ -1,8 +1,8 @@
-"""Reading files that somebody else wrote: nothing in them is run, everything is checked."""
+"""Files of tensors: read, whoever wrote them, with nothing run and everything checked; what is written, by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import safetensors
@@ -89,3 +89,8 @@ def inside(folder: Path, name: str) -> Path:
     if not path.is_file():
         raise LuthierError(f"{path} is missing; the adapter is incomplete.")
     return path
+
+
+def by_itself(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors as a file holds them: on the CPU, contiguous, and none a part of another."""
+    return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}

@@ -50,20 +50,17 @@ def contents(model: nn.Module, layers: Sequence[Layer]) -> tuple[dict[str, Any],
     config: dict[str, Any] = {"mode": "parallel", POSITIONS: groups}
     rows: dict[str, list[Any]] = {key: [] for key in (*SAVED, "sorted_keys")}
     files: dict[str, dict[str, Tensor]] = {}
-    for turn in range(len(groups)):
-        for path, tuners in edits.items():
-            if turn < len(tuners):
-                kind, tensors = _intervention(path, tuners[turn])
-                layer, component = _component(model, path, tuners[turn].site.kind)
-                width = tuners[turn].site.d_out
-                key = _key(layer, component, turn)
-                rank = len(tuners[turn].params(torch.float32)["b"])
-                place = {"layer": layer, "component": component, "unit": "pos", "max_number_of_units": 1}
-                place["low_rank_dimension"] = rank
-                told = (True, width, CLASS.format(kind), [place.get(field) for field in FIELDS], key)
-                for listed, value in zip(rows.values(), told, strict=True):
-                    listed.append(value)
-                files[f"intkey_{key}.bin"] = tensors | ({} if kind == "Loreft" else _buffers(width))
+    turns = [(n, path, own[n]) for n in range(len(groups)) for path, own in edits.items() if n < len(own)]
+    for turn, path, tuner in turns:
+        kind, tensors = _intervention(path, tuner)
+        layer, component = _component(model, path, tuner.site.kind)
+        width, key = tuner.site.d_out, _key(layer, component, turn)
+        place = {"layer": layer, "component": component, "unit": "pos", "max_number_of_units": 1}
+        place["low_rank_dimension"] = len(tuner.params(torch.float32)["b"])
+        told = (True, width, CLASS.format(kind), [place.get(field) for field in FIELDS], key)
+        for listed, value in zip(rows.values(), told, strict=True):
+            listed.append(value)
+        files[f"intkey_{key}.bin"] = tensors | ({} if kind == "Loreft" else _buffers(width))
     trained = {t.site.path: _whole(model, t) for layer in layers for t in layer.tuners if t.site.kind == "param"}
     return config | rows, files | ({"pytorch_model.bin": trained} if trained else {})
 

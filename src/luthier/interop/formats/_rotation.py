@@ -32,10 +32,8 @@ def turns(model: Any, sites: Sequence[Site], count: int) -> list[Turn] | str:
     with eval_mode(model), _given(model, paths) as given:
         try:
             passes = [_pass(model, start) for start in (0, abs(count))]
-        except MemoryError:
-            raise
         except Exception as error:  # whatever a model says to positions that it is told
-            if is_full(error) or isinstance(error, torch.OutOfMemoryError):
+            if is_full(error) or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                 raise
             return f"this base ({kind}) does not run on positions of its own ({type(error).__name__})"
     (here, there), (keys, others) = [out[0] for out in passes], [_keys(out, sites) for out in passes]

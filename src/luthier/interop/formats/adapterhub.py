@@ -76,6 +76,7 @@ class AdapterHub(LowRankFormat):
         from luthier.interop.formats._adapterhub_bottleneck import head_of
         from luthier.interop.formats._adapterhub_contents import contents
         from luthier.interop.formats._adapterhub_layout import NAME
+        from luthier.interop.formats._files import by_itself
         from luthier.interop.formats._layers import layers_of, trained_whole
 
         model, factoring = outgoing.model, self.factoring()
@@ -89,16 +90,12 @@ class AdapterHub(LowRankFormat):
                 "beside them; export it merged instead (--to merged)."
             )
         tensors, config = contents(model, layers, factoring, truncate=self.rank is not None)
-        save_file(_plain(tensors), folder / WEIGHTS[0], {"format": "pt"})
+        save_file(by_itself(tensors), folder / WEIGHTS[0], {"format": "pt"})
         write_json(folder / CONFIG, {**_about(model), "name": NAME, "config": config})
         if head:
-            save_file(_plain(head), folder / HEADS[0], {"format": "pt"})
+            save_file(by_itself(head), folder / HEADS[0], {"format": "pt"})
             write_json(folder / "head_config.json", {**_about(model), **_labels(model), "name": None, "config": None})
         return factoring.lost
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
 
 
 def _about(model: Any) -> dict[str, Any]:

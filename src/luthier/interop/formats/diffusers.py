@@ -58,6 +58,7 @@ class Diffusers(LowRankFormat):
 
         from luthier.interop.formats._diffusion import part_to_write
         from luthier.interop.formats._diffusion_write import contents, in_text_encoder
+        from luthier.interop.formats._files import by_itself
         from luthier.interop.formats._layers import layers_of
 
         part, factoring = part_to_write(outgoing.model), self.factoring()
@@ -66,6 +67,5 @@ class Diffusers(LowRankFormat):
         for path, (b, a) in factors.items():
             name = f"{part}.{path if part == 'unet' else in_text_encoder(path)}"
             tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
-        held = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
-        save_file(held, folder / FILES[0], {"format": "pt"})
+        save_file(by_itself(tensors), folder / FILES[0], {"format": "pt"})
         return factoring.lost

@@ -62,6 +62,7 @@ class Kohya(LowRankFormat):
 
         from luthier.interop.formats._diffusion import part_to_write
         from luthier.interop.formats._diffusion_write import contents as factors_of
+        from luthier.interop.formats._files import by_itself
         from luthier.interop.formats._kohya import contents
         from luthier.interop.formats._layers import layers_of
 
@@ -70,7 +71,7 @@ class Kohya(LowRankFormat):
         tensors = contents(model, part_to_write(model), factors, sdxl=self.sdxl)
         rank = str(max(len(a) for _, a in factors.values()))
         told = {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
-        save_file({key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}, folder / WEIGHTS, told)
+        save_file(by_itself(tensors), folder / WEIGHTS, told)
         return factoring.lost
 
 

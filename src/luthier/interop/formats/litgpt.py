@@ -60,13 +60,13 @@ class LitGPT(LowRankFormat):
         import torch
         import yaml
 
+        from luthier.interop.formats._files import by_itself
         from luthier.interop.formats._layers import layers_of
         from luthier.interop.formats._litgpt import contents
 
         model, factoring = outgoing.model, self.factoring()
         tensors, config = contents(model, layers_of(model, outgoing.name), factoring)
-        held = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-        torch.save({"model": held}, folder / WEIGHTS)  # as Lightning's Fabric saves it
+        torch.save({"model": by_itself(tensors)}, folder / WEIGHTS)  # as Lightning's Fabric saves it
         told = {"checkpoint_dir": str(getattr(model, "name_or_path", "") or ""), "precision": "32-true", **config}
         (folder / CONFIG).write_text(yaml.safe_dump(told), encoding="utf-8")
         return factoring.lost

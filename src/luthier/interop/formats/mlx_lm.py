@@ -65,13 +65,14 @@ class MLXLM(LowRankFormat):
         from safetensors.torch import save_file
 
         from luthier.core.records import write_json
+        from luthier.interop.formats._files import by_itself
         from luthier.interop.formats._layers import layers_of
         from luthier.interop.formats._mlx_lm_contents import contents
 
         factoring = self.factoring()
         layers = layers_of(outgoing.model, outgoing.name)
         tensors, config = contents(outgoing.model, layers, factoring, truncate=self.rank is not None)
-        save_file({key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}, folder / WEIGHTS)
+        save_file(by_itself(tensors), folder / WEIGHTS)
         write_json(folder / CONFIG, config | {"model": getattr(outgoing.model, "name_or_path", "")})
         return factoring.lost
 

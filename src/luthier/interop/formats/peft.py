@@ -102,13 +102,13 @@ class PEFT(LowRankFormat):
         from safetensors.torch import save_file
 
         from luthier.core.records import write_json
+        from luthier.interop.formats._files import by_itself
         from luthier.interop.formats._layers import layers_of
         from luthier.interop.formats._peft_contents import common_config, contents
 
         model, factoring = outgoing.model, self.factoring()
         files = contents(model, layers_of(model, outgoing.name), factoring, self.engine)
-        tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in files.tensors.items()}
-        save_file(tensors, folder / WEIGHTS[0], {"format": "pt"})
+        save_file(by_itself(files.tensors), folder / WEIGHTS[0], {"format": "pt"})
         saved = files.config.get("modules_to_save", [])
         write_json(folder / CONFIG, common_config(model, saved) | files.config)
         return factoring.lost

@@ -96,12 +96,13 @@ class PyReFT(Format):
         import torch
 
         from luthier.core.records import write_json
+        from luthier.interop.formats._files import by_itself
         from luthier.interop.formats._layers import layers_of
         from luthier.interop.formats._pyreft_write import contents
 
         config, files = contents(outgoing.model, layers_of(outgoing.model, outgoing.name))
         for name, tensors in files.items():
-            torch.save({key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}, folder / name)
+            torch.save(by_itself(tensors), folder / name)
         write_json(folder / "config.json", config)
         return {}
 
