@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -72,7 +71,7 @@ class _Added(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, term: Term, *factors: Tensor) -> Tensor:
         ctx.mark_dirty(y)
-        ends, (a, b) = _ends(term.sizes, x.device), _stacks(term, factors, x)
+        ends, (a, b) = _ends(term, x.device), _stacks(term, factors, x)
         h = _times(x if term.mask is None else x * term.mask, a.mT, term.sizes, ends)
         y.add_(_times(h, b, term.sizes, ends))
         ctx.term = term
@@ -84,7 +83,7 @@ class _Added(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor):  # pyright: ignore
         x, h, *factors = ctx.saved_tensors
         term, count = ctx.term, len(ctx.term.scales)
-        ends, (a, b) = _ends(term.sizes, x.device), _stacks(term, factors, x)
+        ends, (a, b) = _ends(term, x.device), _stacks(term, factors, x)
         dh = _times(dy, b.mT, term.sizes, ends)
         read = x if term.mask is None else x * term.mask
         das, dbs = _outer(dh, read, term.sizes, ends), _outer(h, dy, term.sizes, ends)
@@ -125,9 +124,8 @@ def _scaled(term: Term, each: Tensor) -> Tensor:
     return each * torch.tensor(term.scales, dtype=dtype, device=each.device)[:, None, None]
 
 
-@lru_cache(maxsize=64)
-def _ends(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(list(accumulate(sizes)), dtype=torch.int32, device=device)
+def _ends(term: Term, device: torch.device) -> Tensor:
+    return torch.tensor(list(accumulate(term.sizes)), dtype=torch.int32, device=device)
 
 
 def _index(term: Term, device: torch.device) -> Tensor | None:

@@ -133,10 +133,12 @@ class Call:
 
     def _told_end(self) -> int | None:
         """The column behind the longest prompt whose end is told."""
-        end, told = self.prompt.end, self.prompt.told
-        if isinstance(told, Tensor) and end is not None:
-            end, told = torch.as_tensor(end)[told.to(torch.as_tensor(end).device)], bool(told.any())
-        return None if end is None or not told else int(torch.as_tensor(end).max())
+        if self.prompt.end is None or self.prompt.told is False:
+            return None
+        ends, told = torch.as_tensor(self.prompt.end), self.prompt.told
+        if isinstance(told, Tensor):
+            ends = ends[told.to(ends.device)]
+        return int(ends.max()) if ends.numel() else None
 
     def _locate(self, positions: Positions) -> tuple[Tensor, Tensor] | None:
         if self.past and self.prompt.end is None:

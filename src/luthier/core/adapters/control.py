@@ -205,7 +205,14 @@ class RowAssignment:
 def prompt(model: nn.Module, lengths: int | Sequence[int] | Tensor):
     """Sets where prompts end, behind column `lengths` (one number, or one per row), for calls without labels."""
     end = lengths if isinstance(lengths, int | Tensor) else torch.tensor(lengths)
-    with state_of(model).passes.held("prompt") as current, prompting(current, Prompt(end)):
+    with prompted(model, Prompt(end)):
+        yield model
+
+
+@contextmanager
+def prompted(model: nn.Module, prompt: Prompt):
+    """Sets what is known of the prompts of a batch, as `prompt` sets where they end."""
+    with state_of(model).passes.held("prompt") as current, prompting(current, prompt):
         yield model
 
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from luthier.core.adapters.attach import find_state, state_of
 from luthier.core.adapters.call import Prompt
-from luthier.core.adapters.control import rows, tasks_by_adapter, watched
-from luthier.core.adapters.swap import prompting
+from luthier.core.adapters.control import prompted, rows, tasks_by_adapter, watched
 from luthier.core.contracts.objective import TASKS
 from luthier.core.contracts.router import Route
 from luthier.core.errors import LuthierError
@@ -82,12 +81,7 @@ def _in_order(model: Any, requests: Sequence[Request]) -> list[Answered]:
     whose = [name for each in requests for name in each.named()]
     told = [said for each in requests for said in each.told or [False] * len(each.ids)]
     ended = Prompt(torch.tensor(ends), told=torch.tensor(told))
-    with (
-        rows(model, whose),
-        state_of(model).passes.held("prompt") as current,
-        prompting(current, ended),
-        watched(model) as routes,
-    ):
+    with rows(model, whose), prompted(model, ended), watched(model) as routes:
         found = _numbers(model, batch, requests, wide)
     for each, own in zip(requests, found, strict=True):
         own.routes = [_narrow(r, width, each.ids.shape[1]) for r in routes if r.adapter == each.name]
