@@ -16,7 +16,7 @@ from luthier.data.columns import mapping
 from luthier.data.layout import LAYOUTS, Layout, recognise, unanswered
 from luthier.data.load import check_task, named_columns, parsed
 from luthier.data.sources import read
-from luthier.data.split_column import COLUMN
+from luthier.data.split_column import divides
 from luthier.data.table import Row, Table, bare, columns_of
 
 WRITTEN = ("causal-lm", "seq2seq")
@@ -50,8 +50,7 @@ def load_inputs(
     """
     source = str(source)
     check_task(task)
-    divided = split is not None and COLUMN not in mapping(named).values()
-    whole = read(source, split or "test", divided=divided)
+    whole = read(source, split or "test", divided=divides(split, *mapping(named).values()))
     table, names, _ = named_columns(whole, _meant(task, mapping(named)), (), source)
     if not table.rows and not table.bad:
         raise LuthierError(f"{source} is empty: no row to predict.")
@@ -68,7 +67,7 @@ def load_inputs(
         raise refuse(source, bad, len(table.rows) + len(table.bad), table.place)
     found = mapped(rows, lambda example: blank(example, task, labels))
     examples = Examples(found, name, source, bad, fingerprint(found), None, labels, task)
-    return Inputs(examples, _as_they_came(read(source, split or "test", divided=divided), found))
+    return Inputs(examples, _as_they_came(whole, found))
 
 
 def _meant(task: str, named: dict[str, str]) -> dict[str, str]:

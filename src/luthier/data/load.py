@@ -21,7 +21,7 @@ from luthier.data.preference import PAIRS, PREFERENCES, kind_of, preference_layo
 from luthier.data.score import note_kind, scorer_for
 from luthier.data.sources import read
 from luthier.data.speech import columns_of
-from luthier.data.split_column import COLUMN
+from luthier.data.split_column import divides
 from luthier.data.table import Row, Table, bare, present, with_class_names
 from luthier.data.turns import ROW_FLAGS, decoded
 from luthier.data.wanted import JUDGED, answered
@@ -68,7 +68,7 @@ def load(
     check_task(task)
     if limit is not None and limit < 1:
         raise LuthierError(f"limit is {limit}; expected at least 1.")
-    divided = split is not None and COLUMN not in (*columns, *mapping(named).values())
+    divided = divides(split, *columns, *mapping(named).values())
     table, names, gone = named_columns(read(source, split, limit, seed, divided), mapping(named), columns, source)
     total = len(table.rows) + len(table.bad)
     if not total:

@@ -47,16 +47,19 @@ def read(
     with guarded(f"no data {source[:80]}"):  # of names that no file system takes
         path, config, named = _parted(source)
         there = path.is_dir(), path.is_file()
+    wanted = named or split or "train"
     if there[0]:
         from luthier.data.folder import read_folder
 
-        return read_folder(path, config, named or split or "train")
+        return read_folder(path, config, wanted)
     if there[1]:
-        table = read_file(path, named or split or "train")
-        wanted = named or split or "train"
+        whole = f"{path} is one file, which has no parts to choose by {source.removeprefix(str(path))}."
+        if config:
+            raise LuthierError(whole)
+        table = read_file(path, wanted)
         part = of_column(table, wanted, str(path), bool(named)) if named or divided else None
-        if config or (named and suffix(path) != ".json" and part is None):
-            raise LuthierError(f"{path} is one file, which has no parts to choose by {source.removeprefix(str(path))}.")
+        if named and suffix(path) != ".json" and part is None:
+            raise LuthierError(whole)
         return part or table
     bare = source.partition("::")[0]
     if _looks_like_path(bare):

@@ -12,6 +12,11 @@ from luthier.data.table import Table, present
 COLUMN = "split"
 
 
+def divides(split: str | None, *taken: str) -> bool:
+    """Returns whether a split that is given divides a file by its column, which is not `taken` for something else."""
+    return split is not None and COLUMN not in taken
+
+
 def of_column(table: Table, split: str, where: str, named: bool = True) -> Table | None:
     """Returns the rows of one split where a column `split` says of every row which of several it is in; None where none
     does, and where a split that nobody `named` is `test` and no row is of it. Raises `LuthierError` where no row is of

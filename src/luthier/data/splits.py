@@ -17,8 +17,10 @@ SPLITS = {
 
 
 SHOWN = 20
-SHARDED = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]{16})?", re.DOTALL)
-"""How the hub names the files of a split, whatever the split is called; some end in a hash of each file."""
+OWN = r"(-[0-9a-f]{16}(?=\.|$))?"
+"""A hash, each file's own, in which names of the hub may end."""
+SHARDED = re.compile(rf"(.+)-\d{{5}}-of-\d{{5}}{OWN}", re.DOTALL)
+"""How the hub names the files of a split, whatever the split is called."""
 PIECE = re.compile(
     r"([-_. ]*(part|shard|chunk|batch|file))?[-_. ](\d+|[a-z])(?=$|[-_. ])|([-_. ]of)?(?<=[a-z])\d+$", re.I
 )
@@ -59,8 +61,8 @@ def of_split(where: str, split: str, found: Collection[str], files: str = "", so
     raise LuthierError(f"{where} has no split {split!r}{near(split, found)} {told}")
 
 
-NUMBERED = re.compile(r"(.*[-_.])(\d+)-of-(\d+)(-[0-9a-f]{16}(?=\.|$))?(.*)", re.DOTALL)
-"""A file that is one of so many, as the hub numbers them, from 0 or from 1; a hash is each file's own."""
+NUMBERED = re.compile(rf"(.*[-_.])(\d+)-of-(\d+){OWN}(.*)", re.DOTALL)
+"""A file that is one of so many, as the hub numbers them, from 0 or from 1."""
 
 
 def missing_parts(names: Iterable[str]) -> list[str]:
