@@ -86,10 +86,7 @@ def sourced(name: str, given: DataSet, training: Training, seeds: Sequence[int],
     if not parts and single:
         train, held = _held_out(train, given, folder / FOLDER / name)
         parts = {name: held}
-    examples = [
-        data.load(train, limit=given.rows, seed=seed, split="train", task=given.task, named=given.columns)
-        for seed in (seeds if not parts else seeds[:1])
-    ]
+    examples = [_trained_on(train, given, limit=given.rows, seed=seed) for seed in (seeds if not parts else seeds[:1])]
     task = examples[0].task
     if parts:
         tests = {part: _test(source, given, task) for part, source in parts.items()}
@@ -104,15 +101,13 @@ def sourced(name: str, given: DataSet, training: Training, seeds: Sequence[int],
     if parts:
         train = _unseen(train, "training", name, tests, given, folder, notes)
         validation = validation and _unseen(validation, "validation", name, tests, given, folder, notes)
-        examples = [
-            data.load(train, limit=given.rows, seed=seeds[0], split="train", task=given.task, named=given.columns)
-        ]
+        examples = [_trained_on(train, given, limit=given.rows, seed=seeds[0])]
     if given.validation is None and not training.eval_fraction:
         raise LuthierError(
             f"data {name} has no validation part; name one (validation), or hold rows out (eval_fraction)."
         )
     drawn = given.rows if _drawn(train) else None
-    print_of = data.load(train, limit=drawn, seed=0, split="train", task=given.task, named=given.columns).fingerprint
+    print_of = _trained_on(train, given, limit=drawn).fingerprint
     if examples[0].unread:
         notes.append(f"nothing reads {', '.join(examples[0].unread)} of {name}")
     return Sourced(name, train, examples[0], tests, metric, validation, print_of, tuple(notes))
@@ -121,6 +116,11 @@ def sourced(name: str, given: DataSet, training: Training, seeds: Sequence[int],
 def _drawn(source: str) -> bool:
     """Whether rows are made as many as are asked for."""
     return source.startswith(("gym:", "mix:"))
+
+
+def _trained_on(source: str, given: DataSet, limit: int | None = None, seed: int = 0) -> Examples:
+    """The rows of a source that are trained on."""
+    return data.load(source, limit=limit, seed=seed, split="train", task=given.task, named=given.columns)
 
 
 def _unseen(
@@ -185,7 +185,7 @@ def _joined(sources: Sequence[str], given: DataSet, target: Path) -> str:
 
 def _held_out(source: str, given: DataSet, target: Path) -> tuple[str, str]:
     """(training file, test file) of a single file, divided by a fixed seed."""
-    examples = data.load(source, split="train", task=given.task, named=given.columns)
+    examples = _trained_on(source, given)
     kept, held = data.split(examples, HELD_OUT, seed=0)
     table = data.read(source)
     rows = {number: _apart(row, table, given) for number, row in table.rows}

@@ -217,8 +217,7 @@ class Trainer:
 
     def _run(self, together: Sequence[tuple[str, Ask]]) -> list[_Run]:
         runs = [_Run(name, ask, list(ask.pieces(PASS_TOKENS))) for name, ask in together]
-        several = {run.name: len(run.pieces) > 1 and not run.ask.forward_only for run in runs}
-        undo = self._on_engine(lambda: [self.pool.before_pass(run.name, several[run.name]) for run in runs])
+        undo = self._on_engine(lambda: [self.pool.before_pass(run.name, run.adds_up) for run in runs])
         for backward in (True, False):  # apart, as a pass with gradients draws dropout
             of = [run for run in runs if run.ask.forward_only is not backward]
             while going := [run for run in of if run.error is None and run.done < len(run.pieces)]:
@@ -251,6 +250,11 @@ class _Run:
         self.done, self.loss = 0, 0.0
         self.log_probs: list[np.ndarray] = []
         self.error: LuthierError | None = None
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether a piece that fails leaves the gradients of those before it."""
+        return len(self.pieces) > 1 and not self.ask.forward_only
 
     def take(self, outcome: Outcome) -> None:
         """Takes in what a pass gave the piece whose turn it was."""
