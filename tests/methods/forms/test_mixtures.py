@@ -225,7 +225,9 @@ def test_lora_on_a_layer_inside_still_acts():
     lt.attach(model, lt.LoRA(rank=2), "q_proj, up_proj", name="lora")
     for key, tensor in lt.trainable(model).items():
         tensor.data += 0.3 if key.startswith("lora.") else 0.0
-    assert not torch.allclose(logits(model), before, rtol=1e-3)
+    changed = logits(model)
+    assert not torch.allclose(changed, before, rtol=1e-3)
+    assert torch.equal(logits(model), changed)  # by what the first pass planned for decoding, too
     lt.detach(model, "lora")
     assert torch.allclose(logits(model), before, rtol=1e-10)
 
