@@ -37,6 +37,7 @@ VARIABLES = {
     "LUTHIER_CACHE": "the cache folder",
     "LUTHIER_PATH": "folders with methods and commands of your own",
     "LUTHIER_WORKERS": "processes that encode rows",
+    "LUTHIER_DEVICE": "where models are computed, unless --device says so: cpu, cuda, cuda:1, mps",
     "LUTHIER_API_KEY": "the key that clients of the server send, and `luthier rewrite`",
     "LUTHIER_KEY_PASSWORD": "the password of an encrypted signing key",
     "LUTHIER_DEBUG": "tracebacks of bad input",

@@ -23,8 +23,8 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> dict[str, Any]:
     from luthier import data
     from luthier.core.adapters.control import describe
     from luthier.data.show import Meaning
-    from luthier.models import trusting
     from luthier.training.attachment import attach_all
+    from luthier.training.context import loading_for
     from luthier.training.estimate import estimate
     from luthier.training.penalised import refuse_alone
     from luthier.training.prepare import prepare, processes
@@ -33,7 +33,7 @@ def dry_run(run: Run, notes: Sequence[str] = ()) -> dict[str, Any]:
     from luthier.training.rollouts.online import check_online
     from luthier.training.session import load
 
-    with quiet(), trusting(run.trust_remote_code):
+    with quiet(), loading_for(run):
         refuse_alone(run)
         prepared = prepare(run)
         check_online(run, prepared)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from luthier.cli.signature import Flags, Given, Places, filled, nothing, signature_of
 from luthier.cli.stopped import NOTHING
 from luthier.core.contracts.plugins import File, files_in, installed_files
+from luthier.core.device import on_device
 from luthier.core.errors import LuthierError
 from luthier.core.version import __version__
 
@@ -77,8 +78,9 @@ class Telling(Command):
 
 
 @dataclass(frozen=True)
-class Loading(Command):
-    """Base of the commands that load models."""
+class Reading(Command):
+    """Base of the commands that read models, or what prepares their inputs, and compute nothing by them: all that they
+    do with weights is done by the CPU, whose memory is the larger one."""
 
     trust_remote_code: bool = dataclasses.field(default=False, kw_only=True)
     """Run Python code that lies in the model's folder or repository, where its architecture or tokenizer needs it."""
@@ -86,7 +88,25 @@ class Loading(Command):
     def within(self) -> AbstractContextManager[object]:
         from luthier.models import trusting
 
-        return trusting(self.trust_remote_code)
+        made = ExitStack()
+        made.enter_context(trusting(self.trust_remote_code))
+        made.enter_context(on_device(self.place()))
+        return made
+
+    def place(self) -> str:
+        """Returns where models are loaded."""
+        return "cpu"
+
+
+@dataclass(frozen=True)
+class Loading(Reading):
+    """Base of the commands that compute models."""
+
+    device: str = dataclasses.field(default="auto", kw_only=True)
+    """Where models are computed: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps."""
+
+    def place(self) -> str:
+        return self.device
 
 
 @dataclass(frozen=True)
@@ -107,7 +127,12 @@ class Signed(Command):
 
 @dataclass(frozen=True)
 class Fitted(Signed, Loading):
-    """Base of the commands that load models with their adapters."""
+    """Base of the commands that compute models with their adapters."""
+
+
+@dataclass(frozen=True)
+class Rewriting(Signed, Reading):
+    """Base of the commands that make files of models and adapters out of others."""
 
 
 def commands(wanted: str | None = None) -> dict[str, type[Command]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import safetensors
+import torch
 from torch import Tensor, nn
 
 from luthier.combining.parameter_refs import parameter_refs
@@ -33,8 +34,9 @@ class Reader(Protocol):
 class Checkpoint:
     """The safetensors of a model folder; nothing is read before it is asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        """Tensors are read onto the device."""
+        self.folder, self.device = folder, device
         files = [folder / WEIGHTS]
         if (folder / INDEX).is_file():
             with recorded(folder / INDEX) as index:
@@ -61,7 +63,7 @@ class Checkpoint:
 
     def get(self, name: str) -> Tensor:
         """Reads one tensor, which must be finite."""
-        tensor = self._files[name].get_tensor(self._keys.get(name, name))  # type: ignore[attr-defined]
+        tensor = self._files[name].get_tensor(self._keys.get(name, name)).to(self.device)  # type: ignore[attr-defined]
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise LuthierError(f"{self.folder}: {name} holds NaN or infinity.")
         return tensor
@@ -86,9 +88,9 @@ def reader(name: str, model: nn.Module) -> Reader:
     """
     from luthier.models import resolve
 
-    path = resolve(name)
+    path, device = resolve(name), next(model.parameters()).device
     if isinstance(path, Path) and ((path / WEIGHTS).is_file() or (path / INDEX).is_file()):
-        found = Checkpoint(path)
+        found = Checkpoint(path, device)
         groups = parameter_refs(model)
         if set(found.shapes) <= {ref.name for group in groups for ref in group} | _buffers(model):
             for group in groups:
@@ -99,7 +101,8 @@ def reader(name: str, model: nn.Module) -> Reader:
 
     options = {"dtype": "auto", "use_safetensors": True, "adapter_kwargs": WITHOUT}
     with quiet(), guarded(f"{name} cannot be read as a {type(model).__name__}"):
-        return Held(type(model).from_pretrained(path, trust_remote_code=False, **options))  # type: ignore[attr-defined]
+        made: Any = type(model)
+        return Held(made.from_pretrained(path, trust_remote_code=False, **options).to(device))
 
 
 def _alias(found: Checkpoint, names: list[str]) -> None:

@@ -53,7 +53,7 @@ class Adapter:
     def __init__(self, model: nn.Module, folder: Path, spec: dict[str, Any], old: Reader | None) -> None:
         self.label, self.spec, self._folder, self._old = str(folder), spec, folder, old
         self.components = [component_of(model, each, spec["name"], folder) for each in spec["parts"]]
-        self._file = opened(folder, spec)
+        self._file, self._device = opened(folder, spec), next(model.parameters()).device
         self._header = header(self._file)
         self._last: tuple[str, dict[str, Delta]] = ("", {})
         for component in self.components:
@@ -113,7 +113,7 @@ class Adapter:
 
     def _tuner(self, component: AdapterComponent, site) -> TunerLayer:
         _, stored = self._stored(component, site)
-        held = {name: nn.Parameter(self._finite(key), False) for name, key in stored.items()}
+        held = {name: nn.Parameter(self._finite(key).to(self._device), False) for name, key in stored.items()}
         return TunerLayer(component, site, site, "", held).eval()
 
     def _finite(self, key: str) -> Tensor:

@@ -61,7 +61,7 @@ def _adapted(base: nn.Module, folder: Path, force: bool) -> Iterator[nn.Module]:
 def _tuned(base: nn.Module, folder: Path, task: str) -> Iterator[nn.Module]:
     parameter = next(base.parameters())
     dtype = str(parameter.dtype).removeprefix("torch.")
-    yield models.load(str(folder), task=task, dtype=dtype).model.to(parameter.device)
+    yield models.load(str(folder), task=task, dtype=dtype, device=str(parameter.device)).model
 
 
 def _watched(console: Console, text: str, items: Sequence) -> Iterable:

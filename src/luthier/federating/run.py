@@ -71,16 +71,16 @@ def carry_out(
     """Returns `federate`, for parts that are made."""
     from rich.console import Console
 
-    from luthier import models
     from luthier.core.owner import owned
     from luthier.federating import folder as folders
     from luthier.federating.command import command
     from luthier.federating.prepare import overview, planned
     from luthier.federating.rounds import all_rounds
+    from luthier.training.context import loading_for
     from luthier.training.progress import quiet
 
     folder, console = folders.claim(run.out, resume, overwrite), Console(stderr=True, quiet=not progress)
-    with quiet(), models.trusting(run.trust_remote_code), owned(folder):
+    with quiet(), loading_for(run), owned(folder):
         folders.claim(run.out, resume, overwrite)  # again, now that nobody else is in it
         plan = planned(run, method, federation)
         folders.begin(folder, {**plan.to_dict(), "command": command(run, method, federation)}, overwrite)

@@ -6,9 +6,9 @@ import math
 import multiprocessing
 from typing import Any
 
-import torch
 import transformers
 
+from luthier.core.device import device_of
 from luthier.core.errors import LuthierError
 from luthier.training.optimisers import OWN
 from luthier.training.schedule import PLAIN
@@ -41,11 +41,11 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
         report_to=settings.report_to.split(","),
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=device_of().type == "cuda",
         **loading(settings.workers),
         disable_tqdm=True,
         log_level="error",
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=device_of().type == "cpu",
     )
     made._setup_devices  # noqa: B018  counts the GPUs; one process uses one, torchrun starts more
     made._n_gpu = min(made._n_gpu, 1)

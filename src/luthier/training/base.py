@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from luthier import models
+from luthier.core.device import AUTO
 from luthier.core.errors import LuthierError
 from luthier.models import Loaded
 
@@ -46,8 +47,8 @@ def loaded_of(model: Any) -> Loaded:
 def precision_of(base: Loaded, wanted: str | None = None) -> str:
     """Returns the dtype of the base's weights, as `Training.precision` calls it; raises if it is not the one wanted."""
     found = str(base.model.dtype).removeprefix("torch.")
-    if found not in PRECISIONS or found != (wanted or found):
-        expected = wanted or " or ".join(PRECISIONS)
+    if found not in PRECISIONS or wanted not in (None, AUTO, found):
+        expected = " or ".join(PRECISIONS) if wanted in (None, AUTO) else wanted
         raise LuthierError(
             f"the model is {found}; expected {expected} (model.to(torch.bfloat16), or another precision)."
         )

@@ -9,13 +9,22 @@ from typing import Any
 
 from torch import nn
 
+from luthier.core.device import on_device
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import block_lists
 from luthier.kernels.backend import AUTO, OWN, cpu_backend
+from luthier.models import trusting
 from luthier.training.spec import Run
 
 WORTH = 10_000_000
 """The number of parameters from which on CPU backends are timed; smaller models do not repay it."""
+
+
+@contextmanager
+def loading_for(run: Run) -> Iterator[None]:
+    """Within the context models are loaded as a run says: onto its device, with code of their own if it trusts that."""
+    with trusting(run.trust_remote_code), on_device(run.training.device):
+        yield
 
 
 @contextmanager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
+from luthier.core.device import device_of
 from luthier.core.errors import LuthierError
 from luthier.training.prepare import processes
 
@@ -17,7 +17,7 @@ ATTEMPT, SHARED = "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE"
 def join() -> None:
     """Joins the processes that torchrun started, before any of them asks for the others; alone, it does nothing."""
     _join_again()
-    state = PartialState(cpu=not torch.accelerator.is_available())  # or those without GPUs would train each for itself
+    state = PartialState(cpu=device_of().type == "cpu")  # or those without GPUs would train each for itself
     if state.num_processes != processes():
         raise LuthierError(
             f"{processes()} processes were started, but they train as {state.num_processes}; look at ACCELERATE_… in "
@@ -41,7 +41,7 @@ def _join_again() -> None:
     shared = dist.TCPStore(*address, world, is_master=False)  # pyright: ignore[reportPrivateImportUsage]
     own = dist.PrefixStore(f"luthier/{known[ATTEMPT]}", shared)  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group(
-        None if torch.accelerator.is_available() else "gloo",
+        "gloo" if device_of().type == "cpu" else None,
         store=own,
         rank=rank,
         world_size=world,

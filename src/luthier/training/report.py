@@ -16,6 +16,7 @@ from luthier.core.adapters.attach import state_of
 from luthier.core.adapters.control import describe, tensors
 from luthier.core.adapters.training_plan import active_groups, training_plan
 from luthier.core.contracts.component import Component
+from luthier.core.device import device_of, shown
 from luthier.core.sites.pictures import sites_by_part
 from luthier.core.sites.structure import base_parameters
 from luthier.data import sizes_of
@@ -147,6 +148,7 @@ def figures_told(run: Run, prepared: Prepared, plan: Plan, memory: Memory) -> di
         f"optimiser {memory.optimiser / MIB:,.1f}, activations {memory.activations / MIB:,.0f}",
         "rows": f"{len(prepared.train):,} to train on, {len(prepared.evaluation):,} held out" + skipped(prepared, plan),
         "steps": f"{plan.steps:,} of {settings.batch} x {settings.accumulate} rows ({plan.per_epoch:,} an epoch)",
+        "computed": f"{shown(device_of())}, {settings.precision}",
         "settings": resolved_settings(run),
     }
     if run.update.name() != "adamw":

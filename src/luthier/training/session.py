@@ -28,7 +28,7 @@ from luthier.training.best import Best
 from luthier.training.card import card
 from luthier.training.checkpoint import Checkpoint, go_on, newest
 from luthier.training.command import command
-from luthier.training.context import training_context
+from luthier.training.context import loading_for, training_context
 from luthier.training.curves import curves_of
 from luthier.training.estimate import estimate
 from luthier.training.from_adapter import compared_with_start
@@ -82,7 +82,7 @@ class Session:
 
     def train(self, resume: bool, overwrite: bool) -> Result:
         """Runs the whole session."""
-        with models.trusting(self.run.trust_remote_code):
+        with loading_for(self.run):
             return self._train(resume, overwrite)
 
     def _train(self, resume: bool, overwrite: bool) -> Result:
@@ -316,6 +316,7 @@ def load(run: Run, prepared: Prepared) -> Loaded:
         labels=prepared.examples.labels,
         quantize=run.training.quantize,
         attn=run.training.attn,
+        device="cpu" if run.training.shard else None,  # from where it is split, block by block
         trust_remote_code=run.trust_remote_code,
     )
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from luthier.core.contracts.component import check_fields, known_fields
 from luthier.core.contracts.ranks import parameters_of
 from luthier.core.contracts.update import Update
+from luthier.core.device import AUTO, device_of, usual_precision
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
 from luthier.data.columns import mapping
@@ -99,14 +100,17 @@ class Training:
     """The number of checkpoints to keep."""
     seed: int = 0
     """The seed of the split, the order of the rows, the initialisation and dropout."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the base; adapters stay float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of the base; adapters stay float32. auto, which is decided here and now, is bfloat16 on an accelerator that
+    computes it fast, else float32 (also on CPUs, whose results would change with the processor)."""
     quantize: str | None = None
     """Quantise the base's weights: nf4 or int8."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     cpu_backend: Literal["auto", "mkl", "onednn", "onednn-convolution"] = "auto"
     """The library for float32 matrix products on a CPU: auto is the fastest on this machine, measured once."""
+    device: str = "auto"
+    """Where it is computed: auto (an accelerator if there is one), cpu, cuda, cuda:1, mps."""
     shard: bool = False
     """Shard the base across the processes of torchrun (FSDP2); adapters stay whole on each."""
     report_to: str = "none"
@@ -114,6 +118,8 @@ class Training:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.precision == AUTO:  # a run that is gone on with elsewhere keeps it
+            object.__setattr__(self, "precision", usual_precision(device_of(self.device)))
         for name, low, high in BOUNDS:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

@@ -57,7 +57,7 @@ def teacher_of(run: Run, model: Any) -> Iterator[Teacher | None]:
         finally:
             detach(model, own)
     else:
-        other = models.load(name, dtype=run.training.precision).model.to(model.device)
+        other = models.load(name, dtype=run.training.precision, device=str(model.device)).model
         yield lambda batch: other(**{key: batch[key] for key in READ if key in batch}).logits
 
 

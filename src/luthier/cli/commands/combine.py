@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say, table
-from luthier.cli.parse import Fitted, Flags, Given, Telling
+from luthier.cli.parse import Flags, Given, Rewriting, Telling
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Combine(Telling, Fitted):
+class Combine(Telling, Rewriting):
     """Combine several adapters or fine-tuned models of one base into one.
 
     The flags of the method follow from its name: `luthier combine ties --help` shows them. The result is an adapter

@@ -88,7 +88,9 @@ class Compare(Telling, Fitted):
 
         return [
             Flags(DataSet, "Data, with a model", ("train", "test", "models", "training")),
-            Flags(Training, "Training, the same for every method", ("seed", "report_to", "shard", "quantize")),
+            Flags(
+                Training, "Training, the same for every method", ("seed", "report_to", "shard", "quantize", "device")
+            ),
         ]
 
     def stopped(self, given: Given) -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Fitted, Flags, Given, Telling, option
+from luthier.cli.parse import Flags, Given, Rewriting, Telling, option
 
 
 @dataclass(frozen=True)
-class Convert(Telling, Fitted):
+class Convert(Telling, Rewriting):
     """Write an adapter of one library as the folder of another: from peft to mlx-lm, from mlx-lm to GGUF and others.
 
     It is `luthier import` and then `luthier export`, without the folder in between. `luthier list formats` shows which

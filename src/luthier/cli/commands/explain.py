@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say, say_json, table
-from luthier.cli.parse import Flags, Given, Loading
+from luthier.cli.parse import Flags, Given, Reading
 from luthier.core.contracts.component import Component
 from luthier.core.errors import LuthierError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Explain(Loading):
+class Explain(Reading):
     """Explain a method: its equation, source, settings and, on a model, its exact number of parameters.
 
     The settings of the method are flags as well, and change the count. Only the model's configuration is read,

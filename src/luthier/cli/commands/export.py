@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Fitted, Flags, Given, Telling, option
+from luthier.cli.parse import Flags, Given, Rewriting, Telling, option
 
 DEFAULT = "peft"
 
 
 @dataclass(frozen=True)
-class Export(Telling, Fitted):
+class Export(Telling, Rewriting):
     """Write an adapter in the format of other software: peft, a merged model, GGUF for llama.cpp.
 
     The flags follow from --to: `luthier export --to gguf --help` shows them, and `luthier list formats` says which

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Flags, Given, Loading, Telling
+from luthier.cli.parse import Flags, Given, Reading, Telling
 
 if TYPE_CHECKING:
     from luthier.models import Loaded
 
 
 @dataclass(frozen=True)
-class Import(Telling, Loading):
+class Import(Telling, Reading):
     """Import an adapter that another library saved: peft, pyreft, mlx-lm or AdapterHub's adapters.
 
     The format is told by what the folder holds; nothing in it is run. What has no equal here is refused with the

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from luthier.cli.output import say
-from luthier.cli.parse import Fitted, Given, Telling
+from luthier.cli.parse import Given, Rewriting, Telling
 from luthier.core.errors import LuthierError
 
 
 @dataclass(frozen=True)
-class Merge(Telling, Fitted):
+class Merge(Telling, Rewriting):
     """Merge an adapter into its base model and save the whole model.
 
     The folder loads in transformers without Luthier: safetensors in the model's own dtype, configuration,

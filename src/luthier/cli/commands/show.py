@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import console, say, table, tell_unread
-from luthier.cli.parse import Given, Loading, Telling
+from luthier.cli.parse import Given, Reading, Telling
 from luthier.core.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Show(Telling, Loading):
+class Show(Telling, Reading):
     """Show the tokens in the loss of a row, the sites of a model, or the spec of an adapter.
 
     With DATA: the tokens of one row, those in the loss marked. With a model alone: its layers by type, and

@@ -23,6 +23,7 @@ from luthier.core.records import as_read, recorded, replace_json
 from luthier.evaluating import evaluate
 from luthier.evaluating.yes_no import description
 from luthier.training.beginning import begin
+from luthier.training.context import loading_for
 from luthier.training.folder import holds_run
 from luthier.training.run import train
 from luthier.training.spec import Run
@@ -68,7 +69,7 @@ def leave_out(
     folder = claimed(run.out, SPEC, "a meta-tuning", resume, overwrite)
     read = read_sets(sets, run.columns)
     _check_single(read, single)
-    with models.trusting(run.trust_remote_code), owned(folder):
+    with loading_for(run), owned(folder):
         told = {**as_read(run.to_dict()), "sets": list(sets), "single": single}
         here = {"metatune": {key: told[key] for key in told if key != "data"}}
         here["data"] = {each.source: each.rows.fingerprint for each in read}

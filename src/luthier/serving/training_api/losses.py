@@ -81,7 +81,7 @@ def _ratio(logs: Tensor, given: Inputs) -> Tensor:
 
 def _clipped(ratio: Tensor, given: Inputs, settings: Mapping[str, float]) -> Tensor:
     """The ratio within its bounds, which a datum may state token by token."""
-    low, high = (given.get(key, torch.tensor(settings[key])) for key in (LOW, HIGH))
+    low, high = (given.get(key, ratio.new_tensor(settings[key])) for key in (LOW, HIGH))
     return torch.minimum(torch.maximum(ratio, low), high)
 
 
@@ -124,7 +124,10 @@ def total(loss: LossFunction, settings: Mapping[str, float], data: Sequence[Inpu
     """Returns the loss of a batch as a function of the log-probabilities of its data, [T] or [T, K] each."""
 
     def value(log_probs: Sequence[Tensor]) -> Tensor:
-        parts = [loss.value(logs, given, settings) for logs, given in zip(log_probs, data, strict=True)]
+        parts = []
+        for logs, given in zip(log_probs, data, strict=True):
+            there = {key: each.to(logs.device) for key, each in given.items()}
+            parts.append(loss.value(logs, there, settings))
         return torch.stack(parts).sum()
 
     return value

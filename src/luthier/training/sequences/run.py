@@ -12,7 +12,6 @@ import numpy as np
 from rich.console import Console
 from transformers import set_seed
 
-from luthier import models
 from luthier.core.errors import LuthierError
 from luthier.core.files import claimed, committed, discard
 from luthier.core.owner import owned
@@ -20,6 +19,7 @@ from luthier.core.records import as_read, recorded, replace_json
 from luthier.data import kind_of
 from luthier.models import Loaded
 from luthier.training import metrics
+from luthier.training.context import loading_for
 from luthier.training.folder import holds_run, versions
 from luthier.training.penalised import STATE
 from luthier.training.progress import quiet
@@ -71,7 +71,7 @@ def carry_out(
     """
     folder = claimed(run.out, SPEC, "a sequence", resume, overwrite)
     console = Console(stderr=True, quiet=not progress)
-    with quiet(), models.trusting(run.trust_remote_code), owned(folder):
+    with quiet(), loading_for(run), owned(folder):
         plan = planned(run, spec)
         answers = answers if scored(plan) else None
         begin(folder, plan, overwrite)

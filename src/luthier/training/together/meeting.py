@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from luthier.core.adapters.attach import detach, state_of
 from luthier.core.adapters.lend import lend
 from luthier.core.adapters.share import ShareFailed, Stream
+from luthier.core.device import device_of
 from luthier.core.errors import LuthierError
 from luthier.kernels.backend import cpu_backend
 from luthier.models import Loaded
@@ -84,7 +85,15 @@ def base_of(run: Run) -> tuple[Any, ...]:
     """
     settings, form = run.training, run.form
     drawing = form.name() if form.train_mode() != form.eval_mode() else None
-    return run.model, settings.precision, settings.attn, settings.cpu_backend, run.trust_remote_code, drawing
+    return (
+        run.model,
+        settings.precision,
+        settings.attn,
+        settings.cpu_backend,
+        settings.device,
+        run.trust_remote_code,
+        drawing,
+    )
 
 
 def why_alone(run: Run) -> str | None:
@@ -124,7 +133,7 @@ def _base(run: Run, prepared: Prepared) -> _Base:
     check_model(model)
     if told := _drawing(model):
         raise Alone(f"{run.model} draws random numbers of its own in training ({told})")
-    model.requires_grad_(False).eval().to(_device())
+    model.requires_grad_(False).eval().to(device_of())
     shared = _copied(model)
     shared.config.use_cache = False
     packs = why_not(shared, [{"input_ids": [], "attention_mask": []}]) is None
@@ -144,7 +153,7 @@ class Meeting:
         One that raises, as a run that diverges does, ends by itself; `Alone` is raised where it cannot share its
         passes after all. An interrupt ends them all.
         """
-        outer, *self._seats = (_Seat(Stream.now(_device())) for _ in range(len(jobs) + 1))
+        outer, *self._seats = (_Seat(Stream.now(device_of())) for _ in range(len(jobs) + 1))
         outer.rise()
         try:
             with quiet():
@@ -231,10 +240,6 @@ class Meeting:
 def _apart(asked: Mapping[int, Any], error: BaseException) -> dict[int, Any]:
     told = str(error) if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
     return {number: Alone(f"a pass that it shares failed ({told})") for number in asked}
-
-
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 def _copied(model: nn.Module) -> Any:
