@@ -47,11 +47,14 @@ def ways(given: argparse.Namespace) -> tuple[dict[str, Way], Any]:
 
     def in_order() -> list[str]:
         parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        return [text for part in parts for text in _by_batches(model, words, part, sampling, size, int, None)]
+        return [text for part in parts for text in by_batches(part)]
+
+    def by_batches(part: list[list[int]]) -> list[str]:
+        return [text for text, _ in _by_batches(model, words, part, sampling, size, int, None)]
 
     return {
         "engine": lambda: answers(model, words, prompts, sampling, size),
-        "transformers, by length": lambda: _by_batches(model, words, prompts, sampling, size, int, None),
+        "transformers, by length": lambda: by_batches(prompts),
         "transformers, in order": in_order,
     }, words
 

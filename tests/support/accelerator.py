@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from luthier.core.numerics import wide
+
 NAME, SOURCE = "desk", Path(__file__).with_suffix(".cpp")
 
 
@@ -31,6 +33,9 @@ def begin() -> None:
     torch._register_device_module(NAME, _module())
     torch.utils.generate_methods_for_privateuse1_backend()
     library.begin()
+    if os.environ.get("DESK_HAS_NO_FLOAT64"):
+        wide.LACKING = (*wide.LACKING, NAME)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = NAME  # accelerate and the Trainer know some accelerators by name alone
 
 
 def _built() -> Path:

@@ -19,6 +19,7 @@ from luthier.core.contracts.objective import At, labels_of
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.agreement import agreement, closeness
 from luthier.core.numerics.delta import Delta
+from luthier.core.numerics.wide import exact
 from luthier.core.sites.probe import eval_mode
 from luthier.core.storage import store
 from luthier.data.labels import labels_in_order
@@ -109,7 +110,7 @@ def measured(run: Run, prepared: Prepared, loaded: Loaded, held: Change) -> dict
                 out = model(**batch)
                 means = out.loss
                 outputs.append(out.logits.float().cpu())
-            sums.append(torch.stack([means.double() * counts, counts.double()]).cpu())
+            sums.append(torch.stack([exact(means) * exact(counts), exact(counts)]).cpu())
     total, counts = torch.stack(sums).sum(0)
     loss = float((total / counts.clamp(min=1) * run.objective.part_weights(counts, {})).sum())
     truth = np.array([feature["labels"] for feature in features]) if figures else None

@@ -6,11 +6,13 @@ import math
 import multiprocessing
 from typing import Any
 
+import torch
 import transformers
 
 from luthier.core.device import device_of
 from luthier.core.errors import LuthierError
 from luthier.training.optimisers import OWN
+from luthier.training.prepare import processes
 from luthier.training.schedule import PLAIN
 from luthier.training.spec import Run, Training
 
@@ -49,6 +51,9 @@ def arguments(run: Run, steps: int, every: tuple[int, int], evaluates: bool) -> 
     )
     made._setup_devices  # noqa: B018  counts the GPUs; one process uses one, torchrun starts more
     made._n_gpu = min(made._n_gpu, 1)
+    if processes() == 1 and device_of().type != "cpu":  # transformers takes the first of them
+        vars(made)["_setup_devices"] = device_of()
+        torch.accelerator.set_device_index(device_of())
     return made
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.contracts.examination import Batch
+from luthier.core.numerics.wide import widened
 from luthier.core.sites.answers import spoken
 from luthier.core.sites.heads import Replaced, heads, refuse_headless
 from luthier.core.sites.structure import base_modules
@@ -23,7 +24,7 @@ Head = tuple[str, int]
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """Returns the mean loss of a batch's labels, in nats."""
     logits, labels, _ = spoken(model, batch)
-    return nn.functional.cross_entropy(logits.double(), labels)
+    return nn.functional.cross_entropy(widened(logits), labels)
 
 
 def read(model: nn.Module, batch: Batch) -> tuple[Outputs, float]:
@@ -48,7 +49,7 @@ def one(outputs: Outputs, head: Head) -> Masks:
 
 def zeros(outputs: Outputs, value: float = 0.0) -> Masks:
     """Returns masks of one value for every head."""
-    return {path: torch.full((each.shape[2],), value, dtype=torch.double) for path, each in outputs.items()}
+    return {path: widened(each.new_full((each.shape[2],), value)) for path, each in outputs.items()}
 
 
 def replacing(outputs: Outputs, masks: Masks) -> Replaced:

@@ -10,6 +10,7 @@ from torch import nn
 
 from luthier.core.contracts.examination import Batch, Examination, Pair, Report
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.wide import exact
 from luthier.core.sites.answers import spoken
 from luthier.core.sites.heads import heads, layers_of
 from luthier.core.sites.probe import eval_mode
@@ -187,7 +188,7 @@ def everything(model: nn.Module, tuned: tuple[Batch, Outputs], modules: dict, wa
     """Returns the largest difference to the fine-tuned model's logits where all heads and modules are patched."""
     batch, outputs = tuned
     with heads(model, replacing(outputs, zeros(outputs, 1.0))), giving(model, modules):
-        return float((spoken(model, batch)[0].double() - wanted.double()).abs().max())
+        return float((exact(spoken(model, batch)[0]) - exact(wanted)).abs().max())
 
 
 def where(masks: Masks) -> list[Head]:

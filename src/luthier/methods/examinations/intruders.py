@@ -13,6 +13,7 @@ from luthier.core.contracts.combination import examined
 from luthier.core.contracts.examination import Change, Examination, Report
 from luthier.core.errors import LuthierError
 from luthier.core.numerics.spectrum import Spectrum, new_directions, spectrum
+from luthier.core.numerics.wide import exact
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Intruders(Examination):
         return self._report(places, null, layers)
 
     def _count(self, change: Change) -> tuple[dict[str, float], dict[str, float]]:
-        before, delta = change.place.base().detach().double(), change.delta()
+        before, delta = exact(change.place.base().detach()), change.delta()
         norm = 0.0 if delta.is_zero else delta.norm()
         moved = norm / max(float(before.norm()), 1e-300)
         if not norm:

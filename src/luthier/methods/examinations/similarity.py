@@ -9,6 +9,7 @@ from torch import Tensor
 
 from luthier.core.contracts.examination import Examination, Pair, Report
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.wide import exact
 from luthier.core.sites.collect import collect
 from luthier.core.sites.select import select
 from luthier.core.sites.structure import block_lists
@@ -96,5 +97,5 @@ def rsa(x: Tensor, y: Tensor) -> float:
 
 def _cosines(x: Tensor) -> Tensor:
     """[n (n - 1) / 2], the strict upper triangle."""
-    unit = torch.nn.functional.normalize(x.double(), dim=-1)
+    unit = torch.nn.functional.normalize(exact(x), dim=-1)
     return (unit @ unit.mT)[tuple(torch.triu_indices(len(x), len(x), 1))]

@@ -13,6 +13,7 @@ from luthier.core.contracts.examination import Batch
 from luthier.core.contracts.example import Example
 from luthier.core.contracts.gate import Gate
 from luthier.core.errors import LuthierError
+from luthier.core.numerics.wide import exact
 from luthier.core.sites.answers import answers, rows_of
 
 COLUMNS = ("question", "context", "answer")
@@ -51,7 +52,7 @@ class ContextUse(Gate):
     def used(self, model: nn.Module, own: Sequence[Batch], swapped: Sequence[Batch]) -> Tensor:
         """[rows]: 1 where the row's own context makes its answer `factor` times as likely."""
         right, wrong = (answers(model, each).by_row(rows_of(each))[:, 0] for each in (own, swapped))
-        return (wrong - right >= math.log(self.factor)).double()
+        return exact(wrong - right >= math.log(self.factor))
 
 
 def variants(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Example], list[Example]]:

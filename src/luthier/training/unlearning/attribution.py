@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from luthier.core.numerics.wide import exact
+
 COPIES = 4
 """Places of the projection that each entry of a gradient goes to."""
 
@@ -34,12 +36,12 @@ class SparseProjection:
     def __call__(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """Projects gradients [rows, *shape] by name to [rows, k], in float64."""
         if self.plain:
-            return torch.cat([gradients[key].flatten(1).double() for key in self.shapes], 1)
+            return torch.cat([exact(gradients[key].flatten(1)) for key in self.shapes], 1)
         rows = len(next(iter(gradients.values())))
         found = torch.zeros(rows, self.dimension, dtype=torch.float64)
         for key in self.shapes:
             places, signs = self._draw(key)
-            flat = gradients[key].flatten(1).double().cpu()
+            flat = exact(gradients[key].flatten(1)).cpu()
             for copy in range(COPIES):
                 found.index_add_(1, places[copy], flat * signs[copy])
         return found / COPIES**0.5
@@ -89,5 +91,5 @@ def changes(jacobian: Tensor, step: Tensor) -> Tensor:
 
 def softmax_curvature(logits: Tensor) -> Tensor:
     """Returns diag(p) - p pᵀ of each row, [rows, C, C]: the second derivative of cross-entropy by the logits."""
-    p = logits.double().softmax(-1)
+    p = exact(logits).softmax(-1)
     return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
