@@ -90,10 +90,11 @@ def train(
     save_every: int | None = None,
     keep: int = 2,
     seed: int = 0,
-    precision: Literal['float32', 'bfloat16'] = "float32",
+    precision: Literal['auto', 'float32', 'bfloat16'] = "auto",
     quantize: str | None = None,
     gradient_checkpointing: bool = False,
     cpu_backend: Literal['auto', 'mkl', 'onednn', 'onednn-convolution'] = "auto",
+    device: str = "auto",
     shard: bool = False,
     report_to: str = "none",
 ) -> Result:
