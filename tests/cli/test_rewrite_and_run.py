@@ -70,7 +70,7 @@ def test_a_server_judges(call, llama, rows, tmp_path, monkeypatch, spoken):
     assert set(found["loss"]) == {"given", "made"}
     assert all(each["key"] == "Bearer secret" and each["model"] == "judge" for each in seen)
     assert [row["from"]["row"] for row in made(out)] == list(range(1, 9))
-    with api(lambda text: 400 if "say one" in text else "perhaps") as (url, _):
+    with api(lambda text: "perhaps" if "say one" in text else 400) as (url, _):
         done = call(*words, "--judge", f"{url}/v1#judge", "--overwrite")
     assert done.code == 0 and "the judge did not say" in done.err
     assert "(the prompt is too long)" in done.err
