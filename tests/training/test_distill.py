@@ -143,7 +143,7 @@ def test_a_server_teaches(run, plain):
     with served(teacher) as url:
         chosen = lt.Distill(teacher=url, divergence="reverse", own=1.0, max_tokens=8)
         result = train(
-            replace(run, data=plain, objective=chosen, training=settings, out=f"{run.out}-served"), progress=False
+            replace(run, data=plain, objective=chosen, training=settings, out=f"{run.out}-served"), progress=True
         )
     lines = [line for line in metrics.read(result.folder) if "loss" in line]
     assert all(line["gap"] == pytest.approx(line["loss"], rel=1e-5) for line in lines)

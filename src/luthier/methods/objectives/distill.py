@@ -135,9 +135,7 @@ class Distill(Objective):
         seen = {key: value[1::2] for key, value in plain.items()} if HINTED in batch else plain
         with torch.no_grad():
             told = at.teacher(seen)
-            return own | {
-                TAUGHT: told[seen["labels"][:, 1:].ne(-100)] if self.served else answered(told, seen["labels"])
-            }
+            return own | {TAUGHT: sampled(told, seen["labels"]) if self.served else answered(told, seen["labels"])}
 
     def loss(self, model, batch):
         return self.loss_and_figures(model, batch)[0]
@@ -188,6 +186,14 @@ def answered(logits: Tensor, labels: Tensor) -> Tensor:
 
     found = logits[:, :-1][labels[:, 1:].ne(-100)]
     return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def sampled(told: Tensor, labels: Tensor) -> Tensor:
+    """log p of the answers' tokens, [N], of that of all next tokens [rows, T - 1], or of logits [rows, T, V]."""
+    wanted = labels[:, 1:]
+    if told.dim() == 3:  # of a model that stands for the server, as where memory is estimated
+        told = told[:, :-1].log_softmax(-1).gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
+    return told[wanted.ne(-100)]
 
 
 def with_hint(example: Example, hint: str) -> Example:
