@@ -2,7 +2,8 @@
 
 Both train LoRA of rank 8 on the queries and values of SmolLM2 in float32, on the same prompts of a gym task, with the
 same number of answers and tokens, temperature 1 and a KL term. Rounds alternate between the two; the first step of each
-round is not counted, and a step is the time between the ends of two. TRL generates by transformers.
+round is not counted, and a step is the time between the ends of two, of the clock and of the processor (the steadier
+figure on a machine that is shared). TRL generates by transformers.
 
     python -m bench rollouts [--rounds 2] [--prompts 2] [--group 4] [--tokens 12]
 """
@@ -35,17 +36,17 @@ class Ends(transformers.TrainerCallback):
     """The times at which steps end."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.times: list[tuple[float, float]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.times.append(time.perf_counter())
+        self.times.append((time.perf_counter(), time.process_time()))
 
-    def steps(self) -> list[float]:
-        """Seconds of each step but the first."""
-        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+    def steps(self) -> list[tuple[float, float]]:
+        """Seconds of each step but the first, and the processor's."""
+        return [(wall - a, cpu - b) for (a, b), (wall, cpu) in zip(self.times, self.times[1:], strict=False)]
 
 
-def ours(given: argparse.Namespace, folder: Path, seed: int) -> list[float]:
+def ours(given: argparse.Namespace, folder: Path, seed: int) -> list[tuple[float, float]]:
     ends = Ends()
     chosen = GRPO(group=given.group, max_tokens=given.tokens, beta=0.04)
     settings = Training(steps=STEPS, batch=given.prompts, lr=1e-5, eval_fraction=0, save_every=1000, seed=seed)
@@ -55,7 +56,7 @@ def ours(given: argparse.Namespace, folder: Path, seed: int) -> list[float]:
     return ends.steps()
 
 
-def theirs(given: argparse.Namespace, folder: Path, seed: int) -> list[float]:
+def theirs(given: argparse.Namespace, folder: Path, seed: int) -> list[tuple[float, float]]:
     import datasets
     import peft
     import trl
@@ -93,18 +94,22 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--out", type=Path, default=results_of("rollouts"))
     given = parser.parse_args(words)
-    found: dict[str, list[float]] = {"luthier": [], "trl": []}
+    found: dict[str, list[tuple[float, float]]] = {"luthier": [], "trl": []}
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(given.rounds):
             found["luthier"] += ours(given, Path(scratch) / f"ours-{number}", number)
             found["trl"] += theirs(given, Path(scratch) / f"theirs-{number}", number)
-            print({name: [round(each, 2) for each in times] for name, times in found.items()}, flush=True)
-    median = {name: statistics.median(times) for name, times in found.items()}
+            print({name: [[round(s, 2) for s in step] for step in steps] for name, steps in found.items()}, flush=True)
+    seconds, cpu = ({name: [step[i] for step in steps] for name, steps in found.items()} for i in (0, 1))
+    median, median_cpu = ({name: statistics.median(s) for name, s in each.items()} for each in (seconds, cpu))
     settings = {key: getattr(given, key) for key in ("rounds", "prompts", "group", "tokens")}
     threads = {"threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__}
-    result = {**settings, **threads, "seconds": found, "median": median, "ratio": median["luthier"] / median["trl"]}
+    ratio, cpu_ratio = (each["luthier"] / each["trl"] for each in (median, median_cpu))
+    result = {**settings, **threads, "seconds": seconds, "median": median, "ratio": ratio}
+    result |= {"cpu_seconds": cpu, "median_cpu": median_cpu, "cpu_ratio": cpu_ratio}
     given.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"a step: {median['luthier']:.2f} s, TRL {median['trl']:.2f} s, ratio {result['ratio']:.2f}")
+    print(f"a step: {median['luthier']:.2f} s, TRL {median['trl']:.2f} s, ratio {ratio:.2f}; of the processor's time "
+          f"{cpu_ratio:.2f}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ def api(reply):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             seen.append(body | {"key": self.headers.get("Authorization")})
             told = reply(body["messages"][-1]["content"])
-            self.send(*((told, {}) if isinstance(told, int) else (200, {"choices": [{"message": {"content": told}}]})))
+            said = {"choices": [{"message": {"content": told}}]}
+            refused = {"error": {"message": "the prompt is too long"}}
+            self.send(*((told, refused) if isinstance(told, int) else (200, said)))
 
         def send(self, status, value):
             self.send_response(status)
@@ -68,9 +70,10 @@ def test_a_server_judges(call, llama, rows, tmp_path, monkeypatch, spoken):
     assert set(found["loss"]) == {"given", "made"}
     assert all(each["key"] == "Bearer secret" and each["model"] == "judge" for each in seen)
     assert [row["from"]["row"] for row in made(out)] == list(range(1, 9))
-    with api(lambda text: 400 if "say one" in text else "perhaps") as (url, _):
+    with api(lambda text: "perhaps" if "say one" in text else 400) as (url, _):
         done = call(*words, "--judge", f"{url}/v1#judge", "--overwrite")
     assert done.code == 0 and "the judge did not say" in done.err
+    assert "(the prompt is too long)" in done.err
     assert len(made(out)) == 8 and all(row["from"]["unjudged"] for row in made(out))
 
 

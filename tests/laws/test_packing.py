@@ -21,6 +21,7 @@ from luthier.core.contracts.router import Routed
 from luthier.core.sites.packable import why_not_packed
 from luthier.core.sites.packing import PACKED, packed, packing_now, packing_of
 from luthier.training.context import recompute
+from luthier.training.pack import shares
 from luthier.training.prepare import prepare
 from support.architectures import ARCHITECTURES, base_of
 from support.objective_runs import run_of
@@ -48,6 +49,16 @@ def batch(seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
+def answers_to_one_prompt() -> dict[str, torch.Tensor]:
+    """The same, where three rows open with one prompt, and a fourth with its beginning."""
+    rows = batch()
+    rows["input_ids"][:3, :3] = rows["input_ids"][1, :3]
+    rows["input_ids"][3, 0] = rows["input_ids"][1, 0]
+    columns, ends = torch.arange(max(LENGTHS)), torch.tensor([3, 3, 3, 0, 4])[:, None]
+    asked = rows["attention_mask"].bool() & (columns >= ends)
+    return rows | {"labels": torch.where(asked, rows["input_ids"], -100)}
+
+
 def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     own = {key: p for key, p in tensors(model).items() if p.requires_grad}
     found = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
@@ -60,13 +71,16 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], tolerance: 
     assert max(apart.values()) <= tolerance, max(apart.items(), key=lambda each: each[1])
 
 
-def blocks_packed(model: nn.Module, run: Callable[[], Any]) -> tuple[Any, int]:
-    """What `run()` gives within packed batches, and how many blocks had packed tokens in its last pass."""
+def blocks_packed(model: nn.Module, run: Callable[[], Any], shared: bool = False) -> tuple[Any, int]:
+    """What `run()` gives within packed batches, and how many blocks had packed tokens in its last pass; with `shared`,
+    how many blocks computed a prompt once."""
     seen = []
     hook = model.register_forward_hook(lambda *_: seen.append(packing_now()), prepend=True)
     try:
-        with packed(model):
-            return run(), 0 if seen[-1] is None else seen[-1].blocks
+        with packed(model, shared):
+            found = run()
+        last = seen[-1]
+        return found, 0 if last is None or (shared and last.shared is None) else last.blocks
     finally:
         hook.remove()
 
@@ -79,6 +93,8 @@ def perturb(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_of_every_form(name):
+    """And of rows that share a prompt, but for forms that see what is behind it. (There, the gradients of rows are
+    added before norms round them to float32.)"""
     chosen = find("forms", name)
     fields = chosen.__dataclass_fields__
     names_ = {f: ("a", "b") for f in ("tasks", "experts") if f in fields and isinstance(fields[f].default, tuple)}
@@ -97,6 +113,13 @@ def test_of_every_form(name):
     own, count = blocks_packed(model, loss)
     assert count == 3 and torch.allclose(own, expected, rtol=1e-12)
     same(gradients(model, own), gradients(model, expected), 1e-11)
+    rows |= answers_to_one_prompt()
+    if shares(model) and "tasks" not in rows:
+        expected, (own, count) = loss(), blocks_packed(model, loss, shared=True)
+        assert count == 3 and torch.allclose(own, expected, rtol=1e-12)
+        same(gradients(model, own), gradients(model, expected), 3e-7)
+    else:
+        assert chosen.sees or "tasks" in rows
 
 
 def without_dropout(model: nn.Module) -> Any:
@@ -129,6 +152,12 @@ def test_in_every_architecture(name):
     assert count >= 3
     assert torch.allclose(own, expected, rtol=ALIKE)
     same(gradients(model, own), gradients(model, expected), 2e-6)
+    assert shares(model) == (architecture.kind == "decoder")
+    if architecture.kind == "decoder":
+        rows = answers_to_one_prompt()
+        expected, (own, count) = model(**rows).loss, blocks_packed(model, lambda: model(**rows).loss, shared=True)
+        assert count >= 3 and torch.allclose(own, expected, rtol=ALIKE)
+        same(gradients(model, own), gradients(model, expected), 2e-6)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -151,7 +180,8 @@ def test_of_every_objective(name, tmp_path):
         inputs = chosen.inputs(rows, at)
         return chosen.loss_and_figures(model, inputs)
 
-    (means, figures), ((own, here), count) = told(), blocks_packed(model, told)
+    shared = prepared.task == "causal-lm" and chosen.reads == ("pairs",)
+    (means, figures), ((own, here), count) = told(), blocks_packed(model, told, shared)
     assert count == 3 and torch.allclose(own, means, rtol=5e-6, atol=1e-7)
     assert all(torch.allclose(here[key].double(), figures[key].double(), rtol=1e-4, atol=1e-5) for key in figures)
     same(gradients(model, own.sum()), gradients(model, means.sum()), 5e-6)
@@ -171,11 +201,18 @@ def fine_tuned(name: str = "llama", form: lt.Form | None = None, **settings) -> 
 def test_with_a_vocabulary_that_is_gone_through_in_chunks_and_recomputed_blocks(name, form):
     """And LoReFT's positions, which a recomputation in the backward pass has to find again."""
     model = without_dropout(fine_tuned(name, form, vocab_size=5000))
-    wanted = gradients(model, lt.SFT().loss(model, batch()))
+    shared = answers_to_one_prompt()
+    wanted = [gradients(model, lt.SFT().loss(model, each)) for each in (batch(), shared)]
     recompute(model, True)
     own, count = blocks_packed(model, lambda: gradients(model, lt.SFT().loss(model, batch())))
     assert count == 3
-    same(own, wanted, 2e-6)
+    same(own, wanted[0], 2e-6)
+    if shares(model):
+        own, count = blocks_packed(model, lambda: gradients(model, lt.SFT().loss(model, shared)), shared=True)
+        assert count == 3
+        same(own, wanted[1], 2e-6)
+    else:
+        assert "from" in str(form)
 
 
 @pytest.mark.parametrize("form", [lt.LoRA(rank=4), lt.DoRA(rank=4), lt.Prefix(length=3)])
@@ -215,6 +252,10 @@ def test_windows_and_either_attention(attention):
     model.set_attn_implementation(attention)
     expected = model(**batch()).loss
     own, count = blocks_packed(model, lambda: model(**batch()).loss)
+    assert count == 6
+    same(gradients(model, own), gradients(model, expected), 2e-6)
+    rows = answers_to_one_prompt()
+    expected, (own, count) = model(**rows).loss, blocks_packed(model, lambda: model(**rows).loss, shared=True)
     assert count == 6
     same(gradients(model, own), gradients(model, expected), 2e-6)
 
@@ -278,6 +319,20 @@ def test_there_and_back():
     holes = rows["attention_mask"].clone()
     holes[2, 3] = 0
     assert packing_of(holes) is None and packing_of(holes[:1]) is None and packing_of(torch.ones(2, 4)) is None
+
+
+def test_only_prompts_that_are_alike_are_shared():
+    rows = answers_to_one_prompt()
+    packing = packing_of(rows["attention_mask"], rows)
+    assert packing is not None and packing.shared is not None
+    assert packing.shared.ahead == [0, 3, 3, 0, 0] and packing.lengths == [9, 1, 17, 1, 13]
+    x = torch.randn(5, max(LENGTHS), 3)
+    x[1:3, :3] = x[0, :3]
+    real = rows["attention_mask"].bool()
+    assert torch.equal(packing.unpack(packing.pack(x))[real], x[real])
+    for more in ({"tasks": torch.zeros(5)}, {"labels": None}, {"labels": rows["input_ids"]}):
+        packing = packing_of(rows["attention_mask"], rows | more)
+        assert packing is not None and packing.shared is None
 
 
 class Mixing(nn.Module):

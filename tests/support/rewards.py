@@ -25,6 +25,14 @@ def broken(prompt: str, answer: str, example) -> float:
     raise RuntimeError("out of order")
 
 
+def leaves(prompt: str, answer: str, example) -> float:
+    raise SystemExit(3)
+
+
+def of_two(prompt: str, answer: str) -> float:
+    return 1.0
+
+
 def constant(prompt: str, answer: str, example) -> float:
     return 1.0
 

@@ -14,7 +14,7 @@ from luthier.core.records import read_json, replace_json
 from luthier.core.sites.packing import Packing
 from luthier.training import Run, Training, train
 from luthier.training.checkpoint import checkpoints
-from support.tiny import save_model, sums, write_rows
+from support.tiny import pairs, save_model, sums, write_rows
 
 SETTINGS = Training(steps=6, batch=4, save_every=2, keep=20, lr=1e-2, warmup=0)
 
@@ -80,6 +80,25 @@ def test_a_run_of_an_older_version_goes_on_padded(run):
             shutil.rmtree(path)
     run = replace(run, training=SETTINGS)
     assert train(run, resume=True, progress=False).losses == padded
+
+
+def test_pairs_share_their_prompts(run, tmp_path, seen):
+    """With the losses of padded batches; a run that an older version began goes on without."""
+    source = write_rows(tmp_path / "pairs.jsonl", pairs(16))
+    run = replace(run, data=source, objective=lt.DPO(), training=replace(SETTINGS, eval_fraction=0.0))
+    own = train(run, progress=False)
+    shared = [packing.shared for packing in seen if packing.shared is not None and packing.rows == 8]
+    assert len(shared) >= 6 and all(each.ahead[0::2] == [0] * 4 and all(each.ahead[1::2]) for each in shared)
+    assert record(run)["shared_prompts"] is True and "prompts once" in record(run)["batches"]
+    other = replace(run, out=str(tmp_path / "padded"), training=replace(run.training, pack=False))
+    padded = train(other, progress=False)
+    assert [loss for _, loss in own.losses] == pytest.approx([loss for _, loss in padded.losses], rel=1e-4)
+    replace_json(run.folder / "run.json", {k: v for k, v in record(run).items() if k != "shared_prompts"})
+    for path in checkpoints(run.folder / "checkpoints"):
+        shutil.rmtree(path)
+    seen.clear()
+    train(run, resume=True, progress=False)
+    assert seen and all(packing.shared is None for packing in seen)
 
 
 def test_a_model_that_cannot(run, tmp_path, capsys):

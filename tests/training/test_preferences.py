@@ -153,6 +153,14 @@ def test_judged_answers_are_told_apart(run, tmp_path):
     assert last["loss"] < 0.4 and last["accuracy"] > 0.9 and last["kl"] >= 0 and last["tokens"] > 1
 
 
+@pytest.mark.parametrize("labels", [[True], [0, 1, 2]])
+def test_labels_that_judge_nothing_are_told(run, tmp_path, labels):
+    rows = [row | {"label": labels[i % len(labels)]} for i, row in enumerate(sums(6))]
+    source = write_rows(tmp_path / "alike.jsonl", rows)
+    with pytest.raises(lt.LuthierError, match=r"The column 'label' judges answers where .* some are false"):
+        train(replace(run, data=source, objective=lt.KTO(), out=str(tmp_path / "kto")), progress=False)
+
+
 def test_the_default_objective_is_that_of_the_rows(run, tmp_path):
     found = train(model=run.model, data=run.data, form=run.form, training=replace(SETTINGS, steps=1, epochs=1.0),
                   out=str(tmp_path / "run"), progress=False)  # fmt: skip

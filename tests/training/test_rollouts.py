@@ -179,6 +179,8 @@ def test_a_reward_that_fails_is_told_and_counted(run):
     assert sum(told) / len(told) == pytest.approx(len(bad) / len(lines))
     with pytest.raises(lt.LuthierError, match=r"none of the 12 answers of step 1 could be scored.*out of order"):
         again(run, "broken", objective=scored(f"{OWN}:broken"))
+    with pytest.raises(lt.LuthierError, match=r"none of the 12 answers of step 1 could be scored.*SystemExit"):
+        again(run, "leaving", objective=scored(f"{OWN}:leaves"))
 
 
 def test_several_rewards_are_weighed(run):
@@ -195,7 +197,9 @@ REFUSED = {
     "no function": (scored(f"{OWN}:dgits"), "has no function 'dgits'.*digits"),
     "not a function": (scored(f"{OWN}:NUMBER"), "has no function 'NUMBER'"),
     "no scorer": (scored("numbr"), "no reward 'numbr'.*number"),
+    "of two arguments": (scored(f"{OWN}:of_two"), "cannot be called as NAME.prompt, answer, example"),
     "no pattern": (scored("regex:("), "not a regular expression"),
+    "any answer": (scored("regex:[0-9]*"), "is found in every answer"),
     "no run": (scored("model:nowhere"), "nowhere"),
     "no weight": (scored("0*number"), "has no effect"),
     "twice": (scored("number", "2*number"), "named twice"),

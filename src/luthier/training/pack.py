@@ -9,8 +9,9 @@ from typing import Any
 
 from luthier.core.adapters.attach import find_state
 from luthier.core.adapters.control import disabled
+from luthier.core.contracts.positions import Invocation
 from luthier.core.errors import LuthierError
-from luthier.core.sites.packable import why_not_packed
+from luthier.core.sites.packable import shares_prompts, why_not_packed
 from luthier.core.sites.packing import packed
 from luthier.data.pictures import PICTURES
 from luthier.models.seeing import reads_pictures
@@ -29,6 +30,8 @@ class Batches:
     """Whether no padding is computed."""
     told: str | None
     """What the overview says of it; nothing where rows have no padding."""
+    shared: bool = False
+    """Whether a prompt of several rows is computed once."""
 
 
 def batches_of(
@@ -45,7 +48,8 @@ def batches_of(
         return Batches(False, "padded, as told")
     reason = _of_run(run, task) or why_not(model, features)
     if reason is None:
-        return Batches(True, "packed: no padding is computed")
+        shared = before.get("shared_prompts", False) if before is not None else several(run, task) and shares(model)
+        return Batches(True, f"packed: no padding is computed{', prompts once' if shared else ''}", shared)
     if wanted:
         raise LuthierError(
             f"pack computes the rows of a batch without padding, and {type(model).__name__} cannot: {reason}. Leave "
@@ -60,9 +64,26 @@ def _of_run(run: Run, task: str) -> str | None:
         return "its base is to be sharded"
     if writes(run, task):
         return "its evaluations write answers"
-    if run.training.compile:
-        return "its blocks are compiled, for shapes that rows in one stream do not have twice"
-    return f"{run.objective.name()} samples answers from the model between its steps" if run.objective.samples else None
+    compiled = "its blocks are compiled, for shapes that rows in one stream do not have twice"
+    return compiled if run.training.compile else None
+
+
+def several(run: Run, task: str) -> bool:
+    """Whether batches hold several answers to a prompt, whose labels tell where it ends."""
+    return run.objective.samples or (task == "causal-lm" and "pairs" in run.objective.reads)
+
+
+def shares(model: Any) -> bool:
+    """Whether rows with the same prompt may share it: the model is causal, and no adapter acts on a token of the prompt
+    by what is behind the prompt."""
+    state = find_state(model)
+    if state is None:
+        return shares_prompts(model)
+    tuners = [tuner for container in state.containers for tuner in container.tuners()]
+    if any(tuner.form.sees or isinstance(tuner.positions, Invocation) for tuner in tuners):
+        return False
+    with disabled(model):
+        return shares_prompts(model)
 
 
 def why_not(model: Any, features: Sequence[dict[str, Any]]) -> str | None:
@@ -83,5 +104,5 @@ def computed(batches: Batches, model: Any) -> Iterator[None]:
     if not batches.packed:
         yield
         return
-    with packed(model):
+    with packed(model, batches.shared):
         yield

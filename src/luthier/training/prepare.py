@@ -18,6 +18,7 @@ from luthier.core.lazy import Lazy
 from luthier.core.storage.folder import adapter_folder
 from luthier.data import Examples
 from luthier.data.score import kinds
+from luthier.data.wanted import JUDGED
 from luthier.measuring.trial import trial
 from luthier.methods.row_model import Reader
 from luthier.training.classes import check_classes
@@ -177,8 +178,16 @@ def check_kind(run: Run, examples: Examples) -> None:
         raise LuthierError(
             f"{examples.source} has {KINDS[kind]} ({examples.layout}), and {run.objective.name()} reads "
             f"{' or '.join(KINDS[each] for each in wanted)}. Take another objective (luthier list objectives), or say "
-            "which columns are meant (columns)."
+            f"which columns are meant (columns).{_of_labels(examples) if 'judged' in wanted else ''}"
         )
+
+
+def _of_labels(examples: Examples) -> str:
+    """What is to be said of labels that judge no answer."""
+    label = next((name for name in JUDGED if name in examples.unread), None)
+    if label is None:
+        return ""
+    return f" The column {label!r} judges answers where all that it says is true or false, and some are false."
 
 
 def check_serves(run: Run, task: str) -> None:

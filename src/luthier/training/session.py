@@ -156,7 +156,7 @@ class Session:
                     self.console.print(line, markup=False, highlight=False, soft_wrap=True)
                 self.console.print(overview(run, prepared, model, plan, memory, batches.told), highlight=False)
             record = folders.record(run, prepared, model, command(run), plan.steps, evidence)
-            record |= {"packed": batches.packed, "batches": batches.told}
+            record |= {"packed": batches.packed, "shared_prompts": batches.shared, "batches": batches.told}
             checkpoint, run_id = self.start(record, goes_on, model)
             with shown(self.console, plan.steps) as callbacks:
                 callbacks += [AsToldNow()] if run.training.save_every else [AsToldNow(), ByTheClock()]

@@ -16,6 +16,8 @@ from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import eval_mode
 from luthier.core.storage.folder import adapter_at, adapter_folder
 from luthier.core.storage.store import load
+from luthier.data.rewriting.api import is_address
+from luthier.training.served_teacher import ServedTeacher
 from luthier.training.spec import Run
 
 Teacher = Callable[[Batch], Tensor]
@@ -24,9 +26,12 @@ READ = ("input_ids", "attention_mask")
 
 
 def check_teacher(run: Run, processor: Any) -> None:
-    """Raises `LuthierError` for a teacher that is neither an adapter nor a model of the same vocabulary."""
+    """Raises `LuthierError` for a teacher that is neither an adapter nor a model or server of the same vocabulary."""
     name = run.objective.teacher_name()
-    if not run.objective.teaches or name is None or adapter_at(name):
+    if not run.objective.teaches or name is None or (not is_address(name) and adapter_at(name)):
+        return
+    if is_address(name):
+        ServedTeacher(name).check(processor)
         return
     own, other = (each.get_vocab() for each in (processor, models.processor_of(name, "causal-lm")))
     if own != other:
@@ -40,10 +45,13 @@ def check_teacher(run: Run, processor: Any) -> None:
 
 @contextmanager
 def teacher_of(run: Run, model: Any) -> Iterator[Teacher | None]:
-    """The logits of the teacher while the context lasts; an adapter is on `model` as long, silent and never trained."""
+    """The logits of the teacher while the context lasts, of a server the log-probabilities of the next tokens; an
+    adapter is on `model` as long, silent and never trained."""
     name = run.objective.teacher_name()
     if not run.objective.teaches:
         yield None
+    elif name is not None and is_address(name):
+        yield ServedTeacher(name)
     elif name is None:
         yield lambda batch: _base(model, batch)
     elif adapter_at(name):

@@ -127,7 +127,8 @@ class At:
     training: bool
     """Whether the batch is trained on; otherwise it is only evaluated."""
     teacher: Callable[[Batch], Tensor] | None = None
-    """Returns the teacher's logits [rows, T, V], without gradients. Default: there is no teacher."""
+    """Returns the teacher's logits [rows, T, V], without gradients; one on a server returns log p of each next token
+    [rows, T - 1]. Default: there is no teacher."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Objective(Component):
         return None
 
     def teacher_name(self) -> str | None:
-        """Who the teacher is, for one that `teaches`: an adapter or run folder, a model (None: the base)."""
+        """Who the teacher is, for one that `teaches`: an adapter or run folder, a model, a server (None: the base)."""
         return None
 
     @property

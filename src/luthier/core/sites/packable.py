@@ -16,6 +16,8 @@ from luthier.core.sites.structure import block_lists, unwrapped
 
 LENGTHS = (5, 12, 9)
 """Tokens of the rows that are tried."""
+PROMPT = 4
+"""Tokens of the prompt that they share, where that is tried."""
 CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """By how much packed and padded may differ, as a share of each token's norm: rounding, by far less than another token
 that is seen; other dtypes: `COARSE`."""
@@ -55,6 +57,30 @@ def why_not_packed(model: nn.Module) -> str | None:
         raise
     except Exception as error:  # whatever a model says to a mask that it has to read
         return f"{told} ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+
+
+def shares_prompts(model: nn.Module) -> bool:
+    """Whether a model whose batches can be packed may compute the prompt of several rows once: those of a small batch
+    leave every block as they do in the padded one."""
+    inner: Any = unwrapped(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        batch = _batch(inner)
+    batch["input_ids"][:, :PROMPT] = batch["input_ids"][0, :PROMPT]
+    batch["labels"] = torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100)
+    batch["labels"][:, :PROMPT] = -100
+    try:
+        with eval_mode(inner):
+            padded, _ = _outputs(inner, batch)
+            with packed(inner, shared=True):
+                own, blocks = _outputs(inner, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a model says to labels, or to queries that are fewer than its keys
+        return False
+    real = batch["attention_mask"].bool()
+    near = [_apart(one[real], two[real]) <= CLOSE.get(one.dtype, COARSE) for one, two in zip(padded, own, strict=True)]
+    return bool(blocks) and all(near)
 
 
 def _batch(model: Any) -> dict[str, Tensor]:

@@ -6,15 +6,19 @@ of all rows, [1, tokens], and its output is put back where the tokens were; ever
 runs padded. Attention takes one row after the other with the row's own mask, so that no row sees another, and no mask
 of all tokens exists; FlashAttention takes all rows at once by their lengths.
 
+With `shared`, rows that answer one prompt (`sharing.py`) have its tokens in the stream once: what left a block there is
+put back in all of these rows, and the attention of each sees its keys and values.
+
 What a pass needs travels with the mask that the model hands to its blocks, so a recomputation in the backward pass,
 in whatever thread, finds it there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from luthier.core.sites.attention import Attention, attention_configs, attention_named
 from luthier.core.sites.caches import cache_in
 from luthier.core.sites.outputs import leading, led
+from luthier.core.sites.sharing import Shared, shared_in
 from luthier.core.sites.structure import block_lists, unwrapped
 
 PACKED = "luthier_packed_"
@@ -39,9 +44,9 @@ _row: ContextVar[int | None] = ContextVar("row", default=None)
 class Packing:
     """Where the real tokens of a padded batch are, and the way there and back."""
 
-    def __init__(self, width: int, lengths: list[int], places: Tensor) -> None:
-        """`places` [tokens] are those of the real tokens among rows * width."""
-        self.width, self.lengths, self.places = width, lengths, places
+    def __init__(self, width: int, lengths: list[int], places: Tensor, shared: Shared | None = None) -> None:
+        """`places` [tokens] are those of the stream's tokens among rows * width, `lengths` how many a row has there."""
+        self.width, self.lengths, self.places, self.shared = width, lengths, places, shared
         self.blocks = 0
         """Blocks that were given packed tokens."""
         self._last: tuple[Tensor, int, Tensor] | None = None
@@ -50,7 +55,7 @@ class Packing:
 
     @property
     def tokens(self) -> int:
-        """The number of real tokens."""
+        """The number of tokens in the stream."""
         return len(self.places)
 
     @property
@@ -73,13 +78,20 @@ class Packing:
     def unpack(self, x: Tensor) -> Tensor:
         """Puts the tokens of x [1, tokens, ...] back; returns [rows, width, ...], zero where there is padding."""
         blank = x.new_zeros(self.rows * self.width, *x.shape[2:])
-        return blank.index_copy(0, self.places, x[0]).view(self.rows, self.width, *x.shape[2:])
+        places, tokens = (self.places, x[0]) if self.shared is None else self.shared.spread(x[0])
+        return blank.index_copy(0, places, tokens).view(self.rows, self.width, *x.shape[2:])
 
     def of_rows(self, rows: list[int]) -> Packing:
         """Returns how the tokens of some of the rows are packed by themselves."""
+        assert self.shared is None, "rows of several adapters share no prompt"
         lengths = [self.lengths[row] for row in rows]
         places = [torch.arange(length) + row * self.width for row, length in enumerate(lengths)]
         return Packing(self.width, lengths, torch.cat(places).to(self.places.device))
+
+    def by_row(self, x: Tensor, seen: bool) -> list[Tensor]:
+        """Divides x [1, heads, tokens, ...] into rows; with `seen`, a row has the prompt that it shares as well."""
+        parts = list(x.split(self.lengths, 2))
+        return parts if self.shared is None or not seen else self.shared.with_prompts(parts)
 
     def returned(self, x: Tensor) -> Tensor:
         """Unpacks a block's output, and remembers it for the next block."""
@@ -107,19 +119,22 @@ class Packing:
         return self._known[id(value)][1]
 
 
-def packing_of(mask: Any) -> Packing | None:
+def packing_of(mask: Any, batch: Mapping[str, Any] | None = None) -> Packing | None:
     """Returns how a batch with this padding mask [rows, width] is packed; None where it has one row or no padding, or
-    padding elsewhere than behind its rows."""
+    padding elsewhere than behind its rows. Prompts that rows of `batch` have in common are computed once."""
     if not isinstance(mask, Tensor) or mask.dim() != 2 or len(mask) < 2 or torch.compiler.is_compiling():
         return None
     real, width = mask.bool(), mask.shape[1]
     lengths: list[int] = real.sum(1).tolist()
-    if min(lengths) == 0 or sum(lengths) in (width, len(mask) * width):
+    shared = None if batch is None or min(lengths) == 0 else shared_in(batch, lengths)
+    if min(lengths) == 0 or (shared is None and sum(lengths) in (width, len(mask) * width)):
         return None
     columns = torch.arange(width, device=mask.device)
     if not bool((real == (columns < real.sum(1, keepdim=True))).all()):
         return None
-    return Packing(width, lengths, real.flatten().nonzero()[:, 0])
+    if shared is None:
+        return Packing(width, lengths, real.flatten().nonzero()[:, 0])
+    return Packing(width, shared.lengths, shared.places, shared)
 
 
 def packing_now() -> Packing | None:
@@ -149,12 +164,15 @@ class RowMasks(Tensor):
         return made
 
     def mask(self, row: int) -> Tensor | None:
-        """Returns the mask of a row alone, which has no padding."""
+        """Returns the mask of a row alone, which has no padding; of its own tokens, where it shares the prompt."""
         if row not in self.masks:
-            length, rule = self.packing.lengths[row], self.asked["mask_function"]
+            ahead = 0 if self.packing.shared is None else self.packing.shared.ahead[row]
+            length, rule = ahead + self.packing.lengths[row], self.asked["mask_function"]
             own = {"batch_size": 1, "q_length": length, "kv_length": length, "attention_mask": None}
+            own |= {"allow_is_causal_skip": False} if ahead else {}
             shifted = {"mask_function": lambda b, h, q, k: rule(b + row, h, q, k)}
-            self.masks[row] = self.like(**self.asked | own | shifted)
+            found = self.like(**self.asked | own | shifted)
+            self.masks[row] = found if found is None else found[..., ahead:, :]
         return self.masks[row]
 
 
@@ -181,8 +199,8 @@ def _attention(name: str) -> Attention:
             return inner(module, query, key, value, attention_mask, *args, **kwargs)
         if "flash" in name:
             return inner(module, query, key, value, None, *args, **kwargs | _ends(attention_mask.packing))
-        lengths, found = attention_mask.packing.lengths, []
-        for row, parts in enumerate(zip(*(t.split(lengths, 2) for t in (query, key, value)), strict=True)):
+        packing, found = attention_mask.packing, []
+        for row, parts in enumerate(zip(*map(packing.by_row, (query, key, value), (False, True, True)), strict=True)):
             token = _row.set(row)
             try:
                 found.append(inner(module, *parts, attention_mask.mask(row), *args, **kwargs)[0])
@@ -210,16 +228,17 @@ def packed_name(name: str) -> str:
 
 
 @contextmanager
-def packed(model: nn.Module) -> Iterator[None]:
+def packed(model: nn.Module, shared: bool = False) -> Iterator[None]:
     """While the context lasts, passes of this model over padded rows compute no padding; results are the same to
-    rounding. No pass keeps keys and values, unless it is given a cache."""
+    rounding. No pass keeps keys and values, unless it is given a cache. With `shared`, what is before the labels of
+    rows next to each other is computed once where it is the same; it is for causal models (`why_not_shared`)."""
     inner = unwrapped(model)
     assert isinstance(inner, PreTrainedModel)
     configs = attention_configs(inner)
     cached = [(config, config.use_cache) for config in configs if "use_cache" in vars(config)]
     blocks = [block for stack in block_lists(inner).values() for block in stack]
     hooks = [
-        inner.register_forward_pre_hook(_begin, with_kwargs=True),
+        inner.register_forward_pre_hook(partial(_begin, shared), with_kwargs=True),
         inner.register_forward_hook(_end, always_call=True),
         *(block.register_forward_pre_hook(_enter, with_kwargs=True) for block in blocks),
         *(block.register_forward_hook(_leave, with_kwargs=True) for block in blocks),
@@ -241,10 +260,11 @@ def packed(model: nn.Module) -> Iterator[None]:
             config.use_cache = before
 
 
-def _begin(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+def _begin(shared: bool, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     keeps = kwargs.get("use_cache") or cache_in(kwargs) is not None or kwargs.get("output_attentions")
     two = getattr(model.config, "is_encoder_decoder", False)  # whose decoder has rows of other lengths
-    _now.set(None if keeps or two else packing_of(kwargs.get("attention_mask")))
+    shares = shared and not args and not any("flash" in str(c._attn_implementation) for c in attention_configs(model))
+    _now.set(None if keeps or two else packing_of(kwargs.get("attention_mask"), kwargs if shares else None))
 
 
 def _end(model: nn.Module, args: tuple, output: Any) -> None:

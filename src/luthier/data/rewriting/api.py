@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from luthier.core.contracts.rewrite import Asked
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded, reason
 
+T = TypeVar("T")
 KEYS = ("LUTHIER_API_KEY", "OPENAI_API_KEY")
 """Variables of the environment that may hold the key, the first that does is sent."""
 AGAIN = (0.5, 2.0)
@@ -67,13 +68,26 @@ class Server:
         self.model = names[0]
         return names[0]
 
+    def sent(self, path: str, asked: dict[str, Any]) -> dict[str, Any] | None:
+        """Returns what one request gives; None where it gives nothing, and `why` says why."""
+        import httpx
+
+        with httpx.Client(timeout=self.timeout, headers=_headers()) as client:
+            model = self.model or self._only(client)
+            return self._posted(client, path, {"model": model, **asked}, dict)
+
     def _answer(self, client: Any, model: str, messages: list[dict[str, Any]]) -> str | None:
         body = {"model": model, "messages": messages, "max_tokens": self.max_tokens, "temperature": 0}
+        said = lambda told: str(told["choices"][0]["message"]["content"] or "")  # noqa: E731
+        return self._posted(client, "chat/completions", body, said)
+
+    def _posted(self, client: Any, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> T | None:
+        """What `read` makes of the reply."""
         for wait in (*AGAIN, None):
             try:
-                sent = client.post(f"{self.url}/chat/completions", json=body)
+                sent = client.post(f"{self.url}/{path}", json=body)
                 sent.raise_for_status()
-                return str(sent.json()["choices"][0]["message"]["content"] or "")
+                return read(sent.json())
             except Exception as error:  # of the network, the server and what it sends
                 status = getattr(getattr(error, "response", None), "status_code", None)
                 passing = status is None or status >= 500 or status in PASSING
@@ -84,8 +98,17 @@ class Server:
         return None
 
     def _note(self, error: Exception) -> None:
-        told = reason(error)
+        told = reason(error) + _said(error)
         self.why[told] = self.why.get(told, 0) + 1
+
+
+def _said(error: Exception) -> str:
+    """What the server itself says of a request that it refuses."""
+    try:
+        told = error.response.json()["error"]  # pyright: ignore[reportAttributeAccessIssue]
+        return f" ({told['message'] if isinstance(told, dict) else told})"
+    except Exception:  # there is no reply, or it says it otherwise
+        return ""
 
 
 def _headers() -> dict[str, str]:

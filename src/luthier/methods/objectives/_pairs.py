@@ -62,8 +62,7 @@ class Sides:
 
 
 def answers(model: nn.Module, batch: Batch) -> tuple[Sides, Sides]:
-    """(log π(y|x), tokens) of both answers. The prompt that they share is computed for each: here is where it need not
-    be."""
+    """(log π(y|x), tokens) of both answers."""
     from luthier.methods.log_probs import log_probs
 
     sums, tokens = log_probs(model, arguments(batch))

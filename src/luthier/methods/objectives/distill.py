@@ -12,8 +12,9 @@ from luthier.core.errors import LuthierError
 from luthier.methods.objectives._online import check_room, refuse_tasks
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from luthier.core.contracts.objective import Batch, Figures
     from luthier.data import Example
 
 HINT = "hint"
@@ -32,7 +33,10 @@ class Distill(Objective):
     text, in its system message, which the student does not see (prompt distillation). It stays as it is. In a share λ
     (`own`) of the steps, drawn by the seed, the answers are not those of the rows but the student's own, sampled at
     temperature 1 (on-policy, GKD), and the gradient does not pass through the sampling. No factor τ² is applied, as in
-    TRL. Logits of a batch's answers are held.
+    TRL. Logits of a batch's answers are held. A teacher on a server tells log p_T of the tokens that were sampled and
+    no more: the loss is then the mean of the gap log p_S(y_t) - log p_T(y_t), an estimate of KL(p_S ‖ p_T), and its
+    gradient the mean of the gap, held fixed, times ∇ log p_S(y_t), which is the divergence's on average. (Of rows held
+    out it is the mean gap of their own answers, which is no divergence.)
     """
 
     paper = (
@@ -41,10 +45,11 @@ class Distill(Objective):
     )
     columns = (HINT,)
     teaches = True
-    curves = (("agreement",),)
+    curves = (("agreement",), ("gap",))
 
     teacher: str | None = None
-    """A run or adapter folder of the same base, or another model. Default: the base itself, which needs a hint."""
+    """A run or adapter folder of the same base, another model, or a server, http://host/v1#model, which tells the
+    log-probabilities of tokens (for reverse with own 1). Default: the base itself, which needs a hint."""
     divergence: Literal["forward", "reverse", "jsd"] = "forward"
     """The divergence D."""
     beta: float = 0.5
@@ -66,6 +71,19 @@ class Distill(Objective):
             raise LuthierError(f"distill.beta is {self.beta}; expected a number between 0 and 1, without them.")
         if self.divergence != "jsd" and self.beta != type(self).beta:
             raise LuthierError(f"beta belongs to jsd; the divergence {self.divergence} would ignore it.")
+        if self.served and (self.divergence, self.own, self.temperature) != ("reverse", 1, 1):
+            raise LuthierError(
+                f"the server {self.teacher} tells the log-probabilities of tokens that were sampled, from which the "
+                "reverse divergence alone can be estimated, on the student's own answers: set divergence to reverse, "
+                "own to 1, and leave the temperature at 1."
+            )
+
+    @property
+    def served(self) -> bool:
+        """Whether the teacher is a server."""
+        from luthier.data.rewriting.api import is_address
+
+        return self.teacher is not None and is_address(self.teacher)
 
     @property
     def samples(self):
@@ -116,13 +134,16 @@ class Distill(Objective):
         own = {key: value[0::2] for key, value in plain.items()} if HINTED in batch else plain
         seen = {key: value[1::2] for key, value in plain.items()} if HINTED in batch else plain
         with torch.no_grad():
-            return own | {TAUGHT: answered(at.teacher(seen), seen["labels"])}
+            told = at.teacher(seen)
+            return own | {TAUGHT: sampled(told, seen["labels"]) if self.served else answered(told, seen["labels"])}
 
     def loss(self, model, batch):
         return self.loss_and_figures(model, batch)[0]
 
     def loss_and_figures(self, model, batch):
         own = {key: value for key, value in batch.items() if key != TAUGHT}
+        if self.served:
+            return sampled_reverse(model, own, batch[TAUGHT])
         student, teacher = answered(model(**own).logits, own["labels"]), batch[TAUGHT]
         agreed = student.detach().argmax(-1).eq(teacher.argmax(-1)).float()
         return self.of(student, teacher).mean(), {"agreement": agreed}
@@ -150,12 +171,29 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
+def sampled_reverse(model: nn.Module, batch: Batch, taught: Tensor) -> tuple[Tensor, Figures]:
+    """KL(p_S ‖ p_T) estimated on tokens that the student sampled, and their gaps; `taught` is log p_T of them, [N]."""
+    from luthier.methods.log_probs import token_log_probs
+
+    logs = token_log_probs(model, batch)[0][batch["labels"][:, 1:].ne(-100)]
+    gap = logs.detach() - taught.to(logs)
+    return (gap + gap * (logs - logs.detach())).mean(), {"gap": gap}
+
+
 def answered(logits: Tensor, labels: Tensor) -> Tensor:
     """The logits that predict the answers' tokens, [N, V], float32 at least, in the order of rows and places."""
     import torch
 
     found = logits[:, :-1][labels[:, 1:].ne(-100)]
     return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def sampled(told: Tensor, labels: Tensor) -> Tensor:
+    """log p of the answers' tokens, [N], of that of all next tokens [rows, T - 1], or of logits [rows, T, V]."""
+    wanted = labels[:, 1:]
+    if told.dim() == 3:  # of a model that stands for the server, as where memory is estimated
+        told = told[:, :-1].log_softmax(-1).gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
+    return told[wanted.ne(-100)]
 
 
 def with_hint(example: Example, hint: str) -> Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -87,12 +88,24 @@ def _scorer(name: str, examples: Examples) -> Scorer:
 def _matches(pattern: str) -> Callable[[Answered], float]:
     with guarded(f"the pattern {pattern!r} is not a regular expression"):
         compiled = re.compile(pattern)
+    if compiled.fullmatch("") and compiled.search("a") and compiled.search("\n"):
+        raise LuthierError(
+            f"the pattern {pattern!r} is found in every answer, an empty one too, so each would get 1; say more (^…$)."
+        )
     return lambda answered: float(compiled.search(answered.answer) is not None)
 
 
 def _function(spec: str) -> Callable[[Answered], Any]:
     """`name(prompt, answer, example)` of a Python file of the user's."""
     function = function_of(spec)
+    try:
+        inspect.signature(function).bind("", "", None)
+    except TypeError as error:
+        raise LuthierError(
+            f"{spec} cannot be called as NAME(prompt, answer, example), as a reward is: {error}."
+        ) from None
+    except ValueError:  # of some functions written in C nothing is known
+        pass
     return lambda answered: function(answered.prompt, answered.answer, answered.example)
 
 
@@ -103,7 +116,7 @@ def _each(score: Callable[[Answered], Any]) -> Callable[[Sequence[Answered]], li
         try:
             value = score(answered)
             return checked(float(value))
-        except Exception as error:  # rewards are other people's code
+        except (Exception, SystemExit) as error:  # rewards are other people's code
             return reason(error)
 
     return lambda answers: [scored(each) for each in answers]
