@@ -11,7 +11,15 @@
 #   - DeepSeek-V3: the layers of shared experts and of dense blocks are left out.
 #
 # Output seen:
-# OUTPUT
+#   qwen3_moe: peft 0.17.1, adapter on: the base's logits moved by 3.0794; loaded again: no difference
+#   qwen2_moe: peft 0.17.1, adapter on: the base's logits moved by 2.9828; loaded again: no difference
+#   deepseek_v3: peft 0.17.1, adapter on: the base's logits moved by 4.4282; loaded again: no difference
+#   qwen3_moe: peft 0.21.2: logits differ by 1.7356; warnings of missing or unexpected keys: 0
+#   qwen3_moe: … with gate_up_proj divided by sqrt(2): logits differ by 0.0000
+#   qwen2_moe: peft 0.21.2: logits differ by 3.1697; warnings of missing or unexpected keys: 0
+#   qwen2_moe: … from the adapter without what was left out: logits differ by 0.0000
+#   deepseek_v3: peft 0.21.2: logits differ by 5.0445; warnings of missing or unexpected keys: 0
+#   deepseek_v3: … from the adapter without what was left out: logits differ by 0.0000
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

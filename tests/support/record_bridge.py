@@ -88,7 +88,7 @@ def wrapped(model):
 def weight_at(model, path):
     """The weight of a layer of transformers, a view: of one expert too, whose gate stands over up in one parameter."""
     *rest, turn, part = path.split(".")
-    if not turn.isdigit() or not rest[-1] == "experts":
+    if not turn.isdigit() or rest[-1] != "experts":
         return model.get_submodule(path).weight.data
     experts = model.get_submodule(".".join(rest))
     if part == "down_proj":

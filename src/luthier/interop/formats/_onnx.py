@@ -118,10 +118,12 @@ def graph_of(model: nn.Module, processor: Any) -> Any:
 
 
 def _name_axes(graph: Any, model: Any) -> None:
-    """Axes get the names and numbers that optimum gives them: transformers.js makes its empty cache of what they say."""
+    """Gives axes the names and numbers that optimum gives them; transformers.js makes its empty cache by these."""
     import onnx_ir  # type: ignore[import-not-found]
 
-    axes = {name: ("batch_size", "sequence_length") for name in ("input_ids", "position_ids", "token_type_ids")}
+    axes: dict[str, tuple[str | int, ...]] = dict.fromkeys(
+        ("input_ids", "position_ids", "token_type_ids"), ("batch_size", "sequence_length")
+    )
     axes["attention_mask"] = ("batch_size", "total_sequence_length" if generative(model) else "sequence_length")
     for turn, layer in enumerate(cache_of(model).layers if generative(model) else ()):
         for kind, states in (("key", layer.keys), ("value", layer.values)):

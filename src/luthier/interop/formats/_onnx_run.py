@@ -51,7 +51,9 @@ def _read(session: Any, names: list[str], ids: Tensor, mask: Tensor) -> Tensor:
 
 def _empty(axes: list[int | str], rows: int) -> Any:
     """A cache of no tokens, by what the graph says of its axes, as transformers.js makes it."""
-    return torch.zeros([axis if isinstance(axis, int) else rows if axis == "batch_size" else 0 for axis in axes]).numpy()
+    return torch.zeros(
+        [axis if isinstance(axis, int) else rows if axis == "batch_size" else 0 for axis in axes]
+    ).numpy()
 
 
 def _written(session: Any, ids: Tensor, mask: Tensor) -> Tensor:

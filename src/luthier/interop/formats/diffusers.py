@@ -33,6 +33,9 @@ class Diffusers(LowRankFormat):
     def fits(cls, folder: Path) -> bool:
         return any((folder / name).is_file() for name in FILES)
 
+    def task(self, folder: Path) -> str | None:
+        return "embedding"  # so that parts of a pipeline are loaded as they are, without a head
+
     def evidence(self, folder: Path) -> dict[str, Any]:
         return {"library": "diffusers"}
 

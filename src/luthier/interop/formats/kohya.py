@@ -37,6 +37,9 @@ class Kohya(LowRankFormat):
     def fits(cls, folder: Path) -> bool:
         return _file(folder) is not None
 
+    def task(self, folder: Path) -> str | None:
+        return "embedding"  # so that parts of a pipeline are loaded as they are, without a head
+
     def evidence(self, folder: Path) -> dict[str, Any]:
         return {"library": "sd-scripts"}
 
