@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import random
+import shutil
+import warnings
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import luthier as lt
+from laws.test_formats import damaged
 from support.recorded import FOLDERS, answers, base, cases, logits
 from support.written import adapted, write
 
@@ -56,6 +63,22 @@ def test_bases_are_those_of_the_library(form):
 def test_the_format_is_told_by_the_folder(case):
     fitting = [name for name in lt.names("formats") if lt.find("formats", name, lt.Format).fits(case.folder)]
     assert fitting == [case.format]
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("form", FORMATS)
+def test_damaged_folders_of_the_library_are_refused_without_a_traceback(form, count, tmp_path):
+    """Or read, where what was damaged does not matter; what we write is damaged in tests/laws/test_formats.py."""
+    draw, made = random.Random(form), functools.cache(base)
+    known = [case for case in CASES if case.format == form]
+    for turn in range(count):
+        case, place = draw.choice(known), tmp_path / str(turn)
+        folder = shutil.copytree(case.folder, place / "damaged")
+        damaged(folder, draw)
+        with warnings.catch_warnings(), contextlib.suppress(lt.LuthierError):
+            warnings.simplefilter("ignore")
+            lt.import_adapter(folder, place / "ours", base=made(case.base))
+        shutil.rmtree(place)
 
 
 WRITTEN = [(file.parent.name.removesuffix("_written"), file) for file in FOLDERS.glob("*_written/logits.safetensors")]
