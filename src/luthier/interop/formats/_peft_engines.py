@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import base_modules, features
+from luthier.interop.formats._diffusion import PARTS
 from luthier.interop.formats._layers import filled, nothing
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -93,7 +94,7 @@ def _plain(held: Held) -> str | None:
 def _vllm(held: Held) -> str | None:
     heads = [each for each in held.config.get("modules_to_save") or () if each not in ("classifier", "score")]
     experts = [each for each in held.names if each.endswith(".experts")]
-    if why := _plain(held) or _two_stacks(held):
+    if why := _plain(held) or _not_run(held):
         return why
     if held.base in WITHOUT_LORA:
         return f"its own code of {held.base} takes no LoRA. {MERGE}"
@@ -107,7 +108,7 @@ def _vllm(held: Held) -> str | None:
 
 
 def _sglang(held: Held) -> str | None:
-    if why := _plain(held) or _two_stacks(held) or _nothing_beside(held):
+    if why := _plain(held) or _not_run(held) or _nothing_beside(held):
         return why
     if other := next((each for each in held.names if each.rpartition(".")[2] not in SGLANG), None):
         return f"it adapts {', '.join(SGLANG[:9])} alone, and this changes {other}. {MERGE}"
@@ -117,15 +118,16 @@ def _sglang(held: Held) -> str | None:
 
 
 def _tgi(held: Held) -> str | None:
-    if why := _plain(held) or _nothing_beside(held):
+    if why := _plain(held) or _not_run(held) or _nothing_beside(held):
         return why
     other = next((each for each in held.names if each.rpartition(".")[2] not in TGI), None)
     return f"it adapts {', '.join(TGI)} alone, and this changes {other}. {MERGE}" if other else None
 
 
-def _two_stacks(held: Held) -> str | None:
+def _not_run(held: Held) -> str | None:
     config = getattr(held.model, "config", None)
-    if getattr(config, "is_encoder_decoder", False) and held.base != "WhisperForConditionalGeneration":
+    two_stacks = getattr(config, "is_encoder_decoder", False) and held.base != "WhisperForConditionalGeneration"
+    if two_stacks or held.base in PARTS:
         return f"it runs no {held.base}. {UNLIKE}"
     return None
 
@@ -139,6 +141,8 @@ def _nothing_beside(held: Held) -> str | None:
 
 
 def _transformers(held: Held) -> str | None:
+    if held.base == "UNet2DConditionModel":
+        return "the base is a model of diffusers. Export it for that (--to diffusers)."
     if held.method == "PREFIX_TUNING":
         return "it takes no prefixes. `PeftModel.from_pretrained` of peft itself does."
     if held.method == "aLoRA":
