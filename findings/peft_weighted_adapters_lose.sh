@@ -9,7 +9,11 @@
 # The same with all combination types (`svd` and `cat` are called precise in its documentation).
 #
 # Output seen:
-# OUTPUT
+#   plain LoRA: moves the logits by 3.6618; of weight 1: off by linear 0.0000, svd 0.0000, cat 0.0000; warnings: 0
+#   use_dora: moves the logits by 3.5139; of weight 1: off by linear 1.3483, svd 1.3483, cat 1.3483; warnings: 0
+#   lora_bias: moves the logits by 4.2935; of weight 1: off by linear 2.2672, svd 2.2672, cat 2.2672; warnings: 0
+#   trainable_token_indices: moves the logits by 3.5111; of weight 1: off by linear 4.1484, svd 4.1484, cat 4.1484; warnings: 0
+#   modules_to_save: moves the logits by 5.6983; of weight 1: off by linear 3.4036, svd 3.4036, cat 3.4036; warnings: 0
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
