@@ -48,7 +48,10 @@ environment nemo transformers==5.18.0 peft==0.21.2 torch==2.13.0 datasets torchd
     megatron-fsdp==0.5.0 mistral-common flashoptim
 "$work/nemo/bin/pip" install -q --no-deps nemo-automodel==0.7.0 # other dependencies are kernels for GPUs
 "$work/nemo/bin/pip" uninstall -q -y triton
+test -d "$work/bridge" || git clone -q https://github.com/NVIDIA-NeMo/Megatron-Bridge "$work/bridge"
+git -C "$work/bridge" checkout -q 067f987d
 rm -rf "$work/recorded/peft_folders" && cp -r interop/peft_folders "$work/recorded/peft_folders"
+PYTHONPATH=../src:. "$python" support/record_bridge.py "$work/bases" "$work/bridge/src" "$work/recorded/peft_folders"
 for each in parameters:peft_parameters swift:swift nemo:nemo; do
     "$work/${each%%:*}/bin/python" "support/record_${each##*:}.py" "$work/bases" "$work/recorded/peft_folders"
 done

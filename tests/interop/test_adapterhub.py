@@ -60,3 +60,20 @@ def test_a_fused_layer_takes_as_many_factors_as_it_says(tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps(told))
     with pytest.raises(lt.LuthierError, match="are not those of q"):
         lt.import_adapter(folder, tmp_path / "ours", base=base("gpt2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "task"),
+    [
+        ("bert-ia3", 3, "classification"),
+        ("bert-ia3", 1, "regression"),
+        ("llama-lora", 3, "causal-lm"),
+        ("bert-own-head", 3, None),
+    ],
+)
+def test_the_task_is_that_of_the_class_that_was_trained(name, labels, task, tmp_path):
+    folder = shutil.copytree(FOLDER / name, tmp_path / "folder")
+    beside = folder / "head_config.json"
+    if beside.exists():
+        beside.write_text(json.dumps(json.loads(beside.read_text()) | {"num_labels": labels}))
+    assert lt.formats.AdapterHub().task(folder) == task

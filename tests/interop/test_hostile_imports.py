@@ -199,3 +199,11 @@ def test_a_target_that_holds_something_is_left_alone(folder):
     (folder.parent / "ours" / "precious").write_text("x")
     with pytest.raises(lt.LuthierError, match="not empty"):
         take(folder)
+
+
+@pytest.mark.parametrize("piece", ["__0_0.distcp", "iter_0000020/__0_0.distcp", "weights/__0_0.distcp"])
+def test_a_distributed_checkpoint_is_refused_with_what_makes_a_folder_of_it(piece, tmp_path):
+    (tmp_path / "run" / piece).parent.mkdir(parents=True)
+    (tmp_path / "run" / piece).touch()
+    with pytest.raises(lt.LuthierError, match=r"distributed checkpoint .*export_adapter_ckpt"):
+        lt.import_adapter(tmp_path / "run", tmp_path / "ours", base=ARCHITECTURES["llama"].build())

@@ -41,15 +41,16 @@ def test_onnxruntime_answers_as_the_adapted_model(case, tmp_path):
     ids = torch.tensor([[3, 9, 4, 11, 5], [7, 2, 8, 6, 10], [1, 12, 3, 9, 2]])
     feed = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(5).expand(3, 5)}
     feed |= {"token_type_ids": torch.zeros_like(ids)}
-    given = [each.name for each in session.get_inputs()]
+    given = {each.name: each.shape for each in session.get_inputs()}
     held = {}
-    for name in given:
-        if name.startswith("past_key_values"):  # as transformers.js does: of no length, by the configuration
+    for name, axes in given.items():
+        if name.startswith("past_key_values"):  # transformers.js 3 makes it by the configuration, and 4 by these axes
             config = json.loads((tmp_path / "out" / "config.json").read_text())
             heads = config.get("num_key_value_heads") or config["n_head"]
             width = config.get("head_dim") or (config.get("hidden_size") or config["n_embd"]) // (
                 config.get("num_attention_heads") or config["n_head"]
             )
+            assert axes == ["batch_size", heads, "past_sequence_length", width]
             held[name] = torch.zeros(3, heads, 0, width).numpy()
     wanted = model(input_ids=ids)[0].detach()
     found = session.run(["logits"], {name: feed[name].numpy() for name in given if name in feed} | held)[0]
@@ -57,6 +58,8 @@ def test_onnxruntime_answers_as_the_adapted_model(case, tmp_path):
         v < 1e-4 for v in lost.values()
     )
     assert (wanted - base(CASES[case][0])(input_ids=ids)[0]).abs().max() > 0.05
+    total = "total_sequence_length" if held else "sequence_length"
+    assert given["input_ids"] == ["batch_size", "sequence_length"] and given["attention_mask"] == ["batch_size", total]
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 

@@ -66,6 +66,10 @@ def test_layers_that_an_engine_wants_are_there_and_change_nothing(case, tmp_path
 
 HEAD = [(LORA, "query"), (lt.Full(), "params(classifier.*)")]
 REFUSED = {
+    ("vllm", "gpt2"): ("gpt2", [(LORA, "c_attn")], "vLLM would not .* own code of GPT2LMHeadModel takes no LoRA"),
+    ("vllm", "a part of a pipeline"): ("clip", [(LORA, "q_proj")], "vLLM would not .* runs no CLIPTextModel"),
+    ("tgi", "a part of a pipeline"): ("clip", [(LORA, "q_proj")], "would not .* runs no CLIPTextModel"),
+    ("sglang", "gpt2"): ("gpt2", [(LORA, "c_attn")], r"SGLang would not .* this changes transformer.h.\d.attn.c_attn"),
     ("vllm", "dora"): ("llama", [(lt.DoRA(rank=2), "q_proj")], "vLLM would not .* this is DoRA. .*--rank"),
     ("sglang", "ia3"): ("llama", [(lt.IA3(), "k_proj")], "SGLang would not .* this is IA3"),
     ("vllm", "norms"): ("llama", [(lt.Full(), "params(model.norm.weight)")], "this is LN_TUNING. Export it merged"),

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import random
+import shutil
+import warnings
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import luthier as lt
+from laws.test_formats import damaged
 from support.recorded import FOLDERS, answers, base, cases, logits
 from support.written import adapted, write
 
@@ -25,6 +32,25 @@ def test_outputs_are_those_of_the_library(case, tmp_path):
     assert (found - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
 
 
+STRONG = "gate_up_proj) 1.41 times too strong"
+TOLD = {
+    "mixtral-rslora": [STRONG],
+    "qwen3_moe-rslora": [STRONG],
+    "qwen2_moe-shared": ["leaves the routed experts out"],
+    "deepseek_v3-dense": [STRONG, "leaves out 9 layers beside the routed experts (first model.layers.0.mlp.down_proj)"],
+    "mixtral-router": [],
+}
+"""What findings/peft_adapters_of_single_experts.sh found."""
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_peft_makes_of_single_experts_is_told(name, tmp_path, recwarn):
+    case = next(each for each in CASES if (each.format, each.name) == ("peft", name))
+    lt.import_adapter(case.folder, tmp_path / "ours", base=base(case.base))
+    told = [str(each.message) for each in recwarn if "over transformers 5, peft 0.21.2 " in str(each.message)]
+    assert len(told) == bool(TOLD[name]) and all(each in told[0] for each in TOLD[name])
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_bases_are_those_of_the_library(form):
     """Otherwise what the adapters answer would say nothing."""
@@ -37,6 +63,22 @@ def test_bases_are_those_of_the_library(form):
 def test_the_format_is_told_by_the_folder(case):
     fitting = [name for name in lt.names("formats") if lt.find("formats", name, lt.Format).fits(case.folder)]
     assert fitting == [case.format]
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("form", FORMATS)
+def test_damaged_folders_of_the_library_are_refused_without_a_traceback(form, count, tmp_path):
+    """Or read, where what was damaged does not matter; what we write is damaged in tests/laws/test_formats.py."""
+    draw, made = random.Random(form), functools.cache(base)
+    known = [case for case in CASES if case.format == form]
+    for turn in range(count):
+        case, place = draw.choice(known), tmp_path / str(turn)
+        folder = shutil.copytree(case.folder, place / "damaged")
+        damaged(folder, draw)
+        with warnings.catch_warnings(), contextlib.suppress(lt.LuthierError):
+            warnings.simplefilter("ignore")
+            lt.import_adapter(folder, place / "ours", base=made(case.base))
+        shutil.rmtree(place)
 
 
 WRITTEN = [(file.parent.name.removesuffix("_written"), file) for file in FOLDERS.glob("*_written/logits.safetensors")]

@@ -75,6 +75,8 @@ def import_adapter(
 
 def source_of(folder: Path, source: str | Format | None) -> Format:
     """Returns the format of a folder: the one given, or the one that it fits."""
+    if folder.is_file():
+        raise LuthierError(f"{folder} is a file; lay it into a folder of its own, and give that.")
     if not folder.is_dir():
         raise LuthierError(f"there is no folder {folder}.")
     if (folder / SPEC).exists():
@@ -85,6 +87,7 @@ def source_of(folder: Path, source: str | Format | None) -> Format:
     known = readable() if source is None else [_readable(source)]
     fitting = [each for each in known if each.fits(folder)]
     if not fitting:
+        _refuse_pieces(folder)
         libraries = ", ".join(each.name() for each in known)
         inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and any(each.fits(path) for each in known)]
         near = f" {inside[0]} is one: give that folder." if inside else ""
@@ -104,6 +107,19 @@ def _readable(name: str) -> type[Format]:
     found = find("formats", name, Format)
     found().check_use(reading=True)
     return found
+
+
+def _refuse_pieces(folder: Path) -> None:
+    """Raises for a distributed checkpoint, or a folder of such, with what makes an adapter's folder of it."""
+    piece = next((found for pattern in ("*.distcp", "*/*.distcp") for found in sorted(folder.glob(pattern))), None)
+    if piece is not None:
+        raise LuthierError(
+            f"{folder} holds pieces of a distributed checkpoint ({piece.relative_to(folder)}), which only the library "
+            "that wrote them puts together. Export the adapter there as peft's folder and import that. Megatron "
+            "Bridge: AutoBridge.from_hf_pretrained(BASE).export_adapter_ckpt(FOLDER, OUT); NeMo 2: "
+            'llm.export_ckpt(FOLDER, target="hf-peft", output_path=OUT); ms-swift: megatron export --mcore_adapter '
+            "FOLDER --to_hf true --merge_lora false."
+        )
 
 
 def _listing(folder: Path) -> str:

@@ -15,6 +15,7 @@ from luthier.models.beside import WITHOUT, tell_adapter
 from luthier.models.half import take_in_its_dtype
 from luthier.models.hub import only_local
 from luthier.models.labels import SCALAR, label_settings
+from luthier.models.pipelines import tokenizer_beside, unet_at
 from luthier.models.quantize import quantization, warn_of_odd_widths
 from luthier.models.quiet import quiet
 from luthier.models.resolve import resolve
@@ -92,7 +93,8 @@ def pictured() -> set[str]:
 
 
 def class_of(task: str, config: Any) -> Any:
-    """Returns the auto class of a task for a configuration; decoders that read pictures have one of their own."""
+    """Returns the auto class of a task for a configuration; decoders that read pictures have one of their own, and
+    text encoders of pipelines that project are that class."""
     import transformers
 
     found = getattr(transformers, TASKS[task].model)
@@ -100,7 +102,8 @@ def class_of(task: str, config: Any) -> Any:
     kind = type(config)
     if task == "causal-lm" and kind not in found._model_mapping and kind in apart._model_mapping:
         return apart
-    return found
+    projecting = task == "embedding" and config.architectures == ["CLIPTextModelWithProjection"]
+    return transformers.CLIPTextModelWithProjection if projecting else found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Loaded:
     model: Any
     """The transformers model, in evaluation mode."""
     processor: Any
-    """Its tokenizer, image processor, feature extractor or processor."""
+    """Its tokenizer, image processor, feature extractor or processor; a UNet has none."""
     name: str
     """The name as given."""
     path: Path | str
@@ -155,6 +158,9 @@ def load(
     source: dict[str, Any] = {"revision": revision, "local_files_only": only_local(path, revision)}
     if isinstance(path, Path):
         _refuse_without_weights(path)
+        with _told(name, path, task), quiet(bars=True):
+            if (unet := unet_at(path, dtype)) is not None:
+                return Loaded(unet, None, name, path, task, [])
     with _told(name, path, task), quiet(bars=True), trusting(trust_remote_code):
         config = config_at(path, **source)
         config = label_settings(config, task, labels, num_labels)
@@ -202,6 +208,8 @@ def processor_at(path: Path | str, task: str, config: Any = None, **source: Any)
     import transformers
 
     kind = getattr(transformers, TASKS[task].processor)
+    if (beside := tokenizer_beside(path)) is not None:
+        kind, path = transformers.AutoTokenizer, beside
     made = kind.from_pretrained(path, trust_remote_code=trusted(), **source)
     if task == "causal-lm":
         see(made, path, config, **source)

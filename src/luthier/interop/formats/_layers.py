@@ -45,6 +45,15 @@ def trained_whole(layer: Layer) -> bool:
     return any(tuner.site.kind == "param" and type(tuner.form).factors is Form.factors for tuner in layer.tuners)
 
 
+def changed_weights(model: nn.Module, name: str) -> list[Layer]:
+    """`layers_of` an adapter that changes weights; raises for one that no weight can express, where merging is none
+    either."""
+    found = layers_of(model, name)
+    for layer in found:
+        _refuse_unmergeable(layer)
+    return found
+
+
 @dataclass
 class Factoring:
     """How changes become factors: exactly where they have low rank, and no higher one than `rank`, else by SVD at
@@ -84,12 +93,16 @@ class Factoring:
         return delta
 
 
-def _refuse_elsewhere(layer: Layer) -> None:
-    """Raises for what is not a change of this layer's weight."""
+def _refuse_unmergeable(layer: Layer) -> None:
     try:
         refuse_unmergeable(layer.tuners)
     except LuthierError as error:
         raise LuthierError(f"{error} `luthier generate --adapter` runs it as it is.") from None
+
+
+def _refuse_elsewhere(layer: Layer) -> None:
+    """Raises for what is not a change of this layer's weight."""
+    _refuse_unmergeable(layer)
     if "param" in layer.kinds:
         raise LuthierError(
             f"{layer.tuners[0].form.name()} acts on a parameter of {layer.path}, and such changes are not written in "

@@ -59,7 +59,7 @@ def kind_of(model: nn.Module) -> str:
     if kind not in KINDS or not type(model).__name__.endswith("ForCausalLM"):
         raise LuthierError(
             f"{type(model).__name__} ({kind}) is none of the models on which LitGPT was run: language models of type "
-            f"{', '.join(KINDS)}."
+            f"{', '.join(KINDS)}. Export it merged (--to merged)."
         )
     return kind
 

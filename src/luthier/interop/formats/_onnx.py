@@ -113,7 +113,33 @@ def graph_of(model: nn.Module, processor: Any) -> Any:
         for value in values:
             if match := PAST.fullmatch(value.name):
                 value.name = f"{prefix}.{match[1]}.{match[2]}"
+    _name_axes(graph.graph, model)
     return graph
+
+
+def _name_axes(graph: Any, model: Any) -> None:
+    """Gives axes the names and numbers that optimum gives them; transformers.js makes its empty cache by these."""
+    import onnx_ir  # type: ignore[import-not-found]
+
+    axes: dict[str, tuple[str | int, ...]] = dict.fromkeys(
+        ("input_ids", "position_ids", "token_type_ids"), ("batch_size", "sequence_length")
+    )
+    axes["attention_mask"] = ("batch_size", "total_sequence_length" if generative(model) else "sequence_length")
+    for turn, layer in enumerate(cache_of(model).layers if generative(model) else ()):
+        for kind, states in (("key", layer.keys), ("value", layer.values)):
+            heads, width = states.shape[1], states.shape[3]
+            axes[f"past_key_values.{turn}.{kind}"] = ("batch_size", heads, "past_sequence_length", width)
+            axes[f"present.{turn}.{kind}"] = ("batch_size", heads, "total_sequence_length", width)
+    names = {
+        str(old): new
+        for value in graph.inputs
+        for old, new in zip(value.shape, axes[value.name], strict=True)
+        if isinstance(new, str)
+    }
+    for value in [*graph.inputs, *graph.outputs, *(out for node in graph for out in node.outputs)]:
+        if value.shape is not None:
+            told = axes.get(value.name) or [names.get(str(axis), axis) for axis in value.shape]
+            value.shape = onnx_ir.Shape(told)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 from luthier.core.adapters.swap import generative
 from luthier.core.errors import LuthierError
 from luthier.core.sites.probe import eval_mode
-from luthier.interop.formats._onnx import cache_of, positions
+from luthier.interop.formats._onnx import positions
 
 LENGTHS = (7, 1, 1, 4)
 """Tokens of each pass through the graph: a prompt without a cache, single tokens, and several at once."""
@@ -33,7 +33,7 @@ def difference(model: Any, file: Path, processor: Any, *, exact: bool) -> float:
     with eval_mode(model):
         given = {"attention_mask": mask} | ({"position_ids": positions(mask)} if "position_ids" in names else {})
         wanted = model(input_ids=ids, **given)[0]
-    found = _written(session, model, ids, mask) if generative(model) else _read(session, names, ids, mask)
+    found = _written(session, ids, mask) if generative(model) else _read(session, names, ids, mask)
     real = mask.bool() if wanted.dim() == 3 else torch.ones(len(ids), dtype=torch.bool)
     lost = float((found - wanted)[real].abs().max() / wanted[real].abs().max().clamp(min=1e-30))
     if exact and not lost < EXACT:
@@ -49,14 +49,17 @@ def _read(session: Any, names: list[str], ids: Tensor, mask: Tensor) -> Tensor:
     return torch.from_numpy(session.run(None, {name: held[name].numpy() for name in names})[0])
 
 
-def _written(session: Any, model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+def _empty(axes: list[int | str], rows: int) -> Any:
+    """A cache of no tokens, by what the graph says of its axes, as transformers.js makes it."""
+    return torch.zeros(
+        [axis if isinstance(axis, int) else rows if axis == "batch_size" else 0 for axis in axes]
+    ).numpy()
+
+
+def _written(session: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """The logits of all tokens, pass by pass, each behind the cache that the one before gave."""
     names, outputs = ([each.name for each in told] for told in (session.get_inputs(), session.get_outputs()))
-    held = {
-        f"past_key_values.{turn}.{kind}": states[: len(ids), :, :0].numpy()
-        for turn, layer in enumerate(cache_of(model).layers)
-        for kind, states in (("key", layer.keys), ("value", layer.values))
-    }
+    held = {each.name: _empty(each.shape, len(ids)) for each in session.get_inputs() if "past" in each.name}
     where, parts, start = positions(mask), [], 0
     for length in LENGTHS:
         end = start + length

@@ -16,12 +16,28 @@ from torch import Tensor, nn
 
 from luthier.core.errors import LuthierError
 from luthier.core.sites.structure import base_modules, features
+from luthier.interop.formats._diffusion import PARTS
 from luthier.interop.formats._layers import filled, nothing
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank can be."""
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers that SGLang runs as one; of an adapter on some of them it raises KeyError, or passes over it."""
+WITHOUT_LORA = {
+    *("GPT2LMHeadModel", "BertForMaskedLM", "Gemma3nForConditionalGeneration", "GPT2ForSequenceClassification"),
+    *("ModernBertForSequenceClassification", "ModernBertForTokenClassification", "RobertaForTokenClassification"),
+    "XLMRobertaForTokenClassification",
+    *("BloomForCausalLM", "Cohere2MoeForCausalLM", "DbrxForCausalLM", "DeepseekV32ForCausalLM"),
+    *("DeepseekV4ForCausalLM", "FalconForCausalLM", "FalconMambaForCausalLM", "GlmMoeDsaForCausalLM"),
+    *("GPTJForCausalLM", "Gemma3nForCausalLM", "KimiLinearForCausalLM", "Mamba2ForCausalLM"),
+    *("MambaForCausalLM", "MiMoV2FlashForCausalLM", "StableLmForCausalLM", "Zamba2ForCausalLM"),
+}
+"""Classes that vLLM 0.33.0 has code of its own for, which takes no LoRA (no SupportsLoRA among its bases)."""
+SGLANG = (
+    *(*SIBLINGS[0], "o_proj", *SIBLINGS[1], "down_proj", "embed_tokens", "lm_head"),
+    *("qkv_proj", "gate_up_proj", "q_a_proj", "kv_a_proj_with_mqa", "q_b_proj", "kv_b_proj"),
+)
+"""Names of the layers whose sizes SGLang knows for any model (`get_default_hidden_dim`)."""
 TGI = (*SIBLINGS[0], "o_proj", *SIBLINGS[1], "down_proj", "lm_head")
 """Names of all layers that text-generation-inference adapts."""
 MERGE = "Export it merged (--to merged)."
@@ -38,6 +54,11 @@ class Held:
     names: Collection[str]
     """Paths of layers with factors, under the base's own names."""
     model: nn.Module
+
+    @property
+    def base(self) -> str:
+        """The base's class in transformers."""
+        return vars(type(self.model)).get("_luthier_base", type(self.model)).__name__
 
     @property
     def method(self) -> str:
@@ -73,8 +94,10 @@ def _plain(held: Held) -> str | None:
 def _vllm(held: Held) -> str | None:
     heads = [each for each in held.config.get("modules_to_save") or () if each not in ("classifier", "score")]
     experts = [each for each in held.names if each.endswith(".experts")]
-    if why := _plain(held):
+    if why := _plain(held) or _not_run(held):
         return why
+    if held.base in WITHOUT_LORA:
+        return f"its own code of {held.base} takes no LoRA. {MERGE}"
     if heads:
         return f"it takes no modules_to_save ({heads[0]}). {MERGE}"
     if any(f"{each}.base_layer" not in held.names for each in experts):
@@ -85,18 +108,28 @@ def _vllm(held: Held) -> str | None:
 
 
 def _sglang(held: Held) -> str | None:
-    if why := _plain(held) or _nothing_beside(held):
+    if why := _plain(held) or _not_run(held) or _nothing_beside(held):
         return why
+    if other := next((each for each in held.names if each.rpartition(".")[2] not in SGLANG), None):
+        return f"it adapts {', '.join(SGLANG[:9])} alone, and this changes {other}. {MERGE}"
     if not isinstance(held.config["target_modules"], list):
         return f"it finds layers by the last word of their names, which others share. {MERGE}"
     return None
 
 
 def _tgi(held: Held) -> str | None:
-    if why := _plain(held) or _nothing_beside(held):
+    if why := _plain(held) or _not_run(held) or _nothing_beside(held):
         return why
     other = next((each for each in held.names if each.rpartition(".")[2] not in TGI), None)
     return f"it adapts {', '.join(TGI)} alone, and this changes {other}. {MERGE}" if other else None
+
+
+def _not_run(held: Held) -> str | None:
+    config = getattr(held.model, "config", None)
+    two_stacks = getattr(config, "is_encoder_decoder", False) and held.base != "WhisperForConditionalGeneration"
+    if two_stacks or held.base in PARTS:
+        return f"it runs no {held.base}. {UNLIKE}"
+    return None
 
 
 def _nothing_beside(held: Held) -> str | None:
@@ -108,6 +141,8 @@ def _nothing_beside(held: Held) -> str | None:
 
 
 def _transformers(held: Held) -> str | None:
+    if held.base == "UNet2DConditionModel":
+        return "the base is a model of diffusers. Export it for that (--to diffusers)."
     if held.method == "PREFIX_TUNING":
         return "it takes no prefixes. `PeftModel.from_pretrained` of peft itself does."
     if held.method == "aLoRA":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ PARTS = {"w1": "gate", "gate_proj": "gate", "w3": "up", "up_proj": "up", "w2": "
 MIXTRAL = "block_sparse_moe"
 """Where Mixtral's experts and router stood in transformers 4; in 5 it is mlp."""
 Scale = Callable[[str, int], float]
+CONVERTED = ("mixtral", "qwen3_moe", "deepseek_v3", "glm4_moe")
+"""Types of models whose adapters of single experts were seen to be converted by peft 0.21.2 over transformers 5."""
 
 
 def as_it_is_now(
@@ -79,6 +81,29 @@ def on_all_experts(
         if "down" in stacks:
             pairs[down] = stacks["down"]
     return lora_of(folder, pairs, model)
+
+
+def tell_of_peft(
+    folder: Path, config: Mapping[str, Any], experts: Iterable[str], others: Iterable[str], model: nn.Module
+) -> None:
+    """Warns of what peft makes of single experts over transformers 5 (findings/peft_adapters_of_single_experts.sh).
+
+    `experts` are the paths of their layers, `others` those of the layers beside them.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    ends = {path.rpartition(".")[2] for path in experts}
+    fused = ends & {"w1", "w3", "gate_proj", "up_proj"}
+    told = ["leaves the routed experts out"] if ends and kind == "qwen2_moe" else []
+    if kind in CONVERTED and len(fused) != 1:  # of one of the two alone, peft raises
+        if fused and config.get("use_rslora"):
+            told.append("makes the change of gates and up-projections (gate_up_proj) 1.41 times too strong")
+        if left := [path for path in others if path.rpartition(".")[2] in ends]:
+            told.append(f"leaves out {len(left)} layers beside the routed experts (first {left[0]})")
+    if told:
+        warnings.warn(
+            f"{folder}: over transformers 5, peft 0.21.2 {' and '.join(told)}. It comes in as it was trained.",
+            stacklevel=2,
+        )
 
 
 def _pair(folder: Path, path: str, found: Mapping[str, Tensor], scale: Scale) -> Pair:

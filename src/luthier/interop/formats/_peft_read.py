@@ -21,7 +21,7 @@ from luthier.core.sites.structure import lookup_scale, unfolded_features
 from luthier.interop.formats import _peft_beside as beside
 from luthier.interop.formats._factors import Pair, lora_of
 from luthier.interop.formats._peft_config import merging, positions_of
-from luthier.interop.formats._peft_experts import as_it_is_now, of_one_expert, on_all_experts, router
+from luthier.interop.formats._peft_experts import as_it_is_now, of_one_expert, on_all_experts, router, tell_of_peft
 from luthier.interop.formats._peft_keys import FACTORS, divided
 from luthier.interop.formats._peft_layers import check_layer, whole_factors
 from luthier.interop.formats._peft_parameters import parameters_apart
@@ -66,6 +66,7 @@ def read_lora(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
     else:
         form, ranks = LoRA(), {}
     form = replace(form, positions=at)
+    tell_of_peft(folder, config, experts, groups, model)
     for path, found in groups.items():
         if (factor := _looked_up(path, model) * scales[path] / form.scale) != 1:
             found["B"] = found["B"] * factor

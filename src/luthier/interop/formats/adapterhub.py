@@ -45,6 +45,15 @@ class AdapterHub(LowRankFormat):
         told = _config(folder).get("model_name")
         return told if isinstance(told, str) and told else None
 
+    def task(self, folder: Path) -> str | None:
+        from luthier.core.records import read_json
+        from luthier.models.load import CLASS_TASKS, task_of_class
+
+        kind, beside = str(_config(folder).get("model_class")), folder / "head_config.json"
+        told = task_of_class(kind) if kind.endswith(tuple(CLASS_TASKS)) else None
+        head = read_json(beside) if told == "classification" and beside.is_file() else {}
+        return "regression" if isinstance(head, dict) and head.get("num_labels") == 1 else told
+
     def evidence(self, folder: Path) -> dict[str, Any]:
         told = {key: _config(folder).get(key) for key in ("version", "model_name", "model_class")}
         return {"library": "adapters"} | {key: value for key, value in told.items() if isinstance(value, str)}

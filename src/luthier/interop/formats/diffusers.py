@@ -33,6 +33,9 @@ class Diffusers(LowRankFormat):
     def fits(cls, folder: Path) -> bool:
         return any((folder / name).is_file() for name in FILES)
 
+    def task(self, folder: Path) -> str | None:
+        return "embedding"  # so that parts of a pipeline are loaded as they are, without a head
+
     def evidence(self, folder: Path) -> dict[str, Any]:
         return {"library": "diffusers"}
 
@@ -59,10 +62,10 @@ class Diffusers(LowRankFormat):
         from luthier.interop.formats._diffusion import part_to_write
         from luthier.interop.formats._diffusion_write import contents, in_text_encoder
         from luthier.interop.formats._files import by_itself
-        from luthier.interop.formats._layers import layers_of
+        from luthier.interop.formats._layers import changed_weights
 
         part, factoring = part_to_write(outgoing.model), self.factoring()
-        factors = contents(layers_of(outgoing.model, outgoing.name), factoring)
+        factors = contents(changed_weights(outgoing.model, outgoing.name), factoring)
         tensors = {}
         for path, (b, a) in factors.items():
             name = f"{part}.{path if part == 'unet' else in_text_encoder(path)}"

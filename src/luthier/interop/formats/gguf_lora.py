@@ -63,12 +63,12 @@ class GGUFLoRA(LowRankFormat):
     def write(self, outgoing: Outgoing, folder: Path) -> dict[str, float]:
         from luthier.interop.formats._gguf import file
         from luthier.interop.formats._gguf.architectures import architecture_of
-        from luthier.interop.formats._layers import layers_of
+        from luthier.interop.formats._layers import changed_weights
 
         model: Any = outgoing.model
         architecture, factoring = architecture_of(model), self.factoring()
         names = file.Names(architecture, model.config.num_hidden_layers)
-        layers = layers_of(model, outgoing.name)
+        layers = changed_weights(model, outgoing.name)
         for layer in layers:
             table = isinstance(layer.module, nn.Embedding)
             tied = model.config.tie_word_embeddings and (table or layer.path == "lm_head")

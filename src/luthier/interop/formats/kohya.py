@@ -37,6 +37,9 @@ class Kohya(LowRankFormat):
     def fits(cls, folder: Path) -> bool:
         return _file(folder) is not None
 
+    def task(self, folder: Path) -> str | None:
+        return "embedding"  # so that parts of a pipeline are loaded as they are, without a head
+
     def evidence(self, folder: Path) -> dict[str, Any]:
         return {"library": "sd-scripts"}
 
@@ -64,10 +67,10 @@ class Kohya(LowRankFormat):
         from luthier.interop.formats._diffusion_write import contents as factors_of
         from luthier.interop.formats._files import by_itself
         from luthier.interop.formats._kohya import contents
-        from luthier.interop.formats._layers import layers_of
+        from luthier.interop.formats._layers import changed_weights
 
         model, factoring = outgoing.model, self.factoring()
-        factors = factors_of(layers_of(model, outgoing.name), factoring)
+        factors = factors_of(changed_weights(model, outgoing.name), factoring)
         tensors = contents(model, part_to_write(model), factors, sdxl=self.sdxl)
         rank = str(max(len(a) for _, a in factors.values()))
         told = {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}

@@ -61,11 +61,11 @@ class LitGPT(LowRankFormat):
         import yaml
 
         from luthier.interop.formats._files import by_itself
-        from luthier.interop.formats._layers import layers_of
+        from luthier.interop.formats._layers import changed_weights
         from luthier.interop.formats._litgpt import contents
 
         model, factoring = outgoing.model, self.factoring()
-        tensors, config = contents(model, layers_of(model, outgoing.name), factoring)
+        tensors, config = contents(model, changed_weights(model, outgoing.name), factoring)
         torch.save({"model": by_itself(tensors)}, folder / WEIGHTS)  # as Lightning's Fabric saves it
         told = {"checkpoint_dir": str(getattr(model, "name_or_path", "") or ""), "precision": "32-true", **config}
         (folder / CONFIG).write_text(yaml.safe_dump(told), encoding="utf-8")

@@ -66,11 +66,11 @@ class MLXLM(LowRankFormat):
 
         from luthier.core.records import write_json
         from luthier.interop.formats._files import by_itself
-        from luthier.interop.formats._layers import layers_of
+        from luthier.interop.formats._layers import changed_weights
         from luthier.interop.formats._mlx_lm_contents import contents
 
         factoring = self.factoring()
-        layers = layers_of(outgoing.model, outgoing.name)
+        layers = changed_weights(outgoing.model, outgoing.name)
         tensors, config = contents(outgoing.model, layers, factoring, truncate=self.rank is not None)
         save_file(by_itself(tensors), folder / WEIGHTS)
         write_json(folder / CONFIG, config | {"model": getattr(outgoing.model, "name_or_path", "")})

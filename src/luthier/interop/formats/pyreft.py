@@ -82,7 +82,8 @@ class PyReFT(Format):
         if self.positions is None:
             raise LuthierError(
                 f"{folder} does not say which positions it edits (pyreft saves none); tell them as in training: "
-                f"positions={example!r} (--positions {example}), one group for each of the {count} at a layer."
+                f"positions={example!r} (`luthier import --positions {example}`)"
+                + (f", one group for each of the {count} interventions at a layer." if count > 1 else ".")
             )
         groups = [group.strip() for group in self.positions.split(",")]
         if len(groups) != count:

@@ -58,11 +58,11 @@ class TorchTune(LowRankFormat):
 
         from luthier.core.records import write_json
         from luthier.interop.formats._files import by_itself
-        from luthier.interop.formats._layers import layers_of
+        from luthier.interop.formats._layers import changed_weights
         from luthier.interop.formats._torchtune import contents
 
         model, factoring = outgoing.model, self.factoring()
-        layers = layers_of(model, outgoing.name)
+        layers = changed_weights(model, outgoing.name)
         tensors, config = contents(model, layers, factoring, truncate=self.rank is not None)
         torch.save(by_itself(tensors), folder / WEIGHTS)
         write_json(folder / CONFIG, config | {"base_model_name_or_path": getattr(model, "name_or_path", "")})
