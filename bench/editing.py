@@ -64,7 +64,7 @@ def abilities(done: Edited, sources: Sequence[str]) -> dict[str, dict[str, float
     """What else the model scores without the edit and with it, and how many rows changed sides."""
     found = {}
     for source in sources:
-        rows = data.load(source, split="test", limit=50, task="causal-lm")
+        rows = data.load(source, split="test", limit=32, task="causal-lm")
         after, before = evaluated(done, rows), None
         with disabled(done.model):
             before = evaluated(done, rows)
@@ -75,7 +75,7 @@ def abilities(done: Edited, sources: Sequence[str]) -> dict[str, dict[str, float
 
 def evaluated(done: Edited, rows: data.Examples) -> np.ndarray:
     """The score of each row."""
-    told = evaluate(done.model, done.processor, rows, progress=False, max_new_tokens=32)
+    told = evaluate(done.model, done.processor, rows, progress=False, max_new_tokens=12, batch=32)
     return np.array([line["score"] for line in told.predictions], dtype=float)
 
 

@@ -17,7 +17,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
 
     names = {path: key for path, p in loaded.model.named_parameters() for key, q in params.items() if p is q}
 
-    def loss(tensors: dict[str, torch.Tensor], rows: dict[str, Any]) -> torch.Tensor:
+    def loss(tensors: Mapping[str, torch.Tensor], rows: dict[str, Any]) -> torch.Tensor:
         own = {path: tensors[key] for path, key in names.items()}
         return torch.func.functional_call(loaded.model, own, kwargs=rows).loss
 
@@ -174,7 +175,7 @@ def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
 
     timed = {name: lambda name=name: step(name) for name in ("naive", "agem", *at_work)}
     timed |= {"backward": backward, "fisher": lambda: fisher_of(loaded.model, given)}
-    timed |= {f"fomaml, {steps} inner steps": lambda steps=steps: outer(steps) for steps in (0, 1, 2)}
+    timed |= {f"fomaml, {steps} inner steps": partial(outer, steps) for steps in (0, 1, 2)}
     under = {"fisher": "backward", **{name: "fomaml, 0 inner steps" for name in timed if name.startswith("fomaml")}}
     ratios: dict[str, list[float]] = {}
     for number in range(rounds + 2):

@@ -78,10 +78,10 @@ def weighed(spec: SelfTraining, truth: str, share: float) -> dict[str, float]:
     labels, wrong = with_flipped(truth, share, spec.seed)
     teacher = Work.chances
 
-    def given(work: Work, name: str) -> torch.Tensor:
+    def given(self: Work, name: str) -> torch.Tensor:
         if name != "unlabelled":
-            return teacher(work, name)
-        return one_hot(torch.tensor([work.rows.labels.index(each) for each in labels]), len(work.rows.labels)).float()
+            return teacher(self, name)
+        return one_hot(torch.tensor([self.rows.labels.index(each) for each in labels]), len(self.rows.labels)).float()
 
     Work.chances = given  # what a teacher says, who errs in so many rows
     try:

@@ -52,9 +52,9 @@ def figures_of(rows: Rows, before: Any, after: Any, seed: int) -> dict[str, dict
     found: dict[str, dict[str, float]] = {}
     for name in after:
         for place, what in enumerate(("loss", "accuracy")):
-            rows = after[name][place]
-            low, high = mean_interval(rows, seed, share=what == "accuracy")
-            told = {"before": float(before[name][place].mean()), "after": float(rows.mean()), "count": len(rows)}
+            values = after[name][place]
+            low, high = mean_interval(values, seed, share=what == "accuracy")
+            told = {"before": float(before[name][place].mean()), "after": float(values.mean()), "count": len(values)}
             found[f"{name} {what}"] = told | {"low": low, "high": high}
     if "test" in after:
         tested = {when: membership(each["forget"][0], each["test"][0], seed)

@@ -55,8 +55,8 @@ class Unlearned:
     steps: int
     figures: dict[str, dict[str, float]]
     """By name, `before`, `after` and its 95% interval `low` to `high`: loss and accuracy on the rows to forget, the
-    retained and the new ones, and the AUC of the membership test. With `models` also KLOM above its null by set, with its
-    interval over models."""
+    retained and the new ones, and the AUC of the membership test. With `models` also KLOM above its null by set, with
+    its interval over models."""
     model: Any
     processor: Any
 
