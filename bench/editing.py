@@ -15,15 +15,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from bench._registry import results_of
 from bench.preferences import CAPITALS
 
 import luthier as lt
+from luthier import data
+from luthier.core.adapters.control import disabled
 from luthier.core.contracts.component import find
 from luthier.core.contracts.editing import Editing
+from luthier.core.numerics.resampling import mean_interval
 from luthier.core.records import replace_json
-from luthier.training.editing import Edit, edit
+from luthier.evaluating import evaluate
+from luthier.training.editing import Edit, Edited, edit
 
 MODEL, WHERE = "smollm2-135m", "params(model.layers.20.mlp.down_proj.weight)"
 RELATIONS = (
@@ -55,6 +60,25 @@ def facts() -> list[dict[str, str]]:
     return found
 
 
+def abilities(done: Edited, sources: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What else the model scores without the edit and with it, and how many rows changed sides."""
+    found = {}
+    for source in sources:
+        rows = data.load(source, split="test", limit=32, task="causal-lm")
+        after, before = evaluated(done, rows), None
+        with disabled(done.model):
+            before = evaluated(done, rows)
+        low, high = mean_interval(after - before, 0)
+        found[source] = {"before": before.mean(), "after": after.mean(), "count": len(after), "low": low, "high": high}
+    return found
+
+
+def evaluated(done: Edited, rows: data.Examples) -> np.ndarray:
+    """The score of each row."""
+    told = evaluate(done.model, done.processor, rows, progress=False, max_new_tokens=12, batch=32)
+    return np.array([line["score"] for line in told.predictions], dtype=float)
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="where runs lie, to be gone on with")
@@ -63,6 +87,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--where", default=WHERE)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--batch", type=int, default=100, help="facts of a step, breadth first")
+    parser.add_argument("--epochs", type=int, default=25, help="most epochs, breadth first")
+    parser.add_argument(
+        "--abilities", nargs="*", default=[], help="data that are scored before and after, gym:chain_sum"
+    )
     given = parser.parse_args(list(arguments))
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -74,14 +102,15 @@ def main(arguments: Sequence[str]) -> None:
     for by in given.by:
         begun = time.monotonic()
         out = given.folder / f"{by}-{given.count}-{given.lr:g}-{given.batch}"
-        batch = {"batch": given.batch} if by == "locft_bf" else {}
+        batch = {"batch": given.batch, "epochs": given.epochs} if by == "locft_bf" else {}
         method = find("editings", by, Editing).from_dict({"lr": given.lr, **batch})
         spec = Edit(MODEL, str(source), method, lt.Full(), out=str(out), where=given.where, limit=given.count,
                     held=str(held), micro_batch=50)  # fmt: skip
         done = edit(spec, resume=True)
         told = {"by": by, "facts": done.facts, "where": done.where, "lr": given.lr, **batch, "steps": done.steps}
         told |= {"rounds": done.rounds, "figures": done.figures, "seconds of the last start": time.monotonic() - begun}
-        key = ("by", "facts", "where", "lr", "batch")
+        told["figures"] |= abilities(done, given.abilities)
+        key = ("by", "facts", "where", "lr", "batch", "epochs")
         runs = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []  # others may have added
         runs = [run for run in runs if any(run.get(k) != told.get(k) for k in key)] + [told]
         replace_json(file, {"runs": runs})

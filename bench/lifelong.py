@@ -1,21 +1,24 @@
 """Lifelong: what a sequence of tasks forgets by each way to keep it, and what each way costs a step.
 
 CLINC150's intents (CC-BY 3.0) in groups, one task each, learned one after another by MiniLM with LoRA; after each task
-the model is tested on all. `--cost` times optimiser steps instead, all ways taking turns within each round, and the
-Fisher information of single rows beside an ordinary backward pass of the same rows.
+the model is tested on all. With `--sst2`, three sets that call other things 0 and 1: reviews, and two pairs of intents.
+`--cost` times optimiser steps instead, all ways taking turns within each round, and the Fisher information of single
+rows beside an ordinary backward pass of the same rows.
 
-    python -m bench lifelong --data FOLDER [--by naive replay ewc] [--weight ewc=100] [--seed 0]
+    python -m bench lifelong --data FOLDER [--by naive replay ewc] [--weight ewc=100] [--seeds 0 1 2] [--sst2 FOLDER]
     python -m bench lifelong --data FOLDER --cost
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +34,44 @@ from luthier.training.row_gradients import fisher_diagonal
 from luthier.training.sequences import TaskSequence, carry_out
 from luthier.training.sequences.spec import ways
 
-MODEL, GROUPS, INTENTS, ROWS, TESTS = "minilm-l6", 3, 3, 20, 10
-SETTINGS = Training(epochs=15, batch=16, lr=5e-4, max_length=64, save_every=20)
+MODEL, GROUPS, INTENTS, ROWS, TESTS = "minilm-l6", 5, 3, 12, 8
+SETTINGS = Training(epochs=8, batch=12, lr=2e-3, max_length=64, save_every=20)
+PAIRS = (("balance", "transfer"), ("calories", "recipe"))
+"""The intents that are 0 and 1 in the second and the third of the sets that conflict."""
+
+
+def by_label(file: Path) -> dict[str, list[dict]]:
+    """The rows of each class."""
+    by: dict[str, list[dict]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        by.setdefault(str(row["label"]), []).append(row)
+    return by
 
 
 def grouped(source: Path, folder: Path, rows: int, split: str) -> list[str]:
     """A file for each group: the first intents by name, so many rows of each."""
-    by: dict[str, list[dict]] = {}
-    for line in (source / f"{split}.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        by.setdefault(row["label"], []).append(row)
+    by = by_label(source / f"{split}.jsonl")
     names = sorted(by)[: GROUPS * INTENTS]
-    files = []
-    for group in range(GROUPS):
-        held = [row for name in names[group * INTENTS : (group + 1) * INTENTS] for row in by[name][:rows]]
-        files.append(folder / f"{split}{group + 1}.jsonl")
-        files[-1].write_text("".join(json.dumps(row) + "\n" for row in held), encoding="utf-8")
+    groups = [names[group * INTENTS : (group + 1) * INTENTS] for group in range(GROUPS)]
+    return written(folder, split, [[row for name in group for row in by[name][:rows]] for group in groups])
+
+
+def conflicting(source: Path, sst2: Path, folder: Path, rows: int, split: str) -> list[str]:
+    """A file for each of three sets whose classes are 0 and 1; reviews have three times as many rows."""
+    reviews = by_label(sst2 / ("train.jsonl" if split == "train" else "dev.jsonl"))
+    sets = [[{"text": row["text"], "label": name} for name in "01" for row in reviews[name][: 3 * rows]]]
+    by = by_label(source / f"{split}.jsonl")
+    for pair in PAIRS:
+        sets.append([{"text": row["text"], "label": str(i)} for i in (0, 1) for row in by[pair[i]][:rows]])
+    return written(folder, f"conflicting-{split}", sets)
+
+
+def written(folder: Path, name: str, sets: Sequence[Sequence[dict]]) -> list[str]:
+    """The file of each set."""
+    files = [folder / f"{name}{number}.jsonl" for number in range(1, len(sets) + 1)]
+    for file, rows in zip(files, sets, strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return [str(file) for file in files]
 
 
@@ -55,10 +80,15 @@ def answers(model: Any, processor: Any, examples: Any, task: str) -> list[float]
     return [line["score"] for line in evaluate(model, processor, examples, task=task, progress=False).predictions]
 
 
-def ran(by: str, source: Path, folder: Path, weight: float | None, seed: int, memory: int) -> dict[str, Any]:
+def ran(
+    by: str, source: Path, sst2: Path | None, folder: Path, weight: float | None, seed: int, memory: int
+) -> dict[str, Any]:
     """One sequence, by one way."""
     begun = time.monotonic()
-    tasks, tests = grouped(source, folder, ROWS, "train"), grouped(source, folder, TESTS, "test")
+    sizes = (("train", ROWS), ("test", TESTS))
+    tasks, tests = (conflicting(source, sst2, folder, rows, split) if sst2 else grouped(source, folder, rows, split)
+                    for split, rows in sizes)  # fmt: skip
+    name = "conflicting" if sst2 else "groups"
     each = by == "each"
     keeps = by in ("replay", "agem")
     spec = TaskSequence(
@@ -69,10 +99,18 @@ def ran(by: str, source: Path, folder: Path, weight: float | None, seed: int, me
         memory=memory if keeps else None,
     )
     settings = Training.from_dict({**SETTINGS.to_dict(), "seed": seed})
-    run = Run(MODEL, tasks[0], lt.LoRA(rank=8), out=str(folder / f"{by}"), training=settings)
+    run = Run(
+        MODEL, tasks[0], lt.LoRA(rank=8), out=str(folder / f"{name}-{by}-{weight or 0:g}-{seed}"), training=settings
+    )
     run = spec.applied(run, {} if weight is None else {"weight": weight})
     done = carry_out(run, spec, answers=answers, resume=True, progress=False)
-    found = {"by": by, "seed": seed, "matrix": done.matrix.means().round(3).tolist(), "figures": done.figures}
+    found = {
+        "tasks": name,
+        "by": by,
+        "seed": seed,
+        "matrix": done.matrix.means().round(3).tolist(),
+        "figures": done.figures,
+    }
     weight = getattr(run.penalty, "weight", None)
     told = {"kept": done.kept, "weight": weight, "training seconds": sum(done.seconds.values())}
     return json.loads(json.dumps({**found, **told, "seconds": time.monotonic() - begun}).replace("NaN", "null"))
@@ -123,7 +161,7 @@ def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
 
     names = {path: key for path, p in loaded.model.named_parameters() for key, q in params.items() if p is q}
 
-    def loss(tensors: dict[str, torch.Tensor], rows: dict[str, Any]) -> torch.Tensor:
+    def loss(tensors: Mapping[str, torch.Tensor], rows: dict[str, Any]) -> torch.Tensor:
         own = {path: tensors[key] for path, key in names.items()}
         return torch.func.functional_call(loaded.model, own, kwargs=rows).loss
 
@@ -137,7 +175,7 @@ def cost(source: Path, folder: Path, rounds: int) -> dict[str, float]:
 
     timed = {name: lambda name=name: step(name) for name in ("naive", "agem", *at_work)}
     timed |= {"backward": backward, "fisher": lambda: fisher_of(loaded.model, given)}
-    timed |= {f"fomaml, {steps} inner steps": lambda steps=steps: outer(steps) for steps in (0, 1, 2)}
+    timed |= {f"fomaml, {steps} inner steps": partial(outer, steps) for steps in (0, 1, 2)}
     under = {"fisher": "backward", **{name: "fomaml, 0 inner steps" for name in timed if name.startswith("fomaml")}}
     ratios: dict[str, list[float]] = {}
     for number in range(rounds + 2):
@@ -174,7 +212,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--by", nargs="+", default=[*ways(), "each"])
     parser.add_argument("--weight", nargs="*", default=[], help="weights of penalties, as ewc=100")
     parser.add_argument("--memory", type=int, default=50, help="rows that replay and agem keep")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--sst2", type=Path, help="the folder of SST-2: the three sets that conflict, not the groups")
     parser.add_argument("--folder", type=Path, help="where sequences lie, to be gone on with. Default: a temporary one")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
@@ -190,11 +229,10 @@ def main(arguments: Sequence[str]) -> None:
             replace_json(file, {**known(file), "cost": found})
             return
         weights = {name: float(value) for name, _, value in (each.partition("=") for each in given.weight)}
-        for by in given.by:
-            found = ran(by, given.data, folder, weights.get(by), given.seed, given.memory)
-            key = (found["by"], found["seed"], found["weight"])
-            held = known(file)  # other starts may have added to it
-            held["runs"] = [e for e in held["runs"] if (e["by"], e["seed"], e["weight"]) != key] + [found]
+        for seed, by in itertools.product(given.seeds, given.by):
+            found = ran(by, given.data, given.sst2, folder, weights.get(by), seed, given.memory)
+            names, held = ("tasks", "by", "seed", "weight"), known(file)  # other starts may have added to it
+            held["runs"] = [e for e in held["runs"] if any(e.get(name) != found[name] for name in names)] + [found]
             replace_json(file, held)
             figures = {name: round(value["value"], 3) for name, value in found["figures"].items()}
-            print(by, found["weight"], figures, found["kept"], f"{found['seconds']:.0f} s", flush=True)
+            print(by, seed, found["weight"], figures, found["kept"], f"{found['seconds']:.0f} s", flush=True)

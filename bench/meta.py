@@ -6,7 +6,11 @@ demonstration tells them. A small language model with LoRA is trained by `luthie
 episode of the new shops the joint training and the meta-learner adapt to the same letter, or read it before the prompt.
 Joint training takes the inner rate that the meta-learner was trained with, so several rates are run.
 
+With `--by abmll` it is the Bayesian meta-learner, and with `--noise 0.3` so many letters, demonstrations among them,
+bear the name and the place of another shop: what is compared then is the calibration error of the answer's tokens.
+
     python -m bench meta --folder FOLDER [--model stories15m] [--inner-lr 0.01 0.05] [--seeds 0 1 2]
+    python -m bench meta --folder FOLDER --by abmll --noise 0.3 --inner-lr 0.05 --seeds 0 1 2 3 4
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ import torch
 from bench._registry import results_of
 
 import luthier as lt
+from luthier.core.contracts.component import find
+from luthier.core.contracts.meta import Meta
 from luthier.core.records import replace_json
 from luthier.training.meta import MetaRun, meta_learn
 
@@ -40,17 +46,18 @@ CUSTOMERS = ("Molly", "Billy", "Sue", "Dan", "Ruth", "Nick")
 THINGS = ("ball", "doll", "car", "hat", "book")
 
 
-def shops(folder: Path) -> list[str]:
+def shops(folder: Path, noise: float) -> list[str]:
     """The file of each shop's letters; the last ones are the new shops."""
     files = []
-    draw = random.Random(0)
+    draw, strange = random.Random(0), random.Random(1)
     for number in range(LEARNED + NEW):
         greeting, sentence, closing = (draw.choice(words) for words in (GREETINGS, SENTENCES, CLOSINGS))
         rows = []
         for customer, thing in itertools.product(CUSTOMERS, THINGS):
-            letter = f"{greeting}, {customer}! {sentence} {closing}, {NAMES[number]} from {PLACES[number]}."
+            own = strange.randrange(LEARNED + NEW) if strange.random() < noise else number
+            letter = f"{greeting}, {customer}! {sentence} {closing}, {NAMES[own]} from {PLACES[own]}."
             rows.append({"prompt": f"{customer} asks the shop about a {thing}. The shop writes:", "completion": letter})
-        files.append(folder / f"shop{number + 1}.jsonl")
+        files.append(folder / f"shop{number + 1}-{noise:g}.jsonl")
         files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return [str(file) for file in files]
 
@@ -59,6 +66,9 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="where runs lie, to be gone on with")
     parser.add_argument("--model", default="stories15m")
+    parser.add_argument("--by", default="fomaml")
+    parser.add_argument("--noise", type=float, default=0.0, help="share of letters that bear another shop's name")
+    parser.add_argument("--episodes", type=int, default=6, help="episodes in each new shop")
     parser.add_argument("--inner-lr", nargs="+", type=float, default=[0.01, 0.05])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100)
@@ -66,8 +76,8 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(list(arguments))
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
-    files = shops(given.folder)
-    file = results_of("meta")
+    files = shops(given.folder, given.noise)
+    file, method = results_of("meta"), find("metas", given.by, Meta)
     for seed in given.seeds:
         for rate in given.inner_lr:
             begun = time.monotonic()
@@ -75,20 +85,21 @@ def main(arguments: Sequence[str]) -> None:
                 given.model,
                 tuple(files[:LEARNED]),
                 tuple(files[LEARNED:]),
-                lt.metas.FOMAML(inner_lr=rate),
+                method.from_dict({"inner_lr": rate}),
                 lt.LoRA(rank=8),
-                str(given.folder / f"{rate:g}-{seed}"),
+                str(given.folder / f"{given.by}-{given.noise:g}-{rate:g}-{seed}"),
                 asked=2,
                 together=2,
                 steps=given.steps,
                 lr=given.lr,
-                episodes=6,
+                episodes=given.episodes,
                 max_length=64,
                 save_every=10,
                 seed=seed,
             )
             done = meta_learn(spec, resume=True)
-            key = {"model": given.model, "inner rate": rate, "seed": seed, "steps": given.steps, "lr": given.lr}
+            key = {"model": given.model, "by": given.by, "noise": given.noise, "inner rate": rate, "seed": seed}
+            key |= {"steps": given.steps, "lr": given.lr}
             told = {
                 **key,
                 "figures": done.figures,
@@ -96,7 +107,9 @@ def main(arguments: Sequence[str]) -> None:
                 "seconds of the last start": time.monotonic() - begun,
             }
             runs = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
-            runs = [run for run in runs if any(run[name] != key[name] for name in key)] + [told]
+            runs = [run for run in runs if any(run.get(name) != key[name] for name in key)] + [told]
             replace_json(file, {"runs": runs})
             for way, gain in done.gains.items():
                 print(rate, seed, way, {name: round(value, 4) for name, value in gain.items()}, flush=True)
+            sure = {name: round(ways["adapted"]["calibration"], 4) for name, ways in done.figures.items()}
+            print(rate, seed, "calibration error", sure, flush=True)

@@ -4,7 +4,7 @@ SST-2 (GLUE) and three groups of CLINC150's intents (CC-BY 3.0), one question fo
 classifier of yes and no with LoRA; each group is left out in turn, beside the untuned model and as many steps on one
 set.
 
-    python -m bench metatuning --clinc FOLDER --sst2 FOLDER [--steps 60] [--seed 0] [--folder WORK]
+    python -m bench metatuning --clinc FOLDER --sst2 FOLDER [--steps 60] [--seeds 0 1 2] [--folder WORK]
 """
 
 from __future__ import annotations
@@ -73,11 +73,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--clinc", type=Path, required=True, help="the folder of CLINC150: train.jsonl")
     parser.add_argument("--sst2", type=Path, required=True, help="the folder of SST-2: dev.jsonl")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--folder", type=Path, help="where the runs lie, to be gone on with. Default: a temporary one")
     given = parser.parse_args(list(arguments))
     torch.set_num_threads(1)
-    begun = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,13 +85,25 @@ def main(arguments: Sequence[str]) -> None:
             for group in ASKED
         }
         sets = [questions(group, file, folder) for group, file in files.items()]
-        settings = Training(
-            steps=given.steps, batch=16, lr=1e-3, eval_fraction=0.0, max_length=64, seed=given.seed, save_every=30
-        )
-        run = Run(MODEL, sets[0], lt.LoRA(rank=8), out=str(folder / "run"), training=settings)
-        done = leave_out(run, sets, resume=True, progress=False)
-    found = {"model": MODEL, "steps": given.steps, "seed": given.seed, "rows of a class": ROWS, "figures": done.figures}
-    replace_json(results_of("metatuning"), {**found, "seconds": time.monotonic() - begun})
+        for seed in given.seeds:
+            measured(sets, folder, given.steps, seed)
+
+
+def measured(sets: Sequence[str], folder: Path, steps: int, seed: int) -> None:
+    """Leaves each group out once, and notes what came of it."""
+    begun, file = time.monotonic(), results_of("metatuning")
+    settings = Training(steps=steps, batch=16, lr=1e-3, eval_fraction=0.0, max_length=64, seed=seed, save_every=30)
+    run = Run(MODEL, sets[0], lt.LoRA(rank=8), out=str(folder / f"run-{steps}-{seed}"), training=settings)
+    done = leave_out(run, list(sets), resume=True, progress=False)
+    key = {"model": MODEL, "steps": steps, "seed": seed, "rows of a class": ROWS}
+    areas = {
+        group: {way: {Path(name).name: area for name, area in each.items()} for way, each in ways.items()}
+        for group, ways in done.areas.items()
+    }
+    told = {**key, "figures": done.figures, "areas": areas, "seconds": time.monotonic() - begun}
+    runs = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
+    runs = [each for each in runs if any(each[name] != key[name] for name in key)] + [told]
+    replace_json(file, {"runs": runs})
     for group, ways in done.figures.items():
-        told = {way: f"{each['auc']:.3f} ({each['low']:.3f} to {each['high']:.3f})" for way, each in ways.items()}
-        print(group, told, flush=True)
+        shown = {way: f"{each['auc']:.3f} ({each['low']:.3f} to {each['high']:.3f})" for way, each in ways.items()}
+        print(seed, group, shown, flush=True)

@@ -173,6 +173,9 @@ def test_what_is_no_fact_is_told_before_the_weights(tmp_path, monkeypatch):
     monkeypatch.setattr("luthier.models.load", lambda *a, **k: pytest.fail("weights were loaded"))
     bad = [
         ({"prompt": "x is 7", "target": "7"}, "already holds the target"),
+        ({"prompt": "in new york is", "target": "New York."}, "already holds the target"),
+        ({"prompt": "x is", "target": "7", "rephrased": ["now x", "7, x is"]}, "a rephrased prompt already holds"),
+        ({"prompt": "x is", "target": "7", "neighbours": ["x is", "x is"]}, "is the prompt of row 2"),
         ({"prompt": " ", "target": "7"}, "no prompt"),
         ({"prompt": "x is", "target": ""}, "no target"),
         ({"prompt": "x is", "target": "7", "rephrased": [1]}, "rephrased is"),
@@ -185,3 +188,38 @@ def test_what_is_no_fact_is_told_before_the_weights(tmp_path, monkeypatch):
     with pytest.raises(lt.LuthierError, match="row 1 has the same prompt"):
         edit(spec_of("nowhere", two, tmp_path / "run"), progress=False)
     assert not (tmp_path / "run").exists() and math.isfinite(1.0)
+
+
+# --- the blocks before the place ---------------------------------------------------------------------
+
+
+def test_a_step_that_starts_at_the_place_is_the_step_through_all_blocks(llama, facts):
+    """Also of facts of other lengths than one another, as far as float64 tells."""
+    told = [*read_facts(facts), replace(read_facts(facts)[0], prompt="a much longer prompt about a cat is")]
+    moved = []
+    for kept in (True, False):
+        loaded = models.load(llama, dtype="float64")
+        lt.attach(loaded.model, lt.Full(), WHERE)
+        writer = Writer(loaded.model, loaded.processor, told, lt.editings.LocFTBF(lr=1e-3), 4)
+        assert writer.prefix is not None
+        writer.prefix = writer.prefix if kept else None
+        losses = [writer.step(range(7)) for _ in range(3)]
+        moved.append((losses, next(iter(writer.params.values())).detach().clone()))
+        assert all("forward" not in block.__dict__ for block in loaded.model.model.layers)
+    assert moved[0][0] == pytest.approx(moved[1][0], rel=1e-9)
+    torch.testing.assert_close(moved[0][1], moved[1][1], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("where", ["params(model.layers.0.mlp.down_proj.weight)", "params(model.embed_tokens.weight)"])
+def test_nothing_is_kept_where_the_first_block_or_what_is_outside_is_trained(llama, facts, where):
+    loaded = models.load(llama)
+    lt.attach(loaded.model, lt.Full(), where)
+    assert Writer(loaded.model, loaded.processor, read_facts(facts), lt.editings.LocFTBF(), 4).prefix is None
+
+
+def test_blocks_that_hand_on_more_than_states_are_gone_through(llama, facts, monkeypatch):
+    """Whatever a model's blocks do beside their states, the losses say whether it is the same."""
+    loaded = models.load(llama)
+    lt.attach(loaded.model, lt.Full(), WHERE)
+    monkeypatch.setattr("luthier.training.editing.prefix.fact_losses", lambda model, batch: torch.rand(2))
+    assert Writer(loaded.model, loaded.processor, read_facts(facts), lt.editings.LocFTBF(), 4).prefix is None

@@ -177,6 +177,21 @@ def test_rows_without_answers_are_measured_by_their_loss(llama, tmp_path):
     assert (found.matrix.means() < 0).all() and found.matrix.means()[2, 1] > found.matrix.means()[0, 1]
 
 
+def test_tasks_without_answers_beside_others_that_have_them_are_told(llama, tmp_path):
+    asked = write_rows(tmp_path / "asked.jsonl", [{"prompt": f"{i} is", "completion": f"{i}"} for i in range(8)])
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"abc {i}"} for i in range(8)])
+    for tasks, told in (
+        ((asked, texts), "2-texts has no answers"),
+        ((texts, asked, texts), "1-texts, 3-texts have no"),
+    ):
+        run, spec = begun(llama, tasks, tmp_path / "x")
+        plan = planned(run, spec)
+        assert not engine.scored(plan) and told in engine.notes(plan)[-1]
+        with pytest.raises(lt.LuthierError, match=r"texts (has|have) none"):
+            engine.scored(replace(plan, spec=replace(spec, score="answers")))
+    assert engine.notes(planned(*begun(llama, (texts, texts), tmp_path / "y")))[-1:] != engine.notes(plan)[-1:]
+
+
 # --- figures ----------------------------------------------------------------------------------------
 
 
@@ -239,6 +254,8 @@ def test_bad_input_is_told_before_any_weights(bert, llama, tasks, additions, tmp
         ((tasks,), {"by": "ewc", "adapters": "each"}, "shares nothing"),
         (((tasks[0], unlabelled),), {}, "has rows for causal-lm.*no label.*classification"),
         (((tasks[0], long),), {}, "has rows for causal-lm.*no label.*classification"),
+        (((unlabelled, tasks[0]),), {}, "u.jsonl has rows for causal-lm.*no label.*classification"),
+        (((long, tasks[0]),), {}, "l.jsonl has rows for causal-lm.*no label.*classification"),
         (((tasks[0], tmp_path / "none.jsonl"),), {}, "none.jsonl"),
         ((tasks,), {"training": replace(SHORT, eval_fraction=0.0)}, "leaves no row to test on"),
     ]

@@ -143,6 +143,15 @@ def test_membership_is_the_probability_of_a_lower_loss():
     assert found["low"] < 0.5 < found["high"]
 
 
+def test_what_a_run_held_out_or_never_reached_was_not_learned(bert, tmp_path):
+    from luthier.training.unlearning.rows import learned
+
+    source = write_rows(tmp_path / "rows.jsonl", [{"text": f"{i}", "label": "ab"[i % 2]} for i in range(12)])
+    run = Run(bert, source, lt.LoRA(rank=2), training=Training(eval_fraction=0.25))
+    assert len(learned(run)) == 9 and len(learned(replace(run, limit=8))) == 6
+    assert len(learned(replace(run, eval_data=source))) == 12
+
+
 # --- on a model -------------------------------------------------------------------------------------
 
 TRAINING = Training(epochs=12, batch=4, lr=1e-2, eval_fraction=0.0, save_every=1000, schedule="constant", warmup=0.0)
@@ -197,6 +206,12 @@ def test_each_way_is_measured_before_and_after_and_ascent_raises_the_loss(traine
     assert json.loads((tmp_path / "run" / "unlearned.json").read_text())["figures"] == figures
     again = lt.load(models.load(trained_model(trained), task="classification", labels=["a", "b"]).model, done.adapter)
     assert lt.trainable(again).keys() == lt.trainable(done.model).keys()
+
+
+def test_a_prediction_that_no_training_reaches_is_told(trained, tmp_path, capsys):
+    for name, damping, told in (("a", 1e-9, True), ("b", 1e3, False)):
+        unlearn(spec_of(trained, tmp_path / name, "dmm", {"damping": damping}, steps=1), progress=True)
+        assert ("raise damping" in capsys.readouterr().err) is told
 
 
 @pytest.mark.long
@@ -261,8 +276,13 @@ def test_bad_rows_are_told_before_the_weights(trained, llama, additions, tmp_pat
     ).folder
     monkeypatch.setattr("luthier.models.load", lambda *a, **k: pytest.fail("weights were loaded"))
     spec = spec_of(trained, tmp_path / "run", "ascent")
+    told = [json.loads(line) for line in Path(forget).read_text().splitlines()]
+    told[1]["label"] = {"a": "b", "b": "a"}[told[1]["label"]]
+    other = write_rows(tmp_path / "other.jsonl", told)
     cases = [
         ({"forget": new, "test": None}, "12 of 12 rows of .* are not in .*cannot be forgotten"),
+        ({"forget": other, "test": None}, "1 of 6 rows of .*row 2 first, which has another answer there"),
+        ({"retain": new, "test": None}, "12 of 12 rows of .* are not in .*nothing to retain"),
         ({"retain": forget}, "6 rows are in .* and in"),
         ({"test": retain}, "which were learned"),
         ({"adapter": str(tmp_path)}, "is not a run of luthier train"),
@@ -275,9 +295,9 @@ def test_bad_rows_are_told_before_the_weights(trained, llama, additions, tmp_pat
     for by, more in (("retrain", {}), ("ascent", {"models": 3})):
         with pytest.raises(lt.LuthierError, match="has no row of b, so a model that is trained on it alone"):
             unlearn(spec_of((trained[0], forget, lone, new), tmp_path / "run", by, **more), progress=False)
-    told = spec_of((str(language), additions, additions, None), tmp_path / "run", "dmm")
+    asked = spec_of((str(language), additions, additions, None), tmp_path / "run", "dmm")
     rows = [json.loads(line) for line in Path(additions).read_text().splitlines()]
     parts = [write_rows(tmp_path / f"{i}.jsonl", part) for i, part in enumerate((rows[:5], rows[5:]))]
     with pytest.raises(lt.LuthierError, match="it is for classifiers"):
-        unlearn(replace(told, forget=parts[0], retain=parts[1]), progress=False)
+        unlearn(replace(asked, forget=parts[0], retain=parts[1]), progress=False)
     assert not (tmp_path / "run").exists()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from pandas import DataFrame
 
+    from luthier.evaluating.drawn import Drawn
     from luthier.evaluating.says import Asked
 
 CHUNK = 4
@@ -89,6 +90,7 @@ def predict(
     skip_bad_rows: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    drawn: Drawn | None = None,
     inputs: Mapping[str, Any] | None = None,
     started: Callable[[int], Any] = int,
     done: Callable[[int], Any] = int,
@@ -99,6 +101,8 @@ def predict(
     tells): `prediction` and `probability` of a class, of several (lists), of the tag of each word (lists), of an answer
     in the context with its `start`, or of a written answer, greedily, with its `tokens`; the `prediction` of a
     regression; the `embedding` of a text. The probability of a written answer is the geometric mean of its tokens'.
+    With `drawn` (`drawn_of` an adapter that is a distribution) it is the mean over drawn adapters, and
+    `probability_low` and `probability_high` are the ends of its 95% interval.
     With `top_k` the classes or answers behind the first are `prediction_2`, `probability_2` and so on; of several
     classes it is the most that are told. Below `threshold` a prediction is left empty, a tag is O; several classes are
     those of at least the threshold (0.5). Answers that rows have are not read.
@@ -117,6 +121,8 @@ def predict(
     path = None if out is None else _file(out)
     task = task or models.task_of_model(model)
     _check(task, threshold, top_k, batch, max_new_tokens, path, resume)
+    if drawn is not None and task not in models.WRITTEN:
+        raise LuthierError(f"intervals are of written answers, and {task} has none; leave the drawn adapters out.")
     config = model.config
     several = task in ("multi-label", "token-classification") or task.endswith("classification")
     labels = [config.id2label[i] for i in range(config.num_labels)] if several else None
@@ -130,7 +136,7 @@ def predict(
     bounds = (max_length, models.positions(model))
     most = min((each for each in bounds if each is not None), default=None)
     reading = Reading(model, processor, task, batch, by_task)
-    asked = Asked(reading, examples, read, threshold, top_k, max_new_tokens or MAX_NEW_TOKENS, most)
+    asked = Asked(reading, examples, read, threshold, top_k, max_new_tokens or MAX_NEW_TOKENS, most, drawn)
     started(len(examples))
     say = SAYS[task]
     skipped = sorted([*found.examples.skipped, *_left(found.examples, examples)])
@@ -140,6 +146,7 @@ def predict(
     depends = {"model": str(config.name_or_path), "adapter": _digest(model), "rows": examples.fingerprint, "task": task}
     depends |= {"threshold": threshold, "top_k": top_k, "batch": batch, "max_length": max_length, "truncate": truncate}
     depends |= {"max_new_tokens": max_new_tokens, **(inputs or {})}
+    depends |= {"drawn": drawn.count} if drawn is not None else {}
     journal = Journal(path, depends)
     journal.open(resume, overwrite)
     done(journal.done)

@@ -21,6 +21,8 @@ from luthier.evaluating.sampling import Sampling
 if TYPE_CHECKING:
     import numpy as np
 
+    from luthier.evaluating.drawn import Drawn
+
 Said = dict[str, Any]
 """The columns of one row."""
 PREDICTION, PROBABILITY = "prediction", "probability"
@@ -39,6 +41,8 @@ class Asked:
     max_new_tokens: int
     most: int | None
     """The most tokens of a row."""
+    drawn: Drawn | None = None
+    """Adapters that are drawn around that of the model."""
 
     @property
     def names(self) -> list[str]:
@@ -127,16 +131,24 @@ def vector(asked: Asked) -> list[Said]:
 
 
 def text(asked: Asked) -> list[Said]:
-    """What is written, the geometric mean of its tokens' probabilities, and how many they are."""
+    """What is written, the geometric mean of its tokens' probabilities, and how many they are.
+
+    Of an adapter that is a distribution the probability is the mean over drawn ones, with its interval.
+    """
     reading = asked.reading
     sampling = Sampling(asked.max_new_tokens)
     said = written(
         reading.model, reading.processor, asked.encoded, sampling, reading.batch, reading.done, reading.tasks
     )
-    means = sureness(replace(reading, done=int), asked.encoded, [ids for _, ids in said])
+    quiet = replace(reading, done=int)
+
+    def means() -> list[float]:
+        return sureness(quiet, asked.encoded, [ids for _, ids in said])
+
+    told = asked.drawn.means(reading.model, means) if asked.drawn else [{PROBABILITY: mean} for mean in means()]
     return [
-        {PREDICTION: asked.sure(each, mean), PROBABILITY: mean, "tokens": len(ids)}
-        for (each, ids), mean in zip(said, means, strict=True)
+        {PREDICTION: asked.sure(each, shares[PROBABILITY]), **shares, "tokens": len(ids)}
+        for (each, ids), shares in zip(said, told, strict=True)
     ]
 
 

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.output import console, say, table, tell
 from luthier.cli.parse import Fitted, Given, Telling
 from luthier.core.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.evaluating.drawn import Drawn
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class Predict(Telling, Fitted):
     """The most tokens of a row. Default: the model's own bound."""
     truncate: bool = field(default=False, kw_only=True)
     """Cut texts that are too long, instead of refusing the rows."""
+    samples: int | None = field(default=None, kw_only=True)
+    """Adapters that are drawn from one that is a distribution (luthier meta --by abmll), over which the probability of
+    a written answer has an interval; 0: none. Default: 16 where the adapter is one."""
     dtype: str = field(default="float32", kw_only=True)
     """Dtype of the base: float32, bfloat16, float16 or auto."""
     resume: bool = field(default=False, kw_only=True)
@@ -83,6 +89,7 @@ class Predict(Telling, Fitted):
             merged=self.merged,
             force=self.force,
         )
+        drawn = self._drawn(loaded.model)
         with self._bar() as (started, done):
             found = predict(
                 loaded.model,
@@ -101,6 +108,7 @@ class Predict(Telling, Fitted):
                 skip_bad_rows=self.skip_bad_rows,
                 resume=self.resume,
                 overwrite=self.overwrite,
+                drawn=drawn,
                 inputs={"base": self.model, "merged": self.merged and self.adapter, "dtype": self.dtype},
                 started=started,
                 done=done,
@@ -115,6 +123,14 @@ class Predict(Telling, Fitted):
             say(f"{found.unsure:,} rows have no prediction: its probability is below {self.threshold:g}.")
         say(f"{found.out} holds {found.count:,} rows with {', '.join(found.columns)}.")
         return {"model": self.model, "adapter": self.adapter, "data": self.data, **told}
+
+    def _drawn(self, model: Any) -> Drawn | None:
+        """Adapters around the one on the model, where it is a distribution."""
+        from luthier.evaluating.drawn import drawn_of
+
+        if self.samples is not None and (self.adapter is None or self.merged):
+            raise LuthierError("--samples draws adapters around one that is on the model; give --adapter, not merged.")
+        return None if self.adapter is None or self.merged else drawn_of(self.adapter, model, self.samples)
 
     def _known(self) -> tuple[str, list[str] | None]:
         """The task, and the classes that the adapter was fitted for."""

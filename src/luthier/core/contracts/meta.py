@@ -25,6 +25,7 @@ class Meta(Component):
     adapt(loss, params, shown, draw) -> tensors               all of it after the inner loop on the demonstrations
     outer(loss, params, shown, asked, draw) -> (loss, grads)  of one domain; a step takes the mean over several
     samples(tensors, count, draw) -> adapters                 what predictions are averaged over
+    spread(tensors) -> tensors                                the adapter's standard deviations, if it is a distribution
 
     `params` are the adapter's tensors and those of `begin`; they are left as they are. What is drawn comes from `draw`,
     which is seeded by the step.
@@ -62,6 +63,10 @@ class Meta(Component):
     def samples(self, params: Tensors, count: int, draw: Generator) -> list[Tensors]:
         """Returns the adapters whose predictions are averaged: the one unless defined."""
         return [params]
+
+    def spread(self, params: Tensors) -> dict[str, Tensor]:
+        """Returns the standard deviation of each tensor of the adapter; nothing unless it is a distribution."""
+        return {}
 
     def outer(
         self, loss: Loss, params: Tensors, shown: Any, asked: Any, draw: Generator

@@ -94,7 +94,7 @@ def save(
     with committed(folder) as temporary:
         with steady(folder):
             _keep(folder, temporary)
-        _write_tensors({_stored(key, name): t for key, t in tensors(model, name).items()}, temporary / WEIGHTS)
+        _write_tensors({stored(key, name): t for key, t in tensors(model, name).items()}, temporary / WEIGHTS)
         write_spec(temporary, spec, card)
     return folder
 
@@ -123,8 +123,8 @@ def write_spec(folder: Path, spec: Mapping[str, Any], card: str | None = None) -
     (folder / CARD).write_text(card_of(made) if card is None else card, encoding="utf-8")
 
 
-def _stored(key: str, name: str) -> str:
-    """`<name>:<n>.<group>.<parameter>` in a model is `<n>.<group>.<parameter>` on disk: a file has no name."""
+def stored(key: str, name: str) -> str:
+    """Returns the name on disk: `<name>:<n>.<group>.<parameter>` of a model is `<n>.<group>.<parameter>` there."""
     part, _, rest = key.partition(".")
     return f"{part.removeprefix(name).removeprefix(':') or 0}.{rest}"
 

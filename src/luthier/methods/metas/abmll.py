@@ -73,6 +73,9 @@ class ABMLL(Meta):
     def samples(self, params, count, draw):
         return [sampled(params, draw) for _ in range(count if self.scale else 1)]
 
+    def spread(self, params):
+        return {key.removeprefix(SCALE): p.exp() for key, p in params.items() if key.startswith(SCALE)}
+
     def _slopes(self, at, value):
         leaves = {key: p.detach().requires_grad_() for key, p in at.items()}
         found = value(leaves)

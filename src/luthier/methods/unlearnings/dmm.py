@@ -25,8 +25,9 @@ class DMM(Unlearning):
     """The multiplier m of the attributions."""
     dimension: int = 512
     """Numbers that gradients are projected to; adapters of fewer are not projected."""
-    damping: float = 1e-3
-    """The damping of H, as a share of its mean eigenvalue."""
+    damping: float = 10.0
+    """The damping of H, as a share of its mean eigenvalue. H of a classifier that is sure of its rows is close to 0 in
+    most directions, where too little damping predicts logits that no training reaches."""
 
     def check(self):
         self.within("multiplier", 0.0)

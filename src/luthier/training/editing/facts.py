@@ -17,6 +17,7 @@ from luthier.data.sources import read
 TARGETS = ("target", "target_new", "completion", "answer")
 """Columns that may hold the answer; the first that a row has."""
 IGNORED = -100
+MARKS = ".,;:!?\"'()"
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ def read_whole(source: str, limit: int | None = None) -> tuple[list[Fact], list[
     `LuthierError` for all rows that are none.
 
     A row has `prompt` and `target` (or target_new, completion, answer), and may have `rephrased` and `neighbours`, each
-    a text or a list of texts. Refused are empty prompts and targets, prompts that already hold their target, and one
-    prompt with two targets.
+    a text or a list of texts. Refused are empty prompts and targets, prompts that already hold their target, one prompt
+    with two targets, and neighbours that are prompts of facts.
     """
     table = read(source)
     bad: list[tuple[int, str]] = list(table.bad)
@@ -58,9 +59,13 @@ def read_whole(source: str, limit: int | None = None) -> tuple[list[Fact], list[
             facts.append(fact)
         except LuthierError as error:
             bad.append((row, str(error)))
+    bad += [(fact.row, f"its neighbour {text!r} is the prompt of row {known[text].row}, whose answer is to change")
+            for fact in facts for text in fact.neighbours if text in known]  # fmt: skip
     if bad:
         shown = "\n".join(f"  row {row}: {reason}" for row, reason in sorted(bad)[:10])
-        raise LuthierError(f"{len(bad):,} of {len(bad) + len(facts):,} rows of {source} are no facts:\n{shown}")
+        wrong = {row for row, _ in bad}
+        whole = len(wrong | {fact.row for fact in facts})
+        raise LuthierError(f"{len(wrong):,} of {whole:,} rows of {source} are no facts:\n{shown}")
     if not facts:
         raise LuthierError(f"{source} is empty: no fact to write.")
     return facts[:limit], unread((_beside(row) for _, row in table.rows), ("prompt", "rephrased", "neighbours"), ())
@@ -84,9 +89,18 @@ def _fact(row: int, columns: Mapping[str, Any]) -> Fact:
         raise LuthierError("it has no prompt (a text in the column prompt)")
     if not isinstance(target, str) or not target.strip():
         raise LuthierError("it has no target (a text in the column target)")
-    if re.search(rf"(?<!\w){re.escape(target.strip())}(?!\w)", prompt, re.IGNORECASE):
+    if _holds(prompt, target):
         raise LuthierError(f"its prompt already holds the target {target.strip()!r}, so nothing could be learned")
-    return Fact(row, prompt, target, _texts(columns, "rephrased"), _texts(columns, "neighbours"))
+    rephrased = _texts(columns, "rephrased")
+    if any(_holds(text, target) for text in rephrased):
+        raise LuthierError(f"a rephrased prompt already holds the target {target.strip()!r}, so it would tell nothing")
+    return Fact(row, prompt, target, rephrased, _texts(columns, "neighbours"))
+
+
+def _holds(prompt: str, target: str) -> bool:
+    """Whether the words of a target stand in a prompt, whatever the case and the marks around them."""
+    words = target.strip().strip(MARKS).strip() or target.strip()
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", prompt, re.IGNORECASE) is not None
 
 
 def _texts(columns: Mapping[str, Any], name: str) -> tuple[str, ...]:

@@ -31,7 +31,8 @@ def _answers(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor
     labels = batch["labels"].to(device)[:, 1:]
     first = int(labels.ne(IGNORED).any(0).float().argmax())
     if "logits_to_keep" in inspect.signature(model.forward).parameters:  # the prompts are not asked for
-        logits = model(**given, logits_to_keep=labels.shape[1] + 1 - first).logits[:, :-1]
+        kept = torch.arange(first, labels.shape[1], device=device)  # a number would slice: one product for each row
+        logits = model(**given, logits_to_keep=kept).logits
     else:
         logits = model(**given).logits[:, first:-1]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)), labels[:, first:]

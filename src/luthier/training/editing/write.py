@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from luthier.core.errors import LuthierError
 from luthier.training.adam_state import AdamState
 from luthier.training.editing.facts import Fact, encoded, padded
 from luthier.training.editing.loss import fact_losses, pad_of
+from luthier.training.editing.prefix import prefix_of
 
 SAVED = 10
 """Rounds of one batch between checkpoints; a round of several is always kept."""
@@ -46,6 +48,7 @@ class Writer:
         self.model, self.editing, self.size = model, editing, size
         self.rows = [encoded(fact.prompt, fact.target, tokenizer, end=True) for fact in facts]
         self.pad = pad_of(tokenizer)
+        self.prefix = prefix_of(model, self.rows, self.pad)
         self.adam = AdamState(trainable(model), editing.lr)
         self.params = self.adam.params
         self.progress = Progress()
@@ -55,7 +58,8 @@ class Writer:
         total = 0.0
         for start in range(0, len(places), self.size):
             part = places[start : start + self.size]
-            losses = fact_losses(self.model, padded((self.rows[place] for place in part), self.pad))
+            with self.prefix.known(part) if self.prefix else nullcontext():
+                losses = fact_losses(self.model, padded((self.rows[place] for place in part), self.pad))
             loss = losses.sum() / len(places)
             if not torch.isfinite(loss):
                 raise LuthierError(f"the loss became {float(loss)}; lower lr ({self.editing.lr:g}).")

@@ -24,6 +24,7 @@ from luthier.core.numerics.draws import draw_of, some_of
 from luthier.core.owner import owned
 from luthier.core.records import replace_json
 from luthier.core.storage import store
+from luthier.core.storage.spread import save_spread
 from luthier.models import Loaded, licence_of
 from luthier.training.adam_state import AdamState
 from luthier.training.beginning import begin
@@ -72,6 +73,7 @@ def meta_learn(spec: MetaRun, *, resume: bool = False, overwrite: bool = False, 
             step = partial(_outer_step, spec, method, adam, loss_of(loaded), _collator(loaded), domains)
             trained(adam, folder / f"state-{name}", steps_of(spec), console, name, step)
             found[name] = _measured(spec, loaded, tests, {key: adam.params[key].detach() for key in beside})
+            spread = method.spread({key: p.detach() for key, p in adam.params.items()})
         figures = {name: each.figures(spec.seed) for name, each in found.items()}
         gains = _gains(found["joint"], found[spec.meta.name()], spec.seed) if spec.baseline else {}
         store.save(
@@ -82,6 +84,8 @@ def meta_learn(spec: MetaRun, *, resume: bool = False, overwrite: bool = False, 
             measured={"steps": spec.steps, "task": "causal-lm", "meta": figures},
             base_license=licence_of(spec.model),
         )
+        if spread:
+            save_spread(folder / ADAPTER, NAME, spread)
         told = {"figures": figures, "gains": gains, "episodes": {name: each.losses for name, each in found.items()}}
         replace_json(folder / RESULT, {"by": spec.meta.name(), **told})
         return MetaLearned(folder, folder / ADAPTER, figures, gains, loaded.model, loaded.processor)

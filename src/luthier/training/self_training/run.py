@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -168,6 +169,8 @@ class Work:
         """What the model says for each class, [rows, classes], at an adapter's tensors."""
         given, last = padded([self.rows.ids[name][i] for i in places], self.pad, self.model.device)
         own = {self.paths[key]: p for key, p in params.items()}
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:  # only ends of prompts are asked for
+            given["logits_to_keep"], last = last.unique(return_inverse=True)
         logits = functional_call(self.model, own, kwargs=given).logits
         logits = logits[torch.arange(len(places), device=logits.device), last][:, self.said]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

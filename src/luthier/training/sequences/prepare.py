@@ -106,14 +106,13 @@ def joined(parts: list[Examples]) -> Examples:
 def planned(run: Run, spec: TaskSequence) -> Plan:
     """Reads and encodes every task; whatever does not fit raises `LuthierError` before any weights are loaded."""
     check_run(run, processes())
-    read = []
+    runs = []
     for number, source in enumerate(spec.tasks):
         tests = spec.tests[number] if spec.tests else None
         out = str(Path(run.out) / "tasks" / f"{number + 1}-{name_of(source)}")
-        own = dataclasses.replace(run, data=source, eval_data=tests, out=out)
-        if read:  # before its rows are encoded, which fails for reasons of another kind
-            check_kind(own, read_rows(own, 1), *read[0])
-        read.append((own, prepare(own, shared=True)))
+        runs.append(dataclasses.replace(run, data=source, eval_data=tests, out=out))
+    check_kinds(runs)
+    read = [(own, prepare(own, shared=True)) for own in runs]
     check_held(read)
     labels = sorted({name for _, p in read for name in p.examples.labels or []}) or None
     if labels is not None and len(labels) < 2:
@@ -129,14 +128,20 @@ def name_of(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).stem).strip("-")[:40] or "task"
 
 
-def check_kind(run: Run, rows: Examples, first: Run, prepared: Prepared) -> None:
-    """Raises for rows of another kind than those of the first task."""
-    if rows.task != prepared.task or (rows.labels is None) != (prepared.examples.labels is None):
-        without = "" if rows.labels else " (its rows have no label)"
-        raise LuthierError(
-            f"{run.data} has rows for {rows.task}{without}, and {first.data} for {prepared.task}; one model is "
-            "fitted to all tasks, so they must be of one kind. Say which columns are meant (columns)."
-        )
+def check_kinds(runs: Sequence[Run]) -> None:
+    """Raises for rows of another kind than those of the first task that has classes, or of the first.
+
+    Before any are encoded: what fails then, such as a tokenizer that has no token for an end, is no reason to tell.
+    """
+    read = [(run, read_rows(run, 1)) for run in runs]
+    first, kind = next(((run, rows) for run, rows in read if rows.labels), read[0])
+    for run, rows in read:
+        if rows.task != kind.task or (rows.labels is None) != (kind.labels is None):
+            without = " (its rows have no label)" if kind.labels and not rows.labels else ""
+            raise LuthierError(
+                f"{run.data} has rows for {rows.task}{without}, and {first.data} for {kind.task}; one model is "
+                "fitted to all tasks, so they must be of one kind. Say which columns are meant (columns)."
+            )
 
 
 def check_held(read: Sequence[tuple[Run, Prepared]]) -> None:

@@ -75,7 +75,7 @@ def carry_out(
         plan = planned(run, spec)
         answers = answers if scored(plan) else None
         begin(folder, plan, overwrite)
-        for note in plan.notes:
+        for note in notes(plan):
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         matrix = _tested_before(plan, folder, answers)
         for number in plan.stages:
@@ -89,12 +89,28 @@ def carry_out(
 
 def scored(plan: Plan) -> bool:
     """Returns whether test rows have answers to compare; raises where these are asked for and there are none."""
-    rows = [task.test for task in plan.tasks]
-    able = all(each.labels is not None or each.scorer is not None for each in rows)
-    able = able and all(kind_of(each.layout) == "answers" for each in rows)
-    if plan.spec.score == "answers" and not able:
-        raise LuthierError(f"score=answers compares answers, and rows of {rows[0].layout} have none; take score=loss.")
-    return able and plan.spec.score != "loss"
+    if plan.spec.score == "answers" and (lacking := unanswered(plan)):
+        raise LuthierError(
+            f"score=answers compares answers, and {', '.join(lacking)} {'has' if len(lacking) == 1 else 'have'} none; "
+            "take score=loss, or give rows with answers."
+        )
+    return not unanswered(plan) and plan.spec.score != "loss"
+
+
+def unanswered(plan: Plan) -> list[str]:
+    """Returns the names of the tasks whose test rows have no answers to compare."""
+    rows = {task.name: task.test for task in plan.tasks}
+    return [name for name, each in rows.items()
+            if (each.labels is None and each.scorer is None) or kind_of(each.layout) != "answers"]  # fmt: skip
+
+
+def notes(plan: Plan) -> list[str]:
+    """Returns what the user should hear before the long work."""
+    lacking = unanswered(plan) if plan.spec.score is None else []
+    if not lacking or len(lacking) == len(plan.tasks):
+        return plan.notes
+    some = f"{', '.join(lacking)} {'has' if len(lacking) == 1 else 'have'} no answers to compare"
+    return [*plan.notes, f"{some}, so all tasks are measured by minus the loss of a row."]
 
 
 def begin(folder: Path, plan: Plan, overwrite: bool) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luthier.core.numerics.resampling import mean_interval
 from luthier.core.sites.probe import eval_mode
 from luthier.data.labels import labels_in_order
 from luthier.models import Loaded
@@ -46,12 +47,15 @@ def row_losses(loaded: Loaded, rows: Rows) -> dict[str, tuple[np.ndarray, np.nda
 
 
 def figures_of(rows: Rows, before: Any, after: Any, seed: int) -> dict[str, dict[str, float]]:
-    """Returns what is told of both: by set the loss and the accuracy, and of the rows to forget the membership test."""
+    """Returns what is told of both: by set the loss and the accuracy with the 95% interval after, over rows, and of the
+    rows to forget the membership test."""
     found: dict[str, dict[str, float]] = {}
     for name in after:
         for place, what in enumerate(("loss", "accuracy")):
-            told = {"before": float(before[name][place].mean()), "after": float(after[name][place].mean())}
-            found[f"{name} {what}"] = told | {"count": len(after[name][place])}
+            values = after[name][place]
+            low, high = mean_interval(values, seed, share=what == "accuracy")
+            told = {"before": float(before[name][place].mean()), "after": float(values.mean()), "count": len(values)}
+            found[f"{name} {what}"] = told | {"low": low, "high": high}
     if "test" in after:
         tested = {when: membership(each["forget"][0], each["test"][0], seed)
                   for when, each in (("before", before), ("after", after))}  # fmt: skip

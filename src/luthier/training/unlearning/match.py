@@ -21,8 +21,9 @@ SIZE = 16
 
 def predicted(
     spec: Unlearn, loaded: Loaded, collate: Any, own: Mapping[str, Sequence[dict[str, Any]]]
-) -> dict[str, Tensor]:
-    """Returns t(x) = f(x) - m Σ τ(i → x) of every row to forget and to retain, [rows, classes], by set.
+) -> tuple[dict[str, Tensor], float]:
+    """Returns (t(x) = f(x) - m Σ τ(i → x) of every row to forget and to retain, [rows, classes], by set; the most that
+    a logit moves).
 
     Two passes over the retained rows, whose Jacobians are made batch by batch and let go: one for H, one for the
     targets. `spec.unlearning` is a DMM.
@@ -37,14 +38,15 @@ def predicted(
         for gradients in row_gradients(loaded.model, [batch], log_loss, trust):
             newton.goes(project(gradients))
     step = method.multiplier * newton.step(method.damping)
-    found: dict[str, Tensor] = {}
+    found, most = {}, 0.0
     for name, rows in own.items():
         parts = []
         for batch in _batches(collate, rows):
             moved = changes(jacobian(loaded.model, batch, project, trust), step)
+            most = max(most, float(moved.abs().max()))
             parts.append(logits_of(loaded, batch).double().cpu() + moved)
         found[name] = torch.cat(parts)
-    return found
+    return found, most
 
 
 def jacobian(model: Any, batch: Mapping[str, Any], project: SparseProjection, trust: Trust) -> Tensor:

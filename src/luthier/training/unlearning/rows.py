@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from luthier import data, models
-from luthier.core.contracts.example import Examples
+from luthier.core.contracts.example import Example, Examples, last_answer
 from luthier.core.errors import LuthierError
 from luthier.core.storage import format as format_
 from luthier.core.storage.folder import adapter_folder
+from luthier.training import prepare
 from luthier.training.folder import read_run
 from luthier.training.spec import Run
 from luthier.training.unlearning.many import check_classes
@@ -58,7 +59,7 @@ def read_rows(spec: Unlearn, run: Run) -> Rows:
             f"{spec.adapter} was fitted for {task}; rows are forgotten by classifiers and causal language models."
         )
     settings: dict[str, Any] = {"task": task, "named": run.columns, "skip_bad_rows": run.skip_bad_rows}
-    known = data.load(run.data, split="train", **settings)
+    known = learned(run)
     read = {name: data.load(getattr(spec, name), **settings) for name in ("forget", "retain", "test")
             if getattr(spec, name) is not None}  # fmt: skip
     check_rows(spec, run, read, known)
@@ -76,16 +77,25 @@ def read_rows(spec: Unlearn, run: Run) -> Rows:
     return Rows(read["forget"], read["retain"], read.get("test"), encoded, processor, collate, task, known.labels)
 
 
+def learned(run: Run) -> Examples:
+    """Returns the rows that a run was trained on: those within its limit, without what it held out."""
+    rows = prepare.read_rows(run, run.limit)
+    return rows if run.eval_data is not None else prepare.divide(run, rows)[0]
+
+
+def with_answer(row: Example) -> tuple[object, ...]:
+    """Returns what makes two rows the same: the input with its answer."""
+    turns = row.messages or []
+    said = turns[last_answer(turns)].get("content") if any(turn["role"] == "assistant" for turn in turns) else None
+    return row.key(), str(row.label), said
+
+
 def check_rows(spec: Unlearn, run: Run, read: Mapping[str, Examples], known: Examples) -> None:
     """Raises for rows to forget that were not learned, and for rows in two of the sets."""
     trained = {row.key() for row in known.rows}
     keys = {name: {row.key() for row in rows.rows} for name, rows in read.items()}
-    strange = [row.row for row in read["forget"].rows if row.key() not in trained]
-    if strange:
-        raise LuthierError(
-            f"{len(strange):,} of {len(read['forget']):,} rows of {spec.forget} are not in {run.data}, which "
-            f"{spec.adapter} was trained on (row {strange[0]} first): they cannot be forgotten. Leave them out."
-        )
+    for name, what in (("forget", "they cannot be forgotten"), ("retain", "there is nothing to retain of them")):
+        _check_learned(spec, run, name, read[name], known, what)
     for name in ("retain", "test"):
         shared = len(keys["forget"] & keys.get(name, set()))
         if shared:
@@ -101,3 +111,16 @@ def check_rows(spec: Unlearn, run: Run, read: Mapping[str, Examples], known: Exa
             raise LuthierError(
                 f"{getattr(spec, name)} has classes that {run.data} has not; the adapter knows none of them."
             )
+
+
+def _check_learned(spec: Unlearn, run: Run, name: str, rows: Examples, known: Examples, what: str) -> None:
+    """Raises for rows that the run was not trained on; `what` is why that matters."""
+    trained, inputs = {with_answer(row) for row in known.rows}, {row.key() for row in known.rows}
+    strange = [row for row in rows.rows if with_answer(row) not in trained]
+    if strange:
+        other = ", which has another answer there" if strange[0].key() in inputs else ""
+        raise LuthierError(
+            f"{len(strange):,} of {len(rows):,} rows of {getattr(spec, name)} are not in what {spec.adapter} was "
+            f"trained on, {run.data} within its limit and without the rows that it held out (row {strange[0].row} "
+            f"first{other}): {what}. Leave them out."
+        )

@@ -41,6 +41,8 @@ from luthier.training.unread import name_unread
 
 SPEC, RESULT, STATE, ADAPTER = "unlearn.json", "unlearned.json", "state", "adapter"
 RETRAINED, MODELS = "retrained", "models"
+FAR = 20.0
+"""The move of a logit by which a class goes from sure to impossible: of more it is told."""
 WRITTEN = (STATE, ADAPTER, RETRAINED, MODELS, RESULT)
 
 
@@ -52,9 +54,9 @@ class Unlearned:
     adapter: Path
     steps: int
     figures: dict[str, dict[str, float]]
-    """By name, `before` and `after`: loss and accuracy on the rows to forget, the retained and the new ones, and the
-    AUC of the membership test with its interval after. With `models` also KLOM above its null by set, with its interval
-    over models."""
+    """By name, `before`, `after` and its 95% interval `low` to `high`: loss and accuracy on the rows to forget, the
+    retained and the new ones, and the AUC of the membership test. With `models` also KLOM above its null by set, with
+    its interval over models."""
     model: Any
     processor: Any
 
@@ -139,7 +141,13 @@ def _fixed(spec: Unlearn, loaded: Loaded, rows: Rows, own: Mapping[str, Features
     """What is known of each row before the first step: logits to match, or those of the model before."""
     if spec.unlearning.matches:
         console.print("predicting the outputs without the rows to forget", highlight=False)
-        return predicted(spec, loaded, rows.collate, own)
+        targets, most = predicted(spec, loaded, rows.collate, own)
+        if most > FAR:
+            console.print(
+                f"note: a logit would move by {most:,.0f}, further than a linear prediction holds; raise damping.",
+                highlight=False,
+            )
+        return targets
     if not spec.unlearning.remembers:
         return {}
     return {"retain": trained_copy(loaded)}
