@@ -15,8 +15,9 @@ import luthier as lt
 from luthier import data, models
 from luthier.cli.dry_run import dry_run
 from luthier.core.errors import LuthierError
+from luthier.engine.answers import answers
+from luthier.engine.settings import Sampling
 from luthier.evaluating import evaluate, generate
-from luthier.evaluating.generate import Sampling, answers
 from luthier.measuring import allocation
 from luthier.measuring.measure import measure
 from luthier.methods.ranks.uniform import Uniform

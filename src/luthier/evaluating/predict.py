@@ -111,7 +111,7 @@ def predict(
     Raises `LuthierError` before anything is computed for settings that do not act, rows that cannot be read, and
     columns that would be overwritten.
     """
-    from luthier.evaluating.outputs import Reading
+    from luthier.engine.outputs import Reading
     from luthier.evaluating.says import SAYS, Asked, encoded
 
     path = None if out is None else _file(out)
