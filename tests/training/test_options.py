@@ -454,7 +454,11 @@ def labelled(tmp_path, kind: str) -> str:
         ],
         "tags": [{"tokens": ["a" * (1 + i), "b"], "ner_tags": ["N", "V"]} for i in numbers],
         "places": [
-            {"question": "Q?", "context": "a" * i + "Z", "answers": {"text": ["Z"][i % 4 == 3 :], "answer_start": [i][i % 4 == 3 :]}}
+            {
+                "question": "Q?",
+                "context": "a" * i + "Z",
+                "answers": {"text": ["Z"][i % 4 == 3 :], "answer_start": [i][i % 4 == 3 :]},
+            }
             for i in numbers
         ],
         "pairs": [{"anchor": "a" * (1 + i), "positive": "A" * (1 + i)} for i in numbers],
