@@ -526,6 +526,23 @@ def test_the_best_adapter_by_written_answers(llama, additions, tmp_path, best):
     assert again.metrics[best] == pytest.approx(max(told.values()), abs=1e-6)
 
 
+def test_the_best_adapter_by_written_answers_where_it_goes_by_tasks(llama, tmp_path):
+    from luthier import data
+    from luthier.evaluating import evaluate
+    from support.tiny import sums, write_rows
+
+    source = write_rows(tmp_path / "rows.jsonl", [row | {"task": "ab"[i % 2]} for i, row in enumerate(sums(24))])
+    form, settings = lt.MHR(rank=2, skills=2, tasks=("a", "b")), replace(SHORT, steps=4, eval_every=2, best="number")
+    wanted = Run(llama, source, form, out=str(tmp_path / "run"), training=replace(settings, batch=8))
+    done = train(wanted, progress=False)
+    told = {line["step"]: line["eval_number"] for line in metrics.read(wanted.folder) if "eval_number" in line}
+    assert list(told) == [2, 4]
+    rows = data.load(source, columns=("task",))
+    held = data.split(rows, n=round(0.2 * len(rows)), seed=0)[1]
+    again = evaluate(done.model, done.processor, held, progress=False, scorer=data.scorer_for(held, "number"))
+    assert again.score == pytest.approx(max(told.values()), abs=1e-6)
+
+
 def longest(held, processor) -> int:
     """The most tokens of an answer that an evaluation writes to these rows."""
     from luthier import data

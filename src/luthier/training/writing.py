@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -117,10 +118,15 @@ class Writer:
     """Writes one greedy answer to each row that is held out, and scores them."""
 
     def __init__(self, run: Run, model: Any, processor: Any, asked: Asked) -> None:
-        self.name, self.held, self.asked = str(run.training.best), asked.held, asked
+        self.best, self.name = str(run.training.best), run.name
+        self.held, self.asked = asked.held, asked
         self.model, self.processor, self.batch = model, processor, run.training.batch
-        self.sampler = Sampler(model, processor, run.name) if self.held.task == "causal-lm" else None
         self.warned = False
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """What decodes the rows of a decoder."""
+        return Sampler(self.model, self.processor, self.name)
 
     def figures(self) -> dict[str, float]:
         """Returns the figure by its name; an answer that the scorer or metric fails on is a wrong or empty one."""
@@ -128,29 +134,30 @@ class Writer:
         if self.held.task == SPEECH:
             rows = zip(said, self.held.rows, strict=True)
             found = word_errors.figures(np.array([word_errors.counted(text, row.answer or "") for text, row in rows]))
-            return {self.name: found[self.name]}
+            return {self.best: found[self.best]}
         value, failed = self._scored(said)
         self._warn(failed)
-        return {self.name: value}
+        return {self.best: value}
 
     def _said(self) -> list[str]:
-        """The answers: by the engine's batches, or by transformers' own loop where a model has an encoder."""
-        asks, sampling = self.asked.asks, Sampling(self.asked.most)
-        if self.sampler is not None:
-            return [drawn.text for drawn in self.sampler(asks, 0.0, 1.0)]
-        told = task_names(self.model, self.held.rows)
+        """The answers: by the engine's batches, or by transformers' own loop where a model has an encoder, or its
+        adapter goes by the task of a row."""
+        asks, sampling, told = self.asked.asks, Sampling(self.asked.most), task_names(self.model, self.held.rows)
         if self.held.task == SPEECH:
             reading = Reading(self.model, self.processor, SPEECH, self.batch, told)
             return [text for text, _ in transcribed(reading, asks, sampling)]
-        return answers(self.model, self.processor, asks, sampling, self.batch, tasks=told)
+        if self.held.task == "causal-lm" and told is None:
+            return [drawn.text for drawn in self.sampler(asks, 0.0, 1.0)]
+        prompts = [list(ask.prompt) if isinstance(ask, Ask) else ask for ask in asks]
+        return answers(self.model, self.processor, prompts, sampling, self.batch, tasks=told)
 
     def _scored(self, said: Sequence[str]) -> tuple[float, Mapping[int, str]]:
         """(The figure, {place of an answer: why there is no score of it})."""
         rows = self.held.rows
-        if self.name in TEXT_METRICS and self.name not in SCORERS:
-            values, failed = of_texts([self.name], said, [example.answer for example in rows])
-            return values[self.name], failed
-        scorer = _scorer(self.held, self.name)
+        if self.best in TEXT_METRICS and self.best not in SCORERS:
+            values, failed = of_texts([self.best], said, [example.answer for example in rows])
+            return values[self.best], failed
+        scorer = _scorer(self.held, self.best)
         judged = [judge(scorer, text, example) for text, example in zip(said, rows, strict=True)]
         failed = {place: why for place, (_, why) in enumerate(judged) if why is not None}
         return sum(score for score, _ in judged) / len(judged), failed
@@ -162,7 +169,7 @@ class Writer:
         self.warned = True
         first = min(failed)
         warnings.warn(
-            f"{self.name} failed on {len(failed)} of {len(self.held)} written answers, which count as wrong; the first "
+            f"{self.best} failed on {len(failed)} of {len(self.held)} written answers, which count as wrong; the first "
             f"is that to row {self.held.rows[first].row}: {failed[first]}",
             stacklevel=2,
         )
