@@ -144,6 +144,28 @@ def test_neftune_acts_in_training_alone(llama, additions, tmp_path):
     assert again.losses == noisy.losses
 
 
+@pytest.mark.parametrize("name", ["llama", "t5", "bart"])
+def test_neftune_reaches_every_table_that_reads_tokens(name):
+    """An encoder and a decoder read the table that they share through modules of their own."""
+    from luthier.core.sites.tables import token_tables
+    from luthier.methods.noise import noisy
+    from support.shipped import build
+
+    model, noise = build(name).train(), {}
+    encoder = model.config.is_encoder_decoder
+    batch = {"input_ids": torch.tensor([[3, 4, 5]])}
+    more = {"decoder_input_ids": torch.tensor([[3, 4]])} if encoder else {}
+
+    def see(module, args, out):
+        noise[module] = float((out - torch.nn.functional.embedding(args[0], module.weight)).detach().abs().max())
+
+    with noisy(model, 5.0, batch):
+        for table in token_tables(model):
+            table.register_forward_hook(see)
+        model(**batch, **more)
+    assert len(noise) == (2 if encoder else 1) and min(noise.values()) > 0
+
+
 def test_label_smoothing_is_its_equation():
     model = ARCHITECTURES["llama"].build(dtype=torch.float64)
     ids = torch.randint(3, 97, (2, 7), generator=torch.Generator().manual_seed(0))
