@@ -15,5 +15,7 @@ def token_tables(model: Any) -> list[nn.Module]:
     """
     table: Any = model.get_input_embeddings()
     weight = getattr(table, "weight", None)
-    tied = [each for each in model.modules() if isinstance(each, nn.Embedding) and each.weight is weight]
+    tied: list[nn.Module] = [
+        each for each in model.modules() if isinstance(each, nn.Embedding) and each.weight is weight
+    ]
     return tied if table in tied else [table, *tied]
