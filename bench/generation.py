@@ -27,7 +27,9 @@ from bench._registry import results_of
 import luthier as lt
 from luthier import models
 from luthier.core.adapters.control import trainable
-from luthier.evaluating.generate import Sampling, _by_batches, answers, tokenised
+from luthier.engine.answers import _by_batches, answers
+from luthier.engine.settings import Sampling
+from luthier.evaluating.generate import tokenised
 
 MODEL = "smollm2-135m"
 Way = Callable[[], list[str]]

@@ -33,7 +33,7 @@ import luthier as lt
 from luthier import models
 from luthier.core.contracts.decoding import Decoding
 from luthier.decoding import Member, answers
-from luthier.evaluating.generate import Sampling
+from luthier.engine.settings import Sampling
 from luthier.training import Run, train
 
 TASKS, TESTED, ALPHAS = ("sentiment", "intent", "problem"), 40, (0.5, 1.0, 1.5)

@@ -21,7 +21,7 @@ from bench.diagnosis._fits import fit, merged, parsed, recorded
 import luthier as lt
 from luthier.decoding import Member, answers
 from luthier.decoding.iterated import iterated
-from luthier.evaluating.generate import Sampling
+from luthier.engine.settings import Sampling
 from luthier.methods.decodings.contrastive import Contrastive
 
 MODEL, DRAWN, LONG, STEP = "stories15m", 4, 16, 3e-4

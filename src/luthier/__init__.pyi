@@ -167,6 +167,7 @@ from luthier.data import load as load_data
 from luthier.decoding import Answer as Answer
 from luthier.decoding import Member as Member
 from luthier.decoding import decode as decode
+from luthier.engine.settings import Sampling as Sampling
 from luthier.evaluating import Evaluation as Evaluation
 from luthier.evaluating import Predicted as Predicted
 from luthier.evaluating import evaluate as evaluate
@@ -177,7 +178,6 @@ from luthier.evaluating.generate import Messages as Messages
 from luthier.evaluating.pareto import pareto as pareto
 from luthier.evaluating.rewrite import Rewritten as Rewritten
 from luthier.evaluating.rewrite import rewrite as rewrite
-from luthier.evaluating.sampling import Sampling as Sampling
 from luthier.examining.check import Checked as Checked
 from luthier.examining.check import check as check
 from luthier.examining.examine import Examined as Examined

@@ -124,8 +124,11 @@ def next_of(screen: str) -> list[str]:
 
 
 def test_what_train_prints_works_as_it_stands(call, fitted):
-    done = call(*next_of(fitted[-1]))
+    _, _, data, _, screen = fitted
+    done = call(*next_of(screen))
     assert done.code == 0, done.err
+    seen = f"It was trained on rows of {data}; for a score, take rows that it has not seen." in screen.splitlines()
+    assert seen is (next_of(screen)[0] == "evaluate")
 
 
 def test_a_folder_of_sounds_for_each_class_is_trained_on_and_evaluated(call, tmp_path):

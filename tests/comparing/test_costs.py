@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -11,7 +12,9 @@ import transformers
 import luthier as lt
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.measures import costs
+from luthier.core.adapters.control import disabled
 from luthier.methods.objectives.sft import SFT
+from support.shipped import build
 
 
 def test_running_statistics_stay(monkeypatch):
@@ -26,3 +29,14 @@ def test_running_statistics_stay(monkeypatch):
     found = costs.costs(SimpleNamespace(run=SimpleNamespace(objective=SFT())), fitted, 2)  # type: ignore[arg-type]
     assert found.seconds and found.peak
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_the_frozen_base_of_a_model_with_an_encoder_is_timed(monkeypatch):
+    """Gradients go back to both modules that hold its table."""
+    model = build("t5")
+    lt.attach(model, lt.LoRA(rank=2))
+    batch = {"input_ids": torch.tensor([[3, 4, 5]]), "labels": torch.tensor([[4, 3]])}
+    monkeypatch.setattr(costs, "_batches", lambda job, fitted, repeats: [batch] * repeats)
+    fitted = Fitted(model, None, partial(disabled, model), 18, 99, 0, [], [], 0.0, "")
+    found = costs.costs(SimpleNamespace(run=SimpleNamespace(objective=SFT())), fitted, 2)  # type: ignore[arg-type]
+    assert found.seconds and found.ratio and found.peak

@@ -50,3 +50,13 @@ def test_results_are_short_and_say_what_counts():
         shown = parsed(result._repr_html_())
         assert list(shown.iter("table")), result
     assert len(list(parsed(results()[0]._repr_html_()).iter("polyline"))) == 2
+
+
+def test_what_is_loaded_is_short(llama, additions):
+    """A model and rows are named and counted, not listed."""
+    loaded, rows = lt.model(llama), lt.load_data(additions)
+    count = sum(each.numel() for each in loaded.model.parameters())
+    assert repr(loaded) == f"Loaded({llama!r}: class LlamaForCausalLM, task causal-lm, parameters {count:,})"
+    assert repr(rows) == f"Examples({additions!r}: rows {len(rows)}, layout {rows.layout}, task causal-lm)"
+    for each in (loaded, rows):
+        assert list(parsed(each._repr_html_()).iter("table"))

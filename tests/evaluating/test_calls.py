@@ -14,7 +14,8 @@ from luthier import data, models
 from luthier.cli import main
 from luthier.core.contracts.objective import Rows
 from luthier.data.calls import CallFormat
-from luthier.evaluating.generate import Sampling, tokenised
+from luthier.engine.settings import Sampling
+from luthier.evaluating.generate import tokenised
 from luthier.evaluating.swapped import swapped
 from luthier.methods.objectives.dual_tune import DualTune
 from luthier.training import Run, Training, train

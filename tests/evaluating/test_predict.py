@@ -17,6 +17,7 @@ from luthier.cli import main
 from luthier.core.errors import LuthierError
 from luthier.data.rewriting.journal import Journal
 from luthier.evaluating.generate import tokenised
+from luthier.evaluating.predict import WRITERS
 from support.tiny import save_model, write_rows
 
 ROWS = [{"id": i, "body": "ab" * (1 + i % 5), "more": {"x": [i]}} for i in range(11)]
@@ -242,3 +243,20 @@ def test_the_command_predicts_with_an_adapter(bert, tmp_path, monkeypatch, capsy
     with open("scored.csv", newline="") as file:
         assert [row["prediction"] for row in csv.DictReader(file)] == ["first", "second"] * 3
     assert main(asked) == 2 and "exists" in capsys.readouterr().err
+
+
+def test_columns_that_parquet_has_no_type_for_are_json(tmp_path):
+    """Any rows that can be read can be written: turns of texts beside turns in parts, objects without keys."""
+    import pyarrow.parquet
+
+    columns = {
+        "turns": [[{"role": "user", "content": "a"}], [{"role": "user", "content": [{"type": "image"}]}]],
+        "kinds": [1, "a"], "long": [2**70, None], "empty": [{}, None], "within": [[{"a": {}}], []],
+        "plain": [[1, 2], None], "text": ["a", None],
+    }  # fmt: skip
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    WRITERS[".parquet"](rows, tmp_path / "rows.parquet")
+    again = pyarrow.parquet.read_table(tmp_path / "rows.parquet").to_pydict()
+    assert {name: again[name] for name in ("plain", "text")} == {name: columns[name] for name in ("plain", "text")}
+    for name in set(columns) - {"plain", "text"}:
+        assert [None if cell is None else json.loads(cell) for cell in again[name]] == columns[name]

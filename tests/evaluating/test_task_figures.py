@@ -9,9 +9,8 @@ import pytest
 
 from luthier.core.contracts.example import Example
 from luthier.core.errors import LuthierError
-from luthier.core.numerics import many, tags
+from luthier.core.numerics import extracted, many, near, tags
 from luthier.data.text_metrics import TEXT_METRICS, check_metrics, of_texts, refuse_references
-from luthier.evaluating import extracted, near
 
 NAMES = ["O", "B-PER", "I-PER", "E-PER", "S-PER", "B-LOC", "I-LOC"]
 

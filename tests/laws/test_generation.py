@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import luthier as lt
-from luthier.evaluating.generate import Sampling, _by_batches, _by_engine, _engine, answers
+from luthier.engine.answers import _by_batches, _by_engine, _engine, answers
+from luthier.engine.settings import Sampling
 from luthier.models import positions
 from support.architectures import ARCHITECTURES
 from support.tiny import tokenizer

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import luthier as lt
+from luthier.engine.answers import answers
 from luthier.engine.engine import Engine
 from luthier.engine.request import Chunk, Request
-from luthier.evaluating.generate import Sampling, answers
+from luthier.engine.settings import Sampling
 
 pytestmark = pytest.mark.real
 

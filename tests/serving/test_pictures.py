@@ -11,9 +11,9 @@ import pytest
 
 import luthier as lt
 from luthier import data, models
+from luthier.engine.answers import answers
 from luthier.engine.engine import Engine
-from luthier.evaluating.generate import answers
-from luthier.evaluating.sampling import Sampling
+from luthier.engine.settings import Sampling
 from support.seeing import picture, save_llava
 
 openai = pytest.importorskip("openai")

@@ -7,7 +7,7 @@ import torch
 
 from luthier.decoding.loop import probabilities
 from luthier.engine.sampling import LIKELY, choose, drawing, nucleus
-from luthier.evaluating.generate import Sampling
+from luthier.engine.settings import Sampling
 
 
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.5, 0.8), (2.0, 0.6)])

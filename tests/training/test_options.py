@@ -144,6 +144,28 @@ def test_neftune_acts_in_training_alone(llama, additions, tmp_path):
     assert again.losses == noisy.losses
 
 
+@pytest.mark.parametrize("name", ["llama", "t5", "bart"])
+def test_neftune_reaches_every_table_that_reads_tokens(name):
+    """An encoder and a decoder read the table that they share through modules of their own."""
+    from luthier.core.sites.tables import token_tables
+    from luthier.methods.noise import noisy
+    from support.shipped import build
+
+    model, noise = build(name).train(), {}
+    encoder = model.config.is_encoder_decoder
+    batch = {"input_ids": torch.tensor([[3, 4, 5]])}
+    more = {"decoder_input_ids": torch.tensor([[3, 4]])} if encoder else {}
+
+    def see(module, args, out):
+        noise[module] = float((out - torch.nn.functional.embedding(args[0], module.weight)).detach().abs().max())
+
+    with noisy(model, 5.0, batch):
+        for table in token_tables(model):
+            table.register_forward_hook(see)
+        model(**batch, **more)
+    assert len(noise) == (2 if encoder else 1) and min(noise.values()) > 0
+
+
 def test_label_smoothing_is_its_equation():
     model = ARCHITECTURES["llama"].build(dtype=torch.float64)
     ids = torch.randint(3, 97, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -453,6 +475,16 @@ def labelled(tmp_path, kind: str) -> str:
             {"tokens": ["a" * (1 + i), "b"], "ner_tags": ["B-X", "O"] if i % 2 else ["O", "O"]} for i in numbers
         ],
         "tags": [{"tokens": ["a" * (1 + i), "b"], "ner_tags": ["N", "V"]} for i in numbers],
+        "places": [
+            {
+                "question": "Q?",
+                "context": "a" * i + "Z",
+                "answers": {"text": ["Z"][i % 4 == 3 :], "answer_start": [i][i % 4 == 3 :]},
+            }
+            for i in numbers
+        ],
+        "pairs": [{"anchor": "a" * (1 + i), "positive": "A" * (1 + i)} for i in numbers],
+        "triplets": [{"anchor": "a" * (1 + i), "positive": "A" * (1 + i), "negative": "b" * i + "c"} for i in numbers],
     }
     return write_rows(tmp_path / "rows.jsonl", rows[kind])
 
@@ -463,7 +495,12 @@ TOLD = {
     "several": ({"micro_f1", "micro_precision", "micro_recall", "exact_match"}, "micro_f1"),
     "entities": ({"f1", "precision", "recall", "accuracy"}, "f1"),
     "tags": ({"accuracy"}, "accuracy"),
+    "places": ({"f1", "exact_match"}, "f1"),
+    "pairs": ({"mrr@10", "accuracy@1", "accuracy@10"}, "mrr@10"),
+    "triplets": ({"mrr@10", "accuracy@1", "accuracy@10", "triplet_accuracy"}, "triplet_accuracy"),
 }
+OWN = {"pairs": {"accuracy"}, "triplets": {"accuracy"}}
+"""Figures of the objective over its batches, which `luthier evaluate` does not tell."""
 
 
 @pytest.mark.parametrize("kind", TOLD)
@@ -475,7 +512,8 @@ def test_the_best_adapter_by_a_figure_of_the_task(bert, tmp_path, kind):
     names, best = TOLD[kind]
     source = labelled(tmp_path, kind)
     settings = replace(SHORT, steps=6, batch=8, lr=5e-2, best=best, patience=3)
-    wanted = Run(bert, source, lt.LoRA(rank=2), eval_data=None, out=str(tmp_path / "run"), training=settings)
+    near = {"objective": lt.InfoNCE()} if kind in OWN else {}
+    wanted = Run(bert, source, lt.LoRA(rank=2), eval_data=None, out=str(tmp_path / "run"), training=settings, **near)
     done = train(wanted, progress=False)
     told = [line for line in metrics.read(wanted.folder) if "eval_loss" in line]
     assert all({f"eval_{name}" for name in names} <= set(line) for line in told)
@@ -487,7 +525,8 @@ def test_the_best_adapter_by_a_figure_of_the_task(bert, tmp_path, kind):
         assert again.metrics[name] == pytest.approx(chosen[f"eval_{name}"], abs=1e-5) or math.isnan(again.metrics[name])
     with pytest.raises(LuthierError, match="best is 'rouge'; an evaluation of this run tells: ") as refused:
         train(replace(wanted, training=replace(settings, best="rouge"), out=str(tmp_path / "no")), progress=False)
-    assert set(str(refused.value).partition("tells: ")[2].removesuffix(".").split(", ")) == {"loss", *names}
+    told = set(str(refused.value).partition("tells: ")[2].removesuffix(".").split(", "))
+    assert told == {"loss", *names, *OWN.get(kind, ())}
 
 
 @pytest.mark.parametrize("best", ["exact_match", "rougeL", "number"])
@@ -507,6 +546,74 @@ def test_the_best_adapter_by_written_answers(llama, additions, tmp_path, best):
     more = {"metrics": [best]} if best == "rougeL" else {"scorer": data.scorer_for(held, best)}
     again = evaluate(done.model, done.processor, held, progress=False, **more)
     assert again.metrics[best] == pytest.approx(max(told.values()), abs=1e-6)
+
+
+def test_the_best_adapter_by_written_answers_where_it_goes_by_tasks(llama, tmp_path):
+    from luthier import data
+    from luthier.evaluating import evaluate
+    from support.tiny import sums, write_rows
+
+    source = write_rows(tmp_path / "rows.jsonl", [row | {"task": "ab"[i % 2]} for i, row in enumerate(sums(24))])
+    form, settings = lt.MHR(rank=2, skills=2, tasks=("a", "b")), replace(SHORT, steps=4, eval_every=2, best="number")
+    wanted = Run(llama, source, form, out=str(tmp_path / "run"), training=replace(settings, batch=8))
+    done = train(wanted, progress=False)
+    told = {line["step"]: line["eval_number"] for line in metrics.read(wanted.folder) if "eval_number" in line}
+    assert list(told) == [2, 4]
+    rows = data.load(source, columns=("task",))
+    held = data.split(rows, n=round(0.2 * len(rows)), seed=0)[1]
+    again = evaluate(done.model, done.processor, held, progress=False, scorer=data.scorer_for(held, "number"))
+    assert again.score == pytest.approx(max(told.values()), abs=1e-6)
+
+
+def longest(held, processor) -> int:
+    """The most tokens of an answer that an evaluation writes to these rows."""
+    from luthier import data
+
+    features = data.encode_all(held, processor, task=held.task, max_length=None)
+    return 16 + max(sum(label != -100 for label in feature["labels"]) for feature in features)
+
+
+@pytest.mark.parametrize("best", ["exact_match", "chrf"])
+def test_the_best_adapter_by_what_a_model_with_an_encoder_writes(tmp_path, best):
+    from luthier import data
+    from luthier.evaluating import evaluate
+    from support.tiny import save_model, sums, write_rows
+
+    if best == "chrf":
+        pytest.importorskip("sacrebleu")
+    base, source = save_model(tmp_path / "t5", "t5"), write_rows(tmp_path / "rows.jsonl", sums(24))
+    settings = replace(SHORT, steps=4, batch=8, lr=2e-2, eval_every=2, best=best)
+    wanted = Run(base, source, lt.LoRA(rank=2), task="seq2seq", out=str(tmp_path / "run"), training=settings)
+    done = train(wanted, progress=False)
+    told = {line["step"]: line[f"eval_{best}"] for line in metrics.read(wanted.folder) if f"eval_{best}" in line}
+    assert list(told) == [2, 4]
+    rows = data.load(source, task="seq2seq")
+    held = data.split(rows, n=round(0.2 * len(rows)), seed=0)[1]
+    more = {"metrics": [best]} if best == "chrf" else {"scorer": data.scorer_for(held, best)}
+    most = longest(held, done.processor)
+    again = evaluate(done.model, done.processor, held, progress=False, max_new_tokens=most, **more)
+    assert again.metrics[best] == pytest.approx(max(told.values()), abs=1e-6)
+
+
+def test_the_best_adapter_by_what_is_written_down_of_sounds(tmp_path):
+    from luthier import data
+    from luthier.evaluating import evaluate
+    from support.tiny import write_rows
+    from support.tiny_speech import save_whisper, spoken_rows
+
+    base, source = save_whisper(tmp_path / "whisper"), write_rows(tmp_path / "rows.jsonl", spoken_rows(tmp_path, 10))
+    settings = replace(SHORT, steps=4, batch=4, lr=2e-2, eval_every=2, best="cer")
+    wanted = Run(base, source, lt.LoRA(rank=2), out=str(tmp_path / "run"), training=settings)
+    done = train(wanted, progress=False)
+    told = {line["step"]: line["eval_cer"] for line in metrics.read(wanted.folder) if "eval_cer" in line}
+    assert list(told) == [2, 4]
+    rows = data.load(source)
+    held = data.split(rows, n=2, seed=0)[1]
+    most = longest(held, done.processor)
+    again = evaluate(done.model, done.processor, held, progress=False, max_new_tokens=most)
+    assert again.metrics["cer"] == pytest.approx(min(told.values()), abs=1e-6)  # less is better
+    with pytest.raises(LuthierError, match="tells: loss, wer, cer, wer_plain, word_accuracy"):
+        train(replace(wanted, training=replace(settings, best="bleu"), out=str(tmp_path / "no")), progress=False)
 
 
 def test_rows_without_answers_have_none_to_score(llama, tmp_path):

@@ -15,9 +15,9 @@ from luthier.core.errors import LuthierError
 from luthier.core.sites.packing import packed
 from luthier.data.media import media_digest
 from luthier.data.pictures import Seen
+from luthier.engine.answers import written
 from luthier.engine.sampler import Ask, Sampler
-from luthier.evaluating.generate import written
-from luthier.evaluating.sampling import Sampling
+from luthier.engine.settings import Sampling
 from luthier.training import Run, Training
 from support.seeing import picture, qwen2_vl, save_llava, write_digits
 

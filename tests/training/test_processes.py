@@ -59,3 +59,11 @@ def test_two_processes(order, runs, tmp_path):
     assert {"rng_state_0.pth", "rng_state_1.pth", "manifest.json"} <= names
     first = run.folder.parent / f"{order}-first"
     assert (run.folder / "adapter/adapter.safetensors").read_bytes() == first.read_bytes()
+
+
+def test_a_rank_without_processes_is_no_launchers(llama, additions, tmp_path, monkeypatch):
+    """`RANK=16 luthier train run.toml`, of a file with ${RANK}, trained and wrote nothing, without a word."""
+    monkeypatch.setenv("RANK", "16")
+    settings = Training(steps=1, batch=2, eval_fraction=0.0)
+    done = train(Run(llama, additions, lt.LoRA(rank=2), out=str(tmp_path / "run"), training=settings), progress=False)
+    assert (done.folder / "run.json").is_file() and (done.folder / "adapter" / "adapter.safetensors").is_file()

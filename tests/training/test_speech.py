@@ -18,9 +18,10 @@ import luthier as lt
 from luthier import data, models
 from luthier.cli import main
 from luthier.core.errors import LuthierError
+from luthier.core.numerics import word_errors as errors
 from luthier.data.media import media_digest, resample
 from luthier.data.speech import prefix
-from luthier.evaluating import errors, evaluate
+from luthier.evaluating import evaluate
 from luthier.training import Run, Training, train
 from luthier.training.prepare import prepare
 from support.tiny import write_rows
@@ -146,9 +147,9 @@ def test_other_sounds_under_the_same_names_are_noticed(tmp_path):
 @pytest.mark.parametrize("form", [lt.LoRA(), lt.LoReFT(), lt.Prefix(), lt.IA3(), lt.Full()], ids=lambda f: f.name())
 def test_adapters_are_in_encoder_and_decoder_and_act_alike_in_writing(whisper, spoken, form):
     """Tokens written one by one with a cache are those of one pass over all of them."""
-    from luthier.evaluating.outputs import Reading
-    from luthier.evaluating.sampling import Sampling
-    from luthier.evaluating.speech import transcribed
+    from luthier.engine.outputs import Reading
+    from luthier.engine.settings import Sampling
+    from luthier.engine.transcripts import transcribed
 
     loaded = models.load(whisper, task="speech-to-text")
     lt.attach(loaded.model, form)

@@ -15,8 +15,9 @@ import luthier as lt
 from luthier import data, models
 from luthier.cli.dry_run import dry_run
 from luthier.core.errors import LuthierError
+from luthier.engine.answers import answers
+from luthier.engine.settings import Sampling
 from luthier.evaluating import evaluate, generate
-from luthier.evaluating.generate import Sampling, answers
 from luthier.measuring import allocation
 from luthier.measuring.measure import measure
 from luthier.methods.ranks.uniform import Uniform
@@ -98,6 +99,24 @@ def test_regression(bert, tmp_path):
     assert found.score == found.metrics["pearson"] > 0.99
     assert found.metrics["mse"] == pytest.approx(found.loss, rel=1e-4)
     assert found.metrics["mse"] < 0.1
+
+
+def test_answers_of_a_model_with_an_encoder_need_no_task(tmp_path):
+    """Rows with a class stay what their columns tell; `luthier compare` reads the same."""
+    from luthier.comparing import Study
+    from luthier.comparing.plan import checked
+    from luthier.training.prepare import read_rows
+
+    base, source = save_model(tmp_path / "t5", "t5"), write_rows(tmp_path / "rows.jsonl", sums(20))
+    classes = write_rows(tmp_path / "classes.jsonl", labelled(letters(8), lambda a: "first" if a else "second"))
+    settings = Training(steps=1, batch=2, eval_fraction=0.0)
+    result = train(Run(base, source, lt.LoRA(rank=2), out=str(tmp_path / "run"), training=settings), progress=False)
+    assert type(result.model).__name__ == "T5ForConditionalGeneration"
+    assert read_rows(Run(base, classes, lt.LoRA(rank=2)), None).task == "classification"
+    told = {"models": base, "methods": ["lora"], "seeds": 1, "training": {"steps": 1, "batch": 2}}
+    study = Study.from_dict(told | {"data": {"sums": {"train": source}, "classes": {"train": classes}}})
+    assert {name: read.task for name, read in checked(study).data.items()} == {
+        "sums": "seq2seq", "classes": "classification"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])

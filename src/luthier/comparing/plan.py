@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier import models
+from luthier import data, models
 from luthier.comparing import rows
 from luthier.comparing.methods import Method, resolve
 from luthier.comparing.record import FILE, RUNS
 from luthier.comparing.shots import check_shots
 from luthier.comparing.sources import Sourced, sourced
-from luthier.comparing.study import Settings, Study
+from luthier.comparing.study import DataSet, Settings, Study
 from luthier.core.adapters.count import count
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.ranks import Ranks
@@ -133,11 +133,22 @@ def method_of(study: Study, name: str) -> Method:
 
 
 def _read(study: Study, name: str, folder: Path) -> Sourced:
-    given = study.data[name]
+    given = _with_task(study, study.data[name])
     training = Training.from_dict(study.training | given.training)
     if study.tune_steps is not None:
         dataclasses.replace(training, steps=study.tune_steps)
     return sourced(name, given, training, study.seeds, folder)
+
+
+def _with_task(study: Study, given: DataSet) -> DataSet:
+    """The data with the task that the classes of its models are for, where these have encoders and rows answers."""
+    if given.task is not None:
+        return given
+    known = {models.task_of(study.models[model], None) for model in given.models or study.models}
+    task = known.pop() if len(known) == 1 else None
+    if task is None or data.load(given.train[0], limit=1, split="train", named=given.columns).task != "causal-lm":
+        return given
+    return dataclasses.replace(given, task=task)
 
 
 # --- models ----------------------------------------------------------------------------------------

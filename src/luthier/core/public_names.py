@@ -61,7 +61,7 @@ PLACES = {
     "evaluating.pareto": "pareto",
     "evaluating.rewrite": "rewrite Rewritten",
     "evaluating.generate": "Messages",
-    "evaluating.sampling": "Sampling",
+    "engine.settings": "Sampling",
     "examining.check": "check Checked",
     "examining.examine": "examine Examined",
     "examining.monitor": "monitor Monitored",

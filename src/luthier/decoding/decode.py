@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from luthier.decoding.loop import Written
+    from luthier.engine.settings import Sampling
     from luthier.evaluating.generate import Messages
-    from luthier.evaluating.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def decode(
     model and read by all in one pass (one prompt at a time): greedily the same text, sampled the same distribution.
     Modes, adapters and the global random state are left as they were. Raises `LuthierError` as `members_of` does.
     """
-    from luthier.evaluating.sampling import Sampling
+    from luthier.engine.settings import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     refuse_draft(by, draft)

@@ -15,8 +15,8 @@ from luthier.decoding.members import Member, Members
 if TYPE_CHECKING:
     import torch
 
+    from luthier.engine.settings import Sampling
     from luthier.evaluating.generate import Messages
-    from luthier.evaluating.sampling import Sampling
 
 
 def refuse_rounds(by: Decoding, rounds: int, lr: float, sampling: Sampling, draft: int = 0) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from luthier.core.errors import LuthierError
 from luthier.decoding.reader import Ensemble
-from luthier.evaluating.sampling import Sampling
+from luthier.engine.settings import Sampling
 
 
 @dataclass

@@ -10,10 +10,10 @@ from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError
 from luthier.data import Examples, Scorer
 from luthier.data.text_metrics import check_metrics, of_texts, refuse_references
+from luthier.engine.settings import Sampling
 from luthier.evaluating.job import Found, Job, bar, row_tasks
 from luthier.evaluating.labelled import outputs_of, with_class, with_number
 from luthier.evaluating.result import Evaluation
-from luthier.evaluating.sampling import Sampling
 from luthier.evaluating.speech import with_transcripts
 from luthier.evaluating.structured import with_classes, with_places, with_tags, with_vectors
 from luthier.evaluating.written import with_answers

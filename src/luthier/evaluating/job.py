@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from luthier import data, models
 from luthier.core.errors import LuthierError
 from luthier.data import Examples, Scorer
-from luthier.evaluating.outputs import Reading
-from luthier.evaluating.sampling import Sampling
+from luthier.engine.outputs import Reading, task_names
+from luthier.engine.settings import Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,14 +98,7 @@ class Found:
 
 def row_tasks(job: Job) -> list[str] | None:
     """Returns the task of each row, where the adapter goes by it and the rows have the column `task`."""
-    from luthier.core.adapters.attach import find_state
-    from luthier.core.contracts.router import names_of
-
-    state = find_state(job.model)
-    if state is None or not any(names_of(component.form) for component in state.components):
-        return None
-    told = [row.meta.get("task") for row in job.examples.rows]
-    return None if None in told else [str(task) for task in told]
+    return task_names(job.model, job.examples.rows)
 
 
 @contextmanager

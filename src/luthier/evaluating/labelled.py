@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from luthier.core.numerics.agreement import agreement, closeness
+from luthier.engine.outputs import logits_of
 from luthier.evaluating.job import Found, Job, bar
-from luthier.evaluating.outputs import logits_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -115,7 +115,7 @@ def predict(
     Raises `LuthierError` before anything is computed for settings that do not act, rows that cannot be read, and
     columns that would be overwritten.
     """
-    from luthier.evaluating.outputs import Reading
+    from luthier.engine.outputs import Reading
     from luthier.evaluating.says import SAYS, Asked, encoded
 
     path = None if out is None else _file(out)
@@ -293,12 +293,33 @@ def _jsonl(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """With the types of the values; a column that Parquet has no type for is JSON."""
     import pyarrow
     import pyarrow.parquet
 
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+    table = pyarrow.table({name: _column([row.get(name) for row in rows]) for name in names})
     pyarrow.parquet.write_table(table, path)
+
+
+def _column(values: list[Any]) -> Any:
+    import pyarrow
+
+    try:
+        found = pyarrow.array(values)
+    except (pyarrow.ArrowException, OverflowError):  # texts beside lists, whole numbers of more than 64 bits
+        found = None
+    if found is None or _bare(found.type):
+        return pyarrow.array([None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in values])
+    return found
+
+
+def _bare(kind: Any) -> bool:
+    """Whether a type has an object without keys somewhere, which no Parquet file holds."""
+    import pyarrow
+
+    parts = [kind.field(place).type for place in range(kind.num_fields)]
+    return (pyarrow.types.is_struct(kind) and not parts) or any(map(_bare, parts))
 
 
 WRITERS: dict[str, Callable[[Sequence[Mapping[str, Any]], Path], None]] = {

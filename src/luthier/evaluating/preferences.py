@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import data, models
 from luthier.core.adapters.attach import find_state
-from luthier.core.adapters.control import disabled
+from luthier.core.adapters.control import disabled, routed
 from luthier.core.contracts.objective import ALSO, Feature
 from luthier.core.sites.probe import eval_mode
-from luthier.training.task_columns import routed
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,10 +13,11 @@ from luthier.core.numerics.wide import widened
 from luthier.data import Examples
 from luthier.data.bad import refuse
 from luthier.data.pictures import PICTURES, seen_in
+from luthier.engine.answers import written
+from luthier.engine.outputs import Reading, logits_of, places_of, probabilities, tags_of, vectors_of
+from luthier.engine.settings import Sampling
 from luthier.evaluating import speech
-from luthier.evaluating.generate import tokenised, written
-from luthier.evaluating.outputs import Reading, logits_of, places_of, probabilities, tags_of, vectors_of
-from luthier.evaluating.sampling import Sampling
+from luthier.evaluating.generate import tokenised
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
-from luthier.core.numerics import many, tags
-from luthier.evaluating import extracted, near
+from luthier.core.numerics import extracted, many, near, tags
+from luthier.engine.outputs import logits_of, places_of, tags_of, vectors_of
 from luthier.evaluating.job import Found, Job, bar
-from luthier.evaluating.outputs import logits_of, places_of, tags_of, vectors_of
 
 if TYPE_CHECKING:
     import numpy as np

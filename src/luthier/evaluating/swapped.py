@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import LuthierError, near
 
 if TYPE_CHECKING:
-    from luthier.evaluating.sampling import Sampling
+    from luthier.engine.settings import Sampling
 
 
 def check_adapters(model: Any, selection: str | None, arguments: Mapping[str, str]) -> None:
@@ -40,9 +40,9 @@ def swapped(
     from luthier.data.calls import CallFormat
     from luthier.data.pictures import seen_in
     from luthier.engine.sampler import Ask, Sampler
+    from luthier.engine.settings import within
     from luthier.engine.stops import stop_ids
     from luthier.engine.turns import Turns
-    from luthier.evaluating.sampling import within
     from luthier.models import positions
 
     check_adapters(model, selection, arguments)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from luthier import data, models
 from luthier.core.errors import LuthierError
 from luthier.data import Scorer, judge, refuse_unscorable
-from luthier.evaluating.generate import answers
+from luthier.engine.answers import answers
 from luthier.evaluating.job import Found, Job, bar, row_tasks
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from luthier.core.sites.structure import unwrapped
+from luthier.core.sites.tables import token_tables
 
 
 @contextmanager
@@ -27,8 +28,9 @@ def noisy(model: nn.Module, size: float, batch: Any) -> Iterator[None]:
         reach = size / (seen.sum(1) * output.shape[-1]).sqrt()
         return output + torch.empty_like(output).uniform_(-1, 1) * reach[:, None, None].to(output.dtype)
 
-    hook = inner.get_input_embeddings().register_forward_hook(add)
+    hooks = [table.register_forward_hook(add) for table in token_tables(inner)]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()

@@ -10,6 +10,7 @@ from typing import Any
 
 from luthier.core.device import device_of
 from luthier.core.errors import LuthierError, near
+from luthier.core.notebook import figures, shown
 from luthier.core.records import recorded
 from luthier.models.beside import WITHOUT, tell_adapter
 from luthier.models.half import take_in_its_dtype
@@ -106,7 +107,7 @@ def class_of(task: str, config: Any) -> Any:
     return transformers.CLIPTextModelWithProjection if projecting else found
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Loaded:
     """A model ready for a task."""
 
@@ -121,6 +122,18 @@ class Loaded:
     task: str
     new_modules: list[str]
     """Dotted paths of the modules whose parameters the checkpoint lacks: new, to be trained."""
+
+    def told(self) -> dict[str, Any]:
+        """Returns what is shown of it."""
+        base = vars(type(self.model)).get("_luthier_base", type(self.model))
+        count = sum(each.numel() for each in self.model.parameters())
+        return {"class": base.__name__, "task": self.task, "parameters": count}
+
+    def __repr__(self) -> str:
+        return f"Loaded({self.name!r}: {', '.join(f'{name} {shown(value)}' for name, value in self.told().items())})"
+
+    def _repr_html_(self) -> str:
+        return figures({"model": self.name} | self.told())
 
 
 def load(

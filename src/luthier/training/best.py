@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from luthier.training.spec import Run
 
 FOLDER, TENSORS, STATE = "best", "adapter.safetensors", "best.json"
-LESS = ("loss", "mse")
+LESS = ("loss", "mse", "wer", "cer", "wer_plain")
 """Figures of which less is better; of all others more is."""
 
 

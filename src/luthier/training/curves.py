@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from luthier.core.contracts.example import Examples
 from luthier.core.errors import LuthierError
+from luthier.models import SPEECH
+from luthier.training import apart
 from luthier.training.judged import told_of
 from luthier.training.noise_scale import CURVES
 from luthier.training.spec import Run
-from luthier.training.writing import WRITTEN, writes
+from luthier.training.writing import writes, written_of
 
 
-def curves_of(run: Run, task: str, labels: Sequence[str] | None) -> tuple[tuple[str, ...], ...]:
+def curves_of(run: Run, examples: Examples) -> tuple[tuple[str, ...], ...]:
     """Returns the names of the figures of a run beside its loss, those that are drawn together side by side."""
-    written = ((str(run.training.best),),) if writes(run, task) else ()
+    written = ((str(run.training.best),),) if writes(run, examples.task) else ()
     noise = CURVES if run.training.noise_scale else ()
-    return (*run.objective.curves, *told_of(task, labels), *written, *noise)
+    return (*_told(run, examples), *written, *noise)
+
+
+def _told(run: Run, examples: Examples) -> tuple[tuple[str, ...], ...]:
+    """The figures of the objective, and those that every evaluation of such rows tells."""
+    return (*run.objective.curves, *told_of(examples.task, examples.labels), *apart.told_of(examples))
 
 
 def check_evaluation(run: Run, examples: Examples, held: Examples | None) -> None:
@@ -33,9 +38,8 @@ def check_evaluation(run: Run, examples: Examples, held: Examples | None) -> Non
             f"best goes by the evaluation ({best}), and no row is held out; give evaluation data "
             "(eval_data) or a share of the rows (eval_fraction)."
         )
-    told = (*objective.curves, *told_of(examples.task, examples.labels))
-    figures = ["loss", *(name for group in told for name in group)]
-    if held is not None and held.scorer is not None and examples.task == "causal-lm":
-        figures += WRITTEN
+    figures = ["loss", *(name for group in _told(run, examples) for name in group)]
+    if held is not None and (held.scorer is not None or examples.task == SPEECH):
+        figures += written_of(examples.task)
     if best is not None and best not in figures:
         raise LuthierError(f"best is {best!r}; an evaluation of this run tells: {', '.join(figures)}.")

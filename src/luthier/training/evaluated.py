@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,7 +13,6 @@ from luthier.core.contracts.objective import At, Batch, labels_of
 from luthier.training.checkpointed import Checkpointed
 from luthier.training.figures import FigureSums
 from luthier.training.judged import Judge
-from luthier.training.writing import Writer
 
 
 class Evaluated(Checkpointed):
@@ -25,8 +24,8 @@ class Evaluated(Checkpointed):
     """The teacher's logits, where the objective has one."""
     judging: Callable[[], Judge] | None
     """What compares the model's own answers with the labels in an evaluation, where the task has such."""
-    writer: Writer | None
-    """What writes answers in an evaluation, where `best` goes by them."""
+    apart: Sequence[Callable[[], dict[str, float]]]
+    """What else tells figures in an evaluation, by passes of its own."""
 
     def token_counts(self, batch: dict[str, Any]) -> Tensor:
         """Returns the counts over which the means of a batch are taken, [parts]."""
@@ -48,7 +47,9 @@ class Evaluated(Checkpointed):
             metrics |= {
                 f"{metric_key_prefix}_{n}": v for n, v in (judge.figures() if judge is not None else {}).items()
             }
-        told = self.means(figures) | (self.writer.figures() if self.writer is not None else {})
+        told = self.means(figures)
+        for further in self.apart:
+            told |= further()
         if self.online is not None:
             told |= self.online.held_reward(list(self.get_eval_dataloader()), self.state.global_step)
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in told.items()}

@@ -202,19 +202,28 @@ def check_serves(run: Run, task: str) -> None:
 
 
 def read_rows(run: Run, limit: int | None) -> Examples:
-    """Returns the rows of the run's data, or some of them, as it reads them; nothing is encoded."""
-    return data.load(
+    """Returns the rows of the run's data, or some of them, as it reads them; nothing is encoded.
+
+    Answers are those of the task that the model's class is for, where it has an encoder.
+    """
+    read = partial(
+        data.load,
         run.data,
         skip_bad_rows=run.skip_bad_rows,
         limit=limit,
         seed=run.training.seed,
         split="train",
-        task=task_of(run),
         columns=columns_of(run),
         named=run.columns,
         preferences=judges(run),
         prompts=prompted(run),
     )
+    wanted = task_of(run)
+    found = read(task=wanted)
+    if wanted is not None or found.task != "causal-lm":
+        return found
+    known = models.task_of(run.model, None)
+    return found if known is None else read(task=known)
 
 
 def task_of(run: Run) -> str | None:
@@ -346,5 +355,5 @@ def processes() -> int:
 
 
 def is_main() -> bool:
-    """Returns whether this process writes files: all others only compute."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Returns whether this process writes files: all others only compute. One alone does, whatever RANK is to it."""
+    return processes() == 1 or int(os.environ.get("RANK", "0")) == 0

@@ -19,8 +19,8 @@ from luthier.core.records import replace_text
 from luthier.core.storage import store
 from luthier.data.labels import labels_in_order
 from luthier.models import Loaded, licence_of
+from luthier.training import apart, judged, metrics, routing
 from luthier.training import folder as folders
-from luthier.training import judged, metrics, routing
 from luthier.training.arguments import arguments
 from luthier.training.attachment import attach_all
 from luthier.training.base import check_fits
@@ -192,7 +192,7 @@ class Session:
     ) -> Trainer:
         """Returns what trains, with all that listens to it."""
         run, shifted = self.run, prepared.task == "causal-lm"
-        log = metrics.Metrics(run.folder, run_id, curves_of(run, prepared.task, prepared.examples.labels))
+        log = metrics.Metrics(run.folder, run_id, curves_of(run, prepared.examples))
         table = routing.RoutingTable(run.folder, plan.steps)
         args = arguments(run, plan.steps, every(run, plan.steps), bool(features[1]))
         told = [log, table, *callbacks, *self.callbacks]
@@ -201,7 +201,10 @@ class Session:
         if judged.told_of(prepared.task, prepared.examples.labels):
             made.judging = partial(judged.Judge, prepared.task, names_of(model))
         if prepared.asked is not None:
-            made.writer = Writer(run, model, prepared.processor, prepared.asked)
+            made.apart.append(Writer(run, model, prepared.processor, prepared.asked).figures)
+        if prepared.held is not None and apart.told_of(prepared.examples):
+            further = apart.apart_of(run, model, prepared.processor, prepared.held, prepared.evaluation)
+            made.apart.append(further.figures)
         return made
 
     def newest(self) -> Checkpoint | None:
@@ -250,7 +253,7 @@ class Session:
                 replace_text(run.folder / "README.md", text)
                 title = f"{run.model}, {run.form.name()}, {run.data}"
                 rollouts.table(run.folder)
-                plot(lines, run.folder / PLOT, title, curves_of(run, prepared.task, prepared.examples.labels))
+                plot(lines, run.folder / PLOT, title, curves_of(run, prepared.examples))
                 if loads := routing.read(run.folder):
                     routing.plot(loads, run.folder / routing.PLOT, title)
         measured = {"steps": plan.steps, "loss": losses[-1][1] if losses else None, "seconds": seconds}

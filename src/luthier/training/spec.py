@@ -88,9 +88,10 @@ class Training:
     """Steps between evaluations. Default: a tenth of the run."""
     best: str | None = None
     """Save the adapter of the best evaluation instead of the last: by loss, by a figure of the task (accuracy, mcc and
-    macro_f1 of classes, f1 of tags, pearson and mse of numbers, micro_f1 of several classes) or of the objective
-    (accuracy of dpo), or by answers that are written to the rows held out (any scorer or metric of `luthier
-    evaluate`). Of loss and mse less is better, of all others more."""
+    macro_f1 of classes, f1 of tags and of answers in a text, pearson and mse of numbers, micro_f1 of several classes,
+    mrr@10 of texts near each other) or of the objective (accuracy of dpo), or by what is written of the rows held out
+    (any scorer or metric of `luthier evaluate`; wer and cer of sounds). Of loss, mse and errors less is better, of all
+    others more."""
     patience: int | None = None
     """Stop after this many evaluations that were not better; goes with best."""
     save_every: int | None = None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.adapters.control import tasks
 from luthier.core.contracts.form import Form
 from luthier.core.contracts.objective import ALSO, TASKS
 from luthier.core.contracts.router import Routed, names_of, place
@@ -69,13 +67,3 @@ def tagged(features: Sequence[dict[str, Any]], places: Mapping[int, int]) -> Seq
         return {TASKS: places[feature["row"]]} | behind
 
     return each_with(features, more)
-
-
-@contextmanager
-def routed(model: Any, told: str | Sequence[str] | None) -> Iterator[None]:
-    """Sets the tasks of the rows of every call, where any are given."""
-    if told is None:
-        yield
-        return
-    with tasks(model, told):
-        yield

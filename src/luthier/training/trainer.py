@@ -33,7 +33,6 @@ from luthier.training.rollouts.slopes import slopes_of
 from luthier.training.routing import Routers
 from luthier.training.schedule import is_plain, restarting
 from luthier.training.spec import Run
-from luthier.training.writing import Writer
 
 
 class Diverged(LuthierError):
@@ -92,7 +91,7 @@ class Trainer(Evaluated):
         self.figures = FigureSums(run.objective.curves)
         """Figures of the current step."""
         self.judging: Callable[[], Judge] | None = None
-        self.writer: Writer | None = None
+        self.apart: list[Callable[[], dict[str, float]]] = []
         self.noise = NoiseScale() if run.training.noise_scale else None
         self.share = (1.0, 0)
         """The share of the last batch in the means of its step, and its rows."""

@@ -15,7 +15,7 @@ from luthier.decoding import DecodingProcessor, Member, answers, members_of
 from luthier.decoding.decode import padded
 from luthier.decoding.loop import verified
 from luthier.decoding.reader import Ensemble
-from luthier.evaluating.generate import Sampling
+from luthier.engine.settings import Sampling
 from support.architectures import ARCHITECTURES
 from support.tiny import tokenizer
 

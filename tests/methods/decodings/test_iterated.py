@@ -8,7 +8,7 @@ import torch
 import luthier as lt
 from luthier.decoding import Member, answers
 from luthier.decoding.iterated import iterated, refuse_rounds
-from luthier.evaluating.generate import Sampling
+from luthier.engine.settings import Sampling
 from luthier.methods.decodings.contrastive import Contrastive
 from support.architectures import ARCHITECTURES
 from support.tiny import tokenizer

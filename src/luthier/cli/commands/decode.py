@@ -79,7 +79,7 @@ class Decode(Fitted):
         from luthier.decoding import answers, members_of
         from luthier.decoding.decode import refuse_draft
         from luthier.decoding.iterated import iterated, refuse_rounds
-        from luthier.evaluating.sampling import Sampling
+        from luthier.engine.settings import Sampling
         from luthier.measuring.progress import told
 
         cls: Any = find("decodings", self.by)

@@ -110,7 +110,7 @@ def _word_accuracy(truths: Sequence[str], predictions: Sequence[str]) -> Part:
     """1 - errors over the words of all right texts of a draw."""
     import numpy as np
 
-    from luthier.evaluating.errors import distance
+    from luthier.core.numerics.word_errors import distance
 
     words = [(text.split(), said.split()) for text, said in zip(truths, predictions, strict=True)]
     rows = [(1, len(right), distance(said, right)) for right, said in words]

@@ -19,6 +19,7 @@ from luthier import data, models
 from luthier.comparing.fitted import Fitted
 from luthier.comparing.plan import Job
 from luthier.core.contracts.kernel import reference_implementation
+from luthier.core.sites.tables import token_tables
 from luthier.data.labels import labels_in_order
 from luthier.training.context import running_norms
 
@@ -108,12 +109,13 @@ def _reached(model: Any, batch: Batch) -> Iterator[Batch]:
     if "input_ids" not in batch:
         yield {k: v.detach().requires_grad_() if v.is_floating_point() else v for k, v in batch.items()}
         return
-    table: nn.Module = model.get_input_embeddings()
-    handle = table.register_forward_hook(lambda module, args, out: out.requires_grad_())
+    reach = lambda module, args, out: out.requires_grad_()  # noqa: E731
+    handles = [table.register_forward_hook(reach) for table in token_tables(model)]
     try:
         yield batch
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _step(model: Any, loss: Callable, batch: Batch, trained: Sequence[nn.Parameter]) -> None:

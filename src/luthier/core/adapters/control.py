@@ -279,6 +279,16 @@ def tasks(model: nn.Module, told: Told):
 
 
 @contextmanager
+def routed(model: nn.Module, told: str | Sequence[str] | None) -> Iterator[None]:
+    """Sets the tasks of the rows of every call, where any are given."""
+    if told is None:
+        yield
+        return
+    with tasks(model, told):
+        yield
+
+
+@contextmanager
 def watched(model: nn.Module) -> Iterator[list[Route]]:
     """Records the routing decisions of every pass while the context lasts, in the order of the sites.
 

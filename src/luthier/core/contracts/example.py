@@ -15,6 +15,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.lazy import kept, noted
+from luthier.core.notebook import figures, shown
 
 Message = dict[str, Any]
 LATER = (
@@ -114,7 +115,7 @@ def last_answer(messages: list[Message]) -> int:
     return max(i for i, m in enumerate(messages) if m["role"] == "assistant")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Examples:
     """The valid rows of a source, with what was found on reading them."""
 
@@ -136,6 +137,20 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def told(self) -> dict[str, Any]:
+        """Returns what is shown of them."""
+        classes = {"classes": ", ".join(self.labels)} if self.labels else {}
+        left_out = {"left out": len(self.skipped)} if self.skipped else {}
+        return {"rows": len(self), "layout": self.layout, "task": self.task, **classes, **left_out}
+
+    def __repr__(self) -> str:
+        return (
+            f"Examples({self.source!r}: {', '.join(f'{name} {shown(value)}' for name, value in self.told().items())})"
+        )
+
+    def _repr_html_(self) -> str:
+        return figures({"source": self.source} | self.told())
 
     def keep(self, rows: Sequence[Example]) -> Examples:
         """Returns the same set with only these rows, and their fingerprint."""

@@ -96,7 +96,7 @@ class Packing:
     def returned(self, x: Tensor) -> Tensor:
         """Unpacks a block's output, and remembers it for the next block."""
         padded = self.unpack(x)
-        self._last = padded, padded._version, x
+        self._last = None if padded.is_inference() else (padded, padded._version, x)  # those count no versions
         return padded
 
     def argument(self, value: Any) -> Any:

@@ -34,6 +34,6 @@ class Body(BaseModel):
             if name in cls.neutral and not any(_same(value, each) for each in cls.neutral[name]):
                 raise refused("unsupported_parameter", f"this server does not support {name!r}; leave it out.", name)
             if name not in cls.neutral and name not in cls.model_fields:
-                hint = near(name, cls.model_fields).removesuffix(".")
-                raise refused("unknown_parameter", f"there is no parameter {name!r:.100}{hint}.", name[:100])
+                hint = near(name, cls.model_fields)
+                raise refused("unknown_parameter", f"there is no parameter {name!r:.100}{hint}", name[:100])
         return {name: value for name, value in told.items() if name in cls.model_fields}

@@ -12,6 +12,9 @@ COUNTS = ("words", "word_errors", "characters", "character_errors", "plain_words
 """What is counted of a row: of the right text, and of what was said instead."""
 
 
+NAMES = ("wer", "cer", "wer_plain", "word_accuracy")
+
+
 def distance(said: Sequence[Any], right: Sequence[Any]) -> int:
     """Returns the fewest insertions, deletions and substitutions that make one sequence of the other (Levenshtein)."""
     above = list(range(len(right) + 1))
@@ -47,4 +50,4 @@ def figures(counts: np.ndarray) -> dict[str, float]:
     1; `wer_plain`, the same without case and punctuation; `word_accuracy`, 1 - wer."""
     sums = counts.sum(0)
     wer, cer, bare = (float(sums[2 * i + 1] / sums[2 * i]) if sums[2 * i] else float("nan") for i in range(3))
-    return {"wer": wer, "cer": cer, "wer_plain": bare, "word_accuracy": 1 - wer}
+    return dict(zip(NAMES, (wer, cer, bare, 1 - wer), strict=True))

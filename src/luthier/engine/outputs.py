@@ -7,15 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier import data
-from luthier.core.contracts.objective import ALSO, Feature
+from luthier.core.adapters.attach import find_state
+from luthier.core.adapters.control import routed
+from luthier.core.contracts.example import Example
+from luthier.core.contracts.objective import ALSO, TASKS, Feature
+from luthier.core.contracts.router import names_of
 from luthier.core.sites.probe import eval_mode
 from luthier.data.labels import empty_place, windows
 from luthier.data.options import Options
-from luthier.training.task_columns import routed
+from luthier.methods.objectives.info_nce import TEXTS, mean_pooled
 
 if TYPE_CHECKING:
     import numpy as np
 
+NOT_READ = (ALSO, TEXTS, TASKS, "labels")
+"""What features of texts hold for the loss, and no forward pass takes."""
 LONGEST_ANSWER = 30
 """Tokens of an extracted answer at most, as in SQuAD's evaluations."""
 BEST = 20
@@ -56,6 +62,15 @@ class Reading:
                 with routed(self.model, self.tasks and [self.tasks[places[i]] for i in chosen]):
                     yield chosen, self.model(**inputs), inputs
                 self.done(len(chosen))
+
+
+def task_names(model: Any, rows: Sequence[Example]) -> list[str] | None:
+    """Returns the task of each row, where an adapter on the model goes by it and the rows have the column `task`."""
+    state = find_state(model)
+    if state is None or not any(names_of(component.form) for component in state.components):
+        return None
+    told = [row.meta.get("task") for row in rows]
+    return None if None in told else [str(task) for task in told]
 
 
 def logits_of(reading: Reading, features: Sequence[Feature]) -> tuple[np.ndarray, float]:
@@ -168,9 +183,7 @@ def vectors_of(reading: Reading, features: Sequence[Feature]) -> np.ndarray:
     """Returns the mean of each text's last hidden states, of length 1: [texts, d] in float32."""
     import numpy as np
 
-    from luthier.methods.objectives.info_nce import mean_pooled
-
-    bare = [{key: value for key, value in each.items() if key not in (ALSO, "labels")} for each in features]
+    bare = [{key: value for key, value in each.items() if key not in NOT_READ} for each in features]
     found = np.zeros((len(features), 0), dtype=np.float32)
     for chosen, out, inputs in reading.outputs(bare):
         values = mean_pooled(out.last_hidden_state, inputs["attention_mask"]).float().cpu().numpy()

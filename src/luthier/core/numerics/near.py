@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 DEEP = 10
 """The rank up to which a mean reciprocal rank counts."""
+NAMES, NEARER = (f"mrr@{DEEP}", "accuracy@1", f"accuracy@{DEEP}"), "triplet_accuracy"
+"""The figures of all rows, and that of rows with negatives."""
 
 
 def ranks(vectors: np.ndarray, rows: Sequence[Sequence[str]]) -> np.ndarray:
@@ -41,11 +43,6 @@ def figures(found: np.ndarray) -> dict[str, float]:
     import numpy as np
 
     rank, nearer = found[:, 0], found[:, 1]
-    told = {
-        f"mrr@{DEEP}": float(np.where(rank <= DEEP, 1 / rank, 0).mean()),
-        "accuracy@1": float((rank <= 1).mean()),
-        f"accuracy@{DEEP}": float((rank <= DEEP).mean()),
-    }
-    if not np.isnan(nearer).all():
-        told["triplet_accuracy"] = float(np.nanmean(nearer))
-    return told
+    values = np.where(rank <= DEEP, 1 / rank, 0), rank <= 1, rank <= DEEP
+    told = {name: float(each.mean()) for name, each in zip(NAMES, values, strict=True)}
+    return told if np.isnan(nearer).all() else told | {NEARER: float(np.nanmean(nearer))}
