@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 
 if TYPE_CHECKING:
     from luthier.data import Example
@@ -51,7 +52,7 @@ def tools_of(file: Path | None) -> list[dict[str, Any]] | None:
         return None
     from luthier.core.records import read_json
 
-    found = read_json(file.expanduser())
+    found = read_json(path_of(file))
     if not isinstance(found, list) or not found or not all(isinstance(each, dict) for each in found):
         raise LuthierError(f"{file} holds no tools; expected a list of JSON schemas, one for each function.")
     return found
@@ -96,7 +97,7 @@ def read_prompts(prompts: Sequence[str], file: Path | None, command: str) -> lis
         return list(prompts)
     if file is not None:
         with guarded(f"cannot read {file}"):
-            text = file.expanduser().read_text(encoding="utf-8")
+            text = path_of(file).read_text(encoding="utf-8")
         found = [line for line in text.splitlines() if line.strip()]
     else:
         text = "" if sys.stdin.isatty() else sys.stdin.read().strip()

@@ -35,6 +35,7 @@ from luthier.core.contracts.component import check_type
 from luthier.core.errors import LuthierError, near
 from luthier.core.files import located
 from luthier.core.guard import guarded, reason
+from luthier.core.paths import path_of
 from luthier.core.toml import tomllib
 from luthier.methods.choices import Written
 
@@ -189,7 +190,7 @@ class Study:
 
 def read_study(file: str | Path) -> Study:
     """Returns the study in a .toml file, or in the study.json of an earlier one."""
-    path = Path(file).expanduser()
+    path = path_of(file)
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text)["study"] if path.suffix == ".json" else tomllib.loads(text)

@@ -34,6 +34,7 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.files import located
 from luthier.core.guard import guarded
 from luthier.core.guard import written as saved
+from luthier.core.paths import path_of
 from luthier.core.records import read_json, replace_text
 from luthier.core.toml import tomllib
 from luthier.methods.choices import CHOICES, COMPONENTS, made, written
@@ -97,7 +98,7 @@ def is_run_file(name: str) -> bool:
 
 def read_run_file(name: str | Path) -> RunFile:
     """The run file; raises `LuthierError` for unknown keys, other types, variables that are not set and the like."""
-    path = Path(name).expanduser()
+    path = path_of(name)
     values, record = values_in(path)
     if ADAPTERS in values:
         raise LuthierError(
@@ -287,7 +288,7 @@ def _stated(value: Any) -> Any:
 
 def save_run_file(run: Run, name: str | Path) -> None:
     """Writes the file that repeats a run. A file that says anything else is not replaced."""
-    path = Path(name).expanduser()
+    path = path_of(name)
     if not is_run_file(path.name):
         raise LuthierError(f"{path} is to be a run file; end its name with {', '.join(SUFFIXES)}.")
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text_of(run, path.suffix):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.cli.commands.serve import api_key, need_extra
 from luthier.cli.output import console, say, say_json, tell, tell_unread
 from luthier.cli.parse import Fitted, Flags, Given, option
 from luthier.core.errors import LuthierError
+from luthier.core.paths import path_of
 
 if TYPE_CHECKING:
     from luthier.data.annotate import Annotation
@@ -116,7 +116,7 @@ class Annotate(Fitted):
                 else "reads no model; leave it out"
             )
             raise LuthierError(f"{by.name()} as it is set up here {what}.")
-        out = Path(self.out).expanduser()
+        out = path_of(self.out)
         if not out.parent.is_dir():
             raise LuthierError(f"there is no folder {out.parent} to write to; choose another --out.")
         examples = data.load(

@@ -12,6 +12,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
+from luthier.core.paths import path_of
 from luthier.core.user_function import names_in
 
 Text = Callable[[str], str]
@@ -71,7 +72,7 @@ NAMED: Mapping[str, Transform] = {
 def transform_of(name: str) -> Transform:
     """Returns a transform: a name of `NAMED`, a table of words (.csv, .tsv, .json) or a .py file that defines
     `transform(text)` and `inverse(text)`. Raises `LuthierError` for what is none, and for tables without an inverse."""
-    file = Path(name).expanduser()
+    file = path_of(name)
     if name in NAMED:
         return NAMED[name]
     if file.suffix not in (".py", ".csv", ".tsv", ".json"):
