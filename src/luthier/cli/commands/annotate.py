@@ -28,9 +28,9 @@ SKIP, STOP = "-", "."
 class Annotate(Fitted):
     """Label rows by hand, those first that a selection asks for.
 
-    Shows one row after another and reads its label from the terminal (or a pipe): - skips a row, . stops. Every label
-    is in --out before the next row is chosen; the same command goes on where it was stopped. Then
-    `luthier train MODEL labels.jsonl`.
+    Shows one row after another and reads its label from the terminal (or a pipe): - skips a row, . stops. What is no
+    label is asked again, and ends a pipe. Every label is in --out before the next row is chosen; the same command goes
+    on where it was stopped. Then `luthier train MODEL labels.jsonl`.
     """
 
     group: ClassVar[str] = "Data"
@@ -154,6 +154,8 @@ class Annotate(Fitted):
             try:
                 session.label(place, said)
             except LuthierError as error:
+                if not sys.stdin.isatty():  # the next line is of the next row
+                    raise LuthierError(f"row {row} has no label, and nothing behind it was read: {error}") from None
                 screen.print(str(error), markup=False, highlight=False)
                 continue
             return said
