@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,11 +60,12 @@ def tools_of(file: Path | None) -> list[dict[str, Any]] | None:
 def variables_of(given: str | None, adapter: str | None) -> dict[str, Any]:
     """Variables of the chat template: those that an adapter's rows shared, under those `given` as a JSON object."""
     from luthier.core.storage.folder import read_adapter
+    from luthier.data.json_text import loads
     from luthier.models import Chat
 
     chat = Chat.of(read_adapter(adapter)[1]) if adapter is not None else None
     with guarded("--chat-template-kwargs is not JSON"):
-        told = json.loads(given) if given is not None else {}
+        told = loads(given) if given is not None else {}
     if not isinstance(told, dict):
         raise LuthierError('--chat-template-kwargs: expected a JSON object, such as {"enable_thinking": false}.')
     return {**(chat.variables if chat else {}), **told}

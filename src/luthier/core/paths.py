@@ -12,7 +12,7 @@ SHOWN = 80
 """Characters of a refused name that are told."""
 
 
-def path_of(name: str | os.PathLike[str], what: str = "no such path") -> Path:
+def path_of(name: str | os.PathLike[str], what: str = "cannot use the path") -> Path:
     """Returns the path of a name, whether something is there or not.
 
     Raises `LuthierError`, which opens with `what`, where nothing can be: with a part of 300 letters, a null, half a

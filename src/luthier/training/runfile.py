@@ -23,6 +23,7 @@ import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,11 +166,15 @@ def _refuse_endless(value: Any, count: Iterator[int], depth: int = 0) -> None:
 
 
 def _loader() -> Any:
-    """PyYAML's safe loader, for which 1e-4 is a number too, as YAML 1.2 has it."""
+    """PyYAML's safe loader, for which 1e-4 is a number too, and a key that stands twice is none, as YAML 1.2 has it."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        pass
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+            if twice := next((key for key, count in keys.items() if count > 1), None):
+                raise ValueError(f"the key {twice!r} stands twice in one table (line {node.start_mark.line + 1})")
+            return super().construct_mapping(node, deep)
 
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), [*"-+0123456789"]

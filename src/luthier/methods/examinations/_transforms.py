@@ -14,6 +14,7 @@ from luthier.core.errors import LuthierError, near
 from luthier.core.guard import guarded
 from luthier.core.paths import path_of
 from luthier.core.user_function import names_in
+from luthier.data.json_text import loads
 
 Text = Callable[[str], str]
 WORD = re.compile(r"\w+")
@@ -109,7 +110,7 @@ def _table(file: Path) -> Transform:
     with guarded(f"{file} is not a table of words"):
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".json":
-            found = json.loads(text).items()
+            found = loads(text).items()
         else:
             lines = csv.reader(text.splitlines(), delimiter="\t" if file.suffix == ".tsv" else ",")
             found = [(of, to) for of, to in lines]
