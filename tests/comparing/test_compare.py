@@ -149,7 +149,7 @@ def test_a_study_from_before_a_setting_goes_on(study, tmp_path):
     (tmp_path / "s" / "study.json").write_text(json.dumps(noted))
     assert runner.prepared(one, tmp_path / "s").jobs
     whole = json.loads((tmp_path / "s" / "study.json").read_text())
-    lists = dict.fromkeys(whole["fingerprints"], [])
+    lists: dict[str, list] = {key: [] for key in whole["fingerprints"]}
     for change in ({"fingerprints": None}, {"fingerprints": lists}, {"resolved": []}, {"bases": "a"}):
         (tmp_path / "s" / "study.json").write_text(json.dumps(whole | change))
         with pytest.raises(LuthierError, match=r"study\.json is damaged"):
