@@ -292,7 +292,7 @@ def _classes(folder: Path, split: str) -> Table:
 
 def undivided(source: str) -> bool:
     """Whether a source is a folder whose files, or pictures or sounds of each class, are of no split by their names."""
-    folder = Path(os.path.expanduser(source))  # what is no path (`gym:…`) may be too long for one
+    folder = Path(os.path.expanduser(source))  # a source that is not a path (`gym:…`) may be too long for one
     if not os.path.isdir(folder) or any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return False
     if _card(folder).get("configs"):
