@@ -28,7 +28,7 @@ SKIP, STOP = "-", "."
 class Annotate(Fitted):
     """Label rows by hand, those first that a selection asks for.
 
-    Shows one row after another and reads its label from the terminal (or a pipe): - skips a row, . stops. What is no
+    Shows one row after another and reads its label from the terminal (or a pipe): - skips a row, . stops. What is not a
     label is asked again, and ends a pipe. Every label is in --out before the next row is chosen; the same command goes
     on where it was stopped. Then `luthier train MODEL labels.jsonl`.
     """
